@@ -107,7 +107,7 @@ class Userland:
 
 
 def userlands(
-    aim: Target,
+    target: Target,
     requirements: str,
     *,
     releases: Sequence[str] = (),
@@ -119,7 +119,7 @@ def userlands(
     """Yield a userland for each Debian release of a target and each CPU; build those that the cache lacks.
 
     Args:
-        aim: a target that runs Debian on ARM.
+        target: a target that runs Debian on ARM.
         requirements: content of a requirements.txt, already validated.
         releases: Debian releases; if empty, all releases of the target.
         processors: QEMU names of CPUs; if empty, the CPUs of the target's boards.
@@ -130,7 +130,7 @@ def userlands(
     Raises:
         TargetError: the target has no such userland, or the userland cannot be built on this machine.
     """
-    architecture, chosen_releases = _choose(aim, releases)
+    architecture, chosen_releases = _choose(target, releases)
     chroot_command()  # fail before anything is downloaded
     cache = cache_folder() / "userland"
     links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
@@ -141,7 +141,7 @@ def userlands(
     done, total = 0, len(chosen_releases) * (2 + len(cores))
     for release in chosen_releases:
         listener(Progress("userland", done, total, f"Debian {release}"))
-        root = find_root(release, architecture, _debian_python_packages(aim), qemu, cache)
+        root = find_root(release, architecture, _debian_python_packages(target), qemu, cache)
         listener(Progress("userland", done + 1, total, f"Debian {release}, wheels"))
         userland = Userland(root, find_site(requirements, root, wheel, links), wheel)
         for processor in cores:
@@ -152,21 +152,23 @@ def userlands(
     listener(Progress("userland", total, total))
 
 
-def _choose(aim: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _choose(target: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """Return Debian's name of the target's architecture, and the Debian releases that suit the target."""
     architectures = {machine: name for name, machine in MACHINES.items()}
-    suitable = tuple(release for release, python in PYTHONS.items() if python in aim.python)
-    if aim.kind != "bundle" or len(aim.arch) != 1 or aim.arch[0] not in architectures or not suitable:
+    suitable = tuple(release for release, python in PYTHONS.items() if python in target.python)
+    if target.kind != "bundle" or len(target.arch) != 1 or target.arch[0] not in architectures or not suitable:
         choices = [name for name in target_names() if name.startswith("rpi")]
         raise TargetError(
-            f"target {aim.name} cannot be emulated, because it is not a Debian system on ARM: choose "
+            f"target {target.name} cannot be emulated, because it is not a Debian system on ARM: choose "
             f"{' or '.join(choices)}"
         )
     if unsuitable := [release for release in releases if release not in suitable]:
-        raise TargetError(f"target {aim.name} does not support Debian {unsuitable[0]}: choose {' or '.join(suitable)}")
-    return architectures[aim.arch[0]], tuple(releases) or suitable
+        raise TargetError(
+            f"target {target.name} does not support Debian {unsuitable[0]}: choose {' or '.join(suitable)}"
+        )
+    return architectures[target.arch[0]], tuple(releases) or suitable
 
 
-def _debian_python_packages(aim: Target) -> list[str]:
+def _debian_python_packages(target: Target) -> list[str]:
     """Return the Python packages that the target installs from Debian instead of wheels."""
-    return [name for name in aim.system_packages if name.startswith("python3-") and name != "python3-venv"]
+    return [name for name in target.system_packages if name.startswith("python3-") and name != "python3-venv"]

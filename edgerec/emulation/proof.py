@@ -158,10 +158,10 @@ def prove(
         BundleError: the bundle is damaged.
         TargetError: the target has no userland, or the userland cannot be installed on this machine.
     """
-    started, aim, opened = time.monotonic(), Target.load(on), Bundle.open(bundle)
-    case = _case(opened, aim, data, images)
+    started, target, opened = time.monotonic(), Target.load(on), Bundle.open(bundle)
+    case = _case(opened, target, data, images)
     environments = userlands(
-        aim,
+        target,
         case.requirements,
         releases=releases,
         processors=processors,
@@ -170,7 +170,7 @@ def prove(
         listener=listener,
     )
     proofs = tuple(_prove(case, userland, processor) for userland, processor in environments)
-    return ProofReport(str(bundle), aim.name, case.made_on, case.fingerprint, proofs, time.monotonic() - started)
+    return ProofReport(str(bundle), target.name, case.made_on, case.fingerprint, proofs, time.monotonic() - started)
 
 
 def _wheels(bundle: Bundle) -> dict[str, bytes]:
@@ -188,8 +188,8 @@ def _wheels(bundle: Bundle) -> dict[str, bytes]:
     return wheels
 
 
-def _case(bundle: Bundle, aim: Target, data: str | Path | None, images: int) -> _Case:
-    text = _requirements(bundle, aim)
+def _case(bundle: Bundle, target: Target, data: str | Path | None, images: int) -> _Case:
+    text = _requirements(bundle, target)
     made_on, vectors = read_golden(bundle)
     # In the userland, golden images and other images are in the same folder.
     names = {f"golden-{number:03d}.png": vector for number, vector in enumerate(vectors)}
@@ -210,12 +210,12 @@ def _case(bundle: Bundle, aim: Target, data: str | Path | None, images: int) -> 
     )
 
 
-def _requirements(bundle: Bundle, aim: Target) -> str:
-    """Return the bundle's requirements after validation, or those of ``aim`` if the bundle is for another target."""
-    if bundle.manifest.target != aim.name or "requirements.txt" not in bundle.files:
-        return target_requirements(aim)
+def _requirements(bundle: Bundle, target: Target) -> str:
+    """Return the bundle's requirements after validation, or those of ``target`` if the bundle is for another target."""
+    if bundle.manifest.target != target.name or "requirements.txt" not in bundle.files:
+        return target_requirements(target)
     text = bundle.files["requirements.txt"].decode("utf-8", "replace")
-    check_requirements(text, aim.requirements, f"{bundle.path}/requirements.txt")
+    check_requirements(text, target.requirements, f"{bundle.path}/requirements.txt")
     return text
 
 

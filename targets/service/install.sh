@@ -89,7 +89,7 @@ check_python() {
   fi
 }
 
-# shellcheck disable=SC2086  # a list
+# shellcheck disable=SC2086  # the variable contains several words
 csi_packages_exist() { apt-cache show $CSI_PACKAGES >/dev/null 2>&1; }
 
 add_csi_packages() {
@@ -106,7 +106,7 @@ add_csi_packages() {
 
 missing_packages() {
   for package in $PACKAGES; do
-    # shellcheck disable=SC2016  # dpkg's own $
+    # shellcheck disable=SC2016  # dpkg expands this $
     case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in
       installed) ;;
       *) printf '%s ' "$package" ;;
@@ -116,8 +116,8 @@ missing_packages() {
 
 # Prints the packages that apt-get would newly install, one per line. Packages that it would only upgrade are left out,
 # so that --undo does not remove them.
-planned() {
-  # shellcheck disable=SC2086  # a list
+new_packages() {
+  # shellcheck disable=SC2086  # the variable contains several words
   apt-get -s install --no-install-recommends $1 2>/dev/null | awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }'
 }
 
@@ -135,10 +135,10 @@ plan_packages() {
   if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then
     fail "only root can install them: sudo apt-get install --no-install-recommends $missing"
   fi
-  new=$(planned "$missing")
+  new=$(new_packages "$missing")
   if [ -z "$new" ] && [ -z "$dry" ]; then
     apt-get -q update >/dev/null || fail "apt-get update failed: check the network connection"
-    new=$(planned "$missing")
+    new=$(new_packages "$missing")
     [ -n "$new" ] || fail "apt-get cannot install $missing: type apt-get install $missing to see the reason"
   fi
   [ -z "$new" ] || say "With their dependencies, $(say "$new" | wc -l) packages: $(say "$new" | tr '\n' ' ')"
@@ -184,7 +184,7 @@ make_environment() {
     return 0
   fi
   say "Creating $prefix/venv with Python $version."
-  # shellcheck disable=SC2086  # empty, or one option
+  # shellcheck disable=SC2086  # SITE is empty or one option
   run "$python" -m venv --clear $SITE "$prefix/venv" ||
     fail "Python $version cannot create a virtual environment: install python3-venv"
 }
@@ -246,7 +246,8 @@ renew_edgerec() {
     [ -f "$wheel" ] || continue
     sum=$(cksum <"$wheel")
     if [ "$(cat "$prefix/.edgerec-wheel" 2>/dev/null)" != "$sum" ]; then
-      pip_install --no-deps --no-index --force-reinstall "$wheel" || fail "pip: $wheel cannot be installed"
+      pip_install --no-deps --no-index --force-reinstall "$wheel" ||
+        fail "pip cannot install $wheel: see $prefix/pip.log"
       say "$sum" >"$prefix/.edgerec-wheel"
     fi
   done
@@ -273,7 +274,7 @@ check_service() {
   fi
 }
 
-booted() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null; }
+systemd_is_running() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null; }
 
 install_service() {
   [ -n "$service" ] || return 0
@@ -301,7 +302,7 @@ END
   fi
   if [ -e "$OPTIONS" ]; then run chmod o-rwx "$OPTIONS"; fi # an earlier version of this script let all users read it
   say "The service is $UNIT, its options are in $OPTIONS."
-  if booted; then
+  if systemd_is_running; then
     run systemctl daemon-reload
     run systemctl enable edgerec.service
     run systemctl restart edgerec.service
@@ -372,7 +373,7 @@ remove_packages() {
 remove_service() {
   grep -qxF "unit $UNIT" "$record" || return 0
   if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "only root can remove $UNIT: sudo sh install.sh --undo"; fi
-  if booted; then run systemctl disable --now edgerec.service; fi
+  if systemd_is_running; then run systemctl disable --now edgerec.service; fi
   run rm -f "$UNIT"
   if [ -e "$OPTIONS" ]; then
     if grep -qxF "options $OPTIONS $(cksum <"$OPTIONS")" "$record"; then
@@ -381,7 +382,7 @@ remove_service() {
       say "$OPTIONS is kept, because it was changed or existed before."
     fi
   fi
-  if booted; then run systemctl daemon-reload; fi
+  if systemd_is_running; then run systemctl daemon-reload; fi
   if [ -e /var/lib/edgerec ]; then say "/var/lib/edgerec is kept, because it contains files of the camera."; fi
 }
 
