@@ -120,14 +120,14 @@ class Server(MjpegServer):
 
 
 def test_benchmark_opens_the_source_after_the_cold_start(bundle, monkeypatch):
-    connections, run = [], subprocess.run
+    connections, popen = [], subprocess.Popen
 
     def observed(*arguments, **options):
         server.connected.wait(1)  # a source that was opened too early has connected by then
         connections.append(server.connections)
-        return run(*arguments, **options)
+        return popen(*arguments, **options)
 
-    monkeypatch.setattr(subprocess, "run", observed)
+    monkeypatch.setattr(subprocess, "Popen", observed)
     with Server() as server:
         command = ["benchmark", str(bundle), "--source", server.url, "--seconds", "0.1", "--no-operators", "--json"]
         done = CliRunner().invoke(app, command)
