@@ -115,9 +115,9 @@ def test_labels_may_be_invalid_folder_names(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), np.uint8)
     labels = np.array(["../a/b", ".hidden", "c:\\d"])
     np.savez(tmp_path / "own.npz", x_train=images, y_train=np.arange(30) % 3, labels=labels)
-    made = calibration.make(None, tmp_path / "set", data=str(tmp_path / "own.npz"), images=9)
+    drawn_set = calibration.make(None, tmp_path / "set", data=str(tmp_path / "own.npz"), images=9)
     stored = calibration_set.read(tmp_path / "set")
-    assert stored.labels == made.labels
+    assert stored.labels == drawn_set.labels
     assert set(stored.labels) == set(labels)
     assert stored.names[0].startswith("own.npz[")  # without the folder
     assert len(list((tmp_path / "set").glob("[!.]*/*.png"))) == 9
@@ -260,8 +260,8 @@ def test_overlap_with_test_and_validation_images_is_found(check_arrays, data):
     kinds, report = check_arrays(x=images, y=classes)
     assert kinds == {"test-overlap": "error"}
     assert "40 images are test images" in report.findings[0].what
-    again = [cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE) for image in images]
-    kinds, _ = check_arrays(x=np.stack(again), y=classes)
+    recompressed = [cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE) for image in images]
+    kinds, _ = check_arrays(x=np.stack(recompressed), y=classes)
     assert kinds == {"foreign": "warning", "near-test": "warning"}
     images, classes = drawn(data, part="val")
     assert check_arrays(x=images, y=classes)[0] == {"val-overlap": "note"}
@@ -415,8 +415,8 @@ def test_calibration_commands(run, data, good, tmp_path):
 
     done = call("make", run.path, "--out", tmp_path / "set", "--recipe", "random", "--images", 50, "--json")
     assert done.exit_code == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert (made["recipe"]["name"], len(made["pictures"])) == ("random", 50)
+    written = json.loads(done.stdout)
+    assert (written["recipe"]["name"], len(written["pictures"])) == ("random", 50)
     done = call("check", tmp_path / "set", "--run", run.path)
     assert (done.exit_code, done.stdout.splitlines()[-1][:16]) == (0, "ok: 50 pictures ")
     np.savez(tmp_path / "bad.npz", x=drawn(data)[0] / 255)

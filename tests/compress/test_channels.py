@@ -171,9 +171,9 @@ def test_residual_channels_match_and_are_multiples_of_the_block_size():
     filters = {layer.name: layer.filters for layer in smaller.layers if hasattr(layer, "filters")}
     assert all(count % 8 == 0 for count in filters.values())
     # Kernels compute 16 channels at once, so layers with at least 32 channels keep a multiple of 16.
-    whole = {layer.name: layer.filters for layer in model.layers if hasattr(layer, "filters")}
-    assert {filters[name] % 16 for name, count in whole.items() if count >= 32} == {0}
-    assert any(filters[name] % 16 for name, count in whole.items() if count < 32)
+    original = {layer.name: layer.filters for layer in model.layers if hasattr(layer, "filters")}
+    assert {filters[name] % 16 for name, count in original.items() if count >= 32} == {0}
+    assert any(filters[name] % 16 for name, count in original.items() if count < 32)
     for layer in smaller.layers:
         if isinstance(layer, keras().layers.Add):
             assert len({tensor.shape[-1] for tensor in layer.input}) == 1
@@ -264,5 +264,5 @@ def test_fine_tuning_restores_accuracy(run, tmp_path):
     right, wrong = (channels._choose(graph, groups, s, target, 0) for s in (scores, scores.max() - scores))
     least, most = (channels._rebuilt(model, graph, keep) for keep in (right, wrong))
     assert loss(least) < 0.5 * loss(most)
-    judged = shrink(model, 0.5, replace(tune, epochs=0))
-    assert loss(judged) == loss(least)
+    without_fine_tuning = shrink(model, 0.5, replace(tune, epochs=0))
+    assert loss(without_fine_tuning) == loss(least)

@@ -73,13 +73,13 @@ def kinds(report) -> list[str]:
 
 def test_intermediate_outputs_leave_scores_bit_identical(run, images, ptq):
     for content in (ptq, (run.variant("int8-qat") / "model.tflite").read_bytes()):
-        whole, inside = open_interpreter(content), open_interpreter(with_all_outputs(content))
-        input_index, output_index = whole.get_input_details()[0]["index"], whole.get_output_details()[0]["index"]
+        original, inside = open_interpreter(content), open_interpreter(with_all_outputs(content))
+        input_index, output_index = original.get_input_details()[0]["index"], original.get_output_details()[0]["index"]
         for image in images[:16]:
-            for interpreter in (whole, inside):
+            for interpreter in (original, inside):
                 interpreter.set_tensor(input_index, image[np.newaxis])
                 interpreter.invoke()
-            assert np.array_equal(whole.get_tensor(output_index), inside.get_tensor(output_index))
+            assert np.array_equal(original.get_tensor(output_index), inside.get_tensor(output_index))
 
 
 def test_healthy_ptq_model_has_no_findings(floating, ptq, images):
@@ -116,7 +116,7 @@ def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
     ]
     signal = noise = 0.0
     for image in images:
-        found = []
+        outputs_of_both = []
         for interpreter, stored, output in zip(
             interpreters, (UNIT.apply(image.astype(np.float32)), image), outputs, strict=True
         ):
@@ -126,9 +126,9 @@ def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
             )
             interpreter.invoke()
             value = interpreter.get_tensor(output.index).astype(np.float64)
-            found.append((value - output.zero_points[0]) * output.scales[0] if output.scales else value)
-        signal += (found[0] ** 2).sum()
-        noise += ((found[0] - found[1]) ** 2).sum()
+            outputs_of_both.append((value - output.zero_points[0]) * output.scales[0] if output.scales else value)
+        signal += (outputs_of_both[0] ** 2).sum()
+        noise += ((outputs_of_both[0] - outputs_of_both[1]) ** 2).sum()
     layer = next(layer for layer in layer_parity(floating, ptq, images, UNIT).layers if layer.name == "conv2d_1")
     assert layer.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
 
@@ -163,8 +163,8 @@ def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, wi
     weights, offset = reader.get_weights()
     weights[strongest::channels] /= 300
     reader.set_weights([weights, offset])
-    floating, broken = to_float32(model), to_int8(model, UNIT.apply(calibrating))
-    copy = with_variant(broken)
+    floating, quantized = to_float32(model), to_int8(model, UNIT.apply(calibrating))
+    copy = with_variant(quantized)
     (copy.variant("float32") / "model.tflite").write_bytes(floating)
     report = parity(copy, images=32)
     assert report.reference == FLOAT_MODEL
@@ -175,8 +175,8 @@ def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, wi
     # The recommended float layers solve the problem. Without the layers that read the range, the problem remains.
     for names, solved in ((named.split(","), True), (["conv2d_1"], False)):
         mixed = to_mixed(model, UNIT.apply(calibrating), names)
-        found = list(find_layers(layer_parity(floating, mixed, images[:16], UNIT), "runs/x"))
-        assert (found == []) == solved
+        findings = list(find_layers(layer_parity(floating, mixed, images[:16], UNIT), "runs/x"))
+        assert (findings == []) == solved
     layers = {layer.name: layer for layer in report.layers}
     assert costliest(report.layers).name == "conv2d_1"
     assert layers["conv2d_1"].alone_db < LOW_DB < layers["dense"].alone_db

@@ -158,26 +158,26 @@ def test_resumed_fine_tuning_equals_uninterrupted_fine_tuning(image_folder, tmp_
         if progress.stage == "quantization-aware training" and progress.text.startswith("epoch 3"):
             raise Stopped
 
-    made = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
+    trained_run = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
     settings = {"sparsity": 0.5, "max_drop": 100}
-    uninterrupted = quantize(made, "prune+qat", **settings)
-    content = (made.variant("int8-pqat") / "model.tflite").read_bytes()
+    uninterrupted = quantize(trained_run, "prune+qat", **settings)
+    content = (trained_run.variant("int8-pqat") / "model.tflite").read_bytes()
     with pytest.raises(Stopped):
-        quantize(made, "prune+qat", **settings, overwrite=True, listener=stop)
+        quantize(trained_run, "prune+qat", **settings, overwrite=True, listener=stop)
     # The existing variant is unchanged.
-    assert (made.variant("int8-pqat") / "model.tflite").read_bytes() == content
+    assert (trained_run.variant("int8-pqat") / "model.tflite").read_bytes() == content
     with caplog.at_level(logging.INFO, "edgerec"):
-        again = quantize(made, "prune+qat", **settings, overwrite=True, resume=True)
+        resumed = quantize(trained_run, "prune+qat", **settings, overwrite=True, resume=True)
     log = " ".join(caplog.messages)
     assert "pruning: resuming after epoch 3/3" in log
     assert "quantization-aware training: resuming after epoch 2/3" in log
-    assert again.sparsity == pytest.approx(uninterrupted.sparsity)
-    first, second = (weights(c) for c in (content, (made.variant("int8-pqat") / "model.tflite").read_bytes()))
+    assert resumed.sparsity == pytest.approx(uninterrupted.sparsity)
+    first, second = (weights(c) for c in (content, (trained_run.variant("int8-pqat") / "model.tflite").read_bytes()))
     differences = np.concatenate(
         [np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(first, second, strict=True)]
     )
     assert (differences <= 1).mean() > 0.99  # sums in another order
-    assert not (made.path / "checkpoints" / "int8-pqat").exists()
+    assert not (trained_run.path / "checkpoints" / "int8-pqat").exists()
 
 
 def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monkeypatch):
@@ -200,31 +200,31 @@ def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monk
 
     range_calibrator = qat.range_calibrator
     monkeypatch.setattr(qat, "range_calibrator", twice)
-    made = []
+    converted = []
     module = sys.modules["edgerec.compress.quantize"]
-    monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))
+    monkeypatch.setattr(module, "to_int8", lambda model: converted.append(model) or to_int8(model))
     quantize(residual, "qat", overwrite=True)
-    before, again, late, late_again = calibrated
+    first, second, third, fourth = calibrated
     # The initial range of ±6 has no effect any more: each range after a ReLU begins or ends at zero.
-    assert not any(abs(abs(value) - 6) < 1e-3 for value in before)
-    assert 0.0 in before
+    assert not any(abs(abs(value) - 6) < 1e-3 for value in first)
+    assert 0.0 in first
     # A second calibration changes nothing, so the ranges do not depend on where they start.
-    assert np.allclose(before, again, rtol=0.02, atol=0.02)
-    assert np.allclose(late, late_again, rtol=0.02, atol=0.02)
+    assert np.allclose(first, second, rtol=0.02, atol=0.02)
+    assert np.allclose(third, fourth, rtol=0.02, atol=0.02)
     # Training changes the ranges before the last third of the epochs, but not in the last third.
-    assert not np.allclose(again, late, rtol=0.02, atol=0.02)
-    assert ends(made[0]) == late_again
+    assert not np.allclose(second, third, rtol=0.02, atol=0.02)
+    assert ends(converted[0]) == fourth
     # The batch-normalization statistics are exactly those of the float model.
     trained = {v.name: v.numpy() for v in residual.model().variables if "/moving_" in v.name}
-    kept = {v.name: v.numpy() for v in made[0].variables}
+    final = {v.name: v.numpy() for v in converted[0].variables}
     assert trained
-    assert [name for name, value in trained.items() if not np.array_equal(kept[name], value)] == []
+    assert [name for name, value in trained.items() if not np.array_equal(final[name], value)] == []
 
 
 def test_learning_rate_depends_on_method_and_teacher(run, tmp_path):
     rate = run.recipe.train.learning_rate
     with CompressionContext.open(run, run.recipe, None, ignore) as context:
-        whole, labels, smaller = (
+        qat, labels, smaller = (
             changed.fine_tune(tmp_path)
             for changed in (
                 context.with_method("qat"),
@@ -232,9 +232,9 @@ def test_learning_rate_depends_on_method_and_teacher(run, tmp_path):
                 context.with_method("prune+qat"),
             )
         )
-    assert whole.learning_rate == pytest.approx(0.01 * rate)
+    assert qat.learning_rate == pytest.approx(0.01 * rate)
     assert labels.learning_rate == smaller.learning_rate == pytest.approx(0.1 * rate)
-    assert whole.retraining_rate == smaller.retraining_rate == rate
+    assert qat.retraining_rate == smaller.retraining_rate == rate
 
 
 def test_fine_tuning_with_teacher_approaches_float_outputs(run, tmp_path):

@@ -89,13 +89,13 @@ def test_pruning_survives_quantization(run, capsys):
 
 
 def test_gate_fails_but_keeps_variant_for_examination(recipe, tmp_path):
-    made = fit(recipe.override({"train.epochs": 2}), tmp_path / "run")
+    trained_run = fit(recipe.override({"train.epochs": 2}), tmp_path / "run")
     # This learning rate destroys the model.
-    broken = made.recipe.override({"compress.learning_rate": 5.0, "compress.max_drop": 1.0})
-    (made.path / "recipe.toml").write_text(broken.to_toml())
+    harmful = trained_run.recipe.override({"compress.learning_rate": 5.0, "compress.max_drop": 1.0})
+    (trained_run.path / "recipe.toml").write_text(harmful.to_toml())
     with pytest.raises(GateError, match=r"int8-qat loses .* --max-drop allows 1"):
-        quantize(made, "qat")
-    assert made.variants()["int8-qat"]["drop_points"] > 1
+        quantize(trained_run, "qat")
+    assert trained_run.variants()["int8-qat"]["drop_points"] > 1
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_architecture_becomes_full_int8(arch, methods, image_folder, tmp_path, m
             "compress": {"epochs": 1, "max_drop": 100.0},
         }
     )
-    made = fit(recipe, tmp_path / "run")
-    assert all(not hasattr(layer, "layers") for layer in made.model().layers)  # flat
+    trained_run = fit(recipe, tmp_path / "run")
+    assert all(not hasattr(layer, "layers") for layer in trained_run.model().layers)  # flat
     for method in methods:
-        report = quantize(made, method)
-        content = (made.variant(report.variant) / "model.tflite").read_bytes()
+        report = quantize(trained_run, method)
+        content = (trained_run.variant(report.variant) / "model.tflite").read_bytes()
         is_full_int8(content, "signed")
         assert check(read_graph(content)) == []
         if "prune" in method:
@@ -222,8 +222,8 @@ def test_architecture_becomes_full_int8(arch, methods, image_folder, tmp_path, m
 
 
 def test_pruning_reaches_sparsity_in_one_step(image_folder, tmp_path):
-    made = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
-    assert quantize(made, "prune", sparsity=0.5, epochs=1, max_drop=100).sparsity > 0.45
+    trained_run = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
+    assert quantize(trained_run, "prune", sparsity=0.5, epochs=1, max_drop=100).sparsity > 0.45
 
 
 def test_unfinished_run_is_refused(tmp_path, here):

@@ -125,15 +125,15 @@ def test_unknown_classes_and_functions_are_refused(keras3_models, tmp_path, chan
 
 
 def test_damaged_files_are_refused_in_one_line(keras3_models, tmp_path):
-    whole = (keras3_models / "red_or_blue.keras").read_bytes()
-    middle = whole.index(b"model.weights.h5") + 2000
+    content = (keras3_models / "red_or_blue.keras").read_bytes()
+    middle = content.index(b"model.weights.h5") + 2000
     linked = tmp_path / "linked.h5"
     shutil.copy(keras3_models / "sequential.h5", linked)
     with h5py.File(linked, "a") as file:
         file["model_weights/other"] = h5py.ExternalLink("/etc/passwd", "/")
     cases = {
-        "cut.keras": whole[: len(whole) // 2],
-        "spoilt.keras": whole[:middle] + bytes(200) + whole[middle + 200 :],
+        "cut.keras": content[: len(content) // 2],
+        "spoilt.keras": content[:middle] + bytes(200) + content[middle + 200 :],
         "text.keras": b"no model",
         "cut.h5": (keras3_models / "sequential.h5").read_bytes()[:6000],
         "linked.h5": linked.read_bytes(),
@@ -153,14 +153,14 @@ def test_damaged_files_are_refused_in_one_line(keras3_models, tmp_path):
 
 
 def test_models_that_are_not_image_classifiers_are_refused(image_folder, tmp_path):
-    broken = classifier()
-    broken.set_weights([np.full_like(w, np.nan) for w in broken.get_weights()])
+    with_nan = classifier()
+    with_nan.set_weights([np.full_like(w, np.nan) for w in with_nan.get_weights()])
     layers = keras().layers
     inputs = keras().Input((16, 16, 3))
     cases = {
         "2 inputs, expected one": classifier(inputs=2),
         "whose size is dynamic": classifier(size=None),
-        "NaN or infinite weights": broken,
+        "NaN or infinite weights": with_nan,
         "it is not an image classifier": keras().Model(inputs, layers.Conv2D(2, 3)(inputs)),
         "a square": keras().Sequential([layers.Flatten(input_shape=(16, 12, 3)), layers.Dense(2, "softmax")]),
     }
@@ -415,9 +415,9 @@ def test_edgerec_architectures_open_in_keras_3(tmp_path):
 
 
 def test_run_contains_model_for_keras_3(run):
-    again = read_foreign(run.path / KERAS3)
-    images = np.random.default_rng(0).uniform(0, 1, (5, *again.input_shape[1:])).astype(np.float32)
-    np.testing.assert_allclose(again(images), run.model()(images), atol=1e-6)
+    keras3_model = read_foreign(run.path / KERAS3)
+    images = np.random.default_rng(0).uniform(0, 1, (5, *keras3_model.input_shape[1:])).astype(np.float32)
+    np.testing.assert_allclose(keras3_model(images), run.model()(images), atol=1e-6)
 
 
 # Real data
