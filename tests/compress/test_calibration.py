@@ -418,7 +418,7 @@ def test_calibration_commands(run, data, good, tmp_path):
     written = json.loads(done.stdout)
     assert (written["recipe"]["name"], len(written["pictures"])) == ("random", 50)
     done = call("check", tmp_path / "set", "--run", run.path)
-    assert (done.exit_code, done.stdout.splitlines()[-1][:16]) == (0, "ok: 50 pictures ")
+    assert (done.exit_code, done.stdout.splitlines()[-1][:14]) == (0, "ok: 50 images ")
     np.savez(tmp_path / "bad.npz", x=drawn(data)[0] / 255)
     done = call("check", tmp_path / "bad.npz", "--run", run.path, "--json")
     assert done.exit_code == 1

@@ -216,7 +216,7 @@ def test_second_call_reuses_the_run(keras3_models, adopted_run, image_folder, tm
         adopted(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
     with pytest.raises(EdgerecError, match="add --data"):
         adopted(model, None)
-    with pytest.raises(RecipeError, match="brought along"):
+    with pytest.raises(RecipeError, match="imported model that is already trained"):
         fit(adopted_run.recipe, tmp_path / "again")
 
 
