@@ -596,14 +596,14 @@ MUTATIONS = (
     # contract
     Mutation(
         "zip files: number of files",
-        "contract/bounded.py",
+        "utils/bounded.py",
         "MAX_ZIP_ENTRIES = 10_000",
         "MAX_ZIP_ENTRIES = 1 << 40",
         "test_limits.py::test_zip_with_very_many_files_is_refused",
     ),
     Mutation(
         "zip files: unpacked size",
-        "contract/bounded.py",
+        "utils/bounded.py",
         "MAX_COMPRESSION_RATIO = 50",
         "MAX_COMPRESSION_RATIO = 1 << 40",
         "test_limits.py::test_zip_that_unpacks_to_far_more_than_its_size_is_refused",
@@ -617,14 +617,14 @@ MUTATIONS = (
     ),
     Mutation(
         "locks of folders",
-        "contract/lock.py",
+        "utils/lock.py",
         "(fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
         "test_lock.py::test_second_training_in_the_same_folder_is_refused_until_the_first_is_killed",
     ),
     Mutation(
         "graph of a model: output that is never computed",
-        "contract/graph_check.py",
+        "tflite/graph_check.py",
         "            if index not in known | written:\n",
         "            if False:\n",
         "test_hostile_tflite.py::test_an_invalid_graph_is_refused_before_a_runtime_reads_it",
@@ -632,8 +632,8 @@ MUTATIONS = (
     Mutation(
         "addresses: parameters that may be secrets",
         "utils/urls.py",
-        "if _SHOWN.fullmatch(name) and _SHOWN_VALUE.fullmatch(value):",
-        "if _SHOWN_VALUE.fullmatch(value):",
+        "if _PUBLIC_PARAMETERS.fullmatch(name) and _PUBLIC_VALUE.fullmatch(value):",
+        "if _PUBLIC_VALUE.fullmatch(value):",
         "test_secrets.py::test_name_of_a_source_has_no_secret",
     ),
     Mutation(
@@ -648,7 +648,7 @@ MUTATIONS = (
         "contract/decision.py",
         "return max(temperature, 1.0) if np.array_equal(scores.argmax(axis=1), classes) else temperature",
         "return temperature",
-        "test_decision.py::test_temperature_does_not_sharpen_scores_without_an_error",
+        "test_decision.py::test_temperature_is_at_least_1_if_all_predictions_are_correct",
     ),
     # runtime and export
     Mutation(
@@ -663,7 +663,7 @@ MUTATIONS = (
         "runtime/verification.py",
         "if result.deficit > result.tolerance:",
         "if False:",
-        "test_bundle.py::test_another_label_than_the_golden_one_is_found_within_the_tolerance",
+        "test_bundle.py::test_verify_refuses_another_label_even_within_the_tolerance",
     ),
 )
 
