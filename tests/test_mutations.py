@@ -8,8 +8,6 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-TESTS = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py")}
-
 
 def test_texts_and_tests_of_all_mutations_exist(monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
@@ -20,4 +18,5 @@ def test_texts_and_tests_of_all_mutations_exist(monkeypatch):
         if content.count(mutation.old) != 1:
             pytest.fail(f"{mutation.function}: {mutation.file} must contain {mutation.old!r} once")
         path, _, name = mutation.test.partition("::")
-        assert f"def {name.partition('[')[0]}(" in TESTS[path.rpartition("/")[2]], f"no test {mutation.test}"
+        tests = (REPOSITORY / "tests" / path).read_text(encoding="utf-8")
+        assert f"def {name.partition('[')[0]}(" in tests, f"no test {mutation.test}"
