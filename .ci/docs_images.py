@@ -83,6 +83,8 @@ def take_screenshots(work: Path, browser: Any) -> None:
             address = ""
             while not address:
                 line = (camera.stderr.readline() if camera.stderr else b"").decode()
+                if not line:
+                    raise SystemExit("edgerec camera ended without an address; run it by hand to see why")
                 address = "".join(re.findall(r"http://127\.0\.0\.1:\d+", line))
             page = browser.new_page(viewport={"width": 1000, "height": 640})
             page.goto(f"{address}/?token={TOKEN}")

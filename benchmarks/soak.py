@@ -87,8 +87,8 @@ class Soak:
 
     def __init__(self, folder: Path, bundle: Path, seconds: float) -> None:
         self.folder, self.bundle, self.seconds = folder, bundle, seconds
-        servers.LIFE_S = int(seconds) + 600
-        servers._RTSP = servers._RTSP.replace("timeout_add_seconds(120", f"timeout_add_seconds({servers.LIFE_S}")
+        servers.LIFETIME_S = int(seconds) + 600
+        servers._RTSP = servers._RTSP.replace("timeout_add_seconds(120", f"timeout_add_seconds({servers.LIFETIME_S}")
         for name in ("rtsp", "broker", "saved", "labeled", "moved", "queue"):
             (folder / name).mkdir()
         self.rtsp = servers.RtspServer(folder / "rtsp")
@@ -109,7 +109,7 @@ class Soak:
         path = self.folder / "file.avi"
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (160, 120))
         for number in range(250):
-            writer.write(servers.picture(number // 25))
+            writer.write(servers.numbered_image(number // 25))
         writer.release()
         return path
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import itertools
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 from edgerec.camera.frame import Frame
@@ -22,67 +21,38 @@ def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classi
 
     An event that is None means that no frame or state change arrived for some time; it is passed on. A single
     classifier finishes each frame before the next frame is requested. Several classifiers each run in their own thread,
-    which requests the frames that it classifies. At most twice as many frames as classifiers are requested before their
-    results are consumed, which increases the throughput, but also the latency. The threads end when there are no more
-    events, or when the iterator is closed.
+    and up to twice as many frames as classifiers are requested in advance. This increases the throughput and the
+    latency. The threads end when there are no more events, or when the iterator is closed.
     """
     if len(classifiers) == 1:
         return (_classify(classifiers[0], event) for event in events)
-    return _in_parallel(iter(events), classifiers)
+    return _in_parallel(events, classifiers)
 
 
 def _classify(classifier: Classifier, event: Event | None) -> ClassifiedEvent:
     return (event, classifier.classify(event.grabbed)) if isinstance(event, Frame) else event
 
 
-def _in_parallel(events: Iterator[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
-    # The events are numbered, so that the results can be sorted. `requests` has the numbers that may be requested.
-    requests, results = SimpleQueue[int](), SimpleQueue[tuple[int, ClassifiedEvent | BaseException]]()
-    turn, closing = threading.Lock(), threading.Event()
+def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
+    idle = SimpleQueue[Classifier]()
+    for classifier in classifiers:
+        idle.put(classifier)
 
-    def work(classifier: Classifier) -> None:
-        number = 0
+    def classify(event: Event) -> ClassifiedEvent:
+        classifier = idle.get()
         try:
-            while True:
-                with turn:
-                    number = requests.get()
-                    if closing.is_set():
-                        return
-                    event = next(events)
-                results.put((number, _classify(classifier, event)))
-        except BaseException as error:  # raised again in the consumer's thread; StopIteration marks the end
-            results.put((number, error))
+            return _classify(classifier, event)
+        finally:
+            idle.put(classifier)
 
-    threads = [
-        threading.Thread(target=work, args=(classifier,), name=f"edgerec-model-{index}", daemon=True)
-        for index, classifier in enumerate(classifiers)
-    ]
-
-    def close() -> None:
-        closing.set()
-        for _ in threads:
-            requests.put(0)
-        for thread in threads:
-            thread.join()
-
-    atexit.register(close)  # if a thread runs native code while Python exits, the process aborts
-    try:
-        for thread in threads:
-            thread.start()
-        for number in range(2 * len(classifiers)):
-            requests.put(number)
-        early: dict[int, ClassifiedEvent | BaseException] = {}
-        for number in itertools.count():
-            while number not in early:
-                finished, result = results.get()
-                early[finished] = result
-            result = early.pop(number)
-            if isinstance(result, StopIteration):
-                return
-            if isinstance(result, BaseException):
-                raise result
-            requests.put(number + 2 * len(classifiers))
-            yield result
-    finally:
-        close()
-        atexit.unregister(close)
+    pending = deque[Future[ClassifiedEvent]]()
+    with ThreadPoolExecutor(len(classifiers), thread_name_prefix="edgerec-model") as pool:
+        for event in events:
+            if event is None:
+                yield None
+            else:
+                pending.append(pool.submit(classify, event))
+            while pending and (len(pending) > 2 * len(classifiers) or pending[0].done()):
+                yield pending.popleft().result()
+        for future in pending:
+            yield future.result()

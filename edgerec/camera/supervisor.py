@@ -65,6 +65,7 @@ class Feeds:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stopped = True
         with self._changed:
             for feed in self._feeds:
                 feed.stop()

@@ -387,7 +387,7 @@ def test_recorder_deletes_the_oldest_of_its_own_images(tmp_path, monkeypatch, li
 
 
 def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", 50, raising=False)
+    monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", 50)
     sink = ImageRecorder(tmp_path, spec())
     tracemalloc.start()
     try:

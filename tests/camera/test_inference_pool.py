@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -95,3 +97,20 @@ def test_live_source_uses_one_interpreter(bundle):
 def test_max_frames_limits_the_number_of_results_with_several_interpreters(bundle, video):
     with Camera.open(bundle, str(video), threads=3) as camera:
         assert camera.run([], max_frames=7).answered == 7
+
+
+def test_process_ends_if_the_results_of_a_camera_are_not_consumed(bundle, video):
+    code = (
+        "import sys; from edgerec import Camera\n"
+        "with Camera.open(sys.argv[1], sys.argv[2], threads=2) as camera:\n"
+        "    results = iter(camera)\n"
+        "    next(results)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(bundle), str(video)], check=True, timeout=60)
+
+
+def test_iteration_ends_after_the_camera_was_closed(bundle, video):
+    with Camera.open(bundle, str(video), threads=2) as camera:
+        results = iter(camera)
+        next(results)
+    assert len(list(results)) < 30

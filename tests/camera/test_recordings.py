@@ -180,6 +180,21 @@ def test_nothing_is_deleted_if_an_image_does_not_fit_beside_images_that_were_jus
     assert len(list(tmp_path.rglob("*.png"))) == 10
 
 
+def test_images_are_saved_again_after_moved_images_have_left_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerec.camera.sinks.image_recorder.RESCAN_S", 0.0)
+    sink = ImageRecorder(tmp_path / "saved", SaveSpec("all", reserve_bytes=0, max_bytes=BLOCK, png=True))
+    sink.write(result(at_s=0))
+    (tmp_path / "saved" / "dog").mkdir()
+    (image,) = (tmp_path / "saved").rglob("*.png")
+    moved = image.rename(tmp_path / "saved" / "dog" / image.name)
+    with pytest.raises(EdgerecError, match="images that were moved"):
+        sink.write(result(at_s=1))
+    moved.rename(tmp_path / moved.name)
+    sink.write(result(at_s=2))
+    sink.close()
+    assert len(list((tmp_path / "saved").rglob("*.png"))) == 1
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs the list of open files")
 def test_video_that_cannot_be_created_leaves_no_file_open(tmp_path):
     sink = VideoFile(tmp_path / "out.mp4")

@@ -73,9 +73,10 @@ def drip(connection, ending):
         connection.sendall(b"H")
 
 
-def read_nothing(connection, ending):
-    """Accept a request without reading it."""
-    ending.wait()
+def read_slowly(connection, ending):
+    """Read about 2 MB of the request per second."""
+    while not ending.wait(0.05):
+        connection.recv(100_000)
 
 
 def test_server_that_does_not_complete_the_tls_handshake_times_out(silent):
@@ -92,7 +93,7 @@ def test_closing_interrupts_the_tls_handshake(silent):
     assert sink.dropped == 1
 
 
-@pytest.mark.parametrize(("serve", "label"), [(drip, "stop"), (read_nothing, "x" * 8_000_000)])
+@pytest.mark.parametrize(("serve", "label"), [(drip, "stop"), (read_slowly, "x" * 60_000_000)])
 def test_slow_server_after_a_slow_handshake(tls_server, monkeypatch, serve, label):
     look_up, wait = socket.getaddrinfo, threading.Event().wait
 

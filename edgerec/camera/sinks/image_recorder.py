@@ -9,7 +9,8 @@ import heapq
 import os
 import re
 import shutil
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
 # Maximum number of paths in memory, those of the oldest images. After their deletion, the folder is searched again.
 MAX_LISTED = 4096
+# Minimum time in seconds between two searches of the folder while there is no room.
+RESCAN_S = 10.0
 # Pattern for the names of saved images. The name contains a digest of the path of the folder. If the digest belongs to
 # another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec wrote names without
 # a digest.
@@ -106,6 +109,7 @@ class ImageRecorder:
         self._oldest: deque[tuple[Path, int]] = deque()
         self._lists_all = True  # whether _oldest contains all images that may be deleted
         self._total_bytes = self._moved_bytes = 0
+        self._scanned_s = 0.0
         lock = None
         try:
             lock = Lock(self._folder)
@@ -210,9 +214,12 @@ class ImageRecorder:
         """Delete the oldest images that were not moved until ``size`` bytes fit; return whether this was possible."""
         spec = self._spec
         # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
-        deletable_bytes = self._total_bytes - self._moved_bytes
-        if size + self._moved_bytes > spec.max_bytes or self._free() + deletable_bytes < spec.reserve_bytes + size:
-            return False
+        if not self._can_fit(size):
+            if time.monotonic() - self._scanned_s < RESCAN_S:
+                return False
+            self._scan()  # a user may have moved images out of the folder
+            if not self._can_fit(size):
+                return False
         while self._total_bytes + size > spec.max_bytes or self._free() < spec.reserve_bytes + size:
             if not self._oldest:
                 if self._lists_all:
@@ -230,31 +237,46 @@ class ImageRecorder:
                 path.parent.rmdir()
         return True
 
+    def _can_fit(self, size: int) -> bool:
+        deletable_bytes = self._total_bytes - self._moved_bytes
+        enough_space = self._free() + deletable_bytes >= self._spec.reserve_bytes + size
+        return size + self._moved_bytes <= self._spec.max_bytes and enough_space
+
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free
 
     def _scan(self) -> None:
         """Compute the total size of all saved images, and list the oldest. Delete incomplete files."""
-        self._total_bytes = self._moved_bytes = 0
-        oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(), key=lambda image: image[0].name)
+        for attempts_left in (2, 1, 0):
+            totals = Counter[str]()
+            try:
+                oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(totals), key=lambda image: image[0].name)
+                break
+            except FileNotFoundError:  # a folder was removed during the search
+                if not attempts_left:
+                    raise
+        self._total_bytes, self._moved_bytes, self._scanned_s = totals["all"], totals["moved"], time.monotonic()
         self._lists_all = len(oldest) <= MAX_LISTED
         self._oldest = deque(oldest[:MAX_LISTED])
 
-    def _own_images(self) -> Iterator[tuple[Path, int]]:
-        """Add up the sizes of all saved images, and yield the path and the size of each image that was not moved."""
+    def _own_images(self, totals: Counter[str]) -> Iterator[tuple[Path, int]]:
+        """Yield the path and the size of each image that was not moved; add the sizes of all images to ``totals``."""
         for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue
-            size, name = path.stat().st_size, _SAVED.fullmatch(path.name)
+            try:
+                size, name = path.stat().st_size, _SAVED.fullmatch(path.name)
+            except FileNotFoundError:  # removed during the search
+                continue
             own = name is not None and name[1] == _digest(path.parent)
             if _PART.fullmatch(path.name) or (own and not size):  # a crash or a power failure left an incomplete file
                 path.unlink(missing_ok=True)
             elif name is not None:
-                self._total_bytes += disk_space(size)
+                totals["all"] += disk_space(size)
                 if own:
                     yield path, disk_space(size)
                 else:
-                    self._moved_bytes += disk_space(size)
+                    totals["moved"] += disk_space(size)
 
 
 def _digest(folder: Path) -> str:

@@ -172,8 +172,9 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
     addresses = _look_up(host, port, deadline_s)
     for left in range(len(addresses), 0, -1):
         family, kind, protocol, _, address = addresses[-left]
-        connected = socket.socket(family, kind, protocol)
+        connected: socket.socket | None = None
         try:
+            connected = socket.socket(family, kind, protocol)  # fails if the system does not support the family
             # Divide the remaining time, so that an unreachable address leaves time for the next one.
             connected.settimeout(remaining_s(deadline_s) / left)
             connected.connect(address)
@@ -182,7 +183,8 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
                 return connected
             return tls.wrap_socket(connected, server_hostname=host, do_handshake_on_connect=False)
         except BaseException as error:
-            connected.close()
+            if connected is not None:
+                connected.close()
             if left == 1 or not isinstance(error, OSError):
                 raise
     raise OSError("the name has no address")
