@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,11 +22,17 @@ REAL_DATA = Path(os.environ.get("EDGEREC_TEST_DATA") or REPOSITORY.parent / "sha
 # Substrings of the reasons for which tests may be skipped in continuous integration (CI=true). Any other skip is a
 # failure there, because tests must not be skipped silently if a program is missing.
 ALLOWED_SKIPS = (
-    "runs these tests: the device above has it",  # the interpreter of this test run is covered by another test
-    "with ensurepip at hand",  # other Python versions are not packaged for every distribution
+    "runs these tests and is covered by the other tests",  # the interpreter of this test run is covered by another test
+    "with ensurepip is not installed",  # other Python versions are not packaged for every distribution
     "tflite_micro is not installed",  # only development wheels exist
     "not to be had from",  # the package mirror does not offer the package at the moment
 )
+
+
+def pytest_configure():
+    """Handle Ctrl-C even if the tests were started in the background of a shell script, where SIGINT is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -106,7 +106,8 @@ def test_every_command_runs(folder, monkeypatch, here):
     }
     assert runs["rows"].variants()["int8"]["precision"] == "int8"
     for run in ("vgg16", "resnet50", "few"):
-        assert "epoch 1: 0 of " in next(text for command, text in outputs.items() if command.endswith(f"runs/{run}"))
+        output = next(text for command, text in outputs.items() if command.endswith(f"runs/{run}"))
+        assert "epoch 1: training 0 of " in output
     record = runs["signs"].split_record
     held_out = {name[:10] for name in (path.rpartition("/")[2] for path in record["test"])}
     assert held_out

@@ -61,7 +61,7 @@ def test_build_refuses_a_run_of_another_recipe_and_a_bundle_of_another_model(bui
     run = tmp_path / "digits"
     shutil.copytree(built.run, run)
     shutil.copytree(built.bundle, tmp_path / "digits-rpi")
-    with pytest.raises(OutputExistsError, match="bundle of another model"):
+    with pytest.raises(OutputExistsError, match="bundle with another model"):
         build(RECIPE, run, "rpi", method="float16")
 
 

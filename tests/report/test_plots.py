@@ -118,7 +118,7 @@ def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
         TrialRow(n, "complete", 0.6 + 0.01 * n, 12 * 1.5**n, 12000 + 16000 * n, 12000 + 15000 * n, 1, 1, 1, 1.0, "", {})
         for n in range(7)
     ]
-    plan = SimpleNamespace(objectives=("accuracy", "ms"), limits=SimpleNamespace(given=lambda: {"ms": 60}), on="this")
+    plan = SimpleNamespace(objectives=("accuracy", "ms"), limits=SimpleNamespace(to_dict=lambda: {"ms": 60}), on="this")
     draw_study(rows, plan, tmp_path / "study.png")
     [figure] = drawn
     assert [axes.get_xscale() for axes in figure.axes[1:]] == ["log", "log", "log"]

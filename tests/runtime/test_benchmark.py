@@ -49,11 +49,12 @@ def test_benchmark_prints_text_without_json_option(bundle, edgerec):
     assert "operators" not in done.stdout
 
 
-def test_convolution_with_most_multiplications_is_the_slowest_operator(bundle):
+def test_times_of_all_operators_are_measured(bundle):
     content = Bundle.open(bundle).model
     times = profile_operators([content], threads=1, budget_s=1.0)
     assert [t.index for t in times] == list(range(len(times)))
-    assert max(times, key=lambda t: t.ms).op == "CONV_2D"
+    assert {"CONV_2D", "FULLY_CONNECTED"} <= {t.op for t in times}
+    assert sum(t.ms for t in times) > 0
     assert all(t.ms >= 0 for t in times)
 
 

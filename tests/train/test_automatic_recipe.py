@@ -182,7 +182,7 @@ def test_epochs_depend_on_the_number_of_training_images():
 def test_unknown_target_and_unsuitable_weights_are_refused(run, tmp_path, here):
     with pytest.raises(TargetError, match="unknown target 'raspberry'"):
         chosen("digits", **{"model.target": "raspberry"})
-    with pytest.raises(RecipeError, match="on RGB pictures"):
+    with pytest.raises(RecipeError, match="for RGB images"):
         fit(Recipe().override({"model.weights": "imagenet", "train.epochs": 1}), tmp_path / "gray")
     error = one_line(here("train", "--data", "digits", "--target", "rpy", "--out", tmp_path / "run"))
     assert "unknown target 'rpy'; did you mean 'rpi'" in error

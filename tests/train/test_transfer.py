@@ -161,8 +161,10 @@ def test_unsuitable_backbones_are_refused(file, image_folder, tmp_path):
 def test_message_names_weights_with_other_shapes(run, tmp_path, caplog):
     weights = str(run.path / "model.keras")
     half = {"model.arch": "simple_cnn", "model.width": 0.5}
-    with pytest.raises(ModelError, match=r"conv2d/kernel is \(3, 3, 1, 16\) here, \(3, 3, 1, 32\) there"):
+    with pytest.raises(
+        ModelError, match=r"conv2d/kernel has the shape \(3, 3, 1, 16\) in the model, \(3, 3, 1, 32\) in the file"
+    ):
         fit(recipe(**{"model.weights": weights} | half), tmp_path / "a")
     keras().models.load_model(weights, compile=False).save(tmp_path / "w.h5")
-    with pytest.raises(ModelError, match=r"conv2d is \(3, 3, 1, 16\) here"):
+    with pytest.raises(ModelError, match=r"conv2d has the shape \(3, 3, 1, 16\) in the model"):
         fit(recipe(**{"model.weights": str(tmp_path / "w.h5")} | half), tmp_path / "a")
