@@ -25,6 +25,7 @@ from edgerec.data import Dataset, Split
 from edgerec.runtime.model import ImageModel
 from edgerec.train.backend import prepare
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
+from edgerec.train.metrics import ClassifierMetrics
 from edgerec.train.run import Run
 from edgerec.utils.progress import ignore
 
@@ -84,9 +85,10 @@ def main() -> None:
     dataset, split = run.data(arguments.data)
     part = np.random.default_rng(0).permutation(split.val)[: arguments.images]
     images, classes = np.asarray(dataset.images[part]), dataset.classes[part]
+    metrics = ClassifierMetrics(dataset.labels)
     model = run.model()
     reference = keras_scorer(model, recipe.normalise)(images, ignore)
-    top1 = parity_row("float32", reference, reference, classes).top1
+    top1 = parity_row("float32", reference, reference, classes, metrics).top1
     print(f"{recipe.model.arch}, {len(part)} validation images, float Keras {top1:.2%}\n")
     print("| calibrated with | top-1 | agreement with float | scores moved |\n|---|---|---|---|")
     for name, case in cases(dataset, split, recipe.normalise):
@@ -94,7 +96,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             content = to_int8(model, case(seed).astype(np.float32))
             scores = tflite_scorer(ImageModel(content, recipe.normalise))(images, ignore)
-            row = parity_row(name, scores, reference, classes)
+            row = parity_row(name, scores, reference, classes, metrics)
             moved = float(np.abs(scores - reference).sum(axis=1).mean()) / 2
             rows.append((row.top1, row.agreement, moved))
         print(f"| {name} | {' | '.join(_cell(values) for values in zip(*rows, strict=True))} |", flush=True)

@@ -142,11 +142,13 @@ def preprocess(work: Path) -> None:
     for target in TARGETS:
         aim = Target.load(target)
         for userland, processor in userlands(aim, requirements(aim), listener=ignore):
-            with userland.work_folder(processor) as work:
-                (work.folder / "pictures").mkdir()
+            with userland.work_folder(processor) as device_folder:
+                (device_folder.folder / "pictures").mkdir()
                 for name, content in files.items():
-                    (work.folder / "pictures" / name).write_bytes(content)
-                done, there = work.run(Path(userland_preprocess.__file__), {"pictures": f"{work.inside}/pictures"})
+                    (device_folder.folder / "pictures" / name).write_bytes(content)
+                done, there = device_folder.run(
+                    Path(userland_preprocess.__file__), {"pictures": f"{device_folder.inside}/pictures"}
+                )
             if there is None:
                 print(f"| {userland.root.release} | {processor} | {done.last_line} |")
                 continue

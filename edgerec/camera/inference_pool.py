@@ -46,8 +46,16 @@ def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifie
             idle.put(classifier)
 
     pending = deque[Future[ClassifiedEvent]]()
+    iterator, failure = iter(events), None
     with ThreadPoolExecutor(len(classifiers), thread_name_prefix="edgerec-model") as pool:
-        for event in events:
+        while True:
+            try:
+                event = next(iterator)
+            except StopIteration:
+                break
+            except Exception as error:  # raised below, after the results of the earlier events
+                failure = error
+                break
             if event is None:
                 yield None
             else:
@@ -56,3 +64,5 @@ def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifie
                 yield pending.popleft().result()
         for future in pending:
             yield future.result()
+    if failure is not None:
+        raise failure

@@ -211,9 +211,9 @@ class Camera:
 
     def events(self) -> Iterator[Result | StateChange]:
         """Yield results and state changes; the events of each source are in chronological order."""
-        return (event for event in self._events(ServiceNotifier()) if event is not None)
+        return (event for event in self._events(ServiceNotifier(), _POLL_S) if event is not None)
 
-    def _events(self, service: ServiceNotifier, idle_s: float | None = None) -> Iterator[Result | StateChange | None]:
+    def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
         """Yield results and state changes, and None for skipped frames and after ``idle_s`` without a frame."""
         if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
@@ -236,7 +236,7 @@ class Camera:
         for error in self._feeds.errors if not self._stops else ():
             raise error
 
-    def _selected(self, service: ServiceNotifier, idle_s: float | None) -> Iterator[Event | None]:
+    def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
         """Yield state changes and the frames that the view selects, and None in place of other frames."""
         for event in self._feeds.events(idle_s):
             # Do not reset the watchdog without an event. If all sources hang, the service must be restarted.

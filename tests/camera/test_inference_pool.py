@@ -76,6 +76,19 @@ def test_threads_end_after_an_early_exit_and_after_a_failure():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgerec-model")]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_before_an_error_of_the_source_are_not_lost(count):
+    def events():
+        yield from frames(5)
+        raise RuntimeError("the source failed")
+
+    classifiers, _ = slow_classifiers(count)
+    results = []
+    with pytest.raises(RuntimeError, match="the source failed"):
+        results.extend(classify_events(events(), classifiers))
+    assert [index for _, index in results] == list(range(5))
+
+
 def test_results_of_a_video_do_not_depend_on_the_number_of_interpreters(bundle, video):
     def results_of(threads):
         with Camera.open(bundle, str(video), threads=threads) as camera:

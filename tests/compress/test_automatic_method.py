@@ -31,6 +31,14 @@ def small_run(tmp_path_factory):
     return fit(recipe, folder / "my run")
 
 
+@pytest.fixture
+def int8_run(small_run):
+    """Return the run with an int8 variant, also if a test runs alone."""
+    if "int8" not in small_run.variants():
+        quantize(small_run)
+    return small_run
+
+
 def record_validation_drop(run: Run, variant: str, points: float) -> None:
     """Write another loss on the validation images into the report of an existing variant."""
     path = run.variant(variant) / "report.json"
@@ -49,16 +57,16 @@ def test_auto_is_default_and_chooses_ptq_if_it_loses_little(small_run, here):
     assert "auto: using the existing int8" in done.stderr
 
 
-def test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better(small_run):
-    record_validation_drop(small_run, "int8", 51.0)  # more than half of what is allowed, but inside
-    report = quantize(small_run)
+def test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better(int8_run):
+    record_validation_drop(int8_run, "int8", 51.0)  # more than half of what is allowed, but inside
+    report = quantize(int8_run)
     assert (report.variant, report.method) == ("int8-qat", "qat")
     assert report.why.startswith("qat loses least; on 4 validation images ptq loses 51.00 points, qat loses ")
-    record_validation_drop(small_run, "int8-qat", 52.0)
-    assert quantize(small_run).variant == "int8"
+    record_validation_drop(int8_run, "int8-qat", 52.0)
+    assert quantize(int8_run).variant == "int8"
     # If both lose the same accuracy, the method without training is chosen.
-    record_validation_drop(small_run, "int8-qat", 51.0)
-    assert quantize(small_run).variant == "int8"
+    record_validation_drop(int8_run, "int8-qat", 51.0)
+    assert quantize(int8_run).variant == "int8"
 
 
 def test_auto_falls_back_to_float16_with_warning(small_run, here):
