@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -18,14 +18,46 @@ from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import say
 from edgerec.cli.user_paths import expand_user_paths
 
-# Names of the commands under the headings of --help. The module edgerec.cli.NAME contains the command NAME.
+# Names and summaries of the commands under the headings of --help. The module edgerec.cli.NAME contains the command
+# NAME. The summaries are listed here, so that --help does not have to import all commands.
 COMMANDS = {
-    "Train": ("build", "train", "evaluate", "data", "models"),
-    "Compress": ("quantize", "parity"),
-    "Ship": ("export", "verify", "targets"),
-    "Run": ("camera", "predict", "benchmark"),
-    "Inspect": ("runs", "diff", "report", "inspect", "doctor", "cache"),
-    "Advanced": ("recipe", "tune", "distill", "calibration", "import", "ensemble"),
+    "Train": {
+        "build": "Train, quantize, export, verify and write a report.",
+        "train": "Train a model on a folder of images.",
+        "evaluate": "Measure the accuracy, and precision and recall per class.",
+        "data": "Show, check and pack data sets.",
+        "models": "List architectures, their cost as int8, and their targets.",
+    },
+    "Compress": {
+        "quantize": "Compress a model, by default to full int8.",
+        "parity": "Compare a compressed model with float, layer by layer.",
+    },
+    "Ship": {
+        "export": "Write the bundle that runs on a device, and verify it.",
+        "verify": "Verify the files of a bundle and its scores on this machine.",
+        "targets": "List the targets, or describe one of them.",
+    },
+    "Run": {
+        "camera": "Classify frames of cameras, videos or folders.",
+        "predict": "Classify image files.",
+        "benchmark": "Measure the time and memory of a bundle on this machine.",
+    },
+    "Inspect": {
+        "runs": "List the runs in a folder with their accuracy.",
+        "diff": "Compare the settings and the results of two runs.",
+        "report": "Write a self-contained HTML report about a run.",
+        "inspect": "Show operators, arithmetic, memory and supported targets.",
+        "doctor": "Check this machine, and print how to fix problems.",
+        "cache": "Show the cache of resized images, or delete entries from it.",
+    },
+    "Advanced": {
+        "recipe": "Print a complete recipe with a comment on every key.",
+        "tune": "Search for the best recipe within the limits of a device.",
+        "distill": "Train a small network on the outputs of large ones.",
+        "calibration": "Make, check and show calibration sets for quantization.",
+        "import": "Write a bundle from a .tflite file made with another tool.",
+        "ensemble": "Combine several models into one bundle.",
+    },
 }
 
 
@@ -35,7 +67,7 @@ class Commands(GroupedCommands):
     The module of a command is imported when the command is used, because importing all of them delays each start.
     """
 
-    def headings(self, ctx: Any) -> Mapping[str, Sequence[str]]:
+    def sections(self, ctx: Any) -> Mapping[str, Mapping[str, str]]:
         return COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -20,20 +20,19 @@ class GroupedCommand(TyperCommand):
 
 
 class GroupedCommands(TyperGroup):
-    """A command group that lists its commands before its options, under the headings of ``headings``."""
+    """A command group that lists its commands before its options, in the sections of :meth:`sections`."""
 
-    def headings(self, ctx: Any) -> Mapping[str, Sequence[str]]:
-        """Return the headings and the names of the commands below each of them."""
-        return {"Commands": self.list_commands(ctx)}
+    def sections(self, ctx: Any) -> Mapping[str, Mapping[str, str]]:
+        """Return the summary of each command by its name, for each heading."""
+        commands: dict[str, Any] = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        return {"Commands": {name: command.get_short_help_str(100) for name, command in commands.items()}}
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        commands: dict[str, Any] = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        name_width = max(map(len, commands))
-        help_width = formatter.width - name_width - 6
-        for heading, names in self.headings(ctx).items():
+        sections = self.sections(ctx)
+        name_width = max(len(name) for commands in sections.values() for name in commands)
+        for heading, commands in sections.items():
             with formatter.section(heading):
-                rows = [(name.ljust(name_width), commands[name].get_short_help_str(help_width)) for name in names]
-                formatter.write_dl(rows)
+                formatter.write_dl([(name.ljust(name_width), summary) for name, summary in commands.items()])
         write_parameters(self, ctx, formatter)
 
 

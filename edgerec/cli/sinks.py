@@ -82,7 +82,6 @@ def open_sinks(options: SinkOptions, camera: Camera, stack: ExitStack) -> list[S
         typer.BadParameter: the value of an option is invalid.
     """
     from edgerec.camera.sinks.console import JsonLines, StateLines, TextLines
-    from edgerec.camera.sinks.window import Window, has_screen
     from edgerec.utils.atomic import checked_output
 
     _check_combinations(options)
@@ -93,12 +92,13 @@ def open_sinks(options: SinkOptions, camera: Camera, stack: ExitStack) -> list[S
         sinks.append(JsonLines(sys.stdout))
     elif options.headless:
         sinks.append(TextLines(sys.stdout, named=len(camera.sources) > 1))
-    # With --web on a machine without a display, the web page replaces the window.
-    use_window = not (options.headless or options.json) and (not options.web or has_screen())
     try:
         network_sinks = _network_sinks(options, camera)
-        if use_window:
-            sinks.append(stack.enter_context(Window()))
+        if not (options.headless or options.json):
+            from edgerec.camera.sinks.window import Window, has_screen
+
+            if has_screen() or not options.web:  # the web page replaces the window on a machine without a display
+                sinks.append(stack.enter_context(Window()))
         for open_sink in (
             *_servers(options, camera, stack),
             *_file_sinks(options, camera),

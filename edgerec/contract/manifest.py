@@ -11,7 +11,6 @@ from typing import Any, Self
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
-from edgerec.contract.target import DELEGATES
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
 from edgerec.utils.bounded import check_structure, parse_json
@@ -19,6 +18,9 @@ from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
+# Delegates that a manifest may name: LiteRT's own GPU delegate, and Google's library for the Edge TPU on each system.
+# A manifest must not choose any other library, because loading a library executes its code.
+DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -145,7 +147,7 @@ class Manifest:
         combine: function that combines the scores of an ensemble, a key of ``COMBINATIONS``.
         novelty: autoencoder that detects unknown images regardless of their scores; None if there is none.
         threads: interpreter threads; 0 lets the runtime choose.
-        delegate: delegate that runs the files compiled for it, one of :data:`~edgerec.contract.target.DELEGATES`;
+        delegate: delegate that runs the files compiled for it, one of :data:`DELEGATES`;
             empty uses the CPU.
         files: SHA-256 of every other file of the bundle by its relative path.
         metrics: metrics at export (top-1 accuracy, agreement, size in bytes).

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from edgerec.contract.content import reason
+from edgerec.contract.manifest import DELEGATES
 from edgerec.errors import TargetError, unknown
 from edgerec.utils.bounded import read_toml
 from edgerec.utils.package_data import find_shipped, shipped_names
@@ -15,9 +16,6 @@ from edgerec.utils.package_data import find_shipped, shipped_names
 Kind = Literal["bundle", "model", "c"]
 SOURCES = ("opencv", "picamera2", "stream", "file")
 RULES = ("", "edgetpu")
-# Delegates that a manifest may name: LiteRT's own GPU delegate, and Google's library for the Edge TPU on each system.
-# A manifest must not choose any other library, because loading a library executes its code.
-DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _TYPES = ("int8", "float32")
 _TENSORS = ("uint8", "int8", "float32")
 # Systems and CPU architectures for which each runtime has wheels, as named by the module platform, and the highest
@@ -54,7 +52,7 @@ class Target:
         threads: interpreter threads; 0 lets the runtime choose.
         compiler: program that must compile the .tflite file; empty if none is needed.
         delegate: shared library that runs the compiled file, or empty. A bundle loads it by itself only if it is one
-            of :data:`DELEGATES`; others must be given with ``--delegate``.
+            of :data:`~edgerec.contract.manifest.DELEGATES`; others must be given with ``--delegate``.
         sources: supported sources of images: ``opencv`` (USB cameras), ``picamera2``, ``stream``, ``file``.
         requirements: lines of the bundle's requirements.txt, in which ``{edgerec}`` stands for this version of
             edgerec; empty if the bundle has no such file.

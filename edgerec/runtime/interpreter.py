@@ -84,8 +84,8 @@ def open_interpreter(
 ) -> Any:
     """Return an interpreter with allocated tensors.
 
-    First, a child process runs the model, because a damaged model may crash or hang. Each model is tested only
-    once, see :func:`edgerec.tflite.probing.require_runnable`.
+    First, the file is checked and a child process runs the model, because a damaged model may crash or hang. Each
+    model is tested only once, see :func:`edgerec.tflite.probing.require_runnable`.
 
     Args:
         model: the .tflite file.
@@ -102,9 +102,10 @@ def open_interpreter(
     require_tflite(model, where)
     if delegate == GPU:
         return open_gpu(open_interpreter(model, threads=threads, where=where), model, delegate_options, where)
-    check_bounds(model, where)
     package, module = find_runtime()
-    if not (trusted or delegate):
+    if trusted or delegate:
+        check_bounds(model, where)
+    else:
         require_runnable(model, where)
     # load_delegate also runs the model in a child process first.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None

@@ -6,6 +6,7 @@ model is tested only once.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -22,6 +23,7 @@ import numpy as np
 
 from edgerec.errors import EdgerecError, ModelError
 from edgerec.tflite.runtimes import RUNTIMES
+from edgerec.tflite.verifier import check_bounds
 from edgerec.utils.atomic import cache_folder, sha256
 from edgerec.utils.child_process import limit_resources, run_python
 from edgerec.utils.messages import first_sentence
@@ -48,6 +50,7 @@ child(open_interpreter, *sys.argv[1:])
 """
 
 _runnable: set[str] = set()
+_trusted: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,21 @@ class Probe:
 
 
 def require_runnable(content: bytes, where: str) -> None:
-    """Test a model in a child process, unless a model with the same digest has passed the test before.
+    """Check a model's file and test it in a child process, unless the same model has passed these tests before.
 
     Args:
         content: the .tflite file.
         where: name of the model, for messages.
 
     Raises:
-        ModelError: the model cannot be loaded or run within the limits on time and memory.
+        ModelError: the file is damaged, or the model cannot be loaded or run within the limits on time and memory.
     """
     key = _key(content)
     if key in _runnable or _is_remembered(key):
         _runnable.add(key)
+        return
+    check_bounds(content, where)
+    if key in _trusted:
         return
     probe = probe_model(content, runs=SAFETY_RUNS)
     if probe.error:
@@ -99,7 +105,7 @@ def require_runnable(content: bytes, where: str) -> None:
 
 def trust(content: bytes) -> None:
     """Let this process run a model without a test in a child process, because the process itself is isolated."""
-    _runnable.add(_key(content))
+    _trusted.add(_key(content))
 
 
 def remember(content: bytes) -> None:
@@ -132,13 +138,18 @@ def _folder() -> Path:
 
 def _key(content: bytes) -> str:
     """Return a file name that depends on the model and on the versions of the runtimes."""
+    return f"{sha256(content)}-{_runtimes_digest()}"
+
+
+@functools.cache
+def _runtimes_digest() -> str:
     versions: list[int | str] = [_CHECKS]
     for package in RUNTIMES:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return f"{sha256(content)}-{sha256(repr(versions).encode())[:16]}"
+    return sha256(repr(versions).encode())[:16]
 
 
 def probe_model(

@@ -72,6 +72,12 @@ def test_help_of_the_root_groups_commands_by_task(help_lines):
     assert not [line for line in lines[1:] if line.endswith("...")]  # Typer shortens help texts that are too long
 
 
+def test_summaries_of_the_root_are_the_first_sentences_of_the_commands():
+    root = typer.main.get_command(app)
+    summaries = {name: summary for commands in COMMANDS.values() for name, summary in commands.items()}
+    assert summaries == {name: root.get_command(None, name).get_short_help_str(100) for name in summaries}
+
+
 COMPLETION = """
 eval "$(edgerec --show-completion bash)"
 COMP_WORDS=(edgerec qua); COMP_CWORD=1; _edgerec_completion edgerec; echo "${COMPREPLY[@]}"
