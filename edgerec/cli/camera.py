@@ -254,11 +254,11 @@ def camera(
     from edgerec.camera.interrupts import raise_on_signals
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.systemd import ServiceNotifier
-    from edgerec.utils.allocator import limit_malloc_arenas
+    from edgerec.utils.allocator import use_one_malloc_arena
 
     show_log()
     raise_on_signals()
-    limit_malloc_arenas(2)
+    use_one_malloc_arena()
     live = Camera.open(
         bundle,
         source,
