@@ -1,8 +1,8 @@
-# make demo | make test | make docs, from a fresh clone with Python 3.11 or newer, venv and make.
+# make demo | make test | make nightly | make docs, from a fresh clone with Python 3.11 or newer, venv and make.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs clean
+.PHONY: demo test nightly docs clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -11,7 +11,11 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations 15
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations 15 -m "not nightly"
+
+# The slowest end-to-end tests, such as training with several workers. make test does not run them.
+nightly: .venv/installed
+	$(BIN)/python -m pytest -q -n 3 --dist load --durations 15 -m nightly
 
 # The documentation as a web site in site/. Warnings, such as broken links, are errors.
 docs: .venv/installed
