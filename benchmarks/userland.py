@@ -1,17 +1,17 @@
-"""Compare bundles in an emulated Raspberry Pi userland (QEMU) with this machine: scores, pixels, sizes and times.
+"""Compare bundles in an emulated Raspberry Pi (QEMU) with this machine: scores, pixels, sizes and times.
 
-    python benchmarks/userland.py proofs preprocess sizes --work FOLDER
+    python benchmarks/userland.py scores preprocess sizes --work FOLDER
 
-``proofs`` trains each kind of model briefly (or uses FOLDER/runs/NAME), exports it, and compares 300 real images in
-every userland and with every CPU with this machine. ``preprocess`` compares the preprocessed pixels of 300 images of
+``scores`` trains each kind of model briefly (or uses FOLDER/runs/NAME), exports it, and compares 300 real images in
+every emulated system with this machine. ``preprocess`` compares the preprocessed pixels of 300 images of
 different sizes and formats. ``sizes`` measures the size of the files that are installed on a Raspberry Pi. Data is read
 from $EDGEREC_TEST_DATA, or ../shared/data. The output is Markdown. Emulated times do not indicate the speed of a
 device.
 
-LiteRT and tflite-runtime round differently. To compare the 32-bit userland with its own runtime on this machine:
+LiteRT and tflite-runtime round differently. To compare the 32-bit system with its own runtime on this machine:
 
     python3.11 -m venv ENV && ENV/bin/pip install tflite-runtime "numpy<2" "opencv-python-headless<4.12" typer
-    python benchmarks/userland.py proofs --work FOLDER --tflite-runtime ENV/bin/python
+    python benchmarks/userland.py scores --work FOLDER --tflite-runtime ENV/bin/python
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ import numpy as np
 import userland_preprocess
 from common import REPOSITORY, data_folder, signs_by_person, unpacked
 
-from edgerec import Recipe, export_bundle, fit, quantize
+from edgerec import Recipe, export_bundle, fit, quantize, verify_emulated
 from edgerec.contract.target import Target
-from edgerec.emulation import prove
-from edgerec.emulation.machine import Userland, userlands
-from edgerec.emulation.wheels import device_pip, stand_ins, wheel_options
+from edgerec.emulation.device_wheels import device_pip, wheel_options, write_placeholder_wheels
+from edgerec.emulation.emulated_system import EmulatedSystem, emulated_systems
 from edgerec.export.readme import requirements
 from edgerec.train.run import Run
 from edgerec.utils.progress import ignore
@@ -70,9 +69,9 @@ def run_of(name: str, work: Path) -> Run:
     return run
 
 
-def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
-    """Print a table of every model, userland and CPU; with ``tflite_runtime``, compare the 32-bit userland with it."""
-    print("| model | userland | CPU | runtime | golden images: difference, top-1 | 300 images: difference, top-1 | s |")
+def scores(names: list[str], work: Path, tflite_runtime: str) -> None:
+    """Print a table of every model and emulated system; with ``tflite_runtime``, compare the 32-bit system with it."""
+    print("| model | system | CPU | runtime | golden images: difference, top-1 | 300 images: difference, top-1 | s |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
         run = run_of(name, work)
@@ -80,7 +79,7 @@ def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
             out = work / f"{name}-{target}"
             data = source(RECIPES[name][0], work)
             export_bundle(run, target, out=out, variant="int8-qat", max_drop=100, data=data, overwrite=True)
-            report = prove(out, target, data=data, images=PICTURES).to_dict()
+            report = verify_emulated(out, target, data=data, images=PICTURES).to_dict()
             _rows(name, "compared with LiteRT", report)
             if target == "rpi-32bit" and tflite_runtime:
                 command = [tflite_runtime, "-m", "edgerec", "verify", out, "--on", target, "--data", data, "--json"]
@@ -90,14 +89,14 @@ def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
 
 
 def _rows(name: str, against: str, report: dict[str, Any]) -> None:
-    for proof in report["proofs"]:
+    for result in report["results"]:
         cells = [
-            f"{found['max_difference']:g}, {found['same_top1']} of {found['pictures']}" if found else proof["problem"]
-            for found in (proof["golden"], proof["pictures"])
+            f"{found['max_difference']:g}, {found['same_top1']} of {found['images']}" if found else result["problem"]
+            for found in (result["golden"], result["images"])
         ]
         print(
-            f"| `{name}` | {proof['release']}, Python {proof['python']}, {proof['machine']} | {proof['processor']} "
-            f"| {proof['runtime']} {proof['version']}, {against} | {' | '.join(cells)} | {proof['seconds']:.0f} |",
+            f"| `{name}` | {result['release']}, Python {result['python']}, {result['machine']} | {result['cpu']} "
+            f"| {result['runtime']} {result['version']}, {against} | {' | '.join(cells)} | {result['seconds']:.0f} |",
             flush=True,
         )
     print(f"{name} on {report['on']}: {report['seconds']:.0f} s in all", file=sys.stderr, flush=True)
@@ -137,12 +136,12 @@ def preprocess(work: Path) -> None:
     here = userland_preprocess.digests(files.items())
     if broken := [name for name, (pixels, _) in here["files"].items() if not pixels]:
         raise SystemExit(f"not decoded here: {broken}")
-    print("| userland | CPU | OpenCV | same after decoding | same after preprocessing | images |")
+    print("| system | CPU | OpenCV | same after decoding | same after preprocessing | images |")
     print("|---|---|---|---|---|---|")
     for target in TARGETS:
         aim = Target.load(target)
-        for userland, processor in userlands(aim, requirements(aim), listener=ignore):
-            with userland.work_folder(processor) as device_folder:
+        for system in emulated_systems(aim, requirements(aim), listener=ignore):
+            with system.work_folder() as device_folder:
                 (device_folder.folder / "pictures").mkdir()
                 for name, content in files.items():
                     (device_folder.folder / "pictures" / name).write_bytes(content)
@@ -150,27 +149,27 @@ def preprocess(work: Path) -> None:
                     Path(userland_preprocess.__file__), {"pictures": f"{device_folder.inside}/pictures"}
                 )
             if there is None:
-                print(f"| {userland.root.release} | {processor} | {done.last_line} |")
+                print(f"| {system.root.release} | {system.cpu} | {done.last_line} |")
                 continue
             same = [sum(here["files"][name][part] == there["files"][name][part] for name in files) for part in (0, 1)]
             other = sorted({Path(n).suffix for n in files if here["files"][n] != there["files"][n]})
             opencv = f"{there['opencv']} (here {here['opencv']})"
             print(
-                f"| {userland.root.release}, {userland.machine} | {processor} | {opencv} | {same[0]} | {same[1]} "
+                f"| {system.root.release}, {system.machine} | {system.cpu} | {opencv} | {same[0]} | {same[1]} "
                 f"| {len(files)}{f'; others: {other}' if other else ''} |",
                 flush=True,
             )
 
 
-def downloaded(userland: Userland, text: str) -> int:
+def downloaded(system: EmulatedSystem, text: str) -> int:
     """Return the total size of the wheels that pip downloads on the device, without Debian's packages."""
     with tempfile.TemporaryDirectory() as name:
         folder, extra = Path(name) / "wheels", Path(name)
-        own = stand_ins(userland.root, extra)
+        own = write_placeholder_wheels(system.root, extra)
         (extra / "requirements.txt").write_text(text)
-        links = [extra, *([userland.wheel.parent] if userland.wheel else [])]
+        links = [extra, *([system.wheel.parent] if system.wheel else [])]
         command = [
-            *device_pip(userland.root),
+            *device_pip(system.root),
             "download",
             "--quiet",
             "--dest",
@@ -178,7 +177,7 @@ def downloaded(userland: Userland, text: str) -> int:
             "-r",
             extra / "requirements.txt",
         ]
-        command += wheel_options(userland.root, userland.root.python) + [f"--find-links={link}" for link in links]
+        command += wheel_options(system.root, system.root.python) + [f"--find-links={link}" for link in links]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         ours = {f"{info.removesuffix('.dist-info')}-py3-none-any.whl" for info in own}
         return sum(file.stat().st_size for file in folder.iterdir() if file.name not in ours)
@@ -186,22 +185,22 @@ def downloaded(userland: Userland, text: str) -> int:
 
 def sizes(work: Path) -> None:
     """Print a table of the sizes of the files that a Raspberry Pi downloads and stores."""
-    print("| target | userland | wheels, MB | unpacked, MB | edgerec.whl, kB | bundles, bytes |")
+    print("| target | system | wheels, MB | unpacked, MB | edgerec.whl, kB | bundles, bytes |")
     print("|---|---|---|---|---|---|")
     for target in TARGETS:
         aim = Target.load(target)
-        for userland, processor in userlands(aim, requirements(aim), listener=ignore):
-            if processor not in ("cortex-a72", "cortex-a7"):
+        for system in emulated_systems(aim, requirements(aim), listener=ignore):
+            if system.cpu not in ("cortex-a72", "cortex-a7"):
                 continue
             bundles = {
                 name: sum(f.stat().st_size for f in (work / f"{name}-{target}").rglob("*") if f.is_file())
                 for name in RECIPES
                 if (work / f"{name}-{target}").is_dir()
             }
-            own = userland.wheel.stat().st_size / 1e3 if userland.wheel else 0
+            own = system.wheel.stat().st_size / 1e3 if system.wheel else 0
             print(
-                f"| {target} | {userland.root.release} | {downloaded(userland, requirements(aim)) / 1e6:.1f} "
-                f"| {userland.site_bytes / 1e6:.0f} | {own:.0f} "
+                f"| {target} | {system.root.release} | {downloaded(system, requirements(aim)) / 1e6:.1f} "
+                f"| {system.site_bytes / 1e6:.0f} | {own:.0f} "
                 f"| {json.dumps(bundles)} |",
                 flush=True,
             )
@@ -210,15 +209,15 @@ def sizes(work: Path) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="+", choices=("proofs", "preprocess", "sizes"))
+    parser.add_argument("tables", nargs="+", choices=("scores", "preprocess", "sizes"))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--tflite-runtime", default="", help="Python of an environment with tflite-runtime.")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in arguments.tables:
-        if name == "proofs":
-            proofs(arguments.models, arguments.work, arguments.tflite_runtime)
+        if name == "scores":
+            scores(arguments.models, arguments.work, arguments.tflite_runtime)
         else:
             {"preprocess": preprocess, "sizes": sizes}[name](arguments.work)
 

@@ -41,7 +41,6 @@ _PUBLIC = {
     "parity": "edgerec.compress.layer_comparison.diagnose",
     "pixel_cache": "edgerec.data.cache_limit",
     "predict": "edgerec.camera.predict",
-    "prove": "edgerec.emulation",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
     "recommendations": "edgerec.catalog.recommendations",
@@ -49,6 +48,7 @@ _PUBLIC = {
     "tune": "edgerec.tuning",
     "run_doctor": "edgerec.doctor",
     "verify": "edgerec.runtime",
+    "verify_emulated": "edgerec.emulation",
     "write_report": "edgerec.report",
 }
 
@@ -82,7 +82,6 @@ __all__ = [
     "parity",
     "pixel_cache",
     "predict",
-    "prove",
     "quantize",
     "read_image",
     "recommendations",
@@ -90,6 +89,7 @@ __all__ = [
     "show_data",
     "tune",
     "verify",
+    "verify_emulated",
     "write_report",
 ]
 
@@ -108,7 +108,7 @@ if TYPE_CHECKING:
     from edgerec.data.contact_sheet import show_data
     from edgerec.data.tfrecord_writer import pack_data
     from edgerec.doctor import run_doctor
-    from edgerec.emulation import prove
+    from edgerec.emulation import verify_emulated
     from edgerec.errors import EdgerecError
     from edgerec.export import Novelty, ensemble, export_bundle, import_tflite
     from edgerec.importing.adopt import adopt

@@ -11,8 +11,8 @@ from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json, show_log, table
 
 if TYPE_CHECKING:
-    from edgerec.emulation import ProofReport
-    from edgerec.emulation.score_comparison import Comparison
+    from edgerec.emulation import EmulationReport
+    from edgerec.emulation.score_comparison import ScoreComparison
 
 
 # Group of options in --help.
@@ -100,11 +100,11 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
 
 
 def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: str, json: bool) -> None:
-    from edgerec.emulation import prove
+    from edgerec.emulation import verify_emulated
     from edgerec.errors import BundleError
 
     with progress() as listener:
-        report = prove(bundle, on, data=data or None, images=images, find_links=find_links, listener=listener)
+        report = verify_emulated(bundle, on, data=data or None, images=images, find_links=find_links, listener=listener)
     if json:
         show_json(report.to_dict())
         raise typer.Exit(1 if report.problem else 0)
@@ -112,33 +112,33 @@ def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: 
     if report.problem:
         raise BundleError(f"{bundle} does not give the expected scores on {on}: {report.problem}")
     say(f"ok: verified in an emulated system of {on}; exported with {report.made_on.runtime} {report.made_on.version}")
-    if other_runtimes := {proof.runtime for proof in report.proofs} - {report.made_on.runtime}:
+    if other_runtimes := {result.runtime for result in report.results} - {report.made_on.runtime}:
         names = " and ".join(other_runtimes)
         say(f"note: {on} uses {names}, which rounds differently, so that labels with close scores may change places")
 
 
-def _show(report: ProofReport) -> None:
-    has_images = any(proof.pictures for proof in report.proofs)
+def _show(report: EmulationReport) -> None:
+    has_images = any(result.images for result in report.results)
     header = ("system", "CPU", "runtime", "golden", "top-1", "units off")
     rows = [
         (
-            f"{proof.release}, Python {proof.python}, {proof.machine}",
-            proof.processor,
-            f"{proof.runtime} {proof.version}".strip() or "–",
-            *_cells(proof.golden),
-            *(_cells(proof.pictures) if has_images else ()),
-            f"{proof.seconds:.0f}",
+            f"{result.release}, Python {result.python}, {result.machine}",
+            result.cpu,
+            f"{result.runtime} {result.version}".strip() or "–",
+            *_cells(result.golden),
+            *(_cells(result.images) if has_images else ()),
+            f"{result.seconds:.0f}",
         )
-        for proof in report.proofs
+        for result in report.results
     ]
     table((*header, *(("images", "top-1", "units off") if has_images else ()), "seconds"), rows, optional=("seconds",))
-    for proof in report.proofs:
-        for reason in proof.import_errors:
-            say(f"{proof.release}, {proof.processor}: {reason}")
+    for result in report.results:
+        for reason in result.import_errors:
+            say(f"{result.release}, {result.cpu}: {reason}")
 
 
-def _cells(comparison: Comparison | None) -> tuple[str, str, str]:
+def _cells(comparison: ScoreComparison | None) -> tuple[str, str, str]:
     if comparison is None:
         return "–", "–", "–"
-    top1 = "same" if comparison.same_top1 == comparison.pictures else f"{comparison.same_top1} same"
-    return str(comparison.pictures), top1, f"{comparison.max_difference:.3g}"
+    top1 = "same" if comparison.same_top1 == comparison.images else f"{comparison.same_top1} same"
+    return str(comparison.images), top1, f"{comparison.max_difference:.3g}"

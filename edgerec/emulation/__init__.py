@@ -1,5 +1,5 @@
-"""Verify a bundle in an emulated Debian system for ARM (QEMU), before it is copied to a device."""
+"""Verify a bundle in an emulated Debian system for ARM (QEMU) before copying the bundle to a device."""
 
-from edgerec.emulation.proof import ProofReport, prove
+from edgerec.emulation.emulated_verification import EmulationReport, verify_emulated
 
-__all__ = ["ProofReport", "prove"]
+__all__ = ["EmulationReport", "verify_emulated"]

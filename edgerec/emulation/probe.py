@@ -1,6 +1,7 @@
-"""Script that runs inside a userland: it imports modules, runs a bundle on images, and writes result.json.
+"""Script that runs in the emulated system: imports modules, runs a bundle on images, and writes result.json.
 
-The userland may contain another version of edgerec, so the script uses only functions that open a bundle and classify.
+The emulated system may contain another version of edgerec, so the script uses only functions that open a bundle and
+classify images.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgerec.emulation.score_comparison import ImageResult
 
 
-def pixels_and_scores(classifier: Any, content: bytes) -> dict[str, Any] | None:
-    """Return the digest of an image's preprocessed pixels and each model's scores; None if it cannot be decoded."""
+def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
+    """Return the digest of an image's preprocessed pixels and the scores of each model.
+
+    The result is None if the image cannot be decoded.
+    """
     from edgerec.contract.preprocess import decode
 
     # Older versions of edgerec do not have the parameter ``levels``.
@@ -27,31 +34,35 @@ def pixels_and_scores(classifier: Any, content: bytes) -> dict[str, Any] | None:
 
 
 def import_errors(modules: list[str]) -> dict[str, str]:
-    """Return the reasons why modules cannot be imported, by module name."""
+    """Return a dictionary that maps the names of modules that cannot be imported to the reasons."""
     errors = {}
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # any error is a result
+        except Exception as error:  # an import can raise any exception
             errors[name] = f"{type(error).__name__}: {error}"
     return errors
 
 
 def trust_models(bundle: str) -> None:
-    """Do not test the models in child processes: this process is isolated, and an emulated process cannot start any."""
+    """Make edgerec load the models without testing them in child processes first.
+
+    The test is not needed, because this process is already isolated, and an emulated process cannot start child
+    processes.
+    """
     from edgerec.contract.bundle import Bundle
 
     try:
         from edgerec.tflite.probing import trust
-    except ImportError:  # an older version of edgerec, which does not test models
+    except ImportError:  # older versions of edgerec do not test models
         return
     for name, content in Bundle.open(bundle).files.items():
         if name.endswith(".tflite"):
             trust(content)
 
 
-def prove(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of a job: import errors, the runtime, the result of ``edgerec verify``, and all scores."""
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the import errors, the runtime, the result of ``edgerec verify``, and the scores of all images."""
     result: dict[str, Any] = {"imports": import_errors(job["modules"])}
     if result["imports"]:
         return result
@@ -65,9 +76,9 @@ def prove(job: dict[str, Any]) -> dict[str, Any]:
     try:
         trust_models(job["bundle"])
         classifier = Classifier.open(job["bundle"], delegate="")
-        result["pictures"] = {
+        result["images"] = {
             path.name: pixels_and_scores(classifier, path.read_bytes())
-            for path in sorted(Path(job["pictures"]).iterdir())
+            for path in sorted(Path(job["images"]).iterdir())
         }
         verify(job["bundle"], delegate="")
     except EdgerecError as error:
@@ -77,4 +88,4 @@ def prove(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     here = Path(sys.argv[1])
-    Path(here / "result.json").write_text(json.dumps(prove(json.loads((here / "job.json").read_text()))))
+    Path(here / "result.json").write_text(json.dumps(run_job(json.loads((here / "job.json").read_text()))))

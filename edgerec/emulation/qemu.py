@@ -5,31 +5,32 @@ from __future__ import annotations
 import platform
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
-from edgerec.emulation.debian import apt, unpack
-from edgerec.emulation.tools import checked, need
+from edgerec.emulation.debian import unpack_packages
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing
 from edgerec.utils.lock import Lock
 from edgerec.utils.subprocesses import call
 
-# With its default CPU, version 7.2 computes wrong XNNPACK results without an error.
+# QEMU 7.2 with its default CPU computes wrong XNNPACK results without an error.
 MIN_VERSION = 10
-# Debian release from which QEMU is downloaded. Its program is linked statically, so it works on other systems too.
+# Debian release from which QEMU is downloaded. Its program is statically linked, so it works on other systems too.
 RELEASE = "trixie"
 PROGRAMS = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
-# Machine names that can run each Debian architecture without an emulator.
-_NATIVE_MACHINES = {"arm64": ("aarch64", "arm64")}
+# Debian's name of each CPU architecture on which QEMU runs.
+_HOSTS = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
 def find_qemu(architecture: str, cache: Path) -> Path | None:
-    """Return the path of the emulator for a Debian architecture; None if this machine needs no emulator.
+    """Return the path of the emulator for a Debian architecture, or None if this machine needs no emulator.
 
     Raises:
         TargetError: the emulator is missing and cannot be downloaded.
     """
-    if platform.machine() in _NATIVE_MACHINES.get(architecture, ()):
+    host = _HOSTS.get(platform.machine())
+    if architecture == host:
         return None
     program = PROGRAMS[architecture]
     for name in (program, f"{program}-static"):
@@ -39,10 +40,15 @@ def find_qemu(architecture: str, cache: Path) -> Path | None:
     cached = cache / "qemu" / program
     with Lock(cached, wait=True):
         if not cached.is_file():
-            _download(program, cached)
+            if host is None:
+                raise TargetError(
+                    f"{program} is missing, and Debian has no package of it for {platform.machine()}: "
+                    f"install a statically linked {program}, version {MIN_VERSION} or newer"
+                )
+            _download(program, host, cached)
     if version(cached) < MIN_VERSION:
         raise TargetError(
-            f"{cached} is QEMU {version(cached)}, expected {MIN_VERSION} or newer: delete it and try again"
+            f"{cached} is QEMU {version(cached)}, expected {MIN_VERSION} or newer: delete this file and try again"
         )
     return cached
 
@@ -54,24 +60,19 @@ def version(program: Path) -> int:
     return int(match[1]) if match and not done.code else 0
 
 
-def _download(program: str, path: Path) -> None:
-    """Extract the program from Debian's package for this machine's architecture."""
-    architecture = checked(
-        [need("dpkg", "dpkg"), "--print-architecture"], "finding the architecture", timeout_s=30
-    ).strip()
+def _download(program: str, host: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, apt(RELEASE, architecture) as packages:
-        unpack(packages.download("qemu-user"), packages.folder / "single", f"./usr/bin/{program}")
-        shutil.copyfile(packages.folder / "single" / "usr" / "bin" / program, partial)
-        partial.chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix="edgerec-qemu-") as folder, replacing(path) as partial:
+        unpack_packages(RELEASE, host, ["qemu-user"], Path(folder))
+        shutil.copyfile(Path(folder) / "usr" / "bin" / program, partial)
         if not _is_static(partial):
             raise TargetError(
-                f"Debian's {program} is not linked statically: install qemu-user-static {MIN_VERSION} or newer"
+                f"Debian's {program} is not statically linked: install qemu-user-static {MIN_VERSION} or newer"
             )
     path.chmod(0o755)
 
 
 def _is_static(program: Path) -> bool:
-    """Return whether the program is linked statically, because only such a program runs in another root folder."""
+    """Return whether a program is statically linked. A dynamically linked program does not run in another root."""
     content = program.read_bytes()
     return content[:4] == b"\x7fELF" and b"/ld-linux" not in content[:4096]

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from edgerec.contract.manifest import ModelSpec
 
-# Differences of scores are measured in steps of an 8-bit output, even if the output is not quantized.
+# Score differences are given in quantization steps of an 8-bit output, even if the output is not quantized.
 STEPS = 256
 
 
+class ImageResult(TypedDict):
+    """Results of one image.
+
+    Attributes:
+        pixels: SHA-256 of the preprocessed pixels.
+        scores: the scores of each model.
+    """
+
+    pixels: str
+    scores: Sequence[Sequence[float]]
+
+
+# Results by image name. The result is None if the image file cannot be decoded.
+ImageResults = Mapping[str, ImageResult | None]
+
+
 @dataclass(frozen=True)
-class Comparison:
+class ScoreComparison:
     """Differences between the results of two machines.
 
     Attributes:
-        pictures: number of compared images.
+        images: number of compared images.
         same_pixels: number of images with the same pixels after preprocessing.
         same_top1: number of images for which every model predicts the same label.
         max_difference: largest difference of a score of any model. The unit is one step of a quantized output, or 1/256
@@ -27,7 +43,7 @@ class Comparison:
         allowed: maximum difference that is expected between the two machines.
     """
 
-    pictures: int
+    images: int
     same_pixels: int
     same_top1: int
     max_difference: float
@@ -35,26 +51,27 @@ class Comparison:
 
     @property
     def problem(self) -> str:
-        """Return a description of the problem; empty if there is none."""
-        if other := self.pictures - self.same_pixels:
-            return f"preprocessing gives different pixels for {other} of {self.pictures} images: please report this"
+        """Return a description of the difference if it is not allowed, otherwise an empty string."""
+        if other := self.images - self.same_pixels:
+            return (
+                f"preprocessing produces different pixels for {other} of {self.images} images: please report this as a "
+                "bug of edgerec"
+            )
         if not self.max_difference <= self.allowed:  # also NaN
             return (
-                f"scores differ by up to {self.max_difference:.3g} units of 1/{STEPS}, allowed are {self.allowed:.3g}; "
-                f"the predicted label is the same for {self.same_top1} of {self.pictures} images"
+                f"scores differ by up to {self.max_difference:.3g} units of 1/{STEPS}, but only {self.allowed:.3g} are "
+                f"allowed; the predicted label is the same for {self.same_top1} of {self.images} images"
             )
         return ""
 
 
-Results = Mapping[str, Mapping[str, Any] | None]
-
-
-def compare(expected: Results, actual: Results, specs: Sequence[ModelSpec], tolerances: Sequence[float]) -> Comparison:
+def compare(
+    expected: ImageResults, actual: ImageResults, specs: Sequence[ModelSpec], tolerances: Sequence[float]
+) -> ScoreComparison:
     """Compare the results of two machines. Files that neither machine can decode are ignored.
 
     Args:
-        expected, actual: results by image name: ``pixels`` (a digest) and ``scores`` (a list for each model), or None
-            if the file cannot be decoded.
+        expected, actual: results of the two machines.
         specs: the models.
         tolerances: allowed difference of each model's output, in units of the output.
     """
@@ -62,9 +79,7 @@ def compare(expected: Results, actual: Results, specs: Sequence[ModelSpec], tole
     units = [_units(spec) for spec in specs]
     for name, one in expected.items():
         other = actual.get(name)
-        if one is None and other is None:
-            continue
-        images += 1
+        images += one is not None or other is not None
         if one is None or other is None:
             continue
         same_pixels += one["pixels"] == other["pixels"]
@@ -79,9 +94,9 @@ def compare(expected: Results, actual: Results, specs: Sequence[ModelSpec], tole
         # np.max keeps a NaN, but max() could drop it.
         max_difference = float(np.max([max_difference, *differences]))
     allowed = max(tolerance * unit for tolerance, unit in zip(tolerances, units, strict=True))
-    return Comparison(images, same_pixels, same_top1, max_difference, allowed)
+    return ScoreComparison(images, same_pixels, same_top1, max_difference, allowed)
 
 
 def _units(spec: ModelSpec) -> float:
-    """Return the factor that converts a difference of stored scores to units (see :class:`Comparison`)."""
+    """Return the factor that converts a difference of stored scores to the unit of ``max_difference``."""
     return 1.0 if spec.output.quantized and spec.activation == "none" else float(STEPS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgerec import prove
+from edgerec import verify_emulated
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
 from edgerec.export.systemd import service_files
@@ -102,4 +102,4 @@ def test_wheels_are_not_installed_without_a_manifest(install, content):
 def test_emulated_device_does_not_install_a_changed_wheel(install):
     edit(install.wheel)
     with pytest.raises(BundleError, match="is not installed"):
-        prove(install.bundle, "rpi")
+        verify_emulated(install.bundle, "rpi")

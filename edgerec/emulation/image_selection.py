@@ -1,4 +1,4 @@
-"""Select images of the user for the comparison between the userland and this machine."""
+"""Select the user's images whose scores are compared between an emulated system and this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgerec.errors import DataError
 
 
 def select_images(source: str, limit: int) -> dict[str, bytes]:
-    """Return the content of at most ``limit`` image files, evenly chosen, by name.
+    """Return a dictionary that maps the names of at most ``limit`` evenly spaced image files to their contents.
 
     Image files are not decoded, because the comparison includes the decoding.
 
@@ -23,13 +23,12 @@ def select_images(source: str, limit: int) -> dict[str, bytes]:
     count = len(source_images.classes)
     if not count or limit < 1:
         raise DataError(f"{source} contains no images, so there is nothing to compare: choose other --data")
-    chosen = [number * count // min(limit, count) for number in range(min(limit, count))]
     images = {}
-    for number in chosen:
+    for number in (index * count // min(limit, count) for index in range(min(limit, count))):
         part, index = source_images.locate(number)
         if isinstance(part, Files):
-            images[f"picture-{number:05d}{part.paths[index].suffix.lower()}"] = part.paths[index].read_bytes()
+            images[f"image-{number:05d}{part.paths[index].suffix.lower()}"] = part.paths[index].read_bytes()
         else:
             image = part.images[index]
-            images[f"picture-{number:05d}.png"] = encode_png(image if image.ndim == 3 else image[:, :, None])
+            images[f"image-{number:05d}.png"] = encode_png(image if image.ndim == 3 else image[:, :, None])
     return images

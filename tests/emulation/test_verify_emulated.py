@@ -1,4 +1,4 @@
-"""Verification of a bundle in an emulated Debian userland for ARM, and its error messages."""
+"""Verification of a bundle in an emulated Debian system for ARM, and the error messages."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from edgerec import __version__
+from edgerec import __version__, verify_emulated
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.target import Target
-from edgerec.emulation import machine, proof, prove, qemu, root, tools, wheels
-from edgerec.emulation.debian import MIRROR, find_mirror
-from edgerec.emulation.proof_images import select_images
+from edgerec.emulation import device_wheels, emulated_system, qemu
+from edgerec.emulation import root_file_system as root
+from edgerec.emulation.debian import MIRROR, find_mirror, require_program, unpack_packages
+from edgerec.emulation.emulated_verification import EmulationResult, Expectation, with_failure, with_output
+from edgerec.emulation.image_selection import select_images
+from edgerec.emulation.root_file_system import RootFileSystem
 from edgerec.emulation.score_comparison import compare
 from edgerec.errors import BundleError, TargetError
 from edgerec.runtime.interpreter import Fingerprint
@@ -77,14 +79,14 @@ def test_json_output_reports_a_failure(bundle, edgerec):
 
 
 def test_missing_apt_is_reported(empty_path):
-    with pytest.raises(TargetError, match=r"apt-get is missing.*apt install apt"):
+    with pytest.raises(TargetError, match=r"the program apt-get is missing.*apt install apt"):
         find_mirror()
 
 
 def test_missing_user_namespaces_are_reported(empty_path, monkeypatch):
     program(empty_path, "unshare", "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(TargetError, match=r"needs root or user namespaces .*\(unshare: .* run it as root, or allow"):
+    with pytest.raises(TargetError, match=r"needs root or user namespaces .*\(unshare: .* run the command as root"):
         root.chroot_command()
 
 
@@ -104,23 +106,26 @@ def test_mirror_is_read_from_apt_or_the_environment(empty_path, monkeypatch):
     monkeypatch.setenv(MIRROR, "https://four/debian")
     assert find_mirror() == "https://four/debian"
     monkeypatch.setenv(MIRROR, "https://four/debian main\ndeb [trusted=yes] https://evil/")
-    with pytest.raises(TargetError, match="expected the address of a Debian mirror"):
+    with pytest.raises(TargetError, match="expected the URL of a Debian mirror"):
         find_mirror()
 
 
 def test_old_emulator_is_not_used(empty_path, monkeypatch, tmp_path):
     monkeypatch.setattr(qemu.platform, "machine", lambda: "x86_64")
     program(empty_path, "qemu-aarch64", "echo 'qemu-aarch64 version 7.2.15 (Debian 1:7.2+dfsg-7)'")
-    downloads = []
-    monkeypatch.setattr(qemu, "_download", lambda name, path: downloads.append(name))
-    with pytest.raises(TargetError):
+    with pytest.raises(TargetError, match="mmdebstrap is missing"):  # because edgerec downloads a newer version
         qemu.find_qemu("arm64", tmp_path / "cache")
-    assert downloads == ["qemu-aarch64"]
     old = program(empty_path, "old", "echo 'qemu-aarch64 version 7.2.15'")
     (tmp_path / "cache" / "qemu").mkdir(parents=True, exist_ok=True)
     shutil.copy2(old, tmp_path / "cache" / "qemu" / "qemu-aarch64")
-    with pytest.raises(TargetError, match=r"is QEMU 7, expected 10 or newer: delete it"):
+    with pytest.raises(TargetError, match=r"is QEMU 7, expected 10 or newer: delete this file"):
         qemu.find_qemu("arm64", tmp_path / "cache")
+
+
+def test_emulator_cannot_be_downloaded_for_an_unknown_cpu(empty_path, monkeypatch, tmp_path):
+    monkeypatch.setattr(qemu.platform, "machine", lambda: "loongarch64")
+    with pytest.raises(TargetError, match="Debian has no package of it for loongarch64"):
+        qemu.find_qemu("armhf", tmp_path / "cache")
 
 
 def test_no_emulator_is_needed_on_the_same_architecture(monkeypatch, tmp_path):
@@ -137,7 +142,7 @@ def test_timeout_stops_a_program_and_its_children(tmp_path):
 
 
 def test_error_for_a_missing_wheel_lists_available_versions(tmp_path, monkeypatch):
-    here = root.Root(tmp_path, "trixie", "arm64", None)
+    here = RootFileSystem(tmp_path, "trixie", "arm64", None)
     available = {"3.9": "2.14.0, 2.13.0", "3.11": "2.14.0"}
 
     def pip(command, **_):
@@ -148,9 +153,9 @@ def test_error_for_a_missing_wheel_lists_available_versions(tmp_path, monkeypatc
             0, f"tflite-runtime (2)\nAvailable versions: {available[python]}" if python in available else "", ""
         )
 
-    monkeypatch.setattr(wheels, "call", pip)
+    monkeypatch.setattr(device_wheels, "call", pip)
     with pytest.raises(TargetError) as error:
-        wheels.find_site("tflite-runtime==2.14.0\n", here, None, "")
+        device_wheels.find_site("tflite-runtime==2.14.0\n", here, None, "")
     assert str(error.value) == (
         "there is no wheel of tflite-runtime==2.14.0 for Python 3.13 on aarch64 (Debian trixie). "
         "Available versions: Python 3.9: 2.14.0, 2.13.0; Python 3.11: 2.14.0"
@@ -161,31 +166,35 @@ def test_error_for_a_missing_wheel_lists_available_versions(tmp_path, monkeypatc
 def test_concurrent_processes_install_a_root_only_once(tmp_path, monkeypatch):
     installed = []
 
-    @contextmanager
-    def apt(release, architecture):
+    def unpack(release, architecture, packages, folder):
         installed.append(release)
         time.sleep(0.3)
-        yield SimpleNamespace(download_all=lambda packages: [])
 
-    monkeypatch.setattr(root, "apt", apt)
+    monkeypatch.setattr(root, "unpack_packages", unpack)
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(root.find_root, "trixie", "arm64", [], None, tmp_path) for _ in range(3)]
         (folder,) = {future.result(timeout=60).folder for future in futures}
     assert installed == ["trixie"]
-    assert (folder / "lib").is_symlink()
     assert (folder / "sys/devices/system/cpu/possible").read_text() == "0-3\n"
 
 
-def test_failed_installation_leaves_no_files(tmp_path, monkeypatch):
-    @contextmanager
-    def apt(release, architecture):
-        yield SimpleNamespace(download_all=lambda packages: [tmp_path / "damaged.deb"])
-
-    monkeypatch.setattr(root, "apt", apt)
-    (tmp_path / "damaged.deb").write_bytes(b"no package")
-    with pytest.raises(TargetError, match=r"damaged.deb cannot be unpacked|dpkg-deb is missing"):
-        root.find_root("trixie", "arm64", [], None, tmp_path / "cache")
+def test_failed_installation_leaves_no_files(empty_path, tmp_path, monkeypatch):
+    monkeypatch.setenv(MIRROR, "https://anna:secret@mirror/debian")
+    program(empty_path, "apt-config", "echo 'Acquire::http::Proxy \"http://proxy:3128\";'")
+    program(
+        empty_path,
+        "mmdebstrap",
+        f'echo "$@" >{tmp_path}/arguments; '
+        "echo 'I: running'; echo 'E: Failed to fetch it' >&2; echo 'E: mmdebstrap failed to run' >&2; exit 25",
+    )
+    with pytest.raises(TargetError, match=r"cannot be installed from https://.*@?mirror/debian: E: Failed to") as error:
+        root.find_root("trixie", "arm64", ["python3-numpy"], None, tmp_path / "cache")
+    assert "secret" not in str(error.value)
     assert not list((tmp_path / "cache").glob("*"))
+    arguments = (tmp_path / "arguments").read_text()
+    assert "--architectures=arm64" in arguments
+    assert "python3-numpy" in arguments
+    assert 'Acquire::http::Proxy "http://proxy:3128";' in arguments
 
 
 @pytest.mark.parametrize(
@@ -197,20 +206,38 @@ def test_failed_installation_leaves_no_files(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_requirements_with_other_packages_or_options_are_refused(line):
     allowed = Target.load("rpi").requirements
-    wheels.check_requirements("# ours\nedgerec[headless]==0.1.0\nai_edge_litert>=2.0,<3\n", allowed, "here")
-    with pytest.raises(BundleError, match="is not allowed, expected versions of ai-edge-litert, edgerec"):
-        wheels.check_requirements(f"{line}\n", allowed, "here")
+    device_wheels.check_requirements("# ours\nedgerec[headless]==0.1.0\nai_edge_litert>=2.0,<3\n", allowed, "here")
+    with pytest.raises(BundleError, match="is not allowed, because it is not a version of ai-edge-litert, edgerec"):
+        device_wheels.check_requirements(f"{line}\n", allowed, "here")
+
+
+def wheel(folder: Path, name: str, *requirements: str) -> None:
+    """Write an empty wheel with these requirements."""
+    metadata = "".join(f"Requires-Dist: {requirement}\n" for requirement in requirements)
+    with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n{metadata}")
+        archive.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{name}-1.dist-info/RECORD", "")
 
 
 def test_pip_evaluates_markers_for_the_device(tmp_path):
-    """The launcher makes pip's marker code use the machine and the Python version of the device."""
-    code = wheels._DEVICE_PIP.replace(
-        'runpy.run_module("pip", run_name="__main__", alter_sys=True)',
-        "from pip._vendor.packaging.markers import Marker\nprint(*(Marker(text).evaluate() for text in sys.argv[1:]))",
+    wheel(
+        tmp_path,
+        "demo",
+        "arm ; platform_machine == 'armv7l'",
+        "newpython ; python_version >= '3.13'",
+        "intel ; platform_machine == 'x86_64'",
+        "oldpython ; python_version < '3.13'",
     )
-    markers = ["platform_machine == 'armv7l'", "python_version >= '3.13'", "platform_machine == 'x86_64'"]
-    done = subprocess.run([sys.executable, "-c", code, "armv7l", "3.13", *markers], capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "True", "False"], done.stderr
+    for name in ("arm", "intel", "newpython", "oldpython"):
+        wheel(tmp_path, name)
+    device = RootFileSystem(tmp_path, "trixie", "armhf", None)
+    command = [*device_wheels.device_pip(device), "install", "--no-index", "--find-links", str(tmp_path)]
+    command += ["--target", str(tmp_path / "site"), *device_wheels.wheel_options(device, "3.13"), "demo"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    installed = {path.name.partition("-")[0] for path in (tmp_path / "site").glob("*.dist-info")}
+    assert installed == {"demo", "arm", "newpython"}
 
 
 # Comparison of results
@@ -224,52 +251,54 @@ def spec(bundle):
 def test_compare_counts_differences_of_pixels_scores_and_labels(spec):
     ours = {"a": {"pixels": "x", "scores": [[10, 20]]}, "b": {"pixels": "y", "scores": [[30, 20]]}, "text": None}
     same = compare(ours, ours, [spec], [2])
-    assert (same.pictures, same.same_pixels, same.same_top1, same.max_difference, same.problem) == (2, 2, 2, 0, "")
+    assert (same.images, same.same_pixels, same.same_top1, same.max_difference, same.problem) == (2, 2, 2, 0, "")
     theirs = ours | {"a": {"pixels": "x", "scores": [[13, 12]]}}
     off = compare(ours, theirs, [spec], [2])
     assert (off.same_top1, off.max_difference) == (1, 8)
     assert off.problem.startswith(
-        "scores differ by up to 8 units of 1/256, allowed are 2; the predicted label is the same for 1 of 2"
+        "scores differ by up to 8 units of 1/256, but only 2 are allowed; the predicted label is the same for 1 of 2"
     )
     assert "different pixels for 1 of 2" in compare(ours, ours | {"a": None}, [spec], [2]).problem
     assert compare(ours, ours | {"a": {"pixels": "x", "scores": [[np.nan, 1]]}}, [spec], [2]).problem
 
 
-def case_of(bundle):
-    return proof._case(Bundle.open(bundle), Target.load("rpi"), None, 1)
+@pytest.fixture(scope="module")
+def expected(bundle):
+    return Expectation.of(Bundle.open(bundle), Target.load("rpi"))
 
 
-def test_missing_libraries_and_import_errors_are_named(bundle):
-    here = proof.Proof("bookworm", "3.11", "aarch64", "cortex-a72")
+NOT_RUN = EmulationResult("bookworm", "3.11", "aarch64", "cortex-a72")
+
+
+def test_missing_libraries_and_import_errors_are_named(expected):
     lost = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
-    result = proof._with_results(case_of(bundle), here, {"imports": {"cv2": lost, "edgerec.camera": lost}})
+    result = with_output(NOT_RUN, {"imports": {"cv2": lost, "edgerec.camera": lost}}, expected)
     assert result.missing_libraries == ("libGL.so.1",)
     assert result.import_errors[0] == f"cv2: {lost}"
     assert "and 1 more" in result.problem
     stderr = (
         "python3: error while loading shared libraries: libexpat.so.1: cannot open shared object file: No such file"
     )
-    failed = proof._with_failure(here, programs.ProgramResult(127, "", stderr))
+    failed = with_failure(NOT_RUN, programs.ProgramResult(127, "", stderr))
     assert failed.missing_libraries == ("libexpat.so.1",)
-    assert "signal 11" in proof._with_failure(here, programs.ProgramResult(-11, "", "")).problem
+    assert "signal 11" in with_failure(NOT_RUN, programs.ProgramResult(-11, "", "")).problem
 
 
-def test_scores_of_a_userland_are_compared_with_the_golden_vectors(bundle):
-    case = case_of(bundle)
-    there = Fingerprint("ai-edge-litert", case.made_on.version, "aarch64", "0xd08").to_dict()
+def test_emulated_scores_are_compared_with_the_golden_vectors(expected):
+    there = Fingerprint("ai-edge-litert", expected.made_on.version, "aarch64", "0xd08").to_dict()
     results = {
-        name: {"pixels": v["pixels"], "scores": np.array(v["scores"]).tolist()} for name, v in case.golden.items()
+        name: {"pixels": one["pixels"], "scores": np.array(one["scores"]).tolist()}
+        for name, one in expected.golden.items()
     }
-    output = {"imports": {}, "here": there, "edgerec": "0", "verify": "", "pictures": results}
-    here = proof.Proof("bookworm", "3.11", "aarch64", "cortex-a72")
-    assert proof._with_results(case, here, output).problem == ""
+    output = {"imports": {}, "here": there, "edgerec": "0", "verify": "", "images": results}
+    assert with_output(NOT_RUN, output, expected).problem == ""
     results["golden-000.png"]["scores"][0][0] += 17
-    assert "differ by up to 17 units" in proof._with_results(case, here, output).problem
+    assert "differ by up to 17 units" in with_output(NOT_RUN, output, expected).problem
 
 
 def test_selected_images_are_evenly_spread_and_not_decoded(image_folder):
     chosen = select_images(str(image_folder), 4)
-    assert list(chosen) == [f"picture-{n:05d}.jpg" for n in (0, 10, 20, 30)]
+    assert list(chosen) == [f"image-{n:05d}.jpg" for n in (0, 10, 20, 30)]
     assert all(content[:2] == b"\xff\xd8" for content in chosen.values())
     assert len(select_images("digits", 7)) == 7
 
@@ -279,32 +308,46 @@ def test_selected_images_are_evenly_spread_and_not_decoded(image_folder):
 
 @pytest.fixture
 def emulation():
-    """Skip the test if Debian's programs or a Debian mirror are missing."""
+    """Skip the test if mmdebstrap or a Debian mirror is missing."""
     try:
         root.chroot_command()
         find_mirror()
-        for name in ("dpkg-deb", "tar"):
-            tools.need(name, name)
+        require_program("mmdebstrap", "mmdebstrap")
     except TargetError as error:
         pytest.skip(str(error))
 
 
 @pytest.mark.slow
-def test_trained_bundle_gives_the_same_scores_on_an_emulated_raspberry_pi_4(bundle, image_folder, emulation):
+def test_packages_of_another_architecture_are_unpacked_with_merged_folders(emulation, tmp_path):
     try:
-        report = prove(bundle, "rpi", data=image_folder, images=20, releases=["bookworm"], processors=["cortex-a72"])
+        unpack_packages("bookworm", "armhf", ["base-files", "zlib1g"], tmp_path)
     except TargetError as error:
-        if "cannot be downloaded from" in str(error):
+        if "cannot be installed from" in str(error):
             pytest.skip(str(error))
         raise
-    (only,) = report.proofs
+    assert (tmp_path / "lib").is_symlink()
+    (library,) = (tmp_path / "usr/lib/arm-linux-gnueabihf").glob("libz.so.1.*")
+    assert library.read_bytes()[:5] == b"\x7fELF\x01"  # 32-bit
+
+
+@pytest.mark.slow
+def test_trained_bundle_gives_the_same_scores_on_an_emulated_raspberry_pi_4(bundle, image_folder, emulation):
+    try:
+        report = verify_emulated(
+            bundle, "rpi", data=image_folder, images=20, releases=["bookworm"], cpus=["cortex-a72"]
+        )
+    except TargetError as error:
+        if "cannot be installed from" in str(error):
+            pytest.skip(str(error))
+        raise
+    (only,) = report.results
     assert report.problem == ""
     assert (only.release, only.python, only.machine, only.runtime) == ("bookworm", "3.11", "aarch64", "ai-edge-litert")
     assert only.edgerec == __version__  # the bundle's wheel is installed
-    assert (only.golden.pictures, only.golden.same_top1, only.golden.max_difference <= 1) == (10, 10, True)
-    assert (only.pictures.pictures, only.pictures.same_pixels) == (20, 20)
+    assert (only.golden.images, only.golden.same_top1, only.golden.max_difference <= 1) == (10, 10, True)
+    assert (only.images.images, only.images.same_pixels) == (20, 20)
     assert report.to_dict()["ok"] is True
     # No temporary files are left.
-    cache = machine.cache_folder() / "userland"
+    cache = emulated_system.cache_folder() / "userland"
     assert not list(cache.glob("*/tmp/*"))
     assert not list(cache.glob("**/.*.partial"))

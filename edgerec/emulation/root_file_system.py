@@ -1,4 +1,4 @@
-"""Create a Debian root folder for another architecture, and run programs in it."""
+"""Create a Debian root file system for another architecture, and run programs in it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.emulation.debian import apt, unpack
-from edgerec.emulation.tools import need
+from edgerec.emulation.debian import require_program, unpack_packages
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.lock import Lock
@@ -26,22 +25,23 @@ log = logging.getLogger(__name__)
 PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
 # Version of Python in each Debian release.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
+# Minor version of glibc 2 in each Debian release.
 GLIBC = {"bookworm": 36, "trixie": 41}
 # Links that the installation scripts of the packages would create. The scripts are not run here.
 _ALTERNATIVES = {"blas/libblas.so.3": "libblas.so.3", "lapack/liblapack.so.3": "liblapack.so.3"}
-# A Raspberry Pi has four cores. XNNPACK reads these files, and uses slower kernels if they are missing.
+# Without these CPU topology files, XNNPACK uses slower kernels. A Raspberry Pi has four cores.
 _FILES = {"sys/devices/system/cpu/possible": "0-3\n", "sys/devices/system/cpu/present": "0-3\n"}
 
 
 @dataclass(frozen=True)
-class Root:
-    """A root folder of a Debian release.
+class RootFileSystem:
+    """Root file system of a Debian release.
 
     Attributes:
-        folder: path of the root folder.
-        release: name of the Debian release.
+        folder: path of the root folder on this machine.
+        release: codename of the Debian release.
         architecture: Debian's name of the architecture.
-        qemu: path of the emulator; None if this machine needs no emulator.
+        qemu: path of the emulator, or None if this machine needs no emulator.
     """
 
     folder: Path
@@ -56,8 +56,8 @@ class Root:
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
-        """Create a folder in the root's ``/tmp``, and remove it at the end of the block."""
-        folder = Path(tempfile.mkdtemp(prefix="proof-", dir=self.folder / "tmp"))
+        """Context manager that creates a folder in ``/tmp`` of the root file system, and removes it on exit."""
+        folder = Path(tempfile.mkdtemp(prefix="verify-", dir=self.folder / "tmp"))
         try:
             if self.qemu is not None:
                 shutil.copy2(self.qemu, folder / self.qemu.name)
@@ -66,7 +66,7 @@ class Root:
             shutil.rmtree(folder, ignore_errors=True)
 
     def inside(self, path: Path) -> str:
-        """Return a path in the root folder as programs inside the root see it."""
+        """Convert a path on this machine to the path inside the root file system."""
         return f"/{path.relative_to(self.folder)}"
 
     def call(
@@ -74,67 +74,70 @@ class Root:
         work_folder: Path,
         command: Sequence[str],
         *,
-        processor: str,
-        path: Sequence[Path] = (),
-        settings: Sequence[str] = (),
+        cpu: str,
+        packages: Sequence[Path] = (),
+        environment: Sequence[str] = (),
         timeout_s: float,
     ) -> ProgramResult:
-        """Run a program inside the root folder.
+        """Run a program in the root file system (chroot).
 
         Args:
             work_folder: current folder of the program, created by :meth:`work_folder`.
-            command: program and arguments, with paths as inside the root.
-            processor: QEMU's name of the CPU to emulate; ignored without an emulator.
-            path: folders of Python packages.
-            settings: additional environment variables, ``NAME=value``. They are ignored without an emulator, because
-                they would affect programs of this machine.
+            command: program and arguments, with paths inside the root file system.
+            cpu: QEMU's name of the CPU to emulate. It is ignored if no emulator is needed.
+            packages: folders of Python packages.
+            environment: additional environment variables, ``NAME=value``. They are ignored if no emulator is needed,
+                because they would affect programs of this machine.
             timeout_s: time in seconds after which the program is stopped.
         """
-        emulator = [] if self.qemu is None else [self.inside(work_folder / self.qemu.name), "-cpu", processor]
-        emulator += [part for setting in settings for part in ("-E", setting)] if emulator else []
-        environment = {
+        emulator: list[str] = []
+        if self.qemu is not None:
+            variables = [part for variable in environment for part in ("-E", variable)]
+            emulator = [self.inside(work_folder / self.qemu.name), "-cpu", cpu, *variables]
+        chroot = [*chroot_command(), f"--root={self.folder}", f"--wd={self.inside(work_folder)}", "--"]
+        variables_of_chroot = {
             "HOME": "/tmp",
             "LANG": "C.UTF-8",
             "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": ":".join(self.inside(folder) for folder in path),
+            "PYTHONPATH": ":".join(self.inside(folder) for folder in packages),
             "PYTHONNOUSERSITE": "1",
         }
-        enter = [*chroot_command(), f"--root={self.folder}", f"--wd={self.inside(work_folder)}", "--"]
-        return call([*enter, *emulator, *command], timeout_s=timeout_s, env=environment)
+        return call([*chroot, *emulator, *command], timeout_s=timeout_s, env=variables_of_chroot)
 
 
 def chroot_command() -> list[str]:
-    """Return the command that runs a program with another root folder. Users other than root need a user namespace.
+    """Return the command that runs a program in a chroot. Without root permissions, it creates a user namespace.
 
     Raises:
-        TargetError: neither is allowed, or this system is not Linux.
+        TargetError: the system allows neither, or is not Linux.
     """
     if platform.system() != "Linux":
         raise TargetError(
             f"--on needs Linux to emulate a device, but this system is {platform.system()}: use a Linux container"
         )
-    unshare = need("unshare", "util-linux")
-    if os.geteuid() == 0:
-        enter = [unshare]
-        done = call([unshare, "--root=/", "true"], timeout_s=30)
-        allow = "allow chroot (CAP_SYS_CHROOT)"
-    else:
-        enter = [unshare, "--map-root-user"]
-        done = call([*enter, "--root=/", "true"], timeout_s=30)
-        allow = (
-            "run it as root, or allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 "
+    is_root = os.geteuid() == 0
+    command = [require_program("unshare", "util-linux"), *([] if is_root else ["--map-root-user"])]
+    done = call([*command, "--root=/", "true"], timeout_s=30)
+    if done.code:
+        fix = (
+            "allow chroot (CAP_SYS_CHROOT)"
+            if is_root
+            else "run the command as root, or allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 "
             "(Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)"
         )
-    if done.code:
-        raise TargetError(f"--on needs root or user namespaces to emulate a device ({done.last_line}): {allow}")
-    return enter
+        raise TargetError(f"--on needs root or user namespaces to emulate a device ({done.last_line}): {fix}")
+    return command
 
 
-def find_root(release: str, architecture: str, packages: Sequence[str], qemu: Path | None, cache: Path) -> Root:
-    """Return the root folder with :data:`PACKAGES` and ``packages``; create it if the cache does not contain it.
+def find_root(
+    release: str, architecture: str, packages: Sequence[str], qemu: Path | None, cache: Path
+) -> RootFileSystem:
+    """Return the root file system in which :data:`PACKAGES` and ``packages`` are installed.
+
+    The root file system is created if ``cache`` does not contain it.
 
     Raises:
-        TargetError: the root folder cannot be created.
+        TargetError: the root file system cannot be created.
     """
     all_packages = sorted({*PACKAGES, *packages})
     content_digest = sha256(repr((all_packages, sorted(_ALTERNATIVES), sorted(_FILES.items()))).encode())[:12]
@@ -142,18 +145,13 @@ def find_root(release: str, architecture: str, packages: Sequence[str], qemu: Pa
     with Lock(folder, wait=True):
         if not folder.is_dir():
             log.info("installing Debian %s for %s in %s; this is done only once", release, architecture, folder)
-            with replacing_folder(folder) as partial, apt(release, architecture) as debian:
-                _fill(partial, debian.download_all(all_packages))
-    return Root(folder, release, architecture, qemu)
+            with replacing_folder(folder) as partial:
+                unpack_packages(release, architecture, all_packages, partial)
+                _add_links_and_files(partial)
+    return RootFileSystem(folder, release, architecture, qemu)
 
 
-def _fill(root: Path, packages: Sequence[Path]) -> None:
-    """Unpack the packages, and create the links and files that programs expect."""
-    for name in ("bin", "lib", "sbin"):
-        (root / "usr" / name).mkdir(parents=True)
-        (root / name).symlink_to(f"usr/{name}")
-    for package in packages:
-        unpack(package, root)
+def _add_links_and_files(root: Path) -> None:
     for library, link in _ALTERNATIVES.items():
         for path in (root / "usr" / "lib").glob(f"*/{library}"):
             (path.parent.parent / link).symlink_to(library)

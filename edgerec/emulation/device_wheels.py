@@ -1,4 +1,9 @@
-"""Install the wheels of a bundle's requirements for the device's platform, with the pip of this machine."""
+"""Install the wheels of a bundle's requirements for the device's platform, with the pip of this machine.
+
+pip's ``--platform`` selects wheels for another machine, but environment markers such as ``platform_machine`` are still
+evaluated for this machine. uv evaluates both for the device, but uv's ``--python-platform`` does not support armv7l.
+Therefore a few lines of Python start pip with the values of the device (see :func:`device_pip`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgerec._version import __version__
-from edgerec.emulation.root import GLIBC, Root
+from edgerec.emulation.root_file_system import GLIBC, RootFileSystem
 from edgerec.errors import BundleError, TargetError
 from edgerec.export.wheel import edgerec_wheel
 from edgerec.utils.atomic import replacing_folder, sha256
@@ -28,14 +33,14 @@ INSTALL_TIMEOUT_S = 1200
 INDEX_TIMEOUT_S = 60
 # Name of each Debian architecture in platform.machine and in the file names of wheels.
 MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
-# Versions of Python that an error message checks for wheels, if there is none for the required version.
+# If there is no wheel for the required version of Python, the error message lists the wheels for these versions.
 _PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 _VERSION = r"(==|>=|<=|~=|!=|<|>)\s*[A-Za-z0-9.*+!_-]+"
 _REQUIREMENT = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[A-Za-z0-9, _-]*\])?\s*({_VERSION}(\s*,\s*{_VERSION})*)?"
 )
-# pip evaluates markers such as platform_machine for the machine on which it runs, so these values are replaced.
+# Python code that runs pip with the machine name and the Python version of the device.
 _DEVICE_PIP = """
 import platform, runpy, sys
 machine, version = sys.argv.pop(1), sys.argv.pop(1)
@@ -54,31 +59,31 @@ def check_requirements(text: str, allowed: Sequence[str], where: str) -> None:
     Raises:
         BundleError: a line is not allowed.
     """
-    names = {name_of(line) for line in allowed}
+    names = {package_name(line) for line in allowed}
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        if not _REQUIREMENT.fullmatch(line.strip()) or name_of(line) not in names:
+        if not _REQUIREMENT.fullmatch(line.strip()) or package_name(line) not in names:
             raise BundleError(
-                f"{where}: {line.strip()!r} is not allowed, expected versions of {', '.join(sorted(names))}: "
-                "export the bundle again"
+                f"{where}: the requirement {line.strip()!r} is not allowed, because it is not a version of "
+                f"{', '.join(sorted(names))}: export the bundle again"
             )
 
 
-def name_of(requirement: str) -> str:
+def package_name(requirement: str) -> str:
     """Return the normalized package name of a requirement (PEP 503)."""
     match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
     return re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
 
 
 def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> Path | None:
-    """Return the path of the edgerec wheel to install, or None if pip has to find the required version elsewhere.
+    """Return the path of the edgerec wheel to install, or None if pip has to download the required version.
 
     Args:
-        requirements: text of a requirements.txt.
+        requirements: content of a requirements.txt.
         cache: folder in which the wheel is stored.
-        bundled: wheels of the bundle. If empty, and the running edgerec has the required version, a wheel of the
-            running edgerec is built.
+        bundled: wheels of the bundle. If the bundle has none and requires the version of edgerec that is running, a
+            wheel of the running edgerec is built.
     """
     if f"=={__version__}" in requirements.replace(" ", ""):
         bundled = dict([edgerec_wheel()]) | dict(bundled)
@@ -94,14 +99,14 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
     return folder / name
 
 
-def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str) -> Path:
-    """Return the folder in ``root`` that contains the required packages; install them if the folder does not exist.
+def find_site(requirements: str, root: RootFileSystem, wheel: Path | None, find_links: str) -> Path:
+    """Return the folder in ``root`` that contains the required packages. Install them if the folder does not exist.
 
     Args:
         requirements: content of a requirements.txt, already validated.
-        root: root folder, which determines the version of Python and the architecture.
-        wheel: wheel of edgerec.
-        find_links: folder or URL with more wheels, as for pip's ``--find-links``; or empty.
+        root: root file system, which determines the version of Python and the architecture.
+        wheel: wheel of edgerec, or None if pip has to download it.
+        find_links: folder or URL with more wheels, as for pip's ``--find-links``, or an empty string.
 
     Raises:
         TargetError: pip fails. If there is no suitable wheel, the message lists the versions that exist.
@@ -122,8 +127,8 @@ def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str
     return folder
 
 
-def _install(requirements: str, root: Root, folder: Path, links: Sequence[str], extra: Path) -> None:
-    debian_packages = stand_ins(root, extra)
+def _install(requirements: str, root: RootFileSystem, folder: Path, links: Sequence[str], extra: Path) -> None:
+    debian_packages = write_placeholder_wheels(root, extra)
     (extra / "requirements.txt").write_text(requirements)
     command = [
         *device_pip(root),
@@ -150,11 +155,11 @@ def _metadata(wheel: Path) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
 
 
-def stand_ins(root: Root, folder: Path) -> list[str]:
-    """Write an empty wheel for each Python package that Debian provides, so that pip does not install another version.
+def write_placeholder_wheels(root: RootFileSystem, folder: Path) -> list[str]:
+    """Write an empty wheel for each Python package of the root file system, so that pip does not replace the package.
 
     Returns:
-        The names of the .dist-info folders, which must be removed after the installation.
+        The names of the .dist-info folders of the empty wheels, which must be removed after the installation.
     """
     info_folders = []
     site = root.folder / "usr" / "lib" / "python3" / "dist-packages"
@@ -172,43 +177,42 @@ def stand_ins(root: Root, folder: Path) -> list[str]:
     return info_folders
 
 
-def _pip() -> list[str]:
+def device_pip(root: RootFileSystem) -> list[str]:
+    """Return the command that runs pip so that it evaluates environment markers for the device, not for this machine.
+
+    Raises:
+        TargetError: pip is not installed.
+    """
     if importlib.util.find_spec("pip") is None:
         raise TargetError(
             f"pip, which downloads the wheels, is missing in this environment: run {sys.executable} -m ensurepip"
         )
-    return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-
-
-def device_pip(root: Root) -> list[str]:
-    """Return the command of a pip that evaluates markers for the device instead of this machine."""
-    _pip()
     machine = MACHINES[root.architecture]
     return [*python_command(_DEVICE_PIP, machine, root.python), "--disable-pip-version-check", "--no-input"]
 
 
-def wheel_options(root: Root, python: str) -> list[str]:
-    """Return pip's options to accept only wheels for the architecture and the version of glibc in ``root``."""
+def wheel_options(root: RootFileSystem, python: str) -> list[str]:
+    """Return the options with which pip accepts only wheels for the architecture and the glibc version of ``root``."""
     machine = MACHINES[root.architecture]
     names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[root.release], 16, -1)]
     names += [f"manylinux2014_{machine}", f"linux_{machine}"]
     return ["--only-binary=:all:", "--python-version", python, *(f"--platform={name}" for name in names)]
 
 
-def _explain(done: ProgramResult, root: Root) -> str:
-    """Return a one-line message for a failure of pip. If a wheel is missing, list the versions that exist."""
+def _explain(done: ProgramResult, root: RootFileSystem) -> str:
+    """Return an error message in one line for a failure of pip. If a wheel is missing, list the available versions."""
     machine = MACHINES[root.architecture]
     missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
     if missing is None:
         return f"pip cannot install the requirements for Python {root.python} on {machine}: {done.last_line}"
-    name, available = name_of(missing[1]), []
+    name, available = package_name(missing[1]), []
     for python in _PYTHONS:
         command = [*device_pip(root), "index", "versions", name, *wheel_options(root, python)]
         if match := re.search(r"Available versions: (.+)", call(command, timeout_s=INDEX_TIMEOUT_S).stdout):
             available.append(f"Python {python}: {', '.join(match[1].split(', ')[:3])}")
     wheel = f"there is no wheel of {missing[1]} for Python {root.python} on {machine} (Debian {root.release})"
     if name == "edgerec":
-        return f"{wheel}: build one with python -m build, and add --find-links with its folder"
+        return f"{wheel}: build a wheel with python -m build, and pass its folder with --find-links"
     if not available:
         return f"{wheel} or any other version of Python"
     return f"{wheel}. Available versions: {'; '.join(available)}"
