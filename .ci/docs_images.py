@@ -1,4 +1,4 @@
-"""Create the images of the documentation from real runs: plots, the report, and the camera's web page.
+"""Create the images of the documentation from real runs: plots, a contact sheet, the report, and the web page.
 
     python .ci/docs_images.py WORK_FOLDER
 
@@ -30,13 +30,15 @@ def edgerec(work: Path, *arguments: str) -> None:
 
 
 def prepare(work: Path) -> None:
-    """Train on the digits, quantize, export, write the report, and write the test images to a folder."""
-    if (work / "report.html").exists():
+    """Train a classifier and an autoencoder on the digits, export the classifier, and draw a report and a sheet."""
+    if (work / "augmented.png").exists():
         return
     edgerec(work, "train", "--data", "digits", "--epochs", "12", "--out", "runs/digits")
     edgerec(work, "quantize", "runs/digits")
     edgerec(work, "export", "runs/digits", "--target", "rpi")
     edgerec(work, "report", "runs/digits", "--out", "report.html")
+    edgerec(work, "train", "--data", "digits", "--arch", "autoencoder", "--epochs", "10", "--out", "runs/autoencoder")
+    edgerec(work, "data", "show", "digits", "--augment", "--out", "augmented.png")
 
 
 class Camera(http.server.BaseHTTPRequestHandler):
@@ -104,6 +106,8 @@ def main() -> None:
     prepare(work)
     for name in ("learning_curves.png", "confusion_matrix.png"):
         shutil.copyfile(work / "runs" / "digits" / "plots" / name, IMAGES / name.replace("_", "-"))
+    shutil.copyfile(work / "runs" / "autoencoder" / "plots" / "reconstructions.png", IMAGES / "reconstructions.png")
+    shutil.copyfile(work / "augmented.png", IMAGES / "augmented-digits.png")
     with sync_playwright() as tool:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)

@@ -1,6 +1,6 @@
 """Adapt, train with fake quantization and convert to full int8 every architecture, on real images.
 
-    python benchmarks/architectures.py --work FOLDER [--only NAME …] [--write docs/architectures.md]
+    python benchmarks/architectures.py --work FOLDER [--only NAME …] [--write docs/results/architectures.md]
 
 Most architectures are third-party models, for example those of Keras applications with their own preprocessing.
 benchmarks/models.py measures the cost of edgerec's own architectures. The weights are random and trained for a few
@@ -236,26 +236,26 @@ def measure(name: str, method: str) -> dict[str, Any]:
     }
 
 
-HEADER = """# Architectures
+HEADER = """# Third-party architectures
 
-`python benchmarks/architectures.py --work FOLDER --write docs/architectures.md` builds each architecture with random
-weights, trains it for two steps on CIFAR-10 images (32 px), adapts it for quantization, converts it to full int8, runs
-the int8 file in LiteRT, and checks it against the published rules of the Edge TPU. The table shows whether the
-conversion works, but not how accurate the models are.
+`python benchmarks/architectures.py --work FOLDER --write docs/results/architectures.md` builds each architecture with
+random weights, trains it for two steps on CIFAR-10 images (32 px), rewrites it for quantization, converts it to full
+int8, runs the int8 file in LiteRT, and checks whether the Edge TPU supports it. The table shows whether the conversion
+works, but not how accurate the models are.
 
-- **way**: `qat` is quantization-aware training for two steps; `pqat` is the same after pruning to 50 %, with the zeros
-  preserved; `ptq` is post-training quantization.
-- **changes**: changes of the model's layers by the adaptation, and the largest resulting change of the output.
+- **method**: `qat` is quantization-aware training for two steps. `pqat` is the same after pruning to 50 %, with the
+  zeros preserved. `ptq` is post-training quantization.
+- **changes**: layers that were replaced, and the largest resulting change of the output.
 - **int8 − Keras**: largest difference between the output of the int8 file in LiteRT and the output of the Keras model
   that was converted. Scores are stored in steps of 1/256 = 0.004.
 - **pixels ± 1**: largest change of the Keras model's scores if each pixel changes by at most one. Deep networks with
-  random weights amplify both kinds of differences. For trained models, see docs/results.md.
+  random weights amplify both kinds of differences. [Results](../results.md) has trained models.
 - **zeros**: percentage of zeros in the int8 weights of the file.
 
 """
 COLUMNS = (
     "architecture",
-    "way",
+    "method",
     "changes",
     "operators",
     "float tensors",

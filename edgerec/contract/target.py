@@ -30,7 +30,7 @@ WHEELS = {
 class Target:
     """The capabilities of a kind of machine, and the commands that set up a bundle on it.
 
-    ``docs/targets.md`` describes the TOML file of a target.
+    ``docs/reference/targets.md`` describes the TOML file of a target.
 
     Attributes:
         name: name of the file without its suffix.

@@ -31,7 +31,7 @@ _RULE = (
     "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
 )
 # Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer versions
-# crash with it. Rebuilt libraries have "tf" in their version. docs/edgetpu.md lists the public reports about this.
+# crash with it. Rebuilt libraries have "tf" in their version. docs/how-to/edge-tpu.md lists the public reports.
 _LAST_OLD_RUNTIME = (2, 11)
 # First kernel version for which Google's gasket-dkms cannot be built.
 _NEW_KERNEL = (6, 4)

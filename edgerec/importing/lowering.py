@@ -4,7 +4,7 @@ The rewritten layers are exact except for float rounding. Layers that scale and 
 ``Normalization``, ``x * 2 + 1``, a batch normalization that cannot be fused into a convolution) become :class:`Affine`
 objects. Neighboring ones are merged, and the result becomes a 1×1 depthwise convolution, which runs on every target
 including the Edge TPU. Hard-swish, ``x · relu6(x + 3) / 6``, becomes two of them around a ReLU6. In int8, this is
-faster than the operator HARD_SWISH (docs/architectures.md), which the Edge TPU leaves to the CPU.
+faster than the operator HARD_SWISH (docs/results/architectures.md), which the Edge TPU leaves to the CPU.
 """
 
 from __future__ import annotations

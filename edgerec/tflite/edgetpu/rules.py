@@ -2,8 +2,8 @@
 
 Source: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". If this
 page states no limit, the limit was chosen between operators that the compiler mapped and operators that it refused,
-according to published models and compiler logs, which ``docs/edgetpu.md`` lists. The supported operators and their
-versions are in ``targets/coral-usb.toml``.
+according to published models and compiler logs, which ``docs/concepts/edge-tpu.md`` lists. The supported operators and
+their versions are in ``targets/coral-usb.toml``.
 """
 
 from __future__ import annotations
