@@ -22,8 +22,9 @@ import numpy as np
 
 from edgerec import Recipe
 from edgerec.models import build
-from edgerec.train.backend import compile_classifier, keras
-from edgerec.train.input_pipeline import training_feed
+from edgerec.train.backend import keras
+from edgerec.train.input_pipeline import training_batches
+from edgerec.train.training_step import compile_classifier
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 MODELS = {"mnist": "simple_cnn", "cifar10": "resnet8"}
@@ -54,7 +55,7 @@ def recipe(name: str, setting: str) -> Recipe:
 
 def batches(data: Any, name: str, setting: str) -> Any:
     """Return the batches of the input pipeline."""
-    return training_feed(data, np.arange(PICTURES), recipe(name, setting), first_epoch=0)
+    return training_batches(data, np.arange(PICTURES), recipe(name, setting), first_epoch=0)
 
 
 def in_turns(works: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:

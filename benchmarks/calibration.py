@@ -24,9 +24,9 @@ from edgerec.compress.convert import to_int8
 from edgerec.data import Dataset, Split
 from edgerec.runtime.model import ImageModel
 from edgerec.train.backend import prepare
-from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.metrics import ClassifierMetrics
 from edgerec.train.run import Run
+from edgerec.train.scorers import keras_scorer, tflite_scorer
 from edgerec.utils.progress import ignore
 
 # Function from images and a seed to the converter's input, float32 (N, H, W, C).

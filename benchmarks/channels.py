@@ -29,8 +29,8 @@ from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
 from edgerec.runtime.model import ImageModel
-from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.run import Run
+from edgerec.train.scorers import keras_scorer, tflite_scorer
 from edgerec.utils.progress import ignore
 
 

@@ -355,7 +355,7 @@ class Check:
 
     def check_ends(self, run: Any) -> None:
         """Check that each stage ended after its number of epochs or when its patience was exhausted."""
-        from edgerec.train.transfer import stages
+        from edgerec.train.stages import stages
 
         patience, history = self.row["early_stopping"], run.history()
         for stage in stages(run.recipe):

@@ -49,7 +49,8 @@ def worker(batch: int) -> None:
     """Train, and print the seconds per step and per gradient exchange."""
     import numpy as np
 
-    from edgerec.train.backend import compile_classifier, keras, prepare
+    from edgerec.train.backend import keras, prepare
+    from edgerec.train.training_step import compile_classifier
 
     keras()  # before TensorFlow is loaded, which it sets up
     import tensorflow as tf
@@ -58,12 +59,12 @@ def worker(batch: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(2)
     from edgerec import Recipe
     from edgerec.models import build
-    from edgerec.train.distribute import connected_team
+    from edgerec.train.distribute import connect_workers
     from edgerec.train.input_pipeline import Replicas
 
     recipe = Recipe().override({"model.arch": "resnet8", "data.input_size": SHAPE[0], "data.channels": SHAPE[2]})
     prepare(recipe.train, 0)
-    with connected_team(recipe.train) as team:
+    with connect_workers(recipe.train) as workers:
         rng = np.random.default_rng(0)
 
         def feed(replicas: Replicas) -> Any:
@@ -71,21 +72,21 @@ def worker(batch: int) -> None:
             pixels = rng.random((size, *SHAPE), np.float32)
             return tf.data.Dataset.from_tensors((pixels, np.arange(size) % 10)).cache().repeat()
 
-        with team.scope():
+        with workers.scope():
             model = build(keras(), recipe.model, SHAPE, 10, recipe.normalise)
             compile_classifier(model, keras().optimizers.SGD(0.01), STEPS)
-        model.fit(team.distribute(feed), steps_per_epoch=STEPS, verbose=0)
+        model.fit(workers.distribute(feed), steps_per_epoch=STEPS, verbose=0)
         steps = []
         for _ in range(3):
             began = time.monotonic()
-            model.fit(team.distribute(feed), steps_per_epoch=STEPS, verbose=0)
+            model.fit(workers.distribute(feed), steps_per_epoch=STEPS, verbose=0)
             steps.append((time.monotonic() - began) / STEPS)
         gradients = [tf.zeros_like(variable) for variable in model.trainable_variables]
-        exchanges = [exchange(team, gradients) for _ in range(4)][1:] if team.cluster is not None else [0.0]
+        exchanges = [exchange(workers, gradients) for _ in range(4)][1:] if workers.cluster is not None else [0.0]
         print(json.dumps({"step_s": min(steps), "exchange_s": min(exchanges), "parameters": model.count_params()}))
 
 
-def exchange(team: Any, gradients: list[Any]) -> float:
+def exchange(workers: Any, gradients: list[Any]) -> float:
     """Return the seconds to sum tensors with the shapes of the gradients over all processes."""
     import tensorflow as tf
 
@@ -95,7 +96,7 @@ def exchange(team: Any, gradients: list[Any]) -> float:
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
         for _ in tf.range(STEPS):
-            team.strategy.run(replica)
+            workers.strategy.run(replica)
         return 0
 
     began = time.monotonic()

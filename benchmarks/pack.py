@@ -26,8 +26,9 @@ from common import data_folder, unpacked
 from edgerec import Recipe, pack_data
 from edgerec.data import load, split_dataset
 from edgerec.models import build
-from edgerec.train.backend import compile_classifier, keras
-from edgerec.train.input_pipeline import steps_per_epoch, training_feed
+from edgerec.train.backend import keras
+from edgerec.train.input_pipeline import steps_per_epoch, training_batches
+from edgerec.train.training_step import compile_classifier
 
 BATCH, STEPS = 128, 40
 PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
@@ -75,7 +76,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     parts = split_dataset(dataset, section, 0)
     model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalise)
     compile_classifier(model, keras().optimizers.Adam(), 20)
-    feed = training_feed(dataset, parts.train, recipe, first_epoch=0)
+    feed = training_batches(dataset, parts.train, recipe, first_epoch=0)
     memory, first = [], []
 
     class Watch(keras().callbacks.Callback):  # type: ignore[misc]
@@ -109,12 +110,12 @@ def feed(arguments: argparse.Namespace) -> dict[str, Any]:
         for key, setting in SETTINGS.items():
             recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | setting)
             epoch = steps_per_epoch(part, recipe)
-            fed = training_feed(dataset, part, recipe, first_epoch=0)
+            fed = training_batches(dataset, part, recipe, first_epoch=0)
             works[f"{name}, augmentation {key}"] = (take(fed, epoch), epoch * BATCH)
     recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | PLAIN)
     model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalise)
     compile_classifier(model, keras().optimizers.Adam(), STEPS)
-    one = training_feed(dataset, part, recipe, first_epoch=0).take(1).cache().repeat()
+    one = training_batches(dataset, part, recipe, first_epoch=0).take(1).cache().repeat()
     works["step"] = (lambda: model.fit(one, steps_per_epoch=STEPS, epochs=1, verbose=0), STEPS * BATCH)
     speeds, _ = in_turns(works, arguments.rounds)
     return {

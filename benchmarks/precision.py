@@ -19,9 +19,10 @@ import numpy as np
 
 from edgerec import Recipe
 from edgerec.models import build
-from edgerec.train.backend import compile_classifier, keras, prepare
+from edgerec.train.backend import keras, prepare
 from edgerec.train.optimizer import optimizer
 from edgerec.train.precision import in_training_precision
+from edgerec.train.training_step import compile_classifier
 from edgerec.utils.optional import require
 
 BATCH, CLASSES = 128, 10

@@ -83,7 +83,7 @@ def test_every_command_runs(folder, monkeypatch, here):
     # The plots and the Keras 3 file at the end of a training are tested elsewhere, and would take half of the time.
     for drawing in ("learning_curves", "confusion_matrix", "worst_mistakes"):
         monkeypatch.setattr(plots, drawing, lambda *_: None)
-    monkeypatch.setattr(sys.modules["edgerec.train.fit"], "offer_keras3", lambda *_: None)
+    monkeypatch.setattr(sys.modules["edgerec.train.results"], "offer_keras3", lambda *_: None)
     outputs = {}
     for command in ROWS:
         done = here(*small(command))

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RecipeError
-from edgerec.models import ARCHITECTURES, build, find, own
+from edgerec.models import ARCHITECTURES, build, find, user_defined
 from edgerec.tflite.cost import macs
 from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.inspection import target_problems
@@ -166,7 +166,11 @@ def _supported_methods(model: Any) -> tuple[list[str], Any]:
 
 def _report(name: str, input_size: int, width: float, classes: int, figures: dict[str, Any]) -> ArchitectureReport:
     known = find(name)
-    about = (own.find_function(name).__doc__ or "").strip().partition("\n")[0] if own.is_own(name) else known.about
+    about = (
+        (user_defined.find_function(name).__doc__ or "").strip().partition("\n")[0]
+        if user_defined.is_user_defined(name)
+        else known.about
+    )
     return ArchitectureReport(
         name=name,
         about=about,

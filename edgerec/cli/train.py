@@ -139,7 +139,8 @@ def train(
             param_hint="--resume",
         )
     with progress() as listener:
-        from edgerec.train.fit import fit, was_begun
+        from edgerec.train.automatic_recipe import was_begun
+        from edgerec.train.fit import fit
 
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
         if more_epochs and not continues:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from edgerec.compress.channel_graph import MERGING, ChannelGraph, Channels, LayerChannels, trace
 from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.errors import ModelError
-from edgerec.train.backend import copied, keras, reconstructs
+from edgerec.train.backend import copied, keras
 from edgerec.train.input_pipeline import ONE_REPLICA
+from edgerec.train.training_step import reconstructs
 from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)

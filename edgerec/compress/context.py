@@ -18,25 +18,25 @@ from edgerec.compress.finetune import FineTune, resumable_settings
 from edgerec.compress.methods import FLOAT32, Method
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.data import Dataset, Split
-from edgerec.models import OWN
+from edgerec.models import IMPORTED
 from edgerec.recipe import NOT_AUGMENTED, DataSource, Recipe
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.tflite.flatbuffer import read_graph, weight_sparsity
 from edgerec.tflite.metadata import with_metadata
 from edgerec.train.backend import prepare, versions
-from edgerec.train.distillation import teacher_loss
-from edgerec.train.distribute import Team, connected_team, run_to_write
-from edgerec.train.evaluate import keras_scorer, tflite_scorer
+from edgerec.train.distillation_loss import teacher_loss
+from edgerec.train.distribute import Workers, connect_workers, run_to_write
 from edgerec.train.input_pipeline import (
     Replicas,
-    evaluation_feed,
+    evaluation_batches,
     evaluation_steps,
     reporting_damaged_records,
     steps_per_epoch,
-    training_feed,
+    training_batches,
 )
 from edgerec.train.metrics import ModelMetrics, metrics_of
 from edgerec.train.run import Run
+from edgerec.train.scorers import keras_scorer, tflite_scorer
 from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
@@ -61,7 +61,7 @@ class CompressionContext:
         measure: computes accuracy and agreement from outputs.
         reference: outputs of the float Keras model, float32 ``(test images, classes)``.
         val_top1: top-1 accuracy of the float Keras model on the validation images, 0 to 1.
-        team: the devices and workers that are used for fine-tuning.
+        workers: the devices and workers that are used for fine-tuning.
         listener: receives the progress.
     """
 
@@ -73,7 +73,7 @@ class CompressionContext:
     measure: ModelMetrics
     reference: npt.NDArray[np.float32]
     val_top1: float
-    team: Team
+    workers: Workers
     listener: Listener
 
     @classmethod
@@ -83,15 +83,15 @@ class CompressionContext:
     ) -> Iterator[CompressionContext]:
         """Load the images and run the float model on them; all workers of ``TF_CONFIG`` take part."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-        with run.locked(), connected_team(recipe.train) as team, run_to_write(run, team) as own:
+        with run.locked(), connect_workers(recipe.train) as workers, run_to_write(run, workers) as own:
             dataset, split = own.data(data, listener)
-            team.require_equal({"data": dataset.digest} | recipe.without_source.to_dict())
+            workers.require_equal({"data": dataset.digest} | recipe.without_source.to_dict())
             model, measure = own.model(), metrics_of(own)
             score = keras_scorer(model, recipe.normalise)
             val_top1 = measure.top1(score(dataset.select(split.val), listener), dataset.classes[split.val])
             reference = score(dataset.select(split.test), listener)
             with reporting_damaged_records(dataset):
-                yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, team, listener)
+                yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, workers, listener)
 
     def with_method(self, method: str) -> CompressionContext:
         """Return this context with another compression method."""
@@ -175,7 +175,7 @@ class CompressionContext:
             max_drop=self.recipe.compress.max_drop,
             sparsity=weight_sparsity(read_graph(content)),
             model_sha256=sha256(content),
-            figures=measure.figures(outputs, classes, dataset.labels),
+            figures=measure.report(outputs, classes, dataset.labels),
             agreements=agreements,
             **provenance,
         )
@@ -203,15 +203,15 @@ class CompressionContext:
 
         def feed(epoch: int, replicas: Replicas) -> Any:
             # Number the epochs after those of the training, so that image order and augmentation are not repeated.
-            return training_feed(dataset, split.train, recipe, replicas, first_epoch=train.epochs + epoch)
+            return training_batches(dataset, split.train, recipe, replicas, first_epoch=train.epochs + epoch)
 
         return FineTune(
             feed=feed,
-            plain=training_feed(dataset, split.train, replace(recipe, augment=NOT_AUGMENTED), first_epoch=0),
+            plain=training_batches(dataset, split.train, replace(recipe, augment=NOT_AUGMENTED), first_epoch=0),
             steps=steps_per_epoch(split.train, recipe),
-            validation=partial(evaluation_feed, dataset, split.val, recipe.normalise),
-            validation_steps=evaluation_steps(split.val, self.team.replicas),
-            team=self.team,
+            validation=partial(evaluation_batches, dataset, split.val, recipe.normalise),
+            validation_steps=evaluation_steps(split.val, self.workers.replicas),
+            workers=self.workers,
             epochs=compress.epochs,
             learning_rate=compress.learning_rate or train.learning_rate * rate,
             retraining_rate=compress.learning_rate or train.learning_rate * RETRAINING_RATE[train.optimizer],
@@ -231,4 +231,4 @@ def _has_foreign_weights(recipe: Recipe) -> bool:
 
     If so, the batch-normalization statistics were computed on more images than the run has.
     """
-    return recipe.model.pretrained or recipe.model.arch == OWN
+    return recipe.model.pretrained or recipe.model.arch == IMPORTED

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from edgerec.recipe import Recipe, TrainSection
-from edgerec.train.backend import cause, compile_classifier, freeze_batch_normalization, keras, reseed
-from edgerec.train.distillation import DistillationLoss
-from edgerec.train.distribute import Team
-from edgerec.train.fit import STEPS_PER_CALL
+from edgerec.train.backend import cause, freeze_batch_normalization, keras, reseed
+from edgerec.train.distillation_loss import DistillationLoss
+from edgerec.train.distribute import Workers
 from edgerec.train.input_pipeline import Replicas
 from edgerec.train.optimizer import cosine, optimizer
 from edgerec.train.run import format_metrics
+from edgerec.train.training_step import STEPS_PER_CALL, compile_classifier
 from edgerec.utils.atomic import replacing
 from edgerec.utils.bounded import check_zip_file, parse_json
 from edgerec.utils.progress import Listener, Progress
@@ -43,7 +43,7 @@ class FineTune:
         plain: training batches without augmentation.
         steps: number of steps per epoch.
         validation: function ``(replicas)`` that returns ``validation_steps`` validation batches.
-        team: the devices used for training.
+        workers: the devices used for training.
         epochs: number of epochs of each stage.
         learning_rate: peak learning rate; it falls to zero as a half cosine.
         retraining_rate: peak learning rate of a pruning stage, after which the remaining weights have to adapt.
@@ -63,7 +63,7 @@ class FineTune:
     steps: int
     validation: Callable[[Replicas], Any]
     validation_steps: int
-    team: Team
+    workers: Workers
     epochs: int
     learning_rate: float
     retraining_rate: float
@@ -108,15 +108,15 @@ def fine_tune(
     Raises:
         RecipeError: the batch size is not a multiple of the number of devices times ``train.accumulate``.
     """
-    tune.team.check_batch(tune.train.batch_size, tune.train.accumulate)
+    tune.workers.check_batch(tune.train.batch_size, tune.train.accumulate)
     model = build()
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
     # Several devices train a second model with mirrored variables, because such a model cannot be saved or converted.
     trained = model
-    if tune.team.strategy is not None:
-        with tune.team.scope():
+    if tune.workers.strategy is not None:
+        with tune.workers.scope():
             trained = build()
         trained.set_weights(model.get_weights())
     frozen_bn = freeze_batch_normalization(trained) if tune.freeze_bn else []
@@ -134,10 +134,10 @@ def fine_tune(
         teacher=tune.teacher,
         teacher_weight=tune.teacher_weight,
     )
-    with tune.team.scope():
+    with tune.workers.scope():
         compiled(optimizer(tune.train.optimizer, rate, tune.train.weight_decay))
     done = state.restore(trained)
-    tune.team.require_equal({f"{stage}: epoch": done})
+    tune.workers.require_equal({f"{stage}: epoch": done})
     for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
         if freeze and first == frozen_from < last:
             if calibrate and frozen_from > 0 and done <= frozen_from:
@@ -145,16 +145,16 @@ def fine_tune(
                 calibrate()
                 _copy(model, trained)
             freeze(trained)
-            with tune.team.scope():
+            with tune.workers.scope():
                 # Trace the training step again, because freezing the ranges changes its graph.
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
-                tune.team.distribute(partial(tune.feed, max(first, done))),
+                tune.workers.distribute(partial(tune.feed, max(first, done))),
                 steps_per_epoch=tune.steps,
                 initial_epoch=max(first, done),
                 epochs=last,
-                validation_data=tune.team.distribute(tune.validation),
+                validation_data=tune.workers.distribute(tune.validation),
                 validation_steps=tune.validation_steps,
                 callbacks=[*callbacks, _recorder(state)],
                 verbose=0,
@@ -329,7 +329,7 @@ def _recorder(state: _State) -> Any:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             # An autoencoder has no accuracy, so the epoch with the lowest loss is the best.
             state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
-            tune.team.merge_statistics(self.model)
+            tune.workers.merge_statistics(self.model)
             log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, format_metrics(logs))
 
     return Recorder()

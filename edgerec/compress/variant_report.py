@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from edgerec.compress.accuracy_gate import ParityRow
-from edgerec.train.evaluate import Figures
+from edgerec.train.metrics import EvaluationReport
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class QuantizeReport:
     max_drop: float
     sparsity: float
     model_sha256: str
-    figures: Figures
+    figures: EvaluationReport
     calibration: dict[str, Any] = field(default_factory=dict)
     adapted: list[dict[str, Any]] = field(default_factory=list)
     why: str = ""
@@ -76,7 +76,7 @@ class QuantizeReport:
         """Read the values of a variant's ``report.json``."""
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         known["forms"] = tuple(_known(ParityRow, row) for row in values["forms"])
-        known["figures"] = _known(Figures, values["figures"] | {"labels": tuple(values["figures"]["labels"])})
+        known["figures"] = _known(EvaluationReport, values["figures"] | {"labels": tuple(values["figures"]["labels"])})
         return cls(**known)
 
 

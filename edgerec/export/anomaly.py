@@ -17,8 +17,8 @@ from edgerec.recipe import DataSource
 from edgerec.runtime.anomaly import Autoencoder
 from edgerec.tflite.edgetpu import compile_for_edgetpu
 from edgerec.train.anomaly import KNOWN_FRACTION, fit_threshold
-from edgerec.train.evaluate import tflite_scorer
 from edgerec.train.run import Run
+from edgerec.train.scorers import tflite_scorer
 from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)

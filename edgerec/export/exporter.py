@@ -22,7 +22,8 @@ from edgerec.export.writer import write_verified
 from edgerec.recipe import DataSource
 from edgerec.runtime.model import ImageModel
 from edgerec.tflite.edgetpu import EdgeTpuReport, compile_for_edgetpu
-from edgerec.train.run import Run, split_summary
+from edgerec.train.run import Run
+from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
 

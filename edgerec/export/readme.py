@@ -27,8 +27,8 @@ def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, c
     Args:
         manifest: the bundle's manifest.
         target: the device.
-        figures: results of the variant on the test images, as :class:`edgerec.train.evaluate.Figures` has them; None
-            for an imported model or an ensemble, which were not measured.
+        figures: results of the variant on the test images, see
+            :class:`edgerec.train.metrics.EvaluationReport`, or None for an imported model or an ensemble.
         content: the first model, from which C++ sources are generated.
     """
     if figures is not None:

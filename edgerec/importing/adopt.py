@@ -21,15 +21,16 @@ from edgerec.importing.foreign_keras import expects_pixels, read_foreign
 from edgerec.importing.keras3 import offer_keras3
 from edgerec.importing.keras_files import SUFFIXES
 from edgerec.importing.saved_model import FOLDER, SavedModel, load_saved_model
-from edgerec.models import OWN
+from edgerec.models import IMPORTED
 from edgerec.recipe import DataSource, Recipe, one_or_tuple
-from edgerec.train.automatic_recipe import with_epochs
+from edgerec.train.automatic_recipe import with_absolute_paths, with_epochs
 from edgerec.train.backend import prepare, versions
-from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.fit import with_absolute_paths
 from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_files_beside, label_order
-from edgerec.train.leakage import Exposure, refuse_exposed
-from edgerec.train.run import KERAS3, PSEUDO_LABELS, Run, split_record
+from edgerec.train.leakage import TrainedImages, check_not_trained_on
+from edgerec.train.metrics import classifier_report
+from edgerec.train.run import KERAS3, PSEUDO_LABELS, Run
+from edgerec.train.scorers import keras_scorer
+from edgerec.train.split_record import split_record
 from edgerec.utils.atomic import checked_output, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.utils.progress import Listener, ignore
 
@@ -219,12 +220,12 @@ def _read_data(
             "give the model's labels with --labels FILE, one per line, in the order of its outputs"
         )
     parts = split_dataset(dataset, section, base.seed)
-    if Exposure.of_file(path, dataset) is not None:
-        refuse_exposed(path, str(path), dataset, parts)
+    if TrainedImages.of_file(path, dataset) is not None:
+        check_not_trained_on(path, str(path), dataset, parts)
     recipe = replace(
         base,
         data=section,
-        model=replace(base.model, arch=OWN, width=base.model.width or 1.0, weights="none"),
+        model=replace(base.model, arch=IMPORTED, width=base.model.width or 1.0, weights="none"),
         train=replace(with_epochs(base.train, len(parts.train)), mixed_precision=False),
     )
     return _ModelData(known, dataset.relabeled(known) if dataset.labels else dataset, parts, recipe)
@@ -318,7 +319,9 @@ def _write(
             dataset = dataset.relabeled(labels, predictions)
         _write_model(new, path, model)
         score = keras_scorer(model, recipe.normalise)
-        result = figures(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
+        result = classifier_report(
+            score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test"
+        )
         right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
         about = {
             "val_accuracy": float(np.mean(right)),

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import RecipeError, unknown
-from edgerec.models import imagenet, own
+from edgerec.models import imagenet, user_defined
 from edgerec.models.autoencoder import autoencoder
 from edgerec.models.densenet import densenet121
 from edgerec.models.ds_cnn import ds_cnn
@@ -102,14 +102,14 @@ ARCHITECTURES = {
 
 
 # Value of model.arch in the run of an imported model, whose architecture is not one of ARCHITECTURES.
-OWN = "own"
+IMPORTED = "own"
 # Value of model.arch if the network is loaded from the file that model.weights names.
 BACKBONE = "backbone"
 
 
 def least_size_px(name: str) -> int:
     """Return the smallest side of the network's input, in pixels."""
-    return 1 if name in (OWN, BACKBONE, AUTO) else find(name).least_size_px
+    return 1 if name in (IMPORTED, BACKBONE, AUTO) else find(name).least_size_px
 
 
 def reconstructs(name: str) -> bool:
@@ -123,7 +123,7 @@ def find(name: str) -> Architecture:
     Raises:
         RecipeError: the architecture does not exist. The message contains the nearest name.
     """
-    if name == OWN:
+    if name == IMPORTED:
         raise RecipeError(
             "model.arch is 'own', which stands for an imported model that is already trained: set model.arch to an "
             "architecture from the output of 'edgerec models'"
@@ -133,8 +133,8 @@ def find(name: str) -> Architecture:
             "model.arch 'auto' works only with edgerec train, which chooses an architecture: set model.arch to an "
             "architecture from the output of 'edgerec models'"
         )
-    if own.is_own(name):
-        return Architecture(own.features, 1)
+    if user_defined.is_user_defined(name):
+        return Architecture(user_defined.features, 1)
     if name not in ARCHITECTURES:
         if name.endswith(".py"):
             raise RecipeError(
@@ -176,7 +176,7 @@ def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classe
     # The scores are float32 even with mixed precision.
     x = keras.layers.Dense(classes, name="logits", dtype="float32")(x)
     scores = keras.layers.Activation("softmax", name="scores", dtype="float32")(x)
-    name = own.plain_name(section.arch) if own.is_own(section.arch) else section.arch
+    name = user_defined.plain_name(section.arch) if user_defined.is_user_defined(section.arch) else section.arch
     model = keras.Model(inputs, scores, name=name)
     if pretrained:
         imagenet.load_weights(keras, model, section, pretrained)

@@ -12,12 +12,14 @@ import numpy as np
 
 from edgerec.contract.decision import calibrated, fit_temperature
 from edgerec.data import Dataset, Split
+from edgerec.data.split import Indices
 from edgerec.errors import EdgerecError, RunError
 from edgerec.report.model import Calibration, Mistake
 from edgerec.runtime.model import ImageModel
 from edgerec.train.confidence_calibration import reliability
-from edgerec.train.evaluate import Indices, Reals, Scorer, keras_scorer, tflite_scorer
+from edgerec.train.metrics import Reals
 from edgerec.train.run import Run
+from edgerec.train.scorers import Scorer, keras_scorer, tflite_scorer
 from edgerec.utils.atomic import sha256
 from edgerec.utils.progress import Listener
 

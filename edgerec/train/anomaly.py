@@ -13,7 +13,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset, Split
 from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe
-from edgerec.train.evaluate import keras_scorer
+from edgerec.train.scorers import keras_scorer
 from edgerec.utils.figures import BLUE, GREY, ORANGE, label_log_axis, new_figure, save_figure
 from edgerec.utils.progress import Listener, ignore
 

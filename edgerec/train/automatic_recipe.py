@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.contract.target import Target
+from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.dataset import AUTO_SIZE_PX
+from edgerec.data.readers import NAMED
 from edgerec.data.summary import summarize
-from edgerec.errors import ModelError, RecipeError
-from edgerec.models import ARCHITECTURES, BACKBONE, imagenet, least_size_px
+from edgerec.data.tfrecord_reader import is_remote
+from edgerec.errors import DataError, ModelError, RecipeError
+from edgerec.models import ARCHITECTURES, BACKBONE, imagenet, least_size_px, reconstructs
 from edgerec.models.automatic import Rule, Situation, choose, suitable_epochs
-from edgerec.recipe import AUTO, DataSection, Recipe, TrainSection
+from edgerec.recipe import AUTO, UNRESOLVED, DataSection, Recipe, TrainSection, one_or_tuple
 from edgerec.train.backend import keras
-from edgerec.train.input_pipeline import batch_size
-from edgerec.train.leakage import run_of
+from edgerec.train.input_pipeline import (
+    batch_size,
+)
+from edgerec.train.leakage import run_of, with_weights_file
+from edgerec.train.run import Run
+from edgerec.train.transfer import backbone_file, input_size_px
+from edgerec.utils.atomic import real_path, user_path
+from edgerec.utils.command_line import command
 from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
@@ -128,3 +137,86 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
     }
     size_px = situation.input_px or min(max(situation.side_px, min_px), rule.max_input_px)
     return replace(recipe, data=replace(recipe.data, input_size=size_px), model=replace(recipe.model, **keys))
+
+
+def was_begun(recipe: Recipe, out: str | Path) -> bool:
+    """Return whether ``out`` has a training with the same recipe, so that the same command can start and resume it.
+
+    Raises:
+        RecipeError: ``out`` has a training with another recipe.
+    """
+    run = Run.at(out)
+    if not run.begun:
+        return False
+    recorded = run.recipe
+    requested = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
+    for section, keys in requested.to_dict().items():
+        for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
+            name = f"{section}.{key}" if key else section
+            old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
+            unset = UNRESOLVED | {"data.black_level": 0}
+            # The target is only used to choose the architecture, so its value may change.
+            may_differ = name == "model.target" or (name in unset and value == unset[name])
+            more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
+            if value != old and not may_differ:
+                raise RecipeError(
+                    f"{run.path} was started with {name} {old!r}, but now it is {value!r}: continue it unchanged with "
+                    f"{command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
+                )
+    return True
+
+
+def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
+    """Return the recipe with values for all automatic keys, the data set, and the split of the data set."""
+    recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
+    unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
+    dataset, section = load(
+        _sized_data_section(recipe),
+        least_size_px=least_size_px(recipe.model.arch),
+        flat=unlabeled,
+        least_classes=1 if unlabeled else 2,
+        listener=listener,
+    )
+    parts = split_dataset(dataset, section, recipe.seed)
+    train = with_epochs(recipe.train, len(parts.train))
+    size, accumulate = train.batch_size, train.accumulate
+    if size < recipe.train.batch_size:
+        log.warning(
+            "train.batch_size is %d, but there are fewer training images: using a batch size of %d",
+            recipe.train.batch_size,
+            size,
+        )
+    if size % accumulate:
+        raise RecipeError(
+            f"train.accumulate is {accumulate}, expected a divisor of the batch size {size}: set train.batch_size to a "
+            f"multiple of {accumulate} that is not above {len(parts.train)}, the number of training images"
+        )
+    return replace(recipe, data=with_absolute_paths(section), train=train), dataset, parts
+
+
+def with_absolute_paths(section: DataSection) -> DataSection:
+    """Return the section with absolute paths, so that a run does not depend on the working directory.
+
+    The paths of merged data sets are sorted, because their order has no effect.
+    """
+    sources = (
+        source if source in NAMED or is_remote(source) else str(real_path(user_path(source)))
+        for source in section.sources
+    )
+    absolute = replace(section, source=one_or_tuple(sorted(sources)))
+    if any("\udc80" <= character <= "\udcff" for source in absolute.sources for character in source):
+        raise DataError(f"The path {absolute.title} is not valid UTF-8, so a recipe cannot contain it: rename it")
+    return absolute
+
+
+def _sized_data_section(recipe: Recipe) -> DataSection:
+    """Return the data section; if the network comes from a file, with the input size of this network."""
+    if recipe.model.arch != BACKBONE:
+        return recipe.data
+    size = input_size_px(backbone_file(recipe))
+    if recipe.data.input_size not in (0, size):
+        raise RecipeError(
+            f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} takes images of "
+            f"{size} pixels: leave data.input_size out"
+        )
+    return replace(recipe.data, input_size=size)

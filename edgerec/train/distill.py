@@ -9,7 +9,7 @@ from typing import Any
 
 from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe
-from edgerec.train.distillation import check_same_data
+from edgerec.train.distillation_loss import check_same_data
 from edgerec.train.fit import fit
 from edgerec.train.run import Run
 from edgerec.utils.atomic import real_path

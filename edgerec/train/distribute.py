@@ -37,7 +37,7 @@ _LOST = ("UnavailableError", "AbortedError", "CancelledError", "InternalError", 
 
 
 @dataclass(frozen=True)
-class Team:
+class Workers:
     """The devices and workers that train one model. By default, this is one device in one worker.
 
     Attributes:
@@ -134,11 +134,11 @@ class Team:
 
 
 # A single device in a single worker.
-ALONE = Team()
+SINGLE_DEVICE = Workers()
 
 
 @contextlib.contextmanager
-def connected_team(section: TrainSection) -> Iterator[Team]:
+def connect_workers(section: TrainSection) -> Iterator[Workers]:
     """Connect all workers that ``TF_CONFIG`` lists, with all their GPUs.
 
     Call this function before TensorFlow computes anything. At the end of the block, each worker waits for the others.
@@ -154,19 +154,19 @@ def connected_team(section: TrainSection) -> Iterator[Team]:
     strategy = _multi_worker_strategy(cluster, section.workers_wait_s)
     total = strategy.num_replicas_in_sync
     own = total // len(cluster.addresses)
-    team = Team(strategy, cluster, Replicas(cluster.index * own, own, total))
+    workers = Workers(strategy, cluster, Replicas(cluster.index * own, own, total))
     log.info(
         "this is %s of %d workers with %d devices in total", cluster.name(cluster.index), len(cluster.addresses), total
     )
     try:
-        yield team
-        team.wait()  # TensorFlow reports a worker that exits early as lost
+        yield workers
+        workers.wait()  # TensorFlow reports a worker that exits early as lost
     except tuple(getattr(tf.errors, name) for name in _LOST) as error:
         raise TrainError(_lost_worker_message(cluster, str(error))) from None
 
 
-def _one_machine() -> Team:
-    """Return the team of all GPUs, or of all logical CPUs if there is no GPU.
+def _one_machine() -> Workers:
+    """Return the workers of all GPUs, or of all logical CPUs if there is no GPU.
 
     TensorFlow has one logical CPU by default. A program can configure more of them with
     ``tf.config.set_logical_device_configuration`` to test training on several devices without GPUs.
@@ -175,9 +175,9 @@ def _one_machine() -> Team:
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     devices = [f"{kind}:{number}" for number in range(len(tf.config.list_logical_devices(kind)))]
     if len(devices) < 2:
-        return ALONE
+        return SINGLE_DEVICE
     log.info("training on %d %ss", len(devices), kind)
-    return Team(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
+    return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
 @functools.cache  # a second strategy would reuse the collective keys of the first one for tensors of other shapes
@@ -208,13 +208,13 @@ def _lost_worker_message(cluster: Cluster, message: str) -> str:
 
 
 @contextlib.contextmanager
-def run_to_write(run: Run, team: Team) -> Iterator[Run]:
+def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
     """Return the run that this worker writes to: the chief writes to ``run``, other workers to a temporary copy.
 
     The copy is removed at the end of the block.
     """
-    if team.chief:
-        team.wait()
+    if workers.chief:
+        workers.wait()
         yield run
         return
     scratch = Path(tempfile.mkdtemp(prefix="edgerec-worker-"))
@@ -222,7 +222,7 @@ def run_to_write(run: Run, team: Team) -> Iterator[Run]:
         own = scratch / run.path.name
         if run.begun:
             shutil.copytree(run.path, own, ignore=shutil.ignore_patterns("plots", "tensorboard"))
-        team.wait()  # the chief does not change the run until all copies are complete
+        workers.wait()  # the chief does not change the run until all copies are complete
         yield Run(own)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

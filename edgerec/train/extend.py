@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgerec.errors import EdgerecError, OutputExistsError, RunError
-from edgerec.train.callbacks import checkpoints
+from edgerec.train.checkpoints import checkpoints
 from edgerec.train.run import Run
-from edgerec.train.transfer import stages
+from edgerec.train.stages import stages
 from edgerec.train.worker_handshake import Cluster
 from edgerec.utils.atomic import write_file
 

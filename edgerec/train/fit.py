@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,63 +11,44 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.data import Dataset, Split, load, recorded_split, split_dataset
+from edgerec.data import Dataset, Split, recorded_split
 from edgerec.data.quick_checks import quick_warnings
-from edgerec.data.readers import NAMED, refuse_missing
-from edgerec.data.tfrecord_reader import is_remote
-from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
-from edgerec.importing.keras3 import offer_keras3
-from edgerec.importing.keras_files import check_opens, load_checkpoint, load_model, load_weights
-from edgerec.models import BACKBONE, least_size_px, own, reconstructs
-from edgerec.recipe import UNRESOLVED, DataSection, Recipe, one_or_tuple
-from edgerec.train import baseline
-from edgerec.train import training_plots as plots
-from edgerec.train.anomaly import check_autoencoder, evaluate_autoencoder
-from edgerec.train.automatic_recipe import with_architecture, with_epochs
-from edgerec.train.backend import (
-    UNREADABLE,
-    compile_classifier,
-    keras,
-    prepare,
-    versions,
-)
-from edgerec.train.callbacks import OnEpoch, checkpoints, next_stage, recorder
-from edgerec.train.distillation import DistillationLoss, distillation_loss
-from edgerec.train.distribute import Team, connected_team, run_to_write
-from edgerec.train.evaluate import figures, keras_scorer
+from edgerec.data.readers import refuse_missing
+from edgerec.errors import EdgerecError, OutputExistsError, RecipeError
+from edgerec.importing.keras_files import check_opens, load_weights
+from edgerec.models import BACKBONE, least_size_px, reconstructs, user_defined
+from edgerec.recipe import Recipe
+from edgerec.train.anomaly import check_autoencoder
+from edgerec.train.automatic_recipe import resolved
+from edgerec.train.backend import keras, prepare
+from edgerec.train.callbacks import OnEpoch, recorder
+from edgerec.train.checkpoints import load_last_checkpoint
+from edgerec.train.distillation_loss import DistillationLoss, distillation_loss
+from edgerec.train.distribute import Workers, connect_workers, run_to_write
+from edgerec.train.early_stopping import next_stage
 from edgerec.train.extend import extend
-from edgerec.train.ignored import warn_ignored
+from edgerec.train.ignored_keys import warn_ignored
 from edgerec.train.input_pipeline import (
-    evaluation_feed,
+    evaluation_batches,
     evaluation_steps,
     reporting_damaged_records,
     steps_per_epoch,
-    training_feed,
+    training_batches,
 )
-from edgerec.train.leakage import check_exposure, with_weights_file
-from edgerec.train.optimizer import optimizer, restored_optimizer
-from edgerec.train.precision import in_float32, in_training_precision
-from edgerec.train.run import KERAS3, Run, best_epoch, split_record
-from edgerec.train.transfer import (
-    Stage,
-    backbone_file,
-    freeze_for_stage,
-    input_size_px,
-    network,
-    stage_rate,
-    stages,
-    unfreeze,
-)
-from edgerec.utils.atomic import checked_output, real_path, refuse_existing, replacing_folder, user_path, write_file
-from edgerec.utils.command_line import command
+from edgerec.train.leakage import check_leakage
+from edgerec.train.optimizer import optimizer
+from edgerec.train.precision import in_training_precision
+from edgerec.train.results import write_results
+from edgerec.train.run import Run
+from edgerec.train.split_record import split_record
+from edgerec.train.stages import TrainingStage, stage_rate, stages
+from edgerec.train.training_step import STEPS_PER_CALL, compile_classifier
+from edgerec.train.transfer import freeze_for_stage, network
+from edgerec.utils.atomic import checked_output, refuse_existing, replacing_folder, write_file
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
-
-# Number of training steps in each call from Python to TensorFlow. For a small model, a single step is faster than the
-# call itself.
-STEPS_PER_CALL = 20
 
 
 def fit(
@@ -116,87 +97,32 @@ def fit(
         if reconstructs(recipe.model.arch):
             check_autoencoder(recipe)
         prepare(recipe.train, recipe.seed)
-        with connected_team(recipe.train) as team, run_to_write(run, team) as own_run:
+        with connect_workers(recipe.train) as workers, run_to_write(run, workers) as own_run:
             recipe, dataset, parts = resolved(recipe, listener)
-            team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
+            workers.check_batch(recipe.train.batch_size, recipe.train.accumulate)
             stages(recipe)  # raises an error for invalid stages before anything is written
-            with team.scope():
-                first_epoch, model = _load_last_checkpoint(own_run, dataset) if resume else (0, None)
+            with workers.scope():
+                first_epoch, model = load_last_checkpoint(own_run, dataset) if resume else (0, None)
                 if model is None:
                     model = _initial_model(recipe, len(dataset.labels))
             if resume:  # the version of edgerec that started the run may have split the images by another rule
                 parts = recorded_split(dataset, own_run.split_record)
-            team.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
+            workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
             # Load the teachers after the model was built, because loading them changes the random state.
             teacher = distillation_loss(recipe, dataset.labels)
             if not resume:
-                _write_new_run(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
-                if finish and team.chief:
+                _write_new_run(own_run, recipe, dataset, parts, overwrite, check_leakage(recipe, dataset, parts))
+                if finish and workers.chief:
                     for problem in quick_warnings(dataset, parts):
                         log.warning(problem)
                 warn_ignored(recipe)
-            training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
+            training = _Training(own_run, recipe, dataset, parts, teacher, workers, listener, on_epoch)
             with reporting_damaged_records(dataset):
                 while stage := next_stage(recipe, own_run.history()):
                     training.learn(model, stage, len(own_run.history()))
-            if finish and team.chief:
-                _finish(run, recipe, dataset, parts, listener)
+            if finish and workers.chief:
+                write_results(run, recipe, dataset, parts, listener)
         return run
-
-
-def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` has a training with the same recipe, so that the same command can start and resume it.
-
-    Raises:
-        RecipeError: ``out`` has a training with another recipe.
-    """
-    run = Run.at(out)
-    if not run.begun:
-        return False
-    recorded = run.recipe
-    requested = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
-    for section, keys in requested.to_dict().items():
-        for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
-            name = f"{section}.{key}" if key else section
-            old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
-            unset = UNRESOLVED | {"data.black_level": 0}
-            # The target is only used to choose the architecture, so its value may change.
-            may_differ = name == "model.target" or (name in unset and value == unset[name])
-            more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
-            if value != old and not may_differ:
-                raise RecipeError(
-                    f"{run.path} was started with {name} {old!r}, but now it is {value!r}: continue it unchanged with "
-                    f"{command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
-                )
-    return True
-
-
-def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Return the recipe with values for all automatic keys, the data set, and the split of the data set."""
-    recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
-    unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
-    dataset, section = load(
-        _sized_data_section(recipe),
-        least_size_px=least_size_px(recipe.model.arch),
-        flat=unlabeled,
-        least_classes=1 if unlabeled else 2,
-        listener=listener,
-    )
-    parts = split_dataset(dataset, section, recipe.seed)
-    train = with_epochs(recipe.train, len(parts.train))
-    size, accumulate = train.batch_size, train.accumulate
-    if size < recipe.train.batch_size:
-        log.warning(
-            "train.batch_size is %d, but there are fewer training images: using a batch size of %d",
-            recipe.train.batch_size,
-            size,
-        )
-    if size % accumulate:
-        raise RecipeError(
-            f"train.accumulate is {accumulate}, expected a divisor of the batch size {size}: set train.batch_size to a "
-            f"multiple of {accumulate} that is not above {len(parts.train)}, the number of training images"
-        )
-    return replace(recipe, data=with_absolute_paths(section), train=train), dataset, parts
 
 
 @dataclass(frozen=True)
@@ -208,16 +134,16 @@ class _Training:
     dataset: Dataset
     parts: Split
     teacher: DistillationLoss | None
-    team: Team
+    workers: Workers
     listener: Listener
     on_epoch: OnEpoch | None
 
-    def learn(self, model: Any, stage: Stage, done: int) -> None:
+    def learn(self, model: Any, stage: TrainingStage, done: int) -> None:
         """Train ``model`` for the remaining epochs of a stage; ``done`` is the number of completed epochs in total."""
         recipe, train, first = self.recipe, self.recipe.train, done
         dataset, parts, soft_labels = self.dataset, self.parts, recipe.augment.mixes
         steps = steps_per_epoch(parts.train, recipe)
-        with self.team.scope():
+        with self.workers.scope():
             if first == stage.first:
                 freeze_for_stage(model, recipe, stage)
                 model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, steps), train.weight_decay)
@@ -231,47 +157,19 @@ class _Training:
                 teacher=self.teacher,
                 teacher_weight=recipe.distill.weight,
             )
-        record = recorder(self.run, recipe, stage, steps, self.team, self.listener, self.on_epoch)
+        record = recorder(self.run, recipe, stage, steps, self.workers, self.listener, self.on_epoch)
         model.fit(
-            self.team.distribute(partial(training_feed, dataset, parts.train, recipe, first_epoch=first)),
+            self.workers.distribute(partial(training_batches, dataset, parts.train, recipe, first_epoch=first)),
             steps_per_epoch=steps,
             initial_epoch=first,
             epochs=stage.last,
-            validation_data=self.team.distribute(
-                partial(evaluation_feed, dataset, parts.val, recipe.normalise, soft_labels=soft_labels)
+            validation_data=self.workers.distribute(
+                partial(evaluation_batches, dataset, parts.val, recipe.normalise, soft_labels=soft_labels)
             ),
-            validation_steps=evaluation_steps(parts.val, self.team.replicas),
+            validation_steps=evaluation_steps(parts.val, self.workers.replicas),
             callbacks=[*_tensorboard(self.run, recipe), record],
             verbose=0,
         )
-
-
-def with_absolute_paths(section: DataSection) -> DataSection:
-    """Return the section with absolute paths, so that a run does not depend on the working directory.
-
-    The paths of merged data sets are sorted, because their order has no effect.
-    """
-    sources = (
-        source if source in NAMED or is_remote(source) else str(real_path(user_path(source)))
-        for source in section.sources
-    )
-    absolute = replace(section, source=one_or_tuple(sorted(sources)))
-    if any("\udc80" <= character <= "\udcff" for source in absolute.sources for character in source):
-        raise DataError(f"The path {absolute.title} is not valid UTF-8, so a recipe cannot contain it: rename it")
-    return absolute
-
-
-def _sized_data_section(recipe: Recipe) -> DataSection:
-    """Return the data section; if the network comes from a file, with the input size of this network."""
-    if recipe.model.arch != BACKBONE:
-        return recipe.data
-    size = input_size_px(backbone_file(recipe))
-    if recipe.data.input_size not in (0, size):
-        raise RecipeError(
-            f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} takes images of "
-            f"{size} pixels: leave data.input_size out"
-        )
-    return replace(recipe.data, input_size=size)
 
 
 def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
@@ -288,8 +186,8 @@ def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
 def _check_names(recipe: Recipe) -> None:
     """Raise an error for unknown names in the recipe before TensorFlow is loaded and images are read."""
     least_size_px(recipe.model.arch)
-    if own.is_own(recipe.model.arch):
-        own.find_function(recipe.model.arch)
+    if user_defined.is_user_defined(recipe.model.arch):
+        user_defined.find_function(recipe.model.arch)
     refuse_missing(recipe.data.sources)
 
 
@@ -321,36 +219,6 @@ def _write_new_run(
     )
 
 
-def _load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
-    """Return the number of completed epochs and the model of the last checkpoint that can be read.
-
-    The result is ``(0, None)`` if there is no such checkpoint.
-    """
-    if dataset.digest != run.split_record["digest"]:
-        raise DataError(f"The images have changed since {run.path} was started: train again with --overwrite")
-    for path in sorted(checkpoints(run).values(), reverse=True):
-        try:
-            model = load_checkpoint(path)
-        except UNREADABLE as error:
-            log.warning("%s cannot be read (%s): trying the previous checkpoint", path, error)
-            path.rename(path.with_suffix(".damaged"))
-            continue
-        epoch = int(path.stem.partition("-")[2])
-        run.write_history([row for row in run.history() if row["epoch"] <= epoch])
-        model.optimizer = restored_optimizer(model.optimizer, model.trainable_variables)
-        log.info("resuming after epoch %d", epoch)
-        return epoch, model
-    if own.is_own(run.recipe.model.arch):
-        # The run may come from another person, so its recipe must not cause any code to be executed.
-        raise RunError(
-            f"{run.path} has no checkpoint, and its network is your own code ({run.recipe.model.arch}), which --resume "
-            "does not execute: train again with --overwrite"
-        )
-    run.write_history([])
-    log.info("no checkpoint in %s: starting at the first epoch", run.path)
-    return 0, None
-
-
 def _initial_model(recipe: Recipe, classes: int) -> Any:
     """Return the model with its initial weights."""
     model = _build_model(recipe, classes)
@@ -371,67 +239,6 @@ def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
 def _build_model(recipe: Recipe, classes: int) -> Any:
     """Build the recipe's network in the precision of the training."""
     model = network(recipe, classes)
-    if own.is_own(recipe.model.arch):
+    if user_defined.is_user_defined(recipe.model.arch):
         check_opens(model, recipe.model.arch)
     return in_training_precision(model)
-
-
-def _load_best(run: Run) -> tuple[int, Any]:
-    """Return the number of the best epoch whose checkpoint can be read, and the model of this checkpoint."""
-    while rows := [row for row in run.history() if row["epoch"] in checkpoints(run)]:
-        best = best_epoch(rows)
-        path = checkpoints(run)[best]
-        try:
-            return best, load_model(path)
-        except ModelError as error:
-            log.warning("%s: using the next best epoch", error)
-            path.rename(path.with_suffix(".damaged"))
-    raise RunError(f"{run.path} has no checkpoint that can be read: train again with --overwrite")
-
-
-def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: Listener) -> None:
-    """Evaluate the model of the best epoch, and write the model, the plots and ``metrics.json``."""
-    history = run.history()
-    best, model = _load_best(run)
-    if recipe.train.mixed_precision:
-        # Rebuild the model in float32, because the conversion needs a float32 model.
-        keras().mixed_precision.set_global_policy("float32")
-        model = in_float32(model)
-    if recipe.model.pretrained:
-        unfreeze(model)
-    run.save_model(model, "model.keras")
-    offer_keras3(model, run.path / KERAS3)
-    plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")
-    row = next(row for row in history if row["epoch"] == best)
-    if run.reconstructs:
-        metrics = evaluate_autoencoder(model, recipe, dataset, parts, run.path / "plots", listener) | {
-            "val_loss": row["val_loss"]
-        }
-    else:
-        metrics = _evaluate_classifier(model, recipe, dataset, parts, run.path / "plots", listener)
-        metrics["val_accuracy"] = row["val_accuracy"]
-        metrics["majority_level"] = baseline.majority_level(metrics)
-        if problem := baseline.warning(metrics):
-            log.warning("%s; %s", problem, baseline.ADVICE)
-    facts = {
-        "best_epoch": best,
-        "epochs": len(history),
-        "seconds": round(sum(row["seconds"] for row in history), 1),
-        "parameters": int(model.count_params()),
-        "train_images": len(parts.train),
-        "val_images": len(parts.val),
-        "data_digest": dataset.digest,
-        "versions": versions(),
-    }
-    run.write_json("metrics.json", metrics | facts)
-
-
-def _evaluate_classifier(
-    model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
-) -> dict[str, Any]:
-    """Return the metrics of a trained classifier on the test images, and write plots to ``folder``."""
-    scores = keras_scorer(model, recipe.normalise)(dataset.select(parts.test), listener)
-    result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
-    plots.confusion_matrix(result, folder / "confusion_matrix.png")
-    plots.worst_mistakes(dataset, parts.test, scores, folder / "worst_mistakes.png")
-    return result.to_dict()

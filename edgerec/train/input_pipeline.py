@@ -13,13 +13,12 @@ import numpy.typing as npt
 from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset
 from edgerec.data.augment import augmenter, mixer
+from edgerec.data.split import Indices
 from edgerec.data.tfrecord_reader import Packed
 from edgerec.models import reconstructs
 from edgerec.recipe import Recipe
 from edgerec.train.backend import without_autograph
 from edgerec.utils.optional import require
-
-Indices = npt.NDArray[np.int64]
 
 # Number of images in a batch for evaluation.
 EVALUATION_BATCH = 256
@@ -71,7 +70,7 @@ def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
     return len(part) // recipe.train.batch_size
 
 
-def training_feed(
+def training_batches(
     dataset: Dataset, part: Indices, recipe: Recipe, replicas: Replicas = ONE_REPLICA, *, first_epoch: int
 ) -> Any:
     """Return a ``tf.data.Dataset`` of endless epochs of :func:`steps_per_epoch` batches, starting at ``first_epoch``.
@@ -129,7 +128,7 @@ def _without_autotuning(feed: Any) -> Any:
 def _streamed(
     pack: Packed, recipe: Recipe, replicas: Replicas, steps: int, finish: Callable[..., Any], first_epoch: int
 ) -> Any:
-    """Return the same batches as :func:`training_feed` for packed data, whose shards are read sequentially.
+    """Return the same batches as :func:`training_batches` for packed data, whose shards are read sequentially.
 
     Each epoch has another order of the shards. Each process reads an equal fraction of this order. Several shards are
     read at the same time, and their records are shuffled in a buffer of some thousand images.
@@ -249,11 +248,11 @@ def _finisher(
 
 
 def evaluation_steps(part: Indices, replicas: Replicas = ONE_REPLICA) -> int:
-    """Return the number of batches of :func:`evaluation_feed` for each replica."""
+    """Return the number of batches of :func:`evaluation_batches` for each replica."""
     return -(-len(part) // (replicas.total * EVALUATION_BATCH))
 
 
-def evaluation_feed(
+def evaluation_batches(
     dataset: Dataset,
     part: Indices,
     normalise: Normalise,
@@ -263,7 +262,7 @@ def evaluation_feed(
 ) -> Any:
     """Return a ``tf.data.Dataset`` that yields each image at the positions ``part`` once, in nearly equal batches.
 
-    The batches ``(pixels, classes)`` have the dtypes of :func:`training_feed` and up to :data:`EVALUATION_BATCH`
+    The batches ``(pixels, classes)`` have the dtypes of :func:`training_batches` and up to :data:`EVALUATION_BATCH`
     images. With ``soft_labels``, the classes are one-hot encoded, float32 ``(batch, classes)``, as the loss expects
     them if the training uses mixup or cutmix.
     """

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from edgerec.data import Dataset, Split, recorded_split
 from edgerec.errors import RecipeError
-from edgerec.models import OWN
+from edgerec.models import IMPORTED
 from edgerec.recipe import AUTO, ModelSection, Recipe
-from edgerec.train.run import TRAINED_IMAGES, Run, separated_digests
+from edgerec.train.run import TRAINED_IMAGES, Run
+from edgerec.train.split_record import separated_digests
 from edgerec.utils.atomic import real_path
 from edgerec.utils.bounded import parse_json
 
@@ -34,7 +35,7 @@ MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Exposure:
+class TrainedImages:
     """The training images of a model, including those of the weights that its training started from.
 
     Attributes:
@@ -48,7 +49,7 @@ class Exposure:
     advice: str
 
     @classmethod
-    def of_file(cls, path: str | Path, dataset: Dataset) -> Exposure | None:
+    def of_file(cls, path: str | Path, dataset: Dataset) -> TrainedImages | None:
         """Return the images that the model in a file or run was trained on; None if they are not known."""
         if (run := run_of(path)) is not None:
             return cls._of_run(run, dataset)
@@ -64,7 +65,7 @@ class Exposure:
     @classmethod
     def _recorded(
         cls, contents: Mapping[str, str], dataset: Dataset, seed: int, data: Mapping[str, Any]
-    ) -> Exposure | None:
+    ) -> TrainedImages | None:
         if not dataset.identifies(contents["of"]):
             return None
         train, val, inherited = (separated_digests(contents[key]) for key in ("train", "val", "inherited"))
@@ -72,8 +73,8 @@ class Exposure:
         return cls(np.concatenate([train, inherited]), val, f"use the split of its training (seed={seed!r}, {keys})")
 
     @classmethod
-    def _of_run(cls, run: Run, dataset: Dataset) -> Exposure | None:
-        if run.recipe.model.arch == OWN:  # another tool trained the model
+    def _of_run(cls, run: Run, dataset: Dataset) -> TrainedImages | None:
+        if run.recipe.model.arch == IMPORTED:  # another tool trained the model
             return None
         record = run.split_record
         if contents := record.get("contents"):
@@ -110,7 +111,7 @@ def run_of(path: str | Path) -> Run | None:
     return None
 
 
-def check_exposure(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
+def check_leakage(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
     """Raise an error if the initial weights or teachers were trained on test or validation images of this split.
 
     Args:
@@ -130,20 +131,20 @@ def check_exposure(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
         sources.append(("model.weights", recipe.model.weights))
     inherited: list[Digests] = []
     for key, path in sources:
-        exposure = refuse_exposed(path, f"{key} {path}", dataset, parts)
+        exposure = check_not_trained_on(path, f"{key} {path}", dataset, parts)
         if exposure is not None:
             inherited += [exposure.train, exposure.val]
     own = np.empty(0, "S16") if dataset.contents is None else shortened(dataset.contents[parts.train])
     return np.setdiff1d(np.concatenate([np.empty(0, "S16"), *inherited]), own)
 
 
-def refuse_exposed(path: str | Path, what: str, dataset: Dataset, parts: Split) -> Exposure | None:
+def check_not_trained_on(path: str | Path, what: str, dataset: Dataset, parts: Split) -> TrainedImages | None:
     """Raise :class:`RecipeError` if a model was trained on validation or test images of the split ``parts``.
 
     Returns:
         The images that the model was trained on. If they are not known, a warning is logged and None is returned.
     """
-    exposure = Exposure.of_file(path, dataset)
+    exposure = TrainedImages.of_file(path, dataset)
     if exposure is None or dataset.contents is None:
         log.warning(
             "%s: it is not known which images it was trained on; if test images are among them, the accuracy on the "

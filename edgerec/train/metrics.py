@@ -10,16 +10,113 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.tensors import Normalise
+from edgerec.data.split import Indices
+from edgerec.errors import ModelError
 from edgerec.runtime.anomaly import Autoencoder
 from edgerec.runtime.model import ImageModel
-from edgerec.train.evaluate import Figures, Indices, Reals, figures
 from edgerec.train.run import Run
+from edgerec.utils.optional import require
+
+Reals = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Accuracy and other metrics of a model on labeled images.
+
+    Attributes:
+        accuracy: fraction of the images that are classified correctly, 0 to 1; for an autoencoder, the fraction of the
+            images that it recognizes as known.
+        loss: mean cross-entropy in nats; for an autoencoder, the mean reconstruction error.
+        per_class: precision, recall, f1 and support of each label.
+        confusion: confusion matrix of counts, ``confusion[true][predicted]``.
+        labels: labels in the order of the rows and columns of ``confusion``.
+        images: number of images.
+        split: the measured split: ``train``, ``val``, ``test``, ``all``, or ``held-out``. ``held-out`` means test
+            images, together with images that were not in the data set when the model was trained.
+        training_images: number of the measured images that the model was trained on; None if this is not known. If it
+            is greater than 0, the accuracy on new images is lower.
+        data: source of the measured images, such as a folder; empty for the run's own data.
+    """
+
+    accuracy: float
+    loss: float
+    per_class: dict[str, dict[str, float]]
+    confusion: list[list[int]]
+    labels: tuple[str, ...]
+    images: int
+    split: str
+    training_images: int | None = 0
+    data: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the metrics as JSON values."""
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "per_class": self.per_class,
+            "confusion": self.confusion,
+            "labels": list(self.labels),
+            "images": self.images,
+            "split": self.split,
+            "training_images": self.training_images,
+            "data": self.data,
+        }
+
+    @property
+    def measured(self) -> str:
+        """Return a description of the images, such as ``on 280 images (test; none of them was used for training)``."""
+        if self.training_images is None:
+            origin = "it is not known whether the model was trained on them"
+        elif self.training_images:
+            origin = f"{self.training_images} of them were used for training"
+        else:
+            origin = "none of them was used for training"
+        return f"on {self.images} images ({self.split}; {origin})"
+
+
+def classifier_report(
+    scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], labels: tuple[str, ...], split: str
+) -> EvaluationReport:
+    """Return the metrics of ``scores``, float32 ``(N, classes)``, for the true ``classes``, ``(N,)``.
+
+    Raises:
+        ModelError: a score is NaN or infinite, so that the prediction is undefined.
+    """
+    if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
+        raise ModelError(
+            f"the model gives scores that are not numbers (NaN) for {invalid} of {len(scores)} images: train or "
+            "convert the model again"
+        )
+    metrics = require("sklearn.metrics")
+    predicted, known = scores.argmax(axis=1), np.arange(len(labels))
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        classes, predicted, labels=known, zero_division=0
+    )
+    true_scores = np.clip(scores[np.arange(len(classes)), classes].astype(np.float64), 1e-7, 1.0)
+    return EvaluationReport(
+        accuracy=float(np.mean(predicted == classes)),
+        loss=float(-np.log(true_scores).mean()),
+        per_class={
+            label: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, label in enumerate(labels)
+        },
+        confusion=metrics.confusion_matrix(classes, predicted, labels=known).tolist(),
+        labels=labels,
+        images=len(classes),
+        split=split,
+    )
 
 
 class ModelMetrics(Protocol):
     """Metrics for the outputs of a run's model or of a variant of this model.
 
-    The outputs come from a :data:`~edgerec.train.evaluate.Scorer`: scores of a classifier, float32 ``(N, classes)``, or
+    The outputs come from a :data:`~edgerec.train.scorers.Scorer`: scores of a classifier, float32 ``(N, classes)``, or
     reconstruction errors of an autoencoder, float32 ``(N, 1)``.
 
     Attributes:
@@ -34,7 +131,7 @@ class ModelMetrics(Protocol):
     def top1_name(self) -> str: ...
 
     def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
-        """Return a .tflite variant of the model, as :func:`~edgerec.train.evaluate.tflite_scorer` expects it.
+        """Return a .tflite variant of the model, as :func:`~edgerec.train.scorers.tflite_scorer` expects it.
 
         Args:
             content: the .tflite file.
@@ -51,7 +148,7 @@ class ModelMetrics(Protocol):
     def error(self, outputs: Reals) -> float | None:
         """Return the mean reconstruction error; None for a classifier."""
 
-    def figures(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> Figures:
+    def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
         """Return all metrics for the outputs on the test images."""
 
 
@@ -77,8 +174,8 @@ class ClassifierMetrics:
     def error(self, outputs: Reals) -> float | None:
         return None
 
-    def figures(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> Figures:
-        return figures(outputs, classes, tuple(labels), "test")
+    def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
+        return classifier_report(outputs, classes, tuple(labels), "test")
 
 
 @dataclass(frozen=True)
@@ -109,8 +206,8 @@ class AutoencoderMetrics:
     def error(self, outputs: Reals) -> float | None:
         return float(outputs.mean(dtype=np.float64))
 
-    def figures(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> Figures:
-        return Figures(
+    def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
+        return EvaluationReport(
             accuracy=self.top1(outputs, classes),
             loss=float(outputs.mean(dtype=np.float64)),
             per_class={},

@@ -14,7 +14,8 @@ import numpy as np
 
 from edgerec.errors import EdgerecError, RunError
 from edgerec.recipe import Recipe
-from edgerec.train.run import Run, best_int8, separated_digests
+from edgerec.train.run import Run, best_int8
+from edgerec.train.split_record import separated_digests
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.data import Dataset
-from edgerec.train.evaluate import Figures
+from edgerec.train.metrics import EvaluationReport
 from edgerec.utils.figures import BLUE, GREY, ORANGE, new_figure, plain, save_figure
 
 # Maximum number of epochs that are marked with dots on a learning curve.
@@ -53,7 +53,7 @@ def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int,
     axes.legend(frameon=False)
 
 
-def confusion_matrix(figures: Figures, path: Path) -> None:
+def confusion_matrix(figures: EvaluationReport, path: Path) -> None:
     """Draw the confusion matrix. Rows are true classes, and columns are predicted classes.
 
     The color shows the fraction of the row, and the number in a cell is the number of images.

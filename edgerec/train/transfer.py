@@ -1,10 +1,8 @@
-"""Transfer learning: the stages of a training, and third-party networks with a new head."""
+"""Transfer learning: freeze the layers that a stage does not train, and give pretrained networks a new head."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,111 +13,15 @@ from edgerec.models import BACKBONE, build
 from edgerec.models.imagenet import RANGE
 from edgerec.recipe import Recipe
 from edgerec.train.backend import every_layer, freeze_batch_normalization, keras
-from edgerec.train.optimizer import learning_rate
+from edgerec.train.stages import TrainingStage
 
 log = logging.getLogger(__name__)
 
 # Names of the layers of the head: the dense layer and the softmax.
 HEAD = ("logits", "scores")
-# Maximum number of groups of layers that are unfrozen one after the other. TensorFlow traces the training step again
-# for each group, which takes seconds.
-MAX_GROUPS = 4
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Consecutive epochs of a training that share an optimizer and a learning-rate schedule.
-
-    Attributes:
-        number: position in the list of stages, as recorded in ``history.csv``.
-        first, last: range of epochs, counted from 0; ``last`` is exclusive. If an earlier stage ends early, the
-            following stages start earlier than planned.
-        part: fraction of the layers before the head that are trained, counted from the head.
-        rate: peak learning rate.
-        schedule: learning-rate schedule, as in ``train.schedule``.
-        share: the stage must end when this fraction of ``train.max_hours`` is used.
-    """
-
-    number: int
-    first: int
-    last: int
-    part: float
-    rate: float
-    schedule: str
-    share: float = 1.0
-
-    @property
-    def about(self) -> str:
-        """Description of the trained layers, for messages."""
-        return "the head alone" if not self.part else "all layers" if self.part == 1 else "the head and the last layers"
-
-    def starting_at(self, first: int) -> Stage:
-        """Return the same stage, starting at another epoch."""
-        return replace(self, first=first, last=first + self.last - self.first)
-
-
-def stages(recipe: Recipe) -> list[Stage]:
-    """Return the stages of a training.
-
-    A training from random weights has one stage. A training from pretrained weights trains the head first. Then up to
-    four groups of layers are unfrozen one after the other, starting with the group before the head, and finally all
-    layers are trained. Each epoch in ``train.restarts`` adds a stage that trains all layers.
-    """
-    train = recipe.train
-    ends = [*restarts(recipe), train.epochs]
-    plan = _first_stages(recipe, ends[0])
-    # A restart trains all layers, even if the first stages of the recipe train only the head or some of the layers.
-    rate = train.learning_rate * (recipe.transfer.rate if recipe.model.pretrained else 1.0)
-    plan += [Stage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
-    return [replace(stage, number=number, share=stage.last / train.epochs) for number, stage in enumerate(plan)]
-
-
-def restarts(recipe: Recipe) -> list[int]:
-    """Return the epochs before which the learning-rate schedule starts again.
-
-    Raises:
-        RecipeError: ``train.restarts`` is not a list of increasing epochs below ``train.epochs``.
-    """
-    text, epochs = recipe.train.restarts, recipe.train.epochs
-    try:
-        starts = [int(number) for number in text.split(",")] if text.strip() else []
-    except ValueError:
-        starts = [0]  # fails the following check
-    if any(first >= second for first, second in itertools.pairwise([0, *starts, epochs])):
-        raise RecipeError(
-            f"train.restarts is {text!r}, expected increasing epochs below train.epochs ({epochs}), such as '10, 20'"
-        )
-    return starts
-
-
-def _first_stages(recipe: Recipe, epochs: int) -> list[Stage]:
-    """Return the stages before the first restart; the caller sets ``number`` and ``share``."""
-    train, transfer = recipe.train, recipe.transfer
-    if not recipe.model.pretrained:
-        return [Stage(0, 0, epochs, 1.0, train.learning_rate, train.schedule)]
-    frozen = min(epochs, round(epochs * transfer.frozen))
-    unfreezing = min(epochs - frozen, round(epochs * transfer.unfreeze))
-    rate = train.learning_rate * transfer.rate
-    plan = []
-    if frozen:
-        plan.append(Stage(0, 0, frozen, 0.0, train.learning_rate, "cosine" if frozen < epochs else train.schedule))
-    groups = min(unfreezing, MAX_GROUPS)
-    for number in range(groups):
-        first, last = (frozen + unfreezing * n // groups for n in (number, number + 1))
-        plan.append(Stage(0, first, last, (number + 1) / (groups + 1), rate, "constant"))
-    if frozen + unfreezing < epochs:
-        plan.append(Stage(0, frozen + unfreezing, epochs, 1.0, rate, train.schedule))
-    return plan
-
-
-def stage_rate(recipe: Recipe, stage: Stage, steps: int) -> Any:
-    """Return the learning rate of a stage with ``steps`` steps per epoch: a number or a Keras schedule."""
-    return learning_rate(
-        stage.rate, stage.schedule, steps * (stage.last - stage.first), round(steps * recipe.train.warmup_epochs)
-    )
-
-
-def freeze_for_stage(model: Any, recipe: Recipe, stage: Stage) -> None:
+def freeze_for_stage(model: Any, recipe: Recipe, stage: TrainingStage) -> None:
     """Unfreeze the layers that a stage trains, and freeze all others, including the layers of nested models.
 
     If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset,
@@ -129,7 +31,7 @@ def freeze_for_stage(model: Any, recipe: Recipe, stage: Stage) -> None:
         return
     unfreeze(model)
     body = [layer for layer in _leaves(model) if layer.weights and layer.name not in HEAD]
-    trainable = round(len(body) * stage.part)
+    trainable = round(len(body) * stage.trainable_fraction)
     for number, layer in enumerate(body):
         layer.trainable = number >= len(body) - trainable and layer.name != RANGE
     if recipe.transfer.freeze_bn:

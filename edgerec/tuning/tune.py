@@ -13,11 +13,11 @@ from typing import Any
 
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
 from edgerec.models import reconstructs
-from edgerec.models.own import is_own
+from edgerec.models.user_defined import is_user_defined
 from edgerec.recipe import Recipe
+from edgerec.train.automatic_recipe import resolved
 from edgerec.train.backend import prepare
-from edgerec.train.fit import resolved
-from edgerec.train.leakage import check_exposure
+from edgerec.train.leakage import check_leakage
 from edgerec.tuning.plan import (
     STUDY_FILE,
     Plan,
@@ -182,7 +182,7 @@ def _refuse_code(plan: Plan) -> None:
     """Raise :class:`StudyError` if a study names a Python file as an architecture, because it would be executed."""
     choices = plan.space.get("model.arch")
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
-    if code := next((str(name) for name in names if is_own(str(name))), None):
+    if code := next((str(name) for name in names if is_user_defined(str(name))), None):
         raise StudyError(
             f"The study uses an architecture from a Python file ({code}), which --resume alone does not execute: give "
             "the recipe and --search of the study again, together with --resume"
@@ -233,7 +233,7 @@ class _TrainingData:
     def load(cls, recipe: Recipe, listener: Listener) -> _TrainingData:
         prepare(recipe.train, recipe.seed)
         recipe, dataset, parts = resolved(recipe, listener)
-        check_exposure(recipe, dataset, parts)
+        check_leakage(recipe, dataset, parts)
         return cls(recipe, dataset.labels, len(parts.train), dataset.digest)
 
 

@@ -18,7 +18,7 @@ from edgerec.errors import ModelError
 from edgerec.models import build
 from edgerec.recipe import ModelSection
 from edgerec.train.backend import keras
-from edgerec.train.evaluate import keras_scorer
+from edgerec.train.scorers import keras_scorer
 from edgerec.utils.progress import ignore
 
 UNIT = Normalise.named("unit")

@@ -8,7 +8,7 @@ from edgerec import Recipe, fit
 from edgerec.compress.context import CompressionContext
 from edgerec.compress.finetune import fine_tune
 from edgerec.train.backend import keras
-from edgerec.train.distillation import teacher_loss
+from edgerec.train.distillation_loss import teacher_loss
 from edgerec.utils.progress import ignore
 from tests.conftest import red_and_blue
 

@@ -385,13 +385,13 @@ def test_augmentation_is_seeded_and_within_its_limits():
 
 def test_batches_depend_only_on_seed_and_epoch():
     from edgerec import Recipe
-    from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_feed
+    from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_batches
 
     dataset, resolved = load(section("digits"))
     recipe = Recipe(data=resolved).override({"train.batch_size": 16})
     part = np.arange(100)
-    feed = training_feed(dataset, part, recipe, first_epoch=0)
-    later = training_feed(dataset, part, recipe, first_epoch=1)
+    feed = training_batches(dataset, part, recipe, first_epoch=0)
+    later = training_batches(dataset, part, recipe, first_epoch=1)
     assert steps_per_epoch(part, recipe) == 6
     assert not feed.options().autotune.enabled  # fit would wait for the autotuning thread at the end
     batches = list(feed.take(12))
@@ -404,7 +404,7 @@ def test_batches_depend_only_on_seed_and_epoch():
     assert 0 <= np.min(batches[0][0]) <= np.max(batches[0][0]) <= 1
     # Two processes with one and two devices: together, they read the same batches as a single process.
     recipe = recipe.override({"train.batch_size": 15})
-    one = iter(training_feed(dataset, part, recipe, Replicas(0, 1, 3), first_epoch=0))
-    two = iter(training_feed(dataset, part, recipe, Replicas(1, 2, 3), first_epoch=0))
-    for _, complete in training_feed(dataset, part, recipe, first_epoch=0).take(12):
+    one = iter(training_batches(dataset, part, recipe, Replicas(0, 1, 3), first_epoch=0))
+    two = iter(training_batches(dataset, part, recipe, Replicas(1, 2, 3), first_epoch=0))
+    for _, complete in training_batches(dataset, part, recipe, first_epoch=0).take(12):
         assert np.array_equal(np.concatenate([next(feed)[1] for feed in (one, two, two)]), complete)

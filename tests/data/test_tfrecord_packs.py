@@ -18,7 +18,7 @@ from edgerec.compress.calibration.check import check
 from edgerec.data import load, split_dataset
 from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages
 from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
-from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_feed
+from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_batches
 
 NO_AUGMENTATION = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
 
@@ -79,7 +79,7 @@ def test_each_epoch_reads_every_image_once_in_a_new_order(packed, workers):
     for epoch in (0, 1):
         images_of_epoch = []
         for worker in range(workers):
-            feed = training_feed(dataset, parts.train, recipe, Replicas(worker, 1, workers), first_epoch=epoch)
+            feed = training_batches(dataset, parts.train, recipe, Replicas(worker, 1, workers), first_epoch=epoch)
             batches = list(feed.take(2 * steps))
             assert all(len(classes) == 32 // workers for _, classes in batches)
             images_of_epoch += [np.rint(np.asarray(pixels) * 255) for pixels, _ in batches[:steps]]
@@ -91,7 +91,7 @@ def test_each_epoch_reads_every_image_once_in_a_new_order(packed, workers):
         for row in found:
             left.remove(row)  # raises ValueError if an image is read twice
     assert not np.array_equal(epochs[0], epochs[1])
-    again = training_feed(dataset, parts.train, recipe, Replicas(0, 1, workers), first_epoch=1)
+    again = training_batches(dataset, parts.train, recipe, Replicas(0, 1, workers), first_epoch=1)
     pixels, _ = next(iter(again))
     assert np.array_equal(np.rint(np.asarray(pixels) * 255), epochs[1][: 32 // workers])
 
@@ -115,7 +115,7 @@ def test_shards_are_read_from_an_object_store(packed, monkeypatch):
             file.write(path.read_bytes())
     dataset, parts = load_and_split(remote)
     assert np.array_equal(dataset.images[parts.test[:5]], load_and_split(recipe_for(packed))[0].images[parts.test[:5]])
-    pixels, _ = next(iter(training_feed(dataset, parts.train, remote, first_epoch=0)))
+    pixels, _ = next(iter(training_batches(dataset, parts.train, remote, first_epoch=0)))
     assert pixels.shape == (32, *dataset.images.shape[1:])
     with pytest.raises(DataError, match=r"ram://bucket/nothing/pack.json cannot be read"):
         load(remote.override({"data.source": "ram://bucket/nothing"}).data)

@@ -15,7 +15,7 @@ from edgerec.contract.manifest import Manifest
 from edgerec.data import split_dataset
 from edgerec.errors import BundleError, DataError, OutputExistsError
 from edgerec.runtime.verification import make_golden
-from edgerec.train.origin import chosen_images
+from edgerec.train.training_data import chosen_images
 from tests.conftest import one_line
 from tests.contract.test_bundle import change, rewrite
 

@@ -81,7 +81,7 @@ def test_training_records_errors_and_no_accuracy(autoencoder):
 
 
 def test_threshold_is_the_quantile_of_the_validation_errors(autoencoder):
-    from edgerec.train.evaluate import keras_scorer
+    from edgerec.train.scorers import keras_scorer
 
     dataset, split = autoencoder.data()
     errors = keras_scorer(autoencoder.model(), UNIT)(dataset.images[split.val], lambda _: None)[:, 0]
@@ -90,7 +90,7 @@ def test_threshold_is_the_quantile_of_the_validation_errors(autoencoder):
 
 def test_images_need_no_labels(tmp_path, image_folder):
     """An autoencoder is trained on a folder without class folders, or with a single class."""
-    from edgerec.train.fit import resolved
+    from edgerec.train.automatic_recipe import resolved
 
     flat = tmp_path / "flat"
     flat.mkdir()

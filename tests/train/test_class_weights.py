@@ -7,7 +7,7 @@ import pytest
 
 from edgerec import Recipe
 from edgerec.data import load, split_dataset
-from edgerec.train.input_pipeline import Replicas, training_feed
+from edgerec.train.input_pipeline import Replicas, training_batches
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def batches(recipe, replicas=Replicas(), count=5):
     parts = split_dataset(dataset, section, recipe.seed)
     return [
         [part.numpy() for part in batch]
-        for batch in training_feed(dataset, parts.train, recipe, replicas, first_epoch=0).take(count)
+        for batch in training_batches(dataset, parts.train, recipe, replicas, first_epoch=0).take(count)
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from edgerec import Run, ensemble, evaluate, fit
 from edgerec.errors import RecipeError
 from edgerec.train.distill import student_recipe
-from edgerec.train.distillation import distillation_loss
+from edgerec.train.distillation_loss import distillation_loss
 
 
 def test_distillation_loss_is_the_divergence_of_softened_scores(run):

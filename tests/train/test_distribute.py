@@ -263,14 +263,14 @@ except RecipeError as error:
 
 
 def test_batch_size_must_be_divisible_by_devices_and_micro_batches():
-    from edgerec.train.distribute import Team
+    from edgerec.train.distribute import Workers
 
     with pytest.raises(RecipeError, match=r"train\.batch_size is 50, expected a multiple of 4: 4 devices share"):
-        Team(replicas=Replicas(0, 1, 4)).check_batch(50)
+        Workers(replicas=Replicas(0, 1, 4)).check_batch(50)
     with pytest.raises(
         RecipeError, match=r"is 48, expected a multiple of 32: 4 devices share a batch, and each device"
     ):
-        Team(replicas=Replicas(0, 1, 4)).check_batch(48, accumulate=8)
+        Workers(replicas=Replicas(0, 1, 4)).check_batch(48, accumulate=8)
 
 
 # --- Two worker processes
@@ -354,7 +354,7 @@ def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
 
 
 def test_same_recipe_continues_a_run_and_other_recipe_is_refused(tmp_path, first_run):
-    from edgerec.train.fit import was_begun
+    from edgerec.train.automatic_recipe import was_begun
 
     assert not was_begun(Recipe(), tmp_path / "nothing")
     assert was_begun(first_run.recipe, first_run.path)

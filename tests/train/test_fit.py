@@ -19,10 +19,10 @@ import pytest
 from edgerec import Recipe, Run, evaluate, fit
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, TrainError
 from edgerec.train.callbacks import recorder
-from edgerec.train.distribute import Team
-from edgerec.train.evaluate import figures
+from edgerec.train.distribute import Workers
+from edgerec.train.metrics import classifier_report
 from edgerec.train.run import best_epoch
-from edgerec.train.transfer import stages
+from edgerec.train.stages import stages
 from edgerec.utils.progress import ignore
 from tests.conftest import one_line
 
@@ -97,7 +97,7 @@ def test_plots_are_readable_images(run, name):
 
 def test_figures_of_known_scores():
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
-    result = figures(scores, np.array([0, 1, 1]), ("a", "b"), "test")
+    result = classifier_report(scores, np.array([0, 1, 1]), ("a", "b"), "test")
     assert result.accuracy == pytest.approx(2 / 3)
     assert result.confusion == [[1, 0], [1, 1]]
     assert result.per_class["b"]["recall"] == 0.5
@@ -275,7 +275,7 @@ def test_validation_loss_that_becomes_nan_ends_the_run(run, tmp_path):
     begun = Run.open(tmp_path / "run")
     history = begun.history()
     last = stages(begun.recipe)[-1]
-    record = recorder(begun, begun.recipe, last, steps=1, team=Team(), listener=ignore, on_epoch=None)
+    record = recorder(begun, begun.recipe, last, steps=1, workers=Workers(), listener=ignore, on_epoch=None)
     model = run.model()
     model.compile("adam")
     record.set_model(model)

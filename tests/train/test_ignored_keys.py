@@ -52,14 +52,14 @@ def test_autoencoder_training_warns_about_ignored_class_weights(tmp_path, caplog
     ],
 )
 def test_keys_without_effect_are_reported(key, value, others):
-    from edgerec.train.ignored import ignored_keys
+    from edgerec.train.ignored_keys import ignored_keys
 
     assert list(ignored_keys(Recipe().override(others | {key: value}))) == [key]
     assert not ignored_keys(Recipe().override(others))
 
 
 def test_keys_with_effect_are_not_reported():
-    from edgerec.train.ignored import ignored_keys
+    from edgerec.train.ignored_keys import ignored_keys
 
     changes = {
         "model.weights": "theirs.keras",

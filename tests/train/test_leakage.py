@@ -12,7 +12,7 @@ import pytest
 
 from edgerec import EdgerecError, Recipe, Run, adopt, distill, evaluate, export_bundle, fit, tune
 from edgerec.errors import DataError, RecipeError
-from edgerec.train.leakage import Exposure
+from edgerec.train.leakage import TrainedImages
 from edgerec.train.run import TRAINED_IMAGES
 from tests.data.test_split import write_images
 
@@ -226,4 +226,4 @@ def test_training_images_of_an_older_bundle_are_unknown(trained, exported, folde
 def test_damaged_record_in_a_model_file_counts_as_no_record(tmp_path, record):
     with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
         archive.writestr(TRAINED_IMAGES, record)
-    assert Exposure.of_file(tmp_path / "m.keras", SimpleNamespace(contents_of="files")) is None
+    assert TrainedImages.of_file(tmp_path / "m.keras", SimpleNamespace(contents_of="files")) is None

@@ -11,9 +11,11 @@ from edgerec.cli.output import parse_duration_s
 from edgerec.errors import RecipeError
 from edgerec.recipe import TrainSection
 from edgerec.train import optimizer as optimizer_module
-from edgerec.train.backend import compile_classifier, keras, prepare
-from edgerec.train.callbacks import duration, next_stage, training_cost
+from edgerec.train.backend import keras, prepare
+from edgerec.train.callbacks import duration, training_cost
+from edgerec.train.early_stopping import next_stage
 from edgerec.train.optimizer import optimizer
+from edgerec.train.training_step import compile_classifier
 
 
 def row(epoch, seconds=1.0, accuracy=0.5):

@@ -14,7 +14,7 @@ from edgerec.models import build
 from edgerec.recipe import ModelSection, TrainSection
 from edgerec.train import backend as module
 from edgerec.train.backend import has_bfloat16_units, keras, prepare
-from edgerec.train.distillation import distillation_loss
+from edgerec.train.distillation_loss import distillation_loss
 from edgerec.train.precision import in_float32, in_training_precision
 
 MIXED = TrainSection(mixed_precision=True)

@@ -10,7 +10,7 @@ import pytest
 from edgerec import Recipe, Run, fit
 from edgerec.errors import EdgerecError, RecipeError
 from edgerec.train.optimizer import plateau_rate
-from edgerec.train.transfer import stage_rate, stages
+from edgerec.train.stages import stage_rate, stages
 from tests.conftest import one_line
 
 # From trained weights: two epochs of the head, one of the last layers, three of all layers.
@@ -78,7 +78,7 @@ def test_time_limit_is_divided_among_the_stages(weights, tmp_path, caplog):
         run, learning = trained(tmp_path / "run", weights | {"train.epochs": 200, "train.max_hours": 1e-9})
     assert len(learning) == 1
     assert "training the head alone: ending after epoch 1/200: train.max_hours 1e-09" in caplog.text
-    from edgerec.train.callbacks import next_stage
+    from edgerec.train.early_stopping import next_stage
 
     recipe = run.recipe.override({"train.max_hours": 100 / 3600})
     rows = [{"epoch": n, "stage": 0, "seconds": 1.0, "val_loss": 1.0, "val_accuracy": 0.5} for n in range(1, 36)]
@@ -178,4 +178,4 @@ def test_restart_trains_all_layers_at_the_rate_and_schedule_of_the_recipe(fracti
     keys = {f"transfer.{name}": value for name, value in fractions.items()}
     settings = {"model.weights": "imagenet", "train.epochs": 12, "train.restarts": "8", "train.schedule": "cosine"}
     last = stages(Recipe().override(settings | keys | {"train.learning_rate": 0.01, "transfer.rate": 0.5}))[-1]
-    assert (last.first, last.last, last.part, last.rate, last.schedule) == (8, 12, 1.0, 0.005, "cosine")
+    assert (last.first, last.last, last.trainable_fraction, last.rate, last.schedule) == (8, 12, 1.0, 0.005, "cosine")

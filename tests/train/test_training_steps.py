@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerec.train.backend import compile_classifier, keras
+from edgerec.train.backend import keras
 from edgerec.train.optimizer import learning_rate, optimizer
+from edgerec.train.training_step import compile_classifier
 
 
 @pytest.mark.parametrize("warmup", [0, 20])

@@ -8,7 +8,8 @@ import pytest
 from edgerec import Recipe, fit, quantize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.train.backend import keras
-from edgerec.train.transfer import freeze_for_stage, stages, unfreeze, with_new_head
+from edgerec.train.stages import stages
+from edgerec.train.transfer import freeze_for_stage, unfreeze, with_new_head
 
 
 def recipe(**changes):
@@ -18,17 +19,19 @@ def recipe(**changes):
 
 def test_stages_train_the_head_first_and_then_more_and_more_layers():
     (single,) = stages(recipe())
-    assert (single.first, single.last, single.part) == (0, 8, 1.0)
+    assert (single.first, single.last, single.trainable_fraction) == (0, 8, 1.0)
     plan = stages(recipe(**{"model.weights": "x.keras"}))
     schedules = ["cosine", "constant", "constant", "cosine"]
     assert [(s.first, s.last, s.schedule) for s in plan] == list(
         zip((0, 2, 3, 4), (2, 3, 4, 8), schedules, strict=True)
     )
-    assert [s.part for s in plan] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert [s.trainable_fraction for s in plan] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert [s.rate for s in plan] == pytest.approx([0.01, 0.001, 0.001, 0.001])
     at_once = {"model.weights": "x.keras", "transfer.frozen": 0.0, "transfer.unfreeze": 0.0, "transfer.rate": 1.0}
-    assert [(s.first, s.last, s.part, s.rate) for s in stages(recipe(**at_once))] == [(0, 8, 1.0, 0.01)]
-    assert [s.part for s in stages(recipe(**{"model.weights": "x.keras", "transfer.frozen": 1.0}))] == [0.0]
+    assert [(s.first, s.last, s.trainable_fraction, s.rate) for s in stages(recipe(**at_once))] == [(0, 8, 1.0, 0.01)]
+    assert [s.trainable_fraction for s in stages(recipe(**{"model.weights": "x.keras", "transfer.frozen": 1.0}))] == [
+        0.0
+    ]
     plateau = stages(recipe(**{"model.weights": "x.keras", "train.schedule": "plateau"}))
     assert [s.schedule for s in plateau] == ["cosine", "constant", "constant", "plateau"]
 

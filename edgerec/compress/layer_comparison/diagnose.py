@@ -18,8 +18,8 @@ from edgerec.data import Dataset
 from edgerec.errors import DataError, RunError, unknown
 from edgerec.recipe import DataSource
 from edgerec.runtime.model import ImageModel
-from edgerec.train.evaluate import tflite_scorer
 from edgerec.train.run import Run
+from edgerec.train.scorers import tflite_scorer
 from edgerec.utils.command_line import command
 from edgerec.utils.progress import Listener, ignore
 

@@ -14,7 +14,8 @@ from edgerec.data.split import expected_subsets
 from edgerec.errors import DataError
 from edgerec.recipe import Recipe
 from edgerec.train.leakage import shortened
-from edgerec.train.run import Run, separated_digests
+from edgerec.train.run import Run
+from edgerec.train.split_record import separated_digests
 
 # Split of each image in a model's training, string ``(N,)``: ``train``, ``val`` or ``test``; empty for an image that
 # was not in the data set of the training.
@@ -22,7 +23,7 @@ ImageSplits = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
-class Origin:
+class TrainingData:
     """The data set that a model was trained on.
 
     Attributes:
@@ -37,7 +38,7 @@ class Origin:
     adopted: bool = False
 
 
-def origin_of_run(run: Run) -> Origin:
+def training_data_of_run(run: Run) -> TrainingData:
     """Return the origin of a run's model, as recorded in the run."""
     record = run.split_record
 
@@ -53,10 +54,10 @@ def origin_of_run(run: Run) -> Origin:
             splits[np.isin(known, separated_digests(contents[name]))] = "train" if name == "inherited" else name
         return splits
 
-    return Origin(record["digest"], image_splits, "adopted" in run.metrics)
+    return TrainingData(record["digest"], image_splits, "adopted" in run.metrics)
 
 
-def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
+def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> TrainingData:
     """Return the origin of a bundle's model, given the ``provenance`` and ``recipe`` stored in the bundle."""
     digest, summary = str(provenance.get("data_digest", "")), provenance.get("split")
 
@@ -84,7 +85,7 @@ def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
         expected[np.isin(known, moved)] = "train"
         return expected
 
-    return Origin(digest, image_splits, "adopted" in provenance)
+    return TrainingData(digest, image_splits, "adopted" in provenance)
 
 
 def chosen_images(

@@ -28,7 +28,7 @@ from edgerec.utils.atomic import real_path
 SHAPE = "expected a function build(keras, inputs, section) that returns a tensor (batch, n)"
 
 
-def is_own(arch: str) -> bool:
+def is_user_defined(arch: str) -> bool:
     """Return whether ``model.arch`` names a function in a user's Python file."""
     return ":" in arch
 

@@ -1,0 +1,63 @@
+"""Decide when a training stage ends: early stopping, the time limit and the last epoch."""
+
+from __future__ import annotations
+
+from edgerec.recipe import Recipe
+from edgerec.train.run import best_epoch
+from edgerec.train.stages import TrainingStage, stages
+
+
+def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> TrainingStage | None:
+    """Return the stage that the next epoch belongs to, or None if the training is complete.
+
+    A stage starts after the last epoch of the previous stage. If the previous stage ended early, the start is earlier
+    than planned. For an interrupted stage, the returned start is the first epoch of this stage.
+    """
+    number = _stage_number(recipe, history[-1]) if history else 0
+    for stage in stages(recipe)[number:]:
+        actual = stage.starting_at(len(history) - len(_rows_of_stage(recipe, stage, history)))
+        if len(history) < actual.last and not early_end(recipe, actual, history):
+            return actual
+    return None
+
+
+def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
+    """Return the total number of epochs of a training if no further stage ends early."""
+    number = _stage_number(recipe, history[-1]) if history else 0
+    current, *later = stages(recipe)[number:]
+    before = len(history) - len(_rows_of_stage(recipe, current, history))
+    return before + sum(stage.last - stage.first for stage in (current, *later))
+
+
+def early_end(recipe: Recipe, stage: TrainingStage, history: list[dict[str, float]]) -> str:
+    """Return the reason why a stage ends before its last epoch; empty if the stage continues.
+
+    ``train.early_stopping`` counts the epochs of each stage separately. ``train.max_hours`` is divided among the stages
+    in proportion to their epochs, so that one stage does not use the time of the next.
+    """
+    train, rows = recipe.train, _rows_of_stage(recipe, stage, history)
+    if train.max_hours and history:
+        left_s = train.max_hours * stage.time_fraction * 3600 - sum(row["seconds"] for row in history)
+        if history[-1]["seconds"] > left_s:
+            limit = f" ({stage.time_fraction:.0%} of this time is for {stage.description} and earlier stages)" * (
+                stage.time_fraction < 1
+            )
+            return f"train.max_hours {train.max_hours:g}{limit} leaves no time for epoch {len(history) + 1}"
+    if train.early_stopping and rows and len(history) - best_epoch(rows) >= train.early_stopping:
+        return f"no better validation result for {train.early_stopping} epochs (train.early_stopping)"
+    return ""
+
+
+def _rows_of_stage(recipe: Recipe, stage: TrainingStage, history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the rows of the history that belong to a stage."""
+    return [row for row in history if _stage_number(recipe, row) == stage.number]
+
+
+def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
+    """Return the number of the stage that an epoch belongs to.
+
+    Older versions did not record the stage in ``history.csv``. For their runs, the stage is computed from the recipe.
+    """
+    plan = stages(recipe)
+    number = row.get("stage", next((stage.number for stage in plan if row["epoch"] <= stage.last), 0))
+    return min(int(number), len(plan) - 1)

@@ -1,0 +1,68 @@
+"""Compute the scores of a model for many images, and report the progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.tensors import AnyNormalise
+from edgerec.data import SelectedImages
+from edgerec.runtime.model import ImageModel
+from edgerec.train.input_pipeline import EVALUATION_BATCH
+from edgerec.train.metrics import Reals
+from edgerec.utils.progress import Listener, Progress, steps
+
+# Function that takes pixels, uint8 ``(N, H, W, C)``, and a progress listener. It returns the scores of a classifier,
+# float32 ``(N, classes)``, or the reconstruction errors of an autoencoder, float32 ``(N, 1)``.
+Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
+
+
+def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
+    """Return a scorer for a Keras classifier or autoencoder. The score of an autoencoder is the mean squared error."""
+
+    def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
+        parts = []
+        listener(Progress("evaluating", 0, len(pixels)))
+        for start in range(0, len(pixels), EVALUATION_BATCH):
+            batch = normalise.apply(pixels[start : start + EVALUATION_BATCH].astype(np.float32))
+            outputs = np.asarray(model(batch, training=False))
+            parts.append(_errors(outputs, batch) if outputs.shape == batch.shape else outputs)
+            listener(Progress("evaluating", min(start + EVALUATION_BATCH, len(pixels)), len(pixels)))
+        return np.concatenate(parts)
+
+    return score
+
+
+def _errors(outputs: Reals, images: Reals) -> Reals:
+    """Return the mean squared error of each image, float32 ``(N, 1)``."""
+    squares = np.square(outputs - images, dtype=np.float64)
+    return squares.reshape(len(outputs), -1).mean(axis=1, keepdims=True).astype(np.float32)
+
+
+def tflite_scorer(model: ImageModel) -> Scorer:
+    """Return a scorer for a .tflite model, which runs in the same interpreter as on the device."""
+
+    return lambda pixels, listener: one_by_one(map(model.scores, pixels), len(pixels), listener)
+
+
+def one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals:
+    """Compute the scores of one image after the other, and report the progress.
+
+    Args:
+        scores: an iterable that computes the scores of the next image, float32 ``(classes,)``.
+        count: number of images.
+        listener: receives the progress.
+
+    Returns:
+        float32 ``(count, classes)``.
+    """
+    reported = steps(count)
+    computed: list[Reals] = []
+    for position, image_scores in enumerate(scores):
+        computed.append(image_scores)
+        if position in reported:
+            listener(Progress("evaluating", position + 1, count))
+    return np.stack(computed)
