@@ -43,26 +43,26 @@ def check_autoencoder(recipe: Recipe) -> None:
         )
     if recipe.distill.teachers:
         raise RecipeError(
-            f"Cannot train {arch} with distill.teachers, because distillation is for a classifier: leave "
-            "distill.teachers empty"
+            f"Cannot train {arch} with distill.teachers, because only a classifier can be distilled: "
+            "leave distill.teachers empty"
         )
 
 
 def fit_threshold(errors: Errors, known: float) -> float:
-    """Return the reconstruction error that the fraction ``known`` of the validation images does not exceed.
+    """Return the ``known`` quantile of the reconstruction errors of the validation images.
 
     Args:
         errors: reconstruction errors of the validation images, ``(N,)``.
-        known: the fraction, 0 to 1.
+        known: fraction of the validation images whose error does not exceed the result, 0 to 1.
     """
     if len(errors) * (1 - known) < 1:
         log.warning(
-            "%d validation images are too few to estimate the error that a fraction of %g of them does not exceed: "
-            "the threshold is the largest error. Add images, or choose a smaller fraction",
+            "%d validation images are too few to estimate the %g quantile of their reconstruction errors: the largest "
+            "error is used as the threshold. Add images, or choose a smaller fraction",
             len(errors),
             known,
         )
-    # The method "higher" returns one of the errors, so that rounding cannot put the threshold below this error.
+    # method="higher" returns the error of an image, so that rounding cannot classify this image as novel.
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 
@@ -72,10 +72,9 @@ def evaluate_autoencoder(
     """Return the metrics of a trained autoencoder for ``metrics.json``, and write plots to the folder ``plots``.
 
     Returns:
-        ``error``, the mean reconstruction error on the test images; ``per_class``, this error for each label;
-        ``threshold``, the error that the fraction ``KNOWN_FRACTION`` of the validation images does not exceed;
-        ``known``, the fraction of the test images whose error does not exceed the threshold; and ``images``, the number
-        of test images.
+        ``error``, the mean reconstruction error on the test images; ``per_class``, the mean error of each label;
+        ``threshold``, the ``KNOWN_FRACTION`` quantile of the errors of the validation images; ``known``, the fraction
+        of the test images whose error does not exceed the threshold; and ``images``, the number of test images.
     """
     score = keras_scorer(model, recipe.normalise)
     errors, val_errors = (score(dataset.select(part), listener)[:, 0] for part in (parts.test, parts.val))
@@ -100,7 +99,7 @@ def evaluate_autoencoder(
 def plot_reconstructions(
     model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
 ) -> None:
-    """Draw images above their reconstructions, from the smallest reconstruction error in ``part`` to the largest."""
+    """Draw images and their reconstructions, from the smallest reconstruction error in ``part`` to the largest."""
     order = np.argsort(errors, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
     originals = dataset.images[part[chosen]]

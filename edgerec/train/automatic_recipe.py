@@ -1,4 +1,4 @@
-"""Choose the recipe values that depend on the images: architecture, width, initial weights and number of epochs."""
+"""Choose the recipe values that depend on the images: architecture, width, weights, batch size and epochs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from edgerec.models import ARCHITECTURES, BACKBONE, imagenet, least_size_px, rec
 from edgerec.models.automatic import Rule, Situation, choose, suitable_epochs
 from edgerec.recipe import AUTO, UNRESOLVED, DataSection, Recipe, TrainSection, one_or_tuple
 from edgerec.train.backend import keras
-from edgerec.train.input_pipeline import (
-    batch_size,
-)
+from edgerec.train.input_pipeline import batch_size
 from edgerec.train.leakage import run_of, with_weights_file
 from edgerec.train.run import Run
 from edgerec.train.transfer import backbone_file, input_size_px
@@ -56,13 +54,13 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
             raise RecipeError(f"model.weights is {model.weights!r}, which does not exist; expected {WEIGHTS}")
         run = run_of(model.weights)
         if run is not None and run.recipe.model.arch in ARCHITECTURES:
-            own = run.recipe.model
-            log.info("arch auto: %s, width %g, as in the run %s", own.arch, model.width or own.width, run.path)
-            return replace(recipe, model=replace(model, arch=own.arch, width=model.width or own.width))
+            arch, width = run.recipe.model.arch, model.width or run.recipe.model.width
+            log.info("arch auto: %s, width %g, as in the run %s", arch, width, run.path)
+            return replace(recipe, model=replace(model, arch=arch, width=width))
         if model.width:
             raise RecipeError(
                 f"Cannot use model.width {model.width:g} with the network in {model.weights}, whose width is fixed: "
-                "leave it out, or name the architecture of the weights (--arch)"
+                "omit model.width, or name the architecture of the weights with --arch"
             )
         log.info("arch auto: using the network in %s with a new head (arch backbone)", model.weights)
         return replace(recipe, model=replace(model, arch=BACKBONE, width=1.0))
@@ -81,7 +79,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
 
 
 def with_epochs(train: TrainSection, images: int) -> TrainSection:
-    """Return the section with ``batch_size`` and ``epochs`` chosen for this number of training images."""
+    """Return the section with a ``batch_size`` and ``epochs`` that suit this number of training images."""
     size = batch_size(train.batch_size, images)
     if train.epochs:
         return replace(train, batch_size=size)
@@ -91,7 +89,7 @@ def with_epochs(train: TrainSection, images: int) -> TrainSection:
 
 
 def _situation(section: DataSection, target: Target | None) -> Situation:
-    """Return the facts about the images and the target that the rules for the architecture depend on."""
+    """Return the properties of the images and the target that the architecture rules use."""
     summary = summarize(section)
     input_px = section.input_size or (summary.side_px if summary.packed else 0)
     channels = section.channels or summary.channels
@@ -99,7 +97,7 @@ def _situation(section: DataSection, target: Target | None) -> Situation:
 
 
 def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
-    """Return True if the recipe requires ImageNet weights, False if they cannot be used, None if auto may choose."""
+    """Return True if the recipe requires ImageNet weights, False if it cannot use them, or None if auto may choose."""
     model = recipe.model
     if model.weights != AUTO:
         return model.weights == "imagenet"
@@ -123,12 +121,12 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
         return choose(situation, imagenet=False)
     finally:
         listener(Progress("downloading weights", 1, 1))
-        keras().utils.set_random_seed(recipe.seed)  # building the model with these weights has used random numbers
+        keras().utils.set_random_seed(recipe.seed)  # building the model consumed random numbers
     return rule
 
 
 def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
-    """Return the recipe with the architecture, width, weights and input size of a rule; set values are kept."""
+    """Return the recipe with the architecture, width, weights and input size of a rule. Set values are not changed."""
     min_px = max(AUTO_SIZE_PX[0], least_size_px(rule.arch))
     keys: Mapping[str, Any] = {
         "arch": rule.arch,
@@ -140,10 +138,10 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` has a training with the same recipe, so that the same command can start and resume it.
+    """Return whether ``out`` contains a training run with the same recipe, so that one command can start and resume it.
 
     Raises:
-        RecipeError: ``out`` has a training with another recipe.
+        RecipeError: ``out`` contains a training run with another recipe.
     """
     run = Run.at(out)
     if not run.begun:
@@ -160,14 +158,14 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
             if value != old and not may_differ:
                 raise RecipeError(
-                    f"{run.path} was started with {name} {old!r}, but now it is {value!r}: continue it unchanged with "
-                    f"{command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
+                    f"{run.path} was started with {name}={old!r}, but this command has {name}={value!r}: resume it "
+                    f"unchanged with {command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
                 )
     return True
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Return the recipe with values for all automatic keys, the data set, and the split of the data set."""
+    """Return the recipe with values for all automatic keys, together with the data set and its split."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
     dataset, section = load(
@@ -182,20 +180,20 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
     size, accumulate = train.batch_size, train.accumulate
     if size < recipe.train.batch_size:
         log.warning(
-            "train.batch_size is %d, but there are fewer training images: using a batch size of %d",
+            "train.batch_size is %d, but there are fewer training images: training with a batch size of %d",
             recipe.train.batch_size,
             size,
         )
     if size % accumulate:
         raise RecipeError(
             f"train.accumulate is {accumulate}, expected a divisor of the batch size {size}: set train.batch_size to a "
-            f"multiple of {accumulate} that is not above {len(parts.train)}, the number of training images"
+            f"multiple of {accumulate} that does not exceed the number of training images ({len(parts.train)})"
         )
     return replace(recipe, data=with_absolute_paths(section), train=train), dataset, parts
 
 
 def with_absolute_paths(section: DataSection) -> DataSection:
-    """Return the section with absolute paths, so that a run does not depend on the working directory.
+    """Return the data section with absolute paths, so that a run does not depend on the working directory.
 
     The paths of merged data sets are sorted, because their order has no effect.
     """
@@ -210,13 +208,13 @@ def with_absolute_paths(section: DataSection) -> DataSection:
 
 
 def _sized_data_section(recipe: Recipe) -> DataSection:
-    """Return the data section; if the network comes from a file, with the input size of this network."""
+    """Return the recipe's data section. If the network is loaded from a file, its input size is used."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
     size = input_size_px(backbone_file(recipe))
     if recipe.data.input_size not in (0, size):
         raise RecipeError(
             f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} takes images of "
-            f"{size} pixels: leave data.input_size out"
+            f"{size} pixels: omit data.input_size"
         )
     return replace(recipe.data, input_size=size)

@@ -1,4 +1,4 @@
-"""Load Keras, and provide the Keras functions that the other modules share.
+"""Load Keras, configure TensorFlow, and provide the Keras functions that the other modules share.
 
 This is the only module that chooses the version of Keras: tf_keras (Keras 2), because tensorflow-model-optimization
 does not accept layers of Keras 3.
@@ -52,7 +52,7 @@ def keras() -> Any:
 
 
 def without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a wrapper of a function that TensorFlow traces without AutoGraph.
+    """Wrap a function so that TensorFlow traces it without AutoGraph.
 
     AutoGraph rewrites the function and all functions that it calls, so that an ``if`` or ``for`` may depend on a
     tensor. The functions in edgerec do not need this. AutoGraph took a third of the time until the first training step.
@@ -81,16 +81,16 @@ def prepare(section: TrainSection, seed: int) -> None:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)  # leave memory for other processes on the same GPU
     except RuntimeError:
-        # TensorFlow fixes its devices at the first computation of the process.
+        # The devices of TensorFlow cannot be changed after its first operation in a process.
         log.debug("the device is not changed, because TensorFlow has already been used in this process")
     keras().mixed_precision.set_global_policy(_precision(section, bool(gpus)))
-    keras().backend.experimental.enable_tf_random_generator()  # gives dropout a state that reseed() can set
+    keras().backend.experimental.enable_tf_random_generator()  # creates the dropout state that reseed() sets
     keras().utils.set_random_seed(seed)
     keras().backend.reset_uids()  # weights in a file are found by layer name
 
 
 def _precision(section: TrainSection, gpu: bool) -> str:
-    """Return the name of the Keras dtype policy: mixed precision if the device supports it, otherwise float32."""
+    """Return the name of the Keras dtype policy: mixed precision if the recipe and the device support it."""
     if not section.mixed_precision:
         return "float32"
     if gpu and section.device != "cpu":
@@ -119,11 +119,12 @@ def has_bfloat16_units() -> bool:
 def reseed(model: Any, seed: int, epoch: int) -> None:
     """Set the state of all random layers of a model, such as dropout, from the seed and the epoch.
 
-    A resumed training therefore draws the same random numbers as an uninterrupted one.
+    A resumed run therefore draws the same random numbers as an uninterrupted run.
     """
     wrappers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     states = [getattr(wrapper, "_generator", None) for wrapper in wrappers]
-    # Number the generators instead of using layer names, because Keras numbers layers across all models of a process.
+    # Identify the random generators by number instead of layer name, because Keras numbers layers across all models of
+    # the process.
     for number, generator in enumerate(state for state in states if state is not None):
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 
@@ -169,7 +170,8 @@ UNREADABLE = (
 )
 
 
-# Lines that Keras and TensorFlow write before the cause of an error, and additions to the line with the cause.
+# Parts of an error message that are removed: lines that Keras and TensorFlow print before the cause of the error, and
+# prefixes and suffixes of the line with the cause.
 _CONTEXT = re.compile(
     r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
 )
@@ -177,13 +179,16 @@ _ADDITIONS = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} | *\[Op:.*")
 
 
 def is_tensorflow_error(error: BaseException) -> bool:
-    """Return whether TensorFlow or the library that reads its files (protobuf) defines the class of an exception."""
+    """Return whether the class of an exception is defined by TensorFlow or by protobuf, which TensorFlow uses."""
     return type(error).__module__.startswith(("tensorflow.", "google.protobuf."))
 
 
 @contextmanager
 def reported_as(failure: str) -> Iterator[None]:
-    """Raise :class:`ModelError` with ``failure`` and the cause if Keras or TensorFlow rejects a model in the block."""
+    """Context manager that replaces exceptions of Keras and TensorFlow with :class:`ModelError`.
+
+    The message of the :class:`ModelError` is ``failure``, followed by the cause.
+    """
     try:
         yield
     except ModelError:
@@ -195,14 +200,14 @@ def reported_as(failure: str) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Return the line of an error that names the cause, without the configurations and stack frames around the line."""
+    """Return the line of an error message that names the cause, without layer configurations and stack frames."""
     text = _ADDITIONS.sub("", str(error)).rpartition("Exception encountered: ")[2]
     lines = (line.strip() for line in text.splitlines() if line.strip() and not _CONTEXT.match(line))
     return next(lines, type(error).__name__)[:300]
 
 
 def versions() -> dict[str, str]:
-    """Return the version of each installed package in :data:`PACKAGES`."""
+    """Return a dictionary that maps each installed package in :data:`PACKAGES` to its version."""
     installed = {}
     for package in PACKAGES:
         try:

@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# An accuracy this many standard deviations or less above the majority-class baseline is not significantly better.
+# An accuracy within this many standard deviations of the majority-class baseline is not significantly better.
 DEVIATIONS = 2.0
 
 
 def majority_level(figures: Mapping[str, Any]) -> float:
-    """Return the fraction of the images that belong to the most frequent class, 0 to 1; 0 if there are no classes."""
+    """Return the fraction of the images that belong to the most frequent class, or 0 if there are no classes."""
     counts = [float(row["support"]) for row in figures.get("per_class", {}).values()]
     return max(counts) / sum(counts) if sum(counts) else 0.0
 
 
 def is_near(accuracy: float, level: float, images: int) -> bool:
-    """Return whether ``accuracy`` on this many images is not significantly above ``level``; both are 0 to 1."""
+    """Return whether ``accuracy`` on this number of images is not significantly higher than the baseline ``level``."""
     if not images or not level:
         return False
     margin = DEVIATIONS * math.sqrt(level * (1 - level) / images)
@@ -28,7 +28,7 @@ def warning(figures: Mapping[str, Any]) -> str:
     """Return a warning if the accuracy is near the majority-class baseline, otherwise an empty string.
 
     Args:
-        figures: ``accuracy``, ``images`` and ``per_class`` as in ``metrics.json`` and a variant's report.
+        figures: a dictionary with ``accuracy``, ``images`` and ``per_class``, such as the content of ``metrics.json``.
     """
     level = majority_level(figures)
     if not is_near(figures["accuracy"], level, figures["images"]):

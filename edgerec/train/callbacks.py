@@ -1,4 +1,8 @@
-"""Record and report every epoch of a training, and decide when its stages end."""
+"""Record and report every training epoch, save checkpoints, and end a stage early.
+
+Keras' ``EarlyStopping`` and ``ReduceLROnPlateau`` are not used, because they start again from zero when a run is
+resumed. ``TerminateOnNaN`` is not used, because it ends the training without an error and ignores the validation loss.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,18 @@ log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[int, Any], None]
 
-# The remaining time is estimated from the mean duration of this many last epochs.
+# Number of most recent epochs whose mean duration is used to estimate the remaining time.
 _RECENT = 3
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Time and cost of a training so far, and an estimate for the remaining epochs.
+    """Time and cost of a training run so far, and an estimate for the remaining epochs.
 
     Attributes:
         seconds: duration of the completed epochs, in seconds.
         seconds_left: estimated duration of the remaining epochs, in seconds.
-        price_per_hour: price of the machine per hour, in any currency; 0 if it is not known.
+        price_per_hour: price of the machine per hour, in any currency, or 0 if it is unknown.
     """
 
     seconds: float
@@ -51,14 +55,14 @@ class TrainingCost:
 
 
 def training_cost(history: list[dict[str, float]], recipe: Recipe) -> TrainingCost:
-    """Return the time and cost of the completed epochs, and of the remaining ones if no stage ends early."""
+    """Return the time and cost of the completed epochs, and an estimate for all remaining epochs of the recipe."""
     recent = [row["seconds"] for row in history[-_RECENT:]]
     left = (planned_epochs(recipe, history) - len(history)) * sum(recent) / max(1, len(recent))
     return TrainingCost(sum(row["seconds"] for row in history), left, recipe.train.price_per_hour)
 
 
 def duration(seconds: float) -> str:
-    """Format a duration as ``1:02:03`` (hours, minutes, seconds), or as ``2:03`` if it is less than an hour."""
+    """Format a duration as ``1:02:03`` (hours, minutes, seconds), or as ``2:03`` if it is shorter than an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -75,16 +79,16 @@ def recorder(
 ) -> Any:
     """Return the Keras callback that reports progress, records epochs and saves checkpoints.
 
-    The class of the callback is local, because it needs Keras.
+    The class of the callback is defined here, because its base class is in Keras, which is imported only when needed.
 
     Args:
         run: the run to write to.
         recipe: the resolved recipe.
         stage: the current stage.
         steps: number of steps per epoch.
-        workers: the workers. All of them record the same durations, so that they all end a stage after the same epoch.
+        workers: the workers. They all record the same durations, so that they all end a stage after the same epoch.
         listener: receives the progress every few steps.
-        on_epoch: called with the number and the model after every epoch.
+        on_epoch: function that is called after every epoch with the number of the epoch and the Keras model.
     """
     epochs = stage.last + sum(later.last - later.first for later in stages(recipe)[stage.number + 1 :])
 
@@ -114,7 +118,7 @@ def recorder(
                 )
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.check("val_loss", logs)  # a row with NaN would make history.csv unreadable, also for --resume
+            self.check("val_loss", logs)  # a row with NaN would make history.csv unreadable, even for --resume
             row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in logs}
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": workers.mean(time.monotonic() - self.began_s)}

@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 def checkpoints(run: Run) -> dict[int, Path]:
-    """Return the path of each checkpoint of a run, by the number of the epoch (counted from 1)."""
+    """Return a dictionary that maps epoch numbers (counted from 1) to the checkpoint files of a run."""
     paths = (run.path / "checkpoints").glob("epoch-" + 5 * "[0-9]" + ".keras")
     return {int(path.stem.partition("-")[2]): path for path in paths}
 
 
 def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
-    """Return the number of completed epochs and the model of the last checkpoint that can be read.
+    """Return the number of completed epochs and the model of the latest readable checkpoint.
 
-    The result is ``(0, None)`` if there is no such checkpoint.
+    Without a readable checkpoint, the result is ``(0, None)``.
     """
     if dataset.digest != run.split_record["digest"]:
         raise DataError(f"The images have changed since {run.path} was started: train again with --overwrite")
@@ -34,7 +34,7 @@ def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
         try:
             model = load_checkpoint(path)
         except UNREADABLE as error:
-            log.warning("%s cannot be read (%s): trying the previous checkpoint", path, error)
+            log.warning("the checkpoint %s cannot be read (%s): trying the previous one", path, error)
             path.rename(path.with_suffix(".damaged"))
             continue
         epoch = int(path.stem.partition("-")[2])
@@ -45,16 +45,16 @@ def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
     if user_defined.is_user_defined(run.recipe.model.arch):
         # The run may come from another person, so its recipe must not cause any code to be executed.
         raise RunError(
-            f"{run.path} has no checkpoint, and its network is your own code ({run.recipe.model.arch}), which --resume "
-            "does not execute: train again with --overwrite"
+            f"{run.path} has no checkpoint, and --resume does not execute the code of its network "
+            f"({run.recipe.model.arch}): train again with --overwrite"
         )
     run.write_history([])
-    log.info("no checkpoint in %s: starting at the first epoch", run.path)
+    log.info("%s has no checkpoint: starting at the first epoch", run.path)
     return 0, None
 
 
 def load_best_checkpoint(run: Run) -> tuple[int, Any]:
-    """Return the number of the best epoch whose checkpoint can be read, and the model of this checkpoint."""
+    """Return the number of the best epoch with a readable checkpoint, and the model of this checkpoint."""
     while rows := [row for row in run.history() if row["epoch"] in checkpoints(run)]:
         best = best_epoch(rows)
         path = checkpoints(run)[best]
@@ -63,4 +63,4 @@ def load_best_checkpoint(run: Run) -> tuple[int, Any]:
         except ModelError as error:
             log.warning("%s: using the next best epoch", error)
             path.rename(path.with_suffix(".damaged"))
-    raise RunError(f"{run.path} has no checkpoint that can be read: train again with --overwrite")
+    raise RunError(f"{run.path} has no readable checkpoint: train again with --overwrite")

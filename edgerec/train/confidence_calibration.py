@@ -1,30 +1,31 @@
-"""Measure the calibration of scores: the expected calibration error and the reliability diagram."""
+"""Measure the calibration of scores: the expected calibration error and the reliability diagram.
+
+scikit-learn's ``calibration_curve`` is not used, because it omits the numbers of images, which the error needs.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.utils.optional import require
+
 # Number of bins, as in arXiv:1706.04599.
 BINS = 15
-# In a normal distribution, 95 % of the values lie within this number of standard deviations from the mean.
-DEVIATIONS = 1.96
 
 
 def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
     """Return the 95 % confidence interval (Wilson score interval) of a fraction measured on ``count`` images.
 
-    Returns the lower and the upper limit, 0 to 1. Source: doi:10.1080/01621459.1927.10502953.
+    Returns:
+        The lower and the upper limit, 0 to 1.
     """
     if count < 1:
         return 0.0, 1.0
-    square = DEVIATIONS**2 / count
-    center = (fraction + square / 2) / (1 + square)
-    half_width = DEVIATIONS * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count)) / (1 + square)
-    return max(0.0, center - half_width), min(1.0, center + half_width)
+    low, high = require("scipy.stats").binomtest(round(fraction * count), count).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Bin:
 
     Attributes:
         images: number of images.
-        score: mean highest score, 0 to 1; None if there are no images.
-        accuracy: fraction of the images that are classified correctly, 0 to 1; None if there are no images.
+        score: mean highest score, 0 to 1, or None if there are no images.
+        accuracy: accuracy, 0 to 1, or None if there are no images.
     """
 
     low: float
@@ -46,13 +47,13 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Calibration of a model's scores.
+    """Calibration of the scores of a model.
 
     Attributes:
         ece: expected calibration error, 0 to 1: mean difference between score and accuracy over the bins, weighted by
             the number of images (arXiv:1706.04599, equation 3).
-        score: mean highest score of all images, 0 to 1; the model is overconfident if it is greater than ``accuracy``.
-        accuracy: fraction of the images that are classified correctly, 0 to 1.
+        score: mean highest score of all images, 0 to 1. If it is greater than ``accuracy``, the model is overconfident.
+        accuracy: accuracy, 0 to 1.
         images: number of images.
         bins: bins of equal width from 0 to 1.
     """
@@ -65,7 +66,7 @@ class Reliability:
 
 
 def reliability(scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], bins: int = BINS) -> Reliability:
-    """Return the calibration of scores.
+    """Compute the expected calibration error and the reliability diagram of scores.
 
     Args:
         scores: float32 ``(N, classes)``, 0 to 1.

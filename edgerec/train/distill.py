@@ -1,4 +1,4 @@
-"""Distillation: train a small network (student) on the labels and on the outputs of finished models (teachers)."""
+"""Knowledge distillation: train a small network (student) on the labels and on the outputs of teacher models."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def distill(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """Train a small network on the mean outputs of finished runs, with the recipe of the first run.
+    """Train a small network (student) on the mean outputs of finished runs (teachers).
 
     Args:
         teachers: folders of finished runs that were trained on the same images.
-        student: architecture of the student, which is trained from random weights.
+        student: architecture of the student, which is trained from random weights with the recipe of the first teacher.
         out: folder of the student's run.
-        changes: changed recipe keys, such as ``{"model.width": 0.5, "distill.weight": 0.9}``.
+        changes: recipe keys to change, such as ``{"model.width": 0.5, "distill.weight": 0.9}``.
         overwrite: replace an existing run.
         listener: receives the progress.
 
@@ -46,7 +46,7 @@ def distill(
 
 
 def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
-    """Return the recipe for training a student: the recipe of the first teacher with another architecture.
+    """Return the recipe of a student: a copy of the first teacher's recipe with the student's architecture.
 
     The student starts from random weights.
 
@@ -55,7 +55,7 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
         RecipeError: the teachers differ in their images, preprocessing or split, or there is no teacher.
     """
     if not teachers:
-        raise RecipeError("distillation needs at least one teacher: give one or more runs")
+        raise RecipeError("distillation needs at least one teacher: name one or more finished runs")
     runs = [Run.open_classifier(path) for path in teachers]
     first = runs[0].recipe
     for run in runs:
@@ -64,7 +64,7 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
     if invalid := next((path for path in paths if "," in path), None):
         raise RecipeError(
             f"Cannot use the run {invalid} as a teacher, because commas separate the paths in distill.teachers: rename "
-            "the folder, so that its path has no comma"
+            "the folder"
         )
     model = replace(first.model, arch=arch, width=0.0, dropout=0.0, weights="none")
     return replace(first, model=model, distill=replace(first.distill, teachers=",".join(paths)))

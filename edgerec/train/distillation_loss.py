@@ -1,4 +1,4 @@
-"""Compute the distillation loss, by which a student learns the outputs of finished models (teachers)."""
+"""Compute the distillation loss, which trains a student to reproduce the outputs of its teachers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def check_same_data(run: Run, recipe: Recipe) -> None:
         theirs, ours = _value(run.recipe, key), _value(recipe, key)
         if theirs != ours:
             raise RecipeError(
-                f"Cannot use the teacher {run.path}: its {key} is {theirs!r}, but that of the student is {ours!r}. Use "
-                "the same value for both"
+                f"Cannot use the teacher {run.path}, because its {key} is {theirs!r}, but the student's is {ours!r}: "
+                "use the same value for both"
             )
 
 
 def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss | None:
-    """Return the distillation loss for the teachers in ``distill.teachers``; None if there are none."""
+    """Return the distillation loss for the teachers in ``distill.teachers``, or None if there are no teachers."""
     if not recipe.distill.teachers:
         return None
     runs = [Run.open_classifier(path.strip()) for path in recipe.distill.teachers.split(",")]
@@ -44,20 +44,20 @@ def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss
         check_same_data(run, recipe)
         if run.labels != tuple(labels):
             raise RecipeError(
-                f"Cannot use the teacher {run.path}: its {len(run.labels)} labels are not those of the data. Choose a "
-                "teacher that was trained on the same classes"
+                f"Cannot use the teacher {run.path}, because its {len(run.labels)} labels are not those of the data: "
+                "choose a teacher that was trained on the same classes"
             )
     return teacher_loss([in_training_precision(run.model()) for run in runs], recipe.distill.temperature)
 
 
 def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> DistillationLoss:
-    """Return a loss that measures the distance of scores from the mean scores of ``models``.
+    """Return the distillation loss: the distance of the student's scores from the mean scores of the teachers.
 
     The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This
     factor keeps the gradient as large as that of the label loss (Hinton, Vinyals and Dean, arXiv:1503.02531).
 
     Args:
-        models: classifiers that take the same pixels and return softmax scores ``(batch, classes)``; they stay frozen.
+        models: the teachers, which take the same pixels and return softmax scores ``(batch, classes)``.
         temperature: softmax temperature; 1 leaves the scores unchanged.
     """
     tf = require("tensorflow")

@@ -38,11 +38,11 @@ _LOST = ("UnavailableError", "AbortedError", "CancelledError", "InternalError", 
 
 @dataclass(frozen=True)
 class Workers:
-    """The devices and workers that train one model. By default, this is one device in one worker.
+    """The connected workers (processes) that train one model. By default, this is one worker with one device.
 
     Attributes:
-        strategy: TensorFlow's distribution strategy; None for a single device.
-        cluster: the workers; None if there is only one.
+        strategy: TensorFlow's distribution strategy, or None for a single device.
+        cluster: addresses of the workers, or None if there is only one worker.
         replicas: the replicas (devices) of this worker.
     """
 
@@ -59,19 +59,19 @@ class Workers:
         """Return the context manager in which the variables of the trained model must be created."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
-    def distribute(self, feed: Callable[[Replicas], Any]) -> Any:
-        """Return the batches of all devices of this worker, for Keras.
+    def distribute(self, batches: Callable[[Replicas], Any]) -> Any:
+        """Return a data set for Keras that yields one batch per step for each device of this worker.
 
         Args:
-            feed: function that returns a ``tf.data.Dataset`` for some replicas. In each step, the dataset yields one
+            batches: function that returns a ``tf.data.Dataset`` for some replicas. In each step, the dataset yields one
                 batch for each replica.
         """
         if self.strategy is None:
-            return feed(ONE_REPLICA)
-        return self.strategy.distribute_datasets_from_function(lambda _: feed(self.replicas))
+            return batches(ONE_REPLICA)
+        return self.strategy.distribute_datasets_from_function(lambda _: batches(self.replicas))
 
     def mean(self, value: float) -> float:
-        """Return the mean of the values that all workers pass."""
+        """Return the mean of a value over all workers (all-reduce)."""
         if self.cluster is None:
             return value
         tf = require("tensorflow")
@@ -81,7 +81,7 @@ class Workers:
         """Set the batch normalization statistics of each device to the mean over all devices.
 
         Each device updates its own statistics, but a checkpoint contains only the mean. This method is called after
-        each checkpoint, so that uninterrupted and resumed trainings continue from the same statistics.
+        each checkpoint, so that uninterrupted and resumed runs continue from the same statistics.
         """
         if self.strategy is not None:
             model.set_weights(model.get_weights())
@@ -91,10 +91,10 @@ class Workers:
         self.mean(0.0)
 
     def require_equal(self, values: dict[str, Any]) -> None:
-        """Raise an error in all workers if a worker passes other values than the chief.
+        """Raise an error in all workers if a worker passes different values than the chief.
 
         Args:
-            values: JSON values by name, such as those of the recipe; dictionaries may be nested.
+            values: a JSON-serializable dictionary, such as that of the recipe, which may be nested.
 
         Raises:
             TrainError: a value differs. The message names the first such value and the worker.
@@ -103,12 +103,12 @@ class Workers:
             return
         tf = require("tensorflow")
         mine = np.frombuffer(json.dumps(values).encode(), np.uint8)
-        sizes, everything = (
-            self.strategy.gather(tf.constant(values, tf.int32), axis=0).numpy() for values in ([len(mine)], mine)
+        sizes, gathered = (
+            self.strategy.gather(tf.constant(array, tf.int32), axis=0).numpy() for array in ([len(mine)], mine)
         )
         chief: dict[str, Any] = {}
         for index, end in enumerate(sizes.cumsum()):
-            worker = _flattened(json.loads(everything[end - sizes[index] : end].astype(np.uint8).tobytes()))
+            worker = _flattened(json.loads(gathered[end - sizes[index] : end].astype(np.uint8).tobytes()))
             chief = chief or worker
             if different := [key for key in chief if worker.get(key) != chief[key]]:
                 raise TrainError(
@@ -139,9 +139,9 @@ SINGLE_DEVICE = Workers()
 
 @contextlib.contextmanager
 def connect_workers(section: TrainSection) -> Iterator[Workers]:
-    """Connect all workers that ``TF_CONFIG`` lists, with all their GPUs.
+    """Context manager that connects all workers listed in ``TF_CONFIG``, with all GPUs of each worker.
 
-    Call this function before TensorFlow computes anything. At the end of the block, each worker waits for the others.
+    Enter the context before TensorFlow computes anything. At its end, each worker waits for the others.
 
     Raises:
         TrainError: a worker did not connect in time, or its connection was lost during the training.
@@ -156,11 +156,14 @@ def connect_workers(section: TrainSection) -> Iterator[Workers]:
     own = total // len(cluster.addresses)
     workers = Workers(strategy, cluster, Replicas(cluster.index * own, own, total))
     log.info(
-        "this is %s of %d workers with %d devices in total", cluster.name(cluster.index), len(cluster.addresses), total
+        "this is %s, one of %d workers with %d devices in total",
+        cluster.name(cluster.index),
+        len(cluster.addresses),
+        total,
     )
     try:
         yield workers
-        workers.wait()  # TensorFlow reports a worker that exits early as lost
+        workers.wait()  # otherwise, TensorFlow reports a worker that finishes early as lost
     except tuple(getattr(tf.errors, name) for name in _LOST) as error:
         raise TrainError(_lost_worker_message(cluster, str(error))) from None
 
@@ -180,7 +183,7 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # a second strategy would reuse the collective keys of the first one for tensors of other shapes
+@functools.cache  # a second strategy would reuse the collective keys of the first, for other tensors
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
@@ -200,7 +203,7 @@ def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
 
 
 def _lost_worker_message(cluster: Cluster, message: str) -> str:
-    """Return the error message for a lost worker, given the message of TensorFlow's exception."""
+    """Return the error message for a lost worker. The argument ``message`` is that of TensorFlow's exception."""
     tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
     lost = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
     worker = cluster.name(min(lost)) if lost and max(lost) < len(cluster.addresses) else "another worker"
@@ -209,9 +212,9 @@ def _lost_worker_message(cluster: Cluster, message: str) -> str:
 
 @contextlib.contextmanager
 def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
-    """Return the run that this worker writes to: the chief writes to ``run``, other workers to a temporary copy.
+    """Context manager that returns the run this worker writes to.
 
-    The copy is removed at the end of the block.
+    The chief writes to ``run``, and the other workers write to temporary copies, which are deleted at the end.
     """
     if workers.chief:
         workers.wait()
@@ -222,7 +225,7 @@ def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
         own = scratch / run.path.name
         if run.begun:
             shutil.copytree(run.path, own, ignore=shutil.ignore_patterns("plots", "tensorboard"))
-        workers.wait()  # the chief does not change the run until all copies are complete
+        workers.wait()  # the chief changes the run only after all workers have copied it
         yield Run(own)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

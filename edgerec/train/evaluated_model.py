@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.labels import read_labels
@@ -26,6 +25,7 @@ from edgerec.train.metrics import Reals
 from edgerec.train.run import Run
 from edgerec.train.scorers import keras_scorer, one_by_one, tflite_scorer
 from edgerec.train.training_data import (
+    ImageSplits,
     TrainingData,
     training_data_of_bundle,
     training_data_of_run,
@@ -40,29 +40,60 @@ class EvaluatedModel:
     """A model that is ready to be evaluated.
 
     Attributes:
-        score: function that takes a dataset, positions of images and a listener, and returns scores
-            ``(images, classes)``.
-        labels: label of each output; empty if they are not known.
+        score: function that takes a dataset, indices of images and a listener, and returns scores ``(images,
+            classes)``.
+        labels: label of each output, or an empty tuple if the labels are unknown.
         data: data section of the recipe with the model's preprocessing.
         classes: number of outputs.
-        origins: origin of the model; one for each model of an ensemble.
+        training_data: training data of the model, or of each model of an ensemble.
         own_data: whether ``data`` names the images that the model was trained on.
-        pseudo_labels: predictions of an adopted model for its own images, by image name, if these images have no
-            labels.
+        pseudo_labels: predictions of an imported model for its own images, keyed by image name, if these images have
+            no labels.
     """
 
     score: Callable[[Dataset, Indices, Listener], Reals]
     labels: tuple[str, ...]
     data: DataSection
     classes: int
-    origins: tuple[TrainingData, ...] = ()
+    training_data: tuple[TrainingData, ...] = ()
     own_data: bool = False
     pseudo_labels: dict[str, str] | None = None
 
+    def image_splits(self, dataset: Dataset) -> list[ImageSplits] | None:
+        """Return, for each model, the split of each image during training, or None if it is unknown for a model."""
+        known = [splits for origin in self.training_data if (splits := origin.image_splits(dataset)) is not None]
+        return known if known and len(known) == len(self.training_data) else None
 
-def open_model(path: Path, normalise: str | None, activation: str | None, fit: Fit | None) -> EvaluatedModel:
-    if path.is_file() and path.suffix == ".tflite":
-        return _open_tflite(path, normalise, activation, fit)
+    def output_indices(self, dataset: Dataset) -> Indices:
+        """Return the index of the model's output for each class of the data, int64 ``(classes of the data,)``."""
+        if not self.labels:
+            if len(dataset.labels) != self.classes:
+                raise DataError(
+                    f"the model has {self.classes} outputs, but the data has {len(dataset.labels)} classes: use data "
+                    "with the classes of the model, or name the labels of the outputs with --labels"
+                )
+            return np.arange(self.classes)
+        missing = [label for label in dataset.labels if label not in self.labels]
+        if missing:
+            raise DataError(
+                f"the data has a class {missing[0]!r} that the model does not know: remove or rename the folder of "
+                f"this class. The labels of the model: {', '.join(self.labels[:10])}"
+            )
+        return np.array([self.labels.index(label) for label in dataset.labels])
+
+
+def open_model(
+    path: Path, normalise: str | None, activation: str | None, fit: Fit | None, labels: str | Path | None
+) -> EvaluatedModel:
+    """Open a run, a bundle or a .tflite file. The arguments are those of :func:`edgerec.train.evaluate.evaluate`."""
+    if path.suffix != ".tflite":
+        options = {"normalise": normalise, "activation": activation, "fit": fit, "labels": labels}
+        if name := next((name for name, value in options.items() if value is not None), None):
+            raise EdgerecError(
+                f"--{name} applies only to a plain .tflite file, but {path} contains its own {name}: omit --{name}"
+            )
+    elif path.is_file():
+        return _open_tflite(path, normalise, activation, fit, labels)
     if Run(path).begun:
         return _open_run(Run.open_classifier(path))
     if path.is_file() or (path / "manifest.json").is_file():
@@ -78,7 +109,7 @@ def _open_run(run: Run) -> EvaluatedModel:
         labels,
         recipe.data,
         len(labels),
-        origins=(training_data_of_run(run),),
+        training_data=(training_data_of_run(run),),
         own_data=True,
         pseudo_labels=run.pseudo_labels(),
     )
@@ -96,18 +127,16 @@ def _open_bundle(bundle: Bundle) -> EvaluatedModel:
 
         return one_by_one((classifier.scores(inputs(int(index))) for index in part), len(part), listener)
 
-    known = []
-    for provenance in origins(manifest):
-        where = f"{bundle.path}: provenance.recipe"
-        recipe = Recipe.from_dict(provenance.get("recipe", {}), where, base=Recipe().unversioned)
-        known.append((training_data_of_bundle(provenance, recipe), recipe.data))
-    section = _data_section(manifest.preprocess, known[0][1], str(bundle.path))
-    return EvaluatedModel(
-        score, manifest.labels, section, len(manifest.labels), origins=tuple(origin for origin, _ in known)
-    )
+    where, known = f"{bundle.path}: provenance.recipe", origins(manifest)
+    recipes = [Recipe.from_dict(each.get("recipe", {}), where, base=Recipe().unversioned) for each in known]
+    section = _data_section(manifest.preprocess, recipes[0].data, str(bundle.path))
+    training_data = tuple(map(training_data_of_bundle, known, recipes))
+    return EvaluatedModel(score, manifest.labels, section, len(manifest.labels), training_data)
 
 
-def _open_tflite(path: Path, text: str | None, activation: str | None, fit: Fit | None) -> EvaluatedModel:
+def _open_tflite(
+    path: Path, text: str | None, activation: str | None, fit: Fit | None, label_file: str | Path | None
+) -> EvaluatedModel:
     original = ThirdPartyModel.open(path, activation=activation, own_labels=True, own_normalise=text is not None)
     finished, normalise = original.normalised(text)
     model = ImageModel(finished.content, normalise, activation=finished.activation, where=finished.where)
@@ -117,6 +146,8 @@ def _open_tflite(path: Path, text: str | None, activation: str | None, fit: Fit 
     log.info("%s: fit %s: %s", path, fit, reason)
     log.info("%s: activation %s: %s", path, finished.activation, finished.activation_reason)
     labels = metadata.labels if metadata is not None and len(metadata.labels) == model.classes else ()
+    if label_file is not None:
+        labels = () if str(label_file) == FOLDERS else read_labels(Path(label_file), model.classes, str(path))
     section = _data_section(PreprocessSpec(height, width, channels, fit), DataSection(), finished.where)
     scorer = tflite_scorer(model)
     return EvaluatedModel(
@@ -124,15 +155,11 @@ def _open_tflite(path: Path, text: str | None, activation: str | None, fit: Fit 
     )
 
 
-def _with_labels(subject: EvaluatedModel, path: Path, labels: str | Path) -> EvaluatedModel:
-    names = () if str(labels) == FOLDERS else read_labels(Path(labels), subject.classes, str(path))
-    return replace(subject, labels=names)
-
-
 def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSection:
     if spec.height != spec.width:
         raise ModelError(
-            f"Cannot evaluate {where}, because its input of {spec.width}×{spec.height} pixels is not square"
+            f"Cannot evaluate {where}, because its input of {spec.width}×{spec.height} pixels is not square: use a "
+            "model with a square input"
         )
     return replace(
         base,
@@ -144,21 +171,3 @@ def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSe
         black_level=spec.black_level,
         white_level=spec.white_level,
     )
-
-
-def _class_map(dataset: Dataset, subject: EvaluatedModel) -> npt.NDArray[np.int64]:
-    """Return the index of the model's output for each class of the data, int64 ``(classes of the data,)``."""
-    if not subject.labels:
-        if len(dataset.labels) != subject.classes:
-            raise DataError(
-                f"the model has {subject.classes} outputs, but the data has {len(dataset.labels)} classes: choose data "
-                "with the model's classes, or give the labels of the outputs with --labels"
-            )
-        return np.arange(subject.classes)
-    missing = [label for label in dataset.labels if label not in subject.labels]
-    if missing:
-        raise DataError(
-            f"the data has a class {missing[0]!r} that the model does not know: remove or rename the folder of this "
-            f"class. The model's labels: {', '.join(subject.labels[:10])}"
-        )
-    return np.array([subject.labels.index(label) for label in dataset.labels])

@@ -22,15 +22,15 @@ _COPIED = ("recipe.toml", "labels.txt", "split.json", "history.csv")
 
 
 def extend(run: Run, epochs: int) -> None:
-    """Add ``epochs`` to a finished run and mark the run as unfinished, so that :func:`edgerec.fit` can resume it.
+    """Add epochs to a finished run, and mark the run as unfinished, so that :func:`edgerec.fit` can resume it.
 
     The added epochs form a new stage that trains all layers. The optimizer and the learning-rate schedule restart.
-    Early stopping counts from the first added epoch, and ``train.max_hours`` applies to the added epochs alone. The
+    Early stopping counts from the first added epoch, and ``train.max_hours`` applies only to the added epochs. The
     data, split and seed do not change, so that no test image is used for training. The run's model will be that of the
     best of all epochs.
 
-    The finished model and everything made from the model, such as variants, are moved to the folder
-    ``after-N-epochs/`` of the run. This folder is itself a finished run.
+    The finished model and the files that were created from it, such as variants, are moved to the folder
+    ``after-N-epochs/`` in the run. This folder is itself a finished run.
 
     Raises:
         EdgerecError: the run is not finished, or has no checkpoint of its last epoch.
@@ -38,7 +38,7 @@ def extend(run: Run, epochs: int) -> None:
     finished = Run.open(run.path)
     recipe, history = finished.recipe, finished.history()
     if Cluster.from_environment() is not None:
-        raise EdgerecError("a run cannot be extended by several workers: unset TF_CONFIG, or train a new run")
+        raise EdgerecError(f"Cannot extend {run.path} with several workers: unset TF_CONFIG, or train a new run")
     last = int(history[-1]["epoch"]) if history else 0
     if not last or last not in checkpoints(run):
         raise RunError(
@@ -46,7 +46,7 @@ def extend(run: Run, epochs: int) -> None:
             f"weights with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
-    # A training with a single stage may have ended early. The added epochs then follow its last epoch directly.
+    # A single training stage may have ended early. The added epochs then follow its last epoch directly.
     planned = last if len(stages(recipe)) == 1 else train.epochs
     before = f"{train.restarts}, " if train.restarts.strip() else ""
     spent_hours = sum(row["seconds"] for row in history) / 3600
@@ -61,7 +61,7 @@ def extend(run: Run, epochs: int) -> None:
     )
     archive = run.path / f"after-{last}-epochs"
     if archive.exists():
-        raise OutputExistsError(f"{archive} exists already: rename it, and extend the run again")
+        raise OutputExistsError(f"Cannot extend {run.path}, because {archive} already exists: rename this folder")
     _archive(run, archive)
     write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(
@@ -79,7 +79,7 @@ def extend(run: Run, epochs: int) -> None:
 def _archive(run: Run, archive: Path) -> None:
     """Move the results of a finished run into the folder ``archive``.
 
-    If the move is interrupted, the run counts as unfinished, and ``--resume`` computes its results again.
+    If moving is interrupted, the run counts as unfinished, and ``--resume`` computes its results again.
     """
     archive.mkdir()
     for name in _COPIED:
@@ -89,7 +89,7 @@ def _archive(run: Run, archive: Path) -> None:
 
 
 def _results(run: Run) -> Iterator[Path]:
-    """Yield the files and folders that only finished runs have, beginning with ``metrics.json``."""
+    """Yield the files and folders that exist only in finished runs, starting with ``metrics.json``."""
     yield run.path / "metrics.json"
     yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
     yield from run.path.glob("*.keras")

@@ -1,4 +1,4 @@
-"""Train a model as a recipe describes, and write a run."""
+"""Train a model according to a recipe, and write a run."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def fit(
     finish: bool = True,
     more_epochs: int = 0,
 ) -> Run:
-    """Train as a recipe describes, and write a run.
+    """Train a model according to a recipe, and write a run.
 
     Args:
-        recipe: all settings of the training; with ``resume``, the recipe in ``out`` is used instead.
+        recipe: all training settings. With ``resume``, the recipe in ``out`` is used instead.
         out: the run's folder.
         resume: continue from the last checkpoint in ``out``.
         overwrite: replace an existing run.
@@ -84,7 +84,9 @@ def fit(
     with run.locked():
         if more_epochs:
             if not resume or more_epochs < 0:
-                raise RecipeError(f"more_epochs is {more_epochs}, expected a positive number together with resume")
+                raise RecipeError(
+                    f"more_epochs is {more_epochs}, expected a positive number in combination with resume"
+                )
             extend(run, more_epochs)
         if resume:
             recipe = _existing_recipe(run)
@@ -100,12 +102,12 @@ def fit(
         with connect_workers(recipe.train) as workers, run_to_write(run, workers) as own_run:
             recipe, dataset, parts = resolved(recipe, listener)
             workers.check_batch(recipe.train.batch_size, recipe.train.accumulate)
-            stages(recipe)  # raises an error for invalid stages before anything is written
+            stages(recipe)  # raises an error for an invalid recipe before anything is written
             with workers.scope():
                 first_epoch, model = load_last_checkpoint(own_run, dataset) if resume else (0, None)
                 if model is None:
                     model = _initial_model(recipe, len(dataset.labels))
-            if resume:  # the version of edgerec that started the run may have split the images by another rule
+            if resume:  # an older version of edgerec may have split the images by another rule
                 parts = recorded_split(dataset, own_run.split_record)
             workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
             # Load the teachers after the model was built, because loading them changes the random state.
@@ -119,7 +121,7 @@ def fit(
             training = _Training(own_run, recipe, dataset, parts, teacher, workers, listener, on_epoch)
             with reporting_damaged_records(dataset):
                 while stage := next_stage(recipe, own_run.history()):
-                    training.learn(model, stage, len(own_run.history()))
+                    training.train_stage(model, stage, len(own_run.history()))
             if finish and workers.chief:
                 write_results(run, recipe, dataset, parts, listener)
         return run
@@ -127,7 +129,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Training:
-    """Data and settings that all stages of a training share."""
+    """Data and settings that all stages of a training run share."""
 
     run: Run
     recipe: Recipe
@@ -138,8 +140,8 @@ class _Training:
     listener: Listener
     on_epoch: OnEpoch | None
 
-    def learn(self, model: Any, stage: TrainingStage, done: int) -> None:
-        """Train ``model`` for the remaining epochs of a stage; ``done`` is the number of completed epochs in total."""
+    def train_stage(self, model: Any, stage: TrainingStage, done: int) -> None:
+        """Train ``model`` for the remaining epochs of a stage. ``done`` is the total number of completed epochs."""
         recipe, train, first = self.recipe, self.recipe.train, done
         dataset, parts, soft_labels = self.dataset, self.parts, recipe.augment.mixes
         steps = steps_per_epoch(parts.train, recipe)
@@ -178,13 +180,13 @@ def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
     checked_output(run.path, inputs, data=recipe.data.source, folder=True)
     if run.begun and not run.finished and not overwrite:
         raise OutputExistsError(
-            f"{run.path} has an unfinished training: add --resume to continue it, or --overwrite to start again"
+            f"{run.path} is an unfinished run: add --resume to continue training, or --overwrite to start again"
         )
     refuse_existing(run.path, overwrite, replaceable=run.begun)
 
 
 def _check_names(recipe: Recipe) -> None:
-    """Raise an error for unknown names in the recipe before TensorFlow is loaded and images are read."""
+    """Raise an error for unknown names in the recipe, before TensorFlow is loaded and images are read."""
     least_size_px(recipe.model.arch)
     if user_defined.is_user_defined(recipe.model.arch):
         user_defined.find_function(recipe.model.arch)
@@ -192,9 +194,9 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _existing_recipe(run: Run) -> Recipe:
-    """Return the recipe of an existing run; raise an error if there is no run."""
+    """Return the recipe of an existing run, or raise an error if there is no run."""
     if not run.begun:
-        raise EdgerecError(f"{run.path} cannot be resumed, because it is not a run: train without --resume")
+        raise EdgerecError(f"Cannot resume {run.path}, because it is not a run: train without --resume")
     return run.recipe
 
 
@@ -229,7 +231,7 @@ def _initial_model(recipe: Recipe, classes: int) -> Any:
 
 
 def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
-    """Return the TensorBoard callback in a list; an empty list if ``train.tensorboard`` is not set."""
+    """Return a list with the TensorBoard callback, or an empty list if ``train.tensorboard`` is not set."""
     if not recipe.train.tensorboard:
         return []
     require("tensorboard")
@@ -237,7 +239,7 @@ def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
 
 
 def _build_model(recipe: Recipe, classes: int) -> Any:
-    """Build the recipe's network in the precision of the training."""
+    """Build the recipe's network in the training precision."""
     model = network(recipe, classes)
     if user_defined.is_user_defined(recipe.model.arch):
         check_opens(model, recipe.model.arch)

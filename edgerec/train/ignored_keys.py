@@ -12,7 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def ignored_keys(recipe: Recipe) -> dict[str, str]:
-    """Return each key of a resolved recipe that is not at its default but has no effect, with the reason."""
+    """Return a dictionary that maps each changed recipe key that has no effect to the reason.
+
+    The recipe must be resolved, i.e. have no automatic values.
+    """
     default, values = Recipe().to_dict(), recipe.to_dict()
     ignored = {}
     for key, reason in _without_effect(recipe):
@@ -29,7 +32,7 @@ def warn_ignored(recipe: Recipe) -> None:
 
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield the keys that have no effect in this recipe, whatever their value is, and the reasons."""
+    """Yield each recipe key that has no effect in this recipe, with the reason."""
     arch = recipe.model.arch
     if reconstructs(arch):
         reason = f"the architecture {arch} is an autoencoder, which is trained without labels"

@@ -34,7 +34,7 @@ class Replicas:
     """The replicas (devices) of this process. Each replica computes an equal fraction of each batch.
 
     Attributes:
-        first: number of this process's first replica, counted from 0 over all processes.
+        first: index of this process's first replica, counted from 0 across all processes.
         count: number of replicas in this process.
         total: number of replicas in all processes.
     """
@@ -45,7 +45,7 @@ class Replicas:
 
     @property
     def numbers(self) -> range:
-        """The numbers of the replicas of this process, counted from 0 over all processes."""
+        """Indices of the replicas of this process, counted from 0 across all processes."""
         return range(self.first, self.first + self.count)
 
 
@@ -54,18 +54,18 @@ ONE_REPLICA = Replicas()
 
 
 def batch_size(requested: int, count: int) -> int:
-    """Return the batch size for ``count`` training images, at most ``count``.
+    """Return the batch size for ``count`` training images, which is at most ``count``.
 
-    If ``requested`` is 0, the batch size is a power of two from 16 to 128. It is smaller for fewer images, so that an
-    epoch has enough steps.
+    If ``requested`` is 0, the batch size is a power of two from 16 to 128, depending on ``count``, so that an epoch of
+    few images has enough steps.
     """
     return min(requested or int(2 ** np.clip(np.floor(np.log2(count / 50)), 4, 7)), count)
 
 
 def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
-    """Return the number of steps in an epoch for the images at the positions ``part``.
+    """Return the number of training steps in an epoch for the images with the indices ``part``.
 
-    The last incomplete batch of an epoch is left out. It has other images in each epoch.
+    The last incomplete batch of an epoch is omitted. The omitted images differ in each epoch.
     """
     return len(part) // recipe.train.batch_size
 
@@ -73,14 +73,14 @@ def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
 def training_batches(
     dataset: Dataset, part: Indices, recipe: Recipe, replicas: Replicas = ONE_REPLICA, *, first_epoch: int
 ) -> Any:
-    """Return a ``tf.data.Dataset`` of endless epochs of :func:`steps_per_epoch` batches, starting at ``first_epoch``.
+    """Return an infinite ``tf.data.Dataset`` with :func:`steps_per_epoch` batches per epoch.
 
     The order of the images and the augmentation depend only on the seed and the epoch. A resumed run therefore gets
     the same batches as an uninterrupted run, and several processes together get the same images as a single process.
 
     Args:
         dataset: the images.
-        part: positions of the training images in the dataset, ``(N,)``.
+        part: indices of the training images in the dataset, ``(N,)``.
         recipe: the resolved recipe.
         replicas: the devices of this process.
         first_epoch: number of the first epoch, counted from 0.
@@ -119,7 +119,7 @@ def training_batches(
 
 
 def _without_autotuning(feed: Any) -> Any:
-    """Return the dataset without its autotuning thread, because Keras' ``fit`` waits for this thread at its end."""
+    """Disable the autotuning thread of a ``tf.data.Dataset``, because Keras' ``fit`` waits for this thread."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
     return feed.with_options(options)
@@ -130,8 +130,8 @@ def _streamed(
 ) -> Any:
     """Return the same batches as :func:`training_batches` for packed data, whose shards are read sequentially.
 
-    Each epoch has another order of the shards. Each process reads an equal fraction of this order. Several shards are
-    read at the same time, and their records are shuffled in a buffer of some thousand images.
+    Each epoch has another order of the shards. Each process reads an equal fraction of the epoch. Several shards are
+    read at the same time, and their records are shuffled in a buffer of several thousand images.
     """
     tf = require("tensorflow")
     shards = pack.of("train")
@@ -171,7 +171,7 @@ def _streamed(
         )
 
     def open_shard(path: Any, skip: Any, take: Any) -> Any:
-        # TensorFlow passes on blocks of records much faster than single records.
+        # TensorFlow processes batches of records much faster than single records.
         return tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skip).take(take).batch(BLOCK)
 
     def shuffled(number: Any, records: Any) -> Any:
@@ -197,7 +197,10 @@ def _streamed(
 
 @contextmanager
 def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
-    """Raise :class:`DataError` that names the damaged record and its shard if TensorFlow cannot read packed data."""
+    """Context manager that names the damaged record and its shard in a :class:`DataError`.
+
+    If TensorFlow cannot read a record of packed data, all shards are checked to find the damaged record.
+    """
     errors = require("tensorflow").errors
     try:
         yield
@@ -209,10 +212,10 @@ def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
 
 
 def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArray[np.float32] | None:
-    """Return the weight of each class in the loss, ``(classes,)``; None if all have the same weight.
+    """Return the weight of each class in the loss, ``(classes,)``, or None if all classes have the same weight.
 
-    With ``train.class_weights = "balanced"``, a class weighs ``images / (classes · images of the class)``, so that all
-    classes together contribute equally to an epoch's loss and the mean weight of an image is 1.
+    With ``train.class_weights = "balanced"``, the weight of a class is ``images / (classes · images of the class)``, so
+    that all classes contribute equally to the loss of an epoch, and the mean weight of an image is 1.
     """
     if recipe.train.class_weights != "balanced" or reconstructs(recipe.model.arch):
         return None
@@ -223,10 +226,10 @@ def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArra
 def _finisher(
     dataset: Dataset, recipe: Recipe, weights: npt.NDArray[np.float32] | None
 ) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
-    """Return the function that augments and normalizes a batch, and adds image weights.
+    """Return a function that augments and normalizes a batch, and adds image weights.
 
-    The function takes the pixels, the classes and the number of the batch. The number determines the random values of
-    the augmentation.
+    The function takes the pixels, the classes and the number of the batch. The number of the batch is a seed of the
+    augmentation.
     """
     tf = require("tensorflow")
     change, mix, normalise = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalise
@@ -260,11 +263,11 @@ def evaluation_batches(
     *,
     soft_labels: bool = False,
 ) -> Any:
-    """Return a ``tf.data.Dataset`` that yields each image at the positions ``part`` once, in nearly equal batches.
+    """Return a ``tf.data.Dataset`` that yields each image once, in batches of nearly equal size.
 
-    The batches ``(pixels, classes)`` have the dtypes of :func:`training_batches` and up to :data:`EVALUATION_BATCH`
-    images. With ``soft_labels``, the classes are one-hot encoded, float32 ``(batch, classes)``, as the loss expects
-    them if the training uses mixup or cutmix.
+    The images are those with the indices ``part``. The batches ``(pixels, classes)`` have the dtypes of
+    :func:`training_batches` and up to :data:`EVALUATION_BATCH` images. With ``soft_labels``, the classes are one-hot
+    encoded, float32 ``(batch, classes)``, because the loss for mixup and cutmix needs them in this form.
     """
     tf = require("tensorflow")
     steps = evaluation_steps(part, replicas)
@@ -283,6 +286,6 @@ def evaluation_batches(
 
 
 def _pixels(dataset: Dataset, batch: Any) -> Any:
-    """Return the uint8 pixels of the images at the positions in ``batch``."""
+    """Return the uint8 pixels of the images with the indices in ``batch``."""
     tf = require("tensorflow")
     return tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)

@@ -19,12 +19,14 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# The value of --labels that accepts the order of the data's classes.
+# Value of --labels that uses the order of the data's classes.
 FOLDERS = "folders"
-# Another order is clearly better if it exceeds the assumed order by this many standard deviations, and if the ratio of
-# images that only the other order classifies correctly to images that only the assumed order does is at least this.
+# Another order is clearly better than the assumed order if it is better by at least this number of standard deviations,
+# and by this ratio: images that are correct only with the other order to images that are correct only with the assumed
+# order.
 DEVIATIONS, RATIO = 2.33, 2.0
-# If a random guess would have no correct prediction with less than this probability, having none counts as an error.
+# If no prediction is correct, the order is probably wrong, unless random guessing would have no correct prediction with
+# at least this probability.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
 # Common names of label files, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt. AutoML writes
@@ -65,27 +67,27 @@ class LabelOrder:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the assumed order is probably wrong."""
+        """Whether the assumed order of the labels is probably wrong."""
         return self.clear or self.none_correct
 
     def describe(self) -> str:
-        """Return a sentence with the counts and, if it is clearly better, the best order."""
+        """Return a message with the number of correct images and, if another order is clearly better, that order."""
         assumed = f"{self.correct} of {self.images} images are classified correctly"
         if not self.clear:
             return assumed
         shown = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
-        return f"{assumed}; {self.correct_reordered} would be with the order: {shown}"
+        return f"{assumed}; {self.correct_reordered} are correct with the order: {shown}"
 
 
 def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequence[str]) -> LabelOrder:
-    """Compare the assumed order of the labels with the best other order.
+    """Compare the assumed order of the labels with the best alternative order.
 
-    The best order is the assignment of classes to outputs with the highest accuracy. The best order is determined on
-    one half of the images and evaluated on the other half, and vice versa. Without this cross-validation, a model with
-    low accuracy could appear better by chance.
+    The best order is the assignment of classes to outputs with the highest accuracy. This order is determined on one
+    half of the images and evaluated on the other half, and vice versa. Without this cross-validation, another order
+    could appear better by chance.
 
     Args:
-        predicted: for the name of each possible normalization, the index of the highest output for each image.
+        predicted: a dictionary that maps each possible normalization to the index of the highest output for each image.
         classes: index of each image's label in ``labels``.
         labels: one label per output, in the assumed order.
     """
@@ -103,7 +105,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
     total, order, clear = best or (0, np.arange(count), False)
-    # If the model makes the same prediction for all images, the order of the labels is not the cause.
+    # If the best order is not better than a constant prediction, the order of the labels is not the cause.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
     none_correct = not correct.any() and (1 - 1 / count) ** images < CHANCE
@@ -111,7 +113,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
 
 
 def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]:
-    """Return the label files next to a model that have one label per output, with their labels.
+    """Return the label files next to a model that contain one label per output, together with their labels.
 
     Args:
         model: the model file, or the folder of a SavedModel. Label files are searched in the parent folder, and also
@@ -152,20 +154,20 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
     """
     for path, beside in label_files_beside(model, len(labels)).items():
         if tuple(beside) == tuple(labels):
-            log.info("%s has the same labels as the data, in the same order", path)
+            log.info("the label file %s has the same labels as the data, in the same order", path)
             continue
         same = sorted(beside) == sorted(labels)
         difference = "another order" if same else "other labels"
         if not same and not _belongs(path, model):
             log.warning(
-                "%s next to the model has other labels (%s): if they are the model's labels, add --labels",
+                "the label file %s next to the model has other labels (%s): if they belong to the model, add --labels",
                 path,
                 _preview(beside),
             )
             continue
         raise DataError(
-            f"{path} is next to {model.name} and has {difference} ({_preview(beside)}) than the data's classes "
-            f"({_preview(labels)}): add --labels {path} to use it, or --labels {FOLDERS} to keep the order of the data"
+            f"the label file {path} next to the model has {difference} ({_preview(beside)}) than the data "
+            f"({_preview(labels)}): add --labels {path} to use the file, or --labels {FOLDERS} to use the data's order"
         )
 
 
@@ -178,17 +180,17 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
     if not order.doubtful:
         return
     if explicit:
-        log.warning("the outputs of %s do not match the order of its labels: %s", where, order.describe())
+        log.warning("the predictions of %s do not match the order of its labels: %s", where, order.describe())
         return
-    cause = "are in another order than the data's classes" if order.clear else "do not match the data's classes"
+    cause = "have another order than the classes of the data" if order.clear else "do not match the classes of the data"
     raise DataError(
-        f"the outputs of {where} {cause}: {order.describe()}. Give the labels in the order of the outputs with "
-        f"--labels FILE, or accept the order of the data with --labels {FOLDERS}"
+        f"the outputs of {where} {cause}: {order.describe()}. Name the labels in the order of the outputs with "
+        f"--labels FILE, or use the order of the data with --labels {FOLDERS}"
     )
 
 
 def _preview(labels: Sequence[str]) -> str:
-    """Return the first six labels as text."""
+    """Return a string with the first six labels."""
     return ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
 
 
@@ -201,7 +203,7 @@ def _rank_in_class(classes: Classes) -> Classes:
 
 
 def _best_order(outputs: Classes, classes: Classes, count: int) -> Classes:
-    """Return the class of each output that gives the highest accuracy; an output keeps its class in case of a tie."""
+    """Return the assignment of classes to outputs with the highest accuracy. In a tie, an output keeps its class."""
     confusion = np.zeros((count, count))
     np.add.at(confusion, (outputs, classes), 1.0)
     confusion += 0.5 / count * np.eye(count)

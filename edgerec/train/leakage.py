@@ -1,4 +1,4 @@
-"""Refuse weights and teachers that were trained on images of the current validation or test set."""
+"""Detect weights and teachers that were trained on images of the current validation or test set."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Digests = npt.NDArray[np.bytes_]
 
 # Values of model.weights that do not name a file.
 RANDOM_OR_IMAGENET = ("none", "imagenet", AUTO)
-# A run is searched in this many parent folders of a model file, such as RUN/checkpoints/x.keras.
+# Number of parent folders of a model file, such as RUN/checkpoints/x.keras, that are searched for a run.
 DEPTH = 3
-# Maximum size in bytes of the record of training images that is read from a model file.
+# Maximum size in bytes of the list of training images in a model file.
 MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class TrainedImages:
-    """The training images of a model, including those of the weights that its training started from.
+    """The images that a model was trained on, including the training images of its initial weights.
 
     Attributes:
         train: digests of the training images.
         val: digests of the validation images, which were used to select the best epoch.
-        advice: advice for error messages on how to keep these images out of the validation and test set.
+        advice: how to keep these images out of the validation and test set, for error messages.
     """
 
     train: Digests
@@ -50,7 +50,7 @@ class TrainedImages:
 
     @classmethod
     def of_file(cls, path: str | Path, dataset: Dataset) -> TrainedImages | None:
-        """Return the images that the model in a file or run was trained on; None if they are not known."""
+        """Return the images that the model in a file or run was trained on, or None if they are unknown."""
         if (run := run_of(path)) is not None:
             return cls._of_run(run, dataset)
         try:
@@ -87,7 +87,7 @@ class TrainedImages:
 
 
 def shortened(contents: Digests) -> Digests:
-    """Return the first 16 hexadecimal digits of each digest, as runs record them."""
+    """Return the first 16 hexadecimal digits of each digest, the format in which runs store digests."""
     return contents.astype("S16")
 
 
@@ -103,7 +103,7 @@ def with_weights_file(section: ModelSection) -> ModelSection:
 
 
 def run_of(path: str | Path) -> Run | None:
-    """Return the run at a path, or the run that contains the model file at this path; None if there is no run."""
+    """Return the run at a path, or the run that contains the model file at this path, or None if there is no run."""
     for location in dict.fromkeys((Path(path).absolute(), real_path(path))):
         for folder in (location, *location.parents[:DEPTH]):
             if Run(folder).begun:
@@ -123,17 +123,17 @@ def check_leakage(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
         Digests of the images that the weights and teachers were trained on, except for training images of this split.
 
     Raises:
-        RecipeError: the weights or a teacher were trained on validation or test images, so that the accuracy measured
-            on them would be too high.
+        RecipeError: the weights or a teacher were trained on validation or test images, whose accuracy would therefore
+            be too high.
     """
     sources = [("distill.teachers", path.strip()) for path in recipe.distill.teachers.split(",") if path.strip()]
     if recipe.model.weights not in RANDOM_OR_IMAGENET:
         sources.append(("model.weights", recipe.model.weights))
     inherited: list[Digests] = []
     for key, path in sources:
-        exposure = check_not_trained_on(path, f"{key} {path}", dataset, parts)
-        if exposure is not None:
-            inherited += [exposure.train, exposure.val]
+        known_images = check_not_trained_on(path, f"{key} {path}", dataset, parts)
+        if known_images is not None:
+            inherited += [known_images.train, known_images.val]
     own = np.empty(0, "S16") if dataset.contents is None else shortened(dataset.contents[parts.train])
     return np.setdiff1d(np.concatenate([np.empty(0, "S16"), *inherited]), own)
 
@@ -142,26 +142,25 @@ def check_not_trained_on(path: str | Path, what: str, dataset: Dataset, parts: S
     """Raise :class:`RecipeError` if a model was trained on validation or test images of the split ``parts``.
 
     Returns:
-        The images that the model was trained on. If they are not known, a warning is logged and None is returned.
+        The images that the model was trained on, or None if they are unknown. A warning is logged in this case.
     """
-    exposure = TrainedImages.of_file(path, dataset)
-    if exposure is None or dataset.contents is None:
+    known_images = TrainedImages.of_file(path, dataset)
+    if known_images is None or dataset.contents is None:
         log.warning(
-            "%s: it is not known which images it was trained on; if test images are among them, the accuracy on the "
-            "test set is too high",
+            "the training images of %s are unknown; if test images are among them, the test accuracy is too high",
             what,
         )
         return None
     known = shortened(dataset.contents)
     for name, positions, trained in (
-        ("test", parts.test, np.concatenate([exposure.train, exposure.val])),
-        ("validation", parts.val, exposure.train),
+        ("test", parts.test, np.concatenate([known_images.train, known_images.val])),
+        ("validation", parts.val, known_images.train),
     ):
         common = positions[np.isin(known[positions], trained)]
         if len(common):
             raise RecipeError(
                 f"{what} was trained on {len(common)} of the {len(positions)} {name} images (such as "
-                f"{dataset.names[common[0]]}), so that the accuracy on them would be too high: {exposure.advice}, or "
-                "start from other weights"
+                f"{dataset.names[common[0]]}), so that the {name} accuracy would be too high: {known_images.advice}, "
+                "or start from other weights"
             )
-    return exposure
+    return known_images

@@ -1,4 +1,4 @@
-"""Compute the metrics of a run's model: accuracy of a classifier, reconstruction errors of an autoencoder."""
+"""Compute metrics: the accuracy of a classifier, or the reconstruction errors of an autoencoder."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ Reals = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Accuracy and other metrics of a model on labeled images.
+    """Metrics of a model on the images of a split.
 
     Attributes:
-        accuracy: fraction of the images that are classified correctly, 0 to 1; for an autoencoder, the fraction of the
-            images that it recognizes as known.
+        accuracy: top-1 accuracy, 0 to 1; for an autoencoder, the fraction of the images that are recognized as known.
         loss: mean cross-entropy in nats; for an autoencoder, the mean reconstruction error.
         per_class: precision, recall, f1 and support of each label.
         confusion: confusion matrix of counts, ``confusion[true][predicted]``.
         labels: labels in the order of the rows and columns of ``confusion``.
         images: number of images.
-        split: the measured split: ``train``, ``val``, ``test``, ``all``, or ``held-out``. ``held-out`` means test
-            images, together with images that were not in the data set when the model was trained.
-        training_images: number of the measured images that the model was trained on; None if this is not known. If it
-            is greater than 0, the accuracy on new images is lower.
-        data: source of the measured images, such as a folder; empty for the run's own data.
+        split: ``train``, ``val``, ``test``, ``all`` or ``held-out``. ``held-out`` means the test images, together with
+            images that were not in the data set when the model was trained.
+        training_images: number of images that the model was trained on, or None if it is unknown. If it is greater than
+            0, the accuracy on new images is lower.
+        data: source of the images, such as a folder, or an empty string for the run's own data.
     """
 
     accuracy: float
@@ -50,24 +49,14 @@ class EvaluationReport:
     data: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the metrics as JSON values."""
-        return {
-            "accuracy": self.accuracy,
-            "loss": self.loss,
-            "per_class": self.per_class,
-            "confusion": self.confusion,
-            "labels": list(self.labels),
-            "images": self.images,
-            "split": self.split,
-            "training_images": self.training_images,
-            "data": self.data,
-        }
+        """Return the report as a JSON-serializable dictionary."""
+        return vars(self) | {"labels": list(self.labels)}
 
     @property
     def measured(self) -> str:
-        """Return a description of the images, such as ``on 280 images (test; none of them was used for training)``."""
+        """Description of the images, such as ``on 280 images (test; none of them was used for training)``."""
         if self.training_images is None:
-            origin = "it is not known whether the model was trained on them"
+            origin = "it is unknown whether the model was trained on them"
         elif self.training_images:
             origin = f"{self.training_images} of them were used for training"
         else:
@@ -78,15 +67,21 @@ class EvaluationReport:
 def classifier_report(
     scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], labels: tuple[str, ...], split: str
 ) -> EvaluationReport:
-    """Return the metrics of ``scores``, float32 ``(N, classes)``, for the true ``classes``, ``(N,)``.
+    """Return the metrics of a classifier.
+
+    Args:
+        scores: scores of the classifier, float32 ``(N, classes)``.
+        classes: true class of each image, ``(N,)``.
+        labels: label of each class.
+        split: name of the split, for the report.
 
     Raises:
         ModelError: a score is NaN or infinite, so that the prediction is undefined.
     """
     if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
         raise ModelError(
-            f"the model gives scores that are not numbers (NaN) for {invalid} of {len(scores)} images: train or "
-            "convert the model again"
+            f"the scores of the model are NaN or infinite for {invalid} of {len(scores)} images: train or convert the "
+            "model again"
         )
     metrics = require("sklearn.metrics")
     predicted, known = scores.argmax(axis=1), np.arange(len(labels))
@@ -120,8 +115,8 @@ class ModelMetrics(Protocol):
     reconstruction errors of an autoencoder, float32 ``(N, 1)``.
 
     Attributes:
-        labels: label of each output; empty for an autoencoder.
-        top1_name: description of the value that :meth:`top1` returns, for messages.
+        labels: label of each output, or an empty tuple for an autoencoder.
+        top1_name: name of the value that :meth:`top1` returns, for messages.
     """
 
     @property
@@ -131,7 +126,7 @@ class ModelMetrics(Protocol):
     def top1_name(self) -> str: ...
 
     def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
-        """Return a .tflite variant of the model, as :func:`~edgerec.train.scorers.tflite_scorer` expects it.
+        """Load a .tflite variant of the model for :func:`~edgerec.train.scorers.tflite_scorer`.
 
         Args:
             content: the .tflite file.
@@ -140,24 +135,21 @@ class ModelMetrics(Protocol):
         """
 
     def top1(self, outputs: Reals, classes: Indices) -> float:
-        """Return the fraction of the images that are classified correctly, or recognized as known, 0 to 1."""
+        """Return the top-1 accuracy of a classifier, or the fraction of images an autoencoder recognizes as known."""
 
     def agreement(self, outputs: Reals, reference: Reals) -> float:
-        """Return the agreement with the outputs of the float model (``reference``); 1 is the maximum."""
+        """Return the agreement with the outputs of the float model (``reference``), where 1 is full agreement."""
 
     def error(self, outputs: Reals) -> float | None:
-        """Return the mean reconstruction error; None for a classifier."""
+        """Return the mean reconstruction error, or None for a classifier."""
 
     def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
-        """Return all metrics for the outputs on the test images."""
+        """Return all metrics, computed from the outputs for the test images."""
 
 
 @dataclass(frozen=True)
 class ClassifierMetrics:
-    """Metrics of a classifier.
-
-    The agreement is the fraction of the images for which both models predict the same class.
-    """
+    """Metrics of a classifier. The agreement is the fraction of images for which both models predict the same class."""
 
     labels: tuple[str, ...]
     top1_name = "top-1"
@@ -182,7 +174,7 @@ class ClassifierMetrics:
 class AutoencoderMetrics:
     """Metrics of an autoencoder.
 
-    ``top1`` is the fraction of known images, whose reconstruction error is not above the threshold of the float model.
+    :meth:`top1` is the fraction of images whose reconstruction error does not exceed the threshold of the float model.
     The agreement is Spearman's rank correlation with the errors of the float model, -1 to 1.
     """
 
@@ -197,11 +189,10 @@ class AutoencoderMetrics:
         return float(np.mean(outputs[:, 0] <= self.threshold))
 
     def agreement(self, outputs: Reals, reference: Reals) -> float:
-        ours, theirs = (_ranks(errors[:, 0]) for errors in (outputs, reference))
-        spread = float(ours.std() * theirs.std())
-        if not spread:  # all errors of one model or of both models are equal
+        ours, theirs = (require("scipy.stats").rankdata(errors[:, 0]) for errors in (outputs, reference))
+        if not ours.std() * theirs.std():  # the correlation is undefined if all errors of a model are equal
             return float(np.array_equal(ours, theirs))
-        return float(np.mean((ours - ours.mean()) * (theirs - theirs.mean())) / spread)
+        return float(np.corrcoef(ours, theirs)[0, 1])
 
     def error(self, outputs: Reals) -> float | None:
         return float(outputs.mean(dtype=np.float64))
@@ -219,11 +210,5 @@ class AutoencoderMetrics:
 
 
 def metrics_of(run: Run) -> ModelMetrics:
-    """Return the metrics that suit the kind of a run's model."""
+    """Return :class:`ClassifierMetrics` or :class:`AutoencoderMetrics` for the model of a run."""
     return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)
-
-
-def _ranks(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the rank of each value, counted from 1; equal values share their mean rank."""
-    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[groups]

@@ -1,4 +1,7 @@
-"""Create the optimizer and its learning-rate schedule."""
+"""Create the optimizer and its learning-rate schedule.
+
+Keras' ``ReduceLROnPlateau`` is not used, because it starts again from zero when a run is resumed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import Any
 
 from edgerec.train.backend import keras
 
-# Schedule "plateau": smallest decrease of the validation loss that counts as an improvement, number of epochs without
-# improvement before the rate is reduced, and factor of the reduction.
+# Schedule "plateau": minimum decrease of the validation loss that counts as an improvement, number of epochs without
+# improvement after which the rate is reduced, and the factor of this reduction.
 LEAST_GAIN, PATIENCE, FACTOR = 1e-4, 3, 0.5
 
 
@@ -58,7 +61,7 @@ def restored_optimizer(saved: Any, variables: Sequence[Any]) -> Any:
 
 
 def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
-    """Return a schedule that rises to ``peak`` in ``warmup`` steps and falls to zero as a half cosine.
+    """Return a learning-rate schedule with linear warm-up to ``peak`` in ``warmup`` steps, then cosine decay to zero.
 
     Source: arXiv:1608.03983.
     """
@@ -75,7 +78,7 @@ def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
         peak: highest learning rate.
         schedule: value of ``train.schedule``. For ``plateau``, :func:`plateau_rate` sets the rate before each epoch.
         steps: number of steps.
-        warmup: number of steps in which the rate rises from zero to the peak; limited to half of ``steps``.
+        warmup: number of warm-up steps, in which the rate rises from zero to the peak; at most half of ``steps``.
     """
     warmup = min(warmup, steps // 2)
     if schedule == "cosine":
@@ -88,13 +91,13 @@ def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
 def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float]) -> float:
     """Return the learning rate of the next epoch for the schedule ``plateau``.
 
-    The rate is halved after three epochs without a better validation loss. It depends only on the previous losses, so
-    that a resumed training uses the same rates as an uninterrupted one. In an epoch with warm-up, the rate is the mean
-    of the rising rate over this epoch.
+    The rate is halved after three epochs without a better validation loss. The rate depends only on the previous
+    losses, so that resumed and uninterrupted runs use the same rates. In an epoch with warm-up, the rate is the mean of
+    the warm-up over this epoch.
 
     Args:
         peak: highest learning rate.
-        warmup_epochs: number of epochs in which the rate rises from zero to the peak.
+        warmup_epochs: number of warm-up epochs, in which the rate rises from zero to the peak.
         val_losses: validation losses of the stage's epochs so far.
     """
     rate, best, waited = peak, float("inf"), 0
@@ -107,5 +110,5 @@ def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float])
     done = len(val_losses)
     if done >= warmup_epochs:
         return rate
-    rising = min(1.0, warmup_epochs - done)  # fraction of the epoch in which the rate rises
+    rising = min(1.0, warmup_epochs - done)  # fraction of the epoch with warm-up
     return rate * ((2 * done + rising) / (2 * warmup_epochs) * rising + 1 - rising)

@@ -17,7 +17,7 @@ FAST_CHANNELS_MULTIPLE = 16
 
 
 def in_float32(model: Any) -> Any:
-    """Return the model itself if all its layers compute in float32, otherwise a copy that does."""
+    """Return the model if all its layers compute in float32, otherwise a float32 copy of the model."""
     policies = {layer.dtype_policy.name for layer in every_layer(model)}
     if policies == {"float32"}:
         return model
@@ -26,11 +26,11 @@ def in_float32(model: Any) -> Any:
 
 
 def in_training_precision(model: Any) -> Any:
-    """Return the model with the global dtype policy, which :func:`prepare` sets from ``train.mixed_precision``.
+    """Rebuild a model with the global dtype policy, which :func:`prepare` sets according to ``train.mixed_precision``.
 
-    Some layers stay in float32. These are the last two layers (logits and scores) for numerical stability, and on a CPU
-    batch normalization whose number of channels is not a multiple of 16. On a CPU, a model with depthwise convolutions
-    stays in float32 completely, because bfloat16 makes it slower.
+    For numerical stability, the last two layers (logits and scores) stay in float32. On a CPU, two more kinds of layers
+    stay in float32, because bfloat16 makes them slower: batch normalization whose number of channels is not a multiple
+    of 16, and all layers of a model with depthwise convolutions.
     """
     layers, policy = keras().layers, keras().mixed_precision.global_policy().name
     if policy == "float32":
@@ -52,7 +52,7 @@ def in_training_precision(model: Any) -> Any:
 
 
 def _rebuilt(model: Any, policy: str, float32_layers: Collection[str] = ()) -> Any:
-    """Return a copy of the model with another dtype policy, also for nested models and recurrent cells.
+    """Return a copy of the model, including nested models and recurrent cells, with another dtype policy.
 
     Args:
         model: the model.

@@ -48,7 +48,7 @@ def write_results(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, list
         metrics["majority_level"] = baseline.majority_level(metrics)
         if problem := baseline.warning(metrics):
             log.warning("%s; %s", problem, baseline.ADVICE)
-    facts = {
+    summary = {
         "best_epoch": best,
         "epochs": len(history),
         "seconds": round(sum(row["seconds"] for row in history), 1),
@@ -58,13 +58,13 @@ def write_results(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, list
         "data_digest": dataset.digest,
         "versions": versions(),
     }
-    run.write_json("metrics.json", metrics | facts)
+    run.write_json("metrics.json", metrics | summary)
 
 
 def _evaluate_classifier(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
 ) -> dict[str, Any]:
-    """Return the metrics of a trained classifier on the test images, and write plots to ``folder``."""
+    """Return the metrics of a classifier on the test images, and write plots to ``folder``."""
     scores = keras_scorer(model, recipe.normalise)(dataset.select(parts.test), listener)
     result = classifier_report(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.confusion_matrix(result, folder / "confusion_matrix.png")

@@ -15,13 +15,13 @@ from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.metrics import Reals
 from edgerec.utils.progress import Listener, Progress, steps
 
-# Function that takes pixels, uint8 ``(N, H, W, C)``, and a progress listener. It returns the scores of a classifier,
-# float32 ``(N, classes)``, or the reconstruction errors of an autoencoder, float32 ``(N, 1)``.
+# Function that takes pixels, uint8 ``(N, H, W, C)``, and a progress listener. The function returns the scores of a
+# classifier, float32 ``(N, classes)``, or the reconstruction errors of an autoencoder, float32 ``(N, 1)``.
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
 def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
-    """Return a scorer for a Keras classifier or autoencoder. The score of an autoencoder is the mean squared error."""
+    """Return a scorer for a Keras classifier or autoencoder. The scores of an autoencoder are mean squared errors."""
 
     def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
@@ -43,16 +43,16 @@ def _errors(outputs: Reals, images: Reals) -> Reals:
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
-    """Return a scorer for a .tflite model, which runs in the same interpreter as on the device."""
+    """Return a scorer that runs a .tflite model in the same interpreter as on the device."""
 
     return lambda pixels, listener: one_by_one(map(model.scores, pixels), len(pixels), listener)
 
 
 def one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals:
-    """Compute the scores of one image after the other, and report the progress.
+    """Compute the scores one image at a time, and report the progress.
 
     Args:
-        scores: an iterable that computes the scores of the next image, float32 ``(classes,)``.
+        scores: iterator that computes the scores of the next image, float32 ``(classes,)``.
         count: number of images.
         listener: receives the progress.
 

@@ -1,4 +1,4 @@
-"""Record the split of a run, and the digests of its images, in ``split.json`` and in bundles."""
+"""Create the record of a run's split and image digests, for ``split.json`` and for bundles."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from edgerec.errors import RunError
 
 
 def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:
-    """Return the content of ``split.json``: the data's digest and the split.
+    """Return the content of ``split.json``: the digest of the data, and its split.
 
     The record lists image names for human readers. Packed data has no names, because its shards define the split.
-    Digests of the image contents identify images that were moved or renamed; see :func:`joined_digests`.
+    Digests of the image contents identify images that are moved or renamed later; see :func:`joined_digests`.
 
     Args:
         dataset: the images.
         parts: the split of the images.
-        inherited: digests of other images, on which the initial weights of the training were trained.
+        inherited: digests of other images that the initial weights were trained on.
     """
     listed = dataset.packed is None
 
@@ -51,16 +51,16 @@ def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes
     }
 
 
-# A bundle lists this many digests of training images, to detect whether a data set overlaps with the training images.
+# Number of training-image digests in a bundle, which are used to detect that a data set contains training images.
 SKETCH = 512
 
 
 def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the part of ``split.json`` that is stored in a bundle; None if an older version wrote the record.
+    """Return the part of ``split.json`` that is stored in a bundle, or None if an older version wrote ``split.json``.
 
-    ``sketch`` has the smallest digests of the training images (a bottom-k sketch), which show whether a data set
-    overlaps with the training images. ``moved`` has the digests of images that are in another split than the one
-    computed from their hash.
+    ``sketch`` contains the smallest digests of the training images (a bottom-k sketch), which show whether a data set
+    overlaps with the training images. ``moved`` contains the digests of images that are not in the split that their
+    hash determines.
     """
     contents = record.get("contents")
     if not contents:
@@ -76,12 +76,12 @@ def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
-    """Concatenate the first 16 hexadecimal digits of each digest to one string."""
+    """Concatenate the first 16 hexadecimal digits of each digest into one string."""
     return b"".join(contents.astype("S16").tolist()).decode()
 
 
 def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
-    """Split a string of :func:`joined_digests` into digests of 16 hexadecimal digits, bytes ``(N,)``."""
+    """Split the result of :func:`joined_digests` into digests of 16 hexadecimal digits, bytes ``(N,)``."""
     if len(text) % 16 or re.fullmatch("[0-9a-f]*", text) is None:
         raise RunError("the image digests in split.json are damaged: restore this file, or train again")
     return np.frombuffer(text.encode(), "S16") if text else np.empty(0, "S16")

@@ -1,4 +1,4 @@
-"""Determine which images of a data set a model was trained on, from the model's run or the provenance of a bundle."""
+"""Determine which images of a data set a model was trained on, using its run or the provenance in its bundle."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from edgerec.train.leakage import shortened
 from edgerec.train.run import Run
 from edgerec.train.split_record import separated_digests
 
-# Split of each image in a model's training, string ``(N,)``: ``train``, ``val`` or ``test``; empty for an image that
-# was not in the data set of the training.
+# Split of each image during the training of a model, strings ``(N,)``: ``train``, ``val`` or ``test``. The string of an
+# image that was not in the training data set is empty.
 ImageSplits = npt.NDArray[np.str_]
 
 
@@ -27,19 +27,19 @@ class TrainingData:
     """The data set that a model was trained on.
 
     Attributes:
-        digest: digest of the data set; empty if it is not known.
-        image_splits: function that takes a data set and returns the split that each image had in the training; None if
-            this cannot be determined.
-        adopted: whether another tool trained the model, so that the training images are not known.
+        digest: digest of the data set, or an empty string if it is unknown.
+        image_splits: function that takes a data set and returns the split of each image during training, or None if the
+            splits cannot be determined.
+        imported: whether another tool trained the model, so that the training images are unknown.
     """
 
     digest: str
     image_splits: Callable[[Dataset], ImageSplits | None]
-    adopted: bool = False
+    imported: bool = False
 
 
 def training_data_of_run(run: Run) -> TrainingData:
-    """Return the origin of a run's model, as recorded in the run."""
+    """Return the training data of a run."""
     record = run.split_record
 
     def image_splits(dataset: Dataset) -> ImageSplits | None:
@@ -58,13 +58,13 @@ def training_data_of_run(run: Run) -> TrainingData:
 
 
 def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> TrainingData:
-    """Return the origin of a bundle's model, given the ``provenance`` and ``recipe`` stored in the bundle."""
+    """Return the training data of a bundle's model. ``provenance`` and ``recipe`` are those in the bundle."""
     digest, summary = str(provenance.get("data_digest", "")), provenance.get("split")
 
     def image_splits(dataset: Dataset) -> ImageSplits | None:
         same, tagged = bool(digest) and dataset.digest == digest, "test" in dataset.splits
         if not isinstance(summary, dict):
-            # Older versions split images by another rule, but did not train on the test split that the data defines.
+            # Older versions split images by another rule, but they did not train on the data's own test split either.
             return np.where(dataset.splits == "test", "test", "train") if same and tagged else None
         if same:
             return _split_names(dataset, split_dataset(dataset, recipe.data, recipe.seed))
@@ -91,14 +91,13 @@ def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Tr
 def chosen_images(
     dataset: Dataset, source: str, split: str | None, image_splits: list[ImageSplits] | None
 ) -> tuple[npt.NDArray[np.int64], str]:
-    """Return the positions of the images to measure a model on, and the name of their split.
+    """Return the indices of the images on which to evaluate a model, and the name of their split.
 
     Args:
         dataset: the images.
         source: name of the data set, for messages.
-        split: the split that the user requested; None chooses images that the model was not trained on.
-        image_splits: for each model of an ensemble, the split of each image in the model's training; None if it is not
-            known.
+        split: the requested split, or None for images that the model was not trained on.
+        image_splits: for each model of an ensemble, the split of each image during training, or None if it is unknown.
 
     Raises:
         DataError: the requested split has no images, or all images were used for training.
@@ -113,8 +112,8 @@ def chosen_images(
         name = split or "test"
         if not len(part := everything[tagged == name]):
             raise DataError(
-                f"{source} has no {name} split, and it is not known which of its images the model was trained on: "
-                "use --split all"
+                f"Cannot evaluate on the {name} split: {source} has no {name} split, and the training images of the model "
+                "are unknown. Use --split all"
             )
         return part, name
     assert image_splits is not None
@@ -127,14 +126,14 @@ def chosen_images(
         name = "held-out" if new.any() else "test"
     if not len(part):
         raise DataError(
-            f"{source}: no image is in the {split or 'test'} split of every one of the models: use other data, or "
-            "--split all to measure images that they were trained on too"
+            f"{source} has no image that belongs to the {split or 'test'} split of all models: use other data, or use "
+            "--split all to include images that the models were trained on"
         )
     return part, name
 
 
 def _split_names(dataset: Dataset, split: Any) -> ImageSplits:
-    """Return the name of each image's split, string ``(N,)``."""
+    """Return the name of the split of each image, strings ``(N,)``."""
     names = np.full(len(dataset.classes), "", "<U5")
     for name in ("train", "val", "test"):
         names[split.part(name)] = name

@@ -13,16 +13,16 @@ from edgerec.data import Dataset
 from edgerec.train.metrics import EvaluationReport
 from edgerec.utils.figures import BLUE, GREY, ORANGE, new_figure, plain, save_figure
 
-# Maximum number of epochs that are marked with dots on a learning curve.
+# A learning curve with at most this many epochs has a dot for each epoch.
 MAX_DOTS = 40
 
 
 def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> None:
-    """Draw the training and validation loss, and the accuracy if there is one, over the epochs.
+    """Draw the training and validation loss of each epoch, and the accuracy of a classifier.
 
     Args:
         history: rows of ``history.csv``.
-        best: number of the epoch whose model was selected; 0 if there is none yet.
+        best: number of the selected (best) epoch, or 0 if no epoch is selected yet.
         path: PNG file to write.
     """
     keys = [key for key in ("loss", "accuracy") if key in history[0]]
@@ -33,12 +33,12 @@ def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> N
 
 
 def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int, key: str) -> None:
-    """Draw the curves of training and validation for one metric.
+    """Draw the training and validation curves of one metric.
 
     Args:
         axes: Matplotlib axes.
         history: rows of ``history.csv``.
-        best: number of the epoch whose model was selected; 0 if there is none yet.
+        best: number of the selected (best) epoch, or 0 if no epoch is selected yet.
         key: ``loss`` or ``accuracy``.
     """
     epochs = [row["epoch"] for row in history]
@@ -53,21 +53,21 @@ def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int,
     axes.legend(frameon=False)
 
 
-def confusion_matrix(figures: EvaluationReport, path: Path) -> None:
+def confusion_matrix(report: EvaluationReport, path: Path) -> None:
     """Draw the confusion matrix. Rows are true classes, and columns are predicted classes.
 
-    The color shows the fraction of the row, and the number in a cell is the number of images.
+    Each cell contains the number of images. Its color shows the fraction of the images of the row.
     """
-    counts = np.array(figures.confusion)
+    counts = np.array(report.confusion)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = float(np.clip(0.5 * len(counts) + 2, 4, 24))
     figure = new_figure(size, size)
     axes = figure.subplots()
-    names = [plain(label, 40) for label in figures.labels]
+    names = [plain(label, 40) for label in report.labels]
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {figures.accuracy:.2%} on {figures.images} images")
+    axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {report.accuracy:.2%} on {report.images} images")
     ticks = range(len(counts))
-    axes.set_xticks(ticks, names, rotation=90 if len(max(figures.labels, key=len)) > 2 else 0)
+    axes.set_xticks(ticks, names, rotation=90 if len(max(report.labels, key=len)) > 2 else 0)
     axes.set_yticks(ticks, names)
     if len(counts) <= 30:
         for row, column in np.argwhere(counts):
@@ -79,11 +79,11 @@ def confusion_matrix(figures: EvaluationReport, path: Path) -> None:
 def worst_mistakes(
     dataset: Dataset, part: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], path: Path, most: int = 24
 ) -> None:
-    """Draw the images with the wrong predictions that have the highest scores, in the resolution of the model's input.
+    """Draw the images whose wrong predictions have the highest scores, at the resolution of the model's input.
 
     Args:
         dataset: the images.
-        part: positions of the images in the dataset, ``(N,)``.
+        part: indices of the images in the dataset, ``(N,)``.
         scores: scores of the float model for these images, float32 ``(N, classes)``.
         path: PNG file to write.
         most: maximum number of images.

@@ -1,4 +1,4 @@
-"""Compile a model, and compute a training step: distillation, gradient accumulation and autoencoders."""
+"""Compile a model for training, with gradient accumulation, distillation and autoencoders."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ def compile_classifier(
     A classifier is trained with cross-entropy. A model whose output has the shape of its input is an autoencoder. It is
     trained with the mean squared error between output and normalized pixels, and the labels are ignored.
 
-    By default, Keras creates the variables of metrics and optimizer in the first step. TensorFlow then traces this step
-    twice, which takes long for a large model. Creating the variables here avoids the second trace.
+    By default, Keras creates the variables of metrics and optimizer in the first step, so that TensorFlow traces this
+    step twice, which is slow for a large model. Creating the variables here avoids the second trace.
 
     Args:
         model: a model with softmax scores ``(batch, classes)`` as its output, or an autoencoder.
         optimizer: a Keras optimizer.
         steps_per_call: number of steps between two calls of the callbacks.
-        xla: compile each step with XLA. This has no effect on several CPU devices, because TensorFlow does not
-            support this.
+        xla: compile each step with XLA. This has no effect on several CPU devices, which TensorFlow does not support.
         micro_batches: number of micro-batches per batch for gradient accumulation, which reduces memory.
         soft_labels: whether the labels are soft labels ``(batch, classes)`` instead of class indices ``(batch,)``.
         teacher: distillation loss, a function of pixels, scores and image weights.
@@ -88,7 +87,7 @@ def compile_classifier(
 
 
 def reconstructs(model: Any) -> bool:
-    """Return whether a Keras model is an autoencoder, i.e. whether its output is an image of the shape of its input."""
+    """Return whether a Keras model is an autoencoder, i.e. whether output and input are images of the same shape."""
     return len(model.output_shape) == 4 and model.output_shape == model.input_shape
 
 
@@ -103,7 +102,7 @@ def _accumulated_step(model: Any, micro_batches: int, loss: Callable[..., Any], 
 
     Args:
         model: the compiled model.
-        micro_batches: number of micro-batches; divides the batch size.
+        micro_batches: number of micro-batches, a divisor of the batch size.
         loss: function of pixels, classes, scores and image weights (or None).
         data: the batch from the input pipeline.
     """
@@ -114,8 +113,8 @@ def _accumulated_step(model: Any, micro_batches: int, loss: Callable[..., Any], 
     sums, scores = [tf.zeros_like(variable) for variable in variables], []
     pieces = [[None] * micro_batches if value is None else tf.split(value, micro_batches) for value in (x, y, weights)]
     for pixels, classes, weight in zip(*pieces, strict=True):
-        # The control dependency makes TensorFlow compute one micro-batch after the other. If they were computed in
-        # parallel, they would need as much memory as the whole batch.
+        # The control dependency makes TensorFlow compute one micro-batch after the other. Parallel computation would
+        # need as much memory as the whole batch.
         with tf.control_dependencies(sums), tf.GradientTape() as tape:
             scores.append(model(tf.identity(pixels), training=True))
             value = loss(pixels, classes, scores[-1], weight)

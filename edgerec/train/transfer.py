@@ -25,7 +25,7 @@ def freeze_for_stage(model: Any, recipe: Recipe, stage: TrainingStage) -> None:
     """Unfreeze the layers that a stage trains, and freeze all others, including the layers of nested models.
 
     If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset,
-    because statistics of few images are less accurate than those of the data that the weights were trained on.
+    because statistics of few images are less accurate than those of the pretraining data.
     """
     if not recipe.model.pretrained:
         return
@@ -40,7 +40,7 @@ def freeze_for_stage(model: Any, recipe: Recipe, stage: TrainingStage) -> None:
 
 
 def unfreeze(model: Any) -> None:
-    """Unfreeze all layers except the fixed input normalization, as fine-tuning expects."""
+    """Unfreeze all layers except the fixed input normalization, in preparation for fine-tuning."""
     for layer in model.layers:
         layer.trainable = True
     for layer in _leaves(model):
@@ -71,16 +71,18 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or len(model.outputs) != 1 or None in shape[1:]:
         raise ModelError(
-            f"Cannot use the network in {path}: its input has the shape {shape}, expected a single image of a fixed "
-            "size (batch, height, width, channels) and a single output"
+            f"Cannot use the network in {path}: its input shape is {shape}, expected one image of a fixed size (batch, "
+            "height, width, channels), and it must have one output"
         )
     if shape[3] != channels:
         raise ModelError(
-            f"{path} takes images with {shape[3]} channels, but the data has {channels}: set data.channels"
+            f"The network in {path} takes images with {shape[3]} channels, but the data has {channels}: set "
+            "data.channels"
         )
     if expects_pixels(model) and recipe.data.normalise != "pixels":
         raise ModelError(
-            f"{path} scales pixels 0 to 255 itself: disable the normalization with --set data.normalise=pixels"
+            f"The network in {path} already normalizes pixels from 0 to 255: disable the normalization with --set "
+            "data.normalise=pixels"
         )
     layers, model = keras().layers, Rebuild(flatten).run(model)
     x = features(model)
@@ -98,17 +100,17 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
 
 
 def input_size_px(path: Path) -> int:
-    """Return the height of the images that the network in a Keras file takes, in pixels; 0 if it is not fixed."""
+    """Return the input height in pixels of the network in a Keras file, or 0 if the height is not fixed."""
     shape = read_foreign(path).input_shape
     return shape[1] if isinstance(shape, tuple) and len(shape) == 4 and shape[1] else 0
 
 
 def backbone_file(recipe: Recipe) -> Path:
-    """Return the file that contains the recipe's network; raise :class:`RecipeError` if the recipe names no file."""
+    """Return the file that contains the recipe's network, or raise :class:`RecipeError` if the recipe names no file."""
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
-            f"model.arch is {BACKBONE!r} and model.weights is {recipe.model.weights!r}, expected a complete .keras or "
-            ".h5 model that contains the network, such as --weights vww_96.h5"
+            f"model.arch is {BACKBONE!r}, so model.weights must be the .keras or .h5 file of a complete model, such as "
+            f"--weights vww_96.h5, but it is {recipe.model.weights!r}"
         )
     return Path(recipe.model.weights)
 
@@ -117,8 +119,8 @@ def features(model: Any) -> Any:
     """Return the features of a classifier, i.e. the input tensor of its last weighted layer, of rank 2 or 4.
 
     The last weighted layer is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
-    SqueezeNet reshape or average the output of such a convolution. A model without such a layer, e.g. an application
-    with ``include_top=False``, outputs features already, and its output tensor is returned.
+    SqueezeNet reshape or average the output of such a convolution. If there is no such layer, for example in a Keras
+    application with ``include_top=False``, the output tensor of the model contains the features.
 
     Raises:
         ModelError: the model ends in a softmax or sigmoid, but the layer that computes the scores is not found.
@@ -136,13 +138,13 @@ def features(model: Any) -> Any:
         tensor = source
     if scores:
         raise ModelError(
-            f"cannot find the layer that computes the scores of {model.name}: there is a {kind} ({layer.name}) before "
-            "the softmax or sigmoid, expected a Dense or Conv2D layer; save the model without its head"
+            f"Cannot find the layer that computes the scores of {model.name}: expected a Dense or Conv2D layer before "
+            f"the softmax or sigmoid, but found a {kind} ({layer.name}). Save the model without its head"
         )
     return model.outputs[0]
 
 
-# Layer types that may follow the head, and further types that may be between the head and a softmax or sigmoid.
+# Layer types that may follow the head. Before a softmax or sigmoid, the types in _BEFORE_SCORES may follow it, too.
 _BEHIND_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
     f"Global{kind}Pooling2D" for kind in ("Average", "Max")
 }

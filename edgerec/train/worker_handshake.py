@@ -1,4 +1,4 @@
-"""Check that all workers of a training are reachable before TensorFlow connects them.
+"""Check that all workers of a distributed training run are reachable, before TensorFlow connects to them.
 
 TensorFlow waits for missing workers without a timeout, and does not report their names. Therefore, the chief (the first
 worker) connects to the address of each other worker first. All workers wait until the chief has reached all of them.
@@ -18,7 +18,7 @@ from typing import IO, Any
 from edgerec.errors import TrainError
 from edgerec.utils.bounded import parse_json
 
-# A connection without a message within this many seconds does not come from a worker.
+# A worker sends its message within this many seconds. Other connections are closed.
 _HELLO_S = 5.0
 # Pause between two attempts to connect, in seconds.
 _RETRY_S = 0.2
@@ -42,9 +42,9 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> Cluster | None:
-        """Return the cluster in the environment variable ``TF_CONFIG``, which launchers for Kubernetes and Slurm set.
+        """Return the cluster in the environment variable ``TF_CONFIG``, or None if there is only one worker.
 
-        The result is None if ``TF_CONFIG`` is not set or lists only one worker.
+        Launchers for Kubernetes and Slurm set this variable.
 
         Raises:
             TrainError: ``TF_CONFIG`` is not valid.
@@ -58,7 +58,7 @@ class Cluster:
             if not jobs:
                 return None
             if unknown := set(jobs) - {"chief", "worker"}:
-                raise ValueError(f"it has the job {min(unknown)!r}, expected worker, or chief and worker")
+                raise ValueError(f"unknown job {min(unknown)!r}, expected 'worker', or 'chief' and 'worker'")
             chiefs, workers = ([str(address) for address in jobs.get(job, [])] for job in ("chief", "worker"))
             kind, number = task["type"], task["index"]
             if kind not in jobs or not 0 <= int(number) < len(jobs[kind]):
@@ -79,20 +79,20 @@ class Cluster:
         return self.index == 0
 
     def position(self, job: str, task: int) -> int:
-        """Return the position in ``addresses`` of a job and task, as ``TF_CONFIG`` and TensorFlow number them."""
+        """Return the position in ``addresses`` of a task of a job, both numbered as in ``TF_CONFIG``."""
         return task + (self.chiefs if job == "worker" else 0)
 
     def name(self, index: int) -> str:
-        """Return the name and address of a worker, for messages."""
+        """Return the name and address of a worker, for use in messages."""
         return f"{'the chief' if index == 0 else f'worker {index}'} ({self.addresses[index]})"
 
 
 def handshake(cluster: Cluster, versions: dict[str, Any], wait_s: float) -> None:
-    """Wait until all workers of the cluster are reachable, and check that they match.
+    """Wait until all workers of the cluster are reachable, and check that their configurations match.
 
     Args:
         cluster: the expected workers.
-        versions: versions of the packages that must be equal in all workers, by package name.
+        versions: a dictionary that maps package names to versions, which must be equal in all workers.
         wait_s: timeout in seconds.
 
     Raises:
@@ -123,7 +123,7 @@ def _call_workers(cluster: Cluster, versions: dict[str, Any], deadline: float, w
 def _call(
     cluster: Cluster, index: int, stack: contextlib.ExitStack, deadline: float, wait_s: float
 ) -> tuple[IO[str], dict[str, Any]]:
-    """Connect to a worker, and repeat this until the worker replies. Return the open stream and the reply."""
+    """Connect to a worker, and retry until the worker replies. Return the open stream and the reply."""
     error: object = "there is no edgerec worker at this address"
     while True:
         try:
@@ -143,7 +143,7 @@ def _call(
 
 
 def _difference(cluster: Cluster, index: int, versions: dict[str, Any], reply: dict[str, Any]) -> str:
-    """Return a message about the first package whose version differs from that of the chief; empty if there is none."""
+    """Return a message about the first difference from the chief, or an empty string if the worker matches."""
     if reply.get("index") != index:
         return (
             f"{cluster.name(index)} replied that it is worker {reply.get('index')}: give all workers the same cluster "
@@ -181,8 +181,8 @@ def _wait_for_chief(cluster: Cluster, versions: dict[str, Any], deadline: float,
                 verdict = _receive(stream)
             if verdict is None:
                 raise TrainError(
-                    f"the connection to {cluster.name(0)} was closed: it was stopped, or a worker was missing. Start "
-                    "all workers again"
+                    f"the connection to {cluster.name(0)} was closed, because the chief was stopped or a worker is "
+                    "missing: start all workers again"
                 )
             if verdict.get("error"):
                 raise TrainError(str(verdict["error"]))
@@ -190,24 +190,24 @@ def _wait_for_chief(cluster: Cluster, versions: dict[str, Any], deadline: float,
 
 
 def _listening(cluster: Cluster) -> socket.socket:
-    """Return a server socket at the address of this worker."""
+    """Return a server socket that is bound to the address of this worker."""
     host, port = _host_and_port(cluster.addresses[cluster.index])
     try:
         return socket.create_server((host, port))
     except OSError:
-        # The host name may be that of a proxy service, which this machine cannot bind. TensorFlow's own server also
-        # listens on all interfaces.
+        # The host name may belong to a proxy, so that this machine cannot bind to its address. TensorFlow's own server
+        # also listens on all interfaces.
         try:
             return socket.create_server(("", port))
         except OSError as error:
             raise TrainError(
-                f"Cannot listen on port {port} of TF_CONFIG ({error.strerror}): check whether another training uses it"
+                f"Cannot listen on port {port} from TF_CONFIG ({error.strerror}): check whether another process uses it"
             ) from None
 
 
 @contextlib.contextmanager
 def _stream(connection: socket.socket, deadline: float) -> Iterator[IO[str]]:
-    """Return a text stream of the connection with a timeout at ``deadline``."""
+    """Context manager that returns the connection as a text stream, whose reads time out at ``deadline``."""
     connection.settimeout(max(0.1, deadline - time.monotonic()))
     with connection, connection.makefile("rw", encoding="utf-8", newline="\n") as stream:
         yield stream
@@ -219,7 +219,7 @@ def _send(stream: IO[str], value: dict[str, Any]) -> None:
 
 
 def _receive(stream: IO[str]) -> dict[str, Any] | None:
-    """Return the next message; None if the connection was closed or the message is not a JSON object."""
+    """Return the next message, or None if the connection was closed or the message is not a JSON object."""
     try:
         value = parse_json(stream.readline(_MAX_MESSAGE))
     except (OSError, ValueError):

@@ -61,7 +61,7 @@ def images(tmp_path):
 def test_other_label_order_is_refused_with_a_suggestion(tmp_path, images, order, scales):
     color_model(order, scales).save(tmp_path / "m.keras")
     expected = ", ".join(list(COLORS)[i] for i in order)
-    with pytest.raises(DataError, match=rf"another order .* would be with the order: {expected}\. .*--labels folders"):
+    with pytest.raises(DataError, match=rf"another order .* are correct with the order: {expected}\. .*--labels folders"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -98,7 +98,7 @@ def test_command_line_refuses_and_accepts_label_orders(tmp_path, images):
 def test_two_swapped_classes_are_refused(tmp_path):
     images = write_images(tmp_path / "images", ["a", "b"], images=6)
     color_model((1, 0)).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match="0 of 12 images are classified correctly; 12 would be with the order: b, a"):
+    with pytest.raises(DataError, match="0 of 12 images are classified correctly; 12 are correct with the order: b, a"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
 
 
@@ -108,7 +108,7 @@ def test_labels_of_an_npz_file_are_checked(tmp_path):
     pixels = np.clip(rng.normal(np.array(list(COLORS.values()))[classes, None, None], 12, (48, 12, 12, 3)), 0, 255)
     np.savez(tmp_path / "d.npz", x_train=pixels.astype(np.uint8), y_train=classes)
     color_model((3, 0, 1, 2)).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match="would be with the order: 3, 0, 1, 2"):
+    with pytest.raises(DataError, match="are correct with the order: 3, 0, 1, 2"):
         adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
 
 
@@ -143,7 +143,7 @@ def test_label_file_next_to_the_model_is_used(tmp_path, images, name):
     other = ["apple", "cress", "berry", "date"]
     text = json.dumps({label: i for i, label in enumerate(other)}) if name.endswith("json") else "\n".join(other)
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=rf"{name} is next to m\.keras and has another order .*--labels folders"):
+    with pytest.raises(DataError, match=rf"{name} next to the model has another order .*--labels folders"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels="folders").labels == tuple(COLORS)
     same = list(COLORS)
@@ -169,7 +169,7 @@ def test_evaluate_of_a_tflite_file_refuses_another_label_order(tmp_path, images)
 
     model = tmp_path / "m.tflite"
     model.write_bytes(tf.lite.TFLiteConverter.from_keras_model(color_model((1, 0, 2, 3))).convert())
-    with pytest.raises(DataError, match="would be with the order: berry, apple, cress, date"):
+    with pytest.raises(DataError, match="are correct with the order: berry, apple, cress, date"):
         evaluate(model, str(images), normalise="pixels")
     assert evaluate(model, str(images), normalise="pixels", labels="folders").accuracy == 0.5
     (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")

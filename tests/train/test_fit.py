@@ -222,7 +222,7 @@ def test_ctrl_c_prints_the_command_to_resume(tmp_path):
 
 
 def test_resume_of_a_missing_run_is_refused(tmp_path, here):
-    assert "cannot be resumed, because it is not a run" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
+    assert "because it is not a run: train without --resume" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
     done = here("train", "--resume", "--overwrite", "--out", tmp_path / "x")
     assert done.returncode == 2
     assert "cannot be combined with --overwrite" in done.stderr

@@ -142,7 +142,7 @@ def test_teacher_of_a_grown_data_set_keeps_its_split(folder, tmp_path):
 def test_weights_of_unknown_origin_cause_a_warning(trained, folder, tmp_path, caplog):
     trained.model().save_weights(tmp_path / "weights.h5")
     fit(recipe(folder, **{"model.weights": str(tmp_path / "weights.h5")}), tmp_path / "run")
-    assert "it is not known which images it was trained on" in caplog.text
+    assert "the training images of model.weights" in caplog.text
 
 
 def test_unfinished_run_as_weights_is_refused(folder, tmp_path):
@@ -200,7 +200,7 @@ def test_evaluation_measures_all_images_of_new_data(model, tmp_path):
 def test_training_images_of_a_bare_tflite_file_are_unknown(trained, exported, folder, here):
     done = here("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
     assert json.loads(done.stdout)["training_images"] is None
-    assert "it is not known whether the model was trained on them" in done.stderr
+    assert "it is unknown whether the model was trained on them" in done.stderr
     with pytest.raises(DataError, match="it is not known which of its images"):
         evaluate(trained.path / "float32" / "model.tflite", str(folder), split="test")
 

@@ -153,12 +153,12 @@ def test_unsuitable_backbones_are_refused(file, image_folder, tmp_path):
             fit(recipe(**data | changes), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    refused("expected a complete .keras or .h5", **{"model.weights": "none"})
+    refused("must be the .keras or .h5 file of a complete model", **{"model.weights": "none"})
     refused("does not exist", **{"model.weights": str(tmp_path / "no.h5")})
     refused("data.input_size is 64, .* takes images of 32 pixels", **{"data.input_size": 64})
     refused("takes images with 3 channels, but the data has 1", **{"data.channels": 1})
     network(scaling=True).save(tmp_path / "scaling.keras")
-    refused("scales pixels 0 to 255 itself", **{"model.weights": str(tmp_path / "scaling.keras")})
+    refused("already normalizes pixels from 0 to 255", **{"model.weights": str(tmp_path / "scaling.keras")})
 
 
 def test_message_names_weights_with_other_shapes(run, tmp_path, caplog):
