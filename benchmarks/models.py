@@ -2,9 +2,9 @@
 
     python benchmarks/models.py [--only NAME …] [--recommended] [--write docs/reference/architectures.md]
 
-Builds the architectures with random weights, converts them, and writes edgerec/models/figures.json. Existing figures
-are measured again only with ``--only``, because all architectures together take half an hour. ``--recommended`` instead
-writes edgerec/models/recommended.json, with the networks that ``--arch auto`` chooses at their width and input size.
+Builds the architectures with random weights, converts them, and writes edgerec/models/costs.json. Existing costs are
+measured again only with ``--only``, because all architectures together take half an hour. ``--recommended`` instead
+writes edgerec/models/recommended_costs.json: the networks that ``--arch auto`` chooses, at their width and input size.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgerec.catalog.architectures import FIGURES, ArchitectureReport, architectures, measured
-from edgerec.catalog.recommendations import FIGURES as RECOMMENDED
+from edgerec.catalog.architectures import COSTS, ArchitectureReport, architectures, measured
+from edgerec.catalog.recommendations import COSTS as RECOMMENDED
 from edgerec.catalog.recommendations import default_input_px, key
 from edgerec.contract.target import Target, target_names
 from edgerec.models import ARCHITECTURES
@@ -91,14 +91,14 @@ def main() -> None:
     if arguments.recommended:
         write_recommended()
         return
-    figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    figures = json.loads(COSTS.read_text()) if COSTS.is_file() else {}
     for name in arguments.only or [name for name in ARCHITECTURES if name not in figures]:
         keras().backend.clear_session()
         report = measured(name).to_dict()
         figures[name] = {key: report[key] for key in KEPT}
         print(name, {key: figures[name][key] for key in KEPT[:4]}, flush=True)
         ordered = {name: figures[name] for name in ARCHITECTURES if name in figures}
-        FIGURES.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+        COSTS.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
     text = table(architectures())
     print(text)
     if arguments.write:

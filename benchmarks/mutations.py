@@ -559,7 +559,7 @@ MUTATIONS = (
         "camera/test_hostile_mjpeg.py::test_a_file_with_too_many_scans_is_dropped",
     ),
     Mutation(
-        "web page: TrainingData of requests that write",
+        "web page: Origin of requests that write",
         "camera/sinks/web/auth.py",
         'elif is_cross_site or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):',
         "elif is_cross_site:",

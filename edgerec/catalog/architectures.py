@@ -16,30 +16,31 @@ from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# Configuration of the figures that are included in edgerec: side of the RGB input in pixels, width factor, and number
-# of classes.
+# Configuration of the measurements that are included in edgerec: side of the RGB input in pixels, width multiplier, and
+# number of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
-# Path of these figures. The file is written by benchmarks/models.py.
-FIGURES = Path(__file__).resolve().parent.parent / "models" / "figures.json"
+# Measured cost of each architecture, which benchmarks/models.py writes.
+COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"
 # Number of calibration images. Random images are sufficient, because the weights are random as well.
 CALIBRATION = 2
 
 
 @dataclass(frozen=True)
 class ArchitectureReport:
-    """Cost and support of an architecture, determined from a full-int8 model with random weights.
+    """Cost and support of an architecture, measured with a full-int8 model with random weights.
 
     Attributes:
-        name, about: name for ``--arch``, and a description in one line.
-        input_size, width, classes: configuration that the figures hold for, with RGB images.
+        name, about: name for ``--arch``, and a one-line description.
+        input_size, width, classes: measured configuration; the images are RGB.
         parameters: number of parameters of the float model.
         macs: multiply-accumulates of the .tflite file for one image.
         int8_bytes: size of the int8 .tflite file.
-        least_size_px: smallest supported input size.
-        imagenet_widths: the widths that Keras has ImageNet weights for.
-        methods: those of ``ptq``, ``qat`` and ``prune+qat`` that support the architecture.
-        targets: reason why each target cannot run the model; empty if the target can.
-        pi4_ms: estimated milliseconds for one image on a Raspberry Pi 4 (see :mod:`edgerec.tflite.pi_latency`).
+        least_size_px: minimum input size.
+        imagenet_widths: widths for which Keras has ImageNet weights.
+        methods: the methods among ``ptq``, ``qat`` and ``prune+qat`` that support the architecture.
+        targets: a dictionary that maps each target to the reason why it cannot run the model. The reason is an empty
+            string if the target can run the model.
+        pi4_ms: estimated latency on a Raspberry Pi 4 in milliseconds (see :mod:`edgerec.tflite.pi_latency`).
     """
 
     name: str
@@ -57,17 +58,17 @@ class ArchitectureReport:
     pi4_ms: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         return asdict(self) | {"imagenet_widths": list(self.imagenet_widths), "methods": list(self.methods)}
 
 
 def architectures() -> tuple[ArchitectureReport, ...]:
-    """Return reports of all built-in architectures from the figures that are included in edgerec.
+    """Return reports of all built-in architectures, using the measurements that are included in edgerec.
 
-    No model is built, and TensorFlow is not needed.
+    No model is built, and TensorFlow is not required.
     """
-    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    return tuple(_report(name, INPUT_SIZE, WIDTH, CLASSES, figures[name]) for name in ARCHITECTURES if name in figures)
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))
+    return tuple(_report(name, INPUT_SIZE, WIDTH, CLASSES, costs[name]) for name in ARCHITECTURES if name in costs)
 
 
 def architecture(
@@ -80,16 +81,16 @@ def architecture(
 ) -> ArchitectureReport:
     """Return the report of one architecture.
 
-    The figures that are included in edgerec are used for the default configuration of a built-in architecture.
-    Otherwise, the model is built and converted, which takes a few seconds.
+    The default configuration of a built-in architecture is not measured again. For any other configuration, the model
+    is built and converted, which takes a few seconds.
 
     Args:
-        name: name of the architecture, as in the recipe's ``model.arch``. If this is a function in a Python file, the
-            file is executed.
+        name: name of the architecture, as in ``model.arch`` of a recipe. If the name refers to a function in a Python
+            file, the file is executed.
         input_size: side of the RGB images, in pixels.
-        width: factor on the number of channels.
+        width: width multiplier, a factor for the number of channels.
         classes: number of classes.
-        listener: called with the progress.
+        listener: receives the progress.
 
     Raises:
         RecipeError: the architecture does not exist, or an argument is out of range.
@@ -126,7 +127,7 @@ def measured(
 
     recipe = Recipe().override({"data.input_size": input_size, "model.arch": name, "model.width": width})
     listener(Progress("building", 0, 2))
-    keras().mixed_precision.set_global_policy("float32")  # a previous training in this process may have changed it
+    keras().mixed_precision.set_global_policy("float32")  # training in this process may have changed the policy
     normalise = Normalise.named("unit")
     model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalise)
     methods, adapted = _supported_methods(model)
@@ -135,7 +136,7 @@ def measured(
     content = plain_names(to_int8(adapted, normalise.apply(pin_range(pixels).astype(np.float32))))
     check_int8(content, normalise)
     graph = read_graph(content)
-    figures = {
+    cost = {
         "parameters": int(model.count_params()),
         "macs": sum(macs(operator) for operator in graph.operators),
         "int8_bytes": len(content),
@@ -144,7 +145,7 @@ def measured(
         "pi4_ms": float(f"{pi4_ms(graph):.4g}"),
     }
     listener(Progress("converting", 2, 2))
-    return _report(name, input_size, width, classes, figures)
+    return _report(name, input_size, width, classes, cost)
 
 
 def _supported_methods(model: Any) -> tuple[list[str], Any]:
@@ -164,7 +165,7 @@ def _supported_methods(model: Any) -> tuple[list[str], Any]:
     return ["ptq", "qat", "prune+qat"], adapted
 
 
-def _report(name: str, input_size: int, width: float, classes: int, figures: dict[str, Any]) -> ArchitectureReport:
+def _report(name: str, input_size: int, width: float, classes: int, cost: dict[str, Any]) -> ArchitectureReport:
     known = find(name)
     about = (
         (user_defined.find_function(name).__doc__ or "").strip().partition("\n")[0]
@@ -177,12 +178,12 @@ def _report(name: str, input_size: int, width: float, classes: int, figures: dic
         input_size=input_size,
         width=width,
         classes=classes,
-        parameters=figures["parameters"],
-        macs=figures["macs"],
-        int8_bytes=figures["int8_bytes"],
+        parameters=cost["parameters"],
+        macs=cost["macs"],
+        int8_bytes=cost["int8_bytes"],
         least_size_px=known.least_size_px,
         imagenet_widths=known.imagenet.widths or (1.0,) if known.imagenet else (),
-        methods=tuple(figures["methods"]),
-        targets=dict(figures["targets"]),
-        pi4_ms=figures["pi4_ms"],
+        methods=tuple(cost["methods"]),
+        targets=dict(cost["targets"]),
+        pi4_ms=cost["pi4_ms"],
     )

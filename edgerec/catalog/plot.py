@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgerec.utils.atomic import checked_output
 from edgerec.utils.figures import BLUE, DARK, ORANGE, label_log_axis, label_points, new_figure, save_figure
@@ -14,17 +14,11 @@ if TYPE_CHECKING:
 
 
 def architectures_plot(reports: Sequence[ArchitectureReport], path: Path) -> None:
-    """Write the plot of :func:`architectures_figure` to a PNG file."""
-    path = checked_output(path, suffixes=(".png",))
-    save_figure(architectures_figure(reports), path)
+    """Draw each architecture as a labeled point, and write the plot to a PNG file.
 
-
-def architectures_figure(reports: Sequence[ArchitectureReport]) -> Any:
-    """Draw each architecture as a labeled point, and return the Matplotlib figure.
-
-    Architectures with ImageNet weights are blue, all others orange.
+    Architectures with ImageNet weights are blue, and all others are orange.
     """
-    first = reports[0]
+    path, first = checked_output(path, suffixes=(".png",)), reports[0]
     figure = new_figure(9, 6.5)
     axes = figure.subplots()
     for color, label in ((BLUE, "with ImageNet weights"), (ORANGE, "without ImageNet weights")):
@@ -43,4 +37,4 @@ def architectures_figure(reports: Sequence[ArchitectureReport]) -> Any:
     axes.set_title(f"Architectures for {size}", loc="left", fontsize=11)
     points = [(report.macs / 1e6, report.int8_bytes / 1e6) for report in reports]
     label_points(axes, points, [report.name for report in reports], fontsize=8, color=DARK)
-    return figure
+    save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Recommend architectures for a target: the choices of ``--arch auto`` with their size and estimated time."""
+"""Recommend architectures for a target: the choices of ``--arch auto``, with their size and estimated latency."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from edgerec.models.automatic import Rule, rules_for
 from edgerec.tflite.pi_latency import CONDITIONS
 from edgerec.utils.progress import Listener, ignore
 
-# Path of the figures of the networks that ``--arch auto`` can choose. The file is written by
-# ``benchmarks/models.py --recommended``.
-FIGURES = Path(__file__).resolve().parent.parent / "models" / "recommended.json"
+# Measured cost of the networks that ``--arch auto`` can choose, which ``benchmarks/models.py --recommended`` writes.
+COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
 # Input size at which networks for small images are measured, in pixels.
 SMALL_INPUT_PX = 32
-# Conditions of the estimate for each target whose time per image can be estimated.
+# Targets whose latency can be estimated, and the assumptions of the estimates.
 ESTIMATES = {"rpi": CONDITIONS}
 
 
@@ -29,11 +28,11 @@ class Recommendation:
     """An architecture for a target.
 
     Attributes:
-        data: descriptions of the data sets for which ``--arch auto`` chooses the architecture; empty if there are none.
-        report: figures of the full-int8 model with random weights.
-        estimated_ms: estimated milliseconds for one image on the target (see :data:`ESTIMATES`); None if there is no
-            estimate for the target.
-        refusal: reason why the target cannot run the architecture; empty if the target can.
+        data: descriptions of the data sets for which ``--arch auto`` chooses the architecture, if there are any.
+        report: cost of the full-int8 model with random weights.
+        estimated_ms: estimated latency for one image on the target in milliseconds (see :data:`ESTIMATES`), or None if
+            there is no estimate for the target.
+        refusal: reason why the target cannot run the architecture, or an empty string if it can.
     """
 
     data: tuple[str, ...]
@@ -42,21 +41,21 @@ class Recommendation:
     refusal: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the recommendation as a JSON-serializable dictionary."""
         return asdict(self) | {"data": list(self.data), "report": self.report.to_dict()}
 
 
 def recommendations(
     target: str, *, input_size: int | None = None, listener: Listener = ignore
 ) -> tuple[Recommendation, ...]:
-    """Return the architectures for a target: first the choices of ``--arch auto``, then all others that run on it.
+    """Return the architectures for a target: first the choices of ``--arch auto``, then all others that it can run.
 
     Args:
-        target: a target's name or file.
-        input_size: width and height of the model's input, in pixels. This call then builds and converts the
-            architectures that ``auto`` chooses at this size, and returns no others. None uses the figures that are
+        target: name or file of the target.
+        input_size: width and height of the model's input in pixels. If a size is given, only the choices of ``--arch
+            auto`` are returned, which are built and converted for this size. None uses the measurements that are
             included in edgerec.
-        listener: called with the progress.
+        listener: receives the progress.
 
     Raises:
         TargetError: the target does not exist.
@@ -77,17 +76,17 @@ def recommendations(
 
 
 def default_input_px(rule: Rule) -> int:
-    """Return the input size, in pixels, at which the costs of a rule's architectures are computed."""
+    """Return the input size in pixels for which the cost of a rule's architecture is measured."""
     return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
 
 
 def key(arch: str, width: float, input_size: int) -> str:
-    """Return the key of a network in :data:`FIGURES`."""
+    """Return the key of a network in :data:`COSTS`."""
     return f"{arch} {width:g} {input_size}"
 
 
 def _report(arch: str, width: float, input_size: int, listener: Listener) -> ArchitectureReport:
-    shipped = json.loads(FIGURES.read_text(encoding="utf-8"))
+    shipped = json.loads(COSTS.read_text(encoding="utf-8"))
     values = shipped.get(key(arch, width, input_size))
     if values is None:
         return measured(arch, input_size=input_size, width=width, listener=listener)

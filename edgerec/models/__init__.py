@@ -44,15 +44,15 @@ Builder = Callable[[Any, Any, ModelSection], Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture, and what must be known about it before images are read.
+    """An architecture, and the properties that are needed before images are loaded, such as its minimum input size.
 
     Attributes:
         features: function ``(keras, input tensor, section) -> tensor (batch, n)`` that builds all layers before the
             classification layer. If ``reconstructs``, it builds all layers, and the tensor has the shape of the input.
-        least_size_px: smallest side of the input in pixels; smaller images are enlarged to this size.
-        imagenet: description of the ImageNet weights that Keras provides; None if there are none.
-        recurrent: whether the network is recurrent. Quantization-aware training does not support it, so the only
-            quantization method is ``ptq``.
+        least_size_px: minimum side of the input in pixels. Smaller images are enlarged to this size.
+        imagenet: description of the ImageNet weights that Keras provides, or None if there are none.
+        recurrent: whether the network is recurrent. Quantization-aware training does not support recurrent networks, so
+            the only quantization method is ``ptq``.
         reconstructs: whether the network is an autoencoder, which reconstructs its input instead of classifying it.
     """
 
@@ -64,7 +64,7 @@ class Architecture:
 
     @property
     def about(self) -> str:
-        """Return a description in one line: the first line of the docstring of ``features``."""
+        """One-line description of the architecture: the first line of the docstring of ``features``."""
         return (self.features.__doc__ or "").partition("\n")[0].replace("``", "")
 
 
@@ -103,12 +103,12 @@ ARCHITECTURES = {
 
 # Value of model.arch in the run of an imported model, whose architecture is not one of ARCHITECTURES.
 IMPORTED = "own"
-# Value of model.arch if the network is loaded from the file that model.weights names.
+# Value of model.arch if model.weights names the file that contains the network.
 BACKBONE = "backbone"
 
 
 def least_size_px(name: str) -> int:
-    """Return the smallest side of the network's input, in pixels."""
+    """Return the minimum side of the network's input in pixels."""
     return 1 if name in (IMPORTED, BACKBONE, AUTO) else find(name).least_size_px
 
 
@@ -118,20 +118,20 @@ def reconstructs(name: str) -> bool:
 
 
 def find(name: str) -> Architecture:
-    """Return the architecture with this name. If ``name`` refers to a user's Python file, its code is not executed yet.
+    """Return the architecture with this name. If ``name`` refers to a user's Python file, the file is not executed.
 
     Raises:
-        RecipeError: the architecture does not exist. The message contains the nearest name.
+        RecipeError: the architecture does not exist. The message suggests the nearest name.
     """
     if name == IMPORTED:
         raise RecipeError(
-            "model.arch is 'own', which stands for an imported model that is already trained: set model.arch to an "
-            "architecture from the output of 'edgerec models'"
+            "model.arch is 'own', which stands for an imported model and cannot be trained: set model.arch to an "
+            "architecture that 'edgerec models' lists"
         )
     if name == AUTO:
         raise RecipeError(
-            "model.arch 'auto' works only with edgerec train, which chooses an architecture: set model.arch to an "
-            "architecture from the output of 'edgerec models'"
+            "model.arch is 'auto', which only 'edgerec train' supports: set model.arch to an architecture that "
+            "'edgerec models' lists"
         )
     if user_defined.is_user_defined(name):
         return Architecture(user_defined.features, 1)
@@ -141,7 +141,7 @@ def find(name: str) -> Architecture:
                 f"model.arch is {name!r}, which names a file but not a function in it: write {name}:FUNCTION, e.g. "
                 f"{name}:build"
             )
-        raise RecipeError(f"{unknown('architecture', name, ARCHITECTURES)}: see the output of 'edgerec models'")
+        raise RecipeError(f"{unknown('architecture', name, ARCHITECTURES)}: run 'edgerec models' to list them")
     return ARCHITECTURES[name]
 
 
@@ -158,10 +158,11 @@ def find_classifier(name: str) -> Architecture:
 
 
 def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
-    """Build a Keras model: normalized float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``.
+    """Build a Keras model with random weights or ImageNet weights.
 
-    An autoencoder returns reconstructed images, normalized float32 ``(batch, *shape)``.
-    If ``section.arch`` names a function in a user's Python file, that file is executed.
+    The model maps normalized images, float32 ``(batch, *shape)``, to softmax scores, float32 ``(batch, classes)``. An
+    autoencoder maps them to reconstructed images, normalized float32 ``(batch, *shape)``. If ``section.arch`` names a
+    function in a user's Python file, the file is executed.
     """
     architecture, pretrained = find(section.arch), None
     section = replace(section, width=section.width or 1.0)

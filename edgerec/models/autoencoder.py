@@ -1,4 +1,4 @@
-"""An autoencoder for anomaly detection: its reconstruction error is large for images unlike the training images."""
+"""An autoencoder for anomaly detection, whose reconstruction error is large for images unlike the training images."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from edgerec.models.blocks import conv
 from edgerec.recipe import ModelSection
 
-# Pooling halves the size as long as the result is at least this large. A small code forces the autoencoder to compress.
+# Pooling halves the sides as long as they stay at least this large, in pixels.
 NARROWEST_PX = 3
 CODE_CHANNELS, CHANNELS = 8, 16
 
 
 def autoencoder(keras: Any, x: Any, section: ModelSection) -> Any:
-    """Reconstructs an image; a large error means an unknown image (export --novelty). It is not a classifier.
+    """An autoencoder for novelty detection: images unlike the training images have a large reconstruction error.
 
-    The encoder consists of convolutions and max pooling, the decoder of convolutions and upsampling. Transposed
+    The encoder consists of convolutions and max pooling, and the decoder of convolutions and upsampling. Transposed
     convolutions are not used, because pruning with quantization-aware training does not support them. If pooling rounds
-    a side down, the decoder pads it.
+    a side down, the decoder pads this side.
     """
     layers, channels, sides = keras.layers, x.shape[3], [x.shape[1]]
     while sides[-1] >= 2 * NARROWEST_PX:

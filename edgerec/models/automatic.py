@@ -1,4 +1,4 @@
-"""Choose an architecture for ``model.arch = "auto"`` by the images, their number and the target.
+"""Choose an architecture for ``model.arch = "auto"``, depending on the images, their number and the target.
 
 The first rule of :data:`RULES` that matches a data set decides. The rules were selected by validation accuracy.
 docs/results.md has the measurements, and ``benchmarks/defaults.py`` repeats them.
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from edgerec.contract.target import Target
 from edgerec.models import least_size_px
 
-# Images up to this side are small, such as MNIST (28) and CIFAR-10 (32).
+# Maximum side of small images in pixels, such as MNIST (28) and CIFAR-10 (32).
 SMALL_PX = 40
-# A target with less RAM than this counts as a microcontroller. A model for any target must fit microcontrollers too.
+# A target with less memory than this counts as a microcontroller. If no target is set, the model must fit one, too.
 SMALL_MEMORY_BYTES = 16 << 20
-# The number of epochs is chosen for about this many training steps, between these two limits.
+# The number of epochs is chosen so that training has about UPDATES steps, but it stays within the two limits.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60
 
 
@@ -28,8 +28,8 @@ class Situation:
         channels: 1 for grayscale, 3 for RGB.
         images: number of images, not counting a test split that the data set defines itself.
         classes: number of classes.
-        target: the target that will run the model; None for any target.
-        input_px: side of the model's input in pixels, if the user set it; 0 lets the rules choose.
+        target: the target that will run the model, or None for any target.
+        input_px: side of the model's input in pixels, or 0 if the rules choose the side.
     """
 
     side_px: int
@@ -46,7 +46,7 @@ class Situation:
 
     @property
     def large_target(self) -> bool:
-        """Whether the recipe names a target, and that target has more memory than a microcontroller."""
+        """Whether a target is set and is not a microcontroller."""
         return self.target is not None and not 0 < self.target.memory_bytes < SMALL_MEMORY_BYTES
 
     def __str__(self) -> str:
@@ -61,13 +61,13 @@ class Rule:
 
     Attributes:
         arch, width: values of ``model.arch`` and ``model.width``.
-        reason: the words that complete "chosen because …".
+        reason: reason for the choice, as the end of a sentence "… because".
         imagenet: whether training starts from ImageNet weights.
-        small: whether the images are small (up to :data:`SMALL_PX`); None for both.
-        channels: 1 or 3; 0 for both.
-        min_images, min_classes: smallest number of images and of classes.
-        large_target: whether the recipe must name a target with more memory than a microcontroller.
-        max_input_px: largest side of the model's input in pixels; larger images are scaled down.
+        small: whether the images must be small (up to :data:`SMALL_PX`), or None for any size.
+        channels: 1 or 3, or 0 for both.
+        min_images, min_classes: minimum number of images and of classes.
+        large_target: whether a target must be set that is not a microcontroller.
+        max_input_px: maximum side of the model's input in pixels. Larger images are scaled down.
     """
 
     arch: str
@@ -83,7 +83,7 @@ class Rule:
 
     @property
     def data(self) -> str:
-        """A short description of the data sets that the rule applies to."""
+        """Short description of the data sets to which the rule applies."""
         size = "small " if self.small else "larger "
         color = {0: "", 1: "grayscale ", 3: "color "}[self.channels]
         text = f"{size}{color}images"
@@ -124,7 +124,7 @@ def choose(situation: Situation, *, imagenet: bool | None) -> Rule:
 
     Args:
         situation: the images and the target.
-        imagenet: whether to start from ImageNet weights; None leaves the choice to the rules.
+        imagenet: whether to start from ImageNet weights. None lets the rules choose.
     """
     allowed = [rule for rule in RULES if imagenet in (None, rule.imagenet)]
     for rule in allowed:
@@ -138,7 +138,7 @@ def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
 
     Args:
         target: the target that will run the model.
-        input_px: side of the model's input in pixels; 0 uses the side that each rule chooses.
+        input_px: side of the model's input in pixels. 0 uses the side that each rule chooses.
     """
     sides = (input_px,) if input_px else (SMALL_PX, SMALL_PX + 1)
     counts = {1, *(rule.min_images for rule in RULES)}
@@ -155,5 +155,5 @@ def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
 
 
 def suitable_epochs(updates_per_epoch: int) -> int:
-    """Return a suitable number of epochs for a training with this many steps per epoch."""
+    """Return a suitable number of training epochs for this number of steps per epoch."""
     return min(max(round(UPDATES / max(1, updates_per_epoch)), FEWEST_EPOCHS), MOST_EPOCHS)

@@ -9,8 +9,8 @@ from edgerec.recipe import ModelSection
 
 Layer = Callable[[Any], Any]
 
-# Momentum of batch normalization. With Keras' default of 0.99, the moving averages need hundreds of steps to adapt,
-# and a small data set has only a few steps per epoch.
+# Momentum of batch normalization. With Keras' default of 0.99, the moving averages need hundreds of steps to adapt, but
+# a small data set has only a few steps per epoch.
 BN_MOMENTUM = 0.9
 
 
@@ -24,7 +24,7 @@ def round_to_8(count: float) -> int:
 
 
 def conv(keras: Any, x: Any, channels: int, kernel: int, name: str, *, stride: int = 1, bias: bool = False) -> Any:
-    """Add a convolution. The output has the size of the input, divided by ``stride``."""
+    """Add a convolution. Height and width of the output are those of the input, divided by ``stride``."""
     return keras.layers.Conv2D(
         channels,
         kernel,
@@ -37,7 +37,7 @@ def conv(keras: Any, x: Any, channels: int, kernel: int, name: str, *, stride: i
 
 
 def depthwise(keras: Any, x: Any, kernel: int, name: str, *, stride: int = 1) -> Any:
-    """Add a depthwise convolution without a bias. The output has the size of the input, divided by ``stride``."""
+    """Add a depthwise convolution without a bias. Height and width are divided by ``stride``."""
     return keras.layers.DepthwiseConv2D(kernel, strides=stride, padding="same", use_bias=False, name=name)(x)
 
 
@@ -63,7 +63,7 @@ def squeeze_excite(keras: Any, x: Any, squeezed: int, names: tuple[str, str], ac
 
 
 def stem(keras: Any, x: Any, names: str, *, channels: int, bias: bool) -> Any:
-    """Add the first layers of ResNet50 and DenseNet, which reduce the size to a quarter.
+    """Add the stem of ResNet50 and DenseNet, which reduces height and width to a quarter.
 
     ``names`` is the pattern of the layer names, e.g. ``conv1_{}``.
     """
@@ -77,7 +77,7 @@ def stem(keras: Any, x: Any, names: str, *, channels: int, bias: bool) -> Any:
 
 
 def global_pool(keras: Any, x: Any, section: ModelSection) -> Any:
-    """Add global average pooling, and dropout as in ``model.dropout``."""
+    """Add global average pooling, followed by dropout with the rate ``model.dropout``."""
     return dropout(keras, keras.layers.GlobalAveragePooling2D()(x), section)
 
 

@@ -19,7 +19,7 @@ class _Stage:
         expand: expansion factor of the inverted residual.
         kernel: kernel size.
         stride: stride of the first block; all other blocks have stride 1.
-        fused: whether a regular convolution replaces the 1×1 expansion and the depthwise convolution.
+        fused: whether a regular convolution replaces both the 1×1 expansion and the depthwise convolution.
     """
 
     blocks: int
@@ -55,7 +55,7 @@ def efficientnet_b0(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def efficientnet_v2_b0(keras: Any, x: Any, section: ModelSection) -> Any:
-    """EfficientNet V2 B0: trains faster than efficientnet_b0, because its first stages use regular convolutions."""
+    """EfficientNet V2 B0: trains faster than ``efficientnet_b0``, because its first stages use regular convolutions."""
     return _features(keras, x, section, V2_B0, depthwise_name="dwconv2")
 
 

@@ -15,13 +15,13 @@ from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RecipeError
 from edgerec.recipe import ModelSection
 
-# A download fails if the server sends nothing for this long.
+# A download fails if the server sends no data for this time.
 DOWNLOAD_TIMEOUT_S = 30.0
 
 # Name of the layer that converts the recipe's normalization to the normalization that the weights expect.
 RANGE = "imagenet_range"
 
-# Normalization by its name in Keras (imagenet_utils.preprocess_input): mean and deviation of R, G and B.
+# Mean and standard deviation of R, G and B for each normalization mode of Keras (imagenet_utils.preprocess_input).
 PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "tf": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "torch": ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)),
@@ -37,8 +37,8 @@ class ImageNet:
         application: name of the model in ``keras.applications``.
         pixels: normalization that the weights expect; a key of :data:`PIXELS`. Weights with ``caffe`` also expect BGR
             order, so the input channels of the first convolution are reversed.
-        widths: widths for which there are weights, if the application has an argument ``alpha``; empty if there are
-            only weights for width 1.
+        widths: widths for which there are weights, if the application has an argument ``alpha``, or an empty tuple if
+            there are only weights for width 1.
         options: other arguments of the application.
     """
 
@@ -49,12 +49,12 @@ class ImageNet:
 
 
 def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: int, available: list[str]) -> ImageNet:
-    """Return the description of the ImageNet weights for a recipe.
+    """Return the description of the ImageNet weights that a recipe uses.
 
     Args:
         section: the architecture and its width.
-        imagenet: description of the architecture's ImageNet weights; None if there are none.
-        channels: number of channels of the input; the weights need 3.
+        imagenet: description of the architecture's ImageNet weights, or None if there are no weights.
+        channels: number of channels of the input, which must be 3.
         available: names of the architectures with ImageNet weights, for the error message.
 
     Raises:
@@ -62,14 +62,14 @@ def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: 
     """
     if imagenet is None or channels != 3:
         raise RecipeError(
-            f"cannot use model.weights='imagenet' with {section.arch} and {channels} channels: Keras provides weights "
-            f"for RGB images and the architectures {', '.join(available)}; choose one of these, or use --weights none"
+            f"Cannot use model.weights='imagenet' with {section.arch} and {channels} channels: Keras provides weights "
+            f"only for RGB images and these architectures: {', '.join(available)}. Choose one, or use --weights none"
         )
     widths = imagenet.widths or (1.0,)
     if section.width not in widths:
         raise RecipeError(
-            f"cannot use model.weights='imagenet' with {section.arch} and width {section.width:g}: Keras provides "
-            f"weights for width {', '.join(f'{w:g}' for w in widths)}; choose one of these, or use --weights none"
+            f"Cannot use model.weights='imagenet' with {section.arch} and width {section.width:g}: Keras provides "
+            f"weights only for width {', '.join(f'{w:g}' for w in widths)}. Choose one of these, or use --weights none"
         )
     return imagenet
 
@@ -78,9 +78,9 @@ def match_normalization(keras: Any, x: Any, normalise: Normalise, pixels: str) -
     """Convert the recipe's normalization to the normalization that the weights expect.
 
     The conversion is a 1×1 depthwise convolution with fixed weights, because every target supports this operator. In
-    int8, its three output channels share one scale. With ``tf``, all 256 pixel values remain distinct. With ``torch``
-    and ``caffe``, the channels have different ranges, so a quantization step is about 1.1 pixel values, and about a
-    tenth of the pixel values coincide with a neighbor. The error is at most half a quantization step.
+    int8, the three output channels share one scale. With ``tf``, all 256 pixel values remain distinct. With ``torch``
+    and ``caffe``, the channels have different ranges, so that a quantization step is about 1.1 pixel values, and about
+    a tenth of the pixel values are not distinct from the next. The error is at most half a quantization step.
 
     Args:
         keras: the Keras module.
@@ -127,8 +127,9 @@ def load_weights(keras: Any, model: Any, section: ModelSection, imagenet: ImageN
     layers = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in (RANGE, "logits")}
     if different_names := source_layers.keys() ^ layers.keys():
         raise ModelError(
-            f"the ImageNet weights do not fit: {section.arch} and tf_keras' {imagenet.application} do not have the "
-            f"same layers (e.g. {min(different_names)}): use --weights none, or install the tf_keras of constraints.txt"
+            f"Cannot load the ImageNet weights, because the layers of {section.arch} and of tf_keras' "
+            f"{imagenet.application} differ (e.g. {min(different_names)}): use --weights none, or install the tf_keras "
+            "version in constraints.txt"
         )
     for name, layer in layers.items():
         layer.set_weights(source_layers[name].get_weights())
@@ -146,7 +147,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
             return build(input_shape=shape, include_top=False, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception if a server cannot be reached
         reason = str(error).rpartition("-- ")[2]
-        if "unable to" in reason.lower() or "corrupted" in reason:  # words of the error messages of h5py and Keras
+        if "unable to" in reason.lower() or "corrupted" in reason:  # phrases in error messages of h5py and Keras
             raise ModelError(
                 f"the ImageNet weights of {section.arch} cannot be read: remove the damaged file in "
                 "~/.keras/models so that Keras downloads it again"
@@ -161,7 +162,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
 
 @contextlib.contextmanager
 def _bounded_wait() -> Iterator[None]:
-    """Set a network timeout within the ``with`` block, because Keras downloads without a timeout."""
+    """Context manager that sets a network timeout, because Keras downloads without a timeout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:

@@ -19,7 +19,7 @@ class _Block:
 
     Attributes:
         channels: number of output channels at width 1.
-        expand: factor from the number of input channels to the number of channels of the depthwise convolution.
+        expand: expansion factor: channels of the depthwise convolution per input channel.
         stride: stride of the depthwise convolution.
         wide: whether the kernel is 5×5 instead of 3×3.
         excite: whether the block has squeeze-and-excitation.
@@ -64,12 +64,12 @@ def mobilenet_v3_large(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def mobilenet_v3_small_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """mobilenet_v3_small with only 3×3 kernels and ReLU and without squeeze-and-excitation, for all accelerators."""
+    """MobileNet V3 Small with only 3×3 kernels, only ReLU and no squeeze-and-excitation, so all accelerators run it."""
     return _features(keras, x, section, SMALL, minimalistic=True)
 
 
 def mobilenet_v3_large_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """mobilenet_v3_large with only 3×3 kernels and ReLU and without squeeze-and-excitation, for all accelerators."""
+    """MobileNet V3 Large with only 3×3 kernels, only ReLU and no squeeze-and-excitation, so all accelerators run it."""
     return _features(keras, x, section, LARGE, minimalistic=True)
 
 

@@ -9,12 +9,12 @@ from edgerec.recipe import ModelSection
 
 
 def lstm(keras: Any, x: Any, section: ModelSection) -> Any:
-    """An LSTM of 128 units that reads an image row by row; the only quantization method is ``ptq``."""
+    """An LSTM with 128 units that reads an image row by row. It supports only the quantization method ``ptq``."""
     return dropout(keras, keras.layers.LSTM(_units(section))(_rows(keras, x)), section)
 
 
 def gru(keras: Any, x: Any, section: ModelSection) -> Any:
-    """A GRU of 128 units that reads an image row by row; the only method is ``ptq``, with at most 256 rows."""
+    """A GRU with 128 units that reads up to 256 image rows one by one. It supports only the quantization method ``ptq``."""
     return dropout(keras, keras.layers.GRU(_units(section))(_rows(keras, x)), section)
 
 

@@ -21,17 +21,17 @@ def resnet8(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def resnet14(keras: Any, x: Any, section: ModelSection) -> Any:
-    """resnet8 with two residual blocks per stage. At ``width`` 0.66, it is about as large as resnet8, but deeper."""
+    """``resnet8`` with two residual blocks per stage; at ``width`` 0.66 about as large as ``resnet8``, but deeper."""
     return _resnet(keras, x, section, blocks=2)
 
 
 def resnet14_wide(keras: Any, x: Any, section: ModelSection) -> Any:
-    """resnet14 with 32, 64 and 96 channels, i.e. more channels in the early stages; about 0.5 MB in int8."""
+    """``resnet14`` with 32, 64 and 96 channels, i.e. more channels in the early stages; about 0.5 MB in int8."""
     return _resnet(keras, x, section, blocks=2, channels=(32, 64, 96))
 
 
 def resnet20(keras: Any, x: Any, section: ModelSection) -> Any:
-    """resnet8 with three residual blocks per stage: the smallest CIFAR-10 network of the ResNet paper."""
+    """``resnet8`` with three residual blocks per stage: the smallest CIFAR-10 network of the ResNet paper."""
     return _resnet(keras, x, section, blocks=3)
 
 
@@ -50,7 +50,7 @@ def ds_resnet(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def _residual_stages(keras: Any, x: Any, section: ModelSection, stages: tuple[tuple[int, int, Block], ...]) -> Any:
-    """Build a convolution and residual stages. Each stage except the first one halves the size.
+    """Add a convolution and residual stages. Each stage except the first halves height and width.
 
     ``stages`` contains the number of channels, the number of blocks, and the block function of each stage.
     """

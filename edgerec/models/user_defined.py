@@ -34,12 +34,12 @@ def is_user_defined(arch: str) -> bool:
 
 
 def plain_name(arch: str) -> str:
-    """Return the name of the Keras model for ``model.arch``."""
+    """Return a name for the Keras model of a user-defined architecture."""
     return re.sub(r"\W", "_", Path(arch.rpartition(":")[0]).stem) or "own"
 
 
 def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
-    """Return the function that ``model.arch`` names. Its file is executed.
+    """Load the function that ``model.arch`` names. The Python file of the function is executed.
 
     Raises:
         RecipeError: the file, module or function does not exist.
@@ -59,7 +59,7 @@ def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
             raise RecipeError(f"model.arch is {arch!r}, but {module_or_path} defines no function: {SHAPE}")
         raise RecipeError(f"model.arch: {unknown(f'function of {module_or_path}', name, functions)}")
     if not callable(function):
-        raise RecipeError(f"model.arch: {arch} is a {type(function).__name__}, {SHAPE}")
+        raise RecipeError(f"model.arch is {arch!r}, which is a {type(function).__name__}, {SHAPE}")
     return function
 
 
@@ -73,9 +73,9 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
     with _error_in_one_line(arch, "failed"):
         output = build(keras, inputs, section)
     if type(output).__module__.partition(".")[0] == "keras":
-        raise ModelError(f"{arch} returns a tensor of Keras 3: {_WHICH_KERAS}")
+        raise ModelError(f"{arch} returns a Keras 3 tensor, expected a tf_keras tensor: {_WHICH_KERAS}")
     if isinstance(output, keras.Model):
-        raise ModelError(f"{arch} returns a model, {SHAPE}: edgerec adds the classification layer and the softmax")
+        raise ModelError(f"{arch} returns a model, {SHAPE}, because edgerec adds the classification layer")
     if not hasattr(output, "_keras_history"):
         raise ModelError(f"{arch} returns a {type(output).__name__}, {SHAPE}")
     if len(output.shape) != 2 or output.shape[-1] is None:
@@ -96,7 +96,7 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
     return output
 
 
-_WHICH_KERAS = "use the Keras module in its first argument, and do not import another one"
+_WHICH_KERAS = "use the Keras module that the function gets as its first argument, and do not import another Keras"
 
 
 def _import_module(arch: str, name: str) -> ModuleType:
@@ -126,7 +126,7 @@ def _import_file(arch: str, path: Path) -> ModuleType:
 
 @functools.lru_cache
 def _run(path: Path, changed_ns: int) -> ModuleType:
-    """Execute a file and return its module. The result is cached until the file changes."""
+    """Execute a Python file, and return its module. The result is cached until the file changes."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None  # the name of the file ends with .py
     assert spec.loader is not None
@@ -137,7 +137,7 @@ def _run(path: Path, changed_ns: int) -> ModuleType:
 
 @contextmanager
 def _error_in_one_line(arch: str, what: str) -> Iterator[None]:
-    """Replace any exception of the user's code by a :class:`ModelError` that names the line of the user's file."""
+    """Context manager that replaces exceptions of the user's code with a one-line :class:`ModelError` with its line."""
     try:
         yield
     except (ModelError, RecipeError):

@@ -20,9 +20,19 @@ from edgerec.importing import saved_model
 from edgerec.importing.keras_files import load_model
 from edgerec.models import IMPORTED, least_size_px, reconstructs
 from edgerec.recipe import DataSource, Recipe
+from edgerec.train.run_files import (
+    COMPARISON,
+    HISTORY,
+    MAX_FILE_BYTES,
+    METRICS,
+    REPORT,
+    SPLIT,
+    parse_history,
+    parse_labels,
+    parse_object,
+)
 from edgerec.train.worker_handshake import Cluster
 from edgerec.utils.atomic import read_at_most, real_path, replacing, user_path, write_file
-from edgerec.utils.bounded import check_structure, parse_json
 from edgerec.utils.command_line import command
 from edgerec.utils.lock import Lock
 from edgerec.utils.progress import Listener, ignore
@@ -30,86 +40,27 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
-# Columns of history.csv.
-HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
-# Structure of the run's JSON files, see check_structure. Optional keys are missing in files of older versions.
-_CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
-_MEASURED = {
-    "images": int,
-    "loss?": float,
-    "per_class?": {"*": (_CLASS, {"error": float, "support": int})},
-    "confusion?": [[int]],
-    "labels?": [str],
-}
-METRICS = _MEASURED | {
-    "parameters": int,
-    "best_epoch?": int,
-    "epochs?": int,
-    "seconds?": float,
-    "versions?": {"*": str},
-    "adopted?": {"file": str, "sha256?": str, "truth?": str, "normalise?": str, "input_layer?": (str, type(None))},
-}
-_DIGESTS = dict.fromkeys(("of", "train", "val", "test", "moved", "inherited"), str)
-SPLIT = {
-    "digest": str,
-    **{f"{name}_images?": int for name in ("train", "val", "test")},
-    **{f"{name}?": [str] for name in ("skipped", "val", "test", "moved", "excluded")},
-    "held_out_here?": bool,
-    "split_by?": str,
-    "contents?": (_DIGESTS, type(None)),
-}
-_FORM = {
-    "name": str,
-    "top1": float,
-    "agreement": float,
-    "size_bytes": int,
-    "gzip_bytes": int,
-    "error?": (float, type(None)),
-}
-REPORT = {
-    **dict.fromkeys(("variant", "method", "precision", "model_sha256"), str),
-    **dict.fromkeys(("val_top1", "val_drop_points", "drop_points", "max_drop", "sparsity"), float),
-    "forms": [_FORM, 2],
-    "figures": {
-        **{name.removesuffix("?"): structure for name, structure in _MEASURED.items()},
-        "accuracy": float,
-        "split": str,
-        "training_images?": (int, type(None)),
-    },
-    "calibration": dict,
-    "compress?": dict,
-    "adapted?": [dict],
-    "agreements?": {"*": float},
-    "images": int,
-    "versions": dict,
-}
-_ROW = {"method?": str, "variant": str, "size_bytes": int, "gzip_bytes": int, "*": (float, str, type(None))}
-COMPARISON = {"rows": [_ROW], "machine": str, "threads": int, "notes": [str]}
 
 # File inside the model.keras archive that lists the training images, so that a copied model file can be checked too.
 TRAINED_IMAGES = "edgerec_trained_images.json"
-# File with the same model in the format of Keras 3.
+# File that contains the same model in Keras 3 format.
 KERAS3 = "model_keras3.keras"
-# Maximum size of a text file in a run. The largest one is split.json, which lists all images.
-MAX_FILE_BYTES = 256 << 20
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
-# File with the predictions of an adopted model for its images, if the images have no labels.
+# File with the predictions of an imported model for its training images, if these images have no labels.
 PSEUDO_LABELS = "answers.json"
 # Warning for metrics that were measured with pseudo-labels.
-AGREEMENT = (
-    "the images have no labels: all figures are the agreement with the float model's own predictions, not accuracy"
-)
+AGREEMENT = "the images have no labels: all accuracies are the agreement with the predictions of the float model"
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder that a training writes.
+    """The output folder of a training run.
 
     The folder contains ``recipe.toml``, ``model.keras``, ``model_keras3.keras`` (the same model for Keras 3),
     ``labels.txt``, ``split.json``, ``history.csv``, ``metrics.json``, ``plots/``, ``checkpoints/``, and one folder for
-    each variant. The run of an adopted SavedModel has ``saved_model/`` instead of ``model.keras``. The run of a model
-    that was adopted with unlabeled images has ``answers.json`` with the predictions of the model.
+    each variant. The run of an imported SavedModel has ``saved_model/`` instead of ``model.keras``. If a model was
+    imported with unlabeled images, its run has ``answers.json`` with the predictions of the model.
 
     ``metrics.json`` is written last. A run is finished when it has this file.
     """
@@ -118,15 +69,15 @@ class Run:
 
     @classmethod
     def at(cls, path: str | Path) -> Run:
-        """Return the run in a folder, which may not exist yet.
+        """Return the run in the folder ``path``, which does not need to exist yet.
 
-        The paths ``.`` and ``..`` are replaced by absolute paths, because a bundle is named after the run's folder.
+        The paths ``.`` and ``..`` are replaced with absolute paths, because a bundle is named after the run's folder.
         """
         return cls(real_path(path) if str(path) in (".", "..") else user_path(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Return a finished run; raise :class:`EdgerecError` if there is none in the folder."""
+        """Return the finished run in the folder ``path``, or raise :class:`EdgerecError` if there is none."""
         run = cls.at(path)
         if not run.begun:
             raise EdgerecError(f"{path} is not a run: create one with {command('train', 'DATA', '--out', path)}")
@@ -136,19 +87,19 @@ class Run:
 
     @classmethod
     def open_classifier(cls, path: str | Path) -> Run:
-        """Return a finished run of a classifier; raise :class:`RunError` if its model is an autoencoder."""
+        """Return a finished run of a classifier, or raise :class:`RunError` if its model is an autoencoder."""
         run = cls.open(path)
         if run.reconstructs:
             raise RunError(
-                f"{path} is the run of an autoencoder, which predicts no labels: choose a classifier's run. To add "
-                f"novelty detection to a classifier: {command('export', 'CLASSIFIER_RUN', '--novelty', path)}"
+                f"{path} is an autoencoder run, which predicts no labels: choose the run of a classifier. To add "
+                f"novelty detection to a classifier, use {command('export', 'CLASSIFIER_RUN', '--novelty', path)}"
             )
         return run
 
     def locked(self) -> AbstractContextManager[object]:
         """Return a context manager that prevents other processes from writing to this run.
 
-        Workers of the same training do not exclude each other, because only the chief writes to the run.
+        The workers of a distributed training run do not exclude each other, because only the chief writes to the run.
 
         Raises:
             InUseError: another process is writing to this run.
@@ -158,7 +109,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether a training has been started in this folder."""
+        """Whether training has been started in this folder."""
         return (self.path / "recipe.toml").is_file() and (self.path / "split.json").is_file()
 
     @property
@@ -168,7 +119,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe, i.e. without automatic values."""
+        """The resolved recipe, in which all automatic values are replaced."""
         recipe = Recipe.from_toml(self.path / "recipe.toml")
         if keys := recipe.unresolved:
             raise RunError(
@@ -180,7 +131,7 @@ class Run:
     @property
     def labels(self) -> tuple[str, ...]:
         """The label of each class, in the order of the model's scores."""
-        labels: tuple[str, ...] = self._read("labels.txt", _parse_labels)
+        labels: tuple[str, ...] = self._read("labels.txt", parse_labels)
         if self.finished and self.metrics.get("labels", list(labels)) != list(labels):
             raise RunError(f"{self.path}: labels.txt is damaged (metrics.json has other labels): restore this file")
         return labels
@@ -189,17 +140,15 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
         own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
-        metrics: dict[str, Any] = self._read("metrics.json", _object(METRICS | dict.fromkeys(own, float)))
+        metrics: dict[str, Any] = self._read("metrics.json", parse_object(METRICS | dict.fromkeys(own, float)))
         if metrics["images"] < 1:
             raise RunError(f"{self.path}: metrics.json is damaged (it has no test images): restore this file")
         return metrics
 
     @property
     def adopted(self) -> dict[str, Any] | None:
-        """TrainingData of a model that another tool trained; None if edgerec trained the model."""
-        origin = dict.fromkeys(("file", "sha256", "truth", "normalise"), str)
-        adopted: dict[str, Any] | None = self._read("metrics.json", _object({"adopted?": origin})).get("adopted")
-        return adopted
+        """Origin of a model that another tool trained, or None if edgerec trained the model."""
+        return self.metrics.get("adopted")
 
     @property
     def reconstructs(self) -> bool:
@@ -209,14 +158,14 @@ class Run:
     @property
     def split_record(self) -> dict[str, Any]:
         """The content of ``split.json``, see :func:`split_record`."""
-        return self._read("split.json", _object(SPLIT))
+        return self._read("split.json", parse_object(SPLIT))
 
     def model(self) -> Any:
-        """Return the float32 Keras model, not compiled, or the :class:`saved_model.SavedModel` if one was adopted.
+        """Return the uncompiled float32 Keras model, or the imported :class:`saved_model.SavedModel`.
 
         Raises:
             ModelError: the model cannot be loaded.
-            RunError: the shape of its input or output does not fit the recipe or the labels of the run.
+            RunError: the input or output shape of the model does not fit the recipe or the labels of the run.
         """
         if (self.path / saved_model.FOLDER).is_dir():
             model = saved_model.load_saved_model(self.path / saved_model.FOLDER)
@@ -229,8 +178,8 @@ class Run:
         shapes = (model.input_shape, model.output_shape)
         if shapes != expected:
             raise RunError(
-                f"{self.path}/model.keras is not the model of this run: its input and output have the shapes {shapes}, "
-                f"expected {expected}"
+                f"{self.path}/model.keras is not the model of this run: its input and output shapes are {shapes}, "
+                f"expected {expected}. Restore the original file"
             )
         return model
 
@@ -253,8 +202,8 @@ class Run:
         if dataset.digest != self.split_record["digest"]:
             names = "" if len(recipe.data.sources) == 1 else ", under the same folder names,"
             raise DataError(
-                f"{recipe.data.title} is not what {self.path} was trained on (its digest changed): restore the old "
-                f"images{names}, give their folder with --data, or train again"
+                f"{recipe.data.title} has changed since {self.path} was trained on it (its digest differs): restore "
+                f"the old images{names}, name their folder with --data, or train again"
             )
         if pseudo_labels is not None:
             log.warning(AGREEMENT)
@@ -262,35 +211,35 @@ class Run:
         return dataset if self.reconstructs else dataset.relabeled(self.labels, pseudo_labels), split
 
     def pseudo_labels(self) -> dict[str, str] | None:
-        """Return the label that an adopted model predicted for each image, by image name.
+        """Return a dictionary that maps image names to the labels that an imported model predicted for them.
 
-        These labels replace the missing ones, so that variants can be compared with the adopted model. The result is
-        None if the images have labels.
+        These labels replace missing labels, so that variants can be compared with the imported model. If the images
+        have labels, the result is None.
         """
-        return self._read(PSEUDO_LABELS, _object({"*": str})) if (self.path / PSEUDO_LABELS).is_file() else None
+        return self._read(PSEUDO_LABELS, parse_object({"*": str})) if (self.path / PSEUDO_LABELS).is_file() else None
 
     def variant(self, name: str) -> Path:
-        """Return the folder of a variant, which may not exist yet."""
+        """Return the folder of a variant, which does not need to exist yet."""
         return self.path / name
 
     def variants(self) -> dict[str, dict[str, Any]]:
-        """Return the report of each finished variant, by the name of the variant."""
+        """Return a dictionary that maps the names of all finished variants to their reports."""
         names = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
         return {
-            name: self._read(f"{name}/report.json", _object(REPORT))
+            name: self._read(f"{name}/report.json", parse_object(REPORT))
             for name in names
             if (self.path / name / "model.tflite").is_file()
         }
 
     def comparison(self) -> dict[str, Any] | None:
-        """Return the latest results of :func:`edgerec.compress.compare.compare`; None if there are none."""
-        return self._read("compare.json", _object(COMPARISON)) if (self.path / "compare.json").is_file() else None
+        """Return the latest results of :func:`edgerec.compress.compare.compare`, or None if there are no results."""
+        return self._read("compare.json", parse_object(COMPARISON)) if (self.path / "compare.json").is_file() else None
 
     def exports(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, str]]:
         """Return the recorded exports, oldest first, without those of variants that were changed after the export.
 
         Args:
-            variants: result of :meth:`variants`, if the caller already has it.
+            variants: result of :meth:`variants`. If it is None, the method is called.
 
         Returns:
             Rows with ``variant``, ``target``, ``bundle`` and ``model_sha256``.
@@ -298,36 +247,38 @@ class Run:
         if not (self.path / EXPORTS).is_file():
             return []
         row = dict.fromkeys(("variant", "target", "bundle", "model_sha256"), str)
-        rows = self._read(EXPORTS, _object({"exports": [row]}))["exports"]
+        rows = self._read(EXPORTS, parse_object({"exports": [row]}))["exports"]
         digests = {name: about["model_sha256"] for name, about in (variants or self.variants()).items()}
         return [row for row in rows if digests.get(row["variant"]) == row["model_sha256"] and row["target"]]
 
     def record_export(self, variant: str, model_sha256: str, target: str, bundle: str) -> None:
-        """Record in the run that a variant was exported; only log a warning if the run is not writable."""
+        """Record in the run that a variant was exported, or log a warning if the run is not writable."""
         try:
             rows = [row for row in self.exports() if row["bundle"] != bundle]
             row = {"variant": variant, "target": target, "bundle": bundle, "model_sha256": model_sha256}
             self.write_json(EXPORTS, {"exports": [*rows, row]})
         except (EdgerecError, OSError) as error:
-            log.warning("%s: the export is not recorded in the run: %s", self.path, error)
+            log.warning("cannot record the export in the run %s: %s", self.path, error)
 
     def shipped(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> str | None:
-        """Return the most recently exported variant, otherwise the best int8 variant; None if there is neither."""
+        """Return the most recently exported variant, otherwise the best int8 variant, or None if there is neither."""
         variants = self.variants() if variants is None else variants
         exports = self.exports(variants) if variants else []
         return exports[-1]["variant"] if exports else best_int8(variants)
 
     def history(self) -> list[dict[str, float]]:
-        """Return one row per epoch with the keys of :data:`HISTORY`; rows of autoencoders have no accuracies."""
+        """Return one row per epoch with the keys in :data:`HISTORY`. The rows of autoencoders have no accuracies."""
         if not (self.path / "history.csv").exists():
             return []
-        rows: list[dict[str, float]] = self._read("history.csv", _parse_history)
+        rows: list[dict[str, float]] = self._read("history.csv", parse_history)
         if any("val_accuracy" not in row for row in rows) and not self.reconstructs:
-            raise RunError(f"{self.path}: history.csv is damaged (val_accuracy is missing): restore this file")
+            raise RunError(
+                f"{self.path}: history.csv is damaged (the column val_accuracy is missing): restore this file"
+            )
         return rows
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
-        """Replace ``history.csv``."""
+        """Write ``history.csv``."""
         out, keys = io.StringIO(), [key for key in HISTORY if not rows or any(key in row for row in rows)]
         writer = csv.DictWriter(out, keys, lineterminator="\n")
         writer.writeheader()
@@ -335,11 +286,11 @@ class Run:
         write_file(self.path / "history.csv", out.getvalue())
 
     def write_json(self, name: str, value: Any) -> None:
-        """Replace one of the run's JSON files."""
+        """Write one of the run's JSON files."""
         write_file(self.path / name, to_json(value, indent=1) + "\n")
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
-        """Read and parse a file of the run; raise :class:`RunError` if the file is missing or damaged."""
+        """Read and parse a file of the run, or raise :class:`RunError` if the file is missing or damaged."""
         try:
             return parse(read_at_most(self.path / name, MAX_FILE_BYTES).decode())
         except FileNotFoundError:
@@ -364,38 +315,11 @@ class Run:
                     archive.writestr(TRAINED_IMAGES, json.dumps({"contents": trained, "data": hint, "seed": seed}))
 
 
-def _object(structure: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
-    """Return a function that parses a JSON object and checks its structure."""
-
-    def parse(text: str) -> dict[str, Any]:
-        value: dict[str, Any] = parse_json(text, max_bytes=MAX_FILE_BYTES)
-        check_structure(value, structure)
-        return value
-
-    return parse
-
-
-def _parse_labels(text: str) -> tuple[str, ...]:
-    labels = tuple(text.splitlines())
-    # The run of an autoencoder may have no labels.
-    if len(set(labels)) < len(labels):
-        raise ValueError("a label occurs twice")
-    return labels
-
-
-def _parse_history(text: str) -> list[dict[str, float]]:
-    rows = list(csv.DictReader(io.StringIO(text)))
-    # An autoencoder has no accuracy, and older versions did not record the stage.
-    optional = ("accuracy", "val_accuracy", "stage")
-    values = [{key: float(row[key]) for key in HISTORY if key not in optional or row.get(key)} for row in rows]
-    check_structure(values, [{"*": float}])
-    return values
-
-
 def best_epoch(history: list[dict[str, float]]) -> int:
     """Return the number of the epoch with the highest validation accuracy, counted from 1.
 
-    If several epochs have the same accuracy, or if the model is an autoencoder, the validation loss decides.
+    If several epochs have the same accuracy, or if the model is an autoencoder, the epoch with the lowest validation
+    loss is returned.
     """
     return int(max(history, key=lambda row: (row.get("val_accuracy", 0.0), -row["val_loss"]))["epoch"])
 
@@ -407,6 +331,6 @@ def format_metrics(row: Mapping[str, float]) -> str:
 
 
 def best_int8(variants: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the name of the int8 variant with the highest validation accuracy; None if there is no int8 variant."""
+    """Return the name of the int8 variant with the highest validation accuracy, or None if there is no int8 variant."""
     top1 = {name: report["val_top1"] for name, report in variants.items() if report["precision"] == "int8"}
     return max(top1, key=lambda name: top1[name]) if top1 else None

@@ -19,9 +19,9 @@ from edgerec.train.split_record import separated_digests
 
 log = logging.getLogger(__name__)
 
-# Number of folder levels that are searched: a folder of runs may contain studies, and a study contains trials.
+# Maximum search depth. A folder of runs may contain studies, which contain trials.
 DEPTH = 3
-# The standard normal distribution has 95 % of its mass within this many standard deviations.
+# In a normal distribution, 95 % of the values lie within this number of standard deviations from the mean.
 DEVIATIONS = 1.96
 
 
@@ -31,13 +31,13 @@ class RunSummary:
 
     Attributes:
         run: path of the run's folder.
-        state: ``finished``, ``epoch 3 of 12`` for an unfinished training, or ``damaged: REASON``.
-        architecture: name of the architecture; empty if the run is damaged.
+        state: ``finished``, ``epoch 3 of 12`` for an unfinished run, or ``damaged: REASON``.
+        architecture: name of the architecture, or an empty string if the run is damaged.
         data: source of the images.
-        accuracy: top-1 accuracy of the float model on the test images, 0 to 1; None for unfinished runs and
+        accuracy: top-1 accuracy of the float model on the test images, 0 to 1, or None for unfinished runs and
             autoencoders.
         images: number of test images.
-        variant: name of the int8 variant with the best validation accuracy; None if there is none.
+        variant: name of the int8 variant with the best validation accuracy, or None if there is no int8 variant.
         variant_top1: top-1 accuracy of this variant on the test images, 0 to 1.
         variant_bytes: size of this variant's .tflite file in bytes.
         modified_s: time of the last change of the run, Unix time in seconds.
@@ -55,7 +55,7 @@ class RunSummary:
     modified_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -67,12 +67,12 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise EdgerecError(f"{root} is not a folder: give the folder that contains your runs, edgerec runs FOLDER")
+        raise EdgerecError(f"{root} is not a folder: pass the folder that contains your runs, edgerec runs FOLDER")
     return [summarize(run) for run in _runs(root, DEPTH)]
 
 
 def summarize(run: Run) -> RunSummary:
-    """Summarize one run. A damaged run is described by its state instead of raising an error."""
+    """Summarize one run. For a damaged run, ``state`` contains the reason."""
     path, modified_s = str(run.path), run.path.stat().st_mtime
     try:
         recipe, best = run.recipe, None
@@ -108,8 +108,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A value that was measured in two runs; None for a run without this value."""
+class Metric:
+    """A metric of two runs, which is None for a run that does not have this metric."""
 
     name: str
     first: float | None
@@ -123,12 +123,13 @@ class RunDifference:
     Attributes:
         first, second: paths of the runs.
         same_data: whether both runs were trained on the same images.
-        same_test: whether both runs were measured on the same test images. Otherwise accuracies are not comparable.
+        same_test: whether both runs were evaluated on the same test images. Otherwise, their accuracies cannot be
+            compared.
         settings: recipe keys with different values.
         figures: accuracy (0 to 1), parameters, training time in seconds, and top-1 and bytes of each variant.
         classes: recall of each class on the test images, 0 to 1, sorted by the size of the change, largest first.
-        accuracy_change: accuracy of the second run minus accuracy of the first run, in percentage points; None if one
-            of the runs has no accuracy.
+        accuracy_change: accuracy of the second run minus accuracy of the first run, in percentage points, or None if
+            one of the runs has no accuracy.
         noise_points: half-width of the 95 % confidence interval of ``accuracy_change`` in percentage points, for two
             independent binomial samples. A smaller change may be due to chance.
     """
@@ -138,13 +139,13 @@ class RunDifference:
     same_data: bool
     same_test: bool
     settings: tuple[Setting, ...]
-    figures: tuple[Figure, ...]
-    classes: tuple[Figure, ...]
+    figures: tuple[Metric, ...]
+    classes: tuple[Metric, ...]
     accuracy_change: float | None
     noise_points: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -180,7 +181,7 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
 
 
 def _same_test(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Return whether two split records have the same test images, by content or, in older runs, by name."""
+    """Return whether two runs have the same test images, by content or, for older runs, by name."""
     contents, others = first.get("contents") or {}, second.get("contents") or {}
     if contents and others and contents["of"] == others["of"]:
         one, other = (np.unique(separated_digests(each["test"])) for each in (contents, others))
@@ -199,7 +200,7 @@ def _runs(folder: Path, depth: int) -> Iterator[Run]:
             with os.scandir(folder) as entries:
                 names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except PermissionError:
-            log.warning("%s cannot be read (permission denied): runs in it are not listed", folder)
+            log.warning("cannot read the folder %s (permission denied): its runs are not listed", folder)
             return
         for name in names:
             if not name.startswith("."):
@@ -219,21 +220,21 @@ def _settings(first: Recipe, second: Recipe) -> Iterator[Setting]:
                 yield Setting(f"{item.name}.{key.name}", *values)
 
 
-def _figures(runs: tuple[Run, Run], metrics: list[dict[str, Any]]) -> Iterator[Figure]:
+def _figures(runs: tuple[Run, Run], metrics: list[dict[str, Any]]) -> Iterator[Metric]:
     for name in ("accuracy", "val_accuracy", "error", "parameters", "best_epoch", "seconds"):
         if any(name in values for values in metrics):
-            yield Figure(name, *(values.get(name) for values in metrics))
+            yield Metric(name, *(values.get(name) for values in metrics))
     variants = [run.variants() for run in runs]
     for name in sorted(variants[0].keys() | variants[1].keys()):
         forms = [each[name]["forms"][-1] if name in each else {} for each in variants]
-        yield Figure(f"{name} top-1", *(form.get("top1") for form in forms))
-        yield Figure(f"{name} bytes", *(form.get("size_bytes") for form in forms))
+        yield Metric(f"{name} top-1", *(form.get("top1") for form in forms))
+        yield Metric(f"{name} bytes", *(form.get("size_bytes") for form in forms))
 
 
-def _classes(metrics: list[dict[str, Any]]) -> list[Figure]:
+def _classes(metrics: list[dict[str, Any]]) -> list[Metric]:
     tables = [values.get("per_class", {}) for values in metrics]
     shared = [label for label in tables[0] if label in tables[1]]
-    recalls = [Figure(label, *(table[label].get("recall") for table in tables)) for label in shared]
+    recalls = [Metric(label, *(table[label].get("recall") for table in tables)) for label in shared]
     return sorted(recalls, key=lambda row: -abs((row.second or 0) - (row.first or 0)))
 
 

@@ -112,8 +112,8 @@ def chosen_images(
         name = split or "test"
         if not len(part := everything[tagged == name]):
             raise DataError(
-                f"Cannot evaluate on the {name} split: {source} has no {name} split, and the training images of the model "
-                "are unknown. Use --split all"
+                f"Cannot evaluate on the {name} split: {source} has no {name} split, and the training images of the "
+                "model are unknown. Use --split all"
             )
         return part, name
     assert image_splits is not None

@@ -61,7 +61,9 @@ def images(tmp_path):
 def test_other_label_order_is_refused_with_a_suggestion(tmp_path, images, order, scales):
     color_model(order, scales).save(tmp_path / "m.keras")
     expected = ", ".join(list(COLORS)[i] for i in order)
-    with pytest.raises(DataError, match=rf"another order .* are correct with the order: {expected}\. .*--labels folders"):
+    with pytest.raises(
+        DataError, match=rf"another order .* are correct with the order: {expected}\. .*--labels folders"
+    ):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

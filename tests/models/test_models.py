@@ -28,7 +28,7 @@ from edgerec.train.backend import keras
 from tests.conftest import one_line
 
 UNIT = Normalise.named("unit")
-FIGURES = {report.name: report for report in architectures()}
+REPORTS = {report.name: report for report in architectures()}
 # Architectures that edgerec builds itself, and that are compared with the Keras application of the same name.
 AS_KERAS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_small")
 
@@ -79,7 +79,7 @@ def test_features_with_imagenet_weights_equal_the_keras_application(arch, monkey
     features = keras().Model(model.input, model.get_layer("logits").input)(pixels / 255, training=False).numpy()
     np.testing.assert_allclose(features, expected, atol=2e-4 * np.abs(expected).max())
     assert not model.get_layer(imagenet.RANGE).trainable
-    assert model.count_params() - 6 == FIGURES[arch].parameters  # the layer that converts the range has 6
+    assert model.count_params() - 6 == REPORTS[arch].parameters  # the layer that converts the range has 6
 
 
 @pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) - {*AS_KERAS}))
@@ -87,7 +87,7 @@ def test_architectures_have_no_nested_models_and_scale_with_the_width(arch):
     model = built(arch, width=0.25, channels=1)
     assert model.output_shape == (model.input_shape if ARCHITECTURES[arch].reconstructs else (None, 10))
     assert not [layer.name for layer in model.layers if hasattr(layer, "layers")]
-    assert model.count_params() < 0.4 * FIGURES[arch].parameters
+    assert model.count_params() < 0.4 * REPORTS[arch].parameters
     assert all("/" not in layer.name for layer in model.layers)  # Keras 3 does not allow them
 
 
@@ -146,9 +146,9 @@ def test_input_normalization_for_imagenet_weights_survives_int8(pixels):
 
 
 def test_shipped_figures_equal_a_new_measurement():
-    assert list(FIGURES) == list(ARCHITECTURES)
+    assert list(REPORTS) == list(ARCHITECTURES)
     for name in ("ds_cnn", "lstm"):
-        here, shipped = measured(name).to_dict(), FIGURES[name].to_dict()
+        here, shipped = measured(name).to_dict(), REPORTS[name].to_dict()
         # The size of the file differs slightly between versions of TensorFlow.
         assert here.pop("int8_bytes") == pytest.approx(shipped.pop("int8_bytes"), rel=0.02)
         assert here == shipped
@@ -172,7 +172,7 @@ def test_models_command_lists_and_describes_architectures(tmp_path):
     assert [row.split()[0] for row in rows[1 : len(ARCHITECTURES) + 1]] == list(ARCHITECTURES)
     assert "only ptq" in next(row for row in rows if row.startswith("lstm "))
     _, stdout, _ = call("resnet8")
-    assert f"{FIGURES['resnet8'].parameters:,}" in stdout
+    assert f"{REPORTS['resnet8'].parameters:,}" in stdout
     assert "rpi  " in stdout
     assert "yes" in stdout
     _, stdout, _ = call("--plot", tmp_path / "all.png", "--json")

@@ -222,7 +222,9 @@ def test_ctrl_c_prints_the_command_to_resume(tmp_path):
 
 
 def test_resume_of_a_missing_run_is_refused(tmp_path, here):
-    assert "because it is not a run: train without --resume" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
+    assert "because it is not a run: train without --resume" in one_line(
+        here("train", "--resume", "--out", tmp_path / "x")
+    )
     done = here("train", "--resume", "--overwrite", "--out", tmp_path / "x")
     assert done.returncode == 2
     assert "cannot be combined with --overwrite" in done.stderr
@@ -336,9 +338,9 @@ def test_unsuitable_weights_are_refused(tmp_path, run):
 def test_changed_images_are_not_evaluated(image_folder, tmp_path):
     finished = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
     next((image_folder / "red").iterdir()).unlink()
-    with pytest.raises(DataError, match="is not what"):
+    with pytest.raises(DataError, match="has changed since"):
         evaluate(finished.path)
-    with pytest.raises(DataError, match="is not what"):
+    with pytest.raises(DataError, match="has changed since"):
         finished.data()
 
 
