@@ -13,31 +13,31 @@ from edgerec.cli.train import resume_hint, show_run
 
 def distill(
     teacher: list[Path] = typer.Option(
-        ..., "--teacher", metavar="RUN", help="Teacher: a finished run. May be repeated; the mean output is learned."
+        ..., "--teacher", metavar="RUN", help="Finished run of a teacher. May be repeated to train on the mean output."
     ),
-    student: str = typer.Option(..., metavar="NAME", help="Architecture of the student; see edgerec models."),
+    student: str = typer.Option(..., metavar="NAME", help="Architecture of the student; see 'edgerec models'."),
     out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the student's run."),
     width: float | None = typer.Option(
-        None, metavar="FACTOR", help="Factor for the student's number of channels. [default: the teacher's recipe]"
+        None, metavar="FACTOR", help="Width multiplier of the student. [default: that of the first teacher]"
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs. [default: the teacher's recipe]"
+        None, metavar="N", help="Number of training epochs. [default: that of the first teacher]"
     ),
     weight: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Weight of the distillation loss, 0 to 1; the loss of the labels has the remaining weight. [default: 0.7]",
+        help="Weight of the distillation loss, 0 to 1. The label loss has the weight 1 - FRACTION. [default: 0.7]",
     ),
     temperature: float | None = typer.Option(
-        None, metavar="T", help="Temperature of the softmax of teachers and student. [default: 4]"
+        None, metavar="T", help="Softmax temperature of the teachers and the student. [default: 4]"
     ),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Train a small network on the outputs of large ones.
+    """Train a small network on the outputs of larger ones (knowledge distillation).
 
-    All settings that are not given as options are those in the recipe of the first teacher.
+    Settings for which no option is used come from the recipe of the first teacher.
     """
     options = {
         "model.width": width,

@@ -17,11 +17,15 @@ def ensemble(
     combine: str = typer.Option(
         "mean",
         metavar="NAME",
-        help="How to combine the outputs: mean (of the scores) or vote (the score of a label is the fraction of the "
-        "models that predict it).",
+        help="How to combine the outputs: mean of the scores, or vote (the score of a label is the fraction of the "
+        "models that predict this label).",
     ),
     target: str | None = typer.Option(
-        None, "--target", "-t", metavar="NAME", help="Target. [default: the target of the bundles; desktop for runs]"
+        None,
+        "--target",
+        "-t",
+        metavar="NAME",
+        help="Target device. [default: the target of the bundles, or desktop for runs]",
     ),
     threshold: float = typer.Option(
         0.0,

@@ -16,47 +16,49 @@ _TFLITE = "For a .tflite file without a bundle"
 def evaluate(
     model: Path = typer.Argument(..., metavar="RUN|BUNDLE|MODEL", help="A run, a bundle or a .tflite file."),
     data: list[str] | None = typer.Option(
-        None, metavar="DATA", help="Images to evaluate on, as for train. [default: the images of the run]"
+        None,
+        metavar="DATA",
+        help="Data set to evaluate on, in a format that 'edgerec train' accepts. [default: the images of the run]",
     ),
     split: str | None = typer.Option(
         None,
         metavar="NAME",
         help="Split to evaluate on: train, val, test or all. "
-        "[default: images that the model was not trained on; all, if the training images are not known]",
+        "[default: images that the model was not trained on, or all images if the training images are unknown]",
     ),
     json: bool = JsonOption,
     labels: Path | None = typer.Option(
         None,
         metavar="FILE|folders",
-        help="Labels in the order of the outputs: a file, or 'folders' for the sorted class folders of the data. "
-        "[default: the labels in the file's metadata]",
+        help="File with the labels in the order of the outputs, or 'folders' to use the sorted names of the class "
+        "folders. [default: the labels in the file's metadata]",
         rich_help_panel=_TFLITE,
     ),
     normalise: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
-        help="Normalization that a float model expects, as for edgerec import: unit, signed, pixels, tf, torch, caffe, "
-        "MEAN,STD or R,G,B/R,G,B. [default: the file's metadata]",
+        help="Normalization that a float model expects, as in 'edgerec import': unit, signed, pixels, tf, torch, "
+        "caffe, MEAN,STD or R,G,B/R,G,B. [default: according to the file's metadata]",
         rich_help_panel=_TFLITE,
     ),
     activation: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Function that turns the output into scores: none, softmax or sigmoid. "
-        "[default: measured: none if the outputs are probabilities, otherwise softmax]",
+        help="Function that converts the outputs to scores: none, softmax or sigmoid. "
+        "[default: none if the outputs are probabilities, otherwise softmax]",
         rich_help_panel=_TFLITE,
     ),
     fit: str | None = typer.Option(
         None,
         metavar="NAME",
         help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
-        "black). [default: as for edgerec import]",
+        "black). [default: as in 'edgerec import']",
         rich_help_panel=_TFLITE,
     ),
 ) -> None:
     """Measure the accuracy, and precision and recall per class."""
     if split not in (None, "train", "val", "test", "all"):
-        raise typer.BadParameter(f"{split!r} is not one of train, val, test, all", param_hint="--split")
+        raise typer.BadParameter(f"unknown split {split!r}, expected train, val, test or all", param_hint="--split")
     check_choices(activation, fit)
     with progress() as listener:
         from typing import cast
@@ -64,7 +66,7 @@ def evaluate(
         from edgerec.contract.preprocess import Fit
         from edgerec.train.evaluate import evaluate as measure
 
-        figures = measure(
+        report = measure(
             model,
             data or None,
             split=split,
@@ -75,13 +77,13 @@ def evaluate(
             listener=listener,
         )
     if json:
-        show_json(figures.to_dict())
+        show_json(report.to_dict())
         return
     table(
         ("label", "precision", "recall", "f1", "images"),
         [
             (label, f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}", str(row["support"]))
-            for label, row in figures.per_class.items()
+            for label, row in report.per_class.items()
         ],
     )
-    say(f"accuracy {figures.accuracy:.2%}, loss {figures.loss:.4f} {figures.measured}")
+    say(f"accuracy {report.accuracy:.2%}, loss {report.loss:.4f} {report.measured}")

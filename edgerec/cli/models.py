@@ -20,30 +20,33 @@ def models(
     name: str = typer.Argument(
         "",
         metavar="NAME",
-        help="Architecture to build and describe, or your own function, such as my_net.py:build, whose code is "
-        "executed. [default: list all architectures]",
+        help="Architecture to build and describe: a name, or a function in your own file, such as my_net.py:build (the "
+        "file is executed). [default: list all architectures]",
     ),
     input_size: int | None = typer.Option(
         None, metavar="PIXELS", help="Width and height of the input, in pixels. [default: 96]"
     ),
-    width: float | None = typer.Option(None, metavar="FACTOR", help="Factor for the number of channels. [default: 1]"),
+    width: float | None = typer.Option(
+        None, metavar="FACTOR", help="Width multiplier: scales the number of channels. [default: 1]"
+    ),
     classes: int | None = typer.Option(None, metavar="N", help="Number of classes. [default: 10]"),
     target: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Recommend architectures for this target (edgerec targets), with the estimated time per image.",
+        help="Recommend architectures for this target (see 'edgerec targets'), with their estimated latency.",
     ),
-    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of the list to this PNG file."),
+    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of all architectures to this PNG file."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """List architectures, their cost as int8, and their targets."""
+    """List the architectures, the cost of their int8 models, and the targets that run them."""
     options: dict[str, Any] = {"input_size": input_size, "width": width, "classes": classes}
     options = {key: value for key, value in options.items() if value is not None}
     if target is not None:
         if name or plot or width or classes:
             raise typer.BadParameter(
-                "can only be combined with --input-size and --json: omit the other options", param_hint="--target"
+                "can be combined only with --input-size and --json: omit the other options",
+                param_hint="--target",
             )
         with progress() as listener:
             from edgerec.catalog.recommendations import recommendations
@@ -65,7 +68,7 @@ def models(
         return
     if plot is not None:
         raise typer.BadParameter(
-            "plots the list of architectures and cannot be combined with NAME: omit the name", param_hint="--plot"
+            "cannot be combined with NAME, because the plot shows all architectures: omit NAME", param_hint="--plot"
         )
     with progress() as listener:
         from edgerec.catalog.architectures import architecture
@@ -92,11 +95,11 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
         _print_costs(others, conditions is not None)
     if conditions:
         say("")
-        say(f"ms: time for one image, {conditions}")
-        say("    This is not a measurement. Run edgerec benchmark on the device to measure.")
+        say(f"ms: latency for one image, {conditions}")
+        say("    This is an estimate. Run 'edgerec benchmark' on the device to measure the latency.")
     else:
         say("")
-        say(f"There is no estimate of the time on {target}; compare the multiply-adds.")
+        say(f"There is no estimate of the latency on {target}. Compare the multiply-adds instead.")
 
 
 def _summary(row: Recommendation) -> str:
@@ -174,7 +177,7 @@ def _describe(report: ArchitectureReport) -> None:
 
 
 def _targets(report: ArchitectureReport) -> str:
-    """Return the targets that cannot run an architecture; a prefix such as ``coral`` stands for all of its targets."""
+    """Return the targets that cannot run an architecture. A prefix such as ``coral`` stands for all its targets."""
     names_by_prefix: dict[str, list[str]] = {}
     for name in report.targets:
         names_by_prefix.setdefault(name.partition("-")[0], []).append(name)

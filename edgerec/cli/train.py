@@ -34,11 +34,13 @@ def train(
     arch: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Architecture: a name from edgerec models, your own function, such as my_net.py:build, whose code is "
-        "executed, or auto (chosen for the images and the target). [default: auto]",
+        help="Architecture: a name that 'edgerec models' lists, a function in your own file, such as my_net.py:build "
+        "(the file is executed), or auto (chosen for the images and the target). [default: auto]",
     ),
     target: str | None = typer.Option(
-        None, metavar="NAME", help="Target for which --arch auto chooses; see edgerec targets. [default: any]"
+        None,
+        metavar="NAME",
+        help="Target for which --arch auto chooses an architecture; see 'edgerec targets'. [default: any target]",
     ),
     epochs: str | None = typer.Option(
         None,
@@ -49,8 +51,7 @@ def train(
     resume: bool = typer.Option(
         False,
         "--resume",
-        help="Resume from the last checkpoint in --out. Without a checkpoint, start the training that the other "
-        "options describe.",
+        help="Resume from the last checkpoint in --out. If there is none, start training with the other options.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
@@ -64,7 +65,7 @@ def train(
     width: float | None = typer.Option(
         None,
         metavar="FACTOR",
-        help="Factor for the number of channels. [default: chosen by --arch auto, otherwise 1]",
+        help="Width multiplier: scales the number of channels. [default: chosen by --arch auto, otherwise 1]",
         rich_help_panel=_MODEL,
     ),
     weights: str | None = typer.Option(
@@ -85,16 +86,16 @@ def train(
     batch_size: int | None = typer.Option(
         None,
         metavar="N",
-        help="Number of images per training step. [default: 16 to 128, depending on the number of images]",
+        help="Batch size for training. [default: 16 to 128, depending on the number of images]",
         rich_help_panel=_TRAINING,
     ),
     learning_rate: float | None = typer.Option(
-        None, metavar="RATE", help="Highest learning rate of the schedule. [default: 0.002]", rich_help_panel=_TRAINING
+        None, metavar="RATE", help="Peak learning rate of the schedule. [default: 0.002]", rich_help_panel=_TRAINING
     ),
     max_time: str | None = typer.Option(
         None,
         metavar="TIME",
-        help="Maximum training time, such as 90m, 8h or 2d; the best epoch until then is kept. [default: no limit]",
+        help="Maximum training time, such as 90m, 8h or 2d. The best epoch until then is kept. [default: no limit]",
         rich_help_panel=_TRAINING,
     ),
     device: str | None = typer.Option(
@@ -135,7 +136,7 @@ def train(
     }
     if resume and overwrite:
         raise typer.BadParameter(
-            "cannot be combined with --overwrite, which would start again and discard what --resume continues",
+            "cannot be combined with --overwrite: --resume continues the run that --overwrite would delete",
             param_hint="--resume",
         )
     with progress() as listener:
@@ -145,7 +146,8 @@ def train(
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
         if more_epochs and not continues:
             raise typer.BadParameter(
-                "+N uses the recipe of the run: leave out DATA and the other training options", param_hint="--epochs"
+                "+N epochs are trained with the recipe of the run: omit DATA and the other training options",
+                param_hint="--epochs",
             )
         recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
         if resume and not continues:
@@ -157,18 +159,18 @@ def train(
 
 
 def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
-    """Parse ``--epochs``: return the total number of epochs or None, and the number of epochs to add."""
+    """Parse ``--epochs``. Return the total number of epochs (or None), and the number of epochs to add."""
     if text is None:
         return None, 0
     if not re.fullmatch(r"[+-]?\d{1,9}", text):
         raise typer.BadParameter(
-            f"{text!r} is not a number of epochs: use a number such as 20, or +20 with --resume", param_hint="--epochs"
+            f"{text!r} is not a number of epochs: use a number, such as 20, or +20 with --resume", param_hint="--epochs"
         )
     if not text.startswith("+"):
         return int(text), 0
     if not resume or int(text) < 1:
         raise typer.BadParameter(
-            f"{text!r} adds epochs to a finished run: add --resume, and use a number of at least +1",
+            f"{text!r} cannot be used: to add epochs to a finished run, use --resume --epochs +N, with N of at least 1",
             param_hint="--epochs",
         )
     return None, int(text)
@@ -176,7 +178,7 @@ def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
 
 @contextmanager
 def resume_hint(out: Path) -> Iterator[None]:
-    """Print how to resume a training if Ctrl-C interrupts the block."""
+    """Context manager that prints how to resume training if Ctrl-C interrupts it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -187,7 +189,7 @@ def resume_hint(out: Path) -> Iterator[None]:
 
 
 def show_run(run: Run, json: bool) -> None:
-    """Print the results of a training and the recommended next command."""
+    """Print the results of a training run, and suggest the next command."""
     from edgerec.train import baseline
 
     metrics: dict[str, Any] = run.metrics

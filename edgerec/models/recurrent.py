@@ -14,7 +14,7 @@ def lstm(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def gru(keras: Any, x: Any, section: ModelSection) -> Any:
-    """A GRU with 128 units that reads up to 256 image rows one by one. It supports only the quantization method ``ptq``."""
+    """A GRU with 128 units that reads up to 256 image rows. It supports only the quantization method ``ptq``."""
     return dropout(keras, keras.layers.GRU(_units(section))(_rows(keras, x)), section)
 
 

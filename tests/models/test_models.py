@@ -110,7 +110,7 @@ def test_imagenet_weights_that_do_not_exist_are_refused():
     for arguments, message in (
         ({"arch": "simple_cnn"}, "with simple_cnn and 3 channels: Keras provides .* vgg16, "),
         ({"arch": "vgg16", "channels": 1}, "with vgg16 and 1 channels: .* for RGB images"),
-        ({"arch": "vgg16", "width": 0.5}, "vgg16 and width 0.5: Keras provides weights for width 1; choose"),
+        ({"arch": "vgg16", "width": 0.5}, "vgg16 and width 0.5: Keras provides weights only for width 1. Choose"),
         (
             {"arch": "mobilenet_v1", "width": 0.3},
             "width 0.3: .* for width 0.25, 0.5, 0.75, 1; choose",
@@ -123,7 +123,7 @@ def test_imagenet_weights_that_do_not_exist_are_refused():
 def test_imagenet_weights_with_other_layers_are_refused(monkeypatch):
     other = keras().Sequential([keras().Input((32, 32, 3)), keras().layers.Dense(2, name="other")])
     monkeypatch.setattr(keras().applications, "MobileNetV3Small", lambda **options: other)
-    with pytest.raises(ModelError, match=r"MobileNetV3Small do not have the same layers .*: use --weights none"):
+    with pytest.raises(ModelError, match=r"MobileNetV3Small differ .*: use --weights none"):
         built("mobilenet_v3_small_minimalistic", weights="imagenet")
 
 
@@ -198,7 +198,7 @@ def test_architecture_with_other_input_size_is_measured():
         (["resnet8", "--input-size", 8], 1, "--input-size is 8, but resnet8 needs at least 16"),
         (["resnet8", "--width", 9], 1, "model.width is 9.0, expected 0 or 0.05 to 4"),
         (["resnet8", "--width", 0], 1, "--width is 0, expected 0.05 to 4"),
-        (["auto"], 1, "'auto' works only with edgerec train"),
+        (["auto"], 1, "is 'auto', which only 'edgerec train' supports"),
         (["resnet8", "--classes", 1], 1, "--classes is 1, expected 2 to"),
         (["--width", 0.5], 2, "apply to one architecture: add its name"),
         (["nothing.py:build"], 1, "the file nothing.py does not exist"),
@@ -294,7 +294,7 @@ def test_invalid_user_architecture_is_refused(body, tmp_path):
     ("arch", "text", "message"),
     [
         ("net.py:other", MINE, "unknown function of net.py 'other'"),
-        ("net.py:build", "build = 3", "is a int, expected a function"),
+        ("net.py:build", "build = 3", "which is a int, expected a function"),
         ("net.py:build", "def build(:", "cannot be imported: SyntaxError"),
         ("net.py:build", "import nothing_such", r"cannot be imported \(.*net\.py, line 1\): ModuleNotFoundError"),
         ("nothing:build", "", "there is no module 'nothing'"),

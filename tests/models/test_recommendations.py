@@ -35,11 +35,11 @@ def test_models_command_states_the_device_of_the_estimate(here):
     done = here("models", "--target", "rpi")
     assert done.returncode == 0
     assert "larger color images, ImageNet weights: mobilenet_v2, width 1, 160 px" in done.stdout
-    assert "ms: time for one image, estimated for a Raspberry Pi 4, all its cores" in done.stdout
+    assert "ms: latency for one image, estimated for a Raspberry Pi 4, all its cores" in done.stdout
     assert "This is not a measurement" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     done = here("models", "--target", "microcontroller")
-    assert "There is no estimate of the time on microcontroller" in done.stdout
+    assert "There is no estimate of the latency on microcontroller" in done.stdout
     assert " ms " not in done.stdout
 
 
@@ -56,4 +56,4 @@ def test_recommendations_refuse_invalid_arguments(here):
     with pytest.raises(RecipeError, match="--input-size is 4, expected 8 to 1024"):
         recommendations("rpi", input_size=4)
     done = here("models", "resnet8", "--target", "rpi")
-    assert (done.returncode, "can only be combined with --input-size and --json" in done.stderr) == (2, True)
+    assert (done.returncode, "can be combined only with --input-size and --json" in done.stderr) == (2, True)
