@@ -26,7 +26,7 @@ COMMANDS = {
         "train": "Train a model on a folder of images.",
         "evaluate": "Measure the accuracy, and precision and recall per class.",
         "data": "Show, check and pack data sets.",
-        "models": "List the architectures, the cost of their int8 models, and the targets that run them.",
+        "models": "List the architectures with their int8 cost and their targets.",
     },
     "Compress": {
         "quantize": "Compress a model, by default to full int8.",
@@ -53,7 +53,7 @@ COMMANDS = {
     "Advanced": {
         "recipe": "Print a complete recipe with a comment on every key.",
         "tune": "Search for the best recipe within the limits of a device.",
-        "distill": "Train a small network on the outputs of larger ones (knowledge distillation).",
+        "distill": "Train a small network from larger ones by distillation.",
         "calibration": "Make, check and show calibration sets for quantization.",
         "import": "Write a bundle from a .tflite file made with another tool.",
         "ensemble": "Combine several models into one bundle.",

@@ -35,7 +35,7 @@ def distill(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Train a small network on the outputs of larger ones (knowledge distillation).
+    """Train a small network from larger ones by distillation.
 
     Settings for which no option is used come from the recipe of the first teacher.
     """
