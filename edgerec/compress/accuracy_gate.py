@@ -72,7 +72,7 @@ def parity_row(
 def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, of: str = "top-1") -> None:
     """Raise :class:`GateError` if ``top1`` is more than ``max_drop`` percentage points below ``float_top1``.
 
-    ``of`` is the name of the accuracy in the message, :attr:`~edgerec.train.metrics.ModelMetrics.top1_name`.
+    ``of`` is the name of the accuracy in the message, :attr:`~edgerec.train.metrics.ClassifierMetrics.top1_name`.
     """
     drop = (float_top1 - top1) * 100
     if drop > max_drop + 1e-9:

@@ -10,9 +10,9 @@ from typing import Any
 DEVIATIONS = 2.0
 
 
-def majority_level(figures: Mapping[str, Any]) -> float:
+def majority_level(metrics: Mapping[str, Any]) -> float:
     """Return the fraction of the images that belong to the most frequent class, or 0 if there are no classes."""
-    counts = [float(row["support"]) for row in figures.get("per_class", {}).values()]
+    counts = [float(row["support"]) for row in metrics.get("per_class", {}).values()]
     return max(counts) / sum(counts) if sum(counts) else 0.0
 
 
@@ -24,17 +24,17 @@ def is_near(accuracy: float, level: float, images: int) -> bool:
     return accuracy < 1.0 and accuracy <= level + margin
 
 
-def warning(figures: Mapping[str, Any]) -> str:
+def warning(metrics: Mapping[str, Any]) -> str:
     """Return a warning if the accuracy is near the majority-class baseline, otherwise an empty string.
 
     Args:
-        figures: a dictionary with ``accuracy``, ``images`` and ``per_class``, such as the content of ``metrics.json``.
+        metrics: a dictionary with ``accuracy``, ``images`` and ``per_class``, such as the content of ``metrics.json``.
     """
-    level = majority_level(figures)
-    if not is_near(figures["accuracy"], level, figures["images"]):
+    level = majority_level(metrics)
+    if not is_near(metrics["accuracy"], level, metrics["images"]):
         return ""
     return (
-        f"the accuracy of {figures['accuracy']:.1%} on {figures['images']} images is not clearly better than always "
+        f"the accuracy of {metrics['accuracy']:.1%} on {metrics['images']} images is not clearly better than always "
         f"predicting the most frequent class ({level:.1%}): the model has hardly learned to tell the classes apart"
     )
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.tensors import Normalise
 from edgerec.data.split import Indices
 from edgerec.errors import ModelError
 from edgerec.runtime.anomaly import Autoencoder
@@ -108,82 +107,52 @@ def classifier_report(
     )
 
 
-class ModelMetrics(Protocol):
-    """Metrics for the outputs of a run's model or of a variant of this model.
-
-    The outputs come from a :data:`~edgerec.train.scorers.Scorer`: scores of a classifier, float32 ``(N, classes)``, or
-    reconstruction errors of an autoencoder, float32 ``(N, 1)``.
+@dataclass(frozen=True)
+class ClassifierMetrics:
+    """Metrics of a classifier, computed from its scores, float32 ``(N, classes)``.
 
     Attributes:
         labels: label of each output, or an empty tuple for an autoencoder.
         top1_name: name of the value that :meth:`top1` returns, for messages.
+        model: class that runs a .tflite variant of the model.
     """
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-
-    @property
-    def top1_name(self) -> str: ...
-
-    def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
-        """Load a .tflite variant of the model for :func:`~edgerec.train.scorers.tflite_scorer`.
-
-        Args:
-            content: the .tflite file.
-            normalise: normalization of the input.
-            options: further arguments of :class:`~edgerec.runtime.model.ImageModel`.
-        """
-
-    def top1(self, outputs: Reals, classes: Indices) -> float:
-        """Return the top-1 accuracy of a classifier, or the fraction of images an autoencoder recognizes as known."""
-
-    def agreement(self, outputs: Reals, reference: Reals) -> float:
-        """Return the agreement with the outputs of the float model (``reference``), where 1 is full agreement."""
-
-    def error(self, outputs: Reals) -> float | None:
-        """Return the mean reconstruction error, or None for a classifier."""
-
-    def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
-        """Return all metrics, computed from the outputs for the test images."""
-
-
-@dataclass(frozen=True)
-class ClassifierMetrics:
-    """Metrics of a classifier. The agreement is the fraction of images for which both models predict the same class."""
 
     labels: tuple[str, ...]
     top1_name = "top-1"
-
-    def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
-        return ImageModel(content, normalise, **options)
+    model = ImageModel
 
     def top1(self, outputs: Reals, classes: Indices) -> float:
+        """Return the top-1 accuracy, 0 to 1. For an autoencoder, return the fraction of images recognized as known."""
         return float(np.mean(outputs.argmax(axis=1) == classes))
 
     def agreement(self, outputs: Reals, reference: Reals) -> float:
+        """Return the fraction of images for which the float model (``reference``) predicts the same class.
+
+        For an autoencoder, return Spearman's rank correlation with the errors of the float model, -1 to 1.
+        """
         return float(np.mean(outputs.argmax(axis=1) == reference.argmax(axis=1)))
 
     def error(self, outputs: Reals) -> float | None:
+        """Return the mean reconstruction error of an autoencoder, or None for a classifier."""
         return None
 
     def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
+        """Return all metrics, computed from the outputs for the test images."""
         return classifier_report(outputs, classes, tuple(labels), "test")
 
 
 @dataclass(frozen=True)
 class AutoencoderMetrics:
-    """Metrics of an autoencoder.
+    """Metrics of an autoencoder, computed from its reconstruction errors, float32 ``(N, 1)``.
 
-    :meth:`top1` is the fraction of images whose reconstruction error does not exceed the threshold of the float model.
-    The agreement is Spearman's rank correlation with the errors of the float model, -1 to 1.
+    The interface is that of :class:`ClassifierMetrics`. An image is known if its reconstruction error does not exceed
+    ``threshold``, which is that of the float model.
     """
 
     threshold: float
     labels: tuple[str, ...] = ()
     top1_name = "known images"
-
-    def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
-        return Autoencoder(content, normalise, **options)
+    model = Autoencoder
 
     def top1(self, outputs: Reals, classes: Indices) -> float:
         return float(np.mean(outputs[:, 0] <= self.threshold))
@@ -209,6 +178,10 @@ class AutoencoderMetrics:
         )
 
 
+# Metrics for the outputs of a run's model, or of a variant of this model.
+ModelMetrics = ClassifierMetrics | AutoencoderMetrics
+
+
 def metrics_of(run: Run) -> ModelMetrics:
-    """Return :class:`ClassifierMetrics` or :class:`AutoencoderMetrics` for the model of a run."""
+    """Return the metrics of a run's model."""
     return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)

@@ -173,7 +173,7 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
         same_data=same_data,
         same_test=_same_test(*records),
         settings=tuple(_settings(runs[0].recipe, runs[1].recipe)),
-        figures=tuple(_figures(runs, metrics)),
+        figures=tuple(_metrics(runs, metrics)),
         classes=tuple(_classes(metrics)),
         accuracy_change=change,
         noise_points=noise,
@@ -220,7 +220,7 @@ def _settings(first: Recipe, second: Recipe) -> Iterator[Setting]:
                 yield Setting(f"{item.name}.{key.name}", *values)
 
 
-def _figures(runs: tuple[Run, Run], metrics: list[dict[str, Any]]) -> Iterator[Metric]:
+def _metrics(runs: tuple[Run, Run], metrics: list[dict[str, Any]]) -> Iterator[Metric]:
     for name in ("accuracy", "val_accuracy", "error", "parameters", "best_epoch", "seconds"):
         if any(name in values for values in metrics):
             yield Metric(name, *(values.get(name) for values in metrics))
