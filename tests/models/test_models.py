@@ -145,7 +145,7 @@ def test_input_normalization_for_imagenet_weights_survives_int8(pixels):
 # --- edgerec models ---------------------------------------------------------------------------------------------
 
 
-def test_shipped_figures_equal_a_new_measurement():
+def test_included_costs_equal_a_new_measurement():
     assert list(REPORTS) == list(ARCHITECTURES)
     for name in ("ds_cnn", "lstm"):
         here, shipped = measured(name).to_dict(), REPORTS[name].to_dict()

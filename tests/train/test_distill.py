@@ -1,4 +1,4 @@
-"""Distillation: a small network learns the outputs of its teachers."""
+"""Knowledge distillation: a student learns the outputs of its teachers."""
 
 from __future__ import annotations
 

@@ -408,7 +408,7 @@ def test_failed_download_of_imagenet_weights_names_the_solution(image_folder, tm
         fit(recipe, tmp_path / "run")
 
 
-def test_moved_images_can_be_given_with_data(image_folder, tmp_path):
+def test_moved_images_can_be_named_with_data(image_folder, tmp_path):
     finished = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
     image_folder.rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="There are no images at"):

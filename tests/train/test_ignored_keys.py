@@ -14,7 +14,7 @@ from edgerec.recipe import NOT_AUGMENTED
 
 
 def test_random_flip_keeps_or_mirrors_each_image():
-    """The uniform number that decides about image 1826 is exactly 0 for this seed."""
+    """For this seed, the random number for image 1826 is exactly 0, which is the limit of its range."""
     import tensorflow as tf
 
     pixels = np.zeros((4096, 2, 4, 1), np.float32)

@@ -1,4 +1,4 @@
-"""Weights that were trained on held-out images are refused, and evaluation says which images were measured."""
+"""Weights that were trained on held-out images are refused, and the evaluation reports which images were used."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_search_refuses_weights_before_its_first_trial(trained, folder, tmp_path
         tune(recipe(folder, **changes), tmp_path / "study", trials=1)
 
 
-def test_model_of_a_run_with_another_split_is_not_adopted(trained, folder, tmp_path):
+def test_model_of_a_run_with_another_split_is_not_imported(trained, folder, tmp_path):
     with pytest.raises(RecipeError, match="was trained on"):
         adopt(trained.path / "model.keras", str(folder), tmp_path / "run", normalise="unit", recipe=Recipe(seed=1))
 
@@ -151,7 +151,7 @@ def test_unfinished_run_as_weights_is_refused(folder, tmp_path):
         fit(recipe(folder, **{"model.weights": str(tmp_path / "begun")}), tmp_path / "run")
 
 
-# --- Evaluation reports which images were measured
+# --- The evaluation reports which images were used
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def renamed(folder, tmp_path_factory):
     return data
 
 
-def test_evaluation_measures_test_images_among_renamed_images(model, trained, renamed, tmp_path):
+def test_evaluation_uses_test_images_among_renamed_images(model, trained, renamed, tmp_path):
     figures = evaluate(model, str(renamed))
     assert (figures.training_images, figures.images) == (0, trained.metrics["images"])
     grown = shutil.copytree(renamed, tmp_path / "grown")
@@ -182,14 +182,14 @@ def test_evaluation_measures_test_images_among_renamed_images(model, trained, re
     assert evaluate(model, str(grown)).training_images == 0
 
 
-def test_evaluation_counts_measured_training_images(model, trained, renamed, caplog):
+def test_evaluation_counts_training_images(model, trained, renamed, caplog):
     figures = evaluate(model, str(renamed), split="all")
     assert figures.images == 120
     assert trained.metrics["train_images"] <= figures.training_images <= 120 - trained.metrics["images"]
     assert "were used for training" in caplog.text
 
 
-def test_evaluation_measures_all_images_of_new_data(model, tmp_path):
+def test_evaluation_uses_all_images_of_new_data(model, tmp_path):
     new = write_images(
         tmp_path / "new", [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(4)], 9
     )
@@ -197,7 +197,7 @@ def test_evaluation_measures_all_images_of_new_data(model, tmp_path):
     assert (figures.split, figures.images, figures.training_images) == ("all", 8, 0)
 
 
-def test_training_images_of_a_bare_tflite_file_are_unknown(trained, exported, folder, here):
+def test_training_images_of_a_plain_tflite_file_are_unknown(trained, exported, folder, here):
     done = here("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
     assert json.loads(done.stdout)["training_images"] is None
     assert "it is unknown whether the model was trained on them" in done.stderr
@@ -205,7 +205,7 @@ def test_training_images_of_a_bare_tflite_file_are_unknown(trained, exported, fo
         evaluate(trained.path / "float32" / "model.tflite", str(folder), split="test")
 
 
-def test_printed_text_states_whether_training_images_were_measured(trained, renamed, here):
+def test_printed_text_states_whether_training_images_were_evaluated(trained, renamed, here):
     assert "none of them was used for training" in here("evaluate", trained.path, "--data", renamed).stdout
     everything = here("evaluate", trained.path, "--data", renamed, "--split", "all")
     assert "of them were used for training" in everything.stdout

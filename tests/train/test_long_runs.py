@@ -1,4 +1,4 @@
-"""Long trainings: estimated time and cost, time limits, early stopping and gradient accumulation."""
+"""Long training runs: estimated time and cost, time limits, early stopping and gradient accumulation."""
 
 from __future__ import annotations
 

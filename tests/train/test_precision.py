@@ -1,4 +1,4 @@
-"""Mixed precision: the dtype policy of a training, and the layers that stay in float32."""
+"""Mixed precision: the dtype policy, and the layers that stay in float32."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_outputs_in_float32_and_bfloat16_are_similar(monkeypatch):
     assert 0 < np.abs(np.asarray(half(pixels)) - np.asarray(full(pixels))).max() < 0.02
 
 
-def test_teacher_computes_in_the_precision_of_the_training(monkeypatch, run):
+def test_teacher_computes_in_the_training_precision(monkeypatch, run):
     recipe = run.recipe.override({"distill.teachers": str(run.path)})
     dataset, parts = run.data()
     pixels = recipe.normalise.apply(dataset.images[parts.val[:8]].astype(np.float32))

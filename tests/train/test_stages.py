@@ -1,4 +1,4 @@
-"""Stages of a training have their own early stopping, warm-up and time limit, and finished runs can be extended."""
+"""Training stages have their own early stopping, warm-up and time limit, and finished runs can be extended."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_finished_run_is_extended(tmp_path, here):
     assert run.recipe.train.restarts == "2, 5"
 
 
-def test_extension_starts_at_the_last_epoch_of_a_training_that_ended_early(tmp_path):
+def test_extension_starts_at_the_last_epoch_of_a_run_that_ended_early(tmp_path):
     out = tmp_path / "run"
     trained(out, {"train.epochs": 50, "train.max_hours": 1e-9}, finish=True)
     run, _ = trained(out, {}, resume=True, more_epochs=2)
