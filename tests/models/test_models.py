@@ -247,7 +247,7 @@ def test_run_with_user_architecture_opens_without_its_code(image_folder, tmp_pat
     (tmp_path / "run" / "metrics.json").unlink()
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.unlink()
-    with pytest.raises(RunError, match=r"code \(my_net:build\), which --resume does not execute"):
+    with pytest.raises(RunError, match=r"--resume does not execute the code of its network \(my_net:build\)"):
         fit(recipe, tmp_path / "run", resume=True)
 
 
@@ -276,7 +276,7 @@ WRONG = {
     ),
     "keras 3": (
         "import keras as k3; return k3.layers.Flatten()(k3.layers.Conv2D(2, 3)(inputs))",
-        "use the Keras module in its first argument",
+        "use the Keras module that the function gets as its first argument",
     ),
     "ending": ("raise SystemExit(3)", r"failed \(.*net\.py, line 2\): SystemExit: 3"),
 }
