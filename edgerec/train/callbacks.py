@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def recorder(
+def epoch_recorder(
     run: Run,
     recipe: Recipe,
     stage: TrainingStage,
@@ -77,7 +77,7 @@ def recorder(
     listener: Listener,
     on_epoch: OnEpoch | None,
 ) -> Any:
-    """Return the Keras callback that reports progress, records epochs and saves checkpoints.
+    """Return the Keras callback that reports progress, records epochs, saves checkpoints and ends a stage early.
 
     The class of the callback is defined here, because its base class is in Keras, which is imported only when needed.
 
@@ -92,7 +92,7 @@ def recorder(
     """
     epochs = stage.last + sum(later.last - later.first for later in stages(recipe)[stage.number + 1 :])
 
-    class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
+    class EpochRecorder(keras().callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.epoch, self.began_s = epoch, time.monotonic()
             reseed(self.model, recipe.seed, epoch)
@@ -119,25 +119,13 @@ def recorder(
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.check("val_loss", logs)  # a row with NaN would make history.csv unreadable, even for --resume
-            row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in logs}
-            rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
-            row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": workers.mean(time.monotonic() - self.began_s)}
-            row["stage"] = stage.number
-            # Write the row before the checkpoint, because resuming removes rows of epochs without a checkpoint.
-            run.write_history([*run.history(), row])
-            history = run.history()
-            run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")
-            workers.merge_statistics(self.model)
-            needed = {epoch + 1, best_epoch(history)}
-            for number, path in checkpoints(run).items():
-                if number not in needed:
-                    path.unlink()
+            history = self.save(epoch, logs)
             log.info(
                 "epoch %d/%d  %s  %.1f s  (%s)",
                 epoch + 1,
                 epochs,
-                format_metrics(row),
-                row["seconds"],
+                format_metrics(history[-1]),
+                history[-1]["seconds"],
                 training_cost(history, recipe),
             )
             if on_epoch is not None:
@@ -154,4 +142,21 @@ def recorder(
                 )
                 self.model.stop_training = True
 
-    return Recorder()
+        def save(self, epoch: int, logs: Any) -> list[dict[str, float]]:
+            """Record an epoch in the history, and save its checkpoint. Return the history."""
+            row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in logs}
+            rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
+            row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": workers.mean(time.monotonic() - self.began_s)}
+            row["stage"] = stage.number
+            # Write the row before the checkpoint, because resuming removes rows of epochs without a checkpoint.
+            run.write_history([*run.history(), row])
+            history = run.history()
+            run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")
+            workers.merge_statistics(self.model)
+            needed = {epoch + 1, best_epoch(history)}
+            for number, path in checkpoints(run).items():
+                if number not in needed:
+                    path.unlink()
+            return history
+
+    return EpochRecorder()

@@ -21,7 +21,7 @@ from edgerec.recipe import Recipe
 from edgerec.train.anomaly import check_autoencoder
 from edgerec.train.automatic_recipe import resolved
 from edgerec.train.backend import keras, prepare
-from edgerec.train.callbacks import OnEpoch, recorder
+from edgerec.train.callbacks import OnEpoch, epoch_recorder
 from edgerec.train.checkpoints import load_last_checkpoint
 from edgerec.train.distillation_loss import DistillationLoss, distillation_loss
 from edgerec.train.distribute import Workers, connect_workers, run_to_write
@@ -159,7 +159,7 @@ class _Training:
                 teacher=self.teacher,
                 teacher_weight=recipe.distill.weight,
             )
-        record = recorder(self.run, recipe, stage, steps, self.workers, self.listener, self.on_epoch)
+        record = epoch_recorder(self.run, recipe, stage, steps, self.workers, self.listener, self.on_epoch)
         model.fit(
             self.workers.distribute(partial(training_batches, dataset, parts.train, recipe, first_epoch=first)),
             steps_per_epoch=steps,

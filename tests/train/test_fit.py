@@ -18,7 +18,7 @@ import pytest
 
 from edgerec import Recipe, Run, evaluate, fit
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, TrainError
-from edgerec.train.callbacks import recorder
+from edgerec.train.callbacks import epoch_recorder
 from edgerec.train.distribute import Workers
 from edgerec.train.metrics import classifier_report
 from edgerec.train.run import best_epoch
@@ -277,7 +277,7 @@ def test_validation_loss_that_becomes_nan_ends_the_run(run, tmp_path):
     begun = Run.open(tmp_path / "run")
     history = begun.history()
     last = stages(begun.recipe)[-1]
-    record = recorder(begun, begun.recipe, last, steps=1, workers=Workers(), listener=ignore, on_epoch=None)
+    record = epoch_recorder(begun, begun.recipe, last, steps=1, workers=Workers(), listener=ignore, on_epoch=None)
     model = run.model()
     model.compile("adam")
     record.set_model(model)
