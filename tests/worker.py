@@ -23,7 +23,7 @@ def main(out: Path, settings: dict[str, object], methods: list[str]) -> None:
     def record(number, images):
         image_digests[int(number)] = [zlib.crc32(image.tobytes()) for image in images]
 
-    finisher = feed._finisher
+    finisher = feed.batch_finisher
 
     def recording_finisher(*arguments):
         import tensorflow as tf
@@ -37,7 +37,7 @@ def main(out: Path, settings: dict[str, object], methods: list[str]) -> None:
 
         return recording_finish
 
-    feed._finisher = recording_finisher
+    feed.batch_finisher = recording_finisher
     run = fit(recipe, out, resume=was_begun(recipe, out), on_epoch=after_epoch)
     trained_images = dict(image_digests)  # without the images of the fine-tuning
     models = {method: quantize(run, method).model_sha256 for method in methods}

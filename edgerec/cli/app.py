@@ -1,4 +1,4 @@
-"""The root of the command line: loads the commands, and prints the errors that a user can cause in one line."""
+"""The root of the command line. It loads the commands, and prints user errors as one-line messages."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import say
 from edgerec.cli.user_paths import expand_user_paths
 
-# Names and summaries of the commands under the headings of --help. The module edgerec.cli.NAME contains the command
-# NAME. The summaries are listed here, so that --help does not have to import all commands.
+# Command names and summaries for each section of --help. The command NAME is in the module edgerec.cli.NAME. The
+# summaries are repeated here, because importing all commands would make --help slow.
 COMMANDS = {
     "Train": {
         "build": "Train, quantize, export, verify and write a report.",
@@ -62,9 +62,9 @@ COMMANDS = {
 
 
 class Commands(GroupedCommands):
-    """Root command group. Errors that a user can cause are printed in one line, and the exit code is 1.
+    """Root command group. User errors are printed in one line without a traceback, and set the exit code to 1.
 
-    The module of a command is imported when the command is used, because importing all of them delays each start.
+    The module of a command is imported only when the command is used, because importing all modules is slow.
     """
 
     def sections(self, ctx: Any) -> Mapping[str, Mapping[str, str]]:
@@ -75,7 +75,7 @@ class Commands(GroupedCommands):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         names = self.list_commands(ctx)
-        # For an unknown name, all commands are loaded, because Typer suggests a similar name from self.commands.
+        # For an unknown name, load all commands, because Typer suggests a similar name from self.commands.
         for name in [cmd_name] if cmd_name in names else names:
             if name not in self.commands:
                 self.commands[name] = load_command(name)
@@ -85,7 +85,7 @@ class Commands(GroupedCommands):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The program that reads stdout has closed the pipe, as head does. Writing to it again must not fail.
+            # The program that reads stdout, such as head, has closed the pipe. Later writes to stdout must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
@@ -148,8 +148,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        # A thread of a camera or sink may hang in native code or in a write to stdout. A normal exit would then abort
-        # or wait forever. All output was flushed before. Do not flush stdout here: the thread may hold its lock.
+        # A camera or sink thread may hang in native code or while writing to stdout. A normal exit would abort or wait
+        # forever. All output has been flushed. Do not flush stdout here, because the thread may hold its lock.
         if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
             os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

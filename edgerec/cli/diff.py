@@ -8,7 +8,7 @@ import typer
 
 from edgerec.cli.output import JsonOption, say, show_json, table
 
-# Maximum number of classes that are printed. The output of --json contains all classes.
+# Maximum number of printed classes. The JSON output contains all classes.
 MAX_CLASSES = 5
 
 

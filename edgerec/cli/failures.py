@@ -1,4 +1,4 @@
-"""One-line messages for exceptions that files, disks and users can cause. All other exceptions are bugs."""
+"""One-line messages for expected exceptions: user, file and system errors. All other exceptions are bugs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ OUT_OF_MEMORY = "out of memory: close other programs, or use a smaller --batch-s
 _ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with --out or EDGEREC_CACHE; nothing was lost",
     errno.EDQUOT: "your disk quota is used up: free some space, or choose another disk; nothing was lost",
-    errno.EFBIG: "the file is larger than a limit of edgerec, of this disk or of ulimit -f",
-    errno.EACCES: "check its permissions, or choose another path",
-    errno.EPERM: "check its permissions, or choose another path",
+    errno.EFBIG: "the file exceeds a size limit of edgerec, of this disk or of ulimit -f",
+    errno.EACCES: "check the permissions of the path, or choose another path",
+    errno.EPERM: "check the permissions of the path, or choose another path",
     errno.EROFS: "choose a path that is writable",
     errno.ENOENT: "the file was removed, or its folder does not exist",
     errno.EIO: "the disk or device reports errors: check it, or choose another path",
@@ -35,10 +35,10 @@ _ADVICE = {
 
 
 def explain(error: Exception) -> str | None:
-    """Return the message of an exception that a user, a file or the system can cause; None for any other exception."""
+    """Return the message of an expected exception, or None for an exception that indicates a bug."""
     if isinstance(error, EdgerecError):
         return str(error)
-    from edgerec.utils.atomic import system_error  # not needed for the start of a command
+    from edgerec.utils.atomic import system_error  # imported here to keep commands fast to start
 
     system = error if isinstance(error, OSError) and error.errno is not None else system_error(error)
     if system is not None:
@@ -46,7 +46,7 @@ def explain(error: Exception) -> str | None:
         where = f" ({system.filename})" if system.filename else ""
         advice = _ADVICE.get(system.errno, "check the file or device, or choose another path")
         return f"{os.strerror(system.errno)}{where}: {advice}"
-    # TensorFlow's exception class is compared by name, so that TensorFlow need not be imported.
+    # Compare TensorFlow's exception class by name, because importing TensorFlow is slow.
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"{OUT_OF_MEMORY}; finished results are complete"
     if type(error).__module__.startswith("tensorflow."):
@@ -60,7 +60,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):  # a library raised the error
         return f"{_first_line(error)}: check the file or device, or choose another path"
     if isinstance(error, RecursionError):
-        return "a file or a value is nested too deeply: use a file that edgerec has written"
+        return "a file or value is nested too deeply: use a file that edgerec has written"
     if isinstance(error, UnicodeError):
         return f"a name or text is not valid: {_first_line(error)}; rename the file, or save it as UTF-8"
     return None

@@ -1,4 +1,4 @@
-"""Command classes whose ``--help`` lists options and commands in named groups, as plain text for any terminal."""
+"""Command classes that list options and commands in named groups in ``--help``, as plain text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class GroupedCommand(TyperCommand):
-    """A command that lists the options of each ``rich_help_panel`` under a heading of their own.
+    """A command that lists the options of each ``rich_help_panel`` under a separate heading.
 
     Options without a ``rich_help_panel`` come first. Typer itself ignores ``rich_help_panel`` unless Rich formats the
     help, which doubles the time of ``--help`` and draws boxes.
@@ -23,7 +23,7 @@ class GroupedCommands(TyperGroup):
     """A command group that lists its commands before its options, in the sections of :meth:`sections`."""
 
     def sections(self, ctx: Any) -> Mapping[str, Mapping[str, str]]:
-        """Return the summary of each command by its name, for each heading."""
+        """Return a dictionary that maps each heading to the names and summaries of its commands."""
         commands: dict[str, Any] = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         return {"Commands": {name: command.get_short_help_str(100) for name, command in commands.items()}}
 
@@ -43,7 +43,7 @@ def write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
         default_heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
         record = parameter.get_help_record(ctx)
         if record is not None and default_heading == "Arguments":
-            record = parameter.metavar or record[0], record[1]  # without the type, which Typer appends
+            record = parameter.metavar or record[0], record[1]  # omit the type that Typer appends
         if record is not None:
             sections.setdefault(getattr(parameter, "rich_help_panel", None) or default_heading, []).append(record)
     for heading, records in sections.items():

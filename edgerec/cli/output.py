@@ -30,7 +30,7 @@ def show_json(value: Any) -> None:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print one line for people to stdout, or to stderr if ``err`` is true. Unprintable characters are escaped."""
+    """Print a line of text to stdout, or to stderr if ``err`` is true, with unprintable characters escaped."""
     typer.echo(printable(text), err=err)
 
 
@@ -40,7 +40,7 @@ def suggest(*words: object, note: str = "") -> None:
 
 
 def repeat_command(context: typer.Context, *more: str) -> str:
-    """Return the current command line with the options ``more`` appended."""
+    """Return the current command line, followed by the options ``more``."""
     arguments: list[object] = []
     options: list[object] = []
     for parameter in context.command.params:
@@ -79,7 +79,7 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
 
 
 def report_worker(json: bool) -> bool:
-    """Return whether this process is a worker of a TF_CONFIG cluster whose chief has written the result.
+    """Return whether this process is a worker of a ``TF_CONFIG`` cluster, where only the chief writes the result.
 
     If so, print the index of this worker and the address of the chief.
     """
@@ -96,7 +96,7 @@ def report_worker(json: bool) -> bool:
 
 
 def parse_duration_s(text: str) -> float:
-    """Return the seconds of a duration such as ``90s``, ``90m``, ``8h`` or ``2d``.
+    """Convert a duration such as ``90s``, ``90m``, ``8h`` or ``2d`` to seconds.
 
     Raises:
         typer.BadParameter: the text is not a duration, or the duration is 0.
@@ -164,7 +164,7 @@ def pairs(rows: Sequence[tuple[str, str]], indent: str = "", left: int = 0) -> N
 
 
 def _terminal_width() -> int | None:
-    """Return the number of columns of the terminal that stdout is connected to; None if stdout is not a terminal."""
+    """Return the width of the terminal in columns, or None if stdout is not a terminal."""
     if not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
@@ -185,7 +185,7 @@ def _print_table(lines: Sequence[Sequence[str]], measure: Callable[[str], int]) 
 
 
 def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
-    """Print a table with text cells wrapped to several lines; numbers are not wrapped."""
+    """Print a table. Cells with text are wrapped to several lines, and cells with numbers are not."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -205,7 +205,7 @@ def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
 
 
 def show_edgetpu(report: EdgeTpuReport) -> None:
-    """Print how many operators of a bundle the Edge TPU runs."""
+    """Print the number of operators that the Edge TPU runs."""
     state = "compiled" if report.compiler else "checked, not compiled"
     say(f"edge tpu {report.operators} operators, all predicted to run on the Edge TPU; {state}")
     if report.differences:
@@ -213,7 +213,7 @@ def show_edgetpu(report: EdgeTpuReport) -> None:
 
 
 def parity_table(forms: Sequence[dict[str, Any]]) -> None:
-    """Print accuracy, agreement and size of each form of a model.
+    """Print the accuracy, agreement and size of each variant of a model.
 
     For an autoencoder, print the reconstruction error and the fraction of known images instead of the accuracy.
     """
@@ -249,7 +249,7 @@ def show_log() -> None:
 
 
 class _Stderr(logging.Handler):
-    """Write log records to the current ``sys.stderr``, which a program that calls the commands may have replaced."""
+    """Handler that writes to the current ``sys.stderr``, which may be replaced after the handler is created."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):  # a closed terminal must not stop the command
@@ -257,7 +257,7 @@ class _Stderr(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """Format records as the escaped message, after the level if it is a warning or an error."""
+    """Formatter that escapes unprintable characters, and puts the level before warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = printable(record.getMessage())
@@ -266,7 +266,7 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def progress() -> Iterator[Listener]:
-    """Show a progress bar with the remaining time on stderr while the block runs, if stderr is a terminal."""
+    """Context manager that shows a progress bar with the remaining time, if stderr is a terminal."""
     show_log()
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -275,7 +275,7 @@ def progress() -> Iterator[Listener]:
     from edgerec.utils.progress import Progress as Step
 
     console = Console(stderr=True)
-    # To fit into one line of any terminal, the bar is shortened and the text is cut off. Markup is disabled, because
+    # Shorten the bar and truncate the text so that both fit into one line of the terminal. Markup is disabled, because
     # file names may contain brackets.
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
@@ -309,7 +309,7 @@ def progress() -> Iterator[Listener]:
 
 
 class _AboveProgressBar(logging.Handler):
-    """Print log records above the progress bar of a console."""
+    """Handler that prints log records above the progress bar."""
 
     def __init__(self, console: Any) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ def recipe(
     file: Path | None = typer.Argument(
         None,
         metavar="RECIPE.toml",
-        help="Recipe to check and to complete with defaults. [default: the default recipe]",
+        help="Recipe to check and complete with default values. [default: the default recipe]",
     ),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP),
 ) -> None:

@@ -12,7 +12,9 @@ from edgerec.utils.command_line import command
 
 
 def runs(
-    folder: Path = typer.Argument(Path("runs"), metavar="FOLDER", help="Folder to search for runs, three levels deep."),
+    folder: Path = typer.Argument(
+        Path("runs"), metavar="FOLDER", help="Folder to search for runs, up to three levels deep."
+    ),
     json: bool = JsonOption,
 ) -> None:
     """List the runs in a folder with their accuracy."""

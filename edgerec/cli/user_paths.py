@@ -12,7 +12,7 @@ _NOT_PATHS = frozenset({"group_by", "skip", "float_layers", "study", "web_token"
 
 
 def expand_user_paths(command: Any) -> None:
-    """Change a Click command and all of its subcommands so that they expand ``~`` in parameter values."""
+    """Make a Click command and its subcommands expand ``~`` in parameter values."""
     for subcommand in getattr(command, "commands", {}).values():
         expand_user_paths(subcommand)
     for parameter in command.params:
@@ -32,5 +32,5 @@ def _expand(value: Any) -> Any:
         return user_path(value)
     if not isinstance(value, str) or "~" not in value:
         return value
-    key, equals, text = value.rpartition("=")  # also --set data.source=~/photos
+    key, equals, text = value.rpartition("=")  # expands the path in --set data.source=~/photos too
     return f"{key}{equals}{user_path(text)}" if text.startswith("~") and "://" not in key else value

@@ -94,7 +94,7 @@ def training_batches(
     tf = require("tensorflow")
     steps = steps_per_epoch(part, recipe)
     size = recipe.train.batch_size // replicas.total
-    finish = _finisher(dataset, recipe, class_weights(dataset, part, recipe))
+    finish = batch_finisher(dataset, recipe, class_weights(dataset, part, recipe))
     if dataset.packed is not None and len(part) == sum(shard.pictures for shard in dataset.packed.of("train")):
         return _streamed(dataset.packed, recipe, replicas, steps, finish, first_epoch)
 
@@ -223,7 +223,7 @@ def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArra
     return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-def _finisher(
+def batch_finisher(
     dataset: Dataset, recipe: Recipe, weights: npt.NDArray[np.float32] | None
 ) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
     """Return a function that augments and normalizes a batch, and adds image weights.
