@@ -19,8 +19,7 @@ from edgerec.recipe import Recipe
 from edgerec.report import write_report
 from edgerec.runtime.verification import verify
 from edgerec.train import baseline
-from edgerec.train.automatic_recipe import was_begun
-from edgerec.train.fit import fit
+from edgerec.train.fit import fit, was_begun
 from edgerec.train.run import Run
 from edgerec.utils.progress import Listener, ignore
 

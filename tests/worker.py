@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgerec import Recipe, fit, quantize
 from edgerec.train import input_pipeline as feed
-from edgerec.train.automatic_recipe import was_begun
+from edgerec.train.fit import was_begun
 
 
 def main(out: Path, settings: dict[str, object], methods: list[str]) -> None:

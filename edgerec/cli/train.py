@@ -140,8 +140,7 @@ def train(
             param_hint="--resume",
         )
     with progress() as listener:
-        from edgerec.train.automatic_recipe import was_begun
-        from edgerec.train.fit import fit
+        from edgerec.train.fit import fit, was_begun
 
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
         if more_epochs and not continues:

@@ -17,14 +17,12 @@ from edgerec.data.tfrecord_reader import is_remote
 from edgerec.errors import DataError, ModelError, RecipeError
 from edgerec.models import ARCHITECTURES, BACKBONE, imagenet, least_size_px, reconstructs
 from edgerec.models.automatic import Rule, Situation, choose, suitable_epochs
-from edgerec.recipe import AUTO, UNRESOLVED, DataSection, Recipe, TrainSection, one_or_tuple
+from edgerec.recipe import AUTO, DataSection, Recipe, TrainSection, one_or_tuple
 from edgerec.train.backend import keras
 from edgerec.train.input_pipeline import batch_size
 from edgerec.train.leakage import run_of, with_weights_file
-from edgerec.train.run import Run
 from edgerec.train.transfer import backbone_file, input_size_px
 from edgerec.utils.atomic import real_path, user_path
-from edgerec.utils.command_line import command
 from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
@@ -135,33 +133,6 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
     }
     size_px = situation.input_px or min(max(situation.side_px, min_px), rule.max_input_px)
     return replace(recipe, data=replace(recipe.data, input_size=size_px), model=replace(recipe.model, **keys))
-
-
-def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` contains a training run with the same recipe, so that one command can start and resume it.
-
-    Raises:
-        RecipeError: ``out`` contains a training run with another recipe.
-    """
-    run = Run.at(out)
-    if not run.begun:
-        return False
-    recorded = run.recipe
-    requested = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
-    for section, keys in requested.to_dict().items():
-        for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
-            name = f"{section}.{key}" if key else section
-            old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
-            unset = UNRESOLVED | {"data.black_level": 0}
-            # The target is only used to choose the architecture, so its value may change.
-            may_differ = name == "model.target" or (name in unset and value == unset[name])
-            more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
-            if value != old and not may_differ:
-                raise RecipeError(
-                    f"{run.path} was started with {name}={old!r}, but this command has {name}={value!r}: resume it "
-                    f"unchanged with {command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
-                )
-    return True
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:

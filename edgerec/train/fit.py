@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from edgerec.data.readers import refuse_missing
 from edgerec.errors import EdgerecError, OutputExistsError, RecipeError
 from edgerec.importing.keras_files import check_opens, load_weights
 from edgerec.models import BACKBONE, least_size_px, reconstructs, user_defined
-from edgerec.recipe import Recipe
+from edgerec.recipe import UNRESOLVED, Recipe
 from edgerec.train.anomaly import check_autoencoder
-from edgerec.train.automatic_recipe import resolved
+from edgerec.train.automatic_recipe import resolved, with_absolute_paths
 from edgerec.train.backend import keras, prepare
 from edgerec.train.callbacks import OnEpoch, epoch_recorder
 from edgerec.train.checkpoints import load_last_checkpoint
@@ -35,7 +35,7 @@ from edgerec.train.input_pipeline import (
     steps_per_epoch,
     training_batches,
 )
-from edgerec.train.leakage import check_leakage
+from edgerec.train.leakage import check_leakage, with_weights_file
 from edgerec.train.optimizer import optimizer
 from edgerec.train.precision import in_training_precision
 from edgerec.train.results import write_results
@@ -45,6 +45,7 @@ from edgerec.train.stages import TrainingStage, stage_rate, stages
 from edgerec.train.training_step import STEPS_PER_CALL, compile_classifier
 from edgerec.train.transfer import freeze_for_stage, network
 from edgerec.utils.atomic import checked_output, refuse_existing, replacing_folder, write_file
+from edgerec.utils.command_line import command
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
@@ -125,6 +126,33 @@ def fit(
             if finish and workers.chief:
                 write_results(run, recipe, dataset, parts, listener)
         return run
+
+
+def was_begun(recipe: Recipe, out: str | Path) -> bool:
+    """Return whether ``out`` contains a training run with the same recipe, so that one command can start and resume it.
+
+    Raises:
+        RecipeError: ``out`` contains a training run with another recipe.
+    """
+    run = Run.at(out)
+    if not run.begun:
+        return False
+    recorded = run.recipe
+    requested = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
+    for section, keys in requested.to_dict().items():
+        for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
+            name = f"{section}.{key}" if key else section
+            old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
+            unset = UNRESOLVED | {"data.black_level": 0}
+            # The target is only used to choose the architecture, so its value may change.
+            may_differ = name == "model.target" or (name in unset and value == unset[name])
+            more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
+            if value != old and not may_differ:
+                raise RecipeError(
+                    f"{run.path} was started with {name}={old!r}, but this command has {name}={value!r}: resume it "
+                    f"unchanged with {command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
+                )
+    return True
 
 
 @dataclass(frozen=True)

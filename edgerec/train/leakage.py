@@ -18,7 +18,7 @@ from edgerec.errors import RecipeError
 from edgerec.models import IMPORTED
 from edgerec.recipe import AUTO, ModelSection, Recipe
 from edgerec.train.run import TRAINED_IMAGES, Run
-from edgerec.train.split_record import separated_digests
+from edgerec.train.split_record import separated_digests, shortened
 from edgerec.utils.atomic import real_path
 from edgerec.utils.bounded import parse_json
 
@@ -84,11 +84,6 @@ class TrainedImages:
             advice = "train this model again, because an older version of edgerec split its images by another rule"
             return cls(known[parts.train], known[parts.val], advice)
         return None
-
-
-def shortened(contents: Digests) -> Digests:
-    """Return the first 16 hexadecimal digits of each digest, the format in which runs store digests."""
-    return contents.astype("S16")
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:

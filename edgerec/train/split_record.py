@@ -77,7 +77,7 @@ def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
     """Concatenate the first 16 hexadecimal digits of each digest into one string."""
-    return b"".join(contents.astype("S16").tolist()).decode()
+    return b"".join(shortened(contents).tolist()).decode()
 
 
 def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
@@ -85,3 +85,8 @@ def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
     if len(text) % 16 or re.fullmatch("[0-9a-f]*", text) is None:
         raise RunError("the image digests in split.json are damaged: restore this file, or train again")
     return np.frombuffer(text.encode(), "S16") if text else np.empty(0, "S16")
+
+
+def shortened(contents: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bytes_]:
+    """Return the first 16 hexadecimal digits of each digest, the format in which runs store digests."""
+    return contents.astype("S16")

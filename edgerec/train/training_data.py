@@ -13,9 +13,8 @@ from edgerec.data import Dataset, recorded_split, split_dataset
 from edgerec.data.split import expected_subsets
 from edgerec.errors import DataError
 from edgerec.recipe import Recipe
-from edgerec.train.leakage import shortened
 from edgerec.train.run import Run
-from edgerec.train.split_record import separated_digests
+from edgerec.train.split_record import separated_digests, shortened
 
 # Split of each image during the training of a model, strings ``(N,)``: ``train``, ``val`` or ``test``. The string of an
 # image that was not in the training data set is empty.

@@ -17,7 +17,7 @@ from edgerec.data.check_data import check_data
 from edgerec.data.tfrecord_writer import pack_data
 from edgerec.errors import DataError, RecipeError
 from edgerec.recipe import DataSection
-from edgerec.train.automatic_recipe import was_begun
+from edgerec.train.fit import was_begun
 
 
 def fill(folder, classes, count=10, seed=0):

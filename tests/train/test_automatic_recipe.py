@@ -16,10 +16,10 @@ from edgerec.errors import RecipeError, RunError, TargetError
 from edgerec.models import ARCHITECTURES
 from edgerec.models.automatic import RULES, Situation, choose, suitable_epochs
 from edgerec.recipe import UNRESOLVED
-from edgerec.train.automatic_recipe import resolved, was_begun
+from edgerec.train.automatic_recipe import resolved
 from edgerec.train.backend import keras, prepare
 from edgerec.train.distill import student_recipe
-from edgerec.train.fit import fit
+from edgerec.train.fit import fit, was_begun
 from edgerec.train.transfer import network as untrained
 from edgerec.utils.progress import ignore
 from tests.conftest import one_line

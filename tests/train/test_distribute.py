@@ -354,7 +354,7 @@ def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
 
 
 def test_same_recipe_continues_a_run_and_other_recipe_is_refused(tmp_path, first_run):
-    from edgerec.train.automatic_recipe import was_begun
+    from edgerec.train.fit import was_begun
 
     assert not was_begun(Recipe(), tmp_path / "nothing")
     assert was_begun(first_run.recipe, first_run.path)
