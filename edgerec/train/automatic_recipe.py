@@ -32,7 +32,7 @@ WEIGHTS = "none, imagenet, a run, or a .keras or .h5 file"
 
 
 def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
-    """Return the recipe with ``model.arch``, ``model.width``, ``model.weights`` and ``data.input_size`` chosen.
+    """Replace automatic values of ``model.arch``, ``model.width``, ``model.weights`` and ``data.input_size``.
 
     ``data.input_size`` changes only if ``model.arch`` is ``auto``. If ``model.weights`` names a run, ``auto`` uses the
     architecture of the run. If it names another file, ``auto`` uses the network in the file. Otherwise the rules in

@@ -32,7 +32,7 @@ PACKAGES = ("edgerec", "tensorflow", "tf_keras", "tensorflow-model-optimization"
 
 
 def keras() -> Any:
-    """Return the module ``tf_keras``; the first call imports TensorFlow.
+    """Return the module ``tf_keras``. The first call imports TensorFlow.
 
     Messages that TensorFlow writes to stderr during the import are suppressed, unless the log level is DEBUG.
     """

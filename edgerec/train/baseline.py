@@ -35,8 +35,8 @@ def warning(metrics: Mapping[str, Any]) -> str:
         return ""
     return (
         f"the accuracy of {metrics['accuracy']:.1%} on {metrics['images']} images is not clearly better than always "
-        f"predicting the most frequent class ({level:.1%}): the model has hardly learned to tell the classes apart"
+        f"predicting the most frequent class ({level:.1%}): the model has hardly learned to distinguish the classes"
     )
 
 
-ADVICE = "check images and labels with edgerec data check, then add images, or train with more epochs or another arch"
+ADVICE = "run 'edgerec data check', then add images, or train with more epochs or another architecture"

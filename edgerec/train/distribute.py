@@ -169,7 +169,7 @@ def connect_workers(section: TrainSection) -> Iterator[Workers]:
 
 
 def _one_machine() -> Workers:
-    """Return the workers of all GPUs, or of all logical CPUs if there is no GPU.
+    """Return the worker for this machine, with all GPUs, or all logical CPUs if there is no GPU.
 
     TensorFlow has one logical CPU by default. A program can configure more of them with
     ``tf.config.set_logical_device_configuration`` to test training on several devices without GPUs.
@@ -183,7 +183,7 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # a second strategy would reuse the collective keys of the first, for other tensors
+@functools.cache  # a second strategy would reuse the collective keys of the first for other tensors
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 

@@ -79,7 +79,7 @@ def fit(
     Raises:
         EdgerecError: the recipe, the data or the folder cannot be used.
         InUseError: another process is writing to the run.
-        TrainError: the loss became NaN. Earlier checkpoints are kept.
+        TrainError: the loss became NaN or infinite. Earlier checkpoints are kept.
     """
     run = Run.at(out)
     with run.locked():
@@ -92,7 +92,7 @@ def fit(
         if resume:
             recipe = _existing_recipe(run)
             if run.finished:
-                log.info("%s is finished already", run.path)
+                log.info("the run %s is already finished", run.path)
                 return run
         else:
             _check_output(run, recipe, overwrite)

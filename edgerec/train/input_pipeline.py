@@ -87,9 +87,9 @@ def training_batches(
 
     Returns:
         Batches ``(pixels, classes)``: float32 ``(batch_size / replicas.total, H, W, C)`` and int64
-        ``(batch_size / replicas.total,)``; the batches of the devices follow each other. With mixup or cutmix,
-        ``classes`` contains soft labels, float32 ``(…, classes)``. With ``train.class_weights = "balanced"``, a third
-        element contains the weight of each image, float32 ``(…,)``; see :func:`class_weights`.
+        ``(batch_size / replicas.total,)``. In each step, the dataset yields one batch for each device. With mixup or
+        cutmix, ``classes`` contains soft labels, float32 ``(…, classes)``. With ``train.class_weights = "balanced"``, a
+        third element contains the weight of each image, float32 ``(…,)``; see :func:`class_weights`.
     """
     tf = require("tensorflow")
     steps = steps_per_epoch(part, recipe)

@@ -132,7 +132,7 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
             try:
                 labels = read_labels(path, outputs)
             except DataError as error:
-                log.info("%s next to the model is not used: %s", path.name, error)
+                log.info("the label file %s next to the model is not used: %s", path.name, error)
                 continue
             result[path] = labels
     return result
@@ -172,10 +172,12 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
 
 
 def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None:
-    """Raise an error if the assumed order of the labels is probably wrong; only warn if the user chose this order.
+    """Raise an error if the assumed order of the labels is probably wrong, or log a warning if it is ``explicit``.
+
+    An explicit order is one that the user chose.
 
     Raises:
-        DataError: the order is probably wrong and not ``explicit``.
+        DataError: the order is probably wrong, and it is not ``explicit``.
     """
     if not order.doubtful:
         return

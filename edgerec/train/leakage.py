@@ -87,7 +87,7 @@ class TrainedImages:
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:
-    """Return the section with ``model.weights`` set to the run's ``model.keras`` if ``model.weights`` names a run.
+    """Return the model section. If ``model.weights`` names a run, it is replaced with the run's ``model.keras``.
 
     Raises:
         EdgerecError: the run is not finished.
