@@ -1,4 +1,8 @@
-"""EfficientNet B0 (arXiv:1905.11946) and EfficientNet V2 B0 (arXiv:2104.00298), without stochastic depth."""
+"""EfficientNet B0 (arXiv:1905.11946) and EfficientNet V2 B0 (arXiv:2104.00298), without stochastic depth.
+
+The Keras applications are not used, because they contain preprocessing layers, which quantization-aware training does
+not support.
+"""
 
 from __future__ import annotations
 

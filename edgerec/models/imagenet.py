@@ -80,7 +80,7 @@ def match_normalization(keras: Any, x: Any, normalise: Normalise, pixels: str) -
     The conversion is a 1×1 depthwise convolution with fixed weights, because every target supports this operator. In
     int8, the three output channels share one scale. With ``tf``, all 256 pixel values remain distinct. With ``torch``
     and ``caffe``, the channels have different ranges, so that a quantization step is about 1.1 pixel values, and about
-    a tenth of the pixel values are not distinct from the next. The error is at most half a quantization step.
+    a tenth of the pixel values coincide with the next value. The error is at most half a quantization step.
 
     Args:
         keras: the Keras module.

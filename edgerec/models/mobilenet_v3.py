@@ -1,4 +1,8 @@
-"""MobileNet V3 Small and Large (arXiv:1905.02244), and their minimalistic variants."""
+"""MobileNet V3 Small and Large (arXiv:1905.02244), and their minimalistic variants.
+
+The Keras applications are not used, because they contain preprocessing and TensorFlow operations, which
+quantization-aware training does not support.
+"""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _run(path: Path, changed_ns: int) -> ModuleType:
 
 @contextmanager
 def _error_in_one_line(arch: str, what: str) -> Iterator[None]:
-    """Context manager that replaces exceptions of the user's code with a one-line :class:`ModelError` with its line."""
+    """Context manager that replaces exceptions of the user's code with a :class:`ModelError`, which names the line."""
     try:
         yield
     except (ModelError, RecipeError):
