@@ -1,6 +1,6 @@
 """Measure the calibration of scores: the expected calibration error and the reliability diagram.
 
-scikit-learn's ``calibration_curve`` is not used, because it omits the numbers of images, which the error needs.
+scikit-learn's ``calibration_curve`` is not used, because it does not return the number of images in each bin.
 """
 
 from __future__ import annotations

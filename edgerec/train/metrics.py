@@ -32,8 +32,8 @@ class EvaluationReport:
         images: number of images.
         split: ``train``, ``val``, ``test``, ``all`` or ``held-out``. ``held-out`` means the test images, together with
             images that were not in the data set when the model was trained.
-        training_images: number of images that the model was trained on, or None if it is unknown. If it is greater than
-            0, the accuracy on new images is lower.
+        training_images: number of these images that the model was trained on, or None if it is unknown. If it is
+            greater than 0, the accuracy on new images is lower.
         data: source of the images, such as a folder, or an empty string for the run's own data.
     """
 

@@ -41,11 +41,12 @@ def compile_classifier(
         model: a model with softmax scores ``(batch, classes)`` as its output, or an autoencoder.
         optimizer: a Keras optimizer.
         steps_per_call: number of steps between two calls of the callbacks.
-        xla: compile each step with XLA. This has no effect on several CPU devices, which TensorFlow does not support.
+        xla: compile each step with XLA. This has no effect with several CPU devices, because TensorFlow does not
+            support this combination.
         micro_batches: number of micro-batches per batch for gradient accumulation, which reduces memory.
         soft_labels: whether the labels are soft labels ``(batch, classes)`` instead of class indices ``(batch,)``.
         teacher: distillation loss, a function of pixels, scores and image weights.
-        teacher_weight: weight of the distillation loss, 0 to 1; the label loss has the weight ``1 - teacher_weight``.
+        teacher_weight: weight of the distillation loss, 0 to 1. The label loss has the weight ``1 - teacher_weight``.
     """
     tf = require("tensorflow")
     autoencoder, strategy = reconstructs(model), tf.distribute.get_strategy()

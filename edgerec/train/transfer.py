@@ -53,14 +53,14 @@ def _leaves(model: Any) -> list[Any]:
 
 
 def network(recipe: Recipe, classes: int) -> Any:
-    """Return the untrained model of a complete recipe: an architecture, or the network in a file with a new head."""
+    """Build the untrained model of a resolved recipe: an architecture, or the network in a file with a new head."""
     if recipe.model.arch == BACKBONE:
         return with_new_head(backbone_file(recipe), classes, recipe)
     return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
 
 
 def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
-    """Return the network in a Keras file with a new head for ``classes`` classes instead of its last weighted layer.
+    """Load the network in a Keras file, and replace its last layer with weights by a new head for ``classes`` classes.
 
     Raises:
         ModelError: the network does not have one image input and one output vector, or its input does not match the
@@ -116,9 +116,9 @@ def backbone_file(recipe: Recipe) -> Path:
 
 
 def features(model: Any) -> Any:
-    """Return the features of a classifier, i.e. the input tensor of its last weighted layer, of rank 2 or 4.
+    """Return the features of a classifier, i.e. the input tensor of its last layer with weights, of rank 2 or 4.
 
-    The last weighted layer is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
+    The last layer with weights is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
     SqueezeNet reshape or average the output of such a convolution. If there is no such layer, for example in a Keras
     application with ``include_top=False``, the output tensor of the model contains the features.
 
