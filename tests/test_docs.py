@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -83,6 +84,24 @@ def test_recipe_keys_exist():
     for page, text in PAGES.items():
         for section, key in re.findall(r"--set (\w+)\.(\w+)=", text):
             assert key in known[section], f"{page}: {section}.{key}"
+
+
+def test_json_keys_exist(here, first_run, bundle, pictures):
+    """The tables of docs/reference/json.md name only keys that the commands print."""
+    outputs = {
+        "camera and predict": here("predict", bundle, pictures[0], "--json").stdout,
+        "evaluate": here("evaluate", bundle, "--data", "digits", "--json").stdout,
+        "quantize": (first_run.path / "int8-qat" / "report.json").read_text(),
+        "verify": here("verify", bundle, "--json").stdout,
+        "inspect": here("inspect", bundle, "--json").stdout,
+    }
+    for section, output in outputs.items():
+        text = PAGES["reference/json.md"].partition(f"## {section}\n")[2].partition("\n## ")[0]
+        columns = re.findall(r"^\| (`[^|]*) \|", text, re.M)
+        documented = {key for column in columns for key in re.findall(r"`(\w+)`", column)}
+        # Only the camera prints decisions, and only a bundle with an autoencoder has a novelty.
+        assert documented - {"decision", "novelty"} <= json.loads(output).keys(), section
+        assert len(documented) > 3
 
 
 def test_every_page_is_in_the_navigation():
