@@ -7,10 +7,12 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
 import typer
 
+import edgerec
 from edgerec import Recipe
 from edgerec.cli.app import app
 from tests.conftest import REPOSITORY, red_and_blue
@@ -84,6 +86,13 @@ def test_recipe_keys_exist():
     for page, text in PAGES.items():
         for section, key in re.findall(r"--set (\w+)\.(\w+)=", text):
             assert key in known[section], f"{page}: {section}.{key}"
+
+
+def test_every_public_name_is_in_the_python_reference():
+    documented = re.findall(r"^::: (edgerec[\w.]+)\.(\w+)$", PAGES["reference/api.md"], re.M)
+    assert {name for _, name in documented} == {*edgerec.__all__, "Result"} - {"__version__"}
+    for module, name in documented:
+        assert hasattr(import_module(module), name), f"{module} has no {name}"
 
 
 def test_json_keys_exist(here, first_run, bundle, pictures):
