@@ -122,7 +122,7 @@ def test_every_recipe_is_valid_and_has_a_command():
             Recipe.from_toml(path)
 
 
-def test_failed_download_of_weights_says_what_to_do(folder, monkeypatch, here):
+def test_error_of_a_failed_download_says_what_to_do(folder, monkeypatch, here):
     def offline(**options):
         raise OSError("URL fetch failure on https://example: None -- [Errno -2] Name or service not known")
 

@@ -118,7 +118,7 @@ def test_there_are_no_import_cycles(of):
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_device_half_loads_nothing_heavy():
+def test_device_packages_load_no_heavy_module():
     code = (
         "import sys, edgerec, edgerec.contract, edgerec.runtime, edgerec.camera, edgerec.cli.app\n"
         "edgerec.Classifier, edgerec.Camera, edgerec.Bundle, edgerec.Recipe, edgerec.verify, edgerec.predict\n"

@@ -7,7 +7,7 @@ import importlib
 from tests.conftest import REPOSITORY
 
 
-def test_texts_and_tests_of_all_mutations_exist(monkeypatch):
+def test_code_and_tests_of_all_mutations_exist(monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     mutations = importlib.import_module("mutations")
     assert len(mutations.MUTATIONS) > 80

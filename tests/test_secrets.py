@@ -294,7 +294,7 @@ def test_password_is_sent_for_the_first_challenge_that_is_supported(challenges, 
 
 
 @pytest.mark.parametrize("content", [b"HTTP/1.1 302 Found", b"RTSP/1.0 302 Found\r\nLocation: ftp://SECRET", b"SECRET"])
-def test_strange_rtsp_server_is_one_line(content):
+def test_invalid_rtsp_response_is_reported_in_one_line(content):
     with (
         MjpegServer(lambda peer: peer.send(content + b"\r\n\r\n")) as server,
         pytest.raises(SourceError, match=f"rtsp://127.0.0.1:{server.port}/camera.mjpg") as caught,
@@ -348,14 +348,14 @@ def test_secret_file_that_is_a_pipe_is_refused_without_waiting(tmp_path):
         find_source(f"@{tmp_path / 'pipe'}")
 
 
-def test_content_of_a_variable_that_is_no_address_is_not_shown(monkeypatch):
+def test_content_of_a_variable_that_is_not_an_address_is_not_shown(monkeypatch):
     monkeypatch.setenv("DOOR", "SECRET/stream")
     with pytest.raises(SourceError, match="the source 'env:DOOR' does not exist") as caught:
         find_source("env:DOOR")
     assert not leaked(str(caught.value))
 
 
-def test_variable_that_is_not_set_is_named():
+def test_error_names_an_environment_variable_that_is_not_set():
     with pytest.raises(SourceError, match="environment variable EDGEREC_NO_SUCH is not set"):
         find_source("env:EDGEREC_NO_SUCH")
 

@@ -70,7 +70,7 @@ def test_input_is_recognized_by_every_name(tmp_path, monkeypatch, link):
         checked_output(names.get(link, tmp_path / "b.png"), [image], suffixes=(".png",))
 
 
-def test_folder_that_contains_an_input_is_refused_and_names_are_ignored(tmp_path):
+def test_output_folder_that_contains_an_input_is_refused(tmp_path):
     (tmp_path / "run" / "photos").mkdir(parents=True)
     with pytest.raises(OutputIsInputError):
         checked_output(tmp_path / "run", [tmp_path / "run" / "photos"], folder=True)

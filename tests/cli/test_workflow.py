@@ -33,7 +33,7 @@ def test_build_creates_a_verified_bundle_and_a_report(built):
 
 
 @pytest.mark.slow
-def test_build_reuses_what_is_complete(built):
+def test_build_reuses_finished_steps(built):
     history = Run.open(built.run).history()
     again = build(RECIPE, built.run, "rpi")
     assert again.reused == ("train", "quantize", "export")
