@@ -14,49 +14,47 @@ from typing import Any
 import typer
 
 from edgerec import Recipe
-from edgerec.cli.app import app
+from edgerec.cli.app import COMMANDS, app
+from edgerec.cli.help import grouped_parameters
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+KEYS = ["| key | default | meaning (allowed values) |", "|---|---|---|"]
 
 
 def command_line() -> str:
-    """Return a Markdown page with all commands, arguments and options."""
+    """Return a Markdown page with all commands, arguments and options, in the groups of ``--help``."""
     lines = ["# Command line", "", "This page is generated from the help texts of the commands.", ""]
     root = typer.main.get_command(app)
     with root.context_class(root, info_name="edgerec") as context:
-        for name in sorted(root.list_commands(context)):
-            lines += _command(name, root.get_command(context, name), context)
+        for task, names in COMMANDS.items():
+            lines += [f"## {task}", ""]
+            for name in names:
+                lines += describe(name, root.get_command(context, name), context, "###")
     return "\n".join(lines)
 
 
-def _command(name: str, command: Any, parent: Any) -> list[str]:
+def describe(name: str, command: Any, parent: Any, heading: str) -> list[str]:
+    """Return the lines that describe a command and its subcommands."""
     with command.context_class(command, info_name=name, parent=parent) as context:
-        lines = [f"## edgerec {context.command_path.split(' ', 1)[1]}", "", command.help or "", ""]
+        lines = [f"{heading} {context.command_path}", "", command.help or "", ""]
         if hasattr(command, "commands"):
             for inner in sorted(command.commands):
-                lines += [line.replace("## ", "### ", 1) for line in _command(inner, command.commands[inner], context)]
+                lines += describe(inner, command.commands[inner], context, f"{heading}#")
             return lines
-        lines += ["```text", " ".join(context.get_usage().removeprefix("Usage: ").split()), "```", ""]
-        records = [record for parameter in command.params if (record := _record(parameter, context))]
-        if records:
-            lines += ["| argument or option | description |", "|---|---|"]
-            lines += [f"| `{_cell(option, code=True)}` | {_cell(text)} |" for option, text in records]
+        usage = " ".join(context.get_usage().removeprefix("Usage: ").split())
+        lines += ["```text", usage, "```", ""]
+        for group, records in grouped_parameters(command, context).items():
+            lines += [f"| {group} | description |", "|---|---|"]
+            for option, text in records:
+                if "--help" not in option:
+                    lines.append(f"| `{cell(option)}` | {cell(text)} |")
             lines += [""]
         return lines
 
 
-def _record(parameter: Any, context: Any) -> tuple[str, str] | None:
-    if getattr(parameter, "hidden", False):
-        return None
-    record: tuple[str, str] | None = parameter.get_help_record(context)
-    if record is None and parameter.param_type_name == "argument":
-        record = parameter.make_metavar(context), parameter.help or ""
-    return record
-
-
-def _cell(text: str, code: bool = False) -> str:
-    text = text.replace("|", "\\|").replace("\n", " ")
-    return text if code else text.replace("<", "&lt;")
+def cell(text: str) -> str:
+    """Escape a text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def recipe_keys() -> str:
@@ -65,26 +63,17 @@ def recipe_keys() -> str:
         "# Recipe keys",
         "",
         "This page is generated from the recipe's dataclasses. `edgerec recipe` prints the same",
-        "",
     ]
-    lines[-2] += " as a TOML file."
-    section_lines: list[str] = []
+    lines += ["as a TOML file.", "", "## Top level", "", *KEYS]
     for line in Recipe().to_toml(comments=True).splitlines():
         code, _, comment = line.partition("#")
         if line.startswith("["):
-            section = code.strip().strip("[]")
-            section_lines += ["", f"## [{section}]", "", comment.strip(), "", *_HEADER]
+            lines += ["", f"## {code.strip()}", "", comment.strip(), "", *KEYS]
         elif "=" in code:
-            if not section_lines:
-                section_lines = ["## Top level", "", *_HEADER]
-            key, _, _ = code.partition("=")
-            value = code.partition("=")[2].strip()
-            tomllib.loads(f"value = {value}")  # the page must show valid TOML
-            section_lines.append(f"| `{key.strip()}` | `{value}` | {_cell(comment.strip())} |")
-    return "\n".join([*lines, *section_lines, ""])
-
-
-_HEADER = ["| key | default | meaning (allowed values) |", "|---|---|---|"]
+            key, _, value = code.partition("=")
+            tomllib.loads(code)  # the page must show valid TOML
+            lines.append(f"| `{key.strip()}` | `{value.strip()}` | {cell(comment.strip())} |")
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:

@@ -38,6 +38,13 @@ class GroupedCommands(TyperGroup):
 
 def write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
     """Write the arguments and options of a command to a help formatter, one section for each group."""
+    for heading, records in grouped_parameters(command, ctx).items():
+        with formatter.section(heading):
+            formatter.write_dl(records)
+
+
+def grouped_parameters(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    """Return a dictionary that maps each heading of ``--help`` to the names and help texts of its parameters."""
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
         default_heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
@@ -46,7 +53,4 @@ def write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
             record = parameter.metavar or record[0], record[1]  # omit the type that Typer appends
         if record is not None:
             sections.setdefault(getattr(parameter, "rich_help_panel", None) or default_heading, []).append(record)
-    for heading, records in sections.items():
-        if records:
-            with formatter.section(heading):
-                formatter.write_dl(records)
+    return {heading: records for heading, records in sections.items() if records}
