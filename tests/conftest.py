@@ -224,6 +224,16 @@ def here():
     return call
 
 
+@pytest.fixture
+def brief_training(monkeypatch):
+    """Leave out the plots and the Keras 3 file at the end of training, which are tested elsewhere and take long."""
+    from edgerec.train import results, training_plots
+
+    for drawing in ("learning_curves", "confusion_matrix", "worst_mistakes"):
+        monkeypatch.setattr(training_plots, drawing, lambda *_: None)
+    monkeypatch.setattr(results, "offer_keras3", lambda *_: None)
+
+
 def one_line(done: subprocess.CompletedProcess, code: int = 1) -> str:
     """Return the error message of a failed command; fail unless the message is a single line without a traceback."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)

@@ -32,7 +32,7 @@ EXECUTED = [page for page in PAGES if blocks(page, "sh") or blocks(page, "python
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EXECUTED)
-def test_commands_and_python_blocks_run(page, here, tmp_path, monkeypatch):
+def test_commands_and_python_blocks_run(page, here, tmp_path, monkeypatch, brief_training):
     """Blocks marked ``sh`` and ``python`` run in the order of the page, beside a folder ``photos`` with two classes.
 
     Blocks marked ``console`` and ``bash`` are not executed: they need a download, hardware or a long time.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tarfile
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from edgerec import Recipe, Run
 from edgerec.contract.tensors import Normalise
 from edgerec.models import build
-from edgerec.train import training_plots as plots
 from edgerec.train.backend import keras
 from tests.conftest import REPOSITORY, one_line
 
@@ -78,12 +76,8 @@ def folder(real_data, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_command_runs(folder, monkeypatch, here):
+def test_every_command_runs(folder, monkeypatch, here, brief_training):
     monkeypatch.chdir(folder)
-    # The plots and the Keras 3 file at the end of a training are tested elsewhere, and would take half of the time.
-    for drawing in ("learning_curves", "confusion_matrix", "worst_mistakes"):
-        monkeypatch.setattr(plots, drawing, lambda *_: None)
-    monkeypatch.setattr(sys.modules["edgerec.train.results"], "offer_keras3", lambda *_: None)
     outputs = {}
     for command in ROWS:
         done = here(*small(command))
