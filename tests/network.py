@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import Category, Classification, Decision
 
 MANIFEST = SimpleNamespace(
@@ -36,7 +36,7 @@ def result(label="stop", index=0, source="camera", changed=True, since_s=None, s
 
 def change(state, source="camera", reason=""):
     """Return a state change of a source."""
-    return StateChange(source, State(state), time.monotonic(), reason)
+    return StateChange(source, SourceState(state), time.monotonic(), reason)
 
 
 def wait_for(condition, seconds=15.0):

@@ -57,7 +57,7 @@ def start(work: Path) -> list[bytes]:
     import edgerec.camera.sinks.web
     import edgerec.camera.sinks.webhook
     import edgerec.camera.sources.mjpeg
-    import edgerec.camera.sources.opencv  # noqa: F401
+    import edgerec.camera.sources.opencv_capture  # noqa: F401
 
     images = (np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8) for number in range(2))
     return [bytes(cv2.imencode(".jpg", image)[1]) for image in images]
@@ -126,10 +126,10 @@ def _camera_response(rng: Random, images: list[bytes]) -> bytes:
 
 def _page(messages: list[bytes], out: Path, token: str | None = None) -> None:
     from edgerec.camera.sinks.web import WebSink
-    from edgerec.camera.source_state import State, StateChange
+    from edgerec.camera.source_state import SourceState, StateChange
 
     with WebSink(port=0, labels=_MANIFEST.labels, token=token, save_dir=out / "saved") as page:
-        page.state(StateChange("camera", State.LIVE, time.monotonic()))
+        page.state(StateChange("camera", SourceState.LIVE, time.monotonic()))
         page.write(_result())
         port = urlsplit(page.url).port or 0
         for message in messages:

@@ -17,7 +17,7 @@ from unittest import mock
 from edgerec.camera.sinks import mqtt_client as broker_module
 from edgerec.camera.sinks.mqtt import Mqtt
 from edgerec.camera.sinks.mqtt_client import Broker
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from fuzzing.isolation import Target
 from fuzzing.mutate import damaged_bytes
 from fuzzing.servers import Peers
@@ -106,7 +106,7 @@ def use(connections: list[list[tuple[bytes, int]]], out: Path) -> None:
         sink = Mqtt(Broker("127.0.0.1", peers.port, prefix="fuzz"), out, manifest, results_per_s=float("inf"))
         try:
             for number in range(MESSAGES):
-                sink.state(StateChange(f"camera{number}", State.LIVE, time.monotonic()))
+                sink.state(StateChange(f"camera{number}", SourceState.LIVE, time.monotonic()))
             deadline = time.monotonic() + DELIVERY_S
             while sink.waiting or left:
                 if time.monotonic() > deadline:

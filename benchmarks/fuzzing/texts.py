@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from edgerec.camera.frame_filters import View, parse_roi
+from edgerec.camera.frame_filters import FrameOptions, parse_roi
 from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.camera.sinks.prometheus import parse_listen
 from edgerec.camera.sinks.web import parse_address
@@ -36,7 +36,7 @@ _READERS: tuple[tuple[Callable[[str], Any], tuple[str, ...]], ...] = (
     (parse_address, ("127.0.0.1:8000", "[::1]:8000", "8000")),
     (parse_listen, ("127.0.0.1:9464", "[::1]:9464", "9464")),
     (parse_size, ("500MB", "1.5GiB", "1000000")),
-    (lambda text: View(parse_roi(text)), ("0.25,0,0.5,1", "10,20,300,200")),
+    (lambda text: FrameOptions(parse_roi(text)), ("0.25,0,0.5,1", "10,20,300,200")),
     (parse_assignment, ("smoothing=vote", "thresholds.stop=0.5", 'train.name="x"', "a=[1, 2]")),
     (parse_normalise, ("127.5,127.5", "unit")),
 )  # fmt: skip

@@ -2,6 +2,6 @@
 
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.supervisor import Feeds
+from edgerec.camera.supervisor import SourceSupervisor
 
-__all__ = ["Camera", "Feeds", "Frame", "Result"]
+__all__ = ["Camera", "Frame", "Result", "SourceSupervisor"]

@@ -24,8 +24,8 @@ class Frame:
         index: number of the frame in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
         grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
             at which the image arrived.
-        source: name of the source as entered by the user; for a folder, the path of the image.
-        feed: name of the camera's source that delivered the frame.
+        origin: path of the image for a folder, otherwise the name of the source as entered by the user.
+        source: name of the source in the camera, as in state changes.
         media_s: position in a video file, in seconds from its start; None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
         stream: True if the frame is part of a continuous video; False for the images of a folder.
@@ -34,8 +34,8 @@ class Frame:
     grabbed: Image
     index: int
     grabbed_s: float
-    source: str
-    feed: str = ""
+    origin: str
+    source: str = ""
     media_s: float | None = None
     started_s: float = 0.0
     stream: bool = True
@@ -94,7 +94,7 @@ class Result:
             decision_fields = {"decision": asdict(decision) | {"since_s": unix_s(decision.since_s)}}
         return {
             "frame": self.frame.index,
-            "source": self.frame.source,
+            "source": self.frame.origin,
             "captured_s": unix_s(self.frame.captured_s),
             "age_ms": round(self.age_ms, 3),
             "label": prediction.label,

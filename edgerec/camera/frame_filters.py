@@ -24,7 +24,7 @@ _SMALL = (64, 48)
 
 
 @dataclass(frozen=True)
-class View:
+class FrameOptions:
     """Settings that select the frames to classify, and the region and orientation of each frame.
 
     Attributes:
@@ -98,46 +98,46 @@ class FrameSelector:
     change of the resolution, frames are only skipped, because the source may return to the earlier resolution.
     """
 
-    view: View
+    options: FrameOptions
     skipped: Counter[str] = field(default_factory=Counter)
     _frame_counts: Counter[str] = field(default_factory=Counter)
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     _due_s: dict[str, float] = field(default_factory=dict)
     _references: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
-    def forget(self, feed: str) -> None:
+    def forget(self, source: str) -> None:
         """Select the next frame of a source even without motion. Called after the source was lost."""
-        self._references.pop(feed, None)
+        self._references.pop(source, None)
 
     def select(self, frame: Frame) -> Frame | None:
         """Return the frame with the view applied, or None if the frame is skipped."""
         reason = self._reason(frame)
         self._check_region(frame)
         if not reason:
-            frame = replace(frame, grabbed=self.view.apply(frame.grabbed))
-            if frame.grabbed.size and (not self.view.motion or self._has_motion(frame)):
+            frame = replace(frame, grabbed=self.options.apply(frame.grabbed))
+            if frame.grabbed.size and (not self.options.motion or self._has_motion(frame)):
                 return frame
             reason = "motion" if frame.grabbed.size else "roi"
         self.skipped[reason] += 1
         return None
 
     def _reason(self, frame: Frame) -> str:
-        view, feed = self.view, frame.feed
-        number = self._frame_counts[feed]
-        self._frame_counts[feed] += 1
-        if number % view.every:
+        options, source = self.options, frame.source
+        number = self._frame_counts[source]
+        self._frame_counts[source] += 1
+        if number % options.every:
             return "every"
         from_file = frame.media_s is not None or not frame.stream
-        if view.max_age_s and not from_file and time.monotonic() - frame.grabbed_s > view.max_age_s:
+        if options.max_age_s and not from_file and time.monotonic() - frame.grabbed_s > options.max_age_s:
             return "age"
-        if view.max_fps and frame.stream:
-            at_s, period_s = frame.captured_s, 1 / view.max_fps
-            due_s = self._due_s.get(feed, at_s)
+        if options.max_fps and frame.stream:
+            at_s, period_s = frame.captured_s, 1 / options.max_fps
+            due_s = self._due_s.get(source, at_s)
             if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
             # Add the period to the due time instead of the frame's time. Otherwise, max_fps=25 would select only every
             # second frame of a source with 30 frames per second.
-            self._due_s[feed] = max(due_s + period_s, at_s - period_s)
+            self._due_s[source] = max(due_s + period_s, at_s - period_s)
         return ""
 
     def _check_region(self, frame: Frame) -> None:
@@ -146,13 +146,13 @@ class FrameSelector:
         Raises:
             SourceError: the region is outside the first frame of the source.
         """
-        size, last_size = frame.grabbed.shape[:2], self._sizes.get(frame.feed)
-        if self.view.roi is None or size == last_size:
+        size, last_size = frame.grabbed.shape[:2], self._sizes.get(frame.source)
+        if self.options.roi is None or size == last_size:
             return
-        self._sizes[frame.feed] = size
+        self._sizes[frame.source] = size
         height, width = size
-        left, top, right, bottom = self.view.box(height, width)
-        frames = f"the frames of {frame.feed}, {width}x{height}"
+        left, top, right, bottom = self.options.box(height, width)
+        frames = f"the frames of {frame.source}, {width}x{height}"
         if left >= width or top >= height:
             problem = f"the region {left},{top},{right - left},{bottom - top} is outside {frames}"
             if last_size is None:
@@ -165,9 +165,9 @@ class FrameSelector:
     def _has_motion(self, frame: Frame) -> bool:
         cv2 = require("cv2")
         small = cv2.cvtColor(cv2.resize(frame.image, _SMALL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        reference = self._references.get(frame.feed)
+        reference = self._references.get(frame.source)
         changed = 1.0 if reference is None else float(np.mean(cv2.absdiff(small, reference) > 16))
-        if changed > self.view.motion:
-            self._references[frame.feed] = small
+        if changed > self.options.motion:
+            self._references[frame.source] = small
             return True
         return False

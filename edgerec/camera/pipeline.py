@@ -12,15 +12,15 @@ from types import TracebackType
 from typing import Any
 
 from edgerec.camera.frame import Result
-from edgerec.camera.frame_filters import FrameSelector, View
+from edgerec.camera.frame_filters import FrameOptions, FrameSelector
 from edgerec.camera.inference_pool import classify_events
 from edgerec.camera.interrupts import Interrupts
+from edgerec.camera.service_notifier import ServiceNotifier
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.worker import CLOSE_S, STALLED_S, SinkWorker
-from edgerec.camera.source_state import State, StateChange, Timeouts
+from edgerec.camera.source_state import SourceState, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, find_source
-from edgerec.camera.supervisor import Event, Feeds
-from edgerec.camera.systemd import ServiceNotifier
+from edgerec.camera.supervisor import Event, SourceSupervisor
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
 from edgerec.errors import SourceError
@@ -86,7 +86,7 @@ class Camera:
         classifier: Classifier | Sequence[Classifier],
         addresses: Sequence[Address],
         *,
-        view: View | None = None,
+        frame_options: FrameOptions | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
         """Create a camera that uses open classifiers.
@@ -108,10 +108,10 @@ class Camera:
         self._answered, self._workers = 0, list[SinkWorker]()
         self._stops = 0
         self._live_sources = frozenset(address.name for address in addresses if address.live)
-        self._feeds = Feeds(addresses, timeouts)
+        self._supervisor = SourceSupervisor(addresses, timeouts)
         labels, spec = self.manifest.labels, self.manifest.decision
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
-        self._selector = FrameSelector(view or View())
+        self._selector = FrameSelector(frame_options or FrameOptions())
         self._entered = False
         self._counts_before = self._totals()
 
@@ -123,7 +123,7 @@ class Camera:
         *,
         threads: int = 0,
         requested: CaptureFormat | None = None,
-        view: View | None = None,
+        frame_options: FrameOptions | None = None,
         timeouts: Timeouts | None = None,
         loop: bool = False,
         **options: Any,
@@ -159,7 +159,7 @@ class Camera:
             elif not threads:
                 threads = best_threads(opened_bundle.model, manifest.normalise)
         classifiers = [Classifier(opened_bundle, threads=threads, **options) for _ in range(interpreters)]
-        camera = cls(classifiers, addresses, view=view, timeouts=timeouts)
+        camera = cls(classifiers, addresses, frame_options=frame_options, timeouts=timeouts)
         camera.inputs = (*camera.inputs, str(bundle))
         return camera
 
@@ -179,7 +179,7 @@ class Camera:
         """Return the counts since the camera was created. Losses are those of the sinks of the current or last run."""
         return RunReport(
             self._answered,
-            self._feeds.overtaken,
+            self._supervisor.overtaken,
             dict(self._selector.skipped),
             {worker.name: worker.lost for worker in self._workers if worker.lost},
             tuple(worker.name for worker in self._workers if worker.incomplete),
@@ -193,17 +193,17 @@ class Camera:
         signal handler, because it takes no lock.
         """
         self._stops += 1
-        self._feeds.stop()
+        self._supervisor.stop()
 
     def __enter__(self) -> Camera:
-        self._feeds.__enter__()
+        self._supervisor.__enter__()
         self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._feeds.__exit__(kind, error, trace)
+        self._supervisor.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Result]:
         """Yield the result of each frame. After the last frame, raise :class:`SourceError` if a source failed."""
@@ -222,28 +222,28 @@ class Camera:
                 yield None
             elif isinstance(event, StateChange):
                 service.report_state(event)
-                if event.state is State.LOST:
+                if event.state is SourceState.LOST:
                     self._deciders[event.source].reset()
                 yield event
             else:
                 frame, prediction = event
                 self._answered += 1
                 completed_s = time.monotonic()
-                decision = self._deciders[frame.feed].update(
+                decision = self._deciders[frame.source].update(
                     prediction.scores, frame.captured_s, prediction.novelty, prediction.finite
                 )
                 yield Result(frame, prediction, completed_s, decision)
-        for error in self._feeds.errors if not self._stops else ():
+        for error in self._supervisor.errors if not self._stops else ():
             raise error
 
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
         """Yield state changes and the frames that the view selects, and None in place of other frames."""
-        for event in self._feeds.events(idle_s):
+        for event in self._supervisor.events(idle_s):
             # Do not reset the watchdog without an event. If all sources hang, the service must be restarted.
             if event is not None:
                 service.alive()
             if isinstance(event, StateChange):
-                if event.state is State.LOST:
+                if event.state is SourceState.LOST:
                     self._selector.forget(event.source)
                 yield event
             else:
@@ -306,7 +306,7 @@ class Camera:
                 if event is None:
                     poll()
                 else:
-                    source = event.source if isinstance(event, StateChange) else event.frame.feed
+                    source = event.source if isinstance(event, StateChange) else event.frame.source
                     for worker in workers:
                         worker.put(event, wait=source not in self._live_sources)
                     for sink in inline:

@@ -10,7 +10,7 @@ from typing import Any
 from edgerec.utils.clock import unix_s
 
 
-class State(StrEnum):
+class SourceState(StrEnum):
     """State of a source: ``connecting`` → ``live`` ⇄ ``stale`` → ``lost`` → ``connecting`` …; finally ``ended``."""
 
     CONNECTING = "connecting"
@@ -32,7 +32,7 @@ class StateChange:
     """
 
     source: str
-    state: State
+    state: SourceState
     since_s: float
     reason: str = ""
 

@@ -13,7 +13,7 @@ from dataclasses import astuple
 from types import TracebackType
 
 from edgerec.camera.frame import Frame
-from edgerec.camera.source_state import State, StateChange, Timeouts
+from edgerec.camera.source_state import SourceState, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, Source
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
@@ -36,7 +36,7 @@ _POLL_S = 0.1
 Event = Frame | StateChange
 
 
-class Feeds:
+class SourceSupervisor:
     """Iterates over the frames and state changes of several sources. The sources take turns.
 
     For a live source, only the newest frame is kept, so that predictions are up to date. For a file, every frame is
@@ -49,7 +49,9 @@ class Feeds:
         # acquired, and with a plain Lock the same thread would wait for itself in __exit__.
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
-        self._feeds = [_Feed(address, timeouts or Timeouts(), lock, self._changed) for address in addresses]
+        self._sources = [
+            _SupervisedSource(address, timeouts or Timeouts(), lock, self._changed) for address in addresses
+        ]
         self._turn = 0
         self._stopped = False
 
@@ -57,9 +59,9 @@ class Feeds:
         """End the iteration within ``_POLL_S``. May be called from any thread or signal handler: it takes no lock."""
         self._stopped = True
 
-    def __enter__(self) -> Feeds:
-        for feed in self._feeds:
-            feed.start()
+    def __enter__(self) -> SourceSupervisor:
+        for source in self._sources:
+            source.start()
         return self
 
     def __exit__(
@@ -67,11 +69,11 @@ class Feeds:
     ) -> None:
         self._stopped = True
         with self._changed:
-            for feed in self._feeds:
-                feed.stop()
+            for source in self._sources:
+                source.stop()
         deadline = time.monotonic() + JOIN_S
-        for feed in self._feeds:
-            feed.join(deadline)
+        for source in self._sources:
+            source.join(deadline)
 
     def __iter__(self) -> Iterator[Event]:
         return (event for event in self.events() if event is not None)
@@ -82,7 +84,7 @@ class Feeds:
             with self._changed:
                 event = self._pop()
                 if event is None:
-                    if all(feed.state is State.ENDED for feed in self._feeds):
+                    if all(source.state is SourceState.ENDED for source in self._sources):
                         return
                     self._changed.wait(_POLL_S if idle_s is None else min(idle_s, _POLL_S))
                     event = self._pop()
@@ -100,31 +102,31 @@ class Feeds:
     @property
     def errors(self) -> list[SourceError]:
         """Errors of the sources that failed."""
-        return [feed.error for feed in self._feeds if feed.error is not None]
+        return [source.error for source in self._sources if source.error is not None]
 
     @property
     def overtaken(self) -> int:
         """Number of live frames dropped because a newer frame arrived before they were consumed."""
-        return sum(feed.overtaken for feed in self._feeds)
+        return sum(source.overtaken for source in self._sources)
 
     def _pop(self) -> Event | None:
-        count = len(self._feeds)
+        count = len(self._sources)
         for step in range(count):
-            event = self._feeds[(self._turn + step) % count].pop()
+            event = self._sources[(self._turn + step) % count].pop()
             if event is not None:
                 self._turn = (self._turn + step + 1) % count
                 return event
         return None
 
 
-class _Feed:
+class _SupervisedSource:
     """Reads and reconnects one source. Callers of a method must hold ``lock``, unless its docstring says otherwise."""
 
     def __init__(
         self, address: Address, timeouts: Timeouts, lock: threading.RLock, changed: threading.Condition
     ) -> None:
         self.address, self.stopped, self.overtaken = address, False, 0
-        self.state: State | None = None
+        self.state: SourceState | None = None
         self.error: SourceError | None = None
         self._timeouts, self._changed = timeouts, changed
         # Separate conditions, so that a frame wakes only the thread that waits for it.
@@ -134,8 +136,8 @@ class _Feed:
         self._count = 0
         # Monotonic time of the last frame, or of the start.
         self._last_s = self._started_s = time.monotonic()
-        self._connection: _Connection | None = None
-        self._hung: list[_Connection] = []
+        self._connection: _SourceConnection | None = None
+        self._hung: list[_SourceConnection] = []
         self._thread = threading.Thread(target=self._supervise, name=f"edgerec-{address.name}", daemon=True)
 
     def start(self) -> None:
@@ -161,12 +163,12 @@ class _Feed:
 
     def pop(self) -> Event | None:
         """Return the next frame or state change, or None. The change to ``ended`` is returned after the last frame."""
-        if self._changes and (self._changes[0].state is not State.ENDED or not self._frames):
+        if self._changes and (self._changes[0].state is not SourceState.ENDED or not self._frames):
             return self._changes.popleft()
         self._room_available.notify()
         return self._frames.popleft() if self._frames else None
 
-    def offer(self, connection: _Connection, image: Image, name: str) -> bool:
+    def offer(self, connection: _SourceConnection, image: Image, name: str) -> bool:
         """Queue a new image. Return False if the connection must stop reading. Call without the lock."""
         grabbed_s = time.monotonic()
         captured_s = connection.captured_s or grabbed_s
@@ -180,8 +182,8 @@ class _Feed:
             self._last_s, connection.last_s = grabbed_s, grabbed_s
             media_s = None if self.address.live else connection.media_s()
             connection.count += 1
-            if self.state is not State.LIVE:
-                self._set(State.LIVE, connection.format_text())
+            if self.state is not SourceState.LIVE:
+                self._set(SourceState.LIVE, connection.format_text())
                 self._source_changed.notify_all()  # from now on, _watch must check whether the source becomes stale
             overtaken = connection.new_overtaken()
             self._count, self.overtaken = self._count + overtaken, self.overtaken + overtaken
@@ -204,7 +206,7 @@ class _Feed:
             self._changed.notify_all()
             return True
 
-    def connection_ended(self, connection: _Connection, error: Exception | None) -> None:
+    def connection_ended(self, connection: _SourceConnection, error: Exception | None) -> None:
         """Record that the thread of a connection has ended, and store its error. Call without the lock."""
         with self._changed:
             connection.ended, connection.error = True, error
@@ -216,8 +218,8 @@ class _Feed:
         pauses = self._timeouts.pauses()
         with self._changed:
             while not self.stopped:
-                self._set(State.CONNECTING)
-                connection = self._connection = _Connection(self)
+                self._set(SourceState.CONNECTING)
+                connection = self._connection = _SourceConnection(self)
                 error = self._watch(connection)
                 if self.stopped:
                     return
@@ -227,7 +229,7 @@ class _Feed:
                 if not self.address.live or never_worked or self._give_up_in_s(connection) <= 0:
                     self._end(error)
                     return
-                self._set(State.LOST, self._lost_reason(error))
+                self._set(SourceState.LOST, self._lost_reason(error))
                 if len(self._hung) >= MAX_HUNG:
                     self._wait(lambda: len(self._hung) < MAX_HUNG, self._give_up_in_s(connection))
                 self._wait(lambda: False, next(pauses))
@@ -235,7 +237,7 @@ class _Feed:
                     self._end(error)
                     return
 
-    def _watch(self, connection: _Connection) -> SourceError | None:
+    def _watch(self, connection: _SourceConnection) -> SourceError | None:
         """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
@@ -249,8 +251,8 @@ class _Feed:
                 left_s = timeouts.stale_s - silent_s
             else:
                 left_s = timeouts.lost_s - silent_s
-                if self.state is State.LIVE:
-                    self._set(State.STALE, f"no frame for {timeouts.stale_s:g} s")
+                if self.state is SourceState.LIVE:
+                    self._set(SourceState.STALE, f"no frame for {timeouts.stale_s:g} s")
             if self.address.live and timeouts.give_up_s:  # the value 0 applies only after the connection is lost
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
@@ -268,7 +270,7 @@ class _Feed:
         log.debug("%s", name, exc_info=connection.error)
         return SourceError(f"{name} failed: {connection.error}")
 
-    def _give_up_in_s(self, connection: _Connection) -> float:
+    def _give_up_in_s(self, connection: _SourceConnection) -> float:
         limit_s = self._timeouts.give_up_s
         return math.inf if limit_s is None else self._last_s + connection.period_s + limit_s - time.monotonic()
 
@@ -280,31 +282,31 @@ class _Feed:
     def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
         self._source_changed.wait_for(lambda: self.stopped or condition(), _timeout(seconds))
 
-    def _set(self, state: State, reason: str = "") -> None:
+    def _set(self, state: SourceState, reason: str = "") -> None:
         self.state = state
         self._changes.append(StateChange(self.address.name, state, time.monotonic(), reason))
         self._changed.notify_all()
 
     def _end(self, error: SourceError | None) -> None:
         self.error = error
-        self._set(State.ENDED, str(error) if error else "")
+        self._set(SourceState.ENDED, str(error) if error else "")
 
 
-class _Connection:
+class _SourceConnection:
     """Opens and reads a source in its own thread, because both may hang. Each reconnection creates a new object."""
 
-    def __init__(self, feed: _Feed) -> None:
+    def __init__(self, supervised: _SupervisedSource) -> None:
         self.last_s, self.count, self.ended = time.monotonic(), 0, False
         self.error: Exception | None = None
-        self._feed = feed
+        self._supervised = supervised
         self._source: Source | None = None
         self._interrupted, self._reported = False, 0
-        self.thread = threading.Thread(target=self._read, name=f"edgerec-read-{feed.address.name}", daemon=True)
+        self.thread = threading.Thread(target=self._read, name=f"edgerec-read-{supervised.address.name}", daemon=True)
         self.thread.start()
 
     def format_text(self) -> str:
         """Return the image format of a live source, and the requested format if it differs, for messages."""
-        address = self._feed.address
+        address = self._supervised.address
         return _format_text(self._source.format, address.requested) if self._source and address.live else ""
 
     @property
@@ -320,7 +322,7 @@ class _Connection:
     def media_s(self) -> float | None:
         """Return the media time of the current image in seconds; None if the source has no media time."""
         position_s: float | None = getattr(self._source, "position_s", None)
-        fps = self._source.format.fps if self._source and self._feed.address.stream else 0.0
+        fps = self._source.format.fps if self._source and self._supervised.address.stream else 0.0
         return self.count / fps if position_s is None and fps else position_s
 
     def new_overtaken(self) -> int:
@@ -337,16 +339,16 @@ class _Connection:
     def _read(self) -> None:
         error: Exception | None = None
         try:
-            source = self._source = self._feed.address.open()
+            source = self._source = self._supervised.address.open()
             try:
                 for image, name in source.images() if not self._interrupted else ():
-                    if not self._feed.offer(self, image, name):
+                    if not self._supervised.offer(self, image, name):
                         break
             finally:
                 source.close()
         except Exception as raised:  # reported in the consumer's thread
             error = raised
-        self._feed.connection_ended(self, error)
+        self._supervised.connection_ended(self, error)
 
 
 def _timeout(seconds: float) -> float | None:

@@ -16,7 +16,7 @@ from edgerec.cli.sinks import CameraCommand, SinkOptions, open_sinks
 from edgerec.utils.optional import require
 
 if TYPE_CHECKING:
-    from edgerec.camera.frame_filters import View
+    from edgerec.camera.frame_filters import FrameOptions
     from edgerec.camera.source_state import Timeouts
 
 log = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def camera(
     """
     from edgerec.camera.interrupts import raise_on_signals
     from edgerec.camera.pipeline import Camera
-    from edgerec.camera.systemd import ServiceNotifier
+    from edgerec.camera.service_notifier import ServiceNotifier
     from edgerec.utils.allocator import use_one_malloc_arena
 
     show_log()
@@ -269,7 +269,9 @@ def camera(
         threshold=threshold,
         decision=key_values(decision, "smoothing=vote"),
         requested=_format(size, rate, pixel_format),
-        view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
+        frame_options=_frame_options(
+            roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion
+        ),
         timeouts=_timeouts(give_up_after),
         loop=loop,
     )
@@ -343,10 +345,10 @@ def _timeouts(give_up_s: float | None) -> Timeouts:
         raise typer.BadParameter(f"--give-up-after is {give_up_s}: {error}") from None
 
 
-def _view(roi: str | None, **options: Any) -> View:
-    from edgerec.camera.frame_filters import View, parse_roi
+def _frame_options(roi: str | None, **options: Any) -> FrameOptions:
+    from edgerec.camera.frame_filters import FrameOptions, parse_roi
 
     try:
-        return View(parse_roi(roi) if roi else None, **options)
+        return FrameOptions(parse_roi(roi) if roi else None, **options)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

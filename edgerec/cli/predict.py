@@ -35,4 +35,4 @@ def predict(
         prediction = result.classification
         best = ", ".join(f"{c.label} {c.score:.2f}" for c in prediction.categories[:3])
         novelty = "" if prediction.novelty is None else f"; novelty {prediction.novelty:.2f}"
-        say(f"{result.frame.source}  {prediction.label}   ({best}{novelty})")
+        say(f"{result.frame.origin}  {prediction.label}   ({best}{novelty})")

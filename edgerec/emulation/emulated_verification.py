@@ -32,7 +32,7 @@ LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.
 _MODULES = (
     "numpy", "cv2", "edgerec.cli.app", "edgerec.cli.camera", "edgerec.cli.predict", "edgerec.cli.verify",
     "edgerec.runtime.verification", "edgerec.runtime.benchmark", "edgerec.camera",
-    "edgerec.camera.sources.opencv", "edgerec.camera.sources.files", "edgerec.camera.sinks",
+    "edgerec.camera.sources.opencv_capture", "edgerec.camera.sources.files", "edgerec.camera.sinks",
 )  # fmt: skip
 
 

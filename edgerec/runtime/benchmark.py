@@ -127,7 +127,7 @@ def benchmark(
 
     Args:
         path: the bundle's folder or .zip.
-        frames: frames of a source, e.g. from :meth:`edgerec.camera.Feeds.frames`; None uses the golden images.
+        frames: frames of a source, e.g. from ``SourceSupervisor.frames()``; None uses the golden images.
         source: name of the source, for the report.
         seconds: duration of the measurement of the stages in seconds, and again of the measurement of the operators.
         threads, delegate: as for :class:`Classifier`.

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from edgerec.camera import Feeds, Frame
+from edgerec.camera import Frame, SourceSupervisor
 from edgerec.camera.sources import CaptureFormat, find_source
 from edgerec.camera.sources.automatic import open_automatic
 from edgerec.errors import SourceError
@@ -80,7 +80,7 @@ def machine(folder, *devices):
 
 @pytest.fixture
 def opened_by_opencv(monkeypatch):
-    from edgerec.camera.sources.opencv import OpenCVSource
+    from edgerec.camera.sources.opencv_capture import OpenCVSource
 
     opened = []
     monkeypatch.setattr(OpenCVSource, "camera", lambda device, requested: opened.append(device) or SimpleNamespace())
@@ -134,7 +134,7 @@ def test_auto_reports_why_there_is_no_camera(tmp_path, monkeypatch, opened_by_op
 @pytest.mark.parametrize("clock", [time.CLOCK_MONOTONIC, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)])
 def test_age_of_a_result_starts_at_the_exposure(monkeypatch, clock):
     picamera2(monkeypatch, [MODULE], age_s=0.25, clock=clock)
-    with Feeds([find_source("picamera2:0")]) as feeds:
+    with SourceSupervisor([find_source("picamera2:0")]) as feeds:
         frame = next(event for event in feeds if isinstance(event, Frame))
     age_s = time.monotonic() - frame.grabbed_s
     assert age_s >= 0.25  # there is no upper limit, because the machine may be slow
@@ -146,7 +146,7 @@ def test_age_of_a_result_starts_at_the_exposure(monkeypatch, clock):
 def test_implausible_sensor_timestamps_are_ignored(monkeypatch, age_s):
     picamera2(monkeypatch, [MODULE], age_s=age_s)
     before = time.monotonic()
-    with Feeds([find_source("picamera2:0")]) as feeds:
+    with SourceSupervisor([find_source("picamera2:0")]) as feeds:
         frame = next(event for event in feeds if isinstance(event, Frame))
     assert before <= frame.grabbed_s <= time.monotonic()
 

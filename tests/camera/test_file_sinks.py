@@ -33,7 +33,7 @@ from edgerec.errors import EdgerecError, OutputExistsError
 
 
 def make_result(
-    label="cat", score=0.9, *, at_s=None, index=0, second=0.05, feed="camera", shape=(48, 64), value=100, changed=None
+    label="cat", score=0.9, *, at_s=None, index=0, second=0.05, source="camera", shape=(48, 64), value=100, changed=None
 ) -> Result:
     """Return a result for an image of one gray value."""
     at_s = time.monotonic() if at_s is None else at_s
@@ -43,7 +43,7 @@ def make_result(
     categories = (best, Category("other", 1, second))
     prediction = Classification(label, -1 if label == "unknown" else 0, score, categories, scores)
     decision = None if changed is None else Decision(label, 0, score, at_s, changed)
-    return Result(Frame(image, index, at_s, feed, feed), prediction, at_s + 0.01, decision)
+    return Result(Frame(image, index, at_s, source, source), prediction, at_s + 0.01, decision)
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -209,7 +209,7 @@ def test_fit_with_bars_keeps_the_aspect_ratio():
 def test_each_source_has_its_own_video_file(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", live=False)
     for number in range(6):
-        sink.write(make_result(feed=("left", "right")[number % 2]))
+        sink.write(make_result(source=("left", "right")[number % 2]))
     sink.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.avi", "out.avi"]
     assert len(read_video(tmp_path / "out-2.avi")[0]) == 3
@@ -305,7 +305,7 @@ def spec(**values) -> SaveSpec:
 def test_saved_images_can_be_read_as_a_data_set(tmp_path):
     sink = ImageRecorder(tmp_path / "new", spec())
     sink.write(make_result("cat", 0.87, value=50))
-    sink.write(make_result("dog", 1.0, value=150, feed="rtsp://host/Front door"))
+    sink.write(make_result("dog", 1.0, value=150, source="rtsp://host/Front door"))
     sink.write(make_result("unknown", 0.0))
     sink.close()
     files = image_folder(tmp_path / "new")

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.frame_filters import FrameSelector, View, parse_roi
+from edgerec.camera.frame_filters import FrameOptions, FrameSelector, parse_roi
 from edgerec.camera.sinks.console import StateLines
 from edgerec.camera.sinks.worker import MAX_EVENTS, SinkWorker
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import Classification
 from edgerec.errors import SourceError
 
 NUMBERED = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
 
-def frame(index=0, grabbed_s=0.0, image=NUMBERED, feed="0"):
-    return Frame(image, index, grabbed_s, feed, feed)
+def frame(index=0, grabbed_s=0.0, image=NUMBERED, source="0"):
+    return Frame(image, index, grabbed_s, source, source)
 
 
 def result(index):
@@ -31,17 +31,17 @@ def result(index):
 
 
 @pytest.mark.parametrize(
-    ("view", "expected"),
+    ("frame_options", "expected"),
     [
-        (View(roi=(2, 1, 4, 3)), NUMBERED[1:4, 2:6]),
-        (View(roi=(0.25, 0.5, 0.5, 0.5)), NUMBERED[3:6, 2:6]),
-        (View(roi=(0, 0, 1, 1)), NUMBERED),
-        (View(roi=(6, 4, 100, 100)), NUMBERED[4:, 6:]),
-        (View(rotate=90), np.rot90(NUMBERED, -1)),
-        (View(rotate=180), NUMBERED[::-1, ::-1]),
-        (View(rotate=270), np.rot90(NUMBERED)),
-        (View(mirror=True), NUMBERED[:, ::-1]),
-        (View(roi=(0, 0, 2, 2), rotate=90, mirror=True), np.rot90(NUMBERED[:2, :2], -1)[:, ::-1]),
+        (FrameOptions(roi=(2, 1, 4, 3)), NUMBERED[1:4, 2:6]),
+        (FrameOptions(roi=(0.25, 0.5, 0.5, 0.5)), NUMBERED[3:6, 2:6]),
+        (FrameOptions(roi=(0, 0, 1, 1)), NUMBERED),
+        (FrameOptions(roi=(6, 4, 100, 100)), NUMBERED[4:, 6:]),
+        (FrameOptions(rotate=90), np.rot90(NUMBERED, -1)),
+        (FrameOptions(rotate=180), NUMBERED[::-1, ::-1]),
+        (FrameOptions(rotate=270), np.rot90(NUMBERED)),
+        (FrameOptions(mirror=True), NUMBERED[:, ::-1]),
+        (FrameOptions(roi=(0, 0, 2, 2), rotate=90, mirror=True), np.rot90(NUMBERED[:2, :2], -1)[:, ::-1]),
     ],
 )
 def test_view_crops_rotates_and_mirrors(view, expected):
@@ -51,11 +51,11 @@ def test_view_crops_rotates_and_mirrors(view, expected):
 
 def test_region_outside_the_first_frame_is_an_error():
     with pytest.raises(SourceError, match=r"the region 500,1,2,2 is outside the frames of .*, 8x6"):
-        FrameSelector(View(roi=(500, 1, 2, 2))).select(frame())
+        FrameSelector(FrameOptions(roi=(500, 1, 2, 2))).select(frame())
 
 
 def test_region_that_exceeds_the_frame_is_logged_once(caplog):
-    selector = FrameSelector(View(roi=(0.75, 0, 0.5, 1)))
+    selector = FrameSelector(FrameOptions(roi=(0.75, 0, 0.5, 1)))
     for _ in range(3):
         assert selector.select(frame()).image.shape == (6, 2, 3)
     assert caplog.text.count("only 6,0,2,6 is classified") == 1
@@ -63,7 +63,7 @@ def test_region_that_exceeds_the_frame_is_logged_once(caplog):
 
 def test_frames_are_skipped_if_the_region_is_outside_after_a_change_of_resolution(caplog):
     """The camera does not stop, because the source may return to its earlier resolution."""
-    selector = FrameSelector(View(roi=(6, 4, 2, 2)))
+    selector = FrameSelector(FrameOptions(roi=(6, 4, 2, 2)))
     small = replace(frame(), grabbed=NUMBERED[:3, :3])
     assert [selector.select(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
     assert selector.skipped == {"roi": 2}
@@ -73,7 +73,7 @@ def test_frames_are_skipped_if_the_region_is_outside_after_a_change_of_resolutio
 def test_rotation_by_90_degrees_is_clockwise():
     image = np.zeros((2, 4, 3), np.uint8)
     image[:, 0] = 255
-    assert (View(rotate=90).apply(image)[0] == 255).all()
+    assert (FrameOptions(rotate=90).apply(image)[0] == 255).all()
 
 
 def select(view, frames):
@@ -83,26 +83,26 @@ def select(view, frames):
 
 def test_every_and_rate():
     at_30 = [frame(i, i / 30) for i in range(90)]
-    assert select(View(every=10), at_30) == (list(range(0, 90, 10)), {"every": 81})
-    indices, skipped = select(View(max_fps=10), at_30)
+    assert select(FrameOptions(every=10), at_30) == (list(range(0, 90, 10)), {"every": 81})
+    indices, skipped = select(FrameOptions(max_fps=10), at_30)
     assert len(indices) == pytest.approx(30, abs=1)
     assert skipped == {"rate": 90 - len(indices)}
     # At 30 frames per second, max_fps=25 selects 25 frames per second, and not only every second frame.
-    assert len(select(View(max_fps=25), at_30)[0]) == pytest.approx(75, abs=2)
+    assert len(select(FrameOptions(max_fps=25), at_30)[0]) == pytest.approx(75, abs=2)
     # After a pause, the frame rate does not exceed max_fps.
     late = [frame(i, i / 30) for i in range(10)] + [frame(10 + i, 60 + i / 30) for i in range(30)]
-    assert len([i for i in select(View(max_fps=10), late)[0] if i >= 10]) <= 12
+    assert len([i for i in select(FrameOptions(max_fps=10), late)[0] if i >= 10]) <= 12
 
 
 def test_every_counts_the_frames_of_each_source():
-    both = [frame(i, i / 30, feed=feed) for i in range(4) for feed in ("0", "1")]
-    assert select(View(every=2), both)[0] == [0, 0, 2, 2]
+    both = [frame(i, i / 30, source=source) for i in range(4) for source in ("0", "1")]
+    assert select(FrameOptions(every=2), both)[0] == [0, 0, 2, 2]
 
 
 def test_max_age_skips_old_live_frames():
     now = time.monotonic()
     frames = [frame(0, now - 5), frame(1, now)]
-    assert select(View(max_age_s=1), frames) == ([1], {"age": 1})
+    assert select(FrameOptions(max_age_s=1), frames) == ([1], {"age": 1})
 
 
 def test_motion_skips_unchanged_frames():
@@ -112,13 +112,13 @@ def test_motion_skips_unchanged_frames():
     moved = still.copy()
     moved[20:80, 20:80] = 255 - moved[20:80, 20:80] // 2
     frames = [frame(i, i, image) for i, image in enumerate((still, noisy, still, moved, moved, still))]
-    assert select(View(motion=0.02), frames) == ([0, 3, 5], {"motion": 3})
+    assert select(FrameOptions(motion=0.02), frames) == ([0, 3, 5], {"motion": 3})
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", "1,1,0,4", "-1,0,2,2", "nan,0,1,1", ""])
 def test_invalid_region_is_refused(text):
     with pytest.raises(ValueError, match=r"roi is .*; expected x,y,width,height"):
-        View(roi=parse_roi(text))
+        FrameOptions(roi=parse_roi(text))
 
 
 def test_invalid_view_option_is_a_usage_error(bundle, video, edgerec):
@@ -158,7 +158,7 @@ def test_slow_sink_drops_and_counts_the_oldest_results():
     release = threading.Event()
     slow, quick = CallbackSink(lambda _: release.wait(10)), CallbackSink()
     workers = [SinkWorker(slow, lossless=False), SinkWorker(quick, lossless=False)]
-    change = StateChange("0", State.LIVE, 0.0)
+    change = StateChange("0", SourceState.LIVE, 0.0)
     for worker in workers:
         worker.put(change)
     for index in range(500):
@@ -220,8 +220,11 @@ def test_hung_sink_is_abandoned(monkeypatch, caplog):
 def test_equal_failures_to_connect_are_printed_once():
     out = io.StringIO()
     lines = StateLines(out)
-    lost = StateChange("rtsp://c", State.LOST, 0.0, "rtsp://c cannot be opened")
-    connecting, live = StateChange("rtsp://c", State.CONNECTING, 0.0), StateChange("rtsp://c", State.LIVE, 0.0, "4x4")
+    lost = StateChange("rtsp://c", SourceState.LOST, 0.0, "rtsp://c cannot be opened")
+    connecting, live = (
+        StateChange("rtsp://c", SourceState.CONNECTING, 0.0),
+        StateChange("rtsp://c", SourceState.LIVE, 0.0, "4x4"),
+    )
     for change in (lost, connecting, lost, live):
         lines.state(change)
     assert out.getvalue().splitlines() == ["rtsp://c: lost: cannot be opened", "rtsp://c: live: 4x4"]

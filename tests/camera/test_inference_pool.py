@@ -14,7 +14,7 @@ import pytest
 from edgerec import Camera
 from edgerec.camera.frame import Frame
 from edgerec.camera.inference_pool import classify_events
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 
 
 def frames(count):
@@ -46,7 +46,7 @@ def slow_classifiers(count):
 def test_results_have_the_order_of_the_frames(count):
     classifiers, running_counts = slow_classifiers(count)
     inputs = frames(40)
-    change = StateChange("made", State.ENDED, 0.0)
+    change = StateChange("made", SourceState.ENDED, 0.0)
     results = list(classify_events([*inputs, change], classifiers))
     assert results == [*((frame, frame.index) for frame in inputs), change]
     assert max(running_counts) == count

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.camera.frame_filters import View
+from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.pipeline import Camera
 from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
 from edgerec.camera.sources import Address, CaptureFormat, find_source
-from edgerec.camera.supervisor import Feeds
+from edgerec.camera.supervisor import SourceSupervisor
 
 FPS, FRAMES = 10, 30
 
@@ -64,7 +64,7 @@ def test_captured_s_advances_with_the_media_time(bundle, clip, slow):
 
 @pytest.mark.parametrize(("max_fps", "expected"), [(5, 15), (2, 6), (1, 3)])
 def test_max_fps_counts_frames_per_second_of_the_file(bundle, clip, max_fps, expected):
-    with Camera.open(bundle, str(clip), view=View(max_fps=max_fps)) as camera:
+    with Camera.open(bundle, str(clip), frame_options=FrameOptions(max_fps=max_fps)) as camera:
         indices = [result.frame.index for result in camera]
     assert indices == list(range(0, FRAMES, FPS // max_fps))
     assert len(indices) == expected
@@ -72,7 +72,7 @@ def test_max_fps_counts_frames_per_second_of_the_file(bundle, clip, max_fps, exp
 
 def test_max_age_drops_no_frame_of_a_file(bundle, clip):
     sink = Slow()
-    with Camera.open(bundle, str(clip), view=View(max_age_s=1e-6)) as camera:
+    with Camera.open(bundle, str(clip), frame_options=FrameOptions(max_age_s=1e-6)) as camera:
         report = camera.run([sink])
     assert (report.answered, report.skipped) == (FRAMES, {})
 
@@ -88,7 +88,7 @@ def test_save_every_keeps_all_images_of_a_folder(bundle, tmp_path):
     images.mkdir()
     for number in range(5):
         cv2.imwrite(str(images / f"{number}.png"), np.full((32, 32, 3), 50 * number, np.uint8))
-    with Camera.open(bundle, str(images), view=View(max_fps=1)) as camera:
+    with Camera.open(bundle, str(images), frame_options=FrameOptions(max_fps=1)) as camera:
         camera.run([ImageRecorder(tmp_path / "saved", SaveSpec(rule="all", min_interval_s=60, max_bytes=10**7))])
     assert len(list((tmp_path / "saved").glob("*/*.jpg"))) == 5
 
@@ -106,7 +106,7 @@ def test_minimum_duration_of_a_decision_follows_the_media_time(bundle, clip, edg
 
 
 def test_media_time_continues_when_a_file_starts_again(clip):
-    with Feeds([find_source(str(clip), loop=True)]) as feeds:
+    with SourceSupervisor([find_source(str(clip), loop=True)]) as feeds:
         frames = [frame for frame, _ in zip(feeds.frames(), range(2 * FRAMES + 5), strict=False)]
     assert np.diff([frame.captured_s for frame in frames]) == pytest.approx(1 / FPS, abs=0.002)
 
@@ -122,6 +122,6 @@ def test_media_time_of_a_source_without_positions_uses_the_frame_rate():
         def close(self):
             pass
 
-    with Feeds([Address("recorded", False, False, Recorded)]) as feeds:
+    with SourceSupervisor([Address("recorded", False, False, Recorded)]) as feeds:
         frames = list(feeds.frames())
     assert [frame.media_s for frame in frames] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])

@@ -21,9 +21,9 @@ from edgerec import Bundle, Camera
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.console import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.source_state import State, StateChange, Timeouts
+from edgerec.camera.source_state import SourceState, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, find_source
-from edgerec.camera.supervisor import Feeds
+from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.errors import SourceError
 from tests.conftest import one_line
 
@@ -66,7 +66,7 @@ def feeds(*sources, live, **timeouts):
             raise source
         return source
 
-    return Feeds([Address("made", live, True, open_next)], Timeouts(**timeouts))
+    return SourceSupervisor([Address("made", live, True, open_next)], Timeouts(**timeouts))
 
 
 def frames_of(events):
@@ -149,7 +149,7 @@ def test_source_that_cannot_be_opened_ends_with_its_last_error():
 def test_pause_between_attempts_doubles_up_to_the_longest_pause():
     source = ScriptedSource(1, error=SourceError("gone"))
     running, timeouts_s = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08), []
-    watched = running._feeds[0]._source_changed
+    watched = running._sources[0]._source_changed
     wait_for_real = watched.wait_for
     watched.wait_for = lambda done, seconds=None: timeouts_s.append(seconds) or wait_for_real(done, seconds)
     with running:
@@ -188,7 +188,7 @@ def test_local_camera_that_cannot_be_opened_at_the_start_is_an_error():
     def missing():
         raise SourceError("not plugged in")
 
-    with Feeds([Address("0", True, False, missing)]) as running:
+    with SourceSupervisor([Address("0", True, False, missing)]) as running:
         assert states_of(running) == ["connecting", "ended"]
     assert [str(error) for error in running.errors] == ["not plugged in"]
 
@@ -209,10 +209,10 @@ def test_sources_take_turns():
         Address("fast", True, True, lambda: ScriptedSource(10**9)),
         Address("slow", True, True, lambda: Slow(frames)),
     ]
-    with Feeds(addresses) as running:
+    with SourceSupervisor(addresses) as running:
         for event in running:
             if isinstance(event, Frame):
-                consumed.append(event.feed)
+                consumed.append(event.source)
                 if consumed.count("slow") == frames:
                     break
     positions = [position for position, feed in enumerate(consumed) if feed == "slow"]
@@ -435,7 +435,7 @@ def test_broken_pipe_closes_the_sink_and_is_not_reported_again_at_exit():
     os.close(reads)
     with os.fdopen(writes, "w") as out:
         sink = JsonLines(out)
-        sink.state(StateChange("made", State.LIVE, time.monotonic()))
+        sink.state(StateChange("made", SourceState.LIVE, time.monotonic()))
         assert sink.closed
         out.flush()  # Python also flushes the stream at exit
 

@@ -27,7 +27,7 @@ def folder(bundle, tmp_path):
 def test_folder_is_classified_file_by_file(bundle, folder, here):
     single = list(predict(bundle, [folder / "a.png", folder / "deeper" / "b.png"]))
     results = list(predict(bundle, [folder]))
-    assert [result.frame.source for result in results] == [result.frame.source for result in single]
+    assert [result.frame.origin for result in results] == [result.frame.origin for result in single]
     for result, alone in zip(results, single, strict=True):
         assert np.array_equal(result.classification.scores, alone.classification.scores)
     done = here("predict", bundle, folder, "--json")

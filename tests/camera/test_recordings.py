@@ -19,13 +19,13 @@ from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks.csv import CsvFile
 from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
 from edgerec.camera.sinks.video import VideoFile
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import Category, Classification
 from edgerec.errors import EdgerecError
 from tests.conftest import REPOSITORY, one_line
 from tests.network import wait_for
 
-STARTED = StateChange("camera", State.CONNECTING, 0.0)
+STARTED = StateChange("camera", SourceState.CONNECTING, 0.0)
 BLOCK = 4096
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgerec.camera.frame_filters import View
+from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.pipeline import Camera
 
 
@@ -26,7 +26,7 @@ class Indices:
 
 def test_limit_and_counts_apply_to_each_run(bundle, video):
     sinks = [Indices(), Indices(), Indices()]
-    with Camera.open(bundle, str(video), threads=1, view=View(every=2)) as camera:
+    with Camera.open(bundle, str(video), threads=1, frame_options=FrameOptions(every=2)) as camera:
         reports = [camera.run([sink], max_frames=count) for sink, count in zip(sinks, (3, 2, 4), strict=True)]
         assert camera.report == reports[-1]
     assert [report.answered for report in reports] == [len(sink.values) for sink in sinks] == [3, 2, 4]

@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from edgerec.camera.frame_filters import View
+from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.source_state import State, Timeouts
+from edgerec.camera.source_state import SourceState, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat
-from edgerec.camera.supervisor import Feeds
+from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier, read_image
 
@@ -75,19 +75,21 @@ def test_give_up_ends_a_source_whose_connections_all_hang(hang_in, delivered):
         return Scripted(hang)
 
     timeouts = Timeouts(0.05, 0.05, 0.05, 0.01, 0.01, give_up_s=0.5)
-    feeds = Feeds([Address("camera", True, True, open_source)], timeouts)
+    feeds = SourceSupervisor([Address("camera", True, True, open_source)], timeouts)
     with feeds:
         events = in_thread(lambda: list(feeds))
         release.set()
     assert [str(error)[:6] for error in feeds.errors] == ["camera"]
-    assert events[-1].state is State.ENDED
+    assert events[-1].state is SourceState.ENDED
     assert len(opened) == delivered + 3  # no more connections than may hang at the same time
 
 
 def test_give_up_is_not_later_than_the_timeout_of_a_connection():
     release = threading.Event()
     timeouts = Timeouts(open_s=LIMIT_S, give_up_s=0.1)
-    with Feeds([Address("camera", True, True, lambda: Scripted(lambda: release.wait(LIMIT_S)))], timeouts) as feeds:
+    with SourceSupervisor(
+        [Address("camera", True, True, lambda: Scripted(lambda: release.wait(LIMIT_S)))], timeouts
+    ) as feeds:
         in_thread(lambda: list(feeds))
         assert not release.is_set()
         release.set()
@@ -99,7 +101,7 @@ def test_pauses_double_up_to_the_longest():
     assert [next(pauses) for _ in range(6)] == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0]
 
 
-def collected(bundle, connections, view=None, decision=None):
+def collected(bundle, connections, frame_options=None, decision=None):
     """Return the results of a source whose connections deliver the given images one after the other."""
     results, remaining = [], list(connections)
 
@@ -114,7 +116,10 @@ def collected(bundle, connections, view=None, decision=None):
     timeouts = Timeouts(first_wait_s=0.01, longest_wait_s=0.01, give_up_s=0.5)
     classifier = Classifier.open(bundle, decision=decision)
     address = Address("camera", True, True, open_source)
-    with Camera(classifier, [address], view=view, timeouts=timeouts) as camera, contextlib.suppress(SourceError):
+    with (
+        Camera(classifier, [address], frame_options=frame_options, timeouts=timeouts) as camera,
+        contextlib.suppress(SourceError),
+    ):
         for result in camera:
             results.append(result)
     return results
@@ -145,7 +150,7 @@ def test_an_unchanged_label_is_a_new_decision_after_an_outage(bundle, pictures):
 
 
 def test_motion_is_not_compared_across_an_outage(bundle):
-    assert len(collected(bundle, [[gray(9)], [gray(9)]], View(motion=0.5))) == 2
+    assert len(collected(bundle, [[gray(9)], [gray(9)]], FrameOptions(motion=0.5))) == 2
 
 
 class Polled:
@@ -169,18 +174,21 @@ class Polled:
         pass
 
 
-@pytest.mark.parametrize("view", [View(), View(motion=1.0)], ids=["silent", "no motion"])
-def test_a_window_is_polled_while_no_frame_is_classified(bundle, view):
+@pytest.mark.parametrize("frame_options", [FrameOptions(), FrameOptions(motion=1.0)], ids=["silent", "no motion"])
+def test_a_window_is_polled_while_no_frame_is_classified(bundle, frame_options):
     polled, was_polled, first = threading.Event(), [], gray(0)
 
     def wait():
         was_polled.append(polled.wait(5))
 
-    still = (first, lambda: polled.wait(0.1)) * 20 if view.motion else ()
+    still = (first, lambda: polled.wait(0.1)) * 20 if frame_options.motion else ()
     source = Scripted(first, *still, wait, gone)
     classifier = Classifier.open(bundle)
     address = Address("camera", True, True, lambda: source)
-    with Camera(classifier, [address], view=view, timeouts=Timeouts(give_up_s=0)) as camera, pytest.raises(SourceError):
+    with (
+        Camera(classifier, [address], frame_options=frame_options, timeouts=Timeouts(give_up_s=0)) as camera,
+        pytest.raises(SourceError),
+    ):
         camera.run([Polled(polled)])
     assert was_polled == [True]
 

@@ -17,7 +17,7 @@ from edgerec.camera.sinks import mqtt_client as broker_module
 from edgerec.camera.sinks.events import DecisionChanges, safe_name
 from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.mqtt import Mqtt
-from edgerec.camera.sinks.mqtt_client import Broker, Connection
+from edgerec.camera.sinks.mqtt_client import Broker, BrokerConnection
 from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.errors import EdgerecError
 from tests.conftest import REPOSITORY
@@ -118,7 +118,7 @@ def test_discovery_can_be_turned_off(broker, listener, tmp_path):
 
 SENDER = """
 import sys, time, pathlib
-from edgerec.camera.sinks.mqtt_client import Broker, Connection
+from edgerec.camera.sinks.mqtt_client import Broker, BrokerConnection
 from edgerec.camera.sinks.mqtt import Mqtt
 from tests.network import MANIFEST, result
 sink = Mqtt(Broker("127.0.0.1", int(sys.argv[1]), prefix="home/hall"), pathlib.Path(sys.argv[2]), MANIFEST)
@@ -524,7 +524,7 @@ def test_result_that_is_lost_with_its_connection_is_counted():
     """paho raises an exception if ``is_published`` is called for a message that was lost."""
     import paho.mqtt.client as mqtt
 
-    connection = Connection(Broker("127.0.0.1", free_port()), will_topic="t", will="w", changed=lambda: None)
+    connection = BrokerConnection(Broker("127.0.0.1", free_port()), will_topic="t", will="w", changed=lambda: None)
     lost = mqtt.MQTTMessageInfo(1)
     lost.rc = mqtt.MQTT_ERR_NO_CONN
     connection._client.publish = lambda *_, **__: lost

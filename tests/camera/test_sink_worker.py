@@ -80,7 +80,7 @@ def test_no_frame_of_a_file_is_dropped_beside_a_live_source():
             pass
 
     per_source = {"file": [], "synthetic:8x8@30": []}
-    slow = Recorder(lambda result: (time.sleep(0.005), per_source[result.frame.feed].append(result.frame.index)))
+    slow = Recorder(lambda result: (time.sleep(0.005), per_source[result.frame.source].append(result.frame.index)))
     file = Address("file", False, False, Numbered)
     with camera_of(file, find_source("synthetic:8x8@30")) as camera:
         threading.Timer(3, camera.stop).start()

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.camera.source_state import State, Timeouts
+from edgerec.camera.source_state import SourceState, Timeouts
 from edgerec.camera.sources import CaptureFormat, find_source
 from edgerec.errors import SourceError
 from tests.camera.test_supervisor import WatchedFeeds
@@ -73,9 +73,9 @@ def test_incomplete_snapshot_is_reported_and_requested_again():
 
     with MjpegServer(whole, cut, whole) as server:
         with WatchedFeeds(find_source(server.url, CaptureFormat(fps=20)), timeouts=SHORT_TIMEOUTS) as watched:
-            watched.wait_until(State.LOST)
+            watched.wait_until(SourceState.LOST)
             watched.wait_for_frames("after a cut image")
-        reasons = [change.reason for change in watched.changes if change.state is State.LOST]
+        reasons = [change.reason for change in watched.changes if change.state is SourceState.LOST]
         assert "bytes of an image" in reasons[0]
         watched.assert_only_served()
 
@@ -85,7 +85,7 @@ def test_stream_that_stops_after_several_images_is_still_lost():
         peer.send(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + b"".join(jpeg(n) for n in range(4)))
 
     with MjpegServer(stream) as server, WatchedFeeds(find_source(server.url), timeouts=SHORT_TIMEOUTS) as watched:
-        watched.wait_until(State.LOST)
+        watched.wait_until(SourceState.LOST)
 
 
 def test_error_for_a_web_page_says_that_it_is_a_web_page():

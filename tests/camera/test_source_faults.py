@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgerec.camera.sources import find_source
-from edgerec.camera.sources.opencv import OpenCVSource
+from edgerec.camera.sources.opencv_capture import OpenCVSource
 from edgerec.cli.app import app
 from edgerec.errors import SourceError
 from tests.servers import MjpegServer, stream_images

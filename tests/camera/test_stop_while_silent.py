@@ -12,8 +12,8 @@ import pytest
 # When the interpreter ends, it deletes the object that sleeps. The connection attempt fails during this sleep.
 SLOW_END = """
 import sys, time
-from edgerec.camera.sources import opencv
-opencv.OPEN_MS = 2500
+from edgerec.camera.sources import opencv_capture
+opencv_capture.OPEN_MS = 2500
 
 class SlowEnd:
     def __del__(self, sleep=time.sleep):
@@ -22,9 +22,9 @@ class SlowEnd:
 slow_end = SlowEnd()
 """
 API = """
-from edgerec.camera.supervisor import Feeds
+from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.camera.sources import find_source
-with Feeds([find_source(sys.argv[1])]) as feeds:
+with SourceSupervisor([find_source(sys.argv[1])]) as feeds:
     next(iter(feeds))
     sys.stdin.readline()
 """

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame
-from edgerec.camera.source_state import State, StateChange, Timeouts
-from edgerec.camera.sources import Address, CaptureFormat, find_source, opencv
+from edgerec.camera.source_state import SourceState, StateChange, Timeouts
+from edgerec.camera.sources import Address, CaptureFormat, find_source, opencv_capture
 from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
-from edgerec.camera.sources.opencv import OpenCVSource
+from edgerec.camera.sources.opencv_capture import OpenCVSource
 from edgerec.camera.sources.sockets import PeerSocket
-from edgerec.camera.supervisor import Feeds
+from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.errors import SourceError
 from edgerec.runtime.device_users import programs_using
 from tests import servers
@@ -58,7 +58,7 @@ class WatchedFeeds:
     def __enter__(self) -> WatchedFeeds:
         self._before = set(threading.enumerate())
         self._children = child_processes()
-        self._feeds = Feeds(self._addresses, self._timeouts)
+        self._feeds = SourceSupervisor(self._addresses, self._timeouts)
         self._feeds.__enter__()
         self._thread = threading.Thread(target=self._take, name="test-take", daemon=True)
         self._thread.start()
@@ -96,7 +96,7 @@ class WatchedFeeds:
         """Return the states of the sources in chronological order."""
         return [str(change.state) for change in self.changes]
 
-    def wait_until(self, state: State, since: int = 0) -> None:
+    def wait_until(self, state: SourceState, since: int = 0) -> None:
         """Wait for a change to ``state``, and ignore the first ``since`` state changes."""
         wait_for(lambda: str(state) in self.states()[since:], 20, lambda: f"never {state}: {self.states()}")
 
@@ -142,7 +142,7 @@ def test_server_killed_and_restarted_ten_times():
         for _ in range(10):
             before_count = len(camera.changes)
             server.kill()
-            camera.wait_until(State.LOST, before_count)
+            camera.wait_until(SourceState.LOST, before_count)
             server.start()
             times.append(camera.wait_for_frames("restarted"))
     camera.assert_only_served()
@@ -316,7 +316,7 @@ def test_source_connects_after_refused_connections():
     with MjpegServer() as server:
         server.kill()
         with watch(server) as camera:
-            camera.wait_until(State.LOST)
+            camera.wait_until(SourceState.LOST)
             server.start()
             camera.wait_for_frames("refused before")
             server.kill()
@@ -334,7 +334,7 @@ def test_unreachable_host_times_out(scheme):
 
 
 def test_slow_consumer_receives_the_newest_image():
-    with MjpegServer() as server, Feeds([find_source(server.url)], TIMEOUTS) as feeds:
+    with MjpegServer() as server, SourceSupervisor([find_source(server.url)], TIMEOUTS) as feeds:
         late = []
         for event in feeds:
             if isinstance(event, Frame):
@@ -503,9 +503,9 @@ def test_unplugged_camera_is_reconnected(tmp_path):
         return OpenCVSource(capture, str(path), live=True)
 
     with WatchedFeeds(Address("camera", True, False, open_device)) as camera:
-        camera.wait_until(State.LIVE)
+        camera.wait_until(SourceState.LIVE)
         path.unlink()
-        camera.wait_until(State.LOST)
+        camera.wait_until(SourceState.LOST)
         wait_for(lambda: camera.states().count("lost") >= 3, 10)
         shutil.copy(original, path)
         camera.wait_for_frames("device", 1)
@@ -543,7 +543,7 @@ def test_source_recovers_within_seconds_after_a_long_outage():
         camera.wait_for_frames("first")
         before_count = len(camera.changes)
         server.kill()
-        camera.wait_until(State.LOST, before_count)
+        camera.wait_until(SourceState.LOST, before_count)
         wait_for(lambda: camera.states()[before_count:].count("lost") >= 5, 30)
         server.start()
         camera.wait_for_frames("after a long absence")
@@ -642,12 +642,12 @@ def rtsp_folder(tmp_path_factory):
 def test_rtsp_server_killed_and_restarted_ten_times(rtsp_folder):
     timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
     with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:
-        camera.wait_until(State.LIVE)
+        camera.wait_until(SourceState.LIVE)
         times = []
         for _ in range(10):
             before_count = len(camera.changes)
             server.kill()
-            camera.wait_until(State.LOST, before_count)
+            camera.wait_until(SourceState.LOST, before_count)
             server.start()
             times.append(camera.wait_for_frames("RTSP restarted"))
     camera.assert_only_served()
@@ -658,11 +658,11 @@ def test_rtsp_server_killed_and_restarted_ten_times(rtsp_folder):
 def test_source_recovers_from_a_silent_rtsp_connection(rtsp_folder):
     timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
     with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:
-        camera.wait_until(State.LIVE)
+        camera.wait_until(SourceState.LIVE)
         before_count = len(camera.changes)
         server.freeze()
-        camera.wait_until(State.STALE, before_count)
-        camera.wait_until(State.LOST, before_count)
+        camera.wait_until(SourceState.STALE, before_count)
+        camera.wait_until(SourceState.LOST, before_count)
         server.kill()
         server.start()
         camera.wait_for_frames("RTSP after silence")
@@ -672,9 +672,9 @@ def test_source_recovers_from_a_silent_rtsp_connection(rtsp_folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
 def test_closing_interrupts_the_read_from_a_silent_rtsp_server(rtsp_folder, monkeypatch):
-    monkeypatch.setattr(opencv, "READ_MS", 60_000)  # without the interruption, FFmpeg would wait for minutes
+    monkeypatch.setattr(opencv_capture, "READ_MS", 60_000)  # without the interruption, FFmpeg would wait for minutes
     with RtspServer(rtsp_folder) as server, watch(server, Timeouts()) as camera:
-        camera.wait_until(State.LIVE)
+        camera.wait_until(SourceState.LIVE)
         server.freeze()
         camera.__exit__(None)
         assert camera.left() == []

@@ -30,7 +30,7 @@ from edgerec.camera.sinks.web import WebSink, app, label_store, parse_address, s
 from edgerec.camera.sinks.web import state as page_state
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.camera.sinks.worker import SinkWorker
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
 from edgerec.errors import EdgerecError, MissingExtraError
 from edgerec.runtime.thermal import processor_temperature_c
@@ -39,7 +39,7 @@ from tests.conftest import one_line
 LABELS = ("stop", "yield", "no entry")
 
 
-def result(number, index=0, feed="front", gray=None, size=(48, 64)):
+def result(number, index=0, source="front", gray=None, size=(48, 64)):
     """Return a result for frame ``number``, whose prediction and decision have the index ``index``; -1 is unknown."""
     image = np.full((*size, 3), number % 256 if gray is None else gray, np.uint8)
     scores = np.full(3, 0.1, np.float32)
@@ -47,19 +47,21 @@ def result(number, index=0, feed="front", gray=None, size=(48, 64)):
     now = time.monotonic()
     label = LABELS[index] if index >= 0 else UNKNOWN
     decision = Decision(label, index, 0.8, now, False)
-    return Result(Frame(image, number, now, feed, feed), decide(scores, LABELS, DecisionSpec()), now + 0.005, decision)
+    return Result(
+        Frame(image, number, now, source, source), decide(scores, LABELS, DecisionSpec()), now + 0.005, decision
+    )
 
 
-def uncertain_result(number, index=0, feed="front"):
+def uncertain_result(number, index=0, source="front"):
     """Return a result with the label unknown, because the score of the best class ``index`` is too low."""
     scores = np.full(3, 0.17, np.float32)
     scores[index] = 0.66
-    template = result(number, -1, feed)
+    template = result(number, -1, source)
     return replace(template, classification=decide(scores, LABELS, DecisionSpec(threshold=0.9)))
 
 
-def state_change(state, feed="front", reason=""):
-    return StateChange(feed, State(state), time.monotonic(), reason)
+def state_change(state, source="front", reason=""):
+    return StateChange(source, SourceState(state), time.monotonic(), reason)
 
 
 @pytest.fixture
@@ -476,7 +478,7 @@ def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("feed", "name"),
+    ("source", "name"),
     [
         ("front", "front"),
         ("../../etc/passwd", "etc-passwd"),
@@ -486,9 +488,9 @@ def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):
         ("x" * 500, "x" * 55 + "-c38c2bf3"),
     ],
 )
-def test_name_of_a_snapshot_has_source_and_time(feed, name):
+def test_name_of_a_snapshot_has_source_and_time(source, name):
     with WebSink("127.0.0.1", 0, LABELS) as web:
-        web.write(result(1, feed=feed))
+        web.write(result(1, source=source))
         before = time.strftime("%Y%m%d")
         fields = hold_frame(web, 1)
         sent = send_request(web, f"/held/{fields['hold']}/file").headers["Content-Disposition"]
@@ -1095,7 +1097,7 @@ def test_page_selects_a_live_source(browser):
     with WebSink("127.0.0.1", 0, LABELS) as sink:
         page = browser.new_page()
         shown = page.locator(".source[aria-pressed='true'] .name")
-        sink.write(result(7, feed="clip"))
+        sink.write(result(7, source="clip"))
         sink.state(state_change("ended", "clip"))
         sink.state(state_change("connecting", "yard"))
         page.goto(sink.url)
@@ -1137,8 +1139,8 @@ def test_list_shows_the_decisions_of_the_selected_source(browser):
         return replace(template, frame=replace(template.frame, grabbed_s=time.monotonic() - ago_s))
 
     with WebSink("127.0.0.1", 0, LABELS) as sink:
-        for feed in ("front", "yard"):
-            sink.state(state_change("live", feed))
+        for source in ("front", "yard"):
+            sink.state(state_change("live", source))
         for number in range(20):
             sink.write(grabbed(result(number, number % 2, "yard"), 300 - number * 0.01))
         for number, (template, ago_s) in enumerate(

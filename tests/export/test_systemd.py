@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from edgerec import Bundle, Camera, import_tflite
-from edgerec.camera.frame_filters import View
-from edgerec.camera.source_state import State, StateChange, Timeouts
+from edgerec.camera.frame_filters import FrameOptions
+from edgerec.camera.service_notifier import ServiceNotifier
+from edgerec.camera.source_state import SourceState, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat
-from edgerec.camera.systemd import ServiceNotifier
 from edgerec.contract.decision import Classification, DecisionSpec
 from edgerec.contract.target import Target
 from edgerec.errors import SourceError, TargetError
@@ -126,7 +126,7 @@ def lost():
 
 @pytest.mark.parametrize(
     ("opened", "options"),
-    [(BlackImages, {"view": View(every=100_000)}), (lost, {"timeouts": Timeouts(first_wait_s=0.02)})],
+    [(BlackImages, {"frame_options": FrameOptions(every=100_000)}), (lost, {"timeouts": Timeouts(first_wait_s=0.02)})],
     ids=["skipped frames", "lost source"],
 )
 def test_watchdog_signals_are_sent_without_predictions(manager, opened, options):
@@ -174,7 +174,7 @@ def test_watchdog_of_another_process_and_invalid_environments_are_ignored(manage
     for _ in range(50):
         patient.alive()
     assert manager.messages() == ["WATCHDOG=1"]
-    other.report_state(StateChange("a\nREADY=0", State.LOST, 0.0, "x"))
+    other.report_state(StateChange("a\nREADY=0", SourceState.LOST, 0.0, "x"))
     assert manager.messages() == ["STATUS=a\\nREADY=0: lost (x)"]
     ServiceNotifier("/nowhere/at/all", 1).ready()
     ServiceNotifier("x" * 500, 1).ready()

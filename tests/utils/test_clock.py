@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.utils.clock import unix_s
 
 
 def test_a_state_change_has_the_same_time_in_every_output():
-    change = StateChange("camera", State.LIVE, time.monotonic())
+    change = StateChange("camera", SourceState.LIVE, time.monotonic())
     assert len({change.to_dict()["since_s"] for _ in range(1000)}) == 1
 
 

@@ -6,7 +6,7 @@ import os
 from typing import TextIO
 
 from edgerec.camera.frame import Result
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.utils.text import printable, to_json
 
 
@@ -55,7 +55,7 @@ class TextLines(_Lines):
 
     def write(self, result: Result) -> None:
         """Write the result."""
-        prediction, source = result.classification, f"{result.frame.feed}  " if self._named else ""
+        prediction, source = result.classification, f"{result.frame.source}  " if self._named else ""
         novelty = "" if prediction.novelty is None else f"  novelty {prediction.novelty:.2f}"
         label = f"{prediction.label}  {prediction.score:.2f}{novelty}"
         self._write_line(f"{source}frame {result.frame.index}  {label}  {result.age_ms:.1f} ms")
@@ -76,7 +76,7 @@ class StateLines(_Lines):
 
     def state(self, change: StateChange) -> None:
         """Write the new state and its reason. Do not repeat a line, and write nothing if there is no reason."""
-        if not change.reason or change.state not in (State.LIVE, State.STALE, State.LOST):
+        if not change.reason or change.state not in (SourceState.LIVE, SourceState.STALE, SourceState.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"
         if text != self._last_lines.get(change.source):

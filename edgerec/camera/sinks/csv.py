@@ -90,7 +90,7 @@ class CsvFile:
         self._write_row(
             [
                 f"{result.to_dict()['captured_s']:.6f}",
-                result.frame.source,
+                result.frame.origin,
                 result.frame.index,
                 f"{result.age_ms:.3f}",
                 prediction.label,

@@ -47,7 +47,7 @@ def source_name(source: str, sources: Collection[str]) -> str:
 
 def source_of(result: Result) -> str:
     """Return the name of the camera's source that delivered the frame, which is also the name in state changes."""
-    return result.frame.feed or result.frame.source
+    return result.frame.source or result.frame.origin
 
 
 def decision_event(result: Result) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class ImageRecorder:
             self._write(path, content)
         except OSError as error:
             raise EdgerecError(f"an image cannot be saved in {self._folder}: {error.strerror}") from None
-        self._last_saved[result.frame.feed] = result.frame.captured_s, label
+        self._last_saved[result.frame.source] = result.frame.captured_s, label
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
@@ -161,7 +161,7 @@ class ImageRecorder:
     def _selected_label(self, result: Result) -> str | None:
         """Return the label under which the frame is saved, or None if the rule does not select the frame."""
         spec, prediction, decision = self._spec, result.classification, result.decision
-        last_s, last_label = self._last_saved.get(result.frame.feed, (float("-inf"), None))
+        last_s, last_label = self._last_saved.get(result.frame.source, (float("-inf"), None))
         if result.frame.stream and result.frame.captured_s - last_s < spec.min_interval_s - TIME_TOLERANCE_S:
             return None
         if spec.rule == "all":

@@ -12,7 +12,7 @@ from typing import Any
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import DecisionChanges, decision_event, safe_name, source_name, source_of
 from edgerec.camera.sinks.homeassistant import discovery
-from edgerec.camera.sinks.mqtt_client import Broker, Connection, is_topic_prefix
+from edgerec.camera.sinks.mqtt_client import Broker, BrokerConnection, is_topic_prefix
 from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.camera.source_state import StateChange
 from edgerec.contract.manifest import Manifest
@@ -106,7 +106,7 @@ class Mqtt:
             max_bytes=max_bytes,
         )
         try:
-            self._connection = Connection(broker, will_topic=status, will="offline", changed=self._wake.set)
+            self._connection = BrokerConnection(broker, will_topic=status, will="offline", changed=self._wake.set)
         except BaseException:
             self._outbox.close()
             raise

@@ -102,7 +102,7 @@ def is_topic_prefix(text: str) -> bool:
     return not re.search(r"[+#\x00-\x1f\x7f\ud800-\udfff]|//|^\$", text) and len(text.encode(errors="replace")) <= 200
 
 
-class Connection:
+class BrokerConnection:
     """A connection to a broker that reconnects automatically, in paho's network thread.
 
     All methods may be called from any thread.

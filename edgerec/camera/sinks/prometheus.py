@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from edgerec._version import __version__
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import DecisionChanges, source_name, source_of
-from edgerec.camera.source_state import State, StateChange
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import EdgerecError
@@ -145,7 +145,7 @@ class Prometheus:
 
     def state(self, change: StateChange) -> None:
         """Store the state of a source."""
-        for state in State:
+        for state in SourceState:
             self._state.labels(self._name(change.source), str(state)).set(state is change.state)
 
     def _name(self, source: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.window import FrameRate, overlay
 from edgerec.camera.source_state import StateChange
-from edgerec.camera.sources.opencv import prepare
+from edgerec.camera.sources.opencv_capture import prepare
 from edgerec.contract.preprocess import Image
 from edgerec.errors import EdgerecError, OutputExistsError
 from edgerec.utils.atomic import checked_output
@@ -80,15 +80,15 @@ class VideoFile:
 
     def write(self, result: Result) -> None:
         """Write one frame; raise :class:`EdgerecError` if the disk is full, which also ends the video."""
-        feed = result.frame.feed
-        if feed not in self._recordings:
+        source = result.frame.source
+        if source not in self._recordings:
             number = len(self._recordings) + 1
             path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
             if number > 1:
                 self._refuse_existing(path)
                 self._locks.append(Lock(path))
-            self._recordings[feed] = _Recording(path, self._fps, self._live)
-        self._recordings[feed].write(result)
+            self._recordings[source] = _Recording(path, self._fps, self._live)
+        self._recordings[source].write(result)
 
     def state(self, change: StateChange) -> None:
         """Do nothing, because a video does not show state changes."""

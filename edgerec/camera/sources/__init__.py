@@ -40,7 +40,7 @@ def find_source(
         SourceError: the URI is not recognized, or the file does not exist. The message contains no secrets.
     """
     from edgerec.camera.sources.files import FolderSource
-    from edgerec.camera.sources.opencv import OpenCVSource
+    from edgerec.camera.sources.opencv_capture import OpenCVSource
     from edgerec.camera.sources.picamera import PicameraSource
     from edgerec.camera.sources.synthetic import SyntheticSource
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgerec.camera.sources.base import CaptureFormat, Source
-from edgerec.camera.sources.opencv import OpenCVSource
+from edgerec.camera.sources.opencv_capture import OpenCVSource
 from edgerec.camera.sources.picamera import PicameraSource, camera_modules
 from edgerec.errors import SourceError
 from edgerec.runtime.video_devices import ROOT, list_video_devices

@@ -80,7 +80,7 @@ def open_web(url: Url, fps: float = 0.0) -> Source:
             f"{name} is a web page, not an image or a stream: use the address of the camera's image or stream, which "
             "often ends in .jpg, .mjpg or /stream"
         )
-    from edgerec.camera.sources.opencv import OpenCVSource
+    from edgerec.camera.sources.opencv_capture import OpenCVSource
 
     return OpenCVSource.stream(url)
 

@@ -26,7 +26,7 @@ GRACE_S = 0.4
 STOP_S = 2.0
 
 
-class Connection(H11Protocol):
+class LimitedConnection(H11Protocol):
     """A connection with time limits for the request and the response, and a limit on the number of connections.
 
     If there are too many connections from one address or in total, the oldest idle connection is closed. Idle
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
         all_connections = [
             connection
             for connection in self.connections
-            if isinstance(connection, Connection) and not connection.transport.is_closing()
+            if isinstance(connection, LimitedConnection) and not connection.transport.is_closing()
         ]
         address = self.client[0] if self.client else ""
         same_address = [
@@ -104,7 +104,7 @@ class Server:
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=LimitedConnection,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",

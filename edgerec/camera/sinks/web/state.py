@@ -103,7 +103,7 @@ class PageState:
     def write(self, result: Result) -> None:
         """Store a result. If the label is unchanged, update the score of the last decision."""
         with self._lock:
-            source = self._source_named(result.frame.feed or result.frame.source)
+            source = self._source_named(result.frame.source or result.frame.origin)
             source.result, source.fps = result, source.rate.tick()
             prediction = result.decision or result.classification
             if prediction.label != source.label:
