@@ -15,6 +15,7 @@ from edgerec._version import __version__
 _PUBLIC = {
     "Bundle": "edgerec.contract.bundle",
     "Camera": "edgerec.camera",
+    "CameraConfig": "edgerec.camera.config",
     "Classifier": "edgerec.runtime",
     "EdgerecError": "edgerec.errors",
     "Novelty": "edgerec.export",
@@ -46,6 +47,7 @@ _PUBLIC = {
     "recommendations": "edgerec.catalog.recommendations",
     "show_data": "edgerec.data.contact_sheet",
     "tune": "edgerec.tuning",
+    "run_camera": "edgerec.camera.run",
     "run_doctor": "edgerec.doctor",
     "verify": "edgerec.runtime",
     "verify_emulated": "edgerec.emulation",
@@ -55,6 +57,7 @@ _PUBLIC = {
 __all__ = [
     "Bundle",
     "Camera",
+    "CameraConfig",
     "Classifier",
     "EdgerecError",
     "Novelty",
@@ -85,6 +88,7 @@ __all__ = [
     "quantize",
     "read_image",
     "recommendations",
+    "run_camera",
     "run_doctor",
     "show_data",
     "tune",
@@ -95,7 +99,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from edgerec.camera import Camera
+    from edgerec.camera.config import CameraConfig
     from edgerec.camera.predict import predict
+    from edgerec.camera.run import run_camera
     from edgerec.catalog.architectures import architecture, architectures
     from edgerec.catalog.recommendations import recommendations
     from edgerec.compress import quantize

@@ -3,6 +3,7 @@
 * EdgerecError
     * AddressError (ValueError)
     * BundleError (ValueError)
+    * ConfigError (ValueError)
     * DataError (ValueError)
     * DelegateError (OSError)
     * GateError (RuntimeError)
@@ -103,6 +104,19 @@ class SourceError(EdgerecError, OSError):
 
 class AddressError(EdgerecError, ValueError):
     """A URL, or a reference to a secret, is invalid; the message never contains a secret."""
+
+
+class ConfigError(EdgerecError, ValueError):
+    """Raised when a field of a configuration class has an invalid value.
+
+    Attributes:
+        field: name of the class and the field, such as ``FrameOptions.rotate``.
+        problem: what is wrong with the value.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field, self.problem = field, problem
 
 
 class OutputExistsError(EdgerecError, FileExistsError):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgerec.camera.frame import Frame
 from edgerec.contract.decision import TIME_TOLERANCE_S
 from edgerec.contract.preprocess import Image, contiguous
-from edgerec.errors import SourceError
+from edgerec.errors import ConfigError, SourceError
 from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,18 @@ class FrameOptions:
 
     def __post_init__(self) -> None:
         if self.rotate not in (0, 90, 180, 270):
-            raise ValueError(f"rotate is {self.rotate}; expected 0, 90, 180 or 270")
-        if self.every < 1 or not (self.max_fps >= 0 and self.max_age_s >= 0) or not 0 <= self.motion <= 1:
-            raise ValueError("every must be at least 1, max_fps and max_age_s at least 0, and motion between 0 and 1")
+            raise ConfigError("FrameOptions.rotate", f"is {self.rotate}; expected 0, 90, 180 or 270")
+        if self.every < 1:
+            raise ConfigError("FrameOptions.every", f"is {self.every}; expected at least 1")
+        for name in ("max_fps", "max_age_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"FrameOptions.{name}", f"is {getattr(self, name)}; expected at least 0")
+        if not 0 <= self.motion <= 1:
+            raise ConfigError("FrameOptions.motion", f"is {self.motion}; expected 0 to 1")
         if self.roi is not None:
             x, y, width, height = self.roi
             if not all(math.isfinite(n) for n in self.roi) or min(x, y) < 0 or min(width, height) <= 0:
-                raise ValueError(f"roi is {self.roi}; expected x,y,width,height")
+                raise ConfigError("FrameOptions.roi", f"is {self.roi}; expected x, y, width and height")
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return the region ``(left, top, right, bottom)`` in pixels; it may exceed an image of the given size."""
@@ -80,12 +85,13 @@ class FrameOptions:
 
 
 def parse_roi(text: str) -> tuple[float, float, float, float]:
-    """Parse ``x,y,width,height``; raise ValueError if ``text`` does not consist of four numbers."""
+    """Parse ``x,y,width,height``; raise :class:`ConfigError` if ``text`` does not consist of four numbers."""
     try:
         x, y, width, height = (float(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(
-            f"roi is {text!r}; expected x,y,width,height in pixels, or as fractions of the frame, e.g. 0.25,0,0.5,1"
+        raise ConfigError(
+            "FrameOptions.roi",
+            f"is {text!r}; expected x,y,width,height in pixels, or as fractions of the frame, e.g. 0.25,0,0.5,1",
         ) from None
     return x, y, width, height
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,11 +21,22 @@ SIGNALS = tuple(
 DEBOUNCE_S = 1.0
 
 
-def raise_on_signals() -> None:
-    """Make all :data:`SIGNALS` raise ``KeyboardInterrupt``, except signals that are ignored, e.g. because of nohup."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Context manager that makes all :data:`SIGNALS` raise ``KeyboardInterrupt`` in the main thread.
+
+    Signals that are ignored, e.g. because of nohup, stay ignored. In other threads, nothing changes.
+    """
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Interrupts:

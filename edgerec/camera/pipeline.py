@@ -59,6 +59,11 @@ class RunReport:
     incomplete: tuple[str, ...] = ()
     invalid: int = 0
 
+    @property
+    def exit_code(self) -> int:
+        """Exit code of ``edgerec camera``: 1 if a sink lost results because of an error, otherwise 0."""
+        return int(bool(self.incomplete))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that can be converted to JSON."""
         return vars(self).copy()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from edgerec.errors import ConfigError
 from edgerec.utils.clock import unix_s
 
 
@@ -65,11 +66,13 @@ class Timeouts:
     give_up_s: float | None = None
 
     def __post_init__(self) -> None:
-        limits = (self.open_s, self.stale_s, self.lost_s, self.first_wait_s, self.longest_wait_s)
-        if not all(seconds > 0 for seconds in limits) or not (self.give_up_s is None or self.give_up_s >= 0):
-            raise ValueError("timeouts of sources must be positive numbers of seconds; only give_up_s may be 0")
+        for name in ("open_s", "stale_s", "lost_s", "first_wait_s", "longest_wait_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"Timeouts.{name}", f"is {getattr(self, name)}; expected a number above 0")
+        if self.give_up_s is not None and not self.give_up_s >= 0:
+            raise ConfigError("Timeouts.give_up_s", f"is {self.give_up_s}; expected at least 0")
         if self.stale_s > self.lost_s:
-            raise ValueError(f"stale_s ({self.stale_s:g} s) must not be greater than lost_s ({self.lost_s:g} s)")
+            raise ConfigError("Timeouts.stale_s", f"is {self.stale_s:g}, but must not exceed lost_s ({self.lost_s:g})")
 
     def pauses(self) -> Iterator[float]:
         """Yield the pauses between attempts to reconnect, in seconds."""

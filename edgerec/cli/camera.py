@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from edgerec.cli.help import GroupedCommand
 from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP
 from edgerec.cli.output import show_log, warn_about_secrets
-from edgerec.cli.sinks import CameraCommand, SinkOptions, open_sinks
-from edgerec.utils.optional import require
+from edgerec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgerec.camera.frame_filters import FrameOptions
-    from edgerec.camera.source_state import Timeouts
+    from edgerec.camera.config import ExistingFile, SaveRule
+    from edgerec.camera.sources import CaptureFormat
 
-log = logging.getLogger(__name__)
+# Options whose value may be omitted, and their default values.
+_OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
+# A host name without a port looks like a bundle's name, unless it is localhost or an IPv4 address.
+_ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
+# Options that set the fields of the configuration. The remaining fields are checked by Typer.
+_OPTIONS = {
+    "CaptureFormat.fourcc": "--format",
+    "FrameOptions.every": "--every",
+    "FrameOptions.max_age_s": "--max-age",
+    "FrameOptions.max_fps": "--max-fps",
+    "FrameOptions.motion": "--motion",
+    "FrameOptions.roi": "--roi",
+    "FrameOptions.rotate": "--rotate",
+    "ImageRecorderConfig.below": "--save-below",
+    "ImageRecorderConfig.max_bytes": "--save-max",
+    "ImageRecorderConfig.min_interval_s": "--save-every",
+    "ImageRecorderConfig.rule": "--save",
+    "MetricsConfig.address": "--metrics",
+    "MqttConfig.results_per_s": "--mqtt-results",
+    "Timeouts.give_up_s": "--give-up-after",
+    "WebPageConfig.address": "--web",
+}
+
+
+def complete_arguments(arguments: Sequence[str]) -> list[str]:
+    """Insert the default address after each ``--web`` and ``--metrics`` without an address, and return the arguments.
+
+    Click's optional values are not used, because the argument BUNDLE would become the value of ``--web BUNDLE``.
+    """
+    completed: list[str] = []
+    for index, argument in enumerate(arguments):
+        completed.append(argument)
+        has_address = index + 1 < len(arguments) and _ADDRESS.fullmatch(arguments[index + 1])
+        if argument in _OPTIONAL_VALUES and not has_address:
+            completed.append(_OPTIONAL_VALUES[argument])
+    return completed
+
+
+class CameraCommand(GroupedCommand):
+    """A command with the options ``--web`` and ``--metrics``, whose addresses may be omitted."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, complete_arguments(args))
+
 
 COMMAND_CLASS = CameraCommand
-
 
 # Groups of options in --help.
 _CAMERA, _FRAMES, _MODEL = "Camera settings", "Frames to classify", "Model"
@@ -251,66 +292,75 @@ def camera(
 
     The command runs until q or Ctrl-C is pressed, and reconnects to live sources that are lost.
     """
-    from edgerec.camera.interrupts import raise_on_signals
-    from edgerec.camera.pipeline import Camera
-    from edgerec.camera.service_notifier import ServiceNotifier
-    from edgerec.utils.allocator import use_one_malloc_arena
+    from edgerec.camera.config import (
+        CameraConfig,
+        CsvConfig,
+        ImageRecorderConfig,
+        MetricsConfig,
+        MqttConfig,
+        VideoConfig,
+        WebhookConfig,
+        WebPageConfig,
+    )
+    from edgerec.camera.frame_filters import FrameOptions, parse_roi
+    from edgerec.camera.run import run_camera
+    from edgerec.camera.source_state import Timeouts
 
+    saving = "--save low-confidence|changes|all"
+    _require("--csv-append", csv_append, "--csv FILE", csv)
+    _require("--save-dir", save_dir, saving, save)
+    _require("--save-every", save_every, saving, save)
+    _require("--save", save, "--save-dir FOLDER", save_dir)
+    _require("--mqtt-results", mqtt_results, "--mqtt URL", mqtt)
+    _require("--queue-dir", queue_dir, "--mqtt URL", mqtt)
+    _require("--web-save", web_save, "--web", web)
+    existing_csv: ExistingFile = "append" if csv_append else "overwrite" if overwrite else "refuse"
+    web_max_bytes = _bytes("--web-save-max", web_save_max)
+    try:
+        images = None
+        if save_dir:
+            limit = _bytes("--save-max", save_max)
+            images = ImageRecorderConfig(
+                save_dir, cast("SaveRule", save), limit, below=save_below, min_interval_s=save_every
+            )
+        config = CameraConfig(
+            bundle=bundle,
+            sources=source,
+            requested=_capture_format(size, rate, pixel_format),
+            loop=loop,
+            timeouts=Timeouts(give_up_s=give_up_after),
+            frame_options=FrameOptions(
+                roi=parse_roi(roi) if roi else None,
+                rotate=rotate,
+                mirror=mirror,
+                every=every,
+                max_fps=max_fps,
+                max_age_s=max_age,
+                motion=motion,
+            ),
+            max_frames=max_frames,
+            threads=threads,
+            delegate="" if delegate == "none" else delegate,
+            delegate_options={key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()},
+            fallback=fallback,
+            threshold=threshold,
+            decision=key_values(decision, "smoothing=vote"),
+            output="json" if json else "text" if headless else "window",
+            csv=CsvConfig(csv, existing_csv) if csv else None,
+            video=VideoConfig(video, overwrite) if video else None,
+            images=images,
+            mqtt=MqttConfig(mqtt, mqtt_results, mqtt_discovery, queue_dir) if mqtt else None,
+            webhook=WebhookConfig(webhook) if webhook else None,
+            metrics=MetricsConfig(metrics) if metrics else None,
+            web=WebPageConfig(web, web_token, web_save, web_max_bytes) if web else None,
+        )
+    except ConfigError as error:
+        raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None
     show_log()
-    raise_on_signals()
-    use_one_malloc_arena()
-    live = Camera.open(
-        bundle,
-        source,
-        threads=threads,
-        delegate="" if delegate == "none" else delegate,
-        delegate_options={key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()},
-        fallback=fallback,
-        threshold=threshold,
-        decision=key_values(decision, "smoothing=vote"),
-        requested=_format(size, rate, pixel_format),
-        frame_options=_frame_options(
-            roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion
-        ),
-        timeouts=_timeouts(give_up_after),
-        loop=loop,
-    )
-    sink_options = SinkOptions(
-        headless=headless,
-        json=json,
-        csv=csv,
-        video=video,
-        save=save,
-        save_dir=save_dir,
-        save_max=save_max,
-        mqtt=mqtt,
-        webhook=webhook,
-        metrics=metrics,
-        web=web,
-        web_token=web_token,
-        web_save=web_save,
-        web_save_max=web_save_max,
-        csv_append=csv_append,
-        save_below=save_below,
-        save_every=save_every,
-        mqtt_results=mqtt_results,
-        mqtt_discovery=mqtt_discovery,
-        queue_dir=queue_dir,
-        overwrite=overwrite,
-    )
-    # The threads of OpenCV would compete with those of the interpreter, which costs up to 7 % of the frame rate.
-    require("cv2").setNumThreads(1)
-    with suppress(KeyboardInterrupt), ExitStack() as stack:
-        sinks = open_sinks(sink_options, live, stack)
-        warn_about_secrets([*source, mqtt, webhook], [web_token or ""])
-        stack.enter_context(live)
-        # Without keep_open, the web page would disappear after the last frame of a video.
-        keep_open = bool(web) and not live.live and max_frames is None
-        if keep_open and not loop:
-            log.info("the web page stays open after the last frame until Ctrl-C is pressed; --max-frames stops earlier")
-        live.run(sinks, max_frames, service=ServiceNotifier.from_environment(), keep_open=keep_open)
-    if live.report.incomplete:  # the reasons have already been logged
-        raise typer.Exit(1)
+    warn_about_secrets([*source, mqtt, webhook], [web_token or ""])
+    report = run_camera(config)
+    if report.exit_code:  # the reasons have already been logged
+        raise typer.Exit(report.exit_code)
 
 
 def key_values(texts: list[str], example: str) -> dict[str, Any]:
@@ -321,34 +371,28 @@ def key_values(texts: list[str], example: str) -> dict[str, Any]:
 
     invalid = next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None)
     if invalid is not None:
-        raise typer.BadParameter(f"{invalid!r} is not KEY=VALUE, such as {example}")
+        raise typer.BadParameter(f"{invalid!r} is not in the form KEY=VALUE, such as {example}")
     return dict(map(parse_assignment, texts))
 
 
-def _format(size: str | None, rate: float, pixel_format: str) -> Any:
+def _require(option: str, value: object, required_option: str, required_value: object) -> None:
+    if value and not required_value:
+        raise typer.BadParameter(f"{option} has no effect without {required_option}")
+
+
+def _capture_format(size: str | None, rate: float, pixel_format: str) -> CaptureFormat:
     from edgerec.camera.sources import CaptureFormat
 
     numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size or "0x0", re.IGNORECASE)
     if not numbers:
-        raise typer.BadParameter(f"--size is {size!r}, expected a size such as 1280x720")
-    if pixel_format and not (len(pixel_format) == 4 and pixel_format.isascii() and pixel_format.isprintable()):
-        raise typer.BadParameter(f"--format is {pixel_format!r}, expected four characters, such as MJPG or YUYV")
+        raise typer.BadParameter(f"--size is {size!r}; expected a size such as 1280x720")
     return CaptureFormat(int(numbers[1]), int(numbers[2]), rate, pixel_format)
 
 
-def _timeouts(give_up_s: float | None) -> Timeouts:
-    from edgerec.camera.source_state import Timeouts
+def _bytes(option: str, size: str) -> int:
+    from edgerec.utils.sizes import parse_size
 
     try:
-        return Timeouts(give_up_s=give_up_s)
-    except ValueError as error:
-        raise typer.BadParameter(f"--give-up-after is {give_up_s}: {error}") from None
-
-
-def _frame_options(roi: str | None, **options: Any) -> FrameOptions:
-    from edgerec.camera.frame_filters import FrameOptions, parse_roi
-
-    try:
-        return FrameOptions(parse_roi(roi) if roi else None, **options)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        return parse_size(size)
+    except ValueError:
+        raise typer.BadParameter(f"{option} is {size!r}; expected a size such as 500MB, 2GiB or 20G") from None

@@ -21,10 +21,11 @@ import cv2
 import numpy as np
 import pytest
 
+from edgerec.camera.config import ImageRecorderConfig
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks import video as video_module
 from edgerec.camera.sinks.csv import COLUMNS, CsvFile
-from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.sinks.image_recorder import ImageRecorder
 from edgerec.camera.sinks.video import MAX_GAP_S, VideoFile, fit_with_bars
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.contract.decision import Category, Classification, Decision
@@ -257,7 +258,8 @@ _RUN = """
 import signal, sys, contextlib, types
 import numpy as np
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.config import ImageRecorderConfig
+from edgerec.camera.sinks.image_recorder import ImageRecorder
 from edgerec.camera.sinks.csv import CsvFile
 from edgerec.camera.sinks.video import VideoFile
 from edgerec.camera.sources import find_source
@@ -268,7 +270,7 @@ answer = decide(np.array([0.3, 0.7], np.float32), labels, spec)
 classifier = types.SimpleNamespace(manifest=manifest, classify=lambda image: answer, invalid=0)
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 folder = sys.argv[1]
-saver = ImageRecorder(folder + "/saved", SaveSpec("all", reserve_bytes=0))
+saver = ImageRecorder(ImageRecorderConfig(folder + "/saved", "all", reserve_bytes=0))
 sinks = [CsvFile(folder + "/out.csv"), VideoFile(folder + "/out.mp4", fps=30), VideoFile(folder + "/out.avi"), saver]
 with Camera(classifier, [find_source("synthetic:64x48@30")]) as camera, contextlib.suppress(KeyboardInterrupt):
     camera.run(sinks)
@@ -298,12 +300,12 @@ def saved(folder: Path) -> list[Path]:
     return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name)
 
 
-def spec(**values) -> SaveSpec:
-    return SaveSpec(**({"rule": "all", "reserve_bytes": 0} | values))
+def recorder(folder, **values) -> ImageRecorder:
+    return ImageRecorder(ImageRecorderConfig(folder, **({"rule": "all", "reserve_bytes": 0} | values)))
 
 
 def test_saved_images_can_be_read_as_a_data_set(tmp_path):
-    sink = ImageRecorder(tmp_path / "new", spec())
+    sink = recorder(tmp_path / "new")
     sink.write(make_result("cat", 0.87, value=50))
     sink.write(make_result("dog", 1.0, value=150, source="rtsp://host/Front door"))
     sink.write(make_result("unknown", 0.0))
@@ -322,14 +324,14 @@ def test_png_is_lossless(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     result = make_result()
     result = Result(Frame(image, 0, result.frame.grabbed_s, "c", "c"), result.classification, result.completed_s)
-    ImageRecorder(tmp_path, spec(png=True)).write(result)
+    recorder(tmp_path, png=True).write(result)
     (path,) = saved(tmp_path)
     assert path.suffix == ".png"
     assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], image)
 
 
 def test_low_confidence_rule_selects_low_scores_and_small_margins(tmp_path):
-    sink = ImageRecorder(tmp_path, spec(rule="low-confidence", below=0.6, margin=0.2))
+    sink = recorder(tmp_path, rule="low-confidence", below=0.6, margin=0.2)
     for label, score, second in (
         ("sure", 0.9, 0.1),
         ("weak", 0.5, 0.1),
@@ -342,18 +344,18 @@ def test_low_confidence_rule_selects_low_scores_and_small_margins(tmp_path):
 
 
 def test_changes_rule_selects_frames_that_change_the_decision(tmp_path):
-    sink = ImageRecorder(tmp_path, spec(rule="changes"))
+    sink = recorder(tmp_path, rule="changes")
     for label, changed in (("a", True), ("a", False), ("b", True), ("b", False), ("a", True)):
         sink.write(make_result(label, changed=changed))
     assert [path.parent.name for path in saved(tmp_path)] == ["a", "b", "a"]
 
 
 def test_changes_rule_without_decisions_and_minimum_interval(tmp_path):
-    sink = ImageRecorder(tmp_path / "1", spec(rule="changes"))
+    sink = recorder(tmp_path / "1", rule="changes")
     for label in "aabba":
         sink.write(make_result(label))
     assert [path.parent.name for path in saved(tmp_path / "1")] == ["a", "b", "a"]
-    sink = ImageRecorder(tmp_path / "2", spec(min_interval_s=1.0))
+    sink = recorder(tmp_path / "2", min_interval_s=1.0)
     for number in range(21):
         sink.write(make_result(at_s=1000 + number / 10))
     assert len(saved(tmp_path / "2")) == 3
@@ -367,7 +369,7 @@ def test_recorder_deletes_the_oldest_of_its_own_images(tmp_path, monkeypatch, li
     user_file.write_bytes(b"x" * 100_000)
     readme = tmp_path / "README"
     readme.write_text("mine, too")
-    sink = ImageRecorder(tmp_path, spec(max_bytes=10 * 4096))
+    sink = recorder(tmp_path, max_bytes=10 * 4096)
     now = time.monotonic() - 100
     for number in range(35):
         sink.write(make_result("cat" if number % 2 else "dog", at_s=now + number))
@@ -379,7 +381,7 @@ def test_recorder_deletes_the_oldest_of_its_own_images(tmp_path, monkeypatch, li
     assert readme.exists()
     # The newest images are kept.
     sink.close()
-    again = ImageRecorder(tmp_path, spec(max_bytes=10 * 4096))
+    again = recorder(tmp_path, max_bytes=10 * 4096)
     again.write(make_result("bird", at_s=now + 50))
     remaining = [path for path in saved(tmp_path) if path not in (user_file, readme)]
     assert remaining[:-1] == names[1:]
@@ -388,7 +390,7 @@ def test_recorder_deletes_the_oldest_of_its_own_images(tmp_path, monkeypatch, li
 
 def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypatch):
     monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", 50)
-    sink = ImageRecorder(tmp_path, spec())
+    sink = recorder(tmp_path)
     tracemalloc.start()
     try:
         sizes = []
@@ -404,14 +406,14 @@ def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypa
 
 
 def test_empty_label_folders_are_deleted(tmp_path):
-    sink = ImageRecorder(tmp_path, spec(max_bytes=4096))
+    sink = recorder(tmp_path, max_bytes=4096)
     sink.write(make_result("cat"))
     sink.write(make_result("dog"))
     assert [path.name for path in tmp_path.iterdir()] == ["dog"]
 
 
 def test_incomplete_files_of_a_power_failure_are_deleted(tmp_path):
-    sink = ImageRecorder(tmp_path, spec())
+    sink = recorder(tmp_path)
     sink.write(make_result())
     sink.close()
     (whole,) = saved(tmp_path)
@@ -419,7 +421,7 @@ def test_incomplete_files_of_a_power_failure_are_deleted(tmp_path):
     empty.write_bytes(b"")
     part = whole.with_name(f".{whole.name}.part")
     part.write_bytes(b"half")
-    ImageRecorder(tmp_path, spec())
+    recorder(tmp_path)
     assert saved(tmp_path) == [whole]
 
 
@@ -444,7 +446,7 @@ LABELS = [
 @pytest.mark.parametrize("label", LABELS)
 def test_saved_images_stay_in_the_folder_for_any_label(tmp_path, label):
     inside = tmp_path / "in"
-    sink = ImageRecorder(inside, spec())
+    sink = recorder(inside)
     sink.write(make_result(label))
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -459,7 +461,7 @@ def test_recorder_keeps_the_reserved_disk_space_free(tmp_path, monkeypatch):
     """If other files fill the disk, the oldest images are deleted; then saving fails until there is space again."""
     usage = namedtuple("usage", "free")
     other_bytes = [0]
-    sink = ImageRecorder(tmp_path, spec(reserve_bytes=100_000))
+    sink = recorder(tmp_path, reserve_bytes=100_000)
 
     def free(_):
         return usage(200_000 - other_bytes[0] - 4096 * len(saved(tmp_path)))
@@ -483,7 +485,7 @@ def test_recorder_keeps_the_reserved_disk_space_free(tmp_path, monkeypatch):
 
 
 def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
-    sink = ImageRecorder(tmp_path, spec())
+    sink = recorder(tmp_path)
     sink.write(make_result())
 
     def full(self, content):
@@ -517,7 +519,7 @@ def small_disk(tmp_path):
 @pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
 def test_recorder_on_a_real_full_disk(small_disk, caplog):
     """Lost results are counted and logged once, and saving continues when there is space again."""
-    sink = ImageRecorder(small_disk, spec())
+    sink = recorder(small_disk)
     worker = SinkWorker(sink, lossless=True)
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
@@ -541,14 +543,14 @@ def test_recorder_on_a_real_full_disk(small_disk, caplog):
 def test_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(EdgerecError, match="cannot be saved"):
-        ImageRecorder(tmp_path / "file")
+        recorder(tmp_path / "file")
     with pytest.raises(EdgerecError, match="cannot be saved"):
-        ImageRecorder(tmp_path / "file" / "below")
+        recorder(tmp_path / "file" / "below")
 
 
 def test_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="expected one of low-confidence"):
-        SaveSpec(rule="everything")
+        ImageRecorderConfig("saved", rule="everything")
 
 
 def wait_for(condition, seconds):

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from edgerec.camera.config import ImageRecorderConfig
 from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.sinks.image_recorder import ImageRecorder
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import SourceSupervisor
 
@@ -79,7 +80,7 @@ def test_max_age_drops_no_frame_of_a_file(bundle, clip):
 
 def test_save_every_follows_the_media_time(bundle, clip, tmp_path):
     with Camera.open(bundle, str(clip)) as camera:
-        camera.run([ImageRecorder(tmp_path, SaveSpec(rule="all", min_interval_s=0.5, max_bytes=10**7))])
+        camera.run([ImageRecorder(ImageRecorderConfig(tmp_path, rule="all", min_interval_s=0.5, max_bytes=10**7))])
     assert len(list(tmp_path.glob("*/*.jpg"))) == 6
 
 
@@ -89,7 +90,9 @@ def test_save_every_keeps_all_images_of_a_folder(bundle, tmp_path):
     for number in range(5):
         cv2.imwrite(str(images / f"{number}.png"), np.full((32, 32, 3), 50 * number, np.uint8))
     with Camera.open(bundle, str(images), frame_options=FrameOptions(max_fps=1)) as camera:
-        camera.run([ImageRecorder(tmp_path / "saved", SaveSpec(rule="all", min_interval_s=60, max_bytes=10**7))])
+        camera.run(
+            [ImageRecorder(ImageRecorderConfig(tmp_path / "saved", rule="all", min_interval_s=60, max_bytes=10**7))]
+        )
     assert len(list((tmp_path / "saved").glob("*/*.jpg"))) == 5
 
 

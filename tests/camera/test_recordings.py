@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
+from edgerec.camera.config import ImageRecorderConfig
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks.csv import CsvFile
-from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.sinks.image_recorder import ImageRecorder
 from edgerec.camera.sinks.video import VideoFile
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import Category, Classification
@@ -115,7 +116,7 @@ def images(folder) -> set:
 
 
 def save(folder, count, label="cat", at_s=0.0, blocks=10):
-    sink = ImageRecorder(folder, SaveSpec("all", reserve_bytes=0, max_bytes=blocks * BLOCK))
+    sink = ImageRecorder(ImageRecorderConfig(folder, "all", reserve_bytes=0, max_bytes=blocks * BLOCK))
     for number in range(count):
         sink.write(result(label, at_s + number))
     sink.close()
@@ -126,7 +127,7 @@ def test_images_that_were_moved_are_never_deleted_and_count_toward_the_limit(tmp
     folder = tmp_path / "saved"
     if not running:
         save(folder, 10)
-    sink = ImageRecorder(folder, SaveSpec("all", reserve_bytes=0, max_bytes=10 * BLOCK))
+    sink = ImageRecorder(ImageRecorderConfig(folder, "all", reserve_bytes=0, max_bytes=10 * BLOCK))
     if running:
         for number in range(10):
             sink.write(result("cat", number))
@@ -137,7 +138,7 @@ def test_images_that_were_moved_are_never_deleted_and_count_toward_the_limit(tmp
         corrected.add(path.rename(new))
     if not running:
         sink.close()
-        sink = ImageRecorder(folder, SaveSpec("all", reserve_bytes=0, max_bytes=10 * BLOCK))
+        sink = ImageRecorder(ImageRecorderConfig(folder, "all", reserve_bytes=0, max_bytes=10 * BLOCK))
     for number in range(30):
         sink.write(result("cat", 100 + number))
         assert len(images(folder)) <= 10
@@ -166,7 +167,7 @@ def test_recorder_reports_moved_images_that_leave_no_room_and_deletes_nothing(tm
 
 
 def test_nothing_is_deleted_if_an_image_does_not_fit_beside_images_that_were_just_moved(tmp_path):
-    sink = ImageRecorder(tmp_path, SaveSpec("all", reserve_bytes=0, max_bytes=10 * BLOCK, png=True))
+    sink = ImageRecorder(ImageRecorderConfig(tmp_path, "all", reserve_bytes=0, max_bytes=10 * BLOCK, png=True))
     for number in range(10):
         sink.write(result(at_s=number))
     (tmp_path / "dog").mkdir()
@@ -182,7 +183,7 @@ def test_nothing_is_deleted_if_an_image_does_not_fit_beside_images_that_were_jus
 
 def test_images_are_saved_again_after_moved_images_have_left_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("edgerec.camera.sinks.image_recorder.RESCAN_S", 0.0)
-    sink = ImageRecorder(tmp_path / "saved", SaveSpec("all", reserve_bytes=0, max_bytes=BLOCK, png=True))
+    sink = ImageRecorder(ImageRecorderConfig(tmp_path / "saved", "all", reserve_bytes=0, max_bytes=BLOCK, png=True))
     sink.write(result(at_s=0))
     (tmp_path / "saved" / "dog").mkdir()
     (image,) = (tmp_path / "saved").rglob("*.png")
@@ -250,7 +251,7 @@ def test_start_that_fails_does_not_change_existing_files(bundle, edgerec, tmp_pa
     "open_sink",
     [
         lambda folder: VideoFile(folder / "v.avi", overwrite=True),
-        lambda folder: ImageRecorder(folder / "saved"),
+        lambda folder: ImageRecorder(ImageRecorderConfig(folder / "saved")),
         lambda folder: CsvFile(folder / "t.csv", "overwrite"),
     ],
     ids=["video", "images", "table"],

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgerec.camera.sinks import prometheus as module
-from edgerec.camera.sinks.prometheus import MAX_CLIENTS, Prometheus, parse_listen
+from edgerec.camera.sinks.prometheus import MAX_CLIENTS, Prometheus
 from edgerec.errors import EdgerecError
 from tests.network import MANIFEST, change, result, wait_for
 
@@ -143,24 +143,3 @@ def test_mutated_requests_do_not_crash_the_server(capfd):
         assert samples(sink.port)
     assert threads() == []
     assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("", ("127.0.0.1", 9464)),
-        ("8000", ("127.0.0.1", 8000)),
-        (":8000", ("127.0.0.1", 8000)),
-        ("0.0.0.0", ("0.0.0.0", 9464)),
-        ("localhost:80", ("localhost", 80)),
-        ("[::1]:9464", ("::1", 9464)),
-    ],
-)
-def test_listen_addresses_are_parsed(text, address):
-    assert parse_listen(text) == address
-
-
-@pytest.mark.parametrize("text", ["a b", "host:99999", "http://host:80", "1:2:3"])
-def test_invalid_listen_addresses_are_refused(text):
-    with pytest.raises(EdgerecError, match="not an address to listen on"):
-        parse_listen(text)

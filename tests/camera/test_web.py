@@ -26,7 +26,7 @@ pytest.importorskip("starlette", reason='no Starlette (pip install "edgerec[web]
 pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.sinks.web import WebSink, app, label_store, parse_address, server
+from edgerec.camera.sinks.web import WebSink, app, label_store, server
 from edgerec.camera.sinks.web import state as page_state
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.camera.sinks.worker import SinkWorker
@@ -871,28 +871,6 @@ def test_address_of_another_machine_is_refused(host):
     with pytest.raises(EdgerecError, match="cannot listen") as error:
         WebSink(host, 0, LABELS)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("", ("127.0.0.1", 8000)),
-        ("9000", ("127.0.0.1", 9000)),
-        (":9000", ("127.0.0.1", 9000)),
-        ("0.0.0.0", ("0.0.0.0", 8000)),
-        ("0.0.0.0:80", ("0.0.0.0", 80)),
-        ("[::1]:0", ("::1", 0)),
-        ("[::]", ("::", 8000)),
-    ],
-)
-def test_addresses_are_parsed(text, address):
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize("text", ["x:y", "1:2:3", "127.0.0.1:99999", "http://x:1", "70000"])
-def test_invalid_addresses_are_refused(text):
-    with pytest.raises(ValueError, match="HOST:PORT"):
-        parse_address(text)
 
 
 # --- closing ----------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.config import ImageRecorderConfig
+from edgerec.camera.sinks.image_recorder import ImageRecorder
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.compress import calibration
 from edgerec.data.readers import find
@@ -94,7 +95,7 @@ def test_name_depends_on_the_labels_but_not_on_their_order():
 )
 def test_camera_and_web_page_use_the_same_folders(tmp_path, labels):
     album = LabelStore(tmp_path / "album", labels)
-    saver = ImageRecorder(tmp_path / "saved", SaveSpec(rule="all", reserve_bytes=0), labels)
+    saver = ImageRecorder(ImageRecorderConfig(tmp_path / "saved", rule="all", reserve_bytes=0), labels)
     for index, label in enumerate(labels):
         album.save(result(label).frame, index)
         saver.write(result(label))

@@ -7,8 +7,9 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from edgerec.camera.config import ExistingFile
 from edgerec.camera.frame import Result
 from edgerec.camera.source_state import StateChange
 from edgerec.errors import EdgerecError, InUseError, OutputExistsError
@@ -28,7 +29,6 @@ COLUMNS = (
     "decision_score",
     "changed",
 )
-Existing = Literal["refuse", "overwrite", "append"]
 SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # pipes and devices usually have no suffix
 
 
@@ -43,7 +43,7 @@ class CsvFile:
     name = "csv"
     uses_images = False
 
-    def __init__(self, path: str | Path, existing: Existing = "refuse") -> None:
+    def __init__(self, path: str | Path, existing: ExistingFile = "refuse") -> None:
         """Create the file and write the header.
 
         Args:
@@ -57,8 +57,6 @@ class CsvFile:
             InUseError: another process writes the file.
             EdgerecError: the file cannot be written, has another suffix, or has other columns.
         """
-        if existing not in get_args(Existing):
-            raise ValueError(f"existing is {existing!r}; expected one of {get_args(Existing)}")
         self._path = checked_output(path, suffixes=SUFFIXES)
         self.outputs = (self._path,)
         self._overwrite, self._exclusive = existing == "overwrite", existing != "append"

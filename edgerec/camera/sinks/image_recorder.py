@@ -12,11 +12,10 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
 
+from edgerec.camera.config import ImageRecorderConfig
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import safe_name, source_of
 from edgerec.camera.source_state import StateChange
@@ -30,7 +29,6 @@ from edgerec.utils.names import file_name, file_names
 from edgerec.utils.optional import require
 from edgerec.utils.sizes import disk_space
 
-Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
 # Maximum number of paths in memory, those of the oldest images. After their deletion, the folder is searched again.
 MAX_LISTED = 4096
@@ -41,37 +39,6 @@ RESCAN_S = 10.0
 # a digest.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
-
-
-@dataclass(frozen=True)
-class SaveSpec:
-    """Settings that select the images to save and limit their disk space.
-
-    Attributes:
-        rule: frames to save: ``low-confidence``, ``changes`` (frames that change the decision), or ``all``.
-        max_bytes: maximum total size of the images; the oldest are deleted first.
-        reserve_bytes: minimum free disk space; images are also deleted to keep this space free.
-        below: a frame has low confidence if its best score is less than this.
-        margin: a frame also has low confidence if its two best scores differ by at most this.
-        min_interval_s: minimum time in seconds between two saved images of a source.
-        png: save lossless PNG files, which are several times as large as JPEG files.
-    """
-
-    rule: Rule = "low-confidence"
-    max_bytes: int = 500_000_000
-    reserve_bytes: int = 200_000_000
-    below: float = 0.6
-    margin: float = 0.2
-    min_interval_s: float = 0.0
-    png: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"save is {self.rule!r}; expected one of {', '.join(get_args(Rule))}")
-        if self.max_bytes < 1 or self.reserve_bytes < 0 or self.min_interval_s < 0:
-            raise ValueError("max_bytes must be at least 1, and reserve_bytes and min_interval_s at least 0")
-        if not (0 <= self.below <= 1 and 0 <= self.margin <= 1):
-            raise ValueError(f"below is {self.below} and margin is {self.margin}; both must be between 0 and 1")
 
 
 class ImageRecorder:
@@ -89,12 +56,11 @@ class ImageRecorder:
     closed = False
     name = "save"
 
-    def __init__(self, folder: str | Path, spec: SaveSpec | None = None, labels: Iterable[str] = ()) -> None:
+    def __init__(self, config: ImageRecorderConfig, labels: Iterable[str] = ()) -> None:
         """Create and lock the folder, and find the images of earlier runs.
 
         Args:
-            folder: folder of the images.
-            spec: selection of the images to save, and the size limits.
+            config: folder of the images, selection of the images to save, and size limits.
             labels: labels of the bundle. Labels that differ only in case get different folder names.
 
         Raises:
@@ -102,7 +68,7 @@ class ImageRecorder:
             EdgerecError: the folder cannot be written.
         """
         self.saved = 0
-        self._folder, self._spec = checked_output(folder, folder=True), spec or SaveSpec()
+        self._folder, self._config = checked_output(config.folder, folder=True), config
         self.outputs = (self._folder,)
         self._names = file_names((*labels, UNKNOWN))
         self._last_saved: dict[str, tuple[float, str]] = {}
@@ -123,7 +89,7 @@ class ImageRecorder:
             if isinstance(error, EdgerecError):
                 raise
             raise EdgerecError(
-                f"images cannot be saved in {folder} ({error.strerror}): choose another folder"
+                f"images cannot be saved in {self._folder} ({error.strerror}): choose another folder"
             ) from None
         self._lock = lock
 
@@ -160,23 +126,23 @@ class ImageRecorder:
 
     def _selected_label(self, result: Result) -> str | None:
         """Return the label under which the frame is saved, or None if the rule does not select the frame."""
-        spec, prediction, decision = self._spec, result.classification, result.decision
+        config, prediction, decision = self._config, result.classification, result.decision
         last_s, last_label = self._last_saved.get(result.frame.source, (float("-inf"), None))
-        if result.frame.stream and result.frame.captured_s - last_s < spec.min_interval_s - TIME_TOLERANCE_S:
+        if result.frame.stream and result.frame.captured_s - last_s < config.min_interval_s - TIME_TOLERANCE_S:
             return None
-        if spec.rule == "all":
+        if config.rule == "all":
             return prediction.label
-        if spec.rule == "changes":
+        if config.rule == "changes":
             label = decision.label if decision else prediction.label
             changed = decision.changed if decision else label != last_label
             return label if changed else None
         scores = [category.score for category in prediction.categories[:2]]
         best, second = scores + [0.0] * (2 - len(scores))
-        is_confident = prediction.label != UNKNOWN and best >= spec.below and best - second > spec.margin
+        is_confident = prediction.label != UNKNOWN and best >= config.below and best - second > config.margin
         return None if is_confident else prediction.label
 
     def _encode(self, image: Image) -> bytes:
-        if self._spec.png:
+        if self._config.png:
             return encode_png(image)
         cv2 = require("cv2")
         ok, content = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
@@ -187,7 +153,7 @@ class ImageRecorder:
     def _path(self, result: Result, label: str) -> Path:
         seconds = unix_s(result.frame.captured_s)
         source = safe_name(source_of(result))
-        score, kind = round(result.classification.score * 100), "png" if self._spec.png else "jpg"
+        score, kind = round(result.classification.score * 100), "png" if self._config.png else "jpg"
         while True:
             when = datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
             folder = self._folder / (self._names.get(label) or file_name(label))
@@ -212,7 +178,7 @@ class ImageRecorder:
 
     def _make_room(self, size: int) -> bool:
         """Delete the oldest images that were not moved until ``size`` bytes fit; return whether this was possible."""
-        spec = self._spec
+        config = self._config
         # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
         if not self._can_fit(size):
             if time.monotonic() - self._scanned_s < RESCAN_S:
@@ -220,7 +186,7 @@ class ImageRecorder:
             self._scan()  # a user may have moved images out of the folder
             if not self._can_fit(size):
                 return False
-        while self._total_bytes + size > spec.max_bytes or self._free() < spec.reserve_bytes + size:
+        while self._total_bytes + size > config.max_bytes or self._free() < config.reserve_bytes + size:
             if not self._oldest:
                 if self._lists_all:
                     return False
@@ -239,8 +205,8 @@ class ImageRecorder:
 
     def _can_fit(self, size: int) -> bool:
         deletable_bytes = self._total_bytes - self._moved_bytes
-        enough_space = self._free() + deletable_bytes >= self._spec.reserve_bytes + size
-        return size + self._moved_bytes <= self._spec.max_bytes and enough_space
+        enough_space = self._free() + deletable_bytes >= self._config.reserve_bytes + size
+        return size + self._moved_bytes <= self._config.max_bytes and enough_space
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 import socket
 import threading
 import time
@@ -25,7 +24,6 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9464
 # Buckets of the histogram of result ages, in seconds.
 AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 # Maximum number of clients, and maximum duration of a connection in seconds. A scrape takes only milliseconds.
@@ -46,20 +44,6 @@ class Counters(Protocol):
     def invalid(self) -> int: ...
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """Parse ``HOST:PORT``, ``HOST``, ``PORT`` or an empty string, and return host and port.
-
-    Missing parts are replaced by :data:`DEFAULT_HOST` and :data:`DEFAULT_PORT`.
-
-    Raises:
-        EdgerecError: ``text`` has another form, or the port is greater than 65535.
-    """
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9._-]*[A-Za-z._-][A-Za-z0-9._-]*))?:?(\d{1,5})?", text)
-    if match is None or int(match[3] or 0) > 65535:
-        raise EdgerecError(f"{text!r} is not an address to listen on: use HOST:PORT, e.g. 127.0.0.1:{DEFAULT_PORT}")
-    return match[1] or match[2] or DEFAULT_HOST, int(match[3]) if match[3] else DEFAULT_PORT
-
-
 class Prometheus:
     """Counts results and serves the counters as metrics. Leaving the context closes the server.
 
@@ -74,8 +58,8 @@ class Prometheus:
     def __init__(
         self,
         manifest: Manifest,
-        host: str = DEFAULT_HOST,
-        port: int = DEFAULT_PORT,
+        host: str = "127.0.0.1",
+        port: int = 9464,
         counters: Callable[[], Counters] | None = None,
         sources: Sequence[str] = (),
     ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from types import TracebackType
 
 import numpy as np
 
@@ -33,11 +32,9 @@ class Window:
     inline = True  # a window of OpenCV must be used in the thread that created it
 
     def __init__(self) -> None:
+        """Open the window; raise :class:`EdgerecError` if there is no display or OpenCV has no window support."""
         self.closed = False
         self._fps = FrameRate()
-
-    def __enter__(self) -> Window:
-        """Open the window; raise :class:`EdgerecError` if there is no display or OpenCV has no window support."""
         cv2 = require("cv2")
         # Qt aborts the process if there is no display, so this is checked first.
         if not has_screen():
@@ -46,20 +43,14 @@ class Window:
                 "web page"
             )
         try:
-            with captured_stderr():  # Qt prints warnings about fonts that are not needed
+            with captured_stderr():  # Qt prints warnings about missing fonts, which are not used
                 cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
                 cv2.waitKey(1)
         except cv2.error:
             raise EdgerecError(
-                "this OpenCV has no windows (opencv-python-headless): use --headless, or install OpenCV with windows: "
-                'pip install "edgerec[desktop]"'
+                "the installed OpenCV cannot open windows (opencv-python-headless): use --headless, or install OpenCV "
+                'with windows: pip install "edgerec[desktop]"'
             ) from None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        require("cv2").destroyAllWindows()
 
     def write(self, result: Result) -> None:
         """Show one frame, and process the window's events."""
@@ -77,7 +68,8 @@ class Window:
         """Do nothing, because state changes are printed to stderr."""
 
     def close(self) -> None:
-        """Do nothing, because the window is closed when its context is left."""
+        """Close the window."""
+        require("cv2").destroyAllWindows()
 
 
 class FrameRate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgerec.contract.preprocess import Image
+from edgerec.errors import ConfigError
 
 # Frame rate that is assumed if a file does not state one.
 NOMINAL_FPS = 25.0
@@ -26,6 +27,12 @@ class CaptureFormat:
     height: int = 0
     fps: float = 0.0
     fourcc: str = ""
+
+    def __post_init__(self) -> None:
+        if self.fourcc and not (len(self.fourcc) == 4 and self.fourcc.isascii() and self.fourcc.isprintable()):
+            raise ConfigError(
+                "CaptureFormat.fourcc", f"is {self.fourcc!r}; expected four characters, such as MJPG or YUYV"
+            )
 
     def __str__(self) -> str:
         size = f"{self.width}x{self.height}" if self.width else ""

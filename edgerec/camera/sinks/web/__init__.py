@@ -1,6 +1,6 @@
 """A web page with the live image, the predictions and the source states, which can also save labeled images."""
 
-from edgerec.camera.sinks.web.address import is_loopback, parse_address
+from edgerec.camera.sinks.web.address import is_loopback
 from edgerec.camera.sinks.web.sink import WebSink
 
-__all__ = ["WebSink", "is_loopback", "parse_address"]
+__all__ = ["WebSink", "is_loopback"]

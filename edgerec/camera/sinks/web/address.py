@@ -1,4 +1,4 @@
-"""Parse the address of the web page, listen on it, and build the page's URL."""
+"""Listen on the address of the web page, and build the URL of the page."""
 
 from __future__ import annotations
 
@@ -7,29 +7,6 @@ import ipaddress
 import socket
 
 from edgerec.errors import EdgerecError
-
-HOST, PORT = "127.0.0.1", 8000
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Parse ``HOST:PORT``, ``HOST``, ``PORT`` or ``[IPV6]:PORT``, and return host and port.
-
-    The default host is 127.0.0.1, and the default port is 8000.
-
-    Raises:
-        ValueError: ``text`` has another form, or the port is greater than 65535.
-    """
-    text = text.strip()
-    if text.isdigit():
-        host, port = "", text
-    elif text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":")
-    else:
-        host, _, port = text.partition(":")
-    if (port and not port.isdigit()) or int(port or 0) > 65535 or "/" in host:
-        raise ValueError(f"{text!r} is not an address: use HOST:PORT, e.g. 127.0.0.1:8000 or 0.0.0.0:8000")
-    return host or HOST, int(port) if port else PORT
 
 
 def is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.web.address import HOST, PORT, is_loopback, link, listen
+from edgerec.camera.sinks.web.address import is_loopback, link, listen
 from edgerec.camera.sinks.web.label_store import MAX_BYTES, LabelStore
 from edgerec.camera.sinks.web.state import PageState
 from edgerec.camera.source_state import StateChange
@@ -36,8 +36,8 @@ class WebSink:
 
     def __init__(
         self,
-        host: str = HOST,
-        port: int = PORT,
+        host: str = "127.0.0.1",
+        port: int = 8000,
         labels: Sequence[str] = (),
         token: str | None = None,
         save_dir: str | Path | None = None,

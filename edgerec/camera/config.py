@@ -1,0 +1,245 @@
+"""Settings of a camera and its sinks. They are validated when they are created, and nothing is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgerec.camera.frame_filters import FrameOptions
+from edgerec.camera.source_state import Timeouts
+from edgerec.camera.sources.base import CaptureFormat
+from edgerec.errors import AddressError, ConfigError
+from edgerec.utils.host_port import parse_host_port
+
+Output = Literal["window", "text", "json", "none"]
+ExistingFile = Literal["refuse", "overwrite", "append"]
+SaveRule = Literal["low-confidence", "changes", "all"]
+
+
+def _check_choice(field_name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(field_name, f"is {value!r}; expected one of {', '.join(get_args(choices))}")
+
+
+def _check_address(field_name: str, address: str, port: int) -> tuple[str, int]:
+    try:
+        return parse_host_port(address, "127.0.0.1", port)
+    except AddressError:
+        raise ConfigError(field_name, f"is {address!r}; expected HOST:PORT, such as 127.0.0.1:{port}") from None
+
+
+@dataclass(frozen=True)
+class CsvConfig:
+    """Settings of :class:`~edgerec.camera.sinks.csv.CsvFile`, which writes one row per frame.
+
+    Attributes:
+        path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
+        existing: what to do if the file exists: ``refuse`` raises an error, ``overwrite`` replaces a file that edgerec
+            wrote, and ``append`` adds rows to a file with the same columns.
+    """
+
+    path: str | Path
+    existing: ExistingFile = "refuse"
+
+    def __post_init__(self) -> None:
+        _check_choice("CsvConfig.existing", self.existing, ExistingFile)
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Settings of :class:`~edgerec.camera.sinks.video.VideoFile`, which writes the frames with their predictions.
+
+    Attributes:
+        path: the file, with the suffix .mp4 or .avi.
+        overwrite: replace existing files.
+    """
+
+    path: str | Path
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRecorderConfig:
+    """Settings of :class:`~edgerec.camera.sinks.image_recorder.ImageRecorder`, which saves images for training.
+
+    Attributes:
+        folder: folder for the images, with one subfolder per label.
+        rule: frames to save: ``low-confidence``, ``changes`` (frames that change the decision), or ``all``.
+        max_bytes: maximum total size of the images. The oldest images are deleted first.
+        reserve_bytes: minimum free disk space. Images are also deleted to keep this space free.
+        below: a frame has low confidence if its best score is less than this.
+        margin: a frame also has low confidence if its two best scores differ by at most this.
+        min_interval_s: minimum time in seconds between two saved images of a source.
+        png: save lossless PNG files, which are several times as large as JPEG files.
+    """
+
+    folder: str | Path
+    rule: SaveRule = "low-confidence"
+    max_bytes: int = 500_000_000
+    reserve_bytes: int = 200_000_000
+    below: float = 0.6
+    margin: float = 0.2
+    min_interval_s: float = 0.0
+    png: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("ImageRecorderConfig.rule", self.rule, SaveRule)
+        for name, least in {"max_bytes": 1, "reserve_bytes": 0, "min_interval_s": 0}.items():
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"ImageRecorderConfig.{name}", f"is {getattr(self, name)}; expected at least {least}")
+        for name in ("below", "margin"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"ImageRecorderConfig.{name}", f"is {getattr(self, name)}; expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class MqttConfig:
+    """Settings of :class:`~edgerec.camera.sinks.mqtt.Mqtt`, which publishes states and decisions.
+
+    Attributes:
+        url: ``mqtt[s]://user:password@host:port/prefix``, or ``env:NAME`` or ``@FILE`` with such a URL. The password
+            may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``.
+        results_per_s: maximum number of results to publish per second and source. 0 publishes none.
+        discovery_prefix: topic prefix of Home Assistant's MQTT discovery. An empty string disables discovery.
+        queue_dir: folder that stores messages while the broker is unreachable. None selects the cache folder.
+    """
+
+    url: str = field(repr=False)
+    results_per_s: float = 0.0
+    discovery_prefix: str = "homeassistant"
+    queue_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.results_per_s >= 0:
+            raise ConfigError("MqttConfig.results_per_s", f"is {self.results_per_s}; expected at least 0")
+
+
+@dataclass(frozen=True)
+class WebhookConfig:
+    """Settings of :class:`~edgerec.camera.sinks.webhook.Webhook`, which sends HTTP POST requests.
+
+    Attributes:
+        url: ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` with such a URL.
+        secret: key for the signature of each request. None uses the environment variable ``EDGEREC_WEBHOOK_SECRET``.
+        every_result: send every result instead of only new decisions.
+    """
+
+    url: str = field(repr=False)
+    secret: str | None = field(default=None, repr=False)
+    every_result: bool = False
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Settings of :class:`~edgerec.camera.sinks.prometheus.Prometheus`, which serves metrics.
+
+    Attributes:
+        address: ``HOST:PORT``, ``HOST`` or ``PORT`` to listen on. Port 0 selects a free port.
+    """
+
+    address: str = "127.0.0.1:9464"
+
+    def __post_init__(self) -> None:
+        _ = self.host_port
+
+    @property
+    def host_port(self) -> tuple[str, int]:
+        """Host and port of :attr:`address`."""
+        return _check_address("MetricsConfig.address", self.address, 9464)
+
+
+@dataclass(frozen=True)
+class WebPageConfig:
+    """Settings of :class:`~edgerec.camera.sinks.web.WebSink`, which serves a page with the live image.
+
+    Attributes:
+        address: ``HOST:PORT``, ``HOST`` or ``PORT`` to listen on. Port 0 selects a free port.
+        token: token that visitors need, at least 8 characters, or ``env:NAME`` or ``@FILE`` with such a token. None
+            uses the environment variable ``EDGEREC_WEB_TOKEN``. Without a token, addresses that other machines can
+            reach get a random token, which is printed.
+        save_dir: folder for images that visitors label, with one subfolder per label. None disables saving.
+        save_max_bytes: maximum total size of the files in ``save_dir``. Further images are refused.
+    """
+
+    address: str = "127.0.0.1:8000"
+    token: str | None = field(default=None, repr=False)
+    save_dir: str | Path | None = None
+    save_max_bytes: int = 2_000_000_000
+
+    def __post_init__(self) -> None:
+        _ = self.host_port
+        if self.save_max_bytes < 0:
+            raise ConfigError("WebPageConfig.save_max_bytes", f"is {self.save_max_bytes}; expected at least 0")
+
+    @property
+    def host_port(self) -> tuple[str, int]:
+        """Host and port of :attr:`address`."""
+        return _check_address("WebPageConfig.address", self.address, 8000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """All settings of :func:`~edgerec.camera.run.run_camera`. Each one has an option of ``edgerec camera``.
+
+    Attributes:
+        bundle: the bundle's folder or .zip.
+        sources: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Several sources take
+            turns.
+        requested: size, rate and format to request from cameras.
+        loop: whether video files and folders start again when they end.
+        timeouts: timeouts of live sources.
+        frame_options: selection of the frames to classify, and of the region and orientation of each frame.
+        max_frames: stop after this many predictions. None means no limit.
+        threads, delegate, delegate_options, fallback, threshold, decision: see :meth:`Camera.open` and
+            :class:`~edgerec.runtime.classifier.Classifier`.
+        output: ``window`` shows the frames, ``text`` and ``json`` print one line per frame to stdout, and ``none``
+            prints nothing.
+        csv, video, images, mqtt, webhook, metrics, web: settings of the sinks. None disables a sink.
+    """
+
+    bundle: str | Path
+    sources: str | Sequence[str] = field(default="0", repr=False)
+    requested: CaptureFormat = field(default_factory=CaptureFormat)
+    loop: bool = False
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    frame_options: FrameOptions = field(default_factory=FrameOptions)
+    max_frames: int | None = None
+    threads: int = 0
+    delegate: str | None = None
+    delegate_options: Mapping[str, str] = field(default_factory=dict)
+    fallback: bool = False
+    threshold: float | None = None
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    output: Output = "window"
+    csv: CsvConfig | None = None
+    video: VideoConfig | None = None
+    images: ImageRecorderConfig | None = None
+    mqtt: MqttConfig | None = None
+    webhook: WebhookConfig | None = None
+    metrics: MetricsConfig | None = None
+    web: WebPageConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("CameraConfig.sources", "is empty; expected at least one source, such as 0 or auto")
+        _check_choice("CameraConfig.output", self.output, Output)
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ConfigError("CameraConfig.max_frames", f"is {self.max_frames}; expected at least 1")
+        if self.threads < 0:
+            raise ConfigError("CameraConfig.threads", f"is {self.threads}; expected at least 0")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ConfigError("CameraConfig.threshold", f"is {self.threshold}; expected 0 to 1")
+
+    @property
+    def output_paths(self) -> tuple[str | Path, ...]:
+        """Paths of all files and folders that the sinks write."""
+        paths = (
+            self.csv and self.csv.path,
+            self.video and self.video.path,
+            self.images and self.images.folder,
+            self.mqtt and self.mqtt.queue_dir,
+            self.web and self.web.save_dir,
+        )
+        return tuple(path for path in paths if path)

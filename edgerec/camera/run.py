@@ -1,0 +1,201 @@
+"""Run a camera with all of its sinks, from one :class:`CameraConfig`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from edgerec.camera.config import CameraConfig, WebPageConfig
+from edgerec.camera.interrupts import Interrupts, raise_on_signals
+from edgerec.camera.pipeline import Camera, RunReport
+from edgerec.camera.service_notifier import ServiceNotifier
+from edgerec.camera.sinks import Sink
+from edgerec.errors import EdgerecError
+from edgerec.utils.allocator import use_one_malloc_arena
+from edgerec.utils.atomic import cache_folder, checked_output
+from edgerec.utils.names import file_name
+from edgerec.utils.optional import require
+from edgerec.utils.secrets import read_secret, secret_variable
+
+log = logging.getLogger(__name__)
+
+
+def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
+    """Run a camera until its sources end, a limit is reached, or the camera is stopped, and return the counts.
+
+    This function does everything that ``edgerec camera`` does: it opens the bundle, the sources and the sinks, reports
+    to the service manager, and stops cleanly on Ctrl-C and SIGTERM if it is called in the main thread. If all sources
+    are files, the web page stays open after the last frame until the camera is stopped, unless ``max_frames`` is set.
+
+    While the camera runs, OpenCV uses one thread, and all threads of the process share one arena of glibc's malloc.
+
+    Args:
+        config: all settings.
+        sinks: more receivers of the results; see :meth:`Camera.run`.
+
+    Raises:
+        EdgerecError: the bundle, a source or a sink cannot be opened, or all sources failed.
+    """
+    with raise_on_signals():
+        use_one_malloc_arena()
+        camera = open_camera(config)
+        cv2 = require("cv2")
+        threads = cv2.getNumThreads()
+        # The threads of OpenCV would compete with those of the interpreter, which costs up to 7 % of the frame rate.
+        cv2.setNumThreads(1)
+        try:
+            with suppress(KeyboardInterrupt), Interrupts(camera.stop):
+                all_sinks = [*open_sinks(config, camera), *sinks]
+                # Otherwise, the web page would disappear after the last frame of a video.
+                keep_open = config.web is not None and not camera.live and config.max_frames is None
+                if keep_open and not config.loop:
+                    log.info(
+                        "the web page stays open after the last frame until Ctrl-C is pressed; --max-frames stops "
+                        "earlier"
+                    )
+                with camera:
+                    service = ServiceNotifier.from_environment()
+                    camera.run(all_sinks, config.max_frames, service=service, keep_open=keep_open)
+        finally:
+            cv2.setNumThreads(threads)
+    return camera.report
+
+
+def open_camera(config: CameraConfig) -> Camera:
+    """Create the camera. The sources are opened when the camera's context is entered.
+
+    Raises:
+        SourceError: a source is not recognized, or is named twice.
+        BundleError: the bundle does not exist or cannot be used.
+    """
+    return Camera.open(
+        config.bundle,
+        config.sources,
+        threads=config.threads,
+        requested=config.requested,
+        frame_options=config.frame_options,
+        timeouts=config.timeouts,
+        loop=config.loop,
+        delegate=config.delegate,
+        delegate_options=config.delegate_options,
+        fallback=config.fallback,
+        threshold=config.threshold,
+        decision=config.decision,
+    )
+
+
+def open_sinks(config: CameraConfig, camera: Camera) -> list[Sink]:
+    """Open all sinks that ``config`` selects. If a sink cannot be opened, close those that were opened before it.
+
+    Raises:
+        EdgerecError: a sink cannot be opened.
+    """
+    for path in config.output_paths:
+        checked_output(path, camera.inputs)
+    sinks: list[Sink] = []
+    try:
+        for sink in _opened_sinks(config, camera):
+            sinks.append(sink)
+    except BaseException:
+        for sink in sinks:
+            with suppress(Exception):
+                sink.close()
+        raise
+    return sinks
+
+
+def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
+    """Open and yield each sink. Modules of sinks are imported here, so that a camera loads only those that it uses.
+
+    No sink changes an existing file before the first event, because another sink may fail to open. The CSV file is
+    opened last, because this creates the file.
+    """
+    manifest = camera.manifest
+    if config.output != "none":
+        from edgerec.camera.sinks.console import JsonLines, StateLines, TextLines
+
+        yield StateLines(sys.stderr)
+        if config.output == "json":
+            yield JsonLines(sys.stdout)
+        elif config.output == "text":
+            yield TextLines(sys.stdout, named=len(camera.sources) > 1)
+    # Invalid addresses are reported before a window or a server is opened.
+    if config.webhook:
+        from edgerec.camera.sinks.webhook import Hook, Webhook
+
+        hook = Hook.parse(config.webhook.url)
+    if config.mqtt:
+        from edgerec.camera.sinks.mqtt import Mqtt
+        from edgerec.camera.sinks.mqtt_client import Broker
+
+        require("paho.mqtt.client")
+        broker = Broker.parse(config.mqtt.url)
+    if config.output == "window":
+        from edgerec.camera.sinks.window import Window, has_screen
+
+        if has_screen() or not config.web:  # the web page replaces the window on a machine without a display
+            yield Window()
+    if config.metrics:
+        from edgerec.camera.sinks.prometheus import Prometheus
+
+        host, port = config.metrics.host_port
+        metrics = Prometheus(manifest, host, port, lambda: camera.report, camera.sources)
+        log.info("the metrics are at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, metrics.port)
+        yield metrics
+    if config.web:
+        yield _open_web_page(config.web, manifest.labels)
+    if config.video:
+        from edgerec.camera.sinks.video import VideoFile
+
+        yield VideoFile(config.video.path, live=camera.live, overwrite=config.video.overwrite)
+    if config.images:
+        from edgerec.camera.sinks.image_recorder import ImageRecorder
+
+        yield ImageRecorder(config.images, manifest.labels)
+    if config.webhook:
+        secret = config.webhook.secret
+        secret = secret_variable("EDGEREC_WEBHOOK_SECRET") if secret is None else secret
+        yield Webhook(hook, secret=secret, every_result=config.webhook.every_result, live=camera.live)
+    if config.mqtt:
+        queue_dir = config.mqtt.queue_dir
+        yield Mqtt(
+            broker,
+            Path(queue_dir) if queue_dir else cache_folder() / "mqtt" / file_name(str(broker)),
+            manifest,
+            results_per_s=config.mqtt.results_per_s,
+            discovery_prefix=config.mqtt.discovery_prefix,
+            sources=camera.sources,
+        )
+    if config.csv:
+        from edgerec.camera.sinks.csv import CsvFile
+
+        yield CsvFile(config.csv.path, config.csv.existing)
+
+
+def _open_web_page(config: WebPageConfig, labels: tuple[str, ...]) -> Sink:
+    from edgerec.camera.sinks.web import WebSink, is_loopback
+
+    host, port = config.host_port
+    token = read_secret(config.token) if config.token else secret_variable("EDGEREC_WEB_TOKEN") or None
+    if token is None and not is_loopback(host) and _logs_to_journal():
+        raise EdgerecError(
+            f"the web page on {host} needs a token, and a generated token could be read in the system's journal: set "
+            "EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
+        )
+    page = WebSink(host, port, labels, token, config.save_dir, config.save_max_bytes)
+    if token is None and page.token is not None:
+        print(f"web page with the generated token: {page.url}", file=sys.stderr, flush=True)
+    return page
+
+
+def _logs_to_journal() -> bool:
+    """Return whether stderr is connected to the journal of systemd."""
+    try:
+        stderr = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
