@@ -298,7 +298,7 @@ def soak(work: Path, _: str) -> dict[str, Any]:
     (work / "soak.jsonl").unlink()
     first, last = looks[1], looks[-1]
     return {
-        "frames": report.answered,
+        "frames": report.classified,
         "memory_first_bytes": first[1],
         "memory_last_bytes": last[1],
         "growth": round(last[1] / first[1] - 1, 4),

@@ -491,7 +491,7 @@ MUTATIONS = (
     Mutation(
         "ring buffer: maximum size of the saved images",
         "camera/sinks/image_recorder.py",
-        "self._total_bytes + size > spec.max_bytes or self._free()",
+        "self._total_bytes + size > config.max_bytes or self._free()",
         "self._free()",
         "camera/test_file_sinks.py::test_recorder_deletes_the_oldest_of_its_own_images",
     ),
@@ -538,7 +538,7 @@ MUTATIONS = (
         "camera/test_silent_sources.py::test_first_frame_after_an_outage_starts_a_new_decision",
     ),
     Mutation(
-        "feed: wait for hung connections",
+        "supervisor: wait for hung connections",
         "camera/supervisor.py",
         "self._wait(lambda: len(self._hung) < MAX_HUNG, self._give_up_in_s(connection))",
         "self._wait(lambda: len(self._hung) < MAX_HUNG, math.inf)",

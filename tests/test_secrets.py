@@ -18,7 +18,7 @@ import pytest
 
 from edgerec import Camera
 from edgerec.camera.sinks.mqtt_client import Broker
-from edgerec.camera.sinks.webhook import Hook
+from edgerec.camera.sinks.webhook import WebhookAddress
 from edgerec.camera.sources import find_source
 from edgerec.errors import EdgerecError, SourceError
 from edgerec.utils.atomic import replacing_folder, write_file
@@ -83,7 +83,7 @@ def test_name_of_a_source_has_no_secret(address, name):
     ],
 )
 def test_invalid_address_is_refused_without_showing_its_password(address):
-    for parse in (find_source, lambda text: Broker.parse(text.replace("http", "mqtt"), {}), Hook.parse):
+    for parse in (find_source, lambda text: Broker.parse(text.replace("http", "mqtt"), {}), WebhookAddress.parse):
         with pytest.raises(EdgerecError) as caught:
             parse(address)
         assert not leaked(str(caught.value))
@@ -318,7 +318,7 @@ def test_addresses_come_from_variables_and_private_files(tmp_path, monkeypatch):
     path = secret_file(tmp_path, "http://me:SECRET@10.0.0.6/b\n")
     assert find_source("env:DOOR").name == "rtsp://10.0.0.5/a"
     assert find_source(f"@{path}").name == "http://10.0.0.6/b"
-    assert Hook.parse(f"@{path}") == Hook.parse("http://me:SECRET@10.0.0.6/b")
+    assert WebhookAddress.parse(f"@{path}") == WebhookAddress.parse("http://me:SECRET@10.0.0.6/b")
     environment = {"BROKER": "mqtt://me:SECRET@10.0.0.7/home", "EDGEREC_MQTT_PASSWORD_FILE": str(path)}
     assert Broker.parse("env:BROKER", environment) == Broker.parse(environment["BROKER"], {})
     assert Broker.parse("mqtt://me@10.0.0.7", environment).password == "http://me:SECRET@10.0.0.6/b"
@@ -327,7 +327,7 @@ def test_addresses_come_from_variables_and_private_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660])
 def test_secret_file_that_others_can_read_or_change_is_refused(tmp_path, mode):
     path = secret_file(tmp_path, "http://me:SECRET@10.0.0.6/b", mode)
-    for parse in (find_source, Hook.parse, Broker.parse):
+    for parse in (find_source, WebhookAddress.parse, Broker.parse):
         with pytest.raises(EdgerecError, match=rf"mode {mode:04o}\): run chmod 600 {path}"):
             parse(f"@{path}")
 

@@ -185,10 +185,10 @@ def _read(source: Any) -> None:
 
 
 def _webhook(messages: list[bytes], out: Path) -> None:
-    from edgerec.camera.sinks.webhook import Hook, Webhook
+    from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 
     with Peers(_sender(messages, 9)) as peers:
-        hook = Hook.parse(f"http://me:{SECRET}@127.0.0.1:{peers.port}/hook?key=1")
+        hook = WebhookAddress.parse(f"http://me:{SECRET}@127.0.0.1:{peers.port}/hook?key=1")
         sink = Webhook(hook, secret="secret", every_result=True, timeout_s=5.0, tries=1)
         for _ in messages:
             sink.write(_result())

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgerec.camera.frame_filters import FrameOptions, parse_roi
 from edgerec.camera.sinks.mqtt_client import Broker
-from edgerec.camera.sinks.webhook import Hook
+from edgerec.camera.sinks.webhook import WebhookAddress
 from edgerec.camera.sources import find_source
 from edgerec.contract.tensors import parse_normalise
 from edgerec.errors import EdgerecError
@@ -31,7 +31,7 @@ _READERS: tuple[tuple[Callable[[str], Any], tuple[str, ...]], ...] = (
         ),
     ),
     (lambda text: Broker.parse(text, {}), ("mqtt://me:secret@127.0.0.1:1883/home/hall", "mqtts://[::1]:8883/")),
-    (Hook.parse, ("https://me:secret@127.0.0.1:8443/hook?key=1",)),
+    (WebhookAddress.parse, ("https://me:secret@127.0.0.1:8443/hook?key=1",)),
     (lambda text: parse_host_port(text, "127.0.0.1", 8000), ("127.0.0.1:8000", "[::1]:8000", "8000")),
     (parse_size, ("500MB", "1.5GiB", "1000000")),
     (lambda text: FrameOptions(parse_roi(text)), ("0.25,0,0.5,1", "10,20,300,200")),

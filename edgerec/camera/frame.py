@@ -26,7 +26,7 @@ class Frame:
             at which the image arrived.
         origin: path of the image for a folder, otherwise the name of the source as entered by the user.
         source: name of the source in the camera, as in state changes.
-        media_s: position in a video file, in seconds from its start; None for other sources.
+        media_s: position in a video file, in seconds from its start, or None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
         stream: True if the frame is part of a continuous video; False for the images of a folder.
     """
@@ -47,9 +47,9 @@ class Frame:
 
     @property
     def captured_s(self) -> float:
-        """Monotonic time that rates, durations and timestamps use, in seconds.
+        """Monotonic time in seconds, for rates, durations and timestamps.
 
-        For video files it advances with the media time, so that it does not depend on the speed of decoding.
+        For video files, this time advances with the media time, so that it does not depend on the speed of decoding.
         """
         return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 
@@ -68,7 +68,7 @@ class Result:
         frame: the frame, with the image that was classified.
         classification: the prediction for this image, without smoothing.
         completed_s: monotonic time at which the prediction was complete, in seconds.
-        decision: the prediction smoothed over the frames of the source; None for a single image.
+        decision: the prediction smoothed over the frames of the source, or None for a single image.
     """
 
     frame: Frame
@@ -87,7 +87,7 @@ class Result:
         return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as a dictionary that can be converted to JSON. ``captured_s`` is Unix time in seconds."""
+        """Return the result as a JSON-serializable dictionary. ``captured_s`` is Unix time in seconds."""
         prediction = self.classification
         decision, decision_fields = self.decision, {}
         if decision is not None:

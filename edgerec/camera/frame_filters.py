@@ -25,7 +25,7 @@ _SMALL = (64, 48)
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """Settings that select the frames to classify, and the region and orientation of each frame.
+    """Options that select the frames to classify, and crop, rotate and mirror each frame.
 
     Attributes:
         roi: region ``(x, y, width, height)`` in pixels, or as fractions of the frame if all four values are at most 1.
@@ -63,7 +63,7 @@ class FrameOptions:
                 raise ConfigError("FrameOptions.roi", f"is {self.roi}; expected x, y, width and height")
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the region ``(left, top, right, bottom)`` in pixels; it may exceed an image of the given size."""
+        """Return the region ``(left, top, right, bottom)`` in pixels. It may extend beyond an image of this size."""
         if self.roi is None:
             return 0, 0, width, height
         scale = (width, height, width, height) if max(self.roi) <= 1 else (1, 1, 1, 1)
@@ -71,7 +71,7 @@ class FrameOptions:
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
     def apply(self, image: Image) -> Image:
-        """Crop, rotate and mirror an image, RGB ``(H, W, 3)``. If the region is outside the image, return no pixels."""
+        """Crop, rotate and mirror an RGB image ``(H, W, 3)``. If the region is outside of it, return an empty array."""
         if self.roi is not None:
             left, top, right, bottom = self.box(*image.shape[:2])
             image = image[top:bottom, left:right]
@@ -98,10 +98,10 @@ def parse_roi(text: str) -> tuple[float, float, float, float]:
 
 @dataclass
 class FrameSelector:
-    """Applies a view to the frames of all sources, and counts the skipped frames by reason.
+    """Selects, crops, rotates and mirrors the frames of all sources, and counts the skipped frames by reason.
 
-    If the region is outside the first frame of a source, an error is raised. If the region is outside after a later
-    change of the resolution, frames are only skipped, because the source may return to the earlier resolution.
+    A region outside the first frame of a source is an error. If the resolution changes later and the region is then
+    outside, frames are only skipped, because the source may return to the earlier resolution.
     """
 
     options: FrameOptions
@@ -116,7 +116,7 @@ class FrameSelector:
         self._references.pop(source, None)
 
     def select(self, frame: Frame) -> Frame | None:
-        """Return the frame with the view applied, or None if the frame is skipped."""
+        """Return the cropped, rotated and mirrored frame, or None if the frame is skipped."""
         reason = self._reason(frame)
         self._check_region(frame)
         if not reason:
@@ -162,7 +162,7 @@ class FrameSelector:
         if left >= width or top >= height:
             problem = f"the region {left},{top},{right - left},{bottom - top} is outside {frames}"
             if last_size is None:
-                raise SourceError(f"{problem}: choose a region x,y,width,height inside the frame")
+                raise SourceError(f"{problem}: choose a region inside the frame")
             log.warning("%s: these frames are skipped", problem)
         elif right > width or bottom > height:
             cropped = f"{left},{top},{min(right, width) - left},{min(bottom, height) - top}"

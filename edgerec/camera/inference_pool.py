@@ -17,11 +17,11 @@ ClassifiedEvent = StateChange | tuple[Frame, Classification] | None
 
 
 def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
-    """Yield each frame with its classification and each state change, in the order of the events.
+    """Classify each frame, and yield the frames with their classifications and the state changes in their order.
 
-    An event that is None means that no frame or state change arrived for some time; it is passed on. A single
+    None means that no frame or state change has arrived for some time, and is passed on. A single
     classifier finishes each frame before the next frame is requested. Several classifiers each run in their own thread,
-    and up to twice as many frames as classifiers are requested in advance. This increases the throughput and the
+    and up to twice as many frames as classifiers are requested in advance, which increases both the throughput and the
     latency. The threads end when there are no more events, or when the iterator is closed.
     """
     if len(classifiers) == 1:
@@ -53,7 +53,7 @@ def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifie
                 event = next(iterator)
             except StopIteration:
                 break
-            except Exception as error:  # raised below, after the results of the earlier events
+            except Exception as error:  # raised after the results of the earlier frames
                 failure = error
                 break
             if event is None:

@@ -39,20 +39,20 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class RunReport:
-    """Numbers of frames and results of one call of :meth:`Camera.run`. Earlier calls do not count.
+    """Counters of one call of :meth:`Camera.run`.
 
     Attributes:
-        answered: number of classified frames.
+        classified: number of classified frames.
         overtaken: number of live frames that were dropped because a newer frame arrived.
-        skipped: number of frames that the view skipped, by reason.
-        dropped: number of lost results by name of the sink. Either the result did not reach the sink, or the sink lost
-            it.
+        skipped: number of frames that ``frame_options`` skipped, keyed by reason.
+        dropped: number of lost results, keyed by the name of the sink. A result is lost if it did not reach the sink,
+            or if the sink could not process it.
         incomplete: names of the sinks that lost results because of an error. A sink that was only too slow for a live
             source is not included.
         invalid: number of frames whose scores were NaN or infinite. The label of such a frame is unknown.
     """
 
-    answered: int
+    classified: int
     overtaken: int
     skipped: dict[str, int]
     dropped: dict[str, int]
@@ -65,7 +65,7 @@ class RunReport:
         return int(bool(self.incomplete))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as a dictionary that can be converted to JSON."""
+        """Return the counters as a JSON-serializable dictionary."""
         return vars(self).copy()
 
 
@@ -79,7 +79,7 @@ class Camera:
         manifest: the bundle's manifest, with the settings that were overridden for this camera.
         live: whether at least one source is live.
         sources: names of the sources, without passwords.
-        inputs: paths and names of all inputs; no sink may write there.
+        inputs: names of the sources and the path of the bundle. No sink may write to these paths.
 
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
@@ -94,12 +94,12 @@ class Camera:
         frame_options: FrameOptions | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
-        """Create a camera that uses open classifiers.
+        """Create a camera from classifiers and addresses.
 
         Args:
             classifier: a classifier, or several classifiers of the same bundle, which run in parallel.
             addresses: addresses of the sources. The sources are opened when the camera's context is entered.
-            view, timeouts: see :meth:`open`.
+            frame_options, timeouts: see :meth:`open`.
 
         Raises:
             SourceError: two sources have the same name.
@@ -110,7 +110,7 @@ class Camera:
         self.live = any(address.live for address in addresses)
         self.sources = tuple(address.name for address in addresses)
         self.inputs = self.sources
-        self._answered, self._workers = 0, list[SinkWorker]()
+        self._classified, self._workers = 0, list[SinkWorker]()
         self._stops = 0
         self._live_sources = frozenset(address.name for address in addresses if address.live)
         self._supervisor = SourceSupervisor(addresses, timeouts)
@@ -144,7 +144,7 @@ class Camera:
                 is used, this many interpreters with one thread each run in parallel instead, which increases the
                 throughput but not the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
             requested: size, rate and format to request from cameras.
-            view: selection of the frames, and of the region of each frame, to classify.
+            frame_options: options that select the frames to classify, and crop, rotate and mirror them.
             timeouts: timeouts of live sources.
             loop: whether video files and folders start again when they end.
             options: keyword arguments of :class:`~edgerec.runtime.classifier.Classifier`.
@@ -170,20 +170,20 @@ class Camera:
 
     @property
     def report(self) -> RunReport:
-        """Counts of the current or last call of :meth:`run`. May be read from another thread."""
+        """Counters of the current or most recent call of :meth:`run`. They may be read from another thread."""
         total, before = self._totals(), self._counts_before
         return replace(
             total,
-            answered=total.answered - before.answered,
+            classified=total.classified - before.classified,
             overtaken=total.overtaken - before.overtaken,
             skipped=dict(Counter(total.skipped) - Counter(before.skipped)),
             invalid=total.invalid - before.invalid,
         )
 
     def _totals(self) -> RunReport:
-        """Return the counts since the camera was created. Losses are those of the sinks of the current or last run."""
+        """Return the counters since the camera was created. Lost results are counted only for the most recent run."""
         return RunReport(
-            self._answered,
+            self._classified,
             self._supervisor.overtaken,
             dict(self._selector.skipped),
             {worker.name: worker.lost for worker in self._workers if worker.lost},
@@ -194,8 +194,8 @@ class Camera:
     def stop(self) -> None:
         """Ask :meth:`run` to end. No more frames are read, and the sinks process their queued results.
 
-        A second call abandons sinks that have not finished. This method may be called from any thread and from a
-        signal handler, because it takes no lock.
+        A second call abandons sinks that have not finished. This method takes no lock, so it may be called from any
+        thread and from a signal handler.
         """
         self._stops += 1
         self._supervisor.stop()
@@ -219,7 +219,7 @@ class Camera:
         return (event for event in self._events(ServiceNotifier(), _POLL_S) if event is not None)
 
     def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
-        """Yield results and state changes, and None for skipped frames and after ``idle_s`` without a frame."""
+        """Yield results and state changes. Yield None for each skipped frame, and after ``idle_s`` without events."""
         if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
         for event in classify_events(self._selected(service, idle_s), self._classifiers):
@@ -232,7 +232,7 @@ class Camera:
                 yield event
             else:
                 frame, prediction = event
-                self._answered += 1
+                self._classified += 1
                 completed_s = time.monotonic()
                 decision = self._deciders[frame.source].update(
                     prediction.scores, frame.captured_s, prediction.novelty, prediction.finite
@@ -242,7 +242,7 @@ class Camera:
             raise error
 
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
-        """Yield state changes and the frames that the view selects, and None in place of other frames."""
+        """Yield state changes and the frames to classify. Yield None for each skipped frame."""
         for event in self._supervisor.events(idle_s):
             # Do not reset the watchdog without an event. If all sources hang, the service must be restarted.
             if event is not None:
@@ -316,7 +316,7 @@ class Camera:
                         worker.put(event, wait=source not in self._live_sources)
                     for sink in inline:
                         sink.state(event) if isinstance(event, StateChange) else sink.write(event)
-                enough = isinstance(event, Result) and self._answered - self._counts_before.answered == max_frames
+                enough = isinstance(event, Result) and self._classified - self._counts_before.classified == max_frames
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
             while keep_open and not self._stops and not any(sink.closed for sink in sinks):
@@ -334,7 +334,7 @@ class Camera:
             report = self.report
             for name in dict.fromkeys((*report.dropped, *report.incomplete)):
                 if lost := report.dropped.get(name):
-                    log.warning("%s lost %d of %d results", name, lost, report.answered)
+                    log.warning("%s lost %d of %d results", name, lost, report.classified)
                 else:
                     log.warning("%s did not finish: its output may be incomplete", name)
         return report
@@ -347,7 +347,7 @@ class Camera:
 
 
 def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
-    """Append numbers to equal names of different addresses, e.g. of URLs that differ only in a hidden parameter."""
+    """Number the addresses that have the same name, e.g. because URLs differ only in a hidden parameter."""
     names = [address.name for address in addresses]
     _refuse_duplicates([address.identity or address.name for address in addresses], names)
     counts: Counter[str] = Counter()

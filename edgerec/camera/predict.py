@@ -24,7 +24,7 @@ def predict(
         bundle: a bundle's folder or .zip, or an open classifier.
         images: paths of image files, or of folders. The files of a folder and its subfolders are classified in the
             order of their paths; files that are not images are skipped with a warning.
-        threshold: minimum score, 0 to 1; if the score is lower, the label is ``unknown``. None uses the threshold of
+        threshold: minimum score, 0 to 1. If the score is lower, the label is ``unknown``. None uses the threshold of
             the bundle.
 
     Raises:

@@ -125,9 +125,9 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             yield TextLines(sys.stdout, named=len(camera.sources) > 1)
     # Invalid addresses are reported before a window or a server is opened.
     if config.webhook:
-        from edgerec.camera.sinks.webhook import Hook, Webhook
+        from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 
-        hook = Hook.parse(config.webhook.url)
+        webhook_address = WebhookAddress.parse(config.webhook.url)
     if config.mqtt:
         from edgerec.camera.sinks.mqtt import Mqtt
         from edgerec.camera.sinks.mqtt_client import Broker
@@ -159,7 +159,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
     if config.webhook:
         secret = config.webhook.secret
         secret = secret_variable("EDGEREC_WEBHOOK_SECRET") if secret is None else secret
-        yield Webhook(hook, secret=secret, every_result=config.webhook.every_result, live=camera.live)
+        yield Webhook(webhook_address, secret=secret, every_result=config.webhook.every_result, live=camera.live)
     if config.mqtt:
         queue_dir = config.mqtt.queue_dir
         yield Mqtt(

@@ -13,7 +13,7 @@ from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)
 
-# Timeout of one notification in seconds, so that a service manager that does not read cannot block the camera.
+# Timeout of a notification in seconds, so that an unresponsive service manager cannot block the camera.
 SEND_S = 0.2
 
 
@@ -25,12 +25,12 @@ class ServiceNotifier:
     """
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
-        """Store the settings. A socket is opened only for the duration of each notification.
+        """Create a notifier. It opens a socket only while it sends a notification.
 
         Args:
             address: path of the service manager's datagram socket. A leading ``@`` denotes Linux' abstract namespace.
                 If empty, nothing is sent.
-            watchdog_s: watchdog timeout of the service manager in seconds; 0 if there is no watchdog.
+            watchdog_s: watchdog timeout of the service manager in seconds, or 0 if there is no watchdog.
         """
         # sd_watchdog_enabled(3) recommends half of the timeout. A quarter leaves a margin for a slow frame.
         self._interval_s = watchdog_s / 4
@@ -40,10 +40,10 @@ class ServiceNotifier:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> ServiceNotifier:
-        """Create a notifier from the variables ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
+        """Create a notifier from the environment variables NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID.
 
         Args:
-            environment: the environment variables; by default those of this process.
+            environment: environment variables. None means those of this process.
         """
         values = os.environ if environment is None else environment
         timeout_us, pid = values.get("WATCHDOG_USEC", ""), values.get("WATCHDOG_PID", "")

@@ -12,7 +12,7 @@ from edgerec.utils.clock import unix_s
 
 
 class SourceState(StrEnum):
-    """State of a source: ``connecting`` → ``live`` ⇄ ``stale`` → ``lost`` → ``connecting`` …; finally ``ended``."""
+    """State of a source: ``connecting`` → ``live`` ⇄ ``stale`` → ``lost`` → ``connecting``, and finally ``ended``."""
 
     CONNECTING = "connecting"
     LIVE = "live"
@@ -29,7 +29,7 @@ class StateChange:
         source: name of the source as entered by the user, without passwords.
         state: the new state.
         since_s: monotonic time of the change, in seconds.
-        reason: reason for the change; empty if there is none. For ``live``, the image format of the source.
+        reason: reason for the change, or an empty string. For ``live``, the image format of the source.
     """
 
     source: str
@@ -38,7 +38,7 @@ class StateChange:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object that ``--json`` prints. ``since_s`` is Unix time in seconds."""
+        """Return the change as a JSON-serializable dictionary. ``since_s`` is Unix time in seconds."""
         return {"source": self.source, "state": str(self.state), "since_s": unix_s(self.since_s)} | (
             {"reason": self.reason} if self.reason else {}
         )
@@ -49,11 +49,11 @@ class Timeouts:
     """Timeouts of live sources, in seconds.
 
     Attributes:
-        open_s: maximum time from the start of a connection to its first frame. After it, a new connection is made.
+        open_s: time without a first frame after which a connection attempt is given up and repeated.
         stale_s: time without a frame after which a source is stale.
         lost_s: time without a frame after which a source is lost and a new connection is made.
-        first_wait_s: pause before the first attempt to reconnect. It doubles with each further attempt.
-        longest_wait_s: longest pause between two attempts.
+        first_wait_s: delay before the first attempt to reconnect. The delay doubles with each further attempt.
+        longest_wait_s: maximum delay between two attempts.
         give_up_s: time without a frame after which the source ends with an error. None never gives up, and 0 gives up
             when the source is lost for the first time.
     """
@@ -75,7 +75,7 @@ class Timeouts:
             raise ConfigError("Timeouts.stale_s", f"is {self.stale_s:g}, but must not exceed lost_s ({self.lost_s:g})")
 
     def pauses(self) -> Iterator[float]:
-        """Yield the pauses between attempts to reconnect, in seconds."""
+        """Yield the delays between attempts to reconnect, in seconds."""
         pause_s = self.first_wait_s
         while True:
             yield pause_s

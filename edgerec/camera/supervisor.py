@@ -46,7 +46,7 @@ class SourceSupervisor:
 
     def __init__(self, addresses: Sequence[Address], timeouts: Timeouts | None = None) -> None:
         # Ctrl-C may interrupt the main thread between acquiring the lock and entering its block. The lock then stays
-        # acquired, and with a plain Lock the same thread would wait for itself in __exit__.
+        # acquired, and with a non-reentrant Lock the same thread would deadlock in __exit__.
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
         self._sources = [
@@ -92,7 +92,7 @@ class SourceSupervisor:
                 yield event
 
     def frames(self) -> Iterator[Frame]:
-        """Yield only the frames. After the last frame, raise :class:`SourceError` if a source failed."""
+        """Yield the frames without state changes. After the last frame, raise the error of a source that failed."""
         for event in self:
             if isinstance(event, Frame):
                 yield event
@@ -129,7 +129,7 @@ class _SupervisedSource:
         self.state: SourceState | None = None
         self.error: SourceError | None = None
         self._timeouts, self._changed = timeouts, changed
-        # Separate conditions, so that a frame wakes only the thread that waits for it.
+        # Separate condition variables, so that a frame wakes only the thread that waits for it.
         self._room_available, self._source_changed = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
@@ -153,12 +153,12 @@ class _SupervisedSource:
             condition.notify_all()
 
     def join(self, deadline: float) -> None:
-        """Wait until the threads have ended, at most until the monotonic time ``deadline``. Call without the lock."""
+        """Join the threads until the monotonic time ``deadline``. The caller must not hold the lock."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
             if connection.thread.is_alive():
-                # CPython before 3.14 aborts the process if native code returns to Python while the interpreter ends.
+                # CPython before 3.14 aborts the process if native code returns to Python during interpreter shutdown.
                 atexit.register(connection.thread.join, EXIT_S)
 
     def pop(self) -> Event | None:
@@ -169,7 +169,7 @@ class _SupervisedSource:
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _SourceConnection, image: Image, name: str) -> bool:
-        """Queue a new image. Return False if the connection must stop reading. Call without the lock."""
+        """Queue a new image. Return False if the connection must stop. The caller must not hold the lock."""
         grabbed_s = time.monotonic()
         captured_s = connection.captured_s or grabbed_s
         with self._changed:
@@ -207,7 +207,7 @@ class _SupervisedSource:
             return True
 
     def connection_ended(self, connection: _SourceConnection, error: Exception | None) -> None:
-        """Record that the thread of a connection has ended, and store its error. Call without the lock."""
+        """Record that a connection has ended, and store its error. The caller must not hold the lock."""
         with self._changed:
             connection.ended, connection.error = True, error
             if connection in self._hung:
@@ -241,7 +241,7 @@ class _SupervisedSource:
         """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
-            # A source with a long period delivers no image until its next image is due.
+            # A source with a fixed interval delivers no image before the next one is due, which is not a failure.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = math.inf
@@ -253,7 +253,7 @@ class _SupervisedSource:
                 left_s = timeouts.lost_s - silent_s
                 if self.state is SourceState.LIVE:
                     self._set(SourceState.STALE, f"no frame for {timeouts.stale_s:g} s")
-            if self.address.live and timeouts.give_up_s:  # the value 0 applies only after the connection is lost
+            if self.address.live and timeouts.give_up_s:  # give_up_s = 0 applies only after the connection is lost
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
                 self._hung.append(connection)
@@ -305,33 +305,33 @@ class _SourceConnection:
         self.thread.start()
 
     def format_text(self) -> str:
-        """Return the image format of a live source, and the requested format if it differs, for messages."""
+        """Describe the image format of a live source, and the requested format if it differs."""
         address = self._supervised.address
         return _format_text(self._source.format, address.requested) if self._source and address.live else ""
 
     @property
     def period_s(self) -> float:
-        """Seconds between two images if the source has a slow, regular rate, otherwise 0."""
+        """Interval between two images in seconds if the source has a low, fixed rate, otherwise 0."""
         return float(getattr(self._source, "period_s", 0.0))
 
     @property
     def captured_s(self) -> float:
-        """Monotonic time in seconds at which the last image was captured; 0 if the source does not know it."""
+        """Monotonic time in seconds at which the last image was captured, or 0 if this time is unknown."""
         return float(getattr(self._source, "captured_s", 0.0))
 
     def media_s(self) -> float | None:
-        """Return the media time of the current image in seconds; None if the source has no media time."""
+        """Return the media time of the current image in seconds, or None if the source has no media time."""
         position_s: float | None = getattr(self._source, "position_s", None)
         fps = self._source.format.fps if self._source and self._supervised.address.stream else 0.0
         return self.count / fps if position_s is None and fps else position_s
 
     def new_overtaken(self) -> int:
-        """Return how many images the source has dropped since the last call because newer images arrived."""
+        """Return the number of images dropped since the last call because newer images arrived."""
         already_reported, self._reported = self._reported, getattr(self._source, "overtaken", 0)
         return self._reported - already_reported
 
     def interrupt(self) -> None:
-        """Stop reading, and end a blocked read if the source supports this. May be called from another thread."""
+        """Stop reading, and interrupt a blocked read if the source supports this. May be called from any thread."""
         self._interrupted = True
         if interrupt := getattr(self._source, "interrupt", None):
             interrupt()

@@ -107,7 +107,7 @@ def camera(
         min=0,
         metavar="FPS",
         show_default=False,
-        help="Frames per second to request. [default: the camera's default; 2 for an HTTP address of single images]",
+        help="Frames per second to request. [default: the camera's default, or 2 for the URL of a single image]",
         rich_help_panel=_CAMERA,
     ),
     pixel_format: str = typer.Option(
@@ -117,9 +117,7 @@ def camera(
         help="Pixel format to request from a camera, such as MJPG. [default: the camera's default]",
         rich_help_panel=_CAMERA,
     ),
-    loop: bool = typer.Option(
-        False, "--loop", help="Start video files and folders again when they end.", rich_help_panel=_CAMERA
-    ),
+    loop: bool = typer.Option(False, "--loop", help="Loop video files and folders.", rich_help_panel=_CAMERA),
     give_up_after: float | None = typer.Option(
         None,
         min=0,
@@ -150,7 +148,7 @@ def camera(
         0.0,
         min=0,
         metavar="SECONDS",
-        help="Drop live frames that are older than this many seconds; 0 drops none.",
+        help="Drop live frames that are older than this many seconds; 0 disables this check.",
         rich_help_panel=_FRAMES,
     ),
     motion: float = typer.Option(
@@ -158,7 +156,7 @@ def camera(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Skip a frame if at most this fraction of its pixels changed; 0 skips none.",
+        help="Skip a frame if no more than this fraction of its pixels has changed; 0 disables this check.",
         rich_help_panel=_FRAMES,
     ),
     threshold: float | None = typer.Option(
@@ -181,8 +179,8 @@ def camera(
         min=0,
         max=256,
         metavar="N",
-        help="Number of threads. 0 uses the number in the bundle, or measures the best number. For files, 0 means one "
-        "per CPU, at most 4.",
+        help="Number of threads. 0 uses the number in the bundle or, if there is none, the fastest number in a short "
+        "measurement. For files, 0 means one per CPU, at most 4.",
         rich_help_panel=_MODEL,
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
@@ -204,13 +202,14 @@ def camera(
     save: str = typer.Option(
         "",
         metavar="WHICH",
-        help="Save images to --save-dir: low-confidence, changes (of the label) or all. [default: none]",
+        help="Images to save to --save-dir: low-confidence, changes (when the decision changes) or all. [default: "
+        "none]",
         rich_help_panel=_FILES,
     ),
     save_dir: Path | None = typer.Option(
         None,
         metavar="FOLDER",
-        help="Folder for saved images, one subfolder per label, as edgerec train reads it.",
+        help="Folder for saved images, with one subfolder per label, so that it can be used for training.",
         rich_help_panel=_FILES,
     ),
     save_max: str = typer.Option(
@@ -246,7 +245,7 @@ def camera(
     mqtt_discovery: str = typer.Option(
         "homeassistant",
         metavar="PREFIX",
-        help="Topic prefix for the discovery by Home Assistant; an empty prefix turns it off.",
+        help="Topic prefix of Home Assistant's MQTT discovery; an empty string disables discovery.",
         rich_help_panel=_NETWORK,
     ),
     queue_dir: Path | None = typer.Option(
@@ -278,7 +277,7 @@ def camera(
     web_save: Path | None = typer.Option(
         None,
         metavar="FOLDER",
-        help="Folder for images that are labeled on the web page, one subfolder per label. [default: none]",
+        help="Folder for images that are labeled on the web page, with one subfolder per label. [default: none]",
         rich_help_panel=_WEB,
     ),
     web_save_max: str = typer.Option(

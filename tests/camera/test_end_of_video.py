@@ -37,7 +37,7 @@ def test_loop_starts_a_video_again(bundle, video):
     sink = Collector(limit=70)
     with Camera.open(bundle, str(video), loop=True) as camera:
         report = camera.run([sink], max_frames=70)
-    assert report.answered == 70  # the video has 30 frames
+    assert report.classified == 70  # the video has 30 frames
     labels = [result.classification.label for result in sink.results]
     assert labels[:30] == labels[30:60]
 

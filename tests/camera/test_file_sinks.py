@@ -78,7 +78,7 @@ def test_csv_refuses_overwrites_or_appends_to_an_existing_file(tmp_path):
     with pytest.raises(OutputExistsError, match="exists"):
         CsvFile(path)
     path.write_text("my,own,table\n")
-    with pytest.raises(EdgerecError, match="not a table"):
+    with pytest.raises(EdgerecError, match="other columns"):
         CsvFile(path, "append")
     assert path.read_text() == "my,own,table\n"
     with pytest.raises(EdgerecError, match="cannot be written"):
@@ -243,7 +243,7 @@ def test_video_is_complete_if_the_disk_becomes_full(tmp_path, monkeypatch):
     with pytest.raises(EdgerecError, match="disk is full"):
         sink.write(make_result())
     monkeypatch.undo()
-    with pytest.raises(EdgerecError, match="was ended"):
+    with pytest.raises(EdgerecError, match="is incomplete, because the disk is full"):
         sink.write(make_result())
     sink.close()
     assert len(read_video(tmp_path / "out.avi")[0]) == 5
@@ -476,7 +476,7 @@ def test_recorder_keeps_the_reserved_disk_space_free(tmp_path, monkeypatch):
     assert len(saved(tmp_path)) == 9
     other_bytes[0] = 199_000
     for _ in range(3):
-        with pytest.raises(EdgerecError, match="no room"):
+        with pytest.raises(EdgerecError, match="--save-max is too small"):
             sink.write(make_result())
     assert len(saved(tmp_path)) == 9
     other_bytes[0] = 0

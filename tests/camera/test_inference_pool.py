@@ -104,12 +104,12 @@ def test_live_source_uses_one_interpreter(bundle):
     with Camera.open(bundle, "synthetic:32x32@100", threads=3) as camera:
         assert len(camera._classifiers) == 1
         report = camera.run([], max_frames=5)
-    assert report.answered == 5
+    assert report.classified == 5
 
 
 def test_max_frames_limits_the_number_of_results_with_several_interpreters(bundle, video):
     with Camera.open(bundle, str(video), threads=3) as camera:
-        assert camera.run([], max_frames=7).answered == 7
+        assert camera.run([], max_frames=7).classified == 7
 
 
 def test_process_ends_if_the_results_of_a_camera_are_not_consumed(bundle, video):

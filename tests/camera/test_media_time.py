@@ -75,7 +75,7 @@ def test_max_age_drops_no_frame_of_a_file(bundle, clip):
     sink = Slow()
     with Camera.open(bundle, str(clip), frame_options=FrameOptions(max_age_s=1e-6)) as camera:
         report = camera.run([sink])
-    assert (report.answered, report.skipped) == (FRAMES, {})
+    assert (report.classified, report.skipped) == (FRAMES, {})
 
 
 def test_save_every_follows_the_media_time(bundle, clip, tmp_path):

@@ -71,7 +71,7 @@ def test_camera_counts_frames_with_nan_scores(nan_bundle, pictures, edgerec, cap
     with Camera.open(nan_bundle, str(pictures[0].parent)) as camera:
         labels = {result.decision.label for result in camera}
     assert labels == {"unknown"}
-    assert camera.report.invalid == camera.report.answered == len(pictures)
+    assert camera.report.invalid == camera.report.classified == len(pictures)
     assert "not numbers (NaN)" in caplog.text
     for arguments in (("predict", nan_bundle, pictures[0]), ("camera", nan_bundle, "--source", pictures[0].parent)):
         done = edgerec(*arguments, "--json", *(["--headless"] if arguments[0] == "camera" else []))

@@ -65,7 +65,7 @@ def test_python_call_gives_the_same_results_as_the_command(bundle, video, tmp_pa
         )
         call = outputs(folder, capsys.readouterr().out, for_call)
         assert call == outputs(tmp_path / "command", done.stdout, for_command)
-    assert len(call["csv"]) == len(call["saved images"]) == report.answered == 30
+    assert len(call["csv"]) == len(call["saved images"]) == report.classified == 30
     assert len(call["webhook"]) > 1
     assert call["signed"] == {True}
     assert report.exit_code == 0
@@ -90,7 +90,7 @@ def test_sinks_of_the_caller_get_the_results_and_their_losses_are_counted(bundle
     sink = Failing()
     report = run_camera(CameraConfig(bundle=bundle, sources=str(video), output="none", max_frames=5), sinks=[sink])
     assert sink.closed
-    assert report.answered == 5
+    assert report.classified == 5
     assert report.dropped == {"Failing": 5}
     assert report.exit_code == 1
     assert capsys.readouterr() == ("", "")

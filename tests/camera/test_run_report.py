@@ -29,7 +29,7 @@ def test_limit_and_counts_apply_to_each_run(bundle, video):
     with Camera.open(bundle, str(video), threads=1, frame_options=FrameOptions(every=2)) as camera:
         reports = [camera.run([sink], max_frames=count) for sink, count in zip(sinks, (3, 2, 4), strict=True)]
         assert camera.report == reports[-1]
-    assert [report.answered for report in reports] == [len(sink.values) for sink in sinks] == [3, 2, 4]
+    assert [report.classified for report in reports] == [len(sink.values) for sink in sinks] == [3, 2, 4]
     assert [report.skipped.get("every") for report in reports] == [2, 2, 4]
 
 
@@ -37,4 +37,4 @@ def test_run_after_iteration_counts_only_its_own_frames(bundle, video):
     with Camera.open(bundle, str(video), threads=1) as camera:
         next(iter(camera))
         sink = Indices()
-        assert camera.run([sink], max_frames=2).answered == len(sink.values) == 2
+        assert camera.run([sink], max_frames=2).classified == len(sink.values) == 2

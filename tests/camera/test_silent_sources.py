@@ -210,5 +210,5 @@ def test_a_sink_that_closes_is_noticed_while_the_source_is_silent(bundle):
     with Camera(Classifier.open(bundle), [Address("camera", True, True, lambda: source)]) as camera:
         report = camera.run([Closing(threading.Event())])
         release.set()
-    assert report.answered == 1
+    assert report.classified == 1
     assert released == [True]

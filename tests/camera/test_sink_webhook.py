@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from edgerec.camera.sinks.webhook import MAX_QUEUED, Hook, Webhook
+from edgerec.camera.sinks.webhook import MAX_QUEUED, Webhook, WebhookAddress
 from edgerec.errors import EdgerecError
 from tests.network import change, free_port, result, wait_for
 
@@ -78,7 +78,7 @@ def serve():
 
 
 def hook_to(url, **options):
-    return Webhook(Hook.parse(url), **{"first_wait_s": 0.01, "timeout_s": 0.3, **options})
+    return Webhook(WebhookAddress.parse(url), **{"first_wait_s": 0.01, "timeout_s": 0.3, **options})
 
 
 def ended(sink):
@@ -224,7 +224,7 @@ def test_user_and_password_are_sent_as_basic_authentication(serve):
     sink.write(result())
     assert ended(sink) == (1, 0)
     assert server.requests[0][1]["Authorization"] == "Basic bWU6cEBzcw=="
-    assert "me" not in repr(Hook.parse("http://me:p@host/x")).replace("timeout", "")
+    assert "me" not in repr(WebhookAddress.parse("http://me:p@host/x")).replace("timeout", "")
 
 
 @pytest.mark.parametrize(
@@ -242,5 +242,5 @@ def test_user_and_password_are_sent_as_basic_authentication(serve):
 )
 def test_invalid_addresses_are_refused(url):
     with pytest.raises(EdgerecError, match="the webhook's address") as caught:
-        Hook.parse(url)
+        WebhookAddress.parse(url)
     assert "secret" not in str(caught.value)

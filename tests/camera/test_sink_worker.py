@@ -233,7 +233,7 @@ def test_signal_to_the_process_and_its_group_counts_once():
     sink = Recorder(interrupt_twice)
     with camera_of(find_source("synthetic:8x8@0")) as camera, pytest.raises(KeyboardInterrupt):
         camera.run([sink])
-    assert sink.indices == list(range(camera.report.answered))
+    assert sink.indices == list(range(camera.report.classified))
     assert camera.report.incomplete == ()
 
 
@@ -254,7 +254,7 @@ def interrupt_at(number):
 
 for number in (1, 2, 3, 5, 8, 13, 21, 34):
     sink = Recorder()
-    answered = 0
+    classified = 0
     with camera_of(find_source("synthetic:8x8@0")) as camera:
         sys.setprofile(interrupt_at(number))
         try:
@@ -263,8 +263,8 @@ for number in (1, 2, 3, 5, 8, 13, 21, 34):
             pass
         finally:
             sys.setprofile(None)
-        answered = camera.report.answered
-    print(number, answered == len(sink.indices), sink.was_closed, camera.report.dropped, flush=True)
+        classified = camera.report.classified
+    print(number, classified == len(sink.indices), sink.was_closed, camera.report.dropped, flush=True)
 """
 
 

@@ -233,7 +233,7 @@ def test_at_most_fifteen_images_per_second_are_encoded(monkeypatch):
     numbers = []
     for number in range(100):  # a second of 100 frames
         shown.write(result(number))
-        numbers.append(shown.picture(0).result.frame.index)
+        numbers.append(shown.newest_image(0).result.frame.index)
         now[0] += 0.01
     assert 13 <= shown.encoded <= 16
     assert numbers == sorted(numbers)
@@ -251,7 +251,7 @@ def test_cpu_time_for_encoding_is_limited(monkeypatch):
     monkeypatch.setattr(page_state, "jpeg_of", slow)
     while now[0] < 110:
         shown.write(result(int(now[0] * 1000)))
-        shown.picture(0)
+        shown.newest_image(0)
         now[0] += 0.01
     assert shown.encoded * 0.1 == pytest.approx(10 * page_state.MAX_LOAD, rel=0.1)
 
@@ -377,7 +377,7 @@ def test_labeled_image_is_saved_without_loss(web, tmp_path):
     assert send_request(web, "/save", "POST", {"hold": held["hold"], "index": 2}).status == 410
 
 
-def test_recently_shown_frame_can_be_held(web):
+def test_recently_shown_frame_can_be_selected(web):
     send_request(web, "/picture/0")
     time.sleep(0.1)
     web.write(result(8))
@@ -437,7 +437,7 @@ def test_folder_that_cannot_be_created_is_refused_at_the_start(where, tmp_path):
 
 def test_folder_without_write_permission_is_refused_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(label_store.os, "access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(EdgerecError, match="it cannot be written"):
+    with pytest.raises(EdgerecError, match="the folder is not writable"):
         LabelStore(tmp_path, LABELS)
 
 
@@ -499,26 +499,26 @@ def test_name_of_a_snapshot_has_source_and_time(source, name):
         assert fields["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
 
 
-def test_downloaded_image_is_released_before_images_without_a_label():
+def test_downloaded_image_is_removed_before_images_without_a_label():
     shown = page_state.PageState()
     shown.write(result(1))
-    waits, taken = shown.hold(0, 1)[0], shown.hold(0, 1)[0]
-    shown.release_first(taken)
-    for _ in range(page_state.HELD - 1):
-        shown.hold(0, 1)
-    assert shown.held(taken) is None
-    assert shown.held(waits) is not None
-    shown.release_first("a key that was never given")
+    waits, taken = shown.add_pending(0, 1)[0], shown.add_pending(0, 1)[0]
+    shown.evict_first(taken)
+    for _ in range(page_state.MAX_PENDING - 1):
+        shown.add_pending(0, 1)
+    assert shown.pending_image(taken) is None
+    assert shown.pending_image(waits) is not None
+    shown.evict_first("a key that was never given")
 
 
-def test_held_images_are_limited_in_number_and_time(monkeypatch):
+def test_pending_images_are_limited_in_number_and_time(monkeypatch):
     shown = page_state.PageState()
     shown.write(result(1))
-    keys = [shown.hold(0, 1)[0] for _ in range(page_state.HELD + 3)]
-    assert [shown.held(key) is not None for key in keys] == [False] * 3 + [True] * page_state.HELD
-    later = time.monotonic() + page_state.HELD_S + 1
+    keys = [shown.add_pending(0, 1)[0] for _ in range(page_state.MAX_PENDING + 3)]
+    assert [shown.pending_image(key) is not None for key in keys] == [False] * 3 + [True] * page_state.MAX_PENDING
+    later = time.monotonic() + page_state.PENDING_S + 1
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: later)
-    assert shown.held(keys[-1]) is None
+    assert shown.pending_image(keys[-1]) is None
 
 
 @pytest.mark.parametrize("index", [-1, 3, 10**9, 2**64, 1.0, "1", True, None, [1], {"a": 1}, "../../etc"])

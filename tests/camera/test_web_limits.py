@@ -94,7 +94,7 @@ def test_saved_images_have_a_quota_that_counts_earlier_files(tmp_path):
     for number in range(3):  # each takes 16 KiB
         first.save(frame(number), 0)
     for album in (first, LabelStore(folder, LABELS, max_bytes=50_000)):
-        with pytest.raises(EdgerecError, match=r"maximum size of 0 MB: .*--web-save-max"):
+        with pytest.raises(EdgerecError, match=r"size limit of 0 MB: .*--web-save-max"):
             album.save(frame(9), 1)
     assert len(list(folder.rglob("*.png"))) == 3
     next(folder.rglob("*.png")).unlink()
@@ -110,7 +110,7 @@ def test_page_reports_that_the_quota_is_used_up(tmp_path):
             held = json.loads(ask(port, "/hold", {"source": 0, "frame": index})[1])
             statuses.append(ask(port, "/save", {"hold": held["hold"], "index": 0}))
     assert [status for status, _ in statuses] == [200, 507]
-    assert b"maximum size" in statuses[1][1]
+    assert b"size limit" in statuses[1][1]
     assert len(list((tmp_path / "saved").rglob("*.png"))) == 1
 
 

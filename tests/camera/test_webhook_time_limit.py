@@ -12,12 +12,12 @@ import threading
 
 import pytest
 
-from edgerec.camera.sinks.webhook import Hook, Webhook
+from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 from tests.network import result, wait_for
 
 
 def hook_to(port, **options):
-    return Webhook(Hook.parse(f"https://127.0.0.1:{port}/"), **{"timeout_s": 0.4, "tries": 1, **options})
+    return Webhook(WebhookAddress.parse(f"https://127.0.0.1:{port}/"), **{"timeout_s": 0.4, "tries": 1, **options})
 
 
 def close(sink):
@@ -141,7 +141,7 @@ def test_time_limit_is_divided_among_the_addresses_of_a_host(monkeypatch):
             filler.connect_ex(full.getsockname())
         other = look_up(*full.getsockname(), type=socket.SOCK_STREAM)
         monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: other + look_up(*a, **k))
-        hook = Hook.parse(f"http://127.0.0.1:{server.server_port}/")
+        hook = WebhookAddress.parse(f"http://127.0.0.1:{server.server_port}/")
         sink = Webhook(hook, timeout_s=1, tries=10, first_wait_s=0.01)
         sink.write(result())
         wait_for(lambda: sink.sent == 1)

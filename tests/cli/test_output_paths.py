@@ -135,7 +135,7 @@ def test_camera_class_refuses_a_sink_that_writes_its_source(bundle, clip):
 def test_csv_sink_overwrites_only_its_own_tables(tmp_path, content):
     path = tmp_path / "mine.csv"
     path.write_bytes(content)
-    with pytest.raises(OutputExistsError, match="not a table"):
+    with pytest.raises(OutputExistsError, match="was not written by edgerec camera"):
         CsvFile(path, "overwrite")
     assert path.read_bytes() == content
     with pytest.raises(EdgerecError):

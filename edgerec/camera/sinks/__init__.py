@@ -9,7 +9,7 @@ from edgerec.camera.source_state import StateChange
 
 
 class Sink(Protocol):
-    """Protocol of a receiver of results and state changes. All methods are called from the same thread.
+    """Protocol of sinks, which receive results and state changes. All methods are called from the same thread.
 
     A sink may have these optional attributes:
 

@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes and flushes lines. If ``out`` is a pipe whose reader has ended, the sink asks the camera to stop."""
+    """Writes and flushes lines. If ``out`` is a pipe that its reader has closed, the sink asks the camera to stop."""
 
     uses_images = False
 
@@ -49,7 +49,7 @@ class TextLines(_Lines):
     """Writes one short line for each frame, with the predicted label before smoothing."""
 
     def __init__(self, out: TextIO, *, named: bool = False) -> None:
-        """Write to ``out``. If ``named`` is True, each line begins with the name of the source."""
+        """Write lines to ``out``. If ``named`` is True, each line begins with the name of the source."""
         super().__init__(out)
         self._named = named
 
@@ -72,10 +72,10 @@ class StateLines(_Lines):
         self._last_lines: dict[str, str] = {}
 
     def write(self, result: Result) -> None:
-        """Do nothing, because other sinks write results."""
+        """Do nothing, because this sink writes only state changes."""
 
     def state(self, change: StateChange) -> None:
-        """Write the new state and its reason. Do not repeat a line, and write nothing if there is no reason."""
+        """Write the new state and its reason, unless there is no reason or the line would repeat the last one."""
         if not change.reason or change.state not in (SourceState.LIVE, SourceState.STALE, SourceState.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"

@@ -99,7 +99,7 @@ class CsvFile:
         )
 
     def state(self, change: StateChange) -> None:
-        """Prepare the file when the camera has started, i.e. at the first state change. State changes have no rows."""
+        """Prepare the file when the camera has started. State changes are not written to the file."""
         self._prepare()
 
     def close(self) -> None:
@@ -121,11 +121,12 @@ class CsvFile:
         header = _line(COLUMNS)
         if not self._overwrite and _read_at(self._file, 0, len(header)) != header:
             raise EdgerecError(
-                f"{self._path} is not a table of edgerec camera with the same columns: choose another name"
+                f"cannot append to {self._path}, because edgerec camera did not write it, or it has other columns: "
+                "choose another name"
             )
 
     def _prepare(self) -> None:
-        """Truncate or repair an existing file, once. Called at the first event, when all other sinks have opened."""
+        """Truncate or repair an existing file at the first event, i.e. after all other sinks were opened."""
         if self._prepared:
             return
         self._prepared = True
@@ -133,7 +134,7 @@ class CsvFile:
             os.ftruncate(self._file, 0)
             self._write_row(COLUMNS)
         elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":
-            os.write(self._file, b"\n")  # end the last row, which a power failure has truncated
+            os.write(self._file, b"\n")  # end the last row, which may have been truncated by a power failure
 
     def _write_row(self, values: Sequence[Any]) -> None:
         line, before = _line(values), os.fstat(self._file).st_size
@@ -141,12 +142,14 @@ class CsvFile:
             written = os.write(self._file, line)
         except OSError as error:
             raise EdgerecError(
-                f"{self._path} cannot be written ({error.strerror}); all previous rows are complete"
+                f"cannot write a row to {self._path} ({error.strerror}): check the disk. All previous rows are complete"
             ) from None
         if written < len(line):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
-            raise EdgerecError(f"{self._path} has no space left for another row; all previous rows are complete")
+            raise EdgerecError(
+                f"cannot write a row to {self._path}: free some disk space. All previous rows are complete"
+            )
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:
@@ -156,17 +159,19 @@ def _read_at(file: int, position: int, count: int) -> bytes:
 
 
 def _refuse_other_file(path: Path) -> None:
-    """Raise :class:`OutputExistsError` if ``path`` is a file that is neither empty nor a table of this class."""
+    """Raise :class:`OutputExistsError` if ``path`` is a nonempty file that this class did not write."""
     try:
         if not path.is_file():
             return
         with path.open("rb") as file:
             start = file.read(len(COLUMNS[0]) + 1)
     except OSError as error:
-        raise EdgerecError(f"{path} cannot be read ({error.strerror}): choose another name") from None
+        raise EdgerecError(
+            f"{path} cannot be read ({error.strerror}): check its permissions, or choose another name"
+        ) from None
     if start not in (b"", f"{COLUMNS[0]},".encode()):
         raise OutputExistsError(
-            f"{path} is not a table of edgerec camera, so it is not overwritten: choose another name"
+            f"{path} was not written by edgerec camera, so it is not overwritten: choose another name"
         )
 
 

@@ -17,7 +17,7 @@ _MAX_LENGTH = 64
 
 @lru_cache(maxsize=256)
 def safe_name(text: str) -> str:
-    """Return a name for a topic level, a metric label or a file: 1 to 64 ASCII letters, digits, ``_`` or ``-``.
+    """Convert text to a topic level, metric label or file name of 1 to 64 ASCII letters, digits, ``_`` or ``-``.
 
     Secrets in an address are removed. If the text is too long or has characters without an ASCII form, the name ends
     with a digest, so that different texts have different names. Texts that differ only in punctuation have the same
@@ -38,7 +38,7 @@ def _with_digest(name: str, text: str) -> str:
 
 
 def source_name(source: str, sources: Collection[str]) -> str:
-    """Return a safe name for a source that no other source in ``sources`` has."""
+    """Return a safe name of a source that is unique among ``sources``."""
     name = safe_name(source)
     if any(other != source and safe_name(other) == name for other in sources):
         return _with_digest(name, source)
@@ -46,12 +46,12 @@ def source_name(source: str, sources: Collection[str]) -> str:
 
 
 def source_of(result: Result) -> str:
-    """Return the name of the camera's source that delivered the frame, which is also the name in state changes."""
+    """Return the name of the source that delivered the frame, as in state changes."""
     return result.frame.source or result.frame.origin
 
 
 def decision_event(result: Result) -> dict[str, Any]:
-    """Return the decision of a result as a dictionary that can be converted to JSON.
+    """Return the decision of a result as a JSON-serializable dictionary.
 
     The result must have a decision. ``since_s`` and ``captured_s`` are Unix time in seconds.
     """
@@ -63,7 +63,7 @@ def decision_event(result: Result) -> dict[str, Any]:
 
 
 class DecisionChanges:
-    """Detects new decisions of each source, even if the result with which a decision changed was dropped."""
+    """Detects whether the decision of a source has changed, even if the first result after the change was dropped."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}

@@ -10,12 +10,12 @@ from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
-# If there are more labels, they are not announced, because a longer list of choices in an automation is not useful.
+# Maximum number of labels that are announced, because a longer list of choices in an automation is not useful.
 MAX_CHOICES = 100
 
 
 def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return the retained messages that announce a source to Home Assistant, by topic below the discovery prefix.
+    """Return the retained discovery messages of a source, keyed by topic relative to the discovery prefix.
 
     Each source has three entities: a sensor with the label, which has the whole decision as attributes; a sensor with
     the score; and a binary sensor that shows whether the source is live. All sources of a bundle belong to one device.

@@ -30,9 +30,10 @@ from edgerec.utils.optional import require
 from edgerec.utils.sizes import disk_space
 
 JPEG_QUALITY = 95
-# Maximum number of paths in memory, those of the oldest images. After their deletion, the folder is searched again.
+# Maximum number of paths kept in memory. Only the oldest images are listed. When they are deleted, the folder is
+# scanned again.
 MAX_LISTED = 4096
-# Minimum time in seconds between two searches of the folder while there is no room.
+# Minimum time in seconds between two scans of the folder while a size limit is reached.
 RESCAN_S = 10.0
 # Pattern for the names of saved images. The name contains a digest of the path of the folder. If the digest belongs to
 # another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec wrote names without
@@ -73,7 +74,7 @@ class ImageRecorder:
         self._names = file_names((*labels, UNKNOWN))
         self._last_saved: dict[str, tuple[float, str]] = {}
         self._oldest: deque[tuple[Path, int]] = deque()
-        self._lists_all = True  # whether _oldest contains all images that may be deleted
+        self._lists_all = True  # whether ``_oldest`` lists every image that may be deleted
         self._total_bytes = self._moved_bytes = 0
         self._scanned_s = 0.0
         lock = None
@@ -108,7 +109,7 @@ class ImageRecorder:
                     else ""
                 )
                 raise EdgerecError(
-                    f"no room for an image in {self._folder}: the disk is full, or --save-max is too small{moved}. "
+                    f"cannot save an image in {self._folder}: the disk is full, or --save-max is too small{moved}. "
                     "Free some disk space, move images out of the folder, or increase --save-max"
                 )
             self._write(path, content)
@@ -177,7 +178,7 @@ class ImageRecorder:
         self._total_bytes += disk_space(len(content))
 
     def _make_room(self, size: int) -> bool:
-        """Delete the oldest images that were not moved until ``size`` bytes fit; return whether this was possible."""
+        """Delete the oldest images that were not moved, and return whether ``size`` bytes then fit."""
         config = self._config
         # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
         if not self._can_fit(size):
@@ -195,7 +196,7 @@ class ImageRecorder:
             path, freed_bytes = self._oldest.popleft()
             try:
                 path.unlink()
-            except FileNotFoundError:  # a user has moved or deleted the file
+            except FileNotFoundError:  # the user has moved or deleted the image
                 self._scan()
                 return self._make_room(size)
             self._total_bytes -= freed_bytes
@@ -218,7 +219,7 @@ class ImageRecorder:
             try:
                 oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(totals), key=lambda image: image[0].name)
                 break
-            except FileNotFoundError:  # a folder was removed during the search
+            except FileNotFoundError:  # a folder was removed during the scan
                 if not attempts_left:
                     raise
         self._total_bytes, self._moved_bytes, self._scanned_s = totals["all"], totals["moved"], time.monotonic()
@@ -226,13 +227,13 @@ class ImageRecorder:
         self._oldest = deque(oldest[:MAX_LISTED])
 
     def _own_images(self, totals: Counter[str]) -> Iterator[tuple[Path, int]]:
-        """Yield the path and the size of each image that was not moved; add the sizes of all images to ``totals``."""
+        """Yield the path and size of each image that was not moved, and add the sizes of all images to ``totals``."""
         for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue
             try:
                 size, name = path.stat().st_size, _SAVED.fullmatch(path.name)
-            except FileNotFoundError:  # removed during the search
+            except FileNotFoundError:  # removed during the scan
                 continue
             own = name is not None and name[1] == _digest(path.parent)
             if _PART.fullmatch(path.name) or (own and not size):  # a crash or a power failure left an incomplete file

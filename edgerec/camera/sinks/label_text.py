@@ -28,10 +28,10 @@ _BITMAP_PX = 109
 
 @dataclass(frozen=True)
 class LabelText:
-    """A label that is ready to be drawn.
+    """A rendered label.
 
     Attributes:
-        text: the label, or an ASCII text that replaces a label that cannot be drawn on this system.
+        text: the label, or an ASCII replacement if this system cannot draw the label.
         pixels: uint8 RGBA ``(H, W, 4)``, with the baseline ``SIZE_PX`` below the top; None if OpenCV draws the text.
     """
 
@@ -85,13 +85,13 @@ def label_text(label: str, index: int) -> LabelText:
 
 
 class _CannotDrawError(Exception):
-    """A label cannot be drawn, because software or fonts are missing. The message says what to install."""
+    """Raised when a label cannot be drawn, because software or fonts are missing."""
 
 
 @functools.cache
-def warn_once(advice: str) -> None:
-    """Log, once for each text, what to install so that labels can be drawn."""
-    log.warning("some labels are drawn in ASCII, because their characters cannot be drawn: %s", advice)
+def warn_once(reason: str) -> None:
+    """Log the reason why labels cannot be drawn, once for each reason."""
+    log.warning("some labels are drawn in ASCII: %s", reason)
 
 
 def _render(label: str) -> npt.NDArray[np.uint8]:
@@ -101,24 +101,24 @@ def _render(label: str) -> npt.NDArray[np.uint8]:
         draw_module = importlib.import_module("PIL.ImageDraw")
         font_module = importlib.import_module("PIL.ImageFont")
     except ImportError:
-        raise _CannotDrawError("install Pillow with pip install pillow") from None
+        raise _CannotDrawError("Pillow is not installed: run pip install pillow") from None
     shaped = bool(features.check("raqm"))
     if needs_shaping(label) and not shaped:
-        raise _CannotDrawError("install the text layout library of Pillow, e.g. with apt install libraqm0 libfribidi0")
+        raise _CannotDrawError("Pillow's text layout library is not installed: run apt install libraqm0 libfribidi0")
     fonts = installed_fonts()
     if not fonts:
-        raise _CannotDrawError("install fontconfig and fonts, e.g. with apt install fontconfig fonts-noto")
+        raise _CannotDrawError("no fonts were found: run apt install fontconfig fonts-noto")
     parts = split_by_font(label, fonts)
     if parts is None:
         raise _CannotDrawError(
-            "install fonts that have these characters, e.g. with "
+            "no installed font has all of their characters: run "
             "apt install fonts-noto fonts-noto-cjk fonts-noto-color-emoji"
         )
     layout = font_module.Layout.RAQM if shaped else font_module.Layout.BASIC
     try:
         drawn = [_render_part(text, font, layout, (image_module, draw_module, font_module)) for text, font in parts]
     except (OSError, ValueError) as error:
-        raise _CannotDrawError(f"install fonts-noto, because Pillow cannot use the installed fonts ({error})") from None
+        raise _CannotDrawError(f"Pillow cannot use the installed fonts ({error}): run apt install fonts-noto") from None
     return np.concatenate(drawn, axis=1)
 
 

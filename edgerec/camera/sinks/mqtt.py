@@ -68,8 +68,8 @@ class Mqtt:
             broker: address of the broker.
             folder: folder for the file that stores the queued messages.
             manifest: manifest of the bundle, which is used to announce the camera to Home Assistant.
-            results_per_s: maximum number of results per second and source; 0 publishes none, infinity publishes all.
-            discovery_prefix: topic prefix of Home Assistant's discovery; an empty string turns discovery off.
+            results_per_s: maximum number of results per second and source. 0 publishes none; infinity publishes all.
+            discovery_prefix: topic prefix of Home Assistant's MQTT discovery. An empty string disables discovery.
             max_messages, max_bytes: maximum number and total size in bytes of the queued messages. If one is exceeded,
                 the oldest messages are dropped.
             sources: all sources of the camera, which are needed to give each source unique topics.
@@ -81,7 +81,7 @@ class Mqtt:
         self._broker, self._manifest, self._discovery_prefix = broker, manifest, discovery_prefix.strip("/")
         if not is_topic_prefix(self._discovery_prefix):
             raise EdgerecError(
-                f"{discovery_prefix!r} cannot be used as the topic prefix of discovery: use levels such as home/hall, "
+                f"{discovery_prefix!r} is not a valid topic prefix for discovery: use levels such as home/hall, "
                 "without the characters + # $"
             )
         self._interval_s = 1 / results_per_s if results_per_s > 0 else float("inf")
@@ -93,7 +93,7 @@ class Mqtt:
         self._latest: dict[str, tuple[int, bytes]] = {}
         # The following attributes are used only by the sending thread. paho identifies messages by packet IDs.
         self._in_flight: dict[int, int] = {}  # packet IDs of unacknowledged messages of the queue -> message IDs
-        self._resent: set[int] = set()  # packet IDs that paho sends again after a reconnection
+        self._resent: set[int] = set()  # packet IDs of messages that paho resends after a reconnection
         self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages that are not in the queue
         self._session = 0
         self._failed_s = float("-inf")
@@ -120,7 +120,7 @@ class Mqtt:
 
     @property
     def missed(self) -> int:
-        """Number of results that were not sent because there was no connection or it was too slow."""
+        """Number of results that were not sent, because the connection was lost or too slow."""
         return self._connection.missed
 
     @property
@@ -144,7 +144,7 @@ class Mqtt:
         self._enqueue(change.source, "state", change.to_dict())
 
     def close(self) -> None:
-        """Send queued messages for up to a second and disconnect. The next start sends the remaining messages."""
+        """Send queued messages for up to a second, and disconnect. The remaining messages are sent after a restart."""
         self._deadline = time.monotonic() + FLUSH_S
         self._wake.set()
         self._thread.join(FLUSH_S + 2 * GOODBYE_S)
@@ -172,7 +172,7 @@ class Mqtt:
         self._wake.set()
 
     def _send(self) -> None:
-        """Main function of the sending thread. Only this thread sends messages with QoS 1, which keeps their order."""
+        """Main function of the sending thread, which alone sends messages with QoS 1, so that their order is kept."""
         while True:
             self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._closing else RETRY_S)
             self._wake.clear()
@@ -208,12 +208,12 @@ class Mqtt:
                 self._outbox.remove(queued_id)
 
     def _publish_status(self) -> None:
-        """Publish the status, and the latest message of each topic, once after each connection."""
+        """Publish the status and the latest message of each topic whenever a connection has been established."""
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._resent = set(self._in_flight)  # paho sends these messages again, before newer messages
-        if self._status_ids:  # paho also sends these messages again; publishing them here would duplicate them
+        self._resent = set(self._in_flight)  # paho resends unacknowledged messages before newer ones
+        if self._status_ids:  # paho also resends these messages, so publishing them here would duplicate them
             return
         self._announced.clear()
         self._publish_retained(f"{self._broker.prefix}/status", b"online")

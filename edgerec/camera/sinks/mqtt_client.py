@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 PASSWORD = "EDGEREC_MQTT_PASSWORD"
 KEEPALIVE_S = 30
 CONNECT_S = 5.0
-# First and longest pause between attempts to connect, in seconds.
+# Initial and maximum delay between connection attempts, in seconds.
 RETRY_S = (1, 2)
-# Pause in seconds after the broker has rejected the user name or password.
+# Delay in seconds after the broker has rejected the user name or password.
 REJECTED_S = 60
 # paho's reason codes for "bad user name or password" and "not authorized", in all versions of MQTT.
 _CREDENTIAL_ERRORS = (134, 135)
@@ -51,7 +51,7 @@ class Broker:
     Attributes:
         host, port: host and port of the broker.
         tls: whether to encrypt the connection and to check the broker's certificate.
-        user, password: credentials; empty strings if there are none.
+        user, password: credentials, or empty strings if the broker needs none.
         prefix: first levels of every topic.
     """
 
@@ -63,7 +63,7 @@ class Broker:
     prefix: str = "edgerec"
 
     def __str__(self) -> str:
-        """Return the address without user name, password and prefix, for messages."""
+        """Return the address without user name, password and prefix, so that it can be logged."""
         return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}"
 
     @classmethod
@@ -81,17 +81,17 @@ class Broker:
         try:
             parts = Url.parse(read_secret(url, environment), "mqtt", "mqtts")
         except AddressError as error:
-            raise EdgerecError(f"the broker's address cannot be used: {error}; {_EXPECTED}") from None
+            raise EdgerecError(f"the broker's address is invalid ({error}): {_EXPECTED}") from None
         if parts.query or "#" in parts.raw:
-            raise EdgerecError(f"the broker's address has a query or a fragment: {_EXPECTED}")
+            raise EdgerecError(f"the broker's address must not have a query or a fragment: {_EXPECTED}")
         user = parts.user
         password = parts.password or secret_variable(PASSWORD, environment)
         if password and not user:
-            raise EdgerecError(f"there is a password but no user name for the broker: {_EXPECTED}")
+            raise EdgerecError(f"a password for the broker is set, but no user name: {_EXPECTED}")
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
         if not is_topic_prefix(prefix):
             raise EdgerecError(
-                "the topic prefix in the broker's address cannot be used: use levels such as home/hall, without the "
+                "the topic prefix in the broker's address is not valid: use levels such as home/hall, without the "
                 "characters + # $"
             )
         return cls(parts.host, parts.port, parts.scheme == "mqtts", user, password, prefix)
@@ -116,7 +116,7 @@ class BrokerConnection:
     """
 
     def __init__(self, broker: Broker, *, will_topic: str, will: str, changed: Callable[[], None]) -> None:
-        """Start to connect in the background.
+        """Start connecting in the background.
 
         Args:
             broker: address of the broker.
@@ -151,7 +151,7 @@ class BrokerConnection:
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int:
         """Send a message with QoS 1, and return its packet ID, which is later added to :attr:`acknowledged`.
 
-        If the connection is lost before the acknowledgment, paho sends the messages again in the same order after the
+        If the connection is lost before the acknowledgment, paho resends the messages in the same order after the
         reconnection.
         """
         return int(self._client.publish(topic, payload, qos=1, retain=retain).mid)
@@ -234,7 +234,7 @@ class BrokerConnection:
 
 
 def _is_finished(message: Any) -> bool:
-    """Return whether a message was sent, or was lost with its connection, so that it will never be sent."""
+    """Return whether a message needs no more waiting, because it was sent or was lost with its connection."""
     try:
         return bool(message.is_published())
     except (RuntimeError, ValueError):  # paho raises these exceptions if the message was lost
@@ -256,7 +256,9 @@ def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
 
         def _sock_recv(self, bufsize: int) -> Any:
             if bufsize > MAX_PACKET_BYTES:
-                raise ValueError(f"the broker sent a packet of {bufsize} bytes")
+                raise ValueError(
+                    f"the broker sent a packet of {bufsize} bytes, more than the limit of {MAX_PACKET_BYTES} bytes"
+                )
             return super()._sock_recv(bufsize)
 
         def _packet_handle(self) -> Any:

@@ -32,7 +32,7 @@ _ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
 
 @dataclass(frozen=True)
 class Message:
-    """A message of the queue. Newer messages have greater IDs."""
+    """A queued message. IDs increase in the order in which messages were added."""
 
     id: int
     topic: str
@@ -63,8 +63,8 @@ class MessageQueue:
 
         Args:
             path: path of the file; its folder is created if necessary.
-            max_messages: maximum number of messages; if there are more, the oldest messages are dropped.
-            max_bytes: maximum total size of all topics and payloads; if exceeded, the oldest messages are dropped.
+            max_messages: maximum number of messages. If there are more, the oldest messages are dropped.
+            max_bytes: maximum total size of topics and payloads. If it is exceeded, the oldest messages are dropped.
 
         Raises:
             EdgerecError: the folder cannot be created or written, or another process has opened the file.
@@ -87,7 +87,8 @@ class MessageQueue:
         self._db: sqlite3.Connection | None = None
         self._open()
         if self._db is None:
-            # The file cannot be opened yet, but may contain messages. IDs based on the time are greater than their IDs.
+            # The file cannot be opened yet, but may contain messages. Time-based IDs are greater than the IDs of these
+            # messages.
             self.newest = time.time_ns() // 1000
 
     def __len__(self) -> int:
@@ -121,18 +122,18 @@ class MessageQueue:
             return [*messages, *self._memory][:limit]
 
     def remove(self, number: int) -> None:
-        """Remove the message with the ID ``number``, because it was delivered."""
+        """Remove the delivered message with the ID ``number``."""
         with self._lock:
             size = self._sizes.pop(number, None)
             if size is None:
-                self.dropped -= 1  # the message was counted as dropped, but was delivered
+                self.dropped -= 1  # the message had been counted as dropped, but was delivered
                 return
             self._bytes -= size
             self._forget(number)
             self._save()
 
     def discard(self, number: int) -> None:
-        """Remove the message with the ID ``number``, because it cannot be delivered, and count it as lost."""
+        """Remove the undeliverable message with the ID ``number``, and count it as dropped."""
         self.dropped += 1
         self.remove(number)
 
@@ -182,12 +183,12 @@ class MessageQueue:
                 db.execute(_TABLE)
             for number, *types, size in db.execute(_INDEX):
                 if types != ["integer", "text", "blob"] or not 0 < number < 2**53:
-                    raise sqlite3.DatabaseError(f"row {number} is not a valid message")
+                    raise sqlite3.DatabaseError(f"row {number} of the queue is not a valid message")
                 sizes[number] = size
         except BaseException:
             db.close()
             raise
-        # The messages of the file are older than those in memory.
+        # Messages in the file are older than messages in memory.
         self._sizes = sizes | self._sizes
         self._bytes += sum(sizes.values())
         self.newest = max(self.newest, *sizes, 0)
@@ -206,7 +207,7 @@ class MessageQueue:
             self._forget(oldest)
 
     def _forget(self, number: int) -> None:
-        """Delete a message from memory, or from the file at the next write."""
+        """Delete a message from memory now, or from the file when it is next written."""
         for at, message in enumerate(self._memory):
             if message.id == number:
                 del self._memory[at]

@@ -1,4 +1,8 @@
-"""An HTTP server that provides metrics for Prometheus at ``/metrics``."""
+"""An HTTP server that provides metrics for Prometheus at ``/metrics``.
+
+``prometheus_client.start_http_server`` is not used, because it has neither a limit on the number of clients nor a time
+limit for their requests.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Buckets of the histogram of result ages, in seconds.
+# Histogram buckets for the age of results, in seconds.
 AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 # Maximum number of clients, and maximum duration of a connection in seconds. A scrape takes only milliseconds.
 MAX_CLIENTS = 16
@@ -32,7 +36,7 @@ CLIENT_S = 10.0
 
 
 class Counters(Protocol):
-    """Protocol of a camera's counters, such as :class:`~edgerec.camera.pipeline.RunReport`."""
+    """Interface of a camera's counters, such as :class:`~edgerec.camera.pipeline.RunReport`."""
 
     @property
     def overtaken(self) -> int: ...
@@ -68,8 +72,8 @@ class Prometheus:
         Args:
             manifest: manifest of the bundle.
             host, port: address and port to listen on; port 0 selects a free port.
-            counters: function that returns the camera's counters; called for each scrape.
-            sources: all sources of the camera, which are needed to give each source a unique label.
+            counters: function that returns the camera's counters. It is called for each scrape.
+            sources: names of all sources of the camera, so that each source gets a unique label.
 
         Raises:
             EdgerecError: the address or the port cannot be used.

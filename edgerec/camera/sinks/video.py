@@ -36,7 +36,7 @@ RESERVE_BYTES = 50_000_000
 
 
 class VideoFile:
-    """Writes each frame to a video file, with its label and score, as in the window.
+    """Writes each frame to a video file, with the same label and score as in the window.
 
     A file has a constant frame rate and size. Frames of a live source are repeated or skipped, so that the video lasts
     as long as the stream; gaps are shortened to ``MAX_GAP_S``. If the frame size changes, later frames are scaled to
@@ -94,7 +94,7 @@ class VideoFile:
         """Do nothing, because a video does not show state changes."""
 
     def close(self) -> None:
-        """Complete all files; raise :class:`EdgerecError` if a file lacks frames."""
+        """Finalize all files; raise :class:`EdgerecError` if frames are missing in a file."""
         with ExitStack() as stack:
             for lock in self._locks:
                 stack.callback(lock.close)
@@ -107,7 +107,7 @@ class VideoFile:
 
 
 class _Recording:
-    """The video file of one source."""
+    """Writes the video file of one source."""
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
         self._path, self._fps, self._live = path, fps, live
@@ -120,7 +120,7 @@ class _Recording:
 
     def write(self, result: Result) -> None:
         if self._disk_full:
-            raise EdgerecError(f"{self._path} was ended, because the disk is full: free some space and start again")
+            raise EdgerecError(f"{self._path} is incomplete, because the disk is full: free some space and start again")
         image = overlay(result, self._rate.tick(), hint="")
         if self._encoder is None:
             self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2  # codecs require an even width and height
@@ -144,8 +144,8 @@ class _Recording:
         if (written := _count_frames(self._path)) < self._count:
             reason = encoder.error.strerror if encoder.error else "the encoder failed"
             raise EdgerecError(
-                f"{self._path} has {written} of {self._count} frames ({reason}): check the disk and its limits on file "
-                "sizes"
+                f"{self._path} contains only {written} of {self._count} frames ({reason}): check the disk and its "
+                "limits on file sizes"
             )
 
     def _check_space(self) -> None:
@@ -153,7 +153,7 @@ class _Recording:
         if _free_bytes(self._path) < RESERVE_BYTES:
             self._disk_full = True
             self.close()
-            raise EdgerecError(f"the disk is full: {self._path} ends here. Free some space and start again")
+            raise EdgerecError(f"the disk is full, so {self._path} has no more frames: free some space and start again")
 
     def _frame_index(self, grabbed_s: float) -> int:
         """Return the index of the frame in the video that corresponds to the time ``grabbed_s``."""
@@ -166,13 +166,16 @@ class _Recording:
         self._check_space()
         assert self._encoder is not None
         if self._encoder.error:
-            raise EdgerecError(f"{self._path} ends after {self._count} frames: {self._encoder.error.strerror}")
+            raise EdgerecError(
+                f"{self._path} cannot be written after {self._count} frames ({self._encoder.error.strerror}): check "
+                "the disk"
+            )
         self._encoder.write(image)
         self._count += 1
 
 
 def fit_with_bars(image: Image, size: tuple[int, int]) -> Image:
-    """Scale an image, uint8 ``(H, W, 3)``, to ``size`` (width, height); keep its aspect ratio by adding black bars."""
+    """Letterbox a uint8 image ``(H, W, 3)``: scale it to ``size`` (width, height) and add black bars."""
     width, height = size
     rows, columns = image.shape[:2]
     if 0 <= rows - height <= 1 and 0 <= columns - width <= 1:
@@ -194,7 +197,7 @@ class _Encoder:
     process were killed. FFmpeg would also ignore write errors.
 
     Attributes:
-        error: exception of a failed write to the file; None if all writes succeeded.
+        error: exception of a failed write to the file, or None if all writes succeeded.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
@@ -210,7 +213,7 @@ class _Encoder:
             with tempfile.TemporaryDirectory(prefix="edgerec-") as folder, ExitStack() as stack:
                 pipe = Path(folder) / f"pipe{_FRAGMENTED}"
                 os.mkfifo(pipe)
-                # Without a reader, opening the pipe for writing would wait for one.
+                # Opening a named pipe for writing blocks until it has a reader.
                 reader = stack.enter_context(open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0))
                 file = stack.enter_context(path.open("wb", buffering=0))
                 self._writer = cv2.VideoWriter(str(pipe), codec, fps, size)
@@ -227,7 +230,8 @@ class _Encoder:
             self._writer.release()
             other = next(name for name in CODECS if name != suffix)
             raise EdgerecError(
-                f"this OpenCV cannot write {path.suffix} files ({CODECS[suffix]}, {size[0]}x{size[1]}): try {other}"
+                f"the installed OpenCV cannot write {path.suffix} files ({CODECS[suffix]}, {size[0]}x{size[1]}): use "
+                f"{other} instead"
             )
 
     def write(self, image: Image) -> None:
@@ -235,7 +239,7 @@ class _Encoder:
         self._writer.write(image)
 
     def close(self) -> None:
-        """Complete the file."""
+        """Finalize the file."""
         self._writer.release()
         if self._thread:
             self._thread.join()

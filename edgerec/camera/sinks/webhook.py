@@ -1,4 +1,8 @@
-"""Send decisions to a web server with HTTP POST requests."""
+"""Send decisions to a web server with HTTP POST requests.
+
+``http.client`` is used instead of urllib3 or httpx, because their timeouts apply to each operation and not to the whole
+request, and because a device should need no further package.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +38,19 @@ MAX_QUEUED = 256
 # Maximum time in seconds to send the queued requests of a live camera when the sink is closed.
 FLUSH_S = 1.0
 _PART_BYTES = 16_384  # size of a TLS record
-# Statuses after which another attempt may succeed, in addition to 5xx.
+# HTTP status codes for which a retry may succeed, in addition to 5xx.
 _TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True)
-class Hook:
-    """Address of a webhook. As a string, it has no user, password, path or query, because these are often secret.
+class WebhookAddress:
+    """Address of a webhook. ``str()`` omits user, password, path and query, because these often contain secrets.
 
     Attributes:
         host, port: host and port of the server.
         tls: whether the server uses HTTPS.
         path: path and query of the address.
-        authorization: value of the Authorization header; empty if there is none.
+        authorization: value of the Authorization header, or an empty string if there are no credentials.
     """
 
     host: str
@@ -59,7 +63,7 @@ class Hook:
         return f"http{'s' if self.tls else ''}://{self.host}:{self.port}"
 
     @classmethod
-    def parse(cls, url: str) -> Hook:
+    def parse(cls, url: str) -> WebhookAddress:
         """Parse ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` with such an address.
 
         Raises:
@@ -69,7 +73,7 @@ class Hook:
             parts = Url.parse(read_secret(url), "http", "https")
         except AddressError as error:
             raise EdgerecError(
-                f"the webhook's address cannot be used: {error}; expected http[s]://[user:password@]host[:port]/path"
+                f"the webhook's address is invalid ({error}): expected http[s]://[user:password@]host[:port]/path"
             ) from None
         if not parts.target.isascii():
             raise EdgerecError(
@@ -81,9 +85,9 @@ class Hook:
 
 
 class Webhook:
-    """Posts each new decision, or each result, as JSON in a separate thread.
+    """Sends each new decision, or each result, as JSON in a separate thread.
 
-    A request is tried again, with increasing pauses, if the server cannot be reached, does not respond in time, or
+    A request is retried, with increasing delays, if the server cannot be reached, does not respond in time, or
     responds with status 5xx, 408, 425 or 429. The header ``X-Edgerec-Delivery`` identifies the request and is the same
     in all attempts. If there is a secret, the header ``X-Edgerec-Signature: sha256=…`` contains the HMAC-SHA256 of the
     body in hexadecimal. Redirects are not followed.
@@ -99,7 +103,7 @@ class Webhook:
 
     def __init__(
         self,
-        hook: Hook,
+        address: WebhookAddress,
         *,
         secret: str = "",
         every_result: bool = False,
@@ -111,20 +115,20 @@ class Webhook:
         """Start the thread that sends the requests.
 
         Args:
-            hook: address and credentials of the server.
-            secret: key for the signature of each request; empty to send no signature.
-            every_result: post every result instead of only new decisions.
+            address: address and credentials of the server.
+            secret: key for the signature of each request. If empty, no signature is sent.
+            every_result: send every result instead of only new decisions.
             timeout_s: total time limit of one attempt, in seconds.
             tries: maximum number of attempts for each request.
-            first_wait_s: pause after the first attempt, in seconds; each further pause is twice as long.
+            first_wait_s: delay before the first retry, in seconds. Each further delay is twice as long.
             live: drop the oldest request if the server is too slow. Otherwise, e.g. for a video file, :meth:`write`
-                waits, and :meth:`close` posts all requests unless one of them fails.
+                waits, and :meth:`close` sends all requests unless one of them fails.
         """
         self.sent = self.dropped = 0
-        self._hook, self._secret, self._every = hook, secret.encode(), every_result
+        self._address, self._secret, self._every = address, secret.encode(), every_result
         self._timeout_s, self._tries, self._first_wait_s = timeout_s, tries, first_wait_s
         self._live = live
-        self._tls = ssl.create_default_context() if hook.tls else None
+        self._tls = ssl.create_default_context() if address.tls else None
         self._changes = DecisionChanges()
         self._queue: deque[bytes] = deque()
         self._changed = threading.Condition()
@@ -136,7 +140,7 @@ class Webhook:
         self._thread.start()
 
     def write(self, result: Result) -> None:
-        """Queue the decision if it is new, or the result if every result is posted."""
+        """Queue a decision that has changed, or every result if ``every_result`` is true."""
         new = self._changes.is_new(result)
         if not (self._every or new):
             return
@@ -151,10 +155,10 @@ class Webhook:
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:
-        """Do nothing, because state changes are not posted."""
+        """Do nothing, because state changes are not sent."""
 
     def close(self) -> None:
-        """Post the queued requests, for at most a second if ``live``. The remaining requests count as dropped."""
+        """Send the queued requests. If ``live`` is true, stop after a second and count the rest as dropped."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
@@ -202,19 +206,19 @@ class Webhook:
         }
         if self._secret:
             headers["X-Edgerec-Signature"] = "sha256=" + hmac.new(self._secret, body, hashlib.sha256).hexdigest()
-        if self._hook.authorization:
-            headers["Authorization"] = self._hook.authorization
+        if self._address.authorization:
+            headers["Authorization"] = self._address.authorization
         return headers
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[str, bool]:
-        """Make one attempt. Return the error, or an empty string, and whether another attempt may succeed."""
-        hook, deadline_s = self._hook, time.monotonic() + self._timeout_s
-        connection = http.client.HTTPConnection(hook.host, hook.port)
-        connection.default_port = 443 if hook.tls else 80  # omitted in the Host header
+        """Send the request once. Return the error message (empty on success) and whether a retry may succeed."""
+        address, deadline_s = self._address, time.monotonic() + self._timeout_s
+        connection = http.client.HTTPConnection(address.host, address.port)
+        connection.default_port = 443 if address.tls else 80  # omitted in the Host header
         try:
-            connected = connection.sock = self._socket = connect(hook.host, hook.port, deadline_s, self._tls)
+            connected = connection.sock = self._socket = connect(address.host, address.port, deadline_s, self._tls)
             handshake(connected, deadline_s)
-            connection.request("POST", hook.path, _parts(body, connected, deadline_s), headers)
+            connection.request("POST", address.path, _parts(body, connected, deadline_s), headers)
             response = http.client.HTTPResponse(Reader(connected, lambda: deadline_s), method="POST")  # type: ignore[arg-type]
             response.begin()
             status = response.status
@@ -245,7 +249,7 @@ class Webhook:
             if time.monotonic() - self._logged_s < 60:
                 return
             self._logged_s = time.monotonic()
-        log.warning("the webhook at %s %s: %d requests lost so far", self._hook, reason, self.dropped)
+        log.warning("the webhook at %s %s: %d requests lost so far", self._address, reason, self.dropped)
 
 
 def _parts(body: bytes, connected: socket.socket, deadline_s: float) -> Iterator[bytes]:

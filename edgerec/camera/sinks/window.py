@@ -53,13 +53,13 @@ class Window:
             ) from None
 
     def write(self, result: Result) -> None:
-        """Show one frame, and process the window's events."""
+        """Show one frame, and process the events of the window."""
         cv2 = require("cv2")
         cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
         self.poll()
 
     def poll(self) -> None:
-        """Process the window's events. The window ignores keys and its close button until this is called."""
+        """Process the events of the window, i.e. keys and its close button."""
         cv2 = require("cv2")
         key = cv2.waitKey(1) & 0xFF
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
@@ -80,7 +80,7 @@ class FrameRate:
         self._period_s = 0.0
 
     def tick(self) -> float:
-        """Count a frame, and return the frame rate in frames per second; 0.0 at the first frame."""
+        """Count a frame, and return the frame rate in frames per second, or 0.0 at the first frame."""
         now_s = time.monotonic()
         if self._last_s is not None:
             period_s = now_s - self._last_s

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 # Maximum number and total size of the events in a queue. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
-# Timeouts in seconds: a sink that has not processed an event for this long is considered hung. STALLED_S is used for
-# results of files, and CLOSE_S when a live camera, or an interrupted camera, is closed.
+# Timeouts in seconds after which a sink that makes no progress is considered hung. STALLED_S applies to the results of
+# files, and CLOSE_S applies when a live or interrupted camera is closed.
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
@@ -195,7 +195,7 @@ class SinkWorker:
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
             drops, self._unreported_drops = self._unreported_drops, 0
-        if drops:  # logged in this thread, because writing to stderr may block, which must not affect the camera
+        if drops:  # logged in this thread, because writing to stderr may block and must not delay the camera
             self._warn("the sink is too slow")
         return entry.event
 

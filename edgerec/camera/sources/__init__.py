@@ -33,7 +33,7 @@ def find_source(
             ``synthetic:640x480@30``. ``env:NAME`` and ``@FILE`` read the URI from an environment variable or from a
             file with mode 0600.
         requested: size, rate and format to request from a camera.
-        levels: sample values of 16-bit image files that become black and white; None uses the bit depth of each file.
+        levels: sample values of 16-bit image files that become black and white. None uses the bit depth of each file.
         loop: whether a video file or a folder starts again when it ends.
 
     Raises:
@@ -58,10 +58,10 @@ def find_source(
     if match := _SYNTHETIC.fullmatch(uri):
         width, height, fps = int(match[1]), int(match[2]), float(match[3] or 30)
         if not (width and height):
-            raise SourceError(f"the source {uri!r} has no pixels: use a width and a height above 0, e.g. {_EXAMPLE}")
+            raise SourceError(f"the source {uri!r} has a width or height of 0: use values above 0, e.g. {_EXAMPLE}")
         return Address(uri, fps > 0, False, lambda: SyntheticSource(width, height, fps))
     if scheme == "synthetic":
-        raise SourceError(f"the source {uri!r} has no size: expected synthetic:WIDTHxHEIGHT@FPS, e.g. {_EXAMPLE}")
+        raise SourceError(f"the source {uri!r} has no valid size: expected synthetic:WIDTHxHEIGHT@FPS, e.g. {_EXAMPLE}")
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), requested), requested)
     if scheme.lower() in _URL_SCHEMES and rest.startswith("//"):
@@ -72,7 +72,7 @@ def find_source(
         is_http = url.scheme in ("http", "https")
         opener = (lambda: _open_http(url, requested.fps)) if is_http else (lambda: OpenCVSource.stream(url))
         return Address(str(url), True, True, opener, identity=url.identity)
-    # os.path.exists returns False for invalid names, e.g. too long ones. Path.exists would raise an exception.
+    # os.path.exists returns False for invalid names, such as names that are too long. Path.exists would raise an error.
     path, exists = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
         return Address(uri, False, False, _looping(lambda: FolderSource(path, levels), loop), stream=False)
@@ -81,7 +81,7 @@ def find_source(
     if os.path.isfile(uri):
         return Address(uri, False, False, _looping(lambda: OpenCVSource.video(path), loop))
     similar = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
-    # The content of a variable or file is not shown, because it may be a secret if it is not an address.
+    # Do not show the content of an environment variable or file, because it may be a secret.
     shown = redacted(uri) if uri == original_uri else original_uri
     hint = f", did you mean {similar[0]}:?" if similar else ""
     raise SourceError(

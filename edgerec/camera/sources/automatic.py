@@ -40,8 +40,8 @@ def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
     cameras = [device for device in devices if not device.raw and not device.helper]
     if not cameras:
         raise SourceError(
-            "auto: no camera was found: connect a USB camera or a camera module, or specify another source; "
-            "edgerec doctor shows what is missing"
+            "no camera was found for the source auto: connect a USB camera or a camera module, or specify another "
+            "source. To see what is missing, run edgerec doctor"
         )
     log.info("auto: using %s (%s)", cameras[0].path, cameras[0].name)
     return OpenCVSource.camera(cameras[0].path, requested)

@@ -1,4 +1,4 @@
-"""Types of the sources: the capture format, the protocol of an open source, and the address of a source."""
+"""Types for sources: the address of a source, the protocol of an opened source, and its image format."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CaptureFormat:
 
 
 class Source(Protocol):
-    """Protocol of an open source. ``format`` is the actual image format; it is complete after the first image.
+    """Protocol of an opened source. ``format`` is the actual image format, which may be known only after an image.
 
     A source may have these optional members:
 
@@ -49,7 +49,7 @@ class Source(Protocol):
     - ``overtaken`` is the number of images that were dropped because a newer image had arrived.
     - ``captured_s`` is the monotonic time in seconds at which the last image was captured. Without it, the time at
       which the image arrived is used.
-    - ``period_s`` is the number of seconds between two images, for sources with a slow, regular rate.
+    - ``period_s`` is the interval between two images in seconds, for sources with a low, fixed rate.
     - ``position_s`` is the media time of the current image in seconds from the start of a file. Without it, media time
       is computed from ``format.fps``.
     """
@@ -74,12 +74,12 @@ class Address:
         name: the URI without secrets, for display.
         live: whether the source delivers images in real time, e.g. a camera. Old frames of such a source may be
             dropped.
-        remote: whether the source is a server. If a server does not respond at the start, the connection is tried
-            again; if a local camera cannot be opened at the start, this is an error.
-        open: function that opens the source; raises :class:`SourceError` if this fails.
+        remote: whether the source is a server. If a server does not respond at the start, the connection is retried. If
+            a local camera cannot be opened at the start, this is an error.
+        open: function that opens the source, or raises :class:`SourceError`.
         requested: size, rate and format to request from a camera.
         stream: True if the images form a continuous video; False for the images of a folder.
-        identity: the URI without user name and password; two addresses of the same source have the same identity.
+        identity: the URI without user name and password. Addresses of the same source have the same identity.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A source that reads a folder of images, and a source that repeats another source."""
+"""Sources that read a folder of images, or loop a video file or a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FolderSource:
 
     Args:
         folder: the folder with the images.
-        levels: sample values of 16-bit image files that become black and white; None uses the bit depth of each file.
+        levels: sample values of 16-bit image files that become black and white. None uses the bit depth of each file.
 
     Raises:
         SourceError: the folder cannot be read or contains no files.
@@ -40,7 +40,7 @@ class FolderSource:
             raise SourceError(str(error)) from None
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each image with its path; raises :class:`SourceError` if no file is an image."""
+        """Yield each image with its path; raise :class:`SourceError` if no file is an image."""
         count = 0
         for path in self._files:
             try:
@@ -58,14 +58,14 @@ class FolderSource:
             raise SourceError(f"none of the {len(self._files)} files in {self.name} is a readable image")
 
     def close(self) -> None:
-        """Do nothing, because no file stays open."""
+        """Do nothing, because each file is closed after it was read."""
 
 
 class LoopingSource:
     """A source that repeats a video file or a folder of images endlessly.
 
     Attributes:
-        position_s: media time of the current image in seconds from the start of the first repetition; None for a
+        position_s: media time of the current image in seconds from the start of the first repetition, or None for a
             folder.
     """
 
@@ -79,7 +79,7 @@ class LoopingSource:
         return self._source.format
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield the images repeatedly; raises :class:`SourceError` if there are none."""
+        """Yield the images in an endless loop; raise :class:`SourceError` if there are none."""
         start_s = 0.0
         while True:
             for image, name in self._source.images():

@@ -19,8 +19,8 @@ from typing import Any
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.urls import Url
 
-# Timeouts in seconds. CONNECT_S ends before the fourth TCP SYN is sent after 7 s, because a new connection reaches a
-# server that has become available sooner than the retransmission does.
+# Timeouts in seconds. TCP retransmits its first packet after 1, 3 and 7 s. CONNECT_S ends before 7 s, because a new
+# connection then reaches a server that has become available sooner than the retransmission.
 CONNECT_S = 4.0
 RESPONSE_S = 6.0
 MAX_REDIRECTS = 5
@@ -32,9 +32,9 @@ class HttpStream:
 
     Attributes:
         content_type: content type of the response in lowercase, without parameters.
-        length: Content-Length of the response, in bytes; None if the server does not send it.
-        boundary: boundary of a multipart response, without the leading dashes; empty if there is none.
-        deadline_s: monotonic time by which the next bytes must arrive; after it, :meth:`read` raises TimeoutError.
+        length: Content-Length of the response in bytes, or None if the server does not send it.
+        boundary: boundary of a multipart response without the leading dashes, or an empty string.
+        deadline_s: monotonic time after which :meth:`read` raises TimeoutError if no data has arrived.
     """
 
     def __init__(self, url: Url) -> None:
@@ -92,13 +92,13 @@ class HttpStream:
             raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:
-        """Return whether received bytes can be read without waiting."""
+        """Return whether received bytes can be read without blocking."""
         if self._socket is None:
             return False
         return (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0) or _readable(self._socket)
 
     def interrupt(self) -> None:
-        """End a read that waits for data. May be called from another thread."""
+        """Interrupt a blocking read. May be called from another thread."""
         if self._socket is not None:
             with contextlib.suppress(OSError):  # the server may have closed the connection already
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -117,7 +117,9 @@ class HttpStream:
                 try:
                     current_url, credentials = current_url.redirected(location, "http", "https"), ""
                 except AddressError as error:
-                    raise SourceError(f"{self._name} redirects to an address that cannot be used: {error}") from None
+                    raise SourceError(
+                        f"{self._name} redirects to an address that is not supported ({error}): use the final address"
+                    ) from None
                 self.close()
                 continue
             if response.status == 401 and has_account and not credentials and current_url.origin == url.origin:
@@ -228,14 +230,14 @@ def status_text(status: int) -> str:
 
 
 def failure(error: Exception) -> str:
-    """Return why a request failed, without text from the server, which may repeat secrets of the request."""
+    """Return the reason why a request failed, without text from the server, which may echo secrets."""
     if isinstance(error, http.client.HTTPException) or not isinstance(error, OSError):
         return f"the response is not valid HTTP: {type(error).__name__}"
     return error.strerror or str(error) or type(error).__name__
 
 
 class Reader(io.RawIOBase):
-    """Reads a socket for ``http.client``. Each read raises TimeoutError at the time that ``deadline_s`` returns."""
+    """Reads a socket for ``http.client``. A read raises TimeoutError once the time ``deadline_s()`` has passed."""
 
     def __init__(self, connected: socket.socket, deadline_s: Callable[[], float]) -> None:
         self._connected, self._deadline_s = connected, deadline_s
@@ -254,7 +256,7 @@ class Reader(io.RawIOBase):
 def authorization(
     credentials_url: Url, current_url: Url, challenges: list[str], method: str = "GET", uri: str = ""
 ) -> str:
-    """Return the value of the Authorization header for the server's challenges; empty if none is supported.
+    """Return the value of the Authorization header, or an empty string if no challenge of the server is supported.
 
     Digest authentication is preferred to Basic authentication.
 
@@ -262,7 +264,7 @@ def authorization(
         credentials_url: URL with user name and password.
         current_url: URL of the request.
         challenges: the WWW-Authenticate headers of the response.
-        method, uri: method and URI of the request; an empty ``uri`` means path and query of ``current_url``.
+        method, uri: method and URI of the request. An empty ``uri`` means path and query of ``current_url``.
     """
     from urllib.request import (
         AbstractDigestAuthHandler,
@@ -281,7 +283,7 @@ def authorization(
             passwords.add_password(None, address, user, password)
             request = Request(address + current_url.target, method=method)
             request.selector = uri or current_url.target
-            # A camera may offer an algorithm that is not supported, such as SHA-256, before another one.
+            # A camera may list an unsupported algorithm, such as SHA-256, before a supported one.
             with contextlib.suppress(IndexError, ValueError, OSError):
                 challenge_fields = parse_keqv_list(parse_http_list(rest))
                 if credentials := AbstractDigestAuthHandler(passwords).get_authorization(request, challenge_fields):

@@ -26,25 +26,25 @@ from edgerec.utils.urls import Url
 IMAGE_S = 10.0
 MAX_IMAGE_BYTES = 32 << 20
 MAX_PIXELS = 64 << 20
-# Maximum time in seconds during which further received bytes are read to find a newer image before decoding.
+# Maximum time in seconds to read bytes that have already arrived, in search of a newer image, before decoding.
 _OVERTAKE_S = 0.1
 
 _MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-jpeg")
 _START = b"\xff\xd8\xff"
-# Matches a marker in a scan. Not markers are FF 00 (a data byte FF), FF D0 to FF D7 (restart) and FF FF (fill bytes).
+# Matches a marker in a scan. FF 00 (a data byte FF), FF D0 to FF D7 (restart) and FF FF (fill bytes) do not match.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
 _FILL = re.compile(rb"\xff+")
 # Limits on the decoding time. A complete baseline or progressive file has at least one bit for each block of 8x8
-# pixels. Images of cameras have one scan, and progressive files have about 10.
+# pixels. JPEG files of cameras have one scan, and progressive files have about 10.
 _MAX_PIXELS_PER_BYTE, _MAX_SCANS = 512, 64
-# Maximum number of bytes that JpegSplitter may parse a second time to find a file that starts inside an invalid file.
+# Maximum number of bytes that JpegSplitter may parse again to find a JPEG file inside an invalid file.
 _MAX_CREDIT = 256 << 10
 _END_MARKER = b"\xff\xd9"
 _SCAN_START, _RESTART_INTERVAL = b"\xff\xda", b"\xff\xdd"
-# libjpeg fills the pixels of missing data with _FILLED. Appending _EXTRA_DATA changes these pixels.
+# libjpeg fills missing pixels with _FILLED. Appending _EXTRA_DATA changes these pixels, which reveals truncation.
 _FILLED, _EXTRA_DATA = b"\x80\x80\x80", bytes(range(1, 255))
 _LIBJPEG_WARNING = b"Corrupt JPEG data"
 
@@ -54,11 +54,11 @@ SNAPSHOT_FPS = 2.0
 
 
 def open_web(url: Url, fps: float = 0.0) -> Source:
-    """Open an HTTP address of an MJPEG stream, of a single image, or of a stream that FFmpeg can read.
+    """Open a URL that serves an MJPEG stream, a single image, or a stream that FFmpeg can read.
 
     Args:
         url: the address, which may contain a user name and a password.
-        fps: requests per second if the address returns a single image; 0 means :data:`SNAPSHOT_FPS`.
+        fps: requests per second if the address returns a single image. 0 means :data:`SNAPSHOT_FPS`.
 
     Raises:
         SourceError: the address cannot be opened, or returns a web page.
@@ -93,19 +93,19 @@ class SnapshotSource:
     """
 
     def __init__(self, stream: HttpStream | None, url: Url, fps: float = 0.0) -> None:
-        """Create the source. If the first request was already sent, ``stream`` is its response, otherwise None."""
+        """Create the source. ``stream`` is the response to the first request, or None if no request was sent yet."""
         self.name, self.format = str(url), CaptureFormat()
         self.period_s = 1 / (fps or SNAPSHOT_FPS)
         self._url, self._stream = url, stream
         self._stopped = threading.Event()
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield the image of each request; raises :class:`SourceError` when a request fails."""
+        """Yield the image of each request; raise :class:`SourceError` when a request fails."""
         due_s = time.monotonic()
         while not self._stopped.is_set():
             if self._stream is None:
                 self._stream = HttpStream(self._url)
-                if self._stopped.is_set():  # interrupt() was called during the connection
+                if self._stopped.is_set():  # interrupt() was called while connecting
                     return
             image = self._decoded(self._body(self._stream))
             self.close()
@@ -134,13 +134,16 @@ class SnapshotSource:
             while chunk := stream.read():
                 content += chunk
                 if len(content) > MAX_IMAGE_BYTES:
-                    raise SourceError(f"{self.name} sends more than {MAX_IMAGE_BYTES >> 20} MB for one image")
+                    raise SourceError(
+                        f"{self.name} sent more than {MAX_IMAGE_BYTES >> 20} MB for one image: check that this is the "
+                        "address of an image"
+                    )
         except TimeoutError:
             raise SourceError(f"{self.name} did not send a complete image within {IMAGE_S:g} s") from None
         except OSError as error:
-            raise SourceError(f"{self.name} closed the connection within an image: {error}") from None
+            raise SourceError(f"{self.name} closed the connection in the middle of an image: {error}") from None
         if stream.length not in (None, len(content)):
-            raise SourceError(f"{self.name} sent {len(content)} of {stream.length} bytes of an image")
+            raise SourceError(f"{self.name} sent only {len(content)} of {stream.length} bytes of an image")
         return bytes(content)
 
     def _decoded(self, content: bytes) -> Image:
@@ -154,14 +157,14 @@ class SnapshotSource:
 
 
 class MjpegSource:
-    """A source that reads an open MJPEG stream. ``format`` has a size after the first image.
+    """A source that reads an MJPEG stream. The size in ``format`` is known after the first image.
 
     Attributes:
         overtaken: number of complete images that were not decoded because a newer image had arrived.
     """
 
     def __init__(self, stream: HttpStream, name: str, snapshots: Callable[[], SnapshotSource] | None = None) -> None:
-        """Read from ``stream``. If it ends after one image, ``snapshots`` returns a source that sends more requests."""
+        """Read from ``stream``. If it ends after one image, read the source that ``snapshots`` returns instead."""
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
         self._open_snapshots = snapshots
         self._snapshots: SnapshotSource | None = None
@@ -207,11 +210,11 @@ class MjpegSource:
 
     @property
     def period_s(self) -> float:
-        """Number of seconds between two images if the address returns one image per request, otherwise 0."""
+        """Polling interval in seconds if the address returns one image per request, otherwise 0."""
         return self._snapshots.period_s if self._snapshots is not None else 0.0
 
     def _newest(self) -> bytes | None:
-        """Return the newest complete JPEG file, or None if the response ended after one image and can be repeated."""
+        """Return the newest complete JPEG file, or None if the address returns one image per request."""
         before, stream, newest, until_s = self._received, self._stream, None, 0.0
         stream.deadline_s = time.monotonic() + IMAGE_S
         while newest is None or (time.monotonic() < until_s and stream.waiting()):
@@ -237,7 +240,8 @@ class MjpegSource:
             files = self._splitter.feed(chunk)
             if self._splitter.waiting > MAX_IMAGE_BYTES:
                 raise SourceError(
-                    f"{self.name} sent an image of more than {MAX_IMAGE_BYTES >> 20} MB, which is refused"
+                    f"{self.name} sent an image larger than {MAX_IMAGE_BYTES >> 20} MB: check that this is the "
+                    "address of an MJPEG stream"
                 )
             if files and newest is None:
                 until_s = time.monotonic() + _OVERTAKE_S
@@ -256,7 +260,7 @@ class JpegSplitter:
     """
 
     def __init__(self, boundary: bytes = b"") -> None:
-        """Create a splitter. ``boundary`` is a byte string that separates files; empty if the stream has none."""
+        """Create a splitter. ``boundary`` is the byte string that separates files, or empty if there is none."""
         self._boundary = boundary
         self._bytes = bytearray()
         self._credit = 0  # number of bytes that may be parsed a second time
@@ -283,7 +287,7 @@ class JpegSplitter:
                 del self._bytes[:end]
             elif boundary_at > 0:
                 del self._bytes[:boundary_at]
-            elif self._credit >= limit:  # another file may start inside the parsed bytes
+            elif self._credit >= limit:  # the next file may start within the parsed bytes
                 self._credit -= limit
                 del self._bytes[:2]
             else:
@@ -306,7 +310,7 @@ class JpegSplitter:
         return True
 
     def _parse(self) -> int | None:
-        """Parse the markers of the file. Return its end, 0 if the file is invalid, or None if more bytes are needed."""
+        """Parse JPEG markers. Return the end offset of the file, 0 if it is invalid, or None if it is incomplete."""
         data = self._bytes
         while True:
             if self._in_scan:
@@ -358,7 +362,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
     if image is None:
         return None
     # If data are missing, libjpeg fills the rest of the image with gray. A corner with this gray may also be part of
-    # the image. To distinguish the two cases, decode the file with extra data, which change only filled pixels.
+    # the image. To distinguish the two cases, append data and decode again: only filled pixels change.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
         longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):

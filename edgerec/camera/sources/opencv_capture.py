@@ -26,7 +26,7 @@ class OpenCVSource:
     """A source that reads an open ``cv2.VideoCapture``.
 
     Attributes:
-        position_s: media time of the current image of a video file, in seconds; None for live sources.
+        position_s: media time of the current image of a video file in seconds, or None for live sources.
     """
 
     def __init__(self, capture: Any, name: str, *, live: bool) -> None:
@@ -55,13 +55,13 @@ class OpenCVSource:
             path = f"/dev/video{device}" if isinstance(device, int) else device
             if users := programs_using(path):
                 raise SourceError(
-                    f"camera {device} is in use by {', '.join(users)}: stop this program, or use another camera"
+                    f"camera {device} is in use by {', '.join(users)}: stop that program, or use another camera"
                 )
             paths = sorted(str(path) for path in Path("/dev").glob("video*"))
             available = f"the system has {', '.join(paths)}" if paths else "the system has no camera"
             raise SourceError(
-                f"camera {device} cannot be opened: {available}; check that the camera is connected and that you are "
-                "in the group video"
+                f"camera {device} cannot be opened ({available}): check that the camera is connected, and that your "
+                "user is in the group 'video'"
             )
         cv2 = require("cv2")
         # Set the pixel format first, because the available sizes and rates depend on it.
@@ -99,7 +99,9 @@ class OpenCVSource:
         """Open a video file; raise :class:`SourceError` if this fails."""
         capture = _open(str(path))
         if capture is None:
-            raise SourceError(f"{path} is not a video that OpenCV can read")
+            raise SourceError(
+                f"{path} is not a video that OpenCV can read: check the file, or convert it to another format"
+            )
         return cls(capture, str(path), live=False)
 
     def images(self) -> Iterator[tuple[Image, str]]:
@@ -119,10 +121,10 @@ class OpenCVSource:
         if self.live:
             raise SourceError(f"{self.name} stopped after {count} images: check that the camera is still connected")
         if not count:
-            raise SourceError(f"{self.name} has no frames that OpenCV can read")
+            raise SourceError(f"{self.name} has no frames that OpenCV can decode: convert the file to another format")
 
     def interrupt(self) -> None:
-        """End a read that waits for a server. May be called from another thread."""
+        """Interrupt a read that waits for a server. May be called from another thread."""
         self._peer.shut_down()
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ class PicameraSource:
         cameras = picamera2.global_camera_info()
         if number >= len(cameras):
             listed = ", ".join(f"{i} ({info.get('Model', '?')})" for i, info in enumerate(cameras)) or "no camera"
-            raise SourceError(f"{self.name} does not exist: libcamera lists {listed}; check the ribbon cable")
+            raise SourceError(f"camera {self.name} was not found (libcamera found {listed}): check the ribbon cable")
         size = (requested.width or 1280, requested.height or 720)
         controls = {"FrameRate": requested.fps} if requested.fps else {}
         self._camera: Any = None
@@ -56,7 +56,7 @@ class PicameraSource:
         self.format = CaptureFormat(width, height, requested.fps, "RGB3")
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each frame; raises :class:`SourceError` if the camera stops."""
+        """Yield each frame; raise :class:`SourceError` if the camera stops."""
         while True:
             try:
                 request = self._camera.capture_request()

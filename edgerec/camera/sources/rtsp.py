@@ -1,4 +1,4 @@
-"""Follow the redirects of an RTSP server, because FFmpeg would send the password to the server of a redirect."""
+"""Follow the redirects of an RTSP server, because FFmpeg would send the password to the target of a redirect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def without_redirects(url: Url) -> Url:
             try:
                 current_url, credentials = current_url.redirected(location, "rtsp", "rtsps"), ""
             except AddressError as error:
-                raise SourceError(f"{url} redirects to an address that cannot be used: {error}") from None
+                raise SourceError(
+                    f"{url} redirects to an address that is not supported ({error}): use the final address"
+                ) from None
             if current_url.origin != url.origin:
                 return current_url
             current_url = current_url.with_credentials(url)
@@ -69,7 +71,10 @@ def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
         connection = plain
         if url.scheme == "rtsps":
             context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # FFmpeg does not verify it either
+            context.check_hostname, context.verify_mode = (
+                False,
+                ssl.CERT_NONE,
+            )  # FFmpeg does not verify the certificate either
             connection = context.wrap_socket(plain, server_hostname=url.host)
         with connection:
             connection.sendall("\r\n".join([*lines, "", ""]).encode())

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folder in which Linux lists the file descriptors of this process. On other systems no socket is found, so a library
-# that waits for data ends only by its own timeout.
+# Folder in which Linux lists the file descriptors of this process. Other systems have no such folder, so that a library
+# that waits for data can be stopped only by its own timeout.
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -25,7 +25,7 @@ class PeerSocket:
 
     @contextlib.contextmanager
     def detect(self, port: int) -> Iterator[None]:
-        """Detect the socket that is connected to ``port`` in the block. If there are several, none is selected."""
+        """Context manager that detects the socket that its block connects to ``port``, if there is exactly one."""
         before = _descriptors()
         yield
         new = {inode: number for inode, number in _descriptors().items() if inode not in before}
@@ -37,7 +37,7 @@ class PeerSocket:
         self._socket = matches[0] if len(matches) == 1 else None
 
     def shut_down(self) -> None:
-        """Shut down the socket, so that a read that waits for data returns."""
+        """Shut down the socket, so that a blocked read returns."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -49,7 +49,7 @@ class PeerSocket:
 
 
 def _descriptors() -> dict[str, int]:
-    """Return a file descriptor of each socket of this process, by the name (inode) of the socket."""
+    """Return a dictionary that maps the inode of each socket of this process to one of its file descriptors."""
     descriptors = {}
     with contextlib.suppress(OSError):
         for number in os.listdir(_DESCRIPTORS):
@@ -60,7 +60,7 @@ def _descriptors() -> dict[str, int]:
 
 
 def _duplicate(number: int) -> socket.socket | None:
-    """Return a socket object with a duplicate of a file descriptor; None if the descriptor cannot be used."""
+    """Return a socket object with a duplicate of a file descriptor, or None if the descriptor is not usable."""
     try:
         copy = os.dup(number)
     except OSError:
@@ -73,7 +73,7 @@ def _duplicate(number: int) -> socket.socket | None:
 
 
 def _peer_port(connected: socket.socket) -> int:
-    """Return the port of the peer; 0 if the socket is not connected."""
+    """Return the port of the peer, or 0 if the socket is not connected."""
     try:
         address = connected.getpeername()
     except OSError:

@@ -1,4 +1,4 @@
-"""A web page with the live image, the predictions and the source states, which can also save labeled images."""
+"""A web page that shows the live image, the predictions and the source states, and can save labeled images."""
 
 from edgerec.camera.sinks.web.address import is_loopback
 from edgerec.camera.sinks.web.sink import WebSink

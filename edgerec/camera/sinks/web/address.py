@@ -10,7 +10,7 @@ from edgerec.errors import EdgerecError
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether ``host`` can be reached only from this machine."""
+    """Return whether ``host`` is a loopback address, i.e. can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
         raise EdgerecError(
-            f"the web page cannot listen on {host!r}, because this is not an address: use 127.0.0.1 or 0.0.0.0"
+            f"the web server cannot listen on {host!r}, because it is not an address: use 127.0.0.1 or 0.0.0.0"
         ) from None
     listener = socket.socket(family, kind)
     try:
@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise EdgerecError(f"the web page cannot listen on port {port} of {host}: {_advice(error, port)}") from None
+        raise EdgerecError(f"the web server cannot listen on port {port} of {host}: {_advice(error, port)}") from None
     return listener
 
 

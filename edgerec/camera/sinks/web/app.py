@@ -1,4 +1,4 @@
-"""The web application of the page: routes, requests and responses."""
+"""The web application that serves the page: routes, requests and responses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BODY_S = 5.0
 POLL_S = 1 / 15
 # Maximum time in seconds between two events of a stream.
 HEARTBEAT_S = 1.0
-# Maximum time in seconds for which a request for an image waits for a new image.
+# Maximum time in seconds that the server waits for a new image before it responds without an image.
 IMAGE_WAIT_S = 5.0
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -47,7 +47,7 @@ class Page:
     Args:
         state: state of the page.
         labels: labels of the bundle.
-        label_store: where labeled images are saved; None if saving is disabled.
+        label_store: saves labeled images, or None if saving is disabled.
     """
 
     def __init__(self, state: PageState, labels: Sequence[str], label_store: LabelStore | None) -> None:
@@ -91,9 +91,9 @@ class Page:
         return Stream(self._news(), media_type="text/event-stream")
 
     async def picture(self, request: Request) -> Response:
-        """Send the newest image of a source as JPEG, as soon as its frame differs from ``?after=``.
+        """Send the newest image of a source as JPEG, once its frame index differs from the query parameter ``after``.
 
-        The status is 204 if there is no such image within ``IMAGE_WAIT_S``.
+        The status is 204 if no such image arrives within ``IMAGE_WAIT_S``.
         """
         after = _parse_frame_index(request.query_params.get("after", "-1"))
         end = asyncio.get_running_loop().time() + IMAGE_WAIT_S
@@ -105,14 +105,14 @@ class Page:
         return Response(status_code=204)
 
     async def hold(self, request: Request) -> Response:
-        """Hold the image that the user sees until the user has selected its label."""
+        """Keep the image that the user sees as a pending image, until the user has selected its label."""
         fields = await _body(request)
         source, frame = _integer(fields, "source"), _integer(fields, "frame")
         self._newest_image(source)
-        held_image = self._state.hold(source, frame)
-        if held_image is None:
+        pending = self._state.add_pending(source, frame)
+        if pending is None:
             raise HTTPException(409, "the source has no image yet: try again later")
-        key, shown = held_image
+        key, shown = pending
         result = shown.result
         prediction = result.decision or result.classification
         fields = {
@@ -124,16 +124,16 @@ class Page:
         return JSONResponse({"hold": key} | fields)
 
     async def held(self, request: Request) -> Response:
-        """Send a held image as JPEG."""
-        return _jpeg(self._held_image(request.path_params["key"]))
+        """Send a pending image as JPEG."""
+        return _jpeg(self._pending_image(request.path_params["key"]))
 
     async def snapshot(self, request: Request) -> Response:
-        """Send a held image as a PNG file of full resolution, which the browser downloads."""
+        """Send a pending image as a full-resolution PNG file for download."""
         key = request.path_params["key"]
-        result = self._held_image(key).result
-        async with self._encoding:  # encode only one image at a time, because a large image takes long
+        result = self._pending_image(key).result
+        async with self._encoding:  # encode only one image at a time, because encoding a large image is slow
             png = await asyncio.to_thread(encode_png, result.frame.image)
-        self._state.release_first(key)
+        self._state.evict_first(key)
         return Response(
             png,
             media_type="image/png",
@@ -141,20 +141,20 @@ class Page:
         )
 
     async def save(self, request: Request) -> Response:
-        """Save a held image with the label that the user has selected."""
+        """Save a pending image with the label that the user has selected."""
         fields = await _body(request)
         key, index = fields.get("hold"), _integer(fields, "index")
         if self._label_store is None:
             raise HTTPException(409, "there is no folder for labeled images: start edgerec camera with --web-save DIR")
         if not isinstance(key, str):
-            raise HTTPException(400, "the field hold must be the key that /hold has returned")
-        frame = self._held_image(key).result.frame
+            raise HTTPException(400, "the field 'hold' must be the key that /hold has returned")
+        frame = self._pending_image(key).result.frame
         try:
             async with self._saving:  # save only one image at a time, so that the names of the files are unique
                 path = await asyncio.to_thread(self._label_store.save, frame, index)
         except LookupError as error:
             raise HTTPException(400, str(error)) from None
-        self._state.release(key)
+        self._state.remove_pending(key)
         return JSONResponse({"label": self._labels[index], "file": path.name, "saved": self._label_store.saved})
 
     async def _news(self) -> AsyncIterator[str]:
@@ -172,14 +172,14 @@ class Page:
 
     def _newest_image(self, source: int) -> ShownImage | None:
         try:
-            return self._state.picture(source)
+            return self._state.newest_image(source)
         except LookupError:
             raise HTTPException(404, f"there is no source {source}") from None
 
-    def _held_image(self, key: str) -> ShownImage:
-        shown = self._state.held(key)
+    def _pending_image(self, key: str) -> ShownImage:
+        shown = self._state.pending_image(key)
         if shown is None:
-            raise HTTPException(410, "this image was released: take it again")
+            raise HTTPException(410, "this image is no longer in memory: take it again")
         return shown
 
 
@@ -212,7 +212,7 @@ async def _body(request: Request) -> dict[str, Any]:
 def _integer(fields: dict[str, Any], name: str) -> int:
     value = fields.get(name)
     if type(value) is not int or not 0 <= value < 2**53:
-        raise HTTPException(400, f"{name} must be an integer that is not negative")
+        raise HTTPException(400, f"the field {name!r} must be an integer of at least 0")
     return value
 
 
@@ -220,7 +220,7 @@ def _parse_frame_index(text: str) -> int:
     try:
         return int(text[:20])
     except ValueError:
-        raise HTTPException(400, "after must be the index of a frame") from None
+        raise HTTPException(400, "the query parameter 'after' must be the index of a frame") from None
 
 
 def file_name(result: Result) -> str:
@@ -239,7 +239,7 @@ def _event(kind: str, fields: dict[str, Any]) -> str:
 
 
 def page_file(name: str) -> str:
-    """Return the content of a file of the page."""
+    """Return the content of a file of the web page, such as ``page.html``."""
     return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 

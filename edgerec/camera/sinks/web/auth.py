@@ -1,4 +1,7 @@
-"""Access control of the web page: check the token and the headers Host and Origin of each request."""
+"""Access control of the web page: check the token and the headers Host and Origin of each request.
+
+Starlette's ``TrustedHostMiddleware`` is not used, because it does not accept IPv6 addresses in the header Host.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ OPEN = frozenset({"/page.css", "/icon.svg"})
 MAX_HEADER_BYTES = 16_384
 # Delay of the response to a wrong token, in seconds.
 WRONG_TOKEN_S = 0.5
-# After this many wrong tokens within LOCKOUT_S seconds, an address is locked out until LOCKOUT_S have passed.
+# After MAX_FAILURES wrong tokens within LOCKOUT_S seconds, an address is locked out for the rest of LOCKOUT_S.
 MAX_FAILURES, LOCKOUT_S = 10, 60.0
 MAX_ADDRESSES = 1024
 
@@ -42,18 +45,18 @@ HEADERS = {
 
 
 class Lockout:
-    """Counts wrong tokens per client address. All addresses in an IPv6 /64 network count as one address."""
+    """Counts failed login attempts per client address. All addresses in an IPv6 /64 network count as one address."""
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def remaining_s(self, address: str) -> float:
-        """Return the remaining time of an address's lockout in seconds; 0 if the address is not locked out."""
+        """Return the remaining lockout of an address in seconds, or 0 if the address is not locked out."""
         failures = self._failures.get(_network(address), deque())
         return max(0.0, failures[0] + LOCKOUT_S - time.monotonic()) if len(failures) == MAX_FAILURES else 0.0
 
     def add(self, address: str, count: int) -> None:
-        """Add ``count`` wrong tokens to the counter of an address."""
+        """Count ``count`` failed login attempts of an address."""
         failures = self._failures.setdefault(_network(address), deque(maxlen=MAX_FAILURES))
         failures.extend([time.monotonic()] * count)
         self._failures.move_to_end(_network(address))
@@ -66,9 +69,9 @@ class AccessControl:
 
     Args:
         app: the protected application.
-        token: token that visitors need; None if no token is needed.
-        names: host names, without port, that are allowed in the Host header; None allows all. This prevents DNS
-            rebinding: another site whose name resolves to this machine sends its own name.
+        token: token that visitors need, or None if no token is needed.
+        names: host names, without port, that are allowed in the Host header. None allows all. This prevents DNS
+            rebinding, because a site whose name resolves to this machine sends its own name in the header.
         port: port of the server. It is part of the cookie's name, because all ports of a host share their cookies.
         login_page: HTML page for a browser that has sent no token or a wrong token.
     """
@@ -93,7 +96,7 @@ class AccessControl:
         await (rejection or self._app)(scope, receive, _with_headers(send, cookie))
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
-        """Check the token of a request. Return the response if the request is rejected, and the cookie to set."""
+        """Check the token of a request. Return the error response or None, and the cookie to set or None."""
         address = (scope.get("client") or ("", 0))[0]
         query = _query(scope).get("token", "")
         cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
@@ -121,7 +124,7 @@ class AccessControl:
         return self._unauthorized(headers, message, 401, {"WWW-Authenticate": "Bearer"}), expired
 
     def _reject_foreign(self, scope: Scope, headers: Headers) -> Response | None:
-        """Return the response if the headers are too large or the request comes from another site, otherwise None."""
+        """Return an error response if the headers are too large or the request is cross-site, otherwise None."""
         host = headers.get("host", "")
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
             return PlainTextResponse(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.\n", 431)

@@ -49,7 +49,9 @@ class LabelStore:
         except OSError as error:
             raise EdgerecError(f"images cannot be saved in {root} ({error.strerror}): choose another folder") from None
         if not os.access(root, os.W_OK | os.X_OK):
-            raise EdgerecError(f"images cannot be saved in {root}, because it cannot be written: choose another folder")
+            raise EdgerecError(
+                f"images cannot be saved in {root}, because the folder is not writable: choose another folder"
+            )
         self._used_bytes = _size_of(root)
 
     def save(self, frame: Frame, index: int) -> Path:
@@ -94,8 +96,8 @@ class LabelStore:
             self._used_bytes = _size_of(self._folder)  # files may have been deleted or moved
         if self._used_bytes + disk_space(size) > self._max_bytes:
             raise EdgerecError(
-                f"{self._folder} has reached its maximum size of {self._max_bytes // 10**6} MB: move images to another "
-                "folder, or start with a larger --web-save-max"
+                f"{self._folder} has reached its size limit of {self._max_bytes // 10**6} MB: move images to another "
+                "folder, or restart with a larger --web-save-max"
             )
 
 

@@ -1,4 +1,8 @@
-"""A uvicorn server in a thread, with limits on the number and the duration of connections."""
+"""A uvicorn server in a thread, with limits on the number and the duration of connections.
+
+uvicorn's own ``limit_concurrency`` rejects new requests while idle connections are open, and uvicorn has no time limit
+for incomplete headers or slow clients.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ log = logging.getLogger(__name__)
 # Maximum number of open connections in total, and per address. A browser opens up to six connections for each page.
 MAX_CONNECTIONS = 128
 MAX_CONNECTIONS_PER_ADDRESS = 64
-# Maximum time in seconds for a client to send the headers of a request, or to receive data that wait to be sent.
+# Timeout in seconds for a client to send the headers of a request, and for a client to receive pending data.
 SLOW_S = 10.0
 # When the server is stopped, open connections are aborted after GRACE_S. The thread then has STOP_S to end.
 GRACE_S = 0.4
@@ -27,7 +31,7 @@ STOP_S = 2.0
 
 
 class LimitedConnection(H11Protocol):
-    """A connection with time limits for the request and the response, and a limit on the number of connections.
+    """A connection with timeouts for requests and responses, and a limit on the number of connections.
 
     If there are too many connections from one address or in total, the oldest idle connection is closed. Idle
     connections therefore cannot prevent new connections.
@@ -38,7 +42,7 @@ class LimitedConnection(H11Protocol):
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Close an idle connection if there are too many, and start the time limit for the first request."""
+        """Close an idle connection if there are too many, and start the timeout of the first request."""
         super().connection_made(transport)
         self._since_s = self.loop.time()
         all_connections = [
@@ -61,11 +65,11 @@ class LimitedConnection(H11Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being processed."""
+        """Whether the connection is idle, i.e. has no request that is being processed."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
     def data_received(self, data: bytes) -> None:
-        """Process received bytes, and start or stop the time limit, which applies until the headers are complete."""
+        """Process received bytes. The request timeout runs until the headers of the next request are complete."""
         super().data_received(data)
         is_idle = self.idle
         if is_idle and self._request_timer is None:
@@ -75,20 +79,20 @@ class LimitedConnection(H11Protocol):
             self._request_timer = None
 
     def pause_writing(self) -> None:
-        """Start the time limit for sending, because the client receives data too slowly."""
+        """Start the send timeout, because the client receives data too slowly."""
         super().pause_writing()
         if self._send_timer is None:
             self._send_timer = self.loop.call_later(SLOW_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stop the time limit for sending, because the client has received the data."""
+        """Cancel the send timeout, because the client has received the data."""
         super().resume_writing()
         if self._send_timer is not None:
             self._send_timer.cancel()
             self._send_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the time limits."""
+        """Cancel both timeouts."""
         for timer in (self._request_timer, self._send_timer):
             if timer is not None:
                 timer.cancel()
@@ -96,7 +100,7 @@ class LimitedConnection(H11Protocol):
 
 
 class Server:
-    """Serves an application on a listening socket, from :meth:`start` to :meth:`stop`."""
+    """Server that runs an application on a listening socket, in its own thread."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         self._listener = listener

@@ -30,7 +30,7 @@ class WebSink:
     Attributes:
         url: address of the page including the token. It is never logged.
         address: address of the page without the token.
-        token: token that visitors need; None if every user of this machine may open the page.
+        token: token that visitors need, or None if every user of this machine may open the page.
         closed: always False, because the page never stops the camera.
     """
 
@@ -46,13 +46,13 @@ class WebSink:
         """Start the web server.
 
         Args:
-            host: address to listen on. All addresses except loopback addresses require a token; if ``token`` is None, a
+            host: address to listen on. All addresses except loopback addresses require a token. If ``token`` is None, a
                 random token is generated.
             port: port to listen on; 0 selects a free port.
             labels: labels of the bundle, in the order of the model's outputs.
             token: token that visitors need, at least 8 characters.
-            save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``; None disables saving.
-            save_max_bytes: maximum total size of the files in ``save_dir``; further images are refused.
+            save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``. None disables saving.
+            save_max_bytes: maximum total size of the files in ``save_dir``. Further images are refused.
 
         Raises:
             EdgerecError: the port is in use, the address does not belong to this machine, the token is too short, or

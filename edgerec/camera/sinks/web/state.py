@@ -25,11 +25,12 @@ IMAGES_PER_S = 15
 # model has enough CPU time.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
-# Number of recent images in memory, so that the image that a user sees can be held when the user clicks a button.
+# Number of recent images kept in memory, so that the image that a user sees is available when the user clicks a button.
 RECENT = 4
-# Maximum number of held images, and maximum time in seconds for which an image is held.
-HELD = 6
-HELD_S = 300.0
+# Maximum number of pending images, i.e. images that a user has selected on the page but not labeled yet.
+MAX_PENDING = 6
+# Time in seconds after which a pending image is removed.
+PENDING_S = 300.0
 # Maximum number of decisions and state changes of each source in memory.
 MAX_ENTRIES = 300
 TEMPERATURE_INTERVAL_S = 2.0
@@ -37,15 +38,15 @@ TEMPERATURE_INTERVAL_S = 2.0
 
 @dataclass(frozen=True)
 class ShownImage:
-    """A result whose image was sent to the page, and the image as a JPEG file."""
+    """A result and its JPEG image, as sent to the page."""
 
     result: Result
     jpeg: bytes
 
 
 @dataclass(frozen=True)
-class HeldImage:
-    """An image that is held until the user has selected its label. ``since_s`` is monotonic time."""
+class PendingImage:
+    """An image that waits until the user selects its label. ``since_s`` is the monotonic time of the selection."""
 
     shown: ShownImage
     since_s: float
@@ -59,12 +60,12 @@ class SourceView:
         name: name of the source.
         state: the last state change.
         result: the newest result.
-        label: label of the last decision; None if the next result starts a new decision.
+        label: label of the last decision, or None if the next result starts a new decision.
         fps: results per second.
         rate: computes ``fps``.
         recent: images that were recently sent to the page.
         next_s: monotonic time at which the next image is due.
-        entries: the last decisions and state changes, as JSON values.
+        entries: the last decisions and state changes, as JSON-serializable dictionaries.
     """
 
     name: str
@@ -97,7 +98,7 @@ class PageState:
         self._lock = threading.Lock()
         self._sources: dict[str, SourceView] = {}
         self._last_number = 0
-        self._held: OrderedDict[str, HeldImage] = OrderedDict()
+        self._pending: OrderedDict[str, PendingImage] = OrderedDict()
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_INTERVAL_S, None)
 
     def write(self, result: Result) -> None:
@@ -124,7 +125,7 @@ class PageState:
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
-        """Return the current state of each source, and all entries with a number above ``after``, as JSON values."""
+        """Return the state of each source and all entries with a number above ``after``, for conversion to JSON."""
         with self._lock:
             sources = list(self._sources.values())
             # Each source has its own list, so that a source with many changes does not displace the entries of others.
@@ -137,8 +138,8 @@ class PageState:
             "story": entries,
         }
 
-    def picture(self, number: int) -> ShownImage | None:
-        """Return the newest image of the source with the index ``number``; None if the source has no image yet.
+    def newest_image(self, number: int) -> ShownImage | None:
+        """Return the newest image of the source with the index ``number``, or None if the source has no image yet.
 
         At most ``IMAGES_PER_S`` images per second are encoded.
 
@@ -153,13 +154,16 @@ class PageState:
             newest = ShownImage(result, jpeg_of(result))
             source.recent.append(newest)
             period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
-            # Add the period to the due time, and not to the time of the request, so that delays do not lower the rate.
+            # Compute the next due time from the last due time, not from the current time, so that delays do not lower
+            # the rate.
             source.next_s = max(source.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
 
-    def hold(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
-        """Hold the image of a frame until it is labeled, and return its key; None if the source has no image yet.
+    def add_pending(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
+        """Add the image of a frame to the pending images.
+
+        Return the key and the image, or None if the source has no image yet.
 
         If the image of this frame is no longer in memory, the image of the nearest frame is used.
 
@@ -170,37 +174,37 @@ class PageState:
         Raises:
             LookupError: there is no source with this index.
         """
-        self.picture(number)
+        self.newest_image(number)
         source = self._source_view(number)
         if not source.recent:
             return None
         shown = min(source.recent, key=lambda shown: abs(shown.result.frame.index - frame))
-        self._release_expired()
-        while len(self._held) >= HELD:
-            self._held.popitem(last=False)
+        self._remove_expired()
+        while len(self._pending) >= MAX_PENDING:
+            self._pending.popitem(last=False)
         key = secrets.token_urlsafe(12)
-        self._held[key] = HeldImage(shown, time.monotonic())
+        self._pending[key] = PendingImage(shown, time.monotonic())
         return key, shown
 
-    def held(self, key: str) -> ShownImage | None:
-        """Return the held image with this key; None if it was released."""
-        self._release_expired()
-        held = self._held.get(key)
-        return held.shown if held else None
+    def pending_image(self, key: str) -> ShownImage | None:
+        """Return the pending image with the key ``key``, or None if it was removed."""
+        self._remove_expired()
+        pending = self._pending.get(key)
+        return pending.shown if pending else None
 
-    def release_first(self, key: str) -> None:
-        """Keep holding the image, but make it the first image to be released, e.g. because it was downloaded."""
-        if key in self._held:
-            self._held.move_to_end(key, last=False)
+    def evict_first(self, key: str) -> None:
+        """Keep a pending image, but remove it before all others, e.g. because it was downloaded."""
+        if key in self._pending:
+            self._pending.move_to_end(key, last=False)
 
-    def release(self, key: str) -> None:
-        """Release a held image."""
-        self._held.pop(key, None)
+    def remove_pending(self, key: str) -> None:
+        """Remove a pending image."""
+        self._pending.pop(key, None)
 
-    def _release_expired(self) -> None:
+    def _remove_expired(self) -> None:
         now = time.monotonic()
-        for key in [key for key, held in self._held.items() if now - held.since_s > HELD_S]:
-            del self._held[key]
+        for key in [key for key, pending in self._pending.items() if now - pending.since_s > PENDING_S]:
+            del self._pending[key]
 
     def _source_view(self, number: int) -> SourceView:
         with self._lock:
@@ -257,7 +261,7 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
 
 
 def _prediction_fields(result: Result) -> dict[str, Any]:
-    """Return the prediction that the page shows, as JSON values.
+    """Return the prediction that the page shows as a JSON-serializable dictionary.
 
     If the label is ``unknown``, ``best`` has the label and the score of the best class of the frame, and ``novelty``
     has the novelty if the model computes it.
