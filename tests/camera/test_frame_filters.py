@@ -44,8 +44,8 @@ def result(index):
         (FrameOptions(roi=(0, 0, 2, 2), rotate=90, mirror=True), np.rot90(NUMBERED[:2, :2], -1)[:, ::-1]),
     ],
 )
-def test_view_crops_rotates_and_mirrors(view, expected):
-    selected_frame = FrameSelector(view).select(frame())
+def test_frame_options_crop_rotates_and_mirrors(frame_options, expected):
+    selected_frame = FrameSelector(frame_options).select(frame())
     assert np.array_equal(selected_frame.image, expected)
 
 
@@ -76,8 +76,8 @@ def test_rotation_by_90_degrees_is_clockwise():
     assert (FrameOptions(rotate=90).apply(image)[0] == 255).all()
 
 
-def select(view, frames):
-    selector = FrameSelector(view)
+def select(frame_options, frames):
+    selector = FrameSelector(frame_options)
     return [f.index for f in frames if selector.select(f)], dict(selector.skipped)
 
 
