@@ -233,6 +233,12 @@ class CameraConfig:
             raise ConfigError("CameraConfig.threshold", f"is {self.threshold}; expected 0 to 1")
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """URIs of the sources, and URLs of the MQTT broker and the webhook."""
+        sources = (self.sources,) if isinstance(self.sources, str) else tuple(self.sources)
+        return (*sources, *(sink.url for sink in (self.mqtt, self.webhook) if sink))
+
+    @property
     def output_paths(self) -> tuple[str | Path, ...]:
         """Paths of all files and folders that the sinks write."""
         paths = (

@@ -19,7 +19,7 @@ from edgerec.utils.allocator import use_one_malloc_arena
 from edgerec.utils.atomic import cache_folder, checked_output
 from edgerec.utils.names import file_name
 from edgerec.utils.optional import require
-from edgerec.utils.secrets import read_secret, secret_variable
+from edgerec.utils.secrets import read_secret, secret_variable, warn_about_secrets
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
         try:
             with suppress(KeyboardInterrupt), Interrupts(camera.stop):
                 all_sinks = [*open_sinks(config, camera), *sinks]
+                warn_about_secrets(config.addresses, [(config.web and config.web.token) or ""])
                 # Otherwise, the web page would disappear after the last frame of a video.
                 keep_open = config.web is not None and not camera.live and config.max_frames is None
                 if keep_open and not config.loop:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgerec.cli.options import DELEGATE_HELP
-from edgerec.cli.output import JsonOption, progress, say, show_json, table, warn_about_secrets
+from edgerec.cli.output import JsonOption, progress, say, show_json, table
+from edgerec.utils.secrets import warn_about_secrets
 
 if TYPE_CHECKING:
     from edgerec.camera import Frame

@@ -11,7 +11,7 @@ import typer
 
 from edgerec.cli.help import GroupedCommand
 from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP
-from edgerec.cli.output import show_log, warn_about_secrets
+from edgerec.cli.output import show_log
 from edgerec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -356,7 +356,6 @@ def camera(
     except ConfigError as error:
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None
     show_log()
-    warn_about_secrets([*source, mqtt, webhook], [web_token or ""])
     report = run_camera(config)
     if report.exit_code:  # the reasons have already been logged
         raise typer.Exit(report.exit_code)

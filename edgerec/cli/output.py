@@ -59,25 +59,6 @@ def repeat_command(context: typer.Context, *more: str) -> str:
     return command(*context.command_path.split()[1:], *arguments, *options, *more)
 
 
-def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) -> None:
-    """Log a warning if a secret is in the arguments of this process, where other users of the system can read it.
-
-    Args:
-        addresses: values of options that may be URLs with passwords.
-        secrets: values of options that are secrets.
-    """
-    from edgerec.utils.urls import has_secret
-
-    for value in [*filter(has_secret, addresses), *filter(None, secrets)]:
-        if any(value in argument for argument in sys.argv[1:]):
-            logging.getLogger(__name__).warning(
-                "a password or token on the command line can be read by all users of this machine in the process "
-                "list: put it into an environment variable or a file with mode 0600, and use env:NAME or @FILE "
-                "instead of an address"
-            )
-            return
-
-
 def report_worker(json: bool) -> bool:
     """Return whether this process is a worker of a ``TF_CONFIG`` cluster, where only the chief writes the result.
 

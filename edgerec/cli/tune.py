@@ -15,10 +15,10 @@ from edgerec.cli.output import (
     show_json,
     suggest,
     table,
-    warn_about_secrets,
 )
 from edgerec.cli.recipe_options import SET_HELP, SUBJECT_HELP, compose_recipe
 from edgerec.utils.command_line import command
+from edgerec.utils.secrets import warn_about_secrets
 
 if TYPE_CHECKING:
     from edgerec.tuning import TuneReport

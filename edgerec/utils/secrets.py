@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 from edgerec.errors import AddressError
+from edgerec.utils.urls import has_secret
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 4096
 
@@ -47,6 +52,23 @@ def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> 
     values = os.environ if environment is None else environment
     path = values.get(f"{name}_FILE", "")
     return values.get(name, "") or (_file_content(path) if path else "")
+
+
+def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) -> None:
+    """Log a warning if a secret is in the arguments of this process, where other users of the system can read it.
+
+    Args:
+        addresses: addresses that may contain passwords.
+        secrets: other secrets. Empty strings are ignored.
+    """
+    for value in [*filter(has_secret, addresses), *filter(None, secrets)]:
+        if any(value in argument for argument in sys.argv[1:]):
+            log.warning(
+                "a password or token on the command line can be read by all users of this machine in the process "
+                "list: put it into an environment variable or a file with mode 0600, and use env:NAME or @FILE "
+                "instead of an address"
+            )
+            return
 
 
 def _file_content(path: str) -> str:

@@ -239,7 +239,7 @@ def test_video_is_complete_if_the_disk_becomes_full(tmp_path, monkeypatch):
     sink = VideoFile(tmp_path / "out.avi", fps=5, live=False)
     for _ in range(5):
         sink.write(make_result())
-    monkeypatch.setattr(video_module, "_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(video_module, "free_bytes", lambda _: 1000)
     with pytest.raises(EdgerecError, match="disk is full"):
         sink.write(make_result())
     monkeypatch.undo()

@@ -44,7 +44,7 @@ def result(index):
         (FrameOptions(roi=(0, 0, 2, 2), rotate=90, mirror=True), np.rot90(NUMBERED[:2, :2], -1)[:, ::-1]),
     ],
 )
-def test_frame_options_crop_rotates_and_mirrors(frame_options, expected):
+def test_frame_options_crop_rotate_and_mirror(frame_options, expected):
     selected_frame = FrameSelector(frame_options).select(frame())
     assert np.array_equal(selected_frame.image, expected)
 
@@ -121,7 +121,7 @@ def test_invalid_region_is_refused(text):
         FrameOptions(roi=parse_roi(text))
 
 
-def test_invalid_view_option_is_a_usage_error(bundle, video, edgerec):
+def test_invalid_frame_option_is_a_usage_error(bundle, video, edgerec):
     done = edgerec("camera", bundle, "--source", video, "--roi", "1,2,3", "--headless")
     assert done.returncode == 2
     assert "expected x,y,width,height" in " ".join(done.stderr.split())

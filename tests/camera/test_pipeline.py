@@ -146,13 +146,16 @@ def test_source_that_cannot_be_opened_ends_with_its_last_error():
     assert [str(error) for error in running.errors] == ["no more sources"]
 
 
-def test_pause_between_attempts_doubles_up_to_the_longest_pause():
+def test_pause_between_attempts_doubles_up_to_the_longest_pause(monkeypatch):
+    timeouts_s, wait_for = [], threading.Condition.wait_for
+
+    def record(condition, predicate, timeout=None):
+        timeouts_s.append(timeout)
+        return wait_for(condition, predicate, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait_for", record)
     source = ScriptedSource(1, error=SourceError("gone"))
-    running, timeouts_s = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08), []
-    watched = running._sources[0]._source_changed
-    wait_for_real = watched.wait_for
-    watched.wait_for = lambda done, seconds=None: timeouts_s.append(seconds) or wait_for_real(done, seconds)
-    with running:
+    with feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08) as running:
         list(islice(running, 16))
     pauses = [seconds for seconds in timeouts_s if seconds is not None]
     assert pauses[:4] == [0.01, 0.02, 0.04, 0.08]

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -60,7 +61,7 @@ def names():
 
 def test_mqtt_client_receives_states_decisions_and_results(broker, listener, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out", results_per_s=float("inf"))
-    wait_for(lambda: sink._connection.connected)
+    wait_for(lambda: sink.connected)
     sink.state(change("connecting"))
     sink.state(change("live"))
     since = time.monotonic()
@@ -166,7 +167,7 @@ def test_messages_of_a_killed_process_are_sent_at_the_next_start(broker, listene
 def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, listener, tmp_path, caplog):
     caplog.set_level(logging.INFO, "edgerec")
     sink = sink_to(broker.port, tmp_path / "out")
-    wait_for(lambda: sink._connection.connected)
+    wait_for(lambda: sink.connected)
     sent, stop = [], threading.Event()
 
     def decide():
@@ -181,7 +182,7 @@ def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, listene
         broker.stop()
         time.sleep(3 if restart == 5 else 0.05)
         broker.start()
-        wait_for(lambda: sink._connection.connected)
+        wait_for(lambda: sink.connected)
     stop.set()
     thread.join()
     wait_for(lambda: sink.waiting == 0, 30)
@@ -332,15 +333,21 @@ def test_silent_broker_does_not_block_the_sink(tmp_path, paho, caplog):
     wait_for(lambda: names() == [])
 
 
-def test_broker_that_never_acknowledges_does_not_cause_repeated_messages(tmp_path, paho):
+def test_broker_that_never_acknowledges_does_not_cause_repeated_messages(tmp_path, paho, monkeypatch):
+    published, publish = [], BrokerConnection.publish
+    monkeypatch.setattr(
+        BrokerConnection,
+        "publish",
+        lambda self, topic, payload, **options: published.append(topic) or publish(self, topic, payload, **options),
+    )
     accepted = b"\x20\x02\x00\x00"
     half = ScriptedServer(lambda number: accepted)
     sink = sink_to(half.port, tmp_path / "out")
     for number in range(50):
         sink.write(result(f"d{number}", number))
     wait_for(lambda: half.connection_count >= 3)
-    # The number of repeated messages does not grow with each connection.
-    assert len(sink._connection._client._out_messages) < 30
+    # The number of published messages does not grow with each connection, because paho resends them.
+    assert len(published) < 30
     assert sink.waiting == 50
     begun = time.monotonic()
     sink.close()
@@ -383,9 +390,10 @@ def test_unreachable_broker_logs_one_line(tmp_path, paho, caplog):
 
 
 def test_second_process_cannot_open_the_queue(tmp_path, paho):
-    sink = sink_to(free_port(), tmp_path / "out")
+    port = free_port()
+    sink = sink_to(port, tmp_path / "out")
     with pytest.raises(EdgerecError, match="in use by another process"):
-        sink_to(sink._broker.port, tmp_path / "out")
+        sink_to(port, tmp_path / "out")
     sink.close()
 
 
@@ -433,17 +441,42 @@ def test_queue_is_limited_in_number_and_bytes(tmp_path):
     reopened.close()
 
 
-def test_queue_keeps_messages_in_memory_if_the_disk_is_full(tmp_path, caplog):
+@pytest.fixture
+def databases(monkeypatch):
+    """Return the list of all SQLite connections that are opened in the test."""
+    opened, connect = [], sqlite3.connect
+
+    def record(*arguments, **options):
+        opened.append(connect(*arguments, factory=FullDisk, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", record)
+    return opened
+
+
+class FullDisk(sqlite3.Connection):
+    """A connection whose transactions fail, because the disk is full, while ``failures`` is a list."""
+
+    failures = None
+
+    def __enter__(self):
+        if self.failures is not None:
+            self.failures.append(len(self.failures))
+            raise OSError(28, "No space left on device")
+        return super().__enter__()
+
+
+def test_queue_keeps_messages_in_memory_if_the_disk_is_full(tmp_path, caplog, databases):
     outbox = MessageQueue(tmp_path / "q.sqlite3", max_messages=500)
     fill(outbox, 10)
-    pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
-    outbox._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite then raises "database or disk is full"
+    pages = databases[0].execute("PRAGMA page_count").fetchone()[0]
+    databases[0].execute(f"PRAGMA max_page_count={pages}")  # SQLite then raises "database or disk is full"
     for number in range(10, 700):
         outbox.put("t", str(number).encode(), True)
     assert waiting(outbox) == list(range(200, 700))
     assert outbox.dropped == 200
     assert len([r for r in caplog.records if "full" in r.getMessage()]) == 1
-    outbox._db.execute("PRAGMA max_page_count=1000000")
+    databases[0].execute("PRAGMA max_page_count=1000000")
     fill(outbox, 1, 700)
     outbox.close()
     again = MessageQueue(tmp_path / "q.sqlite3")
@@ -451,26 +484,10 @@ def test_queue_keeps_messages_in_memory_if_the_disk_is_full(tmp_path, caplog):
     again.close()
 
 
-def test_messages_are_sent_if_the_disk_is_full(broker, listener, tmp_path, monkeypatch):
+def test_messages_are_sent_if_the_disk_is_full(broker, listener, tmp_path, databases):
     sink = sink_to(broker.port, tmp_path / "out")
 
-    failures = []
-
-    class Full:
-        def __enter__(self):
-            failures.append(len(failures))
-            raise OSError(28, "No space left on device")
-
-        def __exit__(self, *_):
-            return None
-
-        def execute(self, *arguments):
-            return real.execute(*arguments)
-
-        def close(self):
-            real.close()
-
-    real, sink._outbox._db = sink._outbox._db, Full()
+    failures = databases[0].failures = []
     sent = [f"d{number}" for number in range(50)]
     for label in sent:
         sink.write(result(label))
@@ -567,7 +584,7 @@ def test_broker_addresses_are_parsed():
     ],
 )
 def test_invalid_addresses_are_refused(url):
-    with pytest.raises(EdgerecError, match=r"expected mqtt\[s\]://") as caught:
+    with pytest.raises(EdgerecError, match=r"use mqtt\[s\]://") as caught:
         Broker.parse(url, {})
     assert "secret" not in str(caught.value)
     assert "cret" not in str(caught.value)
@@ -609,7 +626,7 @@ def test_new_decision_is_detected_if_its_first_result_was_dropped():
 def test_results_are_published_at_the_requested_rate(tmp_path, paho, monkeypatch):
     sink = sink_to(free_port(), tmp_path / "out", results_per_s=10)
     now, sent = [100.0], []
-    monkeypatch.setattr(sink._connection, "publish_qos0", lambda topic, payload: sent.append(topic))
+    monkeypatch.setattr(BrokerConnection, "publish_qos0", lambda self, topic, payload: sent.append(topic))
     monkeypatch.setattr("edgerec.camera.sinks.mqtt.time.monotonic", lambda: now[0])
     frame = result(since_s=1.0)
     for _ in range(250):

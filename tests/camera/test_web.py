@@ -215,7 +215,7 @@ def test_image_request_without_a_new_frame_returns_204(web, monkeypatch):
 def test_image_is_encoded_once_and_only_on_request(web):
     for number in range(10, 60):
         web.write(result(number))
-    assert web._state.encoded == 0
+    assert web.page_state.encoded == 0
     answers = []
     clients = [threading.Thread(target=lambda: answers.append(send_request(web, "/picture/0"))) for _ in range(8)]
     for client in clients:
@@ -223,7 +223,7 @@ def test_image_is_encoded_once_and_only_on_request(web):
     for client in clients:
         client.join()
     assert {response.headers["X-Frame"] for response in answers} == {"59"}
-    assert web._state.encoded == 1
+    assert web.page_state.encoded == 1
 
 
 def test_at_most_fifteen_images_per_second_are_encoded(monkeypatch):
@@ -276,16 +276,16 @@ def test_result_without_a_decision_is_shown(web):
 def test_number_of_stored_decisions_is_limited(web):
     for number in range(1000):
         web.write(result(number, number % 2))
-    assert len(web._state.news(0)["story"]) == page_state.MAX_ENTRIES
-    assert len(web._state.news(998)["story"]) == 3  # one entry is the state change
-    assert web._state.news(5000)["story"] == []
+    assert len(web.page_state.news(0)["story"]) == page_state.MAX_ENTRIES
+    assert len(web.page_state.news(998)["story"]) == 3  # one entry is the state change
+    assert web.page_state.news(5000)["story"] == []
 
 
 def test_decisions_of_one_source_do_not_displace_those_of_others(web):
     web.write(result(1, 2, "yard"))
     for number in range(1000):
         web.write(result(number, number % 2))
-    entries_received = web._state.news(0)["story"]
+    entries_received = web.page_state.news(0)["story"]
     assert [entry["label"] for entry in entries_received if entry["source"] == "yard"] == ["no entry"]
     assert len(entries_received) == page_state.MAX_ENTRIES + 1
     assert [entry["number"] for entry in entries_received] == sorted(entry["number"] for entry in entries_received)
@@ -293,7 +293,7 @@ def test_decisions_of_one_source_do_not_displace_those_of_others(web):
 
 def test_unknown_label_is_sent_with_the_best_class(web):
     def entries():
-        news = web._state.news(0)
+        news = web.page_state.news(0)
         return news["sources"][0]["answer"], news["story"][-1]
 
     web.write(uncertain_result(8, 1))
@@ -842,7 +842,14 @@ def test_connection_with_an_incomplete_request_is_closed(web, monkeypatch):
 
 
 def test_connection_of_a_client_that_does_not_read_is_closed(web, monkeypatch):
+    lost, connection_lost = threading.Event(), server.LimitedConnection.connection_lost
+
+    def record_loss(connection, error):
+        connection_lost(connection, error)
+        lost.set()
+
     monkeypatch.setattr(server, "SLOW_S", 0.3)
+    monkeypatch.setattr(server.LimitedConnection, "connection_lost", record_loss)
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1280, 3), np.uint8)
     template = result(8)
     web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
@@ -851,9 +858,7 @@ def test_connection_of_a_client_that_does_not_read_is_closed(web, monkeypatch):
         connection.connect(("127.0.0.1", port_of(web)))
         request = f"GET /picture/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(web)}\r\n\r\n".encode()
         connection.sendall(request * 8)
-        connections = web._server._uvicorn.server_state.connections
-        wait_for(lambda: connections)
-        wait_for(lambda: not connections)
+        assert lost.wait(10)
 
 
 def test_port_in_use_is_reported_with_advice(web):
@@ -912,7 +917,7 @@ def test_closing_does_not_wait_for_clients_that_do_not_read():
         connection.connect(("127.0.0.1", port_of(sink)))
         request = f"GET /picture/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(sink)}\r\n\r\n".encode()
         connection.sendall(request * 8)
-        wait_for(lambda: sink._state.encoded)
+        wait_for(lambda: sink.page_state.encoded)
         sink.close()
     assert threads() - before == set()
 

@@ -100,7 +100,7 @@ class Mqtt:
         self._announced: set[str] = set()
         self._wake, self._deadline = threading.Event(), float("inf")
         status = f"{broker.prefix}/status"
-        self._outbox = MessageQueue(
+        self._queue = MessageQueue(
             folder / f"mqtt-{safe_name(f'{broker}/{broker.prefix}')}.sqlite3",
             max_messages=max_messages,
             max_bytes=max_bytes,
@@ -108,15 +108,20 @@ class Mqtt:
         try:
             self._connection = BrokerConnection(broker, will_topic=status, will="offline", changed=self._wake.set)
         except BaseException:
-            self._outbox.close()
+            self._queue.close()
             raise
         self._thread = threading.Thread(target=self._send, name="edgerec-mqtt", daemon=True)
         self._thread.start()
 
     @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        return self._connection.connected
+
+    @property
     def dropped(self) -> int:
         """Number of states and decisions that were lost because the queue was full, damaged or not writable."""
-        return self._outbox.dropped
+        return self._queue.dropped
 
     @property
     def missed(self) -> int:
@@ -126,7 +131,7 @@ class Mqtt:
     @property
     def waiting(self) -> int:
         """Number of states and decisions that the broker has not acknowledged yet."""
-        return len(self._outbox)
+        return len(self._queue)
 
     def write(self, result: Result) -> None:
         """Publish the decision if it is new, and the result if ``results_per_s`` allows it."""
@@ -149,8 +154,8 @@ class Mqtt:
         self._wake.set()
         self._thread.join(FLUSH_S + 2 * GOODBYE_S)
         self._connection.close(GOODBYE_S)
-        self._outbox.close()
-        if waiting := len(self._outbox):
+        self._queue.close()
+        if waiting := len(self._queue):
             log.warning("%s: %d queued messages will be sent at the next start", self._broker, waiting)
         if self.missed:
             log.warning(
@@ -162,7 +167,7 @@ class Mqtt:
 
     def _enqueue(self, source: str, kind: str, event: dict[str, Any]) -> None:
         topic, payload = self._topic(source, kind), _encode(event)
-        number = self._outbox.put(topic, payload, True)
+        number = self._queue.put(topic, payload, True)
         with self._lock:
             if source not in self._sources:
                 # Create a new dictionary, because the other thread may iterate over the old one.
@@ -186,7 +191,7 @@ class Mqtt:
                 if time.monotonic() - self._failed_s >= 60:
                     self._failed_s = time.monotonic()
                     log.warning("%s: a message could not be sent (%s): trying again", self._broker, error)
-            if self._closing and not (self._connection.connected and len(self._outbox) and self._remaining_s > 0):
+            if self._closing and not (self._connection.connected and len(self._queue) and self._remaining_s > 0):
                 break
         if self._connection.connected:
             self._publish_offline()
@@ -205,7 +210,7 @@ class Mqtt:
             self._resent.discard(number)
             self._status_ids.discard(number)
             if (queued_id := self._in_flight.pop(number, None)) is not None:
-                self._outbox.remove(queued_id)
+                self._queue.remove(queued_id)
 
     def _publish_status(self) -> None:
         """Publish the status and the latest message of each topic whenever a connection has been established."""
@@ -220,7 +225,7 @@ class Mqtt:
         with self._lock:
             latest = dict(self._latest)
         for topic, (number, payload) in latest.items():
-            if number not in self._outbox:
+            if number not in self._queue:
                 self._publish_retained(topic, payload)
 
     def _publish_discovery(self) -> None:
@@ -235,16 +240,16 @@ class Mqtt:
     def _send_queued(self) -> None:
         room = WINDOW - len(self._in_flight)
         sent = set(self._in_flight.values())
-        if self._resent or room <= 0 or len(self._outbox) <= sum(number in self._outbox for number in sent):
+        if self._resent or room <= 0 or len(self._queue) <= sum(number in self._queue for number in sent):
             return
-        for message in self._outbox.pending(WINDOW):
+        for message in self._queue.pending(WINDOW):
             if message.id in sent or len(self._in_flight) >= WINDOW:
                 continue
             try:
                 number = self._connection.publish(message.topic, message.payload, retain=message.retain)
             except ValueError as error:  # e.g. an invalid topic in a damaged file
                 log.warning("a queued message was discarded, because it cannot be sent: %s", error)
-                self._outbox.discard(message.id)
+                self._queue.discard(message.id)
             else:
                 self._in_flight[number] = message.id
 

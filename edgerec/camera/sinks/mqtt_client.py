@@ -38,8 +38,8 @@ MAX_UNSENT = 32
 # Maximum size of a packet from the broker. Acknowledgments, the only packets that edgerec expects, have 4 bytes.
 MAX_PACKET_BYTES = 1024
 
-_EXPECTED = (
-    "expected mqtt[s]://user:password@host:port/prefix "
+_USAGE = (
+    "use mqtt[s]://user:password@host:port/prefix "
     f"(in a password, write / : @ # ? as %2F %3A %40 %23 %3F, or set {PASSWORD})"
 )
 
@@ -81,13 +81,13 @@ class Broker:
         try:
             parts = Url.parse(read_secret(url, environment), "mqtt", "mqtts")
         except AddressError as error:
-            raise EdgerecError(f"the broker's address is invalid ({error}): {_EXPECTED}") from None
+            raise EdgerecError(f"the broker's address is invalid ({error}): {_USAGE}") from None
         if parts.query or "#" in parts.raw:
-            raise EdgerecError(f"the broker's address must not have a query or a fragment: {_EXPECTED}")
+            raise EdgerecError(f"the broker's address must not have a query or a fragment: {_USAGE}")
         user = parts.user
         password = parts.password or secret_variable(PASSWORD, environment)
         if password and not user:
-            raise EdgerecError(f"a password for the broker is set, but no user name: {_EXPECTED}")
+            raise EdgerecError(f"a password for the broker is set, but no user name: {_USAGE}")
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
         if not is_topic_prefix(prefix):
             raise EdgerecError(

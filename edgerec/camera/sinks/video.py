@@ -150,7 +150,7 @@ class _Recording:
 
     def _check_space(self) -> None:
         """Raise an error if the disk is nearly full. Called for each frame, as there may be minutes between frames."""
-        if _free_bytes(self._path) < RESERVE_BYTES:
+        if free_bytes(self._path) < RESERVE_BYTES:
             self._disk_full = True
             self.close()
             raise EdgerecError(f"the disk is full, so {self._path} has no more frames: free some space and start again")
@@ -264,5 +264,5 @@ def _count_frames(path: Path) -> int:
     return count
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path.parent).free

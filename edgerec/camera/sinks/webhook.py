@@ -73,7 +73,7 @@ class WebhookAddress:
             parts = Url.parse(read_secret(url), "http", "https")
         except AddressError as error:
             raise EdgerecError(
-                f"the webhook's address is invalid ({error}): expected http[s]://[user:password@]host[:port]/path"
+                f"the webhook's address is invalid ({error}): use http[s]://[user:password@]host[:port]/path"
             ) from None
         if not parts.target.isascii():
             raise EdgerecError(

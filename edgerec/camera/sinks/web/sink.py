@@ -30,6 +30,7 @@ class WebSink:
     Attributes:
         url: address of the page including the token. It is never logged.
         address: address of the page without the token.
+        page_state: state of the page.
         token: token that visitors need, or None if every user of this machine may open the page.
         closed: always False, because the page never stops the camera.
     """
@@ -75,13 +76,13 @@ class WebSink:
         port = listener.getsockname()[1]
         self.address = link(host, port)
         self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
-        self._state = PageState()
+        self.page_state = PageState()
 
         from edgerec.camera.sinks.web.app import Page, page_file
         from edgerec.camera.sinks.web.auth import AccessControl
         from edgerec.camera.sinks.web.server import Server
 
-        page = Page(self._state, labels, label_store).app()
+        page = Page(self.page_state, labels, label_store).app()
         names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_local else None
         guard = AccessControl(page, token=self.token, names=names, port=port, login_page=page_file("door.html"))
         self._server: Server | None = Server(guard, listener)
@@ -98,15 +99,15 @@ class WebSink:
 
     def write(self, result: Result) -> None:
         """Store a result. The page shows only the newest image."""
-        self._state.write(result)
+        self.page_state.write(result)
 
     def state(self, change: StateChange) -> None:
         """Store a state change."""
-        self._state.state(change)
+        self.page_state.state(change)
 
     def close(self) -> None:
         """Stop the server and its thread."""
-        self._state.closed = True
+        self.page_state.closed = True
         if self._server is not None:
             self._server.stop()
             self._server = None
