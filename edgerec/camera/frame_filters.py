@@ -32,11 +32,11 @@ class FrameOptions:
         rotate: clockwise rotation after cropping: 0, 90, 180 or 270 degrees.
         mirror: flip the image horizontally after the rotation.
         every: classify only every n-th frame of a source.
-        max_fps: maximum number of frames per second of a source; 0 means no limit. For video files, the rate refers to
+        max_fps: maximum number of frames per second of a source. 0 means no limit. For video files, the rate refers to
             media time. The limit does not apply to the images of a folder.
-        max_age_s: skip frames of live sources that are older than this many seconds; 0 skips none.
+        max_age_s: skip frames of live sources that are older than this many seconds. 0 disables this check.
         motion: skip a frame if at most this fraction of its pixels (0 to 1) has changed since the last classified
-            frame; 0 skips none.
+            frame. 0 disables this check.
     """
 
     roi: tuple[float, float, float, float] | None = None

@@ -139,8 +139,8 @@ class Camera:
             bundle: the bundle's folder or .zip.
             source: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Several sources
                 take turns.
-            threads: number of threads of the interpreter. 0 uses the number in the bundle; if the bundle has none, a
-                short measurement determines the best number, which is then cached. If no source is live and no delegate
+            threads: number of threads of the interpreter. 0 uses the number in the bundle. If the bundle has none, a
+                short measurement determines the fastest number, which is then cached. If no source is live and no delegate
                 is used, this many interpreters with one thread each run in parallel instead, which increases the
                 throughput but not the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
             requested: size, rate and format to request from cameras.
@@ -215,7 +215,7 @@ class Camera:
         return (event for event in self.events() if isinstance(event, Result))
 
     def events(self) -> Iterator[Result | StateChange]:
-        """Yield results and state changes; the events of each source are in chronological order."""
+        """Yield results and state changes. The events of each source are in chronological order."""
         return (event for event in self._events(ServiceNotifier(), _POLL_S) if event is not None)
 
     def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
@@ -273,7 +273,7 @@ class Camera:
         Args:
             sinks: receivers of the results. A sink whose attribute ``inline`` is True, such as a window, is called in
                 this thread. Each other sink has its own thread.
-            max_frames: stop after this many predictions; None means no limit.
+            max_frames: stop after this many predictions. None means no limit.
             service: notifier of the service manager. If the model, a window or all connections hang, the notifications
                 stop, so that the watchdog of the service manager restarts the service.
             keep_open: keep the sinks open after the last frame, so that a web page can still be viewed. The call then

@@ -142,10 +142,11 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             yield Window()
     if config.metrics:
         from edgerec.camera.sinks.prometheus import Prometheus
+        from edgerec.camera.sinks.server_address import server_url
 
         host, port = config.metrics.host_port
         metrics = Prometheus(manifest, host, port, lambda: camera.report, camera.sources)
-        log.info("the metrics are at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, metrics.port)
+        log.info("the metrics are at %smetrics", server_url(host, metrics.port))
         yield metrics
     if config.web:
         yield _open_web_page(config.web, manifest.labels)
@@ -178,7 +179,8 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
 
 
 def _open_web_page(config: WebPageConfig, labels: tuple[str, ...]) -> Sink:
-    from edgerec.camera.sinks.web import WebSink, is_loopback
+    from edgerec.camera.sinks.server_address import is_loopback
+    from edgerec.camera.sinks.web import WebSink
 
     host, port = config.host_port
     token = read_secret(config.token) if config.token else secret_variable("EDGEREC_WEB_TOKEN") or None

@@ -82,7 +82,7 @@ def test_other_paths_are_not_found():
 def test_port_in_use_is_a_one_line_error():
     with (
         Prometheus(MANIFEST, port=0) as sink,
-        pytest.raises(EdgerecError, match="is in use by another program") as caught,
+        pytest.raises(EdgerecError, match="another program uses the port") as caught,
     ):
         Prometheus(MANIFEST, port=sink.port)
     assert "\n" not in str(caught.value)

@@ -32,7 +32,7 @@ class LabelText:
 
     Attributes:
         text: the label, or an ASCII replacement if this system cannot draw the label.
-        pixels: uint8 RGBA ``(H, W, 4)``, with the baseline ``SIZE_PX`` below the top; None if OpenCV draws the text.
+        pixels: uint8 RGBA ``(H, W, 4)``, with the baseline ``SIZE_PX`` below the top, or None if OpenCV draws it.
     """
 
     text: str
@@ -72,7 +72,7 @@ def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
 
 @functools.lru_cache(maxsize=32)  # up to 0.5 MB of pixels each
 def label_text(label: str, index: int) -> LabelText:
-    """Render a label with Pillow if it is not ASCII. If Pillow or a font is missing, log once what to install."""
+    """Render a label with Pillow if it is not ASCII. If this fails, log the reason and use ASCII characters."""
     label = printable(label[:MAX_CHARACTERS])
     if label.isascii():
         return LabelText(label)

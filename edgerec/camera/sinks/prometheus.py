@@ -6,24 +6,24 @@ limit for their requests.
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from edgerec._version import __version__
 from edgerec.camera.frame import Result
+from edgerec.camera.pipeline import RunReport
 from edgerec.camera.sinks.events import DecisionChanges, source_name, source_of
+from edgerec.camera.sinks.server_address import listen
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
-from edgerec.errors import EdgerecError
 from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
@@ -33,19 +33,6 @@ AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 
 # Maximum number of clients, and maximum duration of a connection in seconds. A scrape takes only milliseconds.
 MAX_CLIENTS = 16
 CLIENT_S = 10.0
-
-
-class Counters(Protocol):
-    """Interface of a camera's counters, such as :class:`~edgerec.camera.pipeline.RunReport`."""
-
-    @property
-    def overtaken(self) -> int: ...
-    @property
-    def skipped(self) -> Mapping[str, int]: ...
-    @property
-    def dropped(self) -> Mapping[str, int]: ...
-    @property
-    def invalid(self) -> int: ...
 
 
 class Prometheus:
@@ -64,7 +51,7 @@ class Prometheus:
         manifest: Manifest,
         host: str = "127.0.0.1",
         port: int = 9464,
-        counters: Callable[[], Counters] | None = None,
+        counters: Callable[[], RunReport] | None = None,
         sources: Sequence[str] = (),
     ) -> None:
         """Start the HTTP server.
@@ -105,7 +92,7 @@ class Prometheus:
         metrics.ProcessCollector(registry=registry)
         if counters is not None:
             registry.register(_CounterCollector(counters))
-        self._server = _listen(host, port, metrics.MetricsHandler.factory(registry))
+        self._server = _Server(listen(host, port, "the metrics server"), metrics.MetricsHandler.factory(registry))
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="edgerec-prometheus", daemon=True
@@ -152,7 +139,7 @@ class Prometheus:
 class _CounterCollector:
     """A collector that returns the camera's counters as metrics."""
 
-    def __init__(self, counters: Callable[[], Counters]) -> None:
+    def __init__(self, counters: Callable[[], RunReport]) -> None:
         self._counters = counters
 
     def collect(self) -> Iterator[Any]:
@@ -176,19 +163,22 @@ class _Server(ThreadingHTTPServer):
     """HTTP server that limits the number of clients and the duration of their connections."""
 
     daemon_threads = False  # server_close() then waits for the threads of the clients
-    request_queue_size = MAX_CLIENTS
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, listener: socket.socket, metrics_handler: Any) -> None:
+        class Handler(metrics_handler):  # type: ignore[misc]
+            timeout = CLIENT_S
+
+            def do_GET(self) -> None:
+                if self.path.partition("?")[0] == "/metrics":
+                    super().do_GET()
+                else:
+                    self.send_error(404, "only /metrics is available")
+
         self._clients: dict[socket.socket, float] = {}
         self._clients_lock = threading.Lock()
-        super().__init__(*arguments)
-
-    def server_bind(self) -> None:
-        """Bind the socket, but do not look up the host name as ``HTTPServer`` does, because this may be slow."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Accept a client. If there are too many clients, disconnect the oldest, which is probably idle or slow."""
@@ -221,29 +211,6 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception at debug level, because a client may disconnect or send invalid data at any time."""
         log.debug("a request for /metrics failed", exc_info=True)
-
-
-def _listen(host: str, port: int, handler: Any) -> _Server:
-    class Handler(handler):  # type: ignore[misc]
-        timeout = CLIENT_S
-
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] == "/metrics":
-                super().do_GET()
-            else:
-                self.send_error(404, "only /metrics is available")
-
-    class Server(_Server):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-
-    try:
-        return Server((host, port), Handler)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise EdgerecError(f"port {port} of {host} is in use by another program: choose another port") from None
-        raise EdgerecError(
-            f"cannot listen on {host}:{port} for Prometheus ({error.strerror or error}): choose another address"
-        ) from None
 
 
 def _bundle_info(manifest: Manifest) -> dict[str, str]:

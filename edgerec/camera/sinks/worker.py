@@ -39,7 +39,7 @@ class SinkWorker:
     If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
 
     Attributes:
-        name: name of the sink; by default the name of its class.
+        name: name of the sink, by default the name of its class.
         written: number of results that the sink has accepted.
         dropped: number of results that did not reach the sink because it was too slow, failed or hung.
         failed: number of exceptions that the sink has raised.

@@ -1,4 +1,8 @@
-"""HTTP requests with a timeout for each phase, so that a silent or very slow server cannot block the camera."""
+"""HTTP requests with a deadline for each phase, so that a silent or very slow server cannot block the camera.
+
+``urllib.request`` is not used, because its timeout applies to each read, so that a server that sends one byte at a time
+could block the camera, and because a read cannot be interrupted from another thread.
+"""
 
 from __future__ import annotations
 

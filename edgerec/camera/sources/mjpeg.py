@@ -116,7 +116,7 @@ class SnapshotSource:
             self._stopped.wait(due_s - time.monotonic())
 
     def interrupt(self) -> None:
-        """Stop waiting for the next request or for a response; may be called from another thread."""
+        """Stop waiting for the next request or for a response. May be called from another thread."""
         self._stopped.set()
         if (stream := self._stream) is not None:
             stream.interrupt()
@@ -196,7 +196,7 @@ class MjpegSource:
             yield image, self.name
 
     def interrupt(self) -> None:
-        """Stop waiting for data; may be called from another thread."""
+        """Stop waiting for data. May be called from another thread."""
         self._interrupted = True
         self._stream.interrupt()
         if self._snapshots is not None:
@@ -296,7 +296,7 @@ class JpegSplitter:
         return files
 
     def _restart(self) -> None:
-        self._at = 0  # parsing position in the file at the start of the buffer; 0 if no file was found
+        self._at = 0  # parsing position in the file at the start of the buffer, or 0 if there is no file
         self._in_scan = False
         self._pixels = self._scans = 0
 

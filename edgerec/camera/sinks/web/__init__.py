@@ -1,6 +1,5 @@
 """A web page that shows the live image, the predictions and the source states, and can save labeled images."""
 
-from edgerec.camera.sinks.web.address import is_loopback
 from edgerec.camera.sinks.web.sink import WebSink
 
-__all__ = ["WebSink", "is_loopback"]
+__all__ = ["WebSink"]

@@ -10,7 +10,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.web.address import is_loopback, link, listen
+from edgerec.camera.sinks.server_address import is_loopback, listen, server_url
 from edgerec.camera.sinks.web.label_store import MAX_BYTES, LabelStore
 from edgerec.camera.sinks.web.state import PageState
 from edgerec.camera.source_state import StateChange
@@ -49,7 +49,7 @@ class WebSink:
         Args:
             host: address to listen on. All addresses except loopback addresses require a token. If ``token`` is None, a
                 random token is generated.
-            port: port to listen on; 0 selects a free port.
+            port: port to listen on. 0 selects a free port.
             labels: labels of the bundle, in the order of the model's outputs.
             token: token that visitors need, at least 8 characters.
             save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``. None disables saving.
@@ -72,9 +72,9 @@ class WebSink:
         self.outputs = () if folder is None else (folder,)
         self.closed, self.name = False, "web"
         self.token = token if token is not None or is_local else secrets.token_urlsafe(24)
-        listener = listen(host, port)
+        listener = listen(host, port, "the web server")
         port = listener.getsockname()[1]
-        self.address = link(host, port)
+        self.address = server_url(host, port)
         self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
         self.page_state = PageState()
 

@@ -1,4 +1,4 @@
-"""Listen on the address of the web page, and build the URL of the page."""
+"""Listen on the address of a server, and build its URL."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Port 0 selects a free port.
+def listen(host: str, port: int, server: str) -> socket.socket:
+    """Return a listening socket. Port 0 selects a free port. Error messages contain the name ``server``.
 
     Raises:
         EdgerecError: it is not possible to listen on this address or port. The message says what to do.
@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
         raise EdgerecError(
-            f"the web server cannot listen on {host!r}, because it is not an address: use 127.0.0.1 or 0.0.0.0"
+            f"{server} cannot listen on {host!r}, because it is not an address: use 127.0.0.1 or 0.0.0.0"
         ) from None
     listener = socket.socket(family, kind)
     try:
@@ -36,12 +36,12 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise EdgerecError(f"the web server cannot listen on port {port} of {host}: {_advice(error, port)}") from None
+        raise EdgerecError(f"{server} cannot listen on port {port} of {host}: {_advice(error, port)}") from None
     return listener
 
 
-def link(host: str, port: int) -> str:
-    """Return the URL of the page. If the server listens on all addresses, use this machine's address in the network."""
+def server_url(host: str, port: int) -> str:
+    """Return the URL of a server. If the server listens on all addresses, use this machine's address in the network."""
     if host in ("0.0.0.0", "::"):
         host = _network_address()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
@@ -54,7 +54,7 @@ def _advice(error: OSError, port: int) -> str:
     if error.errno == errno.EACCES:
         return "ports below 1024 require special permissions; choose a higher port, e.g. 8000"
     if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine does not have this address; use 127.0.0.1 or 0.0.0.0"
+        return "the address does not belong to this machine; use 127.0.0.1 or 0.0.0.0"
     return f"{error.strerror}"
 
 
