@@ -19,7 +19,7 @@ _MAX_LENGTH = 64
 def safe_name(text: str) -> str:
     """Convert text to a topic level, metric label or file name of 1 to 64 ASCII letters, digits, ``_`` or ``-``.
 
-    Unlike :func:`~edgerec.utils.names.file_name`, the name is ASCII, because MQTT topics and metric labels require this.
+    Unlike :func:`~edgerec.utils.names.file_name`, the name is ASCII, as is usual for MQTT topics and metric labels.
     Secrets in an address are removed. If the text is too long or has characters without an ASCII form, the name ends
     with a digest, so that different texts have different names. Texts that differ only in punctuation have the same
     name; see :func:`source_name`.

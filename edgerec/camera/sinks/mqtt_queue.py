@@ -1,4 +1,4 @@
-"""A queue that stores messages in a file until they are delivered, because paho keeps unsent messages only in memory."""
+"""A queue that stores messages in a file until they are delivered, because paho keeps them only in memory."""
 
 from __future__ import annotations
 
