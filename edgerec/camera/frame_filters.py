@@ -60,7 +60,7 @@ class FrameOptions:
         if self.roi is not None:
             x, y, width, height = self.roi
             if not all(math.isfinite(n) for n in self.roi) or min(x, y) < 0 or min(width, height) <= 0:
-                raise ConfigError("FrameOptions.roi", f"is {self.roi}; expected x, y, width and height")
+                raise ConfigError("FrameOptions.roi", f"is {self.roi}; expected x,y,width,height")
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return the region ``(left, top, right, bottom)`` in pixels. It may extend beyond an image of this size."""

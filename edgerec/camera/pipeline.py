@@ -140,7 +140,8 @@ class Camera:
             source: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Several sources
                 take turns.
             threads: number of threads of the interpreter. 0 uses the number in the bundle. If the bundle has none, a
-                short measurement determines the fastest number, which is cached. If no source is live and no delegate is used, this many interpreters with one thread each run in parallel instead, which increases the
+                short measurement determines the fastest number, which is cached. If no source is live and no delegate
+                is used, this many interpreters with one thread each run in parallel instead, which increases the
                 throughput but not the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
             requested: size, rate and format to request from cameras.
             frame_options: options that select the frames to classify, and crop, rotate and mirror them.

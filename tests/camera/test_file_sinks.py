@@ -128,7 +128,7 @@ def test_csv_removes_an_incomplete_row(tmp_path, monkeypatch):
     table.write(make_result())
     before = path.read_bytes()
     monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:10]))
-    with pytest.raises(EdgerecError, match="no space"):
+    with pytest.raises(EdgerecError, match="free some disk space"):
         table.write(make_result())
     monkeypatch.undo()
     assert path.read_bytes() == before
@@ -230,7 +230,7 @@ def test_video_errors_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(EdgerecError, match="cannot be written"):
         VideoFile(tmp_path / "nowhere" / "out.avi")
     monkeypatch.setitem(video_module.CODECS, ".mp4", "XXXX")
-    with pytest.raises(EdgerecError, match=r"cannot write \.mp4 .*try \.avi"):
+    with pytest.raises(EdgerecError, match=r"cannot write \.mp4 .*use \.avi"):
         VideoFile(tmp_path / "out.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["out.avi"]
 
