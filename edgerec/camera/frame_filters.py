@@ -147,7 +147,7 @@ class FrameSelector:
         return ""
 
     def _check_region(self, frame: Frame) -> None:
-        """Log a warning if the region exceeds the frame, once for each change of a source's frame size.
+        """Log a warning if the region extends beyond the frame, once for each change of a source's frame size.
 
         Raises:
             SourceError: the region is outside the first frame of the source.
@@ -166,7 +166,7 @@ class FrameSelector:
             log.warning("%s: these frames are skipped", problem)
         elif right > width or bottom > height:
             cropped = f"{left},{top},{min(right, width) - left},{min(bottom, height) - top}"
-            log.warning("the region exceeds %s: only %s is classified", frames, cropped)
+            log.warning("the region extends beyond %s: only %s is classified", frames, cropped)
 
     def _has_motion(self, frame: Frame) -> bool:
         cv2 = require("cv2")

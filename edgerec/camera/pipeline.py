@@ -221,7 +221,7 @@ class Camera:
     def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
         """Yield results and state changes. Yield None for each skipped frame, and after ``idle_s`` without events."""
         if not self._entered:
-            raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
+            raise RuntimeError("the camera is not open: use it in a with block (with Camera.open(...) as camera)")
         for event in classify_events(self._selected(service, idle_s), self._classifiers):
             if event is None:
                 yield None

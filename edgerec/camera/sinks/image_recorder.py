@@ -114,7 +114,7 @@ class ImageRecorder:
                 )
             self._write(path, content)
         except OSError as error:
-            raise EdgerecError(f"an image cannot be saved in {self._folder}: {error.strerror}") from None
+            raise EdgerecError(f"cannot save an image in {self._folder} ({error.strerror}): check the disk") from None
         self._last_saved[result.frame.source] = result.frame.captured_s, label
         self.saved += 1
 

@@ -244,7 +244,7 @@ class Webhook:
 
     def _count_lost(self, reason: str) -> None:
         """Count a lost request, and log it at most once per minute."""
-        with self._changed:  # both threads count
+        with self._changed:  # both threads update the counter
             self.dropped += 1
             if time.monotonic() - self._logged_s < 60:
                 return

@@ -33,7 +33,7 @@ def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
             raise SourceError(f"{error}; alternatively, use a USB camera with --source /dev/videoN") from None
         modules = []
     if modules:
-        log.info("auto: using picamera2:%d", modules[0])
+        log.info("source auto: using picamera2:%d", modules[0])
         return PicameraSource(modules[0], requested)
     if sys.platform != "linux":
         return OpenCVSource.camera(0, requested)
@@ -43,5 +43,5 @@ def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
             "no camera was found for the source auto: connect a USB camera or a camera module, or specify another "
             "source. To see what is missing, run edgerec doctor"
         )
-    log.info("auto: using %s (%s)", cameras[0].path, cameras[0].name)
+    log.info("source auto: using %s (%s)", cameras[0].path, cameras[0].name)
     return OpenCVSource.camera(cameras[0].path, requested)

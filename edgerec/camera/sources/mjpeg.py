@@ -139,7 +139,7 @@ class SnapshotSource:
                         "address of an image"
                     )
         except TimeoutError:
-            raise SourceError(f"{self.name} did not send a complete image within {IMAGE_S:g} s") from None
+            raise SourceError(f"{self.name} sent no complete image within {IMAGE_S:g} s: check the network") from None
         except OSError as error:
             raise SourceError(f"{self.name} closed the connection in the middle of an image: {error}") from None
         if stream.length not in (None, len(content)):
@@ -152,7 +152,9 @@ class SnapshotSource:
         else:
             image = decode(content)
         if image is None:
-            raise SourceError(f"{self.name} sent {len(content):,} bytes that are not a complete image")
+            raise SourceError(
+                f"{self.name} sent {len(content):,} bytes that are not a complete image: check the address"
+            )
         return image
 
 

@@ -87,7 +87,7 @@ class LabelStore:
             write_file(path, png)
             self._used_bytes += disk_space(len(png))
         except OSError as error:
-            raise EdgerecError(f"{folder} cannot be written: {error.strerror}") from None
+            raise EdgerecError(f"{folder} cannot be written ({error.strerror}): check the disk") from None
         self.saved += 1
         return path
 
