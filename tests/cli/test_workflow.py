@@ -92,7 +92,7 @@ def test_build_advises_to_improve_a_model_that_learned_nothing(tmp_path, edgerec
     options = ("--epochs", "1", "--arch", "simple_cnn", "--method", "ptq", "--max-drop", "100")
     done = edgerec("build", "noise.npz", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "next     check images and labels" in done.stdout
+    assert "next     run 'edgerec data check'" in done.stdout
     assert "copy" not in done.stdout
 
 

@@ -65,7 +65,7 @@ def test_weights_of_another_split_are_refused(trained, weights, folder, tmp_path
 
 
 def test_weights_of_the_same_split_are_accepted(trained, weights, folder, tmp_path):
-    again = fit(recipe(folder, **{"model.weights": str(weights)}), tmp_path / "run")
+    again = fit(recipe(folder, **{"model.weights": str(weights)}), tmp_path / "run", finish=False)
     assert again.split_record["test"] == trained.split_record["test"]
 
 
@@ -106,7 +106,7 @@ def test_moved_images_are_recognized(trained, folder, tmp_path):
 def test_weights_are_accepted_after_images_were_added(trained, folder, tmp_path):
     grown = shutil.copytree(folder, tmp_path / "grown")
     write_images(grown, [f"cat/new{number}.png" for number in range(10)], seed=1)
-    assert fit(recipe(grown, **{"model.weights": str(trained.path)}), tmp_path / "run").finished
+    assert fit(recipe(grown, **{"model.weights": str(trained.path)}), tmp_path / "run", finish=False).history()
 
 
 def test_training_images_of_earlier_weights_are_recognized(trained, folder, tmp_path):
@@ -141,7 +141,7 @@ def test_teacher_of_a_grown_data_set_keeps_its_split(folder, tmp_path):
 
 def test_weights_of_unknown_origin_cause_a_warning(trained, folder, tmp_path, caplog):
     trained.model().save_weights(tmp_path / "weights.h5")
-    fit(recipe(folder, **{"model.weights": str(tmp_path / "weights.h5")}), tmp_path / "run")
+    fit(recipe(folder, **{"model.weights": str(tmp_path / "weights.h5")}), tmp_path / "run", finish=False)
     assert "the training images of model.weights" in caplog.text
 
 

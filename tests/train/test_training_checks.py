@@ -58,7 +58,7 @@ def test_result_near_the_majority_baseline_is_reported(noise, tmp_path, here):
     assert done.returncode == 0
     assert "not clearly better than always predicting the most frequent class" in done.stderr
     assert "edgerec quantize" not in done.stdout
-    assert "next     check images and labels" in done.stdout
+    assert "next     run 'edgerec data check'" in done.stdout
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["majority_level"] == majority_level(metrics) >= 0.5
     done = here("quantize", tmp_path / "run", "--method", "ptq", "--max-drop", "100")
