@@ -216,7 +216,7 @@ def test_second_call_reuses_the_run(keras3_models, adopted_run, image_folder, tm
         adopted(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
     with pytest.raises(EdgerecError, match="add --data"):
         adopted(model, None)
-    with pytest.raises(RecipeError, match="imported model that is already trained"):
+    with pytest.raises(RecipeError, match="imported model and cannot be trained"):
         fit(adopted_run.recipe, tmp_path / "again")
 
 
@@ -290,7 +290,7 @@ def test_unlabeled_images_get_predictions_as_labels(keras3_models, image_folder,
     with pytest.raises(DataError, match="no class folders"):
         evaluate(bundle, str(flat))
     cv2.imwrite(str(flat / "new.jpg"), np.zeros((30, 40, 3), np.uint8))
-    with pytest.raises(DataError, match="digest changed"):
+    with pytest.raises(DataError, match="digest differs"):
         run.data()
 
 

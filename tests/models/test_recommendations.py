@@ -36,7 +36,7 @@ def test_models_command_states_the_device_of_the_estimate(here):
     assert done.returncode == 0
     assert "larger color images, ImageNet weights: mobilenet_v2, width 1, 160 px" in done.stdout
     assert "ms: latency for one image, estimated for a Raspberry Pi 4, all its cores" in done.stdout
-    assert "This is not a measurement" in done.stdout
+    assert "This is an estimate" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     done = here("models", "--target", "microcontroller")
     assert "There is no estimate of the latency on microcontroller" in done.stdout

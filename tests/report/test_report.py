@@ -316,14 +316,14 @@ def test_report_of_a_run_whose_images_were_moved(copied, tmp_path):
     assert (complete.missing, len(complete.calibration)) == ((), 2)
     other = tmp_path / "other.npz"
     np.savez(other, x_train=np.zeros((30, 8, 8), np.uint8), y_train=np.arange(30) % 10)
-    with pytest.raises(DataError, match="its digest changed"):
+    with pytest.raises(DataError, match="its digest differs"):
         write_report(copied, data=str(other), overwrite=True)
 
 
 def test_report_of_a_run_whose_images_changed(copied, tmp_path):
     np.savez(tmp_path / "other.npz", x_train=np.zeros((30, 8, 8), np.uint8), y_train=np.arange(30) % 10)
     report = write_report(moved(copied, str(tmp_path / "other.npz")))
-    assert "its digest changed" in report.missing[0]
+    assert "its digest differs" in report.missing[0]
     assert report.top1 is not None
 
 

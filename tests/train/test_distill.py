@@ -46,7 +46,7 @@ def test_student_is_trained_with_the_distillation_loss(run, tmp_path, here):
 def test_teacher_with_other_preprocessing_or_split_is_refused(run, tmp_path):
     recipe = student_recipe([run.path], "simple_cnn")
     for key, value in (("data.normalise", "signed"), ("seed", 7)):
-        with pytest.raises(RecipeError, match=f"its {key} is .*, but that of the student is"):
+        with pytest.raises(RecipeError, match=f"its {key} is .*, but the student's is"):
             fit(recipe.override({key: value}), tmp_path / "run")
         assert not (tmp_path / "run").exists()
     with pytest.raises(RecipeError, match="needs at least one teacher"):
