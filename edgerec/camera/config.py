@@ -181,7 +181,7 @@ class WebPageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """All settings of :func:`~edgerec.camera.run.run_camera`. Each one has an option of ``edgerec camera``.
+    """All settings of :func:`~edgerec.camera.run.run_camera`.
 
     Attributes:
         bundle: the bundle's folder or .zip.

@@ -17,7 +17,6 @@ from edgerec.camera.sinks import Sink
 from edgerec.errors import EdgerecError
 from edgerec.utils.allocator import use_one_malloc_arena
 from edgerec.utils.atomic import cache_folder, checked_output
-from edgerec.utils.names import file_name
 from edgerec.utils.optional import require
 from edgerec.utils.secrets import read_secret, secret_variable, warn_about_secrets
 
@@ -132,6 +131,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
     if config.mqtt:
         from edgerec.camera.sinks.mqtt import Mqtt
         from edgerec.camera.sinks.mqtt_client import Broker
+        from edgerec.utils.names import file_name
 
         require("paho.mqtt.client")
         broker = Broker.parse(config.mqtt.url)

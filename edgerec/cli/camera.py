@@ -314,7 +314,6 @@ def camera(
     _require("--queue-dir", queue_dir, "--mqtt URL", mqtt)
     _require("--web-save", web_save, "--web", web)
     existing_csv: ExistingFile = "append" if csv_append else "overwrite" if overwrite else "refuse"
-    web_max_bytes = _bytes("--web-save-max", web_save_max)
     try:
         images = None
         if save_dir:
@@ -322,6 +321,9 @@ def camera(
             images = ImageRecorderConfig(
                 save_dir, cast("SaveRule", save), limit, below=save_below, min_interval_s=save_every
             )
+        page = None
+        if web:
+            page = WebPageConfig(web, web_token, web_save, _bytes("--web-save-max", web_save_max))
         config = CameraConfig(
             bundle=bundle,
             sources=source,
@@ -351,7 +353,7 @@ def camera(
             mqtt=MqttConfig(mqtt, mqtt_results, mqtt_discovery, queue_dir) if mqtt else None,
             webhook=WebhookConfig(webhook) if webhook else None,
             metrics=MetricsConfig(metrics) if metrics else None,
-            web=WebPageConfig(web, web_token, web_save, web_max_bytes) if web else None,
+            web=page,
         )
     except ConfigError as error:
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None
