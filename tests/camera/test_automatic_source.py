@@ -134,8 +134,8 @@ def test_auto_reports_why_there_is_no_camera(tmp_path, monkeypatch, opened_by_op
 @pytest.mark.parametrize("clock", [time.CLOCK_MONOTONIC, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)])
 def test_age_of_a_result_starts_at_the_exposure(monkeypatch, clock):
     picamera2(monkeypatch, [MODULE], age_s=0.25, clock=clock)
-    with SourceSupervisor([find_source("picamera2:0")]) as feeds:
-        frame = next(event for event in feeds if isinstance(event, Frame))
+    with SourceSupervisor([find_source("picamera2:0")]) as supervisor:
+        frame = next(event for event in supervisor if isinstance(event, Frame))
     age_s = time.monotonic() - frame.grabbed_s
     assert age_s >= 0.25  # there is no upper limit, because the machine may be slow
     arrived_s = time.monotonic() - age_s
@@ -146,8 +146,8 @@ def test_age_of_a_result_starts_at_the_exposure(monkeypatch, clock):
 def test_implausible_sensor_timestamps_are_ignored(monkeypatch, age_s):
     picamera2(monkeypatch, [MODULE], age_s=age_s)
     before = time.monotonic()
-    with SourceSupervisor([find_source("picamera2:0")]) as feeds:
-        frame = next(event for event in feeds if isinstance(event, Frame))
+    with SourceSupervisor([find_source("picamera2:0")]) as supervisor:
+        frame = next(event for event in supervisor if isinstance(event, Frame))
     assert before <= frame.grabbed_s <= time.monotonic()
 
 

@@ -109,8 +109,8 @@ def test_minimum_duration_of_a_decision_follows_the_media_time(bundle, clip, edg
 
 
 def test_media_time_continues_when_a_file_starts_again(clip):
-    with SourceSupervisor([find_source(str(clip), loop=True)]) as feeds:
-        frames = [frame for frame, _ in zip(feeds.frames(), range(2 * FRAMES + 5), strict=False)]
+    with SourceSupervisor([find_source(str(clip), loop=True)]) as supervisor:
+        frames = [frame for frame, _ in zip(supervisor.frames(), range(2 * FRAMES + 5), strict=False)]
     assert np.diff([frame.captured_s for frame in frames]) == pytest.approx(1 / FPS, abs=0.002)
 
 
@@ -125,6 +125,6 @@ def test_media_time_of_a_source_without_positions_uses_the_frame_rate():
         def close(self):
             pass
 
-    with SourceSupervisor([Address("recorded", False, False, Recorded)]) as feeds:
-        frames = list(feeds.frames())
+    with SourceSupervisor([Address("recorded", False, False, Recorded)]) as supervisor:
+        frames = list(supervisor.frames())
     assert [frame.media_s for frame in frames] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])

@@ -75,11 +75,11 @@ def test_give_up_ends_a_source_whose_connections_all_hang(hang_in, delivered):
         return Scripted(hang)
 
     timeouts = Timeouts(0.05, 0.05, 0.05, 0.01, 0.01, give_up_s=0.5)
-    feeds = SourceSupervisor([Address("camera", True, True, open_source)], timeouts)
-    with feeds:
-        events = in_thread(lambda: list(feeds))
+    supervisor = SourceSupervisor([Address("camera", True, True, open_source)], timeouts)
+    with supervisor:
+        events = in_thread(lambda: list(supervisor))
         release.set()
-    assert [str(error)[:6] for error in feeds.errors] == ["camera"]
+    assert [str(error)[:6] for error in supervisor.errors] == ["camera"]
     assert events[-1].state is SourceState.ENDED
     assert len(opened) == delivered + 3  # no more connections than may hang at the same time
 
@@ -89,11 +89,11 @@ def test_give_up_is_not_later_than_the_timeout_of_a_connection():
     timeouts = Timeouts(open_s=LIMIT_S, give_up_s=0.1)
     with SourceSupervisor(
         [Address("camera", True, True, lambda: Scripted(lambda: release.wait(LIMIT_S)))], timeouts
-    ) as feeds:
-        in_thread(lambda: list(feeds))
+    ) as supervisor:
+        in_thread(lambda: list(supervisor))
         assert not release.is_set()
         release.set()
-    assert len(feeds.errors) == 1
+    assert len(supervisor.errors) == 1
 
 
 def test_pauses_double_up_to_the_longest():

@@ -24,8 +24,8 @@ slow_end = SlowEnd()
 API = """
 from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.camera.sources import find_source
-with SourceSupervisor([find_source(sys.argv[1])]) as feeds:
-    next(iter(feeds))
+with SourceSupervisor([find_source(sys.argv[1])]) as supervisor:
+    next(iter(supervisor))
     sys.stdin.readline()
 """
 CLI = "from edgerec.cli.app import main\nmain()\n"

@@ -58,19 +58,19 @@ class WatchedFeeds:
     def __enter__(self) -> WatchedFeeds:
         self._before = set(threading.enumerate())
         self._children = child_processes()
-        self._feeds = SourceSupervisor(self._addresses, self._timeouts)
-        self._feeds.__enter__()
+        self._supervisor = SourceSupervisor(self._addresses, self._timeouts)
+        self._supervisor.__enter__()
         self._thread = threading.Thread(target=self._take, name="test-take", daemon=True)
         self._thread.start()
         return self
 
     def _take(self) -> None:
-        for event in self._feeds:
+        for event in self._supervisor:
             (self.frames if isinstance(event, Frame) else self.changes).append(event)
 
     def __exit__(self, kind, *_) -> None:
-        self._feeds.__exit__(None, None, None)
-        self.errors = self._feeds.errors
+        self._supervisor.__exit__(None, None, None)
+        self.errors = self._supervisor.errors
         if kind is None:
             # A read by FFmpeg may not be interruptible; it ends by FFmpeg's own timeout.
             wait_for(lambda: not self.left(), 30, lambda: f"left over: {self.left()}")
@@ -334,9 +334,9 @@ def test_unreachable_host_times_out(scheme):
 
 
 def test_slow_consumer_receives_the_newest_image():
-    with MjpegServer() as server, SourceSupervisor([find_source(server.url)], TIMEOUTS) as feeds:
+    with MjpegServer() as server, SourceSupervisor([find_source(server.url)], TIMEOUTS) as supervisor:
         late = []
-        for event in feeds:
+        for event in supervisor:
             if isinstance(event, Frame):
                 served = next(server.numbers) - 1  # this call also skips one number
                 late.append((served - number_of(event.image)) % NUMBERS)
