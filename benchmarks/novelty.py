@@ -143,7 +143,7 @@ def rows(work: Path, name: str) -> list[str]:
         out=work / "novelty-runs" / f"{name}-bundle",
         overwrite=True,
     )
-    print({key: value for key, value in (made.novelty or {}).items() if key != "forms"}, flush=True)
+    print({key: value for key, value in vars(made.novelty).items() if key != "forms"}, flush=True)
     classifier = Classifier.open(made.bundle)
     dataset, split = classifier_run.data()
     validation = seen(classifier, few(dataset.images[split.val]))

@@ -13,7 +13,7 @@ import typer
 from edgerec.cli.output import JsonOption, say, show_json, show_log
 
 if TYPE_CHECKING:
-    from edgerec.doctor import DoctorReport, Finding
+    from edgerec.doctor import CheckResult, DoctorReport
 
 _SIGNS = {"ok": "✓", "note": "·", "problem": "✗"}
 
@@ -24,7 +24,7 @@ def doctor(
         "--target",
         "-t",
         metavar="NAME",
-        help="Also check the requirements of this target: a name from edgerec targets, or a .toml file.",
+        help="Also check the requirements of this target: a name listed by 'edgerec targets', or a .toml file.",
     ),
     bundle: Path | None = typer.Option(
         None, metavar="BUNDLE", help="Also check the requirements of the target of this bundle."
@@ -50,25 +50,25 @@ def doctor(
 def _show(report: DoctorReport) -> None:
     ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     signs = {state: state.ljust(7) for state in _SIGNS} if ascii_only else _SIGNS
-    width = max(len(finding.what) for finding in report.findings)
-    for finding in report.findings:
-        _show_finding(finding, signs[finding.state], width, "->" if ascii_only else "→")
-    states = [str(finding.state) for finding in report.findings]
+    width = max(len(result.what) for result in report.results)
+    for result in report.results:
+        _show_result(result, signs[result.state], width, "->" if ascii_only else "→")
+    states = [str(result.state) for result in report.results]
     problems, notes = states.count("problem"), states.count("note")
     say("")
     if problems:
-        say(f"{problems} problem{'s' if problems > 1 else ''}; the fix is printed below each problem")
+        say(f"{problems} problem{'s' if problems > 1 else ''}; commands that fix problems are printed below them")
     else:
         note_count = f", {notes} note{'s' if notes > 1 else ''}" if notes else ""
         say(f"no problems{note_count}")
 
 
-def _show_finding(finding: Finding, sign: str, width: int, arrow: str) -> None:
-    head = f"{sign} {finding.what:<{width}}  "
+def _show_result(result: CheckResult, sign: str, width: int, arrow: str) -> None:
+    head = f"{sign} {result.what:<{width}}  "
     indent = " " * len(head)
     room = max(60, get_terminal_size().columns if sys.stdout.isatty() else 120)
-    lines = textwrap.wrap(finding.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+    lines = textwrap.wrap(result.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
     for line in lines or [head]:
         say(line)
-    if finding.fix:  # not wrapped, because people copy it
-        say(f"{indent}{arrow} {finding.fix}")
+    if result.fix:  # not wrapped, so that users can copy the command
+        say(f"{indent}{arrow} {result.fix}")

@@ -97,11 +97,11 @@ def export(
         show_json(report.to_dict())
         return
     say(f"bundle   {report.bundle}  ({report.variant}, {report.size_bytes:,} bytes, top-1 {report.top1:.2%})")
-    if details := report.novelty:
+    if autoencoder := report.novelty:
         say(
-            f"novelty  {details['variant']}, {details['size_bytes']:,} bytes: unknown if the reconstruction "
-            f"error is above {details['threshold']:.5f}; {details['known_held_out']:.2%} of "
-            f"{details['images']} test images are known"
+            f"novelty  {autoencoder.variant}, {autoencoder.size_bytes:,} bytes: the label is 'unknown' if the "
+            f"reconstruction error is above {autoencoder.threshold:.5f}; {autoencoder.known_held_out:.2%} of "
+            f"{autoencoder.images} test images are accepted as known"
         )
     say(f"verified {report.golden} golden images")
     if report.edgetpu is not None:

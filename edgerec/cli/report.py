@@ -11,7 +11,7 @@ from edgerec.cli.options import MOVED_DATA_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json
 
 if TYPE_CHECKING:
-    from edgerec.report import RunReport
+    from edgerec.report import ReportContent
 
 
 def report(
@@ -42,14 +42,14 @@ def report(
         _show(result)
 
 
-def _show(result: RunReport) -> None:
+def _show(result: ReportContent) -> None:
     if result.top1 is not None:
         say(
             f"top-1    {result.top1.value:.2%} of {result.top1.images} test images "
             f"(95 % confidence: {result.top1.low:.2%} to {result.top1.high:.2%})"
         )
     for row in result.calibration:
-        say(f"ece      {row.before.ece:.2%}, {row.after.ece:.2%} with temperature {row.temperature:g}: {row.form}")
+        say(f"ece      {row.before.ece:.2%}, {row.after.ece:.2%} with temperature {row.temperature:g}: {row.model}")
     for text in result.missing:
         say(f"missing  {text}")
     say(f"report   {result.page}  ({result.page_bytes:,} bytes)")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from edgerec.contract.content import reason
-from edgerec.contract.manifest import DELEGATES
 from edgerec.errors import TargetError, unknown
 from edgerec.utils.bounded import read_toml
 from edgerec.utils.package_data import find_shipped, shipped_names
@@ -115,6 +114,8 @@ class Target:
     @property
     def manifest_delegate(self) -> str:
         """The delegate name to write to a bundle's manifest; empty if a manifest may not contain this delegate."""
+        from edgerec.contract.manifest import DELEGATES  # imports NumPy, without which edgerec doctor must run
+
         return self.delegate if self.delegate in DELEGATES else ""
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,48 +1,52 @@
-"""Check whether this machine can run cameras and training, and suggest commands that fix the problems."""
+"""Check whether this machine can run cameras and training, and suggest commands that fix the problems.
+
+Each module ``check_NAME`` collects information about one part of the machine (``collect``), and compares this
+information with the requirements of edgerec (``check``).
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgerec.contract.target import Target, target_names
 from edgerec.doctor import (
-    cameras,
-    edgetpu,
-    gpu,
-    model_requirements,
-    opencv,
-    packages,
-    python,
-    resources,
-    runtimes,
-    system,
-    training,
+    check_cameras,
+    check_edgetpu,
+    check_gpu,
+    check_opencv,
+    check_packages,
+    check_python,
+    check_resources,
+    check_runtimes,
+    check_system,
+    check_target,
+    check_training,
 )
-from edgerec.doctor.cameras import Cameras
-from edgerec.doctor.edgetpu import EdgeTpu
-from edgerec.doctor.finding import DoctorReport, Finding, State, note
-from edgerec.doctor.gpu import Gpu
-from edgerec.doctor.opencv import OpenCV
-from edgerec.doctor.packages import Packages
-from edgerec.doctor.python import Python
-from edgerec.doctor.resources import Resources
-from edgerec.doctor.runtimes import Runtime
-from edgerec.doctor.system import System
+from edgerec.doctor.check_cameras import Cameras
+from edgerec.doctor.check_edgetpu import EdgeTpu
+from edgerec.doctor.check_gpu import Gpu
+from edgerec.doctor.check_opencv import OpenCV
+from edgerec.doctor.check_packages import Packages
+from edgerec.doctor.check_python import Python
+from edgerec.doctor.check_resources import Resources
+from edgerec.doctor.check_result import CheckResult, CheckState, DoctorReport, note
+from edgerec.doctor.check_runtimes import Runtime
+from edgerec.doctor.check_system import System
 from edgerec.runtime.video_devices import ROOT
 
 if TYPE_CHECKING:
     from edgerec.contract.manifest import Manifest
 
-__all__ = ["DoctorReport", "Facts", "Finding", "State", "examine", "gather", "run_doctor"]
+__all__ = ["CheckResult", "CheckState", "DoctorReport", "Machine", "check_machine", "inspect_machine", "run_doctor"]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Facts about a machine. The defaults describe a machine without problems."""
+class Machine:
+    """Information about a machine. The defaults describe a machine without problems."""
 
     system: System = field(default_factory=System)
     python: Python = field(default_factory=Python)
@@ -60,8 +64,8 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
     """Check this machine. TensorFlow is not imported, and code that may crash or hang runs in child processes.
 
     Args:
-        target: target that the machine is compared with: a name in ``targets/``, or a .toml file.
-        bundle: bundle whose target the machine is compared with.
+        target: target whose requirements are checked: a name in ``targets/``, or a .toml file.
+        bundle: bundle. The requirements of its target are checked.
         root: folder that contains ``sys``, ``proc`` and ``dev`` of the cameras, the Edge TPU and the board, e.g. a
             copy from another machine.
 
@@ -69,15 +73,15 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
         TargetError: the target does not exist or is not valid.
         BundleError: the bundle does not exist or is not valid.
     """
-    opened = _manifest(bundle) if bundle else None
-    name = target or (opened.target if opened else "")
-    # If the target of a bundle is a user's own file, the bundle contains only the stem of the file's name.
+    manifest = _manifest(bundle) if bundle else None
+    name = target or (manifest.target if manifest else "")
+    # If the target of a bundle is the user's own .toml file, the bundle contains only the stem of the file name.
     loaded_target = Target.load(name) if target or name in target_names() else None
-    report = examine(gather(root), loaded_target, delegate=opened.delegate if opened else None)
-    if opened and loaded_target is None:
-        detail = "not compared with this machine, because edgerec has no target with this name: give the target's file"
+    report = check_machine(inspect_machine(root), loaded_target, delegate=manifest.delegate if manifest else None)
+    if manifest and loaded_target is None:
+        detail = "not compared with this machine, because edgerec has no target with this name: pass the target's file"
         unknown = note(f"target {name}", detail, "edgerec doctor --target FILE.toml")
-        report = DoctorReport((*report.findings, unknown))
+        report = DoctorReport((*report.results, unknown))
     return report
 
 
@@ -87,63 +91,59 @@ def _manifest(bundle: str | Path) -> Manifest:
     return Bundle.open(bundle).manifest
 
 
-def gather(root: str | Path = ROOT) -> Facts:
-    """Collect the facts about this machine in parallel, each within a time limit.
+def inspect_machine(root: str | Path = ROOT) -> Machine:
+    """Collect information about this machine in parallel, with a time limit for each part.
 
     Args:
         root: as for :func:`run_doctor`.
     """
     root = Path(root)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        functions = (
-            *(packages.collect, opencv.collect, runtimes.collect),
-            *(partial(cameras.collect, root), partial(edgetpu.collect, root)),
-            *(gpu.collect, resources.collect),
+        packages = pool.submit(check_packages.collect)
+        opencv = pool.submit(check_opencv.collect)
+        runtimes = pool.submit(check_runtimes.collect)
+        cameras = pool.submit(partial(check_cameras.collect, root))
+        edgetpu = pool.submit(partial(check_edgetpu.collect, root))
+        gpu = pool.submit(check_gpu.collect)
+        resources = pool.submit(check_resources.collect)
+        return Machine(
+            system=check_system.collect(root),
+            python=check_python.collect(),
+            packages=packages.result(),
+            runtimes=runtimes.result(),
+            opencv=opencv.result(),
+            cameras=cameras.result(),
+            edgetpu=edgetpu.result(),
+            gpu=gpu.result(),
+            resources=resources.result(),
+            tensorflow_gpus=check_training.count_gpus(packages.result(), bool(gpu.result().nvidia)),
         )
-        futures: list[Future[Any]] = [pool.submit(function) for function in functions]
-        system_facts, python_facts = system.collect(root), python.collect()
-        package_facts, opencv_facts, runtime_facts, camera_facts, edgetpu_facts, gpu_facts, resource_facts = (
-            future.result() for future in futures
-        )
-    return Facts(
-        system=system_facts,
-        python=python_facts,
-        packages=package_facts,
-        runtimes=runtime_facts,
-        opencv=opencv_facts,
-        cameras=camera_facts,
-        edgetpu=edgetpu_facts,
-        gpu=gpu_facts,
-        resources=resource_facts,
-        tensorflow_gpus=training.count_gpus(package_facts, bool(gpu_facts.nvidia)),
-    )
 
 
-def examine(facts: Facts, target: Target | None = None, *, delegate: str | None = None) -> DoctorReport:
-    """Return the findings that follow from the facts about a machine.
+def check_machine(machine: Machine, target: Target | None = None, *, delegate: str | None = None) -> DoctorReport:
+    """Compare a machine with the requirements of edgerec and of a target.
 
     Args:
-        facts: facts about the machine.
-        target: target that the machine is compared with; None for no target.
-        delegate: delegate of the bundle, which replaces the delegate of the target; None uses the target's delegate.
+        machine: information about the machine.
+        target: target whose requirements are checked, or None to check only the requirements of edgerec.
+        delegate: delegate of the bundle. None uses the delegate of the target.
     """
-    here = facts.system
-    can_train = "tensorflow" in facts.packages
-    result = [
-        *system.findings(here),
-        *python.findings(facts.python, here),
-        *packages.findings(facts.packages),
-        *runtimes.findings(facts.runtimes, here, facts.python),
-        *opencv.findings(facts.opencv, facts.packages, here),
-        *cameras.findings(facts.cameras, here),
-        *edgetpu.findings(facts.edgetpu, here, facts.runtimes),
-        *gpu.findings(facts.gpu, here),
-        *training.findings(facts.packages, here, facts.tensorflow_gpus),
-        *resources.findings(facts.resources, here, can_train),
+    system, can_train = machine.system, "tensorflow" in machine.packages
+    results = [
+        *check_system.check(system),
+        *check_python.check(machine.python, system),
+        *check_packages.check(machine.packages),
+        *check_runtimes.check(machine.runtimes, system, machine.python),
+        *check_opencv.check(machine.opencv, machine.packages, system),
+        *check_cameras.check(machine.cameras, system),
+        *check_edgetpu.check(machine.edgetpu, system, machine.runtimes),
+        *check_gpu.check(machine.gpu, system),
+        *check_training.check(machine.packages, system, machine.tensorflow_gpus),
+        *check_resources.check(machine.resources, system, can_train),
     ]
     if target is not None:
         delegate = target.delegate if delegate is None else delegate
-        result += model_requirements.findings(
-            target, here, facts.python, facts.runtimes, facts.resources, facts.edgetpu, delegate
+        results += check_target.check(
+            target, system, machine.python, machine.runtimes, machine.resources, machine.edgetpu, delegate
         )
-    return DoctorReport(tuple(result))
+    return DoctorReport(tuple(results))

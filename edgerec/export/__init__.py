@@ -1,8 +1,8 @@
-"""Create bundles from a variant of a run, from an existing .tflite file, or from several other bundles."""
+"""Create bundles from a variant of a run, from an existing .tflite file, or from several bundles (an ensemble)."""
 
-from edgerec.export.anomaly import Novelty
 from edgerec.export.ensembles import EnsembleReport, ensemble
 from edgerec.export.exporter import ExportReport, export_bundle
 from edgerec.export.importer import ImportReport, import_tflite
+from edgerec.export.novelty import Novelty
 
 __all__ = ["EnsembleReport", "ExportReport", "ImportReport", "Novelty", "ensemble", "export_bundle", "import_tflite"]

@@ -14,7 +14,7 @@ _FIT_FIRST = {
     "pad": "pad each image with black to the aspect ratio of the input",
 }
 
-# Python code that halves an image while it is at least twice as large as the input, by preprocessing version.
+# Python code for each preprocessing version. The code halves an image while it is at least twice as large as the input.
 _PYTHON_HALVINGS = {
     version: [
         "while True:",
@@ -49,10 +49,10 @@ _PYTHON_ACTIVATIONS = {
 
 
 def usage(manifest: Manifest, target: Target) -> list[str]:
-    """Return the lines of the README that describe how the app uses the model file."""
+    """Return the lines of the README that describe how an app uses the model file."""
     file = manifest.delegate_model or manifest.model
     lines = [
-        f"The app needs only `{file}`, which contains the labels and the normalization (TFLite metadata).",
+        f"Your app needs only `{file}`, which also contains the labels and the normalization (TFLite metadata).",
         "",
     ]
     if target.delegate:
@@ -63,22 +63,26 @@ def usage(manifest: Manifest, target: Target) -> list[str]:
         lines += _web(manifest.preprocess, file)
     if target.arch and not target.delegate:
         lines += _mediapipe_fit(manifest.preprocess)
-    check = "On a computer, `edgerec verify .` checks the bundle and `edgerec predict . image.jpg` classifies an image."
-    return [*lines, check, ""]
+    return [
+        *lines,
+        "On a computer, `edgerec verify .` checks the bundle, and `edgerec predict . image.jpg` classifies an image.",
+        "",
+    ]
 
 
 def _mediapipe_fit(spec: PreprocessSpec) -> list[str]:
     lines = [
-        f"MediaPipe resizes images to {spec.width}×{spec.height} pixels, but not as in training, where large images",
-        "are averaged first. Therefore its predictions can differ from those of `edgerec predict`. To avoid this,",
-        "resize the image to this size before you classify it. The tests of edgerec do not execute this code.",
+        f"MediaPipe resizes images to {spec.width}×{spec.height} pixels. Unlike edgerec, it does not average the",
+        "pixels of large images, so its predictions can differ from those of `edgerec predict`. To avoid this",
+        "difference, resize images to this size before you classify them. This code was not run in the tests of",
+        "edgerec.",
         "",
     ]
     lines += _grayscale(spec)
     if spec.fit != "stretch":
         lines += [
-            f"The model was trained with fit = {spec.fit}, but MediaPipe stretches images: {_FIT_FIRST[spec.fit]}",
-            "before you classify it.",
+            f"The model was trained with `fit = {spec.fit}`, but MediaPipe stretches images. Therefore,",
+            f"{_FIT_FIRST[spec.fit]} before you classify it.",
             "",
         ]
     return lines
@@ -86,9 +90,9 @@ def _mediapipe_fit(spec: PreprocessSpec) -> list[str]:
 
 def _coral(manifest: Manifest, file: str) -> list[str]:
     lines = [
-        "The code needs PyCoral, NumPy and OpenCV (`python3 -m pip install opencv-python-headless`). The model gets",
-        "the same pixels as in training. The code was never run on a Coral board: compare its predictions with those",
-        "of `edgerec predict`.",
+        "This code needs PyCoral, NumPy and OpenCV (`python3 -m pip install opencv-python-headless`). It preprocesses",
+        "images as in training. The code was never run on a Coral board, so compare its predictions with those of",
+        "`edgerec predict`.",
         "",
         "```python",
         *_python(manifest, file),
@@ -97,8 +101,8 @@ def _coral(manifest: Manifest, file: str) -> list[str]:
     ]
     if not manifest.delegate_model:
         lines += [
-            "The model was not compiled. Run `edgetpu_compiler -s model.tflite` (on x86-64 Debian or Ubuntu) and use",
-            "`model_edgetpu.tflite`.",
+            "The model was not compiled for the Edge TPU. Run `edgetpu_compiler -s model.tflite` (on x86-64 Debian or",
+            "Ubuntu), and use `model_edgetpu.tflite` instead.",
             "",
         ]
     return lines
@@ -125,7 +129,10 @@ def _python(manifest: Manifest, file: str) -> list[str]:
 
 
 def _python_resize(spec: PreprocessSpec) -> list[str]:
-    """Return Python code for :func:`edgerec.contract.preprocess.apply`, from ``image`` (BGR) to ``pixels``."""
+    """Return Python code that does the same as :func:`edgerec.contract.preprocess.apply`.
+
+    The code computes ``pixels`` from ``image`` (BGR).
+    """
     rows, columns = spec.height, spec.width
     size = [f"height, width = {rows}, {columns}"]
     if spec.fit == "crop":
@@ -200,14 +207,14 @@ def _grayscale(spec: PreprocessSpec) -> list[str]:
     if spec.channels == 3:
         return []
     return [
-        "The model takes grayscale images. MediaPipe's Python package accepts only RGB images, so train with",
-        "`--set data.channels=3` if the app reports an error.",
+        "The model expects grayscale images. If MediaPipe reports an error about the number of channels, train the",
+        "model with `--set data.channels=3`.",
         "",
     ]
 
 
 def _javascript(spec: PreprocessSpec) -> list[str]:
-    """Return JavaScript code for :func:`edgerec.contract.preprocess.apply`, which converts ImageData to ImageData."""
+    """Return a JavaScript function that does the same as :func:`edgerec.contract.preprocess.apply` with ImageData."""
     rows, columns = spec.height, spec.width
     size = f"{rows}, width = {columns}"
     lines = ["function prepare(image) {", "  let top = 0, left = 0, rows = image.height, columns = image.width;"]
@@ -289,9 +296,9 @@ def _javascript_linear(version: int) -> list[str]:
 def _web(spec: PreprocessSpec, file: str) -> list[str]:
     fit = "" if spec.fit == "stretch" else f" (fit = {spec.fit})"
     return [
-        "Serve the file with the page, and use the package `@mediapipe/tasks-vision`. `image` is an ImageData, as the",
-        f"method `getImageData` of a canvas returns it. `prepare` computes the pixels of the training{fit}, so that",
-        "MediaPipe does not resize them. MediaPipe itself is not executed by the tests of edgerec.",
+        "Put the file on the web server of the page, and use the package `@mediapipe/tasks-vision`. `image` is an",
+        "`ImageData` object, such as `getImageData` of a canvas returns. `prepare` resizes the image as in",
+        f"training{fit}, so that MediaPipe does not resize it. The tests of edgerec run `prepare`, but not MediaPipe.",
         "",
         *_grayscale(spec),
         "```js",

@@ -13,11 +13,11 @@ from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)
 
-# Scores of a stream are averaged over about this many frames, which is a sixth of a second at 30 frames per second.
+# The scores of a stream are averaged over about 5 frames (1/6 s at 30 frames per second).
 MEMORY = 5
 
 
-def fitted_decision(
+def fit_decision(
     run: Run,
     content: bytes,
     dataset: Dataset,
@@ -27,7 +27,7 @@ def fitted_decision(
     precision: float | None,
     listener: Listener,
 ) -> DecisionSpec:
-    """Return the decision settings that convert the variant's scores to a label.
+    """Fit the decision settings, which convert the scores of a variant to a label.
 
     Args:
         run: the run that provides the labels and the normalization.
@@ -35,12 +35,12 @@ def fitted_decision(
         dataset, split: images and split of the run. The temperature and the thresholds for ``precision`` are fitted on
             the validation images.
         threshold: score threshold for all labels, in [0, 1].
-        precision: precision that each label must reach on the validation images, in [0, 1]; None fits no thresholds.
+        precision: precision that each label must reach on the validation images, in [0, 1]. None fits no thresholds.
         listener: receives the progress.
     """
     decision = DecisionSpec(threshold=threshold, smoothing="mean", memory=MEMORY)
     if run.pseudo_labels() is not None:
-        return decision  # a temperature can be fitted only to images with true labels
+        return decision  # temperature scaling needs images with true labels
     scores = tflite_scorer(ImageModel(content, run.recipe.normalise))(dataset.select(split.val), listener)
     classes = dataset.classes[split.val]
     temperature = fit_temperature(scores, classes)
@@ -49,7 +49,7 @@ def fitted_decision(
         thresholds = fit_thresholds(calibrated(scores, temperature), classes, run.labels, precision)
         if always_unknown := [label for label, value in thresholds.items() if value == 1.0]:
             log.warning(
-                "no threshold reaches a precision of %g for these labels, so they are never predicted: %s",
+                "no threshold reaches a precision of %g for these labels, so the bundle never predicts them: %s",
                 precision,
                 ", ".join(always_unknown),
             )

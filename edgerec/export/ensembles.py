@@ -16,7 +16,7 @@ from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec, origins
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
 from edgerec.export.exporter import export_bundle
-from edgerec.export.writer import write_verified
+from edgerec.export.writer import bundle_name, write_verified
 from edgerec.runtime.verification import golden_images
 from edgerec.tflite.compatibility import require_fit
 from edgerec.train.run import Run
@@ -46,7 +46,7 @@ class EnsembleReport:
     golden: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON-compatible dict."""
+        """Return the report as a JSON-serializable dictionary."""
         return vars(self) | {"files": list(self.files)}
 
 
@@ -68,9 +68,9 @@ def ensemble(
         bundles: paths of bundles (folders or .zip files) with the same labels and the same target, or of runs. Each run
             is exported first, for the same target.
         out: path of the new bundle: a folder, or a .zip.
-        combine: ``mean`` averages the scores; ``vote`` scores each label with the fraction of the models that predict
-            it.
-        target: a name in ``targets/``, or a .toml file; None uses the target of the bundles, or desktop if there are
+        combine: ``mean`` averages the scores. With ``vote``, the score of a label is the fraction of the models that
+            predict the label.
+        target: a name in ``targets/``, or a .toml file. None uses the target of the bundles, or desktop if there are
             only runs.
         threshold: predict ``unknown`` if the combined score is below this value, in [0, 1].
         overwrite: replace an existing bundle.
@@ -89,7 +89,8 @@ def ensemble(
     aim = Target.load(target) if target else Target.of_manifest(first.target)
     if aim.kind != "bundle":
         raise BundleError(
-            f"target {aim.name} takes one model: an ensemble needs a target that runs edgerec, such as desktop or rpi"
+            f"target {aim.name} supports only one model, but an ensemble has several: choose a target on which edgerec "
+            "runs, such as desktop or rpi"
         )
     models: dict[str, bytes] = {}
     specs = [_add_model(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
@@ -100,7 +101,7 @@ def ensemble(
     manifest = replace(
         first,
         **vars(specs[0]),
-        name=path.stem if path.suffix.lower() == ".zip" else path.name,
+        name=bundle_name(path),
         variant="+".join(dict.fromkeys(bundle.manifest.variant for bundle in opened)),
         target=aim.name,
         threads=aim.threads,
@@ -108,7 +109,7 @@ def ensemble(
         combine=combine,
         novelty=novelty,
         delegate=next((bundle.manifest.delegate for bundle in opened if bundle.manifest.delegate), ""),
-        # A temperature and thresholds that were fitted to the scores of one model do not suit combined scores.
+        # The temperature and thresholds were fitted to the scores of one model, so they are wrong for combined scores.
         decision=replace(first.decision, temperature=1.0, threshold=threshold, thresholds={}),
         metrics={"members": [_summary(bundle.manifest) for bundle in opened]},
         provenance={"members": members, "edgerec": __version__},
@@ -127,7 +128,7 @@ def ensemble(
 
 
 def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
-    """Open all bundles. Runs are exported to a temporary folder first, and read into memory."""
+    """Open all bundles. Runs are exported to a temporary folder, and the exported bundles are read into memory."""
     bundles = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
     common_target = next((bundle.manifest.target for bundle in bundles.values()), "desktop")
     aim = target or Target.of_manifest(common_target).name
@@ -140,15 +141,19 @@ def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
 
 
 def _check_consistent(bundles: Sequence[Bundle]) -> None:
-    """Raise :class:`BundleError` unless there are several different models with the same labels and target."""
+    """Check that there are at least two models, that all models differ, and that labels and targets are the same.
+
+    Raises:
+        BundleError: one of these checks fails.
+    """
     if len(bundles) < 2:
-        raise BundleError(f"an ensemble needs two bundles or more, got {len(bundles)}")
+        raise BundleError(f"an ensemble needs at least two bundles, got {len(bundles)}")
     first = bundles[0]
     models = [
         (sha256(bundle.files[spec.model]), spec.preprocess) for bundle in bundles for spec in bundle.manifest.models
     ]
     if len(set(models)) < len(models):
-        raise BundleError("the same model is in the ensemble twice: remove one of the two")
+        raise BundleError("the ensemble contains the same model twice: remove one of the two bundles")
     for other in bundles[1:]:
         if other.manifest.labels != first.manifest.labels:
             theirs, ours = other.manifest.labels, first.manifest.labels
@@ -156,13 +161,14 @@ def _check_consistent(bundles: Sequence[Bundle]) -> None:
                 (number, pair) for number, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1]
             )
             raise BundleError(
-                f"{other.path} and {first.path} have different labels: number {number} is {their_label!r} and "
-                f"{our_label!r}; the models of an ensemble must have the same labels in the same order"
+                f"{other.path} and {first.path} have different labels: label {number} is {their_label!r} in the former "
+                f"and {our_label!r} in the latter; all models of an ensemble must have the same labels in the same "
+                "order"
             )
         if other.manifest.target != first.manifest.target:
             raise BundleError(
-                f"{other.path} is for {other.manifest.target}, {first.path} for {first.manifest.target}: "
-                "export both bundles for the same target"
+                f"{other.path} was exported for {other.manifest.target}, but {first.path} was exported for "
+                f"{first.manifest.target}: export both bundles for the same target"
             )
 
 
@@ -180,7 +186,7 @@ def _add_model(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
 
 
 def _novelty(bundles: Sequence[Bundle], files: dict[str, bytes]) -> NoveltySpec | None:
-    """Return the spec of the bundles' autoencoder and add its files to ``files``; None if no bundle has one.
+    """Add the files of the bundles' autoencoder to ``files``, and return its spec, or None if there is no autoencoder.
 
     Raises:
         BundleError: the bundles have different autoencoders.

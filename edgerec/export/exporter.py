@@ -15,22 +15,22 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
-from edgerec.export.anomaly import Novelty, novelty_guard, refuse_kind
-from edgerec.export.decision_fitting import fitted_decision
+from edgerec.export.decision_fitting import fit_decision
+from edgerec.export.novelty import Novelty, NoveltyReport, fit_autoencoder, require_edgerec
 from edgerec.export.variants import choose, without_folders
-from edgerec.export.writer import write_verified
+from edgerec.export.writer import DELEGATE_MODEL, add_compiled, bundle_name, write_verified
 from edgerec.recipe import DataSource
 from edgerec.runtime.model import ImageModel
-from edgerec.tflite.edgetpu import EdgeTpuReport, compile_for_edgetpu
+from edgerec.tflite.edgetpu import EdgeTpuReport
 from edgerec.train.run import Run
 from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
 
-# Golden images: one image of each of the first 10 classes. The longer side is reduced to at most this many pixels.
+# Maximum number of golden images. There is one image for each class.
 GOLDEN_IMAGES = 10
+# Golden images are shrunk so that no side is longer than this number of pixels.
 GOLDEN_SIDE_PX = 320
-DELEGATE_MODEL = "model_edgetpu.tflite"
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,12 @@ class ExportReport:
         target: name of the target.
         variant: name of the exported variant.
         top1: top-1 accuracy of the variant on the test images, in [0, 1].
-        drop_points: top-1 that the variant lost compared with the float Keras model, in percentage points.
+        drop_points: loss of top-1 accuracy compared with the float Keras model, in percentage points.
         size_bytes: size of the model file.
         files: names of the files in the bundle, sorted.
         golden: number of golden images that were verified.
-        edgetpu: result of the Edge TPU compiler for Coral targets; None for other targets.
-        novelty: details about the autoencoder, such as ``variant``, ``threshold``, ``known`` (fraction of its
-            validation images that are below the threshold), ``known_held_out`` (the same for its test images),
-            ``error`` and ``size_bytes``; None if the bundle has no autoencoder.
+        edgetpu: result of the Edge TPU compiler for Coral targets, or None for other targets.
+        novelty: the autoencoder of the bundle, or None if the bundle has none.
     """
 
     bundle: str
@@ -61,11 +59,15 @@ class ExportReport:
     files: tuple[str, ...]
     golden: int
     edgetpu: EdgeTpuReport | None
-    novelty: dict[str, Any] | None = None
+    novelty: NoveltyReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON-compatible dict."""
-        return vars(self) | {"files": list(self.files), "edgetpu": self.edgetpu and self.edgetpu.to_dict()}
+        """Return the report as a JSON-serializable dictionary."""
+        return vars(self) | {
+            "files": list(self.files),
+            "edgetpu": self.edgetpu and self.edgetpu.to_dict(),
+            "novelty": self.novelty and vars(self.novelty),
+        }
 
 
 def export_bundle(
@@ -87,53 +89,49 @@ def export_bundle(
     Args:
         run: a finished run, or its path.
         target: a name in ``targets/``, or a .toml file.
-        variant: name of the variant; None chooses the variant with the best validation top-1 among those that the
+        variant: name of the variant. None chooses the variant with the best validation accuracy among those that the
             target can run.
-        out: path of the new bundle: a folder, or a .zip; None uses ``RUN-TARGET`` in the folder that contains the run.
-        max_drop: maximum loss of top-1 compared with the float Keras model, in percentage points; None uses the limit
-            with which the variant was quantized.
+        out: path of the new bundle: a folder, or a .zip. None uses ``RUN-TARGET`` in the folder that contains the run.
+        max_drop: maximum loss of top-1 accuracy compared with the float Keras model, in percentage points. None uses
+            the limit with which the variant was quantized.
         threshold: predict ``unknown`` if the calibrated score is below this value, in [0, 1].
-        precision: fit a threshold for each label, so that its predictions on the validation images have this
-            precision, in [0, 1]; None fits no thresholds.
-        novelty: run of an autoencoder, or :class:`~edgerec.export.anomaly.Novelty`. The bundle predicts ``unknown`` for
+        precision: fit a threshold for each label, so that the predictions of the label on the validation images have
+            this precision, in [0, 1]. None fits no thresholds.
+        novelty: run of an autoencoder, or :class:`~edgerec.export.novelty.Novelty`. The bundle predicts ``unknown`` for
             images with a large reconstruction error.
         data: current location of the run's images, if they were moved.
         overwrite: replace an existing bundle.
         listener: receives the progress.
 
     Raises:
-        TargetError: the target cannot run the variant. The message contains the command that creates a suitable one.
-        GateError: the variant lost more than ``max_drop``.
+        TargetError: the target cannot run the variant. The message contains the command that creates a suitable
+            variant.
+        GateError: the variant loses more than ``max_drop``.
     """
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     aim = Target.load(target)
     if novelty is not None:
-        refuse_kind(aim)
+        require_edgerec(aim)
     path = user_path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
-    guard_run = novelty.run if isinstance(novelty, Novelty) else novelty
-    checked_output(path, [run.path, guard_run, data or run.recipe.data.source], suffixes=(".zip",), folder=True)
+    autoencoder_run = novelty.run if isinstance(novelty, Novelty) else novelty
+    checked_output(path, [run.path, autoencoder_run, data or run.recipe.data.source], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, replaceable=Bundle.exists_at(path))
     dataset, split = run.data(data, listener)
     chosen = choose(run, aim, variant, max_drop=max_drop, data=data, listener=listener)
     content, report = chosen.content, chosen.report
-    guard = None if novelty is None else novelty_guard(Novelty.of(novelty), run, aim, data, listener)
-    decision = fitted_decision(
-        run, content, dataset, split, threshold=threshold, precision=precision, listener=listener
-    )
-    edgetpu = compile_for_edgetpu(content, aim) if aim.compiler else None
+    autoencoder = None if novelty is None else fit_autoencoder(Novelty.of(novelty), run, aim, data, listener)
+    decision = fit_decision(run, content, dataset, split, threshold=threshold, precision=precision, listener=listener)
     models = {"model.tflite": content}
-    if edgetpu is not None and edgetpu.content:
-        models[DELEGATE_MODEL] = edgetpu.content
-    bundle_name = path.stem if path.suffix.lower() == ".zip" else path.name
+    edgetpu = add_compiled(models, content, aim, DELEGATE_MODEL)
     provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": __version__}
     if summary := split_summary(run.split_record):
         provenance["split"] = summary
     if run.adopted is not None:
         provenance["adopted"] = run.adopted
-    manifest = _manifest(bundle_name, run, aim, report, content, decision, DELEGATE_MODEL in models, provenance)
-    if guard is not None:
-        models |= guard.files
-        manifest = guard.added_to(manifest)
+    manifest = _manifest(bundle_name(path), run, aim, report, content, decision, DELEGATE_MODEL in models, provenance)
+    if autoencoder is not None:
+        models |= autoencoder.files
+        manifest = autoencoder.added_to(manifest)
     images = _golden_images(dataset, split)
     files, golden = write_verified(path, manifest, models, aim, images, report["figures"], overwrite=overwrite)
     run.record_export(chosen.name, report["model_sha256"], aim.name, str(path))
@@ -147,7 +145,7 @@ def export_bundle(
         files=files,
         golden=golden,
         edgetpu=edgetpu,
-        novelty=None if guard is None else guard.about,
+        novelty=None if autoencoder is None else autoencoder.report,
     )
 
 
@@ -173,7 +171,7 @@ def _manifest(
         decision=decision,
         target=target.name,
         variant=report["variant"],
-        files={},  # Bundle.write fills in the digests
+        files={},  # Bundle.write adds the digests
         threads=target.threads,
         delegate=target.manifest_delegate if compiled else "",
         delegate_model=DELEGATE_MODEL if compiled else "",
@@ -185,7 +183,7 @@ def _manifest(
 
 
 def _golden_images(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
-    """Return one test image of each of the first ``GOLDEN_IMAGES`` classes, with its name."""
+    """Return one test image with its name for each of the first ``GOLDEN_IMAGES`` classes."""
     chosen = [
         next(int(i) for i in split.test if dataset.classes[i] == index)
         for index in np.unique(dataset.classes[split.test])[:GOLDEN_IMAGES]

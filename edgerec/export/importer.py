@@ -1,4 +1,4 @@
-"""Import a .tflite image classifier that was made with another tool: write a bundle that contains it."""
+"""Write a bundle from a .tflite image classifier that was created with another tool."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.target import Target
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import DataError
-from edgerec.export.exporter import DELEGATE_MODEL, shrink
-from edgerec.export.writer import write_verified
+from edgerec.export.exporter import shrink
+from edgerec.export.writer import DELEGATE_MODEL, add_compiled, bundle_name, write_verified
 from edgerec.runtime.classifier import read_image
 from edgerec.runtime.third_party import ThirdPartyModel
 from edgerec.tflite.compatibility import require_fit
-from edgerec.tflite.edgetpu import EdgeTpuReport, compile_for_edgetpu
+from edgerec.tflite.edgetpu import EdgeTpuReport
 from edgerec.tflite.metadata import Metadata, has_metadata, with_metadata, without_metadata
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.package_data import shipped
@@ -41,17 +41,17 @@ class ImportReport:
         labels: number of labels.
         input, output: the tensors as the file declares them.
         normalise: mean and standard deviation, in pixel units, with which pixels are normalized.
-        activation: what turns the output into scores; ``none`` if the model does so itself.
+        activation: function that converts the output to scores; ``none`` if the output contains scores.
         activation_reason: how the activation was determined.
         last_operator: operator that computes the output.
-        sums_to_one: whether the scores of an image add up to 1; if not, several labels can apply to an image.
+        sums_to_one: whether the scores of an image add up to 1. Otherwise, several labels can apply to an image.
         fit: how an image with another aspect ratio is fitted to the input: ``crop``, ``stretch`` or ``pad``.
         fit_reason: why this fit was chosen.
-        family: the tool that made the model, such as ``Teachable Machine``; empty if it was not recognized.
-        label_source: the file that the labels come from.
-        layout: how the original input differs from ``(1, height, width, channels)``; empty if it does not.
+        family: the tool that created the model, such as ``Teachable Machine``; empty if the tool was not recognized.
+        label_source: file that contains the labels.
+        layout: difference between the original input and ``(1, height, width, channels)``; empty if there is none.
         golden: number of golden images that were verified.
-        edgetpu: result of the Edge TPU compiler for the target Coral; None for other targets.
+        edgetpu: result of the Edge TPU compiler for Coral targets, or None for other targets.
     """
 
     bundle: str
@@ -75,7 +75,7 @@ class ImportReport:
     edgetpu: EdgeTpuReport | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON-compatible dict."""
+        """Return the report as a JSON-serializable dictionary."""
         return vars(self) | {
             "input": self.input.to_dict(),
             "output": self.output.to_dict(),
@@ -103,18 +103,18 @@ def import_tflite(
         model: a file with one input, float32, uint8 or int8 ``(1, height, width, 1 or 3)``, ``(1, height, width)``,
             ``(height, width)`` or ``(1, 1 or 3, height, width)``, and one score per label as its output.
         out: the bundle's folder, or a .zip.
-        labels: a label file, as :func:`~edgerec.contract.labels.read_labels` reads it; None uses the labels in the
+        labels: a label file in a format of :func:`~edgerec.contract.labels.read_labels`. None uses the labels in the
             model's metadata.
         target: a name in ``targets/``, or a .toml file.
-        normalise: the normalization that the model expects, as ``parse_normalise`` reads it. With None, pixels are not
-            changed for uint8 and int8 inputs, and the normalization in the metadata is used for float32 inputs. If the
-            normalization differs between channels, or the model takes BGR, a layer at the start of the graph applies
-            it.
-        activation: what turns the output into scores: ``none``, ``softmax`` or ``sigmoid``. None measures on test
-            inputs whether the outputs are probabilities already.
-        fit: how an image with another aspect ratio is fitted to the input. If None and the tool that made the model is
-            recognized, the fit of that tool's apps is used, otherwise ``stretch``.
-        images: image files for the golden vectors; if empty, the images that come with edgerec are used.
+        normalise: the normalization that the model expects, in a format of ``parse_normalise``. With None, the pixels
+            for uint8 and int8 inputs are not changed, and the normalization in the metadata is used for float32 inputs.
+            If the normalization differs between channels, or the model expects BGR, a layer that applies the
+            normalization is added to the start of the graph.
+        activation: function that converts the output to scores: ``none``, ``softmax`` or ``sigmoid``. None runs the
+            model on test inputs to find out whether the outputs are probabilities already.
+        fit: how an image with another aspect ratio is fitted to the input. None uses the fit of the apps of the tool
+            that created the model, or ``stretch`` if the tool is not recognized.
+        images: image files for the golden vectors; if empty, images that are included in edgerec are used.
         overwrite: replace an existing bundle.
 
     Raises:
@@ -139,13 +139,11 @@ def import_tflite(
         log.info("the metadata of %s is replaced, because it differs from --labels or --normalise", original.where)
         content = without_metadata(content)
     if not has_metadata(content) and (aim.kind == "model" or finished is not original):
-        content = with_metadata(content, names, pixels, source.stem)  # apps read the labels and the normalization there
-    edgetpu = compile_for_edgetpu(content, aim) if aim.compiler else None
+        content = with_metadata(content, names, pixels, source.stem)  # for apps
     models = {"model.tflite": content}
-    if edgetpu is not None and edgetpu.content:
-        models[DELEGATE_MODEL] = edgetpu.content
+    edgetpu = add_compiled(models, content, aim, DELEGATE_MODEL)
     manifest = Manifest(
-        name=path.stem if path.suffix.lower() == ".zip" else path.name,
+        name=bundle_name(path),
         labels=names,
         input=finished.input,
         output=finished.output,
@@ -154,7 +152,7 @@ def import_tflite(
         decision=DecisionSpec(),
         target=aim.name,
         variant=VARIANT,
-        files={},  # Bundle.write fills in the digests
+        files={},  # Bundle.write adds the digests
         activation=finished.activation,
         threads=aim.threads,
         delegate=aim.manifest_delegate if DELEGATE_MODEL in models else "",
@@ -205,18 +203,19 @@ def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[s
         return distinct(read_labels(Path(path), classes, where), str(path)), str(path)
     labels, origin = in_order(metadata.labels if metadata else ()), f"the metadata of {where}"
     if not labels:
-        raise DataError(f"{where} has no labels in it: add --labels labels.txt, with {classes} lines")
+        raise DataError(f"{where} contains no labels: add --labels with a text file of {classes} lines, one per label")
     if len(labels) != classes:
         raise DataError(
-            f"{origin} has {len(labels)} labels, but {where} gives {classes} scores: add --labels labels.txt"
+            f"{origin} contains {len(labels)} labels, but {where} outputs {classes} scores: add --labels with a text "
+            f"file of {classes} lines, one per label"
         )
     return distinct(labels, origin), metadata.label_file if metadata else ""
 
 
 def _golden_images(images: Sequence[str | Path]) -> list[tuple[str, Image]]:
-    """Return the images with their file names. If there are none, return one image of each digit in ``calibration/``.
+    """Return the images with their file names. Without images, use one image of each digit in ``calibration/``.
 
-    Images of digits are sufficient for a model with other labels, because they only test the arithmetic.
+    Images of digits are sufficient for a model with other labels, because golden images only test the arithmetic.
     """
     paths = [Path(image) for image in images] or [
         sorted(folder.iterdir())[0] for folder in sorted((shipped("calibration") / "digits").glob("[0-9]"))

@@ -1,4 +1,4 @@
-"""Generate the README.md of a bundle, which contains the commands for the target and a model card."""
+"""Generate the README.md of a bundle. It contains the commands for the target and a model card."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
-from edgerec.export import app_snippets as apps
-from edgerec.export import tflm as sources
-from edgerec.export.systemd import CSI_PACKAGES, service_files
+from edgerec.export import app_snippets, tflm
+from edgerec.export.install_files import CSI_PACKAGES, install_files
 
 _APT_INSTALL = "sudo apt-get install --no-install-recommends"
 
@@ -22,14 +21,14 @@ def requirements(target: Target) -> str:
 
 
 def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, content: bytes = b"") -> str:
-    """Return the bundle's README.md: the commands, then the model card.
+    """Return the content of the bundle's README.md: the commands, and the model card.
 
     Args:
         manifest: the bundle's manifest.
         target: the device.
-        figures: results of the variant on the test images, see
-            :class:`edgerec.train.metrics.EvaluationReport`, or None for an imported model or an ensemble.
-        content: the first model, from which C++ sources are generated.
+        figures: metrics of the variant on the test images, see :class:`edgerec.train.metrics.EvaluationReport`. None
+            for an imported model or an ensemble, which were not measured.
+        content: the .tflite file, if C++ sources are generated from it.
     """
     if figures is not None:
         card = _card(manifest, figures)
@@ -43,7 +42,7 @@ def _beginning(manifest: Manifest, target: Target, content: bytes) -> list[str]:
     if target.kind == "bundle":
         return _commands(manifest, target)
     title = [f"# {manifest.name}", "", f"An image classifier for: {target.title}.", ""]
-    return [*title, *(sources.usage(content, manifest) if target.kind == "c" else apps.usage(manifest, target))]
+    return [*title, *(tflm.usage(content, manifest) if target.kind == "c" else app_snippets.usage(manifest, target))]
 
 
 def _commands(manifest: Manifest, target: Target) -> list[str]:
@@ -51,9 +50,9 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         f"# {manifest.name}",
         "",
         f"An image classifier for: {target.title} ({', '.join(target.arch)}).",
-        "Copy this folder to the device, and open a terminal in the folder.",
+        "Copy this folder to the device, and open a terminal in the folder on the device.",
         *_system_packages(target),
-        "Then type:",
+        "Then run these commands:",
         "",
         "```sh",
         *(_filled(line) for line in target.commands),
@@ -61,15 +60,15 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         "",
     ]
     if target.service:
-        lines += _service("Dockerfile" in service_files(target))
+        lines += _service("Dockerfile" in install_files(target))
     return [
         *lines,
-        "`edgerec verify .` checks that the model gives the same scores on this device as on the machine that exported",
-        "the bundle. `edgerec predict . image.jpg` classifies an image.",
+        "`edgerec verify .` checks that the model computes the same scores on this device as on the machine that",
+        "exported the bundle. `edgerec predict . image.jpg` classifies an image.",
         "",
-        "The options `--web`, `--mqtt` and `--metrics` of `edgerec camera` need more packages:",
+        "The options `--web`, `--mqtt` and `--metrics` of `edgerec camera` need additional packages:",
         '`pip install --find-links wheels "edgerec[web,mqtt,prometheus]"`.',
-        "The folder `wheels` contains the version of edgerec that exported this bundle. pip downloads all other",
+        "The folder `wheels` contains the version of edgerec that exported this bundle. pip downloads the other",
         "packages.",
         "",
     ]
@@ -78,59 +77,64 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
 def _system_packages(target: Target) -> list[str]:
     lines = []
     if target.system_packages:
-        lines += [f"First install the system packages: `{_APT_INSTALL} {' '.join(target.system_packages)}`."]
+        lines += [f"First install these system packages: `{_APT_INSTALL} {' '.join(target.system_packages)}`."]
     if "picamera2" in target.sources:
         lines += [
             "",
-            f"For a camera module (CSI) of a Raspberry Pi, also type `{_APT_INSTALL} {' '.join(CSI_PACKAGES)}`.",
+            f"For a camera module (CSI) of a Raspberry Pi, also run `{_APT_INSTALL} {' '.join(CSI_PACKAGES)}`.",
             "`--source auto` uses the camera module if there is one, otherwise the first USB camera.",
             "",
         ]
     if "edgetpu" in target.delegate:
         lines += [
-            "The Edge TPU needs libedgetpu, which Debian does not have. Download the package `libedgetpu1-std` for the",
-            "CPU from https://github.com/feranick/libedgetpu/releases, and type",
-            "`sudo apt install ./libedgetpu1-std_*.deb`. Google's own package (16.0) was built with TensorFlow 2.5 and",
-            "crashes with newer runtimes, according to public reports. No combination was tested on hardware by the",
-            "authors of edgerec. `edgerec doctor` finds known problems. `edgerec verify .` runs the model on the Edge",
-            "TPU, and compares scores and labels.",
+            "The Edge TPU needs libedgetpu, which is not a package of Debian. Download `libedgetpu1-std` for the CPU",
+            "of the device from https://github.com/feranick/libedgetpu/releases, and install it with",
+            "`sudo apt install ./libedgetpu1-std_*.deb`. According to public reports, Google's own package (16.0),",
+            "which was built with TensorFlow 2.5, crashes with newer runtimes. The authors of edgerec tested neither",
+            "package on hardware. `edgerec doctor` finds known problems. `edgerec verify .` runs the model on the Edge",
+            "TPU, and compares its scores and labels with those of the machine that exported the bundle.",
             "",
         ]
     return lines
 
 
 def _service(container: bool) -> list[str]:
-    """Return the section about install.sh and its service; ``container`` is True if the bundle has a Dockerfile."""
+    """Return the section about install.sh and its service.
+
+    Args:
+        container: whether the bundle has a Dockerfile.
+    """
     lines = [
-        "Instead of these commands, a script can install everything into `/opt/edgerec`. It asks before it installs",
-        "system packages, and refuses a wheel of this bundle that was changed:",
+        "Instead of running these commands, you can use `install.sh`, which installs the bundle in `/opt/edgerec`. The",
+        "script asks before it installs system packages. It does not install a wheel of this bundle that was modified.",
         "",
         "```sh",
-        "sudo sh install.sh              # --dry-run shows the steps, --undo removes everything",
-        "sudo sh install.sh --service    # also starts the camera at boot",
+        "sudo sh install.sh              # add --dry-run to show the steps, or --undo to remove the installation",
+        "sudo sh install.sh --service    # also start the camera at boot",
         "```",
         "",
-        "To install without a network, add the wheels of the other packages to the folder `wheels`.",
-        "`sh install.sh --prefix DIR` needs no root if the system packages are installed.",
+        "To install without a network connection, add the wheels of all other packages to the folder `wheels`.",
+        "If the system packages are installed, `sh install.sh --prefix DIR` works without root permissions.",
         "",
-        "## Where the predictions are",
+        "## Where to find the predictions",
         "",
-        "The service shows them on a web page. `install.sh` prints its address, which includes the page's token.",
-        "The page can be opened only on the device. From another computer, type",
-        "`ssh -L 8000:127.0.0.1:8000 USER@DEVICE` there and open that address.",
-        "`/etc/default/edgerec` (readable by root) has the token and the options of `edgerec camera`. Change the",
-        "options there, then type `sudo systemctl restart edgerec`:",
+        "The service shows the predictions on a web page. `install.sh` prints the address of the page, which includes",
+        "an access token. The page is available only on the device itself. To open it on another computer, run",
+        "`ssh -L 8000:127.0.0.1:8000 USER@DEVICE` on that computer, and open the same address there.",
         "",
-        "- `--web 0.0.0.0:8000` serves the page to the network; it asks for the token.",
+        "The file `/etc/default/edgerec`, which only root can read, contains the token and the options of",
+        "`edgerec camera`. After you change the options, run `sudo systemctl restart edgerec`. Useful options are:",
+        "",
+        "- `--web 0.0.0.0:8000` makes the page, which asks for the token, available in the network.",
         "- `--csv /var/lib/edgerec/predictions.csv --csv-append` writes one row per frame.",
         "- `--save changes --save-dir /var/lib/edgerec/images` saves an image whenever the prediction changes.",
-        "- `--mqtt` and `--webhook` send each new decision to another machine (`edgerec camera --help`).",
+        "- `--mqtt` and `--webhook` send each new decision to another machine (see `edgerec camera --help`).",
         "",
-        "`journalctl -u edgerec` shows errors and the states of the camera, but no predictions.",
+        "`journalctl -u edgerec` shows errors and changes of the camera's state, but no predictions.",
         "",
     ]
     if container:
-        lines += ["The first lines of `Dockerfile` describe how to run the bundle in a container.", ""]
+        lines += ["To run the bundle in a container, see the first lines of `Dockerfile`.", ""]
     return lines
 
 
@@ -138,10 +142,12 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
     recipe = manifest.provenance["recipe"]
     model, data_role, reference = f"{recipe['model']['arch']}, width {recipe['model']['width']:g}", "Trained on", ""
     if adopted := manifest.provenance.get("adopted"):
-        model = f"{adopted['file']}, trained elsewhere (SHA-256 {adopted['sha256'][:16]}…)"
+        model = f"{adopted['file']}, trained with another tool (SHA-256 {adopted['sha256'][:16]}…)"
         data_role = "Compressed with"
         reference = (
-            "" if adopted["truth"] == "labels" else f" without labels: top-1 is agreement with {adopted['truth']}"
+            ""
+            if adopted["truth"] == "labels"
+            else f" without labels, so top-1 is the agreement with {adopted['truth']}"
         )
     lines = [
         "## Model card",
@@ -151,7 +157,7 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
         f"- {data_role}: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
         f"- Measured on: {figures['images']} test images{reference}",
         "",
-        "| form | top-1 | agrees with float Keras | bytes | gzip bytes |",
+        "| model | top-1 accuracy | agreement with float Keras | bytes | gzip bytes |",
         "|---|---|---|---|---|",
     ]
     for row in manifest.metrics["forms"]:
@@ -163,9 +169,9 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
     for label, row in figures["per_class"].items():
         lines.append(f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |")
     limits = (
-        "The model knows only these labels: an image of anything else gets one of them too, "
-        "unless the bundle was exported with a threshold or an autoencoder (--novelty). "
-        "The figures hold for images like those on which they were measured."
+        "The model knows only these labels. It also predicts one of them for an image of anything else, unless the "
+        "bundle was exported with a threshold or an autoencoder (`--novelty`). The metrics are valid only for images "
+        "that are similar to the test images."
     )
     return [*lines, "", limits]
 
@@ -173,26 +179,31 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
 def _imported_card(manifest: Manifest) -> list[str]:
     source, normalise = manifest.provenance["imported"], manifest.normalise
     layer, layout = source.get("normalise"), source.get("layout")
-    after = {
-        "none": "the model's own",
-        "softmax": "softmax of its output",
-        "sigmoid": "sigmoid of each output",
-        "binary": "its output for the second label",
-        "binary_sigmoid": "sigmoid of its output for the second label",
+    scores = {
+        "none": "the output of the model",
+        "softmax": "softmax of the output",
+        "sigmoid": "sigmoid of each output value",
+        "binary": "the output is the score of the second label",
+        "binary_sigmoid": "the sigmoid of the output is the score of the second label",
     }
     return [
         "## Model card",
         "",
-        f"- Model: {source['file']}, made with another tool and imported (SHA-256 {source['sha256'][:16]}…)",
+        f"- Model: {source['file']}, created with another tool and imported (SHA-256 {source['sha256'][:16]}…)",
         _input(manifest),
         f"- Input tensor: {manifest.input.dtype}, (pixel − {normalise.mean:g}) / {normalise.std:g}",
-        *([f"- First layer: normalizes the pixels by {layer}; added by the import"] if layer else []),
-        *([f"- First operator: converts images, because the file's input has {layout}"] if layout else []),
-        f"- Scores: {after[manifest.activation]}",
+        *([f"- First layer: added by the import to normalize the pixels ({layer})"] if layer else []),
+        *(
+            [f"- First operator: added by the import, because the input of the original model has {layout}"]
+            if layout
+            else []
+        ),
+        f"- Scores: {scores[manifest.activation]}",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",
-        "The accuracy is not known. To measure it, type `edgerec evaluate . --data FOLDER` with one folder of images",
-        "per label. The model knows only these labels: an image of anything else gets one of them too.",
+        "The accuracy is not known. To measure the accuracy, run `edgerec evaluate . --data FOLDER`, where FOLDER",
+        "contains one folder of images per label. The model knows only these labels, so it also predicts one of them",
+        "for an image of anything else.",
     ]
 
 
@@ -206,7 +217,7 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
         f"- {len(manifest.models)} models are combined: each score is {how}.",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",
-        "| bundle | variant | top-1 of this model alone |",
+        "| bundle | variant | top-1 accuracy of this model |",
         "|---|---|---|",
     ]
     for member in manifest.metrics["members"]:
@@ -216,8 +227,8 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
     return [
         *lines,
         "",
-        "To measure their combined accuracy, type `edgerec evaluate . --data FOLDER` with one folder of images per",
-        "label.",
+        "To measure the accuracy of the combined models, run `edgerec evaluate . --data FOLDER`, where FOLDER",
+        "contains one folder of images per label.",
     ]
 
 
@@ -228,12 +239,13 @@ def _novelty(manifest: Manifest) -> list[str]:
         return []
     lines = [
         "",
-        "## Novelty",
+        "## Unfamiliar images",
         "",
-        f"An autoencoder ({spec.model}, {_input_format(spec.preprocess)}) reconstructs each image. If its mean squared",
-        f"error is above the threshold {spec.threshold:.6g}, the image is unlike the training images, and the label is",
-        "`unknown`, whatever the scores. `novelty` in a result is the error divided by the threshold.",
-        "`edgerec camera . --decision novelty=1.5` raises the threshold by half, and `novelty=0` switches it off.",
+        f"An autoencoder ({spec.model}, {_input_format(spec.preprocess)}) reconstructs each image. If the mean squared",
+        f"error of the reconstruction is above the threshold {spec.threshold:.6g}, the image differs from the training",
+        "images, and the label is `unknown` regardless of the scores. The field `novelty` of a result is the error",
+        "divided by the threshold. `edgerec camera . --decision novelty=1.5` multiplies the threshold by 1.5, and",
+        "`novelty=0` disables the autoencoder.",
     ]
     about = manifest.metrics.get("novelty")
     if not about:
@@ -243,8 +255,8 @@ def _novelty(manifest: Manifest) -> list[str]:
     return [
         *lines,
         "",
-        f"{validation} and {test} are below this threshold. The fraction of other images that",
-        "get the label `unknown` depends on their content: try some with `edgerec predict . IMAGES --json`.",
+        f"{validation} and {test} are below this threshold. To see how many other images get",
+        "the label `unknown`, run `edgerec predict . IMAGES --json`.",
     ]
 
 
@@ -255,12 +267,13 @@ def _input_format(spec: PreprocessSpec) -> str:
 def _input(manifest: Manifest) -> str:
     spec = manifest.preprocess
     return (
-        f"- Input: {_input_format(spec)}, from images of any size (fit {spec.fit}, interpolation {spec.interpolation})"
+        f"- Input: {_input_format(spec)}; images of any size are resized (fit: {spec.fit}, interpolation: "
+        f"{spec.interpolation})"
     )
 
 
 def _filled(line: str) -> str:
-    """Return the line with ``{edgerec}`` and ``{litert}`` replaced by the versions that are installed here."""
+    """Replace ``{edgerec}`` and ``{litert}`` in a line by the versions that are installed on this machine."""
     return line.replace("{edgerec}", _version("edgerec")).replace("{litert}", _version("ai-edge-litert"))
 
 
@@ -269,5 +282,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise TargetError(
-            f"the target needs the version of {package}, which is not installed: run pip install {package}"
+            f"the target needs {package}, which is not installed on this machine, so its version is not known: run "
+            f"pip install {package}"
         ) from None

@@ -25,7 +25,7 @@ _FIELDS = {"uint8": "uint8", "int8": "int8", "float32": "f"}
 
 
 def sources(content: bytes, manifest: Manifest) -> dict[str, bytes]:
-    """Return the content of ``model.h``, ``model.cc`` and ``model_operators.h`` by their names.
+    """Return a dictionary that maps ``model.h``, ``model.cc`` and ``model_operators.h`` to their contents.
 
     ``model.h`` and ``model.cc`` need only a C++11 compiler. ``model_operators.h`` adds the model's operators to the
     resolver of TensorFlow Lite Micro.
@@ -40,12 +40,13 @@ def sources(content: bytes, manifest: Manifest) -> dict[str, bytes]:
 
 
 def usage(content: bytes, manifest: Manifest) -> list[str]:
-    """Return the lines of the README that describe how a firmware uses the sources."""
+    """Return the lines of the README that describe how to use the generated sources in firmware."""
     input_field, output_field = _FIELDS[manifest.input.dtype], _FIELDS[manifest.output.dtype]
     stored = "edgerec::kStored[pixels[i]]" if _table(manifest) else "pixels[i]"
     arena = microcontroller_bytes(read_graph(content))
     return [
-        "Copy `model.h`, `model.cc` and `model_operators.h` into a firmware that includes TensorFlow Lite Micro:",
+        "Copy `model.h`, `model.cc` and `model_operators.h` to the sources of firmware that includes TensorFlow Lite",
+        "Micro, and call the model like this:",
         "",
         "```cpp",
         '#include "model.h"',
@@ -75,8 +76,8 @@ def usage(content: bytes, manifest: Manifest) -> list[str]:
         "}",
         "```",
         "",
-        f"The model needs {len(content):,} bytes of flash, and the arena an estimated {arena:,} bytes of RAM.",
-        "`interpreter.arena_used_bytes()` returns the number of bytes that were really used.",
+        f"The model needs {len(content):,} bytes of flash. The arena needs about {arena:,} bytes of RAM (an estimate).",
+        "`interpreter.arena_used_bytes()` returns the actual number of bytes.",
         "",
     ]
 

@@ -52,21 +52,23 @@ def choose(
     Args:
         run: the run.
         target: the target that will run the variant.
-        variant: name of the variant; None chooses the variant with the best validation top-1 among those that the
+        variant: name of the variant. None chooses the variant with the best validation accuracy among those that the
             target can run.
-        max_drop: maximum loss of top-1 in percentage points; None uses the limit with which the variant was quantized.
+        max_drop: maximum loss of top-1 accuracy in percentage points. None uses the limit with which the variant was
+            quantized.
         data: current location of the run's images, if they were moved.
-        listener: receives the progress if the variant float32 must be created first.
+        listener: receives the progress if the variant ``float32`` must be created first.
 
     Raises:
-        TargetError: the target cannot run the variant. The message contains the command that creates a suitable one.
-        GateError: the variant lost more than ``max_drop``.
+        TargetError: the target cannot run the variant. The message contains the command that creates a suitable
+            variant.
+        GateError: the variant loses more than ``max_drop``.
     """
     name = _choose_name(run, target, variant, data, listener)
     report, path = run.variants()[name], run.variant(name) / "model.tflite"
     content = path.read_bytes()
     if sha256(content) != report["model_sha256"]:
-        raise BundleError(f"{path} was changed after it was measured: run edgerec quantize again")
+        raise BundleError(f"{path} was modified after its accuracy was measured: run edgerec quantize again")
     require_fit(content, target, str(path))
     before, after = report["forms"][0]["top1"], report["forms"][-1]["top1"]
     check_drop(name, before, after, report["max_drop"] if max_drop is None else max_drop, metrics_of(run).top1_name)
@@ -74,7 +76,7 @@ def choose(
 
 
 def without_folders(recipe: Recipe) -> Recipe:
-    """Return the recipe without private paths: only the names of the data, weights and calibration set remain."""
+    """Return the recipe with file names instead of paths for the data, the weights and the calibration set."""
     data = recipe.data.without_folders
     compress = replace(recipe.compress, calibration=Path(recipe.compress.calibration).name)
     return replace(
@@ -83,7 +85,7 @@ def without_folders(recipe: Recipe) -> Recipe:
 
 
 def _choose_name(run: Run, target: Target, variant: str | None, data: DataSource | None, listener: Listener) -> str:
-    """Return the name of the variant to export. Create the variant float32 if it is chosen and does not exist yet."""
+    """Return the name of the variant to export. Create the variant ``float32`` if it is needed but does not exist."""
     variants = run.variants()
     make_int8 = f"create an int8 variant with: {command('quantize', run.path, *data_options(data))}"
     if variant is None:
@@ -91,16 +93,19 @@ def _choose_name(run: Run, target: Target, variant: str | None, data: DataSource
         if best is not None and "int8" in target.types:
             return best
         if "float32" not in target.types:
-            raise TargetError(f"target {target.name} runs only int8, but {run.path} has no int8 variant: {make_int8}")
+            raise TargetError(
+                f"target {target.name} supports only int8 models, but {run.path} has no int8 variant: {make_int8}"
+            )
         log.warning("%s has no int8 variant, so float32 is exported; %s", run.path, make_int8)
         variant = FLOAT32
     is_int8 = variant != FLOAT32 and (variant not in variants or variants[variant]["precision"] == "int8")
     if ("int8" if is_int8 else "float32") not in target.types:
-        raise TargetError(f"target {target.name} runs {' and '.join(target.types)}, not {variant}: {make_int8}")
+        types = " and ".join(target.types)
+        raise TargetError(f"target {target.name} supports {types} models, but not the variant {variant}: {make_int8}")
     if variant == FLOAT32 and variant not in variants:
         make_float32(run, data, listener)
     elif variant not in variants:
         raise TargetError(
-            f"{run.path}: {unknown('variant', variant, [*variants, FLOAT32])}; edgerec quantize creates variants"
+            f"{run.path}: {unknown('variant', variant, [*variants, FLOAT32])}. To create variants, run edgerec quantize"
         )
     return variant

@@ -1,4 +1,7 @@
-"""Build a wheel of the running edgerec. Bundles contain it, so that a device can install edgerec without an index."""
+"""Build a wheel of the running edgerec. Bundles contain the wheel, so that devices can install it without an index.
+
+The package ``build`` needs the source tree, but edgerec is usually installed without it.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
 FOLDER = "wheels"
-# Data folders at the top level of a checkout; in an installed edgerec they are part of the package.
+# Data folders, which are at the top level of a source tree, but inside the package of an installed edgerec.
 _SHIPPED = ("targets", "calibration")
 _EXCLUDED_SUFFIXES = frozenset({".pyc", ".pyo", ".orig", ".rej"})
 _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def bundled_wheel(target: Target) -> dict[str, bytes]:
-    """Return the wheel by its name in a bundle, or an empty dict if the target does not install edgerec."""
+    """Return the path of the wheel in a bundle and its content. If the target does not run edgerec, return no files."""
     if not any("{edgerec}" in line for line in (*target.requirements, *target.commands)):
         return {}
     name, content = edgerec_wheel()
@@ -33,10 +36,10 @@ def bundled_wheel(target: Target) -> dict[str, bytes]:
 
 @cache
 def edgerec_wheel() -> tuple[str, bytes]:
-    """Return file name and content of a wheel of the running edgerec.
+    """Return the file name and the content of a wheel that is built from the installed edgerec.
 
     The wheel is built from the imported package and its installed metadata, so neither a source tree nor build tools
-    are needed. The build is reproducible, because names are sorted and times are fixed.
+    are needed. The build is reproducible, because file names are sorted and timestamps are fixed.
 
     Raises:
         TargetError: edgerec is not installed, or the installed metadata belongs to another version.
@@ -50,7 +53,7 @@ def edgerec_wheel() -> tuple[str, bytes]:
     metadata = distribution.read_text("METADATA") or ""
     if distribution.version != __version__ or not metadata:
         raise TargetError(
-            f"edgerec {__version__} is running, but the installed metadata is of {distribution.version}: "
+            f"edgerec {__version__} is running, but the installed metadata is for version {distribution.version}: "
             "run pip install again"
         )
     stem = f"edgerec-{distribution.version}"
@@ -67,7 +70,7 @@ def edgerec_wheel() -> tuple[str, bytes]:
 
 
 def _package() -> dict[str, bytes]:
-    """Return the content of edgerec's modules and data files by their names in the wheel."""
+    """Return a dictionary that maps the paths of edgerec's modules and data files in the wheel to their contents."""
     files = _tree(Path(__file__).resolve().parent.parent, "edgerec")
     for name in _SHIPPED:
         files |= _tree(shipped(name), f"edgerec/_shipped/{name}")
@@ -75,7 +78,7 @@ def _package() -> dict[str, bytes]:
 
 
 def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
-    """Return the content of the files in ``folder`` by their names in the wheel, except caches and hidden files."""
+    """Return a dictionary that maps paths in the wheel to file contents, without caches and hidden files."""
     files = {}
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder).as_posix())
@@ -86,7 +89,7 @@ def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
 
 
 def _packed(files: Mapping[str, bytes], info: str) -> bytes:
-    """Return the content of the wheel: the files and their RECORD in a .zip archive with fixed times."""
+    """Return a .zip archive with the files and RECORD. Timestamps are fixed, so that the build is reproducible."""
     record = "".join(f"{name},sha256={_digest(files[name])},{len(files[name])}\n" for name in sorted(files))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -12,14 +12,43 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
+from edgerec.export.install_files import install_files
 from edgerec.export.readme import readme, requirements
-from edgerec.export.systemd import service_files
 from edgerec.export.tflm import sources
 from edgerec.export.wheel import bundled_wheel
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.verification import make_golden, verify
+from edgerec.tflite.edgetpu import EdgeTpuReport, compile_for_edgetpu
 
 log = logging.getLogger(__name__)
+
+# File name of the model that is compiled for the Edge TPU.
+DELEGATE_MODEL = "model_edgetpu.tflite"
+
+
+def bundle_name(path: Path) -> str:
+    """Return the name of the bundle that is written to a folder or .zip file."""
+    return path.stem if path.suffix.lower() == ".zip" else path.name
+
+
+def add_compiled(files: dict[str, bytes], content: bytes, target: Target, name: str) -> EdgeTpuReport | None:
+    """Compile a model for the Edge TPU if the target has one, and add the compiled model to ``files``.
+
+    Args:
+        files: contents of the model files, keyed by file name.
+        content: the .tflite file.
+        target: target of the bundle.
+        name: file name of the compiled model.
+
+    Returns:
+        The result of the compiler, or None if the target has no Edge TPU.
+    """
+    if not target.compiler:
+        return None
+    report = compile_for_edgetpu(content, target)
+    if report.content:
+        files[name] = report.content
+    return report
 
 
 def write_verified(
@@ -37,10 +66,10 @@ def write_verified(
     Args:
         path: path of the bundle: a folder, or a .zip file.
         manifest: manifest of the bundle. This function computes its digests.
-        models: content of the model files that the manifest names.
+        models: contents of the model files that the manifest names, keyed by file name.
         target: target of the bundle.
         images: names and images for the golden vectors.
-        figures: results on the test images, see :func:`~edgerec.export.readme.readme`.
+        figures: metrics on the test images, see :func:`~edgerec.export.readme.readme`.
         overwrite: replace an existing bundle.
 
     Returns:
@@ -51,14 +80,14 @@ def write_verified(
     if target.requirements:
         files["requirements.txt"] = requirements(target).encode()
     if target.service:
-        files |= service_files(target)
+        files |= install_files(target)
     files |= bundled_wheel(target)
     if target.kind == "c":
         files |= sources(models[manifest.model], manifest)
     files["README.md"] = readme(manifest, target, figures, models[manifest.model]).encode()
     if target.delegate and not target.manifest_delegate:
         log.warning(
-            "%s does not name the delegate %s, because a bundle may only name delegates that edgerec knows: add "
+            "the manifest of %s does not contain the delegate %s, because edgerec does not know this delegate: add "
             "--delegate %s to edgerec camera",
             path,
             target.delegate,

@@ -1,6 +1,6 @@
-"""Write an HTML page about a run: its data, training, accuracy, mistakes, variants and recommended next steps."""
+"""Write an HTML report about a run: data, training, accuracy, misclassified images, variants and next steps."""
 
-from edgerec.report.build import write_report
-from edgerec.report.model import RunReport
+from edgerec.report.content import ReportContent
+from edgerec.report.report_page import write_report
 
-__all__ = ["RunReport", "write_report"]
+__all__ = ["ReportContent", "write_report"]

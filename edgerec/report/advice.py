@@ -5,75 +5,90 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgerec.recipe import DataSource
-from edgerec.report.model import RunReport, Step
+from edgerec.report.content import ReportContent, Step
 from edgerec.train.baseline import is_near
 from edgerec.utils.command_line import command, data_options
 
 # If the training accuracy exceeds the validation accuracy by this many percentage points, the model overfits.
 OVERFIT_POINTS = 5.0
-# A class is weak if its F1 is below the mean F1 by more than this.
+# A class is weak if its F1 score is below the mean F1 score by more than this.
 WEAK_F1 = 0.1
 # An accuracy below this multiple of random guessing is hardly better than guessing.
 GUESSING = 2
-# Fraction of the images of the most frequent class that the rarest class should have at least.
+# Minimum ratio of the number of training images of the rarest class to that of the most frequent class.
 BALANCE = 1 / 3
 # Minimum number of test images of a class for meaningful metrics.
 MIN_TEST_IMAGES = 20
-# Scores are misleading if the expected calibration error is above this.
+# Maximum acceptable expected calibration error (ECE).
 UNCALIBRATED = 0.05
 # Maximum number of labels in a message.
 MAX_LABELS = 3
 
 
-def advice(report: RunReport, data: DataSource | None = None) -> tuple[Step, ...]:
-    """Return the next steps, most important first; ``data`` is the new location of the images, if they were moved."""
+def advice(report: ReportContent, data: DataSource | None = None) -> tuple[Step, ...]:
+    """Return the recommended next steps, most important first.
+
+    Args:
+        report: content of the report.
+        data: new location of the images, if they were moved.
+    """
     run, moved = report.run, data_options(data)
     if not report.finished:
         resume = command("train", "--resume", "--out", run)
-        return (Step(resume, "the training is not finished: resume it after its last complete epoch"),)
+        return (Step(resume, "the training is not finished: resume the training after the last complete epoch"),)
     if _is_near_majority(report):
         return tuple(_training_steps(report))
     return (*_training_steps(report), *_quantize_steps(report, run, moved), *_export_steps(report, run, moved))
 
 
-def _is_near_majority(report: RunReport) -> bool:
+def _is_near_majority(report: ReportContent) -> bool:
     counts = [row.test or 0 for row in report.classes]
     if report.top1 is None or not sum(counts):
         return False
     return is_near(report.top1.value, max(counts) / sum(counts), report.top1.images)
 
 
-def _training_steps(report: RunReport) -> Iterator[Step]:
-    """Yield steps that improve the float model or make its metrics more reliable."""
+def _training_steps(report: ReportContent) -> Iterator[Step]:
+    """Yield recommendations that improve the float model or make its metrics more reliable."""
     if _is_near_majority(report) or (report.top1 and report.top1.value < GUESSING / len(report.classes)):
         yield Step(
-            command("data", "check", report.made.source),
-            "the accuracy is hardly better than guessing or always predicting the most frequent class: check images "
-            "and labels, then train with more images, more train.epochs or another train.learning_rate",
+            command("data", "check", report.training.source),
+            "the accuracy is hardly better than random guessing, or than always predicting the most frequent class: "
+            "check the images and labels, and train with more images, more train.epochs or another train.learning_rate",
         )
-    elif report.made.truth == "labels":
+    elif report.training.truth == "labels":
         yield from _class_steps(report)
-    best = next((row for row in report.history if row["epoch"] == report.made.best_epoch), None)
+    best = next((row for row in report.history if row["epoch"] == report.training.best_epoch), None)
     if best and (gap := 100 * (best["accuracy"] - best["val_accuracy"])) > OVERFIT_POINTS:
         yield Step(
             "",
             f"the training accuracy is {gap:.1f} points above the validation accuracy, so the model overfits: add "
             "images, or use stronger augmentation (section augment of the recipe) or model.dropout",
         )
-    if best and report.made.best_epoch == report.made.epochs > 1:
-        yield Step("", "the last epoch had the best validation accuracy: more train.epochs may improve it further")
+    if best and report.training.best_epoch == report.training.epochs > 1:
+        yield Step(
+            "", "the last epoch had the best validation accuracy, so more train.epochs may improve the accuracy further"
+        )
 
 
-def _class_steps(report: RunReport) -> Iterator[Step]:
-    """Yield steps for weak or rare classes."""
+def _class_steps(report: ReportContent) -> Iterator[Step]:
+    """Yield recommendations for classes with a low F1 score or few images."""
     known = [(row.f1, row.label) for row in report.classes if row.f1 is not None and row.test]
     if known:
         mean = sum(f1 for f1, _ in known) / len(known)
         if weak := [label for f1, label in sorted(known) if f1 < mean - WEAK_F1]:
-            yield Step("", f"{_list(weak)}: F1 is clearly below the mean; check their mistakes, and add images")
-    if few := [row.label for row in report.classes if row.test is not None and row.test < MIN_TEST_IMAGES]:
+            yield Step(
+                "",
+                f"the F1 score of {_list(weak)} is clearly below the mean: check the misclassified images, "
+                "and add images",
+            )
+    few = [row.label for row in report.classes if row.test is not None and row.test < MIN_TEST_IMAGES]
+    if few:
+        verb = "has" if len(few) == 1 else "have"
         yield Step(
-            "", f"{_list(few)}: fewer than {MIN_TEST_IMAGES} test images, so their metrics are not reliable; add images"
+            "",
+            f"{_list(few)} {verb} fewer than {MIN_TEST_IMAGES} test images, so the metrics are not reliable: "
+            "add images",
         )
     trained = [(row.train, row.label) for row in report.classes if row.train is not None]
     if trained and min(trained)[0] < BALANCE * max(trained)[0]:
@@ -84,13 +99,20 @@ def _class_steps(report: RunReport) -> Iterator[Step]:
         )
 
 
-def _quantize_steps(report: RunReport, run: str, moved: Sequence[str]) -> Iterator[Step]:
-    """Yield steps for quantization; ``moved`` is the command-line option for the location of the images."""
+def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
+    """Yield recommendations for quantization.
+
+    Args:
+        report: content of the report.
+        run: path of the run.
+        moved: command-line options that set the new location of the images.
+    """
     compressed = [row for row in report.variants if row.variant != "float32"]
     if not compressed:
         yield Step(
             command("quantize", run, *moved),
-            "there is no int8 variant yet: int8 is smaller and faster, and most devices run it",
+            "there is no int8 variant yet: quantize the model, because int8 models are smaller and faster, and most "
+            "devices support them",
         )
         return
     over = [row for row in compressed if row.drop_points > row.max_drop]
@@ -99,28 +121,29 @@ def _quantize_steps(report: RunReport, run: str, moved: Sequence[str]) -> Iterat
         others = f" (so do {len(over) - 1} other variants)" if len(over) > 1 else ""
         yield Step(
             command("parity", run, "--variant", worst.variant, *moved),
-            f"{worst.variant} loses {worst.drop_points:.2f} points, which is more than allowed{others}: find the "
-            "layers that cause the loss",
+            f"{worst.variant} loses {worst.drop_points:.2f} points of accuracy, which is more than allowed{others}: "
+            "find the layers that cause the loss",
         )
     if not report.timed_on:
         yield Step(
-            command("quantize", run, "--compare", *moved), "compare all compression methods, with times on this machine"
+            command("quantize", run, "--compare", *moved),
+            "compare all compression methods, and measure inference times on this machine",
         )
 
 
-def _export_steps(report: RunReport, run: str, moved: Sequence[str]) -> Iterator[Step]:
-    """Yield the step that exports the variant to ship."""
+def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
+    """Yield the recommendation to export the chosen variant."""
     if report.chosen is None:
         return
-    calibration = next((row for row in report.calibration if row.form == report.chosen.variant), None)
+    calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)
     if report.chosen.exported:  # the exported variant may differ from the default
         moved = ("--variant", report.chosen.variant, *moved)
-    fitted = f"; the bundle contains the temperature {calibration.temperature:g}" if calibration else ""
+    fitted = f" (the bundle will contain the fitted temperature {calibration.temperature:g})" if calibration else ""
     if calibration and calibration.after.ece > UNCALIBRATED:
         yield Step(
             command("export", run, "--target", "rpi", "--precision", "0.95", *moved),
-            f"the calibration error is {calibration.after.ece:.0%} even with a temperature: fit a threshold for each "
-            "label, so that uncertain images get the label unknown",
+            f"the calibration error is {calibration.after.ece:.0%} even with temperature scaling: fit a threshold for "
+            "each label, so that the prediction for uncertain images is 'unknown'",
         )
         return
     yield Step(

@@ -1,4 +1,4 @@
-"""Draw the charts of the report page as inline SVG, which uses the page's fonts and its light or dark colors."""
+"""Draw the charts of the report with Matplotlib as inline SVG, which uses the fonts and the colors of the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from edgerec.compress.compression_plots import PALE, comparison_figure
-from edgerec.report.model import Calibration, RunReport
+from edgerec.report.content import Calibration, ReportContent
 from edgerec.train.confidence_calibration import Reliability
 from edgerec.train.training_plots import learning_curve
 from edgerec.utils.figures import BLUE, DARK, GREY, ORANGE, glyph_warnings_logged, new_figure
@@ -26,21 +26,21 @@ CSS_COLORS = {
     "#b0b0b0": "var(--grey)",
 }
 _COLOR = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})")
-# Bins with fewer images are drawn in a paler color.
+# Bins with fewer images are drawn in a lighter color.
 FEW_IMAGES = 10
 
 
-def curves(report: RunReport) -> list[str]:
+def curves(report: ReportContent) -> list[str]:
     """Return two charts: loss and accuracy of each epoch."""
     charts = []
     for key in ("loss", "accuracy"):
         figure = new_figure(4.6, 3.1)
-        learning_curve(figure.subplots(), report.history, report.made.best_epoch, key)
-        charts.append(svg(figure, f"{key} of training and validation over the epochs"))
+        learning_curve(figure.subplots(), report.history, report.training.best_epoch, key)
+        charts.append(svg(figure, f"training and validation {key} over the epochs"))
     return charts
 
 
-def comparison(report: RunReport, float_top1: float) -> str:
+def comparison(report: ReportContent, float_top1: float) -> str:
     """Draw accuracy, file size and time per image of the variants as SVG."""
     exported = [row.variant for row in report.variants if row.exported]
     figure = comparison_figure(float_top1, report.variants, exported=exported)
@@ -48,9 +48,9 @@ def comparison(report: RunReport, float_top1: float) -> str:
 
 
 def reliability_diagram(calibration: Calibration) -> str:
-    """Draw the accuracy for each range of scores, and the number of images in each range.
+    """Draw the accuracy and the number of images for each range of scores (reliability diagram).
 
-    Bars show the accuracy with the temperature, and rings show the accuracy without it.
+    Bars show the accuracy with temperature scaling, and rings show the accuracy without temperature scaling.
     """
     figure = new_figure(4.6, 4.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -70,12 +70,12 @@ def reliability_diagram(calibration: Calibration) -> str:
         0.85 / len(after.bins),
         color=GREY,
     )
-    below.set(xlabel="score of the prediction", ylabel="images")
+    below.set(xlabel="score of the predicted label", ylabel="images")
     below.yaxis.get_major_locator().set_params(nbins=2, integer=True)
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
-    return svg(figure, f"reliability diagram of {calibration.form}")
+    return svg(figure, f"reliability diagram of {calibration.model}")
 
 
 def _points(before: Reliability) -> tuple[list[float], list[float]]:
@@ -84,7 +84,7 @@ def _points(before: Reliability) -> tuple[list[float], list[float]]:
 
 
 def svg(figure: Any, title: str) -> str:
-    """Return the figure as an ``<svg>`` element without external references; ``title`` is read by screen readers."""
+    """Return the figure as an ``<svg>`` element without external references. Screen readers read the ``title``."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
@@ -98,7 +98,7 @@ def svg(figure: Any, title: str) -> str:
             figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # ids must be unique on the page, but all figures use the same ones
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # IDs must be unique on the page, but all figures use the same IDs
     drawn = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", drawn).replace("xlink:href", "href")
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.S)
     drawn = _COLOR.sub(lambda match: f"{match[1]}: {CSS_COLORS.get(match[2], match[2])}", drawn)

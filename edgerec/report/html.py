@@ -1,4 +1,4 @@
-"""Render the report page as HTML. All user data is escaped, and the page's security policy forbids network access."""
+"""Render the report as HTML. User data is escaped, and a Content Security Policy blocks network access."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from edgerec._version import __version__
-from edgerec.report import charts as drawing
+from edgerec.report import charts
+from edgerec.report.content import ReportContent
 from edgerec.report.images import EmbeddedImage, PageImages, matrix_image
-from edgerec.report.model import RunReport
 from edgerec.report.scoring import FLOAT
 from edgerec.utils.optional import require
 from edgerec.utils.text import printable
@@ -24,13 +24,13 @@ MAX_HORIZONTAL_LABEL = 3
 
 
 def _printable(value: Any) -> Any:
-    """Escape characters that a browser would not show, except line breaks, which recipes contain."""
+    """Escape unprintable characters. Line breaks are kept, because recipes contain them."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(printable, value.split("\n")))
 
 
-def render(report: RunReport, images: PageImages) -> str:
+def render(report: ReportContent, images: PageImages) -> str:
     """Return the HTML of the page."""
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
@@ -53,7 +53,7 @@ def render(report: RunReport, images: PageImages) -> str:
         max_images=max((row.train or 0 for row in report.classes), default=0),
         matrix=_matrix(report),
         upright=any(len(row.label) > MAX_HORIZONTAL_LABEL for row in report.classes),
-        float_calibration=next((row for row in report.calibration if row.form == FLOAT), None),
+        float_calibration=next((row for row in report.calibration if row.model == FLOAT), None),
         **_figures(report),
     )
 
@@ -62,23 +62,23 @@ def _template(name: str) -> str:
     return resources.files(__package__).joinpath("template", name).read_text(encoding="utf-8")
 
 
-def _figures(report: RunReport) -> dict[str, Any]:
+def _figures(report: ReportContent) -> dict[str, Any]:
     """Return the charts as SVG, marked so that Jinja does not escape them."""
     markup = require("markupsafe").Markup
-    forms = {FLOAT, report.chosen.variant if report.chosen else FLOAT}
+    shown = {FLOAT, report.chosen.variant if report.chosen else FLOAT}
     return {
-        "curves": [markup(text) for text in drawing.curves(report)] if report.history else [],
+        "curves": [markup(text) for text in charts.curves(report)] if report.history else [],
         "diagrams": [
-            (row, markup(drawing.reliability_diagram(row))) for row in report.calibration if row.form in forms
+            (row, markup(charts.reliability_diagram(row))) for row in report.calibration if row.model in shown
         ],
-        "comparison": markup(drawing.comparison(report, report.top1.value))
+        "comparison": markup(charts.comparison(report, report.top1.value))
         if report.top1 and len(report.variants) > 1
         else "",
     }
 
 
-def _matrix(report: RunReport) -> EmbeddedImage | None:
-    """Return the confusion matrix as an image; None if it is small enough for a table."""
+def _matrix(report: ReportContent) -> EmbeddedImage | None:
+    """Return the confusion matrix as an image, or None if the matrix is small enough for a table."""
     if len(report.confusion) <= MAX_TABLE_CLASSES:
         return None
     counts = np.array(report.confusion, np.float64)
@@ -106,5 +106,5 @@ def _ms(value: float | None) -> str:
 
 
 def _change(drop_points: float) -> str:
-    """Return the change of top-1 in percentage points, with a minus sign that is as wide as the plus sign."""
+    """Format the change of the accuracy in percentage points, with a typographic minus sign (U+2212)."""
     return f"{round(-drop_points, 2) + 0:+.2f}".replace("-", "−")

@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image, decode
 from edgerec.data import Dataset, Split
-from edgerec.report.model import RunReport
+from edgerec.report.content import ReportContent
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
 # Maximum side of an embedded image in pixels. This is twice the size on the page, for high-resolution displays.
 MAX_SIDE_PX = 144
-# Images with sides up to this size are stored as PNG, because single pixels are visible and JPEG would blur them.
+# Images up to this size are stored as PNG, because individual pixels are visible and JPEG would blur them.
 EXACT_PX = 48
 JPEG_QUALITY = 82
 MAX_SAMPLES, MAX_SAMPLES_PER_CLASS = 80, 8
-# If the images are not available, the plot of the mistakes from the training is shown, unless it is larger than this.
+# Maximum size of the plot that is shown if the images are not available.
 MAX_PLOT_BYTES = 1_200_000
 
 
@@ -34,7 +34,7 @@ class EmbeddedImage:
 
     @property
     def exact(self) -> bool:
-        """Return whether the browser must enlarge the image without smoothing."""
+        """Whether the browser must enlarge the image without smoothing."""
         return max(self.width, self.height) <= EXACT_PX
 
 
@@ -43,9 +43,9 @@ class PageImages:
     """Images of the report page.
 
     Attributes:
-        samples: training images by label.
-        mistakes: one image for each mistake of the report.
-        plot: plot of the mistakes that was drawn after the training; None if the images themselves are available.
+        samples: training images for each label.
+        mistakes: the image of each item of :attr:`ReportContent.mistakes`.
+        plot: plot of misclassified images that was saved after the training, or None if ``mistakes`` are available.
     """
 
     samples: dict[str, tuple[EmbeddedImage, ...]] = field(default_factory=dict)
@@ -53,17 +53,21 @@ class PageImages:
     plot: EmbeddedImage | None = None
 
 
-def page_images(run: Run, data: tuple[Dataset, Split] | None, facts: RunReport) -> PageImages:
-    """Return the images of the page after preprocessing. If ``data`` is None, return the plot of the mistakes."""
+def page_images(run: Run, data: tuple[Dataset, Split] | None, content: ReportContent) -> PageImages:
+    """Return the preprocessed images of the page. Without ``data``, return the plot of misclassified images."""
     if data is None:
         return PageImages(plot=_mistakes_plot(run))
     dataset, split = data
-    mistakes = tuple(embed(dataset.images[mistake.position]) for mistake in facts.mistakes)
+    mistakes = tuple(embed(dataset.images[mistake.position]) for mistake in content.mistakes)
     return PageImages(_samples(dataset, split.train), mistakes)
 
 
 def embed(image: Image) -> EmbeddedImage:
-    """Encode an image, uint8 ``(height, width, 1 or 3)``, and shrink it if a side is longer than ``MAX_SIDE_PX``."""
+    """Encode an image as PNG or JPEG. If a side is longer than ``MAX_SIDE_PX``, shrink the image first.
+
+    Args:
+        image: uint8 ``(height, width, 1 or 3)``.
+    """
     cv2 = require("cv2")
     height, width = image.shape[:2]
     factor = MAX_SIDE_PX / max(height, width)
@@ -93,7 +97,7 @@ def matrix_image(fractions: npt.NDArray[np.float64]) -> EmbeddedImage:
 
 
 def _samples(dataset: Dataset, train: npt.NDArray[np.int64]) -> dict[str, tuple[EmbeddedImage, ...]]:
-    """Return evenly chosen training images by label. Labels are skipped if there are more than ``MAX_SAMPLES``."""
+    """Return evenly spaced training images for at most ``MAX_SAMPLES`` labels."""
     present = np.unique(dataset.classes[train])
     chosen = present[np.linspace(0, len(present) - 1, num=min(len(present), MAX_SAMPLES)).astype(int)]
     per_class = min(MAX_SAMPLES_PER_CLASS, MAX_SAMPLES // len(chosen))
@@ -106,7 +110,10 @@ def _samples(dataset: Dataset, train: npt.NDArray[np.int64]) -> dict[str, tuple[
 
 
 def _mistakes_plot(run: Run) -> EmbeddedImage | None:
-    """Return the plot of the mistakes that was drawn after the training; None if it is missing or too large."""
+    """Return the plot of misclassified images that was saved after the training.
+
+    The result is None if the plot is missing or too large.
+    """
     path = run.path / "plots" / "worst_mistakes.png"
     try:
         if path.stat().st_size > MAX_PLOT_BYTES:

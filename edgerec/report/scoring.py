@@ -1,4 +1,4 @@
-"""Run the float model and the variants of a run on its images, to measure calibration and mistakes."""
+"""Run the float model and the variants of a run on its images, to measure calibration and find misclassifications."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.contract.decision import calibrated, fit_temperature
 from edgerec.data import Dataset, Split
 from edgerec.data.split import Indices
 from edgerec.errors import EdgerecError, RunError
-from edgerec.report.model import Calibration, Mistake
+from edgerec.report.content import Calibration, Mistake
 from edgerec.runtime.model import ImageModel
 from edgerec.train.confidence_calibration import reliability
 from edgerec.train.metrics import Reals
@@ -27,18 +27,18 @@ log = logging.getLogger(__name__)
 
 FLOAT = "float Keras"
 MAX_MISTAKES = 24
-# Maximum number of images of a subset on which a variant is run. After BUDGET_S seconds, the remaining variants are
-# skipped.
+# Maximum number of validation or test images on which a variant is run.
 MAX_IMAGES = 10_000
+# Time after which the remaining variants are skipped.
 BUDGET_S = 60.0
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Results of :func:`measure`; see :class:`~edgerec.report.model.RunReport` for the other attributes.
+    """Results of :func:`measure`; see :class:`~edgerec.report.content.ReportContent` for the other attributes.
 
     Attributes:
-        float_top1: accuracy of the float model, measured now.
+        float_top1: top-1 accuracy of the float model, or None if the float model was not run.
         float_classes: predicted class of the float model for each test image.
     """
 
@@ -60,20 +60,20 @@ class _Scoring:
     split: Split
     listener: Listener
 
-    def score(self, scorer: Scorer, indices: Indices, form: str) -> Reals:
+    def score(self, scorer: Scorer, indices: Indices, model: str) -> Reals:
         scores = scorer(self.dataset.select(indices), self.listener)
         if scores.shape[1] != len(self.dataset.labels):
             raise RunError(
-                f"{self.run.path}: {form} returns {scores.shape[1]} scores, but labels.txt has "
+                f"{self.run.path}: {model} returns {scores.shape[1]} scores, but labels.txt has "
                 f"{len(self.dataset.labels)} labels: train again with --overwrite"
             )
         return scores
 
-    def calibration(self, form: str, val: Indices, val_scores: Reals, test: Indices, scores: Reals) -> Calibration:
+    def calibration(self, model: str, val: Indices, val_scores: Reals, test: Indices, scores: Reals) -> Calibration:
         temperature = fit_temperature(val_scores, self.dataset.classes[val])
         truth = self.dataset.classes[test]
         after = reliability(calibrated(scores, temperature), truth)
-        return Calibration(form, temperature, reliability(scores, truth), after)
+        return Calibration(model, temperature, reliability(scores, truth), after)
 
 
 def measure(
@@ -89,7 +89,7 @@ def measure(
     Args:
         run, dataset, split: a finished run and its images.
         variants: report of each variant.
-        shipped: the variant to ship. It is measured first, and its mistakes are shown; None shows the mistakes of the
+        shipped: the variant that is measured first and whose misclassified images are shown. None shows those of the
             float model.
         listener: receives the progress.
     """
@@ -100,7 +100,9 @@ def measure(
     calibrations, began_s = [], time.monotonic()
     for name in sorted(names, key=lambda name: name != shipped):
         if name != shipped and time.monotonic() - began_s > BUDGET_S:
-            missing.append(f"no calibration of {name}, because the other variants took more than {BUDGET_S:g} s")
+            missing.append(
+                f"no calibration of {name}, because the measurement of the other variants took more than {BUDGET_S:g} s"
+            )
             continue
         try:
             scorer = _variant_scorer(run, name, variants[name]["model_sha256"])
@@ -115,7 +117,7 @@ def measure(
                 val = split.val if name == shipped else _subset(split.val)
                 calibrations.append(scoring.calibration(name, val, scoring.score(scorer, val, name), test, scores))
         except EdgerecError as error:
-            missing.append(f"no calibration and no mistakes of {name}: {error}")
+            missing.append(f"no calibration and no misclassified images of {name}: {error}")
     return replace(measurements, calibration=(*measurements.calibration, *calibrations))
 
 
@@ -126,7 +128,7 @@ def _measure_float(scoring: _Scoring) -> Measurements:
         scores = scoring.score(scorer, test, FLOAT)
         calibration = scoring.calibration(FLOAT, val, scoring.score(scorer, val, FLOAT), test, scores)
     except EdgerecError as error:
-        return Measurements(missing=[f"no mistakes and no calibration of the float model: {error}"])
+        return Measurements(missing=[f"no calibration and no misclassified images of the float model: {error}"])
     measurements = Measurements(
         (calibration,), float_top1=calibration.before.accuracy, float_classes=scores.argmax(axis=1).astype(np.int64)
     )
@@ -134,23 +136,32 @@ def _measure_float(scoring: _Scoring) -> Measurements:
 
 
 def _with_mistakes(
-    measurements: Measurements, form: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
+    measurements: Measurements, model: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
 ) -> Measurements:
-    """Set the mistakes to those of ``form`` on the ``measured`` images, a subset of the ``test`` images."""
+    """Return the measurements with the images that ``model`` misclassified.
+
+    Args:
+        measurements: measurements of the float model, or no measurements.
+        model: name of the model.
+        dataset: images of the run.
+        test: indices of the test images.
+        measured: indices of the test images on which the model was run.
+        scores: scores of the model for the ``measured`` images.
+    """
     mistakes = list(_mistakes(dataset, measured, scores))
     shown = mistakes[:MAX_MISTAKES]
-    if measurements.float_classes is not None and form != FLOAT:
+    if measurements.float_classes is not None and model != FLOAT:
         float_class = dict(zip(test.tolist(), measurements.float_classes.tolist(), strict=True))
         labels = [dataset.labels[float_class[mistake.position]] for mistake in shown]
         shown = [
-            replace(mistake, float_answer="" if label == mistake.answer else label)
+            replace(mistake, float_prediction="" if label == mistake.prediction else label)
             for mistake, label in zip(shown, labels, strict=True)
         ]
-    return replace(measurements, mistakes_of=form, mistakes=tuple(shown), mistakes_total=len(mistakes))
+    return replace(measurements, mistakes_of=model, mistakes=tuple(shown), mistakes_total=len(mistakes))
 
 
 def _mistakes(dataset: Dataset, indices: Indices, scores: Reals) -> Iterator[Mistake]:
-    """Yield the wrong predictions, sorted by descending score."""
+    """Yield the misclassified images, sorted by descending score of the predicted label."""
     classes, predictions = dataset.classes[indices], scores.argmax(axis=1)
     wrong = np.flatnonzero(predictions != classes)
     for i in wrong[np.argsort(-scores[wrong, predictions[wrong]], kind="stable")]:
@@ -168,12 +179,12 @@ def _variant_scorer(run: Run, name: str, digest: str) -> Scorer:
     path = run.variant(name) / "model.tflite"
     content = path.read_bytes()
     if sha256(content) != digest:
-        raise RunError(f"{path} was changed after it was measured: quantize again with --overwrite")
+        raise RunError(f"{path} was modified after its accuracy was measured: quantize again with --overwrite")
     return tflite_scorer(ImageModel(content, run.recipe.normalise, where=str(path)))
 
 
 def _subset(indices: Indices) -> Indices:
-    """Return at most ``MAX_IMAGES`` of the indices, evenly chosen."""
+    """Return at most ``MAX_IMAGES`` evenly spaced indices."""
     if len(indices) <= MAX_IMAGES:
         return indices
     return indices[np.linspace(0, len(indices) - 1, MAX_IMAGES).astype(np.int64)]

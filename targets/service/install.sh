@@ -24,7 +24,7 @@ The script can be run again to update an installation to the bundle in this fold
   --find-links DIR  also use the wheels in this folder, e.g. to install without a network
   --service         also install a service that starts at boot: $UNIT, $OPTIONS
   --yes             install or remove system packages without asking
-  --dry-run         show what would be done, but change nothing
+  --dry-run         show the steps without changing anything
   --undo            remove everything that this script installed, and nothing else
   --help            show this help and exit
 END
@@ -37,14 +37,14 @@ fail() {
   exit 1
 }
 
-# Runs a command that changes the system; with --dry-run, prints the command instead.
+# Runs a command that changes the system. With --dry-run, prints the command instead.
 run() {
   if [ -n "$dry" ]; then printf 'would run: %s\n' "$*"; else "$@"; fi
 }
 
 confirm() {
   if [ -n "$yes" ] || [ -n "$dry" ]; then return 0; fi
-  [ -t 0 ] || fail "cannot ask '$1', because stdin is not a terminal: add --yes to agree"
+  [ -t 0 ] || fail "cannot ask '$1', because stdin is not a terminal: to agree, add --yes"
   printf '%s [y/N] ' "$1"
   read -r answer || answer=
   case $answer in [yY]*) ;; *) fail "stopped, because the answer was not yes" ;; esac
@@ -59,7 +59,7 @@ check_machine() {
   case $(bits)$machine in 32aarch64 | 32armv8l) machine=armv7l ;; 32x86_64) machine=i686 ;; esac
   case " $ARCH " in
     *" $machine "* | "  ") ;;
-    *) fail "this bundle is for $ARCH, this system is $machine: export it again with a --target for $machine" ;;
+    *) fail "this bundle is for $ARCH, but this system is $machine: export the bundle again with a --target for $machine" ;;
   esac
 }
 
@@ -133,7 +133,7 @@ plan_packages() {
   [ -n "$missing" ] || return 0
   say "System packages that are missing: $missing"
   if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then
-    fail "only root can install them: sudo apt-get install --no-install-recommends $missing"
+    fail "only root can install system packages: sudo apt-get install --no-install-recommends $missing"
   fi
   new=$(new_packages "$missing")
   if [ -z "$new" ] && [ -z "$dry" ]; then
@@ -141,8 +141,8 @@ plan_packages() {
     new=$(new_packages "$missing")
     [ -n "$new" ] || fail "apt-get cannot install $missing: type apt-get install $missing to see the reason"
   fi
-  [ -z "$new" ] || say "With their dependencies, $(say "$new" | wc -l) packages: $(say "$new" | tr '\n' ' ')"
-  confirm "Install them?"
+  [ -z "$new" ] || say "With dependencies, these are $(say "$new" | wc -l) packages: $(say "$new" | tr '\n' ' ')"
+  confirm "Install these packages?"
 }
 
 install_packages() {
@@ -156,7 +156,7 @@ install_packages() {
 # The prefix must be empty, or have the record of an earlier installation.
 check_prefix() {
   if [ ! -f "$record" ] && [ -e "$prefix" ] && [ -n "$(ls -A "$prefix" 2>/dev/null || echo file)" ]; then
-    fail "$prefix holds something else: choose another --prefix"
+    fail "$prefix contains files that this script did not install: choose another --prefix"
   fi
   parent=$prefix
   while [ ! -e "$parent" ]; do parent=$(dirname "$parent"); done
@@ -200,7 +200,7 @@ install_from() {
   if pip_install --no-index "$@"; then return 0; fi
   pip_install "$@" && return 0
   reason=$(sed -n 's/^ERROR: //p' "$prefix/pip.log" | head -n 1)
-  fail "pip: ${reason:-it failed} (see $prefix/pip.log; add --find-links DIR to use wheels of your own)"
+  fail "pip: ${reason:-the installation failed} (see $prefix/pip.log; add --find-links DIR to use your own wheels)"
 }
 
 # The code in a wheel will run on this device, so a wheel of this bundle is installed only if its digest is the one in
@@ -223,7 +223,7 @@ for path in sorted(folder.glob("wheels/*")):
         break
 ' "$here" 2>/dev/null) || fail "$here/manifest.json cannot be read: copy the whole bundle here again"
   [ -z "$changed" ] ||
-    fail "$here/$changed is not the file that manifest.json lists and is not installed: copy the bundle here again"
+    fail "$here/$changed differs from manifest.json, so it is not installed: copy the bundle here again"
 }
 
 install_wheels() {
@@ -262,7 +262,7 @@ copy_bundle() {
 import sys
 from edgerec.contract.bundle import Bundle
 Bundle.open(sys.argv[1]).copy(sys.argv[2], overwrite=True)
-' "$here" "$prefix/bundle" || fail "$here was not copied to $prefix/bundle: copy the whole bundle here again"
+' "$here" "$prefix/bundle" || fail "$here cannot be copied to $prefix/bundle: copy the whole bundle here again"
 }
 
 check_service() {
@@ -270,7 +270,7 @@ check_service() {
   if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "--service needs root: sudo sh install.sh --service"; fi
   [ -d /etc/systemd/system ] || fail "--service needs systemd, which is missing here: install without --service"
   if [ -e "$UNIT" ] && ! grep -qsxF "unit $UNIT" "$record"; then
-    fail "$UNIT exists already and was not installed with this --prefix: run --undo with the --prefix that installed it"
+    fail "$UNIT exists, but was not installed with this --prefix: run install.sh --undo with the other --prefix"
   fi
 }
 
@@ -311,15 +311,15 @@ END
 
 show_next_steps() {
   say
-  say 'To start the camera, or to check the installation, type:'
+  say 'To start the camera, or to check the installation, run:'
   say "  $prefix/venv/bin/edgerec camera $prefix/bundle --source auto --headless"
-  say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (reports what is missing)"
+  say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (reports problems)"
   if [ -n "$service" ]; then
     say '  systemctl status edgerec'
     token=$(sed -n 's/^EDGEREC_WEB_TOKEN=//p' "$OPTIONS" 2>/dev/null || true)
     say
     say "Predictions are at http://127.0.0.1:8000/${token:+?token=$token}"
-    say 'From another computer, first type there: ssh -L 8000:127.0.0.1:8000 USER@THIS_DEVICE'
+    say 'To open this address on another computer, first run there: ssh -L 8000:127.0.0.1:8000 USER@THIS_DEVICE'
   else
     say '  sudo sh install.sh --service     (to start the camera at boot)'
   fi
@@ -365,7 +365,7 @@ remove_packages() {
   done
   [ -n "$removals" ] || return 0
   say "System packages that this script installed: $installed"
-  confirm "Remove them?"
+  confirm "Remove these packages?"
   # shellcheck disable=SC2086
   run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y purge $installed
 }
@@ -379,7 +379,7 @@ remove_service() {
     if grep -qxF "options $OPTIONS $(cksum <"$OPTIONS")" "$record"; then
       run rm -f "$OPTIONS"
     else
-      say "$OPTIONS is kept, because it was changed or existed before."
+      say "$OPTIONS is kept, because it was modified, or existed before the installation."
     fi
   fi
   if systemd_is_running; then run systemctl daemon-reload; fi
@@ -401,7 +401,7 @@ prefix=/opt/edgerec links='' service='' yes='' dry='' what=install
 while [ $# -gt 0 ]; do
   case $1 in
     --prefix | --find-links)
-      [ $# -gt 1 ] || { say "$1 needs a folder; --help shows the options" >&2 && exit 2; }
+      [ $# -gt 1 ] || { say "$1 needs a folder. For the options, type: sh install.sh --help" >&2 && exit 2; }
       if [ "$1" = --prefix ]; then prefix=$2; else links=$2; fi
       shift
       ;;
@@ -410,7 +410,7 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=yes ;;
     --undo) what=undo ;;
     --help | -h) usage && exit 0 ;;
-    *) say "unknown option $1; --help shows the options" >&2 && exit 2 ;;
+    *) say "unknown option $1. For the options, type: sh install.sh --help" >&2 && exit 2 ;;
   esac
   shift
 done
@@ -422,7 +422,7 @@ esac
 prefix=${prefix%/}
 record=$prefix/.edgerec-brought
 if [ -n "$links" ]; then
-  links=$(CDPATH='' cd -- "$links" 2>/dev/null && pwd -P) || fail "--find-links: no such folder"
+  links=$(CDPATH='' cd -- "$links" 2>/dev/null && pwd -P) || fail "the folder of --find-links does not exist"
 fi
 cd / # so that Python does not import modules from the current folder
 "$what"

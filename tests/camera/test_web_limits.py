@@ -20,7 +20,7 @@ from edgerec.camera.sinks.web import WebSink
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.contract.target import Target
 from edgerec.errors import EdgerecError
-from edgerec.export.systemd import service_files
+from edgerec.export.install_files import install_files
 from tests.network import MANIFEST, result
 
 LABELS = ("stop", "go")
@@ -124,4 +124,4 @@ def test_command_line_sets_the_quota(bundle, tmp_path, edgerec):
 
 
 def test_service_has_a_memory_limit():
-    assert "\nMemoryMax=75%\n" in service_files(Target.load("rpi"))["edgerec.service"].decode()
+    assert "\nMemoryMax=75%\n" in install_files(Target.load("rpi"))["edgerec.service"].decode()

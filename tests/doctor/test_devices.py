@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edgerec.doctor import Facts, edgetpu, examine, gather, run_doctor
-from edgerec.doctor.edgetpu import EdgeTpu
-from edgerec.doctor.finding import State
-from edgerec.doctor.runtimes import Runtime
-from edgerec.doctor.system import System
+from edgerec.doctor import Machine, check_edgetpu, check_machine, inspect_machine, run_doctor
+from edgerec.doctor.check_edgetpu import EdgeTpu
+from edgerec.doctor.check_result import CheckState
+from edgerec.doctor.check_runtimes import Runtime
+from edgerec.doctor.check_system import System
 
 PI5 = "Raspberry Pi 5 Model B Rev 1.0"
 CARD = {
@@ -46,9 +46,9 @@ def machine(folder: Path, *parts: dict[str, str], kernel: str = "6.1.0-rpi8", bo
 
 def problems(root: Path, what: str = "Edge TPU") -> list[tuple[str, str]]:
     """Detail and command of each problem that the doctor finds below ``root``."""
-    findings = [(f.detail, f.fix) for f in run_doctor(root=root).of(State.PROBLEM) if f.what == what]
-    assert all(shlex.split(fix, comments=True) for _, fix in findings)
-    return findings
+    results = [(f.detail, f.fix) for f in run_doctor(root=root).of(CheckState.PROBLEM) if f.what == what]
+    assert all(shlex.split(fix, comments=True) for _, fix in results)
+    return results
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_loaded_driver_without_a_device_is_not_installed_again(tmp_path):
 def test_a_card_on_a_raspberry_pi_5_needs_its_overlays(tmp_path, config, missing):
     (tmp_path / "pi4").mkdir()
     assert not any("config.txt" in detail for detail, _ in problems(machine(tmp_path / "pi4", CARD, config)))
-    findings = [item for item in problems(machine(tmp_path, CARD, config, board=PI5)) if "config.txt" in item[0]]
-    assert len(findings) == bool(missing)
-    assert all(line in findings[0][0] and line in findings[0][1] for line in missing)
+    results = [item for item in problems(machine(tmp_path, CARD, config, board=PI5)) if "config.txt" in item[0]]
+    assert len(results) == bool(missing)
+    assert all(line in results[0][0] and line in results[0][1] for line in missing)
 
 
 @pytest.mark.parametrize(
@@ -103,30 +103,30 @@ def test_a_card_on_a_raspberry_pi_5_needs_its_overlays(tmp_path, config, missing
     ],
 )
 def test_libedgetpu_is_checked_against_the_runtime(tmp_path, version, runtime, crashes):
-    tpu = edgetpu.collect(machine(tmp_path, STICK, package(version)))
+    tpu = check_edgetpu.collect(machine(tmp_path, STICK, package(version)))
     assert (tpu.version, tpu.stick, tpu.rule) == (version, str(tmp_path / "dev/bus/usb/002/003"), True)
     tpu = replace(tpu, library=True, reason="", delegate="", stick_open=True)
-    report = examine(Facts(edgetpu=tpu, runtimes=(runtime,)))
-    findings = [finding for finding in report.findings if finding.what == "Edge TPU"]
-    assert [finding.state is State.PROBLEM for finding in findings] == [crashes]
+    report = check_machine(Machine(edgetpu=tpu, runtimes=(runtime,)))
+    results = [result for result in report.results if result.what == "Edge TPU"]
+    assert [result.state is CheckState.PROBLEM for result in results] == [crashes]
     if crashes:
-        assert "crashes" in findings[0].detail
-        assert "apt install ./libedgetpu1-std_*.deb" in findings[0].fix
+        assert "crashes" in results[0].detail
+        assert "apt install ./libedgetpu1-std_*.deb" in results[0].fix
 
 
 @pytest.mark.parametrize("entry", [package("16.0", status="deinstall ok config-files"), package("1.0", name="libfoo")])
 def test_version_of_libedgetpu_is_empty_if_it_is_not_installed(tmp_path, entry):
-    assert edgetpu.collect(machine(tmp_path, STICK, entry)).version == ""
+    assert check_edgetpu.collect(machine(tmp_path, STICK, entry)).version == ""
 
 
 @pytest.mark.parametrize("library", [EdgeTpu(), EdgeTpu(library=True, delegate="it crashed with SIGSEGV")])
 def test_no_command_upgrades_libedgetpu_from_a_source_without_newer_versions(library):
     tpu = replace(library, stick="/dev/bus/usb/002/003", version="16.0")
     for system in (System(), System(os="Darwin")):
-        for finding in edgetpu.findings(tpu, system, (Runtime("ai-edge-litert", "2.3.0"),)):
-            assert finding.state is State.PROBLEM
-            assert "--only-upgrade" not in finding.fix
-            assert ("apt" in finding.fix) is (system.os == "Linux")
+        for result in check_edgetpu.check(tpu, system, (Runtime("ai-edge-litert", "2.3.0"),)):
+            assert result.state is CheckState.PROBLEM
+            assert "--only-upgrade" not in result.fix
+            assert ("apt" in result.fix) is (system.os == "Linux")
 
 
 def video(number: int, name: str, index: int = 0) -> dict[str, str]:
@@ -142,16 +142,16 @@ def test_cameras_are_read_from_a_copy_of_another_machine(tmp_path):
         {"usr/lib/python3/dist-packages/picamera2/__init__.py": ""},
         board=PI5,
     )
-    facts = gather(root)
+    facts = inspect_machine(root)
     assert facts.system.board == PI5
-    assert [node.path for node in facts.cameras.nodes if node.raw] == [str(tmp_path / "dev/video0")]
-    details = [f.detail for f in run_doctor(root=root).findings if f.what == "camera"]
+    assert [device.path for device in facts.cameras.devices if device.raw] == [str(tmp_path / "dev/video0")]
+    details = [f.detail for f in run_doctor(root=root).results if f.what == "camera"]
     assert any("video0" in detail and "--source auto" in detail for detail in details)
     assert any("HD Webcam C270" in detail and "video8" in detail for detail in details)
     assert any("video9" in detail and "are not cameras" in detail for detail in details)
     assert any("video30: not available in this container" in detail for detail in details)
     ((detail, fix),) = problems(root, "picamera2")
-    assert "does not see the system's packages" in detail
+    assert "excludes the system's packages" in detail
     assert "--system-site-packages" in fix
 
 

@@ -1,4 +1,4 @@
-"""The doctor with facts about typical machines, and on this machine."""
+"""The doctor with machine about typical machines, and on this machine."""
 
 from __future__ import annotations
 
@@ -12,23 +12,34 @@ from dataclasses import replace
 import pytest
 
 from edgerec.contract.target import Target
-from edgerec.doctor import DoctorReport, Facts, State, cameras, edgetpu, examine, packages, resources, run_doctor
-from edgerec.doctor.cameras import Cameras, Node
-from edgerec.doctor.edgetpu import EdgeTpu
-from edgerec.doctor.gpu import Gpu
-from edgerec.doctor.opencv import OpenCV
-from edgerec.doctor.packages import Conflict, Packages
-from edgerec.doctor.python import Python
-from edgerec.doctor.resources import MIB, Folder, Resources
-from edgerec.doctor.runtimes import Runtime
-from edgerec.doctor.system import System
+from edgerec.doctor import (
+    CheckState,
+    DoctorReport,
+    Machine,
+    check_cameras,
+    check_edgetpu,
+    check_machine,
+    check_packages,
+    check_resources,
+    run_doctor,
+)
+from edgerec.doctor.check_cameras import Cameras
+from edgerec.doctor.check_edgetpu import EdgeTpu
+from edgerec.doctor.check_gpu import Gpu
+from edgerec.doctor.check_opencv import OpenCV
+from edgerec.doctor.check_packages import Conflict, Packages
+from edgerec.doctor.check_python import Python
+from edgerec.doctor.check_resources import MIB, Folder, Resources
+from edgerec.doctor.check_runtimes import Runtime
+from edgerec.doctor.check_system import System
 from edgerec.errors import TargetError
+from edgerec.runtime.video_devices import VideoDevice
 from edgerec.utils.child_process import ask_python
 from tests.conftest import one_line
 
 LITERT = Runtime("ai-edge-litert", "2.3.0")
-CODECS = tuple(Node(f"/dev/video{n}", "bcm2835-codec-decode", "bcm2835-codec", False) for n in range(10, 19))
-PI = Facts(
+CODECS = tuple(VideoDevice(f"/dev/video{n}", "bcm2835-codec-decode", "bcm2835-codec", False) for n in range(10, 19))
+PI = Machine(
     system=System(
         title="Debian GNU/Linux 12 (bookworm)",
         machine="aarch64",
@@ -41,7 +52,7 @@ PI = Facts(
         {"edgerec": "0.1.0", "ai-edge-litert": "2.3.0", "numpy": "2.3.0", "opencv-python-headless": "4.12"}
     ),
     runtimes=(LITERT,),
-    cameras=Cameras((Node("/dev/video0", "HD Webcam C270", "uvcvideo"), *CODECS)),
+    cameras=Cameras((VideoDevice("/dev/video0", "HD Webcam C270", "uvcvideo"), *CODECS)),
     resources=Resources(memory_bytes=1800 * MIB, available_bytes=1200 * MIB, temperature_c=51.0),
 )
 PI32 = replace(
@@ -50,7 +61,7 @@ PI32 = replace(
     packages=Packages({"edgerec": "0.1.0", "tflite-runtime": "2.14.0", "numpy": "1.24.2"}),
     runtimes=(Runtime("tflite-runtime", "2.14.0"),),
 )
-MAC = Facts(
+MAC = Machine(
     system=System(os="Darwin", title="macOS 15.1", machine="arm64"),
     python=Python(version=(3, 13, 1)),
     packages=Packages({"edgerec": "0.1.0", "ai-edge-litert": "2.3.0", "numpy": "2.3.0", "opencv-python": "4.12"}),
@@ -59,14 +70,17 @@ MAC = Facts(
     resources=Resources(memory_bytes=0, available_bytes=0),
 )
 TRAINED = {"tensorflow": "2.21.0", "tf-keras": "2.21.0", "keras": "3.15.1", "tensorflow-model-optimization": "0.8.1"}
-LAPTOP = Facts(
+LAPTOP = Machine(
     system=System(title="Ubuntu 24.04", avx=True, user="ada", groups=("ada", "video"), member_of=("video",)),
     python=Python(version=(3, 12, 3)),
     packages=Packages({"edgerec": "0.1.0", "ai-edge-litert": "2.3.0", "numpy": "2.3.0"} | TRAINED),
     runtimes=(LITERT, Runtime("tensorflow", "2.21.0")),
     opencv=OpenCV("4.12.0", "QT5", "", True),
     cameras=Cameras(
-        (Node("/dev/video0", "Integrated Camera", "uvcvideo"), Node("/dev/video1", "Integrated", "uvcvideo", False))
+        (
+            VideoDevice("/dev/video0", "Integrated Camera", "uvcvideo"),
+            VideoDevice("/dev/video1", "Integrated", "uvcvideo", False),
+        )
     ),
     gpu=Gpu(nvidia=("NVIDIA GeForce RTX 4060",)),
     resources=Resources(memory_bytes=16 * 1024 * MIB, available_bytes=12 * 1024 * MIB),
@@ -76,24 +90,24 @@ RENDER = "/dev/dri/renderD128"
 STICK = EdgeTpu(stick="/dev/bus/usb/002/003", speed_mbps=5000, library=True)
 
 
-def not_ok(facts: Facts, **options) -> list[tuple[str, str, str]]:
-    """Return the state, the text and the command of each finding that is not ok."""
-    report = examine(facts, **options)
+def not_ok(machine: Machine, **options) -> list[tuple[str, str, str]]:
+    """Return the state, the text and the command of each check whose result is not ok."""
+    report = check_machine(machine, **options)
     return [
-        (str(finding.state), f"{finding.what}: {finding.detail}", finding.fix)
-        for finding in report.findings
-        if finding.state is not State.OK
+        (str(result.state), f"{result.what}: {result.detail}", result.fix)
+        for result in report.results
+        if result.state is not CheckState.OK
     ]
 
 
-@pytest.mark.parametrize("facts", [PI, MAC, LAPTOP], ids=["pi", "mac", "laptop"])
-def test_machines_without_problems_have_only_ok_findings(facts):
-    assert not_ok(facts) == []
-    assert examine(facts).ok
+@pytest.mark.parametrize("machine", [PI, MAC, LAPTOP], ids=["pi", "mac", "laptop"])
+def test_all_checks_of_a_machine_without_problems_are_ok(machine):
+    assert not_ok(machine) == []
+    assert check_machine(machine).ok
 
 
 def test_codecs_are_not_listed_as_cameras():
-    details = [finding.detail for finding in examine(PI).findings if finding.what == "camera"]
+    details = [result.detail for result in check_machine(PI).results if result.what == "camera"]
     assert details == [
         "/dev/video0 (HD Webcam C270): use --source 0",
         "/dev/video10 … video18 (9) are not cameras: bcm2835-codec",
@@ -102,13 +116,13 @@ def test_codecs_are_not_listed_as_cameras():
 
 def test_32_bit_programs_on_a_64_bit_kernel_get_a_note():
     ((state, text, fix),) = not_ok(PI32, target=Target.load("rpi-32bit"))
-    assert (state, "pip takes it for aarch64" in text) == ("note", True)
+    assert (state, "pip evaluates requirements for aarch64" in text) == ("note", True)
     assert "--no-deps edgerec tflite-runtime" in fix
     states = {text: state for state, text, _ in not_ok(PI32, target=Target.load("rpi"))}
-    assert states["target rpi: it needs aarch64, but this machine is armv7l"] == "problem"
+    assert states["target rpi: the target needs aarch64, but this machine is armv7l"] == "problem"
 
 
-# A machine, changes of its facts, and the expected finding: its state, a part of its text and a part of its command.
+# A machine, changes to it, and the expected result: state, part of the text, and part of the command.
 CASES = {
     "clock": (PI, {"system": {"now_s": 1e9}}, "problem", "2001-09-09", "timedatectl set-ntp true"),
     "locale": (PI, {"system": {"encoding": "ANSI_X3.4-1968"}}, "note", "not UTF-8", "LC_ALL=C.UTF-8"),
@@ -141,24 +155,24 @@ CASES = {
     ),
     "closed": (
         PI,
-        {"cameras": {"nodes": (Node("/dev/video0", "C270", "uvcvideo", None, "Permission denied"),)}},
+        {"cameras": {"devices": (VideoDevice("/dev/video0", "C270", "uvcvideo", None, "Permission denied"),)}},
         *("problem", "group video", "exec su - pi"),
     ),
     "in use": (
         PI,
-        {"cameras": {"nodes": (Node("/dev/video0", "C270", "uvcvideo", users=("cheese (process 812)",)),)}},
+        {"cameras": {"devices": (VideoDevice("/dev/video0", "C270", "uvcvideo", users=("cheese (process 812)",)),)}},
         *("note", "in use by cheese", "kill 812"),
     ),
-    "no camera": (PI, {"cameras": {"nodes": CODECS}}, "note", "no camera was found", "rpicam-hello"),
-    "container": (PI, {"cameras": {"nodes": (), "hidden": ("video0",)}}, "note", "container", "--device /dev/video0"),
+    "no camera": (PI, {"cameras": {"devices": CODECS}}, "note", "no camera was found", "rpicam-hello"),
+    "container": (PI, {"cameras": {"devices": (), "hidden": ("video0",)}}, "note", "container", "--device /dev/video0"),
     "ribbon": (
         PI,
-        {"cameras": {"nodes": (Node("/dev/video0", "unicam-image", "unicam"),), "system_has_picamera2": True}},
-        *("problem", "does not see the system's packages", "--system-site-packages"),
+        {"cameras": {"devices": (VideoDevice("/dev/video0", "unicam-image", "unicam"),), "system_has_picamera2": True}},
+        *("problem", "excludes the system's packages", "--system-site-packages"),
     ),
     "simplejpeg": (
         PI,
-        {"cameras": {"nodes": (Node("/dev/video0", "unicam"),), "picamera2": "ValueError: numpy.dtype size changed"}},
+        {"cameras": {"devices": (VideoDevice("/dev/video0", "unicam"),), "picamera2": "numpy size changed"}},
         *("problem", "simplejpeg", "pip install --upgrade --force-reinstall simplejpeg"),
     ),
     "power": (PI, {"resources": {"throttled": ("under-voltage",)}}, "problem", "under-voltage", "vcgencmd"),
@@ -170,9 +184,9 @@ CASES = {
     "closed cache": (
         PI,
         {"resources": {"folders": (Folder("cache", "/c", writable=False),)}},
-        *("problem", "is not writable", "EDGEREC_CACHE"),
+        *("problem", "no permission to write", "EDGEREC_CACHE"),
     ),
-    "cuda": (LAPTOP, {"tensorflow_gpus": 0}, "note", "does not see the GPU", "edgerec[train-gpu]"),
+    "cuda": (LAPTOP, {"tensorflow_gpus": 0}, "note", "cannot use the GPU", "edgerec[train-gpu]"),
     "avx": (LAPTOP, {"system": {"avx": False}}, "problem", "AVX", "ai-edge-litert"),
     "nvidia": (LAPTOP, {"gpu": {"nvidia": (), "reason": "no driver"}}, "problem", "nvidia-smi failed", "modprobe"),
     "render": (PI, {"gpu": {"nodes": (RENDER,), "denied": (RENDER,)}}, "note", "group render", "exec su - pi"),
@@ -182,17 +196,17 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_problem_is_found_with_its_command(name):
-    facts, changes, state, message, fix = CASES[name]
+    machine, changes, state, message, fix = CASES[name]
     changed = {
-        key: replace(getattr(facts, key), **value) if isinstance(value, dict) else value
+        key: replace(getattr(machine, key), **value) if isinstance(value, dict) else value
         for key, value in changes.items()
     }
-    findings = not_ok(replace(facts, **changed))
-    assert len(findings) == 1, findings
-    assert findings[0][0] == state
-    assert message in findings[0][1]
-    assert fix in findings[0][2]
-    assert bool(fix) == bool(findings[0][2])
+    results = not_ok(replace(machine, **changed))
+    assert len(results) == 1, results
+    assert results[0][0] == state
+    assert message in results[0][1]
+    assert fix in results[0][2]
+    assert bool(fix) == bool(results[0][2])
 
 
 PACKAGES = {
@@ -239,8 +253,8 @@ def test_incompatible_packages_are_found(name):
 )
 def test_missing_runtime_is_reported_with_the_command_that_installs_one(machine, bits, python, message, fix):
     system = replace(PI.system, machine=machine, bits=bits)
-    findings = not_ok(replace(PI, system=system, python=Python(version=(3, python, 0)), runtimes=()))
-    (_, text, command) = next(item for item in findings if item[1].startswith("runtime"))
+    results = not_ok(replace(PI, system=system, python=Python(version=(3, python, 0)), runtimes=()))
+    (_, text, command) = next(item for item in results if item[1].startswith("runtime"))
     assert message in text
     assert command.startswith(fix)
     assert bool(fix) == bool(command)
@@ -278,8 +292,8 @@ def test_runtime_that_cannot_be_imported_is_reported(reason, fix):
     ],
 )  # fmt: skip
 def test_problems_of_an_edge_tpu_are_found(tpu, groups, state, message, fix):
-    facts = replace(PI, edgetpu=tpu, system=replace(PI.system, member_of=groups))
-    ((got, text, command),) = not_ok(facts)
+    machine = replace(PI, edgetpu=tpu, system=replace(PI.system, member_of=groups))
+    ((got, text, command),) = not_ok(machine)
     assert got == state
     assert message in text
     assert fix in command
@@ -291,27 +305,28 @@ def test_machine_is_compared_with_the_target():
     assert "no working Edge TPU" in not_ok(PI, target=coral)[0][1]
     assert not_ok(PI, target=coral, delegate="") == []  # the bundle runs on the CPU
     assert [text for _, text, _ in not_ok(PI, target=windows)] == [
-        "target desktop-windows: it needs AMD64, but this machine is aarch64"
+        "target desktop-windows: the target needs AMD64, but this machine is aarch64"
     ]
     ((_, text, fix),) = not_ok(replace(PI, python=Python(version=(3, 12, 1))), target=Target.load("rpi"))
-    assert "it needs Python 3.11 or 3.13, but this is 3.12" in text
+    assert "the target needs Python 3.11 or 3.13, but this is Python 3.12" in text
     assert fix == "python3.13 -m venv .venv"
     old = replace(PI, runtimes=(Runtime("ai-edge-litert", "1.4.0"),))
-    assert "it needs ai-edge-litert>=2.0" in not_ok(old, target=Target.load("rpi"))[0][1]
+    assert "the target needs ai-edge-litert>=2.0" in not_ok(old, target=Target.load("rpi"))[0][1]
     assert not_ok(PI, target=Target.load("android"))[0][0] == "note"
 
 
 def test_every_command_has_balanced_quotes():
     """A shell would wait for more input after a command with an unclosed quote."""
     everything = [PI32, *(replace(PI, edgetpu=replace(STICK, stick_open=False, rule=False)),)]
-    for facts, changes, *_ in CASES.values():
+    for machine, changes, *_ in CASES.values():
         everything.append(
             replace(
-                facts, **{k: replace(getattr(facts, k), **v) if isinstance(v, dict) else v for k, v in changes.items()}
+                machine,
+                **{k: replace(getattr(machine, k), **v) if isinstance(v, dict) else v for k, v in changes.items()},
             )
         )
-    for facts in everything:
-        for _, _, fix in not_ok(facts):
+    for machine in everything:
+        for _, _, fix in not_ok(machine):
             assert fix == "" or shlex.split(fix, comments=True)
 
 
@@ -332,33 +347,33 @@ def test_child_processes_that_crash_hang_or_print_no_json_return_a_reason(tmp_pa
 
 
 def test_querying_a_file_that_is_not_a_camera_returns_the_reason():
-    replies, _ = ask_python(cameras._QUERY, "/dev/null", "/nowhere")
+    replies, _ = ask_python(check_cameras._QUERY, "/dev/null", "/nowhere")
     assert replies == {
         "/dev/null": ["Inappropriate ioctl for device", 0, ""],
         "/nowhere": ["No such file or directory", 0, ""],
     }
 
 
-def test_edge_tpu_stick_is_found_on_the_usb_bus(tmp_path, monkeypatch):
+def test_edge_tpu_stick_is_found_on_the_usb_bus(tmp_path):
     for name, values in {
         "usb1": {"idVendor": "1d6b", "idProduct": "0002"},
         "2-1": {"idVendor": "1a6e", "idProduct": "089a", "speed": "480", "busnum": "2", "devnum": "7"},
     }.items():
-        (tmp_path / name).mkdir()
+        folder = tmp_path / "sys/bus/usb/devices" / name
+        folder.mkdir(parents=True)
         for key, value in values.items():
-            (tmp_path / name / key).write_text(f"{value}\n")
-    monkeypatch.setattr(edgetpu, "_USB", tmp_path)
-    tpu = edgetpu.collect()
-    assert (tpu.stick, tpu.speed_mbps) == ("/dev/bus/usb/002/007", 480)
+            (folder / key).write_text(f"{value}\n")
+    tpu = check_edgetpu.collect(tmp_path)
+    assert (tpu.stick, tpu.speed_mbps) == (str(tmp_path / "dev/bus/usb/002/007"), 480)
 
 
-def test_folder_that_was_removed_is_not_writable(tmp_path, monkeypatch):
+def test_folder_that_was_removed_is_not_writable(tmp_path):
     def gone():
         raise FileNotFoundError("No such file or directory")
 
-    folder = resources._folder("current folder", gone)
+    folder = check_resources.folder_state("current folder", gone)
     assert not folder.writable
-    assert resources._folder("cache", lambda: tmp_path / "not" / "there" / "yet").writable
+    assert check_resources.folder_state("cache", lambda: tmp_path / "not" / "there" / "yet").writable
 
 
 def test_doctor_runs_on_this_machine(edgerec):
@@ -393,7 +408,7 @@ def test_doctor_refuses_unknown_targets_and_bundles_in_one_line(edgerec, tmp_pat
 def test_machine_is_compared_with_the_target_of_a_bundle(bundle):
     report = run_doctor(bundle=bundle)
     assert isinstance(report, DoctorReport)
-    assert [finding.what for finding in report.findings][-1] == "target rpi"
+    assert [result.what for result in report.results][-1] == "target rpi"
 
 
 def test_conflicts_are_read_from_the_metadata_of_the_packages(monkeypatch):
@@ -413,13 +428,13 @@ def test_conflicts_are_read_from_the_metadata_of_the_packages(monkeypatch):
 
     def version(name):
         if name not in installed:
-            raise packages.importlib.metadata.PackageNotFoundError(name)
+            raise check_packages.importlib.metadata.PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(packages.importlib.metadata, "requires", requirements.get)
-    monkeypatch.setattr(packages.importlib.metadata, "version", version)
-    monkeypatch.setattr(packages, "arch", lambda machine, bits: "armv7l")
-    assert list(packages._conflicts(versions)) == [
+    monkeypatch.setattr(check_packages.importlib.metadata, "requires", requirements.get)
+    monkeypatch.setattr(check_packages.importlib.metadata, "version", version)
+    monkeypatch.setattr(check_packages, "arch", lambda machine, bits: "armv7l")
+    assert list(check_packages.find_conflicts(versions)) == [
         Conflict("edgerec 0.1", "numpy<2", "2.1.0"),
         Conflict("edgerec 0.1", "typer>=0.15"),
     ]

@@ -16,7 +16,7 @@ import pytest
 from edgerec import Bundle, Classifier, import_tflite, verify
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
-from edgerec.export.systemd import service_files
+from edgerec.export.install_files import install_files
 from edgerec.utils.atomic import sha256
 
 
@@ -189,7 +189,7 @@ def test_service_starts_the_web_page_and_readme_describes_it(bundle):
     unit, readme = (opened.files[name].decode() for name in ("edgerec.service", "README.md"))
     assert '"OPTIONS=--source auto --headless --web 127.0.0.1:8000"' in unit
     assert "edgerec[headless,web]==" in opened.files["requirements.txt"].decode()
-    section = readme.partition("## Where the predictions are")[2].partition("\n## ")[0]
+    section = readme.partition("## Where to find the predictions")[2].partition("\n## ")[0]
     for text in ("ssh -L 8000:127.0.0.1:8000", "token", "--csv", "--mqtt", "/etc/default/edgerec"):
         assert text in section
 
@@ -200,7 +200,7 @@ def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_pa
     tools, folder, units = tmp_path / "tools", tmp_path / "bundle", tmp_path / "units"
     for path in (tools, folder, units):
         path.mkdir()
-    script = service_files(Target.load("rpi"))["install.sh"].decode()
+    script = install_files(Target.load("rpi"))["install.sh"].decode()
     for old, new in {
         "/etc/systemd/system": units,
         "/etc/default/edgerec": tmp_path / "options",

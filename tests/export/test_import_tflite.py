@@ -329,7 +329,7 @@ def test_import_writes_a_complete_bundle_atomically(given, tmp_path, picture):
     assert opened.manifest.name == "birds"
     assert json.loads(opened.files[GOLDEN])["vectors"][0]["from"] == "noise.png"
     readme = opened.files["README.md"].decode()
-    assert "made with another tool and imported" in readme
+    assert "created with another tool and imported" in readme
     assert "Scores: softmax of its output" in readme
     with pytest.raises(OutputExistsError):
         import_tflite(path, tmp_path / "birds.zip", **options)

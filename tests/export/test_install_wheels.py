@@ -14,7 +14,7 @@ import pytest
 from edgerec import verify_emulated
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
-from edgerec.export.systemd import service_files
+from edgerec.export.install_files import install_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="install.sh is for Linux")
 
@@ -36,7 +36,7 @@ def install(bundle, tmp_path):
     """Return a function that runs install.sh of a copy of the bundle, and returns the process and the calls of pip."""
     copy, tools = tmp_path / "bundle", tmp_path / "tools"
     shutil.copytree(bundle, copy)
-    script = service_files(Target.load("rpi"))["install.sh"].decode()
+    script = install_files(Target.load("rpi"))["install.sh"].decode()
     for old, new in {
         "ARCH=aarch64": "ARCH=''",
         "PYTHONS='3.11 3.13'": f"PYTHONS={PYTHON}",
@@ -81,7 +81,7 @@ def test_unchanged_wheel_and_added_wheels_are_installed(install):
 
 def test_changed_wheel_is_not_installed(install):
     edit(install.wheel)
-    assert f"wheels/{install.wheel.name} is not the file that manifest.json lists" in refusal(install)
+    assert f"wheels/{install.wheel.name} differs from manifest.json" in refusal(install)
 
 
 def test_another_edgerec_beside_the_listed_one_is_not_installed(install):

@@ -29,8 +29,8 @@ from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.contract.decision import Classification, DecisionSpec
 from edgerec.contract.target import Target
 from edgerec.errors import SourceError, TargetError
+from edgerec.export.install_files import install_files
 from edgerec.export.readme import readme
-from edgerec.export.systemd import service_files
 from tests.conftest import REPOSITORY
 
 PYTHON = f"3.{sys.version_info[1]}"
@@ -189,35 +189,35 @@ def this_machine(**changes) -> Target:
     return replace(base, **changes)
 
 
-def test_service_files_match_the_target(bundle):
+def test_install_files_match_the_target(bundle):
     assert {"install.sh", "edgerec.service", "Dockerfile"} <= {path.name for path in bundle.iterdir()}
     readme = (bundle / "README.md").read_text()
     assert "sudo sh install.sh --service" in readme
     assert "\nFROM debian:trixie-slim\n" in (bundle / "Dockerfile").read_text()
-    assert "Dockerfile" not in service_files(Target.load("rpi-32bit"))
-    unit = service_files(replace(Target.load("coral-usb"), service=True, requirements=("edgerec",)))[
+    assert "Dockerfile" not in install_files(Target.load("rpi-32bit"))
+    unit = install_files(replace(Target.load("coral-usb"), service=True, requirements=("edgerec",)))[
         "edgerec.service"
     ].decode()
     assert "SupplementaryGroups=video plugdev" in unit
     assert "DeviceAllow=char-usb_device rw" in unit
-    for file in service_files(Target.load("rpi")).values():
+    for file in install_files(Target.load("rpi")).values():
         assert not re.search(rb"@[A-Z]+@", file)
 
 
 @pytest.mark.parametrize("key", ["arch", "python", "system_packages"])
-def test_service_files_refuse_shell_code_in_target_values(key):
+def test_install_files_refuse_shell_code_in_target_values(key):
     with pytest.raises(TargetError, match=rf"the target's {key} has "):
-        service_files(this_machine(**{key: ("$(reboot)",)}))
+        install_files(this_machine(**{key: ("$(reboot)",)}))
 
 
 def test_no_dockerfile_without_a_known_architecture():
-    assert "Dockerfile" not in service_files(this_machine(arch=()))
+    assert "Dockerfile" not in install_files(this_machine(arch=()))
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 @pytest.mark.parametrize("name", ["rpi", "rpi-32bit"])
 def test_install_script_passes_shellcheck(name, tmp_path):
-    (tmp_path / "install.sh").write_bytes(service_files(Target.load(name))["install.sh"])
+    (tmp_path / "install.sh").write_bytes(install_files(Target.load(name))["install.sh"])
     done = subprocess.run(["shellcheck", tmp_path / "install.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -228,7 +228,7 @@ def test_unit_is_valid_and_hardened(tmp_path):
     executable(program, "")
     unit = tmp_path / "edgerec.service"
     unit.write_text(
-        service_files(Target.load("rpi"))["edgerec.service"].decode().replace("/opt/edgerec", str(tmp_path))
+        install_files(Target.load("rpi"))["edgerec.service"].decode().replace("/opt/edgerec", str(tmp_path))
     )
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -292,7 +292,7 @@ def world(tmp_path):
     folder.mkdir()
 
     def call(*arguments, target=None, **environment):
-        for name, content in service_files(target or this_machine(system_packages=("libwanted",))).items():
+        for name, content in install_files(target or this_machine(system_packages=("libwanted",))).items():
             (folder / name).write_bytes(
                 content.replace(b"'python3 libwanted'", b"libwanted").replace(b"=python3\n", b"=\n")
             )
@@ -316,7 +316,7 @@ def world(tmp_path):
 def test_readme_and_install_script_create_the_same_environment(bundle, name):
     target, manifest = Target.load(name), Bundle.open(bundle).manifest
     manifest = replace(manifest, provenance={"imported": {"file": "a.tflite", "sha256": "0" * 64}})
-    text, script = readme(manifest, target, None), service_files(target)["install.sh"].decode()
+    text, script = readme(manifest, target, None), install_files(target)["install.sh"].decode()
     values = dict(re.findall(r"^(SITE|PACKAGES|CSI_PACKAGES)=(.*)$", script, re.MULTILINE))
     packages = [command.split()[4:] for command in re.findall("`(sudo apt-get install [^`]+)`", text)]
     assert packages[0] == shlex.split(values["PACKAGES"])[0].removeprefix("python3 ").split()
@@ -354,12 +354,12 @@ def refused(done, code=1) -> str:
 
 
 def test_install_checks_the_machine_before_it_changes_anything(world):
-    assert "this bundle is for sparc, this system is" in refused(world(target=this_machine(arch=("sparc",))))
+    assert "this bundle is for sparc, but this system is" in refused(world(target=this_machine(arch=("sparc",))))
     message = refused(world(MADE_VERSION="3.9"))
     assert message == "error: this bundle needs Python 3.99, but this system has 3.9: install a supported version"
     assert "unknown option --prefx" in refused(world("--prefx"), 2)
     assert "needs a folder" in refused(world("--find-links"), 2)
-    assert "no such folder" in refused(world("--find-links", "/nowhere"))
+    assert "the folder of --find-links does not exist" in refused(world("--find-links", "/nowhere"))
     assert "expected a path of letters" in refused(world("--prefix", "/tmp/a|b"))
     assert "nothing to undo" in refused(world("--undo"))
     assert not (world.path / "prefix").exists()
@@ -368,10 +368,10 @@ def test_install_checks_the_machine_before_it_changes_anything(world):
 def test_install_asks_before_it_installs_packages(world):
     done = world()
     assert "missing: libwanted" in done.stdout
-    assert "2 packages: libdep libwanted" in done.stdout
-    assert "add --yes to agree" in refused(done)
+    assert "these are 2 packages: libdep libwanted" in done.stdout
+    assert "to agree, add --yes" in refused(done)
     assert not (world.path / "prefix").exists()
-    assert "only root can install them: sudo apt-get install" in refused(world(MADE_USER="1000"))
+    assert "only root can install system packages: sudo apt-get install" in refused(world(MADE_USER="1000"))
     done = world("--dry-run", MADE_USER="1000")
     assert (done.returncode, done.stderr) == (0, "")
     assert "would run: env DEBIAN_FRONTEND=noninteractive apt-get" in done.stdout
@@ -416,7 +416,8 @@ def test_install_on_a_32_bit_system_with_a_64_bit_kernel(world):
     """pip must not resolve edgerec's requirements, because it would look for wheels for a 64-bit system."""
     executable(world.path / "tools" / "uname", "case $1 in -s) echo Linux ;; *) echo aarch64 ;; esac")
     executable(world.path / "tools" / "getconf", "echo 32")
-    assert "this bundle is for aarch64, this system is armv7l" in refused(world(target=this_machine(arch=("aarch64",))))
+    refusal = refused(world(target=this_machine(arch=("aarch64",))))
+    assert "this bundle is for aarch64, but this system is armv7l" in refusal
     assert world(target=this_machine(arch=("armv7l",))).returncode == 0
     first, second = (world.path / "pip").read_text().splitlines()
     assert "--no-deps -r " in first
@@ -431,12 +432,12 @@ def test_undo_keeps_packages_that_others_need_and_files_of_the_user(world):
     assert "are kept, because a-program-of-mine needs them" in done.stdout
     assert "purged" not in done.stdout
     assert [path.name for path in (world.path / "prefix").iterdir()] == ["mine.txt"]
-    assert "holds something else" in refused(world("--yes"))
+    assert "contains files that this script did not install" in refused(world("--yes"))
 
 
 def test_install_refuses_a_prefix_that_is_a_file(world):
     (world.path / "prefix").write_text("mine")
-    assert "holds something else" in refused(world("--yes"))
+    assert "contains files that this script did not install" in refused(world("--yes"))
     assert (world.path / "prefix").read_text() == "mine"
 
 

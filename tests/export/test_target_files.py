@@ -125,7 +125,7 @@ def test_float_model_gets_a_table_of_normalized_pixels(run, tmp_path):
 
 def test_ensemble_for_a_microcontroller_is_refused(run, tmp_path):
     bundles = [export_bundle(run, "rpi", variant=v, out=tmp_path / v).bundle for v in ("int8-qat", "float32")]
-    with pytest.raises(BundleError, match="target microcontroller takes one model"):
+    with pytest.raises(BundleError, match="target microcontroller supports only one model"):
         ensemble(bundles, tmp_path / "b", target="microcontroller")
 
 

@@ -164,7 +164,7 @@ def test_comparison_shows_intervals_sizes_and_times(drawn, tmp_path):
 
 def test_comparison_of_a_report_without_times():
     from edgerec.compress.compression_plots import comparison_figure
-    from edgerec.report.model import VariantFacts
+    from edgerec.report.content import VariantMetrics
 
     values = {
         "method": "ptq",
@@ -175,7 +175,7 @@ def test_comparison_of_a_report_without_times():
         "sparsity": 0.0,
     }
     rows = [
-        VariantFacts(
+        VariantMetrics(
             "int8",
             top1=0.4,
             top1_low=0.3,

@@ -24,7 +24,8 @@ from edgerec.cli.app import app
 from edgerec.data import load
 from edgerec.errors import DataError, EdgerecError, OutputExistsError, RunError
 from edgerec.report import images, scoring
-from edgerec.report.model import ClassFacts
+from edgerec.report.content import ClassMetrics
+from edgerec.report.html import render
 from edgerec.train.confidence_calibration import reliability
 
 EVIL = (
@@ -208,8 +209,8 @@ def test_report_values_equal_the_metrics_of_the_run(run, report):
     assert report.mistakes_total == sum(map(sum, metrics["confusion"])) - int(np.trace(metrics["confusion"]))
     scores = [mistake.score for mistake in report.mistakes]
     assert scores == sorted(scores, reverse=True)
-    assert all(mistake.truth != mistake.answer for mistake in report.mistakes)
-    assert [row.form for row in report.calibration] == ["float Keras", "int8-qat"]
+    assert all(mistake.truth != mistake.prediction for mistake in report.mistakes)
+    assert [row.model for row in report.calibration] == ["float Keras", "int8-qat"]
     assert [(row.variant, row.chosen) for row in report.variants] == [("float32", False), ("int8-qat", True)]
     assert report.calibration[1].before.accuracy == run.variants()["int8-qat"]["forms"][-1]["top1"]
     json.dumps(report.to_dict(), allow_nan=False)
@@ -289,12 +290,12 @@ def test_page_without_images_contains_no_private_paths(copied, tmp_path):
     assert "home-of-anna" not in json.dumps(report.to_dict())
     assert report.mistakes
     assert not any(mistake.name for mistake in report.mistakes)
-    assert report.mistakes[0].answer in page.text
+    assert report.mistakes[0].prediction in page.text
     assert f"edgerec export {copied.path.name} --target rpi" in page.text
     (home / "digits.npz").unlink()
     write_report(copied, tmp_path / "page.html", images=False, overwrite=True)
     page = Page(tmp_path / "page.html").check()
-    assert "digits.npz does not exist any more" in page.text
+    assert "digits.npz does not exist" in page.text
     assert "home-of-anna" not in page.raw
     assert str(copied.path) not in page.raw
 
@@ -307,7 +308,7 @@ def test_report_of_a_run_whose_images_were_moved(copied, tmp_path):
     moved(copied, str(tmp_path / "gone"))
     report = write_report(copied)
     page = Page(copied.path / "report.html").check()
-    assert "gone does not exist any more; if the images were moved, add --data" in page.text
+    assert "gone does not exist. If the images were moved, add --data" in page.text
     assert page.sections == ["data", "training", "classes", "mistakes", "variants", "next", "made"]
     assert f"{metrics['accuracy']:.2%}" in page.text
     assert len(page.of("img")) == 1  # the plot of the mistakes from the training
@@ -333,12 +334,19 @@ def test_report_of_an_unfinished_run(copied):
     report = write_report(copied)
     page = Page(copied.path / "report.html").check()
     assert page.sections == ["data", "training", "next", "made"]
-    assert "is not finished: 4 epochs so far" in page.text
+    assert "is not finished. 4 epochs are complete" in page.text
     assert [step.command for step in report.next] == [f"edgerec train --resume --out {copied.path}"]
     assert (report.finished, report.top1, len(report.history)) == (False, None, 4)
     (copied.path / "history.csv").unlink()
     write_report(copied, overwrite=True)
     assert Page(copied.path / "report.html").check().sections == ["data", "next", "made"]
+
+
+def test_confusion_matrix_is_shown_without_a_top1_accuracy(report, tmp_path):
+    (tmp_path / "page.html").write_text(render(replace(report, top1=None), images.PageImages()), encoding="utf-8")
+    page = Page(tmp_path / "page.html").check()
+    assert f"on {report.top1.images} test images" in page.text
+    assert "classes" in page.sections
 
 
 def test_report_of_a_run_without_variants(copied):
@@ -355,8 +363,8 @@ def test_report_of_a_run_with_damaged_models(copied):
     with (copied.path / "int8-qat" / "model.tflite").open("ab") as file:
         file.write(b"another")
     report = write_report(copied)
-    assert "no mistakes and no calibration of the float model" in report.missing[0]
-    assert "was changed after it was measured" in report.missing[1]
+    assert "no calibration and no misclassified images of the float model" in report.missing[0]
+    assert "was modified after its accuracy was measured" in report.missing[1]
     assert report.top1 is not None
     assert Page(copied.path / "report.html").check().sections == [
         "data",
@@ -379,8 +387,8 @@ def test_report_of_an_adopted_model_without_labels(copied):
     page = Page(copied.path / "report.html").check()
     assert page.sections == ["data", "classes", "mistakes", "variants", "next", "made"]
     assert "trained with another tool and adopted" in page.text
-    assert "the metrics are agreement, not accuracy" in page.text
-    assert (report.mistakes_of, report.figures_of, report.calibration) == ("int8-qat", "int8-qat", ())
+    assert "the metrics show agreement instead of accuracy" in page.text
+    assert (report.mistakes_of, report.metrics_of, report.calibration) == ("int8-qat", "int8-qat", ())
     assert "int8-qat predicts a different label than the adopted model" in page.text
     assert report.mistakes_total == round((1 - report.variants[1].top1) * report.top1.images)
 
@@ -390,8 +398,10 @@ def test_variants_are_skipped_after_the_time_budget(copied, monkeypatch):
     edited(copied, "int8/report.json", variant="int8", val_top1=0.0)
     monkeypatch.setattr(scoring, "BUDGET_S", -1.0)
     report = write_report(copied)
-    assert [row.form for row in report.calibration] == ["float Keras", "int8-qat"]
-    assert report.missing == ("no calibration of int8, because the other variants took more than -1 s",)
+    assert [row.model for row in report.calibration] == ["float Keras", "int8-qat"]
+    assert report.missing == (
+        "no calibration of int8, because the measurement of the other variants took more than -1 s",
+    )
 
 
 def test_times_of_changed_variants_are_not_shown(copied):
@@ -422,23 +432,30 @@ def test_large_confusion_matrix_is_an_image(copied):
     page = Page(copied.path / "report.html").check()
     assert len(report.classes) == count
     assert [one["width"] for one in page.of("img") if one["alt"] == "confusion matrix"] == [str(count)]
-    assert "No mistakes." in page.text
+    assert "Most frequent misclassifications None." in page.text
     assert report.top1.value == metrics["accuracy"]
 
 
 def test_advice_names_weak_classes_and_variants(report):
     from edgerec.report.advice import advice
 
-    rows = [ClassFacts(label, 300, 30, 40, 0.9, 0.9, 0.95) for label in "abcd"]
-    rows += [ClassFacts("rare", 40, 4, 6, 0.5, 0.5, 0.5)]
+    rows = [ClassMetrics(label, 300, 30, 40, 0.9, 0.9, 0.95) for label in "abcd"]
+    rows += [ClassMetrics("rare", 40, 4, 6, 0.5, 0.5, 0.5)]
     history = ({"epoch": 4.0, "accuracy": 0.99, "val_accuracy": 0.9},)
-    about = replace(report.made, best_epoch=4, epochs=4)
-    steps = advice(replace(report, classes=tuple(rows), history=history, made=about, timed_on=""))
+    about = replace(report.training, best_epoch=4, epochs=4)
+    steps = advice(replace(report, classes=tuple(rows), history=history, training=about, timed_on=""))
     text = "\n".join(f"{step.why} {step.command}" for step in steps)
-    for part in ("rare: F1 is clearly", "rare: fewer than 20", "class_weights", "9.0 points", "--compare", "export"):
+    for part in (
+        "F1 score of rare is clearly",
+        "rare has fewer than 20",
+        "class_weights",
+        "9.0 points",
+        "--compare",
+        "export",
+    ):
         assert part in text
     steps = advice(replace(report, top1=replace(report.top1, value=0.15)))
-    assert steps[0].why.startswith("the accuracy is hardly better than guessing")
+    assert steps[0].why.startswith("the accuracy is hardly better than random guessing")
     variant = replace(report.variants[1], drop_points=4.0, max_drop=1.0)
     steps = advice(replace(report, variants=(report.variants[0], variant)))
     assert f"edgerec parity {report.run} --variant int8-qat" in [step.command for step in steps]
@@ -527,7 +544,7 @@ def test_page_in_a_browser(report):
                 assert page.evaluate("document.documentElement.scrollWidth") == width
                 loaded = "[...document.images].every((one) => one.complete && one.naturalWidth > 0)"
                 assert page.evaluate(loaded)
-                page.click("#classes table.sortable th >> text=F1 >> nth=0")
+                page.click("#classes table.sortable th >> text=F1 score >> nth=0")
                 shown = page.locator("#classes table.sortable tbody tr td:nth-child(4)").all_inner_texts()
                 assert [float(text) for text in shown] == sorted(float(text) for text in shown)
             page.close()

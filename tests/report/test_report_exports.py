@@ -54,7 +54,7 @@ def test_mistakes_show_predicted_and_true_label(exported):
         assert f"predicted {first.answer} {first.score:.0%}" in text_of(page.page)
         assert f"actually {first.truth}" in text_of(page.page)
     # The predictions of float32 equal those of float Keras.
-    assert not any(mistake.float_answer for mistake in after.mistakes)
+    assert not any(mistake.float_prediction for mistake in after.mistakes)
     assert len(after.mistakes) == after.mistakes_total
 
 

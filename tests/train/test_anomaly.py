@@ -209,7 +209,7 @@ def test_commands_for_classifiers_refuse_an_autoencoder(autoencoder, tmp_path):
 
 
 def test_export_refuses_unsuitable_novelty_options(run, autoencoder, tmp_path):
-    with pytest.raises(EdgerecError, match="is the run of a classifier"):
+    with pytest.raises(EdgerecError, match="is a classifier run"):
         export_bundle(run, "rpi", novelty=run.path, out=tmp_path / "out")
     with pytest.raises(BundleError, match="omit --novelty"):
         export_bundle(run, "web", novelty=autoencoder.path, out=tmp_path / "out")
@@ -232,7 +232,7 @@ def test_threshold_is_measured_with_the_exported_model(novelty_bundle, autoencod
     assert np.mean(np.array(errors) <= spec.threshold * (1 + 1e-6)) == pytest.approx(0.95, abs=0.01)
     assert about["variant"] == "int8"
     assert about["known_held_out"] > 0.85
-    assert "## Novelty" in bundle.files["README.md"].decode()
+    assert "## Unfamiliar images" in bundle.files["README.md"].decode()
 
 
 def test_novel_images_are_unknown(novelty_bundle, pictures):

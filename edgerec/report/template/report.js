@@ -24,4 +24,4 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((folded) => { folded.open = true; }));
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((section) => { section.open = true; }));

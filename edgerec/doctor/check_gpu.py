@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.system import System
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import run_program
 
 # Folders with the manifests of Vulkan drivers.
@@ -22,7 +22,7 @@ class Gpu:
 
     Attributes:
         nvidia: names of NVIDIA GPUs, from nvidia-smi.
-        reason: reason why nvidia-smi failed; empty if it succeeded or is not installed.
+        reason: reason why nvidia-smi failed; empty if nvidia-smi succeeded or is not installed.
         nodes: device files of the GPUs (DRM render nodes).
         denied: the ``nodes`` that this user may not open.
         vulkan: whether the Vulkan loader and a Vulkan driver are installed; True if there are no ``nodes``.
@@ -49,15 +49,15 @@ def collect() -> Gpu:
     )
 
 
-def findings(gpu: Gpu, system: System) -> list[Finding]:
-    """Return the findings about NVIDIA GPUs, permissions and Vulkan."""
+def check(gpu: Gpu, system: System) -> list[CheckResult]:
+    """Check NVIDIA GPUs, permissions and Vulkan."""
     result = []
     if gpu.nvidia:
         result.append(ok("GPU", ", ".join(gpu.nvidia)))
     if gpu.reason:
         result.append(problem("GPU", f"nvidia-smi failed: {gpu.reason}", f"{system.sudo}modprobe nvidia   # or reboot"))
     if gpu.denied:
-        detail = f"permission denied for {', '.join(gpu.denied)}: only the group render may use it"
+        detail = f"permission denied for {', '.join(gpu.denied)}: only the group render may use this device"
         result.append(note("GPU", detail, system.join("render")))
     elif gpu.nodes and not gpu.vulkan:
         fix = f"{system.sudo}apt install libvulkan1 mesa-vulkan-drivers"

@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.doctor.finding import Finding, note, ok, problem
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.runtime.video_devices import ROOT, read_text
 from edgerec.tflite.runtimes import available_cpus
 
-# The clock is wrong if it is before this date, because this version of edgerec did not exist then.
+# Release date of this version of edgerec. If the clock shows an earlier date, the clock is wrong.
 _RELEASED_S = 1_761_955_200  # 2025-11-01
 _DAY_S = 86_400
 
@@ -31,7 +31,7 @@ class System:
         machine: CPU architecture of the kernel.
         bits: word size of programs, 32 or 64. A 64-bit kernel can run 32-bit programs.
         board: name of the single-board computer; empty for other machines.
-        kernel: release of the Linux kernel, e.g. ``6.12.47+rpt-rpi-v8``; empty if it is not known.
+        kernel: release of the Linux kernel, e.g. ``6.12.47+rpt-rpi-v8``; empty on other systems.
         processors: number of CPU cores that this process may use.
         avx: whether an x86 CPU has AVX; None for other CPUs.
         root: whether this process runs as root.
@@ -40,7 +40,7 @@ class System:
         member_of: groups that the user will have after logging in again.
         now_s: Unix time of the system clock.
         installed_s: Unix time at which edgerec was installed.
-        encoding: encoding of the terminal and of file names; empty if it is UTF-8.
+        encoding: encoding of the terminal or of file names if it is not UTF-8, otherwise empty.
     """
 
     os: str = "Linux"
@@ -61,12 +61,12 @@ class System:
 
     @property
     def arch(self) -> str:
-        """Return the CPU architecture of programs."""
+        """Return the CPU architecture of this machine's programs, which may differ from that of the kernel."""
         return arch(self.machine, self.bits)
 
     @property
     def sudo(self) -> str:
-        """Return the prefix of commands that need root permissions."""
+        """Return ``sudo`` for commands that need root permissions, or an empty string if the user is root."""
         return "" if self.root else "sudo "
 
     @property
@@ -75,14 +75,22 @@ class System:
         return self.board.startswith("Raspberry Pi")
 
     def join(self, group: str) -> str:
-        """Return the command that adds the user to a group, or starts a session in which the membership counts."""
+        """Return the command that adds the user to a group.
+
+        If the user is already a member, return the command that starts a session in which the membership is active.
+        """
         if group in self.member_of:
             return f"exec su - {self.user or '$USER'}"  # the user was added to the group after this session had started
         return f"sudo usermod -aG {group} {self.user or '$USER'}   # then log out and in again"
 
 
 def arch(machine: str, bits: int) -> str:
-    """Return the CPU architecture of programs with this word size on a kernel for ``machine``."""
+    """Return the CPU architecture of programs, which may be 32-bit programs on a 64-bit kernel.
+
+    Args:
+        machine: CPU architecture of the kernel.
+        bits: word size of the programs.
+    """
     return "armv7l" if bits == 32 and machine in ("aarch64", "armv8l") else machine
 
 
@@ -92,7 +100,7 @@ def own_bits() -> int:
 
 
 def collect(root: Path = ROOT) -> System:
-    """Return the facts about this system; ``root`` is the folder that contains ``proc``."""
+    """Return information about this system. ``root`` is the folder that contains ``proc``."""
     groups, member_of = _groups()
     return System(
         os=platform.system(),
@@ -113,22 +121,24 @@ def collect(root: Path = ROOT) -> System:
     )
 
 
-def findings(system: System) -> list[Finding]:
-    """Return the findings about the system, 32-bit programs, the clock and the locale."""
+def check(system: System) -> list[CheckResult]:
+    """Check the system, 32-bit programs, the clock and the locale."""
     count = f"{system.processors} CPU core{'s' if system.processors > 1 else ''}"
     result = [ok("system", ", ".join(filter(None, [system.board, system.title, system.arch, count])))]
     if system.bits == 32 and system.machine in ("aarch64", "armv8l", "x86_64"):
-        detail = f"32-bit programs on a 64-bit kernel: pip takes it for {system.machine} when it evaluates requirements"
+        detail = (
+            f"pip evaluates requirements for {system.machine}, because the kernel is 64-bit, but programs are 32-bit"
+        )
         fix = 'pip install --no-deps edgerec tflite-runtime && pip install typer "numpy<2"'
         result.append(note("system", detail, fix))
     if system.now_s < max(system.installed_s, _RELEASED_S) - _DAY_S:
         today = time.strftime("%Y-%m-%d", time.gmtime(system.now_s))
         fix = f"{system.sudo}timedatectl set-ntp true" if system.os == "Linux" else ""
-        detail = f"the date is {today}, before edgerec was installed, so TLS connections and pip will fail"
+        detail = f"the clock is wrong ({today} is before edgerec was installed), so TLS connections and pip will fail"
         result.append(problem("clock", detail, fix))
     if system.encoding:
         fix = "set PYTHONUTF8=1" if system.os == "Windows" else "export LC_ALL=C.UTF-8"
-        detail = f"the encoding is {system.encoding}, not UTF-8, so some labels and file names cannot be printed"
+        detail = f"some labels and file names cannot be printed, because the encoding is {system.encoding}, not UTF-8"
         result.append(note("locale", detail, fix))
     return result
 
@@ -145,7 +155,7 @@ def _title() -> str:
 
 
 def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the groups of this session, and the groups of which the user is a member."""
+    """Return the groups of this session, and the groups that list the user as a member."""
     try:
         import grp
         import pwd
@@ -154,7 +164,7 @@ def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
         all_groups = grp.getgrall()
-    except (KeyError, OSError):  # the user has no name, e.g. in a container
+    except (KeyError, OSError):  # /etc/passwd has no entry for the user ID, e.g. in a container
         return (), ()
     session = set(os.getgroups()) | {os.getegid()}
     return (

@@ -9,18 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.system import System
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_system import System
 from edgerec.runtime.thermal import earlier_throttled, processor_temperature_c, read_health
 from edgerec.utils.atomic import cache_folder
 
 MIB = 2**20
-# Resident memory for inference with a small model and OpenCV, and for training a small model with TensorFlow.
+# Memory that is needed for inference with a small model and OpenCV, and for training a small model with TensorFlow.
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
-# Free disk space below which a disk counts as full, and below which training may fill the disk.
-_FULL_BYTES, _LOW_BYTES = 100 * MIB, 1024 * MIB
+# A disk with less free space is reported as full.
+_FULL_BYTES = 100 * MIB
+# With less free space, training may fill the disk.
+_LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
-# Commands that select another folder.
+# Command that makes edgerec use another folder, for each kind of folder.
 _OTHER_FOLDER = {
     "cache": 'export EDGEREC_CACHE="$HOME/.cache/edgerec"',
     "current folder": 'cd "$HOME"',
@@ -47,13 +49,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of a machine. A value is 0 or None if the machine does not report it.
+    """The resources of a machine.
 
     Attributes:
-        memory_bytes: memory of the machine or of the container.
-        available_bytes: memory that is available to programs.
+        memory_bytes: memory of the machine or of the container; 0 if not known.
+        available_bytes: memory that is available to programs; 0 if not known.
         folders: folders that edgerec writes to.
-        temperature_c: CPU temperature in degrees Celsius.
+        temperature_c: CPU temperature in degrees Celsius, or None if not known.
         throttled: reasons why a Raspberry Pi currently limits its speed.
         earlier: reasons why a Raspberry Pi has limited its speed since its start.
     """
@@ -73,15 +75,19 @@ def collect() -> Resources:
     return Resources(
         total,
         available,
-        (_folder("cache", cache_folder), _folder("current folder", Path.cwd), _folder("temporary files", _temporary)),
+        (
+            folder_state("cache", cache_folder),
+            folder_state("current folder", Path.cwd),
+            folder_state("temporary files", _temporary),
+        ),
         processor_temperature_c(),
         health.throttled or (),
         earlier_throttled() if health.throttled is not None else (),
     )
 
 
-def findings(resources: Resources, system: System, training: bool) -> list[Finding]:
-    """Return the findings about memory, disk space, temperature and power supply.
+def check(resources: Resources, system: System, training: bool) -> list[CheckResult]:
+    """Check memory, disk space, temperature and power supply.
 
     Args:
         resources: resources of the machine.
@@ -89,32 +95,32 @@ def findings(resources: Resources, system: System, training: bool) -> list[Findi
         training: whether the machine is also used for training, which needs more memory and disk space.
     """
     return [
-        *_memory_findings(resources, training),
-        *_disk_findings(resources, system, training),
-        *_thermal_findings(resources),
+        *_check_memory(resources, training),
+        *_check_disks(resources, system, training),
+        *_check_heat_and_power(resources),
     ]
 
 
-def _memory_findings(resources: Resources, training: bool) -> list[Finding]:
+def _check_memory(resources: Resources, training: bool) -> list[CheckResult]:
     total, available = resources.memory_bytes, resources.available_bytes
     if not total:
         return []
     text = f"{total / MIB:,.0f} MiB, of which {available / MIB:,.0f} MiB are available"
     if available < _CAMERA_BYTES:
         fix = "ps aux --sort=-rss | head   # stop the largest processes"
-        return [problem("memory", f"{text}: too little for edgerec camera", fix)]
+        return [problem("memory", f"{text}, which is too little for edgerec camera", fix)]
     if training and available < _TRAINING_BYTES:
-        return [note("memory", f"{text}: training needs about 3 GiB", "edgerec train --batch-size 16 …")]
+        return [note("memory", f"{text}, but training needs about 3 GiB", "edgerec train --batch-size 16 …")]
     return [ok("memory", text)]
 
 
-def _disk_findings(resources: Resources, system: System, training: bool) -> list[Finding]:
+def _check_disks(resources: Resources, system: System, training: bool) -> list[CheckResult]:
     result = []
     for folder in resources.folders:
         where = f"{folder.what} {folder.path}"
         if not folder.writable:
             report = note if folder.what == "current folder" else problem
-            result.append(report("disk", f"permission denied: {where} is not writable", _OTHER_FOLDER[folder.what]))
+            result.append(report("disk", f"you have no permission to write to the {where}", _OTHER_FOLDER[folder.what]))
         elif folder.free_bytes < _FULL_BYTES:
             fix = "pip cache purge" + (f"; {system.sudo}apt clean" if system.os == "Linux" else "")
             result.append(problem("disk", f"{where} is full: only {folder.free_bytes / MIB:,.0f} MiB are free", fix))
@@ -126,7 +132,7 @@ def _disk_findings(resources: Resources, system: System, training: bool) -> list
     return result
 
 
-def _thermal_findings(resources: Resources) -> list[Finding]:
+def _check_heat_and_power(resources: Resources) -> list[CheckResult]:
     result, degrees = [], resources.temperature_c
     for reason in resources.throttled:
         what = "power" if reason == "under-voltage" else "heat"
@@ -149,7 +155,7 @@ def _check_command(reason: str) -> str:
 
 
 def _memory() -> tuple[int, int]:
-    """Return the total and the available memory of the machine or container in bytes; 0 if they are not known."""
+    """Return the total and the available memory of the machine or container in bytes, or 0 if they are not known."""
     values = {}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -166,7 +172,13 @@ def _memory() -> tuple[int, int]:
     return min(total, limit), min(available, max(0, limit - used))
 
 
-def _folder(what: str, find: Callable[[], Path]) -> Folder:
+def folder_state(what: str, find: Callable[[], Path]) -> Folder:
+    """Return the free space of a folder, and whether the folder is writable.
+
+    Args:
+        what: purpose of the folder.
+        find: function that returns the path of the folder, which may not exist yet.
+    """
     try:
         path = find()
     except (OSError, RuntimeError) as error:  # the folder was removed, or the user has no home folder

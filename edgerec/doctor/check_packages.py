@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from edgerec.doctor.finding import Finding, ok, problem
-from edgerec.doctor.system import arch, own_bits
+from edgerec.doctor.check_result import CheckResult, ok, problem
+from edgerec.doctor.check_system import arch, own_bits
 
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 _EXTRAS = {
@@ -29,7 +29,7 @@ _OURS = (
 )
 # tflite-runtime was built with NumPy 1, and OpenCV 4.12 needs NumPy 2.
 _OLD_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
-# Requirements that contain other characters do not become part of a command, because users copy the command to a shell.
+# Requirements with other characters are not inserted into commands, because users paste the commands into a shell.
 _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 
@@ -40,7 +40,7 @@ class Conflict:
     Attributes:
         package: name and version of the package.
         requirement: the requirement, e.g. ``numpy<2``.
-        installed: installed version of the required package; empty if it is not installed.
+        installed: installed version of the required package; empty if the package is not installed.
     """
 
     package: str
@@ -53,7 +53,7 @@ class Packages:
     """Installed packages.
 
     Attributes:
-        versions: versions of the checked packages by their normalized names.
+        versions: versions of the checked packages, keyed by normalized name.
         conflicts: requirements of these packages that are not met.
     """
 
@@ -64,7 +64,7 @@ class Packages:
         return name in self.versions
 
     def major(self, name: str) -> int:
-        """Return the major version of a package; 0 if it is not installed."""
+        """Return the major version of a package, or 0 if the package is not installed."""
         return next(iter(numbers(self.versions.get(name, ""))), 0)
 
 
@@ -76,17 +76,17 @@ def collect() -> Packages:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return Packages(versions, tuple(_conflicts(versions)))
+    return Packages(versions, tuple(find_conflicts(versions)))
 
 
-def findings(packages: Packages) -> list[Finding]:
-    """Return the findings about the extras of edgerec, and about conflicts between packages."""
+def check(packages: Packages) -> list[CheckResult]:
+    """Check the optional dependencies of edgerec (extras), and conflicts between packages."""
     extras = [name for name, needs in _EXTRAS.items() if all(need in packages for need in needs)]
     extras_text = f" with {', '.join(extras)}" if extras else ""
     result = [ok("packages", f"edgerec {packages.versions.get('edgerec', '(not installed)')}{extras_text}")]
     old_numpy = "tflite-runtime" in packages
     if old_numpy and packages.major("numpy") >= 2:
-        detail = f"tflite-runtime was built with NumPy 1 and crashes with {packages.versions['numpy']}"
+        detail = f"tflite-runtime was built with NumPy 1 and crashes with NumPy {packages.versions['numpy']}"
         result.append(problem("packages", detail, _OLD_NUMPY))
     opencvs = [name for name in OPENCVS if name in packages]
     if len(opencvs) > 1:
@@ -96,10 +96,10 @@ def findings(packages: Packages) -> list[Finding]:
     by_name: dict[str, list[Conflict]] = {}
     for conflict in packages.conflicts:
         by_name.setdefault(re.split(r"[<>=!~]", conflict.requirement, maxsplit=1)[0], []).append(conflict)
-    return [*result, *(_conflict_finding(name, conflicts, old_numpy) for name, conflicts in by_name.items())]
+    return [*result, *(_conflict_result(name, found, old_numpy) for name, found in by_name.items())]
 
 
-def _conflict_finding(name: str, conflicts: Sequence[Conflict], old_numpy: bool) -> Finding:
+def _conflict_result(name: str, conflicts: Sequence[Conflict], old_numpy: bool) -> CheckResult:
     installed = conflicts[0].installed
     needs = "; ".join(f"{conflict.package} needs {conflict.requirement}" for conflict in conflicts)
     bounds = ",".join(dict.fromkeys(conflict.requirement.removeprefix(name) for conflict in conflicts))
@@ -108,9 +108,9 @@ def _conflict_finding(name: str, conflicts: Sequence[Conflict], old_numpy: bool)
     return problem("packages", detail, _OLD_NUMPY if name == "numpy" and old_numpy else fix)
 
 
-def _conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
-    """Yield the same conflicts as ``pip check``, but in a tenth of its time."""
-    # With 32-bit programs on a 64-bit kernel, platform.machine() is the 64-bit architecture.
+def find_conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
+    """Yield the requirements that are not met. ``pip check`` finds the same conflicts, but takes ten times as long."""
+    # For 32-bit programs on a 64-bit kernel, platform.machine() returns the 64-bit architecture.
     environment = {"extra": "", "platform_machine": arch(platform.machine(), own_bits())}
     parse = _requirement_parser()
     for name, version in versions.items() if parse else ():

@@ -9,9 +9,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.packages import numbers
-from edgerec.doctor.system import System
+from edgerec.doctor.check_packages import numbers
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import run_program
 
 # The first version of pip that supports all wheel tags that edgerec needs (manylinux_2_x and musllinux).
@@ -20,14 +20,14 @@ _PIP = (21, 2)
 
 @dataclass(frozen=True)
 class Python:
-    """The interpreter that edgerec runs in.
+    """The Python interpreter that runs edgerec.
 
     Attributes:
         version: version of Python, e.g. ``(3, 11, 2)``.
         executable: path of the interpreter.
         venv: whether the interpreter belongs to a virtual environment.
-        system_site_packages: whether the virtual environment sees the system's packages.
-        managed: whether the system forbids pip to install packages here (PEP 668).
+        system_site_packages: whether the virtual environment includes the system's packages.
+        managed: whether pip refuses to install packages for this interpreter (PEP 668).
         free_threaded: whether Python was built without the GIL.
         translated: whether this is an x86 Python on Apple silicon.
         pip: version of pip; empty if pip is not installed.
@@ -49,7 +49,7 @@ class Python:
 
 
 def collect() -> Python:
-    """Return the facts about the Python that runs this program."""
+    """Return information about the running Python interpreter."""
     try:
         pip = importlib.metadata.version("pip")
     except importlib.metadata.PackageNotFoundError:
@@ -69,25 +69,25 @@ def collect() -> Python:
     )
 
 
-def findings(python: Python, system: System) -> list[Finding]:
-    """Return the findings about the interpreter, its environment and pip."""
+def check(python: Python, system: System) -> list[CheckResult]:
+    """Check the interpreter, the environment and pip."""
     version = ".".join(map(str, python.version))
     kind = "virtual environment" if python.venv else "no virtual environment"
     result = [ok("Python", f"{version}, {kind}, {python.executable}")]
     new_environment = "py -m venv .venv" if system.os == "Windows" else "python3 -m venv .venv && . .venv/bin/activate"
     if python.managed and not python.venv:
-        detail = "this is the system's Python, into which pip refuses to install packages"
+        detail = "pip refuses to install packages for the system's Python, so create a virtual environment"
         result.append(note("Python", detail, new_environment))
     if python.free_threaded:
-        detail = "this Python was built without the GIL, for which no runtime has a wheel"
+        detail = "no TFLite runtime has a wheel for a Python without the GIL (free-threaded)"
         result.append(problem("Python", detail, f"use {python.short}"))
     if python.translated:
-        detail = "this is an Intel Python on Apple silicon, for which LiteRT has no wheel"
+        detail = "this is an Intel Python on Apple silicon, but LiteRT has a wheel only for an ARM Python"
         result.append(problem("Python", detail, "arch -arm64 zsh"))
     if not python.pip:
-        result.append(note("pip", "not installed in this environment", "python -m ensurepip --upgrade"))
+        result.append(note("pip", "pip is not installed in this environment", "python -m ensurepip --upgrade"))
     elif numbers(python.pip) < _PIP:
-        detail = f"{python.pip} is too old to find all wheels that edgerec needs"
+        detail = f"pip {python.pip} is too old to find all wheels that edgerec needs"
         result.append(note("pip", detail, "python -m pip install --upgrade pip"))
     return result
 

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 
 from edgerec.contract.target import WHEELS
-from edgerec.doctor import libraries
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.python import Python
-from edgerec.doctor.system import System
+from edgerec.doctor.check_python import Python
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_system import System
+from edgerec.doctor.missing_libraries import install_command
 from edgerec.tflite.runtimes import RUNTIMES
 from edgerec.utils.child_process import TIMED_OUT, ask_python
 
@@ -24,8 +24,8 @@ class Runtime:
     Attributes:
         package: name of the Python package.
         version: installed version.
-        reason: reason why it cannot be imported; empty if it can. Importing TensorFlow is not tried, because this takes
-            seconds.
+        reason: reason why the runtime cannot be imported; empty if it can be imported, or if it is TensorFlow, whose
+            import takes seconds and is not tried.
     """
 
     package: str
@@ -46,8 +46,8 @@ def collect() -> tuple[Runtime, ...]:
     return tuple(result)
 
 
-def findings(runtimes: tuple[Runtime, ...], system: System, python: Python) -> list[Finding]:
-    """Return the findings about the runtime that edgerec uses, and about runtimes that cannot be imported."""
+def check(runtimes: tuple[Runtime, ...], system: System, python: Python) -> list[CheckResult]:
+    """Check the runtime that edgerec uses, and report runtimes that cannot be imported."""
     result = []
     working = [runtime for runtime in runtimes if not runtime.reason]
     if working:
@@ -73,7 +73,7 @@ def installable(system: System, python: Python) -> list[str]:
     ]
 
 
-def _not_installed(system: System, python: Python) -> Finding:
+def _not_installed(system: System, python: Python) -> CheckResult:
     if packages := installable(system, python):
         numpy = ' "numpy<2"' if packages[0] == "tflite-runtime" else ""
         return problem("runtime", "no TFLite runtime is installed", f"pip install {packages[0]}{numpy}")
@@ -100,4 +100,4 @@ def _fix(runtime: Runtime, system: System) -> str:
         return f"pip uninstall -y {runtime.package}   # it was built for a newer operating system"
     if "SIGILL" in reason:
         return f"pip uninstall -y {runtime.package}   # it was built for a newer CPU"
-    return libraries.install_command(reason, system) or f"pip install --force-reinstall {runtime.package}"
+    return install_command(reason, system) or f"pip install --force-reinstall {runtime.package}"

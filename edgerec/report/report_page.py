@@ -1,4 +1,4 @@
-"""Collect the content of a run's report, and write the HTML page."""
+"""Collect the content of the report about a run, and write the HTML page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgerec.data.readers import NAMED
 from edgerec.errors import EdgerecError, OutputExistsError, RunError
 from edgerec.recipe import DataSource, Recipe
 from edgerec.report.advice import advice
+from edgerec.report.content import ClassMetrics, ReportContent, Top1, TrainingInfo, VariantMetrics
 from edgerec.report.html import render
 from edgerec.report.images import PageImages, page_images
-from edgerec.report.model import ClassFacts, RunReport, Top1, TrainingFacts, VariantFacts
 from edgerec.report.scoring import FLOAT, Measurements, measure
 from edgerec.train.confidence_calibration import wilson_interval
 from edgerec.train.run import PSEUDO_LABELS, Run
@@ -43,17 +43,17 @@ def write_report(
     images: bool = True,
     overwrite: bool = False,
     listener: Listener = ignore,
-) -> RunReport:
-    """Write an HTML page about a run. The page needs no network and no other file, and can be read without scripts.
+) -> ReportContent:
+    """Write an HTML report about a run. The page needs no network connection, no other file and no JavaScript.
 
-    The scores for calibration and mistakes are computed now. If something is not available, such as images that were
-    moved, the page states what is missing.
+    The models are run on the images to measure the calibration and to find misclassified images. If a part of the
+    report is not available, e.g. because the images were moved, the page states which part is missing and why.
 
     Args:
         run: a run, finished or not, or its path.
-        out: path of the page; None uses ``report.html`` in the run.
+        out: path of the page. None uses ``report.html`` in the run.
         data: current location of the run's images, if they were moved.
-        images: whether to include images; False leaves out images, their names and all private paths.
+        images: whether to include images. False omits images, their names and all private paths.
         overwrite: replace an existing page.
         listener: receives the progress.
 
@@ -65,29 +65,29 @@ def write_report(
         raise EdgerecError(f"{run.path} is not a run: create one with {command('train', 'DATA', '--out', run.path)}")
     if run.reconstructs:
         raise RunError(
-            f"{run.path} is the run of an autoencoder, but a report describes only classifiers: "
-            f"see {run.path / 'plots'} and metrics.json"
+            f"{run.path} is an autoencoder run, but reports support only classifiers: see {run.path / 'plots'} and "
+            f"{run.path / 'metrics.json'} instead"
         )
     page = run.path / PAGE if out is None else user_path(out)
     if page.is_dir():
         raise OutputExistsError(f"{page} is a folder: choose a file name, such as {page / PAGE}")
     checked_output(page, [data or run.recipe.data.source], suffixes=(".html", ".htm"))
     refuse_existing(page, overwrite)
-    require("jinja2")  # fail before anything is computed
+    require("jinja2")  # fail before the expensive measurements
     require("matplotlib")
     loaded, missing = _load(run, data, listener)
-    facts, embedded = _collect(run, loaded, missing, data, images, listener)
-    text = render(replace(facts, page=str(page)), embedded)
+    content, embedded = _collect(run, loaded, missing, data, images, listener)
+    text = render(replace(content, page=str(page)), embedded)
     write_file(page, text)
-    return replace(facts, page=str(page), page_bytes=page.stat().st_size)
+    return replace(content, page=str(page), page_bytes=page.stat().st_size)
 
 
 def _load(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
     """Load the run's images and split. If this fails, return None and a list with the reason."""
     missing = [source for source in run.recipe.data.sources if source not in NAMED and not Path(source).exists()]
-    lost = "no images, no counts per class, no mistakes and no calibration"
+    lost = "no images, no number of images per class, no misclassified images and no calibration"
     if data is None and missing:
-        return None, [f"{lost}: {missing[0]} does not exist any more; if the images were moved, add --data"]
+        return None, [f"{lost}: {missing[0]} does not exist. If the images were moved, add --data"]
     try:
         return run.data(data, listener), []
     except EdgerecError as error:
@@ -103,28 +103,28 @@ def _collect(
     data: DataSource | None,
     images: bool,
     listener: Listener,
-) -> tuple[RunReport, PageImages]:
-    """Return the content and the images of the page, but not yet its path and size."""
+) -> tuple[ReportContent, PageImages]:
+    """Return the content of the report, without the path and size of the page, and the images of the page."""
     metrics = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
     chosen = run.shipped(variants)
     measured = measure(run, *loaded, variants, chosen, listener) if loaded and run.finished else Measurements()
     rows, timed_on, notes = _checked(run, "a variant's report.json or compare.json", lambda: _variants(run, variants))
-    figures_of, figures = _figures(run, metrics, variants, chosen)
+    metrics_of, figures = _figures(run, metrics, variants, chosen)
     confusion = _checked(run, "metrics.json", lambda: _confusion(figures, run.labels))
-    facts = RunReport(
+    content = ReportContent(
         run=str(run.path),
         name=run.path.name,
         page="",
         page_bytes=0,
         finished=run.finished,
-        made=_checked(run, "metrics.json", lambda: _training_facts(run, metrics, images)),
+        training=_checked(run, "metrics.json", lambda: _training_info(run, metrics, images)),
         top1=_checked(run, "metrics.json", lambda: _top1(metrics)),
         loss=_checked(run, "metrics.json", lambda: _float(metrics.get("loss"))),
         splits=_checked(run, "split.json", lambda: _splits(run)),
         skipped=_checked(run, "split.json", lambda: len(run.split_record.get("skipped", []))),
         classes=_checked(run, "metrics.json", lambda: _classes(run, figures, variants.get(chosen or "", {}), loaded)),
-        figures_of=figures_of,
+        metrics_of=metrics_of,
         confusion=confusion,
         confused=_confused(confusion, run.labels),
         history=tuple(run.history()),
@@ -139,11 +139,11 @@ def _collect(
         next=(),
     )
     if images:
-        return replace(facts, next=advice(facts, data)), page_images(run, loaded, facts)
+        return replace(content, next=advice(content, data)), page_images(run, loaded, content)
     # Replace private paths by file names.
-    names = {source: Path(source).name for source in run.recipe.data.sources} | {facts.run: facts.name}
-    without_paths = tuple(_replace_all(text, names) for text in facts.missing)
-    return replace(facts, missing=without_paths, next=advice(replace(facts, run=facts.name))), PageImages()
+    names = {source: Path(source).name for source in run.recipe.data.sources} | {content.run: content.name}
+    without_paths = tuple(_replace_all(text, names) for text in content.missing)
+    return replace(content, missing=without_paths, next=advice(replace(content, run=content.name))), PageImages()
 
 
 def _replace_all(text: str, names: Mapping[str, str]) -> str:
@@ -153,22 +153,31 @@ def _replace_all(text: str, names: Mapping[str, str]) -> str:
 
 
 def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
-    """Return the result of ``build``, or raise :class:`RunError` if the file ``name`` that it reads is damaged."""
+    """Return the result of ``build()``. Raise :class:`RunError` if the function fails because a file is damaged.
+
+    Args:
+        run: the run.
+        name: name of the file that the function reads.
+        build: the function.
+    """
     try:
         return build()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
         if isinstance(error, EdgerecError):
             raise
-        raise RunError(f"{run.path}: {name} is damaged ({type(error).__name__}: {error})") from None
+        raise RunError(
+            f"{run.path}: {name} is damaged ({type(error).__name__}: {error}): restore this file, or create it again "
+            "with --overwrite"
+        ) from None
 
 
-def _training_facts(run: Run, metrics: Mapping[str, Any], paths: bool) -> TrainingFacts:
-    """Return the description of the trained model; without private paths if ``paths`` is False."""
+def _training_info(run: Run, metrics: Mapping[str, Any], paths: bool) -> TrainingInfo:
+    """Return the description of the trained model. If ``paths`` is False, private paths are omitted."""
     recipe, adopted = run.recipe, metrics.get("adopted")
     side, color = recipe.data.input_size, "RGB" if recipe.data.channels == 3 else "grayscale"
     shown_recipe = recipe if paths else _without_paths(recipe)
     width = "" if recipe.model.width == 1 else f", width {recipe.model.width:g}"
-    return TrainingFacts(
+    return TrainingInfo(
         model=adopted["file"] if adopted else f"{shown_recipe.model.arch}{width}",
         adopted=bool(adopted),
         input=f"{side}×{side} {color}",
@@ -212,9 +221,9 @@ def _splits(run: Run) -> dict[str, int]:
 def _figures(
     run: Run, metrics: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], chosen: str | None
 ) -> tuple[str, Mapping[str, Any]]:
-    """Return the model whose metrics per class the page shows, and these metrics.
+    """Return the name of the model whose per-class metrics are shown, and these metrics.
 
-    This is the float model, unless its predictions serve as labels.
+    This is the float model. If its predictions serve as labels, this is the chosen variant.
     """
     if run.pseudo_labels() is None:
         return FLOAT, metrics
@@ -223,7 +232,7 @@ def _figures(
 
 def _classes(
     run: Run, figures: Mapping[str, Any], variant: Mapping[str, Any], loaded: tuple[Dataset, Split] | None
-) -> tuple[ClassFacts, ...]:
+) -> tuple[ClassMetrics, ...]:
     labels = run.labels
     counts: dict[str, list[int]] = {}
     if loaded is not None:
@@ -238,7 +247,7 @@ def _classes(
     for i, label in enumerate(labels):
         row = by_class.get(label, {})
         rows.append(
-            ClassFacts(
+            ClassMetrics(
                 label,
                 train=counts["train"][i] if counts else None,
                 val=counts["val"][i] if counts else None,
@@ -257,7 +266,7 @@ def _confusion(figures: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple
         return ()
     counts = np.array(figures["confusion"], np.int64)
     if counts.shape != (len(labels), len(labels)):
-        raise ValueError(f"confusion has the shape {counts.shape}, but there are {len(labels)} labels")
+        raise ValueError(f"'confusion' has the shape {counts.shape}, expected {(len(labels), len(labels))}")
     return tuple(tuple(row) for row in counts.tolist())
 
 
@@ -273,7 +282,7 @@ def _confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tupl
 
 def _variants(
     run: Run, variants: Mapping[str, Mapping[str, Any]]
-) -> tuple[tuple[VariantFacts, ...], str, tuple[str, ...]]:
+) -> tuple[tuple[VariantMetrics, ...], str, tuple[str, ...]]:
     """Return the variants, the machine on which ``compare`` measured times, and the notes of ``compare``."""
     order = [FLOAT32, *(method.variant for method in METHODS.values())]
     comparison = run.comparison() or {"rows": []}
@@ -286,7 +295,7 @@ def _variants(
         low, high = wilson_interval(float(form["top1"]), int(about["images"]))
         timed = times.get((name, form["size_bytes"], form["gzip_bytes"]), {})
         rows.append(
-            VariantFacts(
+            VariantMetrics(
                 variant=name,
                 method=str(about["method"]),
                 precision=str(about["precision"]),
@@ -313,12 +322,13 @@ def _variants(
 
 
 def _changed_accuracy(metrics: Mapping[str, Any], measured: Measurements) -> list[str]:
-    """Return a note if the accuracy of the float model differs from the accuracy after the training."""
+    """Return a note if the float model's accuracy differs from the accuracy that was measured after the training."""
     if measured.float_top1 is None or abs(measured.float_top1 - metrics["accuracy"]) < 1e-9:
         return []
     text = (
-        f"the float model's top-1 is now {measured.float_top1:.2%}, but was {metrics['accuracy']:.2%} after training. "
-        "Package versions or the CPU may differ. Mistakes and calibration were measured now"
+        f"the float model now has a top-1 accuracy of {measured.float_top1:.2%}, but had {metrics['accuracy']:.2%} "
+        "after the training, probably because of other package versions or another CPU. Misclassified images and "
+        "calibration are from the new measurement"
     )
     return [text]
 

@@ -9,9 +9,9 @@ from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
-# Debian releases by Python version, newest first. The Dockerfile uses the newest release that the target supports.
+# Debian release for each Python version, newest first. The Dockerfile uses the newest release that the target supports.
 _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
-# 32-bit ARM is missing, because in a 32-bit container on a 64-bit kernel pip would choose wheels for 64-bit systems.
+# 32-bit ARM is missing, because pip in a 32-bit container on a 64-bit kernel would choose wheels for 64-bit systems.
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
 # Kernel names (/proc/devices) of the devices that each kind of camera source opens.
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
@@ -20,8 +20,8 @@ CSI_PACKAGES = ("python3-picamera2",)
 _EDGETPU = ("char-usb_device", "char-apex")
 
 
-def service_files(target: Target) -> dict[str, bytes]:
-    """Return the content of the files by their names in the bundle.
+def install_files(target: Target) -> dict[str, bytes]:
+    """Return the contents of the files as a dictionary that is keyed by the path in the bundle.
 
     Only values of the target are inserted into the files, and each value is validated or quoted. The bundle's name and
     labels are never inserted.
@@ -49,7 +49,7 @@ def service_files(target: Target) -> dict[str, bytes]:
 
 
 def _sees_system_packages(target: Target) -> bool:
-    """Return whether the virtual environment must include Debian's Python packages, because of picamera2."""
+    """Return whether the virtual environment must include Debian's Python packages, e.g. for picamera2."""
     return "picamera2" in target.sources or any("--system-site-packages" in line for line in target.commands)
 
 
@@ -64,13 +64,13 @@ def _unit(target: Target) -> dict[str, str]:
 
 
 def _validated(key: str, values: tuple[str, ...], pattern: str) -> tuple[str, ...]:
-    """Return the values, or raise :class:`TargetError` if one of them does not match the regular expression."""
+    """Return ``values`` if all of them match the regular expression, otherwise raise :class:`TargetError`."""
     if invalid := [value for value in values if not re.fullmatch(pattern, value, re.ASCII)]:
-        raise TargetError(f"the target's {key} has {invalid[0]!r}, which is not valid: expected a match of {pattern}")
+        raise TargetError(f"{key} of the target contains the invalid value {invalid[0]!r}: it must match {pattern}")
     return values
 
 
 def _filled(name: str, values: dict[str, str]) -> str:
-    """Return a template of ``targets/service`` with each ``@KEY@`` replaced by its value."""
+    """Fill in a template of ``targets/service``: replace each ``@KEY@`` by its value."""
     text = (shipped("targets") / "service" / name).read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)

@@ -1,10 +1,10 @@
-"""Check the requirements of training, if TensorFlow is installed."""
+"""Check the requirements of training if TensorFlow is installed."""
 
 from __future__ import annotations
 
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.packages import Packages, numbers
-from edgerec.doctor.system import System
+from edgerec.doctor.check_packages import Packages, numbers
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import ask_python
 
 _GPUS = "import json, tensorflow as tf; print(json.dumps(len(tf.config.list_physical_devices('GPU'))))"
@@ -13,9 +13,9 @@ _TENSORFLOW = (2, 19)
 
 
 def count_gpus(packages: Packages, nvidia: bool) -> int | None:
-    """Return the number of GPUs that TensorFlow sees.
+    """Return the number of GPUs that TensorFlow can use, or None if TensorFlow or an NVIDIA GPU is missing.
 
-    Importing TensorFlow takes seconds, so the result is None if TensorFlow or an NVIDIA GPU is missing.
+    TensorFlow is not imported without an NVIDIA GPU, because the import takes seconds.
     """
     if "tensorflow" not in packages or not nvidia:
         return None
@@ -23,8 +23,8 @@ def count_gpus(packages: Packages, nvidia: bool) -> int | None:
     return count if isinstance(count, int) else 0
 
 
-def findings(packages: Packages, system: System, gpus: int | None) -> list[Finding]:
-    """Return the findings about package versions, the CPU and the GPU; none if TensorFlow is not installed."""
+def check(packages: Packages, system: System, gpus: int | None) -> list[CheckResult]:
+    """Check package versions, the CPU and the GPU. If TensorFlow is not installed, return no results."""
     version = packages.versions.get("tensorflow")
     if version is None:
         return []
@@ -51,9 +51,11 @@ def findings(packages: Packages, system: System, gpus: int | None) -> list[Findi
             problem("training", "tensorflow-model-optimization, which edgerec quantize needs, is not installed", fix)
         )
     if gpus == 0:
-        detail = "TensorFlow does not see the GPU that nvidia-smi lists: CUDA libraries are missing or incompatible"
+        detail = (
+            "TensorFlow cannot use the GPU that nvidia-smi lists, because CUDA libraries are missing or incompatible"
+        )
         result.append(note("training", detail, 'pip install "edgerec[train-gpu]"'))
-    if not any(finding.state == "problem" for finding in result):
+    if not any(one.state == "problem" for one in result):
         gpu_text = f", {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else ""
         result.insert(0, ok("training", f"TensorFlow {version}, tf_keras {keras}{gpu_text}"))
     return result

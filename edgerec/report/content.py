@@ -1,4 +1,4 @@
-"""Dataclasses with the content of a run's report page."""
+"""Dataclasses with the content of the report about a run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from edgerec.train.confidence_calibration import Reliability
 
 
 @dataclass(frozen=True)
-class TrainingFacts:
+class TrainingInfo:
     """Description of the trained model, its data and its recipe.
 
     Attributes:
         model: the architecture, or the name of the file of an adopted model.
         adopted: whether the model was trained with another tool and adopted.
         input: size and color of the input, such as ``28×28 grayscale``.
-        parameters: number of parameters of the float model; None until the training is finished.
+        parameters: number of parameters of the float model, or None until the training is finished.
         epochs: number of training epochs; 0 for an adopted model.
         best_epoch: epoch whose weights were kept; 0 for an adopted model.
         seconds: duration of the training.
-        source: location of the images, or only its name if private paths are left out.
+        source: location of the images, or only the file name if private paths are omitted.
         digest: digest of the data.
         recipe: resolved recipe, as TOML.
         versions: versions of the packages that were used for the training.
-        truth: what predictions are compared with: ``labels``, or ``predictions of the adopted model``.
+        truth: reference for the predictions: ``labels``, or ``predictions of the adopted model``.
     """
 
     model: str
@@ -58,13 +58,13 @@ class Top1:
 
 
 @dataclass(frozen=True)
-class ClassFacts:
-    """Number of images and metrics of one class. Unknown values are None.
+class ClassMetrics:
+    """Number of images and metrics of one class. A value is None if it is not known.
 
     Attributes:
         train, val, test: number of images in each subset.
-        precision, recall, f1: metrics of the model ``figures_of`` on the test images, in [0, 1].
-        variant_f1: F1 of the variant to ship.
+        precision, recall, f1: metrics of the model :attr:`ReportContent.metrics_of` on the test images, in [0, 1].
+        variant_f1: F1 score of the variant :attr:`ReportContent.chosen`.
     """
 
     label: str
@@ -79,51 +79,51 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction of the model ``mistakes_of``.
+    """A test image that the model :attr:`ReportContent.mistakes_of` misclassified.
 
     Attributes:
         position: position of the image in the dataset.
-        name: file name of the image; empty if names are left out.
+        name: file name of the image; empty if names are omitted.
         truth: true label.
-        answer: predicted label.
+        prediction: predicted label.
         score: score of the predicted label, 0 to 1.
-        float_answer: prediction of the float model; empty if it is the same or was not measured.
+        float_prediction: label that the float model predicts; empty if the label is the same or was not measured.
     """
 
     position: int
     name: str
     truth: str
-    answer: str
+    prediction: str
     score: float
-    float_answer: str = ""
+    float_prediction: str = ""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of one form of the model, measured on the test images.
+    """Calibration of the float model or a variant, measured on the test images.
 
     Attributes:
-        form: name of the variant, or ``float Keras``.
-        temperature: temperature that was fitted on the validation images, as export does.
+        model: name of the variant, or ``float Keras``.
+        temperature: temperature that was fitted on the validation images, as in ``edgerec export``.
         before, after: calibration without and with the temperature.
     """
 
-    form: str
+    model: str
     temperature: float
     before: Reliability
     after: Reliability
 
 
 @dataclass(frozen=True)
-class VariantFacts:
-    """A variant of the run.
+class VariantMetrics:
+    """Metrics of a variant of the run.
 
     Attributes:
         top1, top1_low, top1_high: accuracy on the test images, and its 95 % confidence interval (Wilson).
-        median_ms, p95_ms: time for one image; None if ``compare`` did not measure this variant.
-        chosen: whether this is the variant to ship: the one that was exported last, or the default of export if none
-            was exported.
-        exported: targets that this variant was exported for.
+        median_ms, p95_ms: inference time for one image in milliseconds, or None if it was not measured by ``compare``.
+        chosen: whether this variant was exported last. If no variant was exported, whether ``edgerec export`` chooses
+            this variant by default.
+        exported: targets for which this variant was exported.
     """
 
     variant: str
@@ -146,39 +146,40 @@ class VariantFacts:
 
 @dataclass(frozen=True)
 class Step:
-    """A recommended next step: the reason, and a command, which may be empty."""
+    """A recommended next step: the reason, and a command, or an empty string if there is no command."""
 
     command: str
     why: str
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """Content of a run's report page.
+class ReportContent:
+    """Content of the report about a run.
 
     Attributes:
         run, name: path of the run, and its folder name.
         page, page_bytes: path and size of the HTML file.
         finished: whether training is finished.
-        made: description of the trained model.
-        top1: accuracy of the float model on the test images; None until the training is finished.
-        loss: mean cross-entropy on the test images, in nats; None until the training is finished.
+        training: description of the trained model.
+        top1: accuracy of the float model on the test images, or None until the training is finished.
+        loss: mean cross-entropy on the test images in nats, or None until the training is finished.
         splits: number of images in ``train``, ``val`` and ``test``.
-        skipped: files in the data that are not images.
-        classes: figures of each class.
-        figures_of: the model that ``classes`` and ``confusion`` were measured on. This is float Keras, or the variant
-            to ship if the predictions of the float model serve as labels; empty if there are no figures.
+        skipped: number of files in the data that are not images.
+        classes: metrics of each class.
+        metrics_of: the model to which ``classes`` and ``confusion`` belong: float Keras, or :attr:`chosen` if the
+            predictions of the float model serve as labels; empty if there are no metrics.
         confusion: ``confusion[true][predicted]``, counts on the test images, in the order of ``classes``.
-        confused: true label, predicted label and count of the most frequent mistakes, at most ten.
+        confused: true label, predicted label and count of the most frequent misclassifications, at most ten.
         history: metrics of each epoch.
-        mistakes_of: model whose mistakes are shown: the variant to ship, or float Keras if there is no variant; empty
-            if no mistakes were measured.
-        mistakes, mistakes_total: the wrong predictions with the highest scores, and the number of all of them.
-        calibration: calibration of each model whose scores were measured.
+        mistakes_of: model whose misclassified images are shown: :attr:`chosen`, or float Keras if there is no variant;
+            empty if the model was not run.
+        mistakes: misclassified images with the highest scores.
+        mistakes_total: number of all misclassified images.
+        calibration: calibration of each model that was run.
         variants: the variants in the order of the run, float32 first.
-        timed_on: description of the machine on which times were measured; empty if there are none.
+        timed_on: description of the machine on which times were measured; empty if no times were measured.
         notes: notes from ``compare``.
-        missing: what the page lacks, why, and how to add it.
+        missing: missing parts of the report, with the reasons and how to add them.
         next: recommended next steps.
     """
 
@@ -187,13 +188,13 @@ class RunReport:
     page: str
     page_bytes: int
     finished: bool
-    made: TrainingFacts
+    training: TrainingInfo
     top1: Top1 | None
     loss: float | None
     splits: dict[str, int]
     skipped: int
-    classes: tuple[ClassFacts, ...]
-    figures_of: str
+    classes: tuple[ClassMetrics, ...]
+    metrics_of: str
     confusion: tuple[tuple[int, ...], ...]
     confused: tuple[tuple[str, str, int], ...]
     history: tuple[dict[str, float], ...]
@@ -201,17 +202,17 @@ class RunReport:
     mistakes: tuple[Mistake, ...]
     mistakes_total: int
     calibration: tuple[Calibration, ...]
-    variants: tuple[VariantFacts, ...]
+    variants: tuple[VariantMetrics, ...]
     timed_on: str
     notes: tuple[str, ...]
     missing: tuple[str, ...]
     next: tuple[Step, ...]
 
     @property
-    def chosen(self) -> VariantFacts | None:
-        """Return the variant to ship: the one that was exported last, or the default of export if none was."""
+    def chosen(self) -> VariantMetrics | None:
+        """The variant that was exported last, or the default of ``edgerec export`` if no variant was exported."""
         return next((row for row in self.variants if row.chosen), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON-compatible dict."""
+        """Return the report as a JSON-serializable dictionary."""
         return asdict(self)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 from edgerec.contract.target import Target
-from edgerec.doctor.edgetpu import EdgeTpu
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.packages import numbers
-from edgerec.doctor.python import Python
-from edgerec.doctor.resources import MIB, Resources
-from edgerec.doctor.runtimes import Runtime
-from edgerec.doctor.system import System
+from edgerec.doctor.check_edgetpu import EdgeTpu
+from edgerec.doctor.check_packages import numbers
+from edgerec.doctor.check_python import Python
+from edgerec.doctor.check_resources import MIB, Resources
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_runtimes import Runtime
+from edgerec.doctor.check_system import System
 
 _OPERATORS = {
     ">=": lambda version, bound: version >= bound,
@@ -20,7 +20,7 @@ _OPERATORS = {
 }
 
 
-def findings(
+def check(
     target: Target,
     system: System,
     python: Python,
@@ -28,34 +28,34 @@ def findings(
     resources: Resources,
     tpu: EdgeTpu,
     delegate: str,
-) -> list[Finding]:
-    """Compare the architecture, Python, runtimes, memory and Edge TPU of a machine with a target.
+) -> list[CheckResult]:
+    """Check the architecture, Python, runtimes, memory and Edge TPU of a machine against the requirements of a target.
 
     Args:
         target: the target.
-        system, python, runtimes, resources, tpu: facts about the machine.
-        delegate: delegate of the bundle or the target; empty for the CPU.
+        system, python, runtimes, resources, tpu: information about the machine.
+        delegate: delegate of the bundle or the target, or an empty string for the CPU.
     """
     what = f"target {target.name}"
     if target.kind != "bundle":
         return [note(what, "edgerec does not run on this target: your own app or firmware runs the exported model")]
     result = []
     if target.arch and system.arch not in target.arch:
-        detail = f"it needs {' or '.join(target.arch)}, but this machine is {system.arch}"
+        detail = f"the target needs {' or '.join(target.arch)}, but this machine is {system.arch}"
         result.append(problem(what, detail, "edgerec targets   # lists all targets"))
     if target.python and python.short not in target.python:
-        detail = f"it needs Python {' or '.join(target.python)}, but this is {python.short}"
+        detail = f"the target needs Python {' or '.join(target.python)}, but this is Python {python.short}"
         result.append(problem(what, detail, f"python{target.python[-1]} -m venv .venv"))
     if target.runtimes and not any(_meets(runtime, text) for runtime in runtimes for text in target.runtimes):
-        detail = f"it needs {' or '.join(target.runtimes)}, which is not installed or cannot be imported"
+        detail = f"the target needs {' or '.join(target.runtimes)}, which is not installed or cannot be imported"
         result.append(problem(what, detail, f'pip install "{target.runtimes[0]}"'))
-    # The limit is 70 %, because a Raspberry Pi reserves part of its memory for the GPU.
+    # The available memory may be 30 % below the nominal memory, because a Raspberry Pi reserves memory for the GPU.
     if 0 < resources.memory_bytes < 0.7 * target.memory_bytes:
         available_mib, needed_mib = resources.memory_bytes / MIB, target.memory_bytes / MIB
-        detail = f"it has {needed_mib:,.0f} MiB of memory, but this machine has only {available_mib:,.0f} MiB"
+        detail = f"the target has {needed_mib:,.0f} MiB of memory, but this machine has only {available_mib:,.0f} MiB"
         result.append(note(what, detail))
     if "edgetpu" in delegate and not tpu.works:
-        detail = f"it needs {delegate}, but this machine has no working Edge TPU; --delegate none runs on the CPU"
+        detail = f"the target needs {delegate}, but this machine has no working Edge TPU; --delegate none uses the CPU"
         result.append(problem(what, detail, "lsusb -d 1a6e: ; lsusb -d 18d1:9302   # lists connected Edge TPUs"))
     return result or [ok(what, "this machine meets the requirements")]
 

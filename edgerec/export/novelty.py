@@ -13,9 +13,9 @@ from edgerec.contract.manifest import Manifest, NoveltySpec
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, EdgerecError
 from edgerec.export.variants import choose, without_folders
+from edgerec.export.writer import add_compiled
 from edgerec.recipe import DataSource
 from edgerec.runtime.anomaly import Autoencoder
-from edgerec.tflite.edgetpu import compile_for_edgetpu
 from edgerec.train.anomaly import KNOWN_FRACTION, fit_threshold
 from edgerec.train.run import Run
 from edgerec.train.scorers import tflite_scorer
@@ -32,10 +32,10 @@ class Novelty:
 
     Attributes:
         run: run of the autoencoder, or its path.
-        variant: name of the variant; None chooses the best variant, measured on the validation images, among those that
-            the target can run.
-        known: fraction of the autoencoder's validation images whose reconstruction error must be below the threshold,
-            between 0 and 1 (both excluded).
+        variant: name of the autoencoder's variant. None chooses the variant with the best validation result among
+            those that the target can run.
+        known: fraction of the autoencoder's validation images that must be accepted as known, i.e. whose reconstruction
+            error is at most the threshold; greater than 0 and less than 1.
     """
 
     run: str | Path
@@ -48,66 +48,95 @@ class Novelty:
 
     @classmethod
     def of(cls, novelty: Novelty | str | Path) -> Novelty:
-        """Return the settings unchanged, or the default settings for the path of a run."""
+        """Return ``novelty`` if it is a :class:`Novelty`, or the default settings if it is the path of a run."""
         return novelty if isinstance(novelty, Novelty) else cls(novelty)
 
 
 @dataclass(frozen=True)
-class Guard:
+class NoveltyReport:
+    """The autoencoder of a bundle, and its results.
+
+    Attributes:
+        variant: name of the autoencoder's variant.
+        threshold: largest reconstruction error of images that are accepted as known.
+        known: fraction of the validation images that must be accepted as known.
+        validation_images: number of validation images to which the threshold was fitted.
+        known_held_out: fraction of the test images that are accepted as known.
+        error: mean reconstruction error of the test images.
+        images: number of test images.
+        size_bytes: size of the .tflite file.
+        forms: metrics of each form of the autoencoder, see
+            :attr:`~edgerec.compress.variant_report.QuantizeReport.forms`.
+    """
+
+    variant: str
+    threshold: float
+    known: float
+    validation_images: int
+    known_held_out: float
+    error: float
+    images: int
+    size_bytes: int
+    forms: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FittedAutoencoder:
     """An autoencoder with a fitted threshold, which can be added to a bundle.
 
     Attributes:
         spec: entry ``novelty`` of the manifest.
-        files: content of the model files by their names in the bundle.
-        about: measurements, which become ``metrics["novelty"]`` of the manifest.
+        files: contents of the model files, keyed by their names in the bundle.
+        report: measurements, which become ``metrics["novelty"]`` of the manifest.
         origin: recipe and digest of the training data, which become ``provenance["novelty"]`` of the manifest.
     """
 
     spec: NoveltySpec
     files: dict[str, bytes]
-    about: dict[str, Any]
+    report: NoveltyReport
     origin: dict[str, Any]
 
     def added_to(self, manifest: Manifest) -> Manifest:
-        """Return the manifest with this autoencoder."""
+        """Return a copy of the manifest to which this autoencoder is added."""
         return replace(
             manifest,
             novelty=self.spec,
-            metrics={**manifest.metrics, "novelty": self.about},
+            metrics={**manifest.metrics, "novelty": vars(self.report)},
             provenance={**manifest.provenance, "novelty": self.origin},
         )
 
 
-def refuse_kind(target: Target) -> None:
-    """Raise :class:`BundleError` if the target uses a single model without edgerec."""
+def require_edgerec(target: Target) -> None:
+    """Raise :class:`BundleError` if the target does not run edgerec, because only edgerec can run an autoencoder."""
     if target.kind != "bundle":
         raise BundleError(
-            f"target {target.name} takes one model, but --novelty needs a target that runs edgerec, such as desktop or "
-            "rpi: omit --novelty, or choose another target"
+            f"target {target.name} supports only one model, but --novelty adds a second one: omit --novelty, or choose "
+            "a target on which edgerec runs, such as desktop or rpi"
         )
 
 
-def novelty_guard(
+def fit_autoencoder(
     novelty: Novelty, classifier: Run, target: Target, data: DataSource | None, listener: Listener
-) -> Guard:
-    """Choose the autoencoder's variant, and fit its threshold to the .tflite model that will run on the device.
+) -> FittedAutoencoder:
+    """Choose the variant of the autoencoder, and fit the threshold to the .tflite model that will run on the device.
 
     Args:
         novelty: settings of the autoencoder.
         classifier: run of the classifier in the same bundle.
         target: target of the bundle.
-        data: current location of the classifier's images, if they were moved. It is used for the autoencoder too if
-            both runs were trained on the same data source.
+        data: current location of the classifier's images, if they were moved. The same location is used for the
+            autoencoder if both runs were trained on the same data source.
         listener: receives the progress.
 
     Raises:
-        EdgerecError: the run is not that of an autoencoder, its images do not exist, or the target cannot run it.
+        EdgerecError: ``novelty.run`` is not the run of an autoencoder, its images do not exist, or the target cannot
+            run the autoencoder.
     """
     run = Run.open(novelty.run)
     if not run.reconstructs:
         raise EdgerecError(
-            f"{novelty.run} is the run of a classifier, but --novelty needs the run of an autoencoder: "
-            "create one with edgerec train --arch autoencoder"
+            f"{novelty.run} is a classifier run, but --novelty needs an autoencoder run: create one with "
+            "edgerec train --arch autoencoder"
         )
     recipe = run.recipe
     data = data if recipe.data.source == classifier.recipe.data.source else None
@@ -122,10 +151,8 @@ def novelty_guard(
             f"{novelty.run} reconstructs its validation images without any error, so no threshold can be fitted: "
             "check that the validation images differ from each other"
         )
-    edgetpu = compile_for_edgetpu(chosen.content, target) if target.compiler else None
     files = {MODEL: chosen.content}
-    if edgetpu is not None and edgetpu.content:
-        files[DELEGATE_MODEL] = edgetpu.content
+    add_compiled(files, chosen.content, target, DELEGATE_MODEL)
     spec = NoveltySpec(
         model=MODEL,
         input=model.input,
@@ -135,16 +162,16 @@ def novelty_guard(
         delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in files else "",
         threshold=threshold,
     )
-    about = {
-        "variant": chosen.name,
-        "threshold": threshold,
-        "known": novelty.known,
-        "validation_images": len(errors),
-        "known_held_out": float(np.mean(held_out <= threshold)),
-        "error": float(held_out.mean(dtype=np.float64)),
-        "images": len(held_out),
-        "size_bytes": len(chosen.content),
-        "forms": chosen.report["forms"],
-    }
+    report = NoveltyReport(
+        variant=chosen.name,
+        threshold=threshold,
+        known=novelty.known,
+        validation_images=len(errors),
+        known_held_out=float(np.mean(held_out <= threshold)),
+        error=float(held_out.mean(dtype=np.float64)),
+        images=len(held_out),
+        size_bytes=len(chosen.content),
+        forms=chosen.report["forms"],
+    )
     origin = {"data_digest": dataset.digest, "recipe": without_folders(recipe).to_dict()}
-    return Guard(spec, files, about, origin)
+    return FittedAutoencoder(spec, files, report, origin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from edgerec.doctor.system import System
+from edgerec.doctor.check_system import System
 
 _PACKAGES = {
     "libGL.so.1": "libgl1",
@@ -23,12 +23,12 @@ _PACKAGES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
     "libvulkan.so.1": "libvulkan1",
 }
-# OpenCV needs these packages. An error names only one missing library, but usually all of them are missing.
+# OpenCV needs all of these packages. The error message names only the first missing library.
 _TOGETHER = {"libgl1", "libglib2.0-0", "libxcb1"}
 
 
 def install_command(reason: str, system: System) -> str:
-    """Return the command that installs a missing library; empty if no library is missing.
+    """Return the command that installs a missing library, or an empty string if no library is missing.
 
     Args:
         reason: the error message of the failed import.

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.doctor.finding import Finding, State, note, ok, problem
-from edgerec.doctor.packages import numbers
-from edgerec.doctor.runtimes import Runtime
-from edgerec.doctor.system import System
+from edgerec.doctor.check_packages import numbers
+from edgerec.doctor.check_result import CheckResult, CheckState, note, ok, problem
+from edgerec.doctor.check_runtimes import Runtime
+from edgerec.doctor.check_system import System
 from edgerec.runtime.delegate import try_delegate
 from edgerec.runtime.video_devices import ROOT, read_text
 from edgerec.utils.child_process import ask_python
@@ -35,7 +35,8 @@ _RULE = (
 _LAST_OLD_RUNTIME = (2, 11)
 # First kernel version for which Google's gasket-dkms cannot be built.
 _NEW_KERNEL = (6, 4)
-# Lines of config.txt that a PCIe card on a Raspberry Pi 5 needs. The last line selects the kernel with 4 KiB pages.
+# Lines that config.txt of a Raspberry Pi 5 must contain for a PCIe card. The last line selects the kernel with 4 KiB
+# pages.
 _PI5_CONFIG = ("dtoverlay=pciex1-compat-pi5,no-mip", "dtoverlay=pcie-32bit-dma-pi5", "kernel=kernel8.img")
 
 
@@ -44,8 +45,8 @@ class EdgeTpu:
     """The Edge TPU of a machine, and the software for it.
 
     Attributes:
-        stick: device file of a USB stick; empty if there is none.
-        speed_mbps: speed of the stick's USB connection in Mbit/s; 0 if it is not known.
+        stick: device file of a USB stick; empty if there is no stick.
+        speed_mbps: speed of the stick's USB connection in Mbit/s; 0 if the speed is not known.
         stick_open: whether the stick can be opened for writing.
         rule: whether there is a udev rule for the stick.
         card: whether there is a PCIe card.
@@ -54,9 +55,10 @@ class EdgeTpu:
         driver: whether the kernel module of the card is loaded.
         config: lines that the boot configuration of a Raspberry Pi 5 lacks for a card.
         library: whether libedgetpu can be loaded.
-        reason: reason why libedgetpu cannot be loaded although it is installed.
+        reason: reason why libedgetpu, which is installed, cannot be loaded; otherwise empty.
         version: version of the Debian package of libedgetpu; empty if libedgetpu was not installed as a package.
-        delegate: reason why the runtime cannot use libedgetpu; empty if it can, or if this was not tried.
+        delegate: reason why the runtime cannot use libedgetpu; empty if the runtime can use libedgetpu, or if no device
+            is connected.
     """
 
     stick: str = ""
@@ -75,12 +77,12 @@ class EdgeTpu:
 
     @property
     def connected(self) -> bool:
-        """Whether a stick or a card is connected."""
+        """Whether an Edge TPU (a USB stick or a PCIe card) is connected."""
         return bool(self.stick) or self.card
 
     @property
     def works(self) -> bool:
-        """Whether models can run on the Edge TPU: a device and libedgetpu can be used."""
+        """Whether models can run on the Edge TPU, i.e. a device can be opened, and the runtime can use libedgetpu."""
         device = (self.stick and self.stick_open) or (self.apex and self.apex_open)
         return bool(device) and self.library and not self.delegate
 
@@ -114,31 +116,31 @@ def collect(root: Path = ROOT) -> EdgeTpu:
     )
 
 
-def findings(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime] = ()) -> list[Finding]:
-    """Return the findings about the device, its port, permissions and driver, libedgetpu, and the runtime."""
+def check(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime] = ()) -> list[CheckResult]:
+    """Check the device, its port, permissions and driver, libedgetpu, and the runtime."""
     if not tpu.connected:
         library = "; libedgetpu is installed" if tpu.library else ""
         return [ok("Edge TPU", f"no device on USB or PCIe{library}")] if system.os == "Linux" or tpu.library else []
-    result = [*_stick_findings(tpu, system), *_card_findings(tpu, system), *_library_findings(tpu, system, runtimes)]
-    if not any(finding.state is State.PROBLEM for finding in result):
+    result = [*_check_stick(tpu, system), *_check_card(tpu, system), *_check_library(tpu, system, runtimes)]
+    if not any(one.state is CheckState.PROBLEM for one in result):
         device, library = "stick" if tpu.stick else "card", LIBRARIES.get(system.os, "libedgetpu.so.1")
         result.insert(0, ok("Edge TPU", f"the {device} is ready: use --delegate {library}"))
     return result
 
 
-def _stick_findings(tpu: EdgeTpu, system: System) -> list[Finding]:
+def _check_stick(tpu: EdgeTpu, system: System) -> list[CheckResult]:
     result = []
     if tpu.stick and not tpu.stick_open:
         fix = system.join("plugdev") if tpu.rule else _RULE
-        reason = "you are not in the group plugdev" if tpu.rule else "udev has no rule for it"
+        reason = "you are not in the group plugdev" if tpu.rule else "udev has no rule for this device"
         result.append(problem("Edge TPU", f"the stick {tpu.stick} cannot be opened: {reason}", fix))
     if tpu.stick and 0 < tpu.speed_mbps < _USB3_MBPS:
-        detail = f"the stick is on a USB 2 port ({tpu.speed_mbps} Mbit/s): plug it into a USB 3 port, which is blue"
+        detail = f"the stick is connected to a USB 2 port ({tpu.speed_mbps} Mbit/s): use a USB 3 port (blue) instead"
         result.append(note("Edge TPU", detail))
     return result
 
 
-def _card_findings(tpu: EdgeTpu, system: System) -> list[Finding]:
+def _check_card(tpu: EdgeTpu, system: System) -> list[CheckResult]:
     if not tpu.card:
         return []
     result = []
@@ -153,21 +155,19 @@ def _card_findings(tpu: EdgeTpu, system: System) -> list[Finding]:
             problem("Edge TPU", detail, f"{system.sudo}dmesg | grep -i -e apex -e gasket   # shows the reason")
         )
     elif not tpu.apex:
-        detail, package = (
-            "the card has no driver, so there is no /dev/apex_0",
-            "gasket-dkms   # from Google's package source",
-        )
+        detail = "no driver is loaded for the card, so there is no /dev/apex_0"
+        package = "gasket-dkms   # from Google's package source"
         if numbers(system.kernel)[:2] >= _NEW_KERNEL:
             detail += f". Google's gasket-dkms does not build on kernel {system.kernel}"
             package = "./gasket-dkms_*.deb   # download it from github.com/feranick/gasket-driver/releases"
         result.append(problem("Edge TPU", detail, f"{system.sudo}apt install {package}"))
     elif not tpu.apex_open:
-        detail = f"permission denied for {tpu.apex}: only the group apex may use it"
+        detail = f"permission denied for {tpu.apex}: only the group apex may use this device"
         result.append(problem("Edge TPU", detail, system.join("apex")))
     return result
 
 
-def _library_findings(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime]) -> list[Finding]:
+def _check_library(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime]) -> list[CheckResult]:
     rebuilt = "./libedgetpu1-std_*.deb   # download it from github.com/feranick/libedgetpu/releases"
     fix = f"{system.sudo}apt install {rebuilt}" if system.os == "Linux" else ""
     if not tpu.library:
@@ -201,7 +201,7 @@ def _find_stick(root: Path) -> tuple[str, int]:
 
 
 def _missing_config(root: Path) -> tuple[str, ...]:
-    """Return the lines that are missing in the boot configuration; empty if this is not a Raspberry Pi 5."""
+    """Return the lines that the boot configuration of a Raspberry Pi 5 lacks, or no lines on another machine."""
     if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
         return ()
     config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")

@@ -1,4 +1,4 @@
-"""Check OpenCV, which reads and preprocesses images, and the display for its windows."""
+"""Check OpenCV, which reads and preprocesses images, and whether OpenCV can open windows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import sys
 from dataclasses import dataclass
 
-from edgerec.doctor import libraries
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.packages import OPENCVS, Packages
-from edgerec.doctor.system import System
+from edgerec.doctor.check_packages import OPENCVS, Packages
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_system import System
+from edgerec.doctor.missing_libraries import install_command
 from edgerec.utils.child_process import TIMED_OUT, ask_python
 
 _IMPORT = """
@@ -29,9 +29,9 @@ class OpenCV:
     """The installed OpenCV, and whether it can open windows.
 
     Attributes:
-        version: version of OpenCV; empty if it cannot be imported.
-        gui: GUI library for its windows, e.g. ``QT5``; ``NONE`` if it cannot open windows.
-        reason: reason why it cannot be imported; empty if it can.
+        version: version of OpenCV; empty if OpenCV cannot be imported.
+        gui: GUI library for windows, e.g. ``QT5``; ``NONE`` if this OpenCV cannot open windows.
+        reason: reason why OpenCV cannot be imported; empty if it can be imported.
         display: whether there is a display for windows.
         ssh: whether this is an SSH session.
     """
@@ -44,7 +44,7 @@ class OpenCV:
 
 
 def collect() -> OpenCV:
-    """Return the facts about OpenCV in this environment."""
+    """Return information about OpenCV in this environment."""
     value, reason = ask_python(_IMPORT)
     version, gui = value or ("", "")
     display = not sys.platform.startswith("linux") or bool(
@@ -53,13 +53,15 @@ def collect() -> OpenCV:
     return OpenCV(version, gui, reason, display, "SSH_CONNECTION" in os.environ)
 
 
-def findings(opencv: OpenCV, packages: Packages, system: System) -> list[Finding]:
-    """Return the findings about OpenCV and the display."""
+def check(opencv: OpenCV, packages: Packages, system: System) -> list[CheckResult]:
+    """Check whether OpenCV can be imported, and whether it can open windows."""
     extra = "desktop" if opencv.display else "headless"
     if "No module named 'cv2'" in opencv.reason:
-        return [problem("OpenCV", "not installed, so images cannot be read", f'pip install "edgerec[{extra}]"')]
+        return [
+            problem("OpenCV", "OpenCV is not installed, so images cannot be read", f'pip install "edgerec[{extra}]"')
+        ]
     if opencv.reason:
-        return [problem("OpenCV", f"it cannot be imported: {opencv.reason}", _fix(opencv.reason, packages, system))]
+        return [problem("OpenCV", f"OpenCV cannot be imported: {opencv.reason}", _fix(opencv.reason, packages, system))]
     windows = opencv.gui not in ("NONE", "")
     result = [ok("OpenCV", f"{opencv.version}, {f'windows with {opencv.gui}' if windows else 'no windows (headless)'}")]
     if opencv.display and not windows:
@@ -76,12 +78,12 @@ def findings(opencv: OpenCV, packages: Packages, system: System) -> list[Finding
 
 def _fix(reason: str, packages: Packages, system: System) -> str:
     installed = [name for name in OPENCVS if name in packages]
-    if "has no attribute" in reason and installed:  # uninstalling another OpenCV package has removed its files
+    if "has no attribute" in reason and installed:  # uninstalling another OpenCV package removed the files
         return f"pip install --force-reinstall --no-deps {installed[0]}"
     if reason.startswith(TIMED_OUT):
         return 'python -c "import cv2"   # does it finish?'
     if "NumPy cannot be imported" in reason:
-        return libraries.install_command(reason, system) or "pip install --force-reinstall numpy"
+        return install_command(reason, system) or "pip install --force-reinstall numpy"
     if "numpy" in reason or "_ARRAY_API" in reason:
         return f'pip install --upgrade {installed[0] if installed else "opencv-python-headless"} "numpy>=2"'
-    return libraries.install_command(reason, system) or 'pip install --force-reinstall "edgerec[headless]"'
+    return install_command(reason, system) or 'pip install --force-reinstall "edgerec[headless]"'

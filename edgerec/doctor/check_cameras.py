@@ -1,4 +1,4 @@
-"""Check the cameras, and picamera2, which a camera module (CSI) needs."""
+"""Check the cameras, and whether picamera2, which is required for camera modules (CSI), is installed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.doctor.finding import Finding, note, ok, problem
-from edgerec.doctor.system import System
+from edgerec.doctor.check_result import CheckResult, note, ok, problem
+from edgerec.doctor.check_system import System
 from edgerec.runtime.device_users import programs_using
-from edgerec.runtime.video_devices import ROOT, list_video_devices
-from edgerec.runtime.video_devices import VideoDevice as Node
+from edgerec.runtime.video_devices import ROOT, VideoDevice, list_video_devices
 from edgerec.utils.child_process import ask_python
 from edgerec.utils.text import printable
 
 _SYSTEM_SITE = "usr/lib/python3/dist-packages/picamera2"
-# Run VIDIOC_QUERYCAP (linux/videodev2.h) for each device, in a child process because a stuck driver may hang.
+# Python code that runs VIDIOC_QUERYCAP (linux/videodev2.h) for each device. A defective driver may hang, so the code is
+# run in a child process.
 _QUERY = """
 import fcntl, json, os, struct, sys
 replies = {}
@@ -49,20 +49,21 @@ class Cameras:
     """The cameras of a machine.
 
     Attributes:
-        nodes: video devices, in the order of their numbers.
+        devices: video devices, in the order of their numbers.
         hidden: names of devices that the kernel lists but that are missing in /dev, e.g. in a container.
-        picamera2: reason why picamera2 cannot be imported; empty if it can, None if it is not installed.
+        picamera2: reason why picamera2 cannot be imported, an empty string if picamera2 can be imported, or None if
+            picamera2 is not installed.
         system_has_picamera2: whether picamera2 is installed for the system's Python.
     """
 
-    nodes: tuple[Node, ...] = ()
+    devices: tuple[VideoDevice, ...] = ()
     hidden: tuple[str, ...] = ()
     picamera2: str | None = None
     system_has_picamera2: bool = False
 
 
 def collect(root: Path = ROOT) -> Cameras:
-    """Return the cameras of this machine; none on other systems than Linux.
+    """Return the cameras of this machine. On systems other than Linux, the result has no cameras.
 
     Args:
         root: folder that contains ``sys``, ``dev`` and ``usr``.
@@ -70,89 +71,83 @@ def collect(root: Path = ROOT) -> Cameras:
     devices, hidden = list_video_devices(root)
     replies, failure = ask_python(_QUERY, *(device.path for device in devices)) if devices else ({}, "")
     return Cameras(
-        nodes=tuple(_with_reply(device, (replies or {}).get(device.path, [failure, 0, ""])) for device in devices),
+        devices=tuple(_with_reply(device, (replies or {}).get(device.path, [failure, 0, ""])) for device in devices),
         hidden=tuple(hidden),
         picamera2=_import_error(),
         system_has_picamera2=(root / _SYSTEM_SITE).is_dir(),
     )
 
 
-def findings(cameras: Cameras, system: System) -> list[Finding]:
-    """Return the findings about each camera, other video devices, and picamera2."""
+def check(cameras: Cameras, system: System) -> list[CheckResult]:
+    """Check each camera, other video devices, and picamera2."""
     if system.os != "Linux":
         detail = "edgerec doctor does not search for cameras on this system: try --source 0"
         if system.os == "Darwin":
             detail += ". macOS asks for permission once; change it in System Settings > Privacy & Security > Camera"
         return [ok("camera", detail)]
-    modules = [node for node in cameras.nodes if node.raw and node.capture is not None and not node.users]
-    result = [
-        finding
-        for node in cameras.nodes
-        if not node.helper and node not in modules
-        for finding in _camera_findings(node, system)
-    ]
+    modules = [device for device in cameras.devices if device.raw and device.capture is not None and not device.users]
+    others = [device for device in cameras.devices if not device.helper and device not in modules]
+    results = [_check_camera(device, system) for device in others]
     if modules:
         belong = "belongs" if len(modules) == 1 else "belong"
         detail = f"{_range(modules)} {belong} to a camera module (CSI): use --source auto or --source picamera2:0"
-        result.append(ok("camera", detail))
-    if helpers := [node for node in cameras.nodes if node.helper]:
-        names = ", ".join(dict.fromkeys(node.driver or node.name for node in helpers))
+        results.append(ok("camera", detail))
+    if helpers := [device for device in cameras.devices if device.helper]:
+        names = ", ".join(dict.fromkeys(device.driver or device.name for device in helpers))
         kind = "is not a camera" if len(helpers) == 1 else "are not cameras"
-        result.append(ok("camera", f"{_range(helpers)} {kind}: {names}"))
+        results.append(ok("camera", f"{_range(helpers)} {kind}: {names}"))
     if cameras.hidden:
         detail = f"{', '.join(cameras.hidden)}: not available in this container"
-        result.append(note("camera", detail, "docker run --device /dev/video0 …"))
-    has_module = any(node.raw for node in cameras.nodes)
-    if all(node.helper for node in cameras.nodes) and not cameras.hidden:
+        results.append(note("camera", detail, "docker run --device /dev/video0 …"))
+    has_module = any(device.raw for device in cameras.devices)
+    if all(device.helper for device in cameras.devices) and not cameras.hidden:
         command = "rpicam-hello --list-cameras" if system.pi else "v4l2-ctl --list-devices"
         detail = "no camera was found: connect one, or use a stream, a video or a folder as the source"
-        result.append(note("camera", detail, command))
-    return result + _picamera2_findings(cameras, system, has_module)
+        results.append(note("camera", detail, command))
+    return [*results, *_check_picamera2(cameras, system, has_module)]
 
 
-def _camera_findings(node: Node, system: System) -> list[Finding]:
-    camera = f"{node.path} ({node.name})"
-    if node.capture is None and "ermission" in node.reason:
-        return [
-            problem("camera", f"permission denied for {camera}: only the group video may use it", system.join("video"))
-        ]
-    if node.users:
-        process = re.search(r"process (\d+)", node.users[0])
-        return [
-            note("camera", f"{camera} is in use by {', '.join(node.users)}", f"kill {process[1]}" if process else "")
-        ]
-    if node.capture is None:
-        return [problem("camera", f"{camera} cannot be opened: {node.reason}")]
-    return [ok("camera", f"{camera}: use --source {node.path.removeprefix('/dev/video')}")]
+def _check_camera(device: VideoDevice, system: System) -> CheckResult:
+    camera = f"{device.path} ({device.name})"
+    if device.capture is None and "ermission" in device.reason:
+        detail = f"permission denied for {camera}: only the group video may use this camera"
+        return problem("camera", detail, system.join("video"))
+    if device.users:
+        process = re.search(r"process (\d+)", device.users[0])
+        return note(
+            "camera", f"{camera} is in use by {', '.join(device.users)}", f"kill {process[1]}" if process else ""
+        )
+    if device.capture is None:
+        return problem("camera", f"{camera} cannot be opened: {device.reason}")
+    return ok("camera", f"{camera}: use --source {device.path.removeprefix('/dev/video')}")
 
 
-def _picamera2_findings(cameras: Cameras, system: System, has_module: bool) -> list[Finding]:
+def _check_picamera2(cameras: Cameras, system: System, has_module: bool) -> list[CheckResult]:
     report = problem if has_module else note  # only a camera module needs picamera2
     new_environment = "/usr/bin/python3 -m venv --clear --system-site-packages .venv"
     if cameras.picamera2 == "":
-        return [ok("picamera2", "it can be imported")]
+        return [ok("picamera2", "picamera2 can be imported")]
     if cameras.picamera2 is not None:
         if "size changed" in cameras.picamera2 or "numpy" in cameras.picamera2:
             detail = (
-                "it cannot be imported, because the system's simplejpeg was built for another NumPy than the one in "
-                "this environment"
+                "picamera2 cannot be imported, because the system's simplejpeg was built for another version of NumPy"
             )
             return [report("picamera2", detail, "pip install --upgrade --force-reinstall simplejpeg")]
-        return [report("picamera2", f"it cannot be imported: {cameras.picamera2}", new_environment)]
+        return [report("picamera2", f"picamera2 cannot be imported: {cameras.picamera2}", new_environment)]
     if cameras.system_has_picamera2:
-        detail = "it is installed for the system's Python, but this environment does not see the system's packages"
+        detail = "picamera2 is installed for the system's Python, but this environment excludes the system's packages"
         return [report("picamera2", detail, new_environment)]
     if has_module:
-        detail = "it is not installed, but the camera module (CSI) needs it"
+        detail = "picamera2, which the camera module (CSI) needs, is not installed"
         install = f"{system.sudo}apt-get install --no-install-recommends python3-picamera2"
         return [problem("picamera2", detail, f"{install} && {new_environment}")]
     return []
 
 
-def _with_reply(device: Node, reply: Sequence[Any]) -> Node:
-    """Return the device with the reply of the kernel to VIDIOC_QUERYCAP: an error, the capabilities and the name."""
+def _with_reply(device: VideoDevice, reply: Sequence[Any]) -> VideoDevice:
+    """Add the result of VIDIOC_QUERYCAP to a device: its name and capabilities, or the error if the call failed."""
     reason, flags, card = reply
-    if reason == os.strerror(errno.ENOTTY):  # not a device file, e.g. if root is a copy from another machine
+    if reason == os.strerror(errno.ENOTTY):  # not a device file, because root is a copy from another machine
         return device
     if reason:
         return replace(device, capture=None, reason=str(reason))
@@ -166,12 +161,12 @@ def _with_reply(device: Node, reply: Sequence[Any]) -> Node:
 
 
 def _import_error() -> str | None:
-    """Return why picamera2 cannot be imported; empty if it can, None if it is not installed."""
+    """Return the value of :attr:`Cameras.picamera2`."""
     if importlib.util.find_spec("picamera2") is None:
         return None
     return ask_python("import picamera2; print(1)")[1]
 
 
-def _range(nodes: list[Node]) -> str:
-    paths = [node.path for node in nodes]
+def _range(devices: list[VideoDevice]) -> str:
+    paths = [device.path for device in devices]
     return paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1].removeprefix('/dev/')} ({len(paths)})"
