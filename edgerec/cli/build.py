@@ -14,18 +14,24 @@ from edgerec.cli.recipe_options import SET_HELP, SUBJECT_HELP, compose_recipe, i
 def build(
     subject: str = typer.Argument(..., metavar="DATA|RECIPE.toml", help=SUBJECT_HELP),
     target: str = typer.Option(
-        "rpi", "--target", "-t", metavar="NAME", help="Target: a name from edgerec targets, or a .toml file."
+        "rpi", "--target", "-t", metavar="NAME", help="Target: a name listed by 'edgerec targets', or a .toml file."
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", metavar="FOLDER", help="Folder for the run; the bundle is beside it. [default: runs/NAME]"
+        None,
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the run. The bundle is written next to this folder. [default: runs/NAME]",
     ),
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
-        help="Data set to merge with DATA, or to use instead of the recipe's data; may be repeated.",
+        help="Data set to merge with DATA, or to use instead of the recipe's data. May be repeated.",
     ),
     arch: str | None = typer.Option(
-        None, metavar="NAME", help="Architecture; see edgerec models. [default: chosen for the images and the target]"
+        None,
+        metavar="NAME",
+        help="Architecture: a name listed by 'edgerec models'. [default: chosen for the images and the target]",
     ),
     epochs: int | None = typer.Option(
         None,
@@ -33,24 +39,26 @@ def build(
         help="Number of training epochs. [default: 15 to 60, depending on the number of images]",
     ),
     method: str | None = typer.Option(
-        None, metavar="NAME", help="Compression method, as for edgerec quantize. [default: auto]"
+        None, metavar="NAME", help="Compression method, see 'edgerec quantize --help'. [default: auto]"
     ),
     max_drop: float | None = typer.Option(
-        None, metavar="POINTS", help="Maximum loss of accuracy by compression, in percentage points. [default: 1]"
+        None, metavar="POINTS", help="Maximum accuracy loss due to compression, in percentage points. [default: 1]"
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start again, and replace the run and the bundle."),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Start from the beginning, and replace the run and the bundle."
+    ),
     json: bool = JsonOption,
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel="Advanced"),
     open_page: bool | None = typer.Option(
         None,
         "--open/--no-open",
-        help="Open the report in a browser. [default: if stdout is a terminal and there is a display]",
+        help="Open the report in a browser. [default: open, if stdout is a terminal and there is a display]",
         rich_help_panel="Advanced",
     ),
 ) -> None:
     """Train, quantize, export, verify and write a report.
 
-    If the command was interrupted, run it again to continue.
+    If the command is interrupted, run the same command again to continue.
     """
     folder = out or default_run(subject)
     with progress() as listener:
@@ -73,9 +81,9 @@ def build(
         show_json(result.to_dict())
         return
     for step in result.reused:
-        say(f"reused   complete result of {step} (to start again, add --overwrite)")
+        say(f"reused   result of {step} from an earlier call (to start from the beginning, add --overwrite)")
     say(f"run      {result.run}  (float {result.accuracy:.2%} on the test images)")
-    say(f"variant  {result.variant}  ({result.top1:.2%}, {result.size_bytes:,} bytes)")
+    say(f"variant  {result.variant}  ({result.top1:.2%} on the test images, {result.size_bytes:,} bytes)")
     say(f"bundle   {result.bundle}  (verified with {result.golden} golden images)")
     say(f"report   {result.page}")
     if result.warning:
@@ -83,7 +91,7 @@ def build(
 
         say(f"next     {ADVICE}")
     else:
-        say(f"next     copy {result.bundle} to the device and follow its README.md")
+        say(f"next     copy {result.bundle} to the device, and follow the README.md in this folder")
     if open_page or (open_page is None and _has_browser()):
         import webbrowser
 

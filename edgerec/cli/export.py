@@ -11,13 +11,13 @@ from edgerec.cli.options import MOVED_DATA_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_edgetpu, show_json
 
 # Groups of options in --help.
-_DECISION, _NOVELTY = "Unknown images", "Unknown images, found by an autoencoder"
+_DECISION, _NOVELTY = "Unknown images", "Unknown images detected by an autoencoder"
 
 
 def export(
     run: Path = typer.Argument(..., metavar="RUN", help="A finished run."),
     target: str = typer.Option(
-        "desktop", "--target", "-t", metavar="NAME", help="Target: a name from edgerec targets, or a .toml file."
+        "desktop", "--target", "-t", metavar="NAME", help="Target: a name listed by 'edgerec targets', or a .toml file."
     ),
     variant: str | None = typer.Option(
         None,
@@ -25,22 +25,23 @@ def export(
         help="Variant to export, such as int8-qat. [default: the int8 variant with the best validation accuracy]",
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", metavar="FOLDER", help="Folder for the bundle, or a .zip. [default: RUN-TARGET]"
+        None, "--out", "-o", metavar="FOLDER", help="Folder or .zip file for the bundle. [default: RUN-TARGET]"
     ),
     max_drop: float | None = typer.Option(
         None,
         metavar="POINTS",
-        help="Maximum loss of top-1 accuracy of the variant, in percentage points. [default: as for quantize]",
+        help="Maximum loss of the variant's top-1 accuracy, in percentage points. [default: the value that was used "
+        "for quantization]",
     ),
     data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing bundle."),
     json: bool = JsonOption,
     threshold: float = typer.Option(
         0.0,
         min=0,
         max=1,
         metavar="SCORE",
-        help="Predict 'unknown' for images whose best score is below this.",
+        help="Predict 'unknown' for images whose best score is below this value.",
         rich_help_panel=_DECISION,
     ),
     precision: float | None = typer.Option(
@@ -48,14 +49,14 @@ def export(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Fit a threshold for each label, so that at least this fraction of its predictions is correct on the "
-        "validation images. [default: no such thresholds]",
+        help="Fit a threshold for each label, so that at least this fraction of the predictions of the label on the "
+        "validation images is correct. [default: fit no thresholds]",
         rich_help_panel=_DECISION,
     ),
     novelty: Path | None = typer.Option(
         None,
         metavar="RUN",
-        help="Run of an autoencoder. Images with a high reconstruction error are predicted as 'unknown'.",
+        help="Run of an autoencoder. The prediction for images with a high reconstruction error is 'unknown'.",
         rich_help_panel=_NOVELTY,
     ),
     novelty_variant: str | None = typer.Option(
@@ -69,13 +70,15 @@ def export(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Fraction of the autoencoder's validation images that must not be predicted as 'unknown'. [default: 0.99]",
+        help="Fraction of the autoencoder's validation images that must be accepted as known. [default: 0.99]",
         rich_help_panel=_NOVELTY,
     ),
 ) -> None:
     """Write the bundle that runs on a device, and verify it."""
     if novelty is None and (novelty_variant or known is not None):
-        raise typer.BadParameter("--novelty-variant and --known need --novelty AUTOENCODER_RUN")
+        raise typer.BadParameter(
+            "--novelty-variant and --known configure an autoencoder: add --novelty AUTOENCODER_RUN"
+        )
     with progress() as listener:
         from edgerec.export import Novelty, export_bundle
 

@@ -23,14 +23,14 @@ def report(
     images: bool = typer.Option(
         True,
         "--pictures/--no-pictures",
-        help="Show images. --no-pictures omits the images, their names and their folders.",
+        help="Include images. --no-pictures omits the images, their names and all private paths.",
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the HTML file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing HTML file."),
     json: bool = JsonOption,
 ) -> None:
     """Write a self-contained HTML report about a run.
 
-    The report shows data, learning curves, mistakes, calibration, variants and recommended next steps.
+    The report shows data, learning curves, misclassified images, calibration, variants and recommended next steps.
     """
     with progress() as listener:
         from edgerec.report import write_report
