@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from edgerec.train.run import Run
 from edgerec.train.scorers import tflite_scorer
 from edgerec.utils.progress import Listener
 
-log = logging.getLogger(__name__)
 
 MODEL, DELEGATE_MODEL = "novelty.tflite", "novelty_edgetpu.tflite"
 

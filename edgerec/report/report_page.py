@@ -1,38 +1,24 @@
-"""Collect the content of the report about a run, and write the HTML page."""
+"""Write the HTML report about a run."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-
-from edgerec.compress.methods import FLOAT32, METHODS
 from edgerec.data import Dataset, Split
 from edgerec.data.readers import NAMED
 from edgerec.errors import EdgerecError, OutputExistsError, RunError
-from edgerec.recipe import DataSource, Recipe
-from edgerec.report.advice import advice
-from edgerec.report.content import ClassMetrics, ReportContent, Top1, TrainingInfo, VariantMetrics
+from edgerec.recipe import DataSource
+from edgerec.report.collect_content import collect_content
+from edgerec.report.content import ReportContent
 from edgerec.report.html import render
-from edgerec.report.images import PageImages, page_images
-from edgerec.report.scoring import FLOAT, Measurements, measure
-from edgerec.train.confidence_calibration import wilson_interval
-from edgerec.train.run import PSEUDO_LABELS, Run
+from edgerec.train.run import Run
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path, write_file
 from edgerec.utils.command_line import command
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
-log = logging.getLogger(__name__)
-
 PAGE = "report.html"
-MAX_CONFUSED = 10
-
-T = TypeVar("T")
 
 
 def write_report(
@@ -76,7 +62,7 @@ def write_report(
     require("jinja2")  # fail before the expensive measurements
     require("matplotlib")
     loaded, missing = _load(run, data, listener)
-    content, embedded = _collect(run, loaded, missing, data, images, listener)
+    content, embedded = collect_content(run, loaded, missing, data, images, listener)
     text = render(replace(content, page=str(page)), embedded)
     write_file(page, text)
     return replace(content, page=str(page), page_bytes=page.stat().st_size)
@@ -94,248 +80,3 @@ def _load(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[
         if data is not None:
             raise
         return None, [f"{lost}: {error}"]
-
-
-def _collect(
-    run: Run,
-    loaded: tuple[Dataset, Split] | None,
-    missing: list[str],
-    data: DataSource | None,
-    images: bool,
-    listener: Listener,
-) -> tuple[ReportContent, PageImages]:
-    """Return the content of the report, without the path and size of the page, and the images of the page."""
-    metrics = run.metrics if run.finished else {}
-    variants = run.variants() if run.finished else {}
-    chosen = run.shipped(variants)
-    measured = measure(run, *loaded, variants, chosen, listener) if loaded and run.finished else Measurements()
-    rows, timed_on, notes = _checked(run, "a variant's report.json or compare.json", lambda: _variants(run, variants))
-    metrics_of, figures = _figures(run, metrics, variants, chosen)
-    confusion = _checked(run, "metrics.json", lambda: _confusion(figures, run.labels))
-    content = ReportContent(
-        run=str(run.path),
-        name=run.path.name,
-        page="",
-        page_bytes=0,
-        finished=run.finished,
-        training=_checked(run, "metrics.json", lambda: _training_info(run, metrics, images)),
-        top1=_checked(run, "metrics.json", lambda: _top1(metrics)),
-        loss=_checked(run, "metrics.json", lambda: _float(metrics.get("loss"))),
-        splits=_checked(run, "split.json", lambda: _splits(run)),
-        skipped=_checked(run, "split.json", lambda: len(run.split_record.get("skipped", []))),
-        classes=_checked(run, "metrics.json", lambda: _classes(run, figures, variants.get(chosen or "", {}), loaded)),
-        metrics_of=metrics_of,
-        confusion=confusion,
-        confused=_confused(confusion, run.labels),
-        history=tuple(run.history()),
-        mistakes_of=measured.mistakes_of,
-        mistakes=measured.mistakes if images else tuple(replace(row, name="") for row in measured.mistakes),
-        mistakes_total=measured.mistakes_total,
-        calibration=measured.calibration,
-        variants=rows,
-        timed_on=timed_on,
-        notes=notes,
-        missing=(*missing, *measured.missing, *_changed_accuracy(metrics, measured)),
-        next=(),
-    )
-    if images:
-        return replace(content, next=advice(content, data)), page_images(run, loaded, content)
-    # Replace private paths by file names.
-    names = {source: Path(source).name for source in run.recipe.data.sources} | {content.run: content.name}
-    without_paths = tuple(_replace_all(text, names) for text in content.missing)
-    return replace(content, missing=without_paths, next=advice(replace(content, run=content.name))), PageImages()
-
-
-def _replace_all(text: str, names: Mapping[str, str]) -> str:
-    for old, new in names.items():
-        text = text.replace(old, new)
-    return text
-
-
-def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
-    """Return the result of ``build()``. Raise :class:`RunError` if the function fails because a file is damaged.
-
-    Args:
-        run: the run.
-        name: name of the file that the function reads.
-        build: the function.
-    """
-    try:
-        return build()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
-        if isinstance(error, EdgerecError):
-            raise
-        raise RunError(
-            f"{run.path}: {name} is damaged ({type(error).__name__}: {error}): restore this file, or create it again "
-            "with --overwrite"
-        ) from None
-
-
-def _training_info(run: Run, metrics: Mapping[str, Any], paths: bool) -> TrainingInfo:
-    """Return the description of the trained model. If ``paths`` is False, private paths are omitted."""
-    recipe, adopted = run.recipe, metrics.get("adopted")
-    side, color = recipe.data.input_size, "RGB" if recipe.data.channels == 3 else "grayscale"
-    shown_recipe = recipe if paths else _without_paths(recipe)
-    width = "" if recipe.model.width == 1 else f", width {recipe.model.width:g}"
-    return TrainingInfo(
-        model=adopted["file"] if adopted else f"{shown_recipe.model.arch}{width}",
-        adopted=bool(adopted),
-        input=f"{side}×{side} {color}",
-        parameters=_int(metrics.get("parameters")),
-        epochs=int(metrics.get("epochs", len(run.history()))),
-        best_epoch=int(metrics.get("best_epoch", 0)),
-        seconds=float(metrics.get("seconds", sum(row["seconds"] for row in run.history()))),
-        source=shown_recipe.data.title,
-        digest=str(run.split_record["digest"]),
-        recipe=shown_recipe.to_toml(),
-        versions=dict(metrics.get("versions", {})),
-        truth="predictions of the adopted model" if (run.path / PSEUDO_LABELS).is_file() else "labels",
-    )
-
-
-def _without_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with file names instead of paths."""
-    teachers = ",".join(Path(teacher).name for teacher in recipe.distill.teachers.split(","))
-    return replace(
-        recipe,
-        data=recipe.data.without_folders,
-        model=replace(recipe.model, arch=Path(recipe.model.arch).name, weights=Path(recipe.model.weights).name),
-        distill=replace(recipe.distill, teachers=teachers),
-        compress=replace(recipe.compress, calibration=Path(recipe.compress.calibration).name),
-    )
-
-
-def _top1(metrics: Mapping[str, Any]) -> Top1 | None:
-    if not metrics:
-        return None
-    value, count = float(metrics["accuracy"]), int(metrics["images"])
-    return Top1(value, *wilson_interval(value, count), count)
-
-
-def _splits(run: Run) -> dict[str, int]:
-    record = run.split_record
-    others = {subset: int(record.get(f"{subset}_images", len(record[subset]))) for subset in ("val", "test")}
-    return {"train": int(record["train_images"])} | others
-
-
-def _figures(
-    run: Run, metrics: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], chosen: str | None
-) -> tuple[str, Mapping[str, Any]]:
-    """Return the name of the model whose per-class metrics are shown, and these metrics.
-
-    This is the float model. If its predictions serve as labels, this is the chosen variant.
-    """
-    if run.pseudo_labels() is None:
-        return FLOAT, metrics
-    return (chosen, variants[chosen].get("figures", {})) if chosen else ("", {})
-
-
-def _classes(
-    run: Run, figures: Mapping[str, Any], variant: Mapping[str, Any], loaded: tuple[Dataset, Split] | None
-) -> tuple[ClassMetrics, ...]:
-    labels = run.labels
-    counts: dict[str, list[int]] = {}
-    if loaded is not None:
-        dataset, split = loaded
-        counts = {
-            subset: np.bincount(dataset.classes[split.part(subset)], minlength=len(labels)).tolist()
-            for subset in ("train", "val", "test")
-        }
-    by_class = figures.get("per_class", {})
-    compressed = variant.get("figures", {}).get("per_class", {})
-    rows = []
-    for i, label in enumerate(labels):
-        row = by_class.get(label, {})
-        rows.append(
-            ClassMetrics(
-                label,
-                train=counts["train"][i] if counts else None,
-                val=counts["val"][i] if counts else None,
-                test=counts["test"][i] if counts else _int(row.get("support")),
-                precision=_float(row.get("precision")),
-                recall=_float(row.get("recall")),
-                f1=_float(row.get("f1")),
-                variant_f1=_float(compressed.get(label, {}).get("f1")),
-            )
-        )
-    return tuple(rows)
-
-
-def _confusion(figures: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    if not figures.get("confusion"):
-        return ()
-    counts = np.array(figures["confusion"], np.int64)
-    if counts.shape != (len(labels), len(labels)):
-        raise ValueError(f"'confusion' has the shape {counts.shape}, expected {(len(labels), len(labels))}")
-    return tuple(tuple(row) for row in counts.tolist())
-
-
-def _confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[tuple[str, str, int], ...]:
-    wrong = [
-        (-count, row, column)
-        for row, counts in enumerate(confusion)
-        for column, count in enumerate(counts)
-        if count and row != column
-    ]
-    return tuple((labels[row], labels[column], -count) for count, row, column in sorted(wrong)[:MAX_CONFUSED])
-
-
-def _variants(
-    run: Run, variants: Mapping[str, Mapping[str, Any]]
-) -> tuple[tuple[VariantMetrics, ...], str, tuple[str, ...]]:
-    """Return the variants, the machine on which ``compare`` measured times, and the notes of ``compare``."""
-    order = [FLOAT32, *(method.variant for method in METHODS.values())]
-    comparison = run.comparison() or {"rows": []}
-    # If a variant was created again after the comparison, its sizes differ, and the measured time is not used.
-    times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
-    chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
-    for name in sorted(variants, key=lambda name: (order.index(name) if name in order else len(order), name)):
-        about = variants[name]
-        form = about["forms"][-1]
-        low, high = wilson_interval(float(form["top1"]), int(about["images"]))
-        timed = times.get((name, form["size_bytes"], form["gzip_bytes"]), {})
-        rows.append(
-            VariantMetrics(
-                variant=name,
-                method=str(about["method"]),
-                precision=str(about["precision"]),
-                top1=float(form["top1"]),
-                drop_points=float(about["drop_points"]),
-                max_drop=float(about["max_drop"]),
-                agreement=float(form["agreement"]),
-                size_bytes=int(form["size_bytes"]),
-                gzip_bytes=int(form["gzip_bytes"]),
-                sparsity=float(about["sparsity"]),
-                median_ms=_float(timed.get("median_ms")),
-                p95_ms=_float(timed.get("p95_ms")),
-                chosen=name == chosen,
-                top1_low=low,
-                top1_high=high,
-                exported=tuple(dict.fromkeys(export["target"] for export in exports if export["variant"] == name)),
-            )
-        )
-    if not any(row.median_ms is not None for row in rows):
-        return tuple(rows), "", ()
-    threads = comparison["threads"]
-    machine = f"{comparison['machine']}, {threads} thread{'s' if threads != 1 else ''}"
-    return tuple(rows), machine, tuple(comparison["notes"])
-
-
-def _changed_accuracy(metrics: Mapping[str, Any], measured: Measurements) -> list[str]:
-    """Return a note if the float model's accuracy differs from the accuracy that was measured after the training."""
-    if measured.float_top1 is None or abs(measured.float_top1 - metrics["accuracy"]) < 1e-9:
-        return []
-    text = (
-        f"the float model now has a top-1 accuracy of {measured.float_top1:.2%}, but had {metrics['accuracy']:.2%} "
-        "after the training, probably because of other package versions or another CPU. Misclassified images and "
-        "calibration are from the new measurement"
-    )
-    return [text]
-
-
-def _float(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _int(value: Any) -> int | None:
-    return None if value is None else int(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,6 @@ from edgerec.train.run import Run
 from edgerec.train.scorers import Scorer, keras_scorer, tflite_scorer
 from edgerec.utils.atomic import sha256
 from edgerec.utils.progress import Listener
-
-log = logging.getLogger(__name__)
 
 FLOAT = "float Keras"
 MAX_MISTAKES = 24
