@@ -20,7 +20,6 @@ from edgerec.train.run import Run
 from edgerec.train.scorers import tflite_scorer
 from edgerec.utils.progress import Listener
 
-
 MODEL, DELEGATE_MODEL = "novelty.tflite", "novelty_edgetpu.tflite"
 
 
