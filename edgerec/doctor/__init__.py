@@ -65,7 +65,7 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
 
     Args:
         target: target whose requirements are checked: a name in ``targets/``, or a .toml file.
-        bundle: bundle. The requirements of its target are checked.
+        bundle: path of a bundle. The requirements of the bundle's target are checked.
         root: folder that contains ``sys``, ``proc`` and ``dev`` of the cameras, the Edge TPU and the board, e.g. a
             copy from another machine.
 

@@ -37,7 +37,7 @@ class Folder:
     Attributes:
         what: purpose of the folder, a key of ``_OTHER_FOLDER``.
         path: path of the folder.
-        free_bytes: free space on its disk that this user may use.
+        free_bytes: disk space that is available to this user.
         writable: whether this user may write to the folder.
     """
 
@@ -56,8 +56,8 @@ class Resources:
         available_bytes: memory that is available to programs; 0 if not known.
         folders: folders that edgerec writes to.
         temperature_c: CPU temperature in degrees Celsius, or None if not known.
-        throttled: reasons why a Raspberry Pi currently limits its speed.
-        earlier: reasons why a Raspberry Pi has limited its speed since its start.
+        throttled: reasons why a Raspberry Pi is throttled now.
+        earlier: reasons why a Raspberry Pi was throttled since it was started.
     """
 
     memory_bytes: int = 4 * 1024 * MIB

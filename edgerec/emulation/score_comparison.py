@@ -26,7 +26,7 @@ class ImageResult(TypedDict):
     scores: Sequence[Sequence[float]]
 
 
-# Results by image name. The result is None if the image file cannot be decoded.
+# Results of all images, keyed by image name. The result of an image that cannot be decoded is None.
 ImageResults = Mapping[str, ImageResult | None]
 
 

@@ -61,8 +61,8 @@ def ensemble(
 ) -> EnsembleReport:
     """Write one bundle that contains the models of several bundles or runs, and verify the bundle on this machine.
 
-    Each model keeps its own preprocessing, so the models may have inputs of different sizes, and imported models are
-    possible too.
+    Each model keeps its own preprocessing. Therefore, the models may have inputs of different sizes, and may include
+    imported models.
 
     Args:
         bundles: paths of bundles (folders or .zip files) with the same labels and the same target, or of runs. Each run
@@ -86,16 +86,16 @@ def ensemble(
     opened = _open_all([user_path(bundle) for bundle in bundles], target)
     _check_consistent(opened)
     first = opened[0].manifest
-    aim = Target.load(target) if target else Target.of_manifest(first.target)
-    if aim.kind != "bundle":
+    device = Target.load(target) if target else Target.of_manifest(first.target)
+    if device.kind != "bundle":
         raise BundleError(
-            f"target {aim.name} supports only one model, but an ensemble has several: choose a target on which edgerec "
-            "runs, such as desktop or rpi"
+            f"target {device.name} supports only one model, but an ensemble has several: choose a target on which "
+            "edgerec runs, such as desktop or rpi"
         )
     models: dict[str, bytes] = {}
     specs = [_add_model(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
     for spec in specs:
-        require_fit(models[spec.model], aim, spec.model)
+        require_fit(models[spec.model], device, spec.model)
     novelty = _novelty(opened, models)
     members = [origin for bundle in opened for origin in origins(bundle.manifest)]
     manifest = replace(
@@ -103,8 +103,8 @@ def ensemble(
         **vars(specs[0]),
         name=bundle_name(path),
         variant="+".join(dict.fromkeys(bundle.manifest.variant for bundle in opened)),
-        target=aim.name,
-        threads=aim.threads,
+        target=device.name,
+        threads=device.threads,
         members=tuple(specs[1:]),
         combine=combine,
         novelty=novelty,
@@ -116,7 +116,7 @@ def ensemble(
         files={},
     )
     images = list(golden_images(opened[0]).items())
-    files, golden = write_verified(path, manifest, models, aim, images, None, overwrite=overwrite)
+    files, golden = write_verified(path, manifest, models, device, images, None, overwrite=overwrite)
     return EnsembleReport(
         bundle=str(path),
         models=len(specs),
@@ -131,11 +131,11 @@ def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
     """Open all bundles. Runs are exported to a temporary folder, and the exported bundles are read into memory."""
     bundles = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
     common_target = next((bundle.manifest.target for bundle in bundles.values()), "desktop")
-    aim = target or Target.of_manifest(common_target).name
+    target_name = target or Target.of_manifest(common_target).name
     with tempfile.TemporaryDirectory(prefix="edgerec-ensemble-") as folder:
         for number, path in enumerate(path for path in paths if path not in bundles):
             name = Run.open(path).path.name
-            exported = export_bundle(path, aim, out=Path(folder) / str(number) / name).bundle
+            exported = export_bundle(path, target_name, out=Path(folder) / str(number) / name).bundle
             bundles[path] = replace(Bundle.open(exported), path=path)
     return [bundles[path] for path in paths]
 
@@ -196,7 +196,10 @@ def _novelty(bundles: Sequence[Bundle], files: dict[str, bytes]) -> NoveltySpec 
         return None
     (first, spec), *others = with_novelty
     same = (first.files[spec.model], spec.threshold)
-    if other := next((bundle for bundle, its in others if (bundle.files[its.model], its.threshold) != same), None):
+    if other := next(
+        (bundle for bundle, other_spec in others if (bundle.files[other_spec.model], other_spec.threshold) != same),
+        None,
+    ):
         raise BundleError(
             f"{first.path} and {other.path} have different autoencoders, but an ensemble can have only one: "
             "export all but one of the bundles without --novelty"

@@ -109,35 +109,37 @@ def export_bundle(
         GateError: the variant loses more than ``max_drop``.
     """
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
-    aim = Target.load(target)
+    device = Target.load(target)
     if novelty is not None:
-        require_edgerec(aim)
-    path = user_path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
+        require_edgerec(device)
+    path = user_path(out) if out is not None else run.path.with_name(f"{run.path.name}-{device.name}")
     autoencoder_run = novelty.run if isinstance(novelty, Novelty) else novelty
     checked_output(path, [run.path, autoencoder_run, data or run.recipe.data.source], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, replaceable=Bundle.exists_at(path))
     dataset, split = run.data(data, listener)
-    chosen = choose(run, aim, variant, max_drop=max_drop, data=data, listener=listener)
+    chosen = choose(run, device, variant, max_drop=max_drop, data=data, listener=listener)
     content, report = chosen.content, chosen.report
-    autoencoder = None if novelty is None else fit_autoencoder(Novelty.of(novelty), run, aim, data, listener)
+    autoencoder = None if novelty is None else fit_autoencoder(Novelty.of(novelty), run, device, data, listener)
     decision = fit_decision(run, content, dataset, split, threshold=threshold, precision=precision, listener=listener)
     models = {"model.tflite": content}
-    edgetpu = add_compiled(models, content, aim, DELEGATE_MODEL)
+    edgetpu = add_compiled(models, content, device, DELEGATE_MODEL)
     provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": __version__}
     if summary := split_summary(run.split_record):
         provenance["split"] = summary
     if run.adopted is not None:
         provenance["adopted"] = run.adopted
-    manifest = _manifest(bundle_name(path), run, aim, report, content, decision, DELEGATE_MODEL in models, provenance)
+    manifest = _manifest(
+        bundle_name(path), run, device, report, content, decision, DELEGATE_MODEL in models, provenance
+    )
     if autoencoder is not None:
         models |= autoencoder.files
         manifest = autoencoder.added_to(manifest)
     images = _golden_images(dataset, split)
-    files, golden = write_verified(path, manifest, models, aim, images, report["figures"], overwrite=overwrite)
-    run.record_export(chosen.name, report["model_sha256"], aim.name, str(path))
+    files, golden = write_verified(path, manifest, models, device, images, report["figures"], overwrite=overwrite)
+    run.record_export(chosen.name, report["model_sha256"], device.name, str(path))
     return ExportReport(
         bundle=str(path),
-        target=aim.name,
+        target=device.name,
         variant=chosen.name,
         top1=report["forms"][-1]["top1"],
         drop_points=report["drop_points"],

@@ -122,7 +122,7 @@ def import_tflite(
         DataError: the number of labels differs from the number of scores.
         TargetError: the target cannot run the model.
     """
-    source, aim = user_path(model), Target.load(target)
+    source, device = user_path(model), Target.load(target)
     path = checked_output(out, [source, labels, *images], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, replaceable=Bundle.exists_at(path))
     original = ThirdPartyModel.open(
@@ -132,16 +132,16 @@ def import_tflite(
     fit_reason = "chosen with --fit" if fit else original.family.reason
     fit = fit or original.family.fit
     finished, pixels = original.normalised(normalise)
-    require_fit(finished.content, aim, finished.where)
+    require_fit(finished.content, device, finished.where)
     _, height, width, channels = finished.input.shape
     content = finished.content
-    if aim.kind == "model" and has_metadata(content) and _overridden(original, names if labels else None, normalise):
+    if device.kind == "model" and has_metadata(content) and _overridden(original, names if labels else None, normalise):
         log.info("the metadata of %s is replaced, because it differs from --labels or --normalise", original.where)
         content = without_metadata(content)
-    if not has_metadata(content) and (aim.kind == "model" or finished is not original):
+    if not has_metadata(content) and (device.kind == "model" or finished is not original):
         content = with_metadata(content, names, pixels, source.stem)  # for apps
     models = {"model.tflite": content}
-    edgetpu = add_compiled(models, content, aim, DELEGATE_MODEL)
+    edgetpu = add_compiled(models, content, device, DELEGATE_MODEL)
     manifest = Manifest(
         name=bundle_name(path),
         labels=names,
@@ -150,12 +150,12 @@ def import_tflite(
         preprocess=PreprocessSpec(height, width, channels, fit),
         normalise=pixels,
         decision=DecisionSpec(),
-        target=aim.name,
+        target=device.name,
         variant=VARIANT,
         files={},  # Bundle.write adds the digests
         activation=finished.activation,
-        threads=aim.threads,
-        delegate=aim.manifest_delegate if DELEGATE_MODEL in models else "",
+        threads=device.threads,
+        delegate=device.manifest_delegate if DELEGATE_MODEL in models else "",
         delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in models else "",
         provenance={
             "imported": {"file": source.name, "sha256": original.sha256}
@@ -165,10 +165,10 @@ def import_tflite(
         },
     )
     golden_images = _golden_images(images)
-    files, golden = write_verified(path, manifest, models, aim, golden_images, None, overwrite=overwrite)
+    files, golden = write_verified(path, manifest, models, device, golden_images, None, overwrite=overwrite)
     return ImportReport(
         bundle=str(path),
-        target=aim.name,
+        target=device.name,
         labels=len(manifest.labels),
         input=finished.input,
         output=finished.output,
