@@ -207,8 +207,8 @@ def _grayscale(spec: PreprocessSpec) -> list[str]:
     if spec.channels == 3:
         return []
     return [
-        "The model expects grayscale images. If MediaPipe reports an error about the number of channels, train the",
-        "model with `--set data.channels=3`.",
+        "The model expects grayscale images. MediaPipe's Python package accepts only RGB images. If your app reports",
+        "an error about this, train the model with `--set data.channels=3`.",
         "",
     ]
 

@@ -296,7 +296,7 @@ def test_readme_describes_how_mediapipe_differs_from_the_training(bundle):
     manifest = Bundle.open(bundle).manifest
     text = " ".join(apps.usage(manifest, Target.load("android")))
     size = f"{manifest.preprocess.width}×{manifest.preprocess.height}"
-    assert f"MediaPipe resizes images to {size} pixels, but not as in training" in text
+    assert f"MediaPipe resizes images to {size} pixels. Unlike edgerec, it does not average" in text
     for target in ("android", "web"):
         for channels in (1, 3):
             changed = replace(manifest, preprocess=replace(manifest.preprocess, channels=channels))

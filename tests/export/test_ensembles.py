@@ -138,7 +138,7 @@ def test_ensemble_of_ensembles_contains_all_models(bundle, other, float32, tmp_p
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert [spec.model for spec in manifest.models] == ["model.tflite", "model-2.tflite", "model-3.tflite"]
     assert len(manifest.provenance["members"]) == 3
-    with pytest.raises(BundleError, match="the same model is in the ensemble twice"):
+    with pytest.raises(BundleError, match="the ensemble contains the same model twice"):
         ensemble([tmp_path / "two", other], tmp_path / "e")
 
 
@@ -162,16 +162,16 @@ def test_ensemble_command(bundle, other, tmp_path, edgerec):
 
 
 def test_ensemble_refuses_bundles_with_other_labels_or_targets(bundle, other, tmp_path):
-    with pytest.raises(BundleError, match="two bundles or more, got 1"):
+    with pytest.raises(BundleError, match="at least two bundles, got 1"):
         ensemble([bundle], tmp_path / "e")
     copy = tmp_path / "copy"
     shutil.copytree(other, copy)
     labels = list(Bundle.open(bundle).manifest.labels)
     change(copy, labels=[*labels[:4], "vier", *labels[5:]])
-    with pytest.raises(BundleError, match="number 4 is 'vier' and '4'"):
+    with pytest.raises(BundleError, match="label 4 is 'vier' in the former and '4' in the latter"):
         ensemble([bundle, copy], tmp_path / "e")
     change(copy, labels=labels, target="desktop")
-    with pytest.raises(BundleError, match=r"is for desktop, .* for rpi"):
+    with pytest.raises(BundleError, match=r"was exported for desktop, but .* was exported for rpi"):
         ensemble([bundle, copy], tmp_path / "e")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("mine")

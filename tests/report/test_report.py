@@ -381,7 +381,8 @@ def test_report_of_an_adopted_model_without_labels(copied):
     dataset, _ = copied.data()
     answers = {name: dataset.labels[index] for name, index in zip(dataset.names, dataset.classes, strict=True)}
     copied.write_json("answers.json", answers)
-    edited(copied, "metrics.json", adopted={"file": "theirs.keras"}, epochs=0, best_epoch=0, seconds=0.0)
+    adopted = {"file": "theirs.keras", "sha256": "0" * 64, "truth": "predictions", "normalise": "unit"}
+    edited(copied, "metrics.json", adopted=adopted, epochs=0, best_epoch=0, seconds=0.0)
     copied.write_history([])
     report = write_report(copied)
     page = Page(copied.path / "report.html").check()

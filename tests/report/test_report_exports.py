@@ -30,9 +30,9 @@ def test_no_variant_is_marked_as_exported_before_an_export(exported):
     assert before.chosen.variant == "int8-qat"
     assert before.mistakes_of == "int8-qat"
     text = text_of(before.page)
-    assert "int8-qat default of export" in text
+    assert "int8-qat default for export" in text
     assert "exported for" not in text
-    assert "of int8-qat, the variant that export chooses by default, on the test images" in text
+    assert "int8-qat (the variant that edgerec export chooses by default) misclassifies" in text
 
 
 def test_exported_variant_is_marked(exported):
@@ -43,7 +43,7 @@ def test_exported_variant_is_marked(exported):
     text = text_of(after.page)
     assert "float32 exported for desktop" in text
     assert "float32 (exported)" in text  # in the plot
-    assert "of float32, the variant that was exported, on the test images" in text
+    assert "float32 (the exported variant) misclassifies" in text
     assert any("--variant float32" in step.command for step in after.next)
 
 
@@ -51,8 +51,8 @@ def test_mistakes_show_predicted_and_true_label(exported):
     before, after = exported
     for page in (before, after):
         first = page.mistakes[0]
-        assert f"predicted {first.answer} {first.score:.0%}" in text_of(page.page)
-        assert f"actually {first.truth}" in text_of(page.page)
+        assert f"predicted: {first.prediction} {first.score:.0%}" in text_of(page.page)
+        assert f"label: {first.truth}" in text_of(page.page)
     # The predictions of float32 equal those of float Keras.
     assert not any(mistake.float_prediction for mistake in after.mistakes)
     assert len(after.mistakes) == after.mistakes_total
