@@ -149,7 +149,7 @@ def preprocess(work: Path) -> None:
                     Path(userland_preprocess.__file__), {"pictures": f"{device_folder.inside}/pictures"}
                 )
             if there is None:
-                print(f"| {system.root.release} | {system.cpu} | {done.last_line} |")
+                print(f"| {system.root.release} | {system.cpu} | {done.error_line} |")
                 continue
             same = [sum(here["files"][name][part] == there["files"][name][part] for name in files) for part in (0, 1)]
             other = sorted({Path(n).suffix for n in files if here["files"][n] != there["files"][n]})

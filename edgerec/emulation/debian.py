@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgerec.errors import TargetError
-from edgerec.utils.subprocesses import call
+from edgerec.utils.child_process import Outcome, run_program
 from edgerec.utils.urls import redacted
 
 MIRROR = "EDGEREC_DEBIAN_MIRROR"
@@ -74,12 +74,26 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
     ]
     done = call(command, timeout_s=UNPACK_TIMEOUT_S)
     if done.code:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [done.last_line]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [done.error_line]
         hint = "apt install debian-archive-keyring" if "NO_PUBKEY" in done.stderr else f"set {MIRROR} to another mirror"
         raise TargetError(
             f"packages of Debian {release} for {architecture} cannot be installed from {redacted(mirror)}: "
             f"{errors[0]}: check the network and the free disk space, or {hint}"
         )
+
+
+def call(command: Sequence[str | Path], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Outcome:
+    """Run a program as :func:`run_program` does, and return its exit code and output.
+
+    Raises:
+        TargetError: the program cannot be started, or exceeds the time limit.
+    """
+    outcome = run_program(command, timeout_s=timeout_s, env=env)
+    if not outcome.finished:
+        raise TargetError(
+            f"{Path(command[0]).name} {outcome.failure}: check that the program works on this machine, and try again"
+        )
+    return outcome
 
 
 def require_program(program: str, package: str) -> str:

@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgerec._version import __version__
+from edgerec.emulation.debian import call
 from edgerec.emulation.root_file_system import GLIBC, RootFileSystem
 from edgerec.errors import BundleError, TargetError
 from edgerec.export.wheel import edgerec_wheel
 from edgerec.utils.atomic import replacing_folder, sha256
-from edgerec.utils.child_process import python_command
+from edgerec.utils.child_process import Outcome, python_command
 from edgerec.utils.lock import Lock
-from edgerec.utils.subprocesses import ProgramResult, call
 
 log = logging.getLogger(__name__)
 
@@ -199,12 +199,12 @@ def wheel_options(root: RootFileSystem, python: str) -> list[str]:
     return ["--only-binary=:all:", "--python-version", python, *(f"--platform={name}" for name in names)]
 
 
-def _explain(done: ProgramResult, root: RootFileSystem) -> str:
+def _explain(done: Outcome, root: RootFileSystem) -> str:
     """Return an error message in one line for a failure of pip. If a wheel is missing, list the available versions."""
     machine = MACHINES[root.architecture]
     missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
     if missing is None:
-        return f"pip cannot install the requirements for Python {root.python} on {machine}: {done.last_line}"
+        return f"pip cannot install the requirements for Python {root.python} on {machine}: {done.error_line}"
     name, available = package_name(missing[1]), []
     for python in _PYTHONS:
         command = [*device_pip(root), "index", "versions", name, *wheel_options(root, python)]

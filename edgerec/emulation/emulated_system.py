@@ -18,8 +18,8 @@ from edgerec.emulation.qemu import find_qemu
 from edgerec.emulation.root_file_system import PYTHONS, RootFileSystem, chroot_command, find_root
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import cache_folder
+from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, Progress
-from edgerec.utils.subprocesses import ProgramResult
 
 RUN_TIMEOUT_S = 1800
 # CPUs of the Raspberry Pi 4 and 5 (64-bit) and of the Raspberry Pi 2. All 32-bit boards support the instructions of the
@@ -46,7 +46,7 @@ class WorkFolder:
     packages: tuple[Path, ...]
     cpu: str
 
-    def run(self, script: Path, job: Mapping[str, Any]) -> tuple[ProgramResult, Any]:
+    def run(self, script: Path, job: Mapping[str, Any]) -> tuple[Outcome, Any]:
         """Run a Python script that reads job.json and writes result.json in the folder given as its first argument.
 
         Returns:
@@ -60,7 +60,7 @@ class WorkFolder:
 
     def call(
         self, command: Sequence[str], environment: Sequence[str] = (), timeout_s: float = RUN_TIMEOUT_S
-    ) -> ProgramResult:
+    ) -> Outcome:
         """Run a program in the emulated system. See :meth:`RootFileSystem.call` for the arguments."""
         return self.root.call(
             self.folder,

@@ -24,8 +24,8 @@ from edgerec.runtime.interpreter import Fingerprint, fingerprint
 from edgerec.runtime.verification import read_golden, tolerance
 from edgerec.tflite.runtimes import RUNTIMES
 from edgerec.utils.atomic import sha256
+from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, ignore
-from edgerec.utils.subprocesses import ProgramResult
 
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
 # Modules that edgerec predict, verify and camera import on a device.
@@ -244,10 +244,10 @@ def _run(expected: Expectation, system: EmulatedSystem) -> EmulationResult:
     return replace(result, seconds=round(time.monotonic() - started, 1))
 
 
-def with_failure(result: EmulationResult, done: ProgramResult) -> EmulationResult:
+def with_failure(result: EmulationResult, done: Outcome) -> EmulationResult:
     """Return the result with the problem that the Python interpreter failed in the emulated system."""
     how = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
-    problem = f"Python ended in the emulated system with {how}: {done.last_line}"
+    problem = f"Python ended in the emulated system with {how}: {done.error_line}"
     return replace(result, missing_libraries=_libraries(done.stderr), problem=problem)
 
 

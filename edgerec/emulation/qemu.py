@@ -8,11 +8,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from edgerec.emulation.debian import unpack_packages
+from edgerec.emulation.debian import call, unpack_packages
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing
 from edgerec.utils.lock import Lock
-from edgerec.utils.subprocesses import call
 
 # QEMU 7.2 with its default CPU computes wrong XNNPACK results without an error.
 MIN_VERSION = 10

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.emulation.debian import require_program, unpack_packages
+from edgerec.emulation.debian import call, require_program, unpack_packages
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing_folder, sha256
+from edgerec.utils.child_process import Outcome
 from edgerec.utils.lock import Lock
-from edgerec.utils.subprocesses import ProgramResult, call
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class RootFileSystem:
         packages: Sequence[Path] = (),
         environment: Sequence[str] = (),
         timeout_s: float,
-    ) -> ProgramResult:
+    ) -> Outcome:
         """Run a program in the root file system (chroot).
 
         Args:
@@ -125,7 +125,7 @@ def chroot_command() -> list[str]:
             else "run the command as root, or allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 "
             "(Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)"
         )
-        raise TargetError(f"--on needs root or user namespaces to emulate a device ({done.last_line}): {fix}")
+        raise TargetError(f"--on needs root or user namespaces to emulate a device ({done.error_line}): {fix}")
     return command
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,33 +20,42 @@ MAX_FILE_BYTES = 64 << 20
 TIMEOUT_S = 60.0
 # First words of ``Outcome.reason`` after a timeout.
 TIMED_OUT = "it timed out"
+# Start of error messages of pip, apt, mkdir, tar and unshare, and part of the error messages of the dynamic linker.
+_ERROR_LINE = re.compile(r"(?:e:|error|mkdir:|tar:|unshare:|.*cannot open shared object file)", re.IGNORECASE)
 _PATH = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))\n"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a child process.
+    """The result of a program that ran in a child process.
 
     Attributes:
-        code: exit code; the negative number of the signal that ended the process.
-        stdout, stderr: output of the process.
-        failure: cause of an abnormal end, as the end of a sentence, e.g. ``timed out after 5 s``; empty if the process
-            exited normally.
+        code: exit code, or the negative signal number if a signal ended the program.
+        stdout, stderr: output of the program, empty if it was redirected to a file.
+        failure: description of an abnormal end without a subject, e.g. ``timed out after 5 s``. It is empty if the
+            program exited by itself.
+        finished: False if the program could not be started or was stopped because of its time limit.
     """
 
     code: int
     stdout: str = ""
     stderr: str = ""
     failure: str = ""
+    finished: bool = True
 
     @property
     def reason(self) -> str:
-        """The reason why the process failed; empty if it succeeded."""
+        """Reason why the program failed, or an empty string if it succeeded."""
         if self.failure:
             return f"it {self.failure}"
-        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
-        missing = (line.strip() for line in lines if "cannot open shared object file" in line)
-        return next(missing, (lines or [f"exit code {self.code}"])[-1]) if self.code else ""
+        return self.error_line if self.code else ""
+
+    @property
+    def error_line(self) -> str:
+        """The last line of output that looks like an error, or else the last line."""
+        lines = [line.strip() for line in (self.stderr.strip() or self.stdout.strip()).splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR_LINE.match(line)]
+        return (errors or lines or [f"exit code {self.code}"])[-1]
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
@@ -86,54 +96,39 @@ def ask_python(code: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> tupl
         return None, "it printed no result"
 
 
-def run_program(command: Sequence[str], *, content: bytes = b"", timeout_s: float, errors: str = "replace") -> Outcome:
-    """Run a program, and kill the program and its own child processes if it does not end in time.
+def run_program(
+    command: Sequence[str | Path], *, content: bytes = b"", timeout_s: float, errors: str = "replace", **options: Any
+) -> Outcome:
+    """Run a program. Stop the program and its own child processes if it exceeds the time limit.
+
+    Unlike :func:`subprocess.run`, this function also kills the child processes of the program.
 
     Args:
-        command: the program and its arguments.
+        command: program and its arguments.
         content: bytes that the program can read from standard input.
-        timeout_s: time in seconds after which the program is killed.
-        errors: treatment of output that is not UTF-8, as for :meth:`bytes.decode`.
+        timeout_s: time limit in seconds.
+        errors: error handler for output that is not UTF-8, as for :meth:`bytes.decode`.
+        options: further arguments of :class:`subprocess.Popen`, e.g. ``env``, or an open file as ``stdout``.
 
     Raises:
         ValueError: an argument contains a character that the system does not accept.
     """
-    try:
-        done = communicate(command, content=content, timeout_s=timeout_s)
-    except subprocess.TimeoutExpired:
-        return Outcome(-signal.SIGTERM, failure=f"timed out after {timeout_s:g} s")
-    except OSError as error:
-        return Outcome(127, failure=f"cannot be started: {error.strerror}")
-    failure = f"crashed with {_signal_name(-done.returncode)}" if done.returncode < 0 else ""
-    stdout, stderr = (text.decode(errors=errors) for text in (done.stdout, done.stderr))
-    return Outcome(done.returncode, stdout, stderr, failure)
-
-
-def communicate(
-    command: Sequence[str], *, content: bytes = b"", timeout_s: float, **options: Any
-) -> subprocess.CompletedProcess[bytes]:
-    """Run a program like :func:`subprocess.run`, but kill its own child processes too if the wait is interrupted.
-
-    Args:
-        command: the program and its arguments.
-        content: bytes that the program can read from standard input, unless ``options`` contain ``stdin``.
-        timeout_s: time in seconds after which the program is killed.
-        options: additional arguments for :class:`subprocess.Popen`.
-
-    Raises:
-        OSError: the program cannot be started.
-        subprocess.TimeoutExpired: the program did not end within ``timeout_s``.
-    """
-    options = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | options
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     popen: Any = subprocess.Popen  # mypy cannot see that the options select bytes instead of strings
-    with popen(command, start_new_session=True, **options) as process:
-        try:
-            stdout, stderr = process.communicate(content or None, timeout=timeout_s)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, stdout or b"", stderr or b"")
+    try:
+        with popen([str(part) for part in command], start_new_session=True, **pipes | options) as process:
+            try:
+                outputs = process.communicate(content or None, timeout=timeout_s)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+                raise
+    except subprocess.TimeoutExpired:
+        return Outcome(-signal.SIGTERM, failure=f"timed out after {timeout_s:g} s", finished=False)
+    except OSError as error:
+        return Outcome(127, failure=f"cannot be started: {error.strerror}", finished=False)
+    failure = f"crashed with {_signal_name(-process.returncode)}" if process.returncode < 0 else ""
+    return Outcome(process.returncode, *((text or b"").decode(errors=errors) for text in outputs), failure)
 
 
 def limit_resources(memory_bytes: int) -> None:

@@ -20,14 +20,14 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.target import Target
 from edgerec.emulation import device_wheels, emulated_system, qemu
 from edgerec.emulation import root_file_system as root
-from edgerec.emulation.debian import MIRROR, find_mirror, require_program, unpack_packages
+from edgerec.emulation.debian import MIRROR, call, find_mirror, require_program, unpack_packages
 from edgerec.emulation.emulated_verification import EmulationResult, Expectation, with_failure, with_output
 from edgerec.emulation.image_selection import select_images
 from edgerec.emulation.root_file_system import RootFileSystem
 from edgerec.emulation.score_comparison import compare
 from edgerec.errors import BundleError, TargetError
 from edgerec.runtime.interpreter import Fingerprint
-from edgerec.utils import subprocesses as programs
+from edgerec.utils.child_process import Outcome
 from tests.conftest import one_line
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulation needs Linux")
@@ -136,7 +136,7 @@ def test_no_emulator_is_needed_on_the_same_architecture(monkeypatch, tmp_path):
 def test_timeout_stops_a_program_and_its_children(tmp_path):
     started = time.monotonic()
     with pytest.raises(TargetError, match=r"sh timed out after 0.3 s"):
-        programs.call(["sh", "-c", f"(sleep 60; touch {tmp_path}/alive) & wait"], timeout_s=0.3)
+        call(["sh", "-c", f"(sleep 60; touch {tmp_path}/alive) & wait"], timeout_s=0.3)
     assert time.monotonic() - started < 30
     assert not (tmp_path / "alive").exists()
 
@@ -148,8 +148,8 @@ def test_error_for_a_missing_wheel_lists_available_versions(tmp_path, monkeypatc
     def pip(command, **_):
         python = command[command.index("--python-version") + 1]
         if "install" in command:
-            return programs.ProgramResult(1, "", "ERROR: No matching distribution found for tflite-runtime==2.14.0")
-        return programs.ProgramResult(
+            return Outcome(1, "", "ERROR: No matching distribution found for tflite-runtime==2.14.0")
+        return Outcome(
             0, f"tflite-runtime (2)\nAvailable versions: {available[python]}" if python in available else "", ""
         )
 
@@ -279,9 +279,9 @@ def test_missing_libraries_and_import_errors_are_named(expected):
     stderr = (
         "python3: error while loading shared libraries: libexpat.so.1: cannot open shared object file: No such file"
     )
-    failed = with_failure(NOT_RUN, programs.ProgramResult(127, "", stderr))
+    failed = with_failure(NOT_RUN, Outcome(127, "", stderr))
     assert failed.missing_libraries == ("libexpat.so.1",)
-    assert "signal 11" in with_failure(NOT_RUN, programs.ProgramResult(-11, "", "")).problem
+    assert "signal 11" in with_failure(NOT_RUN, Outcome(-11, "", "")).problem
 
 
 def test_emulated_scores_are_compared_with_the_golden_vectors(expected):

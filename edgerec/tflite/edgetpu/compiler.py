@@ -16,7 +16,7 @@ from edgerec.errors import ModelError, NoHomeError, TargetError
 from edgerec.tflite.edgetpu.diagnosis import Diagnosis, diagnose
 from edgerec.tflite.flatbuffer import Graph, read_graph
 from edgerec.utils.atomic import cache_folder, write_file
-from edgerec.utils.subprocesses import call
+from edgerec.utils.child_process import run_program
 
 log = logging.getLogger(__name__)
 
@@ -114,18 +114,19 @@ def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
         source = folder / "model.tflite"
         source.write_bytes(content)
         command = [compiler, "-s", "-o", str(folder), str(source)]
-        try:
-            with open(folder / "output.txt", "wb") as stream:
-                code = call(command, timeout_s=COMPILE_TIMEOUT_S, output=stream, errors=stream).code
-        except TargetError as error:
-            raise TargetError(f"{error}; its output is in {_save_log(_read(folder / 'output.txt'))}") from None
+        with open(folder / "output.txt", "wb") as stream:
+            done = run_program(command, timeout_s=COMPILE_TIMEOUT_S, stdout=stream, stderr=stream)
         output = _read(folder / "output.txt")
+        if not done.finished:
+            raise TargetError(f"{compiler} {done.failure}: its output is in {_save_log(output)}")
         if operations := _read(folder / "model_edgetpu.log"):
             output = f"{output}\n\n{operations}"
         result = folder / "model_edgetpu.tflite"
-        if code or not result.is_file():
+        if done.code or not result.is_file():
             last = output.splitlines()[-1] if output else "it printed nothing"
-            raise TargetError(f"{compiler} failed with exit code {code}: {last}; its output is in {_save_log(output)}")
+            raise TargetError(
+                f"{compiler} failed with exit code {done.code}: {last}; its output is in {_save_log(output)}"
+            )
         return result.read_bytes(), output
 
 
