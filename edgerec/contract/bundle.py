@@ -1,4 +1,4 @@
-"""Read and write bundles: a folder or .zip with a model and its manifest. Files in a bundle are never executed."""
+"""Read and write bundles: folders or .zip files with a model and its manifest. Files in a bundle are never executed."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from edgerec.utils.bounded import UnpackedSizeError, open_zip, parse_json
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
-MAX_BYTES = 1 << 30  # limit of the total size of all files
+MAX_BYTES = 1 << 30  # maximum total size of all files
 # Characters that separate folders or drives on some systems, or that no system allows in file names.
 _FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Function that takes a relative path and a maximum size in bytes, and returns the content of the file, or None if the
-# file does not exist.
+# Function that reads a file of a bundle. Its arguments are the relative path and the maximum size in bytes. The
+# function returns None if the file does not exist.
 Reader = Callable[[str, int], bytes | None]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle.
+    """A bundle that was read into memory.
 
     Attributes:
         path: folder or .zip of the bundle.
@@ -60,8 +60,8 @@ class Bundle:
         """Read a bundle from its folder or .zip.
 
         Raises:
-            BundleError: ``path`` is not a bundle, the manifest has a newer schema, or a file that the runtime uses is
-                missing, changed or outside of the bundle.
+            BundleError: ``path`` is not a bundle, the manifest has a newer schema version, or a file that the runtime
+                uses is missing, changed or outside the bundle.
         """
         path = user_path(path)
         read = _reader(path)
@@ -70,7 +70,7 @@ class Bundle:
             kind = describe_file(path)
             also = f" (it {kind})" if kind and kind != "is a folder" else ""
             raise BundleError(
-                f"{path} is not a bundle: it has no {MANIFEST}{also}; create a bundle with edgerec export"
+                f"{path} is not a bundle: it has no {MANIFEST}{also}. Create a bundle with edgerec export"
             )
         manifest = Manifest.from_json(content, f"{path}/{MANIFEST}")
         files: dict[str, bytes] = {}
@@ -90,9 +90,9 @@ class Bundle:
         return cls(path, manifest, files, tuple(warnings))
 
     def added(self) -> list[str]:
-        """Return the names of files and folders that are in the bundle but not in its manifest, sorted.
+        """Return the sorted names of the files and folders in the bundle that are not listed in the manifest.
 
-        Names that begin with a dot are left out, e.g. the virtual environment that the README creates.
+        Names that begin with a dot are skipped, e.g. the virtual environment that the README creates.
         """
         return sorted(_added(self.path, {MANIFEST, *self.manifest.files}))
 
@@ -114,7 +114,7 @@ class Bundle:
 
     @staticmethod
     def exists_at(path: Path) -> bool:
-        """Return whether ``path`` is a bundle, possibly a damaged one, so that ``--overwrite`` may replace it."""
+        """Return whether ``path`` is a bundle, even a damaged one, so that ``--overwrite`` may replace it."""
         try:
             content = _reader(path)(MANIFEST, MAX_MANIFEST_BYTES)
             values = parse_json(content or b"")
@@ -124,7 +124,7 @@ class Bundle:
 
     @property
     def model(self) -> bytes:
-        """Bytes of the .tflite file."""
+        """Content of the .tflite file."""
         return self.files[self.manifest.model]
 
     @staticmethod
@@ -141,14 +141,14 @@ class Bundle:
         Args:
             path: path of the bundle.
             manifest: manifest of the bundle; ``manifest.files`` is computed from ``files``.
-            files: content of each file by its relative path.
+            files: dictionary that maps relative paths to the contents of the files.
             overwrite: replace an existing bundle.
-            check: function that is called with the temporary path of the complete bundle before the bundle is renamed
-                to ``path``. If the function raises an error, an existing bundle is not replaced.
+            check: function that is called with the path of a temporary copy of the bundle before the copy is renamed
+                to ``path``. If the function raises an exception, an existing bundle is not replaced.
 
         Raises:
             OutputExistsError: ``path`` exists and ``overwrite`` is False.
-            BundleError: the manifest is inconsistent, or a file name leads out of the bundle.
+            BundleError: the manifest is inconsistent, or a file name points outside the bundle.
         """
         path = checked_output(path, suffixes=(".zip",), folder=True)
         for name in files:
@@ -174,7 +174,7 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool, check: Cal
 
 
 def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
-    """Read a listed file into ``files``; return an error message, or an empty string if the digest is correct."""
+    """Read a file that the manifest lists into ``files``. Return an error message, or an empty string on success."""
     content = read(name, max_bytes)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"
@@ -188,7 +188,7 @@ def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: st
 
 
 def _added(path: Path, listed: set[str]) -> set[str]:
-    """Return the files that the manifest does not list. A folder without any listed file is returned as one entry."""
+    """Return the files that the manifest does not list. A folder without any listed file is a single entry."""
     folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
@@ -214,10 +214,12 @@ def _added(path: Path, listed: set[str]) -> set[str]:
 
 
 def _refuse_outside(path: Path, name: str) -> None:
-    """Raise :class:`BundleError` if a relative file name leads out of the bundle on any system."""
+    """Raise :class:`BundleError` if a relative path points outside the bundle on any operating system."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or _FORBIDDEN.search(name):
-        raise BundleError(f"{path}: the file name {name!r} leads out of the bundle: do not trust this bundle")
+        raise BundleError(
+            f"{path}: the path {name!r} points outside the bundle: do not use this bundle, it may be malicious"
+        )
 
 
 def _reader(path: Path) -> Reader:
@@ -226,21 +228,26 @@ def _reader(path: Path) -> Reader:
 
 def _folder_reader(path: Path) -> Reader:
     if not path.exists():
-        raise BundleError(f"{path} does not exist: expected the folder or .zip of a bundle; edgerec export writes one")
+        raise BundleError(
+            f"{path} does not exist: expected the folder or .zip file of a bundle. Create a bundle with edgerec export"
+        )
     root = os.path.realpath(path)
 
     def read(name: str, max_bytes: int) -> bytes | None:
         try:
-            file = Path(os.path.realpath(path / name))  # Path.resolve raises RuntimeError for a link to itself
+            file = Path(os.path.realpath(path / name))  # Path.resolve raises RuntimeError for symlink loops
             if not file.is_relative_to(root):
-                raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust this bundle")
+                raise BundleError(
+                    f"{path}: {name} is a link to a file outside the bundle: do not use this bundle, it may be "
+                    "malicious"
+                )
             if not file.is_file():
                 return None
             _refuse_larger(path, name, file.stat().st_size, max_bytes)
             return read_at_most(file, max_bytes)
         except OSError as error:
             raise BundleError(
-                f"{path}: {name} cannot be read ({error.strerror}): check the permissions of the file"
+                f"{path}: the file {name} cannot be read ({error.strerror}): check its permissions"
             ) from None
 
     return read
@@ -250,10 +257,12 @@ def _zip_reader(path: Path) -> Reader:
     try:
         archive = open_zip(read_at_most(path, MAX_BYTES), MAX_BYTES)
     except UnpackedSizeError as error:
-        raise BundleError(f"{path} is not a bundle, because {error}: do not trust this file") from None
+        raise BundleError(
+            f"{path} is not a bundle, because {error}: do not use this file, it may be malicious"
+        ) from None
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         kind = describe_file(path) or "is neither a folder nor a .zip"
-        raise BundleError(f"{path} is not a bundle: it {kind}: create one with edgerec export") from None
+        raise BundleError(f"{path} is not a bundle: it {kind}. Create a bundle with edgerec export") from None
     prefix = _zip_prefix(archive.namelist())
 
     def read(name: str, max_bytes: int) -> bytes | None:
@@ -262,12 +271,14 @@ def _zip_reader(path: Path) -> Reader:
         except KeyError:
             return None
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise BundleError(f"{path}: {name} is a link: do not trust this bundle")
+            raise BundleError(
+                f"{path}: {name} is a symbolic link, which is not allowed in a bundle: do not use this bundle"
+            )
         _refuse_larger(path, name, info.file_size, max_bytes)
         try:
             return archive.read(info)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError, LZMAError) as error:
-            raise BundleError(f"{path}: {name} cannot be unpacked ({error}): copy the bundle again") from None
+            raise BundleError(f"{path}: the file {name} cannot be unpacked ({error}): copy the bundle again") from None
 
     return read
 
@@ -275,13 +286,14 @@ def _zip_reader(path: Path) -> Reader:
 def _refuse_larger(path: Path, name: str, size_bytes: int, max_bytes: int) -> None:
     if size_bytes > max_bytes:
         raise BundleError(
-            f"{path}: {name} has {size_bytes:,} bytes, but at most {MAX_BYTES >> 20} MiB are allowed in total, and "
-            f"{MAX_MANIFEST_BYTES >> 20} MiB for the manifest: do not trust this bundle"
+            f"{path}: {name} has {size_bytes:,} bytes, but the limit is {MAX_BYTES >> 20} MiB for all files of "
+            "a bundle, and "
+            f"{MAX_MANIFEST_BYTES >> 20} MiB for the manifest: do not use this bundle, it may be malicious"
         )
 
 
 def _zip_prefix(names: Sequence[str]) -> str:
-    """Return the folder inside a .zip that contains the bundle; an empty string if the bundle is at the top level."""
+    """Return the folder inside a .zip that contains the bundle, or an empty string for the top level."""
     manifests = [name for name in names if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
     return manifests[0].removesuffix(MANIFEST) if manifests else ""
 
@@ -290,6 +302,6 @@ def _zip(content: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in content.items():
-            # Use a fixed time, so that the same content always gives the same bytes.
+            # Use a fixed modification time, so that the same content always gives the same bytes.
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Identify the actual format of a file that cannot be read in the expected format."""
+"""Identify the format of a file that cannot be read, for error messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Number of bytes that are sufficient for every signature below. Web pages may start with long comments.
+# Number of bytes to read from the start of a file. Web pages may start with long comments.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
@@ -45,10 +45,10 @@ _SAVED_MODEL = re.compile(rb"\x08\x01\x12", re.DOTALL)
 
 
 def describe(content: bytes) -> str:
-    """Describe the format of a file as the end of a sentence, such as ``is a PNG image``; empty if it is not known.
+    """Return a phrase that describes the format of a file, such as ``is a PNG image``, or an empty string if unknown.
 
     Args:
-        content: bytes of the file. Unless the file is a zip archive, the first :data:`HEAD_BYTES` are sufficient.
+        content: bytes of the file. The first :data:`HEAD_BYTES` are sufficient, except for zip archives.
     """
     head = content[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
     if not content:
@@ -76,7 +76,7 @@ def describe(content: bytes) -> str:
 
 
 def describe_file(path: Path) -> str:
-    """Describe a file or folder as :func:`describe` does; return an empty string if ``path`` cannot be read."""
+    """Describe a file or folder like :func:`describe`. Return an empty string if ``path`` cannot be read."""
     try:
         if path.is_dir():
             return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
@@ -115,6 +115,6 @@ def _archive(file: IO[bytes]) -> str:
 
 
 def reason(path: str | Path, error: object) -> str:
-    """Return why a file cannot be parsed: its actual format if it is known, otherwise the parser's error."""
+    """Return the reason why a file cannot be parsed: its actual format if known, or else the parser's error."""
     kind = describe_file(Path(path))
     return f"it {kind}" if kind else str(error)

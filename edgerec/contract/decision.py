@@ -1,4 +1,4 @@
-"""Convert the scores of a model to a prediction, for single images and for streams of frames."""
+"""Convert the scores of a model to a prediction, for single images and for video streams."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# Minimum score for logarithms. An int8 score of 0 stands for any score below 1/512, half of the quantization step.
+# Lower bound of scores before their logarithm is computed. An int8 score of 0 means a score below 1/512, which is half
+# a quantization step.
 _MIN_SCORE = 1 / 512
-# Weight of the mean score compared with one vote, to break ties between classes with the same number of votes.
+# Weight of the mean score relative to one vote. The mean score breaks ties between classes with equal numbers of votes.
 _TIE_WEIGHT = 1e-3
-# Images with a relative novelty above this value are unknown, see DecisionSpec.relative_novelty.
+# Images with a higher relative novelty are classified as unknown, see DecisionSpec.relative_novelty.
 _MAX_RELATIVE_NOVELTY = 0.5
 
 # Tolerance for comparing durations in seconds, because video files round media times to milliseconds.
@@ -27,7 +28,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DecisionSpec:
-    """Settings for the conversion of scores to a prediction, for one image and for a stream of frames.
+    """Settings for the conversion of scores to a prediction, for single images and for video streams.
 
     Attributes:
         threshold: minimum calibrated score, 0 to 1. If the best score is lower, the prediction is ``unknown`` with
@@ -41,10 +42,10 @@ class DecisionSpec:
         memory: number of frames for smoothing.
         votes: minimum number of votes within ``memory`` frames.
         hysteresis: amount by which the score of another class must exceed the score of the current one, 0 to 1.
-        least_s: minimum duration of a decision in seconds.
+        least_s: minimum duration of a decision, in seconds.
         novelty: maximum reconstruction error of an image as a multiple of the autoencoder's threshold. If the error is
-            higher, the prediction is ``unknown`` regardless of the scores. 0 turns this check off. Only used if the
-            bundle has an autoencoder.
+            higher, the prediction is ``unknown`` regardless of the scores. 0 disables this check. Without an
+            autoencoder in the bundle, this setting has no effect.
     """
 
     threshold: float = 0.0
@@ -63,7 +64,9 @@ class DecisionSpec:
         _check_integer("top_k", self.top_k)
         _check_range("temperature", self.temperature, 0.01, 100)
         if not isinstance(self.thresholds, Mapping):
-            raise ValueError(f"decision.thresholds is {self.thresholds!r}; expected an object with a number per label")
+            raise ValueError(
+                f"decision.thresholds is {self.thresholds!r}; expected an object that maps labels to numbers"
+            )
         for label, value in self.thresholds.items():
             _check_range(f"thresholds[{label!r}]", value, 0, 1)
         if self.smoothing not in get_args(Smoothing):
@@ -77,7 +80,7 @@ class DecisionSpec:
         _check_range("novelty", self.novelty, 0, 1000)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return vars(self) | {"thresholds": dict(self.thresholds)}
 
     @classmethod
@@ -90,17 +93,17 @@ class DecisionSpec:
         return cls(**fields)
 
     def for_single(self) -> DecisionSpec:
-        """Return a copy without smoothing, for independent images."""
+        """Return a copy of the settings without smoothing, for independent images."""
         return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)
 
     def threshold_of(self, label: str) -> float:
-        """Return the minimum calibrated score of a label."""
+        """Return the threshold of ``label`` for calibrated scores."""
         return self.thresholds.get(label, self.threshold)
 
     def relative_novelty(self, novelty: float | None) -> float:
-        """Scale the novelty of an image so that the maximum ``self.novelty`` becomes 0.5, and clip the result to 1.
+        """Scale the novelty of an image so that the limit ``self.novelty`` maps to 0.5, and clip the result to 1.
 
-        Return 0 if ``novelty`` is None or the check is turned off, and 1 if ``novelty`` is NaN.
+        Return 0 if ``novelty`` is None or the check is disabled, and 1 if ``novelty`` is NaN.
         """
         if novelty is None or not self.novelty:
             return 0.0
@@ -127,7 +130,7 @@ class Classification:
         categories: the ``top_k`` classes, best first.
         scores: scores of all classes before calibration, float32 ``(classes,)``, in [0, 1].
         novelty: reconstruction error of the image divided by the threshold that was determined on the validation
-            images; None if the bundle has no autoencoder.
+            images, or None if the bundle has no autoencoder.
         finite: False if the model returned scores that are NaN or infinite. In this case the label is ``unknown``.
     """
 
@@ -142,7 +145,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Decision:
-    """The smoothed prediction for a stream of frames.
+    """The prediction for a video stream, smoothed over several frames.
 
     Attributes:
         label, index: the predicted class; ``unknown`` and −1 if there is none.
@@ -159,7 +162,7 @@ class Decision:
 
 
 def calibrated(scores: Scores, temperature: float) -> Scores:
-    """Return ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``. The order of the classes stays."""
+    """Return ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``. The class ranking does not change."""
     if temperature == 1.0:
         return scores
     powers = np.maximum(scores, _MIN_SCORE).astype(np.float64) ** (1 / temperature)
@@ -176,8 +179,7 @@ def _vote(scores: Scores) -> Scores:
     return ((votes + _TIE_WEIGHT * scores.mean(axis=0)) / (len(scores) + _TIE_WEIGHT)).astype(np.float32)
 
 
-# Functions that combine the scores of an ensemble, float32 (models, classes), to one score per class, float32
-# (classes,).
+# Functions that combine the scores of an ensemble, float32 (models, classes), into one score per class.
 COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _vote}
 
 
@@ -185,9 +187,9 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
     """Return the temperature, 0.05 to 20, that minimizes the negative log-likelihood of the true classes.
 
     The loss is convex in the inverse temperature (arXiv:1706.04599, section 4.2), so a ternary search over the
-    logarithm of the temperature finds the minimum. If every image is classified correctly, the loss decreases further
-    and further as the temperature approaches 0. With such a temperature, all images would get scores near 1, even
-    images that show none of the classes. Therefore the temperature is at least 1 in that case.
+    logarithm of the temperature finds the minimum. If every image is classified correctly, the loss has no minimum and
+    decreases as the temperature approaches 0. All images would then get scores near 1, even images that show none of
+    the classes. Therefore, the temperature is at least 1 in this case.
 
     Args:
         scores: probabilities, float32 ``(N, classes)``.
@@ -212,7 +214,7 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
 def fit_thresholds(
     scores: Scores, classes: npt.NDArray[np.int64], labels: Sequence[str], precision: float
 ) -> dict[str, float]:
-    """Return the lowest threshold of each label with which its predictions have the requested precision.
+    """Return, for each label, the lowest threshold at which its predictions reach the requested precision.
 
     Args:
         scores: calibrated scores of images that were not used for training, float32 ``(N, classes)``.
@@ -221,8 +223,7 @@ def fit_thresholds(
         precision: fraction of the predictions of a label that must be correct, 0 to 1.
 
     Returns:
-        The threshold of each label. It is 1 if no threshold reaches the precision, so that the label is hardly ever
-        predicted.
+        A dictionary that maps labels to thresholds. A threshold is 1 if no lower threshold reaches the precision.
     """
     thresholds, best = {}, scores.argmax(axis=1)
     for index, label in enumerate(labels):
@@ -254,14 +255,14 @@ def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: f
 
 
 class Decider:
-    """Combines the predictions for the frames of one stream into a smoothed decision."""
+    """Smooths the predictions for the frames of one video stream."""
 
     def __init__(self, spec: DecisionSpec, labels: Sequence[str]) -> None:
         self._spec, self._labels = spec, labels
         self.reset()
 
     def reset(self) -> None:
-        """Forget all frames, e.g. after the stream was interrupted. The next frame starts a new decision."""
+        """Discard the state of all previous frames, e.g. after the stream was interrupted."""
         self._mean: Scores | None = None
         self._novelty = 0.0  # smoothed relative novelty
         self._recent: deque[int] = deque(maxlen=self._spec.memory)
@@ -273,8 +274,8 @@ class Decider:
         Args:
             scores: scores of all classes before calibration, float32 ``(classes,)``.
             at_s: capture time of the frame, in seconds.
-            novelty, finite: values of the frame's :class:`Classification`. Without finite scores, the frame counts as
-                unknown.
+            novelty, finite: attributes of the frame's :class:`Classification`. If ``finite`` is False, the frame counts
+                as unknown.
         """
         spec, finite = self._spec, bool(np.isfinite(scores).all()) and finite
         frame_scores = calibrated(scores, spec.temperature) if finite else np.zeros_like(scores)
@@ -298,7 +299,7 @@ class Decider:
         return self._current
 
     def _smoothed_index(self, scores: Scores, novel: bool) -> int:
-        """Apply thresholds, votes and hysteresis, and return the index of the predicted class, −1 for unknown."""
+        """Apply thresholds, votes and hysteresis, and return the index of the predicted class, or −1 for unknown."""
         spec, current = self._spec, self._current.index if self._current is not None else -1
         best = int(scores.argmax())
         index = best if not novel and scores[best] >= spec.threshold_of(self._labels[best]) else -1

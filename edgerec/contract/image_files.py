@@ -1,6 +1,6 @@
 """Decode image files to the same pixels with every OpenCV version and on every machine.
 
-OpenCV decodes the pixels. The orientation and the bit depth are read by :mod:`edgerec.contract.image_headers`.
+OpenCV decodes the pixels. :mod:`edgerec.contract.image_headers` reads the orientation and the bit depth.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-# Maximum number of pixels of an image. Decoding such an image takes about 1.2 GB of memory. The largest phone photos
-# have 16320×12240 pixels.
+# Maximum number of pixels in an image. Decoding an image of this size takes about 1.2 GB of memory. The largest photos
+# of phones have 16320×12240 pixels.
 MAX_PIXELS = 200_000_000
-# Commands that decode images in parallel decode images with more pixels than this one at a time.
+# Images with more pixels are decoded one at a time, even by commands that decode images in parallel.
 LARGE_PIXELS = 1 << 24
 _LARGE_IMAGE = threading.Lock()
 # Number of samples that are converted at a time, because NumPy temporarily needs up to 8 bytes for each sample.
@@ -45,16 +45,15 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 
 @dataclass(frozen=True)
 class Levels:
-    """Sample values of 16-bit images that are converted to black (0) and white (255)."""
+    """Black and white level of 16-bit images: the sample values that map to 0 and 255."""
 
     black: int = 0
     white: int = 65535
 
     def apply(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Convert integer samples of any shape to uint8. Values outside the levels are clipped to 0 or 255.
+        """Convert integer samples of any shape to uint8. Samples outside the black and white level are clipped.
 
-        If the levels span the range of an n-bit integer, the conversion is a bit shift: ``v >> 8`` for 0 to 65535,
-        ``v >> 4`` for 0 to 4095.
+        If the levels span the range of an n-bit integer, the conversion is a bit shift, e.g. ``v >> 8`` for 0 to 65535.
         """
         converted = np.empty(samples.shape, np.uint8)
         flat = converted.reshape(-1)
@@ -90,9 +89,9 @@ def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8
     The orientation in the header is applied, grayscale is converted to RGB, and an alpha channel is dropped.
 
     Args:
-        content: the bytes of the whole file.
-        levels: the values that become black and white in a file with more than 8 bits per sample. None uses the bit
-            depth in the header, or if the header states none, the smallest bit depth that holds the largest sample.
+        content: the bytes of the file.
+        levels: black and white level of a file with more than 8 bits per sample. None uses the bit depth in the file
+            header. If the header does not contain it, None uses the smallest bit depth that holds the largest sample.
     """
     if is_heic(content):
         return _decode_heic(content)
@@ -113,7 +112,7 @@ def read_image_file(path: Path) -> bytes:
 
 
 def memory_for(content: bytes) -> AbstractContextManager[object]:
-    """Return a context manager for decoding an image, which limits the memory of threads that decode in parallel.
+    """Return a context manager that limits the memory of threads that decode images in parallel.
 
     If the image has more than :data:`LARGE_PIXELS` pixels, only one thread at a time can enter the context.
     """
@@ -127,7 +126,7 @@ def _is_too_large(content: bytes) -> bool:
 
 
 def decode_samples(content: bytes) -> npt.NDArray[Any] | None:
-    """Decode a file with more than 8 bits per sample without scaling, ``(H, W, 3)`` BGR; None for unreadable files."""
+    """Decode a file with more than 8 bits per sample to unscaled BGR ``(H, W, 3)``, or return None if this fails."""
     image = _decoded(content, deep=True)
     return None if image is None or image.dtype == np.uint8 else image
 
@@ -146,11 +145,11 @@ def _decoded(content: bytes, *, deep: bool) -> npt.NDArray[Any] | None:
 
 @dataclass(frozen=True)
 class SampleRange:
-    """Histogram of one or more images with more than 8 bits per sample.
+    """Histogram of the sample values in one or more images with more than 8 bits per sample.
 
     Attributes:
-        counts: ``(98304,)``, number of samples of each value from -32768 to 65535.
-        stated: white level in the headers of the files; 0 if the headers do not state it.
+        counts: ``(98304,)``, number of samples with each value from -32768 to 65535.
+        stated: white level in the file headers, or 0 if the headers do not contain it.
     """
 
     counts: npt.NDArray[np.int64]
@@ -158,7 +157,7 @@ class SampleRange:
 
     @classmethod
     def of(cls, content: bytes, samples: npt.NDArray[Any]) -> SampleRange:
-        """Return the histogram of one file."""
+        """Return the histogram of the samples in one image file."""
         return cls.of_samples(samples, stated_white(content))
 
     @classmethod
@@ -174,10 +173,10 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Return suitable levels: the stated bit depth, or the smallest bit depth that holds all values.
+        """Return levels for the bit depth in the headers, or else for the smallest bit depth that holds all samples.
 
-        If the values occupy only a small fraction of this range, as in images of thermal cameras, the levels are the
-        smallest and the largest value. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
+        If the samples occupy only a small fraction of this range, as in images of thermal cameras, the levels are the
+        smallest and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
         """
         values = np.flatnonzero(self.counts)
         if not len(values):
@@ -187,7 +186,7 @@ class SampleRange:
         if self.stated and low >= 0 and high <= self.stated:
             return Levels(0, self.stated)
         if self.stated:
-            return Levels()  # the encoder has scaled the values to 16 bits
+            return Levels()  # the encoder has already scaled the samples to 16 bits
         usual_low, usual_high = (int(np.searchsorted(cumulative, fraction)) - _OFFSET for fraction in (0.0001, 0.9999))
         span = usual_high - usual_low
         low, high = (usual_low if usual_low - low > span else low), (usual_high if high - usual_high > span else high)
@@ -197,7 +196,7 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
-# Offset from a sample value to its index in a histogram, and number of values.
+# Offset that is added to a sample value to get its histogram bin, and number of bins.
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
@@ -229,10 +228,10 @@ def _decode_heic(content: bytes) -> npt.NDArray[np.uint8] | None:
 
 
 def why_unreadable(content: bytes) -> str:
-    """Explain for an error message why :func:`decode` cannot read a file, and how to fix this."""
+    """Return the reason why :func:`decode` cannot read a file, and how to fix this, for error messages."""
     if _is_too_large(content):
         width, height = image_size(content)
-        return f"it has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize it"
+        return f"the image has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize it"
     if is_heic(content):
         try:
             require("pillow_heif")

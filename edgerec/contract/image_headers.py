@@ -1,6 +1,7 @@
-"""Read the size, orientation and bit depth of an image from the header of its file, without decoding pixels.
+"""Read the size, orientation and bit depth of an image from the file header, without decoding pixels.
 
-This module exists because OpenCV cannot read some of these values, and reads others differently in different versions.
+OpenCV does not return the bit depth, and its versions apply the orientation differently. Pillow returns both, but it
+would be an additional dependency on devices.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _PNM_MARKS = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 
 
 def image_size(content: bytes) -> tuple[int, int]:
-    """Return the width and height in pixels before any rotation; ``(0, 0)`` if the format is unknown or damaged.
+    """Return the width and height in pixels before rotation, or ``(0, 0)`` if the format is unknown or damaged.
 
-    For files with several images, such as AVIF and HEIC, this is the size of the largest one.
+    If a file contains several images, such as AVIF and HEIC files, return the size of the largest image.
     """
     try:
         return _image_size(content)
@@ -81,7 +82,7 @@ def _webp_size(content: bytes) -> tuple[int, int]:
 
 
 def bits_per_sample(content: bytes) -> int:
-    """Return the bits per sample of a PNG, TIFF, JPEG 2000 or PNM file; 8 for all other formats."""
+    """Return the bits per sample of a PNG, TIFF, JPEG 2000 or PNM file, or 8 for all other formats."""
     if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 24:
         return content[24]
     if content[:4] in TIFF_MARKS:
@@ -113,13 +114,13 @@ def stated_white(content: bytes) -> int:
 
 
 def _jpeg_2000_bits(content: bytes) -> int:
-    """Return the precision in the SIZ segment of a JPEG 2000 file, in bits; 0 for other formats."""
+    """Return the bit depth in the SIZ segment of a JPEG 2000 file, or 0 for other formats."""
     start = _jpeg_2000_start(content)
     return (content[start + 42] & 0x7F) + 1 if 0 <= start < len(content) - 42 else 0
 
 
 def _jpeg_2000_start(content: bytes) -> int:
-    """Return the position of the code stream in a JPEG 2000 file; -1 for other formats."""
+    """Return the offset of the code stream in a JPEG 2000 file, or -1 for other formats."""
     if content[4:8] != b"jP  " and content[:4] != b"\xff\x4f\xff\x51":
         return -1
     return content.find(b"\xff\x4f\xff\x51", 0, HEADER_BYTES)
@@ -161,7 +162,7 @@ def _orientation(content: bytes) -> int:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """Return the orientation in EXIF data, which may begin with the identifier ``Exif\\0\\0``."""
+    """Return the orientation in EXIF data. The data may begin with the identifier ``Exif\\0\\0``."""
     data = data[6:] if data[:4] == b"Exif" else data
     return _tiff_tags(data).get(ORIENTATION, [1])[0]
 
@@ -212,7 +213,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_exif(content: bytes) -> Iterator[bytes]:
-    """Yield the EXIF data of a PNG file from its eXIf chunk, or from the text chunk of older ImageMagick versions."""
+    """Yield the EXIF data of a PNG file from the eXIf chunk, or from a text chunk of an older ImageMagick version."""
     profile = b""
     for kind, data in _png_chunks(content):
         if kind == b"eXIf":
@@ -236,7 +237,7 @@ def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type, content start and content end of each box of an ISO base media file (ISO/IEC 14496-12)."""
+    """Yield the type and the start and end offset of each box in an ISO base media file (ISO/IEC 14496-12)."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
@@ -250,7 +251,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _box(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
-    """Return the content start and end of the first box of type ``kind``; raise ValueError if there is none."""
+    """Return the start and end offset of the first box of type ``kind``. Raise ValueError if there is none."""
     for name, begin, stop in _boxes(data, start, end):
         if name == kind:
             return begin, stop
@@ -283,7 +284,7 @@ def _heif_orientation(data: bytes) -> int:
 
 
 def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
-    """Return the EXIF orientation equivalent to the given ``irot`` and ``imir`` properties, applied in this order."""
+    """Return the EXIF orientation that is equivalent to ``irot`` and ``imir`` properties, applied in this order."""
     marks = np.arange(4).reshape(2, 2)
     image = marks
     for kind, begin, _ in properties:
@@ -295,7 +296,7 @@ def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
 
 
 def _pnm_maximum(content: bytes) -> int:
-    """Return the maximum in the header of a binary or plain PGM or PPM file; 0 for other files."""
+    """Return the maximum sample value in the header of a PGM or PPM file, or 0 for other files."""
     words = _pnm_words(content) if content[:2] in (b"P2", b"P3", b"P5", b"P6") else []
     return int(words[3]) if len(words) > 3 and words[3].isdigit() and len(words[3]) < 6 else 0
 
@@ -305,7 +306,7 @@ def _pnm_words(content: bytes) -> list[bytes]:
 
 
 def turned(image: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
-    """Return an image rotated and mirrored to be upright; ``value`` is its EXIF orientation."""
+    """Rotate and mirror an image to be upright. ``value`` is its EXIF orientation."""
     if value in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if value in (3, 4, 7, 8):

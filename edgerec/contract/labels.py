@@ -1,4 +1,8 @@
-"""Read label files: one label per line, numbered or quoted lists, CSV, JSON, YAML, TOML and label_map.pbtxt."""
+"""Read label files: one label per line, numbered or quoted lists, CSV, JSON, YAML, TOML and label_map.pbtxt.
+
+YAML is parsed here, because PyYAML would be an additional dependency on devices, and because many label files that look
+like YAML are not valid YAML.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +77,7 @@ _NUMBERED = re.compile(r"[\[(]?(\d{1,7})(?:[\])]?(?:\s*[:;,=|]\s*|\s+-\s+|\s+)|[
 _NUMBERED_AFTER = re.compile(r"(.*?[^\s:;,=|])(?:\s*[:;,=|]\s*|\s+)(\d{1,7})")
 _SEPARATED = re.compile(r"[:;,=|\t]")
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)\s*[:=]\s+\S.*")
-# The repetitions are bounded. Otherwise, the search time would grow with the square of the file size.
+# The repetitions in this pattern are bounded. Otherwise, the search time would be quadratic in the file size.
 _C_ARRAY = re.compile(r"categories\w{0,40}\s{0,40}\[\s{0,40}\w{0,40}\s{0,40}\]\s{0,40}=\s{0,40}(\{[^{}]*\})")
 
 
@@ -82,7 +86,7 @@ def read_labels(path: Path, count: int | None = None, model: str = "the model") 
 
     Args:
         path: a text file with one label per line, or a CSV, JSON, YAML, TOML or label_map.pbtxt file.
-        count: number of outputs of the model; None accepts any number of labels.
+        count: number of outputs of the model. None accepts any number of labels.
         model: name of the model for error messages.
 
     Raises:
@@ -90,7 +94,7 @@ def read_labels(path: Path, count: int | None = None, model: str = "the model") 
     """
     labels = parse_labels(_read(path), str(path), count)
     if count is not None and len(labels) != count:
-        raise DataError(f"{path} has {len(labels)} labels, but {model} needs {count}: list one label for each class")
+        raise DataError(f"{path} has {len(labels)} labels, but {model} needs {count}: write one label for each class")
     return labels
 
 
@@ -100,7 +104,7 @@ def parse_labels(content: bytes, where: str = "the label file", count: int | Non
     ``count`` is the expected number of labels. It is only used if the content can be parsed in several ways.
 
     Raises:
-        DataError: the content is not a label file; the message states the reason.
+        DataError: the content is not a label file. The message states the reason.
     """
     text = _decoded(content, where)
     suffix = Path(where).suffix.lower()
@@ -109,9 +113,11 @@ def parse_labels(content: bytes, where: str = "the label file", count: int | Non
             raise _NotLabels(f"{suffix} is not a label format")
         return _checked(_labels_of_text(text, suffix, count))
     except _NotLabels as error:
-        raise DataError(f"{where} cannot be used as a label file: {error}. To fix it, {ADVICE}") from None
+        raise DataError(f"{where} cannot be used as a label file: {error}. Instead, {ADVICE}") from None
     except RecursionError:
-        raise DataError(f"{where} cannot be used as a label file: it is nested too deeply") from None
+        raise DataError(
+            f"{where} cannot be used as a label file: its values are nested too deeply. Instead, {ADVICE}"
+        ) from None
 
 
 def in_order(lines: Sequence[str]) -> tuple[str, ...]:
@@ -126,7 +132,7 @@ def in_order(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def distinct(labels: Sequence[str], where: str) -> tuple[str, ...]:
-    """Number repeated labels, such as ``crane`` and ``crane (2)``, and log a warning for each of them."""
+    """Make duplicate labels unique, e.g. ``crane`` and ``crane (2)``, and log a warning for each duplicate."""
     known = set(labels)
     used: set[str] = set()
     result: list[str] = []
@@ -142,21 +148,21 @@ def distinct(labels: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 class _NotLabels(ValueError):
-    """Raised with the reason why the content of a file is not a list of labels."""
+    """Raised when a file does not contain a valid list of labels. The message states the reason."""
 
 
 def _read(path: Path) -> bytes:
     try:
         # Opening a named pipe would wait for a writer.
         if path.exists() and not path.is_file():
-            raise DataError(f"{path} is not a file: give a label file, with one label per line")
+            raise DataError(f"{path} is not a file: expected a label file with one label per line")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise DataError(f"{path} cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
-        raise DataError(f"{path} is larger than {MAX_BYTES >> 20} MiB and is not read as a label file: {ADVICE}")
+        raise DataError(f"{path} is larger than {MAX_BYTES >> 20} MiB, the limit for label files: {ADVICE}")
     return content
 
 
@@ -174,19 +180,19 @@ def _decoded(content: bytes, where: str) -> str:
             f"{where} is not UTF-8 text: open it in an editor and save it with the encoding UTF-8"
         ) from None
     if "\0" in text:
-        raise DataError(f"{where} is not a text file: it contains zero bytes; {ADVICE}")
+        raise DataError(f"{where} is not a text file, because it contains zero bytes: {ADVICE}")
     return text
 
 
 def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     labels = tuple(label.strip() for label in labels)
     if not labels:
-        raise _NotLabels("it has no labels")
+        raise _NotLabels("the file contains no labels")
     for number, label in enumerate(labels):
         if not label:
             raise _NotLabels(f"label {number} is empty")
         if len(label) > MAX_LABEL_CHARACTERS:
-            raise _NotLabels(f"label {number} has {len(label)} characters, the limit is {MAX_LABEL_CHARACTERS}")
+            raise _NotLabels(f"label {number} has {len(label)} characters, but the limit is {MAX_LABEL_CHARACTERS}")
         if not is_printable(label):
             raise _NotLabels(
                 f"label {number} has a control character, a bidi control or an unpaired surrogate: {label!a}"
@@ -206,11 +212,11 @@ def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
         except ValueError as error:
             if isinstance(error, _NotLabels):
                 raise
-            raise _NotLabels(f"it is not valid TOML ({error})") from None
+            raise _NotLabels(f"the file is not valid TOML ({error})") from None
     if re.search(r"^[ \t]*item\s*\{", text, re.MULTILINE):
         return _labels_of_pbtxt(text)
     if body[:1] == "<" and ">" in body:
-        raise _NotLabels("it is XML or HTML")
+        raise _NotLabels("the file contains XML or HTML")
     lines = _lines(text)
     if (container := _yaml_container(lines)) is not None:
         return _labels_of_value(container)
@@ -224,10 +230,10 @@ def _lines(text: str) -> list[str]:
 
 
 def _refuse_long(lines: Iterable[str]) -> None:
-    """Refuse lines that are too long for labels. The matching time grows with the square of the line length."""
+    """Reject lines that are too long for a label, because the matching time is quadratic in the line length."""
     longest = max(map(len, lines), default=0)
     if longest > MAX_LINE_CHARACTERS:
-        raise _NotLabels(f"it has a line of {longest:,} characters")
+        raise _NotLabels(f"a line has {longest:,} characters, but the limit is {MAX_LINE_CHARACTERS:,}")
 
 
 # Lines of text
@@ -235,12 +241,12 @@ def _refuse_long(lines: Iterable[str]) -> None:
 
 def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequence[str]:
     if not lines:
-        raise _NotLabels("it has no labels")
+        raise _NotLabels("the file contains no labels")
     if len(lines) == 1 and count != 1 and (parts := _parts_of_line(lines[0], count)):
         return parts
     _refuse_long(lines)
     lines = _without_comments(lines, count)
-    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):  # lines copied from source code
+    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):  # a list copied from source code
         lines = [line.removesuffix(",").rstrip() for line in lines]
     if all(re.match(r"[-*•]\s", line) for line in lines):
         lines = [line[1:].strip() for line in lines]
@@ -251,12 +257,12 @@ def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequen
         return numbered
     settings = [match[1] for line in lines if (match := _SETTING.fullmatch(line))]
     if len(settings) == len(lines) > 1 and len(set(settings)) == len(settings):
-        raise _NotLabels(f"it has settings such as {lines[0]!r} instead of labels{_mentioned(lines)}")
+        raise _NotLabels(f"the file contains settings such as {lines[0]!r} instead of labels{_mentioned(lines)}")
     return [_unquoted(line) for line in lines]
 
 
 def _without_comments(lines: list[str], count: int | None) -> list[str]:
-    # A single "#", and "#3" among other characters, can be labels of character recognition models.
+    # Lines such as "#" can be labels of a character recognition model, so they are not always comments.
     remaining = [line for line in lines if not re.match(r"(#|//)\s*\S", line)]
     if remaining and len(remaining) != len(lines) and not (len(lines) == count != len(remaining)):
         lines = remaining
@@ -265,7 +271,7 @@ def _without_comments(lines: list[str], count: int | None) -> list[str]:
 
 
 def _parts_of_line(line: str, count: int | None) -> list[str] | None:
-    """Split a single line with all labels, the format of NVIDIA DeepStream; None for other lines."""
+    """Split a single line that contains all labels, as for NVIDIA DeepStream. Return None for other lines."""
     for separator in (";", ",", "\t", "|"):
         try:
             parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
@@ -278,7 +284,7 @@ def _parts_of_line(line: str, count: int | None) -> list[str] | None:
 
 
 def _numbered(lines: list[str]) -> Sequence[str] | None:
-    """Return the labels of lines that are all ``index label`` or ``label index``; None if they are not numbered."""
+    """Return the labels if all lines are ``index label`` or all lines are ``label index``, otherwise None."""
     interpretations = []
     for pattern, index, name in ((_NUMBERED, 1, 2), (_NUMBERED_AFTER, 2, 1)):
         matches = [match for line in lines if (match := pattern.fullmatch(line))]
@@ -287,7 +293,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
         indices = [int(match[index]) for match in matches]
         names = [_unquoted(match[name]) for match in matches]
         separated = all(_SEPARATED.search(match[0][: match.start(2)][match.start(1) :]) for match in matches)
-        # If the number is part of the label, as in "5 euro" and "10 euro", the labels are equal without it.
+        # The number may be part of the label. Without it, "5 euro" and "10 euro" would be the same label.
         different = len(set(names)) >= (0.9 * len(names) if pattern is _NUMBERED else len(names))
         if not (separated or different):
             continue
@@ -298,7 +304,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
             if meant and len(set(names)) > 1 and not all(name.isdigit() for name in names):
                 raise
     if len({tuple(interpretation) for interpretation in interpretations}) > 1:
-        raise _NotLabels("its lines have two numbers each, so that it is not clear which is the index")
+        raise _NotLabels("each line has two numbers, and either of them may be the index")
     return interpretations[0] if interpretations else None
 
 
@@ -314,14 +320,16 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
     except csv.Error as error:
-        raise _NotLabels(f"it is not valid CSV ({error})") from None
+        raise _NotLabels(f"the file is not valid CSV ({error})") from None
     columns = [_key(cell) for cell in rows[0]]
     if len(columns) == 1 and all(len(row) == 1 for row in rows):
         header = columns[0] in (*_NAMES, "labels", "classes", "names") and len(rows) > 1 and len(rows) != count
         return _numbered([row[0] for row in rows]) or [row[0] for row in rows[1 if header else 0 :]]
     names = [name for name in _NAMES if name in columns]
     indices = [index for index in _INDICES if index in columns and index not in names[:1]]
-    if names and not indices and columns[0] == "" and len(columns) == 2:  # pandas writes the index without a name
+    if (
+        names and not indices and columns[0] == "" and len(columns) == 2
+    ):  # pandas leaves the header of the index column empty
         indices, columns = ["id"], ["id", columns[1]]
     if names and indices:
         name, index = columns.index(names[0]), columns.index(indices[0])
@@ -331,7 +339,9 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     elif len(rows[0]) == 2 and (numbered := _numbered(lines)) is not None:
         return numbered
     else:
-        raise _NotLabels(f"its first line has {len(columns)} columns, expected an index column and a name column")
+        raise _NotLabels(
+            f"the first line has {len(columns)} columns, expected a column with indices and a column with names"
+        )
     if wrong := next((row for row in rows if len(row) <= max(name, index) or not _is_index(row[index])), None):
         raise _NotLabels(f"the line {','.join(wrong)[:60]!r} has no index")
     return _by_index((int(row[index]), row[name]) for row in rows)
@@ -343,11 +353,11 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
 def _labels_of_value(value: Any, depth: int = 0) -> Sequence[str]:
     """Return the labels of a parsed JSON, YAML or TOML value."""
     if depth > MAX_DEPTH:
-        raise _NotLabels("it is nested too deeply")
+        raise _NotLabels("the values are nested too deeply")
     if isinstance(value, list):
         return _labels_of_list(value)
     if not isinstance(value, dict) or not value:
-        raise _NotLabels("it has no labels")
+        raise _NotLabels("the file contains no labels")
     keys = [str(key) for key in value]
     # {"0": 1, "1": 0} maps the names "0" and "1" to outputs, {"0": "1", "1": "0"} maps outputs to names.
     if all(map(_is_index, keys)) and not all(isinstance(item, int) for item in value.values()):
@@ -364,9 +374,9 @@ def _labels_of_value(value: Any, depth: int = 0) -> Sequence[str]:
     if not interpretations and problem is not None:
         raise problem
     if not interpretations:
-        raise _NotLabels(f"none of its keys ({', '.join(keys[:6])}) holds the labels{_mentioned(value.values())}")
+        raise _NotLabels(f"none of the keys ({', '.join(keys[:6])}) contains the labels{_mentioned(value.values())}")
     if len(set(interpretations)) > 1:
-        raise _NotLabels("it has several lists of labels that differ")
+        raise _NotLabels("the file contains several different lists of labels")
     return interpretations[0]
 
 
@@ -380,7 +390,7 @@ def _labels_of_list(value: list[Any]) -> Sequence[str]:
 
 
 def _name(value: Any) -> str:
-    """Return the label in one entry of a list or map, such as a string, or an object with a name."""
+    """Return the label in one entry of a list or map. The entry may be a string, or an object with a name."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -397,7 +407,7 @@ def _name(value: Any) -> str:
 
 def _strings(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise _NotLabels("its list contains items that are not strings")
+        raise _NotLabels("the list contains items that are not strings")
     return value
 
 
@@ -408,7 +418,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _by_index(pairs: Iterable[tuple[int, str]]) -> list[str]:
-    """Sort names by index. The indices must be consecutive and unique, and start at 0 or 1."""
+    """Return the names sorted by index. The indices must be unique and consecutive, and start at 0 or 1."""
     names: dict[int, str] = {}
     for index, name in pairs:
         if index in names:
@@ -416,9 +426,9 @@ def _by_index(pairs: Iterable[tuple[int, str]]) -> list[str]:
         names[index] = name
     first = 0 if 0 in names else 1
     if missing := next((index for index in range(first, first + len(names)) if index not in names), None):
-        raise _NotLabels(f"its indices are not consecutive from 0 or 1: {missing} is missing")
+        raise _NotLabels(f"the indices are not consecutive: {missing} is missing")
     if first not in names:
-        raise _NotLabels("its indices do not start at 0 or 1")
+        raise _NotLabels("the indices do not start at 0 or 1")
     return [names[index] for index in sorted(names)]
 
 
@@ -436,7 +446,7 @@ def _structured(text: str) -> Any:
     try:
         return _Flow(text).value()
     except _NotLabels:
-        raise _NotLabels(f"it is not valid JSON ({reason})") from None
+        raise _NotLabels(f"the file is not valid JSON ({reason})") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -449,7 +459,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Flow:
-    """Parser of one-line lists and maps in Python and YAML notation, such as ``['a', b]`` and ``{0: 'a', 1: b}``."""
+    """A parser for lists and maps in brackets in Python or YAML, such as ``['a', b]`` and ``{0: 'a', 1: b}``."""
 
     _TOKEN = re.compile(
         r"\s*(?:(?P<mark>[\[\]{},])|\"(?P<double>(?:[^\"\\]|\\.)*)\"|'(?P<single>(?:[^'\\]|\\.|'')*)'"
@@ -461,16 +471,16 @@ class _Flow:
         self._text, self._at, self._depth = text, 0, 0
 
     def value(self) -> Any:
-        """Parse the text and return the list or map; raise :class:`_NotLabels` for other text."""
+        """Parse the text and return the list or map. Raise :class:`_NotLabels` for other text."""
         result = self._item(*self._next())
         if self._text[self._at :].strip():
-            raise _NotLabels(f"text follows the list: {self._text[self._at :].strip()[:40]!r}")
+            raise _NotLabels(f"unexpected text after the list: {self._text[self._at :].strip()[:40]!r}")
         return result
 
     def _next(self) -> tuple[str, str]:
         match = self._TOKEN.match(self._text, self._at)
         if match is None:
-            raise _NotLabels("a list or map in it is not closed")
+            raise _NotLabels("a bracket is not closed")
         self._at = match.end()
         kind = cast(str, match.lastgroup)
         text = match[kind].strip() if kind == "plain" else match[kind]
@@ -484,10 +494,10 @@ class _Flow:
         if kind in ("double", "single", "plain"):
             return text
         if text not in ("[", "{"):
-            raise _NotLabels(f"it has {text!r} where a label is expected")
+            raise _NotLabels(f"expected a label, found {text!r}")
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _NotLabels("it is nested too deeply")
+            raise _NotLabels("the values are nested too deeply")
         result = self._list() if text == "[" else self._map()
         self._depth -= 1
         return result
@@ -506,13 +516,13 @@ class _Flow:
             if token == ("mark", ",") and pairs:
                 continue
             if token[0] in ("mark", "colon") or self._next()[0] != "colon":
-                raise _NotLabels(f"it has {token[1]!r} where a key and a value are expected")
+                raise _NotLabels(f"expected a key and a value, found {token[1]!r}")
             pairs.append((token[1], self._item(*self._next())))
         return _without_repeats(pairs)
 
 
 def _yaml_container(lines: list[str]) -> Any:
-    """Return the value of the top-level YAML key with the labels, such as ``names``; None if there is no such key."""
+    """Return the value of the top-level YAML key that contains the labels, e.g. ``names``, or None if there is none."""
     for number, line in enumerate(lines):
         match = re.fullmatch(r"([A-Za-z_]\w*):(\s.*)?", line)
         if match is None or _key(match[1]) not in _CONTAINERS:
@@ -548,7 +558,7 @@ def _yaml_block(lines: list[str]) -> Any:
         else:
             raise _NotLabels(f"the line {text[:60]!r} is neither '- label' nor 'index: label'")
     if len(indents) > 1 or (items and pairs):
-        raise _NotLabels("its YAML is nested, or mixes lists and maps")
+        raise _NotLabels("the YAML code is nested, or mixes lists and maps")
     return items or _without_repeats(pairs)
 
 
@@ -561,7 +571,7 @@ def _yaml_scalar(text: str) -> Any:
     if text[:1] in ("[", "{"):
         return _Flow(text).value()
     if text[:1] in ("&", "*", "!", "|", ">", "%", "@", "`"):
-        raise _NotLabels(f"it uses YAML syntax that is not supported in label files: {text[:40]!r}")
+        raise _NotLabels(f"this YAML syntax is not supported in label files: {text[:40]!r}")
     if re.fullmatch(r"(\"[^\"]*\"|'[^']*')\s+#.*", text):
         text = text[: text.rindex("#")].rstrip()
     return _unquoted(text)
@@ -571,14 +581,14 @@ def _yaml_scalar(text: str) -> Any:
 
 
 def _labels_of_pbtxt(text: str) -> Sequence[str]:
-    """Return the labels of TensorFlow's label_map.pbtxt: each item's display name, or its name if it has none."""
+    """Return the labels of a TensorFlow label_map.pbtxt: the display names of the items, or else their names."""
     token = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|#[^\n]*|([\w.+-]+)|([{}:;,<>\[\]])|\s+", re.DOTALL)
     items: list[dict[str, str]] = []
     key, at, depth = "", 0, 0
     while at < len(text):
         match = token.match(text, at)
         if match is None:
-            raise _NotLabels(f"it is not a valid label map at {text[at : at + 30]!r}")
+            raise _NotLabels(f"the label map has a syntax error at {text[at : at + 30]!r}")
         at = match.end()
         double, single, word, mark = match.groups()
         if mark == "{":
@@ -595,9 +605,9 @@ def _labels_of_pbtxt(text: str) -> Sequence[str]:
         elif word is not None:
             key = word
     if depth:
-        raise _NotLabels("an item of its label map is not closed")
+        raise _NotLabels("an item in the label map has no closing brace")
     if any("id" not in item or not ("name" in item or "display_name" in item) for item in items):
-        raise _NotLabels("an item of its label map lacks an id or a name")
+        raise _NotLabels("an item in the label map has no id or no name")
     key = "display_name" if all("display_name" in item for item in items) else "name"
     return _by_index((int(item["id"]), item.get(key) or item.get("display_name", "")) for item in items)
 
@@ -619,8 +629,8 @@ def _key(text: Any) -> str:
 
 
 def _mentioned(values: Iterable[Any]) -> str:
-    """Return a hint for the error message if one of the values is the name of a label file."""
+    """Return the end of an error message that names the label file, if one of the values is a file name."""
     for value in values:
         if isinstance(value, str) and (match := _FILE_NAME.search(value.split(":")[-1].strip())):
-            return f"; it mentions the file {match[0]!r}, which may be the label file"
+            return f", but the file {match[0]!r} is mentioned, which may be the label file"
     return ""

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: a JSON file with all information about a model that a device needs to run the model."""
+"""The manifest of a bundle: a JSON file that contains everything a device needs to know to run the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-# Structure of the fields that describe how the bundle was built, see check_structure.
+# Structure of the manifest fields that describe how the bundle was built, see check_structure.
 _VARIANT = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
 _FILE = {"file": str, "sha256": str}
 _ORIGIN = {
@@ -49,9 +49,9 @@ class ModelSpec:
         model: name of the .tflite file.
         input, output: dtype, shape and quantization of the model's input and output tensors.
         preprocess: conversion of an image to the pixels of the model's input.
-        normalise: conversion of pixels to the real values of the input.
+        normalise: normalization of the pixels.
         activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
-        delegate_model: name of the file that is compiled for the bundle's delegate; empty if there is none.
+        delegate_model: name of the file that is compiled for the bundle's delegate, or an empty string.
     """
 
     model: str
@@ -64,7 +64,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a spec from the JSON values in a manifest.
+        """Build a spec from an object in a manifest.
 
         Raises:
             TypeError, ValueError, KeyError: a field is missing or unknown, or a value is not valid.
@@ -73,7 +73,7 @@ class ModelSpec:
         return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
-        """Raise :class:`BundleError` if the fields contradict each other, the labels or the files of the bundle.
+        """Raise :class:`BundleError` if the fields are not consistent with each other, the labels and the files.
 
         Args:
             where: name of the manifest for error messages.
@@ -84,14 +84,16 @@ class ModelSpec:
         self._check_output(where, labels)
         if self.input.shape != (1, *self.preprocess.shape):
             raise BundleError(
-                f"{where}: the input has the shape {list(self.input.shape)}, but preprocess produces "
+                f"{where}: the shape of input is {list(self.input.shape)}, but preprocess produces images of the shape "
                 f"{list(self.preprocess.shape)}: export the bundle again"
             )
         if not 0 < self.normalise.std < math.inf or not math.isfinite(self.normalise.mean):
-            raise BundleError(f"{where}: normalise is {self.normalise}, expected a finite mean and a std above 0")
+            raise BundleError(f"{where}: normalise is {self.normalise}, expected a finite mean and a positive std")
         for name in (self.model, *filter(None, [self.delegate_model])):
             if name not in files:
-                raise BundleError(f"{where} refers to {name!r}, but files contains no digest of this file")
+                raise BundleError(
+                    f"{where} names the file {name!r}, but 'files' has no digest for it: export the bundle again"
+                )
 
     def _check_strings(self, where: str) -> None:
         for key in ("model", "activation", "delegate_model"):
@@ -103,10 +105,12 @@ class ModelSpec:
     def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
         if self.output.size != (1 if self.activation in BINARY else len(labels)):
             raise BundleError(
-                f"{where} has {len(labels)} labels, but the output has the shape {list(self.output.shape)}"
+                f"{where} has {len(labels)} labels, but the model's output has the shape "
+                f"{list(self.output.shape)}: export the "
+                "bundle with one label per output"
             )
         if self.activation in BINARY and len(labels) != 2:
-            raise BundleError(f"{where} has {len(labels)} labels, but a binary classifier needs 2")
+            raise BundleError(f"{where} has {len(labels)} labels, but a binary classifier needs 2 labels")
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,12 @@ class NoveltySpec(ModelSpec):
     def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
         if self.output.shape != self.input.shape:
             raise BundleError(
-                f"{where}: the output has the shape {list(self.output.shape)}, expected {list(self.input.shape)}, the "
-                "shape of the input"
+                f"{where}: the shape of output is {list(self.output.shape)}, but must be equal to the shape of input, "
+                f"{list(self.input.shape)}"
             )
         threshold: Any = self.threshold
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
-            raise BundleError(f"{where}: threshold is {threshold!r}, expected a number above 0")
+            raise BundleError(f"{where}: threshold is {threshold!r}, expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -143,13 +147,12 @@ class Manifest:
         decision: settings for the conversion of scores to a prediction.
         target: name of the target, never a path.
         variant: name of the model variant.
-        members: further models of an ensemble; empty for a single model.
+        members: further models of an ensemble, empty for a single model.
         combine: function that combines the scores of an ensemble, a key of ``COMBINATIONS``.
-        novelty: autoencoder that detects unknown images regardless of their scores; None if there is none.
-        threads: interpreter threads; 0 lets the runtime choose.
-        delegate: delegate that runs the files compiled for it, one of :data:`DELEGATES`;
-            empty uses the CPU.
-        files: SHA-256 of every other file of the bundle by its relative path.
+        novelty: autoencoder that detects unknown images regardless of their scores, or None.
+        threads: number of interpreter threads. 0 lets the runtime choose.
+        delegate: delegate that runs the files compiled for it, one of :data:`DELEGATES`. If empty, the CPU is used.
+        files: dictionary that maps the relative path of every other file of the bundle to its SHA-256 digest.
         metrics: metrics at export (top-1 accuracy, agreement, size in bytes).
         provenance: recipe, digests and versions that were used to build the bundle.
     """
@@ -196,20 +199,21 @@ class Manifest:
 
     @property
     def levels(self) -> Levels:
-        """Values that become black and white in image files with 16 bits per sample."""
+        """Black and white level for image files with 16 bits per sample."""
         return self.preprocess.levels
 
     def _check_levels(self, where: str) -> None:
         for number, spec in enumerate(self.networks[1:], start=2):
             if spec.preprocess.levels != self.levels:
                 raise BundleError(
-                    f"{where}: model {number} was trained with other black and white levels for 16-bit images "
-                    f"({spec.preprocess.levels.black} and {spec.preprocess.levels.white}) than model 1 "
-                    f"({self.levels.black} and {self.levels.white}): train both with the same data.white_level"
+                    f"{where}: model {number} was trained with black level {spec.preprocess.levels.black} and "
+                    "white level "
+                    f"{spec.preprocess.levels.white} for 16-bit images, but model 1 with {self.levels.black} and "
+                    f"{self.levels.white}: train both models with the same data.white_level"
                 )
 
     def to_json(self) -> str:
-        """Return the manifest as indented JSON, starting with the schema version."""
+        """Return the manifest as indented JSON. The first key is the schema version."""
         values = {"schema": SCHEMA_VERSION} | _to_json_value(self)
         return to_json(values, indent=2) + "\n"
 
@@ -222,7 +226,7 @@ class Manifest:
             where: name of the manifest for error messages.
 
         Raises:
-            BundleError: the text is not a valid manifest. The message contains the wrong key and the expected value.
+            BundleError: the text is not a valid manifest. The message names the invalid key and the expected value.
         """
         try:
             values = parse_json(text)
@@ -234,17 +238,17 @@ class Manifest:
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
             raise BundleError(
                 f"{where} has schema {schema}, but this version of edgerec supports schemas up to {SCHEMA_VERSION}: "
-                "upgrade it with pip install -U edgerec"
+                "run pip install -U edgerec"
             )
         if schema != SCHEMA_VERSION:
-            raise BundleError(f"{where} has schema {schema!r}, expected {SCHEMA_VERSION}")
+            raise BundleError(f"{where}: schema is {schema!r}, expected {SCHEMA_VERSION}")
         return cls._from_values(values, where)
 
     @classmethod
     def _from_values(cls, values: dict[str, Any], where: str) -> Manifest:
         known = {item.name for item in fields(cls)}
         if wrong := sorted(values.keys() - known):
-            raise BundleError(f"{where} has an unknown key {wrong[0]!r}")
+            raise BundleError(f"{where} has an unknown key {wrong[0]!r}: remove the key, or correct its spelling")
         for key, convert in _READERS.items():
             if key in values:
                 try:
@@ -266,7 +270,7 @@ class Manifest:
         return manifest
 
     def check(self, where: str) -> None:
-        """Raise :class:`BundleError` if a value is not valid, or if values contradict each other.
+        """Raise :class:`BundleError` if a field is invalid, or if fields are not consistent with each other.
 
         Args:
             where: name of the manifest for error messages.
@@ -275,8 +279,8 @@ class Manifest:
         for what, text in (*names.items(), *((f"label {number}", label) for number, label in enumerate(self.labels))):
             if not is_printable(text):
                 raise BundleError(
-                    f"{where}: {what} is {text!a}, which cannot be displayed: expected a string without line breaks, "
-                    "control characters, bidi controls and unpaired surrogates"
+                    f"{where}: {what} is {text!a}, which cannot be displayed: remove line breaks, control characters, "
+                    "bidi controls and unpaired surrogates"
                 )
         if len(set(self.labels)) != len(self.labels):
             raise BundleError(f"{where} contains the same label twice: give each class its own label")
@@ -284,13 +288,13 @@ class Manifest:
             raise BundleError(f"{where}: {unknown('combine', self.combine, COMBINATIONS)}")
         if self.delegate not in DELEGATES:
             raise BundleError(
-                f"{where} names the delegate {self.delegate!r}, which is not loaded, because a library that is chosen "
-                "by a bundle may contain harmful code: export the bundle again, and choose the library with --delegate"
+                f"{where} names the delegate {self.delegate!r}, which is not loaded, because a library that a "
+                "bundle chooses "
+                "may contain malicious code: export the bundle again, and choose the library with --delegate"
             )
         if re.search(r"[/\\]|\.toml$", self.target):
             raise BundleError(
-                f"{where} names the target {self.target!r}, expected a name without a folder or .toml: export the "
-                "bundle again"
+                f"{where}: target is {self.target!r}, expected a name instead of a path: export the bundle again"
             )
         for number, model in enumerate(self.models):
             model.check(f"{where}: members[{number - 1}]" if number else where, self.labels, self.files)
@@ -320,7 +324,7 @@ def _threads(value: Any) -> int:
 
 def _files(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise ValueError("expected an object with the SHA-256 of each file by file name")
+        raise ValueError("expected an object that maps file names to SHA-256 digests")
     for name, digest in value.items():
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise ValueError(f"the digest of {name!r} is {digest!r}, expected a SHA-256 (64 hexadecimal digits)")
@@ -339,7 +343,7 @@ def _novelty(value: Any) -> NoveltySpec | None:
     return None if value is None else NoveltySpec.from_dict(dict(value))
 
 
-# Functions that convert JSON values to fields of Manifest and ModelSpec, by key. Other fields are not converted.
+# Functions that convert the JSON value of a key to a field of Manifest or ModelSpec. Other fields are not converted.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "input": TensorSpec.from_dict,
     "output": TensorSpec.from_dict,
@@ -355,7 +359,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _to_json_value(value: Any) -> Any:
-    """Convert a field of the manifest to JSON values."""
+    """Convert a field of the manifest to a JSON-serializable value."""
     if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
         return value.to_dict()
     if isinstance(value, Normalise):

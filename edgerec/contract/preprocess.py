@@ -1,4 +1,4 @@
-"""Preprocess images: the single implementation that training, calibration, evaluation, export and the camera use."""
+"""Preprocess images. Training, calibration, evaluation, export and the camera all use this implementation."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]
 Interpolation = Literal["linear", "nearest"]
 
-# Version of the resizing algorithm of `apply`. Version 1 halves both axes together, and therefore only while both are
-# at least twice the target size. Version 2 halves each axis separately.
+# Version of the resizing algorithm of `apply`. Version 1 halves both axes together, as long as both are at least twice
+# the target size. Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Size of temporary arrays in bytes. It is small, so that they fit into the CPU's cache and cause no page faults.
-_BLOCK_BYTES = 96 << 10
-# Preprocessing version of manifests, recipes and packs that do not record a version.
+# Maximum size of each temporary array in bytes. The arrays are reused for all blocks of an image, fit into the CPU
+# cache, and are below 128 KiB, above which glibc's malloc gets new pages from the kernel for each array.
+_BLOCK_BYTES = 120 << 10
+# Preprocessing version that is assumed for manifests, recipes and packs that do not record a version.
 UNRECORDED_VERSION = 1
 
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """Color, geometry and interpolation of the conversion from an image to the model's input.
+    """Settings for the conversion of an image to the model's input: color format, geometry and interpolation.
 
     Attributes:
-        height: rows of the model's input, pixels.
-        width: columns of the model's input, pixels.
+        height: height of the model's input in pixels.
+        width: width of the model's input in pixels.
         channels: 3 for RGB, 1 for grayscale (ITU-R BT.601 luma, as OpenCV computes it).
         fit: ``crop`` the center to the input's aspect ratio, ``stretch`` the image to it, or ``pad`` with black.
-        interpolation: ``linear`` (exact halvings, then bilinear in fixed point) or ``nearest``. Both produce
-            the same bytes on every CPU.
+        interpolation: ``linear`` (halved with integer arithmetic, then bilinear with fixed-point arithmetic) or
+            ``nearest``. Both produce the same bytes on every CPU.
         version: version of the resizing algorithm, 1 to ``PREPROCESS_VERSION``. Old versions are still supported, so
-            that existing models get the same pixels as in training.
-        black_level: value that becomes black in image files with 16 bits per sample.
-        white_level: value that becomes white in these files, e.g. 4095 for 12-bit images.
+            that existing models get the same pixels as during training.
+        black_level: sample value that maps to black in image files with 16 bits per sample.
+        white_level: sample value that maps to white in these files, e.g. 4095 for 12-bit images.
     """
 
     height: int
@@ -78,12 +79,12 @@ class PreprocessSpec:
         if not all(type(level) is int for level in levels) or not -32768 <= levels[0] < levels[1] <= 65535:
             raise ValueError(
                 f"preprocess.black_level and white_level are {levels[0]!r} and {levels[1]!r}; "
-                "expected two integers from -32768 to 65535, the first one smaller"
+                "expected two integers from -32768 to 65535, with black_level below white_level"
             )
 
     @property
     def levels(self) -> Levels:
-        """Values that become black and white in image files with 16 bits per sample."""
+        """Black and white level for image files with 16 bits per sample."""
         return Levels(self.black_level, self.white_level)
 
     @property
@@ -92,7 +93,7 @@ class PreprocessSpec:
         return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values. The levels are omitted if they are 0 and 65535."""
+        """Return the fields as a JSON-serializable dictionary. Default values of the levels are omitted."""
         fields = asdict(self)
         if self.levels == Levels():
             del fields["black_level"], fields["white_level"]
@@ -100,7 +101,7 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
-        """Build a spec from the result of :meth:`to_dict`. A missing version is read as ``UNRECORDED_VERSION``.
+        """Build a spec from the result of :meth:`to_dict`. If the version is missing, it is ``UNRECORDED_VERSION``.
 
         Raises:
             TypeError, ValueError: a field is unknown, or a value is outside its range.
@@ -109,11 +110,11 @@ class PreprocessSpec:
 
 
 def apply(image: Image, spec: PreprocessSpec) -> Image:
-    """Convert ``image`` to the model's input as ``spec`` describes it.
+    """Convert ``image`` to the model's input according to ``spec``.
 
     Args:
-        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size from 1×1. BGR images can be
-            passed as the view ``bgr[:, :, ::-1]``, whose channels are reordered after resizing for speed.
+        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size. For a BGR image, pass the
+            view ``bgr[:, :, ::-1]``. Its channels are reordered after resizing, because this is faster.
         spec: size, color and geometry of the model's input.
 
     Returns:
@@ -142,7 +143,7 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
 
 
 def contiguous(image: Image) -> Image:
-    """Return the image ``(H, W, 3)`` as a C-contiguous array. Views of BGR as RGB are copied faster than by NumPy."""
+    """Return the image ``(H, W, 3)`` as a C-contiguous array. RGB views of BGR images are copied by OpenCV."""
     if image.strides[2] < 0:
         cv2 = require("cv2")
         return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)
@@ -150,7 +151,7 @@ def contiguous(image: Image) -> Image:
 
 
 def encode_png(image: Image) -> bytes:
-    """Encode a uint8 ``(H, W, 3)`` RGB or ``(H, W, 1)`` grayscale image as PNG without loss; return the bytes.
+    """Encode a uint8 ``(H, W, 3)`` RGB or ``(H, W, 1)`` grayscale image as PNG, and return the bytes.
 
     Raises:
         ValueError: OpenCV cannot encode an image of this shape.
@@ -171,7 +172,7 @@ def _crop_to_aspect(image: Image, height: int, width: int) -> Image:
 
 
 def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
-    """Return the height and width of the resized image, before it is padded."""
+    """Return the height and width to which the image is resized before it is padded."""
     if spec.fit != "pad":
         return spec.height, spec.width
     rows, columns = image.shape[:2]
@@ -187,8 +188,8 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
     if spec.interpolation == "nearest":
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
     else:
-        # Bilinear interpolation skips pixels when an axis shrinks to less than half. INTER_AREA does not, but its
-        # general case gives different bytes on different CPUs. Halving uses integer arithmetic only.
+        # Bilinear interpolation skips pixels if an axis shrinks to less than half its size. INTER_AREA does not, but it
+        # computes different bytes on different CPUs, unless it halves both axes, which only needs integer arithmetic.
         while (factors := _halving(image, height, width, spec.version)) != (1, 1):
             rows, columns = (side // factor for side, factor in zip(image.shape[:2], factors, strict=True))
             whole = image[: rows * factors[0], : columns * factors[1]]
@@ -201,7 +202,7 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
 
 
 def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, int]:
-    """Return the factors, 1 or 2, by which rows and columns shrink in the next step of :func:`_resize`."""
+    """Return the factors, 1 or 2, by which the next step of :func:`_resize` reduces the height and the width."""
     halve_rows, halve_columns = image.shape[0] >= 2 * height, image.shape[1] >= 2 * width
     if version == 1:
         halve_rows = halve_columns = halve_rows and halve_columns
@@ -209,36 +210,65 @@ def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, 
 
 
 def _halve_rows(image: Image) -> Image:
-    """Return the mean of each pair of rows. The result is identical to INTER_AREA, but computed faster."""
-    return _mean(image[::2], image[1::2])
-
-
-def _halve_columns(image: Image) -> Image:
-    """Return the mean of each pair of columns. The result is identical to INTER_AREA, but computed faster."""
-    if image.ndim == 2 or image.shape[2] == 1:
-        return _mean(image[:, ::2], image[:, 1::2])
-    cv2 = require("cv2")
-    rows, columns = image.shape[:2]
-    halved = np.empty((rows, columns // 2, 3), np.uint8)
-    step = max(1, _BLOCK_BYTES // (4 * columns))
-    for top in range(0, rows, step):
-        block = image[top : top + step]
-        pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA).view(np.uint32)  # one number per pixel
-        means = _mean(pixels[:, ::2], pixels[:, 1::2])
-        cv2.cvtColor(means.view(np.uint8), cv2.COLOR_BGRA2BGR, dst=halved[top : top + step])
+    """Return the means of pairs of rows. The result is the same as with OpenCV's ``INTER_AREA``, but faster."""
+    even, odd = image[::2], image[1::2]
+    halved = np.empty(even.shape, np.uint8)
+    step = max(1, _BLOCK_BYTES // even[0].nbytes)
+    temporary = np.empty((2, min(step, len(even)), *even.shape[1:]), np.uint8)
+    for top in range(0, len(even), step):
+        rows = slice(top, top + step)
+        _mean(even[rows], odd[rows], halved[rows], *temporary[:, : len(even[rows])])
     return halved
 
 
-def _mean(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the mean of each pair of bytes in two uint8 or uint32 arrays. Halves are rounded to even."""
+def _halve_columns(image: Image) -> Image:
+    """Return the means of pairs of columns. The result is the same as with OpenCV's ``INTER_AREA``, but faster."""
+    if image.ndim == 2 or image.shape[2] == 1:
+        even, odd = image[:, ::2], image[:, 1::2]
+        halved, differences, halves = np.empty((3, *even.shape), np.uint8)
+        _mean(even, odd, halved, differences, halves)
+        return halved
+    cv2 = require("cv2")
+    rows, columns = image.shape[0], image.shape[1] // 2
+    halved = np.empty((rows, columns, 3), np.uint8)
+    step = max(1, _BLOCK_BYTES // (8 * columns))
+    # With four bytes per pixel, each pixel is one int32 number.
+    bgra = np.empty((min(step, rows), 2 * columns, 4), np.uint8)
+    temporary = [np.empty((len(bgra), columns), np.int32) for _ in range(3)]
+    for top in range(0, rows, step):
+        block = image[top : top + step]
+        pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA, dst=bgra[: len(block)]).view(np.int32)
+        buffers = [array[: len(block)] for array in temporary]
+        even, odd = cv2.split(pixels.reshape(len(block), columns, 2), buffers[:2])
+        _mean(even, odd, even, buffers[2], odd)
+        means = even.view(np.uint8).reshape(len(block), columns, 4)
+        cv2.cvtColor(means, cv2.COLOR_BGRA2BGR, dst=halved[top : top + step])
+    return halved
+
+
+def _mean(
+    a: npt.NDArray[Any],
+    b: npt.NDArray[Any],
+    means: npt.NDArray[Any],
+    differences: npt.NDArray[Any],
+    halves: npt.NDArray[Any],
+) -> None:
+    """Compute the means of the corresponding bytes of two uint8 or int32 arrays, rounded half to even.
+
+    Args:
+        a, b: the arrays.
+        means: array for the result. It can be ``a`` or ``b``.
+        differences, halves: temporary arrays. ``halves`` can be ``a`` or ``b``.
+    """
     ones = np.full((), 0x01010101).astype(a.dtype)
-    differences = a ^ b
-    means = a | b
-    means -= (differences >> 1) & (ones * 127)  # the mean rounded up
+    np.bitwise_xor(a, b, out=differences)
+    np.bitwise_or(a, b, out=means)
+    np.right_shift(differences, 1, out=halves)
+    halves &= ones * 127
+    means -= halves  # the mean rounded up
     differences &= means
     differences &= ones
     means -= differences
-    return means
 
 
 def _channels(image: Image, channels: int) -> Image:

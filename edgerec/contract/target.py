@@ -1,4 +1,4 @@
-"""Targets: the kinds of machines on which bundles run. Each target is described by a TOML file in ``targets/``."""
+"""Targets: the kinds of machines that run bundles. A TOML file in ``targets/`` describes each target."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SOURCES = ("opencv", "picamera2", "stream", "file")
 RULES = ("", "edgetpu")
 _TYPES = ("int8", "float32")
 _TENSORS = ("uint8", "int8", "float32")
-# Systems and CPU architectures for which each runtime has wheels, as named by the module platform, and the highest
-# supported minor version of Python 3.
+# Operating systems and CPU architectures (as returned by the module platform) for which each runtime has wheels, and
+# the highest minor version of Python 3 that the wheels support.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
@@ -34,7 +34,7 @@ class Target:
     Attributes:
         name: name of the file without its suffix.
         title: display name of the target.
-        arch: CPU architectures as ``platform.machine`` returns them; empty if the architecture does not matter.
+        arch: supported CPU architectures as ``platform.machine`` returns them. If empty, all are supported.
         types: data types of activations that the machine can run: ``int8``, and also ``float32`` on some machines.
         kind: format of the export: ``bundle`` runs with edgerec, ``model`` is a .tflite file for an app, and ``c`` is
             C source code for a firmware.
@@ -43,19 +43,19 @@ class Target:
         runtimes: pip requirements of the interpreter packages, in order of preference.
         inputs: data types that the model's input may have.
         outputs: data types that the model's output may have.
-        operators: highest supported version of each builtin operator (0 means any version); empty if the machine
-            supports all operators of its runtime.
+        operators: dictionary that maps each supported builtin operator to its highest supported version, where 0 means
+            any version. If empty, the machine supports all operators of its runtime.
         rules: additional restrictions on operators: ``edgetpu``, or empty.
-        memory_bytes: memory of the machine, the smallest one if there are several models; 0 if it is not known.
-        parameter_bytes: on-chip memory for the model's weights; 0 if there is no such limit.
-        threads: interpreter threads; 0 lets the runtime choose.
-        compiler: program that must compile the .tflite file; empty if none is needed.
+        memory_bytes: smallest memory size of machines of this kind, or 0 if it is unknown.
+        parameter_bytes: on-chip memory for the model's weights, or 0 if there is no such limit.
+        threads: number of interpreter threads. 0 lets the runtime choose.
+        compiler: program that must compile the .tflite file, or empty.
         delegate: shared library that runs the compiled file, or empty. A bundle loads it by itself only if it is one
-            of :data:`~edgerec.contract.manifest.DELEGATES`; others must be given with ``--delegate``.
+            of :data:`~edgerec.contract.manifest.DELEGATES`. Others must be passed with ``--delegate``.
         sources: supported sources of images: ``opencv`` (USB cameras), ``picamera2``, ``stream``, ``file``.
         requirements: lines of the bundle's requirements.txt, in which ``{edgerec}`` stands for this version of
-            edgerec; empty if the bundle has no such file.
-        commands: shell commands that the user runs on the machine, in this order; ``{name}`` stands for the name of
+            edgerec. If empty, the bundle has no such file.
+        commands: shell commands that the user runs on the machine, in this order. ``{name}`` stands for the name of
             the bundle.
         system_packages: Debian packages that must be installed before the commands can be run.
         service: whether the bundle contains ``install.sh`` and a systemd service.
@@ -86,10 +86,10 @@ class Target:
 
     @classmethod
     def load(cls, name: str) -> Target:
-        """Read ``targets/NAME.toml``, or a file of the user if ``name`` ends in .toml.
+        """Load the built-in target ``name``, or a file of the user if ``name`` ends in .toml.
 
         Raises:
-            TargetError: the target does not exist, its file is not TOML, or a key or value is not valid.
+            TargetError: the target does not exist, its file is not TOML, or a key or value is invalid.
         """
         path = find_shipped("targets", name)
         values = _read(name, ())
@@ -100,26 +100,26 @@ class Target:
 
     @classmethod
     def of_manifest(cls, name: str) -> Target:
-        """Load the target that a manifest names; raise :class:`TargetError` if it does not come with edgerec.
+        """Load the target that a manifest names. Raise :class:`TargetError` if it is not a built-in target.
 
-        A target names programs that edgerec executes, e.g. a compiler. Therefore a bundle cannot bring its own target.
+        A target names programs that edgerec executes, e.g. a compiler. Therefore, a bundle must not contain a target.
         """
         if name not in target_names():
             raise TargetError(
-                f"the bundle was exported for the target {name!r}, which does not come with edgerec: name its file "
-                "with --target FILE.toml"
+                f"the bundle was exported for the target {name!r}, which is not a built-in target: add "
+                "--target FILE.toml with the file of the target"
             )
         return cls.load(name)
 
     @property
     def manifest_delegate(self) -> str:
-        """The delegate name to write to a bundle's manifest; empty if a manifest may not contain this delegate."""
+        """Name of the delegate for the manifest of a bundle, or an empty string if manifests must not name it."""
         from edgerec.contract.manifest import DELEGATES  # imports NumPy, without which edgerec doctor must run
 
         return self.delegate if self.delegate in DELEGATES else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return {
             key: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
             for key, value in vars(self).items()
@@ -127,12 +127,12 @@ class Target:
 
 
 def target_names() -> list[str]:
-    """Return the names of the targets that come with edgerec, sorted."""
+    """Return the sorted names of the built-in targets."""
     return shipped_names("targets")
 
 
 def _read(name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
-    """Return the values of a target file; missing values are taken from the target that its key ``like`` names.
+    """Return the values of a target file. Missing values come from the target that the key ``like`` names.
 
     Args:
         name: name of the target, or path of a .toml file.
@@ -152,14 +152,14 @@ def _read(name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
     like = values.pop("like", None)
     if like is None:
         return values
-    # Only targets that come with edgerec are accepted, so that a target file cannot refer to other files.
+    # Only built-in targets are accepted, so that a target file cannot refer to other files.
     if like not in target_names() or like in descendants:
         raise TargetError(f"{path}: like: {unknown('target', str(like), target_names())}")
     return _read(like, (*descendants, path.stem)) | values
 
 
 def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Check the keys and types of the values in a target file, and return them with the types of the fields."""
+    """Check the keys and types in a target file, and return the values converted to the types of the fields."""
     known = {item.name: str(item.type) for item in fields(Target) if item.name != "name"}
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -172,7 +172,10 @@ def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
             checked[key] = tuple(value)
         elif kind.startswith("Mapping"):
             if not isinstance(value, dict) or not all(type(n) is int and n >= 0 for n in value.values()):
-                raise TargetError(f"{where}: {key} is {value!r}, expected operators and their highest version (0: any)")
+                raise TargetError(
+                    f"{where}: {key} is {value!r}, expected a table that maps operators to their highest "
+                    "supported version (0 for any version)"
+                )
             checked[key] = dict(value)
         elif type(value).__name__ != {"Kind": "str"}.get(kind, kind):
             expected = {"str": "a string", "Kind": "a string", "int": "an integer", "bool": "true or false"}[kind]
@@ -182,12 +185,12 @@ def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
         else:
             checked[key] = value
     if missing := [key for key in ("title", "arch", "types") if key not in checked]:
-        raise TargetError(f"{where}: the key {missing[0]} is missing")
+        raise TargetError(f"{where}: the key {missing[0]!r} is missing")
     return checked
 
 
 def _contradiction(target: Target) -> str | None:
-    """Return a reason why no machine can have the properties in the target file; None if there is no contradiction."""
+    """Return a description of a contradiction in the target file, or None if there is none."""
     choices: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         "types": (target.types, _TYPES),
         "inputs": (target.inputs, _TENSORS),
@@ -215,7 +218,7 @@ def _contradiction(target: Target) -> str | None:
 
 
 def _missing_wheel(target: Target) -> str | None:
-    """Return an architecture or Python version of the target for which no runtime has a wheel, as a sentence; or None.
+    """Return a message that names an architecture or Python version without a runtime wheel, or None if there is none.
 
     Targets with runtimes that are not in ``WHEELS`` are not checked.
     """

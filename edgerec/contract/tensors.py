@@ -24,7 +24,7 @@ class TensorSpec:
     Attributes:
         dtype: ``uint8``, ``int8``, ``int16`` or ``float32``.
         shape: shape including the batch dimension, which is the first one.
-        scale, zero_point: quantization parameters: ``real = scale · (stored − zero_point)``. 0.0 and 0 for float32.
+        scale, zero_point: quantization parameters, ``real = scale · (stored − zero_point)``. Both are 0 for float32.
     """
 
     dtype: str
@@ -36,12 +36,12 @@ class TensorSpec:
         if self.dtype not in _DTYPES:
             raise ValueError(f"tensor dtype is {self.dtype!r}; expected one of {', '.join(_DTYPES)}")
         if self.quantized and not self.scale > 0:
-            raise ValueError(f"a {self.dtype} tensor needs a scale above 0, got {self.scale!r}")
+            raise ValueError(f"a {self.dtype} tensor needs a positive scale, got {self.scale!r}")
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @property
     def quantized(self) -> bool:
-        """Whether the stored values are integers that represent real values."""
+        """Whether the tensor is quantized, i.e. stores integers that represent real values."""
         return self.dtype != "float32"
 
     @property
@@ -50,7 +50,7 @@ class TensorSpec:
         return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self) | {"shape": list(self.shape)}
 
     @classmethod
@@ -73,9 +73,8 @@ class Normalise:
     """Normalization with the same mean and standard deviation for all channels: ``real = (pixel − mean) / std``.
 
     The named normalizations are ``unit`` (range [0, 1]), ``signed`` (range [−1, 1)) and ``pixels`` (no change, for
-    models that contain a normalization layer). Each of them has a scale and an integer zero point with which the
-    quantized value of a normalized pixel is the pixel itself. A quantized model therefore takes pixels without any
-    conversion.
+    models that contain a normalization layer). For each of them, there is a scale and an integer zero point with which
+    quantization is the inverse of normalization. Therefore, the input of a quantized model is the unchanged image.
 
     Attributes:
         mean, std: mean and standard deviation in pixel units.
@@ -85,16 +84,16 @@ class Normalise:
     std: float
 
     def apply(self, pixels: Any) -> Any:
-        """Normalize float pixels, a NumPy array or a TensorFlow tensor of any shape, to real values."""
+        """Normalize pixels: a float NumPy array or a float TensorFlow tensor of any shape."""
         return (pixels - self.mean) / self.std
 
     def to_text(self) -> str:
-        """Return the normalization in the notation that :func:`parse_normalise` reads."""
+        """Format the normalization as a string that :func:`parse_normalise` accepts."""
         return f"{self.mean:.9g},{self.std:.9g}"
 
     @classmethod
     def named(cls, name: str) -> Normalise:
-        """Return the normalization ``unit``, ``signed`` or ``pixels``; raise :class:`KeyError` for other names."""
+        """Return the normalization ``unit``, ``signed`` or ``pixels``. Raise :class:`KeyError` for other names."""
         return NORMALISATIONS[name]
 
 
@@ -118,7 +117,7 @@ class ChannelNormalise:
     bgr: bool = False
 
     def apply(self, pixels: Any) -> Any:
-        """Normalize float RGB pixels ``(…, 3)`` to real values, in the channel order of the original model."""
+        """Normalize float RGB pixels ``(…, 3)``. The result has the channel order of the original model."""
         kernel, bias = self.convolution()
         return pixels @ kernel + bias
 
@@ -129,7 +128,7 @@ class ChannelNormalise:
         return kernel.astype(np.float32), (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
 
     def to_text(self) -> str:
-        """Return the normalization in the notation that :func:`parse_normalise` reads."""
+        """Format the normalization as a string that :func:`parse_normalise` accepts."""
         mean, std = (",".join(f"{value:.9g}" for value in values) for values in (self.mean, self.std))
         return f"{'bgr:' if self.bgr else ''}{mean}/{std}"
 
@@ -150,8 +149,8 @@ def input_convolution(
         return factor, np.full(channels, -normalise.mean / normalise.std, np.float32)
     if channels != 3:
         raise ModelError(
-            f"the normalization {normalise.to_text()} is for RGB images, but the model's input has {channels} channel: "
-            "use MEAN,STD"
+            f"the normalization {normalise.to_text()} needs RGB images, but the model's input has {channels} channel: "
+            "use a normalization of the form MEAN,STD"
         )
     return normalise.convolution()
 
@@ -170,14 +169,14 @@ NORMALISE_CHOICES = (
 
 
 def parse_normalise(text: str) -> AnyNormalise:
-    """Parse a normalization that a user entered.
+    """Parse the name or the values of a normalization.
 
-    Accepted are the names in ``NORMALISATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3``
-    with one mean and one standard deviation per channel (or a single one for all channels). Values are in pixel
-    units and in the order of the model's channels. The prefix ``bgr:`` means that this order is blue, green, red.
+    Valid are the names in ``NORMALISATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3`` with
+    one mean and one standard deviation per channel, or a single one for all channels. The values are in pixel units,
+    in the channel order of the model. The prefix ``bgr:`` states that this order is blue, green, red.
 
     Raises:
-        EdgerecError: the text has none of these forms, or a value is out of range.
+        EdgerecError: the text has another form, or a value is out of range.
     """
     order, colon, values = text.strip().rpartition(":")
     if colon and order not in ("rgb", "bgr"):
@@ -195,7 +194,7 @@ def parse_normalise(text: str) -> AnyNormalise:
 def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
     if "," not in values and "/" not in values:
         choices = NORMALISATIONS | PREPROCESS_INPUT
-        raise EdgerecError(f"{unknown('normalization', values, choices)}; or use MEAN,STD or R,G,B/R,G,B")
+        raise EdgerecError(f"{unknown('normalization', values, choices)}: use one of them, MEAN,STD or R,G,B/R,G,B")
     first, _, last = values.partition("/" if "/" in values else ",")
     try:
         mean, std = ([float(value) for value in part.split(",")] for part in (first, last))
@@ -207,11 +206,11 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
             "channel (e.g. 123.675,116.28,103.53/58.395,57.12,57.375)"
         )
     if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
-        raise EdgerecError(f"normalization {text!r} needs finite means and standard deviations above 0")
+        raise EdgerecError(f"normalization {text!r} needs finite means and positive standard deviations")
     if max(std) < 1 and max(map(abs, mean)) <= 1:
         shown = "/".join(",".join(f"{255 * value:g}" for value in part) for part in (mean, std))
         raise EdgerecError(
-            f"normalization {text!r} is in units of [0, 1], expected pixel units (0 to 255): "
+            f"normalization {text!r} is for pixels in [0, 1], but pixels are in [0, 255]: "
             f"use {'bgr:' if bgr else ''}{shown}"
         )
     if not bgr and len(set(mean)) == len(set(std)) == 1:
@@ -221,10 +220,9 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
 
 
 def identity_normalise(spec: TensorSpec) -> Normalise:
-    """Return the normalization with which a uint8 or int8 input takes pixels without conversion.
+    """Return the normalization that the quantization of a uint8 or int8 input inverts.
 
-    For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8. This is possible for
-    any scale and zero point.
+    For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8.
     """
     lowest = -128 if spec.dtype == "int8" else 0
     return Normalise(float(spec.zero_point - lowest), 1.0 / spec.scale)
@@ -233,7 +231,7 @@ def identity_normalise(spec: TensorSpec) -> Normalise:
 def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArray[Any]:
     """Quantize real values of any shape to ``spec.dtype``: round half to even, and clip to the range of the dtype.
 
-    Formula: TFLite 8-bit quantization specification. For a float32 spec, the values are only converted to float32.
+    The formula is from the TFLite 8-bit quantization specification. For a float32 spec, the values are not quantized.
     """
     if not spec.quantized:
         return real.astype(np.float32)
@@ -243,16 +241,16 @@ def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArr
 
 
 def dequantize(stored: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.float32]:
-    """Return the real values, float32, that stored values of any shape represent."""
+    """Dequantize stored values of any shape to float32."""
     if not spec.quantized:
         return stored.astype(np.float32)
     return ((stored.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
 
 
 def pixel_table(normalise: Normalise, spec: TensorSpec) -> npt.NDArray[Any] | None:
-    """Return a lookup table from pixels to input values, ``(256,)`` of ``spec.dtype``; None if pixels do not change.
+    """Return a lookup table ``(256,)`` that maps pixels to input values, or None if each pixel maps to itself.
 
-    For the quantized inputs of models that edgerec has converted, the result is None.
+    The result is None for quantized inputs of models that edgerec has converted.
     """
     pixels = np.arange(256)
     table = quantize(normalise.apply(pixels), spec)
@@ -278,8 +276,8 @@ def _binary(real: Reals) -> Reals:
     return np.concatenate([1 - real, real])
 
 
-# Functions that convert a model's real outputs, ``(outputs,)``, to scores in [0, 1]. "none" is for models whose outputs
-# are scores. "binary" and "binary_sigmoid" are for models with one output: the score or the logit of the second class.
+# Functions that convert a model's dequantized outputs ``(outputs,)`` to scores in [0, 1]. Use "none" if the outputs are
+# scores, and "binary" or "binary_sigmoid" if the only output is the score or the logit of the second of two classes.
 ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
     "none": lambda real: real,
     "softmax": _softmax,

@@ -1,10 +1,10 @@
-"""Run a bundle on a device: interpreter, classifier, verification and benchmark. TensorFlow is never imported."""
+"""Run bundles on a device: interpreter, classifier, verification and benchmark. TensorFlow is never imported."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Imported on first use, because edgerec doctor must also run on machines where NumPy cannot be imported.
+# These names are imported on first use, because edgerec doctor must run on machines where NumPy cannot be imported.
 _PUBLIC = {"Classifier": "edgerec.runtime.classifier", "verify": "edgerec.runtime.verification"}
 
 __all__ = ["Classifier", "verify"]

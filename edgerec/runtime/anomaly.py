@@ -1,4 +1,4 @@
-"""Detect unknown images by the reconstruction error of an autoencoder."""
+"""Compute the reconstruction error of an image with an autoencoder, to detect unknown images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.runtime.model import ImageModel
 
 
 class Autoencoder(ImageModel):
-    """Computes the reconstruction error of an image. Not thread-safe: create one autoencoder for each thread."""
+    """Computes the reconstruction error of an image. Each thread needs its own object."""
 
     def __init__(self, model: bytes, normalise: Normalise, **options: Any) -> None:
         """Load an autoencoder.
@@ -34,15 +34,15 @@ class Autoencoder(ImageModel):
         if self.output.shape != self.input.shape:
             raise ModelError(
                 f"{where} is not an autoencoder: its output has the shape {list(self.output.shape)}, expected "
-                f"{list(self.input.shape)} as for its input"
+                f"the shape of its input, {list(self.input.shape)}"
             )
 
     def reconstruction(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """Return the reconstruction of uint8 ``(height, width, channels)`` pixels: normalized, of the same shape."""
+        """Reconstruct a uint8 ``(height, width, channels)`` image. Return normalized pixels of the same shape."""
         return dequantize(self.invoke(pixels), self.output).reshape(self.input.shape[1:])
 
     def error(self, pixels: Image) -> float:
-        """Return the reconstruction error: the mean squared difference from the normalized pixels, 0 or more."""
+        """Return the reconstruction error: the mean squared error relative to the normalized pixels."""
         difference = self.reconstruction(pixels) - self._normalise.apply(pixels.astype(np.float32))
         return float(np.mean(np.square(difference, dtype=np.float64)))
 

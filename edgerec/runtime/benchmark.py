@@ -26,7 +26,7 @@ from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.child_process import ask_python
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# The CPU counts as throttled if its clock falls below this fraction of the clock before the measurement.
+# The CPU counts as throttled if its clock frequency falls below this fraction of the frequency before the measurement.
 THROTTLED = 0.9
 # Minimum number of measured images, unless the source delivers fewer.
 LEAST_IMAGES = 50
@@ -46,7 +46,7 @@ print(json.dumps([ended, kilobytes]))
 
 
 class Grabbed(Protocol):
-    """An image with the time of its grab in monotonic seconds, such as a frame of a camera."""
+    """An image with its capture time in seconds of the monotonic clock, such as a camera frame."""
 
     @property
     def grabbed(self) -> Image: ...
@@ -57,7 +57,7 @@ class Grabbed(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """Percentiles of the latency of one stage over all images, in milliseconds."""
+    """Percentiles of the latency of one stage in milliseconds."""
 
     name: str
     p50_ms: float
@@ -76,18 +76,18 @@ class BenchmarkReport:
 
     Attributes:
         runtime: name and version of the runtime, and the CPU.
-        threads: number of interpreter threads; 0 if the runtime chose the number.
-        stages: latency of preprocessing, inference, decision, and their total; for a source also the latency
-            ``end to end``, from the grab of a frame.
-        fps: images per second when images are processed one after the other; for a source, the achieved frame rate.
+        threads: number of interpreter threads, or 0 if the runtime chose the number.
+        stages: latencies of preprocessing, inference and decision, and their sum. If a source was measured, also the
+            latency ``end to end`` since the capture of a frame.
+        fps: images per second if images are processed one after the other. For a source, the achieved frame rate.
         images: number of measured images.
         cold_start_s: time from the start of a new process to its first prediction, in seconds.
-        peak_memory_bytes: peak resident memory of this process; 0 if the system does not report it.
+        peak_memory_bytes: peak resident memory of the new process, or 0 if the system does not report it.
         before, after: state of the machine before and after the measurement.
-        throttled: reason why the CPU was throttled during the measurement; empty if it was not.
-        operators: time of each operator; empty if not requested, or if ``operators_error`` is not empty.
-        operators_error: reason why the operators were not measured.
-        source: source of the images without secrets; empty if the golden images were used.
+        throttled: reasons why the CPU was throttled during the measurement, if it was.
+        operators: time of each operator. Empty if not requested, or if ``operators_error`` is not empty.
+        operators_error: reason why the operators could not be measured.
+        source: source of the images without secrets. Empty if the golden images were used.
     """
 
     bundle: str
@@ -108,7 +108,7 @@ class BenchmarkReport:
     operators_error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -123,15 +123,15 @@ def benchmark(
     operators: bool = True,
     listener: Listener = ignore,
 ) -> BenchmarkReport:
-    """Measure a bundle with its golden images, or with the frames of a source.
+    """Measure a bundle on its golden images, or on the frames of a source.
 
     Args:
         path: the bundle's folder or .zip.
-        frames: frames of a source, e.g. from ``SourceSupervisor.frames()``; None uses the golden images.
+        frames: frames of a source, e.g. from ``SourceSupervisor.frames()``. None uses the golden images.
         source: name of the source, for the report.
-        seconds: duration of the measurement of the stages in seconds, and again of the measurement of the operators.
+        seconds: duration of each of the two measurements (stages and operators), in seconds.
         threads, delegate: as for :class:`Classifier`.
-        operators: whether to measure each operator too.
+        operators: whether to measure the time of each operator.
         listener: called with the progress.
 
     Raises:
@@ -147,7 +147,7 @@ def benchmark(
     listener(Progress("measuring the stages", 1, 3))
     if frames is None:
         latencies_ms, _ = _measure_stages(classifier, _repeat(images.values()), seconds)
-        del latencies_ms["end to end"]  # golden images are not grabbed from a camera
+        del latencies_ms["end to end"]  # golden images have no capture time
         fps = 1000 / float(np.mean(latencies_ms["together"]))
     else:
         latencies_ms, elapsed_s = _measure_stages(classifier, iter(frames), seconds)
@@ -181,7 +181,7 @@ def benchmark(
 
 
 def _unreadable_graph() -> str:
-    """Return why graphs of models cannot be read, e.g. because only tflite-runtime is installed; empty if they can."""
+    """Return the reason why no .tflite graph can be read, e.g. a missing package, or an empty string."""
     try:
         tflite_schema()
     except MissingExtraError as error:
@@ -191,7 +191,7 @@ def _unreadable_graph() -> str:
 
 @dataclass(frozen=True)
 class _Golden:
-    """A golden image with the current time as the time of its grab."""
+    """A golden image whose capture time is the current time."""
 
     grabbed: Image
 
@@ -241,7 +241,7 @@ def _measure_stages(
 
 
 def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[str, Any]) -> tuple[float, int]:
-    """Return the time from the start of a new process to its first prediction in seconds, and its peak memory."""
+    """Return the startup time of a new process until its first prediction, in seconds, and its peak memory in bytes."""
     first = Path(bundle.path) / next(iter(images))
     if not first.is_file():  # the bundle is a .zip
         from edgerec.utils.package_data import shipped
@@ -258,5 +258,5 @@ def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[
 def _throttled(before: Health, after: Health) -> tuple[str, ...]:
     reasons = list(after.throttled or ())
     if before.clock_mhz and after.clock_mhz and after.clock_mhz < THROTTLED * before.clock_mhz:
-        reasons.append(f"the clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")
+        reasons.append(f"the CPU clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")
     return tuple(reasons)

@@ -21,8 +21,8 @@ BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"
 PERCENTILES = {"p50": BLUE, "p95": "#90cdf4", "p99": "#cbd5e0"}
 MOST_OPERATORS = 15
 LONGEST_NAME = 60
-# If the longest p99 is more than OUTLIER times the longest p95, the axis ends at CUT times the longest p95, and longer
-# bars are cut. Otherwise, a single outlier would make all other bars too short to see.
+# If the largest p99 exceeds OUTLIER times the largest p95, longer bars are cut at CUT times the largest p95. Otherwise,
+# a single outlier would make all other bars too short to see.
 OUTLIER, CUT = 2.0, 1.5
 # Space for the numbers to the right of the bars, as a fraction of the length of the axis.
 MARGIN = 0.36
@@ -57,7 +57,7 @@ def benchmark_figure(report: BenchmarkReport) -> Figure:
 
 
 def axis_end_ms(stages: Sequence[Stage]) -> float:
-    """Return the length of the axis in milliseconds: the longest p99, or less if the longest p99 is an outlier."""
+    """Return the upper limit of the axis in milliseconds: the largest p99, or less if the largest p99 is an outlier."""
     p95_ms, p99_ms = max(stage.p95_ms for stage in stages), max(stage.p99_ms for stage in stages)
     return p99_ms if p99_ms <= OUTLIER * p95_ms else CUT * p95_ms
 
@@ -67,7 +67,7 @@ def _title(report: BenchmarkReport) -> str:
     if len(source) > LONGEST_NAME:
         # Keep the host at the start and the file name at the end.
         source = f"{source[: LONGEST_NAME // 2]}…{source[1 - LONGEST_NAME // 2 :]}"
-    # Escape dollar signs, because Matplotlib would render a formula.
+    # Escape dollar signs, because Matplotlib would interpret them as math delimiters.
     return (
         f"{Path(report.bundle).name} ({report.variant}), measured on {source}\n".replace("$", r"\$")
         + f"{report.fps:,.1f} images/s, {report.peak_memory_bytes / 2**20:.0f} MiB, "

@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Classifier:
-    """Classifies images with a bundle. Not thread-safe: use one classifier per thread.
+    """Classifies images with a bundle. It is not thread-safe, so each thread needs its own classifier.
 
     Attributes:
         manifest: manifest of the bundle, with the changes that the arguments of the constructor request.
         invalid: number of images for which a model returned NaN or infinite scores.
-        models: the model, or all models of an ensemble. Each one preprocesses the image and returns scores.
-        autoencoder: detects unknown images regardless of their scores; None if the bundle has no autoencoder.
+        models: the model, or all models of an ensemble.
+        autoencoder: detects unknown images regardless of their scores, or None if the bundle has no autoencoder.
 
     >>> Classifier.open("signs-rpi").classify(image).label   # doctest: +SKIP
     'three'
@@ -56,21 +56,20 @@ class Classifier:
 
         Args:
             bundle: the bundle, as returned by :meth:`Bundle.open`.
-            threads: number of interpreter threads; 0 uses the number in the bundle.
-            delegate: shared library of a delegate, such as ``libedgetpu.so.1``; ``gpu`` for LiteRT's GPU accelerator;
-                an empty string for the CPU. None uses the bundle's delegate. If the bundle has a model file that was
-                compiled for the delegate, this file is used with the delegate.
+            threads: number of interpreter threads. 0 uses the number in the bundle.
+            delegate: shared library of a delegate, such as ``libedgetpu.so.1``, ``gpu`` for LiteRT's GPU accelerator,
+                or an empty string for the CPU. None uses the bundle's delegate. If the bundle has a model file that was
+                compiled for the delegate, the delegate runs this file.
             delegate_options: options of the delegate, e.g. ``{"device": "usb:1"}``.
             fallback: whether to log a warning and use the CPU if the delegate cannot be loaded, instead of raising
                 :class:`DelegateError`.
-            threshold: threshold of all labels in [0, 1], below which the label is ``unknown``. It replaces the
-                thresholds of the bundle.
+            threshold: minimum score of all labels in [0, 1]. It replaces the thresholds of the bundle.
             decision: fields of :class:`DecisionSpec` that replace those of the bundle.
 
         Raises:
             BundleError: a model does not match the manifest.
             DelegateError: the delegate cannot be loaded, or there are options but no delegate.
-            RecipeError: ``threshold`` or ``decision`` is not valid.
+            RecipeError: ``threshold`` or ``decision`` is invalid.
         """
         manifest = bundle.manifest
         delegate = manifest.delegate if delegate is None else delegate
@@ -91,7 +90,7 @@ class Classifier:
         self.models = models[: len(manifest.models)]
         self.autoencoder = models[-1] if isinstance(models[-1], Autoencoder) else None
         if delegate_options and not delegate:
-            raise DelegateError("there are delegate options, but no delegate: give its library with --delegate")
+            raise DelegateError("delegate options need a delegate: name the library of the delegate with --delegate")
         changes = dict(decision or {})
         if unknown_key := next((key for key in changes if key not in manifest.decision.to_dict()), None):
             raise RecipeError(unknown("decision", unknown_key, manifest.decision.to_dict()))
@@ -107,12 +106,12 @@ class Classifier:
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Classifier:
-        """Open the bundle (folder or .zip) at ``path``. The options are the arguments of the constructor."""
+        """Open the bundle (folder or .zip) at ``path``. ``options`` are arguments of the constructor."""
         return cls(Bundle.open(path), **options)
 
     @property
     def levels(self) -> Levels:
-        """Sample values that become black and white in images with 16 bits per sample. Pass them to read_image."""
+        """Black and white level for images with 16 bits per sample, to be passed to :func:`read_image`."""
         return self.manifest.levels
 
     def classify(self, image: Image) -> Classification:
@@ -129,9 +128,9 @@ class Classifier:
         return result
 
     def pixels(self, image: Image) -> tuple[Image, ...]:
-        """Return the preprocessed pixels of an image for each model, uint8 ``(height, width, channels)``.
+        """Preprocess an image for each model. Return uint8 arrays ``(height, width, channels)``.
 
-        If the bundle has an autoencoder, its pixels are the last ones.
+        If the bundle has an autoencoder, the last array is for the autoencoder.
         """
         pixels = {preprocess: apply(image, preprocess) for preprocess in {spec.preprocess for spec in self._specs}}
         return tuple(pixels[spec.preprocess] for spec in self._specs)
@@ -146,17 +145,17 @@ class Classifier:
         return scores[0] if len(scores) == 1 else COMBINATIONS[self.manifest.combine](np.stack(scores))
 
     def novelty(self, pixels: Sequence[Image]) -> float | None:
-        """Return the anomaly score of an image for the pixels from :meth:`pixels`, as in :class:`Classification`.
+        """Return the anomaly score of an image that was preprocessed with :meth:`pixels`.
 
         The anomaly score is the reconstruction error divided by its threshold. It is None if the bundle has no
-        autoencoder, or if its decision accepts every image.
+        autoencoder, or if the novelty check is disabled in the decision settings.
         """
         if self._novelty is None or not self.manifest.decision.novelty:
             return None
         return self.error(pixels) / self._novelty.threshold
 
     def error(self, pixels: Sequence[Image]) -> float:
-        """Return the autoencoder's reconstruction error for the pixels from :meth:`pixels`.
+        """Return the autoencoder's reconstruction error for an image that was preprocessed with :meth:`pixels`.
 
         Raises:
             BundleError: the bundle has no autoencoder.
@@ -170,7 +169,7 @@ class Classifier:
     def stored_scores(self, image: Image) -> tuple[npt.NDArray[Any], ...]:
         """Return the output of each model in the dtype of its output tensor.
 
-        If an activation follows the model, return the scores instead, float32 in [0, 1].
+        If the manifest contains an activation, return float32 scores in [0, 1] instead.
         """
         return tuple(
             model.invoke(pixels) if spec.activation == "none" else model.scores(pixels)
@@ -204,9 +203,8 @@ def read_image(path: str | Path, levels: Levels | None = None) -> Image:
 
     Args:
         path: the file.
-        levels: the sample values that become black and white in a file with more than 8 bits per sample, see
-            :attr:`Classifier.levels`. None uses the bit depth that the file states; if the file states none, the
-            smallest bit depth that holds its largest value is used.
+        levels: black and white level of a file with more than 8 bits per sample, see :attr:`Classifier.levels`. None
+            uses the bit depth in the file header, or the smallest bit depth that holds the largest sample.
 
     Raises:
         DataError: the file cannot be read, or is not an image.

@@ -39,15 +39,15 @@ print("loaded", flush=True)
 
 
 def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> Any:
-    """Load a delegate. A child process loads it and runs the model first, because the library may crash or hang.
+    """Load a delegate after a test in a child process, because the library may crash or hang.
 
-    A delegate that was built for another runtime can often be loaded, and crashes only when it runs a model.
+    The child process also runs the model, because a delegate for another runtime may crash only when it runs a model.
 
     Args:
         module: interpreter module of the runtime.
-        library: path or name of the shared library. A bare name is never looked up in the current folder.
+        library: path or name of the shared library. Names are never searched in the current folder.
         options: options of the delegate, e.g. ``{"device": "usb:1"}`` for the second Edge TPU stick.
-        model: the .tflite file that the delegate will run; empty to load only the library.
+        model: the .tflite file that the delegate will run. If empty, only the library is tested.
 
     Raises:
         DelegateError: the library cannot be loaded or cannot run the model. The message states the reason, and how to
@@ -56,8 +56,8 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
     delegate_options = dict(options or {})
     if _in_current_folder(library):
         raise DelegateError(
-            f"the delegate {library} is not loaded, because the system would load it from the current folder: remove "
-            "this folder from LD_LIBRARY_PATH, or give the full path with --delegate"
+            f"the delegate {library} is not loaded from the current folder, because its code may be malicious: remove "
+            "the folder from LD_LIBRARY_PATH, or pass the full path of the library with --delegate"
         )
     if reason := try_delegate(library, delegate_options, model):
         raise _delegate_error(library, reason)
@@ -80,7 +80,7 @@ def _in_current_folder(library: str) -> bool:
 
 
 def try_delegate(library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> str:
-    """Load a delegate and run the model in a child process; return the reason if this fails, otherwise empty."""
+    """Load a delegate and run the model in a child process. Return an error message, or an empty string on success."""
     return probe(_PROBE, library, json.dumps(dict(options or {})), content=model)
 
 
@@ -94,7 +94,7 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
         content: bytes that the code can read from standard input.
 
     Returns:
-        The reason why the code failed; empty if it succeeded.
+        The reason why the code failed, or an empty string if it succeeded.
     """
     try:
         result = run_python(code, *arguments, content=content, timeout_s=PROBE_S)

@@ -11,9 +11,9 @@ from edgerec.utils.text import printable
 
 
 def programs_using(path: str | Path) -> list[str]:
-    """Return the other programs that have opened a file or device, e.g. ``ffmpeg (process 123)``.
+    """Return the names of other programs that have opened a file or device, e.g. ``ffmpeg (process 123)``.
 
-    The result is incomplete if this user may not inspect a process, and empty on other systems than Linux.
+    The result does not contain processes that this user may not inspect, and is empty on systems other than Linux.
     """
     try:
         target = os.stat(path)

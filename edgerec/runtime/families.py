@@ -1,4 +1,4 @@
-"""Recognize the tool that created a .tflite file, because its apps define how images are fitted and normalized."""
+"""Recognize the tool that created a .tflite file, because tools resize and normalize images in different ways."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _TFJS_DENSE = re.compile(r"(.*/)?dense_Dense\d+(/.*)?")
 
 @dataclass(frozen=True)
 class Family:
-    """Preprocessing in the apps of one tool.
+    """The preprocessing that a tool, such as Teachable Machine, uses for its models.
 
     Attributes:
-        name: name of the tool; empty if the tool was not recognized.
+        name: name of the tool, or an empty string if the tool was not recognized.
         reason: how the tool was recognized, or why ``fit`` is assumed.
-        fit: how an image with another aspect ratio is fitted to the input: ``crop``, ``stretch`` or ``pad``.
-        normalise: normalization of float models, as :func:`~edgerec.contract.tensors.parse_normalise` reads it; empty
-            if the tool does not define it.
+        fit: conversion to the aspect ratio of the input: ``crop``, ``stretch`` or ``pad``.
+        normalise: normalization of float models in the format of :func:`~edgerec.contract.tensors.parse_normalise`, or
+            an empty string if the tool does not define it.
     """
 
     name: str

@@ -39,7 +39,7 @@ print("loaded")
 
 
 class GpuInterpreter:
-    """A model on the GPU, with the methods of the TFLite interpreter that edgerec uses.
+    """A model on the GPU with the methods of a TFLite interpreter that edgerec uses.
 
     Attributes:
         fully_accelerated: whether the GPU runs every operator. Otherwise, the CPU runs the other operators.
@@ -99,7 +99,7 @@ class GpuInterpreter:
         return self._output_details
 
     def set_tensor(self, index: int, value: npt.NDArray[Any]) -> None:
-        """Set the only input. ``index`` is ignored."""
+        """Set the input tensor. ``index`` is ignored, because the model has a single input."""
         self._resources[1][0].write(np.ascontiguousarray(value))
 
     def invoke(self) -> None:
@@ -108,14 +108,14 @@ class GpuInterpreter:
         compiled.run_by_index(0, inputs, outputs)
 
     def get_tensor(self, index: int) -> npt.NDArray[Any]:
-        """Return the only output. ``index`` is ignored."""
+        """Return the output tensor. ``index`` is ignored, because the model has a single output."""
         spec = self._output_details[0]
         values = self._resources[2][0].read(int(np.prod(spec["shape"])), spec["dtype"])
         return np.asarray(values, spec["dtype"]).reshape(spec["shape"])
 
 
 def open_gpu(interpreter: Any, model: bytes, options: Mapping[str, str] | None, where: str) -> GpuInterpreter:
-    """Load a model on the GPU. A child process runs the model first, because the GPU driver may crash or hang.
+    """Load a model on the GPU after a test in a child process, because the GPU driver may crash or hang.
 
     Raises:
         DelegateError: the GPU cannot run the model. The message states the reason, and how to continue without the GPU.

@@ -31,7 +31,7 @@ class Fingerprint:
 
     Attributes:
         runtime: name of the runtime's Python package.
-        version: version of this package; ``unknown`` if it is not known.
+        version: version of this package, or ``unknown``.
         machine: CPU architecture.
         cpu: name of the CPU.
     """
@@ -42,7 +42,7 @@ class Fingerprint:
     cpu: str
 
     def to_dict(self) -> dict[str, str]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -55,7 +55,7 @@ def find_runtime() -> tuple[str, Any]:
     for package, module in RUNTIMES.items():
         try:
             return package, importlib.import_module(module)
-        except ImportError as error:  # the package is missing, or needs other system libraries or another NumPy
+        except ImportError as error:  # the package, a system library or a NumPy version is missing
             if not isinstance(error, ModuleNotFoundError):
                 log.warning("%s is installed but cannot be imported: %s", package, error)
     raise MissingExtraError(
@@ -84,16 +84,16 @@ def open_interpreter(
 ) -> Any:
     """Return an interpreter with allocated tensors.
 
-    First, the file is checked and a child process runs the model, because a damaged model may crash or hang. Each
-    model is tested only once, see :func:`edgerec.tflite.probing.require_runnable`.
+    A child process runs the model first, because a damaged model may crash or hang. Each model is tested only once,
+    see :func:`edgerec.tflite.probing.require_runnable`.
 
     Args:
         model: the .tflite file.
-        threads: number of threads; 0 lets the runtime choose.
-        delegate: shared library of an external delegate; ``gpu``; or empty for the CPU.
+        threads: number of threads. 0 lets the runtime choose.
+        delegate: shared library of an external delegate, ``gpu``, or an empty string for the CPU.
         delegate_options: options of the delegate.
-        where: name of the model, for messages.
-        trusted: whether this process has created the model, so that no test in a child process is needed.
+        where: name of the model for error messages.
+        trusted: whether this process has created the model, so that it need not be tested in a child process.
 
     Raises:
         ModelError: the file is not a TFLite model, or this runtime cannot run it within the limits.
@@ -107,28 +107,28 @@ def open_interpreter(
         check_bounds(model, where)
     else:
         require_runnable(model, where)
-    # load_delegate also runs the model in a child process first.
+    # load_delegate tests the model in a child process, too.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
-        with captured_stderr():  # the runtime prints every delegate that it creates
+        with captured_stderr():  # the runtime prints a message for every delegate that it creates
             interpreter = module.Interpreter(
                 model_content=model, num_threads=threads or None, experimental_delegates=delegates
             )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"{package} cannot prepare {where}: {first_sentence(error)}") from None
+        raise ModelError(f"{package} cannot load {where}: {first_sentence(error)}") from None
     except MemoryError:  # a tensor of a damaged model can have any size
-        raise ModelError(f"{package} cannot prepare {where}: it needs more memory than is available") from None
+        raise ModelError(f"{package} cannot load {where}: the model needs more memory than is available") from None
     return interpreter
 
 
 def input_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """Return the only input; raise :class:`ModelError` if the model does not have exactly one."""
+    """Return the input tensor. Raise :class:`ModelError` if the model does not have exactly one input."""
     return _only_spec(interpreter.get_input_details, "input", where)
 
 
 def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """Return the only output; raise :class:`ModelError` if the model does not have exactly one."""
+    """Return the output tensor. Raise :class:`ModelError` if the model does not have exactly one output."""
     return _only_spec(interpreter.get_output_details, "output", where)
 
 
@@ -136,9 +136,11 @@ def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) 
     try:
         details = read()
     except UnicodeDecodeError:
-        raise ModelError(f"{where} is damaged: the name of its {what} is not valid UTF-8: convert it again") from None
+        raise ModelError(
+            f"{where} is damaged, because the name of its {what} is not valid UTF-8: convert the model again"
+        ) from None
     if len(details) != 1:
-        raise ModelError(f"{where} has {len(details)} {what}s, but an image classifier has one")
+        raise ModelError(f"{where} has {len(details)} {what}s, but an image classifier must have exactly one")
     dtype = details[0]["dtype"].__name__
     scale, zero_point = details[0]["quantization"]
     if not scale and dtype != "float32":

@@ -1,4 +1,4 @@
-"""Compute scores for preprocessed pixels with a .tflite image classifier."""
+"""Run a .tflite image classifier on preprocessed images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.utils.messages import first_sentence
 
 
 class ImageModel:
-    """A .tflite image classifier that turns pixels into scores. Not thread-safe: create one for each thread.
+    """A .tflite image classifier. It is not thread-safe, so each thread needs its own object.
 
     Attributes:
         input: input tensor, uint8, int8, int16 or float32 ``(1, height, width, channels)``.
@@ -44,7 +44,7 @@ class ImageModel:
         Args:
             model: the .tflite file.
             normalise: normalization of the input pixels.
-            activation: activation that turns the output into scores; a key of ``ACTIVATIONS``.
+            activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
             threads, delegate, delegate_options, where: as for :func:`open_interpreter`.
 
         Raises:
@@ -78,20 +78,20 @@ class ImageModel:
             )
 
     def invoke(self, pixels: Image) -> npt.NDArray[Any]:
-        """Run the model on uint8 ``(height, width, channels)`` pixels.
+        """Run the model on a preprocessed image, uint8 ``(height, width, channels)``.
 
         Returns:
-            The output ``(outputs,)`` in the dtype of the output tensor, i.e. not dequantized.
+            The output ``(outputs,)`` in the dtype of the output tensor, without dequantization.
         """
         values = pixels if self._table is None else self._table[pixels]
         self._interpreter.set_tensor(self._input_index, values[np.newaxis])
-        self._reset()  # otherwise the state of an LSTM would carry over from the previous image
+        self._reset()  # otherwise, an LSTM would keep its state from the previous image
         try:
             self._interpreter.invoke()
-        except RuntimeError as error:  # e.g. a tensor has no data, which is not detected when tensors are allocated
+        except RuntimeError as error:  # e.g. a tensor without data, which allocate_tensors does not detect
             raise ModelError(f"{self._where} cannot be run: {first_sentence(error)}") from None
         return self._interpreter.get_tensor(self._output_index).reshape(-1)
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """Return the scores, float32 ``(classes,)`` in [0, 1], of uint8 ``(height, width, channels)`` pixels."""
+        """Return the scores of a preprocessed image, float32 ``(classes,)`` in [0, 1]."""
         return self._activate(dequantize(self.invoke(pixels), self.output))

@@ -12,11 +12,11 @@ import numpy as np
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
 
-# Minimum number of samples of each truncated model. The models are measured in turn.
+# Minimum number of samples of each truncated model.
 LEAST_ROUNDS = 15
-# One sample of a fast model is the mean of many runs, because the clock is too noisy for a single run.
+# Minimum duration of a sample. A sample of a fast model is the mean of many runs, because a single run is too short.
 SAMPLE_S = 0.001
-# Approximate memory limit for the truncated models that are open at the same time.
+# Approximate memory limit for the truncated models that are loaded at the same time.
 OPEN_BYTES = 32 << 20
 
 
@@ -25,11 +25,11 @@ class OperatorTime:
     """The time of one operator.
 
     Attributes:
-        model: number of its model in an ensemble, from 0.
-        index: position of the operator in the file.
+        model: index of the model in an ensemble, from 0.
+        index: index of the operator in the file.
         op: name of the operator in TFLite's schema.
-        output: name of its first output tensor.
-        ms: median time in milliseconds. If two operators are fused, their time is attributed to one of them.
+        output: name of the first output tensor.
+        ms: median time in milliseconds. If two operators are fused, one of them has the time of both.
         part: fraction of the total time, 0 to 1.
     """
 
@@ -42,24 +42,24 @@ class OperatorTime:
 
     @property
     def name(self) -> str:
-        """Position of the operator: ``3``, or ``1.3`` in the second model of an ensemble."""
+        """Index of the operator, e.g. ``3``, or ``1.3`` in the second model of an ensemble."""
         return f"{self.model}.{self.index}" if self.model else str(self.index)
 
 
 def profile_operators(
     contents: Sequence[bytes], *, threads: int = 0, budget_s: float = 5.0
 ) -> tuple[OperatorTime, ...]:
-    """Measure the time of each operator with the same kernels as in normal use.
+    """Measure the time of each operator of one or more models.
 
-    LiteRT's Python interpreter has no profiler. Therefore the model is truncated after each operator, and the time of
-    an operator is the difference between the model that ends with this operator and the model that ends before it.
-    Both models are measured alternately, so that other load on the machine affects both of them equally. Truncated
-    models are opened in groups, because each one holds the weights of its operators in memory.
+    LiteRT's Python interpreter has no profiler. Therefore, the model is truncated after each operator. The time of an
+    operator is the time of the model that ends with this operator minus the time of the model that ends before it.
+    Both models are measured alternately, so that other load on the machine affects them equally. Truncated models are
+    loaded in groups, because each of them holds the weights of its operators in memory.
 
     Args:
-        contents: the bytes of .tflite files that run one after the other.
-        threads: number of interpreter threads; 0 lets the runtime choose.
-        budget_s: approximate duration of the measurement in seconds; at least ``LEAST_ROUNDS`` rounds are measured.
+        contents: the bytes of the .tflite files.
+        threads: number of interpreter threads. 0 lets the runtime choose.
+        budget_s: approximate duration of the measurement in seconds. At least ``LEAST_ROUNDS`` rounds are measured.
 
     Raises:
         MissingExtraError: no package that can read the graph is installed.
@@ -79,20 +79,20 @@ def profile_operators(
 
 
 def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -> list[float]:
-    """Return the median time of each of a model's ``count`` operators in milliseconds."""
-    # Each open model needs about twice the size of its file.
+    """Return the median times of the operators of a model in milliseconds. ``count`` is the number of operators."""
+    # Each loaded model needs about twice its file size of memory.
     model, group = _Prefixes(content), max(1, OPEN_BYTES // (2 * len(content)))
     times: list[float] = []
     for begin in range(0, count, group):
         end = min(count, begin + group)
-        # Each group also measures the model that ends before its first operator, so that this operator's time can be
-        # computed as a difference within the group.
+        # Each group includes the model that ends before the first operator of the group, so that the time of this
+        # operator is a difference of two times that were measured alternately.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
-        del runs  # free the memory before the next group is opened
+        del runs  # free the memory before the next group is loaded
 
-        # A longer model cannot take less time than a shorter one, so differences below 0 are noise.
+        # An additional operator cannot make a model faster, so negative differences are noise.
         cumulative_ms = list(np.maximum.accumulate(cumulative_ms if begin else [0.0, *cumulative_ms]))
         times += [float(ms) for ms in np.diff(cumulative_ms)]
     return times
@@ -116,7 +116,7 @@ class _Prefixes:
         self._operators, self._buffers = self._model.subgraphs[0].operators, self._model.buffers
 
     def first(self, count: int) -> bytes:
-        """Return a model of the first ``count`` operators. The output of the last one is the output of the model."""
+        """Return a model with only the first ``count`` operators. The last of them computes the output of the model."""
         subgraph = self._model.subgraphs[0]
         subgraph.operators = self._operators[:count]
         subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)
@@ -128,7 +128,7 @@ class _Prefixes:
 
 
 class _Run:
-    """An interpreter for a truncated model, with a random input and the measured times."""
+    """Measures the latency of a truncated model with a random input."""
 
     def __init__(self, content: bytes, threads: int) -> None:
         self.samples_ms: list[float] = []
@@ -142,8 +142,8 @@ class _Run:
         self._repetitions = max(1, int(SAMPLE_S / (time.perf_counter() - start)))
 
     def sample(self) -> None:
-        """Measure the mean time of several runs, and add it to the samples."""
-        self._interpreter.invoke()  # reload the CPU caches, which another model has overwritten
+        """Measure the mean latency of several runs, and append it to ``samples_ms``."""
+        self._interpreter.invoke()  # warm up the CPU caches, which contain data of another model
         start = time.perf_counter_ns()
         for _ in range(self._repetitions):
             self._interpreter.invoke()

@@ -1,4 +1,4 @@
-"""Read the CPU temperature, the CPU clock and the throttling state of this machine."""
+"""Read the CPU temperature, the CPU clock frequency and the throttling state of this machine."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _ZONES = Path("/sys/class/thermal")
 # Types of thermal zones that measure the CPU, from the most specific to the least specific.
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
-# Bits of `vcgencmd get_throttled`, from the documentation of the Raspberry Pi. The same bits, shifted by 16, are set if
-# the condition has occurred since the start.
+# Bits in the output of `vcgencmd get_throttled`, from the documentation of the Raspberry Pi. The same bits, shifted by
+# 16, are set if the condition has occurred since boot.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 
 @dataclass(frozen=True)
 class Health:
-    """The state of the machine at one time. A field is None if the machine does not report it.
+    """Temperature, clock and throttling of the machine. A field is None if the machine does not report the value.
 
     Attributes:
         temperature_c: CPU temperature in degrees Celsius.
-        clock_mhz: mean clock of the CPU cores in MHz.
-        throttled: reasons why a Raspberry Pi currently limits its speed.
+        clock_mhz: mean clock frequency of the CPU cores in MHz.
+        throttled: reasons why a Raspberry Pi is throttled now.
     """
 
     temperature_c: float | None
@@ -33,12 +33,12 @@ class Health:
     throttled: tuple[str, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 
 def read_health() -> Health:
-    """Return the current state of the machine. This function never raises an error."""
+    """Return the current state of the machine. This function raises no exceptions."""
     clocks_mhz = [khz / 1000 for khz in _numbers(_CLOCKS, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
     return Health(
         temperature_c=processor_temperature_c(),
@@ -48,13 +48,13 @@ def read_health() -> Health:
 
 
 def processor_temperature_c(zones: Path | None = None) -> float | None:
-    """Return the CPU temperature in degrees Celsius; None if it is not known.
+    """Return the CPU temperature in degrees Celsius, or None if it is unknown.
 
-    It is read from the thermal zones of the Linux kernel (Documentation/driver-api/thermal/sysfs-api). If several zones
-    have the same type, the hottest one counts.
+    The source is the thermal zones of the Linux kernel (Documentation/driver-api/thermal/sysfs-api). If several zones
+    have the same type, the highest temperature is returned.
 
     Args:
-        zones: folder that contains the thermal zones; None uses ``/sys/class/thermal``.
+        zones: folder that contains the thermal zones. None uses ``/sys/class/thermal``.
     """
     candidates = []
     for zone in sorted((zones or _ZONES).glob("thermal_zone*")):
@@ -80,7 +80,7 @@ def _numbers(folder: Path, pattern: str) -> list[float]:
 
 
 def earlier_throttled() -> tuple[str, ...]:
-    """Return why a Raspberry Pi has limited its speed at any time since its start; empty on other machines."""
+    """Return the reasons why a Raspberry Pi has been throttled since boot, or an empty tuple on other machines."""
     bits = _pi_bits()
     return tuple(reason for bit, reason in _PI_BITS.items() if (bits or 0) >> (bit + 16) & 1)
 

@@ -20,7 +20,7 @@ from edgerec.utils.atomic import read_at_most
 
 log = logging.getLogger(__name__)
 
-# Values of --activation, each with the activation for several outputs and the activation for a single output.
+# Activations for several outputs and for a single output, for each value of --activation.
 CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("sigmoid", "binary_sigmoid")}
 
 _NONE = Metadata("", "", (), ())
@@ -31,7 +31,7 @@ _PASSING = {
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
     *("AVERAGE_POOL_2D", "REDUCE_MAX"),
 }
-# Operators with an unbounded output range. If their outputs lie within [0, 1], this is a coincidence.
+# Operators with an unbounded output range. If their outputs for test inputs are in [0, 1], this is a coincidence.
 _UNBOUNDED = {
     *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
     *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
@@ -46,17 +46,17 @@ class ThirdPartyModel:
     """A .tflite image classifier that another tool created.
 
     Attributes:
-        where: path of the file, for messages.
+        where: path of the file for error messages.
         sha256: SHA-256 of the file.
-        content: the model's bytes; they differ from the file if an operator was added for ``layout``.
+        content: the model's bytes. They differ from the file if an operator was added for ``layout``.
         input, output: input and output tensor of the model.
-        last_operator: operator that computes the output, before operators that only move, store or average values.
-        activation: what turns the output into scores; ``none`` if the model does so itself.
-        activation_reason: how the activation was determined.
-        sums_to_one: whether the scores of an image add up to 1; they do not if several labels can apply to an image.
+        last_operator: operator that computes the output, without subsequent operators that only move or average values.
+        activation: function that converts the output to scores, or ``none`` if the model already returns scores.
+        activation_reason: explanation of how the activation was determined.
+        sums_to_one: whether the scores of an image add up to 1. This is False if several labels can apply to an image.
         metadata: TFLite metadata in the file, or None.
-        family: the tool that created the file, which defines how images are fitted.
-        layout: input layout of the file if it has no channel axis, or the channel axis first; otherwise None.
+        family: preprocessing of the tool that created the file.
+        layout: input layout if the input has no channel axis or its channel axis comes first, otherwise None.
     """
 
     where: str
@@ -81,14 +81,14 @@ class ThirdPartyModel:
         own_labels: bool = False,
         own_normalise: bool = False,
     ) -> ThirdPartyModel:
-        """Read the file, and run it on test inputs in a child process.
+        """Read a .tflite file, and run the model on test inputs in a child process.
 
         Args:
             path: the .tflite file.
-            activation: ``none``, ``softmax`` or ``sigmoid``; None determines the activation from the graph and from
+            activation: ``none``, ``softmax`` or ``sigmoid``. None determines the activation from the graph and from
                 the outputs for test inputs.
-            own_labels, own_normalise: whether the caller has its own labels or normalization, so that invalid ones in
-                the metadata are not an error.
+            own_labels, own_normalise: whether the caller provides labels or a normalization, so that invalid labels
+                or an invalid normalization in the metadata are not an error.
 
         Raises:
             ModelError: the file is not an image classifier, or the interpreter cannot run it.
@@ -145,21 +145,21 @@ class ThirdPartyModel:
         return 2 if self.activation in BINARY else self.output.size
 
     def expected(self, text: str | None) -> AnyNormalise:
-        """Return the normalization in ``text``; if that is None, return the normalization that the file states."""
+        """Parse the normalization in ``text``. If ``text`` is None, return the normalization in the file's metadata."""
         if not text and self.family.normalise and not self.input.quantized and not (self.metadata or _NONE).normalise:
             text = self.family.normalise
             log.info("%s: using normalization %s, as in %s models", self.where, text, self.family.name)
         return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
 
     def normalised(self, text: str | None) -> tuple[ThirdPartyModel, Normalise]:
-        """Return the model to run, and the normalization of its input.
+        """Return a model that needs no normalization per channel, and the normalization of its input.
 
-        If the normalization differs between channels, or the model takes BGR, a layer is added to the start of the
-        graph (:func:`~edgerec.tflite.input_layer.with_input_layer`). The returned model then takes pixels that are
-        not normalized.
+        If the normalization differs between channels, or if the model expects BGR,
+        :func:`~edgerec.tflite.input_layer.with_input_layer` adds a normalization layer to the start of the graph. The
+        input of the returned model is then the unchanged image.
 
         Args:
-            text: the normalization as :func:`parse_normalise` reads it. With None, pixels are not changed for a
+            text: the normalization in the format of :func:`parse_normalise`. If None, pixels are not changed for a
                 quantized input, and the normalization in the metadata is used for a float input.
         """
         normalise = self.expected(text)
@@ -171,25 +171,25 @@ class ThirdPartyModel:
 
 
 def _check(graph: Graph, where: str) -> None:
-    """Raise :class:`ModelError` if a bundle does not support the model. Run this before the interpreter loads it."""
+    """Raise :class:`ModelError` if bundles do not support the model. Call this before the interpreter loads it."""
     if any(operator.name == "CUSTOM edgetpu-custom-op" for operator in graph.operators):
         before = where.replace("_edgetpu.tflite", ".tflite")
         file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
         raise ModelError(
-            f"{where} was compiled for the Edge TPU: its operators run only on that chip, so the CPU cannot "
-            f"verify it. Instead, {file} with --target coral, which compiles it again if edgetpu_compiler is installed"
+            f"{where} was compiled for the Edge TPU and cannot be verified on the CPU. Instead, {file} with --target "
+            "coral, which compiles the file again if edgetpu_compiler is installed"
         )
     for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         if len(tensors) != 1:
-            raise ModelError(f"{where} has {len(tensors)} {what}s, but an image classifier has one")
+            raise ModelError(f"{where} has {len(tensors)} {what}s, but an image classifier must have exactly one")
         shape, dtype = tensors[0].shape, tensors[0].dtype
         if dtype not in _DTYPES:
             raise ModelError(
-                f"{where}: the dtype of its {what} is {dtype}, expected {' or '.join(_DTYPES)}: convert it again"
+                f"{where}: the dtype of the {what} is {dtype}, expected {' or '.join(_DTYPES)}: convert the model again"
             )
-        if -1 in shape[1:]:  # a batch axis of any size is used with size 1
+        if -1 in shape[1:]:  # a dynamic batch axis is treated as an axis of size 1
             raise ModelError(
-                f"{where}: its {what} has the dynamic shape {list(shape)} (-1 is any size): convert the model with a "
+                f"{where}: the {what} has the dynamic shape {list(shape)} (-1 is any size): convert the model with a "
                 "fixed shape"
             )
     shape = graph.inputs[0].shape
@@ -207,12 +207,12 @@ def _check(graph: Graph, where: str) -> None:
 
 
 def _sources(graph: Graph) -> dict[int, Operator]:
-    """Return the operator that computes each tensor, by the tensor's ``id``."""
+    """Return a dictionary that maps the ``id`` of each tensor to the operator that computes the tensor."""
     return {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
 
 
 def _last_operator(graph: Graph) -> Operator | None:
-    """Return the operator that computes the output, skipping the operators in ``_PASSING`` that follow it."""
+    """Return the operator that computes the output. Operators in ``_PASSING`` at the end of the graph are skipped."""
     sources = _sources(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:
@@ -225,7 +225,7 @@ def _last_operator(graph: Graph) -> Operator | None:
 
 
 def _unbounded(graph: Graph, operator: Operator | None) -> bool:
-    """Return whether the output range is unbounded, even if ``operator`` scales or shifts the outputs by constants."""
+    """Return whether the output range of ``operator`` is unbounded. Scaling and shifting by constants is ignored."""
     sources = _sources(graph)
     while operator is not None:
         if getattr(operator.options, "fusedActivationFunction", 0) in _BOUNDED_ACTIVATIONS:
@@ -238,7 +238,7 @@ def _unbounded(graph: Graph, operator: Operator | None) -> bool:
 
 
 def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | None, where: str) -> tuple[str, str]:
-    """Return the activation that turns the output into scores, and a sentence on how it was determined."""
+    """Return the activation that converts the output to scores, and an explanation of how it was determined."""
     last = _last_operator(graph)
     several, single = CHOICES[choice or "none"]
     if choice is not None:
@@ -266,8 +266,8 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
     total = probe.highest_sum
     if probe.runs and total > 1.5 and probe.lowest >= 0 and probe.sums_to(total, 0.01 * total) and not unbounded:
         raise ModelError(
-            f"the scores of {where} add up to {total:g}, expected 1: convert it without the scaling at its end, or "
-            "choose with --activation none, softmax or sigmoid"
+            f"the scores of {where} add up to {total:g}, expected 1: convert the model without the scaling of its "
+            "output, or add --activation with none, softmax or sigmoid"
         )
     return "softmax", f"the outputs of {name} were not probabilities"
 

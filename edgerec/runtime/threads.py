@@ -1,4 +1,4 @@
-"""Measure the best number of interpreter threads for a model on this machine, and cache the result."""
+"""Find the best number of interpreter threads for a model on this machine, and cache the result."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 # Maximum number of rounds of the measurement, and its approximate time limit.
 ROUNDS, BUDGET_S = 30, 0.3
-# More threads are used only if they reduce the time below this fraction, because the camera and the sinks also need
+# More threads are used only if they reduce the latency below this fraction, because the camera and the sinks also need
 # CPU cores.
 MAX_TIME_RATIO = 0.9
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:
-    """Return the smallest number of threads with which the model is nearly as fast as with the best number.
+    """Return the smallest number of threads for which the latency is close to the minimum.
 
     Args:
         content: the bytes of a .tflite image classifier.
@@ -61,7 +61,7 @@ def _measure(content: bytes, normalise: Normalise, available: int) -> int:
         if number >= 3 and time.perf_counter() - began > BUDGET_S:
             break
         for count, model in models.items():
-            model.invoke(pixels)  # reload the CPU caches, which another model has overwritten
+            model.invoke(pixels)  # warm up the CPU caches, which contain data of another model
             start = time.perf_counter()
             model.invoke(pixels)
             times_s[count].append(time.perf_counter() - start)

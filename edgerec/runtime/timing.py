@@ -17,7 +17,7 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency of a model for one image, from the preprocessed pixels to the output, in milliseconds.
+    """Latency of a model in milliseconds, without preprocessing and postprocessing.
 
     Attributes:
         median_ms, p95_ms: median and 95th percentile.
@@ -29,7 +29,7 @@ class Timing:
     rounds: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -41,8 +41,8 @@ def time_models(
     In each round, every model runs once, in random order, so that other load on the machine affects all models equally.
 
     Args:
-        models: models by name, each with uint8 pixels ``(height, width, channels)`` as its input.
-        budget_s: approximate time limit for each model in seconds; at least 20 rounds are measured.
+        models: dictionary that maps names to models, each with an input image, uint8 ``(height, width, channels)``.
+        budget_s: approximate time limit for each model in seconds. At least 20 rounds are measured.
         most_rounds: maximum number of rounds.
     """
     times_ms: dict[str, list[float]] = {name: [] for name in models}
@@ -56,7 +56,7 @@ def time_models(
             break
         for name in generator.permutation(list(models)):
             model, pixels = models[name]
-            model.invoke(pixels)  # reload the CPU caches, which another model has overwritten
+            model.invoke(pixels)  # warm up the CPU caches, which contain data of another model
             start = time.perf_counter_ns()
             model.invoke(pixels)
             times_ms[name].append((time.perf_counter_ns() - start) / 1e6)

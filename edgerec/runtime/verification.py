@@ -1,4 +1,4 @@
-"""Golden vectors: images in a bundle with the scores that the exporter computed, and their verification."""
+"""Create and verify golden vectors: images in a bundle with the scores that the exporter computed for them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from edgerec.utils.text import to_json
 
 GOLDEN = "golden/golden.json"
 
-# Maximum difference between a score and its golden score on another machine, and with another runtime or a delegate, in
-# quantization steps of the int8 output. Measured differences between LiteRT on x86-64 and on an emulated Cortex-A72:
-# simple_cnn 0, resnet8 1, MobileNetV2 0.35 up to 6 after full training and up to 13 after little training, because a
-# deep network amplifies rounding differences. LiteRT and TensorFlow's interpreter computed equal scores on x86-64 (four
-# models). tflite-runtime differs from LiteRT by up to 48, and between two CPUs by up to 35. No delegate was measured.
+# Maximum difference from a golden score on another machine, and with another runtime or a delegate, in quantization
+# steps of the int8 output. Measured between LiteRT on x86-64 and on an emulated Cortex-A72, the largest difference is 0
+# steps for simple_cnn, 1 for resnet8, and 13 for MobileNetV2 0.35, because a deep network amplifies rounding
+# differences. LiteRT and TensorFlow's interpreter computed equal scores on x86-64 for four models. tflite-runtime
+# differs from LiteRT by up to 48 steps, and between two CPUs by up to 35. Differences with delegates were not measured.
 UNITS_OTHER_MACHINE = 16
 UNITS_OTHER_RUNTIME = 50
-# Relative tolerance for the mean of a reconstruction error, because NumPy versions sum in different orders.
+# Relative tolerance of a reconstruction error, because NumPy versions add numbers in different orders.
 MEAN_TOLERANCE = 1e-9
-# Tolerances of float scores on another machine, because CPUs round differently, and with a delegate, which may use
+# Tolerance of float scores on another machine, whose CPU may round differently, and with a delegate, which may use
 # float16.
 FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 
@@ -42,15 +42,16 @@ FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 class GoldenResult:
     """The scores of one golden image, recomputed by one model on this machine.
 
-    All differences are in units of the quantized output, or of the score if the output is float32 or behind an
-    activation. For an autoencoder, they are differences of the reconstruction error, and the labels are ``known`` and
-    ``unknown``.
+    Differences are in quantization steps of the output. If the output is float32 or an activation follows, they are
+    differences between scores. For an autoencoder, they are differences between reconstruction errors, and the labels
+    are ``known`` and ``unknown``.
 
     Attributes:
-        difference, tolerance: the largest difference from a golden score, and the difference that is allowed.
+        difference, tolerance: largest and allowed difference from a golden score.
         margin: difference between the two best golden scores. For an autoencoder, distance of the golden error from the
             threshold.
-        deficit: difference between the best golden score and the golden score of ``label``; 0 if the label is the same.
+        deficit: difference between the best golden score and the golden score of ``label``, or 0 if the label is the
+            same.
     """
 
     image: str
@@ -64,7 +65,7 @@ class GoldenResult:
 
     @property
     def decisive(self) -> bool:
-        """Whether the golden label is so clear that every runtime must predict it."""
+        """Whether the margin exceeds the tolerance, so that every runtime must predict the same label."""
         return self.margin > self.tolerance
 
 
@@ -75,11 +76,11 @@ class VerifyReport:
     Attributes:
         files: number of files in the manifest whose digest is correct.
         warnings: one sentence for each changed, removed or added file that the runtime does not use.
-        made_on, here: fingerprints of the exporting machine and of this machine. Scores can be expected to be
-            bit-identical only if the two fingerprints are equal.
-        delegate: shared library that ran the models; empty for the CPU.
+        made_on, here: fingerprints of the exporting machine and of this machine. If they are equal, scores must be
+            bit-identical.
+        delegate: shared library that ran the models, or an empty string for the CPU.
         exact: whether every score is bit-identical to the golden score.
-        max_difference, tolerance: the largest difference from a golden score, and the difference that is allowed.
+        max_difference, tolerance: largest and allowed difference from a golden score.
         golden: results for each image and each model.
     """
 
@@ -108,11 +109,11 @@ class VerifyReport:
 
     @property
     def decisive(self) -> int:
-        """Number of golden images whose label must be the same on every runtime, for every model."""
+        """Number of golden images for which every runtime must predict the same label with every model."""
         return self.images - len({result.image for result in self.golden if not result.decisive})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         counts = {"pictures": self.images, "same_labels": self.same_labels, "decisive": self.decisive}
         return {"ok": True} | counts | asdict(self)
 
@@ -120,8 +121,8 @@ class VerifyReport:
 def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> dict[str, bytes]:
     """Return the golden files of a bundle.
 
-    For each named image, these are a PNG, the digest of its pixels, its scores, and its reconstruction error if the
-    bundle has an autoencoder.
+    For each image, these are a PNG file, the digest of the preprocessed pixels, the scores, and the reconstruction
+    error if the bundle has an autoencoder.
 
     Raises:
         BundleError: a score is NaN or infinite.
@@ -151,7 +152,7 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
 
 
 def golden_images(bundle: Bundle) -> dict[str, Image]:
-    """Return the golden images of a bundle by their file names, at most :data:`MAX_PIXELS` pixels in total.
+    """Return a dictionary that maps file names to golden images, with at most :data:`MAX_PIXELS` pixels in total.
 
     Raises:
         BundleError: there are no golden images.
@@ -187,8 +188,8 @@ def verify(
 
     Args:
         path: the bundle's folder or .zip.
-        delegate: shared library of a delegate, or ``gpu``; an empty string uses the CPU. None uses the bundle's
-            delegate, and the file compiled for it, as the camera does.
+        delegate: shared library of a delegate, ``gpu``, or an empty string for the CPU. None uses the bundle's
+            delegate and the file compiled for it, as the camera does.
         delegate_options: options of the delegate, e.g. ``{"device": "usb:1"}``.
 
     Raises:
@@ -214,13 +215,16 @@ def verify(
     for result in results:
         if not result.difference <= result.tolerance:  # also NaN
             raise BundleError(
-                f"{path}: {result.image}: scores of {result.model} are off by {result.difference:g}, allowed are "
-                f"{result.tolerance:g} (golden {result.golden_label!r}, here {result.label!r}; made with "
-                f"{made_on.runtime} {made_on.version} on {made_on.machine}, here {where})"
+                f"{path}: {result.image}: scores of {result.model} differ by {result.difference:g} from the "
+                "golden scores, "
+                f"but at most {result.tolerance:g} is allowed. The label is {result.label!r} with {where}, and was "
+                f"{result.golden_label!r} with {made_on.runtime} {made_on.version} on {made_on.machine}: export "
+                "the bundle "
+                "again, or report this with both runtime versions"
             )
         if result.deficit > result.tolerance:
             raise BundleError(
-                f"{path}: {result.image}: {result.model} predicts {result.label!r} here, but predicted "
+                f"{path}: {result.image}: {result.model} predicts {result.label!r} on this machine, but predicted "
                 f"{result.golden_label!r} on the machine that exported the bundle: export the bundle again, or report "
                 "this with both runtime versions"
             )
@@ -248,8 +252,8 @@ def verify(
         report = replace(report, warnings=(*report.warnings, _indecisive(report)))
     if 2 * report.same_labels <= report.images:
         raise BundleError(
-            f"{path}: the predicted label is the same as on the machine that exported the bundle for only "
-            f"{report.same_labels} of {report.images} golden images (here {where}): export the bundle again"
+            f"{path}: with {where}, only {report.same_labels} of {report.images} golden images have the same predicted "
+            "label as on the machine that exported the bundle: export the bundle again"
         )
     return report
 
@@ -263,9 +267,9 @@ def _indecisive(report: VerifyReport) -> str:
 
 
 def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
-    """Return the fingerprint of the exporting machine, and the golden vectors of a bundle.
+    """Return the fingerprint of the machine that exported a bundle, and the golden vectors of the bundle.
 
-    Each golden vector has ``image``, ``pixels_sha256`` and ``scores``, a float64 array ``(models, labels)``.
+    Each golden vector has the keys ``image``, ``pixels_sha256`` and ``scores``, a float64 array ``(models, labels)``.
 
     Raises:
         BundleError: the bundle has no golden vectors, or they are damaged.
@@ -277,26 +281,28 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
         values = parse_json(content)
         made_on, vectors = Fingerprint(**values["made_on"]), list(values["vectors"])
         if not vectors:
-            raise ValueError("it contains no golden vectors")
+            raise ValueError("the file contains no golden vectors")
         for vector in vectors:
-            # If the bundle has only one model, its scores may be stored without the axis for the models.
+            # If the bundle has only one model, the axis of the models may be missing.
             vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
             shape, expected = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
             if shape != expected:
-                raise ValueError(f"scores of shape {shape}, expected (models, labels) = {expected}")
+                raise ValueError(f"the scores have the shape {shape}, expected (models, labels) = {expected}")
             if vector["image"] not in bundle.files:
                 raise ValueError(f"{vector['image']!r} is not in the bundle")
             if "pixels_sha256" not in vector:
-                raise ValueError(f"{vector['image']} has no digest of its pixels")
+                raise ValueError(f"the golden image {vector['image']} has no digest")
             if bundle.manifest.novelty is not None and not 0 <= float(vector["error"]) < math.inf:
-                raise ValueError(f"{vector['image']} has a reconstruction error of {vector['error']}")
+                raise ValueError(
+                    f"the reconstruction error of {vector['image']} is {vector['error']}, expected 0 or more"
+                )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{bundle.path}/{GOLDEN} is damaged ({error}): export the bundle again") from None
     return made_on, vectors
 
 
 def _digest(classifier: Classifier, image: Image) -> str:
-    """Return the SHA-256 of the preprocessed pixels of all models."""
+    """Return the SHA-256 digest of the image after preprocessing for all models."""
     return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
 
 
@@ -308,8 +314,8 @@ def _recompute(
         raise BundleError(f"{bundle.path}: {vector['image']} is not a readable image: export the bundle again")
     if _digest(classifier, image) != vector["pixels_sha256"]:
         raise BundleError(
-            f"{bundle.path}: {vector['image']}: preprocessing returned other pixels here than on the machine that "
-            "exported the bundle: report this with the OpenCV versions of both machines"
+            f"{bundle.path}: {vector['image']}: preprocessing on this machine returns different pixels than on the "
+            "machine that exported the bundle: report this with the OpenCV versions of both machines"
         )
     outputs = classifier.stored_scores(image)
     for spec, allowed, scores, golden in zip(
@@ -336,7 +342,7 @@ def _recomputed_error(
     here: Fingerprint,
     delegate: str,
 ) -> Iterator[GoldenResult]:
-    """Yield the result of the autoencoder, if any. The caller has checked the image with :func:`_recompute`."""
+    """Yield the result of the autoencoder, if there is one. The image has been checked by :func:`_recompute`."""
     spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
     if spec is None or image is None:
         return
@@ -375,5 +381,5 @@ def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate
         return FLOAT_DELEGATE if delegate else FLOAT_OTHER_MACHINE
     same_kernels = not delegate and {made_on.runtime, here.runtime} <= {"ai-edge-litert", "tensorflow"}
     units = UNITS_OTHER_MACHINE if same_kernels else UNITS_OTHER_RUNTIME
-    # With every activation, a score changes by at most the change of the output.
+    # No activation amplifies differences, so a score differs by at most as much as the dequantized output.
     return units if spec.activation == "none" else units * spec.output.scale

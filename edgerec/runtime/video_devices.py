@@ -23,8 +23,8 @@ class VideoDevice:
     Attributes:
         path: path of the device file.
         name: display name of the device.
-        driver: name of the kernel driver; empty if it is not known.
-        capture: whether the device delivers images; None if it cannot be opened.
+        driver: name of the kernel driver, or an empty string if it is unknown.
+        capture: whether the device delivers images, or None if it cannot be opened.
         reason: reason why the device cannot be opened.
         users: other programs that have opened the device.
     """
@@ -43,12 +43,12 @@ class VideoDevice:
 
     @property
     def helper(self) -> bool:
-        """Whether the device is not a camera, but e.g. a codec or an image signal processor."""
+        """Whether the device is something other than a camera, e.g. a codec or an image signal processor."""
         return not self.raw and (self.capture is False or bool(_HELPERS.search(f"{self.driver} {self.name}".lower())))
 
 
 def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]:
-    """Return the video devices, and the names of those without a device file, e.g. in a container.
+    """Return the video devices, and the names of devices without a device file, as is common in containers.
 
     The devices are not opened. ``capture`` is False for a device without an image stream, such as the device for the
     metadata of a USB camera.
@@ -74,7 +74,7 @@ def _number(entry: Path) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a system file, e.g. in ``/sys`` or ``/proc``; empty if the file cannot be read."""
+    """Return the content of a system file, e.g. in ``/sys``, or an empty string if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
     except OSError:

@@ -128,7 +128,8 @@ def run_program(
     except OSError as error:
         return Outcome(127, failure=f"cannot be started: {error.strerror}", finished=False)
     failure = f"crashed with {_signal_name(-process.returncode)}" if process.returncode < 0 else ""
-    return Outcome(process.returncode, *((text or b"").decode(errors=errors) for text in outputs), failure)
+    stdout, stderr = ((output or b"").decode(errors=errors) for output in outputs)
+    return Outcome(process.returncode, stdout, stderr, failure)
 
 
 def limit_resources(memory_bytes: int) -> None:

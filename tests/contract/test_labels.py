@@ -122,12 +122,12 @@ def test_lines_that_only_resemble_another_format_are_labels(tmp_path, text, labe
         (
             "manifest.json",
             '{"kind": "x", "weights": "net.tflite", "names": "names.txt"}',
-            "it mentions the file 'names.txt'",
+            "the file 'names.txt' is mentioned",
         ),
         (
             "app.json",
             '{"modelFile": "m.tflite",\n"labelsFile": "dict.txt",\n"modelType": "L"}',
-            "it mentions the file 'dict.txt'",
+            "the file 'dict.txt' is mentioned",
         ),
         ("app.yaml", "kind: x\nweights: net.tflite\nlabels_file: dict.txt", "indices|none of its keys|dict.txt"),
         ("settings.txt", "kind: x\nweights: net.tflite\nlabels: dict.txt", "settings such as"),
@@ -137,11 +137,11 @@ def test_lines_that_only_resemble_another_format_are_labels(tmp_path, text, labe
         ("two.json", '{"a": 0, "b": 0}', "index 0 belongs to two labels"),
         ("repeated.json", '{"a": 0, "a": 1}', "'a' occurs twice"),
         ("from_five.csv", "index,label\n5,a\n6,b", "do not start at 0 or 1|not consecutive"),
-        ("differ.json", '{"labels": ["a", "b"], "classes": ["b", "a"]}', "several lists"),
+        ("differ.json", '{"labels": ["a", "b"], "classes": ["b", "a"]}', "several different lists"),
         ("swapped.txt", "0,2\n1,0\n2,1", "two numbers each"),
         ("deep.json", "[" * 100_000, "nested|not valid"),
-        ("anchors.yaml", "names:\n  - &a daisy\n  - *a", "YAML syntax that is not supported"),
-        ("open.pbtxt", 'item { id: 1 name: "a"', "not closed"),
+        ("anchors.yaml", "names:\n  - &a daisy\n  - *a", "YAML syntax is not supported"),
+        ("open.pbtxt", 'item { id: 1 name: "a"', "no closing brace"),
         ("labels.xml", "<labels><label>a</label></labels>", "XML"),
         ("page.txt", "<!DOCTYPE html>\n<html></html>", "web page"),
         ("pointer.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "Git LFS pointer"),
@@ -149,7 +149,7 @@ def test_lines_that_only_resemble_another_format_are_labels(tmp_path, text, labe
         ("control.json", '["a", "b\\u0007"]', "control character"),
         ("surrogate.json", '["a", "\\ud800"]', "an unpaired surrogate"),
         ("empty.txt", "\n\n", "no labels"),
-        ("long.txt", "a\n" + "b" * 5000, "line of 5,000 characters"),
+        ("long.txt", "a\n" + "b" * 5000, "a line has 5,000 characters"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(tmp_path, name, text, reason):

@@ -150,7 +150,7 @@ def test_inspect_reports_errors_of_the_interpreter(write, edgerec):
     path = write(tflite_models.unloadable())
     report = inspect(path)
     assert "quantized_dimension" in report.interpreter_error
-    assert all("cannot prepare" in report.targets[name] for name in ("desktop", "rpi"))
+    assert all("cannot load" in report.targets[name] for name in ("desktop", "rpi"))
     done = edgerec("inspect", path, "--json")
     assert json.loads(done.stdout)["targets"]["desktop"].count("quantized_dimension") == 1
     write(softmax().done())

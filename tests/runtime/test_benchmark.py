@@ -155,7 +155,7 @@ def test_benchmark_refuses_a_folder_without_a_bundle(tmp_path, edgerec):
 def test_throttling_and_temperature_are_reported(tmp_path, monkeypatch):
     cool, slow = Health(40.0, 2400.0, None), Health(85.0, 1500.0, ("throttled",))
     assert _throttled(cool, cool) == ()
-    assert _throttled(cool, slow) == ("throttled", "the clock fell from 2400 to 1500 MHz")
+    assert _throttled(cool, slow) == ("throttled", "the CPU clock fell from 2400 to 1500 MHz")
     for number, milli in enumerate(("41000", "67500", "nonsense", "-274000")):
         zone = tmp_path / f"thermal_zone{number}"
         zone.mkdir()

@@ -277,7 +277,7 @@ def test_golden_errors_are_verified(novelty_bundle, tmp_path):
     ]
     bundle = Bundle.open(novelty_bundle)
     golden = json.loads(bundle.files["golden/golden.json"])
-    for change, message in ((1.01, "are off by"), (float("nan"), "is damaged")):
+    for change, message in ((1.01, "differ by"), (float("nan"), "is damaged")):
         other = json.loads(json.dumps(golden))
         other["vectors"][0]["error"] *= change
         files = bundle.files | {"golden/golden.json": json.dumps(other).encode()}
