@@ -22,8 +22,8 @@
     * TrainError (RuntimeError)
 
 Each exception is also a subclass of the built-in exception in parentheses. All of them are caused by user input, files
-or devices. The command line prints an :class:`EdgerecError` as one line and exits with code 1. Any other exception is a
-bug in edgerec, and the command line shows its traceback.
+or devices. The command line prints an :class:`EdgerecError` as one line and exits with code 1. All other exceptions are
+bugs in edgerec, and the command line prints their traceback.
 """
 
 from __future__ import annotations
@@ -39,71 +39,71 @@ MAX_MESSAGE_CHARACTERS = 1000
 
 
 class EdgerecError(Exception):
-    """Base class of all edgerec exceptions; the message states what failed, why, and what to do next."""
+    """Base class of all exceptions of edgerec. The message states what failed, why, and what to do next."""
 
     def __str__(self) -> str:
-        """Return the message as one line, with unprintable characters escaped and at most about 1000 characters."""
+        """Return the message as one line of at most about 1000 characters. Unprintable characters are escaped."""
         text = printable(super().__str__().strip())
         half = MAX_MESSAGE_CHARACTERS // 2
         return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 class RecipeError(EdgerecError, ValueError):
-    """A recipe contains an unknown key or an invalid value."""
+    """Raised when a recipe contains an unknown key or an invalid value."""
 
 
 class DataError(EdgerecError, ValueError):
-    """A data set cannot be used because its images, labels or splits are invalid or cannot be read."""
+    """Raised when a data set cannot be used because its images, labels or splits are invalid or unreadable."""
 
 
 class ModelError(EdgerecError, ValueError):
-    """A model is damaged, or does not meet the requirements of the operation."""
+    """Raised when a model is damaged or does not meet the requirements of the operation."""
 
 
 class RunError(EdgerecError, ValueError):
-    """A run folder is damaged, incomplete, or unsuitable for the operation."""
+    """Raised when a run folder is damaged, incomplete, or unsuitable for the operation."""
 
 
 class StudyError(EdgerecError, ValueError):
-    """A hyperparameter study is damaged, cannot be reached, or has other settings than the requested search."""
+    """Raised when a hyperparameter study is damaged, unavailable, or was created with different settings."""
 
 
 class TrainError(EdgerecError, RuntimeError):
-    """Training cannot continue."""
+    """Raised when training cannot continue."""
 
 
 class GateError(EdgerecError, RuntimeError):
-    """Compression reduced the accuracy by more than the allowed maximum.
+    """Raised when compression reduced the accuracy by more than the allowed maximum.
 
     Attributes:
-        report: the measured accuracies; None if the accuracies were not measured in this call.
+        report: the measured accuracies, or None if they were not measured in this call.
     """
 
     report: Any = None
 
 
 class TargetError(EdgerecError, ValueError):
-    """A target does not exist, is invalid, or cannot run the model."""
+    """Raised when a target does not exist, is invalid, or cannot run the model."""
 
 
 class BundleError(EdgerecError, ValueError):
-    """A bundle is damaged, incomplete, or not a bundle at all."""
+    """Raised when a bundle is damaged or incomplete, or when a file is not a bundle."""
 
 
 class DelegateError(EdgerecError, OSError):
-    """The library of a delegate cannot be loaded."""
+    """Raised when the library of a delegate cannot be loaded."""
 
 
 class NoHomeError(EdgerecError, OSError):
-    """A default folder is needed, but the user has no home folder."""
+    """Raised when a default folder is needed, but the user has no home folder."""
 
 
 class SourceError(EdgerecError, OSError):
-    """A camera, video, stream or folder cannot be opened, or delivers no frames."""
+    """Raised when a camera, video, stream or folder cannot be opened or delivers no frames."""
 
 
 class AddressError(EdgerecError, ValueError):
-    """A URL, or a reference to a secret, is invalid; the message never contains a secret."""
+    """Raised when a URL or a reference to a secret is invalid. The message never contains a secret."""
 
 
 class ConfigError(EdgerecError, ValueError):
@@ -120,30 +120,30 @@ class ConfigError(EdgerecError, ValueError):
 
 
 class OutputExistsError(EdgerecError, FileExistsError):
-    """The output path already exists and must not be overwritten."""
+    """Raised when the output path already exists and must not be overwritten."""
 
 
 class InUseError(EdgerecError, BlockingIOError):
-    """Another process is writing to the file or folder."""
+    """Raised when another process is writing to the file or folder."""
 
 
 class OutputIsInputError(EdgerecError, ValueError):
-    """The output would overwrite an input or become part of the input data."""
+    """Raised when the output would overwrite an input or become part of the input data."""
 
 
 class OutputNameError(EdgerecError, ValueError):
-    """The suffix of the output path does not match the output format."""
+    """Raised when the suffix of the output path does not match the output format."""
 
 
 class MissingExtraError(EdgerecError, ImportError):
-    """An optional package that the operation needs is not installed."""
+    """Raised when an optional package that the operation needs is not installed."""
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
-    """Return the error message for an unknown name. It suggests the most similar choice and lists all choices.
+    """Return the error message for an unknown name. The message lists all choices and suggests the most similar one.
 
     Args:
-        kind: what is named, e.g. ``target``.
+        kind: kind of the named object, e.g. ``target``.
         name: the unknown name.
         choices: all valid names.
     """

@@ -129,7 +129,7 @@ def build(
             overwrite=overwrite,
             listener=listener,
         )
-    verified = verify(bundle_path, delegate="")  # the delegate is on the device
+    verified = verify(bundle_path, delegate="")  # the delegate is only installed on the device
     page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
         run=str(run.path),

@@ -18,27 +18,28 @@ if TYPE_CHECKING:
     from edgerec.camera.sources import Address
     from edgerec.runtime.benchmark import BenchmarkReport
 
-# Seconds without a frame after which a live source makes the benchmark fail.
+# The benchmark fails if a live source delivers no frame for this many seconds.
 GIVE_UP_S = 10.0
 
 
 def benchmark(
-    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Bundle folder or .zip file."),
     source: str = typer.Option(
         "",
         "--source",
         "-s",
         metavar="SOURCE",
-        help="Measure with frames of this source, as for camera. [default: the golden images of the bundle]",
+        help="Measure with the frames of this source, e.g. `0` or a video file. [default: the golden "
+        "images of the bundle]",
     ),
     seconds: float = typer.Option(
         5.0,
         min=0.1,
         metavar="SECONDS",
-        help="Time for measuring the stages; measuring the operators takes the same time again.",
+        help="Duration of the measurement of the stages. The measurement of the operators takes the same time again.",
     ),
     threads: int = typer.Option(
-        0, min=0, metavar="N", help="Number of interpreter threads; 0 uses the number in the bundle."
+        0, min=0, metavar="N", help="Number of interpreter threads. 0 uses the number in the bundle."
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
     operators: bool = typer.Option(True, "--operators/--no-operators", help="Measure the time of each operator."),
@@ -46,9 +47,9 @@ def benchmark(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Measure the time and memory of a bundle on this machine.
+    """Measure the latency and memory use of a bundle on this machine.
 
-    The results include the stages, the operators, the cold start and thermal throttling.
+    Also measure each stage and operator, the cold start, and thermal throttling.
     """
     from edgerec.camera.sources import find_source
     from edgerec.runtime.benchmark import benchmark as run_benchmark
@@ -103,12 +104,13 @@ def _show(report: BenchmarkReport) -> None:
     if longest:
         say("")
         table(
-            ("operator", "index", "ms", "share", "output"),
+            ("operator", "index", "ms", "percentage", "output"),
             [(o.op, o.name, f"{o.ms:.4f}", f"{o.part:.1%}", o.output[-48:]) for o in longest],
             optional=("output",),
         )
         say(
-            f"the {len(longest)} slowest of {len(report.operators)} operators (0 ms: measured together with a neighbor)"
+            f"the {len(longest)} slowest of {len(report.operators)} operators (0 ms: included in the time of a "
+            "neighbor)"
         )
     say("")
     runtime = report.runtime

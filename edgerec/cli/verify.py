@@ -20,7 +20,7 @@ _EMULATED = "In an emulated system"
 
 
 def verify(
-    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Bundle folder or .zip file."),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
     delegate_option: list[str] = typer.Option([], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP),
     json: bool = JsonOption,
@@ -33,7 +33,7 @@ def verify(
     data: str = typer.Option(
         "",
         metavar="DATA",
-        help="With --on: images whose predictions are compared between the emulated system and this machine.",
+        help="With --on: also compare the predictions for these images with the predictions on this machine.",
         rich_help_panel=_EMULATED,
     ),
     images: int = typer.Option(
@@ -53,18 +53,20 @@ def verify(
 ) -> None:
     """Verify the files of a bundle and its scores on this machine.
 
-    The scores of the golden images are compared with those on the machine that exported the bundle.
+    Compare the scores of the golden images with the scores on the machine that exported the bundle.
     """
     from edgerec.cli.camera import key_values
     from edgerec.errors import EdgerecError
 
     try:
         if on and (delegate is not None or delegate_option):
-            raise typer.BadParameter("--delegate applies to this machine and cannot be combined with --on: omit it")
+            raise typer.BadParameter(
+                "--delegate applies only to this machine and cannot be combined with --on: omit --delegate"
+            )
         if on:
             _verify_emulated(bundle, on, data, images, find_links, json)
         elif data or find_links:
-            raise typer.BadParameter("--data and --find-links apply to an emulated system: add --on rpi")
+            raise typer.BadParameter("--data and --find-links apply only to an emulated system: add --on rpi")
         else:
             library = "" if delegate == "none" else delegate
             options = {key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()}
@@ -86,7 +88,7 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
         return
     for warning in report.warnings:
         say(f"warning: {warning}", err=True)
-    how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed {report.tolerance:g})"
+    how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed: {report.tolerance:g})"
     say(f"ok: {report.files} files unchanged, scores of {report.images} golden images equal {how}")
     if not report.exact:
         say(f"the predicted label is the same for {report.same_labels} of {report.images} golden images")
@@ -110,7 +112,7 @@ def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: 
         raise typer.Exit(1 if report.problem else 0)
     _show(report)
     if report.problem:
-        raise BundleError(f"{bundle} does not give the expected scores on {on}: {report.problem}")
+        raise BundleError(f"{bundle} does not produce the expected scores on {on}: {report.problem}")
     say(f"ok: verified in an emulated system of {on}; exported with {report.made_on.runtime} {report.made_on.version}")
     if other_runtimes := {result.runtime for result in report.results} - {report.made_on.runtime}:
         names = " and ".join(other_runtimes)

@@ -231,7 +231,7 @@ def why_unreadable(content: bytes) -> str:
     """Return the reason why :func:`decode` cannot read a file, and how to fix this, for error messages."""
     if _is_too_large(content):
         width, height = image_size(content)
-        return f"the image has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize it"
+        return f"it has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize it"
     if is_heic(content):
         try:
             require("pillow_heif")

@@ -238,7 +238,7 @@ class Manifest:
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
             raise BundleError(
                 f"{where} has schema {schema}, but this version of edgerec supports schemas up to {SCHEMA_VERSION}: "
-                "run pip install -U edgerec"
+                "upgrade it with pip install -U edgerec"
             )
         if schema != SCHEMA_VERSION:
             raise BundleError(f"{where}: schema is {schema!r}, expected {SCHEMA_VERSION}")

@@ -1,1 +1,1 @@
-"""Helpers that do not depend on the rest of edgerec."""
+"""General functions that do not depend on other packages of edgerec."""

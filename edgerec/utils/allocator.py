@@ -1,4 +1,4 @@
-"""Limit the memory that the C library keeps for threads."""
+"""Limit the memory that glibc's malloc keeps for threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
 def use_one_malloc_arena() -> None:
-    """Let all threads of this process share one arena of glibc's malloc. Call this function before threads start.
+    """Limit glibc's malloc to one arena for all threads of this process. Call this function before starting threads.
 
     By default, glibc creates up to eight arenas per CPU core, and each arena keeps freed memory. A camera that
     reconnects for days starts many threads, so its memory would grow until all arenas exist. The environment variable
@@ -19,6 +19,6 @@ def use_one_malloc_arena() -> None:
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc; TypeError on Windows
+    except (AttributeError, OSError, TypeError):  # the C library has no mallopt, or the system is Windows (TypeError)
         return
     mallopt(_M_ARENA_MAX, 1)

@@ -1,4 +1,4 @@
-"""Write files and folders atomically (write a temporary file, then rename it), and never overwrite an input."""
+"""Write files and folders atomically: write a temporary file, then rename it. Check that no input is overwritten."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ _LOCK = "edgerec-lock"
 
 
 def sha256(content: bytes) -> str:
-    """Hex SHA-256 of ``content``."""
+    """Return the SHA-256 digest of ``content`` as hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def read_at_most(path: Path, limit_bytes: int) -> bytes:
-    """Return a file's content; raise :class:`OSError` if it exceeds the limit, e.g. for an endless device file."""
+    """Return a file's content. Raise :class:`OSError` if the file is larger than the limit, such as ``/dev/zero``."""
     with path.open("rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
-        raise OSError(errno.EFBIG, f"it is larger than {limit_bytes >> 20} MiB", str(path))
+        raise OSError(errno.EFBIG, f"the file is larger than {limit_bytes >> 20} MiB", str(path))
     return content
 
 
 def real_path(path: str | Path) -> Path:
-    """Return the absolute path without symbolic links. Unlike :meth:`Path.resolve`, accept a link that forms a loop."""
+    """Return the absolute path without symbolic links. Unlike :meth:`Path.resolve`, accept symlink loops."""
     return Path(os.path.realpath(path))
 
 
-# Disk errors that libraries report with their own exceptions. The messages contain the text of the system's error.
+# Disk errors that libraries raise as exceptions of other types. Their messages contain the text of the system's error.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the disk error, e.g. a full disk, that caused a library's exception; None if there was another cause."""
+    """Return the disk error, e.g. a full disk, that caused an exception of a library, or None if there was none."""
     text = str(error)
     if "database or disk is full" in text:  # SQLite
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -75,22 +75,22 @@ def checked_output(
     suffixes: Sequence[str] = (),
     folder: bool = False,
 ) -> Path:
-    """Check that an output path has a valid suffix and does not overwrite an input; return it with ``~`` expanded.
+    """Check that an output path has a valid suffix and does not overwrite an input. Return it with ``~`` expanded.
 
     Args:
         path: output path as entered by the user.
         inputs: files and folders that the command reads, or sequences of these. None, empty strings and names that
             are not existing paths, such as ``digits`` or a URL, are ignored.
-        data: image folders that the command reads. The output must not be inside of these folders, because it would
+        data: image folders that the command reads. An output folder must not be inside one of them, because it would
             become part of the data.
         suffixes: allowed suffixes, e.g. ``(".png",)``, in upper or lower case. If empty, every suffix is allowed.
         folder: whether the output is a folder. The name of a folder must not have the suffix of a file, except one
             of ``suffixes``.
 
     Raises:
-        OutputNameError: the suffix does not fit the format.
+        OutputNameError: the suffix does not match the output format.
         OutputIsInputError: the output is the same file as an input (also through links), is a folder that contains an
-            input, is an image in an input folder, or is inside of a data set.
+            input, is an image in an input folder, or is a folder inside an image folder.
     """
     out = user_path(path)
     suffix = out.suffix.lower()
@@ -107,10 +107,12 @@ def checked_output(
         if folder and input_path in data_sets and source.is_dir() and _inside(out, source):
             raise OutputIsInputError(
                 f"{path} is inside the image folder {input_path}, where it would become part of the data: "
-                "choose a folder outside of it"
+                "choose another folder"
             )
         if out.is_file() and suffix in _IMAGE_SUFFIXES and source.is_dir() and _inside(out, source):
-            raise OutputIsInputError(f"{path} is an image in the input folder {input_path}: choose another output")
+            raise OutputIsInputError(
+                f"{path} is an image in the input folder {input_path} and would be overwritten: choose another output"
+            )
     return out
 
 
@@ -149,10 +151,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
-    """Yield a path in a new temporary folder in the folder of ``path``. The temporary folder is deleted afterwards.
+    """Yield a path in a new temporary folder beside ``path``. The temporary folder is deleted afterwards.
 
-    Its name is ``.NAME.….partial``. It contains a lock file, which is locked while the process exists. Other processes
-    can therefore recognize and delete the temporary folders of killed processes.
+    The name of the folder is ``.NAME.….partial``. The folder contains a lock file, which is locked as long as the
+    process exists, so that other processes can recognize and delete the temporary folders of killed processes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _delete_abandoned_once(path.parent)
@@ -181,7 +183,7 @@ def delete_abandoned(parent: Path) -> None:
         for folder in parent.glob(".*.partial/"):
             with suppress(OSError):
                 if not (folder / _LOCK).exists():
-                    folder.rmdir()  # succeeds only for an empty folder
+                    folder.rmdir()  # rmdir only deletes empty folders
                 elif (lock := try_lock(folder / _LOCK, certain=True)) is not None:
                     shutil.rmtree(folder, ignore_errors=True)
                     os.close(lock)
@@ -203,8 +205,7 @@ def refuse_existing(path: Path, overwrite: bool, *, replaceable: bool = True) ->
         return
     if not replaceable:
         raise OutputExistsError(
-            f"{path} is not an earlier output of this command, and --overwrite does not replace other files: "
-            "choose another name"
+            f"{path} was not written by this command, so --overwrite does not replace it: choose another name"
         )
     if not overwrite:
         raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")

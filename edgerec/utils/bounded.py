@@ -1,4 +1,4 @@
-"""Parse JSON, TOML and zip files of unknown origin with limits, so that a small file cannot use unlimited memory."""
+"""Parse untrusted JSON, TOML and zip files with limits, so that a small file cannot use up the memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgerec.utils.atomic import read_at_most
 
 MAX_TEXT_BYTES = 16 << 20
 MAX_DEPTH = 64
-# tomllib needs time proportional to the square of the number of parts of a dotted key.
+# The running time of tomllib is quadratic in the number of parts of a dotted key.
 MAX_TOML_BYTES, MAX_DOTS_PER_LINE = 1 << 20, 1000
 # Maximum number of objects and arrays in a document. Each one takes at least 56 bytes of memory, but only 2 bytes of
 # JSON.
 MAX_CONTAINERS = 1_000_000
-# Archives of up to this unpacked size are accepted with any compression ratio.
+# Maximum unpacked size of archives that are accepted with any compression ratio.
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000
@@ -27,7 +27,7 @@ MAX_NUMBER = 1e300  # larger integers do not fit into a float
 
 
 def parse_json(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES, **options: Any) -> Any:
-    """Parse JSON; raise :class:`ValueError` if the text is invalid, too long or nested too deeply.
+    """Parse JSON. Raise :class:`ValueError` if the text is invalid, too long or nested too deeply.
 
     Args:
         text: the JSON text, as a string or as UTF-8.
@@ -39,30 +39,30 @@ def parse_json(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES, **options:
 
 
 def parse_toml(text: str | bytes, *, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
-    """Parse TOML; raise :class:`ValueError` if the text is invalid, too long or nested too deeply."""
+    """Parse TOML. Raise :class:`ValueError` if the text is invalid, too long or nested too deeply."""
     decoded = text.decode() if isinstance(text, bytes) else text
     if len(decoded) <= max_bytes and any(line.count(".") > MAX_DOTS_PER_LINE for line in decoded.splitlines()):
-        raise ValueError(f"it has a line with more than {MAX_DOTS_PER_LINE:,} dots")
+        raise ValueError(f"a line has more than {MAX_DOTS_PER_LINE:,} dots")
     values: dict[str, Any] = _parsed(decoded, max_bytes, ("{", "["), lambda: tomllib.loads(decoded))
     return values
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
-    """Read and parse a JSON file; raise :class:`OSError` if it cannot be read, or the errors of :func:`parse_json`."""
+    """Read and parse a JSON file. Raise :class:`OSError` if this fails, or the errors of :func:`parse_json`."""
     return parse_json(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 
 def read_toml(path: Path, *, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
-    """Read and parse a TOML file; raise :class:`OSError` if this fails, or the errors of :func:`parse_toml`."""
+    """Read and parse a TOML file. Raise :class:`OSError` if this fails, or the errors of :func:`parse_toml`."""
     return parse_toml(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 
 def _parsed(text: Any, max_bytes: int, marks: tuple[Any, Any], parse: Callable[[], Any]) -> Any:
     if len(text) > max_bytes:
-        raise ValueError(f"it is longer than {max_bytes:,} bytes")
+        raise ValueError(f"the text is longer than {max_bytes:,} bytes")
     if sum(map(text.count, marks)) > MAX_CONTAINERS:
-        raise ValueError(f"it has more than {MAX_CONTAINERS:,} objects and arrays")
-    too_deep = ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        raise ValueError(f"the text has more than {MAX_CONTAINERS:,} objects and arrays")
+    too_deep = ValueError(f"the values are nested more than {MAX_DEPTH} levels deep")
     try:
         value = parse()
     except RecursionError:
@@ -86,12 +86,11 @@ def check_structure(value: Any, structure: Any, where: str = "") -> None:
 
     Args:
         value: the parsed value.
-        structure: expected structure. This is a type; ``Any``; a tuple of alternatives; a list that contains the
-            structure of all items, and optionally the minimum number of items; or a dictionary that contains the
-            structure of each value. A key that ends with ``?`` is optional, the key ``*`` stands for all keys that are
-            not listed, and without it, unlisted keys are not checked. Numbers must be finite, and integers must fit
-            into 64 bits.
-        where: name of the value, for the error message.
+        structure: a type, ``Any``, a tuple of alternative structures, a list with the structure of the items (and
+            optionally the minimum number of items), or a dictionary with the structure of each value. A key that ends
+            with ``?`` is optional. The key ``*`` stands for all other keys, which are otherwise not checked. Numbers
+            must be finite, and integers must fit into 64 bits.
+        where: name of the value for the error message.
     """
     if isinstance(structure, tuple):
         if not any(_has_structure(value, each) for each in structure[1:]):
@@ -140,7 +139,9 @@ def _check_type(value: Any, expected: type, where: str) -> None:
             dict: "an object",
             bool: "a bool",
         }
-        raise ValueError(f"{where or 'it'} is {_shown(value)}, expected {names.get(expected, expected.__name__)}")
+        raise ValueError(
+            f"{where or 'the value'} is {_shown(value)}, expected {names.get(expected, expected.__name__)}"
+        )
 
 
 def _shown(value: Any) -> str:
@@ -152,35 +153,35 @@ def _joined(where: str, key: str) -> str:
 
 
 class UnpackedSizeError(zipfile.BadZipFile):
-    """A zip archive with too many files, or whose unpacked size is too large or implausible."""
+    """Raised when a zip archive has too many files or unpacks to an implausible size (a zip bomb)."""
 
 
 def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:
     """Open a zip archive in memory for reading.
 
     Raises:
-        UnpackedSizeError: the unpacked files would have more than ``max_bytes``, the compression ratio is implausible,
-            or the archive has more than :data:`MAX_ZIP_ENTRIES` files.
+        UnpackedSizeError: the unpacked files have more than ``max_bytes``, the compression ratio is implausible, or
+            the archive has more than :data:`MAX_ZIP_ENTRIES` files.
         zipfile.BadZipFile: the content is not a zip archive.
     """
     # Count the entries before parsing them, because a parsed entry takes much more memory than an entry in the file.
     if content.count(b"PK\1\2") > MAX_ZIP_ENTRIES:
-        raise UnpackedSizeError(f"it has more than {MAX_ZIP_ENTRIES:,} files")
+        raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files")
     archive = zipfile.ZipFile(io.BytesIO(content))
     _check_unpacked_size(archive, len(content), max_bytes, MAX_COMPRESSION_RATIO)
     return archive
 
 
 def check_zip_file(path: Path, max_bytes: int, max_ratio: int = MAX_COMPRESSION_RATIO) -> None:
-    """Check the unpacked size of a zip archive on disk; raise the same errors as :func:`open_zip`."""
+    """Check the unpacked size of a zip archive on disk. Raise the same errors as :func:`open_zip`."""
     with zipfile.ZipFile(path) as archive:
         _check_unpacked_size(archive, path.stat().st_size, max_bytes, max_ratio)
 
 
 def _check_unpacked_size(archive: zipfile.ZipFile, packed_bytes: int, max_bytes: int, max_ratio: int) -> None:
     if len(archive.infolist()) > MAX_ZIP_ENTRIES:
-        raise UnpackedSizeError(f"it has more than {MAX_ZIP_ENTRIES:,} files")
+        raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files")
     # The declared sizes can be trusted, because zipfile never unpacks more bytes than an entry declares.
     total = sum(info.file_size for info in archive.infolist())
     if total > min(max_bytes, max(MAX_SMALL_BYTES, max_ratio * packed_bytes)):
-        raise UnpackedSizeError(f"its {packed_bytes:,} bytes unpack to {total:,} bytes")
+        raise UnpackedSizeError(f"the archive unpacks from {packed_bytes:,} to {total:,} bytes")

@@ -1,4 +1,4 @@
-"""Run programs and Python code in child processes, because they can crash, hang or use up memory."""
+"""Run programs and Python code in child processes with a time limit, because they can crash, hang or use up memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Maximum size of a file that a child process may write, and of the captured log of a native library.
+# Maximum size of a file that a child process may write.
 MAX_FILE_BYTES = 64 << 20
-# Default time limit. The first import of a large library from a slow SD card takes a while.
+# Default time limit. The first import of a large library from a slow SD card takes many seconds.
 TIMEOUT_S = 60.0
 # First words of ``Outcome.reason`` after a timeout.
 TIMED_OUT = "it timed out"
@@ -59,10 +59,10 @@ class Outcome:
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
-    """Return a command that runs Python code with this process's module path, but without the current folder.
+    """Return a command that runs Python code with this process's ``sys.path``, but without the current folder.
 
-    ``python -c`` puts the current folder first in the module search path. If the user runs edgerec in the folder of a
-    bundle, Python would execute a file such as ``numpy.py`` in the bundle.
+    ``python -c`` adds the current folder to ``sys.path``. If a user runs edgerec in the folder of a bundle, Python
+    would execute a file such as ``numpy.py`` in the bundle.
     """
     folders = [*filter(None, sys.path), str(Path(__file__).resolve().parents[2])]
     return [sys.executable, "-P", "-c", _PATH + code, json.dumps(folders), *arguments]
@@ -73,9 +73,9 @@ def run_python(code: str, *arguments: str, content: bytes = b"", timeout_s: floa
 
     Args:
         code: the Python code.
-        arguments: command-line arguments, which the code finds in ``sys.argv``.
+        arguments: command-line arguments of the code in ``sys.argv``.
         content: bytes that the process can read from standard input.
-        timeout_s: time in seconds after which the process is killed.
+        timeout_s: time limit in seconds.
 
     Raises:
         ValueError: an argument contains a character that the system does not accept.
@@ -87,7 +87,7 @@ def ask_python(code: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> tupl
     """Run Python code in a child process, and parse the last line of its output as JSON.
 
     Returns:
-        The parsed value and an empty string if the code succeeded; None and the reason if it failed.
+        The parsed value and an empty string, or None and the reason if the code failed.
     """
     done = run_python(code, *arguments, timeout_s=timeout_s)
     try:
@@ -133,16 +133,18 @@ def run_program(
 
 
 def limit_resources(memory_bytes: int) -> None:
-    """Limit this process's memory and output files, and prevent core dumps. Call this in the child process.
+    """Limit the memory and the size of output files of this process, and prevent core dumps.
+
+    This function is called in the child process.
 
     Args:
-        memory_bytes: address space that the process may use in addition to what it uses now.
+        memory_bytes: additional address space that the process may use.
     """
     try:
         import resource
     except ImportError:  # Windows
         return
-    with contextlib.suppress(OSError):  # if memory runs out, the kernel should end this process before any other
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_FILE_BYTES}
     with contextlib.suppress(OSError, ValueError):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 
-# The system clock may be corrected gradually by this many seconds before conversions follow it.
+# Smaller corrections of the system clock, e.g. by NTP, do not change the results of conversions.
 TOLERANCE_S = 0.1
 _offset_s = 0.0
 
 
 def unix_s(monotonic_s: float) -> float:
-    """Return the Unix time in seconds, rounded to microseconds, of a time of ``time.monotonic()``.
+    """Convert a result of ``time.monotonic()`` to Unix time in seconds, rounded to microseconds.
 
-    Equal arguments give equal results, so that a decision has the same start time in every output. The results change
-    only if the system clock was set, or has drifted by more than ``TOLERANCE_S`` from the monotonic clock.
+    Equal arguments give equal results, so that a decision has the same start time in every output. The results only
+    change if the system clock deviates from the monotonic clock by more than ``TOLERANCE_S``.
     """
     global _offset_s
     offset_s = time.time() - time.monotonic()

@@ -18,7 +18,7 @@ def command(*words: object) -> str:
 
 
 def data_options(data: str | Sequence[str] | None) -> list[str]:
-    """Return the arguments ``--data SOURCE`` for each data source; an empty list if ``data`` is None."""
+    """Return the arguments ``--data SOURCE`` for each data source, or an empty list if ``data`` is None."""
     sources = [data] if isinstance(data, str) else data or []
     return [word for source in sources for word in ("--data", source)]
 

@@ -1,4 +1,7 @@
-"""Matplotlib figures: creation, readable ticks and labels, and PNG files."""
+"""Create Matplotlib figures with readable ticks and labels, and save them as PNG files.
+
+Matplotlib has no function that prevents labels of points from overlapping.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ log = logging.getLogger(__name__)
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
 DPI = 120
-# Candidate tick positions within a decade, from few to many, and the minimum number of tick labels on an axis.
+# Candidate tick positions within a decade, from sparse to dense, and the minimum number of tick labels on an axis.
 _STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
 MIN_TICKS = 4
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Create an empty matplotlib figure; width and height are in inches."""
+    """Create an empty Matplotlib figure. ``width`` and ``height`` are in inches."""
     # Figure is used instead of pyplot, because it needs neither global state nor a display.
     return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
@@ -37,7 +40,7 @@ def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
 
 
 def use_fallback_fonts(figure: Any) -> None:
-    """Set other installed fonts for the texts in a figure whose characters matplotlib's default font lacks."""
+    """Set fallback fonts for the texts in a figure with characters that Matplotlib's default font does not contain."""
     manager = require("matplotlib.font_manager")
     for text in figure.findobj(require("matplotlib.text").Text):
         if text.get_text().isascii():
@@ -55,10 +58,10 @@ def use_fallback_fonts(figure: Any) -> None:
 
 @contextmanager
 def glyph_warnings_logged(name: str) -> Iterator[None]:
-    """Replace matplotlib's warnings about missing characters by one log line; pass on other warnings.
+    """Return a context manager that replaces Matplotlib's warnings about missing glyphs with a single log line.
 
     Args:
-        name: name of the figure in the log line; if empty, nothing is logged.
+        name: name of the figure in the log line. If empty, nothing is logged.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -76,10 +79,10 @@ def glyph_warnings_logged(name: str) -> Iterator[None]:
 
 
 def plain(text: str, longest: int = 1000) -> str:
-    """Escape a text so that matplotlib shows it literally, and shorten it in the middle if it is too long."""
+    """Escape a string so that Matplotlib shows it literally. Shorten a long string in the middle."""
     short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
     short = short.encode("utf-8", "backslashreplace").decode()  # file names may contain bytes that are not UTF-8
-    return short.replace("$", r"\$")  # matplotlib reads text between dollar signs as a formula
+    return short.replace("$", r"\$")  # Matplotlib interprets text between dollar signs as a formula
 
 
 def label_log_axis(axis: Any) -> None:
@@ -96,7 +99,7 @@ def label_log_axis(axis: Any) -> None:
         ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
         if len(ticks) >= MIN_TICKS:
             break
-    else:  # an axis of less than half a decade gets evenly spaced ticks
+    else:  # use linear ticks if the axis covers less than half a decade
         candidates = ticker.MaxNLocator(2 * MIN_TICKS - 1).tick_values(low, high)
         ticks = [value for value in candidates if low <= value <= high]
     while len(ticks) > 2 * MIN_TICKS:
@@ -106,16 +109,16 @@ def label_log_axis(axis: Any) -> None:
 
 
 def _limits(axis: Any) -> None:
-    """Compute the axis limits that matplotlib has postponed."""
+    """Let Matplotlib compute the axis limits, which it otherwise does when the figure is drawn."""
     axis.axes.get_xlim()
     axis.axes.get_ylim()
 
 
 def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Sequence[str], **style: Any) -> None:
-    """Write a label beside each point so that labels overlap neither each other nor points.
+    """Add a label beside each point, so that labels do not overlap each other or points.
 
-    Call this after everything is drawn and the margins are set. A label of a crowded point is placed further away and
-    connected to the point by a line.
+    Call this after everything is drawn and the margins are set. If there is no space beside
+    a point, its label is placed further away and connected to the point with a line.
 
     Args:
         axes: matplotlib axes.

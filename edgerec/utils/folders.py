@@ -1,4 +1,4 @@
-"""List folders without hidden files and without files that operating systems and programs create."""
+"""List the contents of folders. Hidden files, and files that operating systems and programs create, are skipped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_hidden(name: str) -> bool:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders directly in ``folder``, sorted by name, without hidden and system folders.
+    """Return the folders directly in ``folder``, sorted by name. Hidden and system folders are skipped.
 
     Raises:
         DataError: the folder cannot be read.
@@ -36,11 +36,11 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
-    """Return the files in ``folder``, sorted by path, without hidden files and the contents of hidden folders.
+    """Return the files in ``folder``, sorted by path. Hidden and system files and folders are skipped.
 
     Args:
         folder: the folder to list.
-        below: include the files in all subfolders. Symbolic links to folders are not followed.
+        below: whether to include the files in all subfolders. Symbolic links to folders are not followed.
 
     Raises:
         DataError: a folder cannot be read.

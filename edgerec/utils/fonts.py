@@ -1,4 +1,7 @@
-"""Find installed fonts for texts in any script."""
+"""Find installed fonts for text in any script.
+
+Neither Matplotlib nor Pillow searches the installed fonts for characters that a font does not contain.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ TIMEOUT_S = 10.0
 MAX_FONTS = 20_000
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _FORMAT = "\t".join(f"%{{{name}}}" for name in ("file", "index", "scalable", "weight", "slant", "family[0]", "charset"))
-_REGULAR = 80  # weight of regular fonts in fontconfig
+_REGULAR = 80  # fontconfig's weight of regular fonts
 # Characters that modify the previous one: zero-width joiner, variation selectors, skin tones and emoji tags.
 _JOINER = "\u200d"
 _JOINED = ((0xFE00, 0xFE0F), (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F))
@@ -27,7 +30,7 @@ class Font:
     """An installed font.
 
     Attributes:
-        path, index: path of the font file, and index of the font in this file.
+        path, index: path of the font file, and index of the font in the file.
         family: name of the font family.
         scalable: False for bitmap fonts, which have only a few sizes.
         ranges: first and last code point of each range of supported characters.
@@ -40,7 +43,7 @@ class Font:
     ranges: tuple[tuple[int, int], ...]
 
     def has(self, text: str) -> bool:
-        """Return whether the font has a glyph for every visible character of a text."""
+        """Return whether the font contains all visible characters of ``text``."""
         return all(_invisible(char) or any(low <= ord(char) <= high for low, high in self.ranges) for char in text)
 
 
@@ -64,7 +67,7 @@ def installed_fonts() -> tuple[Font, ...]:
             try:
                 fonts.append((_rank(fields), _font(fields)))
             except ValueError:
-                continue  # a variable font has a range of weights here; its instances are listed separately
+                continue  # a variable font has a range of weights, but its instances are listed separately
     return tuple(font for _, font in sorted(fonts, key=lambda entry: entry[0]))
 
 
@@ -81,7 +84,7 @@ def _font(fields: Sequence[str]) -> Font:
 
 
 def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
-    """Split a text into parts with a font for each; return None if a character is in no font."""
+    """Split a string into parts, each with a font that contains it. Return None if no font has a character."""
     whole = next((font for font in fonts if font.has(text)), None)
     if whole is not None:
         return [(text, whole)]
@@ -98,7 +101,7 @@ def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | 
 
 
 def _clusters(text: str) -> Iterator[str]:
-    """Yield each character of a text together with its combining marks and joined characters."""
+    """Yield the grapheme clusters of a string: characters with their combining marks and joined characters."""
     cluster = ""
     for char in text:
         joined = unicodedata.category(char) in ("Mn", "Mc", "Me") or _invisible(char) or cluster.endswith(_JOINER)
@@ -115,7 +118,7 @@ def _invisible(char: str) -> bool:
 
 
 def needs_shaping(text: str) -> bool:
-    """Return whether a text needs a layout engine, e.g. right-to-left scripts, combining marks and joined emoji."""
+    """Return whether a string needs a layout engine, e.g. for right-to-left text, combining marks or joined emoji."""
     return any(
         unicodedata.bidirectional(char) in ("R", "AL") or unicodedata.category(char) in ("Mn", "Mc", "Me", "Cf")
         for char in text
@@ -123,7 +126,7 @@ def needs_shaping(text: str) -> bool:
 
 
 def ascii_text(text: str) -> str:
-    """Convert a text to ASCII: remove accents from letters, and write other characters as escape sequences."""
+    """Convert a string to ASCII: remove accents from letters, and escape all other characters."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
     # Only Latin accents are removed. Marks of other scripts are vowels or tones that change the meaning of a word.
     return bare if bare.isascii() else text.encode("ascii", "backslashreplace").decode()

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 MAX_NAME_BYTES = 200
-# Position of the locked byte. It is behind the process ID, because other processes cannot read locked bytes on Windows.
+# Offset of the locked byte. It is after the process ID, because other processes cannot read locked bytes on Windows.
 _LOCKED_BYTE = 1 << 20
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -43,12 +43,11 @@ class Lock:
     def __init__(self, path: Path, *, wait: bool = False) -> None:
         """Lock ``path``, which need not exist. The lock file is ``.NAME.edgerec-lock`` in the same folder.
 
-        If the lock file cannot be created because the folder is not writable, a warning is logged instead.
+        If the folder is not writable, the path is not locked, and a warning is logged.
 
         Args:
-            path: the file or folder to lock. If the parent folder of a folder may be read-only, pass a path inside of
-                the folder instead.
-            wait: wait until the lock is released instead of raising :class:`InUseError`.
+            path: the file or folder to lock. If the parent folder may be read-only, pass a path inside the folder.
+            wait: whether to wait until the lock is released instead of raising :class:`InUseError`.
 
         Raises:
             InUseError: another process, or another lock of this process, holds the lock.
@@ -103,7 +102,7 @@ class Lock:
         self.close()
 
     def _owner(self) -> str:
-        """Return the ID of the process that holds the lock with a leading space; empty if it is not known."""
+        """Return a space and the ID of the process that holds the lock, or an empty string if the ID is unknown."""
         try:
             with self._file.open("rb") as file:
                 text = file.read(20).strip().decode("ascii", "replace")
@@ -117,11 +116,11 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
 
     Args:
         file: the lock file.
-        certain: what to do if the file system does not support locks. If True, return None. If False, assume that no
-            other process holds the lock.
+        certain: whether to return None if the file system does not support locks. Otherwise, assume that no other
+            process holds the lock.
 
     Returns:
-        The descriptor that holds the lock; None if another process holds the lock.
+        The file descriptor that holds the lock, or None if another process holds the lock.
     """
     while True:
         descriptor = _open_lock_file(file)
@@ -129,7 +128,7 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
             locked = lock_descriptor(descriptor, certain=certain)
             # The previous owner may have deleted the file between opening and locking. Then the lock has no effect.
             if locked and os.path.samestat(os.fstat(descriptor), file.stat()):
-                with suppress(OSError):  # a full disk, or a file of another user
+                with suppress(OSError):  # the disk is full, or the file belongs to another user
                     os.truncate(descriptor, 0)
                     os.write(descriptor, f"{os.getpid()}\n".encode())
                 return descriptor
@@ -155,7 +154,7 @@ def _open_lock_file(file: Path) -> int:
 
 def unlock(file: Path, descriptor: int) -> None:
     """Delete a lock file and release its lock."""
-    if sys.platform == "win32":  # Windows does not delete open files
+    if sys.platform == "win32":  # Windows cannot delete open files
         os.close(descriptor)
     with suppress(OSError):
         file.unlink()
@@ -164,16 +163,16 @@ def unlock(file: Path, descriptor: int) -> None:
 
 
 def lock_descriptor(descriptor: int, *, shared: bool = False, certain: bool = False) -> bool:
-    """Lock an open file without waiting; return False if a conflicting lock exists.
+    """Lock an open file without waiting. Return False if a conflicting lock exists.
 
     Closing the descriptor releases the lock. On Windows, shared locks have no effect. They are not needed there,
-    because Windows does not delete open files.
+    because Windows cannot delete open files.
 
     Args:
         descriptor: the open file.
-        shared: request a shared lock. Several processes can hold a shared lock, but not while a process holds an
-            exclusive lock.
-        certain: what to return if the file system does not support locks: False if this is True, otherwise True.
+        shared: whether to request a shared lock. Several processes can hold a shared lock, but not while a process
+            holds an exclusive lock.
+        certain: whether to return False if the file system does not support locks. Otherwise, return True.
     """
     try:
         if sys.platform != "win32":

@@ -1,4 +1,7 @@
-"""Names of files and folders that are made from labels."""
+"""Convert labels to valid names of files and folders.
+
+A library such as pathvalidate removes invalid characters, so that different labels may get the same name.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from collections.abc import Iterable
 
 from edgerec.utils.folders import is_hidden
 
-# Maximum size of a name in UTF-8. File systems allow 255 bytes, and files are first written under a longer name.
+# Maximum size of a name in UTF-8. File systems allow 255 bytes, and temporary files have longer names.
 MAX_BYTES = 200
-# Character between the readable part of a changed name and its digest. Unchanged names never contain this character.
+# Separator between the readable part of a name and the digest. Labels that are valid names do not contain it.
 _MARK = "~"
 _FORBIDDEN = re.compile(rf'[{_MARK}/\\:*?"<>|]')
 # Windows reserves these names, also with a suffix, e.g. "con.txt".
@@ -21,9 +24,9 @@ _SPLITS = ("train", "val", "test")
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:
-    """Return a name for each label that is valid on all file systems and that no other label has.
+    """Return a dictionary that maps labels to unique file names, which are valid on all file systems.
 
-    A label that is valid as a name is not changed. Any other name ends with a digest of the label, e.g. ``a_b~…``
+    If the label is a valid name, the name is the label. All other names end with a digest of the label, e.g. ``a_b~…``
     for ``a/b``. A digest is also added to labels that differ only in case or in the encoding of accents, because some
     file systems do not distinguish them, and to ``train``, ``val`` and ``test``, because they are names of splits.
     """
@@ -33,7 +36,7 @@ def file_names(labels: Iterable[str]) -> dict[str, str]:
 
 
 def file_name(label: str) -> str:
-    """Return the name of a single label. See :func:`file_names`, which also considers labels that differ in case."""
+    """Return the file name of one label. Use :func:`file_names` for several labels, which may differ only in case."""
     return file_names([label])[label]
 
 

@@ -24,7 +24,7 @@ def _temporary_file() -> IO[bytes]:
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[IO[bytes]]:
-    """Redirect stderr, including output of C++ code, into the yielded file.
+    """Return a context manager that redirects stderr, including output of C++ code, to the yielded file.
 
     The redirection applies to the whole process, so that output of other threads is captured as well. Only one thread
     can be in the block at a time. Other threads wait.
@@ -35,7 +35,7 @@ def captured_stderr() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def captured_output() -> Iterator[IO[bytes]]:
-    """Redirect stdout and stderr into the yielded file, for libraries that print to stdout."""
+    """Return a context manager that redirects stdout and stderr to the yielded file."""
     with (
         _LOCK,
         _temporary_file() as captured,
@@ -47,9 +47,9 @@ def captured_output() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
-    """Redirect the file descriptor ``number`` and Python's ``stream`` to the file ``captured``.
+    """Redirect the file descriptor ``number`` and the Python stream ``stream`` to the file ``captured``.
 
-    In notebooks, for example, ``stream`` uses another file descriptor than ``number``.
+    The file descriptor of ``stream`` may be different from ``number``, e.g. in notebooks.
     """
     numbers = {number}
     with contextlib.suppress(OSError, ValueError, AttributeError):  # streams of a notebook have no file descriptor

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgerec.errors import MissingExtraError
 
-# Display name of each optional package, and the extra of edgerec that installs it, by the name of its module.
+# Dictionary that maps the module of each optional package to its display name and to the extra that installs it.
 _PACKAGES = {
     "cv2": ("OpenCV", "headless"),
     "flatbuffers": ("flatbuffers", "train"),
@@ -51,7 +51,7 @@ def require(module: str) -> Any:
         if error.name != package:
             raise
         name, extra = _PACKAGES[package]
-        raise MissingExtraError(f'this needs {name}, which is not installed: pip install "edgerec[{extra}]"') from None
+        raise MissingExtraError(f'{name} is needed, but not installed: pip install "edgerec[{extra}]"') from None
     except ImportError as error:
         if package == "cv2" and ".so" in str(error):
             raise MissingExtraError(

@@ -8,7 +8,7 @@ from pathlib import Path
 def shipped(folder: str) -> Path:
     """Return the path of the data folder ``targets`` or ``calibration``.
 
-    In an installed wheel, the folder is inside of the package. In a checkout, it is at the top level.
+    In an installed wheel, the folder is inside the package. In a checkout, it is at the top level.
     """
     package = Path(__file__).resolve().parent.parent
     installed = package / "_shipped" / folder
@@ -16,16 +16,16 @@ def shipped(folder: str) -> Path:
 
 
 def shipped_names(folder: str) -> list[str]:
-    """Return the names of the .toml files in a data folder, without suffix and sorted."""
+    """Return the sorted names of the .toml files in a data folder, without their suffix."""
     return sorted(path.stem for path in shipped(folder).glob("*.toml"))
 
 
 def find_shipped(folder: str, name: str) -> Path | None:
-    """Return the path of a data file, or of a user's file if ``name`` ends in .toml; None if the file does not exist.
+    """Return the path of a built-in data file, or of any .toml file, or None if the file does not exist.
 
     Args:
         folder: the data folder, ``targets`` or ``calibration``.
-        name: name of a file in the data folder without suffix, or path of any .toml file.
+        name: name of a file in the data folder without its suffix, or path of a .toml file.
     """
     if name.endswith(".toml"):
         return Path(name) if Path(name).is_file() else None

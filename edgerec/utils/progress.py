@@ -12,7 +12,7 @@ class Progress:
 
     Attributes:
         stage: name of the current stage of the operation.
-        done, total: number of completed steps, and number of all steps of this stage.
+        done, total: number of completed steps, and total number of steps of the stage.
         text: additional text that is shown beside the progress bar.
     """
 
@@ -27,9 +27,9 @@ MAX_REPORTS = 200
 
 
 def steps(count: int) -> range:
-    """Return evenly spaced positions in a loop over ``count`` items at which the loop reports its progress.
+    """Return the evenly spaced iterations of a loop, out of ``count``, after which the loop reports its progress.
 
-    The last position is always included.
+    The last iteration is always included.
     """
     every = max(1, count // MAX_REPORTS)
     return range((count - 1) % every, count, every) if count else range(0)

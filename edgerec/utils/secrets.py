@@ -1,4 +1,4 @@
-"""Read secrets from environment variables or files, because secrets on a command line appear in the process list."""
+"""Read secrets from environment variables or files. Secrets on a command line would appear in the process list."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
     Args:
         value: ``env:NAME`` for an environment variable, or ``@FILE`` for a file with one line, which other users of the
             system must not be able to read (mode 0600 or 0640).
-        environment: environment variables; None means those of this process.
+        environment: environment variables. None uses those of this process.
 
     Raises:
-        AddressError: the variable or the file does not exist, is empty, or can be read by others.
+        AddressError: the variable or the file does not exist or is empty, or other users can read the file.
     """
     kind, _, name = value.partition(":")
     if kind == "env" and name.isidentifier():
         secret = (os.environ if environment is None else environment).get(name, "").strip()
         if not secret:
-            raise AddressError(f"the environment variable {name} is not set: set it, or use @FILE for a file")
+            raise AddressError(
+                f"the environment variable {name} is not set: set it, or use @FILE to read the secret from a file"
+            )
     elif value.startswith("@"):
         secret = _file_content(os.path.expanduser(value[1:]))
     else:
@@ -47,7 +49,7 @@ def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> 
     Return an empty string if neither variable is set.
 
     Raises:
-        AddressError: the file cannot be read, or can be read by others.
+        AddressError: the file cannot be read, or other users can read it.
     """
     values = os.environ if environment is None else environment
     path = values.get(f"{name}_FILE", "")
@@ -93,5 +95,5 @@ def _file_content(path: str) -> str:
     except UnicodeDecodeError:
         secret = ""
     if not secret or len(content) > MAX_BYTES:
-        raise AddressError(f"the secret in {path} cannot be used: the file must contain one line of text")
+        raise AddressError(f"the secret in {path} cannot be used: the file must contain exactly one line of text")
     return secret

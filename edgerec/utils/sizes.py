@@ -1,4 +1,4 @@
-"""Parse sizes in bytes, and compute the disk space of a file."""
+"""Parse sizes in bytes, and compute the disk space that a file occupies."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _BLOCK = 4096  # block size of most file systems
 
 
 def parse_size(text: str) -> int:
-    """Parse a size such as ``500MB``, ``2GiB``, ``1.5 T`` or ``1000000`` and return it in bytes.
+    """Convert a size such as ``500MB``, ``2GiB``, ``1.5 T`` or ``1000000`` to bytes.
 
-    KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB are powers of 1024. The B may be left out.
+    KB, MB, GB and TB are powers of 1000, and KiB, MiB, GiB and TiB are powers of 1024. The B is optional.
 
     Raises:
         ValueError: ``text`` is not a size.
@@ -24,5 +24,5 @@ def parse_size(text: str) -> int:
 
 
 def disk_space(size: int) -> int:
-    """Return the disk space in bytes that a file of ``size`` bytes takes on most file systems."""
+    """Return the disk space in bytes that a file of ``size`` bytes occupies on most file systems."""
     return -(-size // _BLOCK) * _BLOCK

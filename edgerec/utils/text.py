@@ -1,4 +1,4 @@
-"""Escape text that comes from files, servers and devices before it is displayed."""
+"""Escape text from files, servers and devices before it is displayed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-# First characters of a formula: spreadsheets evaluate a cell that begins with one of them, unless it is a number.
+# First characters of a formula. Spreadsheets evaluate a cell that begins with one of them, unless it is a number.
 _FORMULA = re.compile(r"[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
 

@@ -26,16 +26,16 @@ _ESCAPES = "in a user name or password, write / as %2F, ? as %3F, # as %23, @ as
 
 @dataclass(frozen=True)
 class Url:
-    """A parsed address. ``str(url)`` and ``repr(url)`` show it without secrets.
+    """A parsed URL. ``str(url)`` and ``repr(url)`` contain no secrets.
 
     Attributes:
         scheme: scheme in lowercase, e.g. ``https``.
-        host: host name or IP address, without brackets; international names are encoded with IDNA.
-        port: port number; the default port of the scheme if the address has none.
-        path: percent-encoded path; may be empty.
+        host: host name or IP address, without brackets. International names are encoded with IDNA.
+        port: port number. If the address has none, the default port of the scheme.
+        path: percent-encoded path, may be empty.
         query: percent-encoded query without the question mark.
-        user, password: decoded user name and password; empty if the address has none.
-        raw: the whole address, with its secrets.
+        user, password: decoded user name and password, or empty strings.
+        raw: the complete address, including secrets.
     """
 
     scheme: str
@@ -57,7 +57,7 @@ class Url:
 
     @property
     def identity(self) -> str:
-        """The address without user and password, to compare whether two addresses refer to the same resource."""
+        """The address without user and password. Two URLs of the same resource have equal identities."""
         return f"{self.scheme}://{self.netloc}{self.path}?{self.query}"
 
     @property
@@ -84,7 +84,11 @@ class Url:
         if " " in address or not is_printable(address):
             raise AddressError("the address contains a space or a control character: write a space as %20")
         if _ambiguous(match[2]):
-            raise AddressError(f"the address has an @ after its host: {_ESCAPES}; elsewhere, write @ as %40")
+            raise AddressError(
+                f"the address has an @ after the host, which may belong to a password: {_ESCAPES}, and "
+                "in a "
+                "path, write @ as %40"
+            )
         try:
             parts = urlsplit(address)
             host = (parts.hostname or "").encode("idna").decode()
@@ -97,13 +101,13 @@ class Url:
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
 
     def with_credentials(self, account: Url) -> Url:
-        """Return this address with user and password of ``account``."""
+        """Return this address with the user name and password of ``account``."""
         user = _authority(account.raw.partition("://")[2]).rpartition("@")[0]
         raw = f"{self.scheme}://{user}@{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
         return replace(self, user=account.user, password=account.password, raw=raw)
 
     def redirected(self, location: str, *schemes: str) -> Url:
-        """Return the address of a redirect to ``location``; raise :class:`AddressError` if it is not valid."""
+        """Return the address of a redirect to ``location``. Raise :class:`AddressError` if the address is invalid."""
         try:
             address = urljoin(self.raw, location)
         except ValueError:
@@ -137,12 +141,12 @@ def has_secret(address: str) -> bool:
 
 
 def _authority(rest: str) -> str:
-    """Return the authority of a URL (user, password, host and port) from ``rest``, the string after ``://``."""
+    """Return the authority (user, password, host and port) of a URL. ``rest`` is the part of the URL after ``://``."""
     return re.split(r"[/?#\\]", rest, maxsplit=1)[0]
 
 
 def _ambiguous(rest: str) -> bool:
-    """Return whether an ``@`` follows the host. It may belong to a password that contains ``/``, ``?`` or ``#``."""
+    """Return whether the host is followed by an ``@``, which may belong to a password with ``/``, ``?`` or ``#``."""
     return "@" in rest[len(_authority(rest)) :]
 
 

@@ -152,7 +152,7 @@ def test_link_out_of_the_bundle_is_refused(copy, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"labels": ["one"]}, "has 1 labels, but the output"),
+        ({"labels": ["one"]}, "has 1 labels, but the model's output"),
         ({"labels": []}, "labels"),
         ({"labels": ["one"] * 10}, "the same label twice"),
         ({"labels": [1, 2]}, "labels"),
@@ -161,18 +161,18 @@ def test_link_out_of_the_bundle_is_refused(copy, tmp_path):
         ({"preprocess": {"height": 5, "width": 5}}, "but preprocess produces"),
         ({"preprocess": {"hight": 5}}, "hight"),
         ({"normalise": {"mean": 0}}, "std"),
-        ({"normalise": {"mean": 0, "std": 0}}, "above 0"),
+        ({"normalise": {"mean": 0, "std": 0}}, "positive std"),
         ({"normalise": {"mean": float("nan"), "std": 1}}, "finite mean"),
         ({"threads": 10**400}, "threads"),
         ({"threads": "4"}, "threads"),
         ({"delegate": "a\0b"}, "which is not loaded"),
         ({"decision": {"threshold": 2}}, "threshold"),
-        ({"model": "other.tflite"}, "contains no digest"),
-        ({"model": ""}, "contains no digest"),
+        ({"model": "other.tflite"}, "has no digest for it"),
+        ({"model": ""}, "has no digest for it"),
         ({"model": 5}, "expected a string"),
         ({"files": {"model.tflite": "short"}}, "expected a SHA-256"),
         ({"colour": "blue"}, "unknown key 'colour'"),
-        ({"schema": "one"}, "schema 'one'"),
+        ({"schema": "one"}, "schema is 'one'"),
     ],
 )
 def test_invalid_manifest_is_refused(copy, values, message):
@@ -200,7 +200,7 @@ def test_error_with_control_characters_is_one_printable_line(copy, text, edgerec
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda golden: golden["vectors"][0].pop("pixels_sha256"), "no digest of its pixels"),
+        (lambda golden: golden["vectors"][0].pop("pixels_sha256"), "has no digest"),
         (lambda golden: golden["vectors"][0].update(scores=[10**400] * 10), "too large"),
         (lambda golden: golden["vectors"].append("text"), "damaged"),
     ],

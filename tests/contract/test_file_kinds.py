@@ -120,7 +120,7 @@ def test_archive_is_recognized_without_reading_all_of_it(tmp_path):
 
 def test_endless_device_is_not_read(monkeypatch):
     monkeypatch.setattr("edgerec.contract.image_files.MAX_FILE_BYTES", 1 << 20)
-    with pytest.raises(EdgerecError, match="/dev/zero cannot be read: it is larger than 1 MiB"):
+    with pytest.raises(EdgerecError, match="/dev/zero cannot be read: the file is larger than 1 MiB"):
         read_image("/dev/zero")
     monkeypatch.setattr("edgerec.runtime.third_party.MAX_MODEL_BYTES", 1 << 20)
     with pytest.raises(EdgerecError, match="larger than 1 MiB"):

@@ -138,7 +138,7 @@ def test_lines_that_only_resemble_another_format_are_labels(tmp_path, text, labe
         ("repeated.json", '{"a": 0, "a": 1}', "'a' occurs twice"),
         ("from_five.csv", "index,label\n5,a\n6,b", "do not start at 0 or 1|not consecutive"),
         ("differ.json", '{"labels": ["a", "b"], "classes": ["b", "a"]}', "several different lists"),
-        ("swapped.txt", "0,2\n1,0\n2,1", "two numbers each"),
+        ("swapped.txt", "0,2\n1,0\n2,1", "each line has two numbers"),
         ("deep.json", "[" * 100_000, "nested|not valid"),
         ("anchors.yaml", "names:\n  - &a daisy\n  - *a", "YAML syntax is not supported"),
         ("open.pbtxt", 'item { id: 1 name: "a"', "no closing brace"),

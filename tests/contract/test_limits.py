@@ -113,7 +113,7 @@ def zipped(path, files, compression=zipfile.ZIP_DEFLATED):
 def test_zip_that_unpacks_to_far_more_than_its_size_is_refused(files, tmp_path, compression):
     zeros = bytes(1 << 26)
     path = zipped(tmp_path / "b.zip", files | {f"zeros{number}": zeros for number in range(2)}, compression)
-    with pytest.raises(BundleError, match=r"not a bundle, because its [\d,]+ bytes unpack to 1\d\d,\d{3},\d{3} bytes"):
+    with pytest.raises(BundleError, match=r"not a bundle, .* unpacks from [\d,]+ to 1\d\d,\d{3},\d{3} bytes"):
         Bundle.open(path)
 
 
@@ -166,7 +166,7 @@ def test_npz_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
         for name, array in {"x_train": np.zeros((100, 1000, 1000), np.uint8), "y_train": np.arange(100) % 2}.items():
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, array)
-    with pytest.raises(EdgerecError, match=r"unpack to 100,\d{3},\d{3} bytes, which is not plausible"):
+    with pytest.raises(EdgerecError, match=r"unpacks from 561 to 100,\d{3},\d{3} bytes, which is not plausible"):
         load(DataSection(source=str(tmp_path / "data.npz")))
 
 
@@ -192,7 +192,7 @@ def test_photos_of_200_megapixels_are_within_the_limit():
 def test_toml_with_a_very_long_dotted_key_is_refused(tmp_path):
     """The time to parse such a key grows with the square of its length."""
     (tmp_path / "recipe.toml").write_text(".".join("a" * 100_000) + " = 1\n")
-    with pytest.raises(EdgerecError, match="a line with more than 1,000 dots"):
+    with pytest.raises(EdgerecError, match="a line has more than 1,000 dots"):
         Recipe.from_toml(tmp_path / "recipe.toml")
 
 

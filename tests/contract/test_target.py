@@ -43,7 +43,7 @@ def test_own_target_inherits_missing_values_from_like(tmp_path):
     [
         ('title = "Mine"\nthread = 2\n', "did you mean 'threads'"),
         ("title = 3\n", "title is 3, expected a string"),
-        ('title = "Mine"\n', "the key arch is missing"),
+        ('title = "Mine"\n', "the key 'arch' is missing"),
         ("title = \n", "not TOML"),
         ('like = "rpy"\n', "did you mean 'rpi'"),
         ('like = "other.toml"\n', "unknown target"),
@@ -51,7 +51,7 @@ def test_own_target_inherits_missing_values_from_like(tmp_path):
         (MINIMAL + "threads = -1\n", "threads is -1, expected 0 or more"),
         (MINIMAL + "service = 1\n", "service is 1, expected true or false"),
         (MINIMAL + 'systems = "Linux"\n', "expected a list of strings"),
-        (MINIMAL + "[operators]\nADD = true\n", "expected operators and their highest version"),
+        (MINIMAL + "[operators]\nADD = true\n", "operators to their highest supported version"),
         # Values that contradict each other or are not known.
         (MINIMAL.replace("int8", "int4"), "types contains 'int4', expected 'int8' or 'float32'"),
         (MINIMAL.replace('"int8"', ""), "types is empty"),

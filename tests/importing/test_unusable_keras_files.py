@@ -92,14 +92,14 @@ def test_deeply_nested_configuration_is_refused(run, tmp_path):
         lambda: adopt(path, "digits", out=tmp_path / "adopted"),
         lambda: fit(backbone, tmp_path / "new"),
     ):
-        with pytest.raises(ModelError, match="it is nested more than 64 levels deep"):
+        with pytest.raises(ModelError, match="the values are nested more than 64 levels deep"):
             use()
 
 
 def test_long_configuration_is_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "copy")
     rewrite(tmp_path / "copy" / "model.keras", lambda config: config.update(unused="x" * (17 << 20)))
-    with pytest.raises(ModelError, match="it is longer than 16,777,216 bytes"):
+    with pytest.raises(ModelError, match="the text is longer than 16,777,216 bytes"):
         evaluate(tmp_path / "copy")
 
 
@@ -108,7 +108,7 @@ def test_archive_with_too_many_files_is_refused(run, tmp_path):
     with zipfile.ZipFile(tmp_path / "copy" / "model.keras", "a") as archive:
         for number in range(10_001):
             archive.writestr(f"{number}", b"")
-    with pytest.raises(ModelError, match="it has more than 10,000 files"):
+    with pytest.raises(ModelError, match="the archive has more than 10,000 files"):
         evaluate(tmp_path / "copy")
 
 
