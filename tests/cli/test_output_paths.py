@@ -87,7 +87,7 @@ def test_folders_inside_the_data_are_refused(tmp_path, monkeypatch, command):
     assert done.exit_code == 1, done.output
     message = done.stderr.strip().splitlines()[-1]
     assert "runs/first is inside the image folder" in message
-    assert "choose a folder outside of it" in message
+    assert "choose another folder" in message
     assert not Path("runs").exists()
 
 

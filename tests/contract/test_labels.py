@@ -129,7 +129,7 @@ def test_lines_that_only_resemble_another_format_are_labels(tmp_path, text, labe
             '{"modelFile": "m.tflite",\n"labelsFile": "dict.txt",\n"modelType": "L"}',
             "the file 'dict.txt' is mentioned",
         ),
-        ("app.yaml", "kind: x\nweights: net.tflite\nlabels_file: dict.txt", "indices|none of its keys|dict.txt"),
+        ("app.yaml", "kind: x\nweights: net.tflite\nlabels_file: dict.txt", "indices|none of the keys|dict.txt"),
         ("settings.txt", "kind: x\nweights: net.tflite\nlabels: dict.txt", "settings such as"),
         ("cut.json", '{"0": "daisy",\n"1": "dande', "not valid JSON"),
         ("gap.json", '{"0": "a", "1": "b", "3": "c"}', "2 is missing"),

@@ -279,7 +279,7 @@ def test_device_reads_16_bit_files_as_training_did(bundle, tmp_path):
     with Camera.open(tmp_path / "bundle", str(files[0].parent)) as camera:
         first = next(iter(camera))
     assert np.array_equal(first.frame.image, expected)
-    with pytest.raises(BundleError, match="other black and white levels"):
+    with pytest.raises(BundleError, match="was trained with black level"):
         replace(changed, members=opened.manifest.models).check("manifest.json")
 
 

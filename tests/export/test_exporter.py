@@ -101,7 +101,7 @@ def test_existing_files_are_not_overwritten(run, bundle, tmp_path, edgerec):
     (tmp_path / "web" / "manifest.json").write_text('{"name": "my web app"}')
     (tmp_path / "thesis.zip").write_bytes(b"mine")
     for mine in ("web", "thesis.zip"):
-        with pytest.raises(OutputExistsError, match="--overwrite does not replace other files"):
+        with pytest.raises(OutputExistsError, match="--overwrite does not replace it"):
             export_bundle(run, "rpi", out=tmp_path / mine, overwrite=True)
     (tmp_path / "empty").mkdir()
     first = export_bundle(run, "rpi", out=tmp_path / "empty")

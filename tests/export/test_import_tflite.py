@@ -238,7 +238,7 @@ def test_normalization_options_are_parsed():
     for wrong, message in (
         ("sign", "did you mean 'signed'"),
         ("1,x", "is not MEAN,STD"),
-        ("0,0", "deviations above 0"),
+        ("0,0", "positive standard deviations"),
         ("nan,1", "finite"),
     ):
         with pytest.raises(EdgerecError, match=message):
@@ -362,7 +362,7 @@ def test_manifest_validates_the_activation(bundle, tmp_path):
     assert before.activation == "none"
     for change, message in (
         ({"activation": "sofmax"}, "did you mean 'softmax'"),
-        ({"activation": "binary"}, "has 10 labels, but the output"),
+        ({"activation": "binary"}, "has 10 labels, but the model's output"),
         ({"activation": 3}, "expected a string"),
     ):
         with pytest.raises(BundleError, match=message):

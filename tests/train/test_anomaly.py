@@ -331,10 +331,10 @@ def test_bundles_without_an_autoencoder_still_open(bundle, pictures):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"threshold": 0}, "expected a number above 0"),
-        ({"threshold": True}, "expected a number above 0"),
-        ({"threshold": "1"}, "expected a number above 0"),
-        ({"model": "other.tflite"}, "contains no digest"),
+        ({"threshold": 0}, "expected a positive number"),
+        ({"threshold": True}, "expected a positive number"),
+        ({"threshold": "1"}, "expected a positive number"),
+        ({"model": "other.tflite"}, "has no digest"),
         (
             {"output": {"dtype": "uint8", "shape": [1, 4, 4, 1], "scale": 1.0, "zero_point": 0}},
             "the shape of the input",

@@ -162,7 +162,7 @@ def test_existing_folder_is_not_replaced(run, recipe, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "recipe.toml").write_text("seed = 1")
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="--overwrite does not replace other files"):
+    with pytest.raises(OutputExistsError, match="--overwrite does not replace it"):
         fit(recipe, tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
