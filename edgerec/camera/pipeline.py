@@ -27,6 +27,7 @@ from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
 from edgerec.tflite.runtimes import available_cpus
+from edgerec.utils.allocator import return_freed_memory
 from edgerec.utils.atomic import checked_output, user_path
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 MAX_INTERPRETERS = 4
 # Interval in seconds at which windows process their events and closed sinks are detected while no frame arrives.
 _POLL_S = 0.05
+# Interval in seconds at which freed memory is returned to the system, so that the memory of a long run does not grow.
+_RETURN_MEMORY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -293,7 +296,7 @@ class Camera:
             SinkWorker(sink, lossless=not self.live, timeout_s=self._sink_timeout_s) for sink in threaded
         ]
         self._counts_before = self._totals()
-        polled_s = time.monotonic()
+        polled_s = returned_s = time.monotonic()
 
         def poll() -> None:
             nonlocal polled_s
@@ -319,6 +322,9 @@ class Camera:
                 enough = isinstance(event, Result) and self._classified - self._counts_before.classified == max_frames
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
+                if time.monotonic() - returned_s >= _RETURN_MEMORY_S:
+                    return_freed_memory()
+                    returned_s = time.monotonic()
             while keep_open and not self._stops and not any(sink.closed for sink in sinks):
                 service.alive()
                 poll()

@@ -1,4 +1,4 @@
-"""Limit the memory that glibc's malloc keeps for threads."""
+"""Limit the freed memory that glibc's malloc keeps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,20 @@ def use_one_malloc_arena() -> None:
     """
     if "MALLOC_ARENA_MAX" in os.environ:
         return
+    _call_glibc("mallopt", _M_ARENA_MAX, 1)
+
+
+def return_freed_memory() -> None:
+    """Return memory that glibc's malloc keeps after it was freed to the system, e.g. the memory of a full queue.
+
+    With other C libraries, this function has no effect.
+    """
+    _call_glibc("malloc_trim", 0)
+
+
+def _call_glibc(function: str, *arguments: int) -> None:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # the C library has no mallopt, or the system is Windows (TypeError)
+        call = getattr(ctypes.CDLL(None), function)
+    except (AttributeError, OSError, TypeError):  # the C library has no such function, or the system is Windows (TypeError)
         return
-    mallopt(_M_ARENA_MAX, 1)
+    call(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -43,3 +44,26 @@ def test_camera_command_limits_the_arenas_of_malloc(bundle, tmp_path):
     code = CAMERA_THEN_THREADS.replace("ARGUMENTS", repr([*options, "--max-frames", "2"]))
     subprocess.run([sys.executable, "-c", code, str(report)], check=True, timeout=60, stdout=subprocess.DEVNULL)
     assert report.read_text().count("<heap nr=") <= 2
+
+
+# Allocate 80 MB in blocks that malloc takes from its heap, and free all but the last one, which keeps the heap extended.
+FREE_ALL_BUT_THE_LAST = """
+import numpy as np
+from edgerec.utils.allocator import return_freed_memory
+def resident_bytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+blocks = [np.ones(4000, np.uint8) for _ in range(20_000)]
+blocks = blocks[-1:]
+before = resident_bytes()
+return_freed_memory()
+print(before - resident_bytes())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep freed memory differently")
+def test_freed_memory_is_returned_to_the_system():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    output = subprocess.run(
+        [sys.executable, "-c", FREE_ALL_BUT_THE_LAST], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    assert int(output) > 60_000_000
