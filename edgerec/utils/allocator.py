@@ -31,6 +31,10 @@ def return_freed_memory() -> None:
 def _call_glibc(function: str, *arguments: int) -> None:
     try:
         call = getattr(ctypes.CDLL(None), function)
-    except (AttributeError, OSError, TypeError):  # the C library has no such function, or the system is Windows (TypeError)
+    except (
+        AttributeError,
+        OSError,
+        TypeError,
+    ):  # the C library has no such function, or the system is Windows (TypeError)
         return
     call(*arguments)
