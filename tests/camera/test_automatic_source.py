@@ -11,7 +11,7 @@ import pytest
 
 from edgerec.camera import Frame, SourceSupervisor
 from edgerec.camera.sources import CaptureFormat, find_source
-from edgerec.camera.sources.automatic import open_automatic
+from edgerec.camera.sources.camera_selection import open_automatic
 from edgerec.errors import SourceError
 from edgerec.runtime.video_devices import list_video_devices
 

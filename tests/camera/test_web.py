@@ -26,7 +26,7 @@ pytest.importorskip("starlette", reason='no Starlette (pip install "edgerec[web]
 pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.sinks.web import WebSink, app, label_store, server
+from edgerec.camera.sinks.web import WebSink, label_store, routes, server
 from edgerec.camera.sinks.web import state as page_state
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.camera.sinks.worker import SinkWorker
@@ -208,7 +208,7 @@ def test_image_request_waits_for_a_new_frame(web):
 
 
 def test_image_request_without_a_new_frame_returns_204(web, monkeypatch):
-    monkeypatch.setattr(app, "IMAGE_WAIT_S", 0.1)
+    monkeypatch.setattr(routes, "IMAGE_WAIT_S", 0.1)
     assert send_request(web, "/picture/0?after=7").status == 204
 
 
@@ -768,7 +768,7 @@ def test_too_large_request_bodies_are_refused(web):
 
 
 def test_incomplete_request_body_times_out(web, monkeypatch):
-    monkeypatch.setattr(app, "BODY_S", 0.2)
+    monkeypatch.setattr(routes, "BODY_S", 0.2)
     with socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) as connection:
         connection.sendall(post_head(web, "Content-Length: 20") + b"{")
         assert b" 408 " in connection.recv(65536)
@@ -796,7 +796,7 @@ def test_invalid_http_requests_are_refused(shared_web, sent, capfd):
 
 def test_number_of_event_streams_is_limited(web):
     with ExitStack() as stack:
-        streams = [stack.enter_context(stream(web)) for _ in range(app.MAX_CLIENTS)]
+        streams = [stack.enter_context(stream(web)) for _ in range(routes.MAX_CLIENTS)]
         refused = send_request(web, "/events")
         assert (refused.status, b"close one" in refused.body) == (503, True)
         web.write(result(8, 1))
@@ -1099,7 +1099,7 @@ def test_page_selects_a_live_source(browser):
         page.locator(".source").nth(2).click()
         expect(page.locator("#picture[data-frame='3']")).to_be_visible()
         # The pending request for the next image of "yard" is aborted.
-        assert time.monotonic() - began < app.IMAGE_WAIT_S - 1
+        assert time.monotonic() - began < routes.IMAGE_WAIT_S - 1
         page.locator(".source").nth(0).click()
         page.reload()
         expect(shown).to_have_text("yard")  # the first live source

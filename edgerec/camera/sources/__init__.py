@@ -98,7 +98,7 @@ def _looping(open_file: Callable[[], Source], loop: bool) -> Callable[[], Source
 
 
 def _open_automatic(requested: CaptureFormat) -> Source:
-    from edgerec.camera.sources.automatic import open_automatic
+    from edgerec.camera.sources.camera_selection import open_automatic
 
     return open_automatic(requested)
 

@@ -78,8 +78,8 @@ class WebSink:
         self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
         self.page_state = PageState()
 
-        from edgerec.camera.sinks.web.app import Page, page_file
         from edgerec.camera.sinks.web.auth import AccessControl
+        from edgerec.camera.sinks.web.routes import Page, page_file
         from edgerec.camera.sinks.web.server import Server
 
         page = Page(self.page_state, labels, label_store).app()
