@@ -541,7 +541,7 @@ def test_invalid_request_body_is_refused(shared_web, body):
 
 
 @pytest.mark.parametrize("hold", [None, 1, "", "x", "../../../etc/passwd", "\0"])
-def test_unknown_key_of_a_held_image_is_refused(shared_web, hold):
+def test_unknown_key_of_a_pending_image_is_refused(shared_web, hold):
     assert send_request(shared_web, "/save", "POST", {"hold": hold, "index": 0}).status in (400, 410)
 
 
