@@ -21,7 +21,7 @@ def build(
         "--out",
         "-o",
         metavar="FOLDER",
-        help="Folder for the run. The bundle is written next to this folder. [default: runs/NAME]",
+        help="Run folder; the bundle is written next to it. [default: runs/NAME]",
     ),
     data: list[str] | None = typer.Option(
         None,
@@ -44,9 +44,7 @@ def build(
     max_drop: float | None = typer.Option(
         None, metavar="POINTS", help="Maximum accuracy loss due to compression, in percentage points. [default: 1]"
     ),
-    overwrite: bool = typer.Option(
-        False, "--overwrite", help="Start from the beginning, and replace the run and the bundle."
-    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start again, and replace the run and the bundle."),
     json: bool = JsonOption,
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel="Advanced"),
     open_page: bool | None = typer.Option(
