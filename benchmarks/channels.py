@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress import calibration
-from edgerec.compress.channels import cost, macs, shrink
+from edgerec.compress.channel_selection import cost, macs
+from edgerec.compress.channels import shrink
 from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune

@@ -440,14 +440,14 @@ MUTATIONS = (
     ),
     Mutation(
         "channel pruning: choice of the channels",
-        "compress/channels.py",
+        "compress/channel_selection.py",
         'np.argsort(scores[group], kind="stable")',
         'np.argsort(-scores[group], kind="stable")',
         "compress/test_channels.py::test_dead_channels_are_removed_first_without_changing_outputs",
     ),
     Mutation(
         "channel pruning: importance by the loss",
-        "compress/channels.py",
+        "compress/channel_importance.py",
         "        scores += change**2\n",
         "        scores += 1\n",
         "compress/test_channels.py::test_fine_tuning_restores_accuracy",
@@ -475,16 +475,16 @@ MUTATIONS = (
     ),
     Mutation(
         "auto: when QAT is tried",
-        "compress/quantize.py",
+        "compress/automatic_method.py",
         "WORTH_QAT = 0.5",
         "WORTH_QAT = 1.0",
         "compress/test_automatic_method.py::test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better",
     ),
     Mutation(
         "auto: choice of the smaller loss",
-        "compress/quantize.py",
-        "int8 = sorted((name for name in AUTO if name in sources), key=loss)",
-        "int8 = [name for name in AUTO if name in sources]",
+        "compress/automatic_method.py",
+        "int8 = sorted((name for name in AUTO_METHODS if name in sources), key=loss)",
+        "int8 = [name for name in AUTO_METHODS if name in sources]",
         "compress/test_automatic_method.py::test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better",
     ),
     # camera

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from edgerec.compression_methods import METHODS
 from edgerec.contract.content import reason
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PREPROCESS_VERSION, UNRECORDED_VERSION, Fit, Interpolation, PreprocessSpec
@@ -37,24 +38,6 @@ UNRESOLVED: dict[str, Any] = {
     "train.epochs": 0,
     "train.batch_size": 0,
 }
-
-# Names of the compression methods, which are described in compress/methods.py.
-METHODS = (
-    "qat",
-    "ptq",
-    "float16",
-    "dynamic",
-    "int16x8",
-    "mixed",
-    "channels",
-    "channels+qat",
-    "prune",
-    "prune+qat",
-    "cluster",
-    "cluster+qat",
-    "prune+cluster+qat",
-    "auto",
-)
 
 
 def _key(default: Any, about: str, expected: str, check: Check) -> Any:
@@ -356,7 +339,9 @@ class DistillSection:
 class CompressSection:
     """Pruning, clustering and quantization."""
 
-    method: str = _choice("auto", "compression method; auto = ptq, or qat if ptq loses too much accuracy", METHODS)
+    method: str = _choice(
+        "auto", "compression method; auto = ptq, or qat if ptq loses too much accuracy", ("auto", *METHODS)
+    )
     channels: float = _number(
         0.4, "fraction of the estimated int8 inference time that method channels saves by removing channels", 0, 0.9
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.compress.accuracy_gate import check_drop
-from edgerec.compress.quantize import existing, quantize, used_differently
+from edgerec.compress.existing_variants import existing, used_differently
+from edgerec.compress.quantize import quantize
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.target import Target

@@ -20,7 +20,7 @@ TIERS = (
     {"contract"},
     {"tflite"},
     {"runtime"},
-    {"recipe", "camera", "doctor"},
+    {"recipe", "compression_methods", "camera", "doctor"},
     {"data", "models"},
     {"train", "importing"},
     {"compress"},

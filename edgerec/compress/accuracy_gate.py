@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.methods import METHODS
+from edgerec.compression_methods import METHODS
 from edgerec.errors import GateError
 from edgerec.train.metrics import ModelMetrics
 

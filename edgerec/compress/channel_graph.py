@@ -1,9 +1,9 @@
 """Trace which channels of a model have to be removed together.
 
 If a channel is removed, everything that depends on it has to be removed too: the corresponding channel of the other
-    operand of an addition, its depthwise filter, its batch-normalization weights, and its slice of every kernel that
-    reads it. Dependencies are followed for single channels, so that concatenations and flattening need no special
-    treatment. (The idea is DepGraph's, arXiv:2301.12900, which follows dependencies between layers.)
+operand of an addition, its depthwise filter, its batch-normalization weights, and its slice of every kernel that reads
+it. Dependencies are followed for single channels, so that concatenations and flattening need no special treatment.
+(DepGraph, arXiv:2301.12900, follows dependencies between layers.)
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.utils.optional import require
+
 Channels = npt.NDArray[np.int64]
 
-# Axes of each weight, biases last: i is an input channel, e an input channel times the depth multiplier, o an output
-# channel.
+# Meaning of each axis of a layer's weights, biases last: "i" input channels, "o" output channels, "e" input channels
+# times the depth multiplier. The other letters do not stand for channels.
 CREATING = {
     "Conv2D": ("hwio", "o"),
     "Conv2DTranspose": ("hwoi", "o"),
@@ -33,17 +35,8 @@ PASSING = {
 }
 # Layers without weights in which each output channel depends on only one input channel.
 WEIGHTLESS = {
-    *(
-        "Activation",
-        "ReLU",
-        "LeakyReLU",
-        "ELU",
-        "Softmax",
-        "Dropout",
-        "SpatialDropout2D",
-        "GaussianNoise",
-        "GaussianDropout",
-    ),
+    *("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"),
+    *("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout"),
     *("MaxPooling2D", "AveragePooling2D", "GlobalMaxPooling2D", "GlobalAveragePooling2D"),
     *("ZeroPadding2D", "Cropping2D", "UpSampling2D"),
 }
@@ -53,9 +46,13 @@ MERGING = ELEMENTWISE | {"Concatenate"}
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """The input and output channels of one layer, in order, and the axes of the layer's weights.
+    """The input and output channels of one layer, and the channels along each axis of its weights.
 
-    ``positions`` is the number of output positions per image, which is how often each kernel weight is used.
+    Attributes:
+        layer: the layer.
+        inputs, outputs: channel numbers in the order of the layer's input and output.
+        axes: meaning of the axes of each weight, as in :data:`CREATING`.
+        positions: number of output positions per image, which is how often each kernel weight is used.
     """
 
     layer: Any
@@ -69,16 +66,27 @@ class LayerChannels:
         """Whether the layer creates new output channels."""
         return type(self.layer).__name__ in CREATING and bool(self.axes)
 
+    def along(self, letter: str, size: int = 0) -> Channels:
+        """Return the channel numbers along an axis of a weight.
+
+        Args:
+            letter: meaning of the axis.
+            size: length of the axis; only needed for the letter ``e``.
+        """
+        if letter == "e":
+            return np.repeat(self.inputs, size // len(self.inputs))
+        return self.outputs if letter == "o" else self.inputs
+
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """The layers of a model and the channels that they share. Channels that depend on each other have the same number.
+    """The layers of a model and their channels. Channels that have to be removed together have the same number.
 
     Attributes:
-        layers: name -> channels of the layer, in the order of computation.
+        layers: maps the names of layers to their channels, in topological order.
         fixed: whether a channel must not be removed, indexed by channel number.
-        unknown: name -> class of the layers whose channels must not be removed, because their effect on channels is
-            unknown.
+        unknown: maps the names of layers to their classes, for layers whose channels must not be removed because the
+            way in which the class processes channels is unknown.
     """
 
     layers: dict[str, LayerChannels]
@@ -86,8 +94,13 @@ class ChannelGraph:
     unknown: dict[str, str]
 
 
+def other_axes(axes: str, letter: str) -> tuple[int, ...]:
+    """Return the positions of the axes that do not have the meaning ``letter``."""
+    return tuple(axis for axis, name in enumerate(axes) if name != letter)
+
+
 def trace(model: Any) -> ChannelGraph:
-    """Trace the channels through a functional or Sequential tf_keras model with channels last.
+    """Trace the channels through a functional or Sequential tf_keras model in channels-last format.
 
     The channels of the model's inputs and outputs and of layers of unknown classes are fixed.
     """
@@ -95,10 +108,11 @@ def trace(model: Any) -> ChannelGraph:
 
 
 class _Tracer:
-    """Union-find structure over channels, filled while the nodes of a model are visited."""
+    """Numbers the channels of all tensors of a model, and links the channels that have to be removed together."""
 
     def __init__(self) -> None:
-        self.parent: list[int] = []
+        self.count = 0
+        self.links: list[tuple[Channels, Channels]] = []
         self.tensors: dict[str, Channels] = {}
         self.blocked: dict[str, Channels] = {}
         self.layers: dict[str, LayerChannels] = {}
@@ -123,7 +137,7 @@ class _Tracer:
         return self._channel_graph(np.concatenate(ends), {layer.name: type(layer).__name__ for layer in model.layers})
 
     def _entry(self, layer: Any, inputs: list[Channels], shape: tuple[int | None, ...]) -> LayerChannels | None:
-        """Return the layer's channels, or None if the layer's effect on channels is unknown."""
+        """Return the layer's channels, or None if it is unknown how the layer processes channels."""
         kind, config = type(layer).__name__, layer.get_config()
         if not inputs or config.get("data_format") == "channels_first" or config.get("groups", 1) != 1:
             return None
@@ -142,11 +156,10 @@ class _Tracer:
     def _passed_on(
         self, kind: str, config: dict[str, Any], inputs: list[Channels], shape: tuple[int | None, ...]
     ) -> Channels | None:
-        """Return the output channels of a layer that creates no new channels; None if they are unknown."""
+        """Return the output channels of a layer that creates no new channels, or None if they are unknown."""
         last = (-1, len(shape) - 1)
         if kind in ELEMENTWISE and len({len(channels) for channels in inputs}) == 1:
-            for other in inputs[1:]:
-                self._union(inputs[0], other)
+            self.links += [(inputs[0], other) for other in inputs[1:]]
             return inputs[0]
         if kind == "Concatenate" and config["axis"] in last:
             return np.concatenate(inputs)
@@ -163,36 +176,32 @@ class _Tracer:
         return inputs[0] if kind in WEIGHTLESS or kind in PASSING else None
 
     def _new_channels(self, count: int) -> Channels:
-        first = len(self.parent)
-        self.parent += range(first, first + count)
-        return np.arange(first, first + count)
+        self.count += count
+        return np.arange(self.count - count, self.count)
 
-    def _find(self, channel: int) -> int:
-        while self.parent[channel] != channel:
-            self.parent[channel] = self.parent[self.parent[channel]]
-            channel = self.parent[channel]
-        return channel
-
-    def _union(self, first: Channels, second: Channels) -> None:
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            self.parent[self._find(other)] = self._find(one)
+    def _group_numbers(self) -> Channels:
+        """Return the number of the group of linked channels that each channel belongs to."""
+        first, second = (np.concatenate([np.zeros(0, np.int64), *side]) for side in zip(*self.links, strict=True))
+        links = require("scipy.sparse").coo_array((np.ones(len(first)), (first, second)), shape=2 * (self.count,))
+        numbers: Channels = require("scipy.sparse.csgraph").connected_components(links, directed=False)[1]
+        return numbers
 
     def _channel_graph(self, ends: Channels, kinds: dict[str, str]) -> ChannelGraph:
-        roots = np.array([self._find(channel) for channel in range(len(self.parent))], np.int64)
-        fixed = np.zeros(len(roots), bool)
-        fixed[roots[ends]] = True
-        free = np.zeros(len(roots), bool)
+        numbers = self._group_numbers() if self.links else np.arange(self.count)
+        fixed = np.zeros(self.count, bool)
+        fixed[numbers[ends]] = True
+        free = np.zeros(self.count, bool)
         for entry in self.layers.values():
-            free[roots[entry.outputs]] |= entry.creates & ~fixed[roots[entry.outputs]]
+            free[numbers[entry.outputs]] |= entry.creates & ~fixed[numbers[entry.outputs]]
         unknown = {
             name: kinds[name]
             for name, channels in self.blocked.items()
-            if free[roots[channels]].any() or (kinds[name] in CREATING and name not in self.layers)
+            if free[numbers[channels]].any() or (kinds[name] in CREATING and name not in self.layers)
         }
         for channels in self.blocked.values():
-            fixed[roots[channels]] = True
+            fixed[numbers[channels]] = True
         layers = {
-            name: LayerChannels(entry.layer, roots[entry.inputs], roots[entry.outputs], entry.axes, entry.positions)
+            name: LayerChannels(entry.layer, numbers[entry.inputs], numbers[entry.outputs], entry.axes, entry.positions)
             for name, entry in self.layers.items()
         }
         return ChannelGraph(layers, fixed, unknown)

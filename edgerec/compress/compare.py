@@ -11,9 +11,9 @@ from typing import Any
 
 from edgerec.compress import compression_plots as plots
 from edgerec.compress.context import CompressionContext
-from edgerec.compress.methods import FLOAT32, METHODS
 from edgerec.compress.quantize import check_used, reuse_or_make, with_options
 from edgerec.compress.variant_report import QuantizeReport
+from edgerec.compression_methods import FLOAT32, METHODS
 from edgerec.errors import ModelError, RecipeError, unknown
 from edgerec.recipe import DataSource
 from edgerec.runtime.timing import Timing, time_models
@@ -102,7 +102,7 @@ def compare(
 
     Args:
         run: a finished run, or its path.
-        methods: keys of :data:`~edgerec.compress.methods.METHODS`; None uses all, but ``mixed`` only if
+        methods: keys of :data:`~edgerec.compression_methods.METHODS`; None uses all, but ``mixed`` only if
             ``float_layers`` is set.
         data: current location of the run's images, if they were moved.
         overwrite: replace existing variants.

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from edgerec.compress.accuracy_gate import ParityRow, parity_row
 from edgerec.compress.convert import plain_names, to_float32
 from edgerec.compress.finetune import FineTune, resumable_settings
-from edgerec.compress.methods import FLOAT32, Method
 from edgerec.compress.variant_report import QuantizeReport
+from edgerec.compression_methods import FLOAT32, Method
 from edgerec.data import Dataset, Split
 from edgerec.models import IMPORTED
 from edgerec.recipe import NOT_AUGMENTED, DataSource, Recipe

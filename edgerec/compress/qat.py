@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.finetune import FineTune, fine_tune
-from edgerec.compress.quantize_configs import annotate
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
+from edgerec.importing.graph_rewriter import with_layers
+from edgerec.importing.tfmot_support import ANNOTATED
 from edgerec.train.backend import cause, keras, without_autograph
 from edgerec.utils.optional import require
 
@@ -73,7 +74,7 @@ def with_fake_quantization(
         scheme = (combine.Default8BitPrunePreserveQuantizeScheme(),)
     try:
         with quantization.quantize_scope():
-            aware = without_autograph(quantization.quantize_apply)(annotate(model), *scheme)
+            aware = without_autograph(quantization.quantize_apply)(_annotated(model), *scheme)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"quantization-aware training does not support {model.name}: {cause(error)}; use --method ptq"
@@ -87,6 +88,23 @@ def with_fake_quantization(
             # Freeze the statistics. The scale and offset are still trained, because they belong to tfmot's wrapper.
             layer.trainable = False
     return aware
+
+
+def _annotated(model: Any) -> Any:
+    """Annotate every layer of a model for ``quantize_apply``.
+
+    Layers that int8 kernels support, but tfmot does not know, get fake quantization of their outputs.
+    """
+    annotate_layer = require("tensorflow_model_optimization").quantization.keras.quantize_annotate_layer
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+        default_8bit_quantize_configs as configs,
+    )
+
+    def annotated(layer: Any) -> Any:
+        config = configs.Default8BitOutputQuantizeConfig() if type(layer).__name__ in ANNOTATED else None
+        return annotate_layer(layer, config)
+
+    return with_layers(model, annotated)
 
 
 def _limit_weight_bits(aware: Any, count: int) -> None:

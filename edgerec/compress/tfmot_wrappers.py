@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edgerec.errors import ModelError, unknown
+from edgerec.importing.graph_rewriter import copied, with_layers
 from edgerec.importing.indexing import selects_channels
-from edgerec.train.backend import cause, copied, keras, without_autograph
+from edgerec.train.backend import cause, keras
 
 
 def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
@@ -36,7 +37,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
                 f"skip it with --skip {layer.name}"
             ) from None
 
-    return without_autograph(keras().models.clone_model)(copied(model), clone_function=wrapped)
+    return with_layers(copied(model), wrapped)
 
 
 def named_layers(model: Any, names: str, key: str) -> set[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.compress.accuracy_gate import check_drop
-from edgerec.compress.methods import FLOAT32
 from edgerec.compress.quantize import make_float32
+from edgerec.compression_methods import FLOAT32
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, TargetError, unknown
 from edgerec.recipe import DataSource, Recipe

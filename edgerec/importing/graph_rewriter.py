@@ -1,4 +1,8 @@
-"""Rebuild a Keras model node by node, and replace some of its nodes."""
+"""Rebuild a Keras model node by node, and replace some of its nodes.
+
+All copies of Keras graphs in edgerec are made here. Keras' ``clone_model`` can replace layers, but it cannot change the
+graph: it cannot remove a layer, replace a layer by several layers, or flatten a nested model.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.errors import ModelError
-from edgerec.train.backend import keras
+from edgerec.train.backend import keras, without_autograph
 from edgerec.utils.optional import require
 
 
@@ -162,8 +166,12 @@ class Rebuild:
             copy = type(node.layer).from_config(node.layer.get_config() | {"name": self.name(node.layer.name)} | config)
             self._copies[id(node.layer)] = copy
             self._weights.append((copy, node.layer.get_weights()))
+        return self.call(node, copy)
+
+    def call(self, node: Node, layer: Any) -> Any:
+        """Call another layer with the arguments of the node."""
         args, kwargs = require("tensorflow").nest.map_structure(self.to_tensor, (node.args, node.kwargs))
-        return copy(*args, **kwargs)
+        return layer(*args, **kwargs)
 
     def name(self, name: str) -> str:
         """Return ``name``, or a similar unused name, because two nested models may use the same names."""
@@ -201,6 +209,23 @@ class Rebuild:
         return replacement
 
 
+def copied(model: Any) -> Any:
+    """Return a functional copy of a model with the same weights. The copy shares no layers with the original model."""
+    return without_autograph(Rebuild(lambda rebuild, node: None).run)(model)
+
+
+def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
+    """Return a functional model with the same graph as ``model`` and with other layers.
+
+    Args:
+        model: a functional or Sequential model.
+        replacement: takes a layer and returns the layer to use instead, which may be the same layer or a wrapper of it.
+    """
+    layers = {id(layer): replacement(layer) for layer in model.layers if type(layer).__name__ != "InputLayer"}
+    rebuild = Rebuild(lambda rebuild, node: rebuild.call(node, layers[id(node.layer)]))
+    return without_autograph(rebuild.run)(model)
+
+
 def flatten(rebuild: Rebuild, node: Node) -> Any:
     """Replace nested models and the argument ``training`` of calls by plain layers, as a rule of :class:`Rebuild`."""
     own_training = node.kwargs.pop("training", None)
@@ -222,7 +247,7 @@ def flatten(rebuild: Rebuild, node: Node) -> Any:
 
 
 def calls(model: Any) -> Iterator[Any]:
-    """Yield the nodes of a model, each after the nodes that it depends on."""
+    """Yield the nodes of a model in topological order."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgerec.compress.methods import FLOAT32, METHODS
+from edgerec.compression_methods import FLOAT32, METHODS
 from edgerec.data import Dataset, Split
 from edgerec.errors import EdgerecError, RunError
 from edgerec.recipe import DataSource, Recipe

@@ -146,13 +146,6 @@ def freeze_batch_normalization(model: Any) -> list[Any]:
     return trainable
 
 
-def copied(model: Any) -> Any:
-    """Return a copy of a model with the same weights; the copy shares no layers or variables with the model."""
-    twin = without_autograph(keras().models.clone_model)(model)
-    twin.set_weights(model.get_weights())
-    return twin
-
-
 # Exceptions that Keras raises for a file that is damaged or was not written by Keras.
 UNREADABLE = (
     *(

@@ -6,7 +6,6 @@ import json
 import logging
 import shlex
 import shutil
-import sys
 
 import pytest
 
@@ -193,7 +192,7 @@ def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted,
     assert "add --resume" in one_line(here("quantize", interrupted.path, "--epochs", 2))
     assert list((interrupted.path / "checkpoints" / "int8-qat").iterdir()) == states
     # Other settings would silently start again.
-    with pytest.raises(OutputExistsError, match=r"interrupted qat with compress.epochs 2 instead of 3: give the same"):
+    with pytest.raises(OutputExistsError, match=r"interrupted qat with compress.epochs 2 instead of 3: use the same"):
         quantize(interrupted, "qat", epochs=3, resume=True)
     with caplog.at_level(logging.INFO, "edgerec"):
         quantize(interrupted, "qat", epochs=2, max_drop=99, resume=True)  # the gate may differ
@@ -211,7 +210,7 @@ def test_ctrl_c_prints_command_for_resuming(small_run, here, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["edgerec.compress.quantize"], "quantization_aware", interrupt)
+    monkeypatch.setattr("edgerec.compress.candidate.quantization_aware", interrupt)
     done = here("quantize", small_run.path, "--method", "qat", "--epochs", 2, "--overwrite")
     assert done.returncode == 130
     last = done.stderr.splitlines()[-1]

@@ -16,9 +16,10 @@ from edgerec.compress.convert import to_int8
 from edgerec.compress.finetune import fine_tune
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
+from edgerec.importing.graph_rewriter import copied
 from edgerec.recipe import TrainSection
 from edgerec.tflite.flatbuffer import read_graph
-from edgerec.train.backend import copied, keras
+from edgerec.train.backend import keras
 from edgerec.utils.progress import ignore
 from tests.conftest import REPOSITORY, red_and_blue
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +17,9 @@ from edgerec.compress.convert import plain_names, to_int8
 from edgerec.compress.finetune import fine_tune
 from edgerec.compress.quantize import make
 from edgerec.errors import RecipeError
+from edgerec.importing.graph_rewriter import copied
 from edgerec.runtime.model import ImageModel
 from edgerec.tflite.flatbuffer import float_tensors, read_graph
-from edgerec.train.backend import copied
 from edgerec.utils.progress import ignore
 from tests.conftest import one_line, red_and_blue
 
@@ -141,7 +140,7 @@ def test_out_of_memory_is_one_line_and_keeps_existing_variants(run, monkeypatch)
         raise MemoryError
 
     before = (run.variant("int8-qat") / "model.tflite").read_bytes()
-    monkeypatch.setattr(sys.modules["edgerec.compress.quantize"], "to_float16", converter)
+    monkeypatch.setattr("edgerec.compress.candidate.to_float16", converter)
     done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "float16", "--overwrite"])
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith("error: out of memory: ")
@@ -201,8 +200,7 @@ def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monk
     range_calibrator = qat.range_calibrator
     monkeypatch.setattr(qat, "range_calibrator", twice)
     converted = []
-    module = sys.modules["edgerec.compress.quantize"]
-    monkeypatch.setattr(module, "to_int8", lambda model: converted.append(model) or to_int8(model))
+    monkeypatch.setattr("edgerec.compress.candidate.to_int8", lambda model: converted.append(model) or to_int8(model))
     quantize(residual, "qat", overwrite=True)
     first, second, third, fourth = calibrated
     # The initial range of ±6 has no effect any more: each range after a ReLU begins or ends at zero.
@@ -313,7 +311,9 @@ def test_compare_measures_all_methods(run, here, caplog):
     assert json.loads((run.path / "compare.json").read_text()) == value
     with pytest.raises(RecipeError, match="did you mean 'ptq'"):
         compare(run, ["ptqq"])
-    with pytest.raises(RecipeError, match=r"--sparsity has no effect with --method ptq,qat: choose .* --method prune"):
+    with pytest.raises(
+        RecipeError, match=r"--sparsity has no effect with --method ptq,qat: omit it, .* --method prune"
+    ):
         compare(run, ["ptq", "qat"], sparsity=0.5)
     # Options are passed to the methods. An existing variant with other options is reused, and the log says so.
     with caplog.at_level(logging.INFO, "edgerec"):

@@ -166,7 +166,7 @@ def test_accuracy_gate_compares_the_fraction_of_known_images(autoencoder, run, m
 
 def test_channel_pruning_ranks_channels_by_the_reconstruction_error(autoencoder, tmp_path):
     from edgerec.compress.channel_graph import trace
-    from edgerec.compress.channels import taylor_importance
+    from edgerec.compress.channel_importance import taylor_importance
     from edgerec.compress.context import CompressionContext
 
     with CompressionContext.open(autoencoder, autoencoder.recipe, None, lambda _: None) as context:

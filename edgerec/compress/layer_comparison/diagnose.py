@@ -12,8 +12,8 @@ import numpy.typing as npt
 from edgerec.compress.compression_plots import layer_bars
 from edgerec.compress.layer_comparison.findings import LOW_DB, Finding, costliest, find_input, find_layers, find_outputs
 from edgerec.compress.layer_comparison.runner import EXACT_DB, Layer, layer_parity
-from edgerec.compress.methods import FLOAT32
 from edgerec.compress.quantize import make_float32
+from edgerec.compression_methods import FLOAT32
 from edgerec.data import Dataset
 from edgerec.errors import DataError, RunError, unknown
 from edgerec.recipe import DataSource

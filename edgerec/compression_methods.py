@@ -1,4 +1,7 @@
-"""The compression methods: the fine-tuning stages of each, in order, and the precision of the converted model."""
+"""The compression methods, each with its fine-tuning stages in order and the precision of the converted model.
+
+This is the only list of methods. The recipe, the command line, the comparison and the report are derived from it.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,44 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
-Stage = Literal["channels", "prune", "cluster", "qat"]
+FineTuningStage = Literal["channels", "prune", "cluster", "qat"]
 
+# Method that chooses one of the others by their accuracy.
+AUTO = "auto"
+# Name of the variant that is converted without compression.
 FLOAT32 = "float32"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to compress a run.
+    """A compression method.
 
     Attributes:
-        variant: name of the variant that the method makes.
+        variant: name of the variant that the method creates.
         precision: ``int8`` (no float tensor), ``mixed`` (int8 with some float layers), ``int16x8`` (int16 activations
             and int8 weights), ``dynamic`` (int8 weights, float activations) or ``float16`` (float16 weights).
         stages: fine-tuning stages before the conversion. An int8 method without the stage ``qat`` is calibrated (PTQ).
-        like: the variant without the removed or shared weights, whose inference time this variant is compared with.
+        like: the variant without pruning or clustering, whose latency this variant is compared with.
     """
 
     variant: str
     precision: Precision
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[FineTuningStage, ...] = ()
     like: str = ""
 
     @property
     def calibrates(self) -> bool:
-        """Whether activation ranges are set by calibration images."""
+        """Whether activation ranges are determined from calibration images."""
         return self.precision in ("int8", "int16x8", "mixed") and "qat" not in self.stages
 
     @property
-    def reductions(self) -> tuple[Stage, ...]:
-        """The stages that remove or share weights of the float model."""
+    def reductions(self) -> tuple[FineTuningStage, ...]:
+        """The stages that prune or cluster the float model."""
         return tuple(stage for stage in self.stages if stage != "qat")
 
     @property
     def milder(self) -> tuple[str, ...]:
-        """Command-line options that may reduce the loss of accuracy, such as ``more --epochs``."""
+        """Changes of command-line options that may reduce the accuracy loss, such as "more --epochs"."""
         if self.precision not in ("int8", "mixed"):
             return ()
         with_qat = () if "qat" in self.stages else (f"--method {'+'.join((*self.stages, 'qat'))}",)
@@ -63,4 +69,24 @@ METHODS = {
     "cluster": Method("int8-clustered", "int8", ("cluster",), like="int8"),
     "cluster+qat": Method("int8-cqat", "int8", ("cluster", "qat"), like="int8-qat"),
     "prune+cluster+qat": Method("int8-pcqat", "int8", ("prune", "cluster", "qat"), like="int8-qat"),
+}
+
+
+def _with_stage(*stages: FineTuningStage) -> list[str]:
+    return [name for name, method in METHODS.items() if set(stages) & set(method.stages)]
+
+
+_FINE_TUNED = [AUTO, *(name for name, method in METHODS.items() if method.stages)]
+# Maps keys of the recipe's compress section to the methods that use them. All methods use the other keys.
+METHODS_BY_KEY = {
+    "channels": _with_stage("channels"),
+    "sparsity": _with_stage("prune"),
+    "clusters": _with_stage("cluster"),
+    "weight_bits": [name for name in _with_stage("qat") if "cluster" not in METHODS[name].stages],
+    "skip": _with_stage("prune", "cluster"),
+    "epochs": _FINE_TUNED,
+    "learning_rate": _FINE_TUNED,
+    "teacher_weight": _FINE_TUNED,
+    "float_layers": ["mixed"],
+    "calibration": [AUTO, *(name for name, method in METHODS.items() if method.calibrates)],
 }

@@ -1,0 +1,66 @@
+"""Find the variants and the interrupted fine-tuning of a run, and compare their settings with a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgerec.compress.finetune import is_complete, other_setting, resumable_settings
+from edgerec.compress.variant_report import QuantizeReport
+from edgerec.compression_methods import METHODS, METHODS_BY_KEY
+from edgerec.errors import OutputExistsError
+from edgerec.recipe import Recipe
+from edgerec.train.run import Run
+
+
+def existing(run: Run, recipe: Recipe) -> QuantizeReport | None:
+    """Return the report of the variant that was created with the recipe's method, or None if there is none."""
+    values = run.variants().get(METHODS[recipe.compress.method].variant)
+    return None if values is None else QuantizeReport.from_dict(values)
+
+
+def used_differently(run: Run, recipe: Recipe) -> str:
+    """Describe the settings of the existing variant that differ from the recipe.
+
+    Return an empty string if all settings are the same.
+    """
+    section = recipe.compress
+    saved = run.variants()[METHODS[section.method].variant]["compress"]
+    used = (key for key, methods in METHODS_BY_KEY.items() if section.method in methods)
+    return ", ".join(f"{key} {saved[key]}" for key in used if key in saved and saved[key] != getattr(section, key))
+
+
+def interrupted_folder(run: Run, method: str) -> Path:
+    """Return the folder of a method's fine-tuning checkpoints, which is deleted when the variant is complete."""
+    return run.path / "checkpoints" / METHODS[method].variant
+
+
+def is_interrupted_differently(run: Run, recipe: Recipe) -> bool:
+    """Return whether the recipe's method was interrupted with other settings than those of the recipe."""
+    return bool(other_setting(interrupted_folder(run, recipe.compress.method), resumable_settings(recipe)))
+
+
+def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    """Check that no interrupted fine-tuning is discarded by mistake or resumed with other settings.
+
+    Raises:
+        OutputExistsError: there are checkpoints of an interrupted fine-tuning. ``resume`` and ``overwrite`` are not
+            set, or ``resume`` is set but the settings differ.
+    """
+    method = recipe.compress.method
+    folder = interrupted_folder(run, method)
+    if not any(folder.glob("*.npz")):
+        return
+    difference = other_setting(folder, resumable_settings(recipe))
+    if resume and difference:
+        raise OutputExistsError(
+            f"{folder} has checkpoints of an interrupted {method} with {difference}: use the same options to resume, "
+            "or --overwrite without --resume to start again"
+        )
+    if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
+        return  # method "auto" completed this fine-tuning, but then chose the variant of another method
+    if not resume and not overwrite:
+        settings = "" if not difference else f" with {difference}"
+        raise OutputExistsError(
+            f"{folder} has checkpoints of an interrupted {method}{settings}: add --resume to resume it, or "
+            "--overwrite to start again"
+        )
