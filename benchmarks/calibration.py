@@ -19,7 +19,7 @@ import numpy as np
 
 from edgerec.compress import calibration
 from edgerec.compress.accuracy_gate import parity_row
-from edgerec.compress.calibration.sampling import METHODS
+from edgerec.compress.calibration.sampling import SAMPLING_METHODS
 from edgerec.compress.convert import to_int8
 from edgerec.data import Dataset, Split
 from edgerec.runtime.model import ImageModel
@@ -37,7 +37,7 @@ def cases(dataset: Dataset, split: Split, normalise: Any) -> Iterator[tuple[str,
     """Return the calibration methods by name."""
 
     def picked(method: str, count: int, seed: int, part: Any = split.train) -> Any:
-        return dataset.images[METHODS[method](dataset, part, count, np.random.default_rng(seed))]
+        return dataset.images[SAMPLING_METHODS[method](dataset, part, count, np.random.default_rng(seed))]
 
     def prepared(pixels: Any) -> Any:
         return normalise.apply(calibration.pin_range(pixels).astype(np.float32))

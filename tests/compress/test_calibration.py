@@ -18,7 +18,7 @@ from edgerec.compress import calibration
 from edgerec.compress.calibration import calibration_set
 from edgerec.compress.calibration.check import check, examine
 from edgerec.compress.calibration.loading import CandidateSet, open_candidate
-from edgerec.compress.calibration.sampling import METHODS
+from edgerec.compress.calibration.sampling import SAMPLING_METHODS
 from edgerec.data import load, split_dataset
 from edgerec.data.near_duplicates import nearest_neighbor_distances, thumbnails
 from edgerec.errors import DataError, EdgerecError, OutputExistsError, RecipeError
@@ -56,7 +56,7 @@ def check_arrays(run, tmp_path):
 def drawn(data, count=40, part="train"):
     """Return images and classes of a subset of the split, with the same number of images per class."""
     dataset, split = data
-    chosen = METHODS["stratified"](dataset, split.part(part), count, np.random.default_rng(0))
+    chosen = SAMPLING_METHODS["stratified"](dataset, split.part(part), count, np.random.default_rng(0))
     return dataset.images[chosen], dataset.classes[chosen]
 
 
@@ -143,7 +143,7 @@ def test_diverse_draws_each_scene_once(tmp_path):
     dataset, section = load(Recipe().override({"data.source": str(tmp_path / "video.npz")}).data)
     split = split_dataset(dataset, section, 0)
     scene = np.repeat(np.arange(8), 20)
-    by = {m: METHODS[m](dataset, split.train, 8, np.random.default_rng(0)) for m in ("diverse", "stratified")}
+    by = {m: SAMPLING_METHODS[m](dataset, split.train, 8, np.random.default_rng(0)) for m in ("diverse", "stratified")}
     assert set(scene[by["diverse"]]) == set(range(8))
     assert len(set(scene[by["stratified"]])) < 8
 
@@ -279,11 +279,11 @@ def test_copies_in_training_and_test_set_are_only_a_note(tmp_path):
     assert ("note", "leak") in [(finding.severity, finding.kind) for finding in findings]
 
 
-def test_exchanged_red_and_blue_are_found(image_folder, tmp_path):
+def test_swapped_red_and_blue_channels_are_detected(image_folder, tmp_path):
     """Exchanged channels are detected by identical training images, or else by colors."""
     dataset, section = load(Recipe().override({"data.source": str(image_folder), "data.input_size": 32}).data)
     split = split_dataset(dataset, section, 0)
-    chosen = METHODS["stratified"](dataset, split.train, 12, np.random.default_rng(0))
+    chosen = SAMPLING_METHODS["stratified"](dataset, split.train, 12, np.random.default_rng(0))
     right, labels = dataset.images[chosen], tuple(dataset.labels[c] for c in dataset.classes[chosen])
     noisy = (right.astype(int) + np.random.default_rng(1).integers(-3, 4, right.shape)).clip(0, 255).astype(np.uint8)
 
@@ -296,9 +296,9 @@ def test_exchanged_red_and_blue_are_found(image_folder, tmp_path):
         ]
 
     assert order(right, labels) == []
-    assert order(right[..., ::-1], labels) == [("error", "12 images are training images with red and blue exchanged")]
+    assert order(right[..., ::-1], labels) == [("error", "12 images are training images with swapped red and blue channels")]
     assert order(noisy, labels) == []
-    assert order(noisy[..., ::-1], labels) == [("error", "red and blue seem exchanged")]
+    assert order(noisy[..., ::-1], labels) == [("error", "red and blue seem to be swapped")]
     # There are as many red as blue images, so the order is unclear without labels.
     assert [severity for severity, _ in order(noisy[..., ::-1], None)] == ["note"]
 
@@ -342,7 +342,10 @@ def _cut_off(folder, about):
         (lambda folder, about: about.update(schema="1"), "has schema '1'"),
         (lambda folder, about: about.update(pictures=[]), "lists no images"),
         (lambda folder, about: about.pop("digest"), "is damaged"),
-        (lambda folder, about: about["pictures"][0].update(file="../../x.png"), "outside of the set"),
+        (
+            lambda folder, about: about["pictures"][0].update(file="../../x.png"),
+            "outside the folder of the calibration set",
+        ),
         (lambda folder, about: about["preprocess"].update(height=-1), "preprocess.height is -1"),
         (lambda folder, about: about["recipe"].update(run="rm"), "is damaged"),
     ],

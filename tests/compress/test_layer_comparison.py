@@ -11,10 +11,10 @@ import pytest
 from edgerec import Run, parity
 from edgerec.compress import calibration
 from edgerec.compress.convert import to_float32, to_int8, to_mixed
-from edgerec.compress.layer_comparison.extra_outputs import float_twin, with_all_outputs
+from edgerec.compress.layer_comparison.extra_outputs import dequantized, with_all_outputs
 from edgerec.compress.layer_comparison.findings import LOW_DB, costliest, find_input, find_layers, find_outputs
 from edgerec.compress.layer_comparison.graph_matching import layer_name, match
-from edgerec.compress.layer_comparison.runner import FLOAT_MODEL, FLOAT_TWIN, layer_parity
+from edgerec.compress.layer_comparison.runner import DEQUANTIZED, FLOAT_MODEL, layer_parity
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RunError
 from edgerec.runtime.interpreter import open_interpreter
@@ -133,9 +133,9 @@ def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
     assert layer.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
 
 
-def test_qat_variant_is_compared_with_float_twin(run):
+def test_qat_variant_is_compared_with_dequantized(run):
     report = parity(run)
-    assert (report.variant, report.reference) == ("int8-qat", FLOAT_TWIN)
+    assert (report.variant, report.reference) == ("int8-qat", DEQUANTIZED)
     assert not {"input-scale", "collapse", "dead", "not-finite"} & set(kinds(report))
     assert report.agreement > 0.95
     convolution = next(layer for layer in report.layers if layer.operator == "CONV_2D")
@@ -144,10 +144,10 @@ def test_qat_variant_is_compared_with_float_twin(run):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_float_twin_is_close_to_float_model(ptq, floating, images):
-    twin = scores(float_twin(ptq), images)
+def test_dequantized_version_is_close_to_float_model(ptq, floating, images):
+    twin = scores(dequantized(ptq), images)
     assert np.abs(twin - scores(floating, images)).max() < 0.05  # the weights are rounded
-    assert layer_parity(None, ptq, images[:4], UNIT).reference == FLOAT_TWIN
+    assert layer_parity(None, ptq, images[:4], UNIT).reference == DEQUANTIZED
 
 
 def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, with_variant):
@@ -327,7 +327,7 @@ def test_parity_command_writes_table_plot_and_json(run, tmp_path, here):
     done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(picture)])
     assert done.exit_code == 0, done.output
     assert "conv2d_1" in done.stdout
-    assert "int8-qat against its float twin, on 8 validation images" in done.stdout
+    assert "int8-qat against its dequantized version, on 8 validation images" in done.stdout
     height, width, _ = cv2.imread(str(picture)).shape
     assert width > height / 2 > 100
     done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--json"])

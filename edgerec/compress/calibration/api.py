@@ -1,4 +1,4 @@
-"""Draw, write and show calibration sets."""
+"""Sample, write and display calibration sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.compress.calibration import calibration_set
 from edgerec.compress.calibration.calibration_set import CalibrationRecipe, CalibrationSet, digest_of, is_set
 from edgerec.compress.calibration.check import examine, first_error, sample_positions
 from edgerec.compress.calibration.loading import candidate_from_set, open_candidate
-from edgerec.compress.calibration.sampling import METHODS
+from edgerec.compress.calibration.sampling import SAMPLING_METHODS
 from edgerec.compress.compression_plots import contact_sheet
 from edgerec.contract.content import reason
 from edgerec.data import Dataset, Split, load, split_dataset
@@ -35,17 +35,17 @@ FOLDER = "calibration"
 
 
 def draw(name: str, dataset: Dataset, split: Split) -> CalibrationSet:
-    """Draw a calibration set by a recipe, or read one from a folder.
+    """Sample a calibration set as described by a calibration recipe, or read a set from a folder.
 
     Args:
-        name: a recipe of ``calibration/`` or a .toml file, by which images are drawn from the training set; or the
-            folder of a calibration set, which is checked against the data.
+        name: name of a recipe in ``calibration/``, path of a .toml recipe, or folder of a calibration set. Recipes
+            sample from the training images. An existing set is checked against the data.
         dataset: the data set that the model was trained on.
         split: the training, validation and test images of the data set.
 
     Raises:
         RecipeError: there is no such recipe or set, or the recipe has an unknown key.
-        DataError: the set is damaged or unsuitable for a model of this data; the message has the first reason.
+        DataError: the set is damaged, or not suitable for a model that was trained on this data.
     """
     folder = _set_folder(name)
     return _drawn(read_recipe(name), dataset, split) if folder is None else _checked(folder, dataset, split)
@@ -62,15 +62,15 @@ def make(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> CalibrationSet:
-    """Draw a calibration set from the training images and write its folder.
+    """Sample a calibration set from the training images, and write the set to a folder.
 
     Args:
         subject: a finished run, the .toml file of a training recipe, or None to use ``data`` with the default recipe.
-        out: the set's folder.
-        recipe: a recipe of ``calibration/``, or a .toml file.
-        images: number of images; None uses the recipe's.
-        seed: seed of the random selection; None uses the recipe's.
-        data: location of the images; None uses that of ``subject``.
+        out: folder of the calibration set.
+        recipe: name of a calibration recipe in ``calibration/``, or path of a .toml file.
+        images: number of images, or None for the number in the calibration recipe.
+        seed: seed of the random selection, or None for the seed in the calibration recipe.
+        data: location of the images, or None for the images of ``subject``.
         overwrite: replace an existing set.
         listener: receives the progress.
 
@@ -97,12 +97,12 @@ def show(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> int:
-    """Draw a contact sheet with labels and the histogram of the pixel values, as a PNG.
+    """Write a PNG file with a contact sheet of the labeled images and the histogram of their pixel values.
 
     Args:
-        path: a calibration set; with ``run``, also an image folder or an array file.
-        out: the PNG.
-        run: a run, whose training images' histogram is drawn in the background.
+        path: a calibration set. With ``run``, it can also be an image folder or an .npz or .npy file.
+        out: path of the PNG file.
+        run: a run, to show the histogram of its training images in the background.
         data: current location of the run's images, if they were moved.
         overwrite: replace ``out``.
         listener: receives the progress.
@@ -128,10 +128,11 @@ def show(
 
 
 def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return a copy of the images, uint8, with one black and one white value in the corner of the first image.
+    """Return a copy of the images, uint8, with the values 0 and 255 in the corner of the first image.
 
-    The converter derives the input's range from the calibration images. If they contain both extreme values, the input
-    scale equals that of the normalization, so that pixels pass through. Two values hardly change the other activations.
+    The converter derives the range of the input from the calibration images. If they contain both extreme values, the
+    scale of the input equals that of the normalization, so that the quantized input is the pixel value itself. Two
+    values hardly change the ranges of the other activations.
     """
     pinned = images.copy()
     pinned[0].reshape(-1)[:2] = (0, 255)
@@ -147,24 +148,24 @@ def read_recipe(name: str) -> CalibrationRecipe:
     path = find_shipped(FOLDER, name)
     if path is None:
         problem = unknown("calibration recipe", name, shipped_names(FOLDER))
-        raise RecipeError(f"{problem}, and no folder of a calibration set has this name either")
+        raise RecipeError(f"{problem}, and there is no calibration set with this path")
     try:
         values = read_toml(path)
     except ValueError as error:
-        raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
+        raise RecipeError(f"{path} is not a TOML file: {reason(path, error)}") from None
     for key, value in values.items():
         if key not in ("method", "images", "seed"):
             raise RecipeError(f"{path}: {unknown('calibration key', key, ('method', 'images', 'seed'))}")
         if key == "method":
-            if value not in METHODS:
-                raise RecipeError(f"{path}: {unknown('calibration method', value, METHODS)}")
+            if value not in SAMPLING_METHODS:
+                raise RecipeError(f"{path}: {unknown('calibration method', value, SAMPLING_METHODS)}")
         elif type(value) is not int or value < (key == "images"):
             raise RecipeError(f"{path}: {key} is {value!r}, expected an integer of at least {int(key == 'images')}")
     return CalibrationRecipe(Path(name).name, **values)
 
 
 def _set_folder(name: str) -> Path | None:
-    """Return the folder of the calibration set with this path or shipped name; None if ``name`` is a recipe."""
+    """Return the folder of the calibration set with this path or built-in name, or None if ``name`` is a recipe."""
     if name.endswith(".toml") or name in shipped_names(FOLDER):
         return None
     return next((path for path in (Path(name), shipped(FOLDER) / name) if is_set(path)), None)
@@ -178,7 +179,7 @@ def _drawn(recipe: CalibrationRecipe, dataset: Dataset, split: Split) -> Calibra
             len(split.train),
         )
     rng = np.random.default_rng(recipe.seed)
-    chosen = METHODS[recipe.method](dataset, split.train, recipe.images, rng)
+    chosen = SAMPLING_METHODS[recipe.method](dataset, split.train, recipe.images, rng)
     images = np.stack([dataset.images[i] for i in chosen])
     return CalibrationSet(
         recipe=recipe.name,
@@ -207,7 +208,7 @@ def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
 def _open(
     subject: Run | str | Path | None, data: DataSource | None, listener: Listener
 ) -> tuple[Dataset, Split, DataSection]:
-    """Return the data that ``subject`` trains on, the split, and the recipe's data section."""
+    """Return the data set of ``subject``, its split, and the data section of the training recipe."""
     if subject is not None and not str(subject).endswith(".toml"):
         run = subject if isinstance(subject, Run) else Run.open(subject)
         section = run.recipe.data

@@ -1,8 +1,7 @@
 """A calibration set: images that determine activation ranges, and the folder in which the set is stored.
 
-The folder has the images as PNG files, exactly as the model receives them, in one folder per class, and
-``calibration.json`` with the recipe, the data and the SHA-256 of the pixels. The folder is also an image folder that
-``--data`` accepts.
+The folder contains the preprocessed images as PNG files, with one subfolder per class, and ``calibration.json`` with
+the recipe, the data and the SHA-256 of the pixels. The folder can also be used as an image folder with ``--data``.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ from edgerec.utils.text import to_json
 
 SCHEMA_VERSION = 1
 ABOUT = "calibration.json"
+COPY_AGAIN = "copy the calibration set again, or create a new one"
 
 
 @dataclass(frozen=True)
 class CalibrationRecipe:
-    """How a set is drawn: the method, the number of images, and the seed."""
+    """Sampling settings of a calibration set: the method, the number of images and the seed."""
 
     name: str
     method: str = "stratified"
@@ -43,13 +43,13 @@ class CalibrationSet:
     """The images of a calibration set, and their origin.
 
     Attributes:
-        recipe: name of the recipe that drew the images, or of the folder that they were read from.
-        images: uint8 ``(N, H, W, C)``, as the model receives them.
+        recipe: name of the calibration recipe, or of the folder from which the set was read.
+        images: preprocessed images, uint8 ``(N, H, W, C)``.
         digest: SHA-256 of ``images``, which is stored in the manifest.
-        labels, names: label of each image, and its name in the data.
-        drawn: the recipe that drew the images.
-        source, data_digest: name and SHA-256 of the data that the images belong to.
-        preprocess: how the images were preprocessed.
+        labels, names: label of each image, and its name in the data set.
+        drawn: the calibration recipe with which the images were sampled.
+        source, data_digest: name and SHA-256 of the data set from which the images were sampled.
+        preprocess: preprocessing of the images.
     """
 
     recipe: str
@@ -63,7 +63,7 @@ class CalibrationSet:
     preprocess: PreprocessSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``calibration.json``, which is everything except the pixels."""
+        """Return the content of ``calibration.json``, i.e. all fields except the pixels."""
         height, width, channels = self.images.shape[1:]
         preprocess = self.preprocess or PreprocessSpec(height, width, channels)
         return {
@@ -88,12 +88,15 @@ def digest_of(images: npt.NDArray[np.uint8]) -> str:
 
 
 def is_set(path: Path) -> bool:
-    """Return whether ``path`` is the folder of a calibration set, which may be damaged."""
+    """Return whether ``path`` is the folder of a calibration set, even of a damaged one."""
     return (path / ABOUT).is_file()
 
 
 def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a set's folder completely or not at all. Only the folder of another set is ever replaced."""
+    """Write the folder of a calibration set atomically.
+
+    An existing folder is replaced only if it is a calibration set.
+    """
     path = Path(path)
     refuse_existing(path, overwrite, replaceable=is_set(path))
     about = calibration_set.to_dict()
@@ -106,7 +109,7 @@ def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool 
 
 
 def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
-    """Read a set's folder.
+    """Read the folder of a calibration set.
 
     Args:
         path: the folder.
@@ -114,22 +117,22 @@ def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
             recorded one.
 
     Raises:
-        DataError: there is no set, its schema is newer, or an image is missing, damaged, changed or of another size.
+        DataError: ``path`` is not a calibration set, its schema is newer, or an image is missing, damaged, changed or
+            of another size.
     """
     path = Path(path)
     try:
         values = read_json(path / ABOUT)
     except FileNotFoundError:
         raise DataError(
-            f"{path} is not a calibration set (it has no {ABOUT}): edgerec calibration make writes one"
+            f"{path} is not a calibration set (it has no {ABOUT}): create one with edgerec calibration make"
         ) from None
     except ValueError as error:
-        raise DataError(f"{path}/{ABOUT} is not JSON ({error}): make a new set") from None
+        raise DataError(f"{path}/{ABOUT} is not valid JSON ({error}): create the calibration set again") from None
     loaded = _from_values(path, values)
     if verify and digest_of(loaded.images) != loaded.digest:
         raise DataError(
-            f"{path}: images were changed or damaged (their SHA-256 differs from that in {ABOUT}): "
-            "copy the set again, or make a new one"
+            f"{path}: images were changed or damaged (their SHA-256 differs from that in {ABOUT}): {COPY_AGAIN}"
         )
     return loaded
 
@@ -142,18 +145,18 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
             "upgrade edgerec"
         )
     if schema != SCHEMA_VERSION:
-        raise DataError(f"{path}/{ABOUT} has schema {schema!r}, expected {SCHEMA_VERSION}: make a new set")
+        raise DataError(f"{path}/{ABOUT} has schema {schema!r}, expected {SCHEMA_VERSION}: {COPY_AGAIN}")
     try:
         spec = PreprocessSpec.from_dict(values["preprocess"])
         entries = [(_string(p["file"]), _string(p["label"]), _string(p["from"])) for p in values["pictures"]]
         if not entries:
-            raise ValueError("it lists no images")
+            raise ValueError("the file lists no images")
         if len({file for file, _, _ in entries}) < len(entries):
-            raise ValueError("it lists an image twice")
+            raise ValueError("the file lists an image twice")
         known = {key: _string(values[key]) for key in ("digest", "data_digest", "source")}
         drawn = CalibrationRecipe(**_object(values["recipe"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}/{ABOUT} is damaged ({error!r}): copy the set again, or make a new one") from None
+        raise DataError(f"{path}/{ABOUT} is damaged ({error!r}): {COPY_AGAIN}") from None
     return CalibrationSet(
         recipe=real_path(path).name,
         images=np.stack([_read_image(path, file, spec) for file, _, _ in entries]),
@@ -168,25 +171,25 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
 def _read_image(path: Path, name: str, spec: PreprocessSpec) -> Image:
     file = real_path(path / name.replace("\0", ""))
     if not file.is_relative_to(real_path(path)):
-        raise DataError(f"{path}: the image {name!r} is outside of the set's folder: do not trust this set")
+        raise DataError(
+            f"{path}: the image {name!r} is outside the folder of the calibration set: do not trust this set"
+        )
     if not file.is_file():
-        raise DataError(f"{path}: {name} is missing: copy the set again, or make a new one")
+        raise DataError(f"{path}: {name} is missing: {COPY_AGAIN}")
     with file.open("rb") as stream:
         # A PNG is hardly larger than the raw pixels.
         content = stream.read(2 * spec.height * spec.width * spec.channels + 65536)
     # Read the size from the PNG's header, so that an enormous image is not unpacked.
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[16:24] != struct.pack(">II", spec.width, spec.height):
-        raise DataError(
-            f"{path}: {name} is not a PNG of {spec.width}×{spec.height} pixels: copy the set again, or make a new one"
-        )
+        raise DataError(f"{path}: {name} is not a PNG file of {spec.width}×{spec.height} pixels: {COPY_AGAIN}")
     image = decode(content)
     if image is None:
-        raise DataError(f"{path}: {name} is a damaged PNG: copy the set again, or make a new one")
+        raise DataError(f"{path}: {name} is a damaged PNG file: {COPY_AGAIN}")
     return apply(image, spec)
 
 
 def _files(labels: tuple[str, ...]) -> list[str]:
-    """Return the path of each image in the set: a folder for each label, and the number of the image."""
+    """Return the path of each image in the folder of the set, such as ``cat/0003.png``."""
     folders = file_names(labels)
     return [f"{folders[label]}/{number:04d}.png" for number, label in enumerate(labels)]
 

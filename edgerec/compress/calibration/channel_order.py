@@ -1,4 +1,4 @@
-"""Detect exchanged red and blue channels by comparing the colors of images with those of training images."""
+"""Detect swapped red and blue channels by comparing the colors of images with those of training images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ import numpy.typing as npt
 
 from edgerec.utils.optional import require
 
-# Number of cells per side in which colors are compared, and size in pixels per side of the reduced image.
+# Colors are compared in a grid of ``CELLS`` × ``CELLS`` cells of an image that is reduced to ``SIDE_PX`` × ``SIDE_PX``
+# pixels.
 CELLS, SIDE_PX = 4, 16
-# Number of standard errors from zero at which the order is certain. With a normal distribution, this gives a false
-# alarm in 1 of 700 sets.
+# Minimum distance of the mean score from zero, in standard errors, at which the channel order counts as certain. With
+# normally distributed scores, 1 of 700 sets gives a false alarm.
 CERTAIN = 3.0
 
 
 @dataclass(frozen=True)
 class ChannelOrder:
-    """Estimated channel order; ``swapped`` and ``certain`` are False if unclear, and ``reason`` has the figures."""
+    """Estimated channel order.
+
+    Attributes:
+        swapped: whether red and blue are swapped; False if this is uncertain.
+        certain: whether the estimate is certain.
+        reason: the evidence for the estimate, in standard errors.
+    """
 
     swapped: bool
     certain: bool
@@ -31,21 +38,22 @@ def estimate_channel_order(
     known: npt.NDArray[np.uint8],
     known_classes: npt.NDArray[np.int64],
 ) -> ChannelOrder:
-    """Estimate whether images have red and blue exchanged.
+    """Estimate whether the red and blue channels of images are swapped.
 
-    The features of an image change their sign if red and blue are exchanged (red minus blue in 4×4 cells, and how the
-    contrasts of red and blue compare). A linear discriminant between known images and their exchanged copies, with a
-    separate mean for each class if the classes are given, computes a score for each image, which is positive for the
-    known order. The discriminant is fitted on one half of the known images, and the mean and deviation of the scores
-    are taken from the other half. The order is certain if the mean score of the images is more than :data:`CERTAIN`
-    standard errors from zero.
+    The features of an image are red minus blue in 4×4 cells, and a comparison of the contrasts of red and blue. Their
+    signs flip if red and blue are swapped. A linear discriminant between known images and their swapped copies computes
+    a score for each image, which is positive for the known order. If the classes are given, the discriminant uses a
+    separate mean for each class. The discriminant is fitted to one half of the known images, and the mean and standard
+    deviation of the scores are computed from the other half. The order is certain if the mean score of the images is
+    more than :data:`CERTAIN` standard errors from zero.
 
-    The result is inconclusive for grayscale images, for few images, and for data with similar red and blue channels. It
-    can be wrong for images from other cameras or with other light, or of one class without ``classes``.
+    The result is uncertain for grayscale images, for few images, and for data with similar red and blue channels. The
+    result can be wrong for images from other cameras or with other light, or for images of one class if ``classes`` is
+    None.
 
     Args:
         images: images to check, uint8 ``(N, H, W, 3)``.
-        classes: class of each image; None if unknown.
+        classes: class of each image, or None if the classes are unknown.
         known: images in RGB order with similar content, uint8 ``(M, H, W, 3)``.
         known_classes: class of each known image.
     """
@@ -58,13 +66,13 @@ def estimate_channel_order(
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
     reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
-    # The result is inconclusive if training images themselves would give no clear result.
+    # The estimate is uncertain if the same number of training images would not give a certain estimate.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)
 
 
 def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return features, float64 ``(N, 18)``, which change their sign if red and blue are exchanged."""
+    """Return features, float64 ``(N, 18)``, whose signs flip if red and blue are swapped."""
     cv2 = require("cv2")
     rows = []
     for image in images:
@@ -80,7 +88,7 @@ def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 def _discriminant(
     features: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.float64]:
-    """Return the weights of Fisher's discriminant between each group and its mirror image, ``(count, features)``."""
+    """Return the weights of Fisher's discriminant between each group and its swapped copy, ``(count, features)``."""
     overall = features.mean(axis=0)
     # Shrink the means of small groups toward the overall mean.
     sums = np.stack([features[groups == group].sum(axis=0) for group in range(count)])

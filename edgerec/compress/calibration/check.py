@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.calibration.channel_order import estimate_channel_order
-from edgerec.compress.calibration.loading import CandidateSet, Finding, listed, open_candidate
+from edgerec.compress.calibration.loading import CalibrationFinding, CandidateSet, listed, open_candidate
 from edgerec.compress.calibration.sampling import stratified
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.data import Dataset, Split
@@ -22,12 +22,13 @@ from edgerec.recipe import DataSource
 from edgerec.train.run import Run
 from edgerec.utils.progress import Listener, ignore
 
-# With fewer images, the ranges depend on chance. 10 images were as good as 500 for two networks.
+# With fewer images, the activation ranges are not reliable. For two networks, 10 images were as good as 500.
 FEW = 10
-# Maximum number of images, and of their bytes, that are compared by color or with each other.
+# Limits of the random sample of training images: number of images, and total size in bytes. The first limit also
+# applies to the images that are checked for near-duplicates and for swapped color channels.
 SAMPLE, SAMPLE_BYTES = 2000, 1 << 28
 CHUNK = 256
-MAKE = "draw another with edgerec calibration make"
+MAKE = "create another set with edgerec calibration make"
 
 Images = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -35,21 +36,21 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Result of :func:`check`."""
+    """Result of :func:`check`: the checked set, the run that it was checked for, and the findings."""
 
     set: str
     run: str
     images: int
     digest: str
-    findings: tuple[Finding, ...]
+    findings: tuple[CalibrationFinding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether the set can be used, which is the case without errors."""
+        """Whether the set can be used, i.e. has no findings with the severity ``error``."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         return {"ok": self.ok} | vars(self) | {"findings": [finding.to_dict() for finding in self.findings]}
 
 
@@ -76,10 +77,16 @@ def check(
 
 def examine(
     candidate: CandidateSet, dataset: Dataset, split: Split, spec: PreprocessSpec | None = None
-) -> Iterator[Finding]:
-    """Yield all problems and remarks about images as a calibration set; none for a set that was drawn from the data.
+) -> Iterator[CalibrationFinding]:
+    """Yield all problems and remarks about images that are used for calibration.
 
-    ``spec`` is the model's preprocessing, which is compared with the preprocessing of the set.
+    A set that was sampled from the training images of the same data has none.
+
+    Args:
+        candidate: the images to check.
+        dataset: the data set that the model was trained on.
+        split: the training, validation and test images of the data set.
+        spec: preprocessing of the model, which is compared with the preprocessing of the images.
     """
     images = candidate.images
     if not len(images):
@@ -89,10 +96,10 @@ def examine(
         return
     if spec and candidate.preprocess and candidate.preprocess != spec:
         what = f"images were preprocessed with {candidate.preprocess}, but the model uses {spec}"
-        yield Finding("warning", "preprocess", candidate.where, what, MAKE)
+        yield CalibrationFinding("warning", "preprocess", candidate.where, what, MAKE)
     if len(images) < FEW:
-        what = f"the activation ranges depend on chance with {len(images)} images, expected at least {FEW}"
-        yield Finding("warning", "few", candidate.where, what, "add images, 100 to 200 are enough")
+        what = f"{len(images)} images are too few for reliable activation ranges, expected at least {FEW}"
+        yield CalibrationFinding("warning", "few", candidate.where, what, "add images, 100 to 200 are enough")
     yield from _classes(candidate, dataset, split)
     trained = _is_in(images, dataset, split.train)
     yield from _held_out(candidate, dataset, split, trained)
@@ -104,28 +111,30 @@ def examine(
         yield from _channel_order(candidate, dataset, split, trained)
 
 
-def _other_shape(candidate: CandidateSet, dataset: Dataset) -> Finding:
+def _other_shape(candidate: CandidateSet, dataset: Dataset) -> CalibrationFinding:
     (height, width, channels), expected = candidate.images.shape[1:], dataset.images.shape[1:]
     kind = "size" if (height, width) != expected[:2] else "channels"
     sizes = [f"{h}×{w}×{c}" for h, w, c in ((height, width, channels), expected)]
     what = f"images have the size {sizes[0]} (height, width, channels), but the model takes {sizes[1]}"
-    return Finding("error", kind, candidate.where, what, MAKE)
+    return CalibrationFinding("error", kind, candidate.where, what, MAKE)
 
 
-def _classes(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[Finding]:
+def _classes(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[CalibrationFinding]:
     if candidate.labels is None:
         advice = "add an array of classes to the file if the classes should be checked"
-        yield Finding("note", "no-labels", candidate.where, "the classes of the images are unknown", advice)
+        yield CalibrationFinding("note", "no-labels", candidate.where, "the classes of the images are unknown", advice)
         return
     counts = Counter(candidate.labels)
     if unknown_labels := [label for label in counts if label not in dataset.labels]:
         what = f"{sum(counts[label] for label in unknown_labels)} images have classes that the model does not know"
-        yield Finding("error", "unknown-class", listed(unknown_labels), what, "remove them, or use the model's labels")
+        yield CalibrationFinding(
+            "error", "unknown-class", listed(unknown_labels), what, "remove them, or use the model's labels"
+        )
     if missing := [label for label in dataset.labels if not counts[label]]:
         could = len(candidate.images) >= len(dataset.labels)
         what = f"{len(missing)} of {len(dataset.labels)} classes have no image"
         advice = "add images of each" if could else f"use at least {len(dataset.labels)} images"
-        yield Finding("error" if could else "warning", "missing-class", listed(missing), what, advice)
+        yield CalibrationFinding("error" if could else "warning", "missing-class", listed(missing), what, advice)
     trained = np.bincount(dataset.classes[split.train], minlength=len(dataset.labels))
     share = np.minimum(len(candidate.images) / len(dataset.labels), trained)
     fewer = [
@@ -133,17 +142,17 @@ def _classes(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterato
     ]
     if fewer:
         what = "these classes have less than a third of the images that an even distribution would give them"
-        yield Finding("warning", "unbalanced", listed(fewer), what, "use the recipe stratified")
+        yield CalibrationFinding("warning", "unbalanced", listed(fewer), what, "use the recipe stratified")
 
 
-def _held_out(candidate: CandidateSet, dataset: Dataset, split: Split, trained: Mask) -> Iterator[Finding]:
+def _held_out(candidate: CandidateSet, dataset: Dataset, split: Split, trained: Mask) -> Iterator[CalibrationFinding]:
     tested = _is_in(candidate.images, dataset, split.test)
     validated = _is_in(candidate.images, dataset, split.val)
 
-    def finding(severity: Any, kind: str, which: Mask, what: str, advice: str) -> Iterator[Finding]:
+    def finding(severity: Any, kind: str, which: Mask, what: str, advice: str) -> Iterator[CalibrationFinding]:
         if which.any():
             names = [name for name, one in zip(candidate.names, which, strict=True) if one]
-            yield Finding(severity, kind, listed(names), f"{len(names)} images {what}", advice)
+            yield CalibrationFinding(severity, kind, listed(names), f"{len(names)} images {what}", advice)
 
     flatters = "are test images, so that the measured accuracy would be too high"
     yield from finding("error", "test-overlap", tested & ~trained, flatters, MAKE)
@@ -164,7 +173,7 @@ def _held_out(candidate: CandidateSet, dataset: Dataset, split: Split, trained: 
     yield from finding("warning", "near-test", near, twins, "remove them, or measure on other images")
 
 
-def _variety(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[Finding]:
+def _variety(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[CalibrationFinding]:
     """Compare nearest-neighbor distances in the set with those in a stratified sample of training images.
 
     This detects a burst of video frames, whether it shows one class or ten. It accepts data that consists of bursts
@@ -180,39 +189,41 @@ def _variety(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterato
     what = f"the median distance to the nearest other image is {np.median(apart):.1f} gray levels, for training images "
     if np.median(apart) < np.median(usual) / 2:
         advice = "use images of other times and places, or the recipe diverse"
-        yield Finding("error", "alike", candidate.where, f"{what}{np.median(usual):.1f}", advice)
+        yield CalibrationFinding("error", "alike", candidate.where, f"{what}{np.median(usual):.1f}", advice)
     elif np.mean(apart <= NEAR_LEVELS) > np.mean(usual <= NEAR_LEVELS) + 0.1:
         names = [candidate.names[i] for i in np.flatnonzero(apart <= NEAR_LEVELS)]
         what = f"{len(names)} images are near-duplicates of other images in the set"
-        yield Finding("warning", "duplicates", listed(names), what, "keep one image of each group")
+        yield CalibrationFinding("warning", "duplicates", listed(names), what, "keep one image of each group")
 
 
-def _brightness(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[Finding]:
+def _brightness(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[CalibrationFinding]:
     usual, images = dataset.images[sample_positions(dataset, split)], candidate.images
     (low, high), (usual_low, usual_high) = _ends(images), _ends(usual)
     ends = f"98 % of the pixel values are {low} to {high}, in training images {usual_low} to {usual_high}"
     if high - low < 0.6 * (usual_high - usual_low):
         advice = "check whether the pixels were rescaled"
-        yield Finding("error", "contrast", candidate.where, f"low contrast: {ends}", advice)
+        yield CalibrationFinding("error", "contrast", candidate.where, f"low contrast: {ends}", advice)
         return
     means, usual_means = images.mean(axis=(1, 2, 3)), usual.mean(axis=(1, 2, 3))
     shift = means.mean() - usual_means.mean()
     if abs(shift) > max(25.0, 4 * usual_means.std() / np.sqrt(len(means))):
         kind = "brighter" if shift > 0 else "darker"
         what = f"images are {abs(shift):.0f} gray levels {kind} than training images"
-        yield Finding(
+        yield CalibrationFinding(
             "warning", "brightness", candidate.where, what, "use images with the same light as the training images"
         )
 
 
-def _channel_order(candidate: CandidateSet, dataset: Dataset, split: Split, trained: Mask) -> Iterator[Finding]:
+def _channel_order(
+    candidate: CandidateSet, dataset: Dataset, split: Split, trained: Mask
+) -> Iterator[CalibrationFinding]:
     images = candidate.images
-    exchange = "read and write images as RGB; OpenCV's imread returns BGR"
+    advice = "read and write images as RGB; note that OpenCV's imread returns BGR"
     swapped = _is_in(images[..., ::-1], dataset, split.train) & ~trained
     if swapped.any():
         names = [candidate.names[i] for i in np.flatnonzero(swapped)]
-        what = f"{len(names)} images are training images with red and blue exchanged"
-        yield Finding("error", "channel-order", listed(names), what, exchange)
+        what = f"{len(names)} images are training images with swapped red and blue channels"
+        yield CalibrationFinding("error", "channel-order", listed(names), what, advice)
     if trained.any() or swapped.any():
         return
     part = sample_positions(dataset, split)
@@ -220,16 +231,16 @@ def _channel_order(candidate: CandidateSet, dataset: Dataset, split: Split, trai
     classes = np.array([dataset.labels.index(label) for label in candidate.labels or ()]) if known else None
     judged = estimate_channel_order(images, classes, dataset.images[part], dataset.classes[part])
     if judged.swapped:
-        what = f"red and blue seem exchanged: {judged.reason}"
-        # Without labels, images of a single class may look like exchanged images of the others.
-        yield Finding("error" if known else "warning", "channel-order", candidate.where, what, exchange)
+        what = f"red and blue seem to be swapped: {judged.reason}"
+        # Without labels, images of a single class may look like color-swapped images of other classes.
+        yield CalibrationFinding("error" if known else "warning", "channel-order", candidate.where, what, advice)
     elif not judged.certain:
-        what = f"colors do not show whether red and blue are exchanged: {judged.reason}"
-        yield Finding("note", "channel-order", candidate.where, what, "check with edgerec calibration show")
+        what = f"colors do not show whether red and blue are swapped: {judged.reason}"
+        yield CalibrationFinding("note", "channel-order", candidate.where, what, "check with edgerec calibration show")
 
 
 def _is_in(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Mask:
-    """Return, for each image, whether an identical image is among the positions ``part`` of the data set.
+    """Return for each image whether the data set contains an identical image at one of the positions ``part``.
 
     Candidates are found by the checksums in the index of packed data, otherwise by the middle row of the image. Only
     candidates are read and compared pixel by pixel.
@@ -260,7 +271,7 @@ def _is_in_packed(images: Images, dataset: Dataset, part: npt.NDArray[np.int64])
 
 
 def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return the distance of each image to the nearest image at the positions ``part``, in gray levels."""
+    """Return the distance, in gray levels, from each image to the nearest of the data set's images at ``part``."""
     images_thumbnails, nearest = thumbnails(images), np.full(len(images), np.inf, np.float32)
     for start in range(0, len(part), CHUNK):
         others = thumbnails(dataset.images[part[start : start + CHUNK]])
@@ -280,6 +291,6 @@ def sample_positions(dataset: Dataset, split: Split) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).permutation(split.train)[:most])
 
 
-def first_error(findings: Sequence[Finding]) -> Finding | None:
-    """Return the first finding with the severity ``error``; None if there is none."""
+def first_error(findings: Sequence[CalibrationFinding]) -> CalibrationFinding | None:
+    """Return the first finding with the severity ``error``, or None if there is none."""
     return next((finding for finding in findings if finding.severity == "error"), None)

@@ -21,13 +21,13 @@ Severity = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CalibrationFinding:
     """A problem or remark about a calibration set.
 
     Attributes:
-        severity: ``error`` if the set cannot be used, ``warning`` if the set can cost accuracy, otherwise ``note``.
+        severity: ``error`` if the set cannot be used, ``warning`` if the set may reduce accuracy, otherwise ``note``.
         kind: identifier for scripts, such as ``range`` or ``test-overlap``.
-        where: the images, the array or the file.
+        where: the affected images, array or file.
         what: the problem, and the expected value.
         advice: the recommended action.
     """
@@ -39,7 +39,7 @@ class Finding:
     advice: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the finding as a JSON-serializable dictionary."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -48,16 +48,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class CandidateSet:
-    """Images that may be used for calibration, as pixels.
+    """Preprocessed images that may be used for calibration.
 
     Attributes:
         where: the path, for messages.
-        images: uint8 ``(N, H, W, C)``; empty if the numbers cannot be interpreted as pixels.
+        images: uint8 ``(N, H, W, C)``, or an empty array if the values cannot be interpreted as pixels.
         names: name of each image, for messages.
-        labels: label of each image; None if the labels are unknown.
-        preprocess: how the images were preprocessed; None if unknown.
+        labels: label of each image, or None if the labels are unknown.
+        preprocess: preprocessing of the images, or None if it is unknown.
         digest: SHA-256 of the pixels.
-        findings: problems that were found while reading.
+        findings: problems that were detected when the images were read.
     """
 
     where: str
@@ -66,11 +66,11 @@ class CandidateSet:
     labels: tuple[str, ...] | None
     preprocess: PreprocessSpec | None
     digest: str
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[CalibrationFinding, ...] = ()
 
 
 def candidate_from_set(stored: CalibrationSet, where: str) -> CandidateSet:
-    """Return the images of a calibration set."""
+    """Return a calibration set as a candidate."""
     return CandidateSet(where, stored.images, stored.names, stored.labels, stored.preprocess, stored.digest)
 
 
@@ -80,10 +80,11 @@ def open_candidate(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> C
     Args:
         path: a calibration set, an image folder, or a file with an array of images and optionally an array of classes.
         spec: preprocessing of the images in an image folder.
-        labels: the model's labels, which integer classes in a file refer to, unless the file has label names.
+        labels: labels of the model. Integer classes in a file are indices into these labels, unless the file has its
+            own.
 
     Raises:
-        DataError: there is nothing of the kind at ``path``, or it is damaged.
+        DataError: ``path`` does not exist, has another format, or is damaged.
     """
     if is_set(path):
         return _set(path)
@@ -93,21 +94,21 @@ def open_candidate(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> C
         return _arrays(path, labels)
     if path.exists():
         raise DataError(f"cannot read {path}: expected a calibration set, an image folder, an .npz or an .npy file")
-    raise DataError(f"{path} does not exist; edgerec calibration make writes a calibration set")
+    raise DataError(f"{path} does not exist: create a calibration set with edgerec calibration make")
 
 
 def _set(path: Path) -> CandidateSet:
     stored = calibration_set.read(path, verify=False)
     actual = digest_of(stored.images)
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[CalibrationFinding, ...] = ()
     if actual != stored.digest:
         findings = (
-            Finding(
+            CalibrationFinding(
                 "error",
                 "digest",
                 f"{path}/{calibration_set.ABOUT}",
                 f"images were changed: their SHA-256 is {actual[:12]}…, but the recorded one is {stored.digest[:12]}…",
-                "copy the set again, or make a new one",
+                calibration_set.COPY_AGAIN,
             ),
         )
     return CandidateSet(str(path), stored.images, stored.names, stored.labels, stored.preprocess, actual, findings)
@@ -122,7 +123,9 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
     if not valid:
         raise DataError(f"{path} has no images, only other files such as {skipped[0]}")
     images = np.stack([image for _, image in valid])
-    findings = [Finding("warning", "no-picture", listed(skipped), "not an image", "remove it")] if skipped else []
+    findings = (
+        [CalibrationFinding("warning", "no-picture", listed(skipped), "not an image", "remove it")] if skipped else []
+    )
     return CandidateSet(
         str(path),
         images,
@@ -135,7 +138,7 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
 
 
 def _arrays(path: Path, labels: Sequence[str]) -> CandidateSet:
-    """Read the array of images, which is found by its number of axes, and the array of classes, found by its length."""
+    """Read the image array, identified by its number of axes, and the array of classes, identified by its length."""
     arrays = sources.read_arrays(path)
     image_arrays = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
     if len(image_arrays) != 1 or not arrays[image_arrays[0]].size:
@@ -162,27 +165,29 @@ def _label_names(array: npt.NDArray[Any], labels: Sequence[str]) -> tuple[str, .
     return tuple(labels[i] if 0 <= i < len(labels) else f"index {i}" for i in array.tolist())
 
 
-def _channels_last(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[Any], list[Finding]]:
+def _channels_last(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[Any], list[CalibrationFinding]]:
     if array.ndim == 3:
         return array[..., np.newaxis], []
     if array.shape[3] in (1, 3) or array.shape[1] not in (1, 3):
         return array, []
     what = f"the shape is {array.shape}, channels first; expected (N, H, W, C)"
-    return array.transpose(0, 2, 3, 1), [Finding("error", "layout", where, what, "transpose it: (0, 2, 3, 1)")]
+    return array.transpose(0, 2, 3, 1), [
+        CalibrationFinding("error", "layout", where, what, "transpose it: (0, 2, 3, 1)")
+    ]
 
 
-def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8], list[Finding]]:
-    """Return the pixels that the numbers represent, uint8 ``(N, H, W, C)``, and problems with their range or type."""
+def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8], list[CalibrationFinding]]:
+    """Convert the values to pixels, uint8 ``(N, H, W, C)``, and return the pixels and findings about range and type."""
     low, high = float(array.min()), float(array.max())
     span = f"{array.dtype} from {low:g} to {high:g}"
     expected = "expected uint8 from 0 to 255"
 
-    def wrong(what: str, advice: str, severity: Severity = "error") -> list[Finding]:
-        return [Finding(severity, "range", where, f"{span}: {what}, {expected}", advice)]
+    def wrong(what: str, advice: str, severity: Severity = "error") -> list[CalibrationFinding]:
+        return [CalibrationFinding(severity, "range", where, f"{span}: {what}, {expected}", advice)]
 
     before_normalization = "save the pixels before the normalization, as uint8"
     if not np.isfinite(array).all():
-        findings = wrong("some values are NaN or infinite", "check where they come from")
+        findings = wrong("the array contains NaN or infinite values", "check how the file was written")
         return np.empty((0, *array.shape[1:]), np.uint8), findings
     if array.dtype.kind != "f":
         if low >= 0 and high <= 1:
@@ -199,7 +204,7 @@ def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8],
         return _rounded((array + 1.0) * 127.5), wrong("pixels are already normalized to [-1, 1]", before_normalization)
     if low >= 0 and high <= 255:
         return _rounded(array), wrong("pixels have another type", "save them as uint8", "warning")
-    findings = wrong("maybe mean and standard deviation of the pixels were normalized", before_normalization)
+    findings = wrong("the pixels may have been normalized to mean 0 and standard deviation 1", before_normalization)
     return np.empty((0, *array.shape[1:]), np.uint8), findings
 
 
@@ -208,5 +213,5 @@ def _rounded(real: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Join a few names, and add the number of the others."""
+    """Join the first few names, and append how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

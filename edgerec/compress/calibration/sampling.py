@@ -1,4 +1,4 @@
-"""Methods by which calibration recipes draw training images."""
+"""Sampling methods of calibration recipes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from edgerec.data import Dataset
 from edgerec.data.near_duplicates import farthest_first, thumbnails
 from edgerec.data.split import Indices
 
-# Maximum number of images per class that are compared to find images that differ from each other.
+# Maximum number of candidates per class from which :func:`diverse` selects.
 MOST_CANDIDATES = 500
 
-# (data set, positions to draw from, number of images, random generator) -> positions in the data set
-Method = Callable[[Dataset, Indices, int, np.random.Generator], Indices]
+# Takes a data set, the positions to sample from, the number of images and a random generator. Returns positions.
+Sampler = Callable[[Dataset, Indices, int, np.random.Generator], Indices]
 
 
 def stratified(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Draw images at random, with the same number for each class as far as possible."""
+    """Sample images at random, with the same number from each class as far as possible."""
     return _round_robin([rng.permutation(members) for members in _by_class(dataset, part)], count, rng)
 
 
 def random(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Draw images at random, so that the classes keep their frequencies."""
+    """Sample images at random, preserving the class frequencies."""
     return rng.permutation(part)[:count]
 
 
 def diverse(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Draw the same number for each class, and in each class images that differ much from each other.
+    """Sample the same number of images from each class, and select images that differ much from each other.
 
     The method is greedy k-center (O. Sener, S. Savarese, arXiv:1708.00489) on thumbnails instead of features.
     """
@@ -39,7 +39,7 @@ def diverse(dataset: Dataset, part: Indices, count: int, rng: np.random.Generato
     return _round_robin(orders, count, rng)
 
 
-METHODS: dict[str, Method] = {"stratified": stratified, "random": random, "diverse": diverse}
+SAMPLING_METHODS: dict[str, Sampler] = {"stratified": stratified, "random": random, "diverse": diverse}
 
 
 def _by_class(dataset: Dataset, part: Indices) -> list[Indices]:
@@ -48,8 +48,8 @@ def _by_class(dataset: Dataset, part: Indices) -> list[Indices]:
 
 
 def _round_robin(orders: Sequence[Indices], count: int, rng: np.random.Generator) -> Indices:
-    """Return one position of each class, then a second one of each, and so on, until there are ``count``."""
-    if count < len(orders):  # choose random classes instead of the first ones in the alphabet
+    """Return ``count`` positions, selected round-robin over the classes."""
+    if count < len(orders):  # choose random classes instead of the alphabetically first classes
         orders = [orders[i] for i in rng.permutation(len(orders))]
     rounds = [order[turn] for turn in range(max(map(len, orders))) for order in orders if turn < len(order)]
     return np.array(rounds[:count], np.int64)

@@ -1,4 +1,4 @@
-"""Compare a run's variant with the float model: input scale, layers, and predictions."""
+"""Compare a variant of a run with the float model by input scale, layers and predictions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.compression_plots import layer_bars
-from edgerec.compress.layer_comparison.findings import LOW_DB, Finding, costliest, find_input, find_layers, find_outputs
-from edgerec.compress.layer_comparison.runner import EXACT_DB, Layer, layer_parity
+from edgerec.compress.layer_comparison.findings import (
+    LOW_DB,
+    ParityFinding,
+    costliest,
+    find_input,
+    find_layers,
+    find_outputs,
+)
+from edgerec.compress.layer_comparison.runner import EXACT_DB, LayerResult, layer_parity
 from edgerec.compress.quantize import make_float32
 from edgerec.compression_methods import FLOAT32
 from edgerec.data import Dataset
@@ -30,12 +37,12 @@ class ParityReport:
 
     Attributes:
         run, variant: the run's folder and the name of the compared variant.
-        reference: the model that the layers are compared with: ``float model``, or ``float twin`` (the variant with its
-            weights in float32) if fine-tuning changed the weights.
+        reference: the model that the layers are compared with: ``float model``, or ``dequantized version`` (the variant
+            itself in float32) if fine-tuning changed the weights.
         layers: the layers in execution order, measured on ``images`` validation images.
         images: number of validation images for the layers.
         unmatched: number of operators without an equivalent in the reference.
-        findings: problems, the most severe first; empty if there are none.
+        findings: the detected problems, the most severe first.
         float_top1, top1: top-1 accuracy of the float model and of the variant on all validation images, 0 to 1.
         agreement: fraction of all validation images with the same prediction in both models, 0 to 1.
         val_images: number of all validation images.
@@ -44,17 +51,17 @@ class ParityReport:
     run: str
     variant: str
     reference: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerResult, ...]
     images: int
     unmatched: int
-    findings: tuple[Finding, ...]
+    findings: tuple[ParityFinding, ...]
     float_top1: float
     top1: float
     agreement: float
     val_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         return vars(self) | {
             "layers": [layer.to_dict() for layer in self.layers],
             "findings": [asdict(finding) for finding in self.findings],
@@ -121,7 +128,7 @@ def parity(
 
 
 def draw_layers(report: ParityReport, path: Path) -> None:
-    """Draw the report's layers as a PNG, and mark the costliest layer and the layers with findings."""
+    """Plot the SQNR of the report's layers to a PNG file, and mark the costliest layer and the layers with findings."""
     worst = costliest(report.layers)
     marked = {finding.layer for finding in report.findings} | ({worst.name} if worst else set())
     layer_bars(
@@ -138,19 +145,20 @@ def _choose(run: Run, variant: str | None) -> str:
     compressed = {name: report["val_top1"] for name, report in run.variants().items() if name != FLOAT32}
     if not compressed:
         raise RunError(
-            f"{run.path} has no variant to compare with float: make one with {command('quantize', run.path)}"
+            f"{run.path} has no variant to compare with the float model: create one with "
+            f"{command('quantize', run.path)}"
         )
     if variant is None:
         # Variants with float activations hardly differ from the float model, so an int8 variant is more useful.
         int8 = [name for name in compressed if name.startswith("int8")] or compressed
         return max(int8, key=lambda name: compressed[name])
     if variant not in compressed:
-        raise RunError(f"{run.path}: {unknown('variant', variant, compressed)}; edgerec quantize makes variants")
+        raise RunError(f"{run.path}: {unknown('variant', variant, compressed)}; create variants with edgerec quantize")
     return variant
 
 
 def _sample(dataset: Dataset, part: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return ``count`` positions from ``part``: an image of each class, then a second image of each, and so on."""
+    """Return ``count`` positions from ``part``, selected round-robin over the classes."""
     order = np.random.default_rng(0).permutation(part)
     classes = dataset.classes[order]
     turn = np.empty(len(order), np.int64)

@@ -1,9 +1,9 @@
 """Rewrite .tflite graphs so that intermediate tensors can be read and changed.
 
-An interpreter with a delegate does not let its intermediate tensors be read. The option
-``experimental_preserve_all_tensors`` makes them readable, but only without the delegate. The kernels are then others
-than on the device, and the int8 scores of a MobileNet on noise differ by up to 38 of 255 units. If the intermediate
-tensors are outputs of the graph, the same kernels run as on the device, and the scores are bit-identical.
+The intermediate tensors of an interpreter with a delegate cannot be read. The option
+``experimental_preserve_all_tensors`` makes them readable, but only without the delegate. Other kernels then run than on
+the device, and the int8 scores of a MobileNet on noise differ by up to 38 of 255 units. If the intermediate tensors are
+outputs of the graph, the same kernels run as on the device, and the scores are bit-identical.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import Graph, Operator, pack, parse, read_graph, real_values
 from edgerec.tflite.schema import tflite_schema
 
-# Operators that only convert between number formats.
+# Operators that only convert between data types.
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 
@@ -37,7 +37,10 @@ def open_graph(content: bytes, where: str) -> Graph:
 
 
 def image_operators(graph: Graph) -> list[Operator]:
-    """Return the operators whose results depend on the image, in execution order, without those that unpack weights."""
+    """Return the operators whose outputs depend on the image, in execution order.
+
+    Operators that only unpack weights are omitted.
+    """
     image_tensors = {tensor.index for tensor in graph.inputs}
     dependent = []
     for operator in graph.operators:
@@ -48,18 +51,18 @@ def image_operators(graph: Graph) -> list[Operator]:
 
 
 def with_all_outputs(content: bytes) -> bytes:
-    """Return the model with all results of its operators as outputs."""
+    """Return a copy of the model that outputs the result of every operator."""
     model = parse(content)
     _set_inputs_and_outputs(model, model.subgraphs[0].inputs, _operator_outputs(content))
     return pack(model)
 
 
 def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, int], int]]:
-    """Return the model with its operators disconnected, so that each operator reads only from inputs of its own.
+    """Return a copy of the model in which every activation that an operator reads is a separate input of the model.
 
     Returns:
-        The model, whose outputs are the outputs of the operators, and a dictionary from (operator position, index of a
-        tensor that the operator reads) to the index of the input that replaces the tensor.
+        The model, whose outputs are the outputs of the operators, and a dictionary that maps the position of an
+        operator and the index of a tensor that the operator reads to the index of the input that replaces the tensor.
     """
     model = parse(content)
     main = model.subgraphs[0]
@@ -76,11 +79,12 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 
 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """Return a float model with an addition after some of its ``tensors``, and all results as outputs.
+    """Return a copy of a float model that adds a new input to each of ``tensors``, so that noise can be injected.
+
+    The results of all operators and the sums are outputs of the copy.
 
     Returns:
-        The model, and a dictionary from the index of each tensor to the indices of the input that is added and of the
-        sum.
+        The copy, and a dictionary that maps the index of each tensor to the index of its new input and of the sum.
     """
     schema = tflite_schema()
     model = parse(content)
@@ -109,11 +113,11 @@ def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[
     return pack(model), added
 
 
-def float_twin(content: bytes) -> bytes:
-    """Return the quantized model with all operators in float32 and with the dequantized weights.
+def dequantized(content: bytes) -> bytes:
+    """Return the float32 version of a quantized model, with the dequantized weights.
 
-    This model computes what the quantized model would compute if its activations were not rounded. Tensors keep their
-    indices. QUANTIZE and DEQUANTIZE operators are removed, and their readers use their inputs.
+    This version computes what the quantized model would compute if its activations were not rounded. Tensors keep their
+    indices. ``QUANTIZE`` and ``DEQUANTIZE`` operators are removed.
     """
     schema = tflite_schema()
     model = parse(content)

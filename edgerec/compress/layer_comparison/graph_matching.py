@@ -25,8 +25,8 @@ class Match:
     """Operators and tensors of a variant, and the equivalent operators and tensors of its reference.
 
     Attributes:
-        tensors: index of a computed tensor of the variant -> index of the reference's tensor.
-        pairs: operators (reference, variant) in the variant's execution order.
+        tensors: maps the indices of the variant's computed tensors to indices of the reference's tensors.
+        pairs: pairs of an operator of the reference and an operator of the variant, in the variant's execution order.
         unmatched: number of operators of the variant without an equivalent in the reference, not counting conversions.
     """
 
@@ -36,10 +36,10 @@ class Match:
 
 
 def match(reference: Graph, variant: Graph) -> Match:
-    """Match operators by type, output shape, fused activation and layer name, and the others by their order.
+    """Match operators by type, output shape, fused activation and layer name. Match the remaining operators by order.
 
-    A pair is dropped if its operators are known to read different inputs, because two branches with equal shapes may be
-    in a different order.
+    A pair is dropped if its operators are known to read different inputs, because two branches with equal shapes may
+    have a different order.
     """
     reference_operators, variant_operators = _without_conversions(reference), _without_conversions(variant)
     chosen = _by_name(reference_operators, variant_operators)
@@ -64,7 +64,7 @@ def match(reference: Graph, variant: Graph) -> Match:
 
 
 def fine_tuned(pairs: Sequence[Pair], reference: Graph, variant: Graph) -> bool:
-    """Return whether the variant's weights are more than rounded copies of the reference's, or cannot be compared."""
+    """Return whether the weights of the two models differ by more than rounding errors, or cannot be compared."""
     changed = []
     for reference_operator, variant_operator in pairs:
         before, after = weights(reference_operator, reference), weights(variant_operator, variant)
@@ -74,7 +74,11 @@ def fine_tuned(pairs: Sequence[Pair], reference: Graph, variant: Graph) -> bool:
 
 
 def weights(operator: Operator, graph: Graph) -> Tensor | None:
-    """Return the weights of an operator, before any DEQUANTIZE: its first constant input with two or more axes."""
+    """Return the weights of an operator, or None if it has none.
+
+    The weights are the first constant input with two or more axes. The input of a ``DEQUANTIZE`` operator is used
+    instead of its output.
+    """
     packed = {o.outputs[0].index: o.inputs[0] for o in graph.operators if o.name == "DEQUANTIZE"}
     for tensor in operator.inputs:
         candidate = packed.get(tensor.index, tensor) if tensor is not None else None
@@ -109,7 +113,10 @@ def _kind(operator: Operator) -> Hashable:
 
 
 def _by_name(reference_operators: list[Operator], variant_operators: list[Operator]) -> dict[int, Operator]:
-    """Match operators whose type, shape and name are unique in both graphs: variant's index -> reference's operator."""
+    """Match operators whose type, shape and name are unique in both graphs.
+
+    Return a dictionary that maps the indices of the variant's operators to operators of the reference.
+    """
 
     def unique(operators: list[Operator]) -> dict[Hashable, Operator]:
         keys = [(_kind(operator), layer_name(operator)) for operator in operators]
@@ -136,7 +143,7 @@ def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
 
 
 def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
-    """Return whether both operators read the same inputs, as far as the inputs are matched."""
+    """Return whether both operators read the same inputs. Inputs without a match are ignored."""
     mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
     expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}
@@ -144,7 +151,7 @@ def _consistent(reference_operator: Operator, variant_operator: Operator, tensor
 
 
 def _changed_fraction(reference: Tensor, variant: Tensor) -> float:
-    """Return the fraction of the weights that differ by more than half a quantization step or float16's precision."""
+    """Return the fraction of the weights that differ between the models by more than rounding to int8 or float16."""
     real, rounded = real_values(reference), real_values(variant)
     if real.shape != rounded.shape:
         return 1.0

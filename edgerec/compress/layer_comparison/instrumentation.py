@@ -1,4 +1,4 @@
-"""Interpreters that measure the noise of each layer, and the sums over images that they update."""
+"""Interpreters that measure the noise of each layer, and running sums of these measurements over all images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 class TensorInterpreter:
-    """An interpreter whose tensors are addressed by their index in the file. Inputs are zero until they are set."""
+    """An interpreter whose tensors are addressed by their index in the file. All inputs are initialized with zeros."""
 
     def __init__(self, content: bytes) -> None:
         self._interpreter = open_interpreter(content, trusted=True)
@@ -31,7 +31,10 @@ class TensorInterpreter:
             self.set(spec["index"], np.zeros(spec["shape"], spec["dtype"]))
 
     def run(self, feeds: dict[int, Array]) -> None:
-        """Set these inputs, ``feeds``, and run the model. Other inputs keep their values."""
+        """Set the inputs in ``feeds``, which maps tensor indices to values, and run the model.
+
+        Other inputs keep their values.
+        """
         for index, value in feeds.items():
             self.set(index, value)
         self._interpreter.invoke()
@@ -39,11 +42,11 @@ class TensorInterpreter:
 
 @dataclass
 class LayerSums:
-    """A layer, and sums of its measurements over the images."""
+    """A layer, and its measurements summed over all images."""
 
     name: str
     operator: str
-    pair: Pair | None  # the reference's and the variant's operator; None for the input and for a change of scale
+    pair: Pair | None  # operators of reference and variant; None for the model's input and for requantizations
     sources: tuple[int, ...]  # indices of the tensors that the variant's operator reads
     readers: tuple[str, ...]
     reference: int  # index of the output in the reference
@@ -64,7 +67,7 @@ class LayerSums:
     high: Array = field(default_factory=lambda: np.array(-np.inf))
 
     def add(self, real: Array, stored: Array, own: Array) -> None:
-        """Add the measurements of one image.
+        """Add the measurements of one image to the sums.
 
         Args:
             real: output of the reference, float32.
@@ -88,14 +91,14 @@ class LayerSums:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """Which layers and tensors of two models are compared.
+    """The layers and tensors that are compared between a reference and a variant.
 
     Attributes:
         contents: the .tflite of the reference and of the variant.
         inputs: index of the input tensor of the reference and of the variant.
         rows: the layers, the input first.
-        tensors: index of a tensor of the variant -> index of the reference's tensor.
-        specs: index of a tensor of the variant -> its spec.
+        tensors: maps the indices of the variant's tensors to indices of the reference's tensors.
+        specs: maps the indices of the variant's tensors to their specs.
         logits: index of the reference's tensor with the logits.
         softmax: whether a softmax follows the logits.
     """
@@ -109,8 +112,8 @@ class ComparisonPlan:
     softmax: bool
 
 
-class LayerMeasurement:
-    """The interpreters that measure the layers of a plan."""
+class LayerInterpreters:
+    """The interpreters that run the models of a comparison plan and their rewritten copies."""
 
     def __init__(self, plan: ComparisonPlan) -> None:
         self._plan = plan
@@ -124,9 +127,12 @@ class LayerMeasurement:
         self._isolated, self._float_isolated = TensorInterpreter(cut), TensorInterpreter(cut_float)
 
     def measure(self, real_input: Array, stored_input: Array, *, alone: bool) -> None:
-        """Run both models on one image ``(1, H, W, C)``, given in the input format of each, and add the measurements.
+        """Run both models on one image, and add the measurements to the sums of the plan's layers.
 
-        ``alone`` also measures the effect of each layer's noise on the logits.
+        Args:
+            real_input: the image in the input format of the reference, ``(1, H, W, C)``.
+            stored_input: the image in the input format of the variant, ``(1, H, W, C)``.
+            alone: also measure the effect of each layer's noise on the logits.
         """
         reference_input, variant_input = self._plan.inputs
         self._reference.run({reference_input: real_input})
@@ -139,7 +145,7 @@ class LayerMeasurement:
             self._measure_alone(real_input, own)
 
     def _own_noise(self, real: dict[int, Array], stored_input: Array) -> list[Array]:
-        """Return the noise that each layer adds by itself, in the shape of its output; zeros if it is unknown."""
+        """Return the noise that each layer itself adds, in the shape of its output. Unknown noise is zero."""
         specs = self._plan.specs
         stored = {index: quantize(value, specs[index]) for index, value in real.items()}
         rounded = {index: dequantize(value, specs[index]) for index, value in stored.items()}
@@ -163,7 +169,7 @@ class LayerMeasurement:
         return noises
 
     def _measure_alone(self, real_input: Array, noises: list[Array]) -> None:
-        """Add the noise of one layer after the other to the float model, and measure the change of the logits."""
+        """Add the noise of one layer at a time to the reference model, and measure the change of the logits."""
         logits = self._read_logits()
         for row, noise in zip(self._plan.rows, noises, strict=True):
             if not (row.own_known and row.before_logits):
@@ -179,11 +185,11 @@ class LayerMeasurement:
     def _read_logits(self) -> Array:
         _, total = self._added.get(self._plan.logits, (0, self._plan.logits))
         logits = self._reference.read(total)
-        # A softmax is not affected by a constant that is added to all logits.
+        # Softmax is invariant to adding a constant to all logits.
         return logits - logits.mean() if self._plan.softmax else logits
 
 
 def power(values: Array) -> float:
-    """Return the sum of squares."""
+    """Return the sum of the squared elements."""
     flat = values.ravel()
     return float(np.dot(flat, flat))

@@ -1,22 +1,21 @@
 """Measure the quantization noise of each layer of a compressed .tflite model, compared with the float model.
 
-All measurements use the kernels that run on the device, on rewritten graphs (:mod:`extra_outputs`). For each layer
-there are three signal-to-quantization-noise ratios (SQNR), ``10·log10(Σ float² / Σ (float − dequantized)²)`` in dB over
-a sample of images:
+All measurements use rewritten graphs (:mod:`extra_outputs`) with the kernels that run on the device. For each layer,
+three signal-to-quantization-noise ratios (SQNR) are computed as ``10·log10(Σ float² / Σ (float − dequantized)²)`` in dB
+over a sample of images:
 
-- ``sqnr_db`` is measured at the layer's output in the whole compressed model. It includes the noise of all previous
-layers.
-- ``own_db`` is the noise that this layer adds. Its operator and the float operator get the same inputs: the float
-model's tensors, quantized as this layer receives them. The noise is due to the layer's weights and the range of its
-output. The range of its input is part of the layer that computes the input.
-- ``alone_db`` is measured at the logits of the float model, to which only this layer's own noise is added. It is the
-noise that would be avoided if this layer stayed float. Noise that later layers suppress costs no accuracy, and noise
-that is small compared with the layer's largest channel may cost much.
+- ``sqnr_db`` is measured at the layer's output in the whole compressed model, so it includes the noise of all previous
+  layers.
+- ``own_db`` is the SQNR of the noise that this layer adds. Its operator and the float operator read the same inputs:
+  the float model's tensors, quantized as this layer receives them. The noise is caused by the layer's weights and the
+  range of its output. The range of its input is attributed to the layer that computes the input.
+- ``alone_db`` is measured at the logits of the float model, to which only this layer's own noise is added. This noise
+  would be avoided if the layer stayed in float. Noise that later layers suppress costs no accuracy, and noise that is
+  small compared with the layer's largest channel may cost much.
 
 **The reference.** If the variant's weights are the rounded weights of the float model, the reference is the float
 model. Fine-tuning (QAT, pruning, clustering) changes the weights on purpose, and these changes are not noise. In this
-case, the reference is the float twin: the variant's graph with its weights in float32. The comparison then measures the
-rounding of activations.
+case, the reference is the dequantized version of the variant, and the comparison measures the rounding of activations.
 """
 
 from __future__ import annotations
@@ -29,42 +28,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, float_twin, image_operators, open_graph
+from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, dequantized, image_operators, open_graph
 from edgerec.compress.layer_comparison.graph_matching import Match, Pair, fine_tuned, layer_name, match, weights
-from edgerec.compress.layer_comparison.instrumentation import ComparisonPlan, LayerMeasurement, LayerSums, power
+from edgerec.compress.layer_comparison.instrumentation import ComparisonPlan, LayerInterpreters, LayerSums, power
 from edgerec.contract.tensors import Normalise, TensorSpec, pixel_table, quantize
 from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, real_values
 from edgerec.utils.progress import Listener, Progress, ignore
 
-FLOAT_MODEL, FLOAT_TWIN = "float model", "float twin"
-# SQNR that stands for "no difference"; float32 rounding alone gives about 140 dB.
+FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized version"
+# SQNR that is reported if there is no difference. Float32 rounding alone gives about 140 dB.
 EXACT_DB = 120.0
-# Operators that move numbers without changing them. These and operators that select numbers keep the range of their
-# input.
+# Operators that rearrange values without changing them. These operators, and operators that select values, keep the
+# range of their input.
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
 _RANGE_PRESERVING = {*_MOVING, *CONVERSIONS, "MAX_POOL_2D"}
-# Measuring alone_db takes one run of the float model per layer and image, so it uses this many images, or fewer if the
-# product of images and layers would exceed the second number.
+# Measuring ``alone_db`` takes one run of the float model per layer and image. ``_ALONE_IMAGES`` images are used, or
+# fewer if this would take more than ``_ALONE_RUNS`` runs.
 _ALONE_IMAGES, _ALONE_RUNS = 16, 1500
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Measurements of one layer; the module's docstring defines the three ratios.
+class LayerResult:
+    """Measurements of one layer. The module's docstring defines the three SQNR values.
 
     Attributes:
         name, operator, shape: name of the Keras layer, type of the TFLite operator, and shape of its output.
-        sqnr_db, own_db, alone_db: signal-to-quantization-noise ratios in dB; None if the signal is zero or the float
-            model has no equivalent tensor. ``alone_db`` is also None for layers after the logits.
-        weight_db: SQNR of the weights in dB, if the reference is the float model.
-        clipped: fraction of the float outputs outside of the quantized range.
+        sqnr_db, own_db, alone_db: signal-to-quantization-noise ratios in dB, or None if the signal is zero or the
+            reference has no equivalent tensor. ``alone_db`` is also None for layers after the logits.
+        weight_db: SQNR of the weights in dB, or None if the reference is not the float model.
+        clipped: fraction of the float outputs outside the quantized range.
         range_used: fraction of the quantized range between the smallest and the largest output, 0 to 1.
         channel_used: the same fraction for the median channel.
         dead: whether the output is constant, unlike in float.
         finite: whether the outputs of the variant and of the reference have no NaN and no infinity.
-        readers: layers that read the output with its range. They have to be float too if the range is to have no
-            effect.
+        readers: layers that read this output with the same range. To avoid the effect of the range, these layers have
+            to stay in float, too.
     """
 
     name: str
@@ -82,7 +81,7 @@ class Layer:
     readers: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the measurements as a JSON-serializable dictionary."""
         return asdict(self) | {"shape": list(self.shape), "readers": list(self.readers)}
 
 
@@ -91,20 +90,23 @@ class LayerParity:
     """Measurements of all layers that could be compared.
 
     Attributes:
-        reference: ``float model`` or ``float twin``.
+        reference: ``float model`` or ``dequantized version``.
         layers: the layers in execution order; the first is the input.
         images: number of images.
         unmatched: number of operators without an equivalent in the reference.
     """
 
     reference: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerResult, ...]
     images: int
     unmatched: int
 
 
 def decibels(signal: float, noise: float) -> float | None:
-    """Return ``10·log10(signal / noise)`` of two powers, at most :data:`EXACT_DB`; None if the signal is zero."""
+    """Return the ratio of two powers in dB, ``10·log10(signal / noise)``, capped at :data:`EXACT_DB`.
+
+    Return None if the signal is zero, or if one of the powers is NaN or infinite.
+    """
     if not (math.isfinite(signal) and math.isfinite(noise)) or signal <= 0:
         return None
     return EXACT_DB if noise <= 0 else min(EXACT_DB, 10 * math.log10(signal / noise))
@@ -120,9 +122,9 @@ def layer_parity(
     """Compare a variant with its float model, layer by layer.
 
     Args:
-        float_content: the float32 .tflite; None if there is none, for example for a quantized model from another tool.
-        variant_content: the compressed .tflite.
-        pixels: images, uint8 ``(N, H, W, C)``; some tens are enough.
+        float_content: the float32 .tflite file, or None if there is none, e.g. for a quantized model from another tool.
+        variant_content: the compressed .tflite file.
+        pixels: images, uint8 ``(N, H, W, C)``. A few dozen images are enough.
         normalise: normalization of the float model's input.
         listener: receives the progress.
 
@@ -133,21 +135,23 @@ def layer_parity(
     variant = open_graph(variant_content, "the variant")
     if variant.inputs[0].shape[1:] != pixels.shape[1:]:
         raise ModelError(
-            f"cannot compare layers: the variant takes {list(variant.inputs[0].shape)}, the images are "
-            f"{list(pixels.shape)}"
+            f"cannot compare layers: the variant expects inputs of the shape {list(variant.inputs[0].shape)}, but the "
+            f"images have the shape {list(pixels.shape)}"
         )
     kind, reference_content, reference, matched = _reference(float_content, variant_content, variant)
     spec = _spec(variant.inputs[0])
     if spec is None:
-        raise ModelError(f"cannot compare layers: the input is {variant.inputs[0].dtype}, expected pixels")
+        raise ModelError(
+            f"cannot compare layers: the variant's input is {variant.inputs[0].dtype}, expected float32 or int8 images"
+        )
     plan = _plan((reference_content, variant_content), (reference, variant), matched)
-    measurement = LayerMeasurement(plan)
+    measurement = LayerInterpreters(plan)
     alone = min(_ALONE_IMAGES, max(2, _ALONE_RUNS // len(plan.rows)))
     table = pixel_table(normalise, spec)
     real_table = quantize(normalise.apply(np.arange(256)), TensorSpec("float32", ()))
     for i, image in enumerate(pixels):
         stored = image if table is None else table[image]
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN is a finding, not a warning
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN values are reported as a finding
             measurement.measure(real_table[image][np.newaxis], stored[np.newaxis], alone=i < alone)
         listener(Progress("comparing layers", i + 1, len(pixels)))
     graphs = (reference, variant) if kind == FLOAT_MODEL else None
@@ -155,21 +159,21 @@ def layer_parity(
 
 
 def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> tuple[str, bytes, Graph, Match]:
-    """Choose the reference: the float model, or the float twin if fine-tuning changed the weights."""
+    """Choose the float model as the reference, or the dequantized variant if fine-tuning changed the weights."""
     if float_content is not None:
         reference = open_graph(float_content, "the float model")
         matched = match(reference, variant)
         if not fine_tuned(matched.pairs, reference, variant):
             return FLOAT_MODEL, float_content, reference, matched
-    twin_content = float_twin(content)
-    twin = open_graph(twin_content, "the float twin")
-    return FLOAT_TWIN, twin_content, twin, match(twin, variant)
+    dequantized_content = dequantized(content)
+    reference = open_graph(dequantized_content, "the dequantized version")
+    return DEQUANTIZED, dequantized_content, reference, match(reference, variant)
 
 
-def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> Layer:
-    """Convert sums to ratios; ``graphs`` are the models whose weights are compared, None for a float twin."""
+def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> LayerResult:
+    """Compute the measurements of a layer from its sums. If ``graphs`` is None, the weights are not compared."""
     levels = 2 ** np.iinfo(row.spec.dtype).bits if row.spec.quantized else 0
-    return Layer(
+    return LayerResult(
         name=row.name,
         operator=row.operator,
         shape=row.spec.shape,
@@ -199,7 +203,7 @@ def _plan(contents: tuple[bytes, bytes], graphs: tuple[Graph, Graph], matched: M
 def _rows(
     graphs: tuple[Graph, Graph], pairs: list[Pair], tensors: dict[int, int], specs: dict[int, TensorSpec], logits: int
 ) -> Iterator[LayerSums]:
-    """Yield a row for the input, for each matched layer, and for each change of scale between layers."""
+    """Yield a row for the input, for each matched layer, and for each requantization between layers."""
     reference, variant = graphs
     input_index, scores = variant.inputs[0].index, reference.outputs[0].index
     by_index = {
@@ -244,7 +248,7 @@ def _rows(
 
 
 def _name(operator: Operator, pair: Pair | None) -> str:
-    """Return the layer's name from the file that has one."""
+    """Return the layer's name from the first of the two models that contains it."""
     names = [layer_name(member) for member in pair or (operator,)]
     return next((name for name in names if name != operator.name.lower()), names[0])
 
@@ -277,7 +281,7 @@ def _logits(graph: Graph) -> tuple[int, bool]:
 
 
 def _spec(tensor: Tensor) -> TensorSpec | None:
-    """Return the spec of a tensor; None if the tensor is neither float nor quantized with a single scale."""
+    """Return the spec of a tensor, or None if the tensor is neither float nor quantized per tensor."""
     scale, zero_point = (tensor.scales or (0.0,))[0], (tensor.zero_points or (0,))[0]
     try:
         return TensorSpec(tensor.dtype.lower(), tensor.shape, scale, zero_point) if len(tensor.scales) < 2 else None
