@@ -24,7 +24,7 @@ from edgerec.utils.command_line import data_options
 
 if TYPE_CHECKING:
     from edgerec.compress import QuantizeReport
-    from edgerec.compress.compare import Comparison
+    from edgerec.compress.compare import MethodComparison
     from edgerec.recipe import DataSource
 
 
@@ -248,7 +248,7 @@ def _show(report: QuantizeReport, json: bool) -> None:
         say(f"sparsity {report.sparsity:.1%} of the weights are zero")
 
 
-def _show_comparison(comparison: Comparison, json: bool) -> None:
+def _show_comparison(comparison: MethodComparison, json: bool) -> None:
     if json:
         show_json(comparison.to_dict())
         return

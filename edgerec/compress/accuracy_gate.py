@@ -1,4 +1,4 @@
-"""Rows of the parity table, and the gate that limits the loss of accuracy."""
+"""The table that compares a variant with the float model, and the check that limits the loss of accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.train.metrics import ModelMetrics
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One row of the parity table.
+    """One row of the table that compares the forms of a model: Keras, float32 TFLite and the variant.
 
     Attributes:
         name: ``keras float32``, ``float32`` or the variant's name.
@@ -24,9 +24,9 @@ class ParityRow:
             reconstruction error is below the float Keras model's threshold.
         agreement: fraction of the images with the same prediction as the float Keras model, 0 to 1. For an autoencoder,
             the rank correlation of its errors with those of the float Keras model, −1 to 1.
-        size_bytes: size of the .tflite file; 0 for Keras.
-        gzip_bytes: size of the .tflite file after compression with gzip; 0 for Keras.
-        error: mean reconstruction error of an autoencoder; None for a classifier.
+        size_bytes: size of the .tflite file, or 0 for Keras.
+        gzip_bytes: size of the .tflite file after compression with gzip, or 0 for Keras.
+        error: mean reconstruction error of an autoencoder, or None for a classifier.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ParityRow:
     error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without ``error`` if it is None."""
+        """Return the row as a JSON-serializable dictionary, without ``error`` if it is None."""
         return {key: value for key, value in asdict(self).items() if key != "error" or value is not None}
 
 
@@ -49,7 +49,7 @@ def parity_row(
     measure: ModelMetrics,
     content: bytes = b"",
 ) -> ParityRow:
-    """Compute a row of the parity table.
+    """Compute the accuracy, agreement and size of one form of a model.
 
     Args:
         name: name of the row.
@@ -57,7 +57,7 @@ def parity_row(
         reference: outputs of the float Keras model, float32 ``(N, …)``.
         classes: true class of each image, int64 ``(N,)``.
         measure: computes accuracy and agreement from outputs.
-        content: the .tflite file; empty for Keras.
+        content: the .tflite file, or empty bytes for Keras.
     """
     return ParityRow(
         name,
@@ -69,15 +69,16 @@ def parity_row(
     )
 
 
-def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, of: str = "top-1") -> None:
+def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, metric: str = "top-1") -> None:
     """Raise :class:`GateError` if ``top1`` is more than ``max_drop`` percentage points below ``float_top1``.
 
-    ``of`` is the name of the accuracy in the message, :attr:`~edgerec.train.metrics.ClassifierMetrics.top1_name`.
+    ``metric`` is the name of the accuracy in the message, see
+    :attr:`edgerec.train.metrics.ClassifierMetrics.top1_name`.
     """
     drop = (float_top1 - top1) * 100
     if drop > max_drop + 1e-9:
         milder = ", ".join(next((method.milder for method in METHODS.values() if method.variant == variant), ()))
         raise GateError(
-            f"{variant} loses {drop:.2f} points of {of} ({float_top1:.2%} to {top1:.2%}), "
+            f"{variant} loses {drop:.2f} points of {metric} ({float_top1:.2%} to {top1:.2%}), but "
             f"--max-drop allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}increase --max-drop"
         )

@@ -1,4 +1,4 @@
-"""Weight clustering with fine-tuning (arXiv:1510.00149, section 3), by tensorflow-model-optimization."""
+"""Weight clustering with fine-tuning (arXiv:1510.00149, section 3), using tensorflow-model-optimization."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sp
         preserve_sparsity: keep zero weights at zero, which uses one of the clusters.
     """
     clustering = require("tensorflow_model_optimization").clustering.keras
-    # The public function has no argument preserve_sparsity.
+    # The public function does not have the argument ``preserve_sparsity``.
     from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as experimental
 
     options = {

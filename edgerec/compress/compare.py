@@ -24,22 +24,22 @@ from edgerec.utils.progress import Listener, ignore
 log = logging.getLogger(__name__)
 
 THREADS = 1
-# Two medians of the same file can differ by this factor, so a smaller speedup is not reported as one.
+# Two measurements of the median latency of the same model can differ by this factor, so smaller speedups are ignored.
 FASTER = 0.9
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """One variant in the comparison.
 
     Attributes:
         method, variant: compression method and name of the variant.
         top1: top-1 accuracy on the test images, 0 to 1.
-        drop_points: top-1 lost against the float Keras model, in percentage points.
+        drop_points: loss of top-1 accuracy compared with the float Keras model, in percentage points.
         agreement: fraction of the test images with the same prediction as the float Keras model.
         size_bytes, gzip_bytes: size of the file, and size after compression with gzip.
         sparsity: fraction of zeros among the int8 weights.
-        median_ms, p95_ms: median and 95th percentile of the time for one image on this machine, in milliseconds.
+        median_ms, p95_ms: median and 95th percentile of the latency for one image on this machine, in milliseconds.
         error: mean reconstruction error of an autoencoder.
         top1_low, top1_high: 95 % confidence interval of ``top1`` for this number of test images (Wilson).
     """
@@ -60,17 +60,17 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The table of all variants.
+class MethodComparison:
+    """The table that compares all compression methods on one run.
 
     Attributes:
         run: the run's folder.
         float_top1: top-1 accuracy of the float Keras model, 0 to 1.
         images: number of test images.
-        threads, machine: number of threads and machine with which the times were measured.
+        threads, machine: number of threads and type of machine with which the latency was measured.
         rows: one row for each variant that could be made, float32 first.
-        notes: remarks on the figures, and the reasons why methods could not be used.
-        plot: path of a PNG with bars of accuracy, bytes and milliseconds.
+        notes: remarks on the measurements, and the reasons why methods could not be used.
+        plot: path of a PNG file with a bar chart of accuracy, size and latency.
     """
 
     run: str
@@ -78,12 +78,12 @@ class Comparison:
     images: int
     threads: int
     machine: str
-    rows: tuple[Row, ...]
+    rows: tuple[VariantRow, ...]
     notes: tuple[str, ...]
     plot: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as JSON values."""
+        """Return the comparison as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -95,10 +95,10 @@ def compare(
     overwrite: bool = False,
     listener: Listener = ignore,
     **options: Any,
-) -> Comparison:
-    """Make each method's variant of a run if it does not exist yet, and compare all of them.
+) -> MethodComparison:
+    """Create the missing variants of a run, one for each compression method, and compare all variants.
 
-    Writes ``compare.json`` and ``plots/compare.png`` into the run.
+    Write ``compare.json`` and ``plots/compare.png`` to the run's folder.
 
     Args:
         run: a finished run, or its path.
@@ -130,7 +130,7 @@ def compare(
     return comparison
 
 
-def _compared(context: CompressionContext, methods: Sequence[str], overwrite: bool) -> Comparison:
+def _compared(context: CompressionContext, methods: Sequence[str], overwrite: bool) -> MethodComparison:
     run = context.run
     reports, notes = {"none": context.float32()}, []
     for name in methods:
@@ -138,17 +138,17 @@ def _compared(context: CompressionContext, methods: Sequence[str], overwrite: bo
         try:
             reports[name] = reuse_or_make(context.with_method(name), overwrite)
         except ModelError as error:
-            notes.append(f"{name} is left out: {error}")
+            notes.append(f"{name} is omitted: {error}")
     times = _times(context, reports)
     rows = tuple(_row(name, report, times[name]) for name, report in reports.items())
-    return Comparison(
+    return MethodComparison(
         run=str(run.path),
         float_top1=reports["none"].forms[0].top1,
         images=reports["none"].images,
         threads=THREADS,
         machine=platform.machine(),
         rows=rows,
-        notes=(*notes, *_speed_notes(rows)),
+        notes=(*notes, *speed_notes(rows)),
         plot=str(run.path / "plots" / "compare.png"),
     )
 
@@ -162,10 +162,10 @@ def _times(context: CompressionContext, reports: dict[str, QuantizeReport]) -> d
     return time_models(models)
 
 
-def _row(method: str, report: QuantizeReport, timing: Timing) -> Row:
+def _row(method: str, report: QuantizeReport, timing: Timing) -> VariantRow:
     form = report.forms[-1]
     low, high = wilson_interval(form.top1, report.images)
-    return Row(
+    return VariantRow(
         method=method,
         variant=report.variant,
         top1=form.top1,
@@ -182,7 +182,7 @@ def _row(method: str, report: QuantizeReport, timing: Timing) -> Row:
     )
 
 
-def _speed_notes(rows: Sequence[Row]) -> list[str]:
+def speed_notes(rows: Sequence[VariantRow]) -> list[str]:
     """Return a note if pruned or clustered variants are not faster than the variants without pruning or clustering."""
     by_variant = {row.variant: row for row in rows}
     no_faster = []

@@ -1,4 +1,4 @@
-"""Draw plots of variants, layers and calibration sets."""
+"""Plots of variants, layers and calibration sets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy.typing as npt
 from edgerec.utils.figures import BLUE, DARK, GREY, ORANGE, new_figure, plain, save_figure
 
 PALE = "#d5dbe1"
-# Bars of times above this multiple of the median over all variants are cut off in the plot.
+# Latency bars longer than this multiple of the median of all variants are truncated in the plot.
 OUTLIER = 4.0
 
 
 class Measured(Protocol):
-    """The values of a variant that a plot shows; :class:`edgerec.compress.compare.Row` documents them."""
+    """The values of a variant that are plotted, see :class:`edgerec.compress.compare.VariantRow`."""
 
     @property
     def variant(self) -> str: ...
@@ -39,19 +39,19 @@ class Measured(Protocol):
 
 
 def comparison_plot(float_top1: float, rows: Sequence[Measured], path: Path, accuracy: str = "top-1") -> None:
-    """Write :func:`comparison_figure` as a PNG."""
+    """Save the figure of :func:`comparison_figure` as a PNG file."""
     save_figure(comparison_figure(float_top1, rows, accuracy), path)
 
 
 def comparison_figure(
     float_top1: float, rows: Sequence[Measured], accuracy: str = "top-1", exported: Collection[str] = ()
 ) -> Any:
-    """Draw horizontal bars of the accuracy, bytes and milliseconds of variants, with all values as numbers.
+    """Draw bar charts of the accuracy, size and latency of variants, with a label for the value of each bar.
 
     Args:
-        float_top1: accuracy of the float Keras model, 0 to 1, drawn as a line.
-        rows: variants, from the top down. Milliseconds are left out if no variant has them.
-        accuracy: name of ``top1``.
+        float_top1: accuracy of the float Keras model, 0 to 1, which is drawn as a line.
+        rows: variants, from top to bottom. The latency is omitted if it was not measured for any variant.
+        accuracy: name of the accuracy metric.
         exported: names of the variants that are marked as exported.
     """
     timed = any(row.median_ms is not None for row in rows)
@@ -82,7 +82,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
     places = range(len(rows))
     values = np.array([[row.top1, row.top1_low, row.top1_high] for row in rows]) * 100
     lowest = min(values[:, 1].min(), 100 * float_top1)
-    # Variants differ by a few points, which bars from zero would not show.
+    # Start the axis above zero if necessary, because the variants differ by only a few percentage points.
     start = 5 * math.floor(lowest / 5 - 0.2) if lowest > 50 else 0
     axes.barh(places, values[:, 0] - start, left=start, height=0.66, color=BLUE, label=accuracy)
     errors = np.abs(values[:, 1:] - values[:, :1]).T
@@ -122,7 +122,7 @@ def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
     known = {place: row for place, row in enumerate(rows) if row.median_ms is not None}
     medians = np.array([row.median_ms for row in known.values()], float)
     p95 = np.array([row.p95_ms or row.median_ms for row in known.values()], float)
-    # Without the cut, one slow variant would make all other bars too short to compare.
+    # Truncate the bars, because one slow variant would make all other bars too short to compare.
     end = min(float(p95.max()), OUTLIER * float(np.median(p95)))
     axes.barh(list(known), np.minimum(p95, end), height=0.66, color=PALE, label="95th percentile of the times")
     axes.barh(list(known), np.minimum(medians, end), height=0.66, color=DARK, label="median time")
@@ -147,16 +147,17 @@ def layer_bars(
     title: str,
     path: Path,
 ) -> None:
-    """Draw the signal-to-quantization-noise ratio (SQNR) of layers as a PNG.
+    """Write a PNG file with the signal-to-quantization-noise ratio (SQNR) of layers.
 
     Args:
-        names: layers in execution order, drawn from the top down.
-        ratios: three SQNR values in dB for each layer: with the whole model quantized (a bar), and with only this layer
-            quantized, measured at its output and at the logits (dots); None if unknown.
-        marked: layers that are drawn in orange.
-        limits_db: SQNR below which noise matters, and SQNR from which the output counts as exact.
+        names: names of the layers in execution order, from top to bottom.
+        ratios: three SQNR values in dB for each layer, or None if unknown. The first value is drawn as a bar, and is
+            measured with the whole model quantized. The other two are drawn as dots, and are measured with only this
+            layer quantized, at its output and at the logits.
+        marked: whether each layer is drawn in orange.
+        limits_db: SQNR below which noise matters, and SQNR above which the output counts as exact.
         title: title of the plot.
-        path: the PNG.
+        path: path of the PNG file.
     """
     low_db, exact_db = limits_db
     figure = new_figure(8.5, float(np.clip(0.22 * len(names) + 1.5, 2.5, 60)))
@@ -198,22 +199,22 @@ def contact_sheet(
     path: Path,
     most: int = 60,
 ) -> None:
-    """Draw images with titles above a histogram of all pixel values, as a PNG.
+    """Write a PNG file with a contact sheet of the images above a histogram of all pixel values.
 
     Args:
         images: uint8 ``(N, H, W, C)``.
-        titles: title of each image. The images are sorted by title and, if there are more than ``most``, evenly
-            sampled.
-        reference: images whose histogram is drawn in the background, uint8 ``(N, H, W, C)``; None draws none.
-        name: name of the set, for the heading.
-        path: the PNG.
-        most: largest number of images that are drawn.
+        titles: title of each image. The images are sorted by title. If there are more than ``most`` images, they are
+            evenly sampled.
+        reference: images whose histogram is drawn in the background, uint8 ``(N, H, W, C)``, or None.
+        name: name of the calibration set, for the heading.
+        path: path of the PNG file.
+        most: maximum number of images that are drawn.
     """
     by_title = sorted(range(len(images)), key=lambda i: titles[i])
     some = [by_title[i] for i in np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)]
     columns = int(np.clip(len(some), 5, 10))
     rows = -(-len(some) // columns)
-    # The plot shows at most 128 pixels per image and axis.
+    # Each image is shown with at most 128×128 pixels.
     small = images[some, :: -(-images.shape[1] // 128), :: -(-images.shape[2] // 128)]
     height, width = small.shape[1:3]
     tall = 11 / columns * height / width * 1.25 * rows
@@ -235,7 +236,10 @@ def contact_sheet(
 
 
 def _pixel_histogram(axes: Any, images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8] | None) -> None:
-    """Draw the distribution of the pixel values of each channel, in bins of 8 values; filled for the reference."""
+    """Draw the distribution of the pixel values of each channel in bins of 8 values.
+
+    Fill the area for the reference.
+    """
     edges = np.arange(0, 257, 8)
     gray = images.shape[3] == 1
     channels = [("gray", "black")] if gray else [("red", "#c0392b"), ("green", "#2e8b57"), ("blue", BLUE)]

@@ -1,4 +1,4 @@
-"""The run, data and float model that every compression method works on, and the accuracy measurement of variants."""
+"""The context of a compression: the run, its images and its float model, with which all variants are measured."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
 
-# Learning rate of a stage, as a fraction of the training's learning rate: of QAT with a teacher, of other fine-tuning,
-# and of retraining after weights or channels were removed. Chosen on validation images, see docs/results.md.
+# Learning rates of fine-tuning, as fractions of the learning rate of the training. The first is for QAT with knowledge
+# distillation, the second for other fine-tuning, and the third for retraining after weights or channels were removed.
+# They were chosen on validation images, see docs/results.md.
 QAT_WITH_TEACHER_RATE = 0.01
 FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}
 RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}
@@ -50,7 +51,7 @@ RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}
 
 @dataclass(frozen=True)
 class CompressionContext:
-    """A run, its images, and the float Keras model's outputs on them.
+    """A run, its images, and the outputs of its float Keras model.
 
     Attributes:
         run: the run to compress.
@@ -81,7 +82,10 @@ class CompressionContext:
     def open(
         cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener
     ) -> Iterator[CompressionContext]:
-        """Load the images and run the float model on them; all workers of ``TF_CONFIG`` take part."""
+        """Context manager that loads the images of a run, and runs its float model on validation and test images.
+
+        If the environment variable ``TF_CONFIG`` is set, all workers have to call this function.
+        """
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         with run.locked(), connect_workers(recipe.train) as workers, run_to_write(run, workers) as own:
             dataset, split = own.data(data, listener)
@@ -94,7 +98,7 @@ class CompressionContext:
                 yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, workers, listener)
 
     def with_method(self, method: str) -> CompressionContext:
-        """Return this context with another compression method."""
+        """Return a copy of this context with another compression method."""
         return replace(self, recipe=self.recipe.override({"compress.method": method}))
 
     def save(
@@ -108,15 +112,15 @@ class CompressionContext:
         val_top1: float | None = None,
         overwrite: bool = False,
     ) -> QuantizeReport:
-        """Write labels and normalization into a variant's file, measure it, and save it completely or not at all.
+        """Add labels and normalization to the metadata of a variant, measure the variant, and save it atomically.
 
         Args:
             method: compression method of the variant.
-            content: the variant's .tflite file.
+            content: the .tflite file of the variant.
             provenance: the fields ``calibration`` and ``adapted`` of the report.
-            float32: the parity table's row of the float32 .tflite; None if the variant is the float32 .tflite itself.
-            stages: the intermediate Keras models between the run's model and this variant, by the name of their stage.
-            val_top1: top-1 accuracy of the variant on the validation images, 0 to 1; None measures the accuracy here.
+            float32: the report's row of the float32 .tflite file, or None if the variant is this file itself.
+            stages: maps stage names to the intermediate Keras models between the run's model and this variant.
+            val_top1: top-1 accuracy of the variant on the validation images, 0 to 1. None measures the accuracy here.
             overwrite: replace an existing variant.
         """
         content, labels = plain_names(content), self.measure.labels
@@ -181,16 +185,16 @@ class CompressionContext:
         )
 
     def float32(self) -> QuantizeReport:
-        """Return the report of the float32 TFLite variant, which is made if it does not exist."""
+        """Return the report of the float32 TFLite variant. Create the variant if it does not exist."""
         report = self.run.variants().get(FLOAT32)
         if report is not None:
             return QuantizeReport.from_dict(report)
         return self.save(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
-        """Return the fine-tuning that the recipe describes; its stages save their states in ``checkpoints``."""
+        """Return the fine-tuning settings of the recipe. Each stage saves its state in the folder ``checkpoints``."""
         dataset, split = self.dataset, self.split
-        # Leave out mixup and cutmix, so that the few epochs train on images like those on the device.
+        # Disable mixup and cutmix, so that the few epochs train on images that resemble those on the device.
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
         # An autoencoder is trained to reproduce its input, so it needs no teacher.
@@ -202,7 +206,7 @@ class CompressionContext:
         )
 
         def feed(epoch: int, replicas: Replicas) -> Any:
-            # Number the epochs after those of the training, so that image order and augmentation are not repeated.
+            # Continue the epoch numbers of the training, so that image order and augmentation are not repeated.
             return training_batches(dataset, split.train, recipe, replicas, first_epoch=train.epochs + epoch)
 
         return FineTune(

@@ -20,18 +20,19 @@ from edgerec.tflite.probing import remember
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
-# Parts of tensor names: a bias or batch normalization that was fused into a kernel, and weights with fake quantization.
+# Endings of tensor names for biases and batch normalization that were fused into a kernel, and for weights with fake
+# quantization.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
 _FAKE_QUANTIZED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
 
 
 def to_float32(model: Any) -> bytes:
-    """Convert to float32 TFLite: input float32 ``(1, H, W, C)``, output float32 ``(1, classes)``."""
+    """Convert to float32 TFLite, with the input float32 ``(1, H, W, C)`` and the output float32 ``(1, classes)``."""
     return _convert(_converter(model))
 
 
 def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> bytes:
-    """Convert to full int8: input uint8 pixels, output uint8 scores, batch size 1, no float tensor.
+    """Convert to full int8, with uint8 pixels as the input, uint8 scores as the output, and batch size 1.
 
     Args:
         model: a quantization-aware model, or a float model.
@@ -50,7 +51,7 @@ def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> b
 
 
 def to_float16(model: Any) -> bytes:
-    """Convert to float16 weights, which are computed in float32: float32 input and output, half the file size."""
+    """Convert the weights to float16, which halves the file size. Inputs, outputs and computation remain float32."""
     tf = require("tensorflow")
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -59,9 +60,9 @@ def to_float16(model: Any) -> bytes:
 
 
 def to_dynamic(model: Any) -> bytes:
-    """Convert to int8 weights and float32 activations: float32 input and output.
+    """Convert with dynamic-range quantization: int8 weights, and float32 activations, input and output.
 
-    The kernels quantize activations during inference where this is faster.
+    During inference, kernels quantize activations to int8 if this is faster.
     """
     tf = require("tensorflow")
     converter = _converter(model)
@@ -70,7 +71,7 @@ def to_dynamic(model: Any) -> bytes:
 
 
 def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
-    """Convert to int8 weights and int16 activations: float32 input and output.
+    """Convert to int8 weights and int16 activations, with float32 input and output.
 
     Args:
         model: a float model.
@@ -85,7 +86,7 @@ def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
 
 
 def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Collection[str]) -> bytes:
-    """Convert to int8 by calibration, except for some layers that stay float32: float32 input and output.
+    """Apply post-training int8 quantization, but keep some layers, the input and the output in float32.
 
     Args:
         model: a float model.
@@ -93,14 +94,14 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
         float_layers: names of the Keras layers that stay float32.
 
     Raises:
-        ModelError: a layer has no operator with its name in the .tflite.
+        ModelError: the .tflite file has no operator with the name of one of these layers.
     """
     tf = require("tensorflow")
     operators = {op.outputs[0].name: layer_name(op) for op in read_graph(to_float32(model)).operators}
     if missing := set(float_layers) - set(operators.values()):
         raise ModelError(
-            f"layer {min(missing)!r} has no operator of its own in the .tflite (it may be fused into another): "
-            f"choose from {', '.join(dict.fromkeys(operators.values()))}"
+            f"cannot keep the layer {min(missing)!r} in float, because the converted model has no operator with this name "
+            f"(it may be fused into another): choose from {', '.join(dict.fromkeys(operators.values()))}"
         )
     nodes = [output for output, layer in operators.items() if layer in float_layers]
     converter = _converter(model)
@@ -116,10 +117,10 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
 
 
 def plain_names(content: bytes) -> bytes:
-    """Shorten the tensor names in a .tflite file to the names of their layers, as people read them in a viewer.
+    """Shorten the tensor names in a .tflite file to layer names, so that they are readable in a model viewer.
 
-    The converter joins the names of all fused layers and of the fake-quantization operators. These names take some
-    kilobytes, which no interpreter needs.
+    The converter joins the names of all fused layers and of the fake-quantization operators. These names take several
+    kilobytes, and no interpreter needs them.
     """
     model = parse(content)
     for subgraph in model.subgraphs:
@@ -139,12 +140,12 @@ def _plain(name: str) -> str:
 
 
 def check_int8(content: bytes, normalise: Normalise) -> None:
-    """Check that a .tflite file is full int8 and that pixels pass through its input.
+    """Check that a .tflite file is full int8, and that its quantized input equals the uint8 pixel values.
 
-    The file must have no float tensor and batch size 1, and ``quantize(normalize(p)) == p`` for every pixel value p.
+    The file must have no float tensor, and ``quantize(normalize(p)) == p`` must hold for every pixel value p.
 
     Raises:
-        ModelError: the first condition that does not hold.
+        ModelError: one of the conditions is not met.
     """
     graph = read_graph(content, "the converted model")
     if floats := float_tensors(graph):
@@ -153,8 +154,8 @@ def check_int8(content: bytes, normalise: Normalise) -> None:
     spec = input_spec(open_interpreter(content, where="the converted model"), "the converted model")
     if spec.dtype != "uint8" or pixel_table(normalise, spec) is not None:
         raise ModelError(
-            f"pixels do not pass through the converted model: its input is {spec.dtype} "
-            f"with scale {spec.scale:.8f} and zero point {spec.zero_point}"
+            "the quantized input of the converted model does not equal the pixel values: the input is "
+            f"{spec.dtype} with scale {spec.scale:.8f} and zero point {spec.zero_point}"
         )
 
 
@@ -162,7 +163,7 @@ def _converter(model: Any) -> Any:
     tf = require("tensorflow")
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
     # The converter first saves its argument as a SavedModel. Saving a Keras model traces every layer again, which takes
-    # half a minute for MobileNetV2. Saving a module with this one function and its variables does not.
+    # half a minute for MobileNetV2. Saving a module with only this function and its variables avoids this.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)
@@ -173,9 +174,9 @@ def _convert(converter: Any) -> bytes:
     with captured_stderr() as native_stderr:
         try:
             content = bytes(converter.convert())
-        except Exception as error:  # the converter's C++ raises one class for everything
+        except Exception as error:  # the converter's C++ code raises the same class for all errors
             native_stderr.seek(0)
             problem = f"{error}\n{native_stderr.read().decode(errors='replace')}".strip().splitlines()[0]
-            raise ModelError(f"TensorFlow cannot convert the model: {problem}") from error
+            raise ModelError(f"TensorFlow cannot convert the model to TFLite: {problem}") from error
     remember(content)  # this process made the model, so no check in a child process is needed
     return content

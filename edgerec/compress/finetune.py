@@ -1,4 +1,8 @@
-"""Fine-tune a trained model for a few epochs, as pruning, clustering, channel removal and QAT require."""
+"""Fine-tune a trained model for a few epochs, for pruning, clustering, channel pruning and QAT.
+
+Keras' ``BackupAndRestore`` is not used, because it also resumes training if the settings were changed, and does not
+keep the weights of the best epoch.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,9 @@ from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 
-# Fraction of the epochs, at the end, in which activation ranges are frozen and only weights are trained.
+# Final fraction of the epochs, in which activation ranges are frozen and only weights are trained.
 FROZEN_FRACTION = 1 / 3
-# Recipe keys that do not affect the result of fine-tuning. Changing them does not prevent resuming a stage.
+# Recipe keys that do not affect the result of fine-tuning. An interrupted stage can be resumed if they were changed.
 _IRRELEVANT = {"compress": ("max_drop", "calibration", "float_layers")}
 
 
@@ -39,19 +43,19 @@ class FineTune:
     """Data, schedule and settings of one fine-tuning run.
 
     Attributes:
-        feed: function ``(epoch, replicas)`` that returns augmented training batches, starting at ``epoch``.
+        feed: function ``(epoch, replicas)`` that returns augmented training batches, beginning with ``epoch``.
         plain: training batches without augmentation.
         steps: number of steps per epoch.
         validation: function ``(replicas)`` that returns ``validation_steps`` validation batches.
         workers: the devices used for training.
         epochs: number of epochs of each stage.
-        learning_rate: peak learning rate; it falls to zero as a half cosine.
-        retraining_rate: peak learning rate of a pruning stage, after which the remaining weights have to adapt.
+        learning_rate: initial learning rate of the cosine decay to zero.
+        retraining_rate: initial learning rate for pruning stages, in which the remaining weights have to adapt.
         train: the run's training settings. Fine-tuning uses ``optimizer``, ``weight_decay``, ``accumulate`` and
             ``xla``; the batches already follow ``batch_size`` and ``class_weights``.
         freeze_bn: whether batch normalization keeps its statistics, scale and offset.
-        teacher: distillation loss between the outputs and the float model's outputs. Its weight is
-            ``teacher_weight``, and the weight of the label loss is ``1 - teacher_weight``. None uses labels alone.
+        teacher: distillation loss between the outputs and the float model's outputs, or None to use only labels.
+        teacher_weight: weight of the distillation loss. The label loss has the weight ``1 - teacher_weight``.
         seed: seed of random layers such as dropout.
         listener: receives the progress.
         checkpoints: folder in which each stage saves its state as an ``.npz`` file.
@@ -93,15 +97,15 @@ def fine_tune(
     An interrupted stage is resumed after its last complete epoch.
 
     Args:
-        build: returns the model to train; each call returns an equal model.
+        build: function that returns the model to train. All calls return equal models.
         tune: data, schedule and settings.
-        stage: name of the stage, for messages and for the file of its state.
-        callbacks: Keras callbacks that must run at every step.
+        stage: name of the stage, for messages and for the name of its state file.
+        callbacks: Keras callbacks that must be called in each step.
         keep_from: first epoch, counted from 0, whose weights may be returned.
         retraining: use ``tune.retraining_rate`` instead of ``tune.learning_rate``.
-        calibrator: takes the model and returns a function that sets the model's activation ranges. The function is
-            called before the first step, and again before the ranges are frozen.
-        freeze: freezes the activation ranges of the trained model. It is called before the last third of the epochs, or
+        calibrator: function that takes the model and returns a function that sets the model's activation ranges. The
+            latter is called before the first step, and again before the ranges are frozen.
+        freeze: function that freezes the activation ranges of the model, called before the last third of the epochs, or
             before the only epoch. Weights of earlier epochs are not returned, because their activation ranges were
             updated on augmented images and with dropout.
 
@@ -113,7 +117,8 @@ def fine_tune(
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
-    # Several devices train a second model with mirrored variables, because such a model cannot be saved or converted.
+    # With several devices, a copy of the model with mirrored variables is trained. The copy cannot be saved or
+    # converted.
     trained = model
     if tune.workers.strategy is not None:
         with tune.workers.scope():
@@ -122,7 +127,7 @@ def fine_tune(
     frozen_bn = freeze_batch_normalization(trained) if tune.freeze_bn else []
     frozen_from = _frozen_from(tune.epochs) if freeze else tune.epochs
     keep_from = max(keep_from, frozen_from) if freeze else keep_from
-    state = _State(state_path(tune.checkpoints, stage), stage, tune, keep_from)
+    state = _StageState(state_path(tune.checkpoints, stage), stage, tune, keep_from)
     rate = cosine(tune.retraining_rate if retraining else tune.learning_rate, tune.steps * tune.epochs)
     steps_per_call = 1 if callbacks else min(STEPS_PER_CALL, tune.steps)
     compiled = partial(
@@ -160,13 +165,13 @@ def fine_tune(
                 verbose=0,
             )
     for layer in frozen_bn:
-        layer.trainable = True  # undo the freezing for the next stage and for the saved model
+        layer.trainable = True  # unfreeze the layers for the next stage and for the saved model
     model.set_weights(state.best)
     return model
 
 
 def _frozen_from(epochs: int) -> int:
-    """Return the first epoch with frozen activation ranges, counted from 0: the last third, but at least one epoch."""
+    """Return the number of epochs before the activation ranges are frozen for the rest, which is at least one epoch."""
     return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 
@@ -190,9 +195,9 @@ def resumable_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
-    """Describe the first difference between ``settings`` and the saved states in a folder; empty if there is none.
+    """Describe the first difference between ``settings`` and the settings of the states that a folder contains.
 
-    Unreadable files are ignored, because their stage starts again.
+    Return an empty string if there is no difference. Unreadable files are ignored, because their stage starts again.
     """
     for path in sorted(checkpoints.glob("*.npz")):
         try:
@@ -210,7 +215,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
 
 
 def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
-    """Return whether a folder has the saved states of ``stages`` stages, each after its last epoch."""
+    """Return whether a folder has the final states of ``stages`` stages with ``epochs`` epochs each."""
     try:
         done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
     except UNREADABLE_STATE:
@@ -225,20 +230,20 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 MAX_STATE_BYTES = 8 << 30
-# Exceptions that NumPy and JSON raise if a file is damaged or is not a saved state.
+# Exceptions that NumPy and the JSON parser raise for files that are damaged or are not states of a stage.
 UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def _about(array: Any) -> dict[str, Any]:
-    """Return the JSON object in a saved state; raise :class:`ValueError` if there is none."""
+    """Return the JSON object in a state file, or raise :class:`ValueError` if the JSON is invalid."""
     value = parse_json(str(array))
     if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
-        raise ValueError("its description is not an object with settings")
+        raise ValueError("the file contains no settings")
     return value
 
 
-class _State:
-    """Progress of a stage: weights, optimizer, and the weights of the best epoch."""
+class _StageState:
+    """State of a fine-tuning stage: weights, optimizer variables, and the weights of the best epoch."""
 
     def __init__(self, path: Path, stage: str, tune: FineTune, keep_from: int) -> None:
         self.path, self.stage, self.tune, self.keep_from = path, stage, tune, keep_from
@@ -246,7 +251,7 @@ class _State:
         self.best_accuracy = -1.0
 
     def restore(self, model: Any) -> int:
-        """Restore the state of an interrupted stage completely, or leave the model as it is.
+        """Restore the state of an interrupted stage completely, or do not change the model.
 
         Returns:
             The number of completed epochs.
@@ -260,14 +265,14 @@ class _State:
                 return 0
             epoch, accuracy = int(about["epoch"]), float(about["accuracy"])
             if not 0 < epoch <= self.tune.epochs:
-                raise ValueError(f"it is of epoch {epoch} of {self.tune.epochs}")
+                raise ValueError(f"epoch is {epoch}, expected 1 to {self.tune.epochs}")
             weights = _fitting(arrays, "weights", model.weights)
             optimizer_state = _fitting(arrays, "optimizer", model.optimizer.variables)
             best = _fitting(arrays, "best", model.weights)
         except FileNotFoundError:
             return 0
         except UNREADABLE_STATE as error:
-            log.warning("%s cannot be resumed (%s): %s starts again", self.path, cause(error), self.stage)
+            log.warning("%s cannot be read (%s): starting %s again", self.path, cause(error), self.stage)
             return 0
         # The assignments below cannot fail, because all values were read and compared with the model above.
         model.set_weights(weights)
@@ -278,7 +283,7 @@ class _State:
         return epoch
 
     def record(self, model: Any, epoch: int, accuracy: float) -> None:
-        """Save the state after ``epoch``, counted from 1."""
+        """Save the state after an epoch. Epochs are counted from 1."""
         weights = model.get_weights()
         if not self.best or (epoch > self.keep_from and accuracy >= self.best_accuracy):
             self.best = weights
@@ -297,23 +302,27 @@ class _State:
 
 
 def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> list[Any]:
-    """Return the arrays of one kind in the order of ``variables``; raise :class:`ValueError` if their shapes differ."""
+    """Return the arrays of one kind in the order of ``variables``.
+
+    Raises:
+        ValueError: an array does not match its variable, or contains NaN or infinite values.
+    """
     values = [arrays[f"{kind}{i}"] for i in range(len(variables))]
     if f"{kind}{len(variables)}" in arrays:
-        raise ValueError(f"it has more {kind} than the model")
+        raise ValueError(f"the file has more {kind} arrays than the model")
     for variable, value in zip(variables, values, strict=True):
         dtype = np.dtype(variable.dtype.as_numpy_dtype)
         if tuple(variable.shape) != value.shape or value.dtype != dtype:
             raise ValueError(
-                f"{variable.name} is {value.dtype} {value.shape} there, expected {dtype} {tuple(variable.shape)}"
+                f"{variable.name} is {value.dtype} {value.shape} in the file, expected {dtype} {tuple(variable.shape)}"
             )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{variable.name} has values that are not finite")
+            raise ValueError(f"the array for {variable.name} contains NaN or infinite values")
     return values
 
 
-def _recorder(state: _State) -> Any:
-    """Return the Keras callback that reports progress and saves states. Its class is local because it needs Keras."""
+def _recorder(state: _StageState) -> Any:
+    """Return the Keras callback that reports progress and saves states. The class is local, because it needs Keras."""
     tune, stage = state.tune, state.stage
 
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]

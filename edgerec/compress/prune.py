@@ -1,4 +1,4 @@
-"""Magnitude pruning with fine-tuning (arXiv:1710.01878), by tensorflow-model-optimization."""
+"""Magnitude pruning with fine-tuning (arXiv:1710.01878), using tensorflow-model-optimization."""
 
 from __future__ import annotations
 

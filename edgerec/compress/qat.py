@@ -1,4 +1,4 @@
-"""Quantization-aware training (arXiv:1712.05877), by tensorflow-model-optimization."""
+"""Quantization-aware training (arXiv:1712.05877), using tensorflow-model-optimization."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def quantization_aware(
 
     Args:
         model: a float model returned by :func:`~edgerec.importing.passes.adapt`; it may be pruned or clustered.
-        normalise: determines the fixed range of the input, so that the int8 input equals the pixels minus 128.
+        normalise: normalization, which determines the fixed range of the input, so that the int8 input is the pixel
+            value minus 128.
         tune: data and schedule.
         pruned: keep zero weights at zero.
         clustered: keep the number of different weights in each layer.
@@ -108,16 +109,19 @@ def _annotated(model: Any) -> Any:
 
 
 def _limit_weight_bits(aware: Any, count: int) -> None:
-    """Limit weights to ``2**count - 1`` evenly spaced values. The converter stores each of them as an int8 value."""
+    """Limit weights to ``count`` bits, i.e.
+
+    to ``2**count - 1`` evenly spaced values. The converter stores int8 values.
+    """
     for wrapper in aware.layers:
         for _, quantizer, _ in getattr(wrapper, "_weight_vars", ()):
             quantizer.num_bits = count
 
 
 def _fix_input_range(aware: Any, normalise: Normalise) -> None:
-    """Fix the input range to the range of all pixel values, instead of learning a range from the data.
+    """Fix the range of the input to the range of all pixel values, instead of learning a range from the data.
 
-    The scale is then 1/std and the zero point is the mean, so that ``quantize(normalize(p)) == p``.
+    The scale is then 1/std and the zero point is the mean, so that ``quantize(normalize(p)) == p`` for pixel values p.
     """
     from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
     from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
@@ -144,7 +148,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def update(pixels: Any) -> None:
-        # Python runs this body only once, when TensorFlow traces the function.
+        # Python executes this body only once, when TensorFlow traces the function.
         with _inference_inside_wrappers(aware):
             aware(pixels, training=True)
 
@@ -154,7 +158,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
             for pixels, *_ in tune.plain.take(CALIBRATION_STEPS):
                 update(pixels)
             ends = (_values(ranges) - start_weight * start) / (1 - start_weight)
-            # Float32 rounding errors can turn an exact 0, such as the lower end after a ReLU, into a tiny value.
+            # Float32 rounding errors can turn an exact 0, such as the minimum after a ReLU, into a tiny value.
             ends[np.abs(ends) < 1e-3 * np.abs(ends).max(axis=1, keepdims=True)] = 0.0
             for variables, values in zip(ranges, ends, strict=True):
                 for variable, value in zip(variables, values, strict=True):
@@ -186,7 +190,7 @@ def _call_in_inference(call: Callable[..., Any], inputs: Any) -> Any:
 
 
 def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
-    """Return the lower and upper ends of the ranges, float64 ``(ranges, 2)``."""
+    """Return the minimum and maximum of each range, float64 ``(ranges, 2)``."""
     return np.array([[float(end.numpy()) for end in pair] for pair in ranges])
 
 
@@ -210,7 +214,7 @@ class _Frozen:
 
 
 def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the two variables with the lower and upper end of each activation range."""
+    """Yield the variables with the minimum and maximum of each activation range."""
     for wrapper in aware.layers:
         owners = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):

@@ -49,14 +49,15 @@ def quantize(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Make a compressed variant of a run, and compare the variant with the float model on the test images.
+    """Create a compressed variant of a run, and compare the variant with the float model on the test images.
 
     Args:
         run: a finished run, or its path.
         method: a key of :data:`~edgerec.compression_methods.METHODS`, or ``auto``. ``auto`` chooses ``ptq``, unless it
             loses more than half of ``max_drop`` on the validation images and ``qat`` loses less. If both lose more
-            than ``max_drop``, it chooses ``float16``. None uses the recipe's value, here and in the arguments below.
-        channels: fraction of the int8 model's estimated inference time that the method ``channels`` saves.
+            than ``max_drop``, ``auto`` chooses ``float16``. For this argument and the arguments below, None uses the
+            value in the recipe of the run.
+        channels: fraction of the estimated inference time of the int8 model that the method ``channels`` saves.
         sparsity: fraction of the weights that the method ``prune`` sets to zero.
         clusters: number of different weight values per layer after the method ``cluster``.
         weight_bits: number of bits per int8 weight in the method ``qat``, if the model is not clustered. For example,
@@ -65,19 +66,19 @@ def quantize(
         learning_rate: peak learning rate of each fine-tuning stage.
         teacher_weight: weight, 0 to 1, of the distillation loss (the distance to the float model's outputs) in
             fine-tuning. The label loss has the weight ``1 - teacher_weight``.
-        max_drop: largest loss of top-1 accuracy that is accepted, in percentage points.
-        skip: layers that pruning and clustering leave unchanged: names or patterns, separated by commas.
-        float_layers: layers that the method ``mixed`` keeps in float: names or patterns, separated by commas.
-        calibration: calibration images: the name of a calibration recipe, a .toml file, or a calibration set's folder.
+        max_drop: maximum accepted loss of top-1 accuracy, in percentage points.
+        skip: names or patterns of the layers that pruning and clustering do not change, separated by commas.
+        float_layers: names or patterns of the layers that the method ``mixed`` keeps in float, separated by commas.
+        calibration: name of a calibration recipe, path of a .toml recipe, or folder of a calibration set.
         data: current location of the run's images, if they were moved.
         resume: resume the fine-tuning of an interrupted call with the same settings.
-        overwrite: replace an existing variant, and without ``resume`` discard an interrupted fine-tuning.
+        overwrite: replace an existing variant. Without ``resume``, also discard an interrupted fine-tuning.
         listener: receives the progress.
 
     Raises:
-        GateError: the drop is greater than ``max_drop``. The variant is kept with its report for examination.
-        OutputExistsError: the variant or an interrupted fine-tuning exists, and neither ``resume`` nor ``overwrite``
-            says what to do with it.
+        GateError: the loss is greater than ``max_drop``. The variant and its report are kept for examination.
+        OutputExistsError: the variant or an interrupted fine-tuning exists, and neither ``resume`` nor ``overwrite`` is
+            set.
         EdgerecError: the run, its data or its model cannot be used with this method.
     """
     run = run if isinstance(run, Run) else Run.open(run)

@@ -1,4 +1,4 @@
-"""Put wrappers of tensorflow-model-optimization around the layers of a model."""
+"""Wrap the layers of a model with wrappers of tensorflow-model-optimization."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
     Args:
         model: a functional or Sequential model without nested models.
         wrapper: function that takes a layer and returns the wrapped layer.
-        skip: layers to leave unwrapped: names or patterns, separated by commas.
+        skip: names or patterns of the layers that are not wrapped, separated by commas.
 
     Raises:
-        ModelError: ``skip`` does not match a layer, or a layer cannot be wrapped.
+        ModelError: a name in ``skip`` matches no layer, or a layer cannot be wrapped.
     """
     skipped = named_layers(model, skip, "compress.skip")
 
@@ -41,12 +41,12 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
 
 
 def named_layers(model: Any, names: str, key: str) -> set[str]:
-    """Return the names of the layers that match ``names``.
+    """Return the names of the model's layers that match a list of names and patterns.
 
     Args:
-        model: the model with the layers.
-        names: names or patterns, separated by commas.
-        key: recipe key that contains ``names``, for the error message.
+        model: the model.
+        names: names or patterns such as ``conv2d*``, separated by commas.
+        key: recipe key with these names, for the error message.
 
     Raises:
         ModelError: a name or pattern matches no layer.

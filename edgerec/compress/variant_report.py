@@ -22,20 +22,22 @@ class QuantizeReport:
         path: path of the .tflite.
         method: the recipe's ``compress.method``; ``none`` for float32.
         precision: ``float32``, ``float16``, ``dynamic``, ``int16x8``, ``mixed`` or ``int8``.
-        forms: the parity table on the test images: float Keras, float32 TFLite, the intermediate Keras models, and the
-            variant. The intermediate models are the pruned, clustered or smaller float model (such as ``keras prune``),
-            and the model with fake quantization (``keras qat``), if the method has these stages.
+        forms: accuracy and size of all forms of the model on the test images: float Keras, float32 TFLite, the
+            intermediate Keras models, and the variant. The intermediate models are the pruned, clustered or smaller
+            float model (such as ``keras prune``), and the model with fake quantization (``keras qat``), if the method
+            has these stages.
         val_top1: top-1 accuracy on the validation images, 0 to 1. It may be used to choose between variants.
-        val_drop_points: top-1 accuracy lost against float Keras on the validation images, in percentage points.
-        drop_points: top-1 accuracy lost against float Keras on the test images, in percentage points.
+        val_drop_points: loss of top-1 accuracy compared with float Keras on the validation images, in percentage
+            points.
+        drop_points: loss of top-1 accuracy compared with float Keras on the test images, in percentage points.
         max_drop: the largest accepted value of ``drop_points``.
         sparsity: fraction of zeros among the weights.
-        model_sha256: SHA-256 of the .tflite, with which the export checks that the figures belong to this file.
-        figures: accuracy and per-class figures of the variant on the test images.
+        model_sha256: SHA-256 of the .tflite file, to detect that the file was changed after the measurement.
+        figures: accuracy and per-class metrics of the variant on the test images.
         calibration: recipe, number of images and digest of the calibration set, for post-training quantization.
         adapted: the layers that were replaced before the compression: ``layer``, ``what``, ``why`` and
             ``max_difference`` of the outputs.
-        why: why the method ``auto`` chose this variant.
+        why: reason for which the method ``auto`` chose this variant, or an empty string for other methods.
         agreements: agreement of the variant with each intermediate Keras model. Disagreement with ``keras prune`` is
             due to int8, and disagreement with ``keras qat`` is due to the conversion alone.
     """
@@ -64,7 +66,7 @@ class QuantizeReport:
         return self.figures.images
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         return vars(self) | {
             "forms": [row.to_dict() for row in self.forms],
             "figures": self.figures.to_dict(),
@@ -73,7 +75,7 @@ class QuantizeReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeReport:
-        """Read the values of a variant's ``report.json``."""
+        """Create a report from the content of a variant's ``report.json``."""
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         known["forms"] = tuple(_known(ParityRow, row) for row in values["forms"])
         known["figures"] = _known(EvaluationReport, values["figures"] | {"labels": tuple(values["figures"]["labels"])})
@@ -81,5 +83,5 @@ class QuantizeReport:
 
 
 def _known(cls: Callable[..., T], values: Mapping[str, Any]) -> T:
-    """Build a dataclass from the values of its own fields, and ignore other values."""
+    """Create an instance of a dataclass from a mapping. Ignore keys that are not fields of the class."""
     return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})  # type: ignore[arg-type]

@@ -296,7 +296,9 @@ def test_swapped_red_and_blue_channels_are_detected(image_folder, tmp_path):
         ]
 
     assert order(right, labels) == []
-    assert order(right[..., ::-1], labels) == [("error", "12 images are training images with swapped red and blue channels")]
+    assert order(right[..., ::-1], labels) == [
+        ("error", "12 images are training images with swapped red and blue channels")
+    ]
     assert order(noisy, labels) == []
     assert order(noisy[..., ::-1], labels) == [("error", "red and blue seem to be swapped")]
     # There are as many red as blue images, so the order is unclear without labels.

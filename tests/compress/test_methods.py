@@ -323,12 +323,12 @@ def test_compare_measures_all_methods(run, here, caplog):
 
 
 def test_note_says_that_zeros_do_not_make_model_faster():
-    from edgerec.compress.compare import Row, _speed_notes
+    from edgerec.compress.compare import VariantRow, speed_notes
 
-    dense = Row("qat", "int8-qat", 0.9, 0, 1, 1000, 900, 0, 0.5, 0.6)
-    pruned = Row("prune+qat", "int8-pqat", 0.9, 0, 1, 1000, 500, 0.5, 0.49, 0.6)
-    faster = Row("cluster+qat", "int8-cqat", 0.9, 0, 1, 1000, 500, 0.5, 0.2, 0.6)
-    (note,) = _speed_notes([dense, pruned, faster])
+    dense = VariantRow("qat", "int8-qat", 0.9, 0, 1, 1000, 900, 0, 0.5, 0.6)
+    pruned = VariantRow("prune+qat", "int8-pqat", 0.9, 0, 1, 1000, 500, 0.5, 0.49, 0.6)
+    faster = VariantRow("cluster+qat", "int8-cqat", 0.9, 0, 1, 1000, 500, 0.5, 0.2, 0.6)
+    (note,) = speed_notes([dense, pruned, faster])
     assert "do not make the model faster" in note
     assert "int8-pqat takes 0.98 times as long as int8-qat" in note
     assert "int8-cqat" not in note

@@ -130,7 +130,7 @@ def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
 
 
 def test_comparison_shows_intervals_sizes_and_times(drawn, tmp_path):
-    from edgerec.compress.compare import Row
+    from edgerec.compress.compare import VariantRow
     from edgerec.compress.compression_plots import comparison_plot
     from edgerec.train.confidence_calibration import wilson_interval
 
@@ -138,9 +138,15 @@ def test_comparison_shows_intervals_sizes_and_times(drawn, tmp_path):
     assert (low, high) == pytest.approx((0.9541, 0.9914), abs=1e-4)
     row = {"method": "ptq", "drop_points": 0.0, "agreement": 1.0, "sparsity": 0.0, "top1_low": low, "top1_high": high}
     rows = [
-        Row(variant="float32", top1=0.98, size_bytes=491362, gzip_bytes=453326, median_ms=0.033, p95_ms=0.04, **row),
-        Row(variant="int8", top1=0.98, size_bytes=128874, gzip_bytes=120563, median_ms=0.016, p95_ms=0.02, **row),
-        Row(variant="int16x8", top1=0.98, size_bytes=131114, gzip_bytes=122245, median_ms=1.3, p95_ms=13.0, **row),
+        VariantRow(
+            variant="float32", top1=0.98, size_bytes=491362, gzip_bytes=453326, median_ms=0.033, p95_ms=0.04, **row
+        ),
+        VariantRow(
+            variant="int8", top1=0.98, size_bytes=128874, gzip_bytes=120563, median_ms=0.016, p95_ms=0.02, **row
+        ),
+        VariantRow(
+            variant="int16x8", top1=0.98, size_bytes=131114, gzip_bytes=122245, median_ms=1.3, p95_ms=13.0, **row
+        ),
     ]
     comparison_plot(0.98, rows, tmp_path / "compare.png")
     accuracy, size, time = drawn[0].axes
