@@ -100,7 +100,7 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
     operators = {op.outputs[0].name: layer_name(op) for op in read_graph(to_float32(model)).operators}
     if missing := set(float_layers) - set(operators.values()):
         raise ModelError(
-            f"cannot keep the layer {min(missing)!r} in float, because the converted model has no operator with this name "
+            f"cannot keep the layer {min(missing)!r} in float: the converted model has no operator with this name "
             f"(it may be fused into another): choose from {', '.join(dict.fromkeys(operators.values()))}"
         )
     nodes = [output for output, layer in operators.items() if layer in float_layers]

@@ -272,7 +272,7 @@ class _StageState:
         except FileNotFoundError:
             return 0
         except UNREADABLE_STATE as error:
-            log.warning("%s cannot be read (%s): starting %s again", self.path, cause(error), self.stage)
+            log.warning("%s cannot be used (%s): starting %s again", self.path, cause(error), self.stage)
             return 0
         # The assignments below cannot fail, because all values were read and compared with the model above.
         model.set_weights(weights)

@@ -1,4 +1,4 @@
-"""Plan of a study: the settings that all of its trials share."""
+"""Plan of a study: the settings that all trials of the study share."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Plan:
     """Settings of a study.
 
     Attributes:
-        recipe: base recipe of all trials. The automatic values of its ``data`` section are filled in, and the source is
+        recipe: base recipe of all trials. The automatic values of its ``data`` section are resolved, and the source is
             an absolute path.
         space: search space.
         objectives: names from :data:`OBJECTIVES`, including ``accuracy``.
-        limits: limits of the int8 model. A trial that exceeds a limit is refused before training.
-        on: device of the milliseconds, a name from :data:`TIMING_CONDITIONS`.
+        limits: limits of the int8 model. A model that exceeds a limit is not trained.
+        on: device whose latency counts, a name from :data:`TIMING_CONDITIONS`.
         pruner: name from :data:`PRUNERS`.
         data_digest: digest of all images.
     """
@@ -48,7 +48,7 @@ class Plan:
     data_digest: str
 
     def shared_settings(self) -> dict[str, Any]:
-        """Return the settings that must be the same in all processes that share the study, with dotted keys."""
+        """Return a dictionary, with dotted keys, of the settings that all processes of the study must share."""
         recipe = _dotted(self.recipe.to_dict())
         shared = {key: value for key, value in recipe.items() if key not in (*_UNCHECKED_KEYS, *self.space)}
         shared = {key: value for key, value in shared.items() if not key.startswith("compress.")}
@@ -66,7 +66,7 @@ class Plan:
         Args:
             folder: folder of the study.
             name: name of the study.
-            storage: location of a shared database; empty for the file in ``folder``.
+            storage: location of a shared database, or an empty string for the file in ``folder``.
         """
         values = {
             "study": name,
@@ -90,7 +90,7 @@ class SavedStudy:
     Attributes:
         plan: settings of the study.
         study: name of the study.
-        storage: location of a shared database; empty for the file in the folder.
+        storage: location of a shared database, or an empty string for the file in the folder.
     """
 
     plan: Plan
@@ -99,7 +99,10 @@ class SavedStudy:
 
     @classmethod
     def read(cls, folder: Path) -> SavedStudy:
-        """Read a study's folder; raise :class:`StudyError` if it contains no study or a damaged one."""
+        """Read the folder of a study.
+
+        Raise :class:`StudyError` if the folder contains no study, or if it is damaged.
+        """
         try:
             values = read_json(folder / STUDY_FILE)
             recipe = Recipe.from_dict(values["recipe"], str(folder / STUDY_FILE), base=Recipe().unversioned)
@@ -124,35 +127,35 @@ class SavedStudy:
 
 
 def checked_objectives(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the objectives without duplicates; raise :class:`RecipeError` if they are invalid."""
+    """Return the objectives without duplicates. Raise :class:`RecipeError` if an objective is invalid."""
     for name in names:
         if name not in OBJECTIVES:
             raise RecipeError(unknown("objective", name, OBJECTIVES))
     if "accuracy" not in names:
         raise RecipeError(
-            f"--objective {','.join(names)} does not include accuracy, but the other objectives do not depend on "
-            "training: add accuracy"
+            f"--objective {','.join(names)} does not include accuracy, but only the accuracy depends on the training: "
+            "add accuracy"
         )
     return tuple(dict.fromkeys(names))
 
 
 def checked_timing(name: str) -> str:
-    """Return ``name``; raise :class:`RecipeError` if it is not a key of :data:`TIMING_CONDITIONS`."""
+    """Return ``name``. Raise :class:`RecipeError` if the name is not a key of :data:`TIMING_CONDITIONS`."""
     if name not in TIMING_CONDITIONS:
         raise RecipeError(unknown("device for --on", name, TIMING_CONDITIONS))
     return name
 
 
 def checked_limits(ms: float | None, bytes: int | None, memory: int | None) -> Limits:
-    """Return the limits; raise :class:`RecipeError` if one of them is not a positive finite number."""
+    """Return the limits of the int8 model. Raise :class:`RecipeError` if a limit is not a positive finite number."""
     for name, value in {"ms": ms, "bytes": bytes, "memory": memory}.items():
         if value is not None and not 0 < value < float("inf"):
-            raise RecipeError(f"--limit-{name} is {value:g}, expected more than 0")
+            raise RecipeError(f"--limit-{name} is {value:g}, but must be greater than 0 and finite")
     return Limits(ms, bytes, memory)
 
 
 def checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
-    """Return the name of the pruner; None selects a suitable pruner for the objectives.
+    """Return the name of the pruner, or the default pruner for these objectives if ``name`` is None.
 
     Raises:
         RecipeError: the pruner does not exist, or it does not support several objectives.
@@ -163,8 +166,8 @@ def checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
         raise RecipeError(unknown("pruner", name, PRUNERS))
     if name != "none" and len(objectives) > 1:
         raise RecipeError(
-            f"--pruner {name} supports only one objective, and there are {len(objectives)} objectives: "
-            "use --pruner none"
+            f"--pruner {name} supports only one objective, but the study has {len(objectives)} objectives: use "
+            "--pruner none"
         )
     return name
 
@@ -174,10 +177,11 @@ def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any],
 
     Args:
         stored: :meth:`Plan.shared_settings` of the existing study.
-        current: the settings that were given now.
-        study: description of the study, with which the message begins.
+        current: :meth:`Plan.shared_settings` of this call.
+        study: description of the study, which is the beginning of the error message.
     """
-    # Studies of older versions lack recipe keys that were added later, which is equivalent to their default values.
+    # Studies of older versions lack recipe keys that were added later. A missing key means the default value of the
+    # key.
     stored = {key: value for key, value in _dotted(Recipe().to_dict()).items() if key in current} | dict(stored)
     for key in sorted(set(current) | set(stored)):
         if stored.get(key) == current.get(key):

@@ -1,4 +1,8 @@
-"""Results of a study: trials, best recipes, and the files that contain them."""
+"""Results of a study: trials, best recipes, and the files that contain them.
+
+Optuna's ``trials_dataframe`` is not used for ``trials.csv``, because it needs pandas, and because the costs of a model
+would be in one column.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,13 @@ class TrialRow:
 
     Attributes:
         number: number of the trial in the study, from 0.
-        state: ``complete``, ``pruned`` (stopped early), ``refused`` (not trained, because it exceeds a limit or its
-            parameters are invalid), ``failed`` (its process was interrupted or killed), ``running`` or ``waiting``.
-        accuracy: validation accuracy of the best epoch, 0 to 1; for pruned trials, of the epochs that were trained.
-        ms, bytes, memory, macs, parameters: see :class:`~edgerec.tuning.trial_cost.Cost`; None if not measured.
+        state: ``complete``, ``pruned`` (stopped early), ``refused`` (not trained, because the model exceeds a limit or
+            the parameters are invalid), ``failed`` (the process was interrupted or killed), ``running`` or ``waiting``.
+        accuracy: validation accuracy of the best trained epoch, 0 to 1, or None if no epoch was trained.
+        ms, bytes, memory, macs, parameters: see :class:`~edgerec.tuning.trial_cost.Cost`. None if not measured.
         epochs, seconds: number of trained epochs, and duration of the training.
-        reason: why the trial has no result, or the earlier trial from which its result was copied.
-        params: searched keys of the recipe and their values.
+        reason: reason for which the trial has no result, or the earlier trial from which the result was copied.
+        params: maps the searched keys of the recipe to their values.
     """
 
     number: int
@@ -52,7 +56,7 @@ class TrialRow:
 
     @classmethod
     def of(cls, trial: Any) -> TrialRow:
-        """Create the result of one of Optuna's trials."""
+        """Create a result from an Optuna trial."""
         attributes = trial.user_attrs
         state = {"fail": "failed"}.get(trial.state.name.lower(), trial.state.name.lower())
         if state == "pruned" and attributes.get(REFUSED):
@@ -60,7 +64,7 @@ class TrialRow:
         cost = {name: attributes.get(COST, {}).get(name) for name in ("ms", "bytes", "memory", "macs", "parameters")}
         reason = attributes.get(REASON, "")
         if state == "failed":
-            reason = reason or "its process was interrupted or killed"
+            reason = reason or "the process was interrupted or killed"
         return cls(
             trial.number,
             state,
@@ -73,22 +77,22 @@ class TrialRow:
         )
 
     def figures(self) -> str:
-        """Return the measured values with their units, as one string for display."""
+        """Return the measured values with their units as one string."""
         values = [(name, getattr(self, name)) for name in OBJECTIVES]
         return ", ".join(format_value(name, value) for name, value in values if value is not None)
 
 
 @dataclass(frozen=True)
 class TuneReport:
-    """Current state of a study.
+    """The current results of a study.
 
     Attributes:
-        study, folder, storage: name and folder of the study, and location of its database without a password.
+        study, folder, storage: name and folder of the study, and location of the database without a password.
         objectives, limits: objectives and limits of the study.
         on: description of how milliseconds are measured or estimated.
-        best: best trial; with several objectives, the Pareto front, the most accurate trial first.
+        best: the best trial. With several objectives, the trials on the Pareto front, the most accurate trial first.
         trials: all trials.
-        picture: path of the plot of accuracy over trials and against the costs; empty if there is no result yet.
+        picture: path of the plot of accuracy over trials and against the costs, or an empty string without results.
         kept: folders of the best trials' runs, which are not yet evaluated on the test images.
         counts: number of trials by state.
     """
@@ -106,41 +110,37 @@ class TuneReport:
     counts: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         rows = {"best": [vars(row) for row in self.best], "trials": [vars(row) for row in self.trials]}
         return vars(self) | {name: list(getattr(self, name)) for name in ("objectives", "kept")} | rows
 
 
 def rows_of(study: Any) -> tuple[TrialRow, ...]:
-    """Return the results of all trials of Optuna's study."""
+    """Return the results of all trials of an Optuna study."""
     return tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
 
 
-def best_of(rows: Sequence[TrialRow], objectives: Sequence[str]) -> tuple[TrialRow, ...]:
-    """Return the Pareto front of the complete trials, the most accurate trial first.
+def best_of(study: Any) -> tuple[TrialRow, ...]:
+    """Return the results on the Pareto front of Optuna's study, the most accurate trial first.
 
-    If several trials have equal values in all objectives, only the first one is returned.
+    If several trials have equal values of all objectives, only the first trial is returned.
     """
-
-    def losses(row: TrialRow) -> tuple[float, ...]:
-        values = [getattr(row, name) for name in objectives]
-        return tuple(-value if name == "accuracy" else value for name, value in zip(objectives, values, strict=True))
-
-    complete = {row.number: losses(row) for row in rows if row.state == "complete"}
-    first = {values: number for number, values in sorted(complete.items(), reverse=True)}
-    front = [
-        number
-        for values, number in first.items()
-        if not any(other != values and all(a <= b for a, b in zip(other, values, strict=True)) for other in first)
-    ]
-    best = [row for row in rows if row.number in front]
-    return tuple(sorted(best, key=lambda row: (-(row.accuracy or 0), row.number)))
+    first = {tuple(trial.values): trial for trial in reversed(study.best_trials)}
+    rows = [TrialRow.of(trial) for trial in first.values()]
+    return tuple(sorted(rows, key=lambda row: (-(row.accuracy or 0), row.number)))
 
 
-def write_results(folder: Path, plan: Plan, rows: Sequence[TrialRow], keep: str) -> None:
-    """Update the study's files: the table of trials and the best recipes. Delete runs that ``keep`` does not keep."""
+def write_results(folder: Path, plan: Plan, study: Any, keep: str) -> None:
+    """Update the files of a study: the table of trials and the best recipes. Delete the runs that are not kept.
+
+    Args:
+        folder: folder of the study.
+        plan: settings of the study.
+        study: Optuna's study.
+        keep: trials whose runs are kept, a name from :data:`KEEP`.
+    """
+    rows, best = rows_of(study), best_of(study)
     write_file(folder / TABLE, _table(plan, rows))
-    best = best_of(rows, plan.objectives)
     if best:
         _write_recipe(folder / BEST, plan, best[0])
     if len(plan.objectives) > 1:

@@ -1,4 +1,7 @@
-"""Plot a study: accuracy over the trials, and accuracy against the costs of the models."""
+"""Plot a study: accuracy over the trials, and accuracy against the costs of the models.
+
+Optuna's ``visualization`` is not used, because it does not show limits, pruned trials and trials that exceed a limit.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.tuning.plan import Plan
-from edgerec.tuning.results import TrialRow, best_of
+from edgerec.tuning.results import TrialRow
 from edgerec.utils.figures import BLUE, GREY, ORANGE, label_log_axis, label_points, new_figure, save_figure
 
 _UNITS = {"ms": (1.0, "ms"), "bytes": (1024.0, "KiB of the .tflite"), "memory": (1024.0, "KiB of working memory")}
@@ -17,13 +20,16 @@ _STATES = {"complete": ("o", BLUE), "pruned": ("x", GREY)}
 _PLACES = {"this": "this machine, 1 thread", "rpi": "Raspberry Pi 4, estimated"}
 
 
-def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
+def draw_study(rows: Sequence[TrialRow], best: Sequence[TrialRow], plan: Plan, path: Path) -> None:
     """Write a PNG file with one plot of accuracy over trials, and one plot of accuracy against each cost.
 
-    The best trials are orange.
+    Args:
+        rows: all trials.
+        best: the trials on the Pareto front, which are highlighted.
+        plan: settings of the study.
+        path: path of the PNG file.
     """
     figure = new_figure(11, 7.5)
-    best = best_of(rows, plan.objectives)
     complete = sum(row.state == "complete" for row in rows)
     objectives = " and ".join(part for part in (", ".join(plan.objectives[:-1]), plan.objectives[-1]) if part)
     title = f"{len(rows)} trials for {objectives}, {complete} of them complete"
@@ -48,7 +54,7 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     for axes, x_values in positions.items():
         points = [(x, 100 * (row.accuracy or 0)) for x, row in zip(x_values, best, strict=True)]
-        # Draw the numbers on a white background, because a line may cross them.
+        # Draw the trial numbers on a white background, because a line may cross them.
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
         label_points(axes, points, [str(row.number) for row in best], fontsize=8, bbox=background)
     save_figure(figure, path)
@@ -94,7 +100,7 @@ def _draw_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], 
 
 
 def _draw_refused(axes: Any, x_values: Sequence[float]) -> None:
-    """Draw refused trials as ticks at the lower edge, because they have a cost but no accuracy."""
+    """Draw trials that exceed a limit as ticks at the bottom edge, because they have a cost but no accuracy."""
     if x_values:
         transform = axes.get_xaxis_transform()
         axes.plot(x_values, [0.02] * len(x_values), "|", color="black", transform=transform, label="refused")

@@ -1,4 +1,4 @@
-"""Search space of a study: keys of the recipe, and the values that each key can take."""
+"""Search space of a study: the recipe keys that are varied, and the values that each key can have."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
 from edgerec.utils.bounded import read_toml
 
-# This key is not a recipe key, but a factor that multiplies all floating-point values of the augment section.
+# Search key for the strength of the augmentation: a factor for all floating-point values in the ``augment`` section. It
+# is not a recipe key.
 STRENGTH = "augment"
-# Keys of the data section that can be searched, because they do not change the split.
+# Keys of the recipe's ``data`` section that can be searched. They do not change the split.
 _DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise")
-# Sections whose keys can be searched.
+# Other recipe sections whose keys can be searched.
 _SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
-# Architectures of the default search space. All of them are fast. A search file can name others.
+# Architectures of the default search space, which are all fast. A search file can name other architectures.
 _ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
 _EXPECTED = "{ low = 0.1, high = 1.0 }, optionally with log = true or step = 0.1, or a list of choices"
 
@@ -33,9 +34,9 @@ class Numbers:
     Attributes:
         low: smallest value.
         high: largest value.
-        step: distance of adjacent values; 0 for a continuous range.
-        log: draw values uniformly on a logarithmic scale.
-        integer: only integers.
+        step: distance between adjacent values, or 0 for a continuous range.
+        log: whether values are drawn from a log-uniform distribution.
+        integer: whether all values are integers.
     """
 
     low: float
@@ -45,38 +46,38 @@ class Numbers:
     integer: bool = False
 
     def contains(self, value: Any) -> bool:
-        """Return whether a trial can have this value."""
+        """Return whether a value is in the search space."""
         steps = (value - self.low) / self.step if self.step else 0.0
         return self.low <= value <= self.high and math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return a value that Optuna's trial chooses for a key."""
+        """Return the value that an Optuna trial suggests for a key."""
         if self.integer:
             return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step) or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step or None, log=self.log)
 
     def to_value(self) -> dict[str, Any]:
-        """Return the range in the form of the search file."""
+        """Return the range in the format of the search file."""
         value: dict[str, Any] = {"low": self.low, "high": self.high}
         return value | ({"step": self.step} if self.step else {}) | ({"log": True} if self.log else {})
 
 
 @dataclass(frozen=True)
 class Choices:
-    """List of values, one of which a trial chooses."""
+    """List of values from which each trial uses one."""
 
     values: tuple[Any, ...]
 
     def contains(self, value: Any) -> bool:
-        """Return whether a trial can have this value."""
+        """Return whether a value is in the search space."""
         return value in self.values
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return a value that Optuna's trial chooses for a key."""
+        """Return the value that an Optuna trial suggests for a key."""
         return trial.suggest_categorical(key, list(self.values))
 
     def to_value(self) -> list[Any]:
-        """Return the choices in the form of the search file."""
+        """Return the choices in the format of the search file."""
         return list(self.values)
 
 
@@ -87,8 +88,8 @@ def read_space(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Space:
     """Read a search space from a TOML file or a mapping such as ``{"train.learning_rate": {"low": …, "high": …}}``.
 
     Raises:
-        RecipeError: a key or a bound is invalid for ``recipe``, or trials with different values of a key could not be
-            compared.
+        RecipeError: a key or a bound is invalid for ``recipe``, or the validation accuracies of trials with different
+            values of a key cannot be compared.
     """
     if isinstance(source, Mapping):
         where, values = "search", dict(source)
@@ -104,7 +105,7 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
     """Return the default search space.
 
     Args:
-        recipe: the base recipe, with all automatic values filled in.
+        recipe: the base recipe, with all automatic values resolved.
         train_images: number of training images.
     """
     rate = recipe.train.learning_rate
@@ -131,35 +132,35 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """Return the values that Optuna's trial chooses for all keys of the space."""
+    """Return a dictionary that maps all keys of the search space to the values that the Optuna trial suggests."""
     return {key: values.suggest(trial, key) for key, values in space.items()}
 
 
 def applied(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with the values of ``point``."""
+    """Return a copy of the recipe with the values of ``point``, which maps keys of the search space to values."""
     recipe = recipe.override({key: value for key, value in point.items() if key != STRENGTH}, "trial")
     return with_augment_strength(recipe, point[STRENGTH]) if STRENGTH in point else recipe
 
 
 def with_augment_strength(recipe: Recipe, factor: float) -> Recipe:
-    """Return the recipe with all floating-point values of its augment section multiplied by ``factor``."""
+    """Return a copy of the recipe with all floating-point augmentation strengths multiplied by ``factor``."""
     changed = {name: getattr(recipe.augment, name) * factor for name in _augment_names(recipe)}
     return replace(recipe, augment=replace(recipe.augment, **changed))
 
 
 def own_point(recipe: Recipe, space: Space) -> dict[str, Any]:
-    """Return the recipe's own values of the searched keys, without values that the space does not contain."""
+    """Return the recipe's values of the searched keys. Omit values that are outside the search space."""
     own = {key: 1.0 if key == STRENGTH else _value(recipe, key) for key in space}
     return {key: value for key, value in own.items() if space[key].contains(value)}
 
 
 def to_values(space: Space) -> dict[str, Any]:
-    """Return the space as JSON values, which :func:`read_space` accepts."""
+    """Return the search space as a JSON-serializable dictionary that :func:`read_space` accepts."""
     return {key: values.to_value() for key, values in space.items()}
 
 
 def to_toml(space: Space) -> str:
-    """Return the space as the content of a TOML file, which :func:`read_space` accepts."""
+    """Return the search space as the content of a TOML file that :func:`read_space` accepts."""
     lines = []
     for key, value in to_values(space).items():
         if isinstance(value, dict):
@@ -182,7 +183,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _dotted_keys(where: str, values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and their values, because TOML reads ``train.learning_rate`` as nested tables."""
+    """Yield dotted keys, such as ``train.learning_rate``, and their values from the nested tables of a TOML file."""
     for name, value in values.items():
         key = f"{path}{name}"
         section = isinstance(value, Mapping) and not {"low", "high"} & set(value)
@@ -204,7 +205,8 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
     own = 1.0 if key == STRENGTH else _value(recipe, key)
     if isinstance(own, bool | str):
         raise RecipeError(
-            f"{where}: {key} is not a number and has no bounds: give a list of choices, such as [{json.dumps(own)}]"
+            f"{where}: {key} is not a number, so low and high do not apply: use a list of choices, such as "
+            f"[{json.dumps(own)}]"
         )
     integer = isinstance(own, int)
     for name in ("low", "high", "step"):
@@ -213,7 +215,7 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
             expected = "an integer" if integer else "a number"
             raise RecipeError(f"{where}: {key}: {name} is {number!r}, expected {expected}")
     if not isinstance(value.get("log", False), bool):
-        raise RecipeError(f"{where}: {key}: log is {value['log']!r}, expected true or false")
+        raise RecipeError(f"{where}: {key}: 'log' is {value['log']!r}, expected true or false")
     if missing := {"low", "high"} - set(value):
         raise RecipeError(f"{where}: {key} has no {min(missing)}, expected {_EXPECTED}")
     kind = int if integer else float
@@ -227,7 +229,7 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
 
 
 def _problem(numbers: Numbers, has_step: bool) -> str:
-    """Describe the first problem of a range; return an empty string if the range is valid."""
+    """Describe what is wrong with a range. Return an empty string if the range is valid."""
     if not numbers.low < numbers.high:
         return f"low is {numbers.low:g}, expected less than high ({numbers.high:g})"
     if has_step and not 0 < numbers.step <= numbers.high - numbers.low:
@@ -259,20 +261,20 @@ def _check_key(where: str, key: str, recipe: Recipe) -> None:
         raise RecipeError(f"{where}: {unknown('recipe key', key, [*known, STRENGTH])}")
     if key.startswith("compress."):
         raise RecipeError(
-            f"{where}: {key} does not affect the training that a study measures: remove it, and compare values with "
-            "edgerec quantize"
+            f"{where}: {key} affects only the compression, but a study compares trained models: remove the key, and "
+            "compare its values with edgerec quantize"
         )
     if key not in _DATA_KEYS and not key.startswith(_SECTIONS):
         raise RecipeError(
-            f"{where}: {key} cannot be searched, because all trials must be compared on the same images: remove it"
+            f"{where}: {key} cannot be searched, because all trials must be compared on the same images: remove the key"
         )
 
 
 def _checked_value(where: str, key: str, value: Any, recipe: Recipe) -> Any:
-    """Return a value in the type that the recipe stores; raise :class:`RecipeError` if the value is invalid."""
+    """Return a value with the type of the recipe key. Raise :class:`RecipeError` if the value is invalid."""
     if key == STRENGTH:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise RecipeError(f"{where}: {key} is {value!r}, expected a factor of 0 or more")
+            raise RecipeError(f"{where}: {key} is {value!r}, expected a factor of at least 0")
         try:
             with_augment_strength(recipe, value)
         except RecipeError as error:
@@ -297,7 +299,7 @@ def _allows_strength(recipe: Recipe, factor: float) -> bool:
 
 
 def _augment_names(recipe: Recipe) -> list[str]:
-    """Return the names of the floating-point fields of the augment section."""
+    """Return the names of the floating-point fields of the ``augment`` section."""
     return [item.name for item in fields(recipe.augment) if type(getattr(recipe.augment, item.name)) is float]
 
 

@@ -1,4 +1,4 @@
-"""Database of a study, and Optuna's sampler and pruner."""
+"""Database of a study, and the sampler and pruner that Optuna uses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from edgerec.utils.urls import redacted
 log = logging.getLogger(__name__)
 
 DATABASE = "study.db"
-# Interval of the heartbeats of a running trial in seconds, and number of missing heartbeats after which the process of
-# a trial counts as killed. The parameters of such a trial are tried again once.
+# Interval of the heartbeats of a running trial in seconds, and number of missed heartbeats after which a trial counts
+# as killed. The parameters of such a trial are tried once more.
 HEARTBEAT_S, MAX_MISSED_HEARTBEATS = 10, 6
 # Name of Optuna's user attribute that stores the settings that all trials share.
 _SETTINGS = "edgerec"
@@ -36,10 +36,10 @@ class Storage:
     """
 
     def __init__(self, url: str, folder: Path, heartbeat_s: int = HEARTBEAT_S) -> None:
-        """Connect to the database; raise :class:`StudyError` if the connection fails.
+        """Connect to the database. Raise :class:`StudyError` if the connection fails.
 
         Args:
-            url: URL of a PostgreSQL database; empty for an SQLite file in ``folder``.
+            url: URL of a PostgreSQL database, or an empty string for an SQLite file in ``folder``.
             folder: folder of the study.
             heartbeat_s: interval of the heartbeats of a running trial, in seconds.
         """
@@ -71,16 +71,16 @@ class Storage:
     def study(
         self, name: str, objectives: tuple[str, ...], settings: Mapping[str, Any], parts: Mapping[str, Any]
     ) -> Any:
-        """Return Optuna's study with this name. If the study does not exist, create it.
+        """Return the Optuna study with this name. Create the study if it does not exist.
 
         Args:
             name: name of the study.
             objectives: objectives of the study.
-            settings: settings that all trials share, with dotted keys.
+            settings: settings that all trials share, a dictionary with dotted keys.
             parts: ``sampler`` and ``pruner`` of the study.
 
         Raises:
-            StudyError: the study has other settings. The message names the first difference.
+            StudyError: the study exists and has other settings.
         """
         optuna = require("optuna")
         directions = ["maximize" if objective == "accuracy" else "minimize" for objective in objectives]
@@ -100,7 +100,7 @@ class Storage:
 
     @contextmanager
     def errors_explained(self) -> Iterator[None]:
-        """Convert errors of the database to :class:`StudyError`."""
+        """Context manager that converts errors of the database to :class:`StudyError`."""
         optuna, exc = require("optuna"), require("sqlalchemy.exc")
         try:
             yield
@@ -120,8 +120,8 @@ def fail_stale(study: Any) -> None:
 def make_sampler(seed: int) -> Any:
     """Return a TPE sampler whose random numbers depend only on ``seed`` and the number of the trial.
 
-    Therefore, processes that share a study never draw the same parameters, and a single process draws the same
-    parameters again, even if the study is interrupted and resumed.
+    Processes that share a study therefore use different random numbers. If a study is interrupted and resumed, its
+    trials have the same parameters as in an uninterrupted study. Optuna's samplers do not guarantee this.
     """
     tpe = require("optuna").samplers.TPESampler
 
@@ -144,7 +144,7 @@ def make_sampler(seed: int) -> Any:
 
 
 def make_pruner(name: str, epochs: int) -> Any:
-    """Return Optuna's pruner with a name of :data:`PRUNERS`; raise :class:`RecipeError` for other names.
+    """Create the Optuna pruner with a name from :data:`PRUNERS`. Raise :class:`RecipeError` for other names.
 
     The median pruner compares a trial with the median of at least five other trials at the same epoch, after the first
     quarter of the epochs.
@@ -162,14 +162,14 @@ def make_pruner(name: str, epochs: int) -> Any:
 
 @contextmanager
 def _without_experimental_warnings(optuna: Any) -> Iterator[None]:
-    """Suppress Optuna's warnings that heartbeats are an experimental feature."""
+    """Context manager that suppresses Optuna's warnings that heartbeats are an experimental feature."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def _postgresql(url: str) -> tuple[Any, str]:
-    """Return the address as an SQLAlchemy URL, and as a string without secrets for display."""
+    """Return the database address as an SQLAlchemy URL, and as a string without secrets."""
     engine = require("sqlalchemy.engine")
     url = read_secret(url)
     try:
@@ -186,7 +186,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
 
 
 def _connect(url: str, **options: Any) -> Any:
-    """Return Optuna's storage. Retry if two processes create the tables at the same time."""
+    """Return Optuna's storage. Retry if another process creates the tables at the same time."""
     optuna, exc = require("optuna"), require("sqlalchemy.exc")
 
     class HeartbeatTolerantStorage(require("optuna").storages.RDBStorage):  # type: ignore[misc]
@@ -205,6 +205,7 @@ def _connect(url: str, **options: Any) -> Any:
             time.sleep(0.2 * (attempt + 1))
         except RuntimeError as error:
             raise StudyError(
-                f"{cause(error)}: upgrade the database with Optuna's command optuna storage upgrade"
+                f"The study's database has the format of another Optuna version ({cause(error)}): run "
+                '"optuna storage upgrade"'
             ) from None
     raise EdgerecError("unreachable")

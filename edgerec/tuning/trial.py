@@ -26,11 +26,11 @@ from edgerec.utils.progress import Listener, Progress
 
 
 class TimeLimitError(Exception):
-    """The time limit of the study was reached while a trial was training."""
+    """Raised when the time limit of the study is reached during a trial."""
 
 
 class Objective:
-    """Objective function for Optuna, which runs one trial of a plan per call."""
+    """Objective function for Optuna. Each call runs one trial of a plan."""
 
     def __init__(
         self, plan: Plan, folder: Path, labels: tuple[str, ...], ends_s: float, pruning: bool, listener: Listener
@@ -41,15 +41,19 @@ class Objective:
             plan: settings of the study.
             folder: folder of the study.
             labels: label of each class.
-            ends_s: monotonic time at which a running trial is ended.
-            pruning: let the study's pruner stop trials early.
+            ends_s: deadline on the monotonic clock in seconds, at which a running trial is stopped.
+            pruning: whether the study's pruner may stop trials early.
             listener: called with the progress.
         """
         self._plan, self._folder, self._labels = plan, folder, labels
         self._ends_s, self._pruning, self._listener = ends_s, pruning, listener
 
     def __call__(self, trial: Any) -> tuple[float, ...]:
-        """Return the values of the objectives; raise Optuna's ``TrialPruned`` if the trial is refused or stopped."""
+        """Run a trial and return its objective values.
+
+        Raises:
+            TrialPruned: the model exceeds a limit, the parameters are invalid, or the pruner stopped the trial.
+        """
         try:
             return self._values(trial)
         except (KeyboardInterrupt, TimeLimitError) as error:
@@ -77,13 +81,13 @@ class Objective:
         return tuple(accuracy if name == "accuracy" else getattr(cost, name) for name in self._plan.objectives)
 
     def _duplicate(self, trial: Any) -> Any:
-        """Return a finished trial with the same parameters, whose result would be the same; None if there is none."""
+        """Return a finished trial with the same parameters, and therefore the same result, or None if there is none."""
         states = require("optuna").trial.TrialState
         finished = trial.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
         return next((other for other in finished if other.params == trial.params), None)
 
     def _copied_values(self, trial: Any, duplicate: Any) -> tuple[float, ...]:
-        """Copy the results of a trial with the same parameters, and return the values of the objectives."""
+        """Copy the results of an earlier trial with the same parameters, and return its objective values."""
         for name in (ACCURACY, COST, REFUSED):
             if name in duplicate.user_attrs:
                 trial.set_user_attr(name, duplicate.user_attrs[name])
@@ -105,9 +109,9 @@ class Objective:
         return cost
 
     def _stored_cost(self, trial: Any, network: str) -> Cost | None:
-        """Return the cost that an earlier trial measured for the same network, so that equal networks have equal costs.
+        """Return the cost that an earlier trial measured for the same network, or None if there is no such trial.
 
-        Return None if no trial has measured this network yet.
+        With this cost, trials with the same network differ only in accuracy.
         """
         for other in trial.study.get_trials(deepcopy=False):
             if other.user_attrs.get(NETWORK) == network and COST in other.user_attrs:
@@ -126,7 +130,7 @@ class Objective:
             self._listener(Progress("measuring", 1, 1))
 
     def _train(self, trial: Any, recipe: Recipe) -> float:
-        """Train the model without evaluating it on the test images; return the best epoch's validation accuracy."""
+        """Train the model, and return the validation accuracy of the best epoch. The test images are not used."""
         run = Run.at(run_folder(self._folder, trial.number))
         began_s = time.monotonic()
 
@@ -168,7 +172,7 @@ class Objective:
             if history:
                 trial.set_user_attr(ACCURACY, _accuracy(history))
         if not history:
-            raise _refusal(trial, "the training ended before the first epoch was finished")
+            raise _refusal(trial, "the training stopped before the end of the first epoch")
         return _accuracy(history)
 
     def _trial_listener(self, trial: Any) -> Listener:
@@ -187,7 +191,7 @@ def _accuracy(history: list[dict[str, float]]) -> float:
 
 
 def _refusal(trial: Any, reason: str) -> Any:
-    """Mark a trial as refused, store the reason, and return the exception to raise."""
+    """Mark a trial as refused, i.e. not trained, store the reason, and return the exception to raise."""
     trial.set_user_attr(REASON, reason)
     trial.set_user_attr(REFUSED, True)
     return require("optuna").TrialPruned(reason)
@@ -201,7 +205,7 @@ def _clear() -> None:
 
 @contextmanager
 def _without_epoch_log() -> Iterator[None]:
-    """Suppress the log lines of single epochs, because the study logs one line for each trial."""
+    """Context manager that suppresses the log lines of single epochs, because the study logs one line per trial."""
     logger = logging.getLogger("edgerec.train")
     previous_level = logger.level
     if not logger.isEnabledFor(logging.DEBUG):

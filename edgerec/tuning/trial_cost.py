@@ -1,4 +1,4 @@
-"""Measure the cost of a model on the device (time, size and memory of its int8 form) before it is trained."""
+"""Measure the cost of a model before it is trained: latency, size and memory of the int8 model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edgerec.recipe import Recipe
 from edgerec.runtime.model import ImageModel
 from edgerec.runtime.timing import time_models
 from edgerec.tflite.cost import macs
-from edgerec.tflite.flatbuffer import Graph, read_graph
+from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.memory import plan_bytes
 from edgerec.tflite.metadata import with_metadata
 from edgerec.tflite.pi_latency import CONDITIONS, pi4_ms
 from edgerec.train.backend import prepare
 from edgerec.train.transfer import network
 
-# Names of the devices whose milliseconds can be measured or estimated, and descriptions of the method.
+# Devices for which the latency can be measured or estimated, and how this is done.
 TIMING_CONDITIONS = {
     "this": "measured on this machine, 1 thread",
     "rpi": CONDITIONS,
@@ -34,7 +34,7 @@ CALIBRATION_IMAGES = 4
 
 
 class TooCostlyError(EdgerecError):
-    """The weights of a model alone exceed the limit on bytes.
+    """Raised when the weights of a model alone exceed the limit for the file size.
 
     Attributes:
         excess: lower bound of the excess, as a fraction of the limit.
@@ -45,10 +45,10 @@ class TooCostlyError(EdgerecError):
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of the int8 model, which does not depend on the values of its weights.
+    """Cost of the int8 model. It does not depend on the values of the weights.
 
     Attributes:
-        ms: milliseconds for one image, on a device of :data:`TIMING_CONDITIONS`.
+        ms: latency for one image in milliseconds, on a device of :data:`TIMING_CONDITIONS`.
         bytes: approximate size of the .tflite file that ``edgerec quantize --method ptq`` will write.
         memory: peak memory of the tensors in bytes, without the file (see :mod:`edgerec.tflite.memory`).
         macs: multiply-accumulates for one image.
@@ -62,35 +62,35 @@ class Cost:
     parameters: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the cost as a JSON-serializable dictionary."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Maximum cost of a model; None for no limit. The units are those of :class:`Cost`."""
+    """Maximum cost of a model, in the units of :class:`Cost`. None means no limit."""
 
     ms: float | None = None
     bytes: int | None = None
     memory: int | None = None
 
     def to_dict(self) -> dict[str, float]:
-        """Return the limits that are set."""
+        """Return a dictionary that maps names to limits, without limits that are None."""
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """Return the excess over each limit, as a fraction of the limit; at most 0 if the limit is met."""
+        """Return by how much each limit is exceeded, as a fraction of the limit. Values up to 0 meet the limit."""
         return {name: getattr(cost, name) / limit - 1 for name, limit in self.to_dict().items()}
 
     def exceeded(self, cost: Cost) -> str:
-        """Describe the limits that a cost exceeds; return an empty string if all limits are met."""
+        """Describe the limits that a cost exceeds. Return an empty string if all limits are met."""
         limits = self.to_dict()
         names = [name for name, excess in self.excess(cost).items() if excess > 0]
         return ", ".join(f"{format_value(name, getattr(cost, name))} (limit {limits[name]:,g})" for name in names)
 
 
 def format_value(name: str, value: float) -> str:
-    """Return the value of an objective with its unit, for display."""
+    """Return the value of an objective as a string with its unit."""
     match name:
         case "accuracy":
             return f"{value:.2%}"
@@ -105,7 +105,7 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
     """Build the recipe's model with random weights, convert it to int8, and measure its cost.
 
     Args:
-        recipe: the recipe, with all automatic values of its ``data`` section filled in.
+        recipe: the recipe, with all automatic values of its ``data`` section resolved.
         labels: label of each class.
         on: name of a device in :data:`TIMING_CONDITIONS`.
         limits: limits of the study. A model whose weights alone exceed ``limits.bytes`` is not converted.
@@ -122,7 +122,8 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         error.excess = least / limits.bytes - 1
         raise error
     rng = np.random.default_rng(0)
-    # The converter would merge biases that are all zero into one tensor, unlike those of a trained model.
+    # Set random biases, because the converter would merge biases that are all zero into one tensor. The biases of a
+    # trained model are not zero.
     model.set_weights([w + rng.uniform(0, 0.1, w.shape) if w.ndim == 1 else w for w in model.get_weights()])
     pixels = rng.integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
     samples = recipe.normalise.apply(pin_range(pixels).astype(np.float32))
@@ -134,7 +135,7 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         ms=float(f"{ms:.4g}"),
         bytes=len(content),
         memory=plan_bytes(graph),
-        macs=_macs(graph),
+        macs=sum(macs(operator) for operator in graph.operators),
         parameters=int(model.count_params()),
     )
 
@@ -142,7 +143,3 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
 def _measured_ms(content: bytes, recipe: Recipe, pixels: Any) -> float:
     model = ImageModel(content, recipe.normalise, threads=THREADS)
     return time_models({"": (model, pixels)}, budget_s=BUDGET_S)[""].median_ms
-
-
-def _macs(graph: Graph) -> int:
-    return sum(macs(operator) for operator in graph.operators)

@@ -1,10 +1,7 @@
-"""Search for the best recipe by hyperparameter trials, which are compared on the validation images."""
+"""Search for the best hyperparameters of a recipe. Trials are compared on the validation images."""
 
 from __future__ import annotations
 
-import logging
-import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,35 +28,26 @@ from edgerec.tuning.plan import (
 from edgerec.tuning.results import (
     KEEP,
     PLOT,
-    TrialRow,
     TuneReport,
     best_of,
     rows_of,
     run_folder,
-    write_results,
 )
+from edgerec.tuning.search import Search, StopCondition
 from edgerec.tuning.search_plots import draw_study
-from edgerec.tuning.search_space import Choices, default_space, own_point, read_space
+from edgerec.tuning.search_space import Choices, default_space, read_space
 from edgerec.tuning.storage import (
     DATABASE,
     HEARTBEAT_S,
     Storage,
-    fail_stale,
     make_pruner,
     make_sampler,
 )
-from edgerec.tuning.trial import Objective, TimeLimitError
-from edgerec.tuning.trial_cost import TIMING_CONDITIONS, Limits, format_value
+from edgerec.tuning.trial import Objective
+from edgerec.tuning.trial_cost import TIMING_CONDITIONS, Limits
 from edgerec.utils.atomic import checked_output, real_path
 from edgerec.utils.lock import Lock
 from edgerec.utils.progress import Listener, ignore
-
-log = logging.getLogger(__name__)
-
-# Default number of trials.
-TRIALS = 30
-# A study ends with an error after this many consecutive refused trials, because otherwise it might never end.
-MAX_REFUSED = 30
 
 
 def tune(
@@ -82,27 +70,29 @@ def tune(
     listener: Listener = ignore,
     heartbeat_s: int = HEARTBEAT_S,
 ) -> TuneReport:
-    """Search for the best recipe, and write it to ``out/best.toml`` whenever a better one is found.
+    """Search for the best recipe, and write it to ``out/best.toml`` whenever a better recipe is found.
 
-    Trials are compared on the validation images. No trial is evaluated on the test images: the run of the best trial
-    remains unfinished in ``out/trials/``, and ``fit(…, resume=True)`` finishes and evaluates it.
+    Trials are compared on the validation images. No trial is evaluated on the test images. The run of the best trial
+    remains unfinished in ``out/trials/``. To finish and evaluate this run, call ``fit(…, resume=True)``.
 
     Args:
         recipe: base recipe of all trials. With ``resume``, None continues the study with its own recipe, objectives,
             limits, search space and pruner, and the arguments for them are ignored.
         out: folder of the study.
-        trials: end when the study has this many trained trials. None means 30, or no limit if ``max_time_s`` is set.
-        max_time_s: end after this many seconds. The running trial is lost.
+        trials: stop when the study has this many trained trials. None means 30, or no limit if ``max_time_s`` is set.
+        max_time_s: stop after this many seconds. The running trial is discarded.
         objectives: ``accuracy``, optionally together with ``ms``, ``bytes`` and ``memory`` of the int8 model.
-        limit_ms: refuse, before training, models whose int8 form needs more milliseconds per image.
-        limit_bytes: refuse, before training, models whose int8 .tflite file is larger, in bytes.
-        limit_memory: refuse, before training, models whose int8 form needs more bytes for its tensors.
-        on: device of the milliseconds: ``this`` machine (measured) or ``rpi`` (estimated for a Raspberry Pi 4).
-        search: search space, as the path or the content of a TOML file; None uses
+        limit_ms: maximum latency of the int8 model, in milliseconds per image. Models that exceed a limit are not
+            trained.
+        limit_bytes: maximum size of the int8 .tflite file, in bytes.
+        limit_memory: maximum memory for the tensors of the int8 model, in bytes.
+        on: device whose latency counts: ``this`` machine (measured) or ``rpi`` (estimated for a Raspberry Pi 4).
+        search: search space, as the path or the content of a TOML file. None uses
             :func:`edgerec.tuning.search_space.default_space`.
         pruner: ``median``, ``hyperband`` or ``none``. None means ``median`` for one objective, otherwise ``none``.
-        storage: URL of a PostgreSQL database that several machines share; empty for an SQLite file in ``out``.
-        study: name of the study in the database; empty for the name of the folder.
+        storage: URL of a PostgreSQL database that several machines share, or an empty string for an SQLite file in
+            ``out``.
+        study: name of the study in the database, or an empty string for the name of the folder.
         keep: trials whose runs are kept: ``best``, ``all`` or ``none``.
         resume: resume the study in ``out``.
         listener: called with the progress.
@@ -110,14 +100,14 @@ def tune(
             intervals old counts as killed, and its parameters are tried again.
 
     Raises:
-        StudyError: the study has other settings, its database is not reachable, or no trial meets the limits.
+        StudyError: the study has other settings, the database is not reachable, or no trial meets the limits.
         EdgerecError: the recipe, the search space or the data is invalid.
     """
     folder = checked_output(out, data=recipe.data.source if recipe else None, folder=True)
     folder = real_path(folder) if str(out) in (".", "..") else folder
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
-    end = _End.of(trials, max_time_s)
+    end = StopCondition.of(trials, max_time_s)
     # With resume, a machine joins a shared study even if its own folder does not exist yet.
     new = not (folder / STUDY_FILE).exists() and storage and recipe is not None
     saved = SavedStudy.read(folder) if resume and not new else None
@@ -140,7 +130,7 @@ def tune(
                 plan.write(folder, name, database.location if storage else "")
             objective = Objective(plan, folder, training_data.labels, end.at_s, plan.pruner != "none", listener)
             with database.errors_explained():
-                _Search(optuna_study, plan, folder, keep).run(end, objective)
+                Search(optuna_study, plan, folder, keep).run(end, objective)
                 return _report(optuna_study, plan, folder, database.location)
 
 
@@ -151,13 +141,14 @@ def _make_plan(
     saved: SavedStudy | None,
     listener: Listener,
 ) -> tuple[_TrainingData, Plan]:
-    """Return the training data, and the plan from the arguments, or without a recipe from the saved study.
+    """Return the training data and the plan of the study.
 
-    The plan has the digest of the current images, so that a change of the data since the study began is detected.
+    If ``recipe`` is None, the plan of the saved study is used. In any case, the plan contains the digest of the current
+    images, so that a change of the data is detected when the study is resumed.
     """
     if recipe is None:
         if saved is None:
-            raise RecipeError("There is no recipe: give one, or resume an existing study")
+            raise RecipeError("The recipe is missing: pass a recipe, or set resume=True to resume an existing study")
         _refuse_code(saved.plan)
         training_data = _TrainingData.load(saved.plan.recipe, listener)
         return training_data, replace(saved.plan, data_digest=training_data.digest)
@@ -184,35 +175,14 @@ def _refuse_code(plan: Plan) -> None:
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_user_defined(str(name))), None):
         raise StudyError(
-            f"The study uses an architecture from a Python file ({code}), which --resume alone does not execute: give "
-            "the recipe and --search of the study again, together with --resume"
+            f"The study uses an architecture from the Python file {code}, which --resume alone does not execute for safety: "
+            "give the recipe and --search of the study again, together with --resume"
         )
 
 
 @dataclass(frozen=True)
-class _End:
-    """Condition for the end of a study: a number of trained trials, or a monotonic time in seconds."""
-
-    trials: float
-    at_s: float
-
-    @classmethod
-    def of(cls, trials: int | None, max_time_s: float | None) -> _End:
-        for name, value in {"trials": trials, "max-time": max_time_s}.items():
-            if value is not None and not value > 0:
-                raise RecipeError(f"--{name} is {value:g}, expected more than 0")
-        if trials is None:
-            trials = TRIALS if max_time_s is None else None
-        return cls(trials or math.inf, time.monotonic() + (max_time_s or math.inf))
-
-    def reached(self, rows: Sequence[TrialRow]) -> bool:
-        trained = sum(row.state in ("complete", "pruned", "running") for row in rows)
-        return trained >= self.trials or time.monotonic() > self.at_s
-
-
-@dataclass(frozen=True)
 class _Goal:
-    """Requested objectives, limits, device of the milliseconds, and pruner; None chooses the pruner automatically."""
+    """Requested objectives, limits, device whose latency counts, and pruner. None selects the pruner automatically."""
 
     objectives: tuple[str, ...]
     limits: Limits
@@ -222,7 +192,7 @@ class _Goal:
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """Properties of the training data, and the recipe with all automatic values filled in."""
+    """Properties of the training data, and the recipe with all automatic values resolved."""
 
     recipe: Recipe
     labels: tuple[str, ...]
@@ -237,75 +207,20 @@ class _TrainingData:
         return cls(recipe, dataset.labels, len(parts.train), dataset.digest)
 
 
-class _Search:
-    """Runs trials one after the other, logs one line per trial, and updates the study's files after each trial."""
-
-    def __init__(self, study: Any, plan: Plan, folder: Path, keep: str) -> None:
-        self._study, self._plan, self._folder, self._keep = study, plan, folder, keep
-        self._refused = 0
-
-    def run(self, end: _End, objective: Objective) -> None:
-        """Run trials until the end of the study is reached."""
-        rows = rows_of(self._study)
-        if not rows:
-            # The unchanged recipe is the first trial, so that the best trial is never worse than the recipe.
-            self._study.enqueue_trial(own_point(self._plan.recipe, self._plan.space), skip_if_exists=True)
-        if self._plan.pruner == "none" and len(self._plan.objectives) > 1:
-            log.info("trials are not pruned, because pruners support only one objective")
-        try:
-            while not end.reached(rows):
-                self._run_trial(objective)
-                fail_stale(self._study)
-                rows = rows_of(self._study)
-        except TimeLimitError:
-            log.info("the time limit has been reached")
-        finally:
-            write_results(self._folder, self._plan, rows_of(self._study), self._keep)
-
-    def _run_trial(self, objective: Objective) -> None:
-        try:
-            self._study.optimize(objective, n_trials=1, callbacks=[self._after_trial])
-        except ValueError as error:
-            if not str(error).startswith("Cannot tell"):  # Optuna's error for a trial that has already ended
-                raise
-            log.warning("a trial is lost, because its heartbeats stopped for too long and another process ended it")
-
-    def _after_trial(self, study: Any, trial: Any) -> None:
-        rows, row = rows_of(study), TrialRow.of(trial)
-        log.info("%s", _trial_line(row, best_of(rows, self._plan.objectives)))
-        write_results(self._folder, self._plan, rows, self._keep)
-        self._refused = self._refused + 1 if row.state == "refused" else 0
-        if self._refused >= MAX_REFUSED:
-            raise StudyError(
-                f"{MAX_REFUSED} trials in a row were refused, the last one because of {row.reason}: "
-                "raise the limits, or change the recipe or --search"
-            )
-
-
-def _trial_line(row: TrialRow, best: Sequence[TrialRow]) -> str:
-    """Return the log line of a trial: outcome, measured values, parameters, and the best trial so far."""
-    parameters = ", ".join(
-        f"{key.partition('.')[2] or key} {value:.3g}"
-        if isinstance(value, float)
-        else f"{key.partition('.')[2]} {value}"
-        for key, value in row.params.items()
-    )
-    outcome = {"complete": "", "pruned": "stopped: ", "refused": "refused: ", "failed": "failed: "}.get(row.state, "")
-    result = "; ".join(part for part in (outcome + row.reason, row.figures()) if part)
-    if len(best) == 1:
-        best_text = f"best: trial {best[0].number}, {format_value('accuracy', best[0].accuracy or 0)}"
-    else:
-        best_text = f"Pareto front: {', '.join(str(row.number) for row in best)}" if best else "no result yet"
-    return f"trial {row.number}  {result}  ({parameters})  {best_text}"
-
-
 def _check_folder_and_storage(folder: Path, saved: SavedStudy | None, storage: str) -> None:
-    """Raise if the folder has other content or a study that is not resumed, or if ``storage`` is not the study's."""
+    """Check that the folder can be used for the study, and that ``storage`` is the database of the saved study.
+
+    Raises:
+        OutputExistsError: the folder contains other files, or a study although ``resume`` is not set.
+        StudyError: ``storage`` differs from the database of the saved study.
+    """
     if saved is not None:
         if storage and not saved.storage:
-            raise StudyError(f"The study in {folder} has its database in {DATABASE}: omit --storage")
+            raise StudyError(f"The study in {folder} is stored in its file {DATABASE}: omit --storage")
         if saved.storage and not storage:
-            raise StudyError(f"The study in {folder} has its database at {saved.storage}: give --storage again")
+            raise StudyError(
+                f"The study in {folder} is stored in the database {saved.storage}: add the option --storage"
+            )
     elif (folder / STUDY_FILE).is_file():
         raise OutputExistsError(f"{folder} contains a study: add --resume to resume it, or choose another name")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -313,10 +228,9 @@ def _check_folder_and_storage(folder: Path, saved: SavedStudy | None, storage: s
 
 
 def _report(study: Any, plan: Plan, folder: Path, database_location: str) -> TuneReport:
-    rows = rows_of(study)
-    best = best_of(rows, plan.objectives)
+    rows, best = rows_of(study), best_of(study)
     if best:
-        draw_study(rows, plan, folder / PLOT)
+        draw_study(rows, best, plan, folder / PLOT)
     folders = [run_folder(folder, row.number) for row in best]
     return TuneReport(
         study=study.study_name,

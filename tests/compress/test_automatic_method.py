@@ -187,7 +187,7 @@ def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted,
     command = ("quantize", interrupted.path, "--method", "qat", "--epochs", 2)
     shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
     message = one_line(here(*command))
-    assert "has an interrupted qat: add --resume to resume it, or --overwrite to start again" in message
+    assert "has checkpoints of an interrupted qat: add --resume to resume it, or --overwrite to start again" in message
     # The method auto would also start a new training.
     assert "add --resume" in one_line(here("quantize", interrupted.path, "--epochs", 2))
     assert list((interrupted.path / "checkpoints" / "int8-qat").iterdir()) == states

@@ -167,7 +167,7 @@ def test_invalid_recipes_are_refused(tmp_path, data):
     own.write_text("images = 0\n")
     with pytest.raises(RecipeError, match="images is 0"):
         calibration.read_recipe(str(own))
-    with pytest.raises(RecipeError, match="no folder of a calibration set has this name either"):
+    with pytest.raises(RecipeError, match="there is no calibration set with this path"):
         calibration.draw("nowhere", *data)
 
 

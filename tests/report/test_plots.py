@@ -119,7 +119,7 @@ def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
         for n in range(7)
     ]
     plan = SimpleNamespace(objectives=("accuracy", "ms"), limits=SimpleNamespace(to_dict=lambda: {"ms": 60}), on="this")
-    draw_study(rows, plan, tmp_path / "study.png")
+    draw_study(rows, rows, plan, tmp_path / "study.png")
     [figure] = drawn
     assert [axes.get_xscale() for axes in figure.axes[1:]] == ["log", "log", "log"]
     assert all(readable(axes.xaxis, figure) for axes in figure.axes[1:])

@@ -76,10 +76,6 @@ def wide(recipe: Recipe) -> Recipe:
     return recipe.override({"model.width": 2.0})
 
 
-def row(number: int, accuracy: float | None, ms: float = 1.0, state: str = "complete") -> TrialRow:
-    return TrialRow(number, state, accuracy, ms, 1, 1, 1, 1, 1, 1.0, "", {})
-
-
 # Search space
 
 
@@ -93,21 +89,21 @@ def row(number: int, accuracy: float | None, ms: float = 1.0, state: str = "comp
         ("train.learning_rate", {"low": 0.1, "high": 20}, "train.learning_rate is 20.0, expected 1e-08 to 10"),
         ("train.learning_rate", {"low": math.nan, "high": 1}, "train.learning_rate is nan"),
         ("train.learning_rate", {"low": "a", "high": 1}, "low is 'a', expected a number"),
-        ("train.learning_rate", {"low": 0.1, "high": 1, "log": 1}, "log is 1, expected true or false"),
+        ("train.learning_rate", {"low": 0.1, "high": 1, "log": 1}, "'log' is 1, expected true or false"),
         ("train.learning_rate", {"low": 0.1, "high": 1, "log": True, "step": 0.1}, "log and step cannot be combined"),
         ("model.dropout", {"low": 0, "high": 0.5, "log": True}, "low is 0, expected more than 0 with log"),
         ("model.width", {"low": 0.25, "high": 1, "step": 0}, "step is 0, expected more than 0 and at most 0.75"),
         ("train.batch_size", {"low": 16.5, "high": 64}, "low is 16.5, expected an integer"),
-        ("model.arch", {"low": 1, "high": 2}, "model.arch is not a number and has no bounds: give a list"),
+        ("model.arch", {"low": 1, "high": 2}, "model.arch is not a number, so low and high do not apply: use a list"),
         ("model.arch", ["resnet8", "resnet9"], "unknown architecture 'resnet9'; did you mean 'resnet8'"),
         ("model.width", [], "model.width is [], expected one or more choices"),
         ("model.width", [0.5, 1, 1.0], "model.width has 1.0 twice"),
         ("model.width", 0.5, "model.width is 0.5, expected { low"),
         ("data.val_fraction", [0.1, 0.2], "all trials must be compared on the same images"),
         ("seed", [1, 2], "all trials must be compared on the same images"),
-        ("compress.sparsity", [0.1, 0.2], "does not affect the training that a study measures"),
+        ("compress.sparsity", [0.1, 0.2], "affects only the compression, but a study compares trained models"),
         ("augment", {"low": 0, "high": 10}, "with augment = 10, augment.shift is 1.0, expected 0 to 0.5"),
-        ("augment", {"low": -1, "high": 1}, "augment is -1.0, expected a factor of 0 or more"),
+        ("augment", {"low": -1, "high": 1}, "augment is -1.0, expected a factor of at least 0"),
     ],
 )
 def test_invalid_search_is_refused_with_its_key(key, value, message):
@@ -217,11 +213,19 @@ def test_exceeded_limits_are_described():
 
 
 def test_best_trials_are_the_pareto_front():
-    rows = [row(0, 0.9, 3), row(1, 0.8, 1), row(2, 0.8, 2), row(3, 0.95, 9, "pruned"), row(4, 0.9, 3), row(5, None)]
-    rows[5] = row(5, None, 0.1, "refused")
-    assert [one.number for one in best_of(rows, ("accuracy", "ms"))] == [0, 1]
-    assert [one.number for one in best_of(rows, ("accuracy",))] == [0]
-    assert best_of(rows[5:], ("accuracy",)) == ()
+    def best(directions, *values):
+        study = optuna.create_study(directions=directions)
+        for accuracy, *costs in values:
+            attributes = {"accuracy": accuracy, "refused": accuracy is None}
+            state = optuna.trial.TrialState.COMPLETE if accuracy else optuna.trial.TrialState.PRUNED
+            numbers = None if accuracy is None else [accuracy, *costs]
+            study.add_trial(optuna.trial.create_trial(state=state, values=numbers, user_attrs=attributes))
+        return [one.number for one in best_of(study)]
+
+    trials = [(0.8, 1), (0.9, 3), (0.8, 2), (None, 1), (0.9, 3)]
+    assert best(["maximize", "minimize"], *trials) == [1, 0]
+    assert best(["maximize"], *((accuracy,) for accuracy, _ in trials)) == [1]
+    assert best(["maximize"], (None,)) == []
 
 
 # Studies
@@ -419,10 +423,10 @@ def test_damaged_study_is_refused(study, tmp_path, name, message):
         (["--pruner", "medium"], "unknown pruner 'medium'; did you mean 'median'"),
         (
             ["--objective", "accuracy,ms", "--pruner", "median"],
-            "supports only one objective, and there are 2 objectives",
+            "supports only one objective, but the study has 2 objectives",
         ),
-        (["--limit-ms", "0"], "--limit-ms is 0, expected more than 0"),
-        (["--trials", "0"], "--trials is 0, expected more than 0"),
+        (["--limit-ms", "0"], "--limit-ms is 0, but must be greater than 0"),
+        (["--trials", "0"], "--trials is 0, but must be greater than 0"),
         (["--keep", "some"], "unknown keep 'some'"),
         (["--resume"], "it is not a study: start a study with edgerec tune without --resume"),
         (["--storage", "mysql://me:secret@host/base"], "expected postgresql://USER@HOST/DATABASE"),
@@ -492,7 +496,7 @@ def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
     assert killed.is_set()
     assert report.counts == {"complete": 4, "failed": 1}
     lost = next(one for one in report.trials if one.state == "failed")
-    assert (lost.number, lost.reason) == (1, "its process was interrupted or killed")
+    assert (lost.number, lost.reason) == (1, "the process was interrupted or killed")
     complete = [one.params["train.learning_rate"] for one in report.trials if one.state == "complete"]
     assert lost.params["train.learning_rate"] in complete
     assert len(set(complete)) == 4

@@ -1,0 +1,117 @@
+"""Run the trials of a study one after the other."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.errors import RecipeError, StudyError
+from edgerec.tuning.plan import Plan
+from edgerec.tuning.results import TrialRow, best_of, rows_of, write_results
+from edgerec.tuning.search_space import own_point
+from edgerec.tuning.storage import fail_stale
+from edgerec.tuning.trial import Objective, TimeLimitError
+from edgerec.tuning.trial_cost import format_value
+
+log = logging.getLogger(__name__)
+
+# Default number of trials.
+TRIALS = 30
+# Maximum number of consecutive trials that exceed a limit. A study ends with an error after this many, because
+# otherwise it might never end.
+MAX_REFUSED = 30
+
+
+@dataclass(frozen=True)
+class StopCondition:
+    """When a study ends: after a number of trained trials, or at a deadline, whichever is first.
+
+    Attributes:
+        trials: number of trained trials.
+        at_s: deadline on the monotonic clock, in seconds.
+    """
+
+    trials: float
+    at_s: float
+
+    @classmethod
+    def of(cls, trials: int | None, max_time_s: float | None) -> StopCondition:
+        """Create the condition from options; if both are None, the study ends after :data:`TRIALS` trials."""
+        for name, value in {"trials": trials, "max-time": max_time_s}.items():
+            if value is not None and not value > 0:
+                raise RecipeError(f"--{name} is {value:g}, but must be greater than 0")
+        if trials is None:
+            trials = TRIALS if max_time_s is None else None
+        return cls(trials or math.inf, time.monotonic() + (max_time_s or math.inf))
+
+    def reached(self, rows: Sequence[TrialRow]) -> bool:
+        """Return whether a study with these trials has ended."""
+        trained = sum(row.state in ("complete", "pruned", "running") for row in rows)
+        return trained >= self.trials or time.monotonic() > self.at_s
+
+
+class Search:
+    """Runs trials one after the other, logs one line per trial, and updates the study's files after each trial."""
+
+    def __init__(self, study: Any, plan: Plan, folder: Path, keep: str) -> None:
+        self._study, self._plan, self._folder, self._keep = study, plan, folder, keep
+        self._refused = 0
+
+    def run(self, end: StopCondition, objective: Objective) -> None:
+        """Run trials until the study has the requested number of trials or its time limit is reached."""
+        rows = rows_of(self._study)
+        if not rows:
+            # Use the unchanged recipe as the first trial, so that the best trial is never worse than the recipe.
+            self._study.enqueue_trial(own_point(self._plan.recipe, self._plan.space), skip_if_exists=True)
+        if self._plan.pruner == "none" and len(self._plan.objectives) > 1:
+            log.info("trials are not pruned, because pruners support only one objective")
+        try:
+            while not end.reached(rows):
+                self._run_trial(objective)
+                fail_stale(self._study)
+                rows = rows_of(self._study)
+        except TimeLimitError:
+            log.info("the time limit has been reached")
+        finally:
+            write_results(self._folder, self._plan, self._study, self._keep)
+
+    def _run_trial(self, objective: Objective) -> None:
+        try:
+            self._study.optimize(objective, n_trials=1, callbacks=[self._after_trial])
+        except ValueError as error:
+            if not str(error).startswith("Cannot tell"):  # Optuna's error for a trial that has already ended
+                raise
+            log.warning("a result is lost, because another process marked the trial as failed after missed heartbeats")
+
+    def _after_trial(self, study: Any, trial: Any) -> None:
+        row = TrialRow.of(trial)
+        log.info("%s", _trial_line(row, best_of(study)))
+        write_results(self._folder, self._plan, study, self._keep)
+        self._refused = self._refused + 1 if row.state == "refused" else 0
+        if self._refused >= MAX_REFUSED:
+            raise StudyError(
+                f"{MAX_REFUSED} trials in a row were refused, the last one because of {row.reason}: "
+                "raise the limits, or change the recipe or --search"
+            )
+
+
+def _trial_line(row: TrialRow, best: Sequence[TrialRow]) -> str:
+    """Return the log line of a trial: outcome, measured values, parameters, and the best trial so far."""
+    parameters = ", ".join(
+        f"{key.partition('.')[2] or key} {value:.3g}"
+        if isinstance(value, float)
+        else f"{key.partition('.')[2]} {value}"
+        for key, value in row.params.items()
+    )
+    outcome = {"complete": "", "pruned": "stopped: ", "refused": "refused: ", "failed": "failed: "}.get(row.state, "")
+    result = "; ".join(part for part in (outcome + row.reason, row.figures()) if part)
+    if len(best) == 1:
+        best_text = f"best: trial {best[0].number}, {format_value('accuracy', best[0].accuracy or 0)}"
+    else:
+        best_text = f"Pareto front: {', '.join(str(row.number) for row in best)}" if best else "no result yet"
+    return f"trial {row.number}  {result}  ({parameters})  {best_text}"
