@@ -24,11 +24,13 @@ _DATA = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP)
 @app.command(cls=GroupedCommand)
 def make(
     subject: str | None = typer.Argument(
-        None, metavar="RUN|RECIPE.toml", help="Run or recipe whose training images are used."
+        None, metavar="RUN|RECIPE.toml", help="Run or training recipe, from whose training images the set is selected."
     ),
     out: Path = typer.Option(..., metavar="FOLDER", help="Folder for the calibration set."),
     data: list[str] | None = typer.Option(
-        None, metavar="DATA", help="Images, as for train; for a run, the new location of its images if they were moved."
+        None,
+        metavar="DATA",
+        help="Images in the formats of edgerec train. For a run: new location of its images, if moved.",
     ),
     recipe: str = typer.Option(
         "stratified",
@@ -36,15 +38,18 @@ def make(
         help="Calibration recipe: stratified, random, diverse or a .toml file.",
     ),
     images: int | None = typer.Option(
-        None, min=1, metavar="N", help="Number of images. [default: the recipe's; 200 for stratified]"
+        None,
+        min=1,
+        metavar="N",
+        help="Number of images. [default: number in the calibration recipe, 200 for stratified]",
     ),
     seed: int | None = typer.Option(None, min=0, metavar="N", help="Seed of the random selection. [default: 0]"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the calibration set."),
     json: bool = JsonOption,
 ) -> None:
-    """Draw a calibration set from training images."""
+    """Select images for a calibration set from training images."""
     if subject is None and not data:
-        raise typer.BadParameter("no images are named: pass a run or a recipe, or use --data FOLDER")
+        raise typer.BadParameter("cannot select images without data: pass a run or a recipe, or use --data FOLDER")
     with progress() as listener:
         from edgerec.compress import calibration
 
@@ -72,7 +77,7 @@ def check(
     subject: Path = typer.Argument(
         ..., metavar="SET|FOLDER|NPZ", help="Calibration set, image folder, or .npz or .npy file."
     ),
-    run: Path = typer.Option(..., metavar="RUN", help="Run that is to be quantized with these images."),
+    run: Path = typer.Option(..., metavar="RUN", help="Run to quantize with these images."),
     data: list[str] | None = _DATA,
     json: bool = JsonOption,
 ) -> None:
@@ -99,7 +104,7 @@ def show(
     subject: Path = typer.Argument(
         ...,
         metavar="SET",
-        help="Calibration set; with --run also an image folder, or a .npz or .npy file.",
+        help="Calibration set. With --run, also an image folder, or a .npz or .npy file.",
     ),
     out: Path = typer.Option(..., metavar="PNG", help="PNG file to write."),
     run: Path | None = typer.Option(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def parity(
-    run: Path = typer.Argument(..., metavar="RUN", help="A finished run with a variant that edgerec quantize made."),
+    run: Path = typer.Argument(..., metavar="RUN", help="Finished run with a variant from edgerec quantize."),
     variant: str | None = typer.Option(
         None, metavar="NAME", help="Variant to compare. [default: the int8 variant with the best validation accuracy]"
     ),
@@ -25,7 +25,7 @@ def parity(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Compare a compressed model with float, layer by layer.
+    """Compare a compressed model with the float model, layer by layer.
 
     The command prints the signal-to-quantization-noise ratio (SQNR) of each layer and the likely causes of errors.
     """
@@ -48,6 +48,7 @@ def parity(
 
 def _show(report: ParityReport) -> None:
     from edgerec.compress.layer_comparison.findings import LOW_DB, costliest
+    from edgerec.compress.layer_comparison.runner import DEQUANTIZED
 
     table(
         ("layer", "operator", "sqnr dB", "0 to 50 dB", "own", "alone", "weights", "clipped", "range"),
@@ -67,12 +68,12 @@ def _show(report: ParityReport) -> None:
         ],
         optional=("range", "0 to 50 dB", "clipped", "weights"),
     )
-    say(f"sqnr     of {report.variant} against its {report.reference}, on {report.images} validation images")
+    say(f"sqnr     of {report.variant} compared with its {report.reference}, on {report.images} validation images")
     say("own      SQNR of the layer with float inputs; alone: SQNR at the logits if only this layer is quantized")
-    if report.reference == "float twin":
-        say("twin     the variant was fine-tuned, so the reference is the same model with its activations in float")
+    if report.reference == DEQUANTIZED:
+        say("note     fine-tuning changed the weights, so the reference is the variant itself with float activations")
     if report.unmatched:
-        say(f"missing  {report.unmatched} operators have no counterpart in the float model")
+        say(f"missing  {report.unmatched} operators have no equivalent in the float model")
     say(
         f"agrees   same predicted label as float on {report.agreement:.2%} of {report.val_images} validation images; "
         f"top-1 {report.float_top1:.2%} float, {report.top1:.2%} {report.variant}"
@@ -95,6 +96,6 @@ def _decibels(value: float | None) -> str:
 
 
 def _bar(value: float | None) -> str:
-    """Return a bar of ten cells for 50 dB, in steps of half a cell."""
+    """Return a text bar for a value in dB. The full length of ten characters means 50 dB or more."""
     halves = round(min(max(value or 0.0, 0.0), 50.0) / 2.5)
     return ("█" * (halves // 2) + "▌" * (halves % 2)).ljust(10)

@@ -20,6 +20,7 @@ from edgerec.cli.output import (
     suggest,
     table,
 )
+from edgerec.compression_methods import AUTO, METHODS
 from edgerec.utils.command_line import data_options
 
 if TYPE_CHECKING:
@@ -40,12 +41,11 @@ def quantize(
     method: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="auto, ptq, qat, float16, dynamic, int16x8, mixed, channels, prune, cluster, channels+qat, prune+qat, "
-        "cluster+qat or prune+cluster+qat. auto uses post-training quantization (ptq), and then quantization-aware "
+        help=f"{', '.join((AUTO, *METHODS))}. auto uses post-training quantization (ptq), and then quantization-aware "
         "training (qat) if ptq loses more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
-        False, "--compare", help="Create and compare variants with all methods, or with those in --method ptq,qat."
+        False, "--compare", help="Compare all methods, or the methods in a list such as --method ptq,qat."
     ),
     max_drop: float | None = typer.Option(
         None, metavar="POINTS", help="Maximum loss of accuracy, in percentage points. [default: 1]"
@@ -53,72 +53,74 @@ def quantize(
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
-        help="For a model: images, as for train, with or without class folders. For a run: new location of its images, "
-        "if they were moved.",
+        help="For a model: images in the formats of edgerec train, with or without class folders. For a run: new "
+        "location of the images, if they were moved.",
     ),
-    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted quantize with the same options."),
+    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted command with the same options."),
     overwrite: bool = typer.Option(
-        False, "--overwrite", help="Replace the variant; without --resume, discard an interrupted quantize too."
+        False,
+        "--overwrite",
+        help="Replace an existing variant. Without --resume, also discard an interrupted fine-tuning.",
     ),
     json: bool = JsonOption,
     channels: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Fraction of the inference time that 'channels' saves by removing channels. [default: 0.4]",
+        help="Fraction of the inference time to save with the method 'channels' (channel pruning). [default: 0.4]",
         rich_help_panel=_METHODS,
     ),
     sparsity: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Fraction of the weights that 'prune' sets to zero. [default: 0.5]",
+        help="Fraction of the weights that the method 'prune' sets to zero. [default: 0.5]",
         rich_help_panel=_METHODS,
     ),
     clusters: int | None = typer.Option(
         None,
         metavar="N",
-        help="Number of distinct weights per layer after 'cluster'. [default: 16]",
+        help="Number of different weights per layer after the method 'cluster'. [default: 16]",
         rich_help_panel=_METHODS,
     ),
     weight_bits: int | None = typer.Option(
         None,
         metavar="N",
-        help="Number of bits per weight with 'qat', 5 to 8; with fewer bits, the file compresses better. [default: 8]",
+        help="Number of bits per weight for the method 'qat', 5 to 8. Fewer bits make the gzipped file smaller. "
+        "[default: 8]",
         rich_help_panel=_METHODS,
     ),
     skip: str | None = typer.Option(
         None,
         metavar="NAMES",
-        help="Layers that 'prune' and 'cluster' do not change: names or patterns, such as 'logits, conv2d*'.",
+        help="Names or patterns of the layers that are not pruned or clustered, such as 'logits, conv2d*'.",
         rich_help_panel=_METHODS,
     ),
     float_layers: str | None = typer.Option(
         None,
         metavar="NAMES",
-        help="Layers that 'mixed' does not quantize: names or patterns.",
+        help="Names or patterns of the layers that the method 'mixed' keeps in float.",
         rich_help_panel=_METHODS,
     ),
     calibration: str | None = typer.Option(
         None,
         metavar="NAME|SET",
-        help="Calibration images for 'ptq': a calibration recipe, or a set that edgerec calibration made. "
+        help="Calibration recipe, or calibration set from 'edgerec calibration make', for methods without 'qat'. "
         "[default: stratified]",
         rich_help_panel=_METHODS,
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of epochs of each fine-tuning. [default: 3]", rich_help_panel=_TUNING
+        None, metavar="N", help="Number of epochs of each fine-tuning stage. [default: 3]", rich_help_panel=_TUNING
     ),
     learning_rate: float | None = typer.Option(
         None,
         metavar="RATE",
-        help="Highest learning rate of each fine-tuning. [default: learning rate of the training times a factor: 0.01 "
-        "for 'qat' alone, 1 (sgd: 0.3) for stages that remove weights, 0.1 (sgd: 0.01) otherwise]",
+        help="Initial learning rate of each fine-tuning stage. [default: the training's learning rate times a factor of "
+        "0.01 to 1 that depends on the method]",
         rich_help_panel=_TUNING,
     ),
     teacher_weight: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Weight t, 0 to 1, of the float model's outputs (knowledge distillation) in the loss of fine-tuning; the "
-        "labels have the weight 1 - t. [default: 1]",
+        help="Weight t of the distillation loss in fine-tuning, 0 to 1. The labels have the weight 1 - t. [default: 1]",
         rich_help_panel=_TUNING,
     ),
     out: Path | None = typer.Option(
@@ -126,20 +128,20 @@ def quantize(
         "--out",
         "-o",
         metavar="FOLDER",
-        help="Folder for the run that is created from the model. [default: beside the model]",
+        help="Folder of the run that is created for the model. [default: next to the model]",
         rich_help_panel=_MODEL,
     ),
     normalise: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
-        help="Normalization that the model expects, as for edgerec import: unit, signed, pixels, tf, torch, caffe, "
-        "MEAN,STD or R,G,B/R,G,B. [default: measured on the images]",
+        help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or R,G,B/R,G,B. "
+        "[default: the normalization with the best accuracy on the images]",
         rich_help_panel=_MODEL,
     ),
     labels: Path | None = typer.Option(
         None,
         metavar="FILE|folders",
-        help="The model's labels in the order of its outputs: a file, or 'folders' for the sorted class folders. "
+        help="File with the labels in the order of the model's outputs, or 'folders' for the sorted class folders. "
         "[default: the class folders, unless the predictions contradict them]",
         rich_help_panel=_MODEL,
     ),
@@ -191,26 +193,19 @@ def quantize(
             )
         except GateError as error:
             if error.report is not None and not report_worker(json):
-                _show(error.report, json)
+                show_report(error.report, json)
             raise
-    if report_worker(json):
-        return
-    _show(report, json)
-    if not json:
-        from edgerec.train import baseline
-
-        if report.forms[-1].error is None and (problem := baseline.warning(report.figures.to_dict())):
-            say(f"warning  {problem}")
-            say(f"next     {baseline.ADVICE}")
-            return
-        # A run that was just created from a model has the current location of the data. For another run, the data may
-        # have been moved.
-        _suggest_export(run, report, None if model else data)
+    if not report_worker(json):
+        show_report(report, json)
+        if not json:
+            # A run that was just created from a model has the current location of the data. For another run, the data
+            # may have been moved.
+            _suggest_next(run, report, None if model else data)
 
 
 @contextmanager
 def _resume_hint(context: typer.Context) -> Iterator[None]:
-    """Print how to resume the command if Ctrl-C interrupts the block."""
+    """Context manager that prints the command for resuming if Ctrl-C interrupts the block."""
     try:
         yield
     except KeyboardInterrupt:
@@ -219,18 +214,24 @@ def _resume_hint(context: typer.Context) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _suggest_export(run: Path, report: QuantizeReport, data: DataSource | None) -> None:
+def _suggest_next(run: Path, report: QuantizeReport, data: DataSource | None) -> None:
+    from edgerec.train import baseline
     from edgerec.train.run import Run, best_int8
 
     if report.forms[-1].error is not None:
         suggest("export", "CLASSIFIER_RUN", "--novelty", run, "--target", "rpi")
+        return
+    if problem := baseline.warning(report.figures.to_dict()):
+        say(f"warning  {problem}")
+        say(f"next     {baseline.ADVICE}")
         return
     # By default, `edgerec export` uses the best int8 variant.
     options = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
     suggest("export", run, "--target", "rpi", *options, *data_options(data))
 
 
-def _show(report: QuantizeReport, json: bool) -> None:
+def show_report(report: QuantizeReport, json: bool) -> None:
+    """Print the table of a quantized variant and its differences from the float model."""
     if json:
         show_json(report.to_dict())
         return

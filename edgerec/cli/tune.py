@@ -41,15 +41,15 @@ def tune(
         help="Stop after this time, such as 90m, 8h or 2d; the running trial is discarded. [default: no limit]",
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs per trial. [default: the recipe's]"
+        None, metavar="N", help="Number of training epochs per trial. [default: number in the recipe]"
     ),
     resume: bool = typer.Option(False, "--resume", help="Resume the study in --out."),
     json: bool = JsonOption,
     objective: str | None = typer.Option(
         None,
         metavar="NAMES",
-        help="What to optimize: accuracy, or several of accuracy, ms, bytes and memory, separated by commas. All but "
-        "accuracy are those of the int8 model. [default: accuracy]",
+        help="Objectives, separated by commas: accuracy, and optionally ms (latency), bytes (file size) and memory of "
+        "the int8 model. [default: accuracy]",
         rich_help_panel=_SEARCH,
     ),
     search: Path | None = typer.Option(
@@ -70,25 +70,25 @@ def tune(
     limit_ms: float | None = typer.Option(
         None,
         metavar="MS",
-        help="Reject models that take more milliseconds per image, before they are trained. [default: no limit]",
+        help="Maximum latency in milliseconds per image. Slower models are not trained. [default: no limit]",
         rich_help_panel=_LIMITS,
     ),
     limit_bytes: int | None = typer.Option(
         None,
         metavar="BYTES",
-        help="Reject models with a larger .tflite file, before they are trained. [default: no limit]",
+        help="Maximum size of the .tflite file. Larger models are not trained. [default: no limit]",
         rich_help_panel=_LIMITS,
     ),
     limit_memory: int | None = typer.Option(
         None,
         metavar="BYTES",
-        help="Reject models that need more memory for their tensors, before they are trained. [default: no limit]",
+        help="Maximum memory for the tensors of the model. Larger models are not trained. [default: no limit]",
         rich_help_panel=_LIMITS,
     ),
     on: str | None = typer.Option(
         None,
         metavar="this|rpi",
-        help="Machine whose time per image counts: this (measured) or rpi (estimated for a Raspberry Pi 4). "
+        help="Device whose latency counts: this (this machine, measured) or rpi (Raspberry Pi 4, estimated). "
         "[default: this]",
         rich_help_panel=_LIMITS,
     ),

@@ -327,7 +327,7 @@ def test_parity_command_writes_table_plot_and_json(run, tmp_path, here):
     done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(picture)])
     assert done.exit_code == 0, done.output
     assert "conv2d_1" in done.stdout
-    assert "int8-qat against its dequantized version, on 8 validation images" in done.stdout
+    assert "int8-qat compared with its dequantized version, on 8 validation images" in done.stdout
     height, width, _ = cv2.imread(str(picture)).shape
     assert width > height / 2 > 100
     done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--json"])

@@ -65,7 +65,7 @@ def test_ptq_is_full_int8_and_records_its_calibration(run):
 
 
 def test_pruning_survives_quantization(run, capsys):
-    from edgerec.cli.quantize import _show
+    from edgerec.cli.quantize import show_report
 
     report = quantize(run, "prune+qat", sparsity=0.5, max_drop=5)
     content = (run.variant("int8-pqat") / "model.tflite").read_bytes()
@@ -80,7 +80,7 @@ def test_pruning_survives_quantization(run, capsys):
     assert keras_row.agreement == 1.0 > pruned.agreement
     assert report.agreements["keras prune"] > max(0.95, row.agreement - 0.02)
     assert report.agreements["keras qat"] >= 0.99
-    _show(report, json=False)
+    show_report(report, json=False)
     agreements = ", ".join(f"{report.agreements[name]:.2%} with {name}" for name in ("keras prune", "keras qat"))
     assert f"agrees   same predicted label on the test images: {agreements}" in capsys.readouterr().out
     assert QuantizeReport.from_dict(run.variants()["int8-pqat"]) == report

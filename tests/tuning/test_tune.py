@@ -301,7 +301,7 @@ def test_resumed_study_has_the_same_result(study, base, tmp_path):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Replace the measurement of costs by a constant, for tests that do not depend on costs."""
-    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "measure", lambda *_: Cost(1.0, 1, 1, 1, 1))
+    monkeypatch.setattr("edgerec.tuning.trial.measure", lambda *_: Cost(1.0, 1, 1, 1, 1))
 
 
 def test_trial_is_stopped_by_pruner_and_time_limit(base, tmp_path, unmeasured):
@@ -337,7 +337,7 @@ def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, unmeasure
     def broken(*_, **__):
         raise problems.pop(0)
 
-    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", broken)
+    monkeypatch.setattr("edgerec.tuning.trial.fit", broken)
     report = tune(base, tmp_path / "nan", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
     assert [one.reason for one in report.trials] == ["its weights do not fit", "the loss became nan in epoch 1"]
     assert [one.state for one in report.trials] == ["refused", "pruned"]
@@ -354,7 +354,7 @@ def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monk
             created.tell(0, state=optuna.trial.TrialState.FAIL)
         raise TrainError("the loss became nan in epoch 1: lower train.learning_rate")
 
-    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", fail_in_database)
+    monkeypatch.setattr("edgerec.tuning.trial.fit", fail_in_database)
     monkeypatch.setattr(logging.getLogger("edgerec"), "propagate", True)
     report = tune(base, tmp_path / "sleepy", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
     assert report.counts == {"failed": 1, "pruned": 1}
@@ -362,7 +362,7 @@ def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monk
 
 
 def test_study_ends_if_no_trial_meets_the_limits(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["edgerec.tuning.tune"], "MAX_REFUSED", 3)
+    monkeypatch.setattr("edgerec.tuning.search.MAX_REFUSED", 3)
     with pytest.raises(StudyError, match=r"3 trials in a row were refused.*\(limit 10\): raise the limits"):
         tune(base, tmp_path / "tight", limit_bytes=10, search=SEARCH)
     assert (tmp_path / "tight" / "trials.csv").read_text().count("refused") == 3
