@@ -113,8 +113,8 @@ def quantize(
     learning_rate: float | None = typer.Option(
         None,
         metavar="RATE",
-        help="Initial learning rate of each fine-tuning stage. [default: the training's learning rate times a factor of "
-        "0.01 to 1 that depends on the method]",
+        help="Initial learning rate of each fine-tuning stage. [default: the training's learning rate times a factor "
+        "of 0.01 to 1 that depends on the method]",
         rich_help_panel=_TUNING,
     ),
     teacher_weight: float | None = typer.Option(
