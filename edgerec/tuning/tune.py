@@ -175,8 +175,8 @@ def _refuse_code(plan: Plan) -> None:
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_user_defined(str(name))), None):
         raise StudyError(
-            f"The study uses an architecture from the Python file {code}. --resume alone does not execute such files for "
-            "safety: give the recipe and --search of the study again, together with --resume"
+            f"The study uses an architecture from the Python file {code}. For safety, --resume alone does not run it: "
+            "give the recipe and --search of the study again, together with --resume"
         )
 
 
