@@ -1,4 +1,7 @@
-"""Structured pruning: remove whole channels, so that the remaining model is dense and smaller."""
+"""Structured pruning: remove whole channels, so that the remaining model is dense and smaller.
+
+tensorflow-model-optimization cannot do this. It only sets weights to zero.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``quantize`` without a method: PTQ first, QAT where it is worth it, and nothing interrupted is discarded."""
+"""The method ``auto``: PTQ first, then QAT if necessary. Interrupted fine-tuning is not discarded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_auto_is_default_and_chooses_ptq_if_it_loses_little(small_run, here):
 
 
 def test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better(int8_run):
-    record_validation_drop(int8_run, "int8", 51.0)  # more than half of what is allowed, but inside
+    record_validation_drop(int8_run, "int8", 51.0)  # more than half of ``max_drop``, but less than ``max_drop``
     report = quantize(int8_run)
     assert (report.variant, report.method) == ("int8-qat", "qat")
     assert report.why.startswith("qat loses least; on 4 validation images ptq loses 51.00 points, qat loses ")
@@ -195,7 +195,7 @@ def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted,
     with pytest.raises(OutputExistsError, match=r"interrupted qat with compress.epochs 2 instead of 3: use the same"):
         quantize(interrupted, "qat", epochs=3, resume=True)
     with caplog.at_level(logging.INFO, "edgerec"):
-        quantize(interrupted, "qat", epochs=2, max_drop=99, resume=True)  # the gate may differ
+        quantize(interrupted, "qat", epochs=2, max_drop=99, resume=True)  # ``max_drop`` may differ
     assert "quantization-aware training: resuming after epoch 1/2" in caplog.text
     assert not states[0].exists()
 

@@ -1,4 +1,4 @@
-"""Calibration sets: drawing, storing, and checking sets with typical faults."""
+"""Calibration sets: sampling, storing, and checking sets with typical faults."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def burst(image, count, rng):
     return np.stack(frames)
 
 
-# Drawing and storing
+# Sampling and storing
 
 
-def test_set_is_drawn_from_training_images_and_has_no_findings(run, data, good):
+def test_set_is_sampled_from_training_images_and_has_no_findings(run, data, good):
     dataset, split = data
     stored = calibration_set.read(good)
     trained = {dataset.images[i].tobytes() for i in split.train}
@@ -99,7 +99,7 @@ def test_set_is_an_image_folder(good, data):
     assert len(dataset.images) == 40
 
 
-def test_sets_are_drawn_from_recipe_or_folder(image_folder, tmp_path):
+def test_sets_are_created_from_recipe_or_folder(image_folder, tmp_path):
     (tmp_path / "mine.toml").write_text(f'[data]\nsource = "{image_folder}"\ninput_size = 32\nchannels = 3\n')
     one = calibration.make(tmp_path / "mine.toml", tmp_path / "one", images=6)
     assert one.images.shape == (6, 32, 32, 3)
@@ -135,7 +135,7 @@ def test_only_calibration_sets_are_replaced(run, tmp_path):
         calibration.make(run, tmp_path / "mine", images=20, overwrite=True)
 
 
-def test_diverse_draws_each_scene_once(tmp_path):
+def test_diverse_samples_each_scene_once(tmp_path):
     rng = np.random.default_rng(0)
     scenes = rng.integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
     frames = [burst(cv2.resize(s, (32, 32)), 20, rng) for label in scenes for s in label]
@@ -200,7 +200,7 @@ def test_other_size_or_number_of_channels_is_refused(run, data, tmp_path, change
         (lambda x: np.where(x > 250, np.nan, x), "are NaN or infinite"),
     ],
 )
-def test_wrong_pixel_range_is_found(check_arrays, data, wrong, message):
+def test_wrong_pixel_range_is_detected(check_arrays, data, wrong, message):
     images, classes = drawn(data)
     kinds, report = check_arrays(x=wrong(images), y=classes)
     assert kinds["range"] == "error"
@@ -214,20 +214,20 @@ def test_pixels_of_another_type_are_a_warning(check_arrays, data):
     assert check_arrays(x=images)[0] == {"no-labels": "note"}
 
 
-def test_low_contrast_and_other_brightness_are_found(check_arrays, data):
+def test_low_contrast_and_other_brightness_are_detected(check_arrays, data):
     images, classes = drawn(data)
     assert check_arrays(x=images // 2, y=classes)[0] == {"foreign": "warning", "contrast": "error"}
     brighter = np.clip(images.astype(int) + 40, 0, 255).astype(np.uint8)
     assert check_arrays(x=brighter, y=classes)[0]["brightness"] == "warning"
 
 
-def test_channels_first_layout_is_found(run, image_folder, tmp_path, check_arrays, data):
+def test_channels_first_layout_is_detected(run, image_folder, tmp_path, check_arrays, data):
     images, classes = drawn(data)
     kinds, _ = check_arrays(x=images.transpose(0, 3, 1, 2), y=classes)
     assert kinds == {"layout": "error"}
 
 
-def test_missing_unbalanced_and_unknown_classes_are_found(check_arrays, data):
+def test_missing_unbalanced_and_unknown_classes_are_detected(check_arrays, data):
     images, classes = drawn(data)
     kinds, report = check_arrays(x=images[classes != 3], y=classes[classes != 3])
     assert kinds == {"missing-class": "error"}
@@ -240,7 +240,7 @@ def test_missing_unbalanced_and_unknown_classes_are_found(check_arrays, data):
     assert check_arrays(x=images, y=np.where(classes == 3, 33, classes))[0]["unknown-class"] == "error"
 
 
-def test_bursts_of_similar_frames_are_found(check_arrays, data):
+def test_bursts_of_similar_frames_are_detected(check_arrays, data):
     images, classes = drawn(data, 10)
     rng = np.random.default_rng(0)
     one, ten = burst(images[3], 40, rng), np.concatenate([burst(image, 10, rng) for image in images])
@@ -249,13 +249,13 @@ def test_bursts_of_similar_frames_are_found(check_arrays, data):
     assert check_arrays(x=ten, y=np.repeat(classes, 10))[0] == {"foreign": "warning", "alike": "error"}
 
 
-def test_duplicates_are_found(check_arrays, data):
+def test_duplicates_are_detected(check_arrays, data):
     images, classes = drawn(data)
     kinds, _ = check_arrays(x=np.concatenate([images, images[:10]]), y=np.concatenate([classes, classes[:10]]))
     assert kinds == {"duplicates": "warning"}
 
 
-def test_overlap_with_test_and_validation_images_is_found(check_arrays, data):
+def test_overlap_with_test_and_validation_images_is_detected(check_arrays, data):
     images, classes = drawn(data, part="test")
     kinds, report = check_arrays(x=images, y=classes)
     assert kinds == {"test-overlap": "error"}
@@ -280,7 +280,7 @@ def test_copies_in_training_and_test_set_are_only_a_note(tmp_path):
 
 
 def test_swapped_red_and_blue_channels_are_detected(image_folder, tmp_path):
-    """Exchanged channels are detected by identical training images, or else by colors."""
+    """Swapped channels are detected by identical training images, or else by colors."""
     dataset, section = load(Recipe().override({"data.source": str(image_folder), "data.input_size": 32}).data)
     split = split_dataset(dataset, section, 0)
     chosen = SAMPLING_METHODS["stratified"](dataset, split.train, 12, np.random.default_rng(0))
@@ -305,7 +305,7 @@ def test_swapped_red_and_blue_channels_are_detected(image_folder, tmp_path):
     assert [severity for severity, _ in order(noisy[..., ::-1], None)] == ["note"]
 
 
-def test_changed_images_are_found(run, data, good, tmp_path):
+def test_changed_images_are_detected(run, data, good, tmp_path):
     shutil.copytree(good, tmp_path / "set")
     cv2.imwrite(str(tmp_path / "set" / "3" / "0003.png"), 255 - drawn(data)[0][3])
     kinds = {finding.kind: finding.severity for finding in check(tmp_path / "set", run).findings}
@@ -314,7 +314,7 @@ def test_changed_images_are_found(run, data, good, tmp_path):
         calibration.draw(str(tmp_path / "set"), *data)
 
 
-def test_other_preprocessing_is_found(run, good, tmp_path):
+def test_other_preprocessing_is_detected(run, good, tmp_path):
     shutil.copytree(good, tmp_path / "set")
     about = (tmp_path / "set" / "calibration.json").read_text()
     (tmp_path / "set" / "calibration.json").write_text(about.replace('"crop"', '"pad"'))

@@ -1,4 +1,4 @@
-"""Layer comparison of healthy variants and of variants with typical faults."""
+"""Layer comparison of variants without problems and of variants with typical faults."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_intermediate_outputs_leave_scores_bit_identical(run, images, ptq):
             assert np.array_equal(original.get_tensor(output_index), inside.get_tensor(output_index))
 
 
-def test_healthy_ptq_model_has_no_findings(floating, ptq, images):
+def test_ptq_model_without_problems_has_no_findings(floating, ptq, images):
     report = layer_parity(floating, ptq, images, UNIT)
     assert report.reference == FLOAT_MODEL
     assert report.unmatched == 0
@@ -133,7 +133,7 @@ def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
     assert layer.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
 
 
-def test_qat_variant_is_compared_with_dequantized(run):
+def test_qat_variant_is_compared_with_its_dequantized_version(run):
     report = parity(run)
     assert (report.variant, report.reference) == ("int8-qat", DEQUANTIZED)
     assert not {"input-scale", "collapse", "dead", "not-finite"} & set(kinds(report))
@@ -187,7 +187,7 @@ def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, wi
 
 
 @pytest.mark.parametrize("wrong", ["not at all", "twice"])
-def test_wrong_input_scale_is_found(run, calibrating, with_variant, wrong):
+def test_wrong_input_scale_is_detected(run, calibrating, with_variant, wrong):
     pixels = calibrating if wrong == "not at all" else UNIT.apply(UNIT.apply(calibrating))
     report = parity(with_variant(to_int8(run.model(), pixels)), images=16)
     first = report.findings[0]
@@ -198,7 +198,7 @@ def test_wrong_input_scale_is_found(run, calibrating, with_variant, wrong):
     assert (report.layers[0].clipped > 0.1) == (wrong == "twice")
 
 
-def test_input_that_passes_pixels_through_has_no_finding(ptq, floating):
+def test_input_that_equals_the_pixels_has_no_finding(ptq, floating):
     for content in (ptq, floating):
         assert list(find_input(ImageModel(content, UNIT).input, UNIT)) == []
     # The same model used with another normalization.
@@ -206,7 +206,7 @@ def test_input_that_passes_pixels_through_has_no_finding(ptq, floating):
     assert "-1 to 0.99" in finding.text
 
 
-def test_collapse_to_one_class_is_found(run, calibrating, with_variant):
+def test_collapse_to_one_class_is_detected(run, calibrating, with_variant):
     model = run.model()
     weights, bias = model.get_layer("logits").get_weights()
     bias[:] = 0

@@ -190,7 +190,7 @@ def test_file_that_is_not_a_flatbuffer_is_refused(content):
     [
         ("simple_cnn", ["prune"]),
         ("resnet8", ["qat"]),
-        ("mobilenet_v1", ["prune"]),  # with the head that ImageNet weights want
+        ("mobilenet_v1", ["prune"]),  # with the head that ImageNet weights require
         ("mobilenet_v2", ["qat"]),
     ],
 )

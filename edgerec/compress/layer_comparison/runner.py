@@ -13,6 +13,9 @@ over a sample of images:
   would be avoided if the layer stayed in float. Noise that later layers suppress costs no accuracy, and noise that is
   small compared with the layer's largest channel may cost much.
 
+TensorFlow's ``QuantizationDebugger`` is not used, because it needs the converter that created the model, and does not
+use the kernels of the device.
+
 **The reference.** If the variant's weights are the rounded weights of the float model, the reference is the float
 model. Fine-tuning (QAT, pruning, clustering) changes the weights on purpose, and these changes are not noise. In this
 case, the reference is the dequantized version of the variant, and the comparison measures the rounding of activations.
