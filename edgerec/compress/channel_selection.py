@@ -53,7 +53,7 @@ def removable_groups(graph: ChannelGraph) -> list[Channels]:
 
 
 def block_size(group: Channels, multiple: int) -> int:
-    """Return the number of channels that are removed from a group at once; 0 in ``multiple`` selects the default."""
+    """Return the number of channels that are removed from a group at once, or the default if ``multiple`` is 0."""
     return multiple or MULTIPLES[len(group) >= SMALL]
 
 

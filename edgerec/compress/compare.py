@@ -102,7 +102,7 @@ def compare(
 
     Args:
         run: a finished run, or its path.
-        methods: keys of :data:`~edgerec.compression_methods.METHODS`; None uses all, but ``mixed`` only if
+        methods: keys of :data:`~edgerec.compression_methods.METHODS`. None uses all methods, but ``mixed`` only if
             ``float_layers`` is set.
         data: current location of the run's images, if they were moved.
         overwrite: replace existing variants.

@@ -26,9 +26,9 @@ class Node:
     Attributes:
         layer: the layer of the original model.
         inputs: the tensors of the original model that the layer was called with.
-        args, kwargs: arguments of the call, with tensors of the new model; some may be :class:`Affine`.
+        args, kwargs: arguments of the call, with tensors of the new model, or :class:`Affine` instead of a tensor.
         training: the argument ``training`` of the nested model that contains the node.
-        alone: whether the node is the only reader of its only input, and the layer of this input is called only once.
+        alone: whether the node has one input that no other node reads, from a layer that is called only once.
     """
 
     layer: Any
@@ -40,25 +40,27 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """Class name of the layer; for an operator in the graph, the name of the operator."""
+        """Class name of the layer, or name of the operator if the node is an operator."""
         return str(getattr(self.layer, "symbol", None) or type(self.layer).__name__)
 
     @property
     def before(self) -> Any:
-        """The layer that computed the first input."""
+        """The layer that computed the node's first input."""
         return self.inputs[0]._keras_history.layer
 
 
 @dataclass
 class Affine:
-    """``scale · tensor + offset`` for each channel. It is not a layer yet, so that the next one can be merged into it.
+    """A transformation ``scale · tensor + offset`` of each channel, which can be merged with the next transformation.
+
+    A layer is created only when the transformation cannot be merged any further.
 
     Attributes:
         tensor: ``(batch, …, channels)``.
         scale, offset: float64 of shape ``()`` or ``(channels,)``.
-        name: name of the layer that it may become.
+        name: name of the layer that may be created.
         trainable: whether scale and offset were trained, and stay trainable.
-        output: output of the layer, after the layer was created.
+        output: output of the layer, or None until the layer is created.
     """
 
     tensor: Any
@@ -74,7 +76,7 @@ class Affine:
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """Return the composition with a second scale and offset, which is applied after this one."""
+        """Return the composition of this transformation and a second transformation, which is applied to the result."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
@@ -91,11 +93,11 @@ class ChannelsFirst:
 
 @dataclass
 class Rebuild:
-    """Rebuild a model node by node. Layers are copied by config and weights, and not shared with the original model.
+    """Rewrites a model node by node. By default, layers are copied, and not shared with the original model.
 
     Attributes:
-        rule: returns the replacement of a node, or None to copy the node.
-        changes: pairs of a layer's name and a description of its replacement.
+        rule: function that returns the replacement of a node's outputs, or None to copy the node.
+        changes: the names of replaced layers, each with a description of the replacement.
     """
 
     rule: Callable[[Rebuild, Node], Any]
@@ -108,9 +110,9 @@ class Rebuild:
         """Return the new functional model.
 
         Args:
-            model: the model to read.
-            inputs: inputs of the new model; None copies the inputs of ``model``.
-            values: tensors that replace the inputs of ``model``, computed from ``inputs``; None uses ``inputs``.
+            model: the original model, which is not changed.
+            inputs: inputs of the new model. None copies the inputs of ``model``.
+            values: tensors, computed from ``inputs``, that replace the inputs of ``model``. None uses ``inputs``.
         """
         if inputs is None:
             inputs = [
@@ -121,12 +123,20 @@ class Rebuild:
         built = keras().Model(_one_or_all(inputs), _one_or_all(outputs), name=model.name)
         for layer, weights in self._weights:
             layer.set_weights(weights)
-            if hasattr(layer, "finalize_state"):  # Normalization computes with values that it derives from its weights
+            if hasattr(
+                layer, "finalize_state"
+            ):  # Normalization computes its output from values that are derived from its weights
                 layer.finalize_state()
         return built
 
     def walk(self, model: Any, inputs: list[Any], training: bool | None = None) -> list[Any]:
-        """Call the model's nodes with other inputs; ``training`` is the argument of the call of the model itself."""
+        """Apply the rule to the nodes of a model, and return the new outputs of the model.
+
+        Args:
+            model: the model or nested model.
+            inputs: tensors of the new model that replace the inputs of ``model``.
+            training: the argument ``training`` with which a nested model is called.
+        """
         nest = require("tensorflow").nest
         values: dict[int, Any] = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
         nodes = list(calls(model))
@@ -153,13 +163,13 @@ class Rebuild:
         return [values[id(t)] for t in model.outputs]
 
     def inline(self, node: Node, training: bool | None) -> Any:
-        """Replace the call of a nested model by the model's nodes."""
+        """Inline a nested model: replace the node that calls the model with the nodes of the model."""
         inputs = require("tensorflow").nest.flatten(node.args)
         replacement = self.walk(node.layer, inputs, training)
         return require("tensorflow").nest.pack_sequence_as(node.layer.output, replacement)
 
     def copy(self, node: Node, **config: Any) -> Any:
-        """Copy the node, optionally with other values in the ``config`` of its layer."""
+        """Copy the node. The arguments ``config`` replace values in the configuration of its layer."""
         copy = self._copies.get(id(node.layer))
         # A layer with weights that is called several times stays one layer, because the calls share the weights.
         if copy is None or not node.layer.weights:
@@ -174,17 +184,17 @@ class Rebuild:
         return layer(*args, **kwargs)
 
     def name(self, name: str) -> str:
-        """Return ``name``, or a similar unused name, because two nested models may use the same names."""
+        """Return ``name``, or a similar name if ``name`` is used already, e.g. in another nested model."""
         self._names[name] += 1
         return name if self._names[name] == 1 else self.name(f"{name}_{self._names[name] - 1}")
 
     def record_change(self, node: Node, what: str) -> None:
-        """Record the replacement of a layer; only the first description of each layer is kept."""
+        """Record the replacement of a layer. If the layer was recorded before, the first description is kept."""
         if node.layer.name not in (name for name, _ in self.changes):
             self.changes.append((node.layer.name, what))
 
     def to_tensor(self, value: Any) -> Any:
-        """Return the tensor of an :class:`Affine` or :class:`ChannelsFirst`; return any other value unchanged."""
+        """Convert an :class:`Affine` or :class:`ChannelsFirst` to a tensor. Return other values unchanged."""
         if isinstance(value, ChannelsFirst):
             return keras().layers.Permute((3, 1, 2), name=self.name("channels_first"))(value.tensor)
         if not isinstance(value, Affine):
@@ -194,7 +204,7 @@ class Rebuild:
         return value.output
 
     def _depthwise(self, affine: Affine) -> Any:
-        """Create a layer that every target supports, with one operator and one rounding."""
+        """Create a layer that every target supports as a single operator, so that its output is rounded only once."""
         layers, name = keras().layers, self.name(affine.name)
         shape = tuple(affine.tensor.shape[1:])
         channels = shape[-1]
@@ -227,7 +237,7 @@ def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
 
 
 def flatten(rebuild: Rebuild, node: Node) -> Any:
-    """Replace nested models and the argument ``training`` of calls by plain layers, as a rule of :class:`Rebuild`."""
+    """Rule for :class:`Rebuild` that inlines nested models and removes the argument ``training`` from calls."""
     own_training = node.kwargs.pop("training", None)
     training = node.training if own_training is None else own_training
     if isinstance(node.layer, keras().Model):
@@ -237,12 +247,12 @@ def flatten(rebuild: Rebuild, node: Node) -> Any:
         return None
     if training:
         raise ModelError(
-            f"layer {node.layer.name!r} is called with training=True, so its outputs are random: remove the argument"
+            f"layer {node.layer.name!r} is called with training=True, so its outputs are random: remove this argument"
         )
     if own_training is not None:
         rebuild.record_change(node, "called with training=False → a layer that is always in inference mode")
     if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # in Keras 2, this means that the stored statistics are used
+        return rebuild.copy(node, trainable=False)  # in Keras 2, this makes the layer use its moving statistics
     return node.args[0] if "Dropout" in node.kind else None
 
 

@@ -173,7 +173,7 @@ def checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
 
 
 def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any], study: str) -> None:
-    """Raise :class:`StudyError` if the stored settings of a study differ from the current ones.
+    """Raise :class:`StudyError` if the stored settings of a study differ from the current settings.
 
     Args:
         stored: :meth:`Plan.shared_settings` of the existing study.

@@ -12,7 +12,7 @@ import numpy as np
 from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, image_operators
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, real_values
 
-# TensorFlow's names for the kernels, which are part of the names of a layer's weights.
+# TensorFlow's names of the kernels, which appear in the names of a layer's weights.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
 # A layer counts as fine-tuned if more than this fraction of its weights differs by more than the rounding error.
 _CHANGED_FRACTION = 0.01
