@@ -112,7 +112,7 @@ def compare(
             ``float_layers``, ``calibration``.
 
     Raises:
-        EdgerecError: the run or its data cannot be used. A method that the model does not support is left out, and the
+        EdgerecError: the run or its data cannot be used. A method that the model does not support is omitted, and the
             notes contain the reason.
     """
     run = run if isinstance(run, Run) else Run.open(run)
@@ -195,5 +195,5 @@ def speed_notes(rows: Sequence[VariantRow]) -> list[str]:
             )
     if not no_faster:
         return []
-    text = "zero and shared weights do not make the model faster on this machine, only the compressed file smaller"
+    text = "pruning and clustering do not make the model faster on this machine, they only make the gzipped file smaller"
     return [f"{text}: {'; '.join(no_faster)}"]
