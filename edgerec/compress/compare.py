@@ -195,5 +195,5 @@ def speed_notes(rows: Sequence[VariantRow]) -> list[str]:
             )
     if not no_faster:
         return []
-    text = "pruning and clustering do not make the model faster on this machine, they only make the gzipped file smaller"
+    text = "pruning and clustering do not make the model faster on this machine, only the gzipped file smaller"
     return [f"{text}: {'; '.join(no_faster)}"]
