@@ -67,7 +67,7 @@ class LayerChannels:
         return type(self.layer).__name__ in CREATING and bool(self.axes)
 
     def along(self, letter: str, size: int = 0) -> Channels:
-        """Return the channel numbers along an axis of a weight.
+        """Return the number of each channel along one axis of the layer's weights.
 
         Args:
             letter: meaning of the axis.

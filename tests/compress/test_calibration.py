@@ -196,8 +196,8 @@ def test_other_size_or_number_of_channels_is_refused(run, data, tmp_path, change
         (lambda x: (x / 127.5 - 1).astype(np.float32), r"already normalized to \[-1, 1\]"),
         (lambda x: x // 255, "rounded down"),
         (lambda x: (x.astype(int) - 128).astype(np.int8), "128 was subtracted"),
-        (lambda x: (x / 255 - 0.45) / 0.22, "maybe mean and standard deviation"),
-        (lambda x: np.where(x > 250, np.nan, x), "are NaN or infinite"),
+        (lambda x: (x / 255 - 0.45) / 0.22, "may have been normalized to mean 0"),
+        (lambda x: np.where(x > 250, np.nan, x), "contains NaN or infinite values"),
     ],
 )
 def test_wrong_pixel_range_is_detected(check_arrays, data, wrong, message):
@@ -338,7 +338,7 @@ def _cut_off(folder, about):
     ("damage", "message"),
     [
         (_without_image, "0000.png is missing"),
-        (_other_size, "not a PNG of 28×28"),
+        (_other_size, "not a PNG file of 28×28"),
         (_cut_off, "damaged PNG"),
         (lambda folder, about: about.update(schema=99), "reads schemas up to 1"),
         (lambda folder, about: about.update(schema="1"), "has schema '1'"),
@@ -444,7 +444,7 @@ def test_contact_sheet_shows_all_images(run, data, good, tmp_path):
     with pytest.raises(OutputExistsError):
         calibration.show(good, tmp_path / "sheet.png")
     np.save(tmp_path / "nan.npy", np.full((2, 28, 28), np.nan))
-    with pytest.raises(EdgerecError, match="are NaN or infinite"):
+    with pytest.raises(EdgerecError, match="contains NaN or infinite values"):
         calibration.show(tmp_path / "nan.npy", tmp_path / "other.png", run=run)
 
 

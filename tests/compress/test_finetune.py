@@ -142,8 +142,8 @@ def test_fine_tuning_uses_batch_size_of_training(quick_run, tmp_path, size):
 
 
 def test_documentation_covers_every_training_setting():
-    text = (REPOSITORY / "docs" / "compression.md").read_text(encoding="utf-8")
-    table = text.partition("## Training settings")[2].partition("\n## ")[0]
+    text = (REPOSITORY / "docs" / "concepts" / "compression.md").read_text(encoding="utf-8")
+    table = text.partition("## Fine-tuning")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert sorted(key.strip(" `") for row in rows for key in row.split(",")) == sorted(
         item.name for item in fields(TrainSection)

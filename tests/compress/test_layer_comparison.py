@@ -306,14 +306,16 @@ def test_variants_with_float_activations_have_no_range_figures(branched):
 
 
 def test_incomparable_models_are_refused(run, ptq, floating, images, with_variant, tmp_path):
-    with pytest.raises(ModelError, match=r"takes \[1, 28, 28, 1\], the images are \[48, 9"):
+    with pytest.raises(
+        ModelError, match=r"expects inputs of the shape \[1, 28, 28, 1\], but the images have the shape \[48, 9"
+    ):
         layer_parity(floating, ptq, images[:, :9], UNIT)
     with pytest.raises(ModelError, match="not a TFLite model"):
         layer_parity(floating, b"not a model", images, UNIT)
     with pytest.raises(RunError, match=r"unknown variant 'int9'; did you mean 'int8'\?"):
         parity(with_variant(ptq), "int9")
     shutil.rmtree(tmp_path / "copy" / "int8")
-    with pytest.raises(RunError, match="no variant to compare with float: make one with edgerec quantize"):
+    with pytest.raises(RunError, match="no variant to compare with the float model: create one with edgerec quantize"):
         parity(tmp_path / "copy")
 
 
