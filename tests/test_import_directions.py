@@ -20,7 +20,7 @@ TIERS = (
     {"contract"},
     {"tflite"},
     {"runtime"},
-    {"recipe", "compression_methods", "camera", "doctor"},
+    {"recipe", "recipe_sections", "compression_methods", "camera", "doctor"},
     {"data", "models"},
     {"train", "importing"},
     {"compress"},

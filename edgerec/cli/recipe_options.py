@@ -19,7 +19,7 @@ GROUP_BY_HELP = (
     "Regular expression. Images with the same match in their path below the class folder are kept in the same split "
     "(training, validation or test set)."
 )
-STRICT_HELP = "Refuse data that contains files that are not images, instead of skipping these files."
+STRICT_HELP = "Fail if the data contains files that are not images, instead of skipping these files."
 
 
 def compose_recipe(
@@ -28,14 +28,15 @@ def compose_recipe(
     """Return the recipe that results from a command's argument and options.
 
     Args:
-        subject: a recipe file, or a data set to merge with the data sets in ``data.source``; None if the command has
+        subject: a recipe file, or a data set to merge with the data sets in ``data.source``. None if the command has
             no argument.
-        options: dotted recipe keys and the values of the command's options; None for an option that was not used.
+        options: dictionary that maps dotted recipe keys to the values of the command's options. None for an option
+            that was not used.
         assignments: ``KEY=VALUE`` strings, which take precedence over ``options``.
-        needs_data: refuse a recipe without ``data.source``, so that nobody trains on the default data set by mistake.
+        needs_data: raise an error if ``data.source`` is empty, so that nobody trains on the default data by mistake.
 
     Raises:
-        RecipeError: a key or a value is invalid, or no data is named.
+        RecipeError: a key or a value is invalid, or no data set is given.
     """
     from edgerec.errors import RecipeError
     from edgerec.recipe import Recipe, parse_assignment
@@ -50,7 +51,7 @@ def compose_recipe(
     recipe = recipe.override(changes, "command line").override(dict(map(parse_assignment, assignments)))
     if needs_data and not recipe.data.source:
         raise RecipeError(
-            "no data is named: pass an image folder with one folder per class (edgerec train photos/ …) or an .npz "
+            "no data set is given: pass an image folder with one folder per class (edgerec train photos/ …) or an .npz "
             "file, or use --data digits to try edgerec on handwritten digits"
         )
     return recipe
@@ -67,6 +68,6 @@ def _refuse_run(path: Path) -> None:
 
     if (path / "recipe.toml").is_file():
         raise RecipeError(
-            f"{path} is a run, not data: continue its training with {command('train', '--resume', '--out', path)} or "
-            f"train another run by its recipe with {command('train', path / 'recipe.toml', '--out', 'NEW_RUN')}"
+            f"{path} is a run, not a data set. Resume its training with {command('train', '--resume', '--out', path)}, "
+            f"or train a new run with its recipe: {command('train', path / 'recipe.toml', '--out', 'NEW_RUN')}"
         )

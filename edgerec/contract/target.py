@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from edgerec.contract.content import reason
+from edgerec.contract.toml_settings import from_settings, read_settings, setting
 from edgerec.errors import TargetError, unknown
-from edgerec.utils.bounded import read_toml
 from edgerec.utils.package_data import find_shipped, shipped_names
 
 Kind = Literal["bundle", "model", "c"]
-SOURCES = ("opencv", "picamera2", "stream", "file")
-RULES = ("", "edgetpu")
-_TYPES = ("int8", "float32")
-_TENSORS = ("uint8", "int8", "float32")
+TensorType = Literal["uint8", "int8", "float32"]
 # Operating systems and CPU architectures (as returned by the module platform) for which each runtime has wheels, and
 # the highest minor version of Python 3 that the wheels support.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
 }
+
+
+def _count() -> Any:
+    return setting(0, "", "0 or more", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,27 @@ class Target:
     name: str
     title: str
     arch: tuple[str, ...]
-    types: tuple[str, ...]
+    types: tuple[Literal["int8", "float32"], ...]
     kind: Kind = "bundle"
     systems: tuple[str, ...] = ()
     python: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = _TENSORS
-    outputs: tuple[str, ...] = _TENSORS
-    operators: Mapping[str, int] = field(default_factory=dict)
-    rules: str = ""
-    memory_bytes: int = 0
-    parameter_bytes: int = 0
-    threads: int = 0
+    inputs: tuple[TensorType, ...] = ("uint8", "int8", "float32")
+    outputs: tuple[TensorType, ...] = ("uint8", "int8", "float32")
+    operators: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata={
+            "expected": "a table that maps operators to their highest supported version (0 for any version)",
+            "is_valid": lambda versions: all(version >= 0 for version in versions.values()),
+        },
+    )
+    rules: Literal["", "edgetpu"] = ""
+    memory_bytes: int = _count()
+    parameter_bytes: int = _count()
+    threads: int = _count()
     compiler: str = ""
     delegate: str = ""
-    sources: tuple[str, ...] = ()
+    sources: tuple[Literal["opencv", "picamera2", "stream", "file"], ...] = ()
     requirements: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     system_packages: tuple[str, ...] = ()
@@ -91,9 +98,8 @@ class Target:
         Raises:
             TargetError: the target does not exist, its file is not TOML, or a key or value is invalid.
         """
-        path = find_shipped("targets", name)
-        values = _read(name, ())
-        target = cls(path.stem if path else name, **_checked(values, str(path)))
+        path, values = _read(name, ())
+        target = from_settings(cls, values, str(path), "target", TargetError, other_keys=["like"], name=path.stem)
         if problem := _contradiction(target):
             raise TargetError(f"{path}: {problem}")
         return target
@@ -131,8 +137,10 @@ def target_names() -> list[str]:
     return shipped_names("targets")
 
 
-def _read(name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
-    """Return the values of a target file. Missing values come from the target that the key ``like`` names.
+def _read(name: str, descendants: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the values of a target file.
+
+    Missing values come from the target that the key ``like`` names.
 
     Args:
         name: name of the target, or path of a .toml file.
@@ -143,65 +151,18 @@ def _read(name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
         if name.endswith(".toml"):
             raise TargetError(f"the target file {name} does not exist: check its path")
         raise TargetError(unknown("target", name, target_names()))
-    try:
-        values = read_toml(path)
-    except ValueError as error:
-        raise TargetError(f"{path} is not TOML: {reason(path, error)}") from None
-    except OSError as error:
-        raise TargetError(f"{path} cannot be read: {error.strerror}") from None
+    values = read_settings(path, TargetError, "check its path")
     like = values.pop("like", None)
     if like is None:
-        return values
+        return path, values
     # Only built-in targets are accepted, so that a target file cannot refer to other files.
     if like not in target_names() or like in descendants:
         raise TargetError(f"{path}: like: {unknown('target', str(like), target_names())}")
-    return _read(like, (*descendants, path.stem)) | values
-
-
-def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Check the keys and types in a target file, and return the values converted to the types of the fields."""
-    known = {item.name: str(item.type) for item in fields(Target) if item.name != "name"}
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise TargetError(f"{where}: {unknown('target key', key, [*known, 'like'])}")
-        kind = known[key]
-        if kind == "tuple[str, ...]":
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise TargetError(f"{where}: {key} is {value!r}, expected a list of strings")
-            checked[key] = tuple(value)
-        elif kind.startswith("Mapping"):
-            if not isinstance(value, dict) or not all(type(n) is int and n >= 0 for n in value.values()):
-                raise TargetError(
-                    f"{where}: {key} is {value!r}, expected a table that maps operators to their highest "
-                    "supported version (0 for any version)"
-                )
-            checked[key] = dict(value)
-        elif type(value).__name__ != {"Kind": "str"}.get(kind, kind):
-            expected = {"str": "a string", "Kind": "a string", "int": "an integer", "bool": "true or false"}[kind]
-            raise TargetError(f"{where}: {key} is {value!r}, expected {expected}")
-        elif type(value) is int and value < 0:
-            raise TargetError(f"{where}: {key} is {value}, expected 0 or more")
-        else:
-            checked[key] = value
-    if missing := [key for key in ("title", "arch", "types") if key not in checked]:
-        raise TargetError(f"{where}: the key {missing[0]!r} is missing")
-    return checked
+    return path, _read(like, (*descendants, path.stem))[1] | values
 
 
 def _contradiction(target: Target) -> str | None:
     """Return a description of a contradiction in the target file, or None if there is none."""
-    choices: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        "types": (target.types, _TYPES),
-        "inputs": (target.inputs, _TENSORS),
-        "outputs": (target.outputs, _TENSORS),
-        "sources": (target.sources, SOURCES),
-        "kind": ((target.kind,), get_args(Kind)),
-        "rules": ((target.rules,), RULES),
-    }
-    for key, (values, allowed) in choices.items():
-        if wrong := [value for value in values if value not in allowed]:
-            return f"{key} contains {wrong[0]!r}, expected {' or '.join(repr(name) for name in allowed if name)}"
     if not target.types:
         return "types is empty: expected int8, float32 or both"
     if "int8" in target.types and not {"int8", "uint8"}.intersection(target.inputs):

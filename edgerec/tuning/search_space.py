@@ -9,11 +9,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.content import reason
+from edgerec.contract.toml_settings import read_settings
 from edgerec.errors import RecipeError, unknown
 from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
-from edgerec.utils.bounded import read_toml
 
 # Search key for the strength of the augmentation: a factor for all floating-point values in the ``augment`` section. It
 # is not a recipe key.
@@ -94,7 +93,8 @@ def read_space(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Space:
     if isinstance(source, Mapping):
         where, values = "search", dict(source)
     else:
-        where, values = str(source), _read(source)
+        advice = f"create it with lines such as train.learning_rate = {_EXPECTED}"
+        where, values = str(source), read_settings(Path(source), RecipeError, advice)
     space = {key: _range(where, key, value, recipe) for key, value in _dotted_keys(where, values)}
     if not space:
         raise RecipeError(f"{where} has no key to search: add a line such as train.learning_rate = {_EXPECTED}")
@@ -169,17 +169,6 @@ def to_toml(space: Space) -> str:
             text = json.dumps(value, ensure_ascii=False)
         lines.append(f"{key} = {text}\n")
     return "".join(lines)
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        return read_toml(Path(path))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{path} does not exist: create it with lines such as train.learning_rate = {_EXPECTED}"
-        ) from None
-    except ValueError as error:
-        raise RecipeError(f"{path} is not a TOML file: {reason(path, error)}") from None
 
 
 def _dotted_keys(where: str, values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -162,7 +162,7 @@ def test_shipped_recipes_and_shipped_set_are_valid(run, data):
 def test_invalid_recipes_are_refused(tmp_path, data):
     own = tmp_path / "own.toml"
     own.write_text('method = "stratifed"\n')
-    with pytest.raises(RecipeError, match="did you mean 'stratified'"):
+    with pytest.raises(RecipeError, match="method is 'stratifed', expected stratified, random, diverse"):
         calibration.read_recipe(str(own))
     own.write_text("images = 0\n")
     with pytest.raises(RecipeError, match="images is 0"):

@@ -74,7 +74,7 @@ def test_other_readers_name_the_format_of_the_file(tmp_path, kind, name, use):
 
 
 def test_keras_and_array_readers_name_the_format_of_the_file(tmp_path):
-    from edgerec.data.readers import npz, read_arrays
+    from edgerec.data.array_files import npz, read_arrays
     from edgerec.importing.foreign_keras import read_foreign
 
     for content, expected in (*KINDS.values(), (b"\x1c\0\0\0TFL3", "TFLite model .edgerec import")):
@@ -91,9 +91,9 @@ def test_keras_and_array_readers_name_the_format_of_the_file(tmp_path):
 
 def test_damaged_files_of_the_expected_format_have_another_message(tmp_path):
     np.savez(tmp_path / "x.npz", x_train=np.zeros((2, 2, 2), np.uint8))
-    from edgerec.data.readers import npz
+    from edgerec.data.array_files import npz
 
-    with pytest.raises(EdgerecError, match="y_train is missing"):
+    with pytest.raises(EdgerecError, match="but not y_train"):
         npz(tmp_path / "x.npz")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(EdgerecError, match="OpenCV cannot decode it"):

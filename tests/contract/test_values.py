@@ -75,7 +75,7 @@ def test_every_recipe_key_has_a_comment():
         ("train.epochs", True, "train.epochs is True"),
         ("data.fit", "zoom", "expected crop, stretch, pad"),
         ("train.learning_rate", float("nan"), "train.learning_rate is nan"),
-        ("data", 3, r"expected a section \[data\]"),
+        ("data", 3, r"expected a table \[data\]"),
         ("compress.sparsity", 1.0, "compress.sparsity is 1.0"),
     ],
 )

@@ -128,7 +128,7 @@ def test_search_file_is_unchanged_by_reading_and_writing(tmp_path):
     }
     path.write_text(to_toml(space))
     assert read_space(path, Recipe()) == space
-    for text, message in (("a =", "is not a TOML file"), ("", "has no key to search")):
+    for text, message in (("a =", "is not TOML"), ("", "has no key to search")):
         path.write_text(text)
         with pytest.raises(RecipeError, match=message):
             read_space(path, Recipe())

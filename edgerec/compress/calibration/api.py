@@ -15,14 +15,13 @@ from edgerec.compress.calibration.check import examine, first_error, sample_posi
 from edgerec.compress.calibration.loading import candidate_from_set, open_candidate
 from edgerec.compress.calibration.sampling import SAMPLING_METHODS
 from edgerec.compress.compression_plots import contact_sheet
-from edgerec.contract.content import reason
+from edgerec.contract.toml_settings import from_settings, read_settings
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, RecipeError, unknown
 from edgerec.models import least_size_px
 from edgerec.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.train.run import Run
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
-from edgerec.utils.bounded import read_toml
 from edgerec.utils.command_line import command
 from edgerec.utils.package_data import find_shipped, shipped, shipped_names
 from edgerec.utils.progress import Listener, ignore
@@ -149,19 +148,8 @@ def read_recipe(name: str) -> CalibrationRecipe:
     if path is None:
         problem = unknown("calibration recipe", name, shipped_names(FOLDER))
         raise RecipeError(f"{problem}, and there is no calibration set with this path")
-    try:
-        values = read_toml(path)
-    except ValueError as error:
-        raise RecipeError(f"{path} is not a TOML file: {reason(path, error)}") from None
-    for key, value in values.items():
-        if key not in ("method", "images", "seed"):
-            raise RecipeError(f"{path}: {unknown('calibration key', key, ('method', 'images', 'seed'))}")
-        if key == "method":
-            if value not in SAMPLING_METHODS:
-                raise RecipeError(f"{path}: {unknown('calibration method', value, SAMPLING_METHODS)}")
-        elif type(value) is not int or value < (key == "images"):
-            raise RecipeError(f"{path}: {key} is {value!r}, expected an integer of at least {int(key == 'images')}")
-    return CalibrationRecipe(Path(name).name, **values)
+    values = read_settings(path, RecipeError, "check its path")
+    return from_settings(CalibrationRecipe, values, str(path), "calibration", RecipeError, name=Path(name).name)
 
 
 def _set_folder(name: str) -> Path | None:

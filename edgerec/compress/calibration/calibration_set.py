@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.compress.calibration.sampling import SAMPLING_METHODS
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode, encode_png
+from edgerec.contract.toml_settings import choice, setting
 from edgerec.errors import DataError
 from edgerec.utils.atomic import real_path, refuse_existing, replacing_folder, sha256, write_file
 from edgerec.utils.bounded import read_json
@@ -33,9 +35,9 @@ class CalibrationRecipe:
     """Sampling settings of a calibration set: the method, the number of images and the seed."""
 
     name: str
-    method: str = "stratified"
-    images: int = 200
-    seed: int = 0
+    method: str = choice("stratified", "", SAMPLING_METHODS)
+    images: int = setting(200, "", "an integer of at least 1", lambda value: value >= 1)
+    seed: int = setting(0, "", "an integer of at least 0", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)
