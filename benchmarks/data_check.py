@@ -21,8 +21,9 @@ import numpy.typing as npt
 from common import data_folder, signs_by_person, unpacked
 
 from edgerec.contract.image_files import Levels
-from edgerec.data import readers as sources
 from edgerec.data.label_errors import cross_validate
+from edgerec.data.raw_dataset import Arrays, Files
+from edgerec.data.readers import find
 from edgerec.data.scan import scan
 from edgerec.utils.progress import ignore
 
@@ -30,16 +31,16 @@ from edgerec.utils.progress import ignore
 def pictures(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], float]:
     """Return small images, their classes, and the number of images that were read per second."""
     if name == "mnist":
-        found: Any = sources.find(str(data_folder() / "mnist.npz"))
+        found: Any = find(str(data_folder() / "mnist.npz"))
     else:
-        found = sources.find(str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work)))
+        found = find(str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work)))
     some = np.sort(np.random.default_rng(0).permutation(len(found.classes))[:count])
-    if isinstance(found, sources.Files):
-        part: Any = sources.Files(
+    if isinstance(found, Files):
+        part: Any = Files(
             found.root, tuple(found.paths[i] for i in some), found.classes[some], found.splits[some], found.labels
         )
     else:
-        part = sources.Arrays(found.images[some], found.classes[some], found.splits[some], found.labels)
+        part = Arrays(found.images[some], found.classes[some], found.splits[some], found.labels)
     began = time.perf_counter()
     small = scan(part, Levels(), ignore).thumbnails
     return small, part.classes, len(some) / (time.perf_counter() - began)

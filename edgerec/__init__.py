@@ -27,7 +27,7 @@ _PUBLIC = {
     "architectures": "edgerec.catalog.architectures",
     "benchmark": "edgerec.runtime.benchmark",
     "build": "edgerec.workflow",
-    "check_data": "edgerec.data.check_data",
+    "check_data": "edgerec.data.checks",
     "compare": "edgerec.compress.compare",
     "diff_runs": "edgerec.train.run_overview",
     "distill": "edgerec.train.distill",
@@ -110,7 +110,7 @@ if TYPE_CHECKING:
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.target import Target
     from edgerec.data.cache_limit import pixel_cache
-    from edgerec.data.check_data import check_data
+    from edgerec.data.checks import check_data
     from edgerec.data.contact_sheet import show_data
     from edgerec.data.tfrecord_writer import pack_data
     from edgerec.doctor import run_doctor

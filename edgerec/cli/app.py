@@ -48,7 +48,7 @@ COMMANDS = {
         "report": "Write a self-contained HTML report about a run.",
         "inspect": "Show operators, arithmetic, memory and supported targets.",
         "doctor": "Check this machine, and print how to fix problems.",
-        "cache": "Show the cache of resized images, or delete entries from it.",
+        "cache": "Show the cache of preprocessed images, or delete cached images.",
     },
     "Advanced": {
         "recipe": "Print a complete recipe with a comment on every key.",

@@ -18,7 +18,7 @@ def cache(
     ),
     json: bool = JsonOption,
 ) -> None:
-    """Show the cache of resized images, or delete entries from it.
+    """Show the cache of preprocessed images, or delete cached images.
 
     The cache is limited to 20 GB. The environment variable EDGEREC_CACHE_LIMIT sets another limit (50G, or none).
     """
@@ -27,7 +27,8 @@ def cache(
 
     if clear and limit is not None:
         raise typer.BadParameter(
-            "cannot be combined with --clear, which deletes all entries: use one of the two", param_hint="--limit"
+            "This option cannot be combined with --clear, which deletes all entries. Use only one of them.",
+            param_hint="--limit",
         )
     try:
         limit_bytes = None if limit is None else parse_size(limit)

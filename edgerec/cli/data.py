@@ -13,7 +13,7 @@ from edgerec.cli.output import JsonOption, progress, repeat_command, say, show_j
 from edgerec.cli.recipe_options import GROUP_BY_HELP, SET_HELP, STRICT_HELP, compose_recipe
 
 if TYPE_CHECKING:
-    from edgerec.data.checks import DataReport
+    from edgerec.data.check_results import DataReport
     from edgerec.recipe import Recipe
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 _SUBJECT = typer.Argument(
     ...,
     metavar="DATA|RECIPE|RUN",
-    help="One or more data sets as for train --data, which are merged; or a recipe (.toml) or a run.",
+    help="One or more data sets (as for edgerec train --data), which are merged. Or a recipe (.toml) or a run.",
 )
 _SET = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP)
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG file.")
@@ -72,16 +72,16 @@ MAX_LINES = 10
 def check(
     subjects: list[str] = _SUBJECT,
     group_by: str | None = typer.Option(None, metavar="REGEX", help=GROUP_BY_HELP),
-    labels: bool = typer.Option(True, help="Search for label errors, which takes most of the time."),
+    labels: bool = typer.Option(True, help="Also search for label errors (slow)."),
     out: Path | None = typer.Option(
         None,
         "--out",
         "-o",
         metavar="PNG|FOLDER",
-        help="PNG file for a sheet of the images with findings, or folder for all findings.",
+        help="PNG file for a contact sheet of the images with findings, or folder for this sheet and all findings.",
     ),
     strict: bool = typer.Option(
-        False, "--strict", help="Exit with code 1 if the data has errors; warnings do not matter."
+        False, "--strict", help="Exit with code 1 if errors are found. Warnings do not change the exit code."
     ),
     assignments: list[str] = _SET,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file or folder in --out."),
@@ -92,7 +92,7 @@ def check(
     if group_by is not None:
         recipe = recipe.override({"data.group_by": group_by}, "command line")
     with progress() as listener:
-        from edgerec.data.check_data import check_data
+        from edgerec.data.checks import check_data
         from edgerec.data.tfrecord_reader import Packed, is_pack
 
         if isinstance(recipe.data.source, str) and is_pack(recipe.data.source):
@@ -131,7 +131,7 @@ def pack(
 ) -> None:
     """Write preprocessed images as TFRecord shards.
 
-    Shards are for data that exceeds the memory, or that several machines read.
+    Use shards for data that does not fit into memory, or that several machines read.
     """
     options = {"data.input_size": input_size, "data.group_by": group_by, "data.strict": strict}
     changes = {key: value for key, value in options.items() if value is not None}
@@ -175,7 +175,12 @@ def _show_report(report: DataReport, out: Path | None) -> None:
 
 
 def _recipe(subjects: list[str], assignments: list[str]) -> Recipe:
-    """Return the recipe of a file or a run, or the default recipe with ``subjects`` as its data."""
+    """Return the recipe that ``subjects`` names, or the default recipe with ``subjects`` as its data sets.
+
+    Args:
+        subjects: a recipe file, a run, or one or more data sets.
+        assignments: values of ``--set``.
+    """
     if len(subjects) > 1:
         return compose_recipe(None, {"data.source": subjects}, assignments)
     subject = subjects[0]

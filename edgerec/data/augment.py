@@ -14,12 +14,12 @@ from edgerec.recipe import AugmentSection
 
 
 def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
-    """Return a function ``(pixels, seed) -> pixels`` that augments a batch; None if all augmentations are disabled.
+    """Return a function ``(pixels, seed) -> pixels`` that augments a batch, or None if all augmentations are disabled.
 
     Input and output pixels are float32 ``(batch, H, W, C)`` in 0…255. The seed is an integer tensor of shape ``(2,)``,
     and equal seeds give equal results. Saturation and hue do not change grayscale images.
     """
-    # The order is that of image formation: the scene moves, is lit, blurs on the sensor, is exposed and is compressed.
+    # The order is that of image formation: motion, lighting, motion blur, exposure, sensor noise and compression.
     steps: list[Callable[[Any, Any, AugmentSection], Any]] = []
     if section.flip or section.shift or section.rotate_deg or section.zoom or section.crop or section.randaugment:
         steps.append(geometry.transform)
@@ -51,10 +51,10 @@ def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
 
 
 def mixer(section: AugmentSection) -> Callable[[Any, Any, Any], tuple[Any, Any]] | None:
-    """Return a function ``(pixels, soft_labels, seed) -> (pixels, soft_labels)``; None without mixup and cutmix.
+    """Return a function ``(pixels, soft_labels, seed) -> (pixels, soft_labels)`` that applies mixup and cutmix.
 
-    Pixels and seed are as for :func:`augmenter`. Soft labels are float32 ``(batch, classes)``: one-hot in the input,
-    and class probabilities that sum to 1 in the output.
+    Return None if both are disabled. Pixels and seed are as for :func:`augmenter`. Soft labels are float32
+    ``(batch, classes)``: one-hot in the input, and class probabilities that sum to 1 in the output.
     """
     if not section.mixes:
         return None

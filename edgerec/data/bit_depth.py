@@ -9,9 +9,10 @@ from pathlib import Path
 
 from edgerec.contract.image_files import Levels, SampleRange, decode_samples, memory_for, read_image_file
 from edgerec.contract.image_headers import bits_per_sample
-from edgerec.data.readers import Arrays, Files, Source
+from edgerec.data.raw_dataset import Arrays, Files, RawDataset
 from edgerec.errors import DataError
-from edgerec.utils.progress import Listener, Progress, steps
+from edgerec.utils.parallel import map_in_threads
+from edgerec.utils.progress import Listener, track
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +23,11 @@ _START_BYTES = 1024
 _CHUNK = 64
 
 
-def determine_levels(source: Source, title: str, listener: Listener) -> Levels:
-    """Return the values that become black (0) and white (255) in the files with more than 8 bits per sample.
+def determine_levels(source: RawDataset, title: str, listener: Listener) -> Levels:
+    """Return the sample values that are mapped to black (0) and white (255) in files with more than 8 bits per sample.
 
     Args:
-        source: the data set.
+        source: the images.
         title: name of the data set for log messages.
         listener: called with the progress.
 
@@ -37,11 +38,9 @@ def determine_levels(source: Source, title: str, listener: Listener) -> Levels:
     fixed = {part.levels for part in parts if isinstance(part, Arrays) and part.levels is not None}
     deep_paths = [path for part in parts if isinstance(part, Files) for path in _paths_above_8_bits(part.paths)]
     total: SampleRange | None = None
-    for position, sample_range in enumerate(_sample_ranges(deep_paths)):
+    for sample_range in track(_sample_ranges(deep_paths), "reading 16-bit values", len(deep_paths), listener):
         if sample_range is not None:
             total = sample_range if total is None else total + sample_range
-        if position in steps(len(deep_paths)):
-            listener(Progress("reading 16-bit values", position + 1, len(deep_paths)))
     if total is not None:
         fixed.add(total.levels)
     if len(fixed) > 1:
@@ -81,7 +80,7 @@ def _paths_above_8_bits(paths: tuple[Path, ...]) -> list[Path]:
 
 
 def _sample_ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
-    """Yield the range of the sample values of each file; None if the file is not a readable image."""
+    """Yield the range of the sample values of each file, or None if the file is not a readable image."""
 
     def measure(path: Path) -> SampleRange | None:
         content = read_image_file(path)
@@ -89,6 +88,4 @@ def _sample_ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
             samples = decode_samples(content)
             return None if samples is None else SampleRange.of(content, samples)
 
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), _CHUNK):
-            yield from pool.map(measure, paths[start : start + _CHUNK])
+    return map_in_threads(measure, paths, _CHUNK)

@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,18 @@ import numpy.typing as npt
 from edgerec.contract.image_files import memory_for, read_image_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.data import cache_limit
-from edgerec.data.readers import Arrays, Files
+from edgerec.data.raw_dataset import Arrays, Files
 from edgerec.errors import DataError
 from edgerec.utils.atomic import cache_folder, real_path, replacing, write_file
 from edgerec.utils.bounded import read_json
 from edgerec.utils.lock import Lock
-from edgerec.utils.progress import Listener, Progress, steps
+from edgerec.utils.parallel import map_in_threads
+from edgerec.utils.progress import Listener, track
 
 # Format version, part of every cache key. Increase it when preprocess.apply or the file format changes, so that
 # entries of older versions are not used.
 FORMAT = 3
-# Number of images that are decoded in parallel before their results are written.
-CHUNK = 256
-# Number of attempts to write and open an entry, because another process can clear the cache in between.
+# Maximum number of attempts to write and open an entry. Another process can clear the cache in between.
 ATTEMPTS = 2
 # Length of a content digest in hexadecimal digits. The digest is the start of the SHA-256 of the image's file, or of
 # its pixels if the image comes from an array.
@@ -42,7 +40,7 @@ Digests = npt.NDArray[np.bytes_]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Preprocessed pixels of all images of a source.
+    """Preprocessed pixels of all images of a data set.
 
     Attributes:
         images: uint8 ``(V, height, width, channels)`` for the V valid images, memory-mapped.
@@ -58,7 +56,7 @@ class Pixels:
 
 
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """Return the preprocessed pixels of a source from the cache. On first use, compute and store them."""
+    """Return the preprocessed pixels of a source from the cache. On first use, preprocess the images and store them."""
     digest = _arrays_digest(source) if isinstance(source, Arrays) else ""
     if isinstance(source, Arrays) and _shape(source.images) == spec.shape:
         valid = np.ones(len(source.images), bool)
@@ -88,7 +86,7 @@ def content_digests(images: npt.NDArray[np.uint8]) -> Digests:
 
 
 def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
-    """Return a cache entry and record that it was used now; None if the entry does not exist or is incomplete."""
+    """Return a cache entry and update the time of its last use. Return None if the entry is missing or incomplete."""
     description = store.with_suffix(".json")
     lock = cache_limit.lock_shared(store)
     if lock is None:
@@ -137,20 +135,18 @@ def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
 
 def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec, listener: Listener) -> None:
     count = len(source.classes)
-    reported = steps(count)
     skipped: list[int] = []
     contents: list[str] = []
     total_digest = hashlib.sha256()
     with replacing(store) as partial, partial.open("wb") as file:
-        for position, (name, content_digest, image) in enumerate(_preprocessed(source, spec)):
+        results = track(_preprocessed(source, spec), "reading images", count, listener)
+        for position, (name, content_digest, image) in enumerate(results):
             total_digest.update(name + b"\0" + content_digest)
             if image is None:
                 skipped.append(position)
             else:
                 file.write(image.tobytes())
                 contents.append(content_digest.hex()[:DIGEST_CHARS])
-            if position in reported:
-                listener(Progress("reading images", position + 1, count))
         file.write("".join(contents).encode())
     values = {
         "count": count,
@@ -164,7 +160,7 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
 
 
 def _preprocessed(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
-    """Yield the name, content SHA-256 and pixels of each file or array row; the pixels of unreadable files are None."""
+    """Yield the name, SHA-256 digest and pixels of each file or array row. The pixels of unreadable files are None."""
 
     def fit(position: int) -> tuple[bytes, bytes, Image | None]:
         if isinstance(source, Arrays):
@@ -178,7 +174,4 @@ def _preprocessed(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tupl
             fitted = None if decoded is None else apply(decoded, spec)
         return name, hashlib.sha256(content).digest(), fitted
 
-    count = len(source.classes)
-    with ThreadPoolExecutor() as pool:  # OpenCV releases the interpreter lock while it decodes
-        for start in range(0, count, CHUNK):
-            yield from pool.map(fit, range(start, min(start + CHUNK, count)))
+    return map_in_threads(fit, range(len(source.classes)))

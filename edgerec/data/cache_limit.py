@@ -40,7 +40,7 @@ class CacheEntry:
 
     Attributes:
         key: name of the entry's files without the suffix.
-        source: path of the image folder, or ``arrays``; empty if the description cannot be read.
+        source: path of the image folder, or ``arrays``. Empty if the description cannot be read.
         images: number of files or array rows, including files that are not images.
         input: height, width and channels of the model's input.
         size_bytes: size on disk.
@@ -59,11 +59,11 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Content of the pixel cache.
+    """The entries of the pixel cache, and its size limit.
 
     Attributes:
         folder: path of the cache.
-        limit_bytes: size limit; None if there is none.
+        limit_bytes: size limit, or None if the cache is not limited.
         entries: all entries, most recently used first.
         removed: entries that were deleted by the call that returned this report.
     """
@@ -75,11 +75,11 @@ class CacheReport:
 
     @property
     def size_bytes(self) -> int:
-        """Total size of the entries."""
+        """Total size of all entries, in bytes."""
         return sum(entry.size_bytes for entry in self.entries)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         return {
             "folder": self.folder,
             "limit_bytes": self.limit_bytes,
@@ -90,7 +90,7 @@ class CacheReport:
 
 
 def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> CacheReport:
-    """Return the content of the pixel cache, optionally after deleting entries.
+    """Return the entries of the pixel cache. Optionally delete entries first.
 
     Args:
         clear: delete all entries that are not in use.
@@ -108,7 +108,10 @@ def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> Cache
 
 
 def limit() -> int | None:
-    """Return the size limit in bytes from EDGEREC_CACHE_LIMIT, by default 20 GB; None if the variable is ``none``."""
+    """Return the size limit in bytes that the environment variable EDGEREC_CACHE_LIMIT sets, by default 20 GB.
+
+    Return None if the variable is ``none``.
+    """
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return DEFAULT_LIMIT_BYTES
@@ -117,11 +120,11 @@ def limit() -> int | None:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise EdgerecError(f"{VARIABLE}: {error}; for no limit, set it to none") from None
+        raise EdgerecError(f"{VARIABLE}: {error}. To remove the limit, set {VARIABLE}=none") from None
 
 
 def make_room(size_bytes: int, *, keep: Path) -> None:
-    """Delete least recently used entries until ``size_bytes`` more fit into the limit; never delete ``keep``."""
+    """Delete the least recently used entries until ``size_bytes`` more fit into the limit. Never delete ``keep``."""
     limit_bytes = limit()
     if limit_bytes is None:
         return
@@ -132,7 +135,10 @@ def make_room(size_bytes: int, *, keep: Path) -> None:
 
 
 def lock_shared(store: Path) -> int | None:
-    """Lock an entry against deletion, and return the descriptor that holds the lock; None if there is no such entry."""
+    """Lock an entry against deletion, and return the file descriptor that holds the lock.
+
+    Return None if the entry does not exist.
+    """
     while True:
         try:
             descriptor = os.open(store, os.O_RDONLY)
@@ -151,13 +157,13 @@ def lock_shared(store: Path) -> int | None:
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
-    """Close a descriptor of :func:`lock_shared`, and so release its lock, when ``images`` is garbage-collected."""
+    """Release a lock of :func:`lock_shared` when ``images`` is garbage-collected, by closing the file descriptor."""
     mapping = getattr(images, "_mmap", None)
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 
 
 def mark_used(description: Path) -> None:
-    """Record that the entry with the description file ``description`` is used now."""
+    """Set the time of the last use of the entry with the description file ``description`` to now."""
     with suppress(OSError):  # a read-only cache can still be used
         os.utime(description)
 
@@ -197,7 +203,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
 
 
 def _description(description: Path) -> tuple[str, int, tuple[int, ...]]:
-    """Return the source, number of images and input shape; empty values if the description is missing or damaged."""
+    """Return the source, number of images and input shape of an entry. They are empty if the description is damaged."""
     try:
         values = read_json(description)
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
@@ -225,7 +231,7 @@ def _delete(store: Path) -> bool:
 
 @contextmanager
 def _exclusive_lock(store: Path) -> Iterator[bool]:
-    """Hold an exclusive lock on an entry; yield False if another process is using the entry."""
+    """Context manager that holds an exclusive lock on an entry, and yields False if another process uses the entry."""
     try:
         descriptor = os.open(store, os.O_RDONLY)
     except FileNotFoundError:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,170 +13,63 @@ from edgerec.contract.image_files import Levels
 from edgerec.data import readers
 from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS
+from edgerec.data.check_results import KINDS, CheckedImages, DataFinding, DataReport, Severity
 from edgerec.data.dataset import AUTO_SIZE_PX, Dataset
+from edgerec.data.findings_report import refuse_output, write_findings
 from edgerec.data.label_errors import cross_validate
 from edgerec.data.near_duplicates import confirmed, near_pairs, thumbnails
+from edgerec.data.raw_dataset import Arrays, RawDataset
 from edgerec.data.scan import Scan, scan
 from edgerec.data.split import split_dataset
 from edgerec.data.tfrecord_reader import SPLITS
 from edgerec.errors import DataError
 from edgerec.recipe import Recipe
+from edgerec.utils.atomic import checked_output
+from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
-Severity = Literal["error", "warning", "note"]
-Indices = npt.NDArray[np.int64]
-
-# Kinds of findings, in the order in which they are reported: kinds that distort results most come first.
-KINDS = (
-    "broken",
-    "cut-off",
-    "layout",
-    "split",
-    "copy-across-splits",
-    "copy-across-classes",
-    "near-across-splits",
-    "near-across-classes",
-    "label",
-    "few",
-    "balance",
-    "blank",
-    "small",
-    "shape",
-    "copy",
-    "near",
-)
-# A class with fewer images than FEW is reported, and a class with less than 1/UNBALANCED of the largest class's images.
+# A class is reported if it has fewer than FEW images, or less than 1/UNBALANCED of the images of the largest class.
 FEW, UNBALANCED = 20, 5
-# An image is blank if the standard deviation of its pixel values is smaller, in gray levels.
+# An image is blank if the standard deviation of its pixel values is below this number of gray levels.
 BLANK_LEVELS = 2.0
-# An image is reported if it must be enlarged by more than the factor ENLARGED, or if its aspect ratio exceeds the
-# median by more than the factor ELONGATED.
+# An image is reported if it must be enlarged by more than a factor of ENLARGED, or if its aspect ratio is more than
+# ELONGATED times the median.
 ENLARGED, ELONGATED = 2.0, 2.0
 # Minimum number of images for the search for label errors, because a classifier trained on fewer images is unreliable.
 MIN_IMAGES_FOR_LABELS = 100
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A problem of a data set.
-
-    Attributes:
-        severity: an ``error`` makes measured accuracies wrong or stops training, a ``warning`` can reduce the accuracy,
-            a ``note`` is for information.
-        kind: one of :data:`KINDS`.
-        names: names of the affected images, the image to fix first; empty for findings about a class or all data.
-        what: description of the problem.
-        advice: what to do about the problem.
-        weight: findings of the same kind are sorted by descending weight.
-        like: for a likely label error, the label that the classifier predicts.
-        positions: positions of the affected images in the source.
-    """
-
-    severity: Severity
-    kind: str
-    names: tuple[str, ...]
-    what: str
-    advice: str
-    weight: float = 0.0
-    like: str = ""
-    positions: tuple[int, ...] = field(default=(), repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without the positions."""
-        return {key: value for key, value in vars(self).items() if key != "positions"}
-
-    def __str__(self) -> str:
-        return f"{self.names[0] if self.names else 'the data'}: {self.what}: {self.advice}"
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """Result of the checks of a data set.
-
-    Attributes:
-        source: name of the data.
-        pictures: number of readable images.
-        counts: number of images of each class in each split, by label and split. If the data has no split of its own,
-            the split is the one that training would use.
-        findings: problems, the most severe kind first.
-        label_accuracy: cross-validated accuracy of the classifier that searched for label errors, 0 to 1; None if the
-            labels were not checked.
-    """
-
-    source: str
-    pictures: int
-    counts: dict[str, dict[str, int]]
-    findings: tuple[Finding, ...]
-    label_accuracy: float | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no finding with severity ``error``."""
-        return not any(finding.severity == "error" for finding in self.findings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        findings = [finding.to_dict() for finding in self.findings]
-        return {"ok": self.ok} | vars(self) | {"findings": findings}
-
-
-@dataclass(frozen=True)
-class CheckedImages:
-    """Readable images of a source.
-
-    Attributes:
-        source: the source, including files that are not readable images.
-        dataset: the readable images as thumbnails, with their classes and names.
-        splits: split of each readable image, ``(N,)``.
-        positions: position of each readable image in the source, ``(N,)``, ascending.
-        scan: digest, size and fault of each file of the source.
-    """
-
-    source: readers.Source
-    dataset: Dataset
-    splits: npt.NDArray[np.str_]
-    positions: Indices
-    scan: Scan
-
-    @property
-    def thumbnails(self) -> npt.NDArray[np.uint8]:
-        """Thumbnails of the readable images, uint8 ``(N, 32, 32, C)``."""
-        return np.asarray(self.dataset.images)
-
-    def index(self, position: int) -> int:
-        """Return the index of an image among the readable images from its position in the source."""
-        return int(np.searchsorted(self.positions, position))
-
-    def finding(
-        self,
-        severity: Severity,
-        kind: str,
-        indices: tuple[int, ...],
-        what: str,
-        advice: str,
-        weight: float,
-        like: str = "",
-    ) -> Finding:
-        """Create a finding about the readable images at ``indices``."""
-        names = tuple(self.dataset.names[i] for i in indices)
-        positions = tuple(int(self.positions[i]) for i in indices)
-        return Finding(severity, kind, names, what, advice, weight, like, positions)
-
-
-def run_checks(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore) -> tuple[DataReport, CheckedImages]:
-    """Check the data of a recipe.
+def check_data(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    labels: bool = True,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> DataReport:
+    """Look for damaged files, duplicates, class imbalance, unusual sizes and likely label errors in a recipe's data.
 
     Args:
         recipe: names the data, and how it is split. ``data.group_by`` keeps related images in the same set.
+        out: a .png file for a plot of the affected images, or a folder for this plot and all findings.
         labels: also look for label errors. This check takes the most time.
+        overwrite: replace an existing ``out``.
         listener: called with the progress.
 
-    Returns:
-        The report, and the images that its findings refer to.
-
     Raises:
-        DataError: the data does not exist, or no file is a readable image.
+        EdgerecError: the data does not exist, no file is a readable image, or ``out`` exists.
     """
+    if out is not None:
+        out = checked_output(out, data=recipe.data.source, suffixes=(".png",), folder=True)
+        refuse_output(out, overwrite)
+        require("matplotlib")
+    report, images = _run_checks(recipe, labels, listener)
+    if out is not None:
+        write_findings(report, images, Path(out), overwrite=overwrite)
+    return report
+
+
+def _run_checks(recipe: Recipe, labels: bool, listener: Listener) -> tuple[DataReport, CheckedImages]:
     source = readers.find(recipe.data.source, flat=True, levels=recipe.data.levels)
     levels = recipe.data.levels or determine_levels(source, recipe.data.title, listener)
     scanned = scan(source, levels, listener)
@@ -205,8 +97,8 @@ def run_checks(recipe: Recipe, *, labels: bool = True, listener: Listener = igno
 
 
 def _readable_images(
-    source: readers.Source, scanned: Scan, recipe: Recipe, levels: Levels
-) -> tuple[CheckedImages, list[Finding]]:
+    source: RawDataset, scanned: Scan, recipe: Recipe, levels: Levels
+) -> tuple[CheckedImages, list[DataFinding]]:
     """Return the readable images of a source with their split, and a finding if the data cannot be split."""
     positions = np.flatnonzero(scanned.valid)
     names = source.names
@@ -230,27 +122,27 @@ def _readable_images(
         for name in SPLITS:
             splits[parts.part(name)] = name
     except DataError as error:
-        findings.append(Finding("error", "split", (), str(error), "training stops with this error"))
-    return CheckedImages(source, dataset, splits, positions, scanned), findings
+        findings.append(DataFinding("error", "split", (), str(error), "training stops with this error"))
+    return CheckedImages(dataset, splits, positions, scanned), findings
 
 
-def _layout_findings(source: readers.Source) -> Iterator[Finding]:
-    if not isinstance(source, readers.Arrays):
+def _layout_findings(source: RawDataset) -> Iterator[DataFinding]:
+    if not isinstance(source, Arrays):
         for text in source.warnings:
-            yield Finding("warning", "layout", (), text, "training uses the folders as they are")
+            yield DataFinding("warning", "layout", (), text, "training uses the folders as they are")
 
 
-def _file_findings(source: readers.Source, scanned: Scan) -> Iterator[Finding]:
+def _file_findings(source: RawDataset, scanned: Scan) -> Iterator[DataFinding]:
     names = source.names
     for position, fault in enumerate(scanned.faults):
         if fault:
             kind = "cut-off" if scanned.valid[position] else "broken"
             severity: Severity = "warning" if scanned.valid[position] else "error"
             advice = "remove the file, or copy it again"
-            yield Finding(severity, kind, (names[position],), fault, advice, positions=(position,))
+            yield DataFinding(severity, kind, (names[position],), fault, advice, positions=(position,))
 
 
-def _copy_findings(images: CheckedImages) -> Iterator[Finding]:
+def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
     """Yield a finding for each image that has the same bytes as an earlier image.
 
     The finding names the copy in another split or class if there is one, otherwise the first image.
@@ -264,14 +156,14 @@ def _copy_findings(images: CheckedImages) -> Iterator[Finding]:
 
 
 def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
-    """Return the copy of image ``i`` that does the most harm: preferably one in another split, then another class."""
+    """Return the most harmful copy of image ``i``: preferably one in another split, otherwise one of another class."""
     classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])
     )
 
 
-def _near_duplicate_findings(images: CheckedImages) -> Iterator[Finding]:
+def _near_duplicate_findings(images: CheckedImages) -> Iterator[DataFinding]:
     if len(images.positions) < 2:
         return
     digests = [images.scan.digests[position] for position in images.positions]
@@ -282,7 +174,7 @@ def _near_duplicate_findings(images: CheckedImages) -> Iterator[Finding]:
             yield _pair_finding(images, int(second), int(first), float(distance))
 
 
-def _pair_finding(images: CheckedImages, i: int, j: int, distance_levels: float) -> Finding:
+def _pair_finding(images: CheckedImages, i: int, j: int, distance_levels: float) -> DataFinding:
     """Return a finding about two images that are exact copies or near-duplicates."""
     dataset, splits = images.dataset, images.splits
     exact = images.scan.digests[images.positions[i]] == images.scan.digests[images.positions[j]]
@@ -304,7 +196,7 @@ def _pair_finding(images: CheckedImages, i: int, j: int, distance_levels: float)
     return images.finding("note", kind, (i, j), what, "remove one of them, because it adds no information", weight)
 
 
-def _size_findings(images: CheckedImages, recipe: Recipe) -> Iterator[Finding]:
+def _size_findings(images: CheckedImages, recipe: Recipe) -> Iterator[DataFinding]:
     sizes = images.scan.sizes_px[images.positions]
     shorter, ratios = sizes.min(axis=1), sizes.max(axis=1) / sizes.min(axis=1)
     input_px = recipe.data.input_size or min(int(np.median(shorter)), AUTO_SIZE_PX[1])
@@ -314,7 +206,7 @@ def _size_findings(images: CheckedImages, recipe: Recipe) -> Iterator[Finding]:
             f"{len(small):,} of {len(sizes):,} images are enlarged by more than a factor of {ENLARGED:g} for the input "
             f"size {input_px}×{input_px}"
         )
-        yield Finding("warning", "small", (), what, "set a smaller data.input_size, or use larger images")
+        yield DataFinding("warning", "small", (), what, "set a smaller data.input_size, or use larger images")
         small = small[:0]
     median_ratio = float(np.median(ratios))
     for i in small:
@@ -332,7 +224,7 @@ def _size(size: npt.NDArray[np.int64]) -> str:
     return f"{size[1]}×{size[0]} pixels"
 
 
-def _blank_findings(images: CheckedImages) -> Iterator[Finding]:
+def _blank_findings(images: CheckedImages) -> Iterator[DataFinding]:
     for i, image in enumerate(images.thumbnails):
         levels = float(image.std())
         if levels < BLANK_LEVELS:
@@ -340,7 +232,7 @@ def _blank_findings(images: CheckedImages) -> Iterator[Finding]:
             yield images.finding("warning", "blank", (i,), what, "remove it", -levels)
 
 
-def _balance_findings(images: CheckedImages) -> Iterator[Finding]:
+def _balance_findings(images: CheckedImages) -> Iterator[DataFinding]:
     labels = images.dataset.labels
     counts = np.bincount(images.dataset.classes, minlength=len(labels))
     largest = int(counts.max())
@@ -348,14 +240,14 @@ def _balance_findings(images: CheckedImages) -> Iterator[Finding]:
         if count < FEW:
             severity: Severity = "warning" if count else "error"
             what = f"class {label!r} has {count} image{'' if count == 1 else 's'}, expected at least {FEW}"
-            yield Finding(severity, "few", (), what, "add images to this class", float(-count))
+            yield DataFinding(severity, "few", (), what, "add images to this class", float(-count))
         elif count * UNBALANCED < largest:
             what = f"class {label!r} has {count:,} images, but the largest class has {largest:,}"
             advice = "add images to this class, or set train.class_weights=balanced"
-            yield Finding("warning", "balance", (), what, advice, largest / count)
+            yield DataFinding("warning", "balance", (), what, advice, largest / count)
 
 
-def _find_label_errors(images: CheckedImages, findings: list[Finding], listener: Listener) -> float | None:
+def _find_label_errors(images: CheckedImages, findings: list[DataFinding], listener: Listener) -> float | None:
     """Append likely label errors to ``findings``, and return the cross-validated accuracy of the classifier.
 
     Return None if there are too few images, or if the accuracy is too low for reliable findings.

@@ -22,8 +22,10 @@ from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
 COLUMNS = 8
-# Minimum number of rows of a sheet of augmented images, and maximum number of classes on a sheet.
-MIN_ROWS, MAX_CLASSES = 8, 60
+# Minimum number of rows of a sheet of augmented images.
+MIN_ROWS = 8
+# Maximum number of classes on a sheet.
+MAX_CLASSES = 60
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Sheet:
 
     Attributes:
         path: path of the PNG file.
-        counts: number of images of each class, by label.
+        counts: dictionary that maps each label to its number of images.
         shown: number of classes on the sheet.
-        augment: active augmentation keys and their values; empty without augmentation.
+        augment: names and values of the enabled augmentations, or an empty dictionary if ``augment`` is false.
     """
 
     path: str
@@ -43,7 +45,7 @@ class Sheet:
     augment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -128,7 +130,7 @@ def _sample(dataset: Dataset, index: int, count: int) -> npt.NDArray[np.int64]:
 
 
 def _augmented(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tuple[list[ImageRow], list[str]]:
-    """Return one row per image, which has the original and one augmented version per seed, and the column titles."""
+    """Return one row per image, with the original and one augmented version per seed, and the column titles."""
     images_per_class = max(1, MIN_ROWS // len(classes))
     positions = np.concatenate([_sample(dataset, i, images_per_class) for i in classes])
     versions = [_augment_batch(dataset, positions, recipe.augment, (recipe.seed, i)) for i in range(1, COLUMNS)]
@@ -157,6 +159,6 @@ def _augment_batch(
 
 
 def _label_text(dataset: Dataset, soft_labels: npt.NDArray[np.float32]) -> str:
-    """Return the classes of a mixed image with their percentages, one line each, the largest first."""
+    """Return the classes of a mixed image with their percentages, one per line, in descending order."""
     order = [i for i in np.argsort(-soft_labels, kind="stable")[:2] if soft_labels[i] >= 0.005]
     return "\n".join(f"{dataset.labels[i][:12]} {soft_labels[i]:.0%}" for i in order)

@@ -1,4 +1,4 @@
-"""Load a data set: preprocessed pixels, classes, splits and names of its images."""
+"""Load a data set: the preprocessed pixels, classes, splits and names of its images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.data import readers
 from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS, Digests, Pixels, pixels
 from edgerec.data.merged import MergedImages, merged_pixels
-from edgerec.data.readers import Arrays, Files, Merged, Source
+from edgerec.data.raw_dataset import Arrays, Files, Merged, RawDataset
 from edgerec.data.tfrecord_reader import Packed, PackedImages, is_pack
 from edgerec.errors import DataError, RecipeError
 from edgerec.recipe import DataSection
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Smallest and largest input size that is chosen automatically, in pixels.
 AUTO_SIZE_PX = (28, 96)
-# Number of images that are read at once by an iteration over single images.
+# Number of images that are read at a time when a loop iterates over SelectedImages.
 _READ_BATCH = 256
 
 
@@ -34,7 +34,7 @@ Images = npt.NDArray[np.uint8] | PackedImages | MergedImages
 
 
 class SelectedImages:
-    """Images of a data set at given positions, read on access; supports ``len``, slices and iteration."""
+    """Lazily loaded images of a data set at given positions. Supports ``len``, slices and iteration."""
 
     def __init__(self, images: Images, positions: npt.NDArray[np.int64]) -> None:
         self._images, self._positions = images, positions
@@ -57,15 +57,15 @@ class Dataset:
 
     Attributes:
         images: uint8 ``(N, height, width, channels)``, already preprocessed.
-        classes: ``(N,)``, index into ``labels``; all 0 if the data has no labels.
-        splits: ``(N,)``, the data's own split of each image (``train``, ``val`` or ``test``); empty strings if it has
-            none.
+        classes: ``(N,)``, index into ``labels``. All 0 if the data has no labels.
+        splits: ``(N,)``, the data's own split of each image (``train``, ``val`` or ``test``), or empty strings if the
+            data has no splits.
         names: name of each image, such as its path relative to the image folder.
         digest: SHA-256 over the names and contents of all images.
-        labels: name of each class; empty if the data has no labels.
+        labels: name of each class, or an empty tuple if the data has no labels.
         skipped: names of the files that are not readable images.
         contents: ``(N,)``, digest of each image's content, computed from the bytes of its file or from its pixels in
-            an array. The digest identifies the image even if the image is moved or renamed. None for packs of older
+            an array. The digest identifies an image even if its file is moved or renamed. None for packs of older
             versions, which have no digests.
     """
 
@@ -76,17 +76,17 @@ class Dataset:
     names: Sequence[str]
     digest: str
     skipped: tuple[str, ...]
-    _originals: Source | Packed
+    _originals: RawDataset | Packed
     _positions: npt.NDArray[np.int64]
     contents: Digests | None = None
     _levels: Levels | None = None
 
     @classmethod
-    def of(cls, source: Source, section: DataSection, stored: Pixels | None = None) -> Dataset:
+    def of(cls, source: RawDataset, section: DataSection, stored: Pixels | None = None) -> Dataset:
         """Create the data set of a source.
 
         Args:
-            source: listed files or arrays.
+            source: the images before preprocessing.
             section: preprocessing of the images.
             stored: preprocessed pixels of ``source``. None creates a data set that has names and classes, but no
                 images and no digests.
@@ -112,7 +112,7 @@ class Dataset:
         )
 
     def below_class_folder(self, index: int) -> str:
-        """Return an image's path below its class folder, such as ``anna/monday/1.jpg``, or the name of an array row."""
+        """Return an image's path inside its class folder, such as ``anna/monday/1.jpg``, or its name in an array."""
         if isinstance(self._originals, Packed):
             return self.names[index]
         part, position = self._originals.locate(int(self._positions[index]))
@@ -120,27 +120,35 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """Kind of the content digests: ``files`` (of file bytes), ``arrays`` (of pixels) or ``arrays+files``."""
+        """Origin of the content digests: ``files`` (bytes of the files), ``arrays`` (pixels) or ``arrays+files``."""
         if isinstance(self._originals, Packed):
             return self._originals.contents_of
         parts = self._originals.parts if isinstance(self._originals, Merged) else (self._originals,)
         return "+".join(sorted({"arrays" if isinstance(part, Arrays) else "files" for part in parts}))
 
     def identifies(self, contents_of: str) -> bool:
-        """Return whether the content digests are comparable with those of a data set whose kind is ``contents_of``."""
+        """Return whether the content digests can be compared with the digests of a data set.
+
+        Args:
+            contents_of: :attr:`contents_of` of the other data set.
+        """
         return self.contents is not None and not set(contents_of.split("+")).isdisjoint(self.contents_of.split("+"))
 
     @property
     def packed(self) -> Packed | None:
-        """The pack from which the images are read; None if the data set is not packed."""
+        """The pack of TFRecord shards from which the images are read, or None if the data set is not packed."""
         return self._originals if isinstance(self._originals, Packed) else None
 
     def select(self, positions: npt.NDArray[np.int64]) -> SelectedImages:
-        """Return the images at ``positions``. They are read on access, because a test split can exceed the memory."""
+        """Return the images at ``positions``. They are loaded lazily, because a test set may not fit into memory."""
         return SelectedImages(self.images, positions)
 
     def original(self, index: int) -> Image:
-        """Return an image before preprocessing, or as stored in a pack: uint8 ``(H, W, 3)`` or ``(H, W[, 1])``."""
+        """Return an image before preprocessing, or the preprocessed image if the data set is packed.
+
+        Returns:
+            uint8 ``(H, W, 3)`` RGB, or ``(H, W)`` or ``(H, W, 1)`` gray.
+        """
         position = self._positions[index]
         if isinstance(self._originals, Packed):
             return self.images[index]
@@ -153,11 +161,11 @@ class Dataset:
         return image
 
     def relabeled(self, labels: Sequence[str], true_labels: Mapping[str, str] | None = None) -> Dataset:
-        """Return a copy that uses the labels of a model, which may have additional classes.
+        """Return a copy of the data set that uses the labels of a model. The model may have additional classes.
 
         Args:
             labels: labels of the model.
-            true_labels: true label of each image by the image's name, for data without labels.
+            true_labels: dictionary that maps the name of each image to its true label, for data without labels.
 
         Raises:
             DataError: a class of the data, or a label in ``true_labels``, is not among ``labels``.
@@ -166,7 +174,10 @@ class Dataset:
         index = {label: i for i, label in enumerate(labels)}
         if missing := [label for label in own if label not in index]:
             known = ", ".join(labels[:10])
-            raise DataError(f"the data has a class {missing[0]!r} that the model does not know ({known})")
+            raise DataError(
+                f"the data has a class {missing[0]!r} that the model does not know ({known}): "
+                "remove or rename this class"
+            )
         indices = np.array([index[label] for label in own], np.int64)
         return replace(self, labels=tuple(labels), classes=indices[self.classes] if true_labels is None else indices)
 
@@ -208,8 +219,8 @@ def load(
 
 def list_images(
     section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
-) -> tuple[Source, DataSection]:
-    """List the images of ``section.source``, and determine the input size, channels and levels that are not set.
+) -> tuple[RawDataset, DataSection]:
+    """List the images of ``section.source``, and infer the input size, channels and levels if they are not set.
 
     Warnings about an unusual folder structure are logged.
 
@@ -226,18 +237,18 @@ def list_images(
     return source, _resolve(section, source, least_size_px)
 
 
-def read_original(source: Source, position: int, levels: Levels | None) -> Image | None:
+def read_original(source: RawDataset, position: int, levels: Levels | None) -> Image | None:
     """Return an image at its original size.
 
     Returns:
-        uint8 ``(H, W, 3)`` RGB, or the row of the array; None if the file is not a readable image.
+        uint8 ``(H, W, 3)`` RGB, or the row of the array. None if the file is not a readable image.
     """
     part, index = source.locate(position)
     return part.images[index] if isinstance(part, Arrays) else decode(read_image_file(part.paths[index]), levels)
 
 
-def read_fitted(source: Source, position: int, spec: PreprocessSpec) -> Image | None:
-    """Return a preprocessed image, uint8 of shape ``spec.shape``; None if the file is not a readable image."""
+def read_fitted(source: RawDataset, position: int, spec: PreprocessSpec) -> Image | None:
+    """Return a preprocessed image, uint8 of shape ``spec.shape``, or None if the file is not a readable image."""
     part, index = source.locate(position)
     if isinstance(part, Arrays):
         return apply(part.images[index], spec)
@@ -289,7 +300,7 @@ def _load_pack(pack: Packed, section: DataSection, least_size_px: int) -> tuple[
     return dataset, replace(section, **packed)
 
 
-def _resolve(section: DataSection, source: Source, least_size_px: int) -> DataSection:
+def _resolve(section: DataSection, source: RawDataset, least_size_px: int) -> DataSection:
     if isinstance(source, Merged):
         parts = [_resolve(section, part, least_size_px) for part in source.parts]
         size, channels = (max(getattr(part, key) for part in parts) for key in ("input_size", "channels"))
@@ -316,8 +327,8 @@ def typical_side_px(files: Files) -> int:
     return int(np.median(sides)) if sides else 0
 
 
-def _skip_reason(source: Source, dataset: Dataset) -> str:
-    """Return the reason why the first skipped file is not readable; an empty string if no file was skipped."""
+def _skip_reason(source: RawDataset, dataset: Dataset) -> str:
+    """Return the reason why the first skipped file is not readable, or an empty string if no file was skipped."""
     if not dataset.skipped:
         return ""
     position = source.names.index(dataset.skipped[0])
@@ -334,7 +345,7 @@ def _report_skipped(skipped: tuple[str, ...], section: DataSection, reason: str)
     examples = ", ".join(skipped[:5]) + (" …" if len(skipped) > 5 else "")
     text = f"{len(skipped)} files that are not readable images: {examples} ({skipped[0]}: {reason})"
     if section.strict:
-        raise DataError(f"{section.title} has {text}. Remove these files, or train without --strict")
+        raise DataError(f"{section.title} contains {text}. Remove these files, or train without --strict")
     log.warning("%s: skipped %s", section.title, text)
 
 

@@ -27,15 +27,13 @@ class ImageRow:
         label: title at the left of the images.
         about: one or two lines below the label, in gray.
         images: uint8 ``(H, W, 1)`` or ``(H, W, 3)``, of any size.
-        notes: text below each image; empty or one string per image.
-        marked: whether each image has a colored frame; empty or one value per image.
+        notes: text below each image, or an empty list for no texts.
     """
 
     label: str
     about: str
     images: Sequence[Image]
     notes: Sequence[str] = ()
-    marked: Sequence[bool] = ()
 
 
 def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, caption: str, path: Path) -> None:
@@ -43,7 +41,7 @@ def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, c
 
     Args:
         rows: the images and their texts.
-        titles: titles of the columns; empty for none.
+        titles: titles of the columns, or an empty list for no titles.
         heading: text above the table.
         caption: text below the table.
         path: path of the PNG file.
@@ -58,7 +56,7 @@ def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, c
     above, below = 0.66 if titles else 0.5, 0.25 + 0.17 * len(lines)
     height = above + len(rows) * row_inches + below
     figure = new_figure(width, height)
-    figure.set_layout_engine("none")  # all positions are computed below
+    figure.set_layout_engine("none")  # the position of each text and image is computed below
     figure.text(0.15 / width, 1 - 0.12 / height, plain(heading, int(width * 9)), va="top", fontsize=11, weight="bold")
     figure.text(0.15 / width, 0.1 / height, plain("\n".join(lines)), va="bottom", fontsize=8, color=DARK)
     for number, title in enumerate(titles):
@@ -89,14 +87,16 @@ def _strip(row: ImageRow) -> npt.NDArray[np.uint8]:
         fitted = fit_cell(image)
         height, width = fitted.shape[:2]
         top, left = (CELL_PX - height) // 2, column * CELL_PX + (CELL_PX - width) // 2
-        if row.marked and row.marked[column]:
-            strip[top - 3 : top + height + 3, left - 3 : left + width + 3] = (224, 122, 47)  # ORANGE
         strip[top : top + height, left : left + width] = fitted
     return strip
 
 
 def fit_cell(image: Image) -> Image:
-    """Scale an image to the size of a cell without interpolating enlarged images; return uint8 ``(h, w, 3)``."""
+    """Scale an image to the size of a cell, with nearest-neighbor interpolation if it is enlarged.
+
+    Returns:
+        uint8 ``(h, w, 3)``.
+    """
     cv2 = require("cv2")
     longest_px = CELL_PX - 2 * GAP_PX
     scale = longest_px / max(image.shape[:2])

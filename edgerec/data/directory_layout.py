@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
     )
 )
-# Words in folder names and the split that each word stands for. An empty string stands for images without labels.
+# The split that each word in a folder name denotes. An empty string denotes images without labels.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
@@ -30,7 +30,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
-# Maximum number of nested folders that are opened because each of them contains only one other folder.
+# Maximum depth of the search for class folders if a folder contains nothing but one subfolder.
 DEEPEST = 4
 
 
@@ -40,8 +40,8 @@ class ClassFolder:
 
     Attributes:
         path: path of the folder.
-        label: name of the class; empty if the images have no labels.
-        split: ``train``, ``val`` or ``test``; empty if the image folder has no split folders.
+        label: name of the class, or empty if the images have no labels.
+        split: ``train``, ``val`` or ``test``, or empty if the image folder has no split folders.
     """
 
     path: Path
@@ -50,15 +50,15 @@ class ClassFolder:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Class folders of an image folder, and warnings about unusual structures as sentences for the user."""
+class FolderLayout:
+    """The class folders of an image folder, and warnings for the user about an unusual folder structure."""
 
     folders: tuple[ClassFolder, ...]
     warnings: tuple[str, ...] = ()
 
 
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the split that a folder's name stands for and the remaining words of the name; None for other names.
+    """Return the split that a folder name denotes, and the other words of the name. Return None for other names.
 
     >>> split_of("Training"), split_of("seg_test"), split_of("trousers")
     (('train', ()), ('test', ('seg',)), None)
@@ -73,7 +73,7 @@ def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
     return SPLIT_WORDS[stated[0]], others
 
 
-def find_layout(root: Path, *, flat: bool = False) -> Layout:
+def find_layout(root: Path, *, flat: bool = False) -> FolderLayout:
     """Find the class folders of an image folder.
 
     The supported layouts are ``<class>/…``, ``<split>/<class>/…`` and ``<class>/<split>/…``. Split folders may have
@@ -92,19 +92,19 @@ def find_layout(root: Path, *, flat: bool = False) -> Layout:
             if folder != root:
                 log.info("%s: using the split folders in %s", root, folder)
             unused = _unused_images(root) if folder != root else ()
-            return Layout(splits.folders, (*unused, *splits.warnings))
+            return FolderLayout(splits.folders, (*unused, *splits.warnings))
         child = _only_child(children)
         if child is None or (flat and _has_images(folder)):
             break
         folder, children = child, visible_folders(child)
     children = visible_folders(root)
     if flat and not children:
-        return Layout((ClassFolder(root, ""),))
+        return FolderLayout((ClassFolder(root, ""),))
     if inner := _splits_in_classes(children):
         return inner
     if not flat or len(children) > 1:
         _refuse_wrong_level(root, children)
-    return Layout(tuple(ClassFolder(child, child.name) for child in children), tuple(_warnings(root, children)))
+    return FolderLayout(tuple(ClassFolder(child, child.name) for child in children), tuple(_warnings(root, children)))
 
 
 def _has_images(folder: Path) -> bool:
@@ -120,7 +120,7 @@ def _only_folders(folder: Path) -> bool:
 
 
 def _only_child(children: Sequence[Path]) -> Path | None:
-    """Return the only folder that contains images; None if there are several. Folders without images are ignored."""
+    """Return the only folder that contains images, or None if several folders or no folder contain images."""
     with_images = itertools.islice((child for child in children if _has_images_below(child)), 2)
     first = next(with_images, None)
     return first if first is not None and next(with_images, None) is None else None
@@ -139,7 +139,7 @@ def _join_names(names: Sequence[str], max_names: int = 4) -> str:
 # Split folders
 
 
-def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | None:
+def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> FolderLayout | None:
     named = {child: stated for child in children if (stated := split_of(child.name)) is not None}
     usual = Counter(others for _, others in named.values()).most_common(1)
     named = {child: stated for child, stated in named.items() if stated[1] == usual[0][0]}
@@ -152,7 +152,7 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | Non
         return None  # class names that look like splits, e.g. train (the vehicle), bus and car
     _refuse_unclear(root, labeled, unrecognized)
     if not with_classes and len(labeled) == 1 and usual[0][0]:
-        return None  # a single class whose name contains a split word
+        return None  # a single class, such as "train_station", whose name contains the name of a split
     if not with_classes:
         return _unlabeled_splits(root, labeled, flat=flat)
     folders, warnings = [], []
@@ -166,7 +166,7 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | Non
     for child, (split, _) in named.items():
         if not split:
             log.info("%s: the images in %s are not used, because they have no labels", root, child.name)
-    return Layout(tuple(folders), (*warnings, *_repeated(root, [folder.label for folder in folders])))
+    return FolderLayout(tuple(folders), (*warnings, *_repeated(root, [folder.label for folder in folders])))
 
 
 def _refuse_unclear(root: Path, labeled: dict[Path, str], unrecognized: Sequence[Path]) -> None:
@@ -185,7 +185,7 @@ def _refuse_unclear(root: Path, labeled: dict[Path, str], unrecognized: Sequence
 
 
 def _innermost_split_folder(split: Path) -> Path:
-    """Return the inner folder of a doubled split folder such as ``seg_train/seg_train``, otherwise ``split``."""
+    """Return the inner folder of a repeated split folder such as ``seg_train/seg_train``, otherwise ``split``."""
     for _ in range(DEEPEST):
         inner = visible_folders(split)
         if len(inner) != 1 or _has_images(split) or not _only_folders(inner[0]):
@@ -196,11 +196,11 @@ def _innermost_split_folder(split: Path) -> Path:
     return split
 
 
-def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> Layout | None:
+def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> FolderLayout | None:
     if not any(_has_images(child) for child in labeled):
         return None
     if flat:
-        return Layout(tuple(ClassFolder(child, "", split) for child, split in labeled.items()))
+        return FolderLayout(tuple(ClassFolder(child, "", split) for child, split in labeled.items()))
     first = next(iter(labeled))
     raise DataError(
         f"{root} has the split folders {_join_names([path.name for path in labeled])}, but no class folders in them: "
@@ -208,8 +208,11 @@ def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> La
     )
 
 
-def _splits_in_classes(children: Sequence[Path]) -> Layout | None:
-    """Return the layout ``<class>/<split>/…``; None unless each class folder has only splits, including training."""
+def _splits_in_classes(children: Sequence[Path]) -> FolderLayout | None:
+    """Return the layout ``<class>/<split>/…``, or None if the folders do not have this layout.
+
+    Each class folder must contain only split folders, one of them for training.
+    """
     folders = []
     for child in children:
         inner = visible_folders(child)
@@ -220,7 +223,7 @@ def _splits_in_classes(children: Sequence[Path]) -> Layout | None:
         if not distinct or "train" not in splits or len(splits) < 2 or _has_images(child):
             return None
         folders += [ClassFolder(path, child.name, split) for path, split in zip(inner, splits, strict=True) if split]
-    return Layout(tuple(folders)) if folders else None
+    return FolderLayout(tuple(folders)) if folders else None
 
 
 # Class folders
@@ -240,7 +243,7 @@ def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
     if deeper != root:
         classes = [path.name for path in visible_folders(deeper)]
         raise DataError(
-            f"{root} has images only in the folder {deeper.relative_to(root).parts[0]}, and no second class. "
+            f"{root} has images in only one folder, {deeper.relative_to(root).parts[0]}, but a second class is needed. "
             f"Did you mean {deeper} (with {_join_names(classes)})?"
         )
     _refuse_copy(root, children)
@@ -252,8 +255,9 @@ def _refuse_copy(root: Path, children: Sequence[Path]) -> None:
         inside = {path.name.casefold() for path in visible_folders(child)}
         if len(inside & names) >= 2 and 2 * len(inside & names) >= len(names) - 1:
             raise DataError(
-                f"{root} contains its own classes again in {child.name} ({_join_names(sorted(inside & names))}), so "
-                f"that the same images would be in several classes: remove that folder, or did you mean {child}?"
+                f"{root} contains a second copy of its class folders in {child.name} "
+                f"({_join_names(sorted(inside & names))}), so images would be in several classes: remove {child.name}, "
+                f"or did you mean {child}?"
             )
 
 
@@ -287,7 +291,7 @@ def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
 
 
 def _repeated(root: Path, labels: Sequence[str]) -> Iterator[str]:
-    """Yield a warning for labels that differ only in case, spaces or Unicode form and are probably one class."""
+    """Yield a warning for labels that differ only in case, spaces or Unicode form, and are probably the same class."""
     spellings_of: dict[str, set[str]] = defaultdict(set)
     for label in labels:
         spellings_of[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from edgerec.contract.preprocess import Image
-from edgerec.data.checks import KINDS, CheckedImages, DataReport, Finding
+from edgerec.data.check_results import KINDS, CheckedImages, DataFinding, DataReport
 from edgerec.data.dataset_plots import ImageRow, image_table
 from edgerec.utils.atomic import refuse_existing, replacing_folder, write_file
 from edgerec.utils.text import to_json
 
-# Number of images in a row, and maximum number of rows for each kind of finding.
+# Number of images per row, and maximum number of rows for each kind of finding.
 COLUMNS, MAX_ROWS = 8, 3
-# Title of each kind of finding that is about readable images.
+# Title of each kind of finding that refers to readable images.
 TITLES = {
     "cut-off": "truncated files",
     "copy-across-splits": "copies across splits",
@@ -29,27 +29,27 @@ TITLES = {
 }
 
 
-def write_report(report: DataReport, images: CheckedImages, path: Path, *, overwrite: bool) -> None:
+def write_findings(report: DataReport, images: CheckedImages, path: Path, *, overwrite: bool) -> None:
     """Write the plot of the affected images to a .png file, or the plot and all findings to a folder."""
     if path.suffix.lower() == ".png":
-        draw(report, images, path)
+        _draw(report, images, path)
         return
     with replacing_folder(path, overwrite=overwrite) as partial:
         write_file(partial / "report.json", to_json(report.to_dict(), indent=1) + "\n")
         lines = (f"{finding.severity:<8} {finding.kind:<20} {finding}\n" for finding in report.findings)
         write_file(partial / "findings.txt", "".join(lines).encode(errors="backslashreplace"))
-        draw(report, images, partial / "suspects.png")
+        _draw(report, images, partial / "suspects.png")
 
 
 def refuse_output(path: Path, overwrite: bool) -> None:
-    """Raise :class:`OutputExistsError` if the report cannot be written to ``path``, before the checks are run."""
+    """Raise :class:`OutputExistsError` if ``path`` exists and may not be replaced. Call this before the checks."""
     if path.suffix.lower() == ".png":
         refuse_existing(path, overwrite, replaceable=not path.is_dir())
     else:
         refuse_existing(path, overwrite, replaceable=(path / "report.json").is_file())
 
 
-def draw(report: DataReport, images: CheckedImages, path: Path) -> None:
+def _draw(report: DataReport, images: CheckedImages, path: Path) -> None:
     """Draw the affected images of the most important findings of each kind. Pairs are drawn next to each other."""
     rows = []
     for kind in KINDS:
@@ -64,7 +64,7 @@ def draw(report: DataReport, images: CheckedImages, path: Path) -> None:
     )
 
 
-def _rows(kind: str, findings: Sequence[Finding], images: CheckedImages) -> list[ImageRow]:
+def _rows(kind: str, findings: Sequence[DataFinding], images: CheckedImages) -> list[ImageRow]:
     per_row = COLUMNS // len(findings[0].positions)
     rows = []
     for start in range(0, min(len(findings), per_row * MAX_ROWS), per_row):
@@ -76,7 +76,7 @@ def _rows(kind: str, findings: Sequence[Finding], images: CheckedImages) -> list
     return rows
 
 
-def _note(images: CheckedImages, finding: Finding, number: int) -> str:
+def _note(images: CheckedImages, finding: DataFinding, number: int) -> str:
     """Return the text below an image: the end of its name, and its label, size or split, depending on the kind."""
     name = PurePosixPath(finding.names[number]).name
     name = name if len(name) <= 17 else f"…{name[-16:]}"

@@ -1,4 +1,4 @@
-"""Combine the preprocessed pixels of several data sets, each of selection has its own entry in the pixel cache."""
+"""Concatenate the preprocessed pixels of several data sets. Each data set has its own entry in the pixel cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.data.cache import Pixels, pixels
-from edgerec.data.readers import Merged
+from edgerec.data.raw_dataset import Merged
 from edgerec.utils.progress import Listener
 
 
@@ -31,7 +31,9 @@ class MergedImages:
     def __getitem__(self, selection: Any) -> npt.NDArray[np.uint8]:
         """Return the image at an integer index, or the images selected by a slice, an index array or a Boolean mask."""
         if isinstance(selection, tuple):
-            raise IndexError(f"expected one index, not one for each of {len(selection)} axes: images[position][row]")
+            raise IndexError(
+                f"{len(selection)} indices are given, but only one is supported: use images[position][row]"
+            )
         if isinstance(selection, slice):
             selection = np.arange(*selection.indices(len(self)))
         positions = np.asarray(selection)

@@ -14,14 +14,14 @@ from edgerec.data.split import Split
 
 Indices = npt.NDArray[np.int64]
 
-# Limits of the duplicate check: number of validation and test images, number of training images, and size of the
+# Limits of the duplicate check: number of validation and test images, number of training images, and total size of the
 # training images in bytes.
 HELD_OUT, TRAINING, SAMPLE_BYTES = 500, 20_000, 1 << 28
 # Number of training images that are compared at once.
 CHUNK = 2048
 # Fraction of near-duplicates that causes a warning. A few different images are similar by chance.
 DUPLICATES = 0.02
-# Maximum number of classes that a warning names.
+# Maximum number of classes that are listed in a warning.
 NAMED = 3
 
 
@@ -34,7 +34,7 @@ def quick_warnings(dataset: Dataset, split: Split) -> Iterator[str]:
     """
     if dataset.labels:
         yield from _class_sizes(dataset)
-    if dataset.packed is None:  # reading single images of a pack is slow
+    if dataset.packed is None:  # reading individual images from a pack is slow
         yield from _duplicates(dataset, split)
 
 
@@ -73,7 +73,7 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
 
 
 def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
-    """Return pairs of a held-out image and its nearest training image, if the two are near-duplicates."""
+    """Return the pairs of a held-out image and its nearest training image that are near-duplicates."""
     held_out_thumbnails = thumbnails(dataset.images[held_out])
     best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
     for start in range(0, len(train), CHUNK):

@@ -1,10 +1,9 @@
-"""Read every image of a source once: digest, size, fault and thumbnail."""
+"""Read every image of a data set once, and return its digest, size, defect (if any) and thumbnail."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,24 +11,23 @@ import numpy.typing as npt
 
 from edgerec.contract.image_files import Levels, decode, memory_for, read_image_file, why_unreadable
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
-from edgerec.data.readers import Arrays, Source
+from edgerec.data.raw_dataset import Arrays, RawDataset
 from edgerec.utils.atomic import sha256
-from edgerec.utils.progress import Listener, Progress, steps
+from edgerec.utils.parallel import map_in_threads
+from edgerec.utils.progress import Listener, track
 
 THUMBNAIL_PX = 32
-# Number of images that are decoded in parallel before their results are consumed.
-CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Digest, size and thumbnail of every image of a source, in the order of the source.
+    """Digest, size and thumbnail of every image of a data set, in the order of the data set.
 
     Attributes:
         digests: SHA-256 of each file, or of each array row's pixels.
-        sizes_px: ``(N, 2)``, height and width; 0 for files that are not readable images.
-        faults: reason why a file is damaged or unreadable; an empty string for intact images.
-        thumbnails: uint8 ``(N, 32, 32, C)``, not preserving the aspect ratio; stored on disk to save memory.
+        sizes_px: ``(N, 2)``, height and width. 0 for files that are not readable images.
+        faults: reason why a file is damaged or unreadable. An empty string for intact images.
+        thumbnails: uint8 ``(N, 32, 32, C)``, stretched to a square, stored on disk to save memory.
     """
 
     digests: tuple[str, ...]
@@ -43,12 +41,12 @@ class Scan:
         return self.sizes_px[:, 0] > 0
 
 
-def scan(source: Source, levels: Levels, listener: Listener) -> Scan:
-    """Read every image of a source once.
+def scan(source: RawDataset, levels: Levels, listener: Listener) -> Scan:
+    """Read every image of a data set once.
 
     Args:
         source: the data set.
-        levels: the values that become black (0) and white (255) in 16-bit files.
+        levels: sample values that are mapped to black (0) and white (255) in 16-bit files.
         listener: called with the progress.
     """
     count = len(source.classes)
@@ -56,24 +54,22 @@ def scan(source: Source, levels: Levels, listener: Listener) -> Scan:
     spec = PreprocessSpec(
         THUMBNAIL_PX, THUMBNAIL_PX, 1 if gray else 3, "stretch", black_level=levels.black, white_level=levels.white
     )
-    reported = steps(count)
     with tempfile.TemporaryFile() as file:
         thumbnails = np.memmap(file, np.uint8, "w+", shape=(count, *spec.shape))
         digests, faults, sizes_px = [], [], np.zeros((count, 2), np.int64)
-        for position, (digest, fault, thumbnail) in enumerate(_read_images(source, spec, sizes_px)):
+        results = track(_read_images(source, spec, sizes_px), "reading images", count, listener)
+        for position, (digest, fault, thumbnail) in enumerate(results):
             digests.append(digest)
             faults.append(fault)
             if thumbnail is not None:
                 thumbnails[position] = thumbnail
-            if position in reported:
-                listener(Progress("reading images", position + 1, count))
         return Scan(tuple(digests), sizes_px, tuple(faults), thumbnails)
 
 
 def _read_images(
-    source: Source, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
+    source: RawDataset, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
 ) -> Iterator[tuple[str, str, Image | None]]:
-    """Yield the digest, fault and thumbnail of each image, and store the image's size in ``sizes_px``."""
+    """Yield the digest, defect (if any) and thumbnail of each image, and write the image size to ``sizes_px``."""
 
     def read(position: int) -> tuple[str, str, Image | None]:
         part, index = source.locate(position)
@@ -94,14 +90,14 @@ def _read_images(
         sizes_px[position] = image.shape[:2]
         return digest, fault, apply(image, spec)
 
-    count = len(source.classes)
-    with ThreadPoolExecutor() as pool:  # OpenCV releases the interpreter lock while it decodes
-        for start in range(0, count, CHUNK):
-            yield from pool.map(read, range(start, min(start + CHUNK, count)))
+    return map_in_threads(read, range(len(source.classes)))
 
 
 def truncation(content: bytes) -> str:
-    """Describe the truncation of a JPEG or PNG file that OpenCV can still decode; empty string for complete files."""
+    """Describe the defect of a truncated JPEG or PNG file. Return an empty string for complete files.
+
+    OpenCV can decode many truncated files without an error.
+    """
     jpeg = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
     png = content[:4] == b"\x89PNG" and b"IEND" not in content
     return "is truncated: the end of the file is missing" if jpeg or png else ""

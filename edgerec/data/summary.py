@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgerec.data import readers as readers
 from edgerec.data.dataset import typical_side_px
-from edgerec.data.readers import Arrays, Files, Merged
+from edgerec.data.raw_dataset import Arrays, Files, Merged
 from edgerec.data.tfrecord_reader import Packed, is_pack
 from edgerec.recipe import DataSection
 

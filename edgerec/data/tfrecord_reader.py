@@ -1,7 +1,7 @@
 """Read packs that ``edgerec data pack`` wrote: TFRecord shards on a disk or in an object store.
 
 Training streams the shards. Other steps, such as calibration and evaluation, read single images at the offsets that
-the index contains. Neither of them holds more than the images of a few shards in memory.
+the index contains. Both hold at most the images of a few shards in memory.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _STRUCTURE = {
 
 @dataclass(frozen=True)
 class Packed:
-    """A pack whose manifest has been read and checked. The index and the images are read on access.
+    """A pack with a validated manifest. The index and the images are loaded lazily.
 
     Attributes:
         location: folder of the pack, or its URL in an object store.
@@ -83,7 +83,7 @@ class Packed:
         skipped: names of the files that were not readable images.
         group_by: regular expression that kept images of one group in the same split.
         digest: SHA-256 over the whole pack.
-        contents_of: kind of the content digests, as in :attr:`Dataset.contents_of`; empty if the pack has none.
+        contents_of: kind of the content digests, as in :attr:`Dataset.contents_of`, or empty if the pack has none.
     """
 
     location: str
@@ -119,35 +119,37 @@ class Packed:
             )
             pack._check()
             if pack.digest != manifest_digest(about):
-                raise ValueError("its digest does not match its content")
+                raise ValueError("the digest of the pack does not match its content")
         except DataError:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{location}: {MANIFEST} is damaged ({error}): pack the data again with edgerec data pack"
+                f"{location}: {MANIFEST} is damaged ({error}). Pack the data again with edgerec data pack"
             ) from None
         for shard in pack.shards:
             size = file_size(location, shard.file)
             if size != shard.size_bytes:
                 fault = "is missing" if size is None else f"has {size:,} bytes, expected {shard.size_bytes:,}"
-                raise DataError(f"{location}: {shard.file} {fault}: copy this file again, or pack the data again")
+                raise DataError(f"{location}: {shard.file} {fault}. Copy this file again, or pack the data again")
         return pack
 
     def _check(self) -> None:
         """Raise :class:`ValueError` if the values of the manifest contradict each other."""
         if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):
-            raise ValueError("it has a label twice, or a label with a control character")
+            raise ValueError("the labels contain a duplicate, or a label with a control character")
         if self.preprocess.height != self.preprocess.width:
-            raise ValueError("its images are not square")
+            raise ValueError("the images are not square")
         if len({shard.file for shard in self.shards}) < len(self.shards):
-            raise ValueError("it lists a shard twice")
+            raise ValueError("a shard is listed twice")
         for shard in self.shards:
             if not shard.file or "\0" in shard.file or Path(shard.file).name != shard.file:
-                raise ValueError(f"it names {shard.file!r}, which is not a file directly in the pack's folder")
+                raise ValueError(f"the shard {shard.file!r} is not the name of a file in the pack's folder")
             if shard.split not in SPLITS:
                 raise ValueError(f"{shard.file} belongs to {unknown('split', shard.split, SPLITS)}")
             if not 0 <= shard.pictures * self._image_bytes <= shard.size_bytes:
-                raise ValueError(f"{shard.file} cannot have {shard.pictures:,} images in {shard.size_bytes:,} bytes")
+                raise ValueError(
+                    f"{shard.pictures:,} images do not fit into the {shard.size_bytes:,} bytes of {shard.file}"
+                )
 
     @property
     def _image_bytes(self) -> int:
@@ -176,7 +178,7 @@ class Packed:
 
     @cached_property
     def contents(self) -> npt.NDArray[np.bytes_] | None:
-        """Content digest of each original image, ``(N,)``; None for packs of older versions."""
+        """Content digest of each original image, ``(N,)``, or None for packs of older versions."""
         return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
 
     def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -197,7 +199,7 @@ class Packed:
 
     @property
     def images(self) -> PackedImages:
-        """Images of the pack, which are read on access."""
+        """The images of the pack, which are loaded lazily."""
         return PackedImages(self)
 
     @property
@@ -221,7 +223,7 @@ class Packed:
         return sum(shard.size_bytes for shard in self.shards)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-compatible summary of the pack."""
+        """Return a summary of the pack as a JSON-serializable dictionary."""
         return {
             "pack": self.location,
             "pictures": self.counts,
@@ -283,7 +285,7 @@ class PackedImages:
 
 
 class PackedNames(Sequence[str]):
-    """Names of the images of a pack, ``SHARD#RECORD``, created on access."""
+    """Names of the images of a pack, ``SHARD#RECORD``, which are created lazily."""
 
     def __init__(self, pack: Packed) -> None:
         self._pack = pack
@@ -322,7 +324,7 @@ def join_path(location: str, name: str) -> str:
 
 @contextmanager
 def open_file(location: str, name: str) -> Iterator[BinaryIO]:
-    """Open a file of a pack for reading. Errors in opening and in reading are raised as :class:`DataError`."""
+    """Context manager that opens a file of a pack, and raises :class:`DataError` if opening or reading fails."""
     path = join_path(location, name)
     if is_remote(location):
         with _remote(path) as file:
@@ -362,27 +364,33 @@ def read_file(location: str, name: str, max_bytes: int) -> bytes:
 
 
 def manifest_digest(about: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the values in a pack's manifest, which include the SHA-256 of each shard."""
+    """Return the SHA-256 of a pack's manifest, which contains the SHA-256 of each shard."""
     values = {key: value for key, value in about.items() if key != "digest"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode() + b"\0").hexdigest()
 
 
 def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    """Return the one-dimensional array of an .npy file; raise :class:`ValueError` if it has another type or length."""
+    """Return the one-dimensional array of an .npy file.
+
+    Raises:
+        ValueError: the file is damaged, or the array does not have the given dtype and length.
+    """
     file = io.BytesIO(content)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("it has another version of the format")
+            raise ValueError("the version of its .npy format is not 1.0")
         shape, _, stored_dtype = np.lib.format.read_array_header_1_0(file)
     except (tokenize.TokenError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from None
     if stored_dtype != dtype or shape != (count,) or len(content) != file.tell() + count * dtype.itemsize:
-        raise ValueError(f"it does not have {count:,} values of the type {dtype}")
+        raise ValueError(
+            f"the array has the dtype {stored_dtype} and the shape {shape}, expected {dtype} and ({count},)"
+        )
     return np.frombuffer(content, dtype, offset=file.tell())
 
 
 def file_size(location: str, name: str) -> int | None:
-    """Return the size of a file in bytes; None if the file does not exist."""
+    """Return the size of a file in bytes, or None if the file does not exist."""
     if is_remote(location):
         tf = require("tensorflow")
         try:

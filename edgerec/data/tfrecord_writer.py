@@ -9,7 +9,6 @@ import logging
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
 from edgerec.data.dataset import Dataset, list_images, read_fitted
-from edgerec.data.readers import Arrays, Files, Merged, Source
+from edgerec.data.raw_dataset import Arrays, Files, Merged, RawDataset
 from edgerec.data.split import split_dataset
 from edgerec.data.tfrecord_reader import (
     CONTENTS,
@@ -50,7 +49,8 @@ from edgerec.utils.atomic import (
 from edgerec.utils.bounded import check_structure, read_json
 from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
-from edgerec.utils.progress import Listener, Progress, ignore, steps
+from edgerec.utils.parallel import map_in_threads
+from edgerec.utils.progress import Listener, ignore, track
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,6 @@ SHARD_BYTES = 64 << 20
 # A split has at least MIN_SHARDS shards, so that the order of the shards can be shuffled, unless a shard would then
 # have fewer than MIN_IMAGES images.
 MIN_SHARDS, MIN_IMAGES = 16, 64
-# Number of images that are preprocessed in parallel before they are written.
-_CHUNK = 256
 
 
 def pack_data(
@@ -102,7 +100,8 @@ def _write_pack(
     source, section = list_images(recipe.data, least_size_px=least_size_px, listener=listener)
     if not source.labels:
         raise DataError(
-            f"{section.title} has no class folders, so that its images have no labels: move them into class folders"
+            f"{section.title} has no class folders, so its images have no labels: move the images of each class into a "
+            "folder"
         )
     dataset = Dataset.of(source, section)
     unfinished = out.with_name(f".{out.name}.packing")
@@ -113,19 +112,15 @@ def _write_pack(
     parts.report()
     image_bytes = int(np.prod(section.preprocess.shape))
     plan = [shard for split in SPLITS for shard in _plan_shards(split, parts.part(split), image_bytes, recipe.seed)]
-    writer = _Writer(source, dataset, section.preprocess, unfinished)
-    position, count = 0, len(dataset.names)
-    reported = steps(count)
-    for name, positions in plan:
-        for _ in writer.shard(name, positions, section.strict):
-            if position in reported:
-                listener(Progress("packing", position + 1, count))
-            position += 1
+    writer = _ShardWriter(source, dataset, section.preprocess, unfinished)
+    written = (None for name, positions in plan for _ in writer.shard(name, positions, section.strict))
+    for _ in track(written, "packing", len(dataset.names), listener):
+        pass
     return _finish(writer, plan, section, out, overwrite)
 
 
-def _contents(source: Source, path: Path, listener: Listener) -> Digests:
-    """Return the content digest of each file or array row; read it from ``path`` if an interrupted pack wrote it."""
+def _contents(source: RawDataset, path: Path, listener: Listener) -> Digests:
+    """Return the content digest of each file or array row. Reuse the digests in ``path`` if the file exists."""
     if path.is_file():
         with _damage_explained(path.parent):
             stored: Digests = parse_npy(path.read_bytes(), np.dtype(f"S{DIGEST_CHARS}"), len(source.classes))
@@ -138,23 +133,20 @@ def _contents(source: Source, path: Path, listener: Listener) -> Digests:
 
 @contextmanager
 def _damage_explained(unfinished: Path) -> Iterator[None]:
-    """Raise :class:`DataError` if a file of an interrupted pack is damaged."""
+    """Context manager that raises :class:`DataError` if a file of an interrupted pack is damaged."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{unfinished} is damaged ({error}): pack again without --resume") from None
+        raise DataError(f"{unfinished} is damaged ({error}). Pack the data again without --resume") from None
 
 
 def _part_contents(source: Arrays | Files, listener: Listener) -> Digests:
     if isinstance(source, Arrays):
         return content_digests(source.images)
     digests = []
-    reported = steps(len(source.paths))
-    for position, file in enumerate(source.paths):
-        with file.open("rb") as opened:
-            digests.append(hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_CHARS])
-        if position in reported:
-            listener(Progress("identifying images", position + 1, len(source.paths)))
+    for path in track(source.paths, "identifying images", len(source.paths), listener):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARS])
     return np.array(digests, f"S{DIGEST_CHARS}")
 
 
@@ -191,17 +183,17 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
     write_file(plan, text)
 
 
-class _Writer:
-    """Writer of shards. Each shard is written atomically, together with a file that describes its content.
+class _ShardWriter:
+    """Writes shards atomically, each together with a file that describes its content.
 
     ``dataset`` has the names, classes and digests of the images of ``source``, but not their pixels.
     """
 
-    def __init__(self, source: Source, dataset: Dataset, spec: PreprocessSpec, folder: Path) -> None:
+    def __init__(self, source: RawDataset, dataset: Dataset, spec: PreprocessSpec, folder: Path) -> None:
         self.source, self.dataset, self.spec, self.folder = source, dataset, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
-        """Write the shard ``name`` unless it already exists; yield once per image."""
+        """Write the shard ``name`` unless it already exists. Yield once per image, to report the progress."""
         about = self.folder / f"{name}.json"
         if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)
@@ -234,17 +226,12 @@ class _Writer:
         write_file(about, json.dumps({"size_bytes": end, "sha256": digest, "skipped": skipped}))
 
     def _images(self, positions: Indices) -> Iterator[Image | None]:
-        def fit(position: int) -> Image | None:
-            return read_fitted(self.source, int(position), self.spec)
-
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(positions), _CHUNK):
-                yield from pool.map(fit, positions[start : start + _CHUNK])
+        return map_in_threads(lambda position: read_fitted(self.source, int(position), self.spec), positions.tolist())
 
 
 @contextmanager
 def _disk_errors(tf: Any, path: Path) -> Iterator[None]:
-    """Convert TensorFlow's errors for a full or damaged disk to :class:`OSError`."""
+    """Context manager that converts TensorFlow's errors for a full or damaged disk to :class:`OSError`."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -266,7 +253,7 @@ def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
 
 
 def _finish(
-    writer: _Writer, plan: list[tuple[str, Indices]], section: DataSection, out: Path, overwrite: bool
+    writer: _ShardWriter, plan: list[tuple[str, Indices]], section: DataSection, out: Path, overwrite: bool
 ) -> Packed:
     shards, indices, contents, skipped = [], [], [], []
     for name, positions in plan:

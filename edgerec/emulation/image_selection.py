@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edgerec.contract.preprocess import encode_png
-from edgerec.data.readers import Files, find
+from edgerec.data.raw_dataset import Files
+from edgerec.data.readers import find
 from edgerec.errors import DataError
 
 

@@ -18,6 +18,7 @@ _PACKAGES = {
     "h5py": ("h5py", "train"),
     "tensorboard": ("TensorBoard", "tensorboard"),
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
+    "scipy": ("SciPy", "train"),
     "sklearn": ("scikit-learn", "train"),
     "threadpoolctl": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "plots"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,19 @@ Listener = Callable[[Progress], None]
 
 def ignore(_: Progress) -> None:
     """Ignore a progress report. This is the default callback."""
+
+
+def track(items: Iterable[T], stage: str, total: int, listener: Listener) -> Iterator[T]:
+    """Yield ``items``, and report the progress after items have been processed, at most about 200 times.
+
+    Args:
+        items: the items of a loop.
+        stage: name of the operation for the progress reports.
+        total: number of items.
+        listener: called with the progress.
+    """
+    reported = steps(total)
+    for position, item in enumerate(items):
+        yield item
+        if position in reported:
+            listener(Progress(stage, position + 1, total))

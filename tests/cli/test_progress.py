@@ -10,7 +10,7 @@ import pytest
 
 from edgerec import Recipe, evaluate, fit, quantize
 from edgerec.data import load
-from edgerec.data.check_data import check_data
+from edgerec.data.checks import check_data
 from edgerec.data.tfrecord_writer import pack_data
 from edgerec.recipe import DataSection
 

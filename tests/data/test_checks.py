@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from edgerec import Recipe, check_data, show_data
 from edgerec.cli.app import app
 from edgerec.data import readers as sources
-from edgerec.data.checks import KINDS
+from edgerec.data.check_results import KINDS
 from edgerec.data.near_duplicates import near_pairs
 from edgerec.errors import DataError, OutputExistsError, OutputNameError, RecipeError
 from edgerec.recipe import NOT_AUGMENTED
@@ -204,7 +204,7 @@ def test_contact_sheet_of_a_recipe_and_of_a_run(clean, tmp_path):
     assert "200 images of 4 classes" in done.stdout
 
 
-def test_bad_input_is_one_line(clean, tmp_path):
+def test_error_for_bad_input_is_one_line(clean, tmp_path):
     with pytest.raises(RecipeError, match="no augmented images to show"):
         show_data(replace(recipe_for(clean), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
     with pytest.raises(OutputNameError, match=r"does not end in \.png"):

@@ -12,7 +12,7 @@ import pytest
 from edgerec import Recipe
 from edgerec.camera.sources import find_source
 from edgerec.data import load
-from edgerec.data.check_data import check_data
+from edgerec.data.checks import check_data
 from edgerec.errors import DataError, SourceError
 from edgerec.recipe import DataSection
 
@@ -89,7 +89,7 @@ def test_unlabeled_split_is_not_used(tmp_path, caplog):
         (("train", "test"), "no class folders in them"),
     ],
 )
-def test_classes_that_are_named_like_splits(tmp_path, classes, error):
+def test_classes_that_are_named_like_splits_stay_classes(tmp_path, classes, error):
     fill(tmp_path, classes=classes)
     if error:
         with pytest.raises(DataError, match=error):
@@ -120,9 +120,9 @@ def test_error_suggests_a_deeper_folder_with_the_classes(tmp_path):
 def test_data_that_contains_itself_is_refused(tmp_path):
     fill(tmp_path / "PlantVillage")
     fill(tmp_path / "PlantVillage" / "PlantVillage")
-    with pytest.raises(DataError, match="contains its own classes again in PlantVillage"):
+    with pytest.raises(DataError, match="contains a second copy of its class folders in PlantVillage"):
         read(tmp_path / "PlantVillage")
-    with pytest.raises(DataError, match="contains its own classes again"):
+    with pytest.raises(DataError, match="contains a second copy of its class folders"):
         check_data(Recipe().override({"data.source": str(tmp_path / "PlantVillage")}), labels=False)
 
 
@@ -163,7 +163,7 @@ HIDDEN = (
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_hidden_and_system_folders_are_left_out(tmp_path, hidden):
+def test_hidden_and_system_folders_are_ignored(tmp_path, hidden):
     fill(tmp_path)
     places = (tmp_path / "red",) if hidden.startswith("monday") else (tmp_path, tmp_path / "red")
     for folder in places:
@@ -178,7 +178,7 @@ def test_hidden_and_system_folders_are_left_out(tmp_path, hidden):
     assert not dataset.skipped
 
 
-def test_camera_source_and_unlabeled_images_leave_out_system_files(tmp_path):
+def test_camera_source_and_unlabeled_images_ignore_system_files(tmp_path):
     fill(tmp_path, classes=("red",))
     (tmp_path / "red" / "Thumbs.db").write_bytes(b"no image")
     (tmp_path / "red" / "._red_0.png").write_bytes(b"no image")

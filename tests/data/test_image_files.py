@@ -21,7 +21,7 @@ from edgerec import Bundle, Camera, Classifier, Recipe, predict, read_image
 from edgerec.contract.image_files import decode, why_unreadable
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.data import load
-from edgerec.data.check_data import check_data
+from edgerec.data.checks import check_data
 from edgerec.data.tfrecord_writer import pack_data
 from edgerec.errors import BundleError, DataError, RecipeError
 from edgerec.recipe import DataSection

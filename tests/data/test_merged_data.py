@@ -13,7 +13,7 @@ import pytest
 from edgerec import Recipe, fit
 from edgerec.compress.calibration.check import check
 from edgerec.data import load, split_dataset
-from edgerec.data.check_data import check_data
+from edgerec.data.checks import check_data
 from edgerec.data.tfrecord_writer import pack_data
 from edgerec.errors import DataError, RecipeError
 from edgerec.recipe import DataSection
@@ -100,7 +100,7 @@ def test_arrays_and_folders_can_be_merged(tmp_path):
 
 
 def test_same_folder_twice_is_refused_and_equal_folder_names_are_accepted(old_and_new, tmp_path):
-    with pytest.raises(DataError, match="given twice"):
+    with pytest.raises(DataError, match="listed twice"):
         read(old_and_new[0], old_and_new[0])
     fill(tmp_path / "other" / "old", ("cat", "dog"), seed=5)
     names = read(old_and_new[0], tmp_path / "other" / "old").names

@@ -100,7 +100,7 @@ def test_only_entries_of_the_cache_are_deleted(folders, tmp_path):
     assert not abandoned.exists()
 
 
-def test_the_command_shows_limits_and_clears(folders, tmp_path, here):
+def test_cache_command_shows_limits_and_clears_the_cache(folders, tmp_path, here):
     for folder in folders:
         read(folder)
         age(tmp_path / "cache", 60)
@@ -117,12 +117,12 @@ def test_the_command_shows_limits_and_clears(folders, tmp_path, here):
 
 
 @pytest.mark.parametrize(("text", "size"), [("5000", 5000), ("1.5G", 1_500_000_000), ("20 MB", 20_000_000)])
-def test_limit_is_a_size(monkeypatch, text, size):
+def test_cache_limit_is_parsed_as_a_size(monkeypatch, text, size):
     monkeypatch.setenv("EDGEREC_CACHE_LIMIT", text)
     assert pixel_cache().limit_bytes == size
 
 
-def test_wrong_limit_is_refused(monkeypatch):
+def test_invalid_cache_limit_is_refused(monkeypatch):
     monkeypatch.setenv("EDGEREC_CACHE_LIMIT", "lots")
     with pytest.raises(EdgerecError, match="EDGEREC_CACHE_LIMIT: 'lots' is not a size"):
         pixel_cache()

@@ -116,12 +116,12 @@ def test_advised_seed_meets_the_requested_fractions(people):
     pytest.fail("no seed was refused")
 
 
-def test_fractions_that_leave_nothing_to_train_on_are_refused(folder):
+def test_fractions_that_leave_no_training_images_are_refused(folder):
     with pytest.raises(RecipeError, match="leave no images for training"):
         subsets(folder, test_fraction=0.5, val_fraction=0.5)
 
 
-def test_realized_fractions_are_logged(folder, tmp_path, caplog):
+def test_actual_fractions_are_logged(folder, tmp_path, caplog):
     recipe = Recipe().override({"data.source": str(folder), "train.epochs": 1, "data.input_size": 28})
     with caplog.at_level(logging.INFO, "edgerec"):
         fit(recipe, tmp_path / "run", finish=False)
@@ -184,7 +184,7 @@ def test_a_run_keeps_the_split_that_it_recorded(run):
     assert len(parts.train) == 1797 - len(record["test"]) - 100
 
 
-def test_resumed_training_keeps_the_split_that_it_began_with(tmp_path):
+def test_resumed_training_keeps_its_original_split(tmp_path):
     recipe = Recipe().override({"train.epochs": 1, "model.width": 0.25})
     begun = fit(recipe, tmp_path / "run", finish=False)
     record = begun.split_record

@@ -170,7 +170,7 @@ def test_missing_and_truncated_files_are_reported_on_loading(copy):
     about = json.loads(manifest.read_text())
     about["shards"][0]["file"] = "../../secret"
     manifest.write_text(json.dumps(about))
-    with pytest.raises(DataError, match=r"names '\.\./\.\./secret', which is not a file directly in"):
+    with pytest.raises(DataError, match=r"the shard '\.\./\.\./secret' is not the name of a file in"):
         load(recipe_for(copy).data)
     manifest.write_text(json.dumps(about | {"schema": 99}))
     with pytest.raises(DataError, match=r"^\S+ has the format version 99, but this version of edgerec reads \d+"):
@@ -198,7 +198,7 @@ def test_packing_skips_unreadable_files(image_folder, tmp_path, caplog, monkeypa
     (image_folder / "red" / "notes.txt").write_text("not an image")
     recipe = Recipe().override({"data.source": str(image_folder), "data.group_by": "person[0-9]"})
     with caplog.at_level(logging.WARNING, "edgerec"):
-        with pytest.raises(DataError, match=r"matches nothing in 'red/notes.txt'"):
+        with pytest.raises(DataError, match=r"does not match the path of 'red/notes.txt'"):
             pack_data(recipe, tmp_path / "pack")
         made = pack_data(recipe.override({"data.group_by": ""}), tmp_path / "pack")
     assert made.skipped == ("red/notes.txt",)
@@ -237,7 +237,7 @@ def test_interrupted_pack_is_resumed(image_folder, tmp_path, caplog):
     assert not (tmp_path / ".pack.packing").exists()
 
 
-def test_the_command(tmp_path):
+def test_pack_command_writes_and_checks_a_pack(tmp_path):
     run = CliRunner()
     made = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
     assert made.exit_code == 0, made.output

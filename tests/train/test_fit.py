@@ -411,7 +411,7 @@ def test_failed_download_of_imagenet_weights_names_the_solution(image_folder, tm
 def test_moved_images_can_be_named_with_data(image_folder, tmp_path):
     finished = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
     image_folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="There are no images at"):
+    with pytest.raises(DataError, match="does not exist: the folder"):
         finished.data()
     _, split = finished.data(str(tmp_path / "elsewhere"))
     assert len(split.test) == len(finished.split_record["test"])

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from edgerec.compress.calibration import calibration_set
 from edgerec.compress.calibration.calibration_set import CalibrationSet, digest_of, is_set
 from edgerec.contract.preprocess import PreprocessSpec
-from edgerec.data import readers as sources
+from edgerec.data.array_files import read_arrays
 from edgerec.data.dataset import read_fitted
+from edgerec.data.readers import folder
 from edgerec.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
@@ -115,7 +116,7 @@ def _set(path: Path) -> CandidateSet:
 
 
 def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
-    files = sources.folder(path)
+    files = folder(path)
     fitted = [read_fitted(files, i, spec) for i in range(len(files.paths))]
     valid = [(i, image) for i, image in enumerate(fitted) if image is not None]
     names = [file.relative_to(path).as_posix() for file in files.paths]
@@ -139,7 +140,7 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
 
 def _arrays(path: Path, labels: Sequence[str]) -> CandidateSet:
     """Read the image array, identified by its number of axes, and the array of classes, identified by its length."""
-    arrays = sources.read_arrays(path)
+    arrays = read_arrays(path)
     image_arrays = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
     if len(image_arrays) != 1 or not arrays[image_arrays[0]].size:
         have = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()) or "nothing"

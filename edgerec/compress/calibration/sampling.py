@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgerec.data import Dataset
-from edgerec.data.near_duplicates import farthest_first, thumbnails
-from edgerec.data.split import Indices
+from edgerec.data.near_duplicates import Indices, farthest_first, thumbnails
 
 # Maximum number of candidates per class from which :func:`diverse` selects.
 MOST_CANDIDATES = 500

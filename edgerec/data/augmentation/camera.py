@@ -15,9 +15,9 @@ DISPLAY_GAMMA = 2.2
 
 
 def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Blur each image along a straight line of random direction, and of random length up to ``section.motion_blur``.
+    """Apply motion blur to each image, with a random direction and a random length.
 
-    The maximum length is a fraction of the longer side of the image.
+    The maximum length is the fraction ``section.motion_blur`` of the longer side of the image.
     """
     tf = require("tensorflow")
     height, width, channels = pixels.shape[1:]
@@ -25,7 +25,7 @@ def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
     kernels = _line_kernels(count, seed, longest_px)
     reach = kernels.shape[1] // 2
     padded = tf.pad(pixels, [[0, 0], [reach, reach], [reach, reach], [0, 0]], "SYMMETRIC")
-    # Each image has its own kernel. Therefore all images become channels of one image for a depthwise convolution.
+    # Each image has its own kernel. Therefore use all images as the channels of one image in a depthwise convolution.
     stacked = tf.reshape(
         tf.transpose(padded, [1, 2, 0, 3]), [1, height + 2 * reach, width + 2 * reach, count * channels]
     )

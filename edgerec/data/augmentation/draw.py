@@ -7,7 +7,7 @@ from typing import Any
 
 from edgerec.utils.optional import require
 
-# Number of random streams per seed. All members of Stream are smaller, so that different seeds never share a stream.
+# Number of random streams per seed. All values of Stream must be smaller, so that two seeds never share a stream.
 STREAMS = 64
 
 
@@ -44,7 +44,7 @@ class Stream(IntEnum):
     MIX_OTHER = 24
     MIX_RIGHT = 25
     MIX_DOWN = 26
-    # The n-th RandAugment operation of an image uses the numbers RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
+    # The n-th RandAugment operation of an image uses the random streams RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
     RANDAUGMENT_KIND = 32
     RANDAUGMENT_SIGN = 48
 

@@ -13,8 +13,8 @@ from edgerec.utils.optional import require
 # Smallest and largest ratio of width to height of a random crop, as in arXiv:1409.4842.
 ASPECTS = (3 / 4, 4 / 3)
 
-# Affine map (a, b, c, d, e, f), each of shape (batch,). The output pixel at (x, y) is read from the input at
-# (a x + b y + c, d x + e y + f).
+# Affine coordinate map (a, b, c, d, e, f), each of shape (batch,). The output pixel at (x, y) is read from the input
+# at (a x + b y + c, d x + e y + f).
 Affine = tuple[Any, Any, Any, Any, Any, Any]
 
 
@@ -60,7 +60,7 @@ def _rotation_zoom_shift_flip(count: Any, rows: Any, columns: Any, seed: Any, se
 
 
 def _crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed: float) -> Affine:
-    """Return the map of a random crop, enlarged to the size of the image.
+    """Return the coordinate map that crops each image at random and resizes the crop to the size of the image.
 
     A crop removes at most the fraction ``max_removed`` of the image's area.
     """
@@ -75,7 +75,7 @@ def _crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed: float) ->
 
 
 def _compose(inner: Affine, outer: Affine) -> Affine:
-    """Return the map ``inner(outer(x, y))``, which transforms an image by ``inner`` first, then by ``outer``."""
+    """Return the coordinate map ``inner(outer(x, y))``, which applies ``inner`` to an image first, then ``outer``."""
     a, b, c, d, e, f = inner
     p, q, r, s, t, u = outer
     return a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f

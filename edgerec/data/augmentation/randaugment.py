@@ -1,7 +1,7 @@
 """RandAugment (arXiv:1909.13719): apply a few operations, drawn at random from fourteen, with a common strength.
 
 The operations and their maximum magnitudes are those of torchvision's ``RandAugment``. Geometric operations become
-part of the single transform in ``geometry.py``. Each other operation is computed only for the images that drew it.
+part of the single transform in ``geometry.py``. Each other operation is computed only for the images that use it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 
 class _Draw:
-    """Random choice of each image's ``number``-th operation and of its sign, -1 or 1."""
+    """The ``number``-th operation of each image, chosen at random, and a random sign (-1 or 1)."""
 
     def __init__(self, count: Any, seed: Any, number: int) -> None:
         tf = require("tensorflow")
@@ -30,11 +30,11 @@ class _Draw:
         self.sign = sign(count, seed, Stream.RANDAUGMENT_SIGN + number)
 
     def is_kind(self, kind: str) -> Any:
-        """Return whether each image drew the operation ``kind``, bool ``(batch,)``."""
+        """Return for each image whether the operation ``kind`` was chosen, bool ``(batch,)``."""
         return self._kind == KINDS.index(kind)
 
     def magnitude(self, kind: str, largest: float) -> Any:
-        """Return ``largest`` or ``-largest`` for the images that drew the operation ``kind``, otherwise 0."""
+        """Return ``largest`` with a random sign for the images whose operation is ``kind``, otherwise 0."""
         tf = require("tensorflow")
         return tf.where(self.is_kind(kind), self.sign * largest, 0.0)
 
@@ -42,7 +42,7 @@ class _Draw:
 def geometric_operations(
     count: Any, rows: Any, columns: Any, seed: Any, section: AugmentSection
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the affine map of each operation about the center of the image, as an ``Affine`` of ``geometry.py``."""
+    """Yield the affine coordinate map of each operation, as an ``Affine`` of ``geometry.py``."""
     tf = require("tensorflow")
     strength = section.randaugment_strength
     x, y = (columns - 1) / 2, (rows - 1) / 2
@@ -72,7 +72,7 @@ def change_pixel_values(pixels: Any, seed: Any, section: AugmentSection) -> Any:
 
 
 def _extrapolate(pixels: Any, base: Any, sign: Any, strength: float) -> Any:
-    """Move pixels away from ``base`` for sign 1, or toward it for sign -1, as Pillow's ImageEnhance does."""
+    """Move pixels away from ``base`` if ``sign`` is 1, or toward it if ``sign`` is -1, like Pillow's ImageEnhance."""
     tf = require("tensorflow")
     return tf.clip_by_value(base + (pixels - base) * (1 + sign * strength * ENHANCE), 0.0, 255.0)
 
@@ -151,5 +151,5 @@ PIXEL_OPERATIONS: dict[str, Callable[[Any, Any, float], Any]] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
 }
-# All operations. Their order never changes, so that a seed gives the same augmentations in every version.
+# All operations. Never change the order, so that a seed gives the same augmentations in every version.
 KINDS = ("identity", "shear_x", "shear_y", "right", "down", "turn", *PIXEL_OPERATIONS)

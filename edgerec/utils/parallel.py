@@ -1,0 +1,22 @@
+"""Call a function for many items in threads, with a bounded number of waiting results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Number of items whose results can wait in memory. ThreadPoolExecutor.map alone would process all items at once.
+CHUNK = 256
+
+
+def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], chunk: int = CHUNK) -> Iterator[T]:
+    """Yield ``function(item)`` for each item, in the order of the items.
+
+    This is useful for reading and decoding images, because OpenCV releases Python's global interpreter lock.
+    """
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(items), chunk):
+            yield from pool.map(function, items[start : start + chunk])
