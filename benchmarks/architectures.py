@@ -31,7 +31,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.importing.passes import adapt
 from edgerec.runtime.interpreter import open_interpreter
-from edgerec.tflite.edgetpu import check
+from edgerec.tflite.edgetpu import diagnose
 from edgerec.tflite.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.train.backend import keras
 from edgerec.utils.optional import require
@@ -231,7 +231,7 @@ def measure(name: str, method: str) -> dict[str, Any]:
         "sparsity": weight_sparsity(graph),
         "stirred_difference": float(np.abs(stirred - expected).max()),
         "int8_difference": float(np.abs(said - expected).max()),
-        "refused": Counter(f"{f.op}: {f.reason}" for f in check(graph)),
+        "refused": Counter(f"{f.op}: {f.reason}" for f in diagnose(graph).findings),
         "seconds": round(time.monotonic() - started, 1),
     }
 

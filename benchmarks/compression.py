@@ -22,7 +22,7 @@ from common import data_folder, unpacked
 
 from edgerec import Classifier, Recipe, adopt, fit, import_tflite, quantize, read_image
 from edgerec.errors import GateError
-from edgerec.importing.foreign_keras import read_foreign
+from edgerec.importing.third_party_keras import read_third_party
 from edgerec.train.run import Run
 
 CIFAR10: dict[str, Any] = {
@@ -184,7 +184,7 @@ def pictures(work: Path) -> Path:
     """Write unlabeled CIFAR-10 images: some in which MLPerf Tiny's model detects a person, and as many others."""
     folder = work / "persons-and-others"
     if not folder.is_dir():
-        model = read_foreign(data_folder() / "vww_96.h5")
+        model = read_third_party(data_folder() / "vww_96.h5")
         seen: dict[bool, list[Path]] = {True: [], False: []}
         for of_class in sorted(unpacked("cifar10", work).glob("*/*")):
             paths = sorted(of_class.iterdir())

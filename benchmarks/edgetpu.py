@@ -19,9 +19,9 @@ from pathlib import Path
 
 from edgerec.errors import ModelError
 from edgerec.tflite.edgetpu import diagnose, left_on_cpu
-from edgerec.tflite.edgetpu.compiler import CUSTOM
 from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
+from edgerec.tflite.operators import EDGETPU_CUSTOM
 
 # The interpreter aborts the process if it cannot run a model, so it runs in a separate process.
 MICRO = """
@@ -50,7 +50,7 @@ def pairs(folder: Path) -> Iterator[Pair]:
         if not before.is_file():
             continue
         graph, made = read_graph(before.read_bytes(), str(before)), read_graph(after.read_bytes(), str(after))
-        if sum(operator.name == CUSTOM for operator in made.operators) > 1:
+        if sum(operator.name == EDGETPU_CUSTOM for operator in made.operators) > 1:
             continue
         left = left_on_cpu(graph, made)
         wrong = tuple(
@@ -88,7 +88,7 @@ def show_micro(folders: list[Path]) -> None:
             graph = read_graph(path.read_bytes())
         except ModelError:
             continue
-        if any(operator.name == CUSTOM for operator in graph.operators):
+        if any(operator.name == EDGETPU_CUSTOM for operator in graph.operators):
             continue
         done = subprocess.run([sys.executable, "-c", MICRO, str(path)], capture_output=True, text=True, check=False)
         told = done.stdout + done.stderr

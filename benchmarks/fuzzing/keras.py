@@ -27,7 +27,7 @@ def start(work: Path) -> list[Path]:
     in_child(partial(_create, work))
     import tf_keras  # noqa: F401
 
-    from edgerec.importing.foreign_keras import read_foreign  # noqa: F401
+    from edgerec.importing.third_party_keras import read_third_party  # noqa: F401
 
     return sorted(work.iterdir())
 
@@ -120,11 +120,11 @@ def use(path: Path, out: Path) -> None:
     """Read and run the model both as a third-party file and as a file of a run, as the commands do."""
     from edgerec.cli.failures import explain
     from edgerec.errors import EdgerecError
-    from edgerec.importing.foreign_keras import read_foreign
     from edgerec.importing.keras_files import load_model
+    from edgerec.importing.third_party_keras import read_third_party
 
     refused = None
-    for read in (read_foreign, load_model):
+    for read in (read_third_party, load_model):
         try:
             read(path)(np.zeros((1, 8, 8, 3), np.float32))
         except Exception as error:

@@ -25,8 +25,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
 from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.threads import best_threads
-from edgerec.tflite.runtimes import available_cpus
+from edgerec.runtime.threads import available_cpus, best_threads
 from edgerec.utils.allocator import return_freed_memory
 from edgerec.utils.atomic import checked_output, user_path
 

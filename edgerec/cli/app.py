@@ -46,7 +46,7 @@ COMMANDS = {
         "runs": "List the runs in a folder with their accuracy.",
         "diff": "Compare the settings and the results of two runs.",
         "report": "Write a self-contained HTML report about a run.",
-        "inspect": "Show operators, arithmetic, memory and supported targets.",
+        "inspect": "Show the operators, multiply-adds, memory and supported targets of a model.",
         "doctor": "Check this machine, and print how to fix problems.",
         "cache": "Show the cache of preprocessed images, or delete cached images.",
     },
@@ -55,7 +55,7 @@ COMMANDS = {
         "tune": "Search for the best recipe within the limits of a device.",
         "distill": "Train a small network from larger ones by distillation.",
         "calibration": "Make, check and show calibration sets for quantization.",
-        "import": "Write a bundle from a .tflite file made with another tool.",
+        "import": "Create a bundle from a .tflite file that another tool made.",
         "ensemble": "Combine several models into one bundle.",
     },
 }

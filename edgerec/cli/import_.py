@@ -27,21 +27,21 @@ _MODEL = "If the model's metadata is missing or wrong"
 
 
 def import_(
-    model: Path = typer.Argument(..., metavar="MODEL.tflite", help="A .tflite image classifier, made with any tool."),
-    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the bundle, or a .zip."),
+    model: Path = typer.Argument(..., metavar="MODEL.tflite", help="A .tflite image classifier that any tool made."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Output folder or .zip file of the bundle."),
     labels: Path | None = typer.Option(
         None,
         metavar="FILE",
         help="Label file: one label per line, or CSV, JSON, YAML or label_map.pbtxt. [default: the model's metadata]",
     ),
     target: str = typer.Option(
-        "desktop", "--target", "-t", metavar="NAME", help="Target: a name from edgerec targets, or a .toml file."
+        "desktop", "--target", "-t", metavar="NAME", help="Target: a name from 'edgerec targets', or a .toml file."
     ),
     images: list[Path] = typer.Option(
         [],
         "--picture",
         metavar="IMAGE",
-        help="Image for the golden vectors; may be repeated. [default: images that come with edgerec]",
+        help="Image for the golden vectors. May be repeated. [default: images that come with edgerec]",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
@@ -49,7 +49,7 @@ def import_(
         None,
         metavar="NAME|NUMBERS",
         help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or "
-        "R,G,B/R,G,B (means/standard deviations in pixel units). Prefix bgr: for a model that takes BGR. "
+        "R,G,B/R,G,B (means/standard deviations in pixel units). Add the prefix 'bgr:' for a model that expects BGR. "
         "Required for a float model without metadata.",
         rich_help_panel=_MODEL,
     ),
@@ -57,18 +57,18 @@ def import_(
         None,
         metavar="NAME",
         help="Function that turns the model's output into scores: none, softmax or sigmoid. "
-        "[default: measured: none if the outputs are probabilities, otherwise softmax]",
+        "[default: none if the outputs for test inputs are probabilities, otherwise softmax]",
         rich_help_panel=_MODEL,
     ),
     fit: str | None = typer.Option(
         None,
         metavar="NAME",
         help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
-        "black). [default: as in the apps of the tool that made the model, or stretch if the tool is not recognized]",
+        "black). [default: the method of the tool that made the model, or stretch if the tool is not recognized]",
         rich_help_panel=_MODEL,
     ),
 ) -> None:
-    """Write a bundle from a .tflite file made with another tool."""
+    """Create a bundle from a .tflite file that another tool made."""
     from typing import cast
 
     from edgerec.contract.preprocess import Fit

@@ -23,17 +23,17 @@ def inspect(
         "--target",
         "-t",
         metavar="NAME",
-        help="Show which operators this target supports: a name from edgerec targets, or a .toml file. "
+        help="Show the operators that this target supports: a name from 'edgerec targets', or a .toml file. "
         "[default: a summary of all targets]",
     ),
     compiler: bool = typer.Option(
-        True, help="If the target's compiler is installed, run it and compare its result with the prediction."
+        True, help="If the target's compiler is installed, run it and compare its result with the predicted placement."
     ),
     plot: Path | None = typer.Option(None, metavar="PNG", help="Write a drawing of the graph to this PNG file."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Show operators, arithmetic, memory and supported targets."""
+    """Show the operators, multiply-adds, memory and supported targets of a model."""
     from edgerec.tflite.inspection import inspect as inspect_model
     from edgerec.utils.atomic import checked_output, refuse_existing
 
@@ -81,8 +81,10 @@ def _show(report: InspectReport) -> None:
     say(f"compute  {report.macs:,} multiply-adds per image, in {len(report.operators)} operators")
     say(f"memory   {report.arena_bytes:,} bytes for activations; {report.microcontroller_bytes:,} on a microcontroller")
     if novelty := report.novelty:
-        size, error = novelty["size_bytes"], novelty["threshold"]
-        say(f"novelty  {novelty['model']}, {size:,} bytes: unknown if the reconstruction error is above {error:g}")
+        say(
+            f"novelty  {novelty.model}, {novelty.size_bytes:,} bytes: unknown if the reconstruction error is above "
+            f"{novelty.threshold:g}"
+        )
     for fault in report.metadata_faults:
         say(f"metadata cannot be used: {fault}")
     for finding in report.findings:
@@ -98,10 +100,10 @@ def _show_edgetpu(report: InspectReport) -> None:
     if diagnosis is None:
         return
     mapped = sum(operator.on == "edgetpu" for operator in report.operators)
-    cpu_share = (
-        f", {diagnosis.cpu_macs / diagnosis.macs:.1%} of the arithmetic stays on the CPU" if diagnosis.macs else ""
+    cpu_fraction = (
+        f", {diagnosis.cpu_macs / diagnosis.macs:.1%} of the multiply-adds stay on the CPU" if diagnosis.macs else ""
     )
-    say(f"edge tpu {mapped} of {len(report.operators)} operators{cpu_share}")
+    say(f"edge tpu {mapped} of {len(report.operators)} operators{cpu_fraction}")
     for remark in diagnosis.remarks:
         say(f"         {remark}")
     refused = {finding.index for finding in report.findings}

@@ -166,11 +166,11 @@ def quantize(
         "max_drop": max_drop,
     }
     with progress() as listener, _resume_hint(context):
-        from edgerec.importing.adopt import adopted, is_model
+        from edgerec.importing.adopt import is_model, open_or_adopt
 
         model = is_model(run)
         if model:
-            run = adopted(
+            run = open_or_adopt(
                 run, data or None, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
             ).path
         elif out or normalise or labels:

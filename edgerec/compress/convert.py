@@ -151,6 +151,9 @@ def check_int8(content: bytes, normalise: Normalise) -> None:
     if floats := float_tensors(graph):
         names = ", ".join(tensor.name[-60:] for tensor in floats[:3])
         raise ModelError(f"the converted model is not full int8: it has {len(floats)} float tensors ({names})")
+    shape = graph.inputs[0].shape
+    if shape[:1] != (1,):
+        raise ModelError(f"the converted model has the input shape {list(shape)}, expected a batch size of 1")
     spec = input_spec(open_interpreter(content, where="the converted model"), "the converted model")
     if spec.dtype != "uint8" or pixel_table(normalise, spec) is not None:
         raise ModelError(

@@ -15,7 +15,7 @@ from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.importing.graph_rewriter import with_layers
-from edgerec.importing.tfmot_support import ANNOTATED
+from edgerec.importing.unsupported import ANNOTATED
 from edgerec.train.backend import cause, keras, without_autograph
 from edgerec.utils.optional import require
 

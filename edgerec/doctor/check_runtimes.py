@@ -11,7 +11,7 @@ from edgerec.doctor.check_python import Python
 from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.doctor.check_system import System
 from edgerec.doctor.missing_libraries import install_command
-from edgerec.tflite.runtimes import RUNTIMES
+from edgerec.tflite.runtime_packages import RUNTIMES
 from edgerec.utils.child_process import TIMED_OUT, ask_python
 
 _IMPORT = "import importlib, json, sys; importlib.import_module(sys.argv[1]); print(json.dumps(True))"

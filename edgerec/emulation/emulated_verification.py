@@ -22,7 +22,7 @@ from edgerec.export.wheel import FOLDER
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
 from edgerec.runtime.verification import read_golden, tolerance
-from edgerec.tflite.runtimes import RUNTIMES
+from edgerec.tflite.runtime_packages import RUNTIMES
 from edgerec.utils.atomic import sha256
 from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, ignore

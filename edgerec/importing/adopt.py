@@ -5,28 +5,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.labels import read_labels
-from edgerec.contract.tensors import NORMALISATIONS, NORMALISE_CHOICES, AnyNormalise, parse_normalise
-from edgerec.data import Dataset, Split, load, split_dataset
-from edgerec.errors import DataError, EdgerecError
+from edgerec.contract.tensors import parse_normalise
+from edgerec.data import Dataset, Split
+from edgerec.errors import EdgerecError
+from edgerec.importing.adopted_data import ModelData, read_model_data, read_model_labels
 from edgerec.importing.classifier import check_classifier, with_input_normalise, with_scores
-from edgerec.importing.foreign_keras import expects_pixels, read_foreign
-from edgerec.importing.keras3 import offer_keras3
 from edgerec.importing.keras_files import SUFFIXES
+from edgerec.importing.normalization_choice import NormalizationChoice, choose_normalization, predictions
 from edgerec.importing.saved_model import FOLDER, SavedModel, load_saved_model
-from edgerec.models import IMPORTED
-from edgerec.recipe import DataSource, Recipe, one_or_tuple
-from edgerec.train.automatic_recipe import with_absolute_paths, with_epochs
+from edgerec.importing.third_party_keras import read_third_party
+from edgerec.importing.to_keras3 import offer_keras3
+from edgerec.recipe import DataSource, Recipe
 from edgerec.train.backend import prepare, versions
-from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_files_beside, label_order
-from edgerec.train.leakage import TrainedImages, check_not_trained_on
+from edgerec.train.label_order import FOLDERS
 from edgerec.train.metrics import classifier_report
 from edgerec.train.run import KERAS3, PSEUDO_LABELS, Run
 from edgerec.train.scorers import keras_scorer
@@ -36,15 +34,7 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Number of training images on which the normalizations are compared, and the lead in percentage points that the best
-# normalization needs over the next one.
-TRIED_IMAGES = 500
-CLEAR_POINTS = 2.0
-# Per-channel normalizations that are tried in addition to those with a single scale.
-PER_CHANNEL = ("torch", "caffe")
-# The order of the labels is checked on this many images per class, but on at most this many images in total.
-IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
-# If more than this fraction of the images get the same prediction, agreement between models is meaningless.
+# If more than this fraction of the images gets the same prediction, agreement between models is meaningless.
 MAX_SAME_PREDICTION = 0.9
 
 
@@ -64,22 +54,25 @@ def adopt(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """Create a run from a third-party model (``.keras``, ``.h5`` or SavedModel) and images like its training images.
+    """Create a run from a third-party model (``.keras``, ``.h5`` or SavedModel) and labeled images.
 
-    No code from a Keras file is executed (:func:`~edgerec.importing.foreign_keras.read_foreign`). TensorFlow runs the
-    graph of a SavedModel after the graph was checked (:func:`~edgerec.importing.saved_model.load_saved_model`). A
-    SavedModel supports post-training quantization only. A model that outputs logits gets a softmax. A single output,
-    the score of the second of two classes, becomes two outputs. The training images of the model are not known, so the
-    accuracy on the test set may be too high. The accuracy lost by compression is still measured correctly.
+    No code from a Keras file is executed (:func:`~edgerec.importing.third_party_keras.read_third_party`). TensorFlow
+    runs the graph of a SavedModel after the graph was checked
+    (:func:`~edgerec.importing.saved_model.load_saved_model`). A SavedModel supports post-training quantization only.
+
+    A model that outputs logits gets a softmax. The single output of a binary classifier, which is the score of the
+    second class, becomes two outputs. The training images of the model are not known, so the accuracy on the test set
+    may be too high. The accuracy lost by compression is still measured correctly.
 
     Args:
         model_path: the file or folder.
         data: a data set as for training, with its classes in the order of the model's outputs. If the folder has no
             class folders, the model's own predictions are used as labels.
         out: the run's folder.
-        normalise: the normalization that the model expects, as :func:`edgerec.contract.tensors.parse_normalise` reads
-            it. None takes ``pixels`` if the model scales them itself, otherwise the one with which most training images
-            are classified correctly. If a recipe has no name for it, it becomes a layer of the model.
+        normalise: the normalization that the model expects, in the format of
+            :func:`edgerec.contract.tensors.parse_normalise`. A normalization for which recipes have no name becomes a
+            layer of the model. With None, ``pixels`` is used if the model normalizes pixels itself, otherwise the
+            normalization with the highest accuracy on training images.
         labels: file with the model's labels in the order of its outputs, or ``folders`` for the order of the data's
             classes. None also uses the order of the data's classes, but raises an error if the predictions or a label
             file next to the model contradict this order.
@@ -95,19 +88,19 @@ def adopt(
     checked_output(run.path, [path, labels], data=data, folder=True)
     refuse_existing(run.path, overwrite, replaceable=run.begun)
     if normalise is not None:
-        parse_normalise(normalise)  # refused before TensorFlow is loaded
+        parse_normalise(normalise)  # raises an error for an invalid value before the slow import of TensorFlow
     base = recipe or Recipe()
     prepare(replace(base.train, mixed_precision=False), base.seed)
     model = _read(path)
-    model_data = _read_data(model, path, data, labels, base, listener)
-    choice = _check_and_choose(model, path, model_data, normalise, listener, explicit=labels is not None)
+    model_data = read_model_data(model, path, data, labels, base, listener)
+    choice = choose_normalization(model, path, model_data, normalise, listener, explicit=labels is not None)
     if choice.layer:
         model = with_input_normalise(model, parse_normalise(choice.layer))
     _write(run, path, model, model_data, choice, overwrite, listener)
     return run
 
 
-def adopted(
+def open_or_adopt(
     model_path: str | Path,
     data: DataSource | None,
     out: str | Path | None = None,
@@ -117,12 +110,12 @@ def adopted(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """Return the run in ``out`` if it was created from the same file, otherwise create a run by :func:`adopt`.
+    """Return the run in ``out`` if it was created from the same model, otherwise create a run with :func:`adopt`.
 
     Args:
         model_path: as for :func:`adopt`.
         data: as for :func:`adopt`.
-        out: the run's folder; None uses the model's name with ``-run`` in the same folder.
+        out: the run's folder, by default the name of the model followed by ``-run``, next to the model.
         normalise: as for :func:`adopt`.
         labels: as for :func:`adopt`.
         overwrite: as for :func:`adopt`.
@@ -133,173 +126,40 @@ def adopted(
     """
     path = user_path(model_path)
     if data is None:
-        raise EdgerecError(f"{path} is not a run, so its images are not known: add --data FOLDER")
+        raise EdgerecError(f"{path} is a model and not a run, so its data set is unknown: add --data FOLDER")
     run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))
-    adopted = run.adopted if run.finished else None
-    if adopted is None or not path.exists() or adopted["sha256"] != _digest(path):
+    record = run.adopted if run.finished else None
+    if record is None or not path.exists() or record["sha256"] != _digest(path):
         log.info("creating the run %s from %s", run.path, path)
         return adopt(path, data, run.path, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener)
-    before = adopted["normalise"]
+    before = record["normalise"]
     same_normalise = normalise is None or parse_normalise(normalise) == parse_normalise(before)
     own_labels = labels is not None and str(labels) != FOLDERS
     for name, same in (
         ("normalise", same_normalise),
-        ("labels", not own_labels or _read_labels(str(labels), len(run.labels), str(path)) == run.labels),
+        ("labels", not own_labels or read_model_labels(str(labels), len(run.labels), str(path)) == run.labels),
     ):
         if not same:
             raise EdgerecError(
-                f"{run.path} was created from {path} with another value of --{name}: choose another --out"
+                f"{run.path} was created from {path} with another value of --{name}. Choose another folder with --out"
             )
     return run
 
 
-@dataclass(frozen=True)
-class _ModelData:
-    """The model's labels, the images, and the recipe with which they are read."""
-
-    labels: tuple[str, ...]
-    dataset: Dataset
-    parts: Split
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """The chosen normalization, and the accuracy on training images (0 to 1) with each normalization that was tried."""
-
-    text: str
-    tried: dict[str, float] | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the normalization in a recipe; ``pixels`` if the normalization becomes a layer of the model."""
-        normalise = parse_normalise(self.text)
-        return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
-
-    @property
-    def layer(self) -> str:
-        """Name of the normalization to build into the model as a layer; empty if there is none."""
-        return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
-
-
 def _read(path: Path) -> Any:
-    model = load_saved_model(path) if path.is_dir() else read_foreign(path)
+    model = load_saved_model(path) if path.is_dir() else read_third_party(path)
     check_classifier(model, str(path))
     return model if isinstance(model, SavedModel) else with_scores(model, str(path))
 
 
-def _read_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
-    labels = read_labels(Path(path), count, model)
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise DataError(f"{path} has the label {twice[0]!r} twice: give every output its own label")
-    return labels
-
-
-def _read_data(
-    model: Any, path: Path, data: DataSource, labels: str | Path | None, base: Recipe, listener: Listener
-) -> _ModelData:
-    """Read the images in the size and color mode of the model's input, and determine the model's labels."""
-    _, height, _, channels = model.input_shape
-    section = with_absolute_paths(replace(base.data, source=one_or_tuple(data), input_size=height, channels=channels))
-    dataset, section = load(section, least_size_px=1, flat=True, listener=listener)
-    count = model.output_shape[1]
-    if labels is not None and str(labels) != FOLDERS:
-        known, where = _read_labels(labels, count, str(path)), str(labels)
-    elif dataset.labels:
-        known, where = dataset.labels, section.title
-        if labels is None and len(known) == count:
-            check_files_beside(path, known)
-    else:
-        known, where = tuple(map(str, range(count))), ""
-        log.info("%s has no labels: using class numbers as names; set other names with --labels", path)
-        for beside in label_files_beside(path, count):
-            log.warning("found the label file %s next to the model: to use it, add --labels %s", beside, beside)
-    if len(known) != count:
-        raise DataError(
-            f"{path} has {count} classes, {where} has {len(known)} ({', '.join(known[:5])}): "
-            "give the model's labels with --labels FILE, one per line, in the order of its outputs"
-        )
-    parts = split_dataset(dataset, section, base.seed)
-    if TrainedImages.of_file(path, dataset) is not None:
-        check_not_trained_on(path, str(path), dataset, parts)
-    recipe = replace(
-        base,
-        data=section,
-        model=replace(base.model, arch=IMPORTED, width=base.model.width or 1.0, weights="none"),
-        train=replace(with_epochs(base.train, len(parts.train)), mixed_precision=False),
-    )
-    return _ModelData(known, dataset.relabeled(known) if dataset.labels else dataset, parts, recipe)
-
-
-def _check_and_choose(
-    model: Any, path: Path, model_data: _ModelData, normalise: str | None, listener: Listener, *, explicit: bool
-) -> _Choice:
-    """Choose the normalization and check the order of the labels; both use the same predictions.
-
-    Raises:
-        DataError: the normalization is not known and cannot be measured because the images have no labels; or the
-            labels are in another order than the outputs and were not given explicitly.
-    """
-    if normalise is not None:
-        texts = [normalise]
-    elif not isinstance(model, SavedModel) and expects_pixels(model):
-        log.info("%s normalizes its input itself: using normalization 'pixels' (0 to 255)", path)
-        texts = ["pixels"]
-    else:
-        texts = [*NORMALISATIONS, *(PER_CHANNEL if model.input_shape[-1] == 3 else ())]
-    if not model_data.dataset.labels:
-        if len(texts) > 1:
-            raise DataError(
-                f"the normalization that {path} expects cannot be measured on images without labels: "
-                f"add --normalise {NORMALISE_CHOICES}"
-            )
-        return _Choice(texts[0])
-    rng = np.random.default_rng(model_data.recipe.seed)
-    count = min(max(TRIED_IMAGES, IMAGES_PER_CLASS * len(model_data.labels)), MOST_IMAGES)
-    some = np.sort(rng.permutation(len(model_data.dataset.classes))[:count])
-    classes = model_data.dataset.classes[some]
-    predicted = {text: _predictions(model, parse_normalise(text), model_data.dataset, some, listener) for text in texts}
-    check_order(label_order(predicted, classes, model_data.labels), path, explicit=explicit)
-    if len(texts) == 1:
-        return _Choice(texts[0])
-    train = np.isin(some, model_data.parts.train)
-    right = {text: float(np.mean(outputs[train] == classes[train])) for text, outputs in predicted.items()}
-    return _best(right, path, int(train.sum()), len(model_data.labels))
-
-
-def _best(right: dict[str, float], path: Path, images: int, classes: int) -> _Choice:
-    """Return the normalization with the highest accuracy; a per-channel one is chosen only if it is clearly better."""
-    simple = max(NORMALISATIONS, key=right.__getitem__)
-    best = max(right, key=right.__getitem__)
-    if (right[best] - right[simple]) * 100 < CLEAR_POINTS:
-        best = simple
-    other = max((text for text in right if text != best), key=right.__getitem__)
-    figures = ", ".join(f"{text} {fraction:.1%}" for text, fraction in right.items())
-    log.info("%s: normalization %r; correct on %d training images: %s", path, best, images, figures)
-    if right[best] < 1.5 / classes:
-        log.warning(
-            "%s is hardly better than guessing with any of the normalizations %s: set the right one with --normalise",
-            path,
-            ", ".join(right),
-        )
-    elif (right[best] - right[other]) * 100 < CLEAR_POINTS:
-        log.warning(
-            "%s has about the same accuracy with the normalizations %r and %r: set the right one with --normalise",
-            path,
-            best,
-            other,
-        )
-    return _Choice(best, right)
-
-
-def _predictions(
-    model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener = ignore
-) -> npt.NDArray[np.int64]:
-    return keras_scorer(model, normalise)(dataset.select(part), listener).argmax(axis=1)
-
-
 def _write(
-    run: Run, path: Path, model: Any, model_data: _ModelData, choice: _Choice, overwrite: bool, listener: Listener
+    run: Run,
+    path: Path,
+    model: Any,
+    model_data: ModelData,
+    choice: NormalizationChoice,
+    overwrite: bool,
+    listener: Listener,
 ) -> None:
     recipe = model_data.recipe.override({"data.normalise": choice.name})
     dataset, parts, labels = model_data.dataset, model_data.parts, model_data.labels
@@ -311,38 +171,42 @@ def _write(
         parts.report()
         new.write_history([])
         if not dataset.labels:
-            everything = np.arange(len(dataset.classes))
-            best = _predictions(model, recipe.normalise, dataset, everything, listener)
+            best = predictions(model, recipe.normalise, dataset, np.arange(len(dataset.classes)), listener)
             _warn_of_same_prediction(best, labels)
-            predictions = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
-            new.write_json(PSEUDO_LABELS, predictions)
-            dataset = dataset.relabeled(labels, predictions)
+            pseudo_labels = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
+            new.write_json(PSEUDO_LABELS, pseudo_labels)
+            dataset = dataset.relabeled(labels, pseudo_labels)
         _write_model(new, path, model)
-        score = keras_scorer(model, recipe.normalise)
-        result = classifier_report(
-            score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test"
-        )
-        right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
-        about = {
-            "val_accuracy": float(np.mean(right)),
-            "best_epoch": 0,
-            "epochs": 0,
-            "seconds": 0.0,
-            "parameters": int(model.count_params()),
-            "train_images": len(parts.train),
-            "val_images": len(parts.val),
-            "data_digest": dataset.digest,
-            "versions": versions(),
-            "adopted": {
-                "file": path.name,
-                "sha256": _digest(path),
-                "truth": "labels" if model_data.dataset.labels else "the model's own answers",
-                "normalise": choice.text,
-                "input_layer": choice.layer,
-                "tried": choice.tried,
-            },
+        record = {
+            "file": path.name,
+            "sha256": _digest(path),
+            "truth": "labels" if model_data.dataset.labels else "the model's own predictions",
+            "normalise": choice.text,
+            "input_layer": choice.layer,
+            "tried": choice.tried,
         }
-        new.write_json("metrics.json", result.to_dict() | about)
+        metrics = _metrics(model, recipe, dataset, parts, labels, listener)
+        new.write_json("metrics.json", metrics | {"adopted": record})
+
+
+def _metrics(
+    model: Any, recipe: Recipe, dataset: Dataset, parts: Split, labels: tuple[str, ...], listener: Listener
+) -> dict[str, Any]:
+    """Return the content of metrics.json for a run without training."""
+    score = keras_scorer(model, recipe.normalise)
+    result = classifier_report(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
+    right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
+    return result.to_dict() | {
+        "val_accuracy": float(np.mean(right)),
+        "best_epoch": 0,
+        "epochs": 0,
+        "seconds": 0.0,
+        "parameters": int(model.count_params()),
+        "train_images": len(parts.train),
+        "val_images": len(parts.val),
+        "data_digest": dataset.digest,
+        "versions": versions(),
+    }
 
 
 def _warn_of_same_prediction(best: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from edgerec.contract.tensors import AnyNormalise, input_convolution
 from edgerec.errors import ModelError
 from edgerec.importing.graph_rewriter import Rebuild, calls, flatten
 from edgerec.importing.saved_model import SavedModel, outputs_scores
+from edgerec.importing.unsupported import check_finite
 from edgerec.train.backend import keras
 
 log = logging.getLogger(__name__)
@@ -30,24 +30,23 @@ def check_classifier(model: Any, where: str) -> None:
         raise ModelError(f"{where} has no input size: add an Input(shape) and save the model again")
     for what, value in (("inputs", shape), ("outputs", output_shape)):
         if isinstance(value, list | dict):
-            raise ModelError(
-                f"{where} has {len(value)} {what}, expected one: an image classifier maps an image to scores"
-            )
+            raise ModelError(f"{where} has {len(value)} {what}, but an image classifier has one input and one output")
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (None, 1, 3):
         raise ModelError(
-            f"{where} has the input shape {shape}, channels first: add Permute((3, 1, 2)) as its first layer, so that "
-            "it takes (batch, height, width, channels), or use the Keras model (.keras)"
+            f"{where} has the channels-first input shape {shape}, expected (batch, height, width, channels): add "
+            "Permute((3, 1, 2)) as the first layer, or use the Keras model (.keras)"
         )
     if len(shape) != 4 or shape[3] not in (None, 1, 3):
         raise ModelError(f"{where} has the input shape {shape}, expected (batch, height, width, 1 or 3)")
     if None in shape[1:]:
         raise ModelError(
-            f"{where} has the input shape {shape}, whose size is dynamic: build it with a fixed size, such as "
+            f"{where} has the input shape {shape}, whose size is dynamic: build the model with a fixed size, such as "
             "Input((96, 96, 3))"
         )
     if shape[1] != shape[2]:
         raise ModelError(
-            f"{where} takes images of {shape[2]}×{shape[1]} pixels, expected a square: build it with a square size"
+            f"{where} has an input of {shape[2]}×{shape[1]} pixels, but only square images are supported: build the "
+            "model with a square input"
         )
     if output_shape is None or len(output_shape) != 2 or output_shape[1] is None:
         raise ModelError(
@@ -55,18 +54,17 @@ def check_classifier(model: Any, where: str) -> None:
         )
     if isinstance(model, SavedModel) and output_shape[1] == 1:
         raise ModelError(
-            f"{where} has a single output: use the Keras model (.keras), which becomes a model with two classes"
+            f"{where} has a single output, which is not supported for a SavedModel: use the Keras model (.keras), to "
+            "which edgerec adds the output of the first class"
         )
-    for name, weights in _weights(model):
-        if not np.isfinite(weights).all():
-            raise ModelError(f"{where} has NaN or infinite weights in {name!r}: train the model again")
+    check_finite(model, where)
 
 
 def with_scores(model: Any, where: str) -> Any:
     """Return a tf_keras classifier whose outputs are scores in [0, 1], one for each class.
 
-    A model that outputs logits gets a softmax. A single output z, the score of the second of two classes with or
-    without a sigmoid, becomes two outputs, because softmax(0, z) = (1 - sigmoid(z), sigmoid(z)).
+    A model that outputs logits gets a softmax. The single output z of a binary classifier, which is the score of the
+    second class with or without a sigmoid, becomes two outputs: softmax(0, z) = (1 - sigmoid(z), sigmoid(z)).
 
     Raises:
         ModelError: the model has a single output with another activation.
@@ -134,7 +132,7 @@ _PASSING = ("ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape
 
 
 def _two_classes(model: Any, where: str) -> Any:
-    """Return the model with two outputs instead of one, flattening nested models because one may contain the head."""
+    """Return the model with two outputs instead of one. Nested models are flattened, because one may be the head."""
     if any(isinstance(node.layer, keras().Model) for node in calls(model)):
         model = Rebuild(flatten).run(model)
     layer = _last(model)
@@ -147,8 +145,8 @@ def _two_classes(model: Any, where: str) -> Any:
     known = hasattr(layer, "activation")
     if (known and activation not in ("sigmoid", "linear")) or type(layer).__name__ in ("ReLU", "Softmax", "LeakyReLU"):
         raise ModelError(
-            f"{where} has one output with the activation {activation}, from layer {layer.name!r}: a classifier of two "
-            "classes must end with Dense(1, 'sigmoid'), or with Dense(2) and a softmax"
+            f"{where} has one output with the activation {activation}, from layer {layer.name!r}: a binary "
+            "classifier must end with Dense(1, 'sigmoid'), or with Dense(2) and a softmax"
         )
     layers, name = keras().layers, _unused_name(model, "scores")
     if type(layer).__name__ == "Dense" and len(layer.input.shape) == 2:
@@ -173,10 +171,3 @@ def _unused_name(model: Any, name: str) -> str:
     while name in names:
         name += "_"
     return name
-
-
-def _weights(model: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(model, SavedModel):
-        yield from zip((v.name for v in model.variables), model.get_weights(), strict=True)
-    else:
-        yield from ((variable.name, variable.numpy()) for variable in model.weights)

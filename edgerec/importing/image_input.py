@@ -1,4 +1,4 @@
-"""Rebuild models whose input has another layout, so that their input is ``(batch, height, width, channels)``.
+"""Rebuild models whose input is an image in another layout, so that the input is ``(batch, height, width, channels)``.
 
 The supported layouts are ``(batch, height, width)``, as in TensorFlow's first tutorial, ``(batch, height · width)``,
 and channels first, ``(batch, channels, height, width)``.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.errors import ModelError
+from edgerec.importing.equivalence import check_same_outputs
 from edgerec.importing.graph_rewriter import ChannelsFirst, Node, Rebuild, calls, flatten
 from edgerec.train.backend import keras
 from edgerec.utils.optional import require
@@ -43,10 +43,10 @@ _FROM_FIRST = {0: 0, 1: 3, 2: 1, 3: 2}
 
 
 def with_image_input(model: Any, where: str) -> Any:
-    """Return a model with the input ``(batch, height, width, 1 or 3)``, rebuilding models with other image layouts.
+    """Return a model with the input ``(batch, height, width, 1 or 3)``.
 
-    The outputs of the rebuilt model are compared with those of the original on random images. Models whose input is not
-    an image in one of the supported layouts are returned unchanged.
+    A model with another layout, e.g. channels first, is rebuilt, and its outputs for random images are compared with
+    those of the original. A model whose input is not an image in one of the supported layouts is returned unchanged.
 
     Args:
         model: a tf_keras model.
@@ -60,7 +60,14 @@ def with_image_input(model: Any, where: str) -> Any:
         return model
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3) and shape[2] == shape[3]:
         log.info("%s has the input shape %s (channels first): converting it to channels last", where, shape)
-        return _compared(model, _channels_last(model), lambda pixels: pixels.transpose(0, 3, 1, 2), where)
+        rebuilt = _channels_last(model)
+        check_same_outputs(
+            model,
+            rebuilt,
+            f"cannot convert {where} from channels first to channels last",
+            lambda images: images.transpose(0, 3, 1, 2),
+        )
+        return rebuilt
     side = math.isqrt(shape[1]) if len(shape) == 2 else shape[1]
     is_row = len(shape) == 2 and side**2 == shape[1] and side >= MIN_SIDE
     if not is_row and not (len(shape) == 3 and shape[1] == shape[2]):
@@ -69,20 +76,10 @@ def with_image_input(model: Any, where: str) -> Any:
     rebuild = Rebuild(flatten)
     inputs = keras().Input((side, side, 1), name=rebuild.name("image"))
     values = [keras().layers.Reshape(shape[1:], name=rebuild.name("without_channels"))(inputs)]
-    built = rebuild.run(model, [inputs], values)
-    return _compared(model, built, lambda pixels: pixels.reshape(-1, *shape[1:]), where)
-
-
-def _compared(model: Any, built: Any, layout: Any, where: str) -> Any:
-    pixels = np.random.default_rng(0).uniform(0, 1, (4, *built.input_shape[1:])).astype(np.float32)
-    expected, actual = (np.asarray(m(x, training=False)) for m, x in ((model, layout(pixels)), (built, pixels)))
-    difference = float(np.abs(expected - actual).max() / max(1.0, np.abs(expected).max()))
-    if not difference <= 1e-4 and np.isfinite(expected).all():
-        raise ModelError(
-            f"{where} cannot be converted to channels last, because its outputs would differ by up to "
-            f"{difference:.2g}: build the model with data_format='channels_last' and save it again"
-        )
-    return built
+    rebuilt = rebuild.run(model, [inputs], values)
+    failure = f"cannot convert {where} to the input shape (batch, {side}, {side}, 1)"
+    check_same_outputs(model, rebuilt, failure, lambda images: images.reshape(-1, *shape[1:]))
+    return rebuilt
 
 
 def _channels_last(model: Any) -> Any:
@@ -95,7 +92,7 @@ def _channels_last(model: Any) -> Any:
 
 
 def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
-    """Rebuild one layer with channels last, as a rule of :class:`Rebuild`; return None to copy the layer unchanged."""
+    """Rule of :class:`Rebuild`: rebuild a layer with channels last, or return None to copy the layer unchanged."""
     nest = require("tensorflow").nest
     values = nest.flatten((node.args, node.kwargs))
     if node.kind == "Permute" and isinstance(node.args[0], ChannelsFirst) and tuple(node.layer.dims) == (2, 3, 1):
@@ -120,7 +117,7 @@ def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
 
 
 def _changed(kind: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the changes to a layer's configuration for channels last; None if the layer does not support this."""
+    """Return the configuration changes that convert a layer to channels last, or None if this is not possible."""
     if config.get("data_format") == "channels_first":
         return {"data_format": "channels_last"}
     if kind in ("BatchNormalization", "Concatenate", "Softmax"):

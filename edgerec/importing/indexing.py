@@ -22,7 +22,7 @@ class Channel:
 
 
 def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
-    """Return ``x[items]`` as the output of Keras layers or as a :class:`Channel`; None if it is not supported.
+    """Compute ``x[items]`` with Keras layers, or return a :class:`Channel`, or None if the index is not supported.
 
     An index may select and reorder channels, and crop rows and columns at the edges of the image.
 
@@ -45,7 +45,10 @@ def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
 
 
 def stacked(channels: Sequence[Any], axis: int, name: Callable[[], str]) -> Any:
-    """Stack several :class:`Channel` objects of one tensor on the last axis; return None for any other arguments."""
+    """Stack several :class:`Channel` objects of one tensor along the last axis.
+
+    Return None if ``channels`` contains anything else, or ``axis`` is not the last axis.
+    """
     if not channels or not all(isinstance(channel, Channel) for channel in channels):
         return None
     tensor = channels[0].tensor
@@ -90,8 +93,8 @@ def with_indexing_layers(model: Any, where: str) -> Any:
         result = indexed(node.args[0], node.kwargs.get("slice_spec"), lambda: rebuild.name(node.layer.name))
         if result is None or isinstance(result, Channel):
             raise ModelError(
-                f"{where}: the index {node.layer.name!r} is neither a selection of channels nor a crop: "
-                "write it with Keras' layers and save the model again"
+                f"{where}: the indexing operation {node.layer.name!r} neither selects channels nor crops the image: "
+                "replace it with Keras layers and save the model again"
             )
         return result
 
@@ -116,7 +119,7 @@ def _cropped(x: Any, spatial: Sequence[Any], name: Callable[[], str]) -> Any:
 
 
 def _full_index(items: Any, rank: int) -> list[Any] | None:
-    """Expand an index to one slice or integer per axis; return None if it has other items."""
+    """Expand an index to one slice or integer per axis, or return None if the index has items of another type."""
     parts = [_part(item) for item in (items if isinstance(items, list | tuple) else [items])]
     if any(not isinstance(part, int | slice) and part is not Ellipsis for part in parts):
         return None

@@ -12,10 +12,8 @@ import inspect
 import logging
 import re
 import sys
-import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
-_ADVICE = "build the model without it, or convert the model to .tflite and use edgerec import"
+_ADVICE = "Build the model without it, or convert the model to .tflite and use 'edgerec import'"
 _MODULES = re.compile(r"(tf_)?keras(\.\w+)*|builtins|edgerec(\.\w+)*")
 _OBJECTS = ("initializers", "regularizers", "constraints")
 _COMPILE_OBJECTS = ("optimizers", "optimizers.schedules", "mixed_precision", "losses", "metrics")
@@ -101,9 +99,10 @@ def load_keras2(path: Path, *, compiled: bool = False) -> Any:
 
 
 class _FiniteLayers(list[Any]):
-    """The layers of a functional model. Keras creates them in one iteration, and connects them in further ones.
+    """The layers of a functional model, which can be iterated only a limited number of times.
 
-    Each further iteration must connect at least one node; otherwise Keras would never stop.
+    Keras creates all layers in the first iteration, and connects them in further iterations until all nodes are
+    connected. Because each iteration of a valid model connects at least one node, the number of nodes is the limit.
     """
 
     def __init__(self, layers: list[Any]) -> None:
@@ -112,13 +111,13 @@ class _FiniteLayers(list[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         if not self.iterations:
-            raise ValueError("its layers form a cycle, or refer to an output that does not exist")
+            raise ValueError("the model's layers form a cycle, or refer to an output that does not exist")
         self.iterations -= 1
         return super().__iter__()
 
 
 def check_keras_file(path: Path, *, compiled: bool = False) -> int:
-    """Check all classes and functions that a .keras or .h5 file of a whole model names, without loading the model.
+    """Check every class and function that the .keras or .h5 file of a complete model refers to, without loading it.
 
     Args:
         path: path of the file.
@@ -138,39 +137,6 @@ def check_keras_file(path: Path, *, compiled: bool = False) -> int:
         config = {key: value for key, value in config.items() if key != "compile_config"}
     check_config(config, path, "the model")
     return source.major
-
-
-def load_weights(model: Any, path: Path) -> tuple[int, int]:
-    """Initialize ``model`` with the weights of a .keras or .h5 file, in all layers whose shapes match.
-
-    Returns:
-        The number of variables that were initialized, and the number of all variables.
-
-    Raises:
-        ModelError: the file does not exist, cannot be read, or has no weights that match.
-    """
-    if not path.is_file():
-        raise ModelError(f"model.weights is {str(path)!r}, which does not exist; expected none, imagenet or a file")
-    before = model.get_weights()
-    options = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
-    with reported_as(f"{path} has no weights that Keras can read"):
-        _check_weights(path)
-        with _captured_warnings() as messages:
-            model.load_weights(str(path), **options)
-    # If only the biases of the last layer match, the file belongs to another network with the same number of classes.
-    names = [variable.name.partition("/")[0] for variable in model.weights]
-    changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
-    initialized = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
-    others = list(dict.fromkeys(mismatch for message in messages if (mismatch := _mismatch(message))))
-    if not initialized:
-        shapes = f" ({'; '.join(others[:3])})" if others else ""
-        raise ModelError(
-            f"none of the weights in {path} fit {model.name}{shapes}: check that architecture, width and channels are "
-            "the same, or use --arch backbone for the file's own architecture with new classes"
-        )
-    if others:
-        log.warning("%s: weights with other shapes were not loaded: %s", path, "; ".join(others[:5]))
-    return initialized, len(before)
 
 
 def check_opens(model: Any, where: str) -> None:
@@ -202,18 +168,21 @@ def check_config(value: Any, where: str | Path, inside: str, compiling: bool = F
 
 
 def _check_object(value: dict[str, Any], where: str | Path, inside: str, compiling: bool) -> str:
-    """Check one serialized object; return its name if it is a layer, otherwise ``inside``."""
+    """Check one serialized object, and return the name of the layer that contains the object's configuration.
+
+    This is the object itself if it has a name, otherwise ``inside``, the layer that contains the object.
+    """
     kind, config = str(value["class_name"]), value.get("config")
     module, registered = str(value.get("module") or "keras"), str(value.get("registered_name") or "")
     name = config.get("name") if isinstance(config, dict) else None
     layer = f"layer {name!r}" if name else inside
     if not _MODULES.fullmatch(module):
-        raise ModelError(f"{where}: {layer} is a {kind} of {module}, whose code edgerec does not run: {_ADVICE}")
+        raise ModelError(f"{where}: {layer} is a {kind} of the package {module}, whose code is not executed. {_ADVICE}")
     if kind == "function":
         known = isinstance(config, str) and config in _functions(compiling)
         kind = f"function ({config})"
     elif kind in ("TFOpLambda", "SlicingOpLambda"):
-        # Keras 2 stores a TensorFlow operator under its name. Some operators read or write files.
+        # Keras 2 refers to TensorFlow operators by name. Some of them read or write files.
         operator = str(config.get("function")) if isinstance(config, dict) else "?"
         known, kind = operator in TF_OPERATORS, f"{kind} ({operator})"
     elif ".ops." in module:
@@ -226,13 +195,13 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
     if not known and kind in OPERATORS:  # Keras 3 does not write the module of an operator to .h5
         raise ModelError(f"{where}: operator {name!r} ({kind}) is lost in an .h5 file: save the model as .keras")
     if not known:
-        reason = _REASONS.get(kind, "edgerec accepts common layers and activations of Keras, and no code from a file")
-        raise ModelError(f"{where}: {layer} is a {kind}, which is refused: {reason}; {_ADVICE}")
+        reason = _REASONS.get(kind, "only common layers and activations of Keras are accepted, and no code from a file")
+        raise ModelError(f"{where}: {layer} is a {kind}, which is refused because {reason}. {_ADVICE}")
     return layer
 
 
 def _classes(names: tuple[str, ...]) -> set[str]:
-    """Return the names of all classes in the given modules, as Keras 2 and as Keras 3 write them."""
+    """Return the names of all classes in the given modules of Keras 2 and Keras 3."""
     return {name for module in _modules(names) for name, value in vars(module).items() if inspect.isclass(value)}
 
 
@@ -285,11 +254,11 @@ def _is_archive(path: Path) -> bool:
     """Return whether a file is a zip archive.
 
     Raises:
-        ModelError: the file is a zip archive and an HDF5 file at once. Keras might load the part that is not checked.
+        ModelError: the file is both a zip archive and an HDF5 file. Keras might load the part that is not checked.
     """
     archive = zipfile.is_zipfile(path)
     if archive and require("h5py").is_hdf5(path):
-        raise ModelError(f"{path} is a zip archive and an HDF5 file at once: do not trust it")
+        raise ModelError(f"{path} is both a zip archive and an HDF5 file, so it may be malicious: do not use it")
     return archive
 
 
@@ -301,8 +270,8 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
             _refuse_links(weights, path)
 
 
-def _check_weights(path: Path) -> None:
-    """Raise :class:`ModelError` if the weights in a file are links to other files."""
+def refuse_links_in_weights(path: Path) -> None:
+    """Raise :class:`ModelError` if a file of weights contains links to other files."""
     if _is_archive(path):
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path)
@@ -331,48 +300,11 @@ def _refuse_links(file: Any, where: Path) -> None:
             item = None if isinstance(link, h5py.ExternalLink) else group[name]
             if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
                 raise ModelError(
-                    f"{where}: {group.name}/{name} points to another file, which is not allowed: save the weights in "
-                    "the file"
+                    f"{where}: {group.name}/{name} is a link to another file, which is not allowed: save the model "
+                    "with all weights in one file"
                 )
             if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
                 check(item)
 
     with h5py.File(file, "r") as root:
         check(root)
-
-
-@contextmanager
-def _captured_warnings() -> Iterator[list[str]]:
-    """Collect Keras' warnings during the ``with`` block: Python warnings, and for .h5 files TensorFlow log messages."""
-    messages: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    logger = logging.getLogger("tensorflow")
-    level, handlers = logger.level, logger.handlers[:]
-    logger.handlers[:] = [Collector()]
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield messages
-        messages += [str(warning.message) for warning in caught]
-    finally:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-
-
-# Keras' warnings about a variable whose shape differs, for .keras and for .h5 files. The groups are the name, the shape
-# in the model and the shape in the file.
-_OTHER_SHAPES = (
-    re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
-    re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
-)
-
-
-def _mismatch(warning: str) -> str:
-    """Return the layer name and both shapes from a warning about skipped weights; empty for any other warning."""
-    shapes = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
-    return f"{shapes[1]} has the shape ({shapes[2]}) in the model, ({shapes[3]}) in the file" if shapes else ""

@@ -38,6 +38,9 @@ ACTIVATIONS = {
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
+# Values with which an option of a layer has no effect, so that a version of Keras without this option is equivalent.
+NO_EFFECT = (None, False, "auto", "channels_last")
+
 # Arithmetic operators in the graph of a Keras 3 model, such as ``x / 127.5 - 1``.
 ARITHMETIC = frozenset({"Add", "Subtract", "Multiply", "Divide", "TrueDivide"})
 # Functions in the graph of a Keras 3 model -> the equivalent activation.

@@ -20,17 +20,17 @@ from edgerec.importing.graph_rewriter import Affine, Node, Rebuild
 from edgerec.importing.indexing import Channel, indexed, selected
 from edgerec.train.backend import keras
 
-# Activations that may stay inside of a convolution or dense layer, because tfmot and TFLite quantize them in the same
-# place.
+# Activations that may remain the ``activation`` of a convolution or dense layer, because tfmot and TFLite quantize them
+# in the same place.
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")
-# Activations that may be separate layers.
+# Activations that may be separate layers, because tfmot and the int8 kernels support them.
 ALONE = (*INSIDE, "swish", "gelu")
-# A function of the rebuild, the node and its input. It returns a tensor or an Affine, or None if it does not apply.
+# Function of the rebuild, the node and the node's input that returns a tensor or an Affine, or None to copy the node.
 Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 
 def lower(rebuild: Rebuild, node: Node) -> Any:
-    """Rewrite a node for quantization-aware training, as a rule of :class:`Rebuild`; return None to copy the node."""
+    """Rule of :class:`Rebuild`: rewrite a node for quantization-aware training, or return None to copy the node."""
     if node.kind in _LAYERS:
         return _LAYERS[node.kind](rebuild, node, node.args[0])
     if hasattr(node.layer, "symbol"):
@@ -43,7 +43,7 @@ def lower(rebuild: Rebuild, node: Node) -> Any:
 
 
 def activation_name(layer: Any) -> str:
-    """Return the name of a layer's activation; ``linear`` if there is none."""
+    """Return the name of a layer's activation, or ``linear`` if there is none."""
     activation = getattr(layer, "activation", None)
     return "linear" if activation is None else getattr(activation, "__name__", type(activation).__name__)
 
@@ -78,7 +78,7 @@ def _normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _batch_normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Replace a batch normalization that cannot be folded, with its current statistics, as in inference.
+    """Replace a batch normalization that cannot be folded with a scale and offset from its moving statistics.
 
     tfmot does not support batch normalization without a convolution. With a quantize config, the layer would be trained
     on the statistics of each batch but run with others, and would become two operators, MUL and ADD. A convolution is
@@ -117,7 +117,7 @@ def _average(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _average_pooling(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Replace average pooling without padding by a depthwise convolution with equal weights.
+    """Replace average pooling without padding with a depthwise convolution with equal weights.
 
     If a Concatenate follows, the converter has to use another scale for the output. It cannot do this for
     AVERAGE_POOL_2D, whose output must have the scale of its input ("violate the same scale constraint").
@@ -153,7 +153,7 @@ def _operator(rebuild: Rebuild, node: Node) -> Any:
 
 
 def _binary(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
-    """Replace ``+ − × ÷`` of two tensors, or of a tensor and a constant."""
+    """Replace ``+ − × ÷`` with a layer for two tensors, or with an :class:`Affine` for a tensor and a constant."""
     sign = node.kind.rpartition(".")[2]
     x, y = arguments.values()
     if _is_tensor(x) and _is_tensor(y):
@@ -173,7 +173,7 @@ def _negative(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
 
 
 def _getitem(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
-    """Replace indexing such as ``x[..., ::-1]`` by layers; return None if it is not a channel selection or a crop."""
+    """Replace indexing such as ``x[..., ::-1]`` with layers, or return None for indexing that is not supported."""
     result = indexed(
         rebuild.to_tensor(arguments["tensor"]), arguments["slice_spec"], lambda: rebuild.name(node.layer.name)
     )
@@ -247,7 +247,7 @@ def _as_activation(name: str) -> Callable[[Rebuild, Node, dict[str, Any]], Any]:
 
 
 def _affine(rebuild: Rebuild, node: Node, x: Any, scale: Any, offset: Any, trainable: bool = False) -> Any:
-    """Return ``scale · x + offset``, where both are one number or one number per channel; None for other shapes."""
+    """Return ``scale · x + offset``, or None unless both are scalars or have one value per channel."""
     *others, channels = _shape(x)
     scale, offset = (np.asarray(v, np.float64) for v in (scale, offset))
     by_channel = all(v.size == 1 or v.shape[-1:] == (channels,) == (v.size,) for v in (scale, offset))
@@ -275,7 +275,7 @@ def _hard_sigmoid(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _make(rebuild: Rebuild, node: Node, kind: Any, x: Any, *args: Any, **options: Any) -> Any:
-    """Call a new layer on ``x``, with the name of the node."""
+    """Create a layer with the node's name, and apply it to ``x``."""
     x = [rebuild.to_tensor(value) for value in x] if isinstance(x, list) else rebuild.to_tensor(x)
     return kind(*args, name=rebuild.name(node.layer.name), **options)(x)
 

@@ -23,10 +23,11 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Number of random inputs, and largest accepted difference of the outputs, as a fraction of the largest output. A larger
-# difference is accepted if it is at most twice the change of the model's own outputs when the last bits of the inputs
-# are perturbed, measured this many times.
-SAMPLES, TOLERANCE, PERTURBATIONS = 4, 1e-2, 8
+# Number of random inputs, and maximum difference of the outputs as a fraction of the largest output.
+SAMPLES, TOLERANCE = 4, 1e-2
+# A larger difference is accepted if a random change of the last bit of each input changes the outputs of the original
+# model by at least half as much in one of this many trials.
+PERTURBATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Change:
         layer: name of the layer in the original model.
         what: the replacement.
         why: the reason for the replacement.
-        max_difference: largest difference between the outputs of the original model and of the model after this step,
-            over all outputs for the sample inputs.
+        max_difference: largest difference between the outputs of the original model and of the model after this step
+            for the sample inputs.
     """
 
     layer: str
@@ -47,39 +48,39 @@ class Change:
     max_difference: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the change as JSON values."""
+        """Return the change as a JSON-serializable dictionary."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model that the next stage supports, and the differences to the original model."""
+    """A model that the next step of compression supports, and its differences from the original model."""
 
     model: Any
     changes: tuple[Change, ...]
 
     @property
     def max_difference(self) -> float:
-        """Largest difference between the outputs of this model and of the original; 0 if nothing was changed."""
+        """Largest difference between the outputs of this model and the original, or 0 if nothing was changed."""
         return self.changes[-1].max_difference if self.changes else 0.0
 
 
 def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] | None = None) -> Adapted:
-    """Return a model with the same outputs that the next stage supports. The original is not changed.
+    """Return an equivalent model that the next step of compression supports. The original model is not changed.
 
     Args:
         model: a tf_keras model, Sequential or functional, with or without nested models.
-        purpose: the next stage, which determines the layers that are not accepted.
-        pixels: sample inputs ``(N, H, W, C)``, normalized for the model; None uses random inputs.
+        purpose: the next step, which determines the layers that are not accepted.
+        pixels: sample inputs ``(N, H, W, C)``, normalized for the model. By default, random inputs.
 
     Returns:
         The original model itself if nothing has to be changed; otherwise a new model with copied weights.
 
     Raises:
-        ModelError: the next stage does not support a layer; the message has its name and alternatives.
+        ModelError: the next step does not support a layer. The message names the layer and alternatives.
     """
     refuse_code(model)
-    check_finite(model)
+    check_finite(model, f"model {model.name!r}")
     reference, changes, current = None, [], model
     for applies, step, why in _STEPS:
         if not applies(current, purpose):
@@ -113,7 +114,7 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
     return Adapted(current, tuple(changes))
 
 
-# The steps: whether a step applies, its rule, and the reason for it
+# Conditions and rules of the steps
 
 # Layers that are random during training and do nothing during inference.
 INACTIVE = (
@@ -135,15 +136,15 @@ def _has_inactive(model: Any, purpose: Purpose) -> bool:
 
 
 def _remove_inactive(rebuild: Rebuild, node: Node) -> Any:
-    """Remove augmentation, noise, and resizing to the size that the image already has."""
+    """Remove augmentation layers, noise layers, and resizing layers that do not change the size."""
     if node.kind not in (*INACTIVE, *SIZING):
         return None
     size = tuple(node.inputs[0].shape[1:3])
     if node.kind in SIZING and size != (node.layer.height, node.layer.width):
         raise ModelError(
-            f"layer {node.layer.name!r} ({node.kind}) resizes images from {size} to "
-            f"{node.layer.height}×{node.layer.width}, which the device does before inference: build the model for this "
-            "size, without the layer"
+            f"layer {node.layer.name!r} ({node.kind}) resizes images from {size[0]}×{size[1]} to "
+            f"{node.layer.height}×{node.layer.width}, but edgerec already resizes images before inference: build the "
+            f"model with an input of {node.layer.height}×{node.layer.width}, and without the layer"
         )
     rebuild.record_change(node, f"{node.kind} → removed")
     return node.args[0]
@@ -171,6 +172,7 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
     return rebuild.copy(replace(node, kwargs=kwargs), unroll=True)
 
 
+# For each step: the condition under which the step is needed, the rule of the rebuild, and the reason for the changes.
 _STEPS = (
     (_is_nested, flatten, "tensorflow-model-optimization supports only models without nested models"),
     (_has_inactive, _remove_inactive, "it does nothing during inference"),
@@ -191,7 +193,7 @@ def _samples(model: Any) -> Any:
 
 
 def _sensitivity(model: Any, inputs: Any, reference: list[npt.NDArray[np.float32]]) -> float:
-    """Return the largest change of the outputs when the last bit of each input is perturbed at random."""
+    """Randomly perturb the last bit of each input, and return the largest change of the outputs."""
     rng = np.random.default_rng(0)
 
     def perturbed(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

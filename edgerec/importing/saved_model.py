@@ -19,7 +19,7 @@ FOLDER = "saved_model"
 
 
 class SavedModel:
-    """The serving function of a SavedModel, with the interface that the converter and the scorer expect of a model.
+    """The serving function of a SavedModel, with those methods of a Keras model that the converter and scorer need.
 
     Attributes:
         input_shape: ``(None, H, W, C)``, float32.
@@ -36,7 +36,8 @@ class SavedModel:
         (self._output, output_spec), *more_outputs = self._function.structured_outputs.items()
         if more_inputs or more_outputs:
             raise ModelError(
-                f"{folder}: {SIGNATURE} has several inputs or outputs, an image classifier has one of each"
+                f"{folder}: the signature {SIGNATURE} has several inputs or outputs, but an image classifier has one "
+                "of each"
             )
         if input_spec.dtype.name != "float32" or input_spec.shape.rank not in (3, 4) or output_spec.shape.rank != 2:
             raise ModelError(
@@ -72,10 +73,6 @@ class SavedModel:
     def count_params(self) -> int:
         """Return the number of parameters."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
-
-    def get_weights(self) -> list[Any]:
-        """Return the values of the variables."""
-        return [variable.numpy() for variable in self.variables]
 
     def normalise(self, normalise: AnyNormalise) -> None:
         """Add a normalization before the model, so that its input is RGB pixels 0 to 255."""
@@ -156,7 +153,7 @@ def check_operators(folder: Path) -> None:
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of the functions in a graph. A node that calls a function has this name as its operator."""
+    """Return the names of the functions in a graph. If a node calls a function, its operator is the function's name."""
     return {function.signature.name for function in graph.library.function}
 
 

@@ -1,4 +1,4 @@
-"""Raise errors for models and layers that compression does not support, with the name and alternatives."""
+"""Raise errors for models and layers that compression does not support. The messages name alternatives."""
 
 from __future__ import annotations
 
@@ -9,31 +9,40 @@ import numpy as np
 
 from edgerec.errors import ModelError
 from edgerec.importing.lowering import ALONE, INSIDE, activation_name
-from edgerec.importing.tfmot_support import prunable, trainable_in_int8
 from edgerec.train.backend import keras
 
 # The next use of the model: quantization-aware training (``pqat`` also preserves zero weights), pruning, or
 # post-training quantization. The purpose determines which layers are accepted, but not how the model is rewritten.
 Purpose = Literal["qat", "pqat", "prune", "ptq"]
 
+# Layers without weights that get a quantization config which only fake-quantizes the output.
+ANNOTATED = ("Maximum", "Minimum", "Multiply", "Subtract")
+# Layers that tfmot replaces with other layers before quantization.
+_TRANSFORMED = ("BatchNormalization", "SeparableConv1D", "SeparableConv2D")
+
 ALTERNATIVES = "build the model without it, or use --method ptq or float16"
 
 
-def check_finite(model: Any) -> None:
-    """Raise :class:`ModelError` if a layer has weights that are NaN or infinite."""
-    for layer in layers_of(model):
-        if isinstance(layer, keras().Model):
-            continue
-        for weight in layer.weights:
-            if not np.isfinite(np.asarray(weight)).all():
-                raise ModelError(
-                    f"layer {layer.name!r} of model {model.name!r} has weights that are NaN or infinite: "
-                    "train the model again with a lower learning rate"
-                )
+def check_finite(model: Any, where: str) -> None:
+    """Raise :class:`ModelError` if a model has weights that are NaN or infinite.
+
+    Args:
+        model: a tf_keras model or a :class:`~edgerec.importing.saved_model.SavedModel`.
+        where: name of the model, for the error message.
+    """
+    for variable in model.variables:
+        if not np.isfinite(variable.numpy()).all():
+            raise ModelError(
+                f"{where} has NaN or infinite weights in {variable.name!r}: train the model again with a lower "
+                "learning rate"
+            )
 
 
 def refuse_code(model: Any) -> None:
-    """Raise :class:`ModelError` for code outside of the graph, which cannot be copied, and for Lambda layers."""
+    """Raise :class:`ModelError` if a model has Python code outside its graph, or Lambda layers.
+
+    Such code cannot be copied to the rewritten model.
+    """
     models = [model, *(layer for layer in layers_of(model) if isinstance(layer, keras().Model))]
     if without_graph := [m for m in models if not getattr(m, "_is_graph_network", False)]:
         raise ModelError(
@@ -41,19 +50,21 @@ def refuse_code(model: Any) -> None:
         )
     for layer in layers_of(model):
         if isinstance(layer, keras().layers.Lambda):
-            raise ModelError(f"layer {layer.name!r} is a Lambda, whose code is never run: replace it by Keras layers")
+            raise ModelError(
+                f"layer {layer.name!r} is a Lambda, whose code edgerec never executes: replace it with Keras layers"
+            )
 
 
 def refuse(layer: Any, purpose: Purpose) -> None:
-    """Raise :class:`ModelError` if ``purpose`` does not support a layer of the rewritten model."""
+    """Raise :class:`ModelError` if a layer of the rewritten model is not supported for ``purpose``."""
     layers = keras().layers
     what = getattr(layer, "symbol", None)
     name = f"layer {layer.name!r} ({'operator ' + what if what else type(layer).__name__})"
     if purpose == "ptq" and _is_loop(layer):
         raise ModelError(
-            f"{name} is a loop, in which the converter keeps float tensors: use an LSTM, or an input of a fixed length"
+            f"{name} is a loop, which the converter cannot fully quantize: use an LSTM, or an input of fixed length"
         )
-    if purpose == "prune" and not (isinstance(layer, layers.InputLayer) or prunable(layer)):
+    if purpose == "prune" and not (isinstance(layer, layers.InputLayer) or _prunable(layer)):
         raise ModelError(f"{name} is not supported by pruning: {ALTERNATIVES}")
     if purpose in ("qat", "pqat") and not isinstance(layer, layers.InputLayer):
         _refuse_in_training(layer, name, purpose)
@@ -74,7 +85,7 @@ def _refuse_in_training(layer: Any, name: str, purpose: Purpose) -> None:
             f"{name} processes a sequence step by step, which quantization-aware training does not support: "
             "use --method ptq"
         )
-    if not trainable_in_int8(layer):
+    if not _trainable_in_int8(layer):
         raise ModelError(f"{name} is not supported by quantization-aware training: {ALTERNATIVES}")
     activation, supported = activation_name(layer), ALONE if isinstance(layer, layers.Activation) else INSIDE
     if activation not in supported:
@@ -84,9 +95,29 @@ def _refuse_in_training(layer: Any, name: str, purpose: Purpose) -> None:
         )
     if purpose == "pqat" and isinstance(layer, layers.Conv2DTranspose):
         raise ModelError(
-            f"{name} cannot keep its zero weights in quantization-aware training: "
-            "use UpSampling2D and Conv2D instead, or leave pruning out"
+            f"{name} would lose its pruned (zero) weights in quantization-aware training: replace it with UpSampling2D "
+            "and Conv2D, or do not prune"
         )
+
+
+def _trainable_in_int8(layer: Any) -> bool:
+    """Return whether quantization-aware training supports this type of layer.
+
+    Batch normalization is supported only after a convolution.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+        default_8bit_quantize_registry as registry,
+    )
+
+    kinds = (*ANNOTATED, *_TRANSFORMED)
+    return type(layer).__name__ in kinds or registry.Default8BitQuantizeRegistry().supports(layer)
+
+
+def _prunable(layer: Any) -> bool:
+    """Return whether pruning supports this type of layer. Some supported layers have no prunable weights."""
+    from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry
+
+    return hasattr(layer, "get_prunable_weights") or prune_registry.PruneRegistry.supports(layer)
 
 
 def layers_of(model: Any) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from edgerec.runtime.delegate import load_delegate
 from edgerec.runtime.gpu import GPU, open_gpu
 from edgerec.tflite.flatbuffer import require_tflite
 from edgerec.tflite.probing import require_runnable
-from edgerec.tflite.runtimes import RUNTIMES
+from edgerec.tflite.runtime_packages import RUNTIMES
 from edgerec.tflite.verifier import check_bounds
 from edgerec.utils.messages import first_sentence
 from edgerec.utils.native_output import captured_stderr

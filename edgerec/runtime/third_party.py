@@ -12,10 +12,10 @@ from edgerec.errors import ModelError, unknown
 from edgerec.runtime.families import Family, recognize
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
 from edgerec.tflite.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, read_graph, reading_graph
-from edgerec.tflite.input_layer import with_input_layer
 from edgerec.tflite.metadata import Metadata, normalise_for, read_metadata
+from edgerec.tflite.model_input import InputLayout, layout_of, with_nhwc_input, with_normalization
+from edgerec.tflite.operators import EDGETPU_CUSTOM
 from edgerec.tflite.probing import Probe, probe_model
-from edgerec.tflite.tensor_layout import Layout, layout_of, with_image_input
 from edgerec.utils.atomic import read_at_most
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class ThirdPartyModel:
     sums_to_one: bool
     metadata: Metadata | None
     family: Family
-    layout: Layout | None
+    layout: InputLayout | None
 
     @classmethod
     def open(
@@ -111,7 +111,7 @@ class ThirdPartyModel:
         family = recognize(graph, metadata)
         layout = layout_of(graph.inputs[0].shape)
         if layout is not None:
-            content = with_image_input(content, layout, where)
+            content = with_nhwc_input(content, layout, where)
             shape = list(graph.inputs[0].shape)
             log.info(
                 "%s has an input of shape %s (%s): added a %s operator at its start",
@@ -155,7 +155,7 @@ class ThirdPartyModel:
         """Return a model that needs no normalization per channel, and the normalization of its input.
 
         If the normalization differs between channels, or if the model expects BGR,
-        :func:`~edgerec.tflite.input_layer.with_input_layer` adds a normalization layer to the start of the graph. The
+        :func:`~edgerec.tflite.model_input.with_normalization` adds a normalization layer to the start of the graph. The
         input of the returned model is then the unchanged image.
 
         Args:
@@ -165,14 +165,14 @@ class ThirdPartyModel:
         normalise = self.expected(text)
         if isinstance(normalise, Normalise):
             return self, normalise
-        content = with_input_layer(self.content, normalise, self.where)
+        content = with_normalization(self.content, normalise, self.where)
         spec = input_spec(open_interpreter(content, where=self.where), self.where)
         return replace(self, content=content, input=spec, metadata=None), Normalise.named("pixels")
 
 
 def _check(graph: Graph, where: str) -> None:
     """Raise :class:`ModelError` if bundles do not support the model. Call this before the interpreter loads it."""
-    if any(operator.name == "CUSTOM edgetpu-custom-op" for operator in graph.operators):
+    if any(operator.name == EDGETPU_CUSTOM for operator in graph.operators):
         before = where.replace("_edgetpu.tflite", ".tflite")
         file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
         raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 
 import numpy as np
@@ -12,7 +13,6 @@ from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import Normalise
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
-from edgerec.tflite.runtimes import available_cpus
 from edgerec.utils.atomic import cache_folder, write_file
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,11 @@ ROUNDS, BUDGET_S = 30, 0.3
 # More threads are used only if they reduce the latency below this fraction, because the camera and the sinks also need
 # CPU cores.
 MAX_TIME_RATIO = 0.9
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:

@@ -1,4 +1,4 @@
-"""Check from a .tflite file alone whether a target can run the model."""
+"""Check whether a target can run a model, without running the model."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ from pathlib import Path
 
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
-from edgerec.tflite.edgetpu.diagnosis import check
-from edgerec.tflite.finding import Finding
+from edgerec.tflite.edgetpu.diagnosis import diagnose
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, read_graph, reading_graph
+from edgerec.tflite.incompatibility import Incompatibility
 from edgerec.tflite.memory import microcontroller_bytes, plan_bytes
+from edgerec.tflite.operators import EDGETPU_CUSTOM, TFLITE_CUSTOM
 from edgerec.utils.command_line import command
 
 _QUANTIZE = "quantize it: edgerec quantize RUN, or edgerec quantize MODEL --data FOLDER"
 _INTEGER_TYPES = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
-# Custom operators that TFLite itself registers.
-_SUPPORTED_CUSTOM = {
-    "CUSTOM TFLite_Detection_PostProcess",
-    "CUSTOM Mfcc",
-    "CUSTOM AudioSpectrogram",
-    "CUSTOM NumericVerify",
-}
 # A model may use at most 1 / _MEMORY_DIVISOR of a computer's memory. Python, OpenCV and the system need the rest.
 _MEMORY_DIVISOR = 2
 
@@ -50,8 +44,8 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
     return graph
 
 
-def findings(graph: Graph, content: bytes, target: Target) -> list[Finding]:
-    """Return all reasons why ``target`` cannot run a model; an empty list if it can.
+def findings(graph: Graph, content: bytes, target: Target) -> list[Incompatibility]:
+    """Return all reasons why ``target`` cannot run a model, or an empty list if it can.
 
     Args:
         graph: graph of the model.
@@ -59,8 +53,8 @@ def findings(graph: Graph, content: bytes, target: Target) -> list[Finding]:
         target: the target, with its data types, operators and their versions, rules and memory.
     """
     if target.rules == "edgetpu":
-        # The rules of the Edge TPU include the checks of types and operators, with more specific reasons.
-        return [*check(graph, target), *_memory(graph, content, target)]
+        # The rules of the Edge TPU also cover data types and operators, and give more specific reasons.
+        return [*diagnose(graph, target).findings, *_memory(graph, content, target)]
     return [
         *_types(graph, target),
         *_input_and_output_types(graph, target),
@@ -69,19 +63,18 @@ def findings(graph: Graph, content: bytes, target: Target) -> list[Finding]:
     ]
 
 
-def _types(graph: Graph, target: Target) -> Iterator[Finding]:
+def _types(graph: Graph, target: Target) -> Iterator[Incompatibility]:
     if "float32" in target.types:
         return
     for operator in graph.operators:
         for tensor in (*operator.inputs, *operator.outputs):
             if tensor is not None and tensor.dtype not in _INTEGER_TYPES and tensor.shape != (0,):
                 reason = f"tensor {tensor.name[-60:]!r} is {tensor.dtype}, expected {' or '.join(target.types)}"
-                layer = operator.outputs[0].name if operator.outputs else ""
-                yield Finding(operator.index, operator.name, layer, reason, _QUANTIZE)
+                yield Incompatibility(operator.index, operator.name, operator.layer, reason, _QUANTIZE)
                 return
 
 
-def _input_and_output_types(graph: Graph, target: Target) -> Iterator[Finding]:
+def _input_and_output_types(graph: Graph, target: Target) -> Iterator[Incompatibility]:
     ends: list[tuple[str, tuple[Tensor, ...], tuple[str, ...]]] = [
         ("input", graph.inputs, target.inputs),
         ("output", graph.outputs, target.outputs),
@@ -89,17 +82,16 @@ def _input_and_output_types(graph: Graph, target: Target) -> Iterator[Finding]:
     for what, tensors, allowed in ends:
         for tensor in tensors:
             if tensor.dtype.lower() not in allowed:
-                reason = f"its type is {tensor.dtype.lower()}, expected {' or '.join(allowed)}"
+                reason = f"the {what} is {tensor.dtype.lower()}, expected {' or '.join(allowed)}"
                 way_out = f"convert it with inference_{what}_type=tf.{allowed[0]}"
-                yield Finding(-1, what, tensor.name, reason, way_out)
+                yield Incompatibility(-1, what, tensor.name, reason, way_out)
 
 
-def _operators(graph: Graph, target: Target) -> Iterator[Finding]:
+def _operators(graph: Graph, target: Target) -> Iterator[Incompatibility]:
     for operator in graph.operators:
-        layer = operator.outputs[0].name if operator.outputs else ""
-        if operator.name == "CUSTOM edgetpu-custom-op":
+        if operator.name == EDGETPU_CUSTOM:
             reason, way_out = "it was compiled for the Edge TPU", "use the .tflite file that was the compiler's input"
-        elif operator.name in _SUPPORTED_CUSTOM and target.kind != "c":
+        elif operator.name in TFLITE_CUSTOM and target.kind != "c":
             continue
         elif operator.name.startswith("CUSTOM"):
             reason = "it is a custom operator, which TFLite does not provide"
@@ -117,11 +109,11 @@ def _operators(graph: Graph, target: Target) -> Iterator[Finding]:
             way_out = "convert the model with an older version of TensorFlow, or with edgerec"
         else:
             continue
-        yield Finding(operator.index, operator.name, layer, reason, way_out)
+        yield Incompatibility(operator.index, operator.name, operator.layer, reason, way_out)
 
 
 def _unsupported_by_micro(operator: Operator) -> str | None:
-    """Return why TensorFlow Lite Micro cannot run an operator with its data types; None if it can."""
+    """Return why TensorFlow Lite Micro does not support the data types of an operator, or None if it does."""
     data = operator.inputs[0] if operator.inputs else None
     if data is not None and data.dtype == "FLOAT16":
         return "its input is float16, which TensorFlow Lite Micro does not support"
@@ -135,15 +127,17 @@ def _unsupported_by_micro(operator: Operator) -> str | None:
     return None
 
 
-def _memory(graph: Graph, content: bytes, target: Target) -> Iterator[Finding]:
+def _memory(graph: Graph, content: bytes, target: Target) -> Iterator[Incompatibility]:
     if not target.memory_bytes:
         return
     if target.kind == "c":
-        # Weights stay in flash memory. Only the arena must fit into RAM.
+        # Weights stay in flash memory, so only the arena must fit into RAM.
         needs, has = microcontroller_bytes(graph), target.memory_bytes
         way_out = "use a smaller --input-size or --width"
     else:
         needs, has = len(content) + plan_bytes(graph), target.memory_bytes // _MEMORY_DIVISOR
         way_out = "use a smaller --input-size or --width, or a target with more memory"
     if needs > has:
-        yield Finding(-1, "memory", "", f"the model needs about {needs:,} bytes, but only {has:,} can be used", way_out)
+        yield Incompatibility(
+            -1, "memory", "", f"the model needs about {needs:,} bytes, but only {has:,} can be used", way_out
+        )

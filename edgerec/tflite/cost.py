@@ -1,4 +1,4 @@
-"""Compute the cost of operators (multiply-accumulates) and the size of tensors."""
+"""Compute the multiply-accumulates (MACs) of operators and the size of tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from edgerec.tflite.flatbuffer import Operator, Tensor
 def macs(operator: Operator) -> int:
     """Return the number of multiply-accumulates of an operator for one image.
 
-    As usual, bias additions, activations, poolings and means are not counted. The result is 0 for operators without
-    weights, such as additions and reshapes. A dynamic dimension counts as 1.
+    Bias additions, activations, pooling and means are not counted. The result is 0 for operators without weights, such
+    as additions and reshapes. A dynamic dimension counts as 1.
     """
     shapes = [_shape(tensor) for tensor in operator.inputs]
     output_size = _size(operator.outputs[0]) if operator.outputs else 0
@@ -33,7 +33,7 @@ def macs(operator: Operator) -> int:
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Return the size of the values of a tensor in bytes. A dynamic dimension counts as 1."""
+    """Return the size of a tensor's data in bytes. A dynamic dimension counts as 1."""
     return (_size(tensor) * _BITS.get(tensor.dtype, 8) + 7) // 8
 
 

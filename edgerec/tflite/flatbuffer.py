@@ -1,10 +1,15 @@
-"""Read and write the operators and tensors of a .tflite file without TensorFlow."""
+"""Read and write the operators and tensors of a .tflite file without TensorFlow.
+
+The files are parsed with the generated classes of the TFLite schema. This module adds what these classes lack: names
+instead of numbers, tensors instead of indices, default options, and errors for damaged files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +17,7 @@ import numpy.typing as npt
 
 from edgerec.contract.content import describe
 from edgerec.errors import EdgerecError, ModelError
+from edgerec.tflite.operators import OPTIONS_TYPES
 from edgerec.tflite.schema import tflite_schema
 from edgerec.tflite.verifier import check_bounds
 from edgerec.utils.optional import require
@@ -29,7 +35,7 @@ class Tensor:
         dtype: name of the type in the TFLite schema, such as ``INT8``.
         shape: shape of the tensor; dynamic dimensions are −1.
         scales, zero_points: quantization parameters: none, one, or one per channel.
-        data: content of a constant tensor, uint8 ``(bytes,)``; None for other tensors.
+        data: content of a constant tensor, uint8 ``(bytes,)``, or None for other tensors.
         axis: axis of the channels if there are several ``scales``.
         index: index of the tensor in its subgraph, which is also its index in an interpreter.
     """
@@ -68,6 +74,11 @@ class Operator:
     outputs: tuple[Tensor, ...]
     options: Any
 
+    @property
+    def layer(self) -> str:
+        """Name of the first output, or an empty string if the operator has no output."""
+        return self.outputs[0].name if self.outputs else ""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -88,7 +99,11 @@ class Graph:
 
 
 def read_graph(model: bytes, where: str = "the model") -> Graph:
-    """Parse the bytes of a .tflite file; raise :class:`ModelError` if they are not one."""
+    """Parse a .tflite file to a :class:`Graph`.
+
+    Raises:
+        ModelError: the bytes are not a .tflite file, or its tables or its graph are not valid.
+    """
     parsed = parse(model, where)
     try:
         return _graph(tflite_schema(), parsed)
@@ -99,12 +114,12 @@ def read_graph(model: bytes, where: str = "the model") -> Graph:
 def require_tflite(model: bytes, where: str = "the model") -> None:
     """Raise :class:`ModelError` if the bytes are not a .tflite file; the message names their actual format."""
     if model[4:8] != b"TFL3":
-        kind = describe(model) or "does not have the TFL3 identifier"
+        kind = describe(model) or "does not have the identifier TFL3"
         raise ModelError(f"{where} is not a TFLite model: it {kind}")
 
 
 def parse(model: bytes, where: str = "the model") -> Any:
-    """Parse a .tflite file to a ``ModelT`` object of the TFLite schema, which can be changed and packed again.
+    """Parse a .tflite file into a mutable ``ModelT`` object of the TFLite schema. :func:`pack` is the inverse.
 
     Raises:
         ModelError: the bytes are not a .tflite file, or its tables or its graph are not valid.
@@ -119,10 +134,10 @@ def parse(model: bytes, where: str = "the model") -> Any:
 
 
 def pack(model: Any) -> bytes:
-    """Return the .tflite bytes of a ``ModelT`` object, see :func:`parse`. Identical vectors are stored only once.
+    """Return the .tflite bytes of a ``ModelT`` object from :func:`parse`. Identical vectors are stored only once.
 
-    This matters because every tensor with a scale per channel also has a zero point of 8 bytes per channel. These zero
-    points are all zero, but take an eighth of a small model.
+    Without this, the zero points alone would take an eighth of a small model: every tensor with one scale per channel
+    also has one zero point of 8 bytes per channel, and all of these zero points are 0.
     """
     written: dict[tuple[str, bytes], int] = {}
 
@@ -138,8 +153,8 @@ def pack(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
-def real_values(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """Return the real values of a constant tensor, float32 in its shape: ``scale · (stored − zero_point)``.
+def dequantized_constant(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """Return the dequantized values of a constant tensor, float32: ``scale · (stored − zero_point)``.
 
     Raises:
         ModelError: the values are stored in a format that NumPy does not support, such as 4-bit integers.
@@ -149,7 +164,7 @@ def real_values(tensor: Tensor) -> npt.NDArray[np.float32]:
         stored = data.view(tensor.dtype.lower()).reshape(tensor.shape)
     except (TypeError, ValueError):
         raise ModelError(
-            f"the tensor {tensor.name[-60:]!r} cannot be read, because its values are stored in a packed format "
+            f"cannot read the values of tensor {tensor.name[-60:]!r}: NumPy does not support their format "
             f"({tensor.dtype})"
         ) from None
     if not tensor.scales:
@@ -169,13 +184,13 @@ def float_tensors(graph: Graph) -> list[Tensor]:
 
 
 def weight_sparsity(graph: Graph) -> float:
-    """Return the fraction of zeros among the int8 weights of convolutions and dense layers, whose zero point is 0."""
+    """Return the fraction of int8 weights in convolutions and dense layers that are zero. Their zero point is 0."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
 
 
 def _graph(schema: Any, model: Any) -> Graph:
-    # A model without control flow has one subgraph. Callers also check the tensors of the other subgraphs.
+    # The tensors of all subgraphs are returned, so that callers also find float tensors in loops and branches.
     tensors: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
     for subgraph in model.subgraphs:
@@ -232,29 +247,34 @@ def _indexes(values: Any) -> Any:
 
 
 def _options(schema: Any, name: str, options: Any, index: int) -> Any:
-    """Return the options of an operator, by default the schema's defaults; raise ValueError if their type is wrong."""
-    kind = _OPTIONS.get(name, name).replace("_", "").lower()
-    create = next((value for key, value in vars(schema).items() if key.lower() == f"{kind}optionst"), None)
+    """Return the options of an operator, or the default options of the schema if the operator has none.
+
+    Raises:
+        ValueError: the options have the type of another operator.
+    """
+    create = _options_classes(schema).get(OPTIONS_TYPES.get(name, name).replace("_", "").lower())
     if create is None:
         return options
     if options is not None and not isinstance(options, create):
-        raise ValueError(f"operator {index} ({name}) has options of type {type(options).__name__.removesuffix('T')}")
+        raise ValueError(
+            f"operator {index} ({name}) has options of type {type(options).__name__.removesuffix('T')}, which belong "
+            "to another operator"
+        )
     return create() if options is None else options
 
 
-# Names of option types that differ from the name of the operator.
-_OPTIONS = {
-    **dict.fromkeys(("AVERAGE_POOL_2D", "L2_POOL_2D", "MAX_POOL_2D"), "Pool2D"),
-    **dict.fromkeys(("MEAN", "SUM", "REDUCE_ALL", "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), "Reducer"),
-    **dict.fromkeys(("MAXIMUM", "MINIMUM"), "MaximumMinimum"),
-    "L2_NORMALIZATION": "L2Norm",
-    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNN",
-}
+@cache
+def _options_classes(schema: Any) -> dict[str, Any]:
+    """Return a dictionary that maps the lowercase name of each type of options, such as ``conv2d``, to its class."""
+    return {key.lower().removesuffix("optionst"): value for key, value in vars(schema).items() if "OptionsT" in key}
 
 
 @contextmanager
 def reading_graph(where: str) -> Iterator[None]:
-    """Convert errors that an invalid graph causes, e.g. a shape with too few dimensions, to :class:`ModelError`."""
+    """Convert errors that a damaged graph causes to :class:`ModelError`, as a context manager.
+
+    The verifier does not check everything, e.g. the number of dimensions that an operator expects.
+    """
     try:
         yield
     except EdgerecError:
@@ -264,4 +284,9 @@ def reading_graph(where: str) -> Iterator[None]:
 
 
 def _name_of(enum: Any, value: int) -> str:
-    return next((name for name, known in vars(enum).items() if known == value and name.isupper()), str(value))
+    return _names(enum).get(value, str(value))
+
+
+@cache
+def _names(enum: Any) -> dict[int, str]:
+    return {value: name for name, value in reversed(vars(enum).items()) if name.isupper()}

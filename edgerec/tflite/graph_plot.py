@@ -1,4 +1,7 @@
-"""Draw the graph of a model as a PNG image."""
+"""Draw the graph of a model as a PNG image.
+
+The layout is computed here and not by Graphviz, because Graphviz is a program that pip cannot install.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgerec.tflite.operators import KINDS
 from edgerec.utils.atomic import checked_output
 from edgerec.utils.figures import save_figure
 from edgerec.utils.optional import require
@@ -17,14 +21,14 @@ if TYPE_CHECKING:
 
     from edgerec.tflite.inspection import InspectedOperator, InspectReport
 
-# Sizes in inches: the box of an operator, the height of a row, the width of a lane, and the space between columns.
+# Sizes in inches: width and height of an operator's box, height of a row, width of a lane, and gap between columns.
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
-# Maximum number of operators in a row. Object detectors, for example, have many parallel branches.
+# Maximum number of operators side by side. Object detectors, for example, have many parallel branches.
 MAX_LANES = 4
-# Desired ratio of the width to the height of the image.
+# Preferred aspect ratio (width divided by height) of the drawing.
 ASPECT = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
-# Fill color and edge color of operators, by where they run for targets with an Edge TPU, or by kind.
+# Fill and edge colors of operators, by device for targets with an Edge TPU, otherwise by kind of operator.
 PLACEMENT_COLORS = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
 KIND_COLORS = {
     "weights": ("#bee3f8", "#2b6cb0"),
@@ -33,23 +37,19 @@ KIND_COLORS = {
     "shape": ("#e9d8fd", "#6b46c1"),
     "other": ("#edf2f7", "#4a5568"),
 }
-_KIND_OF = {
-    "weights": {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM"},
-    "pooling": {"AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "SUM", "REDUCE_MAX", "RESIZE_BILINEAR"},
-    "arithmetic": {"ADD", "MUL", "SUB", "DIV", "SOFTMAX", "LOGISTIC", "HARD_SWISH", "RELU", "RELU6", "TANH"},
-    "shape": {"RESHAPE", "CONCATENATION", "PAD", "SPLIT", "TRANSPOSE", "STRIDED_SLICE", "SLICE", "SQUEEZE", "PACK"},
-}
 _SHORT = {"DEPTHWISE_CONV_2D": "DEPTHWISE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM": "LSTM"}
 
 
 @dataclass(frozen=True)
 class BoxPosition:
-    """Position of an operator in the image.
+    """Position of an operator in the drawing.
+
+    The drawing has columns, each column has rows, and the operators of a row are next to each other in lanes.
 
     Attributes:
-        row: row of the operator, counted over all columns.
-        lane: position of the operator in its row.
-        column: column that contains the row.
+        row: number of the row, counted over all columns.
+        lane: number of the lane in the row.
+        column: number of the column.
         x, y: center of the operator's box in inches.
     """
 
@@ -89,10 +89,34 @@ def graph_plot(report: InspectReport, path: Path) -> None:
 
 
 def layout(report: InspectReport) -> dict[int, BoxPosition]:
-    """Return the position of each operator, by index.
+    """Return a dictionary that maps the index of each operator to its position in the drawing.
 
-    An operator is below all operators whose outputs it reads. If possible, it is in the lane of the first of them.
+    An operator is placed below all operators that compute its inputs, if possible in the lane of the first of them.
     """
+    rows, lanes = _rows_and_lanes(report)
+    depth = 1 + max(rows.values(), default=0)
+    widths = {row: 1 + max(lanes[index] for index in rows if rows[index] == row) for row in set(rows.values())}
+    widest = max(widths.values(), default=1)
+    rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
+    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # give all columns about the same length
+    left, starts = GUTTER, list[float]()
+    for first in range(0, depth, rows_per_column):
+        starts.append(left)
+        left += LANE * max(widths.get(row, 1) for row in range(first, min(depth, first + rows_per_column))) + GUTTER
+    return {
+        index: BoxPosition(
+            row,
+            lanes[index],
+            row // rows_per_column,
+            starts[row // rows_per_column] + LANE * lanes[index] + LANE / 2,
+            0.45 + ROW * (row % rows_per_column) + BOX_HEIGHT / 2,
+        )
+        for index, row in rows.items()
+    }
+
+
+def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, int]]:
+    """Return two dictionaries that map the index of each operator to its row and to its lane."""
     predecessors = _predecessors(report)
     rows: dict[int, int] = {}
     lanes: dict[int, int] = {}
@@ -106,33 +130,11 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
         free = (lane for lane in [preferred, *range(MAX_LANES)] if lane not in used_lanes[row])
         rows[operator.index], lanes[operator.index] = row, next(free)
         used_lanes[row].add(lanes[operator.index])
-    depth = 1 + max(rows.values(), default=0)
-    widest = max((max(used) + 1 for used in used_lanes.values() if used), default=1)
-    rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
-    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # give all columns about the same length
-    left, starts = GUTTER, list[float]()
-    for column in range(math.ceil(depth / rows_per_column)):
-        starts.append(left)
-        used = [
-            max(used_lanes[row]) + 1
-            for row in range(column * rows_per_column, min(depth, (column + 1) * rows_per_column))
-            if used_lanes.get(row)
-        ]
-        left += LANE * max(used, default=1) + GUTTER
-    return {
-        index: BoxPosition(
-            row,
-            lanes[index],
-            row // rows_per_column,
-            starts[row // rows_per_column] + LANE * lanes[index] + LANE / 2,
-            0.45 + ROW * (row % rows_per_column) + BOX_HEIGHT / 2,
-        )
-        for index, row in rows.items()
-    }
+    return rows, lanes
 
 
 def _predecessors(report: InspectReport) -> dict[int, list[int]]:
-    """Return the indices of the operators whose outputs each operator reads, by index."""
+    """Return a dictionary that maps each operator to the operators that compute its inputs, as operator indices."""
     producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     return {
         operator.index: list(dict.fromkeys(producers[t] for t in operator.inputs if t is not None and t in producers))
@@ -153,27 +155,23 @@ def _draw_edge(axes: Axes, start: BoxPosition, end: BoxPosition) -> None:
     half, out = BOX_HEIGHT / 2, (ROW - BOX_HEIGHT) / 2
     bottom, top = (start.x, start.y + half), (end.x, end.y - half)
     if end.row == start.row + 1 and end.column == start.column and end.lane == start.lane:
-        points, curve = [bottom, top], False
+        points = [bottom, top]
     elif end.column == start.column and end.row > start.row and end.row - start.row <= 1:
-        points, curve = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top], True
-    elif end.column == start.column:  # go around the boxes between start and end
+        points = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top]
+    elif end.column == start.column:  # draw the line to the right of the boxes between start and end
         side = max(start.x, end.x) + LANE / 2 - 0.06
         points = [bottom, (start.x, bottom[1] + out * 1.6), (side, bottom[1] + out), (side, bottom[1] + 2 * out)]
         points += [(side, top[1] - 2 * out), (side, top[1] - out), (end.x, top[1] - out * 1.6), top]
-        curve = True
-    else:  # go through the space on the left of the end's column
+    else:  # draw the line in the gap to the left of the column that contains the end
         side = end.x - LANE * end.lane - LANE / 2 - GUTTER / 2
         points = [bottom, (start.x, bottom[1] + out), (side, bottom[1] + out), (side, bottom[1])]
         points += [(side, top[1]), (side, top[1] - out), (end.x, top[1] - out), top]
-        curve = True
-    if curve and len(points) == 8:
-        codes = [Line.MOVETO, *[Line.CURVE4] * 3, Line.LINETO, *[Line.CURVE4] * 3]
-    elif curve:
-        codes = [Line.MOVETO, *[Line.CURVE4] * 3]
-    else:
-        codes = [Line.MOVETO, Line.LINETO]
+    curve = [Line.CURVE4] * 3
+    codes = {2: [Line.LINETO], 4: curve, 8: [*curve, Line.LINETO, *curve]}[len(points)]
     axes.add_patch(
-        FancyArrowPatch(path=Line(points, codes), arrowstyle="-|>", mutation_scale=7, color=EDGE, lw=0.9, zorder=1)
+        FancyArrowPatch(
+            path=Line(points, [Line.MOVETO, *codes]), arrowstyle="-|>", mutation_scale=7, color=EDGE, lw=0.9, zorder=1
+        )
     )
 
 
@@ -213,7 +211,7 @@ def _colors(operator: InspectedOperator, report: InspectReport) -> tuple[str, st
 
 
 def _kind(operator: InspectedOperator) -> str:
-    return next((kind for kind, names in _KIND_OF.items() if operator.op in names), "other")
+    return next((kind for kind, names in KINDS.items() if operator.op in names), "other")
 
 
 def _draw_header(figure: object, report: InspectReport, width: float, height: float) -> None:
@@ -261,5 +259,5 @@ def _count(number: int) -> str:
 
 
 def _dpi(width: float, height: float) -> int:
-    """Return the resolution in dots per inch. It is lower for large graphs, as viewers cannot open huge images."""
+    """Return the resolution in dots per inch. It is lower for large graphs, because viewers cannot open huge images."""
     return max(50, min(130, int(12_000 / max(width, height))))

@@ -1,10 +1,13 @@
-"""Inspect a .tflite file or bundle: operators, tensors, cost, memory, and the targets that can run the model."""
+"""Inspect a .tflite file or bundle: operators, tensors, cost, memory, and the targets that can run the model.
+
+TensorFlow's Analyzer is not used, because it needs TensorFlow and prints text without costs and targets.
+"""
 
 from __future__ import annotations
 
 import gzip
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from edgerec.tflite.compatibility import findings
 from edgerec.tflite.cost import macs, tensor_bytes
 from edgerec.tflite.edgetpu.compiler import EdgeTpuReport, compile_for_edgetpu
 from edgerec.tflite.edgetpu.diagnosis import Diagnosis, diagnose
-from edgerec.tflite.finding import Finding
 from edgerec.tflite.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, Tensor, read_graph, reading_graph
+from edgerec.tflite.incompatibility import Incompatibility
 from edgerec.tflite.memory import microcontroller_bytes, parameter_bytes, plan_bytes
 from edgerec.tflite.metadata import Metadata, read_metadata
 from edgerec.tflite.probing import probe_model
@@ -47,10 +50,6 @@ class InspectedTensor:
     constant: bool
     size_bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-
 
 @dataclass(frozen=True)
 class InspectedOperator:
@@ -65,8 +64,9 @@ class InspectedOperator:
         shape: shape of the first output.
         macs: multiply-accumulates for one image.
         parameter_bytes: size of the constant inputs.
-        on: where the operator runs on the target: ``edgetpu`` or ``cpu``; empty if no target was given.
-        reason: why the operator does not run on the Edge TPU, or why the target cannot run it; empty if it does.
+        on: where the operator runs on the target, ``edgetpu`` or ``cpu``, or an empty string without a target.
+        reason: why the operator does not run on the Edge TPU, or why the target cannot run the operator, or an empty
+            string.
     """
 
     index: int
@@ -81,9 +81,20 @@ class InspectedOperator:
     on: str = ""
     reason: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+@dataclass(frozen=True)
+class InspectedAutoencoder:
+    """The autoencoder of a bundle, which detects images that belong to none of the classes.
+
+    Attributes:
+        model: name of the model file in the bundle.
+        size_bytes: size of the model file.
+        threshold: reconstruction error above which an image is unknown.
+    """
+
+    model: str
+    size_bytes: int
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -91,24 +102,27 @@ class InspectReport:
     """Result of :func:`inspect`.
 
     Attributes:
-        file, model: the path that was inspected, and the model file inside of it if the path is a bundle.
-        size_bytes, gzip_bytes: size of the model, and its size after gzip compression.
+        file: the path that was inspected.
+        model: name of the model file, which differs from ``file`` if a bundle was inspected.
+        size_bytes, gzip_bytes: size of the model before and after gzip compression.
         parameter_bytes: size of the constants.
         macs: multiply-accumulates for one image.
         arena_bytes: working memory for the tensors on a computer, according to TFLite's memory plan.
-        microcontroller_bytes: arena that TensorFlow Lite Micro needs, with a margin.
-        inputs, outputs, tensors, operators: those of the first subgraph.
+        microcontroller_bytes: estimated arena size for TensorFlow Lite Micro, with a safety margin.
+        subgraphs: number of subgraphs; more than one if the model contains control flow.
+        inputs, outputs, tensors, operators: tensors and operators of the first subgraph.
         labels: labels in the metadata.
         normalise: pairs of mean and standard deviation in the metadata: one for all channels, or one per channel.
-        targets: reason why each target cannot run the model; empty if the target can.
-        target: the target that was checked in detail; empty if none was.
+        targets: result of :func:`target_problems`.
+        target: the target that was checked in detail, or an empty string if none was.
         findings: all reasons why ``target`` cannot run the model.
-        edgetpu: predicted partition of the model by the Edge TPU compiler; None if the target has no Edge TPU.
-        compiler: result of the Edge TPU compiler; None if the compiler failed or was not run.
-        compiler_error: why the compiler failed; empty if it succeeded or was not run.
-        interpreter_error: why the interpreter of this machine cannot load or run the model; empty if it can.
+        edgetpu: predicted placement of the operators, or None if the target has no Edge TPU.
+        compiler: result of the Edge TPU compiler, or None if the compiler failed or was not run.
+        compiler_error: why the compiler failed, or an empty string if it succeeded or was not run.
+        interpreter_error: why the interpreter of this machine cannot load or run the model, or an empty string if it
+            can.
         metadata_faults: parts of the TFLite metadata that cannot be used, and why.
-        novelty: ``model``, ``size_bytes`` and ``threshold`` of the bundle's autoencoder; None if there is none.
+        novelty: the bundle's autoencoder, or None if there is none.
     """
 
     file: str
@@ -128,31 +142,18 @@ class InspectReport:
     normalise: tuple[tuple[float, float], ...]
     targets: dict[str, str]
     target: str = ""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Incompatibility, ...] = ()
     edgetpu: Diagnosis | None = None
     compiler: EdgeTpuReport | None = None
     compiler_error: str = ""
-    novelty: dict[str, Any] | None = None
+    novelty: InspectedAutoencoder | None = None
     interpreter_error: str = ""
     metadata_faults: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        values = vars(self) | {
-            key: [item.to_dict() for item in getattr(self, key)]
-            for key in ("inputs", "outputs", "tensors", "operators", "findings")
-        }
-        edgetpu = None
-        if self.edgetpu is not None:
-            # Operators and findings are already in the report.
-            edgetpu = {
-                key: value for key, value in self.edgetpu.to_dict().items() if key not in ("operators", "findings")
-            }
-        return values | {
-            "labels": list(self.labels),
-            "metadata_faults": list(self.metadata_faults),
-            "normalise": [list(n) for n in self.normalise],
-            "edgetpu": edgetpu,
+        """Return the report as a JSON-serializable dictionary."""
+        return asdict(self) | {
+            "edgetpu": self.edgetpu and self.edgetpu.to_dict(),
             "compiler": self.compiler and self.compiler.to_dict(),
         }
 
@@ -161,10 +162,10 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
     """Read a .tflite file, or the model of a bundle, and load it in a child process.
 
     Args:
-        path: the file, or a bundle's folder or .zip; the first model of an ensemble is inspected.
+        path: the file, or a bundle's folder or .zip. In an ensemble, the first model is inspected.
         target: a name in ``targets/`` or a .toml file. The report then states where each operator runs on this target,
             and all reasons why the target cannot run the model.
-        compiler: run the target's compiler if it is installed, and compare its result with the prediction.
+        compiler: run the target's compiler if it is installed, and compare its result with the predicted placement.
 
     Raises:
         ModelError: the file is not a .tflite file, or is damaged.
@@ -177,7 +178,7 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
 
 
 def _inspect(where: Path, target: Target | None, compiler: bool) -> InspectReport:
-    name, content, novelty = _read_model(where)
+    name, content, autoencoder = _read_model(where)
     graph = read_graph(content, str(where))
     error = _interpreter_error(graph, content)
     problems = tuple(_all_findings(graph, content, target, error)) if target else ()
@@ -211,17 +212,21 @@ def _inspect(where: Path, target: Target | None, compiler: bool) -> InspectRepor
         edgetpu=diagnosis,
         compiler=compiler_report,
         compiler_error=compiler_error,
-        novelty=novelty,
+        novelty=autoencoder,
     )
 
 
 def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
-    """Return the first reason why each target cannot run the model, by target; empty if the target can.
+    """Check whether each target that comes with edgerec can run a model.
 
     Args:
         graph: graph of the model.
         content: bytes of the .tflite file.
-        error: reason why the interpreter of this machine cannot load the model; empty if it can.
+        error: why the interpreter of this machine cannot load the model, or an empty string if it can.
+
+    Returns:
+        A dictionary that maps the name of each target to the first reason why it cannot run the model, or to an empty
+        string if it can.
     """
     first_problems = {}
     for name in target_names():
@@ -232,16 +237,21 @@ def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, 
 
 
 def _interpreter_error(graph: Graph, content: bytes) -> str:
-    """Return why the interpreter cannot load the model; empty if it can, or if the model has custom operators."""
+    """Return why the interpreter cannot load or run the model, or an empty string.
+
+    A model with custom operators is not loaded. :func:`findings` states whether a target supports these operators.
+    """
     if any(operator.name.startswith("CUSTOM") for operator in graph.operators):
-        return ""  # the findings of each target state whether it has these operators
+        return ""
     return probe_model(content).error
 
 
-def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Finding]:
+def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Incompatibility]:
     problems = findings(graph, content, target)
     if error and target.kind != "c":  # "c" targets use the interpreter of TensorFlow Lite Micro
-        problems.append(Finding(-1, "interpreter", "", error, "convert the model again with a current TensorFlow"))
+        problems.append(
+            Incompatibility(-1, "interpreter", "", error, "convert the model again with a current TensorFlow")
+        )
     return problems
 
 
@@ -249,8 +259,8 @@ def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]
     """Run the target's compiler.
 
     Returns:
-        The report of the compiler, or None; and the reason why the compiler failed, or an empty string. If no compiler
-        is installed, None and an empty string.
+        The report of the compiler, or None if the compiler failed or is not installed, and the reason why the compiler
+        failed, or an empty string.
     """
     if not target.compiler or shutil.which(target.compiler) is None:
         return None, ""
@@ -260,15 +270,14 @@ def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]
         return None, str(error)
 
 
-def _read_model(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
-    """Return name and bytes of the model, and the value of :attr:`InspectReport.novelty`."""
+def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
+    """Return the name and bytes of the model, and the autoencoder of a bundle, or None if there is none."""
     if path.is_dir() or path.suffix == ".zip":
         bundle = Bundle.open(path)
-        spec, novelty = bundle.manifest.novelty, None
-        if spec is not None:
-            size = len(bundle.files[spec.model])
-            novelty = {"model": spec.model, "size_bytes": size, "threshold": spec.threshold}
-        return bundle.manifest.model, bundle.model, novelty
+        spec = bundle.manifest.novelty
+        size = 0 if spec is None else len(bundle.files[spec.model])
+        autoencoder = None if spec is None else InspectedAutoencoder(spec.model, size, spec.threshold)
+        return bundle.manifest.model, bundle.model, autoencoder
     try:
         return path.name, read_at_most(path, MAX_MODEL_BYTES), None
     except OSError as error:
@@ -276,7 +285,7 @@ def _read_model(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
 
 
 def _used(graph: Graph) -> list[Tensor]:
-    """Return the tensors of the first subgraph that are used by an operator or are an input or output, by index."""
+    """Return the inputs, the outputs and the tensors that operators use, in the order of their indices."""
     used = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
     for operator in graph.operators:
         used |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
@@ -302,7 +311,7 @@ def _operator(operator: Operator) -> InspectedOperator:
         operator.index,
         operator.name,
         operator.version,
-        operator.outputs[0].name if operator.outputs else "",
+        operator.layer,
         tuple(None if tensor is None else tensor.index for tensor in operator.inputs),
         tuple(tensor.index for tensor in operator.outputs),
         operator.outputs[0].shape if operator.outputs else (),
@@ -312,9 +321,9 @@ def _operator(operator: Operator) -> InspectedOperator:
 
 
 def _with_placement(
-    operators: tuple[InspectedOperator, ...], problems: tuple[Finding, ...], diagnosis: Diagnosis | None
+    operators: tuple[InspectedOperator, ...], problems: tuple[Incompatibility, ...], diagnosis: Diagnosis | None
 ) -> tuple[InspectedOperator, ...]:
-    """Set ``on`` and ``reason`` of the operators."""
+    """Set the attributes ``on`` and ``reason`` of each operator."""
     if diagnosis is not None:
         return tuple(
             replace(operator, on=placement.on, reason=placement.reason)

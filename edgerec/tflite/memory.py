@@ -1,4 +1,7 @@
-"""Estimate the working memory (arena) of a model from its file."""
+"""Estimate the working memory (arena) of a model from its file.
+
+LiteRT's Python interpreter does not report the size of its arena.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 # alignment of TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
 # Memory in bytes that TFLite Micro needs in addition to the tensors: for the interpreter, for each tensor, for each
-# operator, and for each output channel with its own multiplier and shift. The values were measured with the
+# operator, and for each output channel with its own multiplier and shift. These numbers were measured with the
 # interpreter of TFLite Micro on x86-64. 32-bit boards need less.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
 # Safety margin for differences between the releases of TFLite Micro.
@@ -38,7 +41,7 @@ class Slot:
 
 
 def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
-    """Assign memory in the arena to all tensors that are not constant, as TFLite and TFLite Micro do.
+    """Assign memory in the arena to all tensors that are not constant, like TFLite and TFLite Micro.
 
     The greedy algorithm places the largest tensor first, and each tensor at the lowest offset that is free during its
     lifetime (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). Temporary buffers
@@ -89,20 +92,23 @@ def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
 
 
 def _variable_bytes(graph: Graph) -> int:
-    """Return the size of the variable tensors, e.g. the state of an LSTM. They are neither constant nor computed."""
+    """Return the size of the variable tensors, such as the state of an LSTM.
+
+    A variable tensor is neither a constant, nor an input of the graph, nor the output of an operator.
+    """
     computed = {id(tensor) for tensor, _ in _lifetimes(graph)}
     read = {id(t): t for operator in graph.operators for t in operator.inputs if t is not None and not t.constant}
     return sum(_aligned(tensor_bytes(t), MICRO_ALIGNMENT) for key, t in read.items() if key not in computed)
 
 
 def _max_scratch_bytes(graph: Graph) -> int:
-    """Return the size of the largest temporary buffer of a kernel. Kernels run one after the other and share it."""
+    """Return the size of the largest temporary buffer of a kernel. All kernels share one buffer."""
     return max((_scratch_bytes(operator) for operator in graph.operators), default=0)
 
 
 def _scratch_bytes(operator: Operator) -> int:
     match operator.name:
-        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN copies the windows of two pixels as int16
+        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN's im2col buffer: the patches of two output pixels as int16
             weights = operator.inputs[1]
             return 4 * prod(weights.shape[1:]) if weights is not None else 0
         case "TRANSPOSE_CONV" | "MEAN" | "SUM":  # sums as int32

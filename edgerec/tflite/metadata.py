@@ -1,8 +1,9 @@
-"""Read and write TFLite metadata: labels and normalization that are stored in a .tflite file for other tools.
+"""Read and write TFLite metadata: labels and normalization that a .tflite file contains for other tools.
 
 The format is metadata_schema.fbs of tflite-support, version 1.0. The metadata is a separate flatbuffer, which is stored
-in a buffer of the model with the name TFLITE_METADATA. The label file is in an uncompressed zip archive, appended
-to the model. Interpreters ignore both.
+in a buffer of the model under the name TFLITE_METADATA. The label file is in an uncompressed zip archive, appended
+to the model. Interpreters ignore both. The package tflite-support is not used, because its last release does not
+support Python 3.12 and later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,10 +31,11 @@ from edgerec.contract.tensors import (
 from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import pack, parse
 from edgerec.tflite.schema import tflite_schema
+from edgerec.tflite.tables import Table
 from edgerec.utils.optional import require
 
 LABEL_FILE = "labels.txt"
-# Limits for damaged files, which could otherwise make the reader use too much memory.
+# Limits, so that a damaged file cannot make the reader use too much memory.
 MAX_LABEL_BYTES = 1 << 24
 MAX_TEXT_BYTES = 1 << 16
 MAX_ITEMS = 10_000
@@ -40,30 +43,25 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-# Class identifiers of Google's Knowledge Graph, WordNet and Wikidata, which are not readable labels.
+# Class identifiers of Google's Knowledge Graph, WordNet and Wikidata. They are not labels that people can read.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
 # Command-line options that override a part of the metadata.
 _OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
 
-# Names of the fields of each table that is used, in the order of their slots. A union has two slots.
-_Fields = tuple[str, ...]
-_MODEL = (
-    *("name", "description", "version", "subgraph_metadata"),
-    *("author", "license", "associated_files", "min_parser_version"),
-)
-_SUBGRAPH = ("name", "description", "input_tensor_metadata", "output_tensor_metadata")
-_TENSOR = ("name", "description", "dimension_names", "content", "process_units", "stats", "associated_files")
-_CONTENT = ("content_properties_type", "content_properties")
-_IMAGE = ("color_space",)
-_PROCESS_UNIT = ("options_type", "options")
-_NORMALIZATION = ("mean", "std")
-_FILE = ("name", "description", "type", "locale", "version")
-_BYTES = {"content_properties_type", "color_space", "options_type", "type"}
+# Numbers of the fields of each table in metadata_schema.fbs. A union has two fields, its type and its table. The first
+# two fields of most tables are the name and the description.
+_NAME, _DESCRIPTION = 0, 1
+_SUBGRAPHS, _MIN_PARSER_VERSION = 3, 7  # ModelMetadata
+_INPUTS, _OUTPUTS = 2, 3  # SubGraphMetadata
+_CONTENT, _PROCESS_UNITS, _FILES = 3, 4, 6  # TensorMetadata
+_UNION_TYPE, _UNION = 0, 1  # Content and ProcessUnit
+_COLOR_SPACE = 0  # ImageProperties
+_MEAN, _STD = 0, 1  # NormalizationOptions
+_FILE_TYPE, _LOCALE = 2, 3  # AssociatedFile
+# Values of enums in metadata_schema.fbs.
 _IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
-# Fields of the tables in TFLite's schema.fbs.
-_TFLITE = ("version", "operator_codes", "subgraphs", "description", "buffers", "metadata_buffer", "metadata")
-_TFLITE_ENTRY = ("name", "buffer")
-_TFLITE_BUFFER = ("data",)
+# Numbers of the fields in TFLite's schema.fbs: buffers and metadata of the model, and the buffer of a metadata entry.
+_MODEL_BUFFERS, _MODEL_METADATA, _ENTRY_BUFFER = 4, 6, 1
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,11 @@ class Metadata:
 
     Attributes:
         name, description: human-readable name and description of the model.
-        labels: label of each output; empty if there are none.
-        normalise: conversion of pixels to the real values of the input, with one entry for all channels or one entry
-            per channel; empty if the metadata does not state it.
+        labels: label of each output, or an empty tuple if there are none.
+        normalise: normalization of the pixels, with one entry for all channels or one entry per channel, or an empty
+            tuple if the metadata does not state the normalization.
         label_file: name of the embedded label file, followed by its locale if it has one.
-        faults: reason why ``labels`` or ``normalise`` cannot be used, by the name of the part.
+        faults: dictionary that maps ``labels`` or ``normalise`` to the reason why this part cannot be used.
     """
 
     name: str
@@ -93,14 +91,14 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     Args:
         content: .tflite bytes of a model with one image input. Its operators and tensors are not changed.
         labels: label of each output.
-        normalise: conversion of pixels to the real values of the input.
+        normalise: normalization of the pixels.
         name: human-readable name of the model.
 
     Raises:
         ModelError: the model already has metadata.
     """
     schema, model = tflite_schema(), parse(content)
-    if has_metadata(content):
+    if any(entry.name == METADATA_ENTRY.encode() for entry in model.metadata or ()):
         raise ModelError("cannot add TFLite metadata, because the model already has TFLite metadata")
     subgraph = model.subgraphs[0]
     channels = int(subgraph.tensors[subgraph.inputs[0]].shape[-1])
@@ -109,25 +107,30 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     entry.name, entry.buffer = METADATA_ENTRY, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]
-    return _with_label_file(pack(model), "".join(f"{label}\n" for label in labels).encode())
+    return with_files(pack(model), {LABEL_FILE: "".join(f"{label}\n" for label in labels).encode()})
 
 
 def without_metadata(content: bytes) -> bytes:
     """Return the bytes of a .tflite file without its TFLite metadata and associated files."""
     model = parse(content)
-    model.metadata = [entry for entry in model.metadata or () if entry.name != METADATA_ENTRY.encode()]
+    remove_metadata(model)
     return pack(model)
 
 
+def remove_metadata(model: Any) -> None:
+    """Remove the TFLite metadata from a parsed model (:func:`~edgerec.tflite.flatbuffer.parse`)."""
+    model.metadata = [entry for entry in model.metadata or () if entry.name != METADATA_ENTRY.encode()]
+
+
 def has_metadata(content: bytes) -> bool:
-    """Return whether a .tflite file has TFLite metadata, even if it is damaged."""
-    return any(entry.name == METADATA_ENTRY.encode() for entry in parse(content).metadata or ())
+    """Return whether a .tflite file has TFLite metadata, even if the metadata is damaged."""
+    return _metadata_entry(Table.root(content)) is not None
 
 
 def read_metadata(
     content: bytes, where: str = "the model", *, needs: Collection[str] = ("labels", "normalise")
 ) -> Metadata | None:
-    """Read the TFLite metadata of a .tflite file; return None if the file has none.
+    """Read the TFLite metadata of a .tflite file, or return None if the file has none.
 
     Args:
         content: the bytes of the file.
@@ -146,8 +149,8 @@ def read_metadata(
     for part in needs:
         if metadata is not None and part in metadata.faults:
             raise ModelError(
-                f"{where} has damaged TFLite metadata ({metadata.faults[part]}): get the file again, or set "
-                f"{_OPTIONS[part]} to use other {'labels' if part == 'labels' else 'values'}"
+                f"{where} has damaged TFLite metadata ({metadata.faults[part]}): download the file again, or add "
+                f"{_OPTIONS[part]} to replace this part of the metadata"
             )
     return metadata
 
@@ -160,7 +163,7 @@ def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
 
     Args:
         spec: input tensor of the model.
-        metadata: TFLite metadata of the model; None if it has none.
+        metadata: TFLite metadata of the model, or None if the model has none.
         where: name of the model for error messages.
 
     Raises:
@@ -170,74 +173,106 @@ def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
         return identity_normalise(spec)
     if metadata is None or not metadata.normalise:
         raise ModelError(
-            f"{where} takes {spec.dtype} and does not state its normalization: add --normalise {NORMALISE_CHOICES}"
+            f"{where} has a {spec.dtype} input and does not state its normalization: add --normalise "
+            f"{NORMALISE_CHOICES}"
         )
     if len(set(metadata.normalise)) == 1:
         return metadata.normalise[0]
     if len(metadata.normalise) != 3 or spec.shape[-1] != 3:
         raise ModelError(
             f"the metadata of {where} has {len(metadata.normalise)} normalizations for {spec.shape[-1]} channels: "
-            "set the right one with --normalise"
+            "set the correct normalization with --normalise"
         )
     first, second, third = metadata.normalise
     return ChannelNormalise((first.mean, second.mean, third.mean), (first.std, second.std, third.std))
 
 
 def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
-    """Return the metadata as a flatbuffer."""
-    write = _Writer()
-    text, table, tables = write.text, write.table, write.tables
-    image = table(_IMAGE, color_space=_RGB if channels == 3 else _GRAYSCALE)
-    options = table(_NORMALIZATION, mean=write.floats(normalise.mean), std=write.floats(normalise.std))
+    """Return the metadata as a flatbuffer. A table is written after the strings, vectors and tables it refers to."""
+    builder = require("flatbuffers").Builder(1024)
+    text = builder.CreateString
+
+    def table(offsets: Mapping[int, int], numbers: Mapping[int, int] = MappingProxyType({})) -> int:
+        values = {**offsets, **numbers}
+        builder.StartObject(1 + max(values))
+        for slot in sorted(values):
+            prepend = builder.PrependInt8Slot if slot in numbers else builder.PrependUOffsetTRelativeSlot
+            prepend(slot, values[slot], 0)
+        return int(builder.EndObject())
+
+    def vector(prepend: Callable[[Any], None], item: Any) -> int:
+        """Write a vector of one item."""
+        builder.StartVector(4, 1, 4)
+        prepend(item)
+        return int(builder.EndVector())
+
+    def tables(offset: int) -> int:
+        return vector(builder.PrependUOffsetTRelative, offset)
+
+    image = table({}, {_COLOR_SPACE: _RGB if channels == 3 else _GRAYSCALE})
+    mean = vector(builder.PrependFloat32, normalise.mean)
+    normalization = table({_MEAN: mean, _STD: vector(builder.PrependFloat32, normalise.std)})
     image_input = table(
-        _TENSOR,
-        name=text("image"),
-        description=text("The picture to classify."),
-        content=table(_CONTENT, content_properties_type=_IMAGE_PROPERTIES, content_properties=image),
-        process_units=tables(table(_PROCESS_UNIT, options_type=_NORMALIZATION_OPTIONS, options=options)),
+        {
+            _NAME: text("image"),
+            _DESCRIPTION: text("The picture to classify."),
+            _CONTENT: table({_UNION: image}, {_UNION_TYPE: _IMAGE_PROPERTIES}),
+            _PROCESS_UNITS: tables(table({_UNION: normalization}, {_UNION_TYPE: _NORMALIZATION_OPTIONS})),
+        }
     )
-    file = table(_FILE, name=text(LABEL_FILE), description=text("A label a line."), type=_TENSOR_AXIS_LABELS)
+    file = table({_NAME: text(LABEL_FILE), _DESCRIPTION: text("A label a line.")}, {_FILE_TYPE: _TENSOR_AXIS_LABELS})
     scores = table(
-        _TENSOR,
-        name=text("score"),
-        description=text("The score of each label, 0 to 1."),
-        associated_files=tables(file),
+        {
+            _NAME: text("score"),
+            _DESCRIPTION: text("The score of each label, 0 to 1."),
+            _FILES: tables(file),
+        }
     )
     model = table(
-        _MODEL,
-        name=text(name),
-        description=text(f"Classifies a picture as one of {len(labels)} labels. Made by edgerec."),
-        subgraph_metadata=tables(
-            table(_SUBGRAPH, input_tensor_metadata=tables(image_input), output_tensor_metadata=tables(scores))
-        ),
-        min_parser_version=text("1.0.0"),
+        {
+            _NAME: text(name),
+            _DESCRIPTION: text(f"Classifies a picture as one of {len(labels)} labels. Made by edgerec."),
+            _SUBGRAPHS: tables(table({_INPUTS: tables(image_input), _OUTPUTS: tables(scores)})),
+            _MIN_PARSER_VERSION: text("1.0.0"),
+        }
     )
-    return write.finished(model)
+    builder.Finish(model, _IDENTIFIER)
+    return bytes(builder.Output())
 
 
-def _with_label_file(model: bytes, labels: bytes) -> bytes:
+def with_files(model: bytes, files: Mapping[str, bytes]) -> bytes:
+    """Append associated files to a .tflite file, in an uncompressed zip archive."""
     content = io.BytesIO(model)
     with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo(LABEL_FILE, (1980, 1, 1, 0, 0, 0)), labels)
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
     return content.getvalue()
 
 
-def _metadata_root(content: bytes) -> _Table | None:
-    model = _Table.root(content, _TFLITE)
-    for entry in model.tables("metadata", _TFLITE_ENTRY):
-        if entry.text("name") == METADATA_ENTRY:
-            buffers = model.tables("buffers", _TFLITE_BUFFER, MAX_BUFFERS)
-            data = buffers[entry.number("buffer")].content("data")
-            if data[4:8] != _IDENTIFIER:
-                raise ValueError(f"it does not have the identifier {_IDENTIFIER.decode()}")
-            return _Table.root(data, _MODEL)
-    return None
+def _metadata_entry(model: Table) -> Table | None:
+    entries = model.tables(_MODEL_METADATA, MAX_ITEMS)
+    return next((entry for entry in entries if _text(entry, _NAME) == METADATA_ENTRY), None)
 
 
-def _metadata(root: _Table, content: bytes) -> Metadata:
-    subgraphs = root.tables("subgraph_metadata", _SUBGRAPH)
-    inputs = subgraphs[0].tables("input_tensor_metadata", _TENSOR) if subgraphs else []
-    scores = subgraphs[0].tables("output_tensor_metadata", _TENSOR) if subgraphs else []
+def _metadata_root(content: bytes) -> Table | None:
+    model = Table.root(content)
+    entry = _metadata_entry(model)
+    if entry is None:
+        return None
+    data = model.tables(_MODEL_BUFFERS, MAX_BUFFERS)[entry.number(_ENTRY_BUFFER)].content(0)
+    if data[4:8] != _IDENTIFIER:
+        raise ValueError(f"the metadata does not have the identifier {_IDENTIFIER.decode()}")
+    return Table.root(data)
+
+
+def _text(table: Table, field: int) -> str:
+    return table.content(field, MAX_TEXT_BYTES).decode()
+
+
+def _metadata(root: Table, content: bytes) -> Metadata:
+    subgraphs = root.tables(_SUBGRAPHS, MAX_ITEMS)
+    inputs = subgraphs[0].tables(_INPUTS, MAX_ITEMS) if subgraphs else []
+    scores = subgraphs[0].tables(_OUTPUTS, MAX_ITEMS) if subgraphs else []
     faults: dict[str, str] = {}
 
     def usable(part: str, read: Callable[[], Any]) -> Any:
@@ -248,16 +283,18 @@ def _metadata(root: _Table, content: bytes) -> Metadata:
             return ()
 
     def labels() -> tuple[tuple[str, ...], str] | tuple[()]:
-        files = scores[0].tables("associated_files", _FILE) if scores else []
+        files = scores[0].tables(_FILES, MAX_ITEMS) if scores else []
         candidates = {
-            file.text("name"): file.text("locale") for file in files if file.byte("type") == _TENSOR_AXIS_LABELS
+            _text(file, _NAME): _text(file, _LOCALE)
+            for file in files
+            if file.number(_FILE_TYPE, "<B") == _TENSOR_AXIS_LABELS
         }
         return _preferred_labels(content, candidates) if candidates else ()
 
     chosen = usable("labels", labels)
     return Metadata(
-        name=root.text("name"),
-        description=root.text("description"),
+        name=_text(root, _NAME),
+        description=_text(root, _DESCRIPTION),
         labels=chosen[0] if chosen else (),
         normalise=usable("normalise", lambda: _normalise(inputs[0]) if inputs else ()),
         label_file=chosen[1] if chosen else "",
@@ -266,11 +303,14 @@ def _metadata(root: _Table, content: bytes) -> Metadata:
 
 
 def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Select the label file in the user's language, otherwise in English, without a locale, or any other one.
+    """Select the label file for the user's language.
+
+    If there is none, an English file is preferred, then a file without a locale, and then any other file.
 
     Args:
         content: the bytes of the .tflite file.
-        files: locale of each embedded label file by file name, such as ``en`` or ``de-DE``; empty if it has none.
+        files: dictionary that maps the name of each embedded label file to its locale, such as ``en`` or ``de-DE``, or
+            to an empty string if the file has no locale.
 
     Returns:
         The labels, and the name of the selected file followed by its locale.
@@ -298,13 +338,16 @@ def _user_languages() -> list[str]:
     return []
 
 
-def _normalise(tensor: _Table) -> tuple[Normalise, ...]:
-    for unit in tensor.tables("process_units", _PROCESS_UNIT):
-        options = unit.table("options", _NORMALIZATION)
-        if unit.byte("options_type") == _NORMALIZATION_OPTIONS and options is not None:
-            means, stds = options.floats("mean"), options.floats("std")
+def _normalise(tensor: Table) -> tuple[Normalise, ...]:
+    for unit in tensor.tables(_PROCESS_UNITS, MAX_ITEMS):
+        options = unit.table(_UNION)
+        if unit.number(_UNION_TYPE, "<B") == _NORMALIZATION_OPTIONS and options is not None:
+            means, stds = (list(options.numbers(field, "f", MAX_ITEMS)) for field in (_MEAN, _STD))
             if not all(math.isfinite(mean) for mean in means) or not all(0 < std < math.inf for std in stds):
-                raise ValueError(f"the normalization has the mean {means} and the std {stds}")
+                raise ValueError(
+                    f"the normalization has the mean {means} and the standard deviation {stds}, but the mean must be "
+                    "finite and the standard deviation positive"
+                )
             return tuple(Normalise(mean, std) for mean, std in zip(means, stds, strict=True))
     return ()
 
@@ -313,110 +356,5 @@ def _labels(content: bytes, name: str) -> tuple[str, ...]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(name) as file:
         text = file.read(MAX_LABEL_BYTES + 1)
     if len(text) > MAX_LABEL_BYTES:
-        raise ValueError(f"{name} has more than {MAX_LABEL_BYTES} bytes")
+        raise ValueError(f"the label file {name} is larger than the limit of {MAX_LABEL_BYTES:,} bytes")
     return tuple(line.strip() for line in text.decode("utf-8-sig").split("\n") if line.strip())
-
-
-class _Writer:
-    """Writer for flatbuffer tables.
-
-    A table must be written after all strings, vectors and tables to which it refers. Each method returns the offset of
-    the written object.
-    """
-
-    def __init__(self) -> None:
-        self._builder = require("flatbuffers").Builder(1024)
-        self.text = self._builder.CreateString
-
-    def table(self, fields: _Fields, **values: int) -> int:
-        self._builder.StartObject(len(fields))
-        for name, value in values.items():
-            slot = fields.index(name)
-            if name in _BYTES:
-                self._builder.PrependInt8Slot(slot, value, 0)
-            else:
-                self._builder.PrependUOffsetTRelativeSlot(slot, value, 0)
-        return int(self._builder.EndObject())
-
-    def tables(self, table: int) -> int:
-        """Write a vector of one table."""
-        self._builder.StartVector(4, 1, 4)
-        self._builder.PrependUOffsetTRelative(table)
-        return int(self._builder.EndVector())
-
-    def floats(self, value: float) -> int:
-        """Write a vector of one float32."""
-        self._builder.StartVector(4, 1, 4)
-        self._builder.PrependFloat32(value)
-        return int(self._builder.EndVector())
-
-    def finished(self, root: int) -> bytes:
-        self._builder.Finish(root, _IDENTIFIER)
-        return bytes(self._builder.Output())
-
-
-class _Table:
-    """Reader for one table of a flatbuffer. Sizes are limited, and offsets outside of the content cause an error."""
-
-    def __init__(self, table: Any, fields: _Fields) -> None:
-        self._table, self._fields = table, fields
-
-    @classmethod
-    def root(cls, content: bytes, fields: _Fields) -> _Table:
-        return cls(require("flatbuffers").Table(content, int.from_bytes(content[:4], "little")), fields)
-
-    def text(self, name: str) -> str:
-        """Return a string field; empty if it is absent."""
-        return self.content(name, MAX_TEXT_BYTES).decode()
-
-    def content(self, name: str, max_items: int = 1 << 31) -> bytes:
-        start, count = self._vector(name, 1, max_items)
-        return bytes(self._table.Bytes[start : start + count])
-
-    def floats(self, name: str) -> list[float]:
-        start, count = self._vector(name, 4, MAX_ITEMS)
-        return [float(n) for n in np.frombuffer(self._table.Bytes, "<f4", count, start)] if count else []
-
-    def byte(self, name: str) -> int:
-        at = self._position(name)
-        return int(self._table.Bytes[at]) if at else 0
-
-    def number(self, name: str) -> int:
-        at = self._position(name)
-        return int.from_bytes(self._table.Bytes[at : at + 4], "little") if at else 0
-
-    def table(self, name: str, fields: _Fields) -> _Table | None:
-        at = self._position(name)
-        return self._child(at, fields) if at else None
-
-    def tables(self, name: str, fields: _Fields, max_items: int = MAX_ITEMS) -> list[_Table]:
-        start, count = self._vector(name, 4, max_items)
-        return [self._child(start + 4 * i, fields) for i in range(count)]
-
-    def _child(self, at: int, fields: _Fields) -> _Table:
-        return _Table(type(self._table)(self._table.Bytes, self._table.Indirect(at)), fields)
-
-    def _position(self, name: str) -> int:
-        """Return the position of a field in the content; 0 if the field is absent."""
-        offset = self._table.Offset(4 + 2 * self._fields.index(name))
-        return int(self._table.Pos + offset) if offset else 0
-
-    def _vector(self, name: str, size: int, max_items: int) -> tuple[int, int]:
-        """Return the position and the number of items of a vector or string; ``(0, 0)`` if it is absent.
-
-        Args:
-            name: name of the field.
-            size: size of an item in bytes.
-            max_items: maximum number of items.
-
-        Raises:
-            ValueError: the vector has too many items, or is not inside of the content.
-        """
-        at = self._position(name)
-        if not at:
-            return 0, 0
-        start = int(self._table.Indirect(at)) + 4
-        count = int.from_bytes(self._table.Bytes[start - 4 : start], "little")
-        if count > max_items or start + count * size > len(self._table.Bytes):
-            raise ValueError(f"the field {name} has an invalid number of items: {count:,}")
-        return start, count

@@ -1,4 +1,4 @@
-"""Load and run a .tflite file in a child process, because an untrusted file can crash, hang or exhaust memory.
+"""Load and run a .tflite file in a child process, because an untrusted file can crash or hang the interpreter.
 
 The digests of models that were run successfully are stored in this process and in the user's cache folder, so that each
 model is tested only once.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.errors import EdgerecError, ModelError
-from edgerec.tflite.runtimes import RUNTIMES
+from edgerec.tflite.runtime_packages import RUNTIMES
 from edgerec.tflite.verifier import check_bounds
 from edgerec.utils.atomic import cache_folder, sha256
 from edgerec.utils.child_process import limit_resources, run_python
@@ -32,10 +32,9 @@ from edgerec.utils.native_output import captured_output
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
-# The child process starts no further run after this number of seconds.
-RUNS_S = 5.0
-RUNS = 12
-# Number of test runs if only the safety of a model is checked and its outputs are not used.
+# Default of the maximum number of test runs, and the time in seconds after which no further run is started.
+RUNS, RUNS_S = 12, 5.0
+# Number of test runs if the outputs are not needed, because the test only shows whether the model crashes or hangs.
 SAFETY_RUNS = 4
 # Memory limit for a model: MEMORY_BYTES plus MEMORY_FACTOR times the size of its file.
 MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
@@ -58,9 +57,10 @@ class Probe:
     """The result of loading a model and running it on several inputs.
 
     Attributes:
-        error: why the interpreter cannot load or run the model; empty if it can.
-        runs: number of inputs for which all outputs were finite; 0 if the model has dynamic shapes or several outputs.
-        lowest, highest: smallest and largest real output over all runs.
+        error: why the interpreter cannot load or run the model, or an empty string if it can.
+        runs: number of inputs for which all outputs were finite, or 0 if the model has dynamic shapes or several
+            outputs.
+        lowest, highest: smallest and largest dequantized output over all runs.
         lowest_sum, highest_sum: smallest and largest sum of the outputs of one run.
     """
 
@@ -73,7 +73,7 @@ class Probe:
 
     @property
     def within_unit(self) -> bool:
-        """True if every output was in [0, 1], up to rounding."""
+        """Whether every output was in [0, 1], up to rounding."""
         return self.runs > 2 and self.lowest >= -1e-3 and self.highest <= 1.005
 
     def sums_to(self, total: float, tolerance: float) -> bool:
@@ -104,12 +104,12 @@ def require_runnable(content: bytes, where: str) -> None:
 
 
 def trust(content: bytes) -> None:
-    """Let this process run a model without a test in a child process, because the process itself is isolated."""
+    """Skip the test of a model in a child process, because this process is already isolated."""
     _trusted.add(_key(content))
 
 
 def remember(content: bytes) -> None:
-    """Record that a model is safe to run: it was converted by this process, or a child process has run it."""
+    """Record that a model is safe to run, because this process converted the model or a child process has run it."""
     key = _key(content)
     if key in _runnable:
         return
@@ -152,36 +152,32 @@ def _runtimes_digest() -> str:
     return sha256(repr(versions).encode())[:16]
 
 
-def probe_model(
-    content: bytes,
-    *,
-    runs: int = RUNS,
-    timeout_s: float | None = None,
-) -> Probe:
+def probe_model(content: bytes, runs: int = RUNS) -> Probe:
     """Load a model in a child process with limits on time and memory, and run it on several inputs.
 
     Args:
         content: the .tflite file's bytes.
         runs: maximum number of runs, each with another input.
-        timeout_s: time in seconds after which the child process is stopped; None for ``TIMEOUT_S``.
     """
     memory = MEMORY_BYTES + MEMORY_FACTOR * len(content)
-    done = run_python(_CHILD, str(memory), str(runs), content=content, timeout_s=timeout_s or TIMEOUT_S)
+    done = run_python(_CHILD, str(memory), str(runs), content=content, timeout_s=TIMEOUT_S)
     if "bad_alloc" in done.stderr or "MemoryError" in done.stderr:
-        return Probe(error=f"it needs more than {memory >> 20} MiB of memory")
+        return Probe(error=f"the model needs more than {memory >> 20} MiB of memory")
     if done.failure:
         return Probe(error=f"the interpreter {done.failure}")
     try:
         probe = Probe(**json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError, TypeError):
-        return Probe(error=f"the interpreter fails: {(done.reason or 'it printed no result')[:300]}")
+        return Probe(error=f"the interpreter fails: {(done.reason or 'the child process printed no result')[:300]}")
     if not probe.error:
         remember(content)
     return probe
 
 
 def child(open_interpreter: Callable[..., Any], memory: str, runs: str) -> None:
-    """Read a model from standard input and print a :class:`Probe` as JSON. This is the child's main function.
+    """Read a model from standard input, run it, and print a :class:`Probe` as JSON.
+
+    This is the entry point of the child process.
 
     Args:
         open_interpreter: the function of this name in :mod:`edgerec.runtime.interpreter`.
@@ -217,12 +213,12 @@ def _probe(runs: int, load: Callable[[], Any]) -> Probe:
                 interpreter.set_tensor(detail["index"], _input(detail, run))
             interpreter.reset_all_variables()
             interpreter.invoke()
-            real = _real(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
-            if not np.isfinite(real).all():  # the input may be outside the model's range, e.g. exp overflows
+            scores = _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
+            if not np.isfinite(scores).all():  # the input is outside the model's range, so that e.g. exp overflows
                 continue
-            totals.append((float(real.min()), float(real.max()), float(real.sum())))
+            totals.append((float(scores.min()), float(scores.max()), float(scores.sum())))
     except (RuntimeError, ValueError) as error:
-        return Probe(error=f"the interpreter cannot run it: {first_sentence(error)}")
+        return Probe(error=f"the interpreter cannot run the model: {first_sentence(error)}")
     except MemoryError:
         return Probe(error="the interpreter needs more memory than is available")
     if not totals:
@@ -251,6 +247,6 @@ def _input(detail: dict[str, Any], run: int) -> Any:
     return rng.uniform(low, rng.uniform(low, high), shape).astype(np.float32)
 
 
-def _real(stored: Any, detail: dict[str, Any]) -> Any:
+def _dequantized(stored: Any, detail: dict[str, Any]) -> Any:
     scale, zero_point = detail["quantization"]
     return (stored.astype(np.float64) - zero_point) * scale if scale else stored.astype(np.float64)

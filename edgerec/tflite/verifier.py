@@ -1,24 +1,26 @@
 """Check that all offsets in a .tflite file point into the file, and that the graph is valid.
 
-LiteRT verifies the offsets of a model itself, but tflite-runtime 2.14 does not verify them and crashes. This module
-verifies all offsets of the TFLite schema (version 3) in the binary format of FlatBuffers
-(https://flatbuffers.dev/internals), using only the standard library.
+LiteRT verifies the offsets of a model itself, but tflite-runtime 2.14 does not verify them and crashes. The verifier of
+FlatBuffers exists only in C++. Therefore this module checks all tables of the TFLite schema (version 3) with the
+standard library.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 
 from edgerec.errors import ModelError
 from edgerec.tflite.graph_check import GraphCheck
+from edgerec.tflite.tables import Table, read_number
 
 # Estimated size of a table in the file in bytes. For a file without shared tables, the sum is less than the file size.
 _TABLE_BYTES = 8
+# Limit for the total size of all tables, where a shared table counts once per reference: MAX_GROWTH times the size of
+# the file plus MIN_BYTES.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# Kinds of the fields of each table, by field number: a string (_STRING), a vector of numbers (bytes per number),
-# a table (its name) or a vector of tables (tuple with the name). Fields with a single number are not listed, because
+# Types of the fields of each table, by field number: _STRING, the number of bytes per number for a vector of numbers,
+# the name of a table, or a tuple with the name of a table for a vector of tables. Scalar fields are not listed, because
 # they are stored in the table itself, whose bounds are checked.
 _STRING = "string"
 _Kind = str | int | tuple[str]
@@ -51,89 +53,56 @@ _TABLES: dict[str, dict[int, _Kind]] = {
 }
 # Required fields of each table, by field number. Runtimes do not check whether these fields are present.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
-# Tables with the options of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by type of the options. The options of all
-# other operators contain only numbers.
+# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by number of the options type. The options of all other
+# operators have only scalar fields.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 
 def check_bounds(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError` if an offset in a .tflite file points outside of it, or the graph is not valid."""
-    walk = _Walk(model)
+    """Raise :class:`ModelError` if an offset in a .tflite file points outside the file, or the graph is not valid."""
     try:
-        size = walk.table(walk.number("<I", 0), "Model")
+        size = _Walk(model).table(read_number(model, "<I", 0), "Model")
         if size > MAX_GROWTH * len(model) + MIN_BYTES:
-            raise ValueError("its tables share so many parts that parsing it would take far more memory than the file")
-        GraphCheck(model, walk.fields).check()
+            raise ValueError("so many tables share the same data that the parsed model would not fit into memory")
+        GraphCheck(model).check()
     except (struct.error, ValueError, IndexError) as error:
         raise ModelError(f"{where} is a damaged TFLite model ({error}): copy or convert it again") from None
 
 
 class _Walk:
-    """Visits each table of a file once, and sums the sizes of all tables. A shared table counts for each reference."""
+    """Visits each table of a file once, and sums the sizes of all tables. A shared table counts once per reference."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._sizes: dict[tuple[int, str], int] = {}
 
-    def number(self, form: str, at: int) -> int:
-        """Return the number at a position of the file; ``form`` is its format as in the module struct.
-
-        Raises:
-            struct.error, ValueError: the position is outside of the file.
-        """
-        if at < 0:  # struct would count from the end of the file
-            raise ValueError("a table is outside of the file")
-        return int(struct.unpack_from(form, self._data, at)[0])
-
     def table(self, at: int, name: str) -> int:
-        """Check a table and all tables, vectors and strings that it refers to; return their total size in bytes."""
+        """Check a table and everything that it refers to, and return the total size in bytes."""
         if (at, name) in self._sizes:
             return self._sizes[at, name]
         self._sizes[at, name] = 0
-        fields = self.fields(at)
-        if any(field not in fields for field in _REQUIRED.get(name, ())):
-            raise ValueError(f"a {name} table lacks a required field")
+        table = Table(self._data, at)
+        if any(field not in table.fields for field in _REQUIRED.get(name, ())):
+            raise ValueError(f"a table {name} lacks a required field")
+        kinds = _TABLES[name]
+        if name == "Operator" and 3 in table.fields:
+            kinds = kinds | {4: _OPTIONS.get(table.number(3, "<B"), "Options")}
         size = _TABLE_BYTES
-        for field, kind in self._kinds(name, fields).items():
-            if field in fields:
-                target = self._target(fields[field] + self.number("<I", fields[field]), kind)
-                size += 0 if name == "Buffer" else target
+        for field, kind in kinds.items():
+            if field in table.fields:
+                content = self._content(table, field, kind)
+                size += 0 if name == "Buffer" else content
         self._sizes[at, name] = size
         return size
 
-    def _kinds(self, name: str, fields: Mapping[int, int]) -> dict[int, _Kind]:
-        kinds = _TABLES[name]
-        if name == "Operator" and 3 in fields:
-            return kinds | {4: _OPTIONS.get(self._data[fields[3]], "Options")}
-        return kinds
-
-    def fields(self, at: int) -> dict[int, int]:
-        """Return the position of each field of a table, by field number."""
-        if at % 4:
-            raise ValueError("a table is not aligned")
-        vtable = at - self.number("<i", at)
-        size, length = self.number("<H", vtable), self.number("<H", vtable + 2)
-        if size < 4 or size % 2 or length < 4 or at + length > len(self._data):
-            raise ValueError("a table is outside of the file")
-        positions = {}
-        for field in range((size - 4) // 2):
-            if offset := self.number("<H", vtable + 4 + 2 * field):
-                if not 4 <= offset < length:
-                    raise ValueError("a field is outside of its table")
-                positions[field] = at + offset
-        return positions
-
-    def _target(self, at: int, kind: _Kind) -> int:
-        """Check the table, vector or string at a position, and return its size in bytes."""
-        if isinstance(kind, str) and kind != _STRING:
-            return self.table(at, kind)
-        width = 4 if isinstance(kind, tuple) else kind if isinstance(kind, int) else 1
-        count, begin = self.number("<I", at), at + 4
-        end = begin + count * width
-        if begin % width or end + (kind == _STRING) > len(self._data):
-            raise ValueError("a vector or string is outside of the file")
-        if kind == _STRING and self._data[end]:
-            raise ValueError("a string does not end with a zero byte")
+    def _content(self, table: Table, field: int, kind: _Kind) -> int:
+        """Check the table, vector or string to which a field refers, and return its size in bytes."""
         if isinstance(kind, tuple):
-            return sum(self.table(offset + self.number("<I", offset), kind[0]) for offset in range(begin, end, 4))
-        return end - begin
+            items = table.vector(field, 4)
+            return sum(self.table(at + read_number(self._data, "<I", at), kind[0]) for at in items)
+        if isinstance(kind, str) and kind != _STRING:
+            return self.table(table.target(field), kind)
+        items = table.vector(field, kind if isinstance(kind, int) else 1)
+        if kind == _STRING and self._data[items.stop : items.stop + 1] != b"\0":
+            raise ValueError("a string is not null-terminated")
+        return items.stop - items.start

@@ -15,7 +15,8 @@ from edgerec.data import Dataset, Split, recorded_split
 from edgerec.data.quick_checks import quick_warnings
 from edgerec.data.readers import refuse_missing
 from edgerec.errors import EdgerecError, OutputExistsError, RecipeError
-from edgerec.importing.keras_files import check_opens, load_weights
+from edgerec.importing.keras_files import check_opens
+from edgerec.importing.keras_weights import load_weights
 from edgerec.models import BACKBONE, least_size_px, reconstructs, user_defined
 from edgerec.recipe import UNRESOLVED, Recipe
 from edgerec.train.anomaly import check_autoencoder

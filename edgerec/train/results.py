@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.data import Dataset, Split
-from edgerec.importing.keras3 import offer_keras3
+from edgerec.importing.to_keras3 import offer_keras3
 from edgerec.recipe import Recipe
 from edgerec.train import baseline
 from edgerec.train import training_plots as plots

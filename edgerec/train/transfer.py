@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.errors import ModelError, RecipeError
-from edgerec.importing.foreign_keras import expects_pixels, read_foreign
 from edgerec.importing.graph_rewriter import Rebuild, flatten
+from edgerec.importing.third_party_keras import expects_pixels, read_third_party
 from edgerec.models import BACKBONE, build
 from edgerec.models.imagenet import RANGE
 from edgerec.recipe import Recipe
@@ -66,7 +66,7 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
         ModelError: the network does not have one image input and one output vector, or its input does not match the
             size, channels or normalization in the recipe.
     """
-    model = read_foreign(path)
+    model = read_third_party(path)
     channels, dropout = recipe.data.channels, recipe.model.dropout
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or len(model.outputs) != 1 or None in shape[1:]:
@@ -101,7 +101,7 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
 
 def input_size_px(path: Path) -> int:
     """Return the input height in pixels of the network in a Keras file, or 0 if the height is not fixed."""
-    shape = read_foreign(path).input_shape
+    shape = read_third_party(path).input_shape
     return shape[1] if isinstance(shape, tuple) and len(shape) == 4 and shape[1] else 0
 
 

@@ -18,8 +18,8 @@ from edgerec.compress.variant_report import QuantizeReport
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.runtime.model import ImageModel
-from edgerec.tflite.edgetpu import check
-from edgerec.tflite.flatbuffer import float_tensors, read_graph, weight_sparsity
+from edgerec.tflite.edgetpu import diagnose
+from edgerec.tflite.flatbuffer import float_tensors, pack, parse, read_graph, weight_sparsity
 from tests.conftest import one_line
 
 
@@ -178,6 +178,19 @@ def test_check_int8_refuses_float_tensors_and_wrong_input_scale(run):
         check_int8(to_int8(run.model(), dark), Normalise.named("unit"))
 
 
+@pytest.mark.parametrize("batch", [2, -1])
+def test_check_int8_refuses_other_batch_sizes(run, batch):
+    model = parse((run.variant("int8") / "model.tflite").read_bytes())
+    image = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
+    check_int8(pack(model), run.recipe.normalise)
+    if batch == -1:
+        image.shapeSignature = [batch, *image.shape[1:]]
+    else:
+        image.shape[0] = batch
+    with pytest.raises(ModelError, match=rf"input shape \[{batch}, 28, 28, 1\], expected a batch size of 1"):
+        check_int8(pack(model), run.recipe.normalise)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1c\0\0\0TFL3" + b"\xff" * 200])
 def test_file_that_is_not_a_flatbuffer_is_refused(content):
     with pytest.raises(ModelError):
@@ -215,7 +228,7 @@ def test_architecture_becomes_full_int8(arch, methods, image_folder, tmp_path, m
         report = quantize(trained_run, method)
         content = (trained_run.variant(report.variant) / "model.tflite").read_bytes()
         is_full_int8(content, "signed")
-        assert check(read_graph(content)) == []
+        assert diagnose(read_graph(content)).findings == ()
         if "prune" in method:
             # Depthwise kernels are not pruned, because they are few and important for accuracy.
             assert report.sparsity > 0.45

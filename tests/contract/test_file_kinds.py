@@ -75,14 +75,14 @@ def test_other_readers_name_the_format_of_the_file(tmp_path, kind, name, use):
 
 def test_keras_and_array_readers_name_the_format_of_the_file(tmp_path):
     from edgerec.data.array_files import npz, read_arrays
-    from edgerec.importing.foreign_keras import read_foreign
+    from edgerec.importing.third_party_keras import read_third_party
 
     for content, expected in (*KINDS.values(), (b"\x1c\0\0\0TFL3", "TFLite model .edgerec import")):
         if "Keras" in expected:
             continue
         (tmp_path / "model.keras").write_bytes(content)
         with pytest.raises(EdgerecError, match=expected):
-            read_foreign(tmp_path / "model.keras")
+            read_third_party(tmp_path / "model.keras")
     for name in ("data.npz", "data.npy"):
         (tmp_path / name).write_bytes(POINTER)
         with pytest.raises(EdgerecError, match="Git LFS pointer"):

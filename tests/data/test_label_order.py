@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from edgerec import adopt, evaluate
 from edgerec.cli.app import app
 from edgerec.errors import DataError
-from edgerec.importing.adopt import adopted
+from edgerec.importing.adopt import open_or_adopt
 from edgerec.train.backend import keras
 from edgerec.train.label_order import label_order
 
@@ -205,7 +205,7 @@ def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):
     run = adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
     assert run.labels == ("berry", "apple", "cress", "date")
     assert run.metrics["accuracy"] == 1.0
-    again = adopted(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
+    again = open_or_adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
     assert again.path == run.path
     (tmp_path / "short.txt").write_text("berry\napple\ncress\n")
     with pytest.raises(DataError, match=r"has 3 labels, but .*m\.keras needs 4"):

@@ -18,10 +18,10 @@ import pytest
 from edgerec import Run, adopt, evaluate, export_bundle, fit, quantize
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError
-from edgerec.importing.adopt import adopted
-from edgerec.importing.foreign_keras import read_foreign
-from edgerec.importing.keras3 import write_keras3
+from edgerec.importing.adopt import open_or_adopt
 from edgerec.importing.saved_model import check_operators, load_saved_model
+from edgerec.importing.third_party_keras import read_third_party
+from edgerec.importing.to_keras3 import write_keras3
 from edgerec.models import build
 from edgerec.recipe import ModelSection
 from edgerec.train.backend import keras
@@ -53,7 +53,7 @@ def classifier(inputs=1, size=16, classes=2):
 @pytest.mark.parametrize("name", ["sequential.keras", "sequential.h5", "residual.keras", "nested.keras", "nested.h5"])
 def test_keras_3_models_keep_their_outputs(keras3_models, name):
     outputs = np.load(keras3_models / "outputs.npz")
-    model = read_foreign(keras3_models / name)
+    model = read_third_party(keras3_models / name)
     assert type(model).__module__.startswith("tf_keras")
     expected = outputs[name.partition(".")[0]]
     assert np.ptp(expected, axis=0).min() > 1e-3  # the outputs depend on the images
@@ -65,7 +65,7 @@ def test_keras_2_models_keep_their_outputs(tmp_path, suffix):
     model = classifier()
     model.save(tmp_path / f"m{suffix}")
     images = np.random.default_rng(0).uniform(0, 1, (3, 16, 16, 3)).astype(np.float32)
-    np.testing.assert_array_equal(read_foreign(tmp_path / f"m{suffix}")(images), model(images))
+    np.testing.assert_array_equal(read_third_party(tmp_path / f"m{suffix}")(images), model(images))
 
 
 def test_mixed_precision_is_read_as_float32(tmp_path):
@@ -74,20 +74,22 @@ def test_mixed_precision_is_read_as_float32(tmp_path):
         classifier().save(tmp_path / "m.h5")
     finally:
         keras().mixed_precision.set_global_policy("float32")
-    model = read_foreign(tmp_path / "m.h5")
+    model = read_third_party(tmp_path / "m.h5")
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_lambda_in_a_file_is_not_executed(keras3_models, tmp_path, suffix):
-    with pytest.raises(ModelError, match="layer 'innocent' is a Lambda, which is refused: its code is in the file"):
-        read_foreign(keras3_models / f"harmful{suffix}")
+    with pytest.raises(
+        ModelError, match="layer 'innocent' is a Lambda, which is refused because its code is in the file"
+    ):
+        read_third_party(keras3_models / f"harmful{suffix}")
     assert not (keras3_models / "marker").exists()
     layers = keras().layers
     model = keras().Sequential([layers.Flatten(input_shape=(4, 4, 3)), layers.Lambda(lambda x: x, name="innocent")])
     model.save(tmp_path / f"keras2{suffix}")
     with pytest.raises(ModelError, match="'innocent' is a Lambda"):
-        read_foreign(tmp_path / f"keras2{suffix}")
+        read_third_party(tmp_path / f"keras2{suffix}")
 
 
 def changed(path, target, change):
@@ -106,7 +108,7 @@ def changed(path, target, change):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"module": "os", "class_name": "system"}, "a system of os"),
+        ({"module": "os", "class_name": "system"}, "a system of the package os"),
         (
             {"class_name": "MyLayer", "registered_name": "mine>MyLayer"},
             r"layer 'conv2d_\d' is a MyLayer, which is refused",
@@ -121,7 +123,7 @@ def changed(path, target, change):
 def test_unknown_classes_and_functions_are_refused(keras3_models, tmp_path, change, reason):
     path = changed(keras3_models / "red_or_blue.keras", tmp_path / "m.keras", lambda layers: layers[1].update(change))
     with pytest.raises(ModelError, match=reason):
-        read_foreign(path)
+        read_third_party(path)
 
 
 def test_damaged_files_are_refused_in_one_line(keras3_models, tmp_path):
@@ -142,11 +144,11 @@ def test_damaged_files_are_refused_in_one_line(keras3_models, tmp_path):
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ModelError) as caught:
-            read_foreign(tmp_path / name)
+            read_third_party(tmp_path / name)
         assert name in str(caught.value), str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="does not exist"):
-        read_foreign(tmp_path / "none.keras")
+        read_third_party(tmp_path / "none.keras")
 
 
 # Checks of the classifier
@@ -158,11 +160,13 @@ def test_models_that_are_not_image_classifiers_are_refused(image_folder, tmp_pat
     layers = keras().layers
     inputs = keras().Input((16, 16, 3))
     cases = {
-        "2 inputs, expected one": classifier(inputs=2),
+        "has 2 inputs, but an image classifier has one input": classifier(inputs=2),
         "whose size is dynamic": classifier(size=None),
         "NaN or infinite weights": with_nan,
         "it is not an image classifier": keras().Model(inputs, layers.Conv2D(2, 3)(inputs)),
-        "a square": keras().Sequential([layers.Flatten(input_shape=(16, 12, 3)), layers.Dense(2, "softmax")]),
+        "only square images are supported": keras().Sequential(
+            [layers.Flatten(input_shape=(16, 12, 3)), layers.Dense(2, "softmax")]
+        ),
     }
     for reason, model in cases.items():
         model.save(tmp_path / "m.keras", overwrite=True)
@@ -208,14 +212,14 @@ def test_adopted_model_can_be_used_like_a_run(keras3_models, adopted_run, tmp_pa
 def test_second_call_reuses_the_run(keras3_models, adopted_run, image_folder, tmp_path):
     model = keras3_models / "red_or_blue.keras"
     before = (adopted_run.path / "metrics.json").stat().st_mtime_ns
-    assert adopted(model, str(image_folder), adopted_run.path).path == adopted_run.path
+    assert open_or_adopt(model, str(image_folder), adopted_run.path).path == adopted_run.path
     assert (adopted_run.path / "metrics.json").stat().st_mtime_ns == before
     with pytest.raises(EdgerecError, match="another value of --normalise"):
-        adopted(model, str(image_folder), adopted_run.path, normalise="signed")
+        open_or_adopt(model, str(image_folder), adopted_run.path, normalise="signed")
     with pytest.raises(OutputExistsError):
-        adopted(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
+        open_or_adopt(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
     with pytest.raises(EdgerecError, match="add --data"):
-        adopted(model, None)
+        open_or_adopt(model, None)
     with pytest.raises(RecipeError, match="imported model and cannot be trained"):
         fit(adopted_run.recipe, tmp_path / "again")
 
@@ -286,7 +290,7 @@ def test_unlabeled_images_get_predictions_as_labels(keras3_models, image_folder,
     assert report.forms[0].top1 == 1.0
     assert evaluate(run.path).accuracy == 1.0
     bundle = export_bundle(run, out=tmp_path / "bundle").bundle
-    assert "top-1 is agreement with the model's own answers" in (tmp_path / "bundle" / "README.md").read_text()
+    assert "top-1 is agreement with the model's own predictions" in (tmp_path / "bundle" / "README.md").read_text()
     with pytest.raises(DataError, match="no class folders"):
         evaluate(bundle, str(flat))
     cv2.imwrite(str(flat / "new.jpg"), np.zeros((30, 40, 3), np.uint8))
@@ -415,7 +419,7 @@ def test_edgerec_architectures_open_in_keras_3(tmp_path):
 
 
 def test_run_contains_model_for_keras_3(run):
-    keras3_model = read_foreign(run.path / KERAS3)
+    keras3_model = read_third_party(run.path / KERAS3)
     images = np.random.default_rng(0).uniform(0, 1, (5, *keras3_model.input_shape[1:])).astype(np.float32)
     np.testing.assert_allclose(keras3_model(images), run.model()(images), atol=1e-6)
 

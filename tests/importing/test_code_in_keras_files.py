@@ -10,7 +10,7 @@ import pytest
 
 from edgerec import Recipe, adopt, distill, evaluate, fit, quantize, tune, write_report
 from edgerec.errors import EdgerecError, ModelError, StudyError
-from edgerec.importing.foreign_keras import read_foreign
+from edgerec.importing.third_party_keras import read_third_party
 
 CODE = "open('executed', 'w').close()"
 EVAL = {"class_name": "function", "module": "builtins", "config": "exec", "registered_name": "exec"}
@@ -61,7 +61,7 @@ def test_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
         lambda: adopt(copy / "model.keras", "digits", out=tmp_path / "adopted"),
     ]
     for use in uses:
-        with pytest.raises(EdgerecError, match="'x' is a Lambda, which is refused: its code"):
+        with pytest.raises(EdgerecError, match="'x' is a Lambda, which is refused because its code"):
             use()
     assert list((tmp_path / "here").iterdir()) == []
 
@@ -116,10 +116,10 @@ def test_nested_compile_config_is_checked(tmp_path, major):
         return apply
 
     rewrite(tmp_path / "net.keras", change("mse"))
-    assert read_foreign(tmp_path / "net.keras").output_shape == (None, 10)
+    assert read_third_party(tmp_path / "net.keras").output_shape == (None, 10)
     rewrite(tmp_path / "net.keras", change(EVAL))
     with pytest.raises(ModelError, match=r"function \(exec\), which is refused"):
-        read_foreign(tmp_path / "net.keras")
+        read_third_party(tmp_path / "net.keras")
 
 
 def test_saved_model_folder_in_place_of_keras_file_is_not_loaded(copy, tmp_path):
@@ -143,7 +143,7 @@ def test_initial_weights_with_links_to_other_files_are_refused(run, tmp_path):
         for name in secret:
             file[name] = h5py.ExternalLink(str(tmp_path / "secret.h5"), name)
     recipe = run.recipe.override({"model.weights": str(tmp_path / "links.h5")}, "test")
-    with pytest.raises(ModelError, match="points to another file"):
+    with pytest.raises(ModelError, match="is a link to another file"):
         fit(recipe, tmp_path / "run")
 
 
@@ -181,8 +181,8 @@ def test_file_with_two_formats_is_refused(copy, tmp_path, suffix, hdf5_first):
     path.write_bytes(path.read_bytes() + (copy / "model.keras").read_bytes())
     assert zipfile.is_zipfile(path)
     assert h5py.is_hdf5(path)
-    with pytest.raises(ModelError, match="is a zip archive and an HDF5 file at once"):
-        read_foreign(path)
+    with pytest.raises(ModelError, match="is both a zip archive and an HDF5 file"):
+        read_third_party(path)
     weights = Recipe().override({"data.source": "digits", "model.weights": str(path)})
-    with pytest.raises(EdgerecError, match="is a zip archive and an HDF5 file at once"):
+    with pytest.raises(EdgerecError, match="is both a zip archive and an HDF5 file"):
         fit(weights, tmp_path / "new")

@@ -15,8 +15,8 @@ from edgerec import Classifier, adopt, export_bundle, quantize, verify
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
-from edgerec.importing.foreign_keras import expects_pixels, read_foreign
 from edgerec.importing.passes import adapt
+from edgerec.importing.third_party_keras import expects_pixels, read_third_party
 from edgerec.train.backend import keras
 from edgerec.train.run import KERAS3
 from tests.compress.test_quantize import is_full_int8
@@ -57,7 +57,7 @@ def outputs_of(folder, name):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
 def test_keras_3_models_in_half_precision_are_read_in_float32(keras3_models, policy, pixels):
-    model = read_foreign(keras3_models / f"{policy}.keras")
+    model = read_third_party(keras3_models / f"{policy}.keras")
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
     # The original rounds to 8 (bfloat16) or 11 bits in every layer.
     np.testing.assert_allclose(model(pixels), outputs_of(keras3_models, policy), atol=0.05)
@@ -68,7 +68,7 @@ def test_keras_3_models_in_half_precision_are_read_in_float32(keras3_models, pol
 
 @pytest.mark.parametrize("name", ["caffe", "torch", "reversed", "cropped"])
 def test_preprocessing_in_a_keras_3_graph_is_kept(keras3_models, name, pixels):
-    model = read_foreign(keras3_models / f"{name}.keras")
+    model = read_third_party(keras3_models / f"{name}.keras")
     np.testing.assert_allclose(model(pixels), outputs_of(keras3_models, name), atol=1e-4)
     for purpose in ("qat", "ptq", "prune"):
         adapted = adapt(model, purpose, pixels).model
@@ -78,9 +78,9 @@ def test_preprocessing_in_a_keras_3_graph_is_kept(keras3_models, name, pixels):
 
 def test_unsupported_indexing_is_named(keras3_models):
     with pytest.raises(
-        ModelError, match=r"operator 'get_item\w*' \(GetItem\) is not a selection of channels or a crop"
+        ModelError, match=r"operator 'get_item\w*' \(GetItem\) neither selects channels nor crops the image"
     ):
-        read_foreign(keras3_models / "strided.keras")
+        read_third_party(keras3_models / "strided.keras")
 
 
 # Keras 2 cannot write the ellipsis of "caffe" to .keras.
@@ -93,7 +93,7 @@ def test_preprocessing_in_a_keras_2_graph_is_kept(tmp_path, mode, suffix, pixels
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(x))
     model = spread(keras().Model(inputs, layers.Dense(3, "softmax")(x)))
     model.save(tmp_path / f"m{suffix}")
-    read = read_foreign(tmp_path / f"m{suffix}")
+    read = read_third_party(tmp_path / f"m{suffix}")
     for same in (read, adapt(read, "qat", pixels).model):
         np.testing.assert_allclose(same(pixels), model(pixels), atol=1e-4)
 
@@ -168,7 +168,7 @@ def test_saved_model_keeps_its_normalization_when_opened_again(keras3_models, tm
     run = adopt(keras3_models / "plain", str(folder), tmp_path / "run", normalise=normalise, labels="folders")
     images = np.random.default_rng(2).integers(0, 256, (4, *SHAPE)).astype(np.float32)
     real = keras().applications.imagenet_utils.preprocess_input(images.copy(), mode=normalise)
-    expected = read_foreign(keras3_models / "plain.keras")(real)
+    expected = read_third_party(keras3_models / "plain.keras")(real)
     np.testing.assert_allclose(run.model()(run.recipe.normalise.apply(images)), expected, atol=1e-4)
 
 
@@ -290,7 +290,7 @@ def channels_first():
 def test_channels_first_is_transposed_exactly(tmp_path, pixels):
     model = channels_first()
     model.save(tmp_path / "m.keras")
-    read = read_foreign(tmp_path / "m.keras")
+    read = read_third_party(tmp_path / "m.keras")
     assert read.input_shape == (None, *SHAPE)
     np.testing.assert_allclose(read(pixels / 255), model(pixels.transpose(0, 3, 1, 2) / 255), atol=1e-4)
     formats = {layer.get_config().get("data_format") for layer in read.layers}
@@ -298,5 +298,5 @@ def test_channels_first_is_transposed_exactly(tmp_path, pixels):
 
 
 def test_keras_3_channels_first_is_transposed_exactly(keras3_models, pixels):
-    read = read_foreign(keras3_models / "channels_first.keras")
+    read = read_third_party(keras3_models / "channels_first.keras")
     np.testing.assert_allclose(read(pixels), outputs_of(keras3_models, "channels_first"), atol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 
 from edgerec import Recipe, adopt, evaluate, fit
 from edgerec.errors import ModelError
-from edgerec.importing.foreign_keras import read_foreign
+from edgerec.importing.third_party_keras import read_third_party
 from edgerec.train.backend import keras
 from tests.importing.test_code_in_keras_files import rewrite
 
@@ -61,7 +61,7 @@ def test_layers_that_cannot_be_connected_are_refused(run, tmp_path, edgerec, lay
     quantize = ["quantize", tmp_path / "copy" / "model.keras", "--data", "digits", "--normalise", "pixels"]
     for command in (["evaluate", tmp_path / "copy"], [*quantize, "--out", tmp_path / "run"]):
         done = edgerec(*command, timeout=60)
-        assert "its layers form a cycle, or refer to an output that does not exist" in error(done)
+        assert "the model's layers form a cycle, or refer to an output that does not exist" in error(done)
 
 
 def test_sizes_that_overflow_are_refused(tmp_path):
@@ -76,7 +76,7 @@ def test_sizes_that_overflow_are_refused(tmp_path):
         lambda config: config["config"]["layers"][0]["config"].update(batch_shape=[None, 8, 10**400, 3]),
     )
     with pytest.raises(ModelError, match="cannot be read as a Keras model"):
-        read_foreign(tmp_path / "model.keras")
+        read_third_party(tmp_path / "model.keras")
 
 
 def test_deeply_nested_configuration_is_refused(run, tmp_path):

@@ -324,7 +324,7 @@ def test_layers_that_cannot_be_loaded_without_user_code_are_refused_before_train
     for name, message in (
         ("unnamed", "could not be opened again without this code"),
         ("named", r"layer 'mine' is a function \(twice\), which is refused"),
-        ("layer", r"layer 'mine' is a Mine of net, whose code edgerec does not run"),
+        ("layer", r"layer 'mine' is a Mine of the package net, whose code is not executed"),
     ):
         recipe = Recipe().override({"data.source": str(image_folder), "model.arch": f"{tmp_path}/net.py:{name}"})
         with pytest.raises(ModelError, match=message):
@@ -348,5 +348,5 @@ def test_loading_a_model_does_not_import_the_module_that_it_names(tmp_path, monk
         archive.writestr("config.json", json.dumps(config))
         archive.writestr("metadata.json", '{"keras_version": "2.21.0"}')
         archive.writestr("model.weights.h5", _empty_h5())
-    with pytest.raises(ModelError, match="is a Model of planted, whose code edgerec does not run"):
+    with pytest.raises(ModelError, match="is a Model of the package planted, whose code is not executed"):
         load_model(tmp_path / "model.keras")

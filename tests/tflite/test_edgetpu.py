@@ -20,6 +20,7 @@ from edgerec.tflite.edgetpu import compile_for_edgetpu, compiler, diagnose, left
 from edgerec.tflite.edgetpu.partition import mapped_operators
 from edgerec.tflite.edgetpu.rules import refusal_reason
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, read_graph
+from edgerec.tflite.operators import EDGETPU_CUSTOM
 from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.atomic import cache_folder
 
@@ -40,7 +41,7 @@ def pair(real_data, name) -> tuple[Path, Path]:
 def test_predicted_placement_is_the_placement_in_compiled_models_of_google(real_data, name):
     before, after = (read_graph(path.read_bytes()) for path in pair(real_data, name))
     left = left_on_cpu(before, after)
-    unmapped = [operator for operator in after.operators if operator.name != compiler.CUSTOM]
+    unmapped = [operator for operator in after.operators if operator.name != EDGETPU_CUSTOM]
     assert len(left) == len(unmapped)  # every operator of the compiled file was matched
     predicted = {operator.index for operator in diagnose(before).operators if operator.on == "cpu"}
     assert predicted == left

@@ -106,9 +106,11 @@ def test_normalization_is_read_from_metadata_for_float_inputs_only():
     common, per_channel = (UNIT,), (UNIT, UNIT, Normalise(1.0, 255.0))
     assert normalise_for(spec, Metadata("", "", (), common)) == UNIT
     assert normalise_for(spec, Metadata("", "", (), per_channel)) == ChannelNormalise((0, 0, 1), (255, 255, 255))
-    with pytest.raises(ModelError, match="2 normalizations for 3 channels: set the right one with --normalise"):
+    with pytest.raises(
+        ModelError, match="2 normalizations for 3 channels: set the correct normalization with --normalise"
+    ):
         normalise_for(spec, Metadata("", "", (), per_channel[1:]))
-    with pytest.raises(ModelError, match="takes float32 and does not state its normalization"):
+    with pytest.raises(ModelError, match="has a float32 input and does not state its normalization"):
         normalise_for(spec, Metadata("", "", (), ()))
     # Pixels are not normalized for integer inputs, regardless of the metadata.
     quantized = TensorSpec("uint8", (1, 8, 8, 3), 0.5, 3)
@@ -143,7 +145,7 @@ def test_damaged_metadata_causes_only_model_errors(with_labels, monkeypatch):
     with pytest.raises(ModelError, match=r"f\.tflite has damaged TFLite metadata"):
         read_metadata(with_labels[:-10], "f.tflite")
     monkeypatch.setattr(module, "MAX_LABEL_BYTES", 10)
-    with pytest.raises(ModelError, match=r"labels.txt has more than 10 bytes"):
+    with pytest.raises(ModelError, match=r"labels.txt is larger than the limit of 10 bytes"):
         read_metadata(with_labels)
 
 

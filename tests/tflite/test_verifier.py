@@ -1,4 +1,4 @@
-"""A .tflite file with offsets outside of the file is refused before a runtime reads it."""
+"""A .tflite file with an offset that points outside the file is refused before a runtime reads it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_truncated_model_is_refused(model):
 
 @pytest.mark.parametrize("offset", [0x7FFFFFFF, 0xFFFFFFFF, 0x80000000])
 @pytest.mark.parametrize("field", [1, 2, 3, 4])
-def test_offset_outside_of_the_file_is_refused(model, field, offset):
+def test_offset_outside_the_file_is_refused(model, field, offset):
     data = bytearray(model)
     struct.pack_into("<I", data, table(data, follow(data, 0))[field], offset)
     with pytest.raises(ModelError, match="damaged"):
@@ -63,7 +63,7 @@ def test_table_before_the_start_of_the_file_is_refused(model):
     data = bytearray(model)
     at = follow(data, 0)
     struct.pack_into("<i", data, at, at + 40)
-    with pytest.raises(ModelError, match="outside"):
+    with pytest.raises(ModelError, match="a table starts before the beginning of the file"):
         check_bounds(bytes(data))
 
 
@@ -72,7 +72,7 @@ def test_vector_that_is_too_long_is_refused(model):
         data = bytearray(model)
         graph = first_of(data, table(data, follow(data, 0))[2])
         struct.pack_into("<I", data, follow(data, table(data, graph)[1]), count)
-        with pytest.raises(ModelError, match="a vector or string is outside"):
+        with pytest.raises(ModelError, match="a vector or string extends beyond the end of the file"):
             check_bounds(bytes(data))
 
 
@@ -81,7 +81,7 @@ def test_missing_required_field_is_refused(model):
     graph = first_of(data, table(data, follow(data, 0))[2])
     vtable = graph - struct.unpack_from("<i", data, graph)[0]
     struct.pack_into("<H", data, vtable + 4 + 2 * 3, 0)  # the operators
-    with pytest.raises(ModelError, match="a SubGraph table lacks a required field"):
+    with pytest.raises(ModelError, match="a table SubGraph lacks a required field"):
         check_bounds(bytes(data))
 
 
@@ -102,7 +102,7 @@ def test_random_changes_cause_only_model_errors(model):
 
 
 def test_tables_that_are_shared_are_read_only_once(model):
-    """A small file in which many vectors refer to the same tables must not take exponential time or memory."""
+    """The time and memory to read a small file must not be exponential if many vectors refer to the same tables."""
     data = bytearray(model)
     tensors = follow(data, table(data, first_of(data, table(data, follow(data, 0))[2]))[0])
     count, shared = struct.unpack_from("<I", data, tensors)[0], follow(data, tensors + 4)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.errors import ModelError
-from edgerec.tflite.flatbuffer import Graph, Operator, pack, parse, read_graph, real_values
+from edgerec.tflite.flatbuffer import Graph, Operator, dequantized_constant, pack, parse, read_graph
 from edgerec.tflite.schema import tflite_schema
 
 # Operators that only convert between data types.
@@ -128,7 +128,7 @@ def dequantized(content: bytes) -> bytes:
             continue
         if about.constant:
             buffer = schema.BufferT()
-            buffer.data = np.frombuffer(real_values(about).tobytes(), np.uint8)
+            buffer.data = np.frombuffer(dequantized_constant(about).tobytes(), np.uint8)
             model.buffers.append(buffer)
             tensor.buffer = len(model.buffers) - 1
         tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, image_operators
-from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, real_values
+from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_constant
 
 # TensorFlow's names of the kernels, which appear in the names of a layer's weights.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
@@ -152,7 +152,7 @@ def _consistent(reference_operator: Operator, variant_operator: Operator, tensor
 
 def _changed_fraction(reference: Tensor, variant: Tensor) -> float:
     """Return the fraction of the weights that differ between the models by more than rounding to int8 or float16."""
-    real, rounded = real_values(reference), real_values(variant)
+    real, rounded = dequantized_constant(reference), dequantized_constant(variant)
     if real.shape != rounded.shape:
         return 1.0
     allowed = np.abs(real) * 2.0**-10 + 1e-7

@@ -36,7 +36,7 @@ from edgerec.compress.layer_comparison.graph_matching import Match, Pair, fine_t
 from edgerec.compress.layer_comparison.instrumentation import ComparisonPlan, LayerInterpreters, LayerSums, power
 from edgerec.contract.tensors import Normalise, TensorSpec, pixel_table, quantize
 from edgerec.errors import ModelError
-from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, real_values
+from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_constant
 from edgerec.utils.progress import Listener, Progress, ignore
 
 FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized version"
@@ -298,5 +298,5 @@ def _weight_db(pair: Pair, graphs: tuple[Graph, Graph]) -> float | None:
     )
     if reference_weights is None or variant_weights is None:
         return None
-    real = real_values(reference_weights)
-    return decibels(power(real), power(real - real_values(variant_weights)))
+    real = dequantized_constant(reference_weights)
+    return decibels(power(real), power(real - dequantized_constant(variant_weights)))

@@ -1,4 +1,4 @@
-"""Run Google's ``edgetpu_compiler`` if it is installed, and compare its result with the prediction."""
+"""Run Google's ``edgetpu_compiler`` if it is installed, and compare its result with the predicted placement."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgerec.contract.target import Target
 from edgerec.errors import ModelError, NoHomeError, TargetError
 from edgerec.tflite.edgetpu.diagnosis import Diagnosis, diagnose
-from edgerec.tflite.flatbuffer import Graph, read_graph
+from edgerec.tflite.flatbuffer import Graph, Operator, read_graph
+from edgerec.tflite.operators import EDGETPU_CUSTOM
 from edgerec.utils.atomic import cache_folder, write_file
 from edgerec.utils.child_process import run_program
 
 log = logging.getLogger(__name__)
 
 COMPILE_TIMEOUT_S = 300
-CUSTOM = "CUSTOM edgetpu-custom-op"
 HOW_TO_COMPILE = (
     "install edgetpu_compiler (for x86-64 Debian or Ubuntu, from Coral's package archive, see coral.ai, "
     "'Edge TPU Compiler') and export again with --overwrite; until then, the bundle runs on the CPU"
 )
-# Limit of the compiler output that is read.
+# Maximum number of bytes that are read from the compiler's output.
 _MAX_LOG_BYTES = 1 << 20
 # Maximum number of differences that are logged. The report contains all differences.
 _MAX_LOGGED = 5
@@ -36,7 +36,7 @@ _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 
 @dataclass(frozen=True)
-class Status:
+class CompilerStatus:
     """A row of the compiler's report.
 
     Attributes:
@@ -52,38 +52,35 @@ class Status:
 
 @dataclass(frozen=True)
 class EdgeTpuReport:
-    """Result of the compilation of a model for the Edge TPU.
+    """Result of compiling a model for the Edge TPU.
 
     Attributes:
         operators: number of operators of the model before compilation.
-        compiler: path of the compiler; empty if it is not installed.
+        compiler: path of the compiler, or an empty string if the compiler is not installed.
         log: output of the compiler, or instructions to install it.
-        content: bytes of the compiled file; empty if the compiler is not installed.
+        content: bytes of the compiled file, or empty if the compiler is not installed.
         statuses: rows of the compiler's report.
-        differences: operators whose placement differs from the prediction, one sentence each.
+        differences: a sentence about each operator whose placement differs from the prediction.
     """
 
     operators: int
     compiler: str
     log: str
     content: bytes
-    statuses: tuple[Status, ...] = ()
+    statuses: tuple[CompilerStatus, ...] = ()
     differences: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, without the compiled file."""
-        return {
-            "operators": self.operators,
-            "compiled": bool(self.content),
-            "compiler": self.compiler,
-            "log": self.log,
-            "statuses": [dict(vars(status)) for status in self.statuses],
-            "differences": list(self.differences),
-        }
+        """Return the report as a JSON-serializable dictionary, without the compiled file."""
+        values = asdict(self) | {"compiled": bool(self.content)}
+        del values["content"]
+        return values
 
 
 def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
     """Compile a .tflite file if the target's compiler is on the PATH, and compare the result with the prediction.
+
+    The prediction of the compiler's result is :func:`~edgerec.tflite.edgetpu.diagnosis.diagnose`.
 
     Raises:
         TargetError: the compiler failed or timed out. The message contains the path of its saved output.
@@ -104,7 +101,7 @@ def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
 
 
 def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
-    """Run ``edgetpu_compiler``; return the compiled .tflite bytes, and the compiler's output and operation log.
+    """Run ``edgetpu_compiler``, and return the compiled .tflite bytes and the compiler's output and operation log.
 
     Raises:
         TargetError: the compiler failed, or took longer than ``COMPILE_TIMEOUT_S``.
@@ -130,15 +127,15 @@ def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
         return result.read_bytes(), output
 
 
-def parse_log(output: str) -> tuple[Status, ...]:
-    """Parse the rows ``OPERATOR  COUNT  STATUS`` in the compiler's output or log file; return each row once."""
+def parse_log(output: str) -> tuple[CompilerStatus, ...]:
+    """Return the distinct rows ``OPERATOR  COUNT  STATUS`` in the compiler's output or log file."""
     rows = (_ROW.match(line.strip()) for line in output.splitlines())
-    statuses = [Status(row[1], int(row[2]), row[3].strip()) for row in rows if row]
+    statuses = [CompilerStatus(row[1], int(row[2]), row[3].strip()) for row in rows if row]
     return tuple(dict.fromkeys(statuses))
 
 
 def left_on_cpu(before: Graph, after: Graph) -> set[int]:
-    """Return the operators that the compiler left on the CPU, as indices of the model before compilation.
+    """Return the indices, in the original model, of the operators that the compiler left on the CPU.
 
     In the compiled file, these are all operators except ``edgetpu-custom-op``. The compiler keeps the names of
     tensors, so that operators can be matched by their kind and the names of their outputs.
@@ -148,7 +145,7 @@ def left_on_cpu(before: Graph, after: Graph) -> set[int]:
         after: the compiled model.
     """
     unmapped = Counter(
-        (operator.name, _output_names(operator)) for operator in after.operators if operator.name != CUSTOM
+        (operator.name, _output_names(operator)) for operator in after.operators if operator.name != EDGETPU_CUSTOM
     )
     indices = set()
     for operator in before.operators:
@@ -159,7 +156,9 @@ def left_on_cpu(before: Graph, after: Graph) -> set[int]:
     return indices
 
 
-def compare(graph: Graph, diagnosis: Diagnosis, content: bytes, statuses: tuple[Status, ...]) -> tuple[str, ...]:
+def compare(
+    graph: Graph, diagnosis: Diagnosis, content: bytes, statuses: tuple[CompilerStatus, ...]
+) -> tuple[str, ...]:
     """Return a sentence for each operator whose placement in the compiled file differs from the prediction.
 
     Args:
@@ -185,7 +184,7 @@ def compare(graph: Graph, diagnosis: Diagnosis, content: bytes, statuses: tuple[
     return tuple(lines)
 
 
-def _output_names(operator: Any) -> tuple[str, ...]:
+def _output_names(operator: Operator) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in operator.outputs)
 
 

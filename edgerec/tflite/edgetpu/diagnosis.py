@@ -12,8 +12,8 @@ from edgerec.tflite.cost import macs, tensor_bytes
 from edgerec.tflite.edgetpu import rules
 from edgerec.tflite.edgetpu.partition import mapped_operators
 from edgerec.tflite.edgetpu.rules import ONE_IMAGE, QUANTIZE, refusal_reason
-from edgerec.tflite.finding import Finding
 from edgerec.tflite.flatbuffer import Graph, Operator
+from edgerec.tflite.incompatibility import Incompatibility
 
 Device = Literal["edgetpu", "cpu"]
 STRANDED = (
@@ -29,7 +29,7 @@ class OperatorPlacement:
     Attributes:
         index, op, layer: position of the operator, its kind, and the name of its first output.
         on: where the operator will run.
-        reason: why the operator does not run on the Edge TPU; empty if it does.
+        reason: why the operator does not run on the Edge TPU, or an empty string if it does.
         macs: multiply-accumulates of the operator for one image.
     """
 
@@ -40,25 +40,22 @@ class OperatorPlacement:
     reason: str
     macs: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class Diagnosis:
     """Predicted result of the Edge TPU compiler for a model.
 
     Attributes:
-        findings: operators and properties of the model that the compiler refuses, each with a solution; empty if the
+        findings: operators and properties of the model that the compiler refuses, each with a solution. Empty if the
             compiler maps all operators.
         operators: predicted placement of each operator.
         parameter_bytes: size of the weights of the operators on the Edge TPU.
-        chip_bytes: size of the weights that fit into the memory of the chip. The others are transferred for each image.
+        chip_bytes: size of the weights that fit into the memory of the chip. All other weights are transferred over USB
+            for each image.
         remarks: notes that do not prevent the mapping, e.g. about speed.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Incompatibility, ...]
     operators: tuple[OperatorPlacement, ...]
     parameter_bytes: int
     chip_bytes: int
@@ -75,25 +72,23 @@ class Diagnosis:
         return sum(operator.macs for operator in self.operators if operator.on == "cpu")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the diagnosis as JSON values."""
+        """Return a summary without the operators and findings as a JSON-serializable dictionary."""
         return {
             "whole": not self.findings,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "operators": [operator.to_dict() for operator in self.operators],
             "macs": self.macs,
             "cpu_macs": self.cpu_macs,
             "parameter_bytes": self.parameter_bytes,
             "chip_bytes": self.chip_bytes,
-            "remarks": list(self.remarks),
+            "remarks": self.remarks,
         }
 
 
 def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
-    """Apply the rules to all operators and tensors, and divide the graph as the compiler does.
+    """Apply the rules to all operators and tensors, and partition the graph like the compiler.
 
     Args:
         graph: the model before compilation.
-        target: the target, with its operators, their versions, and its on-chip memory; None for ``coral-usb``.
+        target: the target, with its operators, their versions, and its on-chip memory. By default, ``coral-usb``.
     """
     target = target or _coral()
     model_findings = _model_findings(graph)
@@ -119,33 +114,28 @@ def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
     )
 
 
-def check(graph: Graph, target: Target | None = None) -> list[Finding]:
-    """Return all findings of :func:`diagnose`; an empty list if the compiler maps all operators."""
-    return list(diagnose(graph, target).findings)
-
-
 @cache
 def _coral() -> Target:
     return Target.load("coral-usb")
 
 
-def _model_findings(graph: Graph) -> list[Finding]:
+def _model_findings(graph: Graph) -> list[Incompatibility]:
     findings = []
     if graph.subgraphs > 1:
         reason = f"it has {graph.subgraphs} subgraphs, expected one"
-        findings.append(Finding(-1, "model", "", reason, "build it without control flow"))
+        findings.append(Incompatibility(-1, "model", "", reason, "build it without control flow"))
     for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
             if tensor.dtype not in ("INT8", "UINT8"):
                 reason = f"it is {tensor.dtype}, expected INT8 or UINT8"
                 way_out = QUANTIZE if "FLOAT" in tensor.dtype else f"remove this {what} from the model"
-                findings.append(Finding(-1, what, tensor.name, reason, way_out))
+                findings.append(Incompatibility(-1, what, tensor.name, reason, way_out))
             if what == "input" and -1 in tensor.shape:
                 reason = f"it has a dynamic shape {list(tensor.shape)}, expected a batch of 1 and fixed sizes"
-                findings.append(Finding(-1, "batch", tensor.name, reason, ONE_IMAGE))
+                findings.append(Incompatibility(-1, "batch", tensor.name, reason, ONE_IMAGE))
             elif what == "input" and len(tensor.shape) == 4 and tensor.shape[0] != 1:
                 reason = f"it has a batch of {tensor.shape[0]} images, {list(tensor.shape)}: expected a batch of 1"
-                findings.append(Finding(-1, "input", tensor.name, reason, ONE_IMAGE))
+                findings.append(Incompatibility(-1, "input", tensor.name, reason, ONE_IMAGE))
     return findings
 
 
@@ -155,8 +145,8 @@ def _parameter_bytes(graph: Graph, on_chip: set[int]) -> int:
     return sum(tensor_bytes(tensor) for tensor in constants.values())
 
 
-def _finding(operator: Operator, reason: str) -> Finding:
-    return Finding(operator.index, operator.name, _layer(operator), reason, rules.way_out(operator, reason))
+def _finding(operator: Operator, reason: str) -> Incompatibility:
+    return Incompatibility(operator.index, operator.name, operator.layer, reason, rules.way_out(operator, reason))
 
 
 def _placement(
@@ -166,18 +156,17 @@ def _placement(
     reason = ""
     if on == "cpu":
         reason = refusals.get(operator.index, "") or graph_refusal or _dependency_reason(operator, graph, on_chip)
-    return OperatorPlacement(operator.index, operator.name, _layer(operator), on, reason, macs(operator))
+    return OperatorPlacement(operator.index, operator.name, operator.layer, on, reason, macs(operator))
 
 
 def _dependency_reason(operator: Operator, graph: Graph, on_chip: set[int]) -> str:
-    """Return why a supported operator runs on the CPU: it depends on an operator on the CPU, or is in another part."""
+    """Return why a supported operator runs on the CPU.
+
+    Either it depends on an operator on the CPU, or it is not in the part of the graph that the compiler maps.
+    """
     producers = {id(t): other for other in graph.operators for t in other.outputs}
     for tensor in operator.inputs:
         before = producers.get(id(tensor))
         if before is not None and before.index not in on_chip:
-            return STRANDED.format(op=before.name, layer=_layer(before)[-60:])
+            return STRANDED.format(op=before.name, layer=before.layer[-60:])
     return OTHER_PART
-
-
-def _layer(operator: Operator) -> str:
-    return operator.outputs[0].name if operator.outputs else ""

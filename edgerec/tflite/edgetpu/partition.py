@@ -1,4 +1,4 @@
-"""Predict which operators the Edge TPU compiler maps to the Edge TPU if it refuses some of them."""
+"""Predict which operators the compiler maps to the Edge TPU if the Edge TPU does not support all operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgerec.tflite.flatbuffer import Graph
 def mapped_operators(graph: Graph, refused: Collection[int]) -> set[int]:
     """Return the indices of the operators that the compiler maps to the Edge TPU.
 
-    The compiler is a TensorFlow Lite delegate. TFLite divides the graph into alternating subsets of supported and
+    The compiler is a TensorFlow Lite delegate. TFLite partitions the graph into alternating subsets of supported and
     refused operators (``PartitionGraphIntoIndependentNodeSubsets`` in lite/graph_info.cc of TensorFlow). Each subset
     contains all operators of its kind whose inputs come from earlier subsets or from the subset itself. The compiler
     maps only the first subset of supported operators, and leaves all other operators on the CPU.
@@ -49,7 +49,10 @@ def _next_subset(
     refused: Collection[int],
     is_refused: bool,
 ) -> set[int]:
-    """Return all refused, or all supported, operators that depend only on ``done`` and on each other."""
+    """Return the next subset of refused operators if ``is_refused``, otherwise of supported operators.
+
+    The subset contains all operators of its kind whose inputs come only from operators in ``done`` or in the subset.
+    """
     subset: set[int] = set()
     available, changed = set(done), True
     while changed:

@@ -26,12 +26,12 @@ _ACTIVATIONS = {"INT8", "UINT8"}
 _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
 # Coral's page states a limit of 16,000, but the compiler mapped a softmax over 128×128 values.
 _MAX_SOFTMAX_VALUES = 16_384
-# In published logs, the compiler refused upsampling from 256 to 512 pixels and by a factor of 16, and mapped upsampling
-# to 128 pixels and by a factor of 2.
+# According to published compiler logs, upsampling from 256 to 512 pixels and upsampling by a factor of 16 stay
+# on the CPU, whereas upsampling to 128 pixels by a factor of 2 is mapped to the Edge TPU.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
-# In published logs, the compiler refused a transposition of 40×40×65 values, and mapped one of 14×14×255 values.
+# According to the same logs, TRANSPOSE of 40×40×65 values stays on the CPU, whereas 14×14×255 values are mapped.
 _MAX_TRANSPOSE_VALUES = 65_536
-# In published logs, the compiler refused a mean over 256×128 values, and mapped one over 64×128 values.
+# According to the same logs, MEAN over 256×128 values stays on the CPU, whereas MEAN over 64×128 values is mapped.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {
@@ -50,11 +50,12 @@ _SOLUTIONS = {
 
 
 def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | None:
-    """Return why the Edge TPU cannot run an operator; None if it can.
+    """Return why the Edge TPU cannot run an operator, or None if it can.
 
     Args:
         operator: operator of the model before compilation.
-        versions: highest version of each operator that the compiler supports, by name; 0 means any version.
+        versions: dictionary that maps the name of each operator that the compiler supports to its highest supported
+            version; 0 means any version.
     """
     if operator.name not in versions:
         return "the Edge TPU does not support this operator"
@@ -70,7 +71,7 @@ def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | Non
 
 
 def way_out(operator: Operator, reason: str) -> str:
-    """Return a solution for an operator that the Edge TPU refuses for ``reason``."""
+    """Suggest a solution for an operator that the Edge TPU cannot run because of ``reason``."""
     if "dynamic shape" in reason:
         return ONE_IMAGE
     if "it has version" in reason:
@@ -247,7 +248,7 @@ def _transpose(operator: Operator) -> str | None:
 
 
 def _constant_values(tensor: Tensor | None, dtype: type = np.int32) -> list[int]:
-    """Return the integers in a constant tensor; an empty list if the tensor is not constant."""
+    """Return the integers in a constant tensor, or an empty list if the tensor is not constant."""
     if tensor is None or tensor.data is None:
         return []
     return [int(n) for n in tensor.data.view(np.int64 if tensor.dtype == "INT64" else dtype)]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
-class Finding:
+class Incompatibility:
     """A reason why a target cannot run a model.
 
     Attributes:
-        index: index of the operator; −1 if the finding is about the whole model.
+        index: index of the operator, or −1 if the reason concerns the whole model.
         op: name of the operator, or of the part of the model, such as ``input``.
-        layer: name of the operator's first output; empty if there is none.
+        layer: name of the operator's first output, or an empty string if there is none.
         reason: why the target cannot run the operator.
         way_out: how to solve the problem.
     """
@@ -28,7 +27,3 @@ class Finding:
         """Return operator, layer, reason and solution as one line."""
         where = f"{self.op} {self.layer[-60:]!r}: " if self.layer else f"{self.op}: "
         return f"{where}{self.reason}; {self.way_out}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return dict(vars(self))

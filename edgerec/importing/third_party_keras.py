@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgerec.errors import ModelError
+from edgerec.importing.from_keras3 import from_keras3
 from edgerec.importing.image_input import with_image_input
 from edgerec.importing.indexing import selects_channels, with_indexing_layers
-from edgerec.importing.keras3 import from_keras3
 from edgerec.importing.keras_files import check_keras_file, load_keras2
 from edgerec.importing.layer_allowlist import AUGMENTATION
 from edgerec.train.backend import reported_as
@@ -20,16 +20,16 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Layers that do not change the values of pixels, apart from augmentation and interpolation.
+# Layers that do not change the range of pixel values: augmentation, resizing, cropping, noise and reshaping.
 _VALUE_PRESERVING = AUGMENTATION | {
     *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
     *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
 }
-# Maximum absolute value of pixels 0 to 255 after the model's own scaling. Models are trained on small numbers.
-SMALL = 10
+# A model normalizes pixels itself if its first layer maps [0, 255] to values of at most this magnitude.
+MAX_NORMALIZED = 10
 
 
-def read_foreign(path: str | Path) -> Any:
+def read_third_party(path: str | Path) -> Any:
     """Read a complete ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model in float32, not compiled.
 
     If the model's input has another layout than ``(batch, height, width, channels)``, the model is rebuilt for this
@@ -38,7 +38,7 @@ def read_foreign(path: str | Path) -> Any:
     No code from the file is executed. Before Keras reads the file, every class name in the file is compared with a list
     of supported names: the layers, initializers, regularizers and constraints of Keras, common arithmetic operators,
     and edgerec's own layers. A file with any other name is an error. A Keras 3 model is rebuilt with tf_keras layers
-    (:func:`edgerec.importing.keras3.from_keras3`), and its outputs are compared with those of the original.
+    (:func:`edgerec.importing.from_keras3.from_keras3`), and its outputs are compared with those of the original.
 
     Raises:
         ModelError: the file does not exist, is damaged or has weights only, or a layer is not supported.
@@ -58,13 +58,13 @@ def read_foreign(path: str | Path) -> Any:
 
 
 def expects_pixels(model: Any) -> bool:
-    """Return whether the model itself normalizes pixels 0 to 255; False if this is unknown."""
+    """Return True if the first layers of the model show that the model normalizes pixels (0 to 255) itself."""
     for layer in model._flatten_layers(include_self=False, recursive=True):
         kind = type(layer).__name__
         if kind in _VALUE_PRESERVING or selects_channels(layer):
             continue
         scale, offset = _first_scaling(layer, kind)
-        return bool(255 * np.abs(scale).max() <= SMALL or np.abs(offset).max() > SMALL)
+        return bool(255 * np.abs(scale).max() <= MAX_NORMALIZED or np.abs(offset).max() > MAX_NORMALIZED)
     return False
 
 
@@ -77,6 +77,6 @@ def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
         return scale, -np.asarray(layer.mean) * scale
     if kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
         kernel, *bias = layer.get_weights()
-        # A learned bias does not tell the range of the input.
+        # The input range cannot be inferred from a learned bias.
         return kernel, bias[0] if bias and not layer.trainable else np.zeros(1)
     return np.array(np.inf), np.zeros(1)

@@ -1,0 +1,53 @@
+"""Check that a rebuilt model computes the same outputs as the original model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgerec.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+# Maximum difference between the outputs of the two models, as a fraction of the largest output. Rounding to float32
+# causes much smaller differences, and an incorrectly converted layer causes much larger ones.
+TOLERANCE = 1e-4
+
+
+def check_same_outputs(
+    original: Any, rebuilt: Any, failure: str, images: Callable[[Any], Any] = lambda images: images
+) -> None:
+    """Compare the outputs of two models for random images with pixel values in [0, 1] and in [0, 255].
+
+    Models with several inputs or outputs, or without a fixed input size, are not compared. :func:`check_classifier
+    <edgerec.importing.classifier.check_classifier>` refuses such models later.
+
+    Args:
+        original: the original model, of tf_keras or Keras 3.
+        rebuilt: the rebuilt model, with one input ``(batch, height, width, channels)``.
+        failure: start of the error message, which says what failed.
+        images: function that converts a batch of images for ``rebuilt`` to the input layout of ``original``.
+
+    Raises:
+        ModelError: the outputs differ by more than ``TOLERANCE``, or are NaN or infinite in one of the models only.
+    """
+    shape = rebuilt.input_shape
+    if not isinstance(shape, tuple) or None in shape[1:] or isinstance(rebuilt.output_shape, list):
+        return
+    pixels = np.random.default_rng(0).uniform(0, 1, (4, *shape[1:])).astype(np.float32)
+    pixels[2:] *= 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras 3 warns about a plain array if the model's inputs have names
+        expected = np.asarray(original(images(pixels), training=False), np.float64)
+        actual = np.asarray(rebuilt(pixels, training=False), np.float64)
+    difference = float(np.abs(expected - actual).max() / max(1.0, np.abs(expected).max()))
+    if not difference <= TOLERANCE and np.isfinite(expected).all():
+        raise ModelError(
+            f"{failure}: the outputs of the rebuilt model differ from the original by up to {difference:.2g}. Convert "
+            "the model to .tflite with the tool that made it, and use edgerec import"
+        )
+    log.debug("%s: the outputs of the rebuilt model differ by up to %.2g", rebuilt.name, difference)

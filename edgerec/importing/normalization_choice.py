@@ -1,0 +1,124 @@
+"""Determine by measurement the normalization that a third-party model expects."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.tensors import NORMALISATIONS, NORMALISE_CHOICES, AnyNormalise, parse_normalise
+from edgerec.data import Dataset
+from edgerec.errors import DataError
+from edgerec.importing.adopted_data import ModelData
+from edgerec.importing.saved_model import SavedModel
+from edgerec.importing.third_party_keras import expects_pixels
+from edgerec.train.label_order import check_order, label_order
+from edgerec.train.scorers import keras_scorer
+from edgerec.utils.progress import Listener
+
+log = logging.getLogger(__name__)
+
+# Number of training images on which the normalizations are compared, and the lead in percentage points that the best
+# normalization needs over the next one.
+TRIED_IMAGES = 500
+CLEAR_POINTS = 2.0
+# Per-channel normalizations that are tried in addition to those with a single scale.
+PER_CHANNEL = ("torch", "caffe")
+# The order of the labels is checked on this many images per class, but on at most this many images in total.
+IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
+
+
+@dataclass(frozen=True)
+class NormalizationChoice:
+    """The chosen normalization, and the accuracy on training images (0 to 1) with each normalization that was tried.
+
+    Attributes:
+        text: the normalization in the format of :func:`edgerec.contract.tensors.parse_normalise`.
+        tried: dictionary that maps each normalization that was tried to its accuracy, or None if none was tried.
+    """
+
+    text: str
+    tried: dict[str, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the normalization in a recipe, or ``pixels`` if the normalization becomes a layer of the model."""
+        normalise = parse_normalise(self.text)
+        return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
+
+    @property
+    def layer(self) -> str:
+        """The normalization to add to the model as a layer, or an empty string if no layer is needed."""
+        return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
+
+
+def choose_normalization(
+    model: Any, path: Path, model_data: ModelData, normalise: str | None, listener: Listener, *, explicit: bool
+) -> NormalizationChoice:
+    """Choose the normalization and check the order of the labels, using the same predictions for both.
+
+    Raises:
+        DataError: the normalization is not known and cannot be measured because the images have no labels; or the
+            labels are in another order than the outputs and were not given explicitly.
+    """
+    if normalise is not None:
+        texts = [normalise]
+    elif not isinstance(model, SavedModel) and expects_pixels(model):
+        log.info("%s normalizes its input itself: using normalization 'pixels' (0 to 255)", path)
+        texts = ["pixels"]
+    else:
+        texts = [*NORMALISATIONS, *(PER_CHANNEL if model.input_shape[-1] == 3 else ())]
+    if not model_data.dataset.labels:
+        if len(texts) > 1:
+            raise DataError(
+                f"cannot determine which normalization {path} expects, because the images have no labels: "
+                f"add --normalise {NORMALISE_CHOICES}"
+            )
+        return NormalizationChoice(texts[0])
+    rng = np.random.default_rng(model_data.recipe.seed)
+    count = min(max(TRIED_IMAGES, IMAGES_PER_CLASS * len(model_data.labels)), MOST_IMAGES)
+    some = np.sort(rng.permutation(len(model_data.dataset.classes))[:count])
+    classes = model_data.dataset.classes[some]
+    predicted = {text: predictions(model, parse_normalise(text), model_data.dataset, some, listener) for text in texts}
+    check_order(label_order(predicted, classes, model_data.labels), path, explicit=explicit)
+    if len(texts) == 1:
+        return NormalizationChoice(texts[0])
+    train = np.isin(some, model_data.parts.train)
+    right = {text: float(np.mean(outputs[train] == classes[train])) for text, outputs in predicted.items()}
+    return _best(right, path, int(train.sum()), len(model_data.labels))
+
+
+def _best(right: dict[str, float], path: Path, images: int, classes: int) -> NormalizationChoice:
+    """Return the normalization with the highest accuracy; a per-channel one is chosen only if it is clearly better."""
+    simple = max(NORMALISATIONS, key=right.__getitem__)
+    best = max(right, key=right.__getitem__)
+    if (right[best] - right[simple]) * 100 < CLEAR_POINTS:
+        best = simple
+    other = max((text for text in right if text != best), key=right.__getitem__)
+    figures = ", ".join(f"{text} {fraction:.1%}" for text, fraction in right.items())
+    log.info("%s: normalization %r; correct on %d training images: %s", path, best, images, figures)
+    if right[best] < 1.5 / classes:
+        log.warning(
+            "%s is hardly better than guessing with any of the normalizations %s: set the correct one with --normalise",
+            path,
+            ", ".join(right),
+        )
+    elif (right[best] - right[other]) * 100 < CLEAR_POINTS:
+        log.warning(
+            "%s has about the same accuracy with the normalizations %r and %r: set the correct one with --normalise",
+            path,
+            best,
+            other,
+        )
+    return NormalizationChoice(best, right)
+
+
+def predictions(
+    model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener
+) -> npt.NDArray[np.int64]:
+    """Return the predicted classes of the images whose indices are in ``part``."""
+    return keras_scorer(model, normalise)(dataset.select(part), listener).argmax(axis=1)
