@@ -22,7 +22,7 @@ from edgerec.compress.accuracy_gate import parity_row
 from edgerec.compress.calibration.sampling import SAMPLING_METHODS
 from edgerec.compress.convert import to_int8
 from edgerec.data import Dataset, Split
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.backend import prepare
 from edgerec.train.metrics import ClassifierMetrics
 from edgerec.train.run import Run

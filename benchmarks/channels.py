@@ -29,7 +29,7 @@ from edgerec.compress.channels import shrink
 from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.run import Run
 from edgerec.train.scorers import keras_scorer, tflite_scorer
 from edgerec.utils.progress import ignore
@@ -99,7 +99,7 @@ import json, statistics, sys, time
 import numpy as np
 from edgerec.contract.tensors import Normalise
 from edgerec.runtime.interpreter import fingerprint
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 normalise, rounds, pictures, *paths = sys.argv[1:]
 pictures = np.load(pictures)
 models = [ImageModel(open(path, "rb").read(), Normalise(*json.loads(normalise)), threads=1) for path in paths]

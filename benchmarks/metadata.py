@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from edgerec import read_image
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
+from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import input_spec, open_interpreter
-from edgerec.runtime.model import ImageModel
 from edgerec.tflite.metadata import normalise_for, read_metadata
 
 

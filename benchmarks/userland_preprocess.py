@@ -11,7 +11,8 @@ from typing import Any
 
 import cv2
 
-from edgerec.contract.preprocess import PreprocessSpec, apply, decode
+from edgerec.contract.image_files import decode
+from edgerec.contract.preprocess import PreprocessSpec, apply
 
 SPECS = [
     PreprocessSpec(height, width, channels, fit, interpolation)

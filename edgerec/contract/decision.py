@@ -83,15 +83,6 @@ class DecisionSpec:
         """Return the fields as a JSON-serializable dictionary."""
         return vars(self) | {"thresholds": dict(self.thresholds)}
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> DecisionSpec:
-        """Build a spec from the result of :meth:`to_dict`.
-
-        Raises:
-            TypeError, ValueError: a field is unknown, or a value is outside its range.
-        """
-        return cls(**fields)
-
     def for_single(self) -> DecisionSpec:
         """Return a copy of the settings without smoothing, for independent images."""
         return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)

@@ -349,7 +349,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "output": TensorSpec.from_dict,
     "preprocess": PreprocessSpec.from_dict,
     "normalise": lambda value: Normalise(float(value["mean"]), float(value["std"])),
-    "decision": DecisionSpec.from_dict,
+    "decision": lambda value: DecisionSpec(**value),
     "labels": _labels,
     "files": _files,
     "threads": _threads,

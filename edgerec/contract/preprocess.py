@@ -9,10 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import Levels, decode
+from edgerec.contract.image_files import Levels
 from edgerec.utils.optional import require
-
-__all__ = ["Fit", "Image", "Interpolation", "PreprocessSpec", "apply", "contiguous", "decode", "encode_png"]
 
 Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import memory_for, read_image_file
-from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
+from edgerec.contract.image_files import decode, memory_for, read_image_file
+from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.data import cache_limit
 from edgerec.data.raw_dataset import Arrays, Files
 from edgerec.errors import DataError

@@ -6,7 +6,7 @@ import logging
 
 from edgerec.contract.decision import DecisionSpec, calibrated, fit_temperature, fit_thresholds
 from edgerec.data import Dataset, Split
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.run import Run
 from edgerec.train.scorers import tflite_scorer
 from edgerec.utils.progress import Listener

@@ -20,7 +20,7 @@ from edgerec.export.novelty import Novelty, NoveltyReport, fit_autoencoder, requ
 from edgerec.export.variants import choose, without_folders
 from edgerec.export.writer import DELEGATE_MODEL, add_compiled, bundle_name, write_verified
 from edgerec.recipe import DataSource
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.edgetpu import EdgeTpuReport
 from edgerec.train.run import Run
 from edgerec.train.split_record import split_summary

@@ -14,7 +14,7 @@ from edgerec.errors import BundleError, EdgerecError
 from edgerec.export.variants import choose, without_folders
 from edgerec.export.writer import add_compiled
 from edgerec.recipe import DataSource
-from edgerec.runtime.anomaly import Autoencoder
+from edgerec.runtime.autoencoder import Autoencoder
 from edgerec.train.anomaly import KNOWN_FRACTION, fit_threshold
 from edgerec.train.run import Run
 from edgerec.train.scorers import tflite_scorer

@@ -14,7 +14,7 @@ from edgerec.data import Dataset, Split
 from edgerec.data.split import Indices
 from edgerec.errors import EdgerecError, RunError
 from edgerec.report.content import Calibration, Mistake
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.confidence_calibration import reliability
 from edgerec.train.metrics import Reals
 from edgerec.train.run import Run

@@ -56,7 +56,7 @@ class Grabbed(Protocol):
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageLatency:
     """Percentiles of the latency of one stage in milliseconds."""
 
     name: str
@@ -65,7 +65,7 @@ class Stage:
     p99_ms: float
 
     @classmethod
-    def of(cls, name: str, latencies_ms: Sequence[float]) -> Stage:
+    def of(cls, name: str, latencies_ms: Sequence[float]) -> StageLatency:
         """Compute the percentiles of measured latencies."""
         return cls(name, *(round(float(p), 4) for p in np.percentile(latencies_ms, (50, 95, 99))))
 
@@ -95,7 +95,7 @@ class BenchmarkReport:
     runtime: Fingerprint
     threads: int
     delegate: str
-    stages: tuple[Stage, ...]
+    stages: tuple[StageLatency, ...]
     fps: float
     images: int
     cold_start_s: float
@@ -166,14 +166,14 @@ def benchmark(
         runtime=fingerprint(),
         threads=used_threads,
         delegate=manifest.delegate if delegate is None else delegate,
-        stages=tuple(Stage.of(name, values) for name, values in latencies_ms.items()),
+        stages=tuple(StageLatency.of(name, values) for name, values in latencies_ms.items()),
         fps=round(fps, 2),
         images=len(latencies_ms["together"]),
         cold_start_s=round(cold_start_s, 4),
         peak_memory_bytes=peak,
         before=before,
         after=after,
-        throttled=_throttled(before, after),
+        throttled=throttling_reasons(before, after),
         operators=operator_times,
         source=source,
         operators_error=operators_error,
@@ -255,7 +255,8 @@ def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[
     return ended - began, kilobytes * (1 if sys.platform == "darwin" else 1024)
 
 
-def _throttled(before: Health, after: Health) -> tuple[str, ...]:
+def throttling_reasons(before: Health, after: Health) -> tuple[str, ...]:
+    """Return the reasons why the CPU was throttled between two states of the machine."""
     reasons = list(after.throttled or ())
     if before.clock_mhz and after.clock_mhz and after.clock_mhz < THROTTLED * before.clock_mhz:
         reasons.append(f"the CPU clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")

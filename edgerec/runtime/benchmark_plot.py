@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from edgerec.runtime.benchmark import BenchmarkReport, Stage
+    from edgerec.runtime.benchmark import BenchmarkReport, StageLatency
     from edgerec.runtime.profile import OperatorTime
 
 BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"
@@ -56,7 +56,7 @@ def benchmark_figure(report: BenchmarkReport) -> Figure:
     return figure
 
 
-def axis_end_ms(stages: Sequence[Stage]) -> float:
+def axis_end_ms(stages: Sequence[StageLatency]) -> float:
     """Return the upper limit of the axis in milliseconds: the largest p99, or less if the largest p99 is an outlier."""
     p95_ms, p99_ms = max(stage.p95_ms for stage in stages), max(stage.p99_ms for stage in stages)
     return p99_ms if p99_ms <= OUTLIER * p95_ms else CUT * p95_ms
@@ -75,7 +75,7 @@ def _title(report: BenchmarkReport) -> str:
     )
 
 
-def _draw_stages(axes: Axes, stages: Sequence[Stage]) -> None:
+def _draw_stages(axes: Axes, stages: Sequence[StageLatency]) -> None:
     end_ms = axis_end_ms(stages)
     names = [stage.name for stage in stages]
     bars = {}

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
+from edgerec.contract.decision import COMBINATIONS, Classification, decide
 from edgerec.contract.image_files import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
-from edgerec.runtime.anomaly import Autoencoder
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.autoencoder import Autoencoder
+from edgerec.runtime.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +93,13 @@ class Classifier:
             raise DelegateError("delegate options need a delegate: name the library of the delegate with --delegate")
         changes = dict(decision or {})
         if unknown_key := next((key for key in changes if key not in manifest.decision.to_dict()), None):
-            raise RecipeError(unknown("decision", unknown_key, manifest.decision.to_dict()))
+            raise RecipeError(unknown("decision setting", unknown_key, manifest.decision.to_dict()))
         if threshold is not None:
             changes |= {"threshold": threshold, "thresholds": {}}
         try:
-            changed = DecisionSpec.from_dict(manifest.decision.to_dict() | changes)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(str(error).removeprefix("DecisionSpec.__init__() ")) from None
+            changed = replace(manifest.decision, **changes)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
         self.manifest = replace(manifest, decision=changed)
         self._specs, self._novelty = manifest.networks, manifest.novelty
         self.invalid = 0

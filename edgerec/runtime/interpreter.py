@@ -14,7 +14,7 @@ from typing import Any
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import MissingExtraError, ModelError
 from edgerec.runtime.delegate import load_delegate
-from edgerec.runtime.gpu import GPU, open_gpu
+from edgerec.runtime.gpu_interpreter import GPU, open_gpu
 from edgerec.tflite.flatbuffer import require_tflite
 from edgerec.tflite.probing import require_runnable
 from edgerec.tflite.runtime_packages import RUNTIMES

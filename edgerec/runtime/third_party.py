@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from edgerec.tflite.metadata import Metadata, normalise_for, read_metadata
 from edgerec.tflite.model_input import InputLayout, layout_of, with_nhwc_input, with_normalization
 from edgerec.tflite.operators import EDGETPU_CUSTOM
 from edgerec.tflite.probing import Probe, probe_model
-from edgerec.utils.atomic import read_at_most
+from edgerec.utils.atomic import read_at_most, sha256
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class ThirdPartyModel:
             content = read_at_most(path, MAX_MODEL_BYTES)
         except OSError as error:
             raise ModelError(f"{where} cannot be read: {error.strerror}") from None
-        digest = hashlib.sha256(content).hexdigest()
+        digest = sha256(content)
         graph = read_graph(content, where)
         with reading_graph(where):
             _check(graph, where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -11,9 +10,9 @@ import numpy as np
 
 from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import Normalise
+from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import fingerprint
-from edgerec.runtime.model import ImageModel
-from edgerec.utils.atomic import cache_folder, write_file
+from edgerec.utils.atomic import cache_folder, sha256, write_file
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
     machine = f"{fingerprint().to_dict()} {available}".encode()
     cache_file = None
     try:
-        cache_file = cache_folder() / f"threads-{hashlib.sha256(content + machine).hexdigest()[:32]}"
+        cache_file = cache_folder() / f"threads-{sha256(content + machine)[:32]}"
         return min(available, max(1, int(cache_file.read_text(encoding="ascii"))))
     except (OSError, ValueError):
         best = _measure(content, normalise, available)

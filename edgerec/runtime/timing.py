@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.contract.preprocess import Image
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 
 WARM_UP = 5
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import UNKNOWN
-from edgerec.contract.image_files import MAX_PIXELS
+from edgerec.contract.image_files import MAX_PIXELS, decode
 from edgerec.contract.manifest import ModelSpec, NoveltySpec
-from edgerec.contract.preprocess import Image, decode, encode_png
+from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import BundleError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint

@@ -18,7 +18,7 @@ from edgerec.data.split import Indices
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.recipe import DataSection, Recipe
 from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.third_party import ThirdPartyModel
 from edgerec.train.label_order import FOLDERS
 from edgerec.train.metrics import Reals

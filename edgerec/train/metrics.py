@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from edgerec.data.split import Indices
 from edgerec.errors import ModelError
-from edgerec.runtime.anomaly import Autoencoder
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.autoencoder import Autoencoder
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 

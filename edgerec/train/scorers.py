@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgerec.contract.tensors import AnyNormalise
 from edgerec.data import SelectedImages
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.metrics import Reals
 from edgerec.utils.progress import Listener, Progress, steps

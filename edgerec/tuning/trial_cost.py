@@ -12,7 +12,7 @@ from edgerec.compress.convert import plain_names, to_int8
 from edgerec.errors import EdgerecError
 from edgerec.importing.passes import adapt
 from edgerec.recipe import Recipe
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.timing import time_models
 from edgerec.tflite.cost import macs
 from edgerec.tflite.flatbuffer import read_graph

@@ -17,8 +17,8 @@ from edgerec.compress.layer_comparison.graph_matching import layer_name, match
 from edgerec.compress.layer_comparison.runner import DEQUANTIZED, FLOAT_MODEL, layer_parity
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RunError
+from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import open_interpreter
-from edgerec.runtime.model import ImageModel
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
 from tests.conftest import one_line
 

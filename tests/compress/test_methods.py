@@ -18,7 +18,7 @@ from edgerec.compress.finetune import fine_tune
 from edgerec.compress.quantize import make
 from edgerec.errors import RecipeError
 from edgerec.importing.graph_rewriter import copied
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.flatbuffer import float_tensors, read_graph
 from edgerec.utils.progress import ignore
 from tests.conftest import one_line, red_and_blue

@@ -17,7 +17,7 @@ from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.edgetpu import diagnose
 from edgerec.tflite.flatbuffer import float_tensors, pack, parse, read_graph, weight_sparsity
 from tests.conftest import one_line

@@ -142,9 +142,9 @@ def test_fitted_thresholds_reach_the_requested_precision():
 )
 def test_invalid_decision_settings_are_refused(fields):
     with pytest.raises((ValueError, TypeError)):
-        DecisionSpec.from_dict(fields)
+        DecisionSpec(**fields)
 
 
 def test_decision_spec_is_unchanged_after_writing_and_reading_json():
     spec = DecisionSpec(threshold=0.5, thresholds={"cat": 0.7}, smoothing="vote", temperature=1.3)
-    assert DecisionSpec.from_dict(spec.to_dict()) == spec
+    assert DecisionSpec(**spec.to_dict()) == spec

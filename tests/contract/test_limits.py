@@ -16,8 +16,7 @@ import pytest
 
 from edgerec import Bundle, EdgerecError, Recipe, check_data, pack_data, read_image
 from edgerec.camera.sources import find_source
-from edgerec.contract.image_files import why_unreadable
-from edgerec.contract.preprocess import decode
+from edgerec.contract.image_files import decode, why_unreadable
 from edgerec.data import load
 from edgerec.errors import BundleError, DataError
 from edgerec.recipe import DataSection

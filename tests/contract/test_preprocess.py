@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.contract.preprocess import PreprocessSpec, apply, contiguous, decode, encode_png
+from edgerec.contract.image_files import decode
+from edgerec.contract.preprocess import PreprocessSpec, apply, contiguous, encode_png
 
 
 def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:

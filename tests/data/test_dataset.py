@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.contract.preprocess import PreprocessSpec, apply, decode
+from edgerec.contract.image_files import decode
+from edgerec.contract.preprocess import PreprocessSpec, apply
 from edgerec.data import cache, load, split_dataset
 from edgerec.data import readers as sources
 from edgerec.errors import DataError, RecipeError

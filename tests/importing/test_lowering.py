@@ -11,7 +11,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.importing import passes
 from edgerec.importing.passes import adapt
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.edgetpu import diagnose
 from edgerec.tflite.flatbuffer import float_tensors, read_graph
 from edgerec.train.backend import keras

@@ -23,7 +23,7 @@ from edgerec.importing.keras_files import load_model
 from edgerec.importing.passes import adapt
 from edgerec.models import ARCHITECTURES, build, imagenet
 from edgerec.recipe import ModelSection
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.backend import keras
 from tests.conftest import one_line
 

@@ -12,7 +12,7 @@ import pytest
 from edgerec import Bundle
 from edgerec.errors import BundleError
 from edgerec.runtime import thermal
-from edgerec.runtime.benchmark import BenchmarkReport, Stage, _throttled, benchmark
+from edgerec.runtime.benchmark import BenchmarkReport, StageLatency, benchmark, throttling_reasons
 from edgerec.runtime.interpreter import Fingerprint
 from edgerec.runtime.profile import profile_operators
 from edgerec.runtime.thermal import Health
@@ -72,7 +72,7 @@ def test_latency_of_a_source_starts_at_the_grab_of_the_frame(bundle, video, edge
 
 def report(*p99_ms, source="", operators=()):
     cool = Health(40.0, 2400.0, None)
-    stages = tuple(Stage(f"stage {number}", min(1.0, ms), min(2.0, ms), ms) for number, ms in enumerate(p99_ms))
+    stages = tuple(StageLatency(f"stage {number}", min(1.0, ms), min(2.0, ms), ms) for number, ms in enumerate(p99_ms))
     machine = Fingerprint("test", "1", "x86_64", "cpu")
     return BenchmarkReport(
         "runs/signs", "full-int8", machine, 1, "", stages, 100.0, 50, 0.5, 2**26, cool, cool, (), operators, source
@@ -154,8 +154,8 @@ def test_benchmark_refuses_a_folder_without_a_bundle(tmp_path, edgerec):
 
 def test_throttling_and_temperature_are_reported(tmp_path, monkeypatch):
     cool, slow = Health(40.0, 2400.0, None), Health(85.0, 1500.0, ("throttled",))
-    assert _throttled(cool, cool) == ()
-    assert _throttled(cool, slow) == ("throttled", "the CPU clock fell from 2400 to 1500 MHz")
+    assert throttling_reasons(cool, cool) == ()
+    assert throttling_reasons(cool, slow) == ("throttled", "the CPU clock fell from 2400 to 1500 MHz")
     for number, milli in enumerate(("41000", "67500", "nonsense", "-274000")):
         zone = tmp_path / f"thermal_zone{number}"
         zone.mkdir()

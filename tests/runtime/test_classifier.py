@@ -12,9 +12,10 @@ import pytest
 
 from edgerec import Bundle, Classifier, predict, read_image
 from edgerec.contract.preprocess import apply
+from edgerec.contract.tensors import pixel_table
 from edgerec.errors import DataError, DelegateError, EdgerecError, ModelError
 from edgerec.runtime import interpreter
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from tests.conftest import one_line
 
 
@@ -31,10 +32,13 @@ def test_model_input_equals_the_preprocessed_pixels(bundle, pictures):
     """The pixels are not converted, because the normalization is part of the quantized model."""
     classifier = Classifier.open(bundle)
     (model,) = classifier.models
-    assert model._table is None
+    assert pixel_table(classifier.manifest.normalise, classifier.manifest.input) is None
     pixels = apply(read_image(pictures[0]), classifier.manifest.preprocess)
-    model.invoke(pixels)
-    assert np.array_equal(model._interpreter.get_tensor(model._input_index)[0], pixels)
+    tflite = interpreter.open_interpreter(Bundle.open(bundle).model)
+    tflite.set_tensor(tflite.get_input_details()[0]["index"], pixels[np.newaxis])
+    tflite.invoke()
+    output = tflite.get_tensor(tflite.get_output_details()[0]["index"])
+    assert np.array_equal(model.invoke(pixels), output.reshape(-1))
 
 
 def test_most_golden_images_are_classified_correctly(bundle, pictures):
@@ -124,13 +128,17 @@ def test_number_of_threads_is_measured_once_and_cached(bundle, monkeypatch, tmp_
     monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     opened = Bundle.open(bundle)
-    measured = []
-    real = threads._measure
-    monkeypatch.setattr(threads, "_measure", lambda *a: measured.append(1) or real(*a))
+    measured_threads = []
+
+    def open_model(*arguments, **options):
+        measured_threads.append(options["threads"])
+        return ImageModel(*arguments, **options)
+
+    monkeypatch.setattr(threads, "ImageModel", open_model)
     first = threads.best_threads(opened.model, opened.manifest.normalise)
     assert first in (1, 2, 3, 4)
     assert threads.best_threads(opened.model, opened.manifest.normalise) == first
-    assert len(measured) == 1
+    assert measured_threads == [1, 2, 3, 4]
     (cache_file,) = (tmp_path / "cache").iterdir()
     for damaged in ("many", "", "4000"):
         cache_file.write_text(damaged)

@@ -12,7 +12,7 @@ from edgerec import evaluate
 from edgerec.compress.convert import to_float32
 from edgerec.contract.tensors import ChannelNormalise, Normalise, TensorSpec
 from edgerec.errors import DataError, EdgerecError, ModelError
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite import metadata as module
 from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.metadata import Metadata, normalise_for, read_metadata, with_metadata

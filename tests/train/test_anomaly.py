@@ -15,8 +15,8 @@ from edgerec.contract.decision import Decider, DecisionSpec, decide
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import BundleError, EdgerecError, GateError, ModelError, RecipeError, RunError
-from edgerec.runtime.anomaly import Autoencoder
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.autoencoder import Autoencoder
+from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.flatbuffer import float_tensors, read_graph
 
 UNIT = Normalise.named("unit")

@@ -16,7 +16,8 @@ import numpy as np
 
 from edgerec.camera.sources.base import CaptureFormat, Source
 from edgerec.camera.sources.http import HttpStream
-from edgerec.contract.preprocess import Image, decode
+from edgerec.contract.image_files import decode
+from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require

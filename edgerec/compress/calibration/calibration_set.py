@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.calibration.sampling import SAMPLING_METHODS
-from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode, encode_png
+from edgerec.contract.image_files import decode
+from edgerec.contract.preprocess import Image, PreprocessSpec, apply, encode_png
 from edgerec.contract.toml_settings import choice, setting
 from edgerec.errors import DataError
 from edgerec.utils.atomic import real_path, refuse_existing, replacing_folder, sha256, write_file

@@ -24,7 +24,7 @@ from edgerec.compression_methods import FLOAT32
 from edgerec.data import Dataset
 from edgerec.errors import DataError, RunError, unknown
 from edgerec.recipe import DataSource
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 from edgerec.train.run import Run
 from edgerec.train.scorers import tflite_scorer
 from edgerec.utils.command_line import command

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import Normalise, dequantize
 from edgerec.errors import ModelError
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.image_model import ImageModel
 
 
 class Autoencoder(ImageModel):

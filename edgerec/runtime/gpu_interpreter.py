@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "fp16")
 _PROBE = """
 import json, sys
 from edgerec.errors import DelegateError
-from edgerec.runtime.gpu import GpuInterpreter
+from edgerec.runtime.gpu_interpreter import GpuInterpreter
 from edgerec.runtime.interpreter import open_interpreter
 model = sys.stdin.buffer.read()
 try:

@@ -12,7 +12,7 @@ import pytest
 
 from edgerec import Classifier, read_image
 from edgerec.errors import DelegateError
-from edgerec.runtime import gpu
+from edgerec.runtime import gpu_interpreter
 from tests.conftest import one_line
 
 DRIVERS = [Path("/usr/lib/chromium/vk_swiftshader_icd.json"), Path("/usr/lib/chromium-browser/vk_swiftshader_icd.json")]
@@ -69,8 +69,8 @@ def test_warning_if_the_gpu_does_not_support_all_operators(bundle, monkeypatch, 
             self.__dict__.update({name: getattr(interpreter, name) for name in METHODS})
 
     METHODS = ("get_input_details", "get_output_details", "set_tensor", "invoke", "get_tensor")
-    monkeypatch.setattr(gpu, "GpuInterpreter", Partial)
-    monkeypatch.setattr(gpu, "probe", lambda *_, **__: "")
+    monkeypatch.setattr(gpu_interpreter, "GpuInterpreter", Partial)
+    monkeypatch.setattr(gpu_interpreter, "probe", lambda *_, **__: "")
     result = Classifier.open(bundle, delegate="gpu").classify(np.zeros((28, 28, 3), np.uint8))
     assert result.scores.shape == (10,)
     assert "the GPU supports only some of the operators" in caplog.text
