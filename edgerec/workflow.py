@@ -147,7 +147,7 @@ def build(
 
 
 def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the report of an existing variant made with the recipe's method; None for ``auto`` or without a variant.
+    """Return the report of the variant for the recipe's method, or None if there is none or the method is ``auto``.
 
     Raises:
         OutputExistsError: the variant was made with different settings.
