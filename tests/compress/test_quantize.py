@@ -247,14 +247,14 @@ def test_unfinished_run_is_refused(tmp_path, here):
 
 
 def test_wrong_options_are_refused(run, here):
-    assert "compress.method is 'qta', expected qat, ptq" in one_line(here("quantize", run.path, "--method", "qta"))
+    assert "compress.method is 'qta', expected auto, float16" in one_line(here("quantize", run.path, "--method", "qta"))
     prune = ("quantize", run.path, "--method", "prune")
     assert "compress.sparsity is 2.0" in one_line(here(*prune, "--sparsity", "2"))
     assert (
-        "--sparsity has no effect with --method qat: choose a method that uses it, such as --method prune"
+        "--sparsity has no effect with --method qat: omit it, or choose a method that uses it, such as --method prune"
         in one_line(here("quantize", run.path, "--method", "qat", "--sparsity", "0.5"))
     )
-    assert "--clusters has no effect with --method prune: choose" in one_line(here(*prune, "--clusters", "8"))
+    assert "--clusters has no effect with --method prune: omit it" in one_line(here(*prune, "--clusters", "8"))
     assert "unknown layer 'conv'" in one_line(here(*prune, "--skip", "conv"))
 
 
