@@ -186,7 +186,7 @@ def test_check_int8_refuses_other_batch_sizes(run, batch):
     if batch == -1:
         image.shapeSignature = [batch, *image.shape[1:]]
     else:
-        image.shape[0] = batch
+        image.shape, image.shapeSignature = [batch, *image.shape[1:]], None
     with pytest.raises(ModelError, match=rf"input shape \[{batch}, 28, 28, 1\], expected a batch size of 1"):
         check_int8(pack(model), run.recipe.normalise)
 

@@ -205,7 +205,7 @@ def test_adopted_model_can_be_used_like_a_run(keras3_models, adopted_run, tmp_pa
         is_full_int8((run.variant(report.variant) / "model.tflite").read_bytes())
     assert evaluate(run.path).accuracy == 1.0
     bundle = export_bundle(run, out=tmp_path / "bundle").bundle
-    assert "red_or_blue.keras, trained elsewhere" in (tmp_path / "bundle" / "README.md").read_text()
+    assert "red_or_blue.keras, trained with another tool" in (tmp_path / "bundle" / "README.md").read_text()
     assert evaluate(bundle, run.recipe.data.source).accuracy > 0.9
 
 
@@ -290,7 +290,7 @@ def test_unlabeled_images_get_predictions_as_labels(keras3_models, image_folder,
     assert report.forms[0].top1 == 1.0
     assert evaluate(run.path).accuracy == 1.0
     bundle = export_bundle(run, out=tmp_path / "bundle").bundle
-    assert "top-1 is agreement with the model's own predictions" in (tmp_path / "bundle" / "README.md").read_text()
+    assert "top-1 is the agreement with the model's own predictions" in (tmp_path / "bundle" / "README.md").read_text()
     with pytest.raises(DataError, match="no class folders"):
         evaluate(bundle, str(flat))
     cv2.imwrite(str(flat / "new.jpg"), np.zeros((30, 40, 3), np.uint8))
