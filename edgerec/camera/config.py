@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgerec.camera.frame_filters import FrameOptions
-from edgerec.camera.source_state import Timeouts
+from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.sources.base import CaptureFormat
 from edgerec.errors import AddressError, ConfigError
 from edgerec.utils.host_port import parse_host_port

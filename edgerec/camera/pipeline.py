@@ -15,10 +15,11 @@ from edgerec.camera.frame import Result
 from edgerec.camera.frame_filters import FrameOptions, FrameSelector
 from edgerec.camera.inference_pool import classify_events
 from edgerec.camera.interrupts import Interrupts
+from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.service_notifier import ServiceNotifier
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.worker import CLOSE_S, STALLED_S, SinkWorker
-from edgerec.camera.source_state import SourceState, StateChange, Timeouts
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import Event, SourceSupervisor
 from edgerec.contract.bundle import Bundle

@@ -13,7 +13,8 @@ from dataclasses import astuple
 from types import TracebackType
 
 from edgerec.camera.frame import Frame
-from edgerec.camera.source_state import SourceState, StateChange, Timeouts
+from edgerec.camera.reconnection import Timeouts
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, Source
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError

@@ -89,7 +89,7 @@ def _frames(address: Address) -> Generator[Frame]:
     The source is opened on first use, so that it does not slow down the cold start.
     """
     from edgerec.camera import SourceSupervisor
-    from edgerec.camera.source_state import Timeouts
+    from edgerec.camera.reconnection import Timeouts
 
     with SourceSupervisor([address], Timeouts(give_up_s=GIVE_UP_S)) as feeds:
         yield from feeds.frames()

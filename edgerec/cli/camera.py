@@ -302,8 +302,8 @@ def camera(
         WebPageConfig,
     )
     from edgerec.camera.frame_filters import FrameOptions, parse_roi
+    from edgerec.camera.reconnection import Timeouts
     from edgerec.camera.run import run_camera
-    from edgerec.camera.source_state import Timeouts
 
     saving = "--save low-confidence|changes|all"
     _require("--csv-append", csv_append, "--csv FILE", csv)

@@ -18,7 +18,7 @@ from edgerec.camera.config import (
     WebPageConfig,
 )
 from edgerec.camera.frame_filters import FrameOptions
-from edgerec.camera.source_state import Timeouts
+from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.sources import CaptureFormat
 from edgerec.errors import ConfigError, EdgerecError
 

@@ -19,9 +19,10 @@ import pytest
 
 from edgerec import Bundle, Camera
 from edgerec.camera.frame import Frame
+from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.sinks.console import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.source_state import SourceState, StateChange, Timeouts
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.errors import SourceError

@@ -11,7 +11,8 @@ import pytest
 
 from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.source_state import SourceState, Timeouts
+from edgerec.camera.reconnection import Timeouts
+from edgerec.camera.source_state import SourceState
 from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.errors import SourceError

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.camera.source_state import SourceState, Timeouts
+from edgerec.camera.reconnection import Timeouts
+from edgerec.camera.source_state import SourceState
 from edgerec.camera.sources import CaptureFormat, find_source
 from edgerec.errors import SourceError
 from tests.camera.test_supervisor import WatchedFeeds

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame
-from edgerec.camera.source_state import SourceState, StateChange, Timeouts
+from edgerec.camera.reconnection import Timeouts
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source, opencv_capture
 from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
 from edgerec.camera.sources.opencv_capture import OpenCVSource

@@ -23,8 +23,9 @@ import pytest
 
 from edgerec import Bundle, Camera, import_tflite
 from edgerec.camera.frame_filters import FrameOptions
+from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.service_notifier import ServiceNotifier
-from edgerec.camera.source_state import SourceState, StateChange, Timeouts
+from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.contract.decision import Classification, DecisionSpec
 from edgerec.contract.target import Target

@@ -1,0 +1,139 @@
+"""Open the sinks that a :class:`~edgerec.camera.config.CameraConfig` selects. A new kind of sink is added here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgerec.camera.sinks import Sink
+from edgerec.errors import EdgerecError
+from edgerec.utils.atomic import cache_folder, checked_output
+from edgerec.utils.optional import require
+from edgerec.utils.secrets import read_secret, secret_variable
+
+if TYPE_CHECKING:
+    from edgerec.camera.config import CameraConfig, WebPageConfig
+    from edgerec.camera.pipeline import Camera
+
+log = logging.getLogger(__name__)
+
+
+def open_sinks(config: CameraConfig, camera: Camera) -> list[Sink]:
+    """Open all sinks that ``config`` selects. If a sink cannot be opened, close those that were opened before it.
+
+    Raises:
+        EdgerecError: a sink cannot be opened.
+    """
+    for path in config.output_paths:
+        checked_output(path, camera.inputs)
+    sinks: list[Sink] = []
+    try:
+        for sink in _opened_sinks(config, camera):
+            sinks.append(sink)
+    except BaseException:
+        for sink in sinks:
+            with suppress(Exception):
+                sink.close()
+        raise
+    return sinks
+
+
+def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
+    """Open and yield each sink. Modules of sinks are imported here, so that a camera loads only those that it uses.
+
+    No sink changes an existing file before the first event, because another sink may fail to open. The CSV file is
+    opened last, because this creates the file.
+    """
+    manifest = camera.manifest
+    if config.output != "none":
+        from edgerec.camera.sinks.console import JsonLines, StateLines, TextLines
+
+        yield StateLines(sys.stderr)
+        if config.output == "json":
+            yield JsonLines(sys.stdout)
+        elif config.output == "text":
+            yield TextLines(sys.stdout, named=len(camera.sources) > 1)
+    # Invalid addresses are reported before a window or a server is opened.
+    if config.webhook:
+        from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
+
+        webhook_address = WebhookAddress.parse(config.webhook.url)
+    if config.mqtt:
+        from edgerec.camera.sinks.mqtt import Mqtt
+        from edgerec.camera.sinks.mqtt_client import Broker
+        from edgerec.utils.names import file_name
+
+        require("paho.mqtt.client")
+        broker = Broker.parse(config.mqtt.url)
+    if config.output == "window":
+        from edgerec.camera.sinks.window import Window, has_screen
+
+        if has_screen() or not config.web:  # the web page replaces the window on a machine without a display
+            yield Window()
+    if config.metrics:
+        from edgerec.camera.sinks.prometheus import Prometheus
+        from edgerec.camera.sinks.server_address import server_url
+
+        host, port = config.metrics.host_port
+        metrics = Prometheus(manifest, host, port, lambda: camera.report, camera.sources)
+        log.info("the metrics are at %smetrics", server_url(host, metrics.port))
+        yield metrics
+    if config.web:
+        yield _open_web_page(config.web, manifest.labels)
+    if config.video:
+        from edgerec.camera.sinks.video import VideoFile
+
+        yield VideoFile(config.video.path, live=camera.live, overwrite=config.video.overwrite)
+    if config.images:
+        from edgerec.camera.sinks.image_recorder import ImageRecorder
+
+        yield ImageRecorder(config.images, manifest.labels)
+    if config.webhook:
+        secret = config.webhook.secret
+        secret = secret_variable("EDGEREC_WEBHOOK_SECRET") if secret is None else secret
+        yield Webhook(webhook_address, secret=secret, every_result=config.webhook.every_result, live=camera.live)
+    if config.mqtt:
+        queue_dir = config.mqtt.queue_dir
+        yield Mqtt(
+            broker,
+            Path(queue_dir) if queue_dir else cache_folder() / "mqtt" / file_name(str(broker)),
+            manifest,
+            results_per_s=config.mqtt.results_per_s,
+            discovery_prefix=config.mqtt.discovery_prefix,
+            sources=camera.sources,
+        )
+    if config.csv:
+        from edgerec.camera.sinks.csv import CsvFile
+
+        yield CsvFile(config.csv.path, config.csv.existing)
+
+
+def _open_web_page(config: WebPageConfig, labels: tuple[str, ...]) -> Sink:
+    from edgerec.camera.sinks.server_address import is_loopback
+    from edgerec.camera.sinks.web import WebSink
+
+    host, port = config.host_port
+    token = read_secret(config.token) if config.token else secret_variable("EDGEREC_WEB_TOKEN") or None
+    if token is None and not is_loopback(host) and _logs_to_journal():
+        raise EdgerecError(
+            f"the web page on {host} needs a token, and a generated token could be read in the system's journal: set "
+            "EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
+        )
+    page = WebSink(host, port, labels, token, config.save_dir, config.save_max_bytes)
+    if token is None and page.token is not None:
+        print(f"web page with the generated token: {page.url}", file=sys.stderr, flush=True)
+    return page
+
+
+def _logs_to_journal() -> bool:
+    """Return whether stderr is connected to the journal of systemd."""
+    try:
+        stderr = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
