@@ -1,4 +1,4 @@
-"""The root of the command line. It loads the commands, and prints user errors as one-line messages."""
+"""Root of the command line: loads the commands, and prints user errors as one-line messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMANDS = {
     },
     "Compress": {
         "quantize": "Compress a model, by default to full int8.",
-        "parity": "Compare a compressed model with float, layer by layer.",
+        "parity": "Compare a compressed model with the float model layer by layer.",
     },
     "Ship": {
         "export": "Write the bundle that runs on a device, and verify it.",
@@ -40,7 +40,7 @@ COMMANDS = {
     "Run": {
         "camera": "Classify frames of cameras, videos or folders.",
         "predict": "Classify image files.",
-        "benchmark": "Measure the time and memory of a bundle on this machine.",
+        "benchmark": "Measure the latency and memory use of a bundle on this machine.",
     },
     "Inspect": {
         "runs": "List the runs in a folder with their accuracy.",
@@ -85,7 +85,7 @@ class Commands(GroupedCommands):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The program that reads stdout, such as head, has closed the pipe. Later writes to stdout must not fail.
+            # The program that reads stdout, such as head, has exited. Redirect stdout so that the final flush succeeds.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
@@ -137,7 +137,7 @@ def root(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Define the options of ``edgerec`` itself."""
+    """Define the options of the program ``edgerec`` itself."""
 
 
 def main() -> None:
@@ -148,8 +148,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        # A camera or sink thread may hang in native code or while writing to stdout. A normal exit would abort or wait
-        # forever. All output has been flushed. Do not flush stdout here, because the thread may hold its lock.
+        # A normal exit aborts or waits forever if a camera or sink thread hangs in native code or while writing to
+        # stdout. Do not flush stdout here: a hanging thread may hold its lock, and all output has been flushed before.
         if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
             os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

@@ -29,17 +29,17 @@ def benchmark(
         "--source",
         "-s",
         metavar="SOURCE",
-        help="Measure with the frames of this source, e.g. `0` or a video file. [default: the golden "
-        "images of the bundle]",
+        help="Measure with the frames of this source, such as 0 or a video file. [default: the golden images of the "
+        "bundle]",
     ),
     seconds: float = typer.Option(
         5.0,
         min=0.1,
         metavar="SECONDS",
-        help="Duration of the measurement of the stages. The measurement of the operators takes the same time again.",
+        help="Duration of measuring the stages. Measuring the operators takes the same time again.",
     ),
     threads: int = typer.Option(
-        0, min=0, metavar="N", help="Number of interpreter threads. 0 uses the number in the bundle."
+        0, min=0, metavar="N", help="Number of interpreter threads. 0 means the number that the bundle specifies."
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
     operators: bool = typer.Option(True, "--operators/--no-operators", help="Measure the time of each operator."),
@@ -86,7 +86,7 @@ def benchmark(
 def _frames(address: Address) -> Generator[Frame]:
     """Yield the frames of a source.
 
-    The source is opened on first use, so that it does not slow down the cold start.
+    The source is opened on first use, so that opening it does not add to the measured cold start.
     """
     from edgerec.camera import SourceSupervisor
     from edgerec.camera.reconnection import Timeouts

@@ -24,7 +24,7 @@ _DATA = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP)
 @app.command(cls=GroupedCommand)
 def make(
     subject: str | None = typer.Argument(
-        None, metavar="RUN|RECIPE.toml", help="Run or training recipe, from whose training images the set is selected."
+        None, metavar="RUN|RECIPE.toml", help="Run or training recipe. The set is selected from its training images."
     ),
     out: Path = typer.Option(..., metavar="FOLDER", help="Folder for the calibration set."),
     data: list[str] | None = typer.Option(
@@ -108,12 +108,12 @@ def show(
     ),
     out: Path = typer.Option(..., metavar="PNG", help="PNG file to write."),
     run: Path | None = typer.Option(
-        None, metavar="RUN", help="Add the histogram of the training images of this run for comparison."
+        None, metavar="RUN", help="Also draw the histogram of this run's training images, for comparison."
     ),
     data: list[str] | None = _DATA,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
 ) -> None:
-    """Draw a contact sheet and a histogram of pixel values."""
+    """Draw a contact sheet of the images and a histogram of their pixel values."""
     with progress() as listener:
         from edgerec.compress import calibration
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from edgerec.camera.config import ExistingFile, SaveRule
     from edgerec.camera.sources import CaptureFormat
 
-# Options whose value may be omitted, and their default values.
+# Options whose value may be omitted, and the values that are used then.
 _OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
-# A host name without a port looks like a bundle's name, unless it is localhost or an IPv4 address.
+# HOST:PORT, PORT, localhost or an IPv4 address. Other host names need a port, because they could be names of bundles.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
-# Options that set the fields of the configuration. The remaining fields are checked by Typer.
+# Options to name in error messages about fields of the configuration. Typer itself checks the other fields.
 _OPTIONS = {
     "CaptureFormat.fourcc": "--format",
     "FrameOptions.every": "--every",
@@ -78,9 +78,9 @@ def camera(
         "-s",
         metavar="SOURCE",
         help="auto (a camera module, otherwise the first USB camera), 0, /dev/video0, picamera2:0, rtsp://…, http://… "
-        "(MJPEG or single images), a video file, a folder, or synthetic:640x480@30. env:NAME or @FILE reads an address "
-        "with a password from an environment variable or from a file with mode 0600. May be repeated; the sources take "
-        "turns.",
+        "(MJPEG or single images), a video file, a folder, or synthetic:640x480@30. env:NAME and @FILE read an address "
+        "with a password from an environment variable or a file with mode 0600. May be repeated; frames are taken from "
+        "the sources in turn.",
     ),
     headless: bool = typer.Option(False, "--headless", help="Print one line per frame instead of opening a window."),
     json: bool = typer.Option(
@@ -107,7 +107,7 @@ def camera(
         min=0,
         metavar="FPS",
         show_default=False,
-        help="Frames per second to request. [default: the camera's default, or 2 for the URL of a single image]",
+        help="Frames per second to request. [default: the camera's default, or 2 for a URL that returns single images]",
         rich_help_panel=_CAMERA,
     ),
     pixel_format: str = typer.Option(
@@ -141,7 +141,7 @@ def camera(
         0.0,
         min=0,
         metavar="FPS",
-        help="Maximum number of frames per second to classify, in media time for files; 0 means no limit.",
+        help="Maximum number of frames to classify per second (of playback time for video files); 0 means no limit.",
         rich_help_panel=_FRAMES,
     ),
     max_age: float = typer.Option(
@@ -156,7 +156,8 @@ def camera(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Skip a frame if no more than this fraction of its pixels has changed; 0 disables this check.",
+        help="Skip a frame if at most this fraction of its pixels has changed since the last classified frame; 0 "
+        "disables this check.",
         rich_help_panel=_FRAMES,
     ),
     threshold: float | None = typer.Option(
@@ -164,7 +165,7 @@ def camera(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Score below which the label is 'unknown'. [default: the bundle's]",
+        help="Minimum score. Below it, the label is 'unknown'. [default: the bundle's threshold]",
         rich_help_panel=_MODEL,
     ),
     decision: list[str] = typer.Option(
@@ -179,8 +180,8 @@ def camera(
         min=0,
         max=256,
         metavar="N",
-        help="Number of threads. 0 uses the number in the bundle or, if there is none, the fastest number in a short "
-        "measurement. For files, 0 means one per CPU, at most 4.",
+        help="Number of threads. 0 uses the number that the bundle specifies, otherwise the number that is fastest in "
+        "a short benchmark. For files, 0 means one thread per CPU, at most 4.",
         rich_help_panel=_MODEL,
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
@@ -209,7 +210,7 @@ def camera(
     save_dir: Path | None = typer.Option(
         None,
         metavar="FOLDER",
-        help="Folder for saved images, with one subfolder per label, so that it can be used for training.",
+        help="Folder for saved images. It has one subfolder per label, so that it can be used for training.",
         rich_help_panel=_FILES,
     ),
     save_max: str = typer.Option(
@@ -231,15 +232,15 @@ def camera(
     mqtt: str = typer.Option(
         "",
         metavar="URL",
-        help="Publish decisions to mqtt[s]://USER@HOST:PORT/PREFIX, env:NAME or @FILE. The password is read from the "
-        "environment variable EDGEREC_MQTT_PASSWORD.",
+        help="Publish decisions to this broker: mqtt[s]://USER@HOST:PORT/PREFIX, env:NAME or @FILE. The password is "
+        "read from the environment variable EDGEREC_MQTT_PASSWORD.",
         rich_help_panel=_NETWORK,
     ),
     mqtt_results: float = typer.Option(
         0.0,
         min=0,
         metavar="PER_SECOND",
-        help="Also publish up to this many results per second for each source.",
+        help="Also publish the results of single frames, at most this many per second and source.",
         rich_help_panel=_NETWORK,
     ),
     mqtt_discovery: str = typer.Option(
@@ -257,8 +258,8 @@ def camera(
     webhook: str = typer.Option(
         "",
         metavar="URL",
-        help="POST new decisions as JSON to URL, env:NAME or @FILE, signed with the secret in the environment variable "
-        "EDGEREC_WEBHOOK_SECRET.",
+        help="Send new decisions as JSON in POST requests to this URL (or env:NAME or @FILE), signed with the secret "
+        "in the environment variable EDGEREC_WEBHOOK_SECRET.",
         rich_help_panel=_NETWORK,
     ),
     metrics: str = typer.Option(
@@ -283,7 +284,7 @@ def camera(
     web_save_max: str = typer.Option(
         "2GB",
         metavar="SIZE",
-        help="Maximum total size of the folder --web-save; further images are refused.",
+        help="Maximum total size of the images in --web-save. When it is reached, no more images are saved.",
         rich_help_panel=_WEB,
     ),
 ) -> None:

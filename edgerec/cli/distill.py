@@ -13,15 +13,18 @@ from edgerec.cli.train import resume_hint, show_run
 
 def distill(
     teacher: list[Path] = typer.Option(
-        ..., "--teacher", metavar="RUN", help="Finished run of a teacher. May be repeated to train on the mean output."
+        ...,
+        "--teacher",
+        metavar="RUN",
+        help="Finished run of a teacher. May be repeated; the student then learns the teachers' mean output.",
     ),
     student: str = typer.Option(..., metavar="NAME", help="Architecture of the student; see 'edgerec models'."),
     out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the student's run."),
     width: float | None = typer.Option(
-        None, metavar="FACTOR", help="Width multiplier of the student. [default: that of the first teacher]"
+        None, metavar="FACTOR", help="Width multiplier of the student. [default: the width of the first teacher]"
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs. [default: that of the first teacher]"
+        None, metavar="N", help="Number of training epochs. [default: the number for the first teacher]"
     ),
     weight: float | None = typer.Option(
         None,

@@ -32,7 +32,7 @@ def ensemble(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Predict 'unknown' for images whose best score is below this.",
+        help="Predict 'unknown' for images whose best score is below this value.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,

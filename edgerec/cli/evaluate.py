@@ -37,14 +37,14 @@ def evaluate(
     normalise: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
-        help="Normalization that a float model expects, as in 'edgerec import': unit, signed, pixels, tf, torch, "
+        help="Normalization that a float model expects (see 'edgerec import --help'): unit, signed, pixels, tf, torch, "
         "caffe, MEAN,STD or R,G,B/R,G,B. [default: according to the file's metadata]",
         rich_help_panel=_TFLITE,
     ),
     activation: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Function that converts the outputs to scores: none, softmax or sigmoid. "
+        help="Function that converts the model's outputs to scores: none, softmax or sigmoid. "
         "[default: none if the outputs are probabilities, otherwise softmax]",
         rich_help_panel=_TFLITE,
     ),
@@ -52,7 +52,7 @@ def evaluate(
         None,
         metavar="NAME",
         help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
-        "black). [default: as in 'edgerec import']",
+        "black). [default: see 'edgerec import --help']",
         rich_help_panel=_TFLITE,
     ),
 ) -> None:

@@ -56,7 +56,8 @@ def export(
     novelty: Path | None = typer.Option(
         None,
         metavar="RUN",
-        help="Run of an autoencoder. The prediction for images with a high reconstruction error is 'unknown'.",
+        help="Run of an autoencoder that detects unknown images: if its reconstruction error is high, the label is "
+        "'unknown'.",
         rich_help_panel=_NOVELTY,
     ),
     novelty_variant: str | None = typer.Option(

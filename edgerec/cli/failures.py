@@ -38,7 +38,7 @@ def explain(error: Exception) -> str | None:
     """Return the message of an expected exception, or None for an exception that indicates a bug."""
     if isinstance(error, EdgerecError):
         return str(error)
-    from edgerec.utils.atomic import system_error  # imported here to keep commands fast to start
+    from edgerec.utils.atomic import system_error  # imported only on errors, to keep commands fast to start
 
     system = error if isinstance(error, OSError) and error.errno is not None else system_error(error)
     if system is not None:

@@ -27,12 +27,13 @@ _MODEL = "If the model's metadata is missing or wrong"
 
 
 def import_(
-    model: Path = typer.Argument(..., metavar="MODEL.tflite", help="A .tflite image classifier that any tool made."),
-    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Output folder or .zip file of the bundle."),
+    model: Path = typer.Argument(..., metavar="MODEL.tflite", help="A .tflite image classifier from any tool."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder or .zip file for the bundle."),
     labels: Path | None = typer.Option(
         None,
         metavar="FILE",
-        help="Label file: one label per line, or CSV, JSON, YAML or label_map.pbtxt. [default: the model's metadata]",
+        help="Label file: one label per line, or CSV, JSON, YAML or label_map.pbtxt. [default: the labels in the "
+        "file's metadata]",
     ),
     target: str = typer.Option(
         "desktop", "--target", "-t", metavar="NAME", help="Target: a name from 'edgerec targets', or a .toml file."
@@ -56,8 +57,8 @@ def import_(
     activation: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Function that turns the model's output into scores: none, softmax or sigmoid. "
-        "[default: none if the outputs for test inputs are probabilities, otherwise softmax]",
+        help="Function that converts the model's outputs to scores: none, softmax or sigmoid. "
+        "[default: none if the outputs are probabilities, otherwise softmax]",
         rich_help_panel=_MODEL,
     ),
     fit: str | None = typer.Option(

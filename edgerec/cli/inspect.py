@@ -27,7 +27,8 @@ def inspect(
         "[default: a summary of all targets]",
     ),
     compiler: bool = typer.Option(
-        True, help="If the target's compiler is installed, run it and compare its result with the predicted placement."
+        True,
+        help="Run the target's compiler if it is installed, and compare its operator placement with the predicted one.",
     ),
     plot: Path | None = typer.Option(None, metavar="PNG", help="Write a drawing of the graph to this PNG file."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),

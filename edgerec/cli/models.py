@@ -177,7 +177,10 @@ def _describe(report: ArchitectureReport) -> None:
 
 
 def _targets(report: ArchitectureReport) -> str:
-    """Return the targets that cannot run an architecture. A prefix such as ``coral`` stands for all its targets."""
+    """Return the targets that cannot run an architecture, as text.
+
+    If all targets with a prefix such as ``coral`` cannot run it, the text contains only the prefix.
+    """
     names_by_prefix: dict[str, list[str]] = {}
     for name in report.targets:
         names_by_prefix.setdefault(name.partition("-")[0], []).append(name)

@@ -25,7 +25,7 @@ def parity(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Compare a compressed model with the float model, layer by layer.
+    """Compare a compressed model with the float model layer by layer.
 
     The command prints the signal-to-quantization-noise ratio (SQNR) of each layer and the likely causes of errors.
     """

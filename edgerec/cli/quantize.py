@@ -45,10 +45,10 @@ def quantize(
         "training (qat) if ptq loses more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
-        False, "--compare", help="Compare all methods, or the methods in a list such as --method ptq,qat."
+        False, "--compare", help="Compare the methods in --method, such as ptq,qat, or all methods."
     ),
     max_drop: float | None = typer.Option(
-        None, metavar="POINTS", help="Maximum loss of accuracy, in percentage points. [default: 1]"
+        None, metavar="POINTS", help="Maximum accuracy loss due to compression, in percentage points. [default: 1]"
     ),
     data: list[str] | None = typer.Option(
         None,
@@ -142,7 +142,7 @@ def quantize(
         None,
         metavar="FILE|folders",
         help="File with the labels in the order of the model's outputs, or 'folders' for the sorted class folders. "
-        "[default: the class folders, unless the predictions contradict them]",
+        "[default: the class folders, if the predictions agree with this order]",
         rich_help_panel=_MODEL,
     ),
 ) -> None:
@@ -198,14 +198,14 @@ def quantize(
     if not report_worker(json):
         show_report(report, json)
         if not json:
-            # A run that was just created from a model has the current location of the data. For another run, the data
-            # may have been moved.
+            # Suggest --data only for an existing run, whose images may have been moved. A run that was created from a
+            # model a moment ago contains the current location of its images.
             _suggest_next(run, report, None if model else data)
 
 
 @contextmanager
 def _resume_hint(context: typer.Context) -> Iterator[None]:
-    """Context manager that prints the command for resuming if Ctrl-C interrupts the block."""
+    """Context manager that prints the command to resume compression if Ctrl-C interrupts it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -225,13 +225,13 @@ def _suggest_next(run: Path, report: QuantizeReport, data: DataSource | None) ->
         say(f"warning  {problem}")
         say(f"next     {baseline.ADVICE}")
         return
-    # By default, `edgerec export` uses the best int8 variant.
+    # Without --variant, `edgerec export` uses the best int8 variant.
     options = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
     suggest("export", run, "--target", "rpi", *options, *data_options(data))
 
 
 def show_report(report: QuantizeReport, json: bool) -> None:
-    """Print the table of a quantized variant and its differences from the float model."""
+    """Print the results of a compressed variant in comparison with the float model."""
     if json:
         show_json(report.to_dict())
         return

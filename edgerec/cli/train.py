@@ -24,7 +24,9 @@ _MODEL, _DATA, _TRAINING = "Model", "Data and split", "Training"
 
 def train(
     subject: str | None = typer.Argument(None, metavar="DATA|RECIPE.toml", help=SUBJECT_HELP),
-    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the run: model, plots, metrics."),
+    out: Path = typer.Option(
+        ..., "--out", "-o", metavar="FOLDER", help="Folder for the run, i.e. the model, plots and metrics."
+    ),
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
@@ -145,7 +147,7 @@ def train(
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
         if more_epochs and not continues:
             raise typer.BadParameter(
-                "+N epochs are trained with the recipe of the run: omit DATA and the other training options",
+                "+N continues the run with its own recipe: omit DATA and the other training options",
                 param_hint="--epochs",
             )
         recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
@@ -169,7 +171,7 @@ def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
         return int(text), 0
     if not resume or int(text) < 1:
         raise typer.BadParameter(
-            f"{text!r} cannot be used: to add epochs to a finished run, use --resume --epochs +N, with N of at least 1",
+            f"{text!r} is invalid: to add epochs to a finished run, use --resume --epochs +N, where N is at least 1",
             param_hint="--epochs",
         )
     return None, int(text)

@@ -41,7 +41,7 @@ def tune(
         help="Stop after this time, such as 90m, 8h or 2d; the running trial is discarded. [default: no limit]",
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs per trial. [default: number in the recipe]"
+        None, metavar="N", help="Number of training epochs per trial. [default: the number in the recipe]"
     ),
     resume: bool = typer.Option(False, "--resume", help="Resume the study in --out."),
     json: bool = JsonOption,
@@ -88,7 +88,7 @@ def tune(
     on: str | None = typer.Option(
         None,
         metavar="this|rpi",
-        help="Device whose latency counts: this (this machine, measured) or rpi (Raspberry Pi 4, estimated). "
+        help="Device whose latency is used: this (this machine, measured) or rpi (Raspberry Pi 4, estimated). "
         "[default: this]",
         rich_help_panel=_LIMITS,
     ),
@@ -101,10 +101,13 @@ def tune(
         rich_help_panel=_STUDY,
     ),
     study: str = typer.Option(
-        "", metavar="NAME", help="Name of the study in the database. [default: name of --out]", rich_help_panel=_STUDY
+        "",
+        metavar="NAME",
+        help="Name of the study in the database. [default: the name of the folder --out]",
+        rich_help_panel=_STUDY,
     ),
     keep: str = typer.Option(
-        "best", metavar="WHICH", help="Trials whose runs are kept: best, all or none.", rich_help_panel=_STUDY
+        "best", metavar="WHICH", help="Which trained models to keep: best, all or none.", rich_help_panel=_STUDY
     ),
 ) -> None:
     """Search for the best recipe within the limits of a device."""

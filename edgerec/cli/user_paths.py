@@ -32,5 +32,5 @@ def _expand(value: Any) -> Any:
         return user_path(value)
     if not isinstance(value, str) or "~" not in value:
         return value
-    key, equals, text = value.rpartition("=")  # expands the path in --set data.source=~/photos too
+    key, equals, text = value.rpartition("=")  # a path may follow a key, as in --set data.source=~/photos
     return f"{key}{equals}{user_path(text)}" if text.startswith("~") and "://" not in key else value

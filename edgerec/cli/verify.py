@@ -47,7 +47,7 @@ def verify(
     find_links: str = typer.Option(
         "",
         metavar="FOLDER|URL",
-        help="With --on: folder or URL with more wheels, as for pip --find-links.",
+        help="With --on: folder or URL with additional wheels, as for pip --find-links.",
         rich_help_panel=_EMULATED,
     ),
 ) -> None:
