@@ -1,4 +1,4 @@
-"""Create a run from a third-party model, so that the run can be compressed, evaluated and exported like any other."""
+"""Import a third-party model into a run folder, so that it can be compressed and exported like a trained model."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# If more than this fraction of the images gets the same prediction, agreement between models is meaningless.
+# If more than this fraction of the images gets the same prediction, comparing predictions is meaningless.
 MAX_SAME_PREDICTION = 0.9
 
 
 def is_model(path: str | Path) -> bool:
-    """Return whether ``path`` names a third-party model (.keras, .h5 or the folder of a SavedModel), not a run."""
+    """Return whether ``path`` is a third-party model (.keras, .h5 or a SavedModel folder) and not a run folder."""
     return Path(path).suffix in SUFFIXES or (Path(path) / "saved_model.pb").is_file()
 
 
@@ -54,7 +54,7 @@ def adopt(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """Create a run from a third-party model (``.keras``, ``.h5`` or SavedModel) and labeled images.
+    """Import a third-party model (``.keras``, ``.h5`` or SavedModel) into a run folder, and evaluate it.
 
     No code from a Keras file is executed (:func:`~edgerec.importing.third_party_keras.read_third_party`). TensorFlow
     runs the graph of a SavedModel after the graph was checked
@@ -110,7 +110,7 @@ def open_or_adopt(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """Return the run in ``out`` if it was created from the same model, otherwise create a run with :func:`adopt`.
+    """Return the run in ``out`` if it was created from the same model. Otherwise, import the model with :func:`adopt`.
 
     Args:
         model_path: as for :func:`adopt`.
@@ -126,7 +126,7 @@ def open_or_adopt(
     """
     path = user_path(model_path)
     if data is None:
-        raise EdgerecError(f"{path} is a model and not a run, so its data set is unknown: add --data FOLDER")
+        raise EdgerecError(f"{path} is a model and not a run, so the data set must be set: add --data FOLDER")
     run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))
     record = run.adopted if run.finished else None
     if record is None or not path.exists() or record["sha256"] != _digest(path):
@@ -192,7 +192,7 @@ def _write(
 def _metrics(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, labels: tuple[str, ...], listener: Listener
 ) -> dict[str, Any]:
-    """Return the content of metrics.json for a run without training."""
+    """Return the content of metrics.json for an imported model, which has no training history."""
     score = keras_scorer(model, recipe.normalise)
     result = classifier_report(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
     right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]

@@ -1,4 +1,4 @@
-"""Read the images and labels with which a third-party model becomes a run."""
+"""Read the images and labels that are needed to import a third-party model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelData:
-    """The labels of a model, the images, and the recipe that determines how the images are read."""
+    """The labels of a model, the data set and its split, and the recipe with the settings for reading the images."""
 
     labels: tuple[str, ...]
     dataset: Dataset
@@ -33,7 +33,7 @@ class ModelData:
 def read_model_data(
     model: Any, path: Path, data: DataSource, labels: str | Path | None, base: Recipe, listener: Listener
 ) -> ModelData:
-    """Read the images in the size and color mode of the model's input, and determine the model's labels.
+    """Read the data set in the input size and color mode of the model, and determine the model's labels.
 
     Args:
         model: the third-party model.
@@ -79,7 +79,7 @@ def read_model_data(
 
 
 def read_model_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
-    """Read the labels of a model with ``count`` outputs. Raise :class:`DataError` if a label occurs twice."""
+    """Read the label file of a model with ``count`` outputs. Raise :class:`DataError` if a label occurs twice."""
     labels = read_labels(Path(path), count, model)
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise DataError(f"{path} has the label {twice[0]!r} twice, but each output needs its own label")

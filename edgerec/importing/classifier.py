@@ -1,4 +1,4 @@
-"""Check that a model is an image classifier, and convert its input and outputs to the form that edgerec uses."""
+"""Check that a model is an image classifier, add its normalization as a layer, and convert its outputs to scores."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def check_classifier(model: Any, where: str) -> None:
         )
     if isinstance(model, SavedModel) and output_shape[1] == 1:
         raise ModelError(
-            f"{where} has a single output, which is not supported for a SavedModel: use the Keras model (.keras), to "
-            "which edgerec adds the output of the first class"
+            f"{where} has a single output, which edgerec does not support for a SavedModel: use the .keras file of the "
+            "same model, to which edgerec adds the output of the first class"
         )
     check_finite(model, where)
 
 
 def with_scores(model: Any, where: str) -> Any:
-    """Return a tf_keras classifier whose outputs are scores in [0, 1], one for each class.
+    """Return a tf_keras classifier that outputs one score in [0, 1] for each class.
 
     A model that outputs logits gets a softmax. The single output z of a binary classifier, which is the score of the
     second class with or without a sigmoid, becomes two outputs: softmax(0, z) = (1 - sigmoid(z), sigmoid(z)).
@@ -88,7 +88,7 @@ def with_scores(model: Any, where: str) -> Any:
 
 
 def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
-    """Return the model with its normalization as the first layer, so that its input is RGB pixels 0 to 255.
+    """Return the model with its normalization as the first layer, so that it accepts RGB pixels from 0 to 255.
 
     The layer is a fixed 1x1 convolution. It is depthwise if the channels keep their order.
 
@@ -118,7 +118,7 @@ def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
 
 
 def _last(model: Any) -> Any:
-    """Return the layer that computes the model's output, also inside of nested models."""
+    """Return the layer that computes the model's output. If this layer is a nested model, search the nested model."""
     layer = model.outputs[0]._keras_history.layer
     return _last(layer) if hasattr(layer, "layers") else layer
 
@@ -127,12 +127,12 @@ def _activation(layer: Any) -> str:
     return str(getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__.lower()))
 
 
-# Layers that return the values of their input unchanged in inference mode.
+# Layers that do not change the values of their input during inference.
 _PASSING = ("ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape")
 
 
 def _two_classes(model: Any, where: str) -> Any:
-    """Return the model with two outputs instead of one. Nested models are flattened, because one may be the head."""
+    """Replace the single output of a binary classifier with two class scores. Nested models are flattened first."""
     if any(isinstance(node.layer, keras().Model) for node in calls(model)):
         model = Rebuild(flatten).run(model)
     layer = _last(model)

@@ -13,15 +13,15 @@ from edgerec.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-# Maximum difference between the outputs of the two models, as a fraction of the largest output. Rounding to float32
-# causes much smaller differences, and an incorrectly converted layer causes much larger ones.
+# Maximum difference between the outputs of the two models, as a fraction of the largest output.
+# Rounding to float32 causes much smaller differences, and an incorrectly converted layer causes much larger ones.
 TOLERANCE = 1e-4
 
 
 def check_same_outputs(
     original: Any, rebuilt: Any, failure: str, images: Callable[[Any], Any] = lambda images: images
 ) -> None:
-    """Compare the outputs of two models for random images with pixel values in [0, 1] and in [0, 255].
+    """Check that two models have the same outputs for random images with pixels in [0, 1] and in [0, 255].
 
     Models with several inputs or outputs, or without a fixed input size, are not compared. :func:`check_classifier
     <edgerec.importing.classifier.check_classifier>` refuses such models later.

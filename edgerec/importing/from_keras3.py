@@ -32,9 +32,9 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Keys of Keras 3 that tf_keras layers do not have, and that do not change outputs.
+# Layer options of Keras 3 that tf_keras does not have and that do not change the outputs.
 _UNUSED = {"dtype", "seed", "fill_mode", "fill_value", "use_cudnn", "value_range", "zero_output_for_mask"}
-_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # these only take effect with ``renorm``, which is not supported
+_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # these have no effect, because ``renorm`` is not supported
 
 
 def from_keras3(model: Any, where: str) -> Any:
@@ -76,7 +76,7 @@ def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return the tf_keras model, and append a pair (new layer, original layer) to ``loaded`` for each layer."""
+    """Return the rebuilt tf_keras model, and append each new layer and its original layer to ``loaded`` as a pair."""
     if type(original).__name__ == "Sequential":
         if not original.built:
             raise ModelError(
@@ -89,7 +89,7 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
     translated: dict[int, Any] = {}
 
     def operation(layer: Any) -> Any:
-        if id(layer) not in translated:  # a layer that is called several times stays one layer
+        if id(layer) not in translated:  # translate a shared layer only once, so that it stays shared
             translated[id(layer)] = _translated(layer, where, loaded)
         return lambda *args, **options: translated[id(layer)](*args, **_call_options(options, layer.name, where))
 
@@ -100,7 +100,7 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
 
 
 def _translated(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return a function of tensors that is equivalent to a layer or operator of Keras 3."""
+    """Return a tf_keras layer or a function of tensors that is equivalent to a layer or operator of Keras 3."""
     kind = type(original).__name__
     if kind in MODELS:
         return _rebuild(original, where, loaded)
@@ -137,7 +137,7 @@ def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
     adapted = {}
     for key, value in config.items():
         if key.endswith(("_initializer", "_constraint")):
-            continue  # not needed, because the weights are loaded
+            continue  # only needed to create and train weights
         if kind == "LeakyReLU" and key == "negative_slope":
             adapted["alpha"] = value
         elif key.endswith("activation"):
@@ -186,7 +186,7 @@ def _function(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
-    """Return a layer for arithmetic between two tensors, or a tensor and a constant, e.g. ``x + y`` or ``1 - x``."""
+    """Return a function that computes arithmetic in the graph, such as ``x + y`` or ``1 - x``, with a Keras layer."""
     layers, name = keras().layers, config["name"]
 
     def apply(x1: Any, x2: Any) -> Any:
@@ -211,7 +211,7 @@ def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _by_channel(value: Any, x: Any) -> Any:
-    """Return a constant as a scalar or as one value per channel of ``x``, or None if it has another shape."""
+    """Reshape a constant to a scalar or to one value per channel of ``x``. Return None if this is not possible."""
     constant = np.asarray(value, np.float64)
     if constant.size == 1:
         return constant.reshape(())
@@ -219,7 +219,7 @@ def _by_channel(value: Any, x: Any) -> Any:
 
 
 def _indexing(kind: str, config: dict[str, Any], where: str) -> Any:
-    """Return a layer for the operations ``x[…]``, ``stack`` and ``flip``."""
+    """Return a function that computes ``x[…]``, ``stack`` or ``flip`` with Keras layers."""
     count = itertools.count(1)
     name = config["name"]
 
@@ -237,8 +237,8 @@ def _indexing(kind: str, config: dict[str, Any], where: str) -> Any:
             result = selected(x, list(range(x.shape[-1]))[::-1], free) if last else None
         if result is None:
             raise ModelError(
-                f"{where}: the operator {name!r} ({kind}) neither selects channels nor crops the image: replace the "
-                "operator with Keras layers and save the model again"
+                f"{where}: the operator {name!r} ({kind}) is not supported, because it neither selects channels nor "
+                "crops the image: replace the operator with Keras layers and save the model again"
             )
         return result
 
@@ -253,7 +253,7 @@ def _name_of(activation: Any) -> str:
 
 
 def _call_options(options: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Return the keyword arguments of a call, such as ``training=False`` or an operator's second operand."""
+    """Return the keyword arguments of a layer call that are not None, and check that tf_keras supports them."""
     options = {key: value for key, value in options.items() if value is not None}
     if unsupported := options.keys() - {"training", "x1", "x2"}:
         raise ModelError(

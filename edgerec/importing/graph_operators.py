@@ -1,4 +1,4 @@
-"""Allowlist of the TensorFlow operators in a SavedModel: operators that only compute with the model's tensors.
+"""Allowlist of the TensorFlow operators that a SavedModel may contain: those that only compute with tensors.
 
 All other operators are refused. TensorFlow has more than a thousand operators, and some of them read and write files,
 open connections or call Python. Even stateless operators can do this, such as DebugIdentity and ImmutableConst.
@@ -25,7 +25,7 @@ VARIABLES = _names(
     """
 )
 
-# Operators that show that a model was exported in training mode. Such a model is refused with a separate message.
+# Random operators show that a model was exported in training mode. Such a model has its own error message.
 RANDOM = _names(
     """
     Multinomial RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt
@@ -83,5 +83,5 @@ NETWORKS = _names(
 )
 
 OPERATORS = CONTROL | VARIABLES | RANDOM | MATHEMATICS | ARRAYS | NETWORKS
-# Operators that are allowed only in the functions for saving and restoring, which the model itself never calls.
+# Operators that are allowed only in the functions that save and restore weights, because inference never calls them.
 CHECKPOINT = _names("MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin")

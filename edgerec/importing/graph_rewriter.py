@@ -40,7 +40,7 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """Class name of the layer, or name of the operator if the node is an operator."""
+        """Class name of the layer, or name of the operator if the node is a TensorFlow operator."""
         return str(getattr(self.layer, "symbol", None) or type(self.layer).__name__)
 
     @property
@@ -51,9 +51,9 @@ class Node:
 
 @dataclass
 class Affine:
-    """A transformation ``scale · tensor + offset`` of each channel, which can be merged with the next transformation.
+    """A transformation ``scale · tensor + offset`` of each channel that is not yet a layer.
 
-    A layer is created only when the transformation cannot be merged any further.
+    Consecutive transformations are merged. A layer is created only when no further transformation follows.
 
     Attributes:
         tensor: ``(batch, …, channels)``.
@@ -72,11 +72,11 @@ class Affine:
 
     @property
     def identity(self) -> bool:
-        """Whether the scale is 1 and the offset is 0."""
+        """True if the transformation changes nothing: the scale is 1 and the offset is 0."""
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """Return the composition of this transformation and a second transformation, which is applied to the result."""
+        """Merge this transformation and the transformation that follows into a single transformation."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
@@ -93,7 +93,7 @@ class ChannelsFirst:
 
 @dataclass
 class Rebuild:
-    """Rewrites a model node by node. By default, layers are copied, and not shared with the original model.
+    """Rewrites a model node by node. Nodes that the rule does not replace are copied.
 
     Attributes:
         rule: function that returns the replacement of a node's outputs, or None to copy the node.
@@ -123,9 +123,8 @@ class Rebuild:
         built = keras().Model(_one_or_all(inputs), _one_or_all(outputs), name=model.name)
         for layer, weights in self._weights:
             layer.set_weights(weights)
-            if hasattr(
-                layer, "finalize_state"
-            ):  # Normalization computes its output from values that are derived from its weights
+            # Normalization caches values that it derives from its weights.
+            if hasattr(layer, "finalize_state"):
                 layer.finalize_state()
         return built
 
@@ -163,15 +162,15 @@ class Rebuild:
         return [values[id(t)] for t in model.outputs]
 
     def inline(self, node: Node, training: bool | None) -> Any:
-        """Inline a nested model: replace the node that calls the model with the nodes of the model."""
+        """Replace a node that calls a nested model with the nodes of the nested model."""
         inputs = require("tensorflow").nest.flatten(node.args)
         replacement = self.walk(node.layer, inputs, training)
         return require("tensorflow").nest.pack_sequence_as(node.layer.output, replacement)
 
     def copy(self, node: Node, **config: Any) -> Any:
-        """Copy the node. The arguments ``config`` replace values in the configuration of its layer."""
+        """Copy the node. Keyword arguments override values in the configuration of its layer."""
         copy = self._copies.get(id(node.layer))
-        # A layer with weights that is called several times stays one layer, because the calls share the weights.
+        # A layer with weights that is called several times is copied only once, because the calls share the weights.
         if copy is None or not node.layer.weights:
             copy = type(node.layer).from_config(node.layer.get_config() | {"name": self.name(node.layer.name)} | config)
             self._copies[id(node.layer)] = copy
@@ -179,17 +178,17 @@ class Rebuild:
         return self.call(node, copy)
 
     def call(self, node: Node, layer: Any) -> Any:
-        """Call another layer with the arguments of the node."""
+        """Call ``layer`` with the arguments of the node, instead of the layer of the node."""
         args, kwargs = require("tensorflow").nest.map_structure(self.to_tensor, (node.args, node.kwargs))
         return layer(*args, **kwargs)
 
     def name(self, name: str) -> str:
-        """Return ``name``, or a similar name if ``name`` is used already, e.g. in another nested model."""
+        """Return ``name``, with a number appended if this name is already used, e.g. in another nested model."""
         self._names[name] += 1
         return name if self._names[name] == 1 else self.name(f"{name}_{self._names[name] - 1}")
 
     def record_change(self, node: Node, what: str) -> None:
-        """Record the replacement of a layer. If the layer was recorded before, the first description is kept."""
+        """Record that a layer was replaced. Only the first description of each layer is kept."""
         if node.layer.name not in (name for name, _ in self.changes):
             self.changes.append((node.layer.name, what))
 
@@ -204,7 +203,7 @@ class Rebuild:
         return value.output
 
     def _depthwise(self, affine: Affine) -> Any:
-        """Create a layer that every target supports as a single operator, so that its output is rounded only once."""
+        """Implement the transformation as a depthwise convolution, a single operator that every target supports."""
         layers, name = keras().layers, self.name(affine.name)
         shape = tuple(affine.tensor.shape[1:])
         channels = shape[-1]
@@ -225,7 +224,7 @@ def copied(model: Any) -> Any:
 
 
 def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
-    """Return a functional model with the same graph as ``model`` and with other layers.
+    """Return a functional model with the same graph as ``model``, but with each layer replaced.
 
     Args:
         model: a functional or Sequential model.
@@ -252,7 +251,7 @@ def flatten(rebuild: Rebuild, node: Node) -> Any:
     if own_training is not None:
         rebuild.record_change(node, "called with training=False → a layer that is always in inference mode")
     if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # in Keras 2, this makes the layer use its moving statistics
+        return rebuild.copy(node, trainable=False)  # makes the layer use its moving statistics in Keras 2
     return node.args[0] if "Dropout" in node.kind else None
 
 

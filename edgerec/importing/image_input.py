@@ -1,4 +1,4 @@
-"""Rebuild models whose input is an image in another layout, so that the input is ``(batch, height, width, channels)``.
+"""Convert models with other input layouts to the layout ``(batch, height, width, channels)``.
 
 The supported layouts are ``(batch, height, width)``, as in TensorFlow's first tutorial, ``(batch, height · width)``,
 and channels first, ``(batch, channels, height, width)``.
@@ -21,9 +21,9 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# A flat input counts as a flattened image if the side of this image is at least this many pixels.
+# A one-dimensional input is treated as a flattened square image only if its sides have at least this many pixels.
 MIN_SIDE = 8
-# Elementwise layers, whose result does not depend on the layout.
+# Elementwise layers, which work in any layout.
 _ANY_LAYOUT = (
     *("Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average", "Dropout", "ELU", "GaussianDropout"),
     *(
@@ -43,7 +43,7 @@ _FROM_FIRST = {0: 0, 1: 3, 2: 1, 3: 2}
 
 
 def with_image_input(model: Any, where: str) -> Any:
-    """Return a model with the input ``(batch, height, width, 1 or 3)``.
+    """Return an equivalent model with the input shape ``(batch, height, width, 1 or 3)``.
 
     A model with another layout, e.g. channels first, is rebuilt, and its outputs for random images are compared with
     those of the original. A model whose input is not an image in one of the supported layouts is returned unchanged.

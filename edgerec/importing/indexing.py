@@ -1,4 +1,4 @@
-"""Replace indexing operations in the graph of a Keras model, such as ``x[..., ::-1]``, by Keras layers."""
+"""Replace indexing operations in the graph of a Keras model, such as ``x[..., ::-1]``, with Keras layers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from edgerec.train.backend import keras
 
 @dataclass(frozen=True)
 class Channel:
-    """One channel of a tensor, such as ``x[..., 0]``, before :func:`stacked` combines several channels into a layer."""
+    """A single channel of a tensor, such as ``x[..., 0]``. :func:`stacked` combines several channels into a layer."""
 
     tensor: Any
     index: int
 
 
 def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
-    """Compute ``x[items]`` with Keras layers, or return a :class:`Channel`, or None if the index is not supported.
+    """Compute ``x[items]`` with Keras layers. Return None if the index is not supported.
 
-    An index may select and reorder channels, and crop rows and columns at the edges of the image.
+    An index may select and reorder channels, and crop rows and columns at the edges of the image. An index
+    that selects a single channel returns a :class:`Channel`.
 
     Args:
         x: a Keras tensor ``(batch, …, channels)``.
@@ -58,7 +59,7 @@ def stacked(channels: Sequence[Any], axis: int, name: Callable[[], str]) -> Any:
 
 
 def selected(x: Any, channels: Sequence[int], name: Callable[[], str]) -> Any:
-    """Select channels of ``x`` by their indices, in this order, with a fixed 1x1 convolution or a dense layer."""
+    """Select and reorder channels of ``x`` with a fixed 1x1 convolution, or with a dense layer if ``x`` is a vector."""
     count, layers = x.shape[-1], keras().layers
     if list(channels) == list(range(count)):
         return x
@@ -74,7 +75,7 @@ def selected(x: Any, channels: Sequence[int], name: Callable[[], str]) -> Any:
 
 
 def with_indexing_layers(model: Any, where: str) -> Any:
-    """Return a tf_keras model whose indexing operations are replaced by layers, with nested models flattened.
+    """Return a tf_keras model whose indexing operations are replaced with layers. Nested models are flattened.
 
     The replacement is necessary because Keras 2 cannot save a loaded model that has indexing operations.
 
@@ -93,8 +94,8 @@ def with_indexing_layers(model: Any, where: str) -> Any:
         result = indexed(node.args[0], node.kwargs.get("slice_spec"), lambda: rebuild.name(node.layer.name))
         if result is None or isinstance(result, Channel):
             raise ModelError(
-                f"{where}: the indexing operation {node.layer.name!r} neither selects channels nor crops the image: "
-                "replace it with Keras layers and save the model again"
+                f"{where}: the indexing operation {node.layer.name!r} is not supported, because it neither selects "
+                "channels nor crops the image: replace it with Keras layers and save the model again"
             )
         return result
 
@@ -119,7 +120,7 @@ def _cropped(x: Any, spatial: Sequence[Any], name: Callable[[], str]) -> Any:
 
 
 def _full_index(items: Any, rank: int) -> list[Any] | None:
-    """Expand an index to one slice or integer per axis, or return None if the index has items of another type."""
+    """Expand an index to one slice or integer per axis. Return None if the index contains any other type."""
     parts = [_part(item) for item in (items if isinstance(items, list | tuple) else [items])]
     if any(not isinstance(part, int | slice) and part is not Ellipsis for part in parts):
         return None

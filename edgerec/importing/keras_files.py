@@ -1,4 +1,4 @@
-"""Check and open Keras files (.keras, .h5). All other modules use these functions.
+"""Load Keras files (.keras, .h5) after checking that they cannot execute code.
 
 Keras executes code from a file even in safe mode: for example, a Lambda layer may name any Python function, and a
 nested ``compile_config`` is compiled. Therefore a file is loaded only if every class and function that it names is on
@@ -44,7 +44,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class _Source:
-    """The configuration of a model as Keras serializes it, and the major version of Keras that wrote it."""
+    """The serialized configuration of a model, and the major version of Keras that wrote it."""
 
     config: Any
     major: int
@@ -99,7 +99,7 @@ def load_keras2(path: Path, *, compiled: bool = False) -> Any:
 
 
 class _FiniteLayers(list[Any]):
-    """The layers of a functional model, which can be iterated only a limited number of times.
+    """A list of the layers of a functional model that limits how often it can be iterated.
 
     Keras creates all layers in the first iteration, and connects them in further iterations until all nodes are
     connected. Because each iteration of a valid model connects at least one node, the number of nodes is the limit.
@@ -117,7 +117,7 @@ class _FiniteLayers(list[Any]):
 
 
 def check_keras_file(path: Path, *, compiled: bool = False) -> int:
-    """Check every class and function that the .keras or .h5 file of a complete model refers to, without loading it.
+    """Check all classes and functions to which the .keras or .h5 file of a complete model refers, without loading it.
 
     Args:
         path: path of the file.
@@ -140,7 +140,7 @@ def check_keras_file(path: Path, *, compiled: bool = False) -> int:
 
 
 def check_opens(model: Any, where: str) -> None:
-    """Raise :class:`ModelError` if loading a saved model would need the Python code that built the model."""
+    """Raise :class:`ModelError` if the model, once saved, could only be loaded with the Python code that built it."""
     config = keras().saving.serialize_keras_object(model)
     check_config(config, where, "the model")
     with reported_as(f"{where}: the model could not be opened again without this code"):
@@ -168,7 +168,7 @@ def check_config(value: Any, where: str | Path, inside: str, compiling: bool = F
 
 
 def _check_object(value: dict[str, Any], where: str | Path, inside: str, compiling: bool) -> str:
-    """Check one serialized object, and return the name of the layer that contains the object's configuration.
+    """Check a serialized object, and return the name of its layer for error messages.
 
     This is the object itself if it has a name, otherwise ``inside``, the layer that contains the object.
     """
@@ -192,8 +192,8 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
     else:
         known = kind in LAYERS or kind in MODELS or kind in AUGMENTATION or kind in _PLAIN
         known = known or kind in _classes(_OBJECTS) or (compiling and kind in _classes(_COMPILE_OBJECTS))
-    if not known and kind in OPERATORS:  # Keras 3 does not write the module of an operator to .h5
-        raise ModelError(f"{where}: operator {name!r} ({kind}) is lost in an .h5 file: save the model as .keras")
+    if not known and kind in OPERATORS:  # an .h5 file of Keras 3 lacks the module of an operator
+        raise ModelError(f"{where}: operator {name!r} ({kind}) cannot be loaded from .h5: save the model as .keras")
     if not known:
         reason = _REASONS.get(kind, "only common layers and activations of Keras are accepted, and no code from a file")
         raise ModelError(f"{where}: {layer} is a {kind}, which is refused because {reason}. {_ADVICE}")
@@ -263,7 +263,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise an error if the unpacked size of the archive is implausible, or if the weights refer to other files."""
+    """Raise an error if the unpacked size of the archive is implausible, or the weights file links to other files."""
     check_zip_file(path, sys.maxsize)
     if "model.weights.h5" in archive.namelist():
         with archive.open("model.weights.h5") as weights:
@@ -271,7 +271,7 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def refuse_links_in_weights(path: Path) -> None:
-    """Raise :class:`ModelError` if a file of weights contains links to other files."""
+    """Raise :class:`ModelError` if a weights file links to other files."""
     if _is_archive(path):
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path)
@@ -284,7 +284,7 @@ def _read_h5(path: Path) -> _Source:
     with require("h5py").File(path, "r") as file:
         config = file.attrs.get("model_config")
         if config is None:
-            raise ModelError(f"{path} has only weights: save the whole model, with model.save()")
+            raise ModelError(f"{path} contains only weights: save the complete model with model.save()")
         version = file.attrs.get("keras_version") or "2"
         text = [value.decode() if isinstance(value, bytes) else str(value) for value in (config, version)]
         return _Source(parse_json(text[0]), int(text[1].partition(".")[0]))

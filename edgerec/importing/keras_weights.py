@@ -73,8 +73,8 @@ def _captured_warnings() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-# Patterns of Keras' warnings about a shape mismatch, for .keras and for .h5 files. The groups are the variable's name,
-# its shape in the model and its shape in the file.
+# Patterns of Keras' warnings about a shape mismatch, for .keras and for .h5 files.
+# The groups are the name of the variable, its shape in the model and its shape in the file.
 _OTHER_SHAPES = (
     re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
     re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
@@ -82,6 +82,6 @@ _OTHER_SHAPES = (
 
 
 def _mismatch(warning: str) -> str:
-    """Return the variable and both shapes from a shape mismatch warning, or an empty string for any other warning."""
+    """Summarize a warning about a shape mismatch. Return an empty string for any other warning."""
     shapes = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
     return f"{shapes[1]} has the shape ({shapes[2]}) in the model, ({shapes[3]}) in the file" if shapes else ""

@@ -23,7 +23,7 @@ LAYERS = _names(
     """
 )
 
-# Layers that change images during training only. They do nothing during inference.
+# Layers that change images only during training.
 AUGMENTATION = _names(
     """
     RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform RandomErasing
@@ -32,18 +32,18 @@ AUGMENTATION = _names(
     """
 )
 
-# Activations with the same definition in Keras 2 and 3: name in Keras 3 -> name in Keras 2.
+# Maps the name of an activation in Keras 3 to its name in Keras 2, for activations with the same definition in both.
 ACTIVATIONS = {
     name: name
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
-# Values with which an option of a layer has no effect, so that a version of Keras without this option is equivalent.
+# A layer option with one of these values has no effect, so a version of Keras without the option is equivalent.
 NO_EFFECT = (None, False, "auto", "channels_last")
 
 # Arithmetic operators in the graph of a Keras 3 model, such as ``x / 127.5 - 1``.
 ARITHMETIC = frozenset({"Add", "Subtract", "Multiply", "Divide", "TrueDivide"})
-# Functions in the graph of a Keras 3 model -> the equivalent activation.
+# Maps functions in the graph of a Keras 3 model to the equivalent activations.
 FUNCTIONS = {
     "Relu": "relu",
     "Relu6": "relu6",
@@ -54,11 +54,11 @@ FUNCTIONS = {
     "Tanh": "tanh",
     "Softmax": "softmax",
 }
-# Operators that select or reorder channels, or crop an image, as in ``preprocess_input`` of Keras.
+# Operators that select or reorder channels, or crop an image. Keras' ``preprocess_input`` uses such operators.
 INDEXING = frozenset({"Flip", "GetItem", "Stack"})
 OPERATORS = ARITHMETIC | FUNCTIONS.keys() | INDEXING
 
-# Operators in the graph of a Keras 2 model.
+# TensorFlow operators that are accepted in the graph of a Keras 2 model.
 TF_OPERATORS = _names(
     """
     __operators__.add __operators__.getitem __operators__.sub math.add math.subtract math.multiply math.truediv

@@ -1,4 +1,4 @@
-"""Rewrite layers that quantization-aware training does not support, with one function per kind of node.
+"""Replace layers that quantization-aware training does not support with equivalent layers.
 
 The rewritten layers are exact except for float rounding. Layers that scale and shift channels (``Rescaling``,
 ``Normalization``, ``x * 2 + 1``, a batch normalization that cannot be fused into a convolution) become :class:`Affine`
@@ -20,12 +20,11 @@ from edgerec.importing.graph_rewriter import Affine, Node, Rebuild
 from edgerec.importing.indexing import Channel, indexed, selected
 from edgerec.train.backend import keras
 
-# Activations that may remain the ``activation`` of a convolution or dense layer, because tfmot and TFLite quantize them
-# in the same place.
+# Activations that may stay inside a convolution or dense layer: tfmot and TFLite quantize them at the same point.
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")
 # Activations that may be separate layers, because tfmot and the int8 kernels support them.
 ALONE = (*INSIDE, "swish", "gelu")
-# Function of the rebuild, the node and the node's input that returns a tensor or an Affine, or None to copy the node.
+# Function that replaces a node. It returns a tensor or an Affine, or None to copy the node.
 Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 
@@ -78,7 +77,7 @@ def _normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _batch_normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Replace a batch normalization that cannot be folded with a scale and offset from its moving statistics.
+    """Convert a batch normalization to a scale and offset from its moving statistics, unless it can be folded.
 
     tfmot does not support batch normalization without a convolution. With a quantize config, the layer would be trained
     on the statistics of each batch but run with others, and would become two operators, MUL and ADD. A convolution is
@@ -117,7 +116,7 @@ def _average(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _average_pooling(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Replace average pooling without padding with a depthwise convolution with equal weights.
+    """Convert average pooling without padding to a depthwise convolution with equal weights.
 
     If a Concatenate follows, the converter has to use another scale for the output. It cannot do this for
     AVERAGE_POOL_2D, whose output must have the scale of its input ("violate the same scale constraint").
@@ -153,7 +152,7 @@ def _operator(rebuild: Rebuild, node: Node) -> Any:
 
 
 def _binary(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
-    """Replace ``+ − × ÷`` with a layer for two tensors, or with an :class:`Affine` for a tensor and a constant."""
+    """Replace ``+ − × ÷`` with a layer for two tensors, or with an :class:`Affine` if one operand is a constant."""
     sign = node.kind.rpartition(".")[2]
     x, y = arguments.values()
     if _is_tensor(x) and _is_tensor(y):
@@ -247,7 +246,7 @@ def _as_activation(name: str) -> Callable[[Rebuild, Node, dict[str, Any]], Any]:
 
 
 def _affine(rebuild: Rebuild, node: Node, x: Any, scale: Any, offset: Any, trainable: bool = False) -> Any:
-    """Return ``scale · x + offset``, or None unless both are scalars or have one value per channel."""
+    """Return ``scale · x + offset``. Return None if scale or offset is neither a scalar nor one value per channel."""
     *others, channels = _shape(x)
     scale, offset = (np.asarray(v, np.float64) for v in (scale, offset))
     by_channel = all(v.size == 1 or v.shape[-1:] == (channels,) == (v.size,) for v in (scale, offset))
@@ -270,12 +269,12 @@ def _clip(rebuild: Rebuild, node: Node, x: Any, low: float, high: float) -> Any:
 
 
 def _hard_sigmoid(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Return Keras 2's hard sigmoid, ``clip(0.2 x + 0.5, 0, 1)``."""
+    """Apply the hard sigmoid of Keras 2, ``clip(0.2 x + 0.5, 0, 1)``."""
     return _clip(rebuild, node, _affine(rebuild, node, x, 0.2, 0.5), 0.0, 1.0)
 
 
 def _make(rebuild: Rebuild, node: Node, kind: Any, x: Any, *args: Any, **options: Any) -> Any:
-    """Create a layer with the node's name, and apply it to ``x``."""
+    """Create a layer of the class ``kind``, named after the node, and apply it to ``x``."""
     x = [rebuild.to_tensor(value) for value in x] if isinstance(x, list) else rebuild.to_tensor(x)
     return kind(*args, name=rebuild.name(node.layer.name), **options)(x)
 

@@ -1,4 +1,4 @@
-"""Determine by measurement the normalization that a third-party model expects."""
+"""Find the normalization that a third-party model expects by comparing the accuracy with each normalization."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)
 
-# Number of training images on which the normalizations are compared, and the lead in percentage points that the best
-# normalization needs over the next one.
+# Number of training images on which the normalizations are compared.
 TRIED_IMAGES = 500
+# An accuracy is clearly better than another one if it is higher by at least this many percentage points.
 CLEAR_POINTS = 2.0
 # Per-channel normalizations that are tried in addition to those with a single scale.
 PER_CHANNEL = ("torch", "caffe")
-# The order of the labels is checked on this many images per class, but on at most this many images in total.
+# Number of images per class on which the order of the labels is checked, and maximum number of images in total.
 IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
 
 
 @dataclass(frozen=True)
 class NormalizationChoice:
-    """The chosen normalization, and the accuracy on training images (0 to 1) with each normalization that was tried.
+    """The chosen normalization, and the accuracy with each normalization that was tried.
 
     Attributes:
         text: the normalization in the format of :func:`edgerec.contract.tensors.parse_normalise`.
-        tried: dictionary that maps each normalization that was tried to its accuracy, or None if none was tried.
+        tried: maps each normalization to the accuracy on training images (0 to 1), or None if none was tried.
     """
 
     text: str
@@ -46,7 +46,7 @@ class NormalizationChoice:
 
     @property
     def name(self) -> str:
-        """Name of the normalization in a recipe, or ``pixels`` if the normalization becomes a layer of the model."""
+        """Name of the normalization in the recipe, or ``pixels`` if the normalization is added as a layer."""
         normalise = parse_normalise(self.text)
         return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
 
@@ -93,7 +93,7 @@ def choose_normalization(
 
 
 def _best(right: dict[str, float], path: Path, images: int, classes: int) -> NormalizationChoice:
-    """Return the normalization with the highest accuracy; a per-channel one is chosen only if it is clearly better."""
+    """Return the normalization with the highest accuracy. Choose a per-channel one only if it is clearly better."""
     simple = max(NORMALISATIONS, key=right.__getitem__)
     best = max(right, key=right.__getitem__)
     if (right[best] - right[simple]) * 100 < CLEAR_POINTS:
@@ -120,5 +120,5 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> Nor
 def predictions(
     model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener
 ) -> npt.NDArray[np.int64]:
-    """Return the predicted classes of the images whose indices are in ``part``."""
+    """Return the predicted class of each image in ``part``, an array of image indices."""
     return keras_scorer(model, normalise)(dataset.select(part), listener).argmax(axis=1)

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 # Number of random inputs, and maximum difference of the outputs as a fraction of the largest output.
 SAMPLES, TOLERANCE = 4, 1e-2
-# A larger difference is accepted if a random change of the last bit of each input changes the outputs of the original
-# model by at least half as much in one of this many trials.
+# Number of random perturbations of the inputs, by which the rounding error of the original model is estimated.
+# A difference of at most twice this error is accepted, even if it exceeds the tolerance.
 PERTURBATIONS = 8
 
 
@@ -54,7 +54,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model that the next step of compression supports, and its differences from the original model."""
+    """A model that was rewritten for the next compression step, and the list of changes."""
 
     model: Any
     changes: tuple[Change, ...]
@@ -66,7 +66,7 @@ class Adapted:
 
 
 def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] | None = None) -> Adapted:
-    """Return an equivalent model that the next step of compression supports. The original model is not changed.
+    """Return an equivalent model that the next compression step supports. The original model is not changed.
 
     Args:
         model: a tf_keras model, Sequential or functional, with or without nested models.
@@ -114,7 +114,7 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
     return Adapted(current, tuple(changes))
 
 
-# Conditions and rules of the steps
+# Conditions and rules of the rewriting steps
 
 # Layers that are random during training and do nothing during inference.
 INACTIVE = (
@@ -123,7 +123,7 @@ INACTIVE = (
 )
 SIZING = ("Resizing", "CenterCrop", "RandomCrop")
 LOOPS = ("GRU", "SimpleRNN")
-# Maximum number of steps of an unrolled loop; each step becomes about six operators.
+# Maximum number of time steps of a loop that is unrolled. Each time step becomes about six operators.
 LONGEST_LOOP = 256
 
 
@@ -155,7 +155,7 @@ def _has_loops(model: Any, purpose: Purpose) -> bool:
 
 
 def _unroll(rebuild: Rebuild, node: Node) -> Any:
-    """Unroll a GRU or SimpleRNN into its steps. An LSTM is a single operator in TFLite."""
+    """Unroll a GRU or SimpleRNN into its time steps. TFLite has an operator for a complete LSTM, but not for these."""
     if node.kind not in LOOPS or len(node.inputs) > 1 or node.layer.stateful:
         return None
     if node.layer.unroll and node.kind == "SimpleRNN":
@@ -165,14 +165,14 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
         return None
     kwargs = dict(node.kwargs)
     if node.kind == "GRU":
-        # With a constant zero state, the converter would precompute the first step in float.
+        # With a constant initial state, the converter would precompute the first time step in float.
         zeros = keras().layers.Dense(node.layer.units, use_bias=False, kernel_initializer="zeros", trainable=False)
         kwargs["initial_state"] = zeros(keras().layers.GlobalAveragePooling1D()(node.args[0]))
     rebuild.record_change(node, f"loop of a {node.kind} → its {steps} steps")
     return rebuild.copy(replace(node, kwargs=kwargs), unroll=True)
 
 
-# For each step: the condition under which the step is needed, the rule of the rebuild, and the reason for the changes.
+# Rewriting steps, in order: the condition for the step, its rule, and the reason that is reported for each change.
 _STEPS = (
     (_is_nested, flatten, "tensorflow-model-optimization supports only models without nested models"),
     (_has_inactive, _remove_inactive, "it does nothing during inference"),
@@ -182,7 +182,7 @@ _STEPS = (
 
 
 def _samples(model: Any) -> Any:
-    """Return random inputs: pixels 0 to 255 if the model scales them itself, otherwise normalized inputs."""
+    """Return random inputs: pixels from 0 to 255 if the model normalizes them, otherwise values from -1 to 1."""
     rng = np.random.default_rng(0)
     raw = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in layers_of(model))
     low, high = (0, 255) if raw else (-1, 1)
@@ -193,7 +193,7 @@ def _samples(model: Any) -> Any:
 
 
 def _sensitivity(model: Any, inputs: Any, reference: list[npt.NDArray[np.float32]]) -> float:
-    """Randomly perturb the last bit of each input, and return the largest change of the outputs."""
+    """Return the largest change of the outputs when the last bit of each input value is randomly perturbed."""
     rng = np.random.default_rng(0)
 
     def perturbed(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

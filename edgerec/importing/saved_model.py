@@ -1,4 +1,4 @@
-"""Load TensorFlow SavedModel folders, which contain a graph without layers and can be converted, but not trained."""
+"""Load TensorFlow SavedModels. They can be converted, but not trained, because they have no layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = "saved_model"
 
 
 class SavedModel:
-    """The serving function of a SavedModel, with those methods of a Keras model that the converter and scorer need.
+    """The serving function of a SavedModel, with the methods of a Keras model that conversion and evaluation need.
 
     Attributes:
         input_shape: ``(None, H, W, C)``, float32.
@@ -28,7 +28,7 @@ class SavedModel:
     """
 
     def __init__(self, folder: Path, loaded: Any) -> None:
-        """Wrap the result of ``tf.saved_model.load``; use :func:`load_saved_model` instead."""
+        """Wrap the result of ``tf.saved_model.load``. Call :func:`load_saved_model` instead of this constructor."""
         self.name = folder.name
         self._loaded = loaded  # keeps the variables alive
         self._function = loaded.signatures[SIGNATURE]
@@ -54,7 +54,7 @@ class SavedModel:
         self._normalise: AnyNormalise | None = None
 
     def __call__(self, pixels: Any, training: bool = False) -> Any:
-        """Return scores, float32 ``(batch, classes)``, of normalized pixels, float32 ``(batch, H, W, C)``."""
+        """Return class scores, float32 ``(batch, classes)``, for normalized pixels, float32 ``(batch, H, W, C)``."""
         if training:
             raise ModelError(UNTRAINABLE)
         tf = require("tensorflow")
@@ -75,16 +75,16 @@ class SavedModel:
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
     def normalise(self, normalise: AnyNormalise) -> None:
-        """Add a normalization before the model, so that its input is RGB pixels 0 to 255."""
+        """Normalize the input before the model, so that the model accepts RGB pixels from 0 to 255."""
         self._normalise = normalise
 
     def add_softmax(self) -> None:
-        """Add a softmax to a model that outputs logits."""
+        """Apply a softmax to the outputs of a model that outputs logits."""
         self._softmax = True
 
 
 def outputs_scores(model: Any) -> bool:
-    """Return whether the outputs for random images are at least 0 and sum to 1, as after a softmax."""
+    """Return whether the outputs for random images are nonnegative and sum to 1, like those of a softmax."""
     rng = np.random.default_rng(0)
     for high in (1, 255):
         scores = np.asarray(model(rng.uniform(0, high, (4, *model.input_shape[1:])).astype(np.float32), training=False))
@@ -142,8 +142,8 @@ def check_operators(folder: Path) -> None:
             raise ModelError(f"{folder} is a SavedModel of TensorFlow 1: save it again with TensorFlow 2")
         called = set(meta.object_graph_def.concrete_functions) | set(_called(meta.graph_def.library.function))
         for name, nodes in _graphs(meta.graph_def):
-            # The main graph and the functions for saving and restoring contain checkpoint operators. They are refused
-            # in every function that the model can call.
+            # The main graph, and the functions that save and restore weights, contain checkpoint operators.
+            # Functions that the model can call must not contain them.
             allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
             if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
                 raise ModelError(
@@ -153,7 +153,7 @@ def check_operators(folder: Path) -> None:
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of the functions in a graph. If a node calls a function, its operator is the function's name."""
+    """Return the names of the functions in a graph. A node calls a function by using its name as the operator."""
     return {function.signature.name for function in graph.library.function}
 
 
@@ -182,6 +182,6 @@ def _called(functions: Any) -> Iterator[str]:
     """Yield the names of the functions that other functions call."""
     for function in functions:
         for node in function.node_def:
-            yield node.op  # the name of a function, if the node calls one directly
+            yield node.op  # the operator is a function name if the node calls a function
             for value in node.attr.values():
                 yield from (value.func.name, *(item.name for item in value.list.func))

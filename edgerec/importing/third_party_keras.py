@@ -1,4 +1,4 @@
-"""Read complete third-party Keras models (Keras 2 or 3) without executing code from the file."""
+"""Load complete third-party Keras models (Keras 2 or 3) without executing code from the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_NORMALIZED = 10
 
 
 def read_third_party(path: str | Path) -> Any:
-    """Read a complete ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model in float32, not compiled.
+    """Load a complete ``.keras`` or ``.h5`` model of Keras 2 or 3 as an uncompiled tf_keras model in float32.
 
     If the model's input has another layout than ``(batch, height, width, channels)``, the model is rebuilt for this
     layout (:func:`edgerec.importing.image_input.with_image_input`).
@@ -58,7 +58,7 @@ def read_third_party(path: str | Path) -> Any:
 
 
 def expects_pixels(model: Any) -> bool:
-    """Return True if the first layers of the model show that the model normalizes pixels (0 to 255) itself."""
+    """Return whether the first layers of a model normalize pixels from 0 to 255."""
     for layer in model._flatten_layers(include_self=False, recursive=True):
         kind = type(layer).__name__
         if kind in _VALUE_PRESERVING or selects_channels(layer):
@@ -69,7 +69,7 @@ def expects_pixels(model: Any) -> bool:
 
 
 def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
-    """Return the scale and offset of a layer that scales its input; the scale is infinite for any other layer."""
+    """Return the scale and offset that a layer applies to its input. The scale is infinite for an unsupported layer."""
     if kind == "Rescaling":
         return np.asarray(layer.scale), np.asarray(layer.offset)
     if kind == "Normalization" and not layer.invert:

@@ -1,4 +1,4 @@
-"""Raise errors for models and layers that compression does not support. The messages name alternatives."""
+"""Refuse models and layers that compression does not support, with error messages that name alternatives."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgerec.errors import ModelError
 from edgerec.importing.lowering import ALONE, INSIDE, activation_name
 from edgerec.train.backend import keras
 
-# The next use of the model: quantization-aware training (``pqat`` also preserves zero weights), pruning, or
-# post-training quantization. The purpose determines which layers are accepted, but not how the model is rewritten.
+# Next compression step: quantization-aware training (``pqat`` also preserves zero weights), pruning, or
+# post-training quantization.
 Purpose = Literal["qat", "pqat", "prune", "ptq"]
 
-# Layers without weights that get a quantization config which only fake-quantizes the output.
+# Layers without weights, of which only the output is fake-quantized.
 ANNOTATED = ("Maximum", "Minimum", "Multiply", "Subtract")
 # Layers that tfmot replaces with other layers before quantization.
 _TRANSFORMED = ("BatchNormalization", "SeparableConv1D", "SeparableConv2D")
@@ -39,9 +39,9 @@ def check_finite(model: Any, where: str) -> None:
 
 
 def refuse_code(model: Any) -> None:
-    """Raise :class:`ModelError` if a model has Python code outside its graph, or Lambda layers.
+    """Raise :class:`ModelError` if a model is neither functional nor Sequential, or has Lambda layers.
 
-    Such code cannot be copied to the rewritten model.
+    The Python code of such a model cannot be copied to the rewritten model.
     """
     models = [model, *(layer for layer in layers_of(model) if isinstance(layer, keras().Model))]
     if without_graph := [m for m in models if not getattr(m, "_is_graph_network", False)]:
@@ -56,7 +56,7 @@ def refuse_code(model: Any) -> None:
 
 
 def refuse(layer: Any, purpose: Purpose) -> None:
-    """Raise :class:`ModelError` if a layer of the rewritten model is not supported for ``purpose``."""
+    """Raise :class:`ModelError` if the compression step ``purpose`` does not support a layer of the rewritten model."""
     layers = keras().layers
     what = getattr(layer, "symbol", None)
     name = f"layer {layer.name!r} ({'operator ' + what if what else type(layer).__name__})"
@@ -71,7 +71,7 @@ def refuse(layer: Any, purpose: Purpose) -> None:
 
 
 def _is_loop(layer: Any) -> bool:
-    """Return whether a recurrent layer is a loop in TFLite. An LSTM is not, because TFLite has an operator for it."""
+    """Return whether a recurrent layer becomes a loop in TFLite. An LSTM does not: TFLite has an operator for it."""
     layers = keras().layers
     if isinstance(layer, layers.Bidirectional):
         return _is_loop(layer.forward_layer)
