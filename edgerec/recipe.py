@@ -48,8 +48,8 @@ __all__ = [
     "parse_assignment",
 ]
 
-# Keys whose values training can choose, and the value that requests this. The recipe.toml of a run contains only the
-# chosen values.
+# Keys that training can set automatically, and the value of each key that requests this.
+# The recipe.toml of a run contains the chosen values instead.
 UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
@@ -117,7 +117,7 @@ class Recipe:
         return replace(self, data=data)
 
     def override(self, assignments: Mapping[str, Any], where: str = "--set") -> Recipe:
-        """Return a copy in which the values of some dotted keys are replaced, such as ``{"train.epochs": 3}``.
+        """Return a copy with new values for some dotted keys, such as ``{"train.epochs": 3}``.
 
         Raises:
             RecipeError: a key is unknown or a value is invalid. The message contains ``where`` and the dotted key.
@@ -191,7 +191,7 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
         value = getattr(section, item.name)
         if is_dataclass(value):
             continue
-        # The notation of strings, numbers, booleans and lists of strings in JSON is also valid in TOML.
+        # Strings, numbers, booleans and lists of strings have the same syntax in JSON and TOML.
         line = f"{item.name} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
         if comments:
             expected = f" ({item.metadata['expected']})" if item.metadata["expected"] else ""
@@ -210,7 +210,7 @@ def _expanded(value: str) -> str:
 
 
 def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> Any:
-    """Return a copy of a section, or of a recipe, in which ``values`` are replaced.
+    """Return a copy of a recipe or section, updated with ``values``.
 
     Args:
         section: the recipe or section.
@@ -223,7 +223,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
     for name, value in values.items():
         full = f"{path}{name}"
         if name not in known:
-            raise RecipeError(f"{where}: {_unknownsetting(full, [path + key for key in known])}")
+            raise RecipeError(f"{where}: {_unknown_key_message(full, [path + key for key in known])}")
         if is_dataclass(known[name]):
             if not isinstance(value, Mapping):
                 raise RecipeError(f"{where}: {full} is {value!r}, expected a table [{full}]")
@@ -244,8 +244,8 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
         raise RecipeError(f"{where}: {error}") from None
 
 
-def _unknownsetting(key: str, choices: Iterable[str]) -> str:
-    """Return the error message for an unknown key, which suggests keys of the same name in other sections first."""
+def _unknown_key_message(key: str, choices: Iterable[str]) -> str:
+    """Return the error message for an unknown key. Prefer to suggest keys of the same name in other sections."""
     name = key.rpartition(".")[2]
     sections = ((item.name, value) for item in fields(Recipe) if is_dataclass(value := getattr(Recipe(), item.name)))
     same_name = [f"{section}.{name}" for section, value in sections if name in {item.name for item in fields(value)}]

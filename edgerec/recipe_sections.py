@@ -17,7 +17,7 @@ from edgerec.errors import RecipeError
 # Name, .npz file or folder of a data set, or a list of several data sets, which are merged.
 DataSource = str | Sequence[str]
 
-# Value of model.arch and model.weights with which edgerec chooses them, based on the images and the target.
+# Value of model.arch and model.weights that selects them automatically, based on the images and the target.
 AUTO = "auto"
 
 
@@ -103,17 +103,17 @@ class DataSection:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names or paths of the data sets in ``source``, as a tuple that usually has one element."""
+        """Names or paths of the data sets in ``source``, as a tuple even if there is only one."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def title(self) -> str:
-        """Names or paths of the data sets, joined for messages."""
+        """Names or paths of the data sets, joined with ``+`` for messages."""
         return " + ".join(self.sources)
 
     @property
     def without_folders(self) -> DataSection:
-        """Copy of the section with folder names instead of paths, for files that are shared with others."""
+        """Copy of the section with only the last component of each path, for files that are shared with others."""
         return replace(self, source=one_or_tuple(Path(source).name for source in self.sources))
 
 
@@ -168,7 +168,7 @@ class AugmentSection:
 
 
 def one_or_tuple(sources: Iterable[str]) -> str | tuple[str, ...]:
-    """Return data sets in the form of :attr:`DataSection.source`: a string for one data set, otherwise a tuple."""
+    """Return the value of :attr:`DataSection.source` for data sets: a string for one data set, otherwise a tuple."""
     names = (sources,) if isinstance(sources, str) else tuple(sources)
     return names[0] if len(names) == 1 else names
 

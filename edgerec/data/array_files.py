@@ -22,8 +22,7 @@ from edgerec.errors import DataError
 from edgerec.utils.bounded import UnpackedSizeError, check_zip_file
 from edgerec.utils.text import is_printable
 
-# Maximum compression ratio of an .npz file. It is high because images can be almost uniform. Deflate cannot exceed this
-# ratio, but bzip2 and LZMA can.
+# Maximum accepted compression ratio of an .npz file, slightly more than the maximum of Deflate (1032).
 MAX_NPZ_RATIO = 1100
 
 
@@ -62,7 +61,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{path} is not an {path.suffix} file: {reason(path, error)}") from None
     except MemoryError:
-        raise DataError(f"{path} cannot be read: its arrays do not fit into memory. Store fewer images in it") from None
+        raise DataError(f"{path} cannot be read: its arrays do not fit into memory. Use a smaller file") from None
     except ValueError as error:
         if "pickle" in str(error):
             raise DataError(
@@ -88,7 +87,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None) -> Arrays:
-    """Build a data set from arrays with the names of :func:`npz`.
+    """Build a data set from arrays that are named as in :func:`npz`.
 
     Args:
         values: the arrays by name.
@@ -110,7 +109,8 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
             y = y[:, 0]
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or len(y) != len(x):
             raise DataError(
-                f"{where}: y_{split} is {y.dtype} {y.shape}, expected integers of shape ({len(x)},), one per image"
+                f"{where}: y_{split} has the dtype {y.dtype} and the shape {y.shape}, expected one integer per image, "
+                f"({len(x)},)"
             )
         if images and x.shape[1:] != images[0].shape[1:]:
             raise DataError(
@@ -126,7 +126,8 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
         names = values["labels"]
         if names.dtype.kind != "U" or names.ndim != 1 or known.min() < 0 or known.max() >= len(names):
             raise DataError(
-                f"{where}: the array 'labels' is {names.dtype} {names.shape}, expected one string per class"
+                f"{where}: the array 'labels' has the dtype {names.dtype} and the shape {names.shape}, expected one "
+                "string per class"
             )
         labels = tuple(str(names[value]) for value in known)
         if len(set(labels)) != len(labels) or not all(map(is_printable, labels)):
@@ -157,7 +158,7 @@ def levels_of(arrays: Sequence[npt.NDArray[Any]]) -> Levels:
 
 def _pixels(x: npt.NDArray[Any], where: str, levels: Levels | None) -> npt.NDArray[np.uint8]:
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or 0 in x.shape:
-        raise DataError(f"{where} is {x.shape}, expected (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
+        raise DataError(f"{where} has the shape {x.shape}, expected (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
     if x.dtype == np.uint8:
         return x
     if levels is not None and x.dtype.kind in "iu":
@@ -166,8 +167,6 @@ def _pixels(x: npt.NDArray[Any], where: str, levels: Levels | None) -> npt.NDArr
         raise DataError(f"{where} has the dtype {x.dtype}, expected uint8 pixels: convert the array to uint8")
     low, high = float(x.min()), float(x.max())
     factor = 255 if x.dtype.kind == "f" and high <= 1 else 1
-    if not 0 <= low <= high <= 255:  # comparisons with NaN are false, so that NaN is rejected as well
-        raise DataError(
-            f"{where} is {x.dtype} with values from {low:g} to {high:g}, expected pixel values in 0…255 or 0…1"
-        )
+    if not 0 <= low <= high <= 255:  # a comparison with NaN is false, so NaN is rejected as well
+        raise DataError(f"{where} has {x.dtype} values from {low:g} to {high:g}, expected pixel values in 0…255 or 0…1")
     return np.rint(x * factor).astype(np.uint8)

@@ -26,13 +26,11 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.parallel import map_in_threads
 from edgerec.utils.progress import Listener, track
 
-# Format version, part of every cache key. Increase it when preprocess.apply or the file format changes, so that
-# entries of older versions are not used.
+# Format version, part of every cache key. Increase it whenever preprocess.apply or the file format changes.
 FORMAT = 3
 # Maximum number of attempts to write and open an entry. Another process can clear the cache in between.
 ATTEMPTS = 2
-# Length of a content digest in hexadecimal digits. The digest is the start of the SHA-256 of the image's file, or of
-# its pixels if the image comes from an array.
+# Number of hexadecimal digits of a content digest, a truncated SHA-256 of an image file or of an array row's pixels.
 DIGEST_CHARS = 32
 
 Digests = npt.NDArray[np.bytes_]
@@ -125,7 +123,7 @@ def _arrays_digest(source: Arrays) -> str:
 def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
     key = hashlib.sha256(f"{FORMAT} {spec} {digest}".encode())
     if isinstance(source, Files):
-        # Compare sizes and modification times, because hashing all files would take as long as reading them again.
+        # Use file sizes and modification times, because hashing the files would take as long as reading them again.
         for path in source.paths:
             status = path.stat()
             key.update(os.fsencode(real_path(path)) + b"\0" + os.fsencode(path.relative_to(source.root)))

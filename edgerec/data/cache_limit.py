@@ -59,7 +59,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """The entries of the pixel cache, and its size limit.
+    """Entries and size limit of the pixel cache.
 
     Attributes:
         folder: path of the cache.
@@ -108,9 +108,9 @@ def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> Cache
 
 
 def limit() -> int | None:
-    """Return the size limit in bytes that the environment variable EDGEREC_CACHE_LIMIT sets, by default 20 GB.
+    """Return the size limit in bytes from the environment variable EDGEREC_CACHE_LIMIT, by default 20 GB.
 
-    Return None if the variable is ``none``.
+    Return None if the variable is ``none``, which removes the limit.
     """
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
@@ -124,7 +124,7 @@ def limit() -> int | None:
 
 
 def make_room(size_bytes: int, *, keep: Path) -> None:
-    """Delete the least recently used entries until ``size_bytes`` more fit into the limit. Never delete ``keep``."""
+    """Delete the least recently used entries, except ``keep``, until ``size_bytes`` more fit within the limit."""
     limit_bytes = limit()
     if limit_bytes is None:
         return
@@ -157,13 +157,13 @@ def lock_shared(store: Path) -> int | None:
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
-    """Release a lock of :func:`lock_shared` when ``images`` is garbage-collected, by closing the file descriptor."""
+    """Close ``descriptor`` and thereby release the lock of :func:`lock_shared` when ``images`` is garbage-collected."""
     mapping = getattr(images, "_mmap", None)
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 
 
 def mark_used(description: Path) -> None:
-    """Set the time of the last use of the entry with the description file ``description`` to now."""
+    """Set the modification time of a cache entry's description file, which is the time of the last use, to now."""
     with suppress(OSError):  # a read-only cache can still be used
         os.utime(description)
 
@@ -203,7 +203,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
 
 
 def _description(description: Path) -> tuple[str, int, tuple[int, ...]]:
-    """Return the source, number of images and input shape of an entry. They are empty if the description is damaged."""
+    """Return the source, number of images and input shape of an entry, or empty values if they cannot be read."""
     try:
         values = read_json(description)
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
@@ -235,7 +235,7 @@ def _exclusive_lock(store: Path) -> Iterator[bool]:
     try:
         descriptor = os.open(store, os.O_RDONLY)
     except FileNotFoundError:
-        yield True  # the pixel file is missing, so that there is nothing to lock
+        yield True  # without a pixel file, there is nothing to lock
         return
     except OSError:
         yield False

@@ -14,7 +14,7 @@ from edgerec.data.scan import Scan
 Severity = Literal["error", "warning", "note"]
 Indices = npt.NDArray[np.int64]
 
-# Kinds of findings in the order of the report, the most harmful ones first.
+# Kinds of findings in the order of the report, the most harmful kind first.
 KINDS = (
     "broken",
     "cut-off",
@@ -101,7 +101,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class CheckedImages:
-    """Readable images of a source.
+    """Readable images of a data set, with their splits and the results of the scan.
 
     Attributes:
         dataset: the readable images as thumbnails, with their classes and names.

@@ -32,10 +32,11 @@ from edgerec.utils.progress import Listener, ignore
 FEW, UNBALANCED = 20, 5
 # An image is blank if the standard deviation of its pixel values is below this number of gray levels.
 BLANK_LEVELS = 2.0
-# An image is reported if it must be enlarged by more than a factor of ENLARGED, or if its aspect ratio is more than
-# ELONGATED times the median.
-ENLARGED, ELONGATED = 2.0, 2.0
-# Minimum number of images for the search for label errors, because a classifier trained on fewer images is unreliable.
+# An image is reported as small if preprocessing enlarges it by more than this factor.
+ENLARGED = 2.0
+# An image is reported if its aspect ratio is more than ELONGATED times the median aspect ratio.
+ELONGATED = 2.0
+# Minimum number of images for the label check, because a classifier trained on fewer images is unreliable.
 MIN_IMAGES_FOR_LABELS = 100
 
 
@@ -47,7 +48,7 @@ def check_data(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> DataReport:
-    """Look for damaged files, duplicates, class imbalance, unusual sizes and likely label errors in a recipe's data.
+    """Check a recipe's data for damaged files, duplicates, class imbalance, unusual sizes and likely label errors.
 
     Args:
         recipe: names the data, and how it is split. ``data.group_by`` keeps related images in the same set.
@@ -76,7 +77,7 @@ def _run_checks(recipe: Recipe, labels: bool, listener: Listener) -> tuple[DataR
     if not scanned.valid.any():
         first = f" ({source.names[0]} {scanned.faults[0]})" if scanned.faults else ""
         raise DataError(
-            f"{recipe.data.title}: none of its {len(scanned.faults)} files is an image{first}: choose another folder"
+            f"{recipe.data.title}: none of the {len(scanned.faults)} files is an image{first}: choose another folder"
         )
     images, findings = _readable_images(source, scanned, recipe, levels)
     findings += _layout_findings(source)

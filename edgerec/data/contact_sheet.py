@@ -22,7 +22,7 @@ from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
 COLUMNS = 8
-# Minimum number of rows of a sheet of augmented images.
+# Minimum number of rows of a sheet with augmented images.
 MIN_ROWS = 8
 # Maximum number of classes on a sheet.
 MAX_CLASSES = 60
@@ -30,7 +30,7 @@ MAX_CLASSES = 60
 
 @dataclass(frozen=True)
 class Sheet:
-    """Description of a contact sheet.
+    """Path and content of a contact sheet.
 
     Attributes:
         path: path of the PNG file.
@@ -114,7 +114,7 @@ def _input_text(section: DataSection) -> str:
 
 
 def _counts(dataset: Dataset, index: int) -> str:
-    """Return the number of images of a class, for each split if the data has its own splits."""
+    """Return the number of images of a class as text, with one line per split if the data has its own splits."""
     splits = dataset.splits[dataset.classes == index]
     if not np.any(dataset.splits != ""):
         return f"{len(splits):,} images"
@@ -122,7 +122,7 @@ def _counts(dataset: Dataset, index: int) -> str:
 
 
 def _sample(dataset: Dataset, index: int, count: int) -> npt.NDArray[np.int64]:
-    """Return up to ``count`` evenly spaced positions of a class, from the training images if the data has splits."""
+    """Return the positions of up to ``count`` evenly spaced images of a class, preferably training images."""
     of_class = dataset.classes == index
     training = of_class & ((dataset.splits == "train") | (dataset.splits == ""))
     positions = np.flatnonzero(training if training.any() else of_class)
@@ -130,7 +130,7 @@ def _sample(dataset: Dataset, index: int, count: int) -> npt.NDArray[np.int64]:
 
 
 def _augmented(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tuple[list[ImageRow], list[str]]:
-    """Return one row per image, with the original and one augmented version per seed, and the column titles."""
+    """Return one row per image (the original, followed by augmented versions), and the column titles."""
     images_per_class = max(1, MIN_ROWS // len(classes))
     positions = np.concatenate([_sample(dataset, i, images_per_class) for i in classes])
     versions = [_augment_batch(dataset, positions, recipe.augment, (recipe.seed, i)) for i in range(1, COLUMNS)]

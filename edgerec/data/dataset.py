@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Smallest and largest input size that is chosen automatically, in pixels.
 AUTO_SIZE_PX = (28, 96)
-# Number of images that are read at a time when a loop iterates over SelectedImages.
+# Number of images that are read at once during iteration over SelectedImages.
 _READ_BATCH = 256
 
 
@@ -83,7 +83,7 @@ class Dataset:
 
     @classmethod
     def of(cls, source: RawDataset, section: DataSection, stored: Pixels | None = None) -> Dataset:
-        """Create the data set of a source.
+        """Create a data set from images before preprocessing and their cached pixels.
 
         Args:
             source: the images before preprocessing.
@@ -112,7 +112,7 @@ class Dataset:
         )
 
     def below_class_folder(self, index: int) -> str:
-        """Return an image's path inside its class folder, such as ``anna/monday/1.jpg``, or its name in an array."""
+        """Return an image's path inside its class folder, such as ``anna/1.jpg``, or its name if it is not a file."""
         if isinstance(self._originals, Packed):
             return self.names[index]
         part, position = self._originals.locate(int(self._positions[index]))
@@ -120,14 +120,17 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """Origin of the content digests: ``files`` (bytes of the files), ``arrays`` (pixels) or ``arrays+files``."""
+        """Data that the content digests are computed from: ``files`` (file bytes), ``arrays`` (pixels) or both.
+
+        The value for both is ``arrays+files``.
+        """
         if isinstance(self._originals, Packed):
             return self._originals.contents_of
         parts = self._originals.parts if isinstance(self._originals, Merged) else (self._originals,)
         return "+".join(sorted({"arrays" if isinstance(part, Arrays) else "files" for part in parts}))
 
     def identifies(self, contents_of: str) -> bool:
-        """Return whether the content digests can be compared with the digests of a data set.
+        """Return whether the content digests can be compared with those of another data set.
 
         Args:
             contents_of: :attr:`contents_of` of the other data set.
@@ -280,8 +283,8 @@ def _load_pack(pack: Packed, section: DataSection, least_size_px: int) -> tuple[
             )
     if spec.width < least_size_px:
         raise RecipeError(
-            f"{pack.location} has images of {spec.width} pixels, but this architecture needs at least {least_size_px}: "
-            f"pack the data again with data.input_size={least_size_px}"
+            f"{pack.location} has images of {spec.width}×{spec.width} pixels, but this architecture needs at least "
+            f"{least_size_px}×{least_size_px}: pack the data again with data.input_size={least_size_px}"
         )
     positions = np.arange(len(pack.index))
     classes = pack.index["class"].astype(np.int64)

@@ -14,8 +14,9 @@ from edgerec.contract.preprocess import Image
 from edgerec.utils.figures import DARK, new_figure, plain, save_figure
 from edgerec.utils.optional import require
 
-# Size of a cell in pixels, including a gap of GAP_PX on each side, and size of a drawn cell in inches.
+# Width and height of a cell in pixels, including a gap of GAP_PX on each side.
 CELL_PX, GAP_PX = 128, 6
+# Width and height of a cell in the figure.
 CELL_INCHES = 0.95
 
 
@@ -81,7 +82,7 @@ def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, c
 
 
 def _strip(row: ImageRow) -> npt.NDArray[np.uint8]:
-    """Combine the images of a row into one image, because separate axes for all images would take seconds to draw."""
+    """Combine the images of a row into one image, because drawing separate axes for each image would be slow."""
     strip = np.full((CELL_PX, CELL_PX * len(row.images), 3), 255, np.uint8)
     for column, image in enumerate(row.images):
         fitted = fit_cell(image)

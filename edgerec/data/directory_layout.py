@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
     )
 )
-# The split that each word in a folder name denotes. An empty string denotes images without labels.
+# Words in the names of split folders, and the split that each word denotes. Empty for images without labels.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
@@ -30,7 +30,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
-# Maximum depth of the search for class folders if a folder contains nothing but one subfolder.
+# Maximum number of nested single subfolders that the search for class folders descends into.
 DEEPEST = 4
 
 
@@ -58,7 +58,7 @@ class FolderLayout:
 
 
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the split that a folder name denotes, and the other words of the name. Return None for other names.
+    """Return the split that a folder name denotes, and its remaining words, or None if it denotes no split.
 
     >>> split_of("Training"), split_of("seg_test"), split_of("trousers")
     (('train', ()), ('test', ('seg',)), None)
@@ -152,7 +152,7 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> FolderLayout
         return None  # class names that look like splits, e.g. train (the vehicle), bus and car
     _refuse_unclear(root, labeled, unrecognized)
     if not with_classes and len(labeled) == 1 and usual[0][0]:
-        return None  # a single class, such as "train_station", whose name contains the name of a split
+        return None  # a class whose name contains the name of a split, such as "train_station"
     if not with_classes:
         return _unlabeled_splits(root, labeled, flat=flat)
     folders, warnings = [], []
@@ -209,7 +209,7 @@ def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> Fo
 
 
 def _splits_in_classes(children: Sequence[Path]) -> FolderLayout | None:
-    """Return the layout ``<class>/<split>/…``, or None if the folders do not have this layout.
+    """Return the folders of the layout ``<class>/<split>/…``, or None if the data has another layout.
 
     Each class folder must contain only split folders, one of them for training.
     """

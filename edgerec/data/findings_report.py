@@ -42,7 +42,7 @@ def write_findings(report: DataReport, images: CheckedImages, path: Path, *, ove
 
 
 def refuse_output(path: Path, overwrite: bool) -> None:
-    """Raise :class:`OutputExistsError` if ``path`` exists and may not be replaced. Call this before the checks."""
+    """Raise :class:`OutputExistsError` if ``path`` exists and may not be replaced."""
     if path.suffix.lower() == ".png":
         refuse_existing(path, overwrite, replaceable=not path.is_dir())
     else:
@@ -50,7 +50,7 @@ def refuse_output(path: Path, overwrite: bool) -> None:
 
 
 def _draw(report: DataReport, images: CheckedImages, path: Path) -> None:
-    """Draw the affected images of the most important findings of each kind. Pairs are drawn next to each other."""
+    """Draw the images of the most important findings of each kind. Images of a pair are next to each other."""
     rows = []
     for kind in KINDS:
         findings = [finding for finding in report.findings if finding.kind == kind and finding.positions]
@@ -77,7 +77,7 @@ def _rows(kind: str, findings: Sequence[DataFinding], images: CheckedImages) -> 
 
 
 def _note(images: CheckedImages, finding: DataFinding, number: int) -> str:
-    """Return the text below an image: the end of its name, and its label, size or split, depending on the kind."""
+    """Return the text below an image: its name and, depending on the kind of finding, its label, size or split."""
     name = PurePosixPath(finding.names[number]).name
     name = name if len(name) <= 17 else f"…{name[-16:]}"
     i = images.index(finding.positions[number])

@@ -25,13 +25,14 @@ Hashes = npt.NDArray[np.float64]
 
 TEST, VAL, TRAIN = range(3)
 SET_NAMES = ("test", "validation", "training")
-# Maximum accepted difference between the actual and the requested fraction of a set. In a small data set, the limit is
-# DEVIATIONS standard deviations of the binomial distribution instead, if this is more.
-TOLERANCE, DEVIATIONS = 0.05, 4.0
-# Number of alternative seeds that are tried so that an error message can recommend one.
+# Maximum accepted difference between the actual and the requested fraction of a set.
+TOLERANCE = 0.05
+# In small data sets, a difference of this many standard deviations of the binomial distribution is also accepted.
+DEVIATIONS = 4.0
+# Number of other seeds to try, so that an error message can recommend a seed.
 OTHER_SEEDS = 200
-# Maximum number of passes over the classes that move image groups. Several passes can be necessary, because moving a
-# group that contains several classes can leave one of its other classes without an image in the old set.
+# Maximum number of passes over the classes to give each class an image in each set.
+# One pass may not be sufficient, because moving a group can remove the last image of another class from a set.
 MAX_PASSES = 10
 
 
@@ -102,7 +103,10 @@ class HashKeys:
         return hashes[self.of_image if self.copies is None else self._first_linked_keys(self.copies)[self.of_image]]
 
     def _first_linked_keys(self, copies: Indices) -> Indices:
-        """Return the index of the first key that is linked to each key by copies of an image, ``(keys,)``."""
+        """Return the index of the first key in the connected component of each key, ``(keys,)``.
+
+        Two keys are connected if an image with one key is an exact copy of an image with the other key.
+        """
         count = len(self.keys)
         # The nodes of the graph are the keys, followed by the distinct images.
         nodes = count + int(copies.max()) + 1
@@ -121,8 +125,8 @@ def _uniform(seed: int, key: bytes) -> float:
 def group_names(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
     """Return the group name of each image, ``(N,)``.
 
-    The name is the part of the image's path below the class folder that matches the regular expression ``expression``,
-    or the part that matches the first group of the expression.
+    The name is the part of the image's path inside its class folder that matches the regular expression
+    ``expression``. If the expression contains a group, the name is the match of the first group.
     """
     try:
         pattern = re.compile(expression)
@@ -133,7 +137,7 @@ def group_names(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
         match = pattern.search(dataset.below_class_folder(index))
         if match is None:
             raise DataError(
-                f"data.group_by {expression!r} does not match the path of {dataset.names[index]!r} below its class "
+                f"data.group_by {expression!r} does not match the path of {dataset.names[index]!r} inside its class "
                 "folder: use an expression that matches the path of every image"
             )
         names.append((match.group(1) if pattern.groups else match.group()) or "")
@@ -142,7 +146,7 @@ def group_names(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The set of each image.
+    """Assignment of each image to the test, validation or training set.
 
     Attributes:
         sets: ``(N,)``, ``TEST``, ``VAL`` or ``TRAIN``.
@@ -175,7 +179,7 @@ class Assignment:
 
 
 def assign(keys: HashKeys, classes: Indices, labels: tuple[str, ...], request: SplitRequest, seed: int) -> Assignment:
-    """Assign each image to a set.
+    """Assign each image to the test, validation or training set.
 
     Args:
         keys: hash keys of the images.
@@ -265,7 +269,7 @@ class _ImageGroups:
 def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, request: SplitRequest) -> str:
     """Describe a fraction that differs too much from the requested one. Return an empty string if no fraction does.
 
-    A difference is accepted if only images that were moved to represent a class in each set cause it.
+    A difference is accepted if it is caused only by images that were moved so that each class is in each set.
     """
     count = len(groups.hashes)
     for number, requested in enumerate(request.fractions):
@@ -302,8 +306,8 @@ def _with_every_class(
             hashes = groups.hashes[of_class]
             distance = np.maximum(limits[number] - hashes, hashes - limits[number + 1])
             movable = [group for group in of_class[np.argsort(distance, kind="stable")] if not was_moved[group]]
-            # Prefer the nearest group without which its set still contains all classes. If there is no such group, it
-            # is sufficient that the set still contains the class for which the group is moved.
+            # Prefer groups whose removal leaves all classes in the old set.
+            # Otherwise, accept groups whose removal leaves at least this class in the old set.
             spare = [group for group in movable if groups.is_spare(group, sets)]
             spare = spare or [group for group in movable if np.count_nonzero(sets[of_class] == sets[group]) > 1]
             if not spare:

@@ -24,16 +24,15 @@ Reals = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 PATCH_PX, STRIDE_PX, FILTERS = 6, 2, 128
-# Number of images that are cross-validated together. This limit bounds the memory, and the time increases only
-# linearly with the number of images.
+# Maximum number of images per cross-validation. It limits the memory, and makes the run time linear in the data size.
 BLOCK = 20000
 # Batch size of the feature extraction.
 CHUNK = 128
 # Candidates for the penalty of the ridge regression, and for the inverse temperature of the softmax.
 PENALTIES = (0.003, 0.03, 0.3)
 INVERSE_TEMPERATURES = tuple(2.0**power for power in np.arange(-1, 6.01, 0.25))
-# A label is a likely error if the score of another class is more than BASE_RATIO + RATIO_PER_ERROR * (1 - accuracy)
-# times the score of the label.
+# A label is a likely error if the score of another class is more than R times the score of the label,
+# with R = BASE_RATIO + RATIO_PER_ERROR * (1 - accuracy).
 BASE_RATIO, RATIO_PER_ERROR = 20.0, 200.0
 
 
@@ -89,7 +88,7 @@ def cross_validate(images: npt.NDArray[np.uint8], classes: Indices, listener: Li
             parts.append(part)
             done += len(part)
             listener(Progress("checking labels", done, len(order)))
-        # Use one thread, because on a busy machine, small linear systems take ten times as long on all CPU cores.
+        # Use one thread, because multithreaded solving of small linear systems is ten times slower on a busy machine.
         with require("threadpoolctl").threadpool_limits(1):
             scores[block] = _out_of_fold(np.concatenate(parts), classes[block], count)
     return CrossValidation(scores, float(np.mean(scores.argmax(axis=1) == classes)))
@@ -146,7 +145,7 @@ def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
     ridge = require("sklearn.linear_model").RidgeCV(
         alphas=[penalty * len(features) for penalty in PENALTIES],
         fit_intercept=False,
-        scoring="neg_mean_squared_error",  # with any scorer, cv_results_ has the predictions instead of their errors
+        scoring="neg_mean_squared_error",  # with a scorer, cv_results_ contains predictions instead of errors
         store_cv_results=True,
     )
     predictions = ridge.fit(features, np.eye(count, dtype=np.float32)[classes]).cv_results_

@@ -16,7 +16,7 @@ from edgerec.utils.progress import Listener
 
 
 class MergedImages:
-    """Concatenation of uint8 arrays ``(N, height, width, channels)`` that does not copy them into memory."""
+    """Concatenation of uint8 arrays ``(N, height, width, channels)``, without a copy in memory."""
 
     dtype = np.dtype(np.uint8)
 

@@ -21,26 +21,26 @@ Thumbnails = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 SIDE_PX = 8
-# Number of thumbnails in each of the two blocks whose pairwise distances are computed at once.
+# Number of pairs that are compared at once.
 BLOCK = 2048
-# Maximum distance of near-duplicates, as root mean square difference of 8×8 thumbnails in gray levels. On digits, hand
-# signs and CIFAR-10, the distance between an image and its copy with JPEG compression, noise or another brightness is
-# 0.5 to 4, and the distance between different images is at least 9.
+# Maximum distance of near-duplicates: root mean square difference of 8×8 thumbnails in gray levels.
+# Copies with JPEG compression, noise or another brightness have a distance of 0.5 to 4 from the original image.
+# Different images have a distance of at least 9. (Measured on digits, hand signs and CIFAR-10.)
 NEAR_LEVELS = 4.0
-# Different images of thin strokes, such as handwritten digits, can also have a distance below NEAR_LEVELS. On MNIST,
-# 16×16 thumbnails separate nine of ten such pairs by more than FINE_LEVELS, whereas the median distance of
-# recompressed, enlarged or brightened copies is 1.5 to 5.5.
+# Different images of thin strokes, such as handwritten digits, can also have a distance below NEAR_LEVELS.
+# For nine of ten such pairs of MNIST, the distance of the 16×16 thumbnails is more than FINE_LEVELS.
+# The median distance of recompressed, enlarged or brightened copies is 1.5 to 5.5.
 FINE_PX, FINE_LEVELS = 16, 5.5
 
 
 def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbnails:
-    """Return the means of ``side_px`` × ``side_px`` cells of each image, minus the mean of the image.
+    """Return a ``side_px`` × ``side_px`` thumbnail of each image, from which the mean is subtracted.
 
     Subtracting the mean makes the distance of two images independent of their brightness.
 
     Args:
         images: uint8 ``(N, H, W, C)``.
-        side_px: number of cells per side.
+        side_px: width and height of the thumbnails, in pixels.
 
     Returns:
         float32 ``(N, side_px² · C)``, in gray levels.
@@ -104,15 +104,14 @@ def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels:
     neighbor with a different tag is returned as well. The number of pairs is therefore at most
     ``len(images) * (1 + len(tags))``, even if many images are near-duplicates.
     """
-    # Rotate the thumbnails to their principal components, which preserves the distances. Only few boxes of a k-d tree
-    # along these axes are closer to an image than the maximum distance.
+    # Rotate the thumbnails to their principal axes. This preserves distances, and makes k-d tree queries faster.
     centered = images.astype(np.float64) - images.mean(axis=0)
     rotated = centered @ np.linalg.eigh(centered.T @ centered)[1]
     max_distance = max_levels * np.sqrt(images.shape[1])
     everything = np.arange(len(images))
     distance, partner = _nearest(rotated, everything, everything, [1, 2], max_distance)
     own = (partner[:, 0] == everything).astype(int)  # the first neighbor is usually the image itself
-    found = [(distance[everything, own], partner[everything, own])]
+    nearest = [(distance[everything, own], partner[everything, own])]
     for tag in tags:
         best, best_partner = np.full(len(images), np.inf), np.full(len(images), -1)
         number = np.unique(tag, return_inverse=True)[1]
@@ -123,9 +122,9 @@ def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels:
                 distance, partner = _nearest(rotated, queries, np.flatnonzero(other), 1, max_distance)
                 nearer = distance < best[queries]
                 best[queries[nearer]], best_partner[queries[nearer]] = distance[nearer], partner[nearer]
-        found.append((best, best_partner))
-    pairs = np.concatenate([np.stack([everything, partner], axis=1)[partner >= 0] for _, partner in found])
-    distances = np.concatenate([distance[partner >= 0] for distance, partner in found])
+        nearest.append((best, best_partner))
+    pairs = np.concatenate([np.stack([everything, partner], axis=1)[partner >= 0] for _, partner in nearest])
+    distances = np.concatenate([distance[partner >= 0] for distance, partner in nearest])
     pairs, unique = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
     levels = (distances[unique] / np.sqrt(images.shape[1])).astype(np.float32)
     return Pairs(pairs[:, 0], pairs[:, 1], levels)
@@ -138,7 +137,7 @@ def _nearest(
     neighbors: int | list[int],
     max_distance: float,
 ) -> tuple[npt.NDArray[np.float64], Indices]:
-    """Return the distance and position of the nearest candidates of each query.
+    """Return the distances and positions of the candidates that are nearest to each query.
 
     Args:
         images: thumbnails of all images.
@@ -155,7 +154,7 @@ def _nearest(
 
 
 def confirmed(pairs: Pairs, images: Any) -> Pairs:
-    """Return the pairs that are also near-duplicates at a finer resolution.
+    """Return the pairs that are also near-duplicates at a higher resolution.
 
     Args:
         pairs: candidate pairs.

@@ -14,12 +14,13 @@ from edgerec.data.split import Split
 
 Indices = npt.NDArray[np.int64]
 
-# Limits of the duplicate check: number of validation and test images, number of training images, and total size of the
-# training images in bytes.
-HELD_OUT, TRAINING, SAMPLE_BYTES = 500, 20_000, 1 << 28
+# Maximum number of validation and test images in the duplicate check.
+HELD_OUT = 500
+# Maximum number of training images in the duplicate check, and their maximum total size.
+TRAINING, SAMPLE_BYTES = 20_000, 1 << 28
 # Number of training images that are compared at once.
 CHUNK = 2048
-# Fraction of near-duplicates that causes a warning. A few different images are similar by chance.
+# Minimum fraction of near-duplicates for a warning. A few different images are similar by chance.
 DUPLICATES = 0.02
 # Maximum number of classes that are listed in a warning.
 NAMED = 3
@@ -73,7 +74,7 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
 
 
 def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
-    """Return the pairs of a held-out image and its nearest training image that are near-duplicates."""
+    """Pair each held-out image with its nearest training image, and return the pairs that are near-duplicates."""
     held_out_thumbnails = thumbnails(dataset.images[held_out])
     best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
     for start in range(0, len(train), CHUNK):

@@ -44,7 +44,7 @@ class Arrays:
         return [f"{self.name}[{i}]" for i in range(len(self.classes))]
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that has the image at a position, and its position there."""
+        """Return the data set that contains the image at ``position``, and the image's position in it."""
         return self, position
 
 
@@ -85,7 +85,7 @@ class Files:
         return self.paths[position].relative_to(folder).as_posix()
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that has the image at a position, and its position there."""
+        """Return the data set that contains the image at ``position``, and the image's position in it."""
         return self, position
 
 
@@ -145,7 +145,7 @@ class Merged:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """Split of each image (``train``, ``val``, ``test``, or empty if its data set has no splits), ``(N,)``."""
+        """Split of each image: ``train``, ``val``, ``test``, or empty if its data set has no splits. ``(N,)``."""
         return np.concatenate([part.splits for part in self.parts])
 
     @property
@@ -163,7 +163,7 @@ class Merged:
         return tuple(text for part in self.parts if isinstance(part, Files) for text in part.warnings)
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that has the image at a position, and its position there."""
+        """Return the data set that contains the image at ``position``, and the image's position in it."""
         for part in self.parts:
             if position < len(part.classes):
                 return part, position

@@ -42,7 +42,7 @@ class Scan:
 
 
 def scan(source: RawDataset, levels: Levels, listener: Listener) -> Scan:
-    """Read every image of a data set once.
+    """Return the digest, size, defect (if any) and thumbnail of every image of a data set.
 
     Args:
         source: the data set.

@@ -80,7 +80,7 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
     """
     everything = np.arange(len(dataset.classes))
     tagged = {name: everything[dataset.splits == name] for name in ("train", "val", "test")}
-    # If a data set without splits is merged with one that has a test split, the former is used for training only.
+    # In merged data sets, images without a split are used for training if other images have a split.
     own, unassigned = bool(np.any(dataset.splits != "")), dataset.splits == ""
     train, val, test = everything[(dataset.splits == "train") | unassigned], tagged["val"], tagged["test"]
     if section.group_by and own and dataset.packed is None:
@@ -109,7 +109,7 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
 
 
 def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
-    """Reconstruct the split that a run recorded in ``split.json``, independently of the current splitting rule.
+    """Restore the split that is recorded in a run's ``split.json``, even if the splitting rule has changed.
 
     Args:
         dataset: the images that the run was trained on.
@@ -164,7 +164,7 @@ def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], subsets: Mapp
 
 
 def _without_copies(dataset: Dataset, test: Indices, val: Indices, train: Indices) -> tuple[Indices, Indices, Indices]:
-    """Remove copies of test images from the validation and training set, and of validation images from training.
+    """Remove copies of test images from the other sets, and copies of validation images from the training set.
 
     Returns:
         The remaining validation images, the remaining training images, and the excluded copies.

@@ -31,7 +31,7 @@ class DataSummary:
 
 
 def summarize(section: DataSection) -> DataSummary:
-    """Count images and classes, and sample the image size; raise :class:`DataError` if there are no images."""
+    """Count images and classes, and estimate the image size. Raise :class:`DataError` if there are no images."""
     if isinstance(section.source, str) and is_pack(section.source):
         pack = Packed.open(section.source)
         images = sum(shard.pictures for shard in pack.shards if shard.split != "test")

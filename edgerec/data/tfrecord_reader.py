@@ -43,7 +43,7 @@ ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
 @dataclass(frozen=True)
 class Shard:
-    """Description of one TFRecord file of a pack.
+    """Manifest entry of a shard, a TFRecord file of a pack.
 
     Attributes:
         file: name of the file in the pack's folder.
@@ -83,7 +83,7 @@ class Packed:
         skipped: names of the files that were not readable images.
         group_by: regular expression that kept images of one group in the same split.
         digest: SHA-256 over the whole pack.
-        contents_of: kind of the content digests, as in :attr:`Dataset.contents_of`, or empty if the pack has none.
+        contents_of: value of :attr:`Dataset.contents_of`, or empty if the pack has no content digests.
     """
 
     location: str
@@ -134,7 +134,7 @@ class Packed:
         return pack
 
     def _check(self) -> None:
-        """Raise :class:`ValueError` if the values of the manifest contradict each other."""
+        """Raise :class:`ValueError` if the manifest is inconsistent."""
         if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):
             raise ValueError("the labels contain a duplicate, or a label with a control character")
         if self.preprocess.height != self.preprocess.width:
@@ -171,8 +171,8 @@ class Packed:
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
         if not np.all(classes & (index["pixels"] <= (ends - self._image_bytes).astype(np.uint64))):
             raise DataError(
-                f"{self.location}: {INDEX} is damaged, because an entry has an invalid offset or class: "
-                "pack the data again with edgerec data pack"
+                f"{self.location}: {INDEX} is damaged (an entry has an invalid offset or class). "
+                "Pack the data again with edgerec data pack"
             )
         return index
 
@@ -188,7 +188,7 @@ class Packed:
             return parse_npy(content, dtype, count)
         except ValueError as error:
             raise DataError(
-                f"{self.location}: {name} does not match the shards of the pack ({error}): copy this file again, or "
+                f"{self.location}: {name} does not match the shards of the pack ({error}). Copy this file again, or "
                 "pack the data again"
             ) from None
 
@@ -285,7 +285,7 @@ class PackedImages:
 
 
 class PackedNames(Sequence[str]):
-    """Names of the images of a pack, ``SHARD#RECORD``, which are created lazily."""
+    """Lazy sequence of the names ``SHARD#RECORD`` of a pack's images."""
 
     def __init__(self, pack: Packed) -> None:
         self._pack = pack
@@ -378,7 +378,7 @@ def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[A
     file = io.BytesIO(content)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("the version of its .npy format is not 1.0")
+            raise ValueError("the .npy format version is not 1.0")
         shape, _, stored_dtype = np.lib.format.read_array_header_1_0(file)
     except (tokenize.TokenError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from None

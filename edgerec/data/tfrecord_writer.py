@@ -54,11 +54,12 @@ from edgerec.utils.progress import Listener, ignore, track
 
 log = logging.getLogger(__name__)
 
-# Largest size of a shard. Files of this size can be read from an object store at its full bandwidth.
+# Maximum size of a shard. Object stores reach their full bandwidth with files of this size.
 SHARD_BYTES = 64 << 20
-# A split has at least MIN_SHARDS shards, so that the order of the shards can be shuffled, unless a shard would then
-# have fewer than MIN_IMAGES images.
-MIN_SHARDS, MIN_IMAGES = 16, 64
+# Minimum number of shards per split, so that training can shuffle the order of the shards.
+MIN_SHARDS = 16
+# Small splits have fewer shards, so that each shard has at least this many images.
+MIN_IMAGES = 64
 
 
 def pack_data(
@@ -70,7 +71,7 @@ def pack_data(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Packed:
-    """Write the preprocessed and split images of a recipe to shards.
+    """Preprocess and split the images of a recipe, and write them as TFRecord shards.
 
     A shard is a TFRecord file of ``tf.train.Example`` records with the features ``image`` (uncompressed pixels),
     ``label`` (index of the class) and ``name`` (name of the original image). The images of a split are shuffled once.
@@ -184,7 +185,7 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 class _ShardWriter:
-    """Writes shards atomically, each together with a file that describes its content.
+    """Writes each shard atomically, together with a file that describes its content.
 
     ``dataset`` has the names, classes and digests of the images of ``source``, but not their pixels.
     """
@@ -193,7 +194,7 @@ class _ShardWriter:
         self.source, self.dataset, self.spec, self.folder = source, dataset, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
-        """Write the shard ``name`` unless it already exists. Yield once per image, to report the progress."""
+        """Write the shard ``name`` unless it already exists. Yield for each image, so that progress can be reported."""
         about = self.folder / f"{name}.json"
         if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)

@@ -326,7 +326,7 @@ def test_packs_whose_index_leaves_the_shard_are_refused(pack, tmp_path):
         index = np.load(copy / "index.npy")
         index[field][3] = value
         np.save(copy / "index.npy", index)
-        with pytest.raises(DataError, match=r"index\.npy is damaged, because an entry has an invalid offset or class"):
+        with pytest.raises(DataError, match=r"index\.npy is damaged \(an entry has an invalid offset or class\)"):
             load(DataSection(source=str(copy)))
 
 

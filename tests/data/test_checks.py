@@ -218,7 +218,7 @@ def test_error_for_bad_input_is_one_line(clean, tmp_path):
         check_data(recipe_for(clean), tmp_path / "mine", overwrite=True)
     (tmp_path / "texts" / "a").mkdir(parents=True)
     (tmp_path / "texts" / "a" / "x.jpg").write_text("hello")
-    with pytest.raises(DataError, match="none of its 1 files is an image"):
+    with pytest.raises(DataError, match="none of the 1 files is an image"):
         check_data(recipe_for(tmp_path / "texts"))
     for arguments, words in (
         (("show", "nothing"), "unknown data set"),

@@ -9,8 +9,8 @@ from edgerec.data.augmentation.draw import Stream, per_image, stream_seed, unifo
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
-# Approximate exponent of the sRGB transfer function (IEC 61966-2-1). One stop of exposure, i.e. twice the light,
-# therefore multiplies a pixel value by 2 ** (1 / 2.2).
+# Approximate exponent of the sRGB transfer function (IEC 61966-2-1).
+# One stop of exposure, i.e. twice the light, therefore multiplies a pixel value by 2 ** (1 / DISPLAY_GAMMA).
 DISPLAY_GAMMA = 2.2
 
 
@@ -25,7 +25,7 @@ def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
     kernels = _line_kernels(count, seed, longest_px)
     reach = kernels.shape[1] // 2
     padded = tf.pad(pixels, [[0, 0], [reach, reach], [reach, reach], [0, 0]], "SYMMETRIC")
-    # Each image has its own kernel. Therefore use all images as the channels of one image in a depthwise convolution.
+    # Use all images as the channels of one image in a depthwise convolution, because each image has its own kernel.
     stacked = tf.reshape(
         tf.transpose(padded, [1, 2, 0, 3]), [1, height + 2 * reach, width + 2 * reach, count * channels]
     )
@@ -53,7 +53,7 @@ def _line_kernels(count: Any, seed: Any, longest_px: float) -> Any:
 
 
 def change_exposure_and_gamma(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Change exposure by up to ``section.exposure_stops``, clip overexposed pixels, then apply a random gamma.
+    """Change the exposure by up to ``section.exposure_stops``, clip overexposed pixels, then apply a random gamma.
 
     With g = ``section.gamma``, the exponent is drawn from [1/(1+g), 1+g].
     """

@@ -7,12 +7,12 @@ from typing import Any
 
 from edgerec.utils.optional import require
 
-# Number of random streams per seed. All values of Stream must be smaller, so that two seeds never share a stream.
+# Must be greater than all values of Stream, so that batches with different seeds never use the same random numbers.
 STREAMS = 64
 
 
 class Stream(IntEnum):
-    """Random streams, one for each random parameter of an augmentation.
+    """Random number generators, one for each random parameter of an augmentation.
 
     The numbers never change, so that a seed gives the same augmentations in every version.
     """
@@ -44,13 +44,13 @@ class Stream(IntEnum):
     MIX_OTHER = 24
     MIX_RIGHT = 25
     MIX_DOWN = 26
-    # The n-th RandAugment operation of an image uses the random streams RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
+    # The n-th RandAugment operation of an image uses the generators RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
     RANDAUGMENT_KIND = 32
     RANDAUGMENT_SIGN = 48
 
 
 def stream_seed(seed: Any, stream: int) -> list[Any]:
-    """Return the seed of one random stream, for TensorFlow's stateless random functions."""
+    """Return the seed of a random number generator, for TensorFlow's stateless random functions."""
     return [seed[0] * STREAMS + int(stream), seed[1]]
 
 

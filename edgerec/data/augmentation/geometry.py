@@ -10,11 +10,11 @@ from edgerec.data.augmentation.draw import Stream, sign, uniform
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
-# Smallest and largest ratio of width to height of a random crop, as in arXiv:1409.4842.
+# Minimum and maximum aspect ratio (width / height) of a random crop, as in arXiv:1409.4842.
 ASPECTS = (3 / 4, 4 / 3)
 
-# Affine coordinate map (a, b, c, d, e, f), each of shape (batch,). The output pixel at (x, y) is read from the input
-# at (a x + b y + c, d x + e y + f).
+# Coefficients (a, b, c, d, e, f) of an affine coordinate map, each of shape (batch,).
+# The output pixel at (x, y) is interpolated from the input at (a x + b y + c, d x + e y + f).
 Affine = tuple[Any, Any, Any, Any, Any, Any]
 
 

@@ -50,7 +50,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
 
 
 def _beta(seed: Any, alpha: Any) -> Any:
-    """Draw from the distribution Beta(alpha, alpha), ``(batch,)``. Return 0 if both gamma variates underflow to 0."""
+    """Draw samples from Beta(alpha, alpha), ``(batch,)``. A sample is 0 if both gamma variates underflow to 0."""
     tf = require("tensorflow")
     first, second = (
         tf.random.stateless_gamma(tf.shape(alpha), stream_seed(seed, stream), alpha)
@@ -65,7 +65,7 @@ def _box(pixels: Any, seed: Any, streams: tuple[int, int], side: Any) -> Any:
     Args:
         pixels: the images, ``(batch, H, W, C)``.
         seed: seed of the batch.
-        streams: random streams for the horizontal and the vertical position.
+        streams: random number generators for the horizontal and the vertical position.
         side: sides of the box as a fraction of the image's sides, ``(batch,)``.
     """
     tf = require("tensorflow")

@@ -15,13 +15,12 @@ from edgerec.data.augmentation.draw import Stream, per_image, sign, uniform
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
-# Magnitudes at strength 1: shear factor, shift as a fraction of the side, rotation, change of the enhancement factor,
-# and number of bits that posterize removes.
+# Magnitudes at strength 1. SHIFT is a fraction of the image's side, and BITS is the number of bits removed per channel.
 SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 
 class _Draw:
-    """The ``number``-th operation of each image, chosen at random, and a random sign (-1 or 1)."""
+    """Random choice of the ``number``-th operation of each image, and of its sign (-1 or 1)."""
 
     def __init__(self, count: Any, seed: Any, number: int) -> None:
         tf = require("tensorflow")
@@ -58,7 +57,7 @@ def geometric_operations(
 
 
 def change_pixel_values(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Apply the operations that change pixel values, float32 ``(batch, H, W, C)`` in 0…255."""
+    """Apply the operations that change pixel values. Pixels are float32 ``(batch, H, W, C)`` in 0…255."""
     tf = require("tensorflow")
     shape = pixels.shape
     for number in range(section.randaugment):
@@ -92,8 +91,8 @@ def _contrast(pixels: Any, sign: Any, strength: float) -> Any:
 
 def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
     tf = require("tensorflow")
-    # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH (1, with 5 in the center, divided by 13). Sums are used
-    # because TensorFlow cannot convolve an empty batch.
+    # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH (1, with 5 in the center, divided by 13).
+    # Use sums of slices, because TensorFlow cannot convolve an empty batch.
     padded = tf.pad(pixels, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     smooth = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * pixels) / 13
