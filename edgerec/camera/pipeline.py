@@ -102,7 +102,8 @@ class Camera:
         Args:
             classifier: a classifier, or several classifiers of the same bundle, which run in parallel.
             addresses: addresses of the sources. The sources are opened when the camera's context is entered.
-            frame_options, timeouts: see :meth:`open`.
+            frame_options: options that select the frames to classify, and crop, rotate and mirror them.
+            timeouts: timeouts of live sources.
 
         Raises:
             SourceError: two sources have the same name.

@@ -265,8 +265,9 @@ class Decider:
         Args:
             scores: scores of all classes before calibration, float32 ``(classes,)``.
             at_s: capture time of the frame, in seconds.
-            novelty, finite: attributes of the frame's :class:`Classification`. If ``finite`` is False, the frame counts
-                as unknown.
+            novelty: the attribute ``novelty`` of the frame's :class:`Classification`.
+            finite: the attribute ``finite`` of the frame's :class:`Classification`. If it is False, the frame counts as
+                unknown.
         """
         spec, finite = self._spec, bool(np.isfinite(scores).all()) and finite
         frame_scores = calibrated(scores, spec.temperature) if finite else np.zeros_like(scores)

@@ -254,9 +254,11 @@ def _mean(
     """Compute the means of the corresponding bytes of two uint8 or int32 arrays, rounded half to even.
 
     Args:
-        a, b: the arrays.
+        a: the first array.
+        b: the second array.
         means: array for the result. It can be ``a`` or ``b``.
-        differences, halves: temporary arrays. ``halves`` can be ``a`` or ``b``.
+        differences: temporary array.
+        halves: temporary array. It can be ``a`` or ``b``.
     """
     ones = np.full((), 0x01010101).astype(a.dtype)
     np.bitwise_xor(a, b, out=differences)

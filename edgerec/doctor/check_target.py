@@ -33,7 +33,11 @@ def check(
 
     Args:
         target: the target.
-        system, python, runtimes, resources, tpu: information about the machine.
+        system: the machine and its user.
+        python: Python interpreter that runs edgerec.
+        runtimes: installed TFLite runtimes.
+        resources: resources of the machine, such as its memory.
+        tpu: Edge TPU of the machine, and the software for it.
         delegate: delegate of the bundle or the target, or an empty string for the CPU.
     """
     what = f"target {target.name}"

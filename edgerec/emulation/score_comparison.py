@@ -71,7 +71,8 @@ def compare(
     """Compare the results of two machines. Files that neither machine can decode are ignored.
 
     Args:
-        expected, actual: results of the two machines.
+        expected: results of the reference machine.
+        actual: results of the machine to compare with it.
         specs: the models.
         tolerances: allowed difference of each model's output, in units of the output.
     """

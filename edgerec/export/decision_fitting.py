@@ -32,8 +32,9 @@ def fit_decision(
     Args:
         run: the run that provides the labels and the normalization.
         content: content of the variant's .tflite file.
-        dataset, split: images and split of the run. The temperature and the thresholds for ``precision`` are fitted on
-            the validation images.
+        dataset: images of the run.
+        split: split of the run. The temperature, and the thresholds for ``precision``, are fitted on the validation
+            images.
         threshold: score threshold for all labels, in [0, 1].
         precision: precision that each label must reach on the validation images, in [0, 1]. None fits no thresholds.
         listener: receives the progress.

@@ -54,7 +54,8 @@ def squeeze_excite(keras: Any, x: Any, squeezed: int, names: tuple[str, str], ac
         x: tensor ``(batch, height, width, channels)``.
         squeezed: number of channels of the first 1×1 convolution.
         names: names of the two convolutions.
-        activation, gate: activations after the first and the second convolution.
+        activation: activation after the first convolution.
+        gate: activation after the second convolution.
     """
     y = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
     y = activation(conv(keras, y, squeezed, 1, names[0], bias=True))

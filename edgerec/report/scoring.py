@@ -84,7 +84,9 @@ def measure(
     """Run the float model and the int8 variants on the test images.
 
     Args:
-        run, dataset, split: a finished run and its images.
+        run: a finished run.
+        dataset: images of the run.
+        split: split of the run.
         variants: report of each variant.
         shipped: the variant that is measured first and whose misclassified images are shown. None shows those of the
             float model.

@@ -130,7 +130,9 @@ def benchmark(
         frames: frames of a source, e.g. from ``SourceSupervisor.frames()``. None uses the golden images.
         source: name of the source, for the report.
         seconds: duration of each of the two measurements (stages and operators), in seconds.
-        threads, delegate: as for :class:`Classifier`.
+        threads: number of interpreter threads. 0 uses the number in the bundle.
+        delegate: shared library of a delegate, ``gpu``, or an empty string for the CPU. None uses the bundle's
+            delegate.
         operators: whether to measure the time of each operator.
         listener: called with the progress.
 

@@ -45,7 +45,10 @@ class ImageModel:
             model: the .tflite file.
             normalise: normalization of the input pixels.
             activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
-            threads, delegate, delegate_options, where: as for :func:`open_interpreter`.
+            threads: number of threads. 0 lets the runtime choose.
+            delegate: shared library of an external delegate, ``gpu``, or an empty string for the CPU.
+            delegate_options: options of the delegate.
+            where: name of the model for error messages.
 
         Raises:
             ModelError: the file is not an image classifier, or this runtime cannot run it.

@@ -86,8 +86,9 @@ class ThirdPartyModel:
             path: the .tflite file.
             activation: ``none``, ``softmax`` or ``sigmoid``. None determines the activation from the graph and from
                 the outputs for test inputs.
-            own_labels, own_normalise: whether the caller provides labels or a normalization, so that invalid labels
-                or an invalid normalization in the metadata are not an error.
+            own_labels: whether the caller provides labels, so that invalid labels in the metadata are not an error.
+            own_normalise: whether the caller provides a normalization, so that an invalid normalization in the
+                metadata is not an error.
 
         Raises:
             ModelError: the file is not an image classifier, or the interpreter cannot run it.

@@ -46,7 +46,8 @@ def draw_label(image: Image, label: str, index: int, left: int, baseline: int) -
         image: uint8 RGB, changed in place.
         label: text in any script.
         index: index of the class, which is used if the label cannot be drawn.
-        left, baseline: position of the text, in pixels.
+        left: x coordinate of the left end of the text, in pixels.
+        baseline: y coordinate of the baseline of the text, in pixels.
 
     Returns:
         The x coordinate at the right end of the text, in pixels.

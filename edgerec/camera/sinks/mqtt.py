@@ -70,8 +70,8 @@ class Mqtt:
             manifest: manifest of the bundle, which is used to announce the camera to Home Assistant.
             results_per_s: maximum number of results per second and source. 0 publishes none; infinity publishes all.
             discovery_prefix: topic prefix of Home Assistant's MQTT discovery. An empty string disables discovery.
-            max_messages, max_bytes: maximum number and total size in bytes of the queued messages. If one is exceeded,
-                the oldest messages are dropped.
+            max_messages: maximum number of queued messages. If it is exceeded, the oldest messages are dropped.
+            max_bytes: maximum total size of the queued messages in bytes. If it is exceeded, the oldest are dropped.
             sources: all sources of the camera, which are needed to give each source unique topics.
 
         Raises:

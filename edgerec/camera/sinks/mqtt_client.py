@@ -120,8 +120,8 @@ class BrokerConnection:
 
         Args:
             broker: address of the broker.
-            will_topic, will: topic and payload of the last will. The broker publishes it as a retained message if the
-                connection is lost.
+            will_topic: topic of the last will. The broker publishes it as a retained message if the connection is lost.
+            will: payload of the last will.
             changed: function that is called in the network thread after an attribute has changed.
 
         Raises:

@@ -58,7 +58,8 @@ class Prometheus:
 
         Args:
             manifest: manifest of the bundle.
-            host, port: address and port to listen on; port 0 selects a free port.
+            host: address to listen on.
+            port: port to listen on. 0 selects a free port.
             counters: function that returns the camera's counters. It is called for each scrape.
             sources: names of all sources of the camera, so that each source gets a unique label.
 

@@ -167,7 +167,8 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
     """Connect to a server.
 
     Args:
-        host, port: host and port of the server. If the host has several IP addresses, they are tried in turn.
+        host: name or address of the server. If the name has several IP addresses, they are tried in turn.
+        port: port of the server.
         deadline_s: monotonic time in seconds at which the name lookup and all attempts time out.
         tls: TLS context, or None for an unencrypted connection. With TLS, the caller must then call
             :func:`handshake`, which can be interrupted by shutting down the returned socket.
@@ -268,7 +269,8 @@ def authorization(
         credentials_url: URL with user name and password.
         current_url: URL of the request.
         challenges: the WWW-Authenticate headers of the response.
-        method, uri: method and URI of the request. An empty ``uri`` means path and query of ``current_url``.
+        method: method of the request.
+        uri: URI of the request. An empty string means the path and query of ``current_url``.
     """
     from urllib.request import (
         AbstractDigestAuthHandler,
