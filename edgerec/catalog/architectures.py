@@ -19,7 +19,7 @@ from edgerec.utils.progress import Listener, Progress, ignore
 # Configuration of the measurements that are included in edgerec: side of the RGB input in pixels, width multiplier, and
 # number of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
-# Measured cost of each architecture, which benchmarks/models.py writes.
+# File with the measured cost of each architecture, written by benchmarks/models.py.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"
 # Number of calibration images. Random images are sufficient, because the weights are random as well.
 CALIBRATION = 2
@@ -27,7 +27,7 @@ CALIBRATION = 2
 
 @dataclass(frozen=True)
 class ArchitectureReport:
-    """Cost and support of an architecture, measured with a full-int8 model with random weights.
+    """Cost, compression methods and targets of an architecture, measured with a full-int8 model with random weights.
 
     Attributes:
         name, about: name for ``--arch``, and a one-line description.
@@ -98,7 +98,7 @@ def architecture(
     """
     least = find(name).least_size_px
     if input_size < least:
-        raise RecipeError(f"--input-size is {input_size}, but {name} needs at least {least}")
+        raise RecipeError(f"--input-size is {input_size}, but {name} needs at least {least} pixels")
     if not width:
         raise RecipeError(f"--width is {width:g}, expected 0.05 to 4")
     if not 2 <= classes <= 100_000:
@@ -127,7 +127,8 @@ def measured(
 
     recipe = Recipe().override({"data.input_size": input_size, "model.arch": name, "model.width": width})
     listener(Progress("building", 0, 2))
-    keras().mixed_precision.set_global_policy("float32")  # training in this process may have changed the policy
+    # An earlier training run in this process may have set another policy.
+    keras().mixed_precision.set_global_policy("float32")
     normalise = Normalise.named("unit")
     model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalise)
     methods, adapted = _supported_methods(model)
@@ -149,7 +150,7 @@ def measured(
 
 
 def _supported_methods(model: Any) -> tuple[list[str], Any]:
-    """Return the compression methods that support a model, and the model adapted for them."""
+    """Return the compression methods that support a model, and a copy of the model that is adapted for them."""
     from edgerec.importing.passes import adapt
     from edgerec.importing.unsupported import refuse
 

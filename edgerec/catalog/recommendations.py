@@ -15,17 +15,18 @@ from edgerec.models.automatic import Rule, rules_for
 from edgerec.tflite.pi_latency import CONDITIONS
 from edgerec.utils.progress import Listener, ignore
 
-# Measured cost of the networks that ``--arch auto`` can choose, which ``benchmarks/models.py --recommended`` writes.
+# File with the measured cost of the networks that ``--arch auto`` can choose, written by
+# ``benchmarks/models.py --recommended``.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
 # Input size at which networks for small images are measured, in pixels.
 SMALL_INPUT_PX = 32
-# Targets whose latency can be estimated, and the assumptions of the estimates.
+# Targets whose latency can be estimated, with the assumptions of each estimate.
 ESTIMATES = {"rpi": CONDITIONS}
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An architecture for a target.
+    """An architecture that is recommended for a target, and its cost.
 
     Attributes:
         data: descriptions of the data sets for which ``--arch auto`` chooses the architecture, if there are any.
@@ -48,7 +49,9 @@ class Recommendation:
 def recommendations(
     target: str, *, input_size: int | None = None, listener: Listener = ignore
 ) -> tuple[Recommendation, ...]:
-    """Return the architectures for a target: first the choices of ``--arch auto``, then all others that it can run.
+    """Return the recommended architectures for a target, starting with the choices of ``--arch auto``.
+
+    All other classifiers that the target can run follow, in the order of increasing latency.
 
     Args:
         target: name or file of the target.
@@ -76,7 +79,7 @@ def recommendations(
 
 
 def default_input_px(rule: Rule) -> int:
-    """Return the input size in pixels for which the cost of a rule's architecture is measured."""
+    """Return the input size in pixels at which the architecture of a rule is measured."""
     return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
 
 

@@ -44,7 +44,7 @@ Builder = Callable[[Any, Any, ModelSection], Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture, and the properties that are needed before images are loaded, such as its minimum input size.
+    """An architecture and its properties, such as the minimum input size.
 
     Attributes:
         features: function ``(keras, input tensor, section) -> tensor (batch, n)`` that builds all layers before the
@@ -141,7 +141,9 @@ def find(name: str) -> Architecture:
                 f"model.arch is {name!r}, which names a file but not a function in it: write {name}:FUNCTION, e.g. "
                 f"{name}:build"
             )
-        raise RecipeError(f"{unknown('architecture', name, ARCHITECTURES)}: run 'edgerec models' to list them")
+        raise RecipeError(
+            f"{unknown('architecture', name, ARCHITECTURES)}: run 'edgerec models' to list all architectures"
+        )
     return ARCHITECTURES[name]
 
 

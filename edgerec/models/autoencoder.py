@@ -7,7 +7,7 @@ from typing import Any
 from edgerec.models.blocks import conv
 from edgerec.recipe import ModelSection
 
-# Pooling halves the sides as long as they stay at least this large, in pixels.
+# Minimum side of a feature map after pooling, in pixels.
 NARROWEST_PX = 3
 CODE_CHANNELS, CHANNELS = 8, 16
 

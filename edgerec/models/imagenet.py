@@ -31,7 +31,7 @@ PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class ImageNet:
-    """Description of the ImageNet weights of an architecture.
+    """The ImageNet weights that Keras provides for an architecture.
 
     Attributes:
         application: name of the model in ``keras.applications``.
@@ -49,7 +49,7 @@ class ImageNet:
 
 
 def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: int, available: list[str]) -> ImageNet:
-    """Return the description of the ImageNet weights that a recipe uses.
+    """Raise an error if Keras provides no ImageNet weights for a recipe, otherwise return ``imagenet``.
 
     Args:
         section: the architecture and its width.
@@ -75,7 +75,7 @@ def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: 
 
 
 def match_normalization(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
-    """Convert the recipe's normalization to the normalization that the weights expect.
+    """Add a layer that converts the recipe's normalization to the normalization that the weights expect.
 
     The conversion is a 1×1 depthwise convolution with fixed weights, because every target supports this operator. In
     int8, the three output channels share one scale. With ``tf``, all 256 pixel values remain distinct. With ``torch``
@@ -143,7 +143,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
     build = getattr(keras.applications, imagenet.application)
     options = dict(imagenet.options) | ({"alpha": section.width} if imagenet.widths else {})
     try:
-        with _bounded_wait(), contextlib.redirect_stdout(sys.stderr):  # Keras reports a download on stdout
+        with _network_timeout(), contextlib.redirect_stdout(sys.stderr):  # Keras reports downloads on stdout
             return build(input_shape=shape, include_top=False, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception if a server cannot be reached
         reason = str(error).rpartition("-- ")[2]
@@ -161,7 +161,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
 
 
 @contextlib.contextmanager
-def _bounded_wait() -> Iterator[None]:
+def _network_timeout() -> Iterator[None]:
     """Context manager that sets a network timeout, because Keras downloads without a timeout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)

@@ -112,6 +112,6 @@ def _hard_swish(keras: Any, x: Any) -> Any:
 
 
 def _hard_sigmoid(keras: Any, x: Any) -> Any:
-    """Compute ``relu6(x + 3) / 6`` with Keras layers, which can be saved and are supported by int8 training."""
+    """Apply the hard sigmoid ``relu6(x + 3) / 6``, built from Keras layers that can be saved and trained for int8."""
     layers = keras.layers
     return layers.Rescaling(1 / 6)(layers.ReLU(6.0)(layers.Rescaling(1.0, offset=3.0)(x)))

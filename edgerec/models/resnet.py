@@ -8,7 +8,7 @@ from typing import Any
 from edgerec.models.blocks import BN_MOMENTUM, conv, depthwise, global_pool, norm, round_to_8, squeeze_excite, stem
 from edgerec.recipe import ModelSection
 
-# (keras, tensor, channels, stride, prefix of the layer names) -> tensor
+# Function ``(keras, tensor, channels, stride, prefix of the layer names) -> tensor`` that adds a residual block.
 Block = Callable[[Any, Any, int, int, str], Any]
 
 # Epsilon of batch normalization, as in the Keras application that provides the weights.

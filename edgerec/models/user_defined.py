@@ -70,7 +70,7 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
         ModelError: the function raised an exception, or did not return a tf_keras tensor ``(batch, n)``.
     """
     arch, build = section.arch, find_function(section.arch)
-    with _error_in_one_line(arch, "failed"):
+    with _user_code_errors(arch, "failed"):
         output = build(keras, inputs, section)
     if type(output).__module__.partition(".")[0] == "keras":
         raise ModelError(f"{arch} returns a Keras 3 tensor, expected a tf_keras tensor: {_WHICH_KERAS}")
@@ -83,7 +83,7 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
             f"{arch} returns a tensor of shape {tuple(output.shape)}, expected (batch, n): add "
             "GlobalAveragePooling2D or Flatten at its end"
         )
-    with _error_in_one_line(arch, "returns a tensor that is not computed from its inputs"):
+    with _user_code_errors(arch, "returns a tensor that is not computed from its inputs"):
         model = keras.Model(inputs, output)
     for layer in model.layers:
         if hasattr(layer, "layers"):
@@ -91,7 +91,7 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
                 f"{arch} contains a nested model ({layer.name!r}), which quantization-aware training does not support: "
                 "call its layers one by one, or call a Keras application with input_tensor=inputs"
             )
-    with _error_in_one_line(arch, "cannot be saved"):
+    with _user_code_errors(arch, "cannot be saved"):
         model.get_config()
     return output
 
@@ -101,9 +101,9 @@ _WHICH_KERAS = "use the Keras module that the function gets as its first argumen
 
 def _import_module(arch: str, name: str) -> ModuleType:
     here = str(Path.cwd())
-    with _error_in_one_line(arch, "cannot be imported"):
+    with _user_code_errors(arch, "cannot be imported"):
         sys.path.insert(0, here)
-        importlib.invalidate_caches()  # Python may not have noticed yet that the file exists
+        importlib.invalidate_caches()  # otherwise, Python may not find a file that was created recently
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -120,7 +120,7 @@ def _import_module(arch: str, name: str) -> ModuleType:
 def _import_file(arch: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise RecipeError(f"model.arch is {arch!r}, but the file {path} does not exist")
-    with _error_in_one_line(arch, "cannot be imported"):
+    with _user_code_errors(arch, "cannot be imported"):
         return _run(real_path(path), path.stat().st_mtime_ns)
 
 
@@ -128,7 +128,7 @@ def _import_file(arch: str, path: Path) -> ModuleType:
 def _run(path: Path, changed_ns: int) -> ModuleType:
     """Execute a Python file, and return its module. The result is cached until the file changes."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # the name of the file ends with .py
+    assert spec is not None  # because the file name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -136,8 +136,8 @@ def _run(path: Path, changed_ns: int) -> ModuleType:
 
 
 @contextmanager
-def _error_in_one_line(arch: str, what: str) -> Iterator[None]:
-    """Context manager that replaces exceptions of the user's code with a :class:`ModelError`, which names the line."""
+def _user_code_errors(arch: str, what: str) -> Iterator[None]:
+    """Context manager that replaces exceptions in the user's code with a :class:`ModelError` that names the line."""
     try:
         yield
     except (ModelError, RecipeError):

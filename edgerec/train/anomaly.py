@@ -62,14 +62,15 @@ def fit_threshold(errors: Errors, known: float) -> float:
             len(errors),
             known,
         )
-    # method="higher" returns the error of an image, so that rounding cannot classify this image as novel.
+    # With method="higher", the threshold is exactly the error of an image. An interpolated threshold could be rounded
+    # down, so that this image would be classified as novel.
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 
 def evaluate_autoencoder(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
 ) -> dict[str, Any]:
-    """Return the metrics of a trained autoencoder for ``metrics.json``, and write plots to the folder ``plots``.
+    """Evaluate a trained autoencoder: return its metrics for ``metrics.json``, and write plots to the folder ``plots``.
 
     Returns:
         ``error``, the mean reconstruction error on the test images; ``per_class``, the mean error of each label;
@@ -99,7 +100,10 @@ def evaluate_autoencoder(
 def plot_reconstructions(
     model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
 ) -> None:
-    """Draw images and their reconstructions, from the smallest reconstruction error in ``part`` to the largest."""
+    """Draw images and their reconstructions, in the order of increasing reconstruction error.
+
+    The images are a selection of those with the indices ``part``, from the smallest error to the largest.
+    """
     order = np.argsort(errors, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
     originals = dataset.images[part[chosen]]

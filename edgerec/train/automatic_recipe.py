@@ -87,7 +87,7 @@ def with_epochs(train: TrainSection, images: int) -> TrainSection:
 
 
 def _situation(section: DataSection, target: Target | None) -> Situation:
-    """Return the properties of the images and the target that the architecture rules use."""
+    """Determine the properties of the images and the target that the choice of the architecture depends on."""
     summary = summarize(section)
     input_px = section.input_size or (summary.side_px if summary.packed else 0)
     channels = section.channels or summary.channels
@@ -106,7 +106,7 @@ def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
 
 
 def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, listener: Listener) -> Rule:
-    """Return the rule if its ImageNet weights are available, otherwise the first matching rule without them."""
+    """Return the rule if its ImageNet weights are available, otherwise the first rule that needs no weights."""
     chosen = _with_rule(recipe, rule, situation)
     size = chosen.data.input_size
     listener(Progress("downloading weights", 0, 1, f"{rule.arch}, once"))
@@ -119,12 +119,15 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
         return choose(situation, imagenet=False)
     finally:
         listener(Progress("downloading weights", 1, 1))
-        keras().utils.set_random_seed(recipe.seed)  # building the model consumed random numbers
+        keras().utils.set_random_seed(recipe.seed)  # building the model changed the random state
     return rule
 
 
 def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
-    """Return the recipe with the architecture, width, weights and input size of a rule. Set values are not changed."""
+    """Return the recipe with the architecture, width, weights and input size of a rule.
+
+    A width or input size that the recipe sets is not changed.
+    """
     min_px = max(AUTO_SIZE_PX[0], least_size_px(rule.arch))
     keys: Mapping[str, Any] = {
         "arch": rule.arch,
@@ -136,7 +139,7 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Return the recipe with values for all automatic keys, together with the data set and its split."""
+    """Replace all automatic values of a recipe. Return the recipe, the data set and its split."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
     dataset, section = load(
@@ -174,12 +177,12 @@ def with_absolute_paths(section: DataSection) -> DataSection:
     )
     absolute = replace(section, source=one_or_tuple(sorted(sources)))
     if any("\udc80" <= character <= "\udcff" for source in absolute.sources for character in source):
-        raise DataError(f"The path {absolute.title} is not valid UTF-8, so a recipe cannot contain it: rename it")
+        raise DataError(f"Cannot save the path {absolute.title} in a recipe, because it is not valid UTF-8: rename it")
     return absolute
 
 
 def _sized_data_section(recipe: Recipe) -> DataSection:
-    """Return the recipe's data section. If the network is loaded from a file, its input size is used."""
+    """Return the recipe's data section, with the input size of the network if the network is loaded from a file."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
     size = input_size_px(backbone_file(recipe))

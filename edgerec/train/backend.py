@@ -86,7 +86,7 @@ def prepare(section: TrainSection, seed: int) -> None:
     keras().mixed_precision.set_global_policy(_precision(section, bool(gpus)))
     keras().backend.experimental.enable_tf_random_generator()  # creates the dropout state that reseed() sets
     keras().utils.set_random_seed(seed)
-    keras().backend.reset_uids()  # weights in a file are found by layer name
+    keras().backend.reset_uids()  # weight files refer to layers by automatically numbered names
 
 
 def _precision(section: TrainSection, gpu: bool) -> str:
@@ -117,7 +117,7 @@ def has_bfloat16_units() -> bool:
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
-    """Set the state of all random layers of a model, such as dropout, from the seed and the epoch.
+    """Reseed the random layers of a model, such as dropout, with a value derived from the seed and the epoch.
 
     A resumed run therefore draws the same random numbers as an uninterrupted run.
     """
@@ -138,7 +138,11 @@ def every_layer(model: Any) -> Iterator[Any]:
 
 
 def freeze_batch_normalization(model: Any) -> list[Any]:
-    """Freeze all batch-normalization layers, also in nested models and wrappers; return those that were trainable."""
+    """Freeze all batch-normalization layers, including those in nested models and wrappers.
+
+    Returns:
+        The layers that were trainable before.
+    """
     kind = keras().layers.BatchNormalization
     trainable = [layer for layer in model.submodules if isinstance(layer, kind) and layer.trainable]
     for layer in trainable:
@@ -193,7 +197,7 @@ def reported_as(failure: str) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Return the line of an error message that names the cause, without layer configurations and stack frames."""
+    """Return the line of an exception's message that states the cause, without layer settings and stack frames."""
     text = _ADDITIONS.sub("", str(error)).rpartition("Exception encountered: ")[2]
     lines = (line.strip() for line in text.splitlines() if line.strip() and not _CONTEXT.match(line))
     return next(lines, type(error).__name__)[:300]

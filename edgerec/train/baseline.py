@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# An accuracy within this many standard deviations of the majority-class baseline is not significantly better.
+# An accuracy is significantly better than the baseline if it is more than this many standard deviations above it.
 DEVIATIONS = 2.0
 
 
@@ -17,7 +17,10 @@ def majority_level(metrics: Mapping[str, Any]) -> float:
 
 
 def is_near(accuracy: float, level: float, images: int) -> bool:
-    """Return whether ``accuracy`` on this number of images is not significantly higher than the baseline ``level``."""
+    """Return whether ``accuracy``, measured on this number of images, is near or below the baseline ``level``.
+
+    The result is False if the accuracy is 1, or if there are no images or classes.
+    """
     if not images or not level:
         return False
     margin = DEVIATIONS * math.sqrt(level * (1 - level) / images)

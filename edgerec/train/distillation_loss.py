@@ -25,7 +25,7 @@ _SAME = (
 
 
 def check_same_data(run: Run, recipe: Recipe) -> None:
-    """Raise :class:`RecipeError` if the teacher's preprocessing or split differs from that of the student's recipe."""
+    """Raise :class:`RecipeError` if the preprocessing or the split of a teacher differs from that of the student."""
     for key in _SAME:
         theirs, ours = _value(run.recipe, key), _value(recipe, key)
         if theirs != ours:
@@ -44,14 +44,14 @@ def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss
         check_same_data(run, recipe)
         if run.labels != tuple(labels):
             raise RecipeError(
-                f"Cannot use the teacher {run.path}, because its {len(run.labels)} labels are not those of the data: "
-                "choose a teacher that was trained on the same classes"
+                f"Cannot use the teacher {run.path}, because its {len(run.labels)} labels differ from those of the "
+                "data: choose a teacher that was trained on the same classes"
             )
     return teacher_loss([in_training_precision(run.model()) for run in runs], recipe.distill.temperature)
 
 
 def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> DistillationLoss:
-    """Return the distillation loss: the distance of the student's scores from the mean scores of the teachers.
+    """Return the distillation loss: the distance between the student's scores and the mean scores of the teachers.
 
     The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This
     factor keeps the gradient as large as that of the label loss (Hinton, Vinyals and Dean, arXiv:1503.02531).

@@ -91,10 +91,10 @@ class Workers:
         self.mean(0.0)
 
     def require_equal(self, values: dict[str, Any]) -> None:
-        """Raise an error in all workers if a worker passes different values than the chief.
+        """Raise an error in all workers if the values of one worker differ from those of the chief.
 
         Args:
-            values: a JSON-serializable dictionary, such as that of the recipe, which may be nested.
+            values: a JSON-serializable dictionary, which may be nested, such as the recipe.
 
         Raises:
             TrainError: a value differs. The message names the first such value and the worker.
@@ -139,7 +139,7 @@ SINGLE_DEVICE = Workers()
 
 @contextlib.contextmanager
 def connect_workers(section: TrainSection) -> Iterator[Workers]:
-    """Context manager that connects all workers listed in ``TF_CONFIG``, with all GPUs of each worker.
+    """Context manager that connects all workers listed in ``TF_CONFIG``. Each worker uses all its GPUs.
 
     Enter the context before TensorFlow computes anything. At its end, each worker waits for the others.
 
@@ -163,7 +163,7 @@ def connect_workers(section: TrainSection) -> Iterator[Workers]:
     )
     try:
         yield workers
-        workers.wait()  # otherwise, TensorFlow reports a worker that finishes early as lost
+        workers.wait()  # otherwise, TensorFlow reports a worker that finishes early as a lost connection
     except tuple(getattr(tf.errors, name) for name in _LOST) as error:
         raise TrainError(_lost_worker_message(cluster, str(error))) from None
 
@@ -183,12 +183,12 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # a second strategy would reuse the collective keys of the first for other tensors
+@functools.cache  # a second strategy would use the same keys as the first for different all-reduce operations
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
 
-@functools.cache  # TensorFlow can connect a process only once
+@functools.cache  # TensorFlow can connect a process to the other workers only once
 def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
     log.info("waiting for %d workers", len(cluster.addresses))
     handshake(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
@@ -198,12 +198,12 @@ def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
     except RuntimeError as error:
         raise TrainError(
             f"Cannot connect the workers in TF_CONFIG, because this process has already used TensorFlow ({error}): "
-            "call fit or quantize first"
+            "call fit or quantize before other TensorFlow functions"
         ) from None
 
 
 def _lost_worker_message(cluster: Cluster, message: str) -> str:
-    """Return the error message for a lost worker. The argument ``message`` is that of TensorFlow's exception."""
+    """Return the error message for a lost connection. ``message`` is the message of TensorFlow's exception."""
     tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
     lost = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
     worker = cluster.name(min(lost)) if lost and max(lost) < len(cluster.addresses) else "another worker"
@@ -212,7 +212,7 @@ def _lost_worker_message(cluster: Cluster, message: str) -> str:
 
 @contextlib.contextmanager
 def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
-    """Context manager that returns the run this worker writes to.
+    """Context manager that returns the run that this worker writes to.
 
     The chief writes to ``run``, and the other workers write to temporary copies, which are deleted at the end.
     """
@@ -232,7 +232,7 @@ def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested dictionary as a flat one with keys such as ``train.epochs``."""
+    """Flatten a nested dictionary. The keys of the result are joined, such as ``train.epochs``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

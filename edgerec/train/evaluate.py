@@ -59,14 +59,14 @@ def evaluate(
     path = Path(model)
     evaluated = open_model(path, normalise, activation, fit, labels)
     if data is None and not evaluated.own_data:
-        raise EdgerecError(f"{path} does not record where its images are: add --data")
+        raise EdgerecError(f"Cannot evaluate {path} without --data, because only runs record where their images are")
     section = evaluated.data if data is None else replace(evaluated.data, source=one_or_tuple(data))
     dataset, _ = load(section, flat=evaluated.pseudo_labels is not None, listener=listener)
     same_data = any(origin.digest == dataset.digest for origin in evaluated.training_data)
     if data is None and not same_data:
         raise DataError(
-            f"{section.title} has changed since {path} was trained on it (its digest differs): restore the images, or "
-            "choose other images with --data"
+            f"{section.title} has changed since the model in {path} was trained (its digest differs): restore the "
+            "original images, or choose other images with --data"
         )
     image_splits = evaluated.image_splits(dataset)
     part, name = chosen_images(dataset, section.title, split, image_splits)

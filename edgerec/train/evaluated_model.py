@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model that is ready to be evaluated.
+    """A run, bundle or .tflite file that has been opened for evaluation.
 
     Attributes:
         score: function that takes a dataset, indices of images and a listener, and returns scores ``(images,
@@ -60,7 +60,7 @@ class EvaluatedModel:
     pseudo_labels: dict[str, str] | None = None
 
     def image_splits(self, dataset: Dataset) -> list[ImageSplits] | None:
-        """Return, for each model, the split of each image during training, or None if it is unknown for a model."""
+        """Return the split of each image during the training of each model, or None if it is unknown for a model."""
         known = [splits for origin in self.training_data if (splits := origin.image_splits(dataset)) is not None]
         return known if known and len(known) == len(self.training_data) else None
 

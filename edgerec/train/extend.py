@@ -46,7 +46,7 @@ def extend(run: Run, epochs: int) -> None:
             f"weights with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
-    # A single training stage may have ended early. The added epochs then follow its last epoch directly.
+    # If the only training stage ended early, the added epochs directly follow its last completed epoch.
     planned = last if len(stages(recipe)) == 1 else train.epochs
     before = f"{train.restarts}, " if train.restarts.strip() else ""
     spent_hours = sum(row["seconds"] for row in history) / 3600

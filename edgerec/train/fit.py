@@ -1,4 +1,4 @@
-"""Train a model according to a recipe, and write a run."""
+"""Train a model according to a recipe, and save the training run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def fit(
     finish: bool = True,
     more_epochs: int = 0,
 ) -> Run:
-    """Train a model according to a recipe, and write a run.
+    """Train a model according to a recipe, and save the training run.
 
     Args:
         recipe: all training settings. With ``resume``, the recipe in ``out`` is used instead.
@@ -86,9 +86,7 @@ def fit(
     with run.locked():
         if more_epochs:
             if not resume or more_epochs < 0:
-                raise RecipeError(
-                    f"more_epochs is {more_epochs}, expected a positive number in combination with resume"
-                )
+                raise RecipeError(f"more_epochs is {more_epochs}, expected a positive number together with resume=True")
             extend(run, more_epochs)
         if resume:
             recipe = _existing_recipe(run)
@@ -112,7 +110,7 @@ def fit(
             if resume:  # an older version of edgerec may have split the images by another rule
                 parts = recorded_split(dataset, own_run.split_record)
             workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
-            # Load the teachers after the model was built, because loading them changes the random state.
+            # Load the teachers after building the model, because loading them changes the random state.
             teacher = distillation_loss(recipe, dataset.labels)
             if not resume:
                 _write_new_run(own_run, recipe, dataset, parts, overwrite, check_leakage(recipe, dataset, parts))
@@ -130,7 +128,7 @@ def fit(
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` contains a training run with the same recipe, so that one command can start and resume it.
+    """Return whether ``out`` already contains a training run with the same recipe, which can be resumed.
 
     Raises:
         RecipeError: ``out`` contains a training run with another recipe.
@@ -251,7 +249,7 @@ def _write_new_run(
 
 
 def _initial_model(recipe: Recipe, classes: int) -> Any:
-    """Return the model with its initial weights."""
+    """Build the model, and load its initial weights."""
     model = _build_model(recipe, classes)
     if recipe.model.pretrained and recipe.model.weights != "imagenet" and recipe.model.arch != BACKBONE:
         loaded, total = load_weights(model, Path(recipe.model.weights))

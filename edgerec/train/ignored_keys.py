@@ -12,9 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def ignored_keys(recipe: Recipe) -> dict[str, str]:
-    """Return a dictionary that maps each changed recipe key that has no effect to the reason.
+    """Return the recipe keys that have no effect although their values are not the defaults.
 
-    The recipe must be resolved, i.e. have no automatic values.
+    The result maps each key to the reason why it has no effect. The recipe must be resolved, i.e. contain no automatic
+    values.
     """
     default, values = Recipe().to_dict(), recipe.to_dict()
     ignored = {}
@@ -26,13 +27,13 @@ def ignored_keys(recipe: Recipe) -> dict[str, str]:
 
 
 def warn_ignored(recipe: Recipe) -> None:
-    """Log a warning for each key that :func:`ignored_keys` returns."""
+    """Log a warning for each recipe key that is set but has no effect."""
     for key, reason in ignored_keys(recipe).items():
         log.warning("%s has no effect: %s", key, reason)
 
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield each recipe key that has no effect in this recipe, with the reason."""
+    """Yield each key that has no effect in this recipe, together with the reason."""
     arch = recipe.model.arch
     if reconstructs(arch):
         reason = f"the architecture {arch} is an autoencoder, which is trained without labels"

@@ -22,8 +22,8 @@ from edgerec.utils.optional import require
 
 # Number of images in a batch for evaluation.
 EVALUATION_BATCH = 256
-# For packed data: number of shards that are read at the same time, size of the read buffer of each shard, and number of
-# records that are read from a shard before the next shard is read.
+# For packed data: number of shards that are read in parallel, read buffer of each shard in bytes, and number of
+# consecutive records that are read from a shard.
 OPEN_SHARDS, READ_BYTES, BLOCK = 8, 1 << 20, 64
 # For packed data: maximum size of the shuffle buffer in bytes and in images.
 BUFFER_BYTES, BUFFER_IMAGES = 64 << 20, 16384
@@ -96,7 +96,7 @@ def training_batches(
     size = recipe.train.batch_size // replicas.total
     finish = batch_finisher(dataset, recipe, class_weights(dataset, part, recipe))
     if dataset.packed is not None and len(part) == sum(shard.pictures for shard in dataset.packed.of("train")):
-        return _streamed(dataset.packed, recipe, replicas, steps, finish, first_epoch)
+        return _batches_of_packed_data(dataset.packed, recipe, replicas, steps, finish, first_epoch)
 
     def positions(epoch: Any) -> Any:
         order = tf.random.experimental.stateless_shuffle(tf.constant(part), seed=[recipe.seed, epoch])
@@ -118,19 +118,19 @@ def training_batches(
     )
 
 
-def _without_autotuning(feed: Any) -> Any:
+def _without_autotuning(batches: Any) -> Any:
     """Disable the autotuning thread of a ``tf.data.Dataset``, because Keras' ``fit`` waits for this thread."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
-    return feed.with_options(options)
+    return batches.with_options(options)
 
 
-def _streamed(
+def _batches_of_packed_data(
     pack: Packed, recipe: Recipe, replicas: Replicas, steps: int, finish: Callable[..., Any], first_epoch: int
 ) -> Any:
-    """Return the same batches as :func:`training_batches` for packed data, whose shards are read sequentially.
+    """Create the batches that :func:`training_batches` returns for packed data, whose shards are read sequentially.
 
-    Each epoch has another order of the shards. Each process reads an equal fraction of the epoch. Several shards are
+    The order of the shards changes in each epoch, and each process reads an equal number of images. Several shards are
     read at the same time, and their records are shuffled in a buffer of several thousand images.
     """
     tf = require("tensorflow")
@@ -197,9 +197,9 @@ def _streamed(
 
 @contextmanager
 def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
-    """Context manager that names the damaged record and its shard in a :class:`DataError`.
+    """Context manager that raises a :class:`DataError` if TensorFlow cannot read a record of packed data.
 
-    If TensorFlow cannot read a record of packed data, all shards are checked to find the damaged record.
+    The error names the damaged record and its shard, which are found by checking all shards.
     """
     errors = require("tensorflow").errors
     try:
@@ -251,7 +251,7 @@ def batch_finisher(
 
 
 def evaluation_steps(part: Indices, replicas: Replicas = ONE_REPLICA) -> int:
-    """Return the number of batches of :func:`evaluation_batches` for each replica."""
+    """Return the number of batches that :func:`evaluation_batches` yields for each replica."""
     return -(-len(part) // (replicas.total * EVALUATION_BATCH))
 
 

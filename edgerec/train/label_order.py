@@ -19,14 +19,14 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Value of --labels that uses the order of the data's classes.
+# Value of --labels that selects the order of the data's classes.
 FOLDERS = "folders"
-# Another order is clearly better than the assumed order if it is better by at least this number of standard deviations,
-# and by this ratio: images that are correct only with the other order to images that are correct only with the assumed
-# order.
+# Let ``gained`` be the number of images that are correct only with another order, and ``lost`` the number that are
+# correct only with the assumed order. The other order is clearly better if ``gained - lost`` exceeds this number of
+# standard deviations, and if ``gained / lost`` is at least this ratio.
 DEVIATIONS, RATIO = 2.33, 2.0
-# If no prediction is correct, the order is probably wrong, unless random guessing would have no correct prediction with
-# at least this probability.
+# If no prediction is correct, the assumed order counts as wrong if random guessing has this result with less than this
+# probability.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
 # Common names of label files, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt. AutoML writes
@@ -38,7 +38,7 @@ _GENERAL = re.compile(
 )
 # Names such as retrained_labels.txt and labels_flowers.txt, which may belong to another model.
 _SIMILAR = re.compile(r"(.*[ _.-])?(class(es)?|labels?|classnames|labelmap)([ _.-].*)?", re.IGNORECASE)
-# Maximum number of files in a folder that are inspected.
+# Maximum number of files that are inspected in a folder.
 MAX_FILES = 10_000
 
 Classes = npt.NDArray[np.int64]
@@ -71,7 +71,7 @@ class LabelOrder:
         return self.clear or self.none_correct
 
     def describe(self) -> str:
-        """Return a message with the number of correct images and, if another order is clearly better, that order."""
+        """Return a message with the number of correct images and the best order, if it is clearly better."""
         assumed = f"{self.correct} of {self.images} images are classified correctly"
         if not self.clear:
             return assumed
@@ -105,7 +105,8 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
     total, order, clear = best or (0, np.arange(count), False)
-    # If the best order is not better than a constant prediction, the order of the labels is not the cause.
+    # If even the best order is not better than always predicting the most frequent class, the low accuracy has another
+    # reason than the order of the labels.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
     none_correct = not correct.any() and (1 - 1 / count) ** images < CHANCE
@@ -172,9 +173,9 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
 
 
 def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None:
-    """Raise an error if the assumed order of the labels is probably wrong, or log a warning if it is ``explicit``.
+    """Raise an error if the assumed order of the labels is probably wrong.
 
-    An explicit order is one that the user chose.
+    If the order is ``explicit``, i.e. chosen by the user, only log a warning.
 
     Raises:
         DataError: the order is probably wrong, and it is not ``explicit``.
@@ -205,7 +206,7 @@ def _rank_in_class(classes: Classes) -> Classes:
 
 
 def _best_order(outputs: Classes, classes: Classes, count: int) -> Classes:
-    """Return the assignment of classes to outputs with the highest accuracy. In a tie, an output keeps its class."""
+    """Return the assignment of classes to outputs with the highest accuracy. In a tie, prefer the assumed order."""
     confusion = np.zeros((count, count))
     np.add.at(confusion, (outputs, classes), 1.0)
     confusion += 0.5 / count * np.eye(count)

@@ -70,7 +70,8 @@ class TrainedImages:
             return None
         train, val, inherited = (separated_digests(contents[key]) for key in ("train", "val", "inherited"))
         keys = ", ".join(f"data.{key}={data[key]!r}" for key in ("test_fraction", "val_fraction", "group_by"))
-        return cls(np.concatenate([train, inherited]), val, f"use the split of its training (seed={seed!r}, {keys})")
+        advice = f"use the split that it was trained with (seed={seed!r}, {keys})"
+        return cls(np.concatenate([train, inherited]), val, advice)
 
     @classmethod
     def _of_run(cls, run: Run, dataset: Dataset) -> TrainedImages | None:
@@ -87,7 +88,7 @@ class TrainedImages:
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:
-    """Return the model section. If ``model.weights`` names a run, it is replaced with the run's ``model.keras``.
+    """Return the model section. If ``weights`` is the path of a run, replace it with that of the run's ``model.keras``.
 
     Raises:
         EdgerecError: the run is not finished.
@@ -155,7 +156,7 @@ def check_not_trained_on(path: str | Path, what: str, dataset: Dataset, parts: S
         if len(common):
             raise RecipeError(
                 f"{what} was trained on {len(common)} of the {len(positions)} {name} images (such as "
-                f"{dataset.names[common[0]]}), so that the {name} accuracy would be too high: {known_images.advice}, "
+                f"{dataset.names[common[0]]}), so the {name} accuracy would be too high: {known_images.advice}, "
                 "or start from other weights"
             )
     return known_images

@@ -53,7 +53,7 @@ class EvaluationReport:
 
     @property
     def measured(self) -> str:
-        """Description of the images, such as ``on 280 images (test; none of them was used for training)``."""
+        """Number and origin of the images, such as ``on 280 images (test; none of them was used for training)``."""
         if self.training_images is None:
             origin = "it is unknown whether the model was trained on them"
         elif self.training_images:
@@ -66,7 +66,7 @@ class EvaluationReport:
 def classifier_report(
     scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], labels: tuple[str, ...], split: str
 ) -> EvaluationReport:
-    """Return the metrics of a classifier.
+    """Compute the metrics of a classifier.
 
     Args:
         scores: scores of the classifier, float32 ``(N, classes)``.
@@ -137,7 +137,7 @@ class ClassifierMetrics:
         return None
 
     def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
-        """Return all metrics, computed from the outputs for the test images."""
+        """Compute all metrics from the outputs for the test images."""
         return classifier_report(outputs, classes, tuple(labels), "test")
 
 
@@ -183,5 +183,5 @@ ModelMetrics = ClassifierMetrics | AutoencoderMetrics
 
 
 def metrics_of(run: Run) -> ModelMetrics:
-    """Return the metrics of a run's model."""
+    """Return the kind of metrics for a run's model: those of a classifier or those of an autoencoder."""
     return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)

@@ -11,13 +11,13 @@ from typing import Any
 from edgerec.train.backend import keras
 
 # Schedule "plateau": minimum decrease of the validation loss that counts as an improvement, number of epochs without
-# improvement after which the rate is reduced, and the factor of this reduction.
+# improvement after which the rate is reduced, and the factor by which it is multiplied.
 LEAST_GAIN, PATIENCE, FACTOR = 1e-4, 3, 0.5
 
 
 # Regular expression that matches the names of all variables without weight decay: everything but the kernels of dense,
 # convolutional and recurrent layers. Depthwise kernels are excluded, because they have few weights and the accuracy
-# depends strongly on them. On several devices, the names of variable copies end in /replica_1 and so on.
+# depends strongly on them. On several devices, the copies of a variable have a suffix, such as /replica_1.
 NOT_DECAYED = r"^(?!(.*/)?(recurrent_|pointwise_)?kernel(/replica_\d+)?(:\d+)?$)"
 
 
@@ -43,7 +43,7 @@ def optimizer(name: str, rate: Any, weight_decay: float = 0.0) -> Any:
 
 
 def restored_optimizer(saved: Any, variables: Sequence[Any]) -> Any:
-    """Return a copy of an optimizer that was loaded from a file, including the optimizer's state.
+    """Return a copy of a loaded optimizer, including its state.
 
     The copy is necessary because Keras does not save the list of variables without weight decay, and does not allow
     setting this list after an optimizer is built.

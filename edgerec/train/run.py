@@ -1,4 +1,4 @@
-"""Read and write a run, the folder that contains a trained model and its records."""
+"""Read and write the folder of a training run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ from edgerec.utils.text import to_json
 log = logging.getLogger(__name__)
 
 
-# File inside the model.keras archive that lists the training images, so that a copied model file can be checked too.
+# File inside the model.keras archive that lists the training images, so that data leakage is also detected if a model
+# file is copied to another folder.
 TRAINED_IMAGES = "edgerec_trained_images.json"
 # File that contains the same model in Keras 3 format.
 KERAS3 = "model_keras3.keras"
@@ -69,7 +70,7 @@ class Run:
 
     @classmethod
     def at(cls, path: str | Path) -> Run:
-        """Return the run in the folder ``path``, which does not need to exist yet.
+        """Return the run in the folder ``path``, which may not exist yet.
 
         The paths ``.`` and ``..`` are replaced with absolute paths, because a bundle is named after the run's folder.
         """
@@ -119,7 +120,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe, in which all automatic values are replaced."""
+        """The resolved recipe, i.e. the recipe with all automatic values replaced."""
         recipe = Recipe.from_toml(self.path / "recipe.toml")
         if keys := recipe.unresolved:
             raise RunError(
@@ -202,8 +203,8 @@ class Run:
         if dataset.digest != self.split_record["digest"]:
             names = "" if len(recipe.data.sources) == 1 else ", under the same folder names,"
             raise DataError(
-                f"{recipe.data.title} has changed since {self.path} was trained on it (its digest differs): restore "
-                f"the old images{names}, name their folder with --data, or train again"
+                f"{recipe.data.title} has changed since {self.path} was trained (its digest differs): restore the "
+                f"original images{names}, select them with --data, or train again"
             )
         if pseudo_labels is not None:
             log.warning(AGREEMENT)
@@ -219,7 +220,7 @@ class Run:
         return self._read(PSEUDO_LABELS, parse_object({"*": str})) if (self.path / PSEUDO_LABELS).is_file() else None
 
     def variant(self, name: str) -> Path:
-        """Return the folder of a variant, which does not need to exist yet."""
+        """Return the folder of a variant, which may not exist yet."""
         return self.path / name
 
     def variants(self) -> dict[str, dict[str, Any]]:
@@ -236,7 +237,7 @@ class Run:
         return self._read("compare.json", parse_object(COMPARISON)) if (self.path / "compare.json").is_file() else None
 
     def exports(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, str]]:
-        """Return the recorded exports, oldest first, without those of variants that were changed after the export.
+        """Return the recorded exports, oldest first. Variants that have changed since their export are omitted.
 
         Args:
             variants: result of :meth:`variants`. If it is None, the method is called.
@@ -261,7 +262,10 @@ class Run:
             log.warning("cannot record the export in the run %s: %s", self.path, error)
 
     def shipped(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> str | None:
-        """Return the most recently exported variant, otherwise the best int8 variant, or None if there is neither."""
+        """Return the name of the most recently exported variant.
+
+        If no variant was exported, return the best int8 variant, or None if there is none.
+        """
         variants = self.variants() if variants is None else variants
         exports = self.exports(variants) if variants else []
         return exports[-1]["variant"] if exports else best_int8(variants)
@@ -286,7 +290,7 @@ class Run:
         write_file(self.path / "history.csv", out.getvalue())
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write one of the run's JSON files."""
+        """Write a JSON file in the run's folder."""
         write_file(self.path / name, to_json(value, indent=1) + "\n")
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
@@ -303,7 +307,7 @@ class Run:
             ) from None
 
     def save_model(self, model: Any, name: str) -> None:
-        """Write a Keras model atomically, together with a record of its training images."""
+        """Save a Keras model atomically. The file also contains the digests of the training images."""
         with replacing(self.path / name) as partial:
             model.save(partial, save_format="keras")
             contents = self.split_record.get("contents")

@@ -11,7 +11,8 @@ from edgerec.utils.bounded import check_structure, parse_json
 
 # Columns of history.csv.
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
-# Structure of the run's JSON files, see check_structure. Keys that end with "?" may be missing in older files.
+# Structure of the run's JSON files, in the format of ``check_structure``. Keys that end in "?" may be missing in older
+# files.
 _CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
 _MEASURED = {
     "images": int,

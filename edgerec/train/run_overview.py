@@ -19,7 +19,7 @@ from edgerec.train.split_record import separated_digests
 
 log = logging.getLogger(__name__)
 
-# Maximum search depth. A folder of runs may contain studies, which contain trials.
+# Number of folder levels that are searched for runs. For example, the trials of a study are runs in subfolders.
 DEPTH = 3
 # In a normal distribution, 95 % of the values lie within this number of standard deviations from the mean.
 DEVIATIONS = 1.96
@@ -67,7 +67,9 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise EdgerecError(f"{root} is not a folder: pass the folder that contains your runs, edgerec runs FOLDER")
+        raise EdgerecError(
+            f"{root} is not a folder: pass the folder that contains your runs, as in 'edgerec runs FOLDER'"
+        )
     return [summarize(run) for run in _runs(root, DEPTH)]
 
 
@@ -100,7 +102,7 @@ def summarize(run: Run) -> RunSummary:
 
 @dataclass(frozen=True)
 class Setting:
-    """A recipe key that has different values in two runs."""
+    """The two values of a recipe key that differs between two runs."""
 
     key: str
     first: Any
@@ -109,7 +111,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of two runs, which is None for a run that does not have this metric."""
+    """The values of a metric in two runs. The value is None if a run does not have this metric."""
 
     name: str
     first: float | None
@@ -118,7 +120,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class RunDifference:
-    """Result of :func:`diff_runs`.
+    """The differences between two runs, as returned by :func:`diff_runs`.
 
     Attributes:
         first, second: paths of the runs.

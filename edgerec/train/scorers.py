@@ -21,7 +21,7 @@ Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
 def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
-    """Return a scorer for a Keras classifier or autoencoder. The scores of an autoencoder are mean squared errors."""
+    """Return a function that runs a Keras model. For an autoencoder, the function returns mean squared errors."""
 
     def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
@@ -43,16 +43,16 @@ def _errors(outputs: Reals, images: Reals) -> Reals:
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
-    """Return a scorer that runs a .tflite model in the same interpreter as on the device."""
+    """Return a function that runs a .tflite model in the same interpreter as on the device."""
 
     return lambda pixels, listener: one_by_one(map(model.scores, pixels), len(pixels), listener)
 
 
 def one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals:
-    """Compute the scores one image at a time, and report the progress.
+    """Collect the scores of many images from an iterator, and report the progress.
 
     Args:
-        scores: iterator that computes the scores of the next image, float32 ``(classes,)``.
+        scores: iterator over the scores of each image, float32 ``(classes,)``.
         count: number of images.
         listener: receives the progress.
 

@@ -1,4 +1,4 @@
-"""Create the record of a run's split and image digests, for ``split.json`` and for bundles."""
+"""Record the split and the image digests of a training run in ``split.json`` and in bundles."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes
     }
 
 
-# Number of training-image digests in a bundle, which are used to detect that a data set contains training images.
+# Maximum number of training-image digests in a bundle. They show whether a data set contains training images.
 SKETCH = 512
 
 

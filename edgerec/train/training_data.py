@@ -16,8 +16,8 @@ from edgerec.recipe import Recipe
 from edgerec.train.run import Run
 from edgerec.train.split_record import separated_digests, shortened
 
-# Split of each image during the training of a model, strings ``(N,)``: ``train``, ``val`` or ``test``. The string of an
-# image that was not in the training data set is empty.
+# Name of the split that each image belonged to during the training of a model, strings ``(N,)``: ``train``, ``val`` or
+# ``test``, or an empty string if the image was not in the data set.
 ImageSplits = npt.NDArray[np.str_]
 
 
@@ -63,7 +63,7 @@ def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Tr
     def image_splits(dataset: Dataset) -> ImageSplits | None:
         same, tagged = bool(digest) and dataset.digest == digest, "test" in dataset.splits
         if not isinstance(summary, dict):
-            # Older versions split images by another rule, but they did not train on the data's own test split either.
+            # Older versions split the images by another rule, but did not train on a test split that the data defines.
             return np.where(dataset.splits == "test", "test", "train") if same and tagged else None
         if same:
             return _split_names(dataset, split_dataset(dataset, recipe.data, recipe.seed))

@@ -1,4 +1,4 @@
-"""Compile a model for training, with gradient accumulation, distillation and autoencoders."""
+"""Compile a classifier or autoencoder for training, optionally with gradient accumulation and distillation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compile_classifier(
     teacher: Callable[..., Any] | None = None,
     teacher_weight: float = 0.0,
 ) -> None:
-    """Compile a classifier or autoencoder, and create all variables that its training needs.
+    """Compile a classifier or autoencoder, and create all variables that the training needs.
 
     A classifier is trained with cross-entropy. A model whose output has the shape of its input is an autoencoder. It is
     trained with the mean squared error between output and normalized pixels, and the labels are ignored.
@@ -68,7 +68,7 @@ def compile_classifier(
             if teacher is None:
                 return total
             devices = strategy.num_replicas_in_sync  # the gradients of all devices are summed
-            # Do not scale the regularization losses by ``1 - teacher_weight``.
+            # The factor ``1 - teacher_weight`` applies only to the label loss, not to the regularization losses.
             regularization = tf.add_n(model.losses) / devices if model.losses else 0.0
             distillation = teacher(pixels, scores, weight) / devices
             label_loss = total - regularization

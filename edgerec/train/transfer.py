@@ -71,8 +71,8 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or len(model.outputs) != 1 or None in shape[1:]:
         raise ModelError(
-            f"Cannot use the network in {path}: its input shape is {shape}, expected one image of a fixed size (batch, "
-            "height, width, channels), and it must have one output"
+            f"Cannot use the network in {path}: its input shape is {shape}, expected (batch, height, width, channels) "
+            "with a fixed size, and one output"
         )
     if shape[3] != channels:
         raise ModelError(
@@ -116,7 +116,7 @@ def backbone_file(recipe: Recipe) -> Path:
 
 
 def features(model: Any) -> Any:
-    """Return the features of a classifier, i.e. the input tensor of its last layer with weights, of rank 2 or 4.
+    """Return the features of a classifier: the input tensor (rank 2 or 4) of its last layer with weights.
 
     The last layer with weights is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
     SqueezeNet reshape or average the output of such a convolution. If there is no such layer, for example in a Keras
@@ -129,11 +129,11 @@ def features(model: Any) -> Any:
     while True:
         layer, number, _ = tensor._keras_history
         kind = type(layer).__name__
-        scores = scores or _gives_scores(layer)
+        scores = scores or _applies_softmax(layer)
         if kind == "Dense" or (kind == "Conv2D" and _is_head(layer, tensor, model, scores)):
             return layer.get_input_at(number)
         source = layer.get_input_at(number)
-        if kind not in (_BEHIND_HEAD | _BEFORE_SCORES if scores else _BEHIND_HEAD) or isinstance(source, (list, dict)):
+        if kind not in (_AFTER_HEAD | _BEFORE_SCORES if scores else _AFTER_HEAD) or isinstance(source, (list, dict)):
             break
         tensor = source
     if scores:
@@ -144,14 +144,14 @@ def features(model: Any) -> Any:
     return model.outputs[0]
 
 
-# Layer types that may follow the head. Before a softmax or sigmoid, the types in _BEFORE_SCORES may follow it, too.
-_BEHIND_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
+# Layer types that may follow the head. The types in _BEFORE_SCORES may follow only if a softmax or sigmoid comes later.
+_AFTER_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
     f"Global{kind}Pooling2D" for kind in ("Average", "Max")
 }
 _BEFORE_SCORES = {"BatchNormalization", "ReLU", "Rescaling", "AveragePooling2D", "MaxPooling2D"}
 
 
-def _gives_scores(layer: Any) -> bool:
+def _applies_softmax(layer: Any) -> bool:
     """Return whether the layer applies a softmax or sigmoid."""
     activation = getattr(getattr(layer, "activation", None), "__name__", "")
     name = f"{type(layer).__name__} {activation} {getattr(layer, 'symbol', '')}".lower()

@@ -18,7 +18,7 @@ from typing import IO, Any
 from edgerec.errors import TrainError
 from edgerec.utils.bounded import parse_json
 
-# A worker sends its message within this many seconds. Other connections are closed.
+# A connection is closed if no message arrives within this many seconds.
 _HELLO_S = 5.0
 # Pause between two attempts to connect, in seconds.
 _RETRY_S = 0.2
@@ -28,7 +28,7 @@ _MAX_MESSAGE = 1 << 16
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes that train one model together.
+    """Addresses of the processes that train one model together.
 
     Attributes:
         addresses: ``host:port`` of each worker; the first worker is the chief, which writes the run.
@@ -79,7 +79,7 @@ class Cluster:
         return self.index == 0
 
     def position(self, job: str, task: int) -> int:
-        """Return the position in ``addresses`` of a task of a job, both numbered as in ``TF_CONFIG``."""
+        """Return the position in ``addresses`` of the task with this job and task index in ``TF_CONFIG``."""
         return task + (self.chiefs if job == "worker" else 0)
 
     def name(self, index: int) -> str:
@@ -143,7 +143,7 @@ def _call(
 
 
 def _difference(cluster: Cluster, index: int, versions: dict[str, Any], reply: dict[str, Any]) -> str:
-    """Return a message about the first difference from the chief, or an empty string if the worker matches."""
+    """Return an error message if the cluster or a version of a worker differs, otherwise an empty string."""
     if reply.get("index") != index:
         return (
             f"{cluster.name(index)} replied that it is worker {reply.get('index')}: give all workers the same cluster "
