@@ -1,4 +1,4 @@
-"""edgerec: from a folder of images to a live int8 classifier on a small device.
+"""Train image classifiers, compress them to int8, and run them on small devices.
 
 >>> from edgerec import Classifier                                    # doctest: +SKIP
 >>> Classifier.open("signs-rpi").classify(image).label                # doctest: +SKIP
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerec._version import __version__
 
-# Module of each public name. Modules are imported at first use, so that a device never imports the training modules.
+# Module of each public name. Modules are imported on first use, so that devices never import the training modules.
 _PUBLIC = {
     "Bundle": "edgerec.contract.bundle",
     "Camera": "edgerec.camera",

@@ -1,4 +1,4 @@
-"""All exceptions of edgerec.
+"""Exception classes of edgerec.
 
 * EdgerecError
     * AddressError (ValueError)
@@ -39,7 +39,7 @@ MAX_MESSAGE_CHARACTERS = 1000
 
 
 class EdgerecError(Exception):
-    """Base class of all exceptions of edgerec. The message states what failed, why, and what to do next."""
+    """Base class of all edgerec exceptions. The message states what failed, why, and what to do next."""
 
     def __str__(self) -> str:
         """Return the message as one line of at most about 1000 characters. Unprintable characters are escaped."""
@@ -73,7 +73,7 @@ class TrainError(EdgerecError, RuntimeError):
 
 
 class GateError(EdgerecError, RuntimeError):
-    """Raised when compression reduced the accuracy by more than the allowed maximum.
+    """Raised when compression reduces the accuracy by more than the allowed maximum.
 
     Attributes:
         report: the measured accuracies, or None if they were not measured in this call.

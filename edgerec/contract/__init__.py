@@ -1,1 +1,1 @@
-"""Code that training and devices share: bundles, preprocessing, tensors, predictions, labels and targets."""
+"""Code shared by training and inference: bundles, preprocessing, tensors, predictions, labels and targets."""

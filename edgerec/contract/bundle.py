@@ -33,8 +33,8 @@ MAX_BYTES = 1 << 30  # maximum total size of all files
 # Characters that separate folders or drives on some systems, or that no system allows in file names.
 _FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Function that reads a file of a bundle. Its arguments are the relative path and the maximum size in bytes. The
-# function returns None if the file does not exist.
+# Function that reads a file of a bundle. The arguments are the relative path and the maximum size in bytes.
+# The function returns None if the file does not exist.
 Reader = Callable[[str, int], bytes | None]
 
 
@@ -97,7 +97,7 @@ class Bundle:
         return sorted(_added(self.path, {MANIFEST, *self.manifest.files}))
 
     def copy(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the manifest and all files that the manifest lists to another folder or .zip.
+        """Copy the bundle to another folder or .zip. Files that the manifest does not list are not copied.
 
         Raises:
             OutputExistsError: ``path`` exists and ``overwrite`` is False.
@@ -124,7 +124,7 @@ class Bundle:
 
     @property
     def model(self) -> bytes:
-        """Content of the .tflite file."""
+        """Content of the .tflite file of the (first) model."""
         return self.files[self.manifest.model]
 
     @staticmethod
@@ -174,7 +174,7 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool, check: Cal
 
 
 def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
-    """Read a file that the manifest lists into ``files``. Return an error message, or an empty string on success."""
+    """Read a listed file, and add its content to ``files``. Return an error message, or an empty string on success."""
     content = read(name, max_bytes)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"
@@ -188,7 +188,7 @@ def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: st
 
 
 def _added(path: Path, listed: set[str]) -> set[str]:
-    """Return the files that the manifest does not list. A folder without any listed file is a single entry."""
+    """Return the files that the manifest does not list. A folder without listed files is returned as one entry."""
     folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
     if path.is_file():
         with zipfile.ZipFile(path) as archive:

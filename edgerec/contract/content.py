@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Number of bytes to read from the start of a file. Web pages may start with long comments.
+# Number of bytes to read from the start of a file. This is large, because web pages may start with a long comment.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
@@ -37,7 +37,7 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
 _HTML = re.compile(
     rb"\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).)*-->\s*)*<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
-# The first field of ONNX's ModelProto is ir_version (a small integer), and the second is the name of the producer.
+# An ONNX file starts with ir_version, which is a small integer, usually followed by the name of the producer.
 _ONNX = re.compile(
     rb"\x08[\x01-\x20](?:\x12.(?:pytorch|tf2onnx|onnx|keras|skl2onnx|paddle|matlab|coreml|.{0,40}onnx)|:)", re.DOTALL
 )
@@ -80,7 +80,7 @@ def describe_file(path: Path) -> str:
     try:
         if path.is_dir():
             return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
-        if not path.is_file():  # opening a named pipe would wait for a writer
+        if not path.is_file():  # opening a named pipe would block
             return "is not a regular file" if path.exists() else ""
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)

@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# Lower bound of scores before their logarithm is computed. An int8 score of 0 means a score below 1/512, which is half
-# a quantization step.
+# Lower bound of scores before the logarithm, because log(0) is infinite: half a quantization step of an int8 score.
 _MIN_SCORE = 1 / 512
-# Weight of the mean score relative to one vote. The mean score breaks ties between classes with equal numbers of votes.
+# Weight of the mean score relative to one vote. It is so small that the mean score only breaks ties.
 _TIE_WEIGHT = 1e-3
 # Images with a higher relative novelty are classified as unknown, see DecisionSpec.relative_novelty.
 _MAX_RELATIVE_NOVELTY = 0.5
@@ -92,7 +91,7 @@ class DecisionSpec:
         return self.thresholds.get(label, self.threshold)
 
     def relative_novelty(self, novelty: float | None) -> float:
-        """Scale the novelty of an image so that the limit ``self.novelty`` maps to 0.5, and clip the result to 1.
+        """Return the novelty of an image, scaled so that the limit ``self.novelty`` maps to 0.5, and clipped to 1.
 
         Return 0 if ``novelty`` is None or the check is disabled, and 1 if ``novelty`` is NaN.
         """
@@ -153,7 +152,7 @@ class Decision:
 
 
 def calibrated(scores: Scores, temperature: float) -> Scores:
-    """Return ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``. The class ranking does not change."""
+    """Apply temperature scaling: return ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``."""
     if temperature == 1.0:
         return scores
     powers = np.maximum(scores, _MIN_SCORE).astype(np.float64) ** (1 / temperature)
@@ -175,7 +174,7 @@ COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _v
 
 
 def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
-    """Return the temperature, 0.05 to 20, that minimizes the negative log-likelihood of the true classes.
+    """Return the temperature from 0.05 to 20 that minimizes the negative log-likelihood of the true classes.
 
     The loss is convex in the inverse temperature (arXiv:1706.04599, section 4.2), so a ternary search over the
     logarithm of the temperature finds the minimum. If every image is classified correctly, the loss has no minimum and
@@ -229,7 +228,7 @@ def fit_thresholds(
 
 
 def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: float | None = None) -> Classification:
-    """Return the classification for ``scores``, float32 ``(classes,)``, and ``novelty``.
+    """Convert the scores of an image, float32 ``(classes,)``, and its novelty to a classification.
 
     Classes with equal scores are ordered by index. If any score is NaN or infinite, the label is unknown, and the NaN
     and infinite scores are replaced by 0.
@@ -301,7 +300,7 @@ class Decider:
                 index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), current)
         if current < 0 or index == current:
             return index
-        if index < 0:  # change to unknown only if the image is novel, or the score is below the threshold by a margin
+        if index < 0:  # change to unknown only if the image is novel or its score is well below the threshold
             weak = scores[current] < spec.threshold_of(self._labels[current]) - spec.hysteresis
             return -1 if novel or weak else current
         return index if scores[index] >= scores[current] + spec.hysteresis else current

@@ -32,26 +32,26 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-# Maximum number of pixels in an image. Decoding an image of this size takes about 1.2 GB of memory. The largest photos
-# of phones have 16320×12240 pixels.
+# Maximum number of pixels in an image. Decoding an image of this size takes about 1.2 GB of memory.
+# The largest photos of phones have 16320×12240 pixels.
 MAX_PIXELS = 200_000_000
 # Images with more pixels are decoded one at a time, even by commands that decode images in parallel.
 LARGE_PIXELS = 1 << 24
 _LARGE_IMAGE = threading.Lock()
-# Number of samples that are converted at a time, because NumPy temporarily needs up to 8 bytes for each sample.
+# Number of samples to convert at a time. This limits the temporary memory, which is up to 8 bytes per sample.
 _BLOCK = 1 << 24
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Black and white level of 16-bit images: the sample values that map to 0 and 255."""
+    """Black and white levels of 16-bit images, i.e. the sample values that map to 0 and 255."""
 
     black: int = 0
     white: int = 65535
 
     def apply(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Convert integer samples of any shape to uint8. Samples outside the black and white level are clipped.
+        """Convert integer samples of any shape to uint8. Samples outside the black and white levels are clipped.
 
         If the levels span the range of an n-bit integer, the conversion is a bit shift, e.g. ``v >> 8`` for 0 to 65535.
         """
@@ -83,14 +83,14 @@ def _scaled(samples: npt.NDArray[Any], black: int, white: int) -> npt.NDArray[np
 
 
 def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8] | None:
-    """Decode an image file's bytes to uint8 ``(H, W, 3)`` RGB, or return None if they are not a readable image.
+    """Decode the bytes of an image file to uint8 ``(H, W, 3)`` RGB. Return None if the image cannot be read.
 
     Images with more than :data:`MAX_PIXELS` pixels are refused, because even a small file can contain such an image.
     The orientation in the header is applied, grayscale is converted to RGB, and an alpha channel is dropped.
 
     Args:
         content: the bytes of the file.
-        levels: black and white level of a file with more than 8 bits per sample. None uses the bit depth in the file
+        levels: black and white levels of a file with more than 8 bits per sample. None uses the bit depth in the file
             header. If the header does not contain it, None uses the smallest bit depth that holds the largest sample.
     """
     if is_heic(content):
@@ -107,12 +107,12 @@ def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return a file's content; raise :class:`OSError` if it has more than :data:`MAX_FILE_BYTES`."""
+    """Return the content of a file. Raise :class:`OSError` if the file is larger than :data:`MAX_FILE_BYTES`."""
     return read_at_most(path, MAX_FILE_BYTES)
 
 
 def memory_for(content: bytes) -> AbstractContextManager[object]:
-    """Return a context manager that limits the memory of threads that decode images in parallel.
+    """Return a context manager that limits memory use while several threads decode images.
 
     If the image has more than :data:`LARGE_PIXELS` pixels, only one thread at a time can enter the context.
     """
@@ -126,7 +126,7 @@ def _is_too_large(content: bytes) -> bool:
 
 
 def decode_samples(content: bytes) -> npt.NDArray[Any] | None:
-    """Decode a file with more than 8 bits per sample to unscaled BGR ``(H, W, 3)``, or return None if this fails."""
+    """Decode a file with more than 8 bits per sample to BGR ``(H, W, 3)`` without scaling. Return None on failure."""
     image = _decoded(content, deep=True)
     return None if image is None or image.dtype == np.uint8 else image
 
@@ -173,7 +173,7 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Return levels for the bit depth in the headers, or else for the smallest bit depth that holds all samples.
+        """Black and white levels for the bit depth in the file headers. If it is missing, the smallest one is used.
 
         If the samples occupy only a small fraction of this range, as in images of thermal cameras, the levels are the
         smallest and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
@@ -196,7 +196,7 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
-# Offset that is added to a sample value to get its histogram bin, and number of bins.
+# Offset from a sample value to its histogram bin, and number of bins.
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
@@ -213,7 +213,7 @@ def is_heic(content: bytes) -> bool:
 
 
 def _decode_heic(content: bytes) -> npt.NDArray[np.uint8] | None:
-    """Decode a HEIC file with pillow-heif, which also applies the orientation; return None if this is not possible."""
+    """Decode a HEIC file with pillow-heif, which also applies the orientation. Return None on failure."""
     try:
         heif = require("pillow_heif")
     except ImportError:

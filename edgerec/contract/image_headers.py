@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Maximum number of bytes that are searched for header fields. Orientation and bit depth are stored before the pixels.
+# Maximum number of bytes that are searched for the orientation and bit depth, which are stored before the pixels.
 HEADER_BYTES = 1 << 20
 ORIENTATION = 0x112
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -25,7 +25,7 @@ _PNM_MARKS = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 
 
 def image_size(content: bytes) -> tuple[int, int]:
-    """Return the width and height in pixels before rotation, or ``(0, 0)`` if the format is unknown or damaged.
+    """Return the width and height before rotation, or ``(0, 0)`` if the format is unknown or the file is damaged.
 
     If a file contains several images, such as AVIF and HEIC files, return the size of the largest image.
     """
@@ -93,7 +93,7 @@ def bits_per_sample(content: bytes) -> int:
 
 
 def stated_white(content: bytes) -> int:
-    """Return the maximum sample value that the header of a file with more than 8 bits per sample states.
+    """Return the maximum sample value according to the header of an image with more than 8 bits per sample.
 
     The value is read from the significant bits (sBIT) of PNG, the maximum of PNM, the precision of JPEG 2000, and the
     bits per sample or MaxSampleValue of TIFF. Return 0 if the header does not state the value, or if it states 65535,
@@ -114,13 +114,13 @@ def stated_white(content: bytes) -> int:
 
 
 def _jpeg_2000_bits(content: bytes) -> int:
-    """Return the bit depth in the SIZ segment of a JPEG 2000 file, or 0 for other formats."""
+    """Return the bit depth of a JPEG 2000 file from its SIZ segment, or 0 for other formats."""
     start = _jpeg_2000_start(content)
     return (content[start + 42] & 0x7F) + 1 if 0 <= start < len(content) - 42 else 0
 
 
 def _jpeg_2000_start(content: bytes) -> int:
-    """Return the offset of the code stream in a JPEG 2000 file, or -1 for other formats."""
+    """Return the offset of the codestream in a JPEG 2000 file, or -1 for other formats."""
     if content[4:8] != b"jP  " and content[:4] != b"\xff\x4f\xff\x51":
         return -1
     return content.find(b"\xff\x4f\xff\x51", 0, HEADER_BYTES)
@@ -189,14 +189,14 @@ def _tiff_tags(data: bytes) -> dict[int, list[int]]:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the marker and the data of each segment before the pixels of a JPEG file."""
+    """Yield the marker and the data of each segment that precedes the pixels of a JPEG file."""
     offset = 2
     while offset + 4 <= len(content) and content[offset] == 0xFF:
         kind, length = content[offset + 1], int.from_bytes(content[offset + 2 : offset + 4], "big")
         if kind == 0xFF:  # a fill byte
             offset += 1
             continue
-        if kind in (0xDA, 0xD9):  # start of the pixels, or end of the image
+        if kind in (0xDA, 0xD9):  # start of scan, or end of image
             return
         yield kind, content[offset + 4 : offset + 2 + length]
         offset += 2 + max(length, 2)
@@ -237,7 +237,7 @@ def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type and the start and end offset of each box in an ISO base media file (ISO/IEC 14496-12)."""
+    """Yield the type, start offset and end offset of each box in an ISO base media file (ISO/IEC 14496-12)."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
@@ -251,7 +251,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _box(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
-    """Return the start and end offset of the first box of type ``kind``. Raise ValueError if there is none."""
+    """Return the start and end offsets of the first box of type ``kind``. Raise ValueError if there is none."""
     for name, begin, stop in _boxes(data, start, end):
         if name == kind:
             return begin, stop
@@ -259,7 +259,7 @@ def _box(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _heif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation equivalent to ``irot`` and ``imir`` of the primary image (ISO/IEC 23008-12)."""
+    """Return the EXIF orientation equivalent to the primary image's ``irot`` and ``imir`` (ISO/IEC 23008-12)."""
     start, end = _box(data, b"meta", 0, len(data))
     start += 4
     at, _ = _box(data, b"pitm", start, end)
@@ -284,7 +284,7 @@ def _heif_orientation(data: bytes) -> int:
 
 
 def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
-    """Return the EXIF orientation that is equivalent to ``irot`` and ``imir`` properties, applied in this order."""
+    """Return the EXIF orientation that is equivalent to applying ``irot`` and ``imir`` properties in list order."""
     marks = np.arange(4).reshape(2, 2)
     image = marks
     for kind, begin, _ in properties:
@@ -306,7 +306,7 @@ def _pnm_words(content: bytes) -> list[bytes]:
 
 
 def turned(image: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
-    """Rotate and mirror an image to be upright. ``value`` is its EXIF orientation."""
+    """Return an image rotated and mirrored upright. ``value`` is its EXIF orientation."""
     if value in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if value in (3, 4, 7, 8):

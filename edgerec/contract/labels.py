@@ -28,7 +28,7 @@ MAX_LINE_CHARACTERS = 2 * MAX_LABEL_CHARACTERS
 MAX_DEPTH = 8
 ADVICE = "write one label per line, in the order of the model's outputs"
 
-# Keys of the label list in files of Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai, COCO, etc.
+# Keys of the labels in files of Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai, COCO, etc.
 _CONTAINERS = (
     *("names", "labels", "classes", "categories", "class_names", "classnames", "label_names", "label_map", "labelmap"),
     *(
@@ -71,9 +71,9 @@ _INDICES = (
 _SOURCE_CODE = {".py", ".ipynb", ".js", ".ts", ".java", ".kt", ".swift", ".dart", ".c", ".cc", ".cpp", ".ino", ".md"}
 _FILE_NAME = re.compile(r"[^\s/\\][^/\\]*\.(txt|json|csv|pbtxt|ya?ml)", re.IGNORECASE)
 
-# "3 label", "3: label", "3,label", "[3] label", "3. label", "3) label"
+# Matches "3 label", "3: label", "3,label", "[3] label", "3. label", "3) label"
 _NUMBERED = re.compile(r"[\[(]?(\d{1,7})(?:[\])]?(?:\s*[:;,=|]\s*|\s+-\s+|\s+)|[.)]\s+)(\S.*)")
-# "label,3", "label: 3", "label 3"
+# Matches "label,3", "label: 3", "label 3"
 _NUMBERED_AFTER = re.compile(r"(.*?[^\s:;,=|])(?:\s*[:;,=|]\s*|\s+)(\d{1,7})")
 _SEPARATED = re.compile(r"[:;,=|\t]")
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)\s*[:=]\s+\S.*")
@@ -121,7 +121,7 @@ def parse_labels(content: bytes, where: str = "the label file", count: int | Non
 
 
 def in_order(lines: Sequence[str]) -> tuple[str, ...]:
-    """Sort lines of the form ``index label`` by their index if the indices are 0, 1, 2 …, and remove the indices.
+    """Sort lines of the form ``index label`` by index, and remove the indices, if the indices are 0, 1, 2, …
 
     Other lines are returned unchanged.
     """
@@ -153,7 +153,7 @@ class _NotLabels(ValueError):
 
 def _read(path: Path) -> bytes:
     try:
-        # Opening a named pipe would wait for a writer.
+        # Opening a named pipe would block.
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is not a file: expected a label file with one label per line")
         with path.open("rb") as file:
@@ -230,7 +230,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _refuse_long(lines: Iterable[str]) -> None:
-    """Reject lines that are too long for a label, because the matching time is quadratic in the line length."""
+    """Reject lines that are too long for a label, because matching a pattern takes quadratic time."""
     longest = max(map(len, lines), default=0)
     if longest > MAX_LINE_CHARACTERS:
         raise _NotLabels(f"a line has {longest:,} characters, but the limit is {MAX_LINE_CHARACTERS:,}")
@@ -271,11 +271,11 @@ def _without_comments(lines: list[str], count: int | None) -> list[str]:
 
 
 def _parts_of_line(line: str, count: int | None) -> list[str] | None:
-    """Split a single line that contains all labels, as for NVIDIA DeepStream. Return None for other lines."""
+    """Split a line that contains all labels, as in NVIDIA DeepStream label files. Return None for other lines."""
     for separator in (";", ",", "\t", "|"):
         try:
             parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
-        except csv.Error:  # e.g. a field that is too long for a label
+        except csv.Error:  # e.g. a field that exceeds the csv module's size limit
             continue
         parts = parts[:-1] if parts and not parts[-1] else parts
         if len(parts) > 1 and ((count is None and separator == ";") or len(parts) == count):
@@ -359,7 +359,7 @@ def _labels_of_value(value: Any, depth: int = 0) -> Sequence[str]:
     if not isinstance(value, dict) or not value:
         raise _NotLabels("the file contains no labels")
     keys = [str(key) for key in value]
-    # {"0": 1, "1": 0} maps the names "0" and "1" to outputs, {"0": "1", "1": "0"} maps outputs to names.
+    # If the values are integers, as in {"0": 1, "1": 0}, the keys are labels and the values are indices.
     if all(map(_is_index, keys)) and not all(isinstance(item, int) for item in value.values()):
         return _by_index((int(key), _name(item)) for key, item in value.items())
     if all(map(_is_index, value.values())):
@@ -459,7 +459,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Flow:
-    """A parser for lists and maps in brackets in Python or YAML, such as ``['a', b]`` and ``{0: 'a', 1: b}``."""
+    """Parser for Python literals and YAML flow collections, such as ``['a', b]`` and ``{0: 'a', 1: b}``."""
 
     _TOKEN = re.compile(
         r"\s*(?:(?P<mark>[\[\]{},])|\"(?P<double>(?:[^\"\\]|\\.)*)\"|'(?P<single>(?:[^'\\]|\\.|'')*)'"
@@ -522,7 +522,7 @@ class _Flow:
 
 
 def _yaml_container(lines: list[str]) -> Any:
-    """Return the value of the top-level YAML key that contains the labels, e.g. ``names``, or None if there is none."""
+    """Return the value of the top-level YAML key for the labels, e.g. ``names``, or None if there is no such key."""
     for number, line in enumerate(lines):
         match = re.fullmatch(r"([A-Za-z_]\w*):(\s.*)?", line)
         if match is None or _key(match[1]) not in _CONTAINERS:
@@ -629,7 +629,7 @@ def _key(text: Any) -> str:
 
 
 def _mentioned(values: Iterable[Any]) -> str:
-    """Return the end of an error message that names the label file, if one of the values is a file name."""
+    """Return a hint for an error message if one of the values is a file name, which may be that of the label file."""
     for value in values:
         if isinstance(value, str) and (match := _FILE_NAME.search(value.split(":")[-1].strip())):
             return f", but the file {match[0]!r} is mentioned, which may be the label file"

@@ -24,7 +24,7 @@ DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-# Structure of the manifest fields that describe how the bundle was built, see check_structure.
+# Structure of the manifest fields that describe how the bundle was built, in the format of check_structure.
 _VARIANT = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
 _FILE = {"file": str, "sha256": str}
 _ORIGIN = {
@@ -64,7 +64,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a spec from an object in a manifest.
+        """Create a spec from a JSON object in a manifest.
 
         Raises:
             TypeError, ValueError, KeyError: a field is missing or unknown, or a value is not valid.
@@ -73,7 +73,7 @@ class ModelSpec:
         return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
-        """Raise :class:`BundleError` if the fields are not consistent with each other, the labels and the files.
+        """Raise :class:`BundleError` if the fields are inconsistent with each other, with the labels or with the files.
 
         Args:
             where: name of the manifest for error messages.
@@ -115,7 +115,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class NoveltySpec(ModelSpec):
-    """The autoencoder of a bundle, which computes an anomaly score: the reconstruction error of an image.
+    """The autoencoder of a bundle, which detects unknown images by their reconstruction error.
 
     Attributes:
         threshold: reconstruction error above which an image is an anomaly. The error is the mean squared difference
@@ -180,7 +180,7 @@ class Manifest:
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """The classifier, or all classifiers of an ensemble."""
+        """The classification model, or all models of an ensemble."""
         first = ModelSpec(**{item.name: getattr(self, item.name) for item in fields(ModelSpec)})
         return (first, *self.members)
 
@@ -199,7 +199,7 @@ class Manifest:
 
     @property
     def levels(self) -> Levels:
-        """Black and white level for image files with 16 bits per sample."""
+        """Black and white levels for image files with 16 bits per sample."""
         return self.preprocess.levels
 
     def _check_levels(self, where: str) -> None:
@@ -270,7 +270,7 @@ class Manifest:
         return manifest
 
     def check(self, where: str) -> None:
-        """Raise :class:`BundleError` if a field is invalid, or if fields are not consistent with each other.
+        """Raise :class:`BundleError` if a field is invalid, or if fields are inconsistent with each other.
 
         Args:
             where: name of the manifest for error messages.
@@ -288,9 +288,8 @@ class Manifest:
             raise BundleError(f"{where}: {unknown('combine', self.combine, COMBINATIONS)}")
         if self.delegate not in DELEGATES:
             raise BundleError(
-                f"{where} names the delegate {self.delegate!r}, which is not loaded, because a library that a "
-                "bundle chooses "
-                "may contain malicious code: export the bundle again, and choose the library with --delegate"
+                f"{where} names the delegate {self.delegate!r}, which is not loaded, because libraries chosen "
+                "by a bundle may be malicious: export the bundle again, and pass the library with --delegate"
             )
         if re.search(r"[/\\]|\.toml$", self.target):
             raise BundleError(

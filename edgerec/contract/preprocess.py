@@ -16,13 +16,13 @@ Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]
 Interpolation = Literal["linear", "nearest"]
 
-# Version of the resizing algorithm of `apply`. Version 1 halves both axes together, as long as both are at least twice
-# the target size. Version 2 halves each axis separately.
+# Version of the resizing algorithm. Version 1 halves both axes while both are at least twice the target size.
+# Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Maximum size of each temporary array in bytes. The arrays are reused for all blocks of an image, fit into the CPU
-# cache, and are below 128 KiB, above which glibc's malloc gets new pages from the kernel for each array.
+# Maximum size of temporary arrays in bytes, so that they fit into the CPU cache.
+# For arrays of 128 KiB or more, glibc's malloc requests new pages from the kernel each time, which is slow.
 _BLOCK_BYTES = 120 << 10
-# Preprocessing version that is assumed for manifests, recipes and packs that do not record a version.
+# Version that is assumed for manifests, recipes and packed data sets that do not record a version.
 UNRECORDED_VERSION = 1
 
 
@@ -69,7 +69,7 @@ class PreprocessSpec:
             raise ValueError(f"preprocess.version is {self.version!r}; expected 1 to {PREPROCESS_VERSION}")
         if self.version > PREPROCESS_VERSION:
             raise ValueError(
-                f"preprocess.version is {self.version}, but this edgerec supports only versions up to "
+                f"preprocess.version is {self.version}, but this version of edgerec supports at most "
                 f"{PREPROCESS_VERSION}: upgrade it with pip install -U edgerec"
             )
 
@@ -82,16 +82,16 @@ class PreprocessSpec:
 
     @property
     def levels(self) -> Levels:
-        """Black and white level for image files with 16 bits per sample."""
+        """Black and white levels for image files with 16 bits per sample."""
         return Levels(self.black_level, self.white_level)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """``(height, width, channels)``."""
+        """Shape of a preprocessed image, ``(height, width, channels)``."""
         return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-serializable dictionary. Default values of the levels are omitted."""
+        """Return the fields as a JSON-serializable dictionary. Default black and white levels are omitted."""
         fields = asdict(self)
         if self.levels == Levels():
             del fields["black_level"], fields["white_level"]
@@ -99,7 +99,7 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
-        """Build a spec from the result of :meth:`to_dict`. If the version is missing, it is ``UNRECORDED_VERSION``.
+        """Create a spec from the result of :meth:`to_dict`. The default version is ``UNRECORDED_VERSION``.
 
         Raises:
             TypeError, ValueError: a field is unknown, or a value is outside its range.
@@ -108,7 +108,7 @@ class PreprocessSpec:
 
 
 def apply(image: Image, spec: PreprocessSpec) -> Image:
-    """Convert ``image`` to the model's input according to ``spec``.
+    """Convert an image to the size, aspect ratio and color format in ``spec``.
 
     Args:
         image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size. For a BGR image, pass the
@@ -141,8 +141,8 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
 
 
 def contiguous(image: Image) -> Image:
-    """Return the image ``(H, W, 3)`` as a C-contiguous array. RGB views of BGR images are copied by OpenCV."""
-    if image.strides[2] < 0:
+    """Return an image ``(H, W, 3)`` as a C-contiguous array."""
+    if image.strides[2] < 0:  # an RGB view of a BGR image, which OpenCV copies faster than NumPy
         cv2 = require("cv2")
         return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)
     return np.ascontiguousarray(image)
@@ -186,8 +186,8 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
     if spec.interpolation == "nearest":
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
     else:
-        # Bilinear interpolation skips pixels if an axis shrinks to less than half its size. INTER_AREA does not, but it
-        # computes different bytes on different CPUs, unless it halves both axes, which only needs integer arithmetic.
+        # Halve the image first, because bilinear interpolation skips pixels if it shrinks an axis by more than half.
+        # INTER_AREA is used only to halve both axes. Otherwise, it computes different bytes on different CPUs.
         while (factors := _halving(image, height, width, spec.version)) != (1, 1):
             rows, columns = (side // factor for side, factor in zip(image.shape[:2], factors, strict=True))
             whole = image[: rows * factors[0], : columns * factors[1]]
@@ -200,7 +200,7 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
 
 
 def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, int]:
-    """Return the factors, 1 or 2, by which the next step of :func:`_resize` reduces the height and the width."""
+    """Return the factors (1 or 2) by which the next step of :func:`_resize` divides the height and the width."""
     halve_rows, halve_columns = image.shape[0] >= 2 * height, image.shape[1] >= 2 * width
     if version == 1:
         halve_rows = halve_columns = halve_rows and halve_columns
@@ -208,7 +208,7 @@ def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, 
 
 
 def _halve_rows(image: Image) -> Image:
-    """Return the means of pairs of rows. The result is the same as with OpenCV's ``INTER_AREA``, but faster."""
+    """Average pairs of rows. This is faster than OpenCV's ``INTER_AREA`` and returns the same pixels."""
     even, odd = image[::2], image[1::2]
     halved = np.empty(even.shape, np.uint8)
     step = max(1, _BLOCK_BYTES // even[0].nbytes)
@@ -220,7 +220,7 @@ def _halve_rows(image: Image) -> Image:
 
 
 def _halve_columns(image: Image) -> Image:
-    """Return the means of pairs of columns. The result is the same as with OpenCV's ``INTER_AREA``, but faster."""
+    """Average pairs of columns. This is faster than OpenCV's ``INTER_AREA`` and returns the same pixels."""
     if image.ndim == 2 or image.shape[2] == 1:
         even, odd = image[:, ::2], image[:, 1::2]
         halved, differences, halves = np.empty((3, *even.shape), np.uint8)
@@ -230,7 +230,7 @@ def _halve_columns(image: Image) -> Image:
     rows, columns = image.shape[0], image.shape[1] // 2
     halved = np.empty((rows, columns, 3), np.uint8)
     step = max(1, _BLOCK_BYTES // (8 * columns))
-    # With four bytes per pixel, each pixel is one int32 number.
+    # Use four bytes per pixel, so that each pixel can be processed as an int32 number.
     bgra = np.empty((min(step, rows), 2 * columns, 4), np.uint8)
     temporary = [np.empty((len(bgra), columns), np.int32) for _ in range(3)]
     for top in range(0, rows, step):

@@ -1,4 +1,4 @@
-"""Targets: the kinds of machines that run bundles. A TOML file in ``targets/`` describes each target."""
+"""Targets: the kinds of machines that run bundles. Each target is defined by a TOML file in ``targets/``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgerec.utils.package_data import find_shipped, shipped_names
 
 Kind = Literal["bundle", "model", "c"]
 TensorType = Literal["uint8", "int8", "float32"]
-# Operating systems and CPU architectures (as returned by the module platform) for which each runtime has wheels, and
-# the highest minor version of Python 3 that the wheels support.
+# Platforms (operating system and CPU architecture) for which each runtime has wheels.
+# The number is the latest supported minor version of Python 3.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
@@ -28,7 +28,7 @@ def _count() -> Any:
 
 @dataclass(frozen=True)
 class Target:
-    """The capabilities of a kind of machine, and the commands that set up a bundle on it.
+    """Capabilities of a kind of machine, and the commands that install a bundle on it.
 
     ``docs/reference/targets.md`` describes the TOML file of a target.
 
@@ -93,7 +93,7 @@ class Target:
 
     @classmethod
     def load(cls, name: str) -> Target:
-        """Load the built-in target ``name``, or a file of the user if ``name`` ends in .toml.
+        """Load the built-in target ``name``, or a TOML file if ``name`` ends in ``.toml``.
 
         Raises:
             TargetError: the target does not exist, its file is not TOML, or a key or value is invalid.
@@ -113,14 +113,14 @@ class Target:
         if name not in target_names():
             raise TargetError(
                 f"the bundle was exported for the target {name!r}, which is not a built-in target: add "
-                "--target FILE.toml with the file of the target"
+                "--target FILE.toml, the definition of this target"
             )
         return cls.load(name)
 
     @property
     def manifest_delegate(self) -> str:
-        """Name of the delegate for the manifest of a bundle, or an empty string if manifests must not name it."""
-        from edgerec.contract.manifest import DELEGATES  # imports NumPy, without which edgerec doctor must run
+        """Name of the delegate that a bundle's manifest contains, or an empty string if manifests must not name it."""
+        from edgerec.contract.manifest import DELEGATES  # imports NumPy, which edgerec doctor must not need
 
         return self.delegate if self.delegate in DELEGATES else ""
 
@@ -179,7 +179,7 @@ def _contradiction(target: Target) -> str | None:
 
 
 def _missing_wheel(target: Target) -> str | None:
-    """Return a message that names an architecture or Python version without a runtime wheel, or None if there is none.
+    """Return an error message if no runtime has a wheel for one of the target's architectures or Python versions.
 
     Targets with runtimes that are not in ``WHEELS`` are not checked.
     """

@@ -19,7 +19,7 @@ _DTYPES = ("uint8", "int8", "int16", "float32")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a .tflite file.
+    """Data type, shape and quantization of a tensor in a .tflite file.
 
     Attributes:
         dtype: ``uint8``, ``int8``, ``int16`` or ``float32``.
@@ -55,7 +55,7 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TensorSpec:
-        """Build a spec from the result of :meth:`to_dict`.
+        """Create a spec from the result of :meth:`to_dict`.
 
         Raises:
             TypeError, ValueError: a field is unknown, or a value is outside its range.
@@ -84,7 +84,7 @@ class Normalise:
     std: float
 
     def apply(self, pixels: Any) -> Any:
-        """Normalize pixels: a float NumPy array or a float TensorFlow tensor of any shape."""
+        """Normalize ``pixels``, a float NumPy array or TensorFlow tensor of any shape."""
         return (pixels - self.mean) / self.std
 
     def to_text(self) -> str:
@@ -93,7 +93,7 @@ class Normalise:
 
     @classmethod
     def named(cls, name: str) -> Normalise:
-        """Return the normalization ``unit``, ``signed`` or ``pixels``. Raise :class:`KeyError` for other names."""
+        """Return a named normalization: ``unit``, ``signed`` or ``pixels``. Raise :class:`KeyError` for other names."""
         return NORMALISATIONS[name]
 
 
@@ -155,8 +155,7 @@ def input_convolution(
     return normalise.convolution()
 
 
-# The three modes of imagenet_utils.preprocess_input in keras.applications. "torch" is also the usual preprocessing of
-# torchvision's models.
+# The three modes of keras.applications.imagenet_utils.preprocess_input. Most torchvision models use "torch".
 PREPROCESS_INPUT: dict[str, AnyNormalise] = {
     "tf": Normalise(127.5, 127.5),
     "torch": ChannelNormalise((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -194,7 +193,7 @@ def parse_normalise(text: str) -> AnyNormalise:
 def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
     if "," not in values and "/" not in values:
         choices = NORMALISATIONS | PREPROCESS_INPUT
-        raise EdgerecError(f"{unknown('normalization', values, choices)}: use one of them, MEAN,STD or R,G,B/R,G,B")
+        raise EdgerecError(f"{unknown('normalization', values, choices)}: use one of these, MEAN,STD or R,G,B/R,G,B")
     first, _, last = values.partition("/" if "/" in values else ",")
     try:
         mean, std = ([float(value) for value in part.split(",")] for part in (first, last))
@@ -220,7 +219,7 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
 
 
 def identity_normalise(spec: TensorSpec) -> Normalise:
-    """Return the normalization that the quantization of a uint8 or int8 input inverts.
+    """Return the normalization that is the inverse of the quantization of a uint8 or int8 input.
 
     For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8.
     """
@@ -241,7 +240,7 @@ def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArr
 
 
 def dequantize(stored: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.float32]:
-    """Dequantize stored values of any shape to float32."""
+    """Dequantize the values of a tensor to float32."""
     if not spec.quantized:
         return stored.astype(np.float32)
     return ((stored.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
@@ -276,8 +275,8 @@ def _binary(real: Reals) -> Reals:
     return np.concatenate([1 - real, real])
 
 
-# Functions that convert a model's dequantized outputs ``(outputs,)`` to scores in [0, 1]. Use "none" if the outputs are
-# scores, and "binary" or "binary_sigmoid" if the only output is the score or the logit of the second of two classes.
+# Functions that convert a model's dequantized outputs ``(outputs,)`` to scores in [0, 1].
+# "binary" and "binary_sigmoid" are for a single output, which is the score or the logit of the second of two classes.
 ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
     "none": lambda real: real,
     "softmax": _softmax,

@@ -1,7 +1,6 @@
-"""Settings in TOML files, validated against the fields of a frozen dataclass: recipes, targets, calibration recipes.
+"""Read recipes, targets and calibration recipes from TOML files into frozen dataclasses, and validate their values.
 
-pydantic is not used, because importing it takes about 0.1 s, by which every command that reads a target would start
-more slowly.
+pydantic is not used, because importing it would add about 0.1 s to the startup of every command that reads a target.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _TYPES = {str: "a string", int: "an integer", float: "a number", bool: "true or 
 
 
 def setting(default: Any, help_text: str, expected: str, is_valid: Callable[[Any], bool] | None) -> Any:
-    """Declare a field of a dataclass as a setting.
+    """Declare a dataclass field as a setting.
 
     Args:
         default: default value.
@@ -34,18 +33,18 @@ def setting(default: Any, help_text: str, expected: str, is_valid: Callable[[Any
 
 
 def number(default: float, help_text: str, low: float, high: float) -> Any:
-    """Declare a number between ``low`` and ``high``, both included."""
+    """Declare a numeric setting from ``low`` to ``high``, inclusive."""
     return setting(default, help_text, f"{low:.10g} to {high:.10g}", lambda value: low <= value <= high)
 
 
 def choice(default: str, help_text: str, choices: Iterable[str]) -> Any:
-    """Declare a string that must be one of ``choices``."""
+    """Declare a string setting whose value must be one of ``choices``."""
     known = tuple(choices)
     return setting(default, help_text, ", ".join(known), known.__contains__)
 
 
 def any_value(default: bool | str, help_text: str) -> Any:
-    """Declare a Boolean or a string without further restrictions."""
+    """Declare a Boolean or string setting that accepts any value."""
     return setting(default, help_text, "", None)
 
 
@@ -76,7 +75,7 @@ def from_settings(
     other_keys: Iterable[str] = (),
     **fixed: Any,
 ) -> T:
-    """Build a dataclass from the values of a TOML file.
+    """Create a dataclass instance from the values of a TOML file.
 
     Args:
         kind: the dataclass.
@@ -101,7 +100,7 @@ def from_settings(
 
 
 def check_settings(settings: Any, error: type[EdgerecError], prefix: str = "") -> None:
-    """Raise ``error`` if a field of a dataclass has the wrong type or an invalid value. Check nested dataclasses, too.
+    """Raise ``error`` if a field of a dataclass, or of a nested dataclass, has the wrong type or an invalid value.
 
     Args:
         settings: the dataclass instance.
@@ -126,7 +125,7 @@ def _check_value(value: Any, item: Field[Any], kind: Any, error: type[EdgerecErr
 
 
 def describe_type(kind: Any) -> str:
-    """Describe the values of a field's type for an error message, such as ``a list of strings``."""
+    """Describe a field's type for an error message, e.g. as ``a list of strings``."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:

@@ -14,7 +14,7 @@ from edgerec.runtime.image_model import ImageModel
 
 
 class Autoencoder(ImageModel):
-    """Computes the reconstruction error of an image. Each thread needs its own object."""
+    """Computes the reconstruction error of images. It is not thread-safe, so each thread needs its own object."""
 
     def __init__(self, model: bytes, normalise: Normalise, **options: Any) -> None:
         """Load an autoencoder.
@@ -42,7 +42,7 @@ class Autoencoder(ImageModel):
         return dequantize(self.invoke(pixels), self.output).reshape(self.input.shape[1:])
 
     def error(self, pixels: Image) -> float:
-        """Return the reconstruction error: the mean squared error relative to the normalized pixels."""
+        """Return the reconstruction error: the mean squared difference between input and output."""
         difference = self.reconstruction(pixels) - self._normalise.apply(pixels.astype(np.float32))
         return float(np.mean(np.square(difference, dtype=np.float64)))
 

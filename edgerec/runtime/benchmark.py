@@ -30,7 +30,7 @@ from edgerec.utils.progress import Listener, Progress, ignore
 THROTTLED = 0.9
 # Minimum number of measured images, unless the source delivers fewer.
 LEAST_IMAGES = 50
-# Python code of the process that measures the cold start.
+# Python code of the child process that measures the cold start.
 _COLD = """
 import json, sys, time
 from edgerec.runtime.classifier import Classifier, read_image
@@ -46,7 +46,7 @@ print(json.dumps([ended, kilobytes]))
 
 
 class Grabbed(Protocol):
-    """An image with its capture time in seconds of the monotonic clock, such as a camera frame."""
+    """An image, e.g. a camera frame, with its capture time in seconds on the monotonic clock."""
 
     @property
     def grabbed(self) -> Image: ...
@@ -57,7 +57,7 @@ class Grabbed(Protocol):
 
 @dataclass(frozen=True)
 class StageLatency:
-    """Percentiles of the latency of one stage in milliseconds."""
+    """Latency percentiles of one stage in milliseconds."""
 
     name: str
     p50_ms: float
@@ -72,7 +72,7 @@ class StageLatency:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """Latency, throughput and memory of a bundle on this machine.
+    """Latency, throughput and memory use of a bundle on this machine.
 
     Attributes:
         runtime: name and version of the runtime, and the CPU.
@@ -123,7 +123,7 @@ def benchmark(
     operators: bool = True,
     listener: Listener = ignore,
 ) -> BenchmarkReport:
-    """Measure a bundle on its golden images, or on the frames of a source.
+    """Measure the latency, throughput and memory use of a bundle with its golden images or the frames of a source.
 
     Args:
         path: the bundle's folder or .zip.
@@ -149,7 +149,7 @@ def benchmark(
     listener(Progress("measuring the stages", 1, 3))
     if frames is None:
         latencies_ms, _ = _measure_stages(classifier, _repeat(images.values()), seconds)
-        del latencies_ms["end to end"]  # golden images have no capture time
+        del latencies_ms["end to end"]  # not meaningful, because golden images have no capture time
         fps = 1000 / float(np.mean(latencies_ms["together"]))
     else:
         latencies_ms, elapsed_s = _measure_stages(classifier, iter(frames), seconds)
@@ -183,7 +183,7 @@ def benchmark(
 
 
 def _unreadable_graph() -> str:
-    """Return the reason why no .tflite graph can be read, e.g. a missing package, or an empty string."""
+    """Return the reason why .tflite files cannot be parsed, e.g. a missing package, or an empty string if they can."""
     try:
         tflite_schema()
     except MissingExtraError as error:
@@ -193,7 +193,7 @@ def _unreadable_graph() -> str:
 
 @dataclass(frozen=True)
 class _Golden:
-    """A golden image whose capture time is the current time."""
+    """A golden image, which has the current time as its capture time."""
 
     grabbed: Image
 
@@ -243,7 +243,7 @@ def _measure_stages(
 
 
 def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[str, Any]) -> tuple[float, int]:
-    """Return the startup time of a new process until its first prediction, in seconds, and its peak memory in bytes."""
+    """Return the time from the start of a process to its first prediction in seconds, and its peak memory in bytes."""
     first = Path(bundle.path) / next(iter(images))
     if not first.is_file():  # the bundle is a .zip
         from edgerec.utils.package_data import shipped
@@ -258,7 +258,7 @@ def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[
 
 
 def throttling_reasons(before: Health, after: Health) -> tuple[str, ...]:
-    """Return the reasons why the CPU was throttled between two states of the machine."""
+    """Return the reasons why the CPU was throttled between two snapshots of the machine's state."""
     reasons = list(after.throttled or ())
     if before.clock_mhz and after.clock_mhz and after.clock_mhz < THROTTLED * before.clock_mhz:
         reasons.append(f"the CPU clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")

@@ -1,4 +1,4 @@
-"""Plot the result of a benchmark."""
+"""Plot the results of a benchmark."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"
 PERCENTILES = {"p50": BLUE, "p95": "#90cdf4", "p99": "#cbd5e0"}
 MOST_OPERATORS = 15
 LONGEST_NAME = 60
-# If the largest p99 exceeds OUTLIER times the largest p95, longer bars are cut at CUT times the largest p95. Otherwise,
-# a single outlier would make all other bars too short to see.
+# If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95.
+# Without the cut, a single outlier would make all other bars too short to see.
 OUTLIER, CUT = 2.0, 1.5
-# Space for the numbers to the right of the bars, as a fraction of the length of the axis.
+# Space for the numbers to the right of the bars, as a fraction of the axis length.
 MARGIN = 0.36
 
 
 def benchmark_plot(report: BenchmarkReport, path: Path) -> None:
-    """Write a PNG with the latency of the stages and of the slowest operators."""
+    """Write a PNG plot of the latencies of the stages and of the slowest operators."""
     path = checked_output(path, suffixes=(".png",))
     save_figure(benchmark_figure(report), path)
 
 
 def benchmark_figure(report: BenchmarkReport) -> Figure:
-    """Return a Matplotlib figure with the latency of the stages and of the slowest operators."""
+    """Return a Matplotlib figure of the latencies of the stages and of the slowest operators."""
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def axis_end_ms(stages: Sequence[StageLatency]) -> float:
 def _title(report: BenchmarkReport) -> str:
     source = report.source or "its golden images"
     if len(source) > LONGEST_NAME:
-        # Keep the host at the start and the file name at the end.
+        # Shorten the middle of a URL or path, to keep the host at the start and the file name at the end.
         source = f"{source[: LONGEST_NAME // 2]}…{source[1 - LONGEST_NAME // 2 :]}"
     # Escape dollar signs, because Matplotlib would interpret them as math delimiters.
     return (
@@ -93,7 +93,7 @@ def _draw_stages(axes: Axes, stages: Sequence[StageLatency]) -> None:
             fontsize=8.5,
             color=GRAY,
         )
-        if cut:  # mark the bar with two white strokes
+        if cut:  # mark the cut bar with two white strokes
             for x in (0.985 * end_ms, 0.97 * end_ms):
                 slant = 0.006 * end_ms
                 axes.plot([x - slant, x + slant], [position + 0.42, position - 0.42], color="w", lw=2)

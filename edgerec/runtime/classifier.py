@@ -106,12 +106,12 @@ class Classifier:
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Classifier:
-        """Open the bundle (folder or .zip) at ``path``. ``options`` are arguments of the constructor."""
+        """Open the bundle at ``path``, which is a folder or .zip. ``options`` are passed to the constructor."""
         return cls(Bundle.open(path), **options)
 
     @property
     def levels(self) -> Levels:
-        """Black and white level for images with 16 bits per sample, to be passed to :func:`read_image`."""
+        """Black and white levels for images with 16 bits per sample, to be passed to :func:`read_image`."""
         return self.manifest.levels
 
     def classify(self, image: Image) -> Classification:
@@ -121,7 +121,7 @@ class Classifier:
         if not result.finite:
             if not self.invalid:
                 log.warning(
-                    "the model returned scores that are not numbers (NaN), so its images are labeled unknown: check "
+                    "the model returned scores that are not numbers (NaN), so these images are labeled unknown: check "
                     "the bundle with edgerec verify, and export it again"
                 )
             self.invalid += 1
@@ -203,7 +203,7 @@ def read_image(path: str | Path, levels: Levels | None = None) -> Image:
 
     Args:
         path: the file.
-        levels: black and white level of a file with more than 8 bits per sample, see :attr:`Classifier.levels`. None
+        levels: black and white levels of a file with more than 8 bits per sample, see :attr:`Classifier.levels`. None
             uses the bit depth in the file header, or the smallest bit depth that holds the largest sample.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Delegates: shared libraries from other projects that run a model's operators, e.g. on an Edge TPU or a GPU."""
+"""Load delegates, which are shared libraries that run a model's operators on an Edge TPU, a GPU or another device."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ print("loaded", flush=True)
 
 
 def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> Any:
-    """Load a delegate after a test in a child process, because the library may crash or hang.
+    """Load a delegate. A child process tests this first, because the library may crash or hang.
 
     The child process also runs the model, because a delegate for another runtime may crash only when it runs a model.
 
@@ -70,7 +70,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
 
 
 def _in_current_folder(library: str) -> bool:
-    """Return whether the system's loader would find a bare library name in the current folder."""
+    """Return whether the dynamic loader would load a library that is named without a path from the current folder."""
     if os.path.dirname(library):
         return False
     folders = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH") or os.sep)
@@ -85,7 +85,7 @@ def try_delegate(library: str, options: Mapping[str, str] | None = None, model: 
 
 
 def probe(code: str, *arguments: str, content: bytes = b"") -> str:
-    """Run Python code that may crash or hang in a child process.
+    """Run Python code in a child process, because the code may crash or hang.
 
     Args:
         code: Python code that prints ``loaded`` if it succeeds. If it fails for a known reason, it prints the reason

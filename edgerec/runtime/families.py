@@ -32,7 +32,7 @@ class Family:
 
 
 def recognize(graph: Graph, metadata: Metadata | None) -> Family:
-    """Return the family of a model, recognized by the model's tensor names and metadata."""
+    """Recognize the tool that created a model by the model's tensor names and metadata."""
     names = [tensor.name for tensor in graph.tensors]
     if _TEACHABLE_INPUT.fullmatch(graph.inputs[0].name) and any(map(_TFJS_DENSE.fullmatch, names)):
         # Teachable Machine's image library crops the center to a square, and maps pixels to [-1, 1].

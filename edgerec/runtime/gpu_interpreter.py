@@ -19,7 +19,7 @@ from edgerec.utils.native_output import captured_output
 
 log = logging.getLogger(__name__)
 
-# The value of --delegate that selects the GPU, instead of the name of a library.
+# Value of --delegate that selects LiteRT's GPU accelerator instead of a shared library.
 GPU = "gpu"
 PRECISIONS = ("fp32", "fp16")
 # Python code of the child process that runs the model on the GPU.
@@ -39,7 +39,7 @@ print("loaded")
 
 
 class GpuInterpreter:
-    """A model on the GPU with the methods of a TFLite interpreter that edgerec uses.
+    """A model on the GPU. It implements the methods of the TFLite interpreter that edgerec calls.
 
     Attributes:
         fully_accelerated: whether the GPU runs every operator. Otherwise, the CPU runs the other operators.
@@ -48,7 +48,7 @@ class GpuInterpreter:
     fully_accelerated: bool
 
     def __init__(self, interpreter: Any, model: bytes, options: Mapping[str, str]) -> None:
-        """Compile a model for the GPU. A driver may crash, so :func:`open_gpu` does this in a child process first.
+        """Compile a model for the GPU. A child process must test this first, because the GPU driver may crash.
 
         Args:
             interpreter: CPU interpreter of the same model, which describes the tensors.
@@ -81,7 +81,7 @@ class GpuInterpreter:
                 inputs, outputs = compiled.create_input_buffers(0), compiled.create_output_buffers(0)
                 spec = self._input_details[0]
                 inputs[0].write(np.zeros(spec["shape"], spec["dtype"]))
-                compiled.run_by_index(0, inputs, outputs)  # the first run creates an environment, and prints messages
+                compiled.run_by_index(0, inputs, outputs)  # the first run initializes the GPU, and prints messages
             except RuntimeError as error:
                 output.seek(0)
                 reasons = re.findall(r"INTERNAL: (.+)", output.read().decode(errors="replace"))
@@ -115,7 +115,7 @@ class GpuInterpreter:
 
 
 def open_gpu(interpreter: Any, model: bytes, options: Mapping[str, str] | None, where: str) -> GpuInterpreter:
-    """Load a model on the GPU after a test in a child process, because the GPU driver may crash or hang.
+    """Load a model on the GPU. A child process tests this first, because the GPU driver may crash or hang.
 
     Raises:
         DelegateError: the GPU cannot run the model. The message states the reason, and how to continue without the GPU.

@@ -55,7 +55,7 @@ def find_runtime() -> tuple[str, Any]:
     for package, module in RUNTIMES.items():
         try:
             return package, importlib.import_module(module)
-        except ImportError as error:  # the package, a system library or a NumPy version is missing
+        except ImportError as error:  # the package, a system library or a compatible NumPy version is missing
             if not isinstance(error, ModuleNotFoundError):
                 log.warning("%s is installed but cannot be imported: %s", package, error)
     raise MissingExtraError(
@@ -82,7 +82,7 @@ def open_interpreter(
     where: str = "the model",
     trusted: bool = False,
 ) -> Any:
-    """Return an interpreter with allocated tensors.
+    """Load a model, and return its interpreter with allocated tensors.
 
     A child process runs the model first, because a damaged model may crash or hang. Each model is tested only once,
     see :func:`edgerec.tflite.probing.require_runnable`.
@@ -107,7 +107,7 @@ def open_interpreter(
         check_bounds(model, where)
     else:
         require_runnable(model, where)
-    # load_delegate tests the model in a child process, too.
+    # load_delegate also tests the model in a child process.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
         with captured_stderr():  # the runtime prints a message for every delegate that it creates
@@ -123,12 +123,12 @@ def open_interpreter(
 
 
 def input_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """Return the input tensor. Raise :class:`ModelError` if the model does not have exactly one input."""
+    """Return the spec of the input tensor. Raise :class:`ModelError` if the model does not have exactly one input."""
     return _only_spec(interpreter.get_input_details, "input", where)
 
 
 def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """Return the output tensor. Raise :class:`ModelError` if the model does not have exactly one output."""
+    """Return the spec of the output tensor. Raise :class:`ModelError` if the model does not have exactly one output."""
     return _only_spec(interpreter.get_output_details, "output", where)
 
 

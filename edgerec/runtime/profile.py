@@ -14,9 +14,9 @@ from edgerec.tflite.flatbuffer import pack, parse, read_graph
 
 # Minimum number of samples of each truncated model.
 LEAST_ROUNDS = 15
-# Minimum duration of a sample. A sample of a fast model is the mean of many runs, because a single run is too short.
+# Minimum duration of a sample in seconds. For a fast model, a sample is the mean of several runs.
 SAMPLE_S = 0.001
-# Approximate memory limit for the truncated models that are loaded at the same time.
+# Approximate memory limit in bytes for the truncated models that are loaded at the same time.
 OPEN_BYTES = 32 << 20
 
 
@@ -80,13 +80,13 @@ def profile_operators(
 
 def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -> list[float]:
     """Return the median times of the operators of a model in milliseconds. ``count`` is the number of operators."""
-    # Each loaded model needs about twice its file size of memory.
+    # A loaded model needs about twice as much memory as its file size.
     model, group = _Prefixes(content), max(1, OPEN_BYTES // (2 * len(content)))
     times: list[float] = []
     for begin in range(0, count, group):
         end = min(count, begin + group)
-        # Each group includes the model that ends before the first operator of the group, so that the time of this
-        # operator is a difference of two times that were measured alternately.
+        # Start with the last model of the previous group, because the time of an operator is the difference between
+        # the times of two models of the same group.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
@@ -108,7 +108,7 @@ def _sample(runs: Sequence[_Run], budget_s: float) -> None:
 
 
 class _Prefixes:
-    """Truncated copies of a model."""
+    """Creates truncated copies of a model."""
 
     def __init__(self, content: bytes) -> None:
         self._model = parse(content)
@@ -116,7 +116,7 @@ class _Prefixes:
         self._operators, self._buffers = self._model.subgraphs[0].operators, self._model.buffers
 
     def first(self, count: int) -> bytes:
-        """Return a model with only the first ``count`` operators. The last of them computes the output of the model."""
+        """Return a model that ends after the first ``count`` operators. Its output is that of the last operator."""
         subgraph = self._model.subgraphs[0]
         subgraph.operators = self._operators[:count]
         subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)

@@ -13,8 +13,8 @@ _ZONES = Path("/sys/class/thermal")
 # Types of thermal zones that measure the CPU, from the most specific to the least specific.
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
-# Bits in the output of `vcgencmd get_throttled`, from the documentation of the Raspberry Pi. The same bits, shifted by
-# 16, are set if the condition has occurred since boot.
+# Bits in the output of `vcgencmd get_throttled`, from the documentation of the Raspberry Pi.
+# Each bit is repeated 16 bits higher, where it is set if the condition has occurred since boot.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 

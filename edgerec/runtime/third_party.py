@@ -19,7 +19,7 @@ from edgerec.utils.atomic import read_at_most, sha256
 
 log = logging.getLogger(__name__)
 
-# Activations for several outputs and for a single output, for each value of --activation.
+# Maps each value of --activation to the activations for several outputs and for a single output.
 CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("sigmoid", "binary_sigmoid")}
 
 _NONE = Metadata("", "", (), ())
@@ -152,7 +152,7 @@ class ThirdPartyModel:
         return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
 
     def normalised(self, text: str | None) -> tuple[ThirdPartyModel, Normalise]:
-        """Return a model that needs no normalization per channel, and the normalization of its input.
+        """Return an equivalent model without normalization per channel, and the normalization of its input.
 
         If the normalization differs between channels, or if the model expects BGR,
         :func:`~edgerec.tflite.model_input.with_normalization` adds a normalization layer to the start of the graph. The
@@ -176,8 +176,8 @@ def _check(graph: Graph, where: str) -> None:
         before = where.replace("_edgetpu.tflite", ".tflite")
         file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
         raise ModelError(
-            f"{where} was compiled for the Edge TPU and cannot be verified on the CPU. Instead, {file} with --target "
-            "coral, which compiles the file again if edgetpu_compiler is installed"
+            f"{where} was compiled for the Edge TPU, so it cannot be verified on the CPU. Instead, {file} with "
+            "--target coral. If edgetpu_compiler is installed, edgerec compiles the file again"
         )
     for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         if len(tensors) != 1:
@@ -216,7 +216,7 @@ def _last_operator(graph: Graph) -> Operator | None:
     sources = _sources(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:
-        # The first input of SPLIT is the axis.
+        # Skip constant inputs, such as the axis of SPLIT.
         tensor = next((t for t in operator.inputs if t is not None and id(t) in sources), None)
         if tensor is None:
             break
@@ -225,7 +225,7 @@ def _last_operator(graph: Graph) -> Operator | None:
 
 
 def _unbounded(graph: Graph, operator: Operator | None) -> bool:
-    """Return whether the output range of ``operator`` is unbounded. Scaling and shifting by constants is ignored."""
+    """Return whether the output range of ``operator`` is unbounded. Scaling and shifting by constants are ignored."""
     sources = _sources(graph)
     while operator is not None:
         if getattr(operator.options, "fusedActivationFunction", 0) in _BOUNDED_ACTIVATIONS:
@@ -275,5 +275,5 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
 def _sum_to_one(last: Operator | None, output: TensorSpec, probe: Probe) -> bool:
     rounding = output.scale * output.size / 2 if output.quantized else 0.0
     exact = probe.within_unit and probe.sums_to(1.0, 0.01 + min(rounding, 0.1))
-    # With many classes, most scores of a quantized output are so small that they round to 0.
+    # With many classes, most scores of a quantized output round to 0, so their sum can be less than 1.
     return exact or (last is not None and last.name == "SOFTMAX" and probe.sums_to(1.0, 0.5) and output.quantized)

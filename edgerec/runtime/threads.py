@@ -16,10 +16,9 @@ from edgerec.utils.atomic import cache_folder, sha256, write_file
 
 log = logging.getLogger(__name__)
 
-# Maximum number of rounds of the measurement, and its approximate time limit.
+# Maximum number of rounds of the measurement, and its approximate time limit in seconds.
 ROUNDS, BUDGET_S = 30, 0.3
-# More threads are used only if they reduce the latency below this fraction, because the camera and the sinks also need
-# CPU cores.
+# Use more threads only if they reduce the latency below this fraction, to leave CPU cores for the camera and the sinks.
 MAX_TIME_RATIO = 0.9
 
 
@@ -29,7 +28,7 @@ def available_cpus() -> int:
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:
-    """Return the smallest number of threads for which the latency is close to the minimum.
+    """Return the number of threads with the lowest latency, or fewer threads if their latency is similar.
 
     Args:
         content: the bytes of a .tflite image classifier.

@@ -24,23 +24,24 @@ from edgerec.utils.text import to_json
 
 GOLDEN = "golden/golden.json"
 
-# Maximum difference from a golden score on another machine, and with another runtime or a delegate, in quantization
-# steps of the int8 output. Measured between LiteRT on x86-64 and on an emulated Cortex-A72, the largest difference is 0
-# steps for simple_cnn, 1 for resnet8, and 13 for MobileNetV2 0.35, because a deep network amplifies rounding
-# differences. LiteRT and TensorFlow's interpreter computed equal scores on x86-64 for four models. tflite-runtime
-# differs from LiteRT by up to 48 steps, and between two CPUs by up to 35. Differences with delegates were not measured.
+# Maximum difference from a golden score on another machine, in quantization steps of the int8 output.
+# The largest differences between LiteRT on x86-64 and on an emulated Cortex-A72 were 0 steps for simple_cnn, 1 step for
+# resnet8, and 13 steps for MobileNetV2 0.35. They are larger for deep networks, which amplify rounding differences.
+# LiteRT and TensorFlow's interpreter computed equal scores on x86-64 for four models.
 UNITS_OTHER_MACHINE = 16
+# Maximum difference with another runtime or a delegate, in quantization steps of the int8 output.
+# tflite-runtime differs from LiteRT by up to 48 steps, and between two CPUs by up to 35 steps.
+# Differences with delegates were not measured.
 UNITS_OTHER_RUNTIME = 50
 # Relative tolerance of a reconstruction error, because NumPy versions add numbers in different orders.
 MEAN_TOLERANCE = 1e-9
-# Tolerance of float scores on another machine, whose CPU may round differently, and with a delegate, which may use
-# float16.
+# Tolerances of float scores, because another CPU may round differently, and a delegate may use float16.
 FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """The scores of one golden image, recomputed by one model on this machine.
+    """Comparison of a model's scores for a golden image on this machine with the golden scores.
 
     Differences are in quantization steps of the output. If the output is float32 or an activation follows, they are
     differences between scores. For an autoencoder, they are differences between reconstruction errors, and the labels
@@ -119,10 +120,10 @@ class VerifyReport:
 
 
 def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> dict[str, bytes]:
-    """Return the golden files of a bundle.
+    """Compute golden vectors for a bundle, and return a dictionary that maps file names to contents.
 
-    For each image, these are a PNG file, the digest of the preprocessed pixels, the scores, and the reconstruction
-    error if the bundle has an autoencoder.
+    For each image, the files contain a PNG image, the digest of the preprocessed pixels, the scores, and, if the bundle
+    has an autoencoder, the reconstruction error.
 
     Raises:
         BundleError: a score is NaN or infinite.
@@ -142,7 +143,7 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
         if not all(np.isfinite(scores).all() for scores in vectors[-1]["scores"]):
             raise BundleError(
                 f"the model returned scores that are not numbers (NaN) for the golden image {origin}: train or convert "
-                "it again"
+                "the model again"
             )
         if classifier.autoencoder is not None:
             vectors[-1]["error"] = classifier.error(classifier.pixels(image))
@@ -163,7 +164,7 @@ def golden_images(bundle: Bundle) -> dict[str, Image]:
         if image is not None and sum(each.size for each in (image, *images.values())) <= 3 * MAX_PIXELS:
             images[name] = image
     if not images:
-        raise BundleError(f"{bundle.path} has no golden images: export it again")
+        raise BundleError(f"{bundle.path} has no golden images: export the bundle again")
     return images
 
 
@@ -276,14 +277,14 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
     """
     content = bundle.files.get(GOLDEN)
     if content is None:
-        raise BundleError(f"{bundle.path} has no golden vectors ({GOLDEN}): export it again")
+        raise BundleError(f"{bundle.path} has no golden vectors ({GOLDEN}): export the bundle again")
     try:
         values = parse_json(content)
         made_on, vectors = Fingerprint(**values["made_on"]), list(values["vectors"])
         if not vectors:
             raise ValueError("the file contains no golden vectors")
         for vector in vectors:
-            # If the bundle has only one model, the axis of the models may be missing.
+            # If the bundle has only one model, the first axis may be missing.
             vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
             shape, expected = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
             if shape != expected:
@@ -302,7 +303,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
 
 
 def _digest(classifier: Classifier, image: Image) -> str:
-    """Return the SHA-256 digest of the image after preprocessing for all models."""
+    """Return the SHA-256 digest of the preprocessed image for all models."""
     return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
 
 
@@ -342,7 +343,7 @@ def _recomputed_error(
     here: Fingerprint,
     delegate: str,
 ) -> Iterator[GoldenResult]:
-    """Yield the result of the autoencoder, if there is one. The image has been checked by :func:`_recompute`."""
+    """Yield the result for the autoencoder if the bundle has one. :func:`_recompute` must have checked the image."""
     spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
     if spec is None or image is None:
         return
@@ -364,7 +365,7 @@ def _recomputed_error(
 def error_tolerance(
     made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
 ) -> float:
-    """Return the tolerance for the reconstruction error of an image between two machines.
+    """Return the maximum difference between the reconstruction errors of an image on two machines.
 
     ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
     (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
@@ -374,7 +375,7 @@ def error_tolerance(
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
-    """Return the tolerance for a model's scores between two machines, in units of the model's output."""
+    """Return the maximum difference between a model's scores on two machines, in units of the model's output."""
     if made_on == here and not delegate:
         return 0.0
     if not spec.output.quantized:

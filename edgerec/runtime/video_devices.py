@@ -1,4 +1,4 @@
-"""Video devices that the Linux kernel lists: USB cameras, the camera modules of a Raspberry Pi, and codecs."""
+"""List the video devices of the Linux kernel: USB cameras, camera modules of a Raspberry Pi, and codecs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgerec.utils.text import printable
 ROOT = Path("/")
 # Drivers that receive raw images from a camera module (CSI). Only libcamera can process these images.
 _CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
-# Names of codecs and image signal processors, which the kernel lists like cameras.
+# Names of codecs and image signal processors, which the kernel also lists as video devices.
 _HELPERS = re.compile(r"codec|(?<![a-z])isp|rkisp|pisp|hevc|rpivid|stateless|decoder|encoder")
 
 
@@ -48,7 +48,7 @@ class VideoDevice:
 
 
 def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]:
-    """Return the video devices, and the names of devices without a device file, as is common in containers.
+    """Return the video devices, and the names of those without a file in ``/dev``, which are common in containers.
 
     The devices are not opened. ``capture`` is False for a device without an image stream, such as the device for the
     metadata of a USB camera.
