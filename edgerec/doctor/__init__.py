@@ -75,7 +75,7 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
     """
     manifest = _manifest(bundle) if bundle else None
     name = target or (manifest.target if manifest else "")
-    # If the target of a bundle is the user's own .toml file, the bundle contains only the stem of the file name.
+    # If the target of a bundle was the user's own .toml file, the bundle contains only the name of this file.
     loaded_target = Target.load(name) if target or name in target_names() else None
     report = check_machine(inspect_machine(root), loaded_target, delegate=manifest.delegate if manifest else None)
     if manifest and loaded_target is None:

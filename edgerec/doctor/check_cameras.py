@@ -1,4 +1,4 @@
-"""Check the cameras, and whether picamera2, which is required for camera modules (CSI), is installed."""
+"""Check the cameras, and check that picamera2 is installed if there is a camera module (CSI)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def collect(root: Path = ROOT) -> Cameras:
 
 
 def check(cameras: Cameras, system: System) -> list[CheckResult]:
-    """Check each camera, other video devices, and picamera2."""
+    """Check each camera and other video device, and check that picamera2 is installed if it is needed."""
     if system.os != "Linux":
         detail = "edgerec doctor does not search for cameras on this system: try --source 0"
         if system.os == "Darwin":
@@ -147,7 +147,7 @@ def _check_picamera2(cameras: Cameras, system: System, has_module: bool) -> list
 def _with_reply(device: VideoDevice, reply: Sequence[Any]) -> VideoDevice:
     """Add the result of VIDIOC_QUERYCAP to a device: its name and capabilities, or the error if the call failed."""
     reason, flags, card = reply
-    if reason == os.strerror(errno.ENOTTY):  # not a device file, because root is a copy from another machine
+    if reason == os.strerror(errno.ENOTTY):  # not a device file, but a copy from another machine
         return device
     if reason:
         return replace(device, capture=None, reason=str(reason))
@@ -161,7 +161,7 @@ def _with_reply(device: VideoDevice, reply: Sequence[Any]) -> VideoDevice:
 
 
 def _import_error() -> str | None:
-    """Return the value of :attr:`Cameras.picamera2`."""
+    """Return the error if picamera2 cannot be imported, an empty string if it can, or None if it is not installed."""
     if importlib.util.find_spec("picamera2") is None:
         return None
     return ask_python("import picamera2; print(1)")[1]

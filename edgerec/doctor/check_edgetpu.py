@@ -33,7 +33,7 @@ _RULE = (
 # Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer versions
 # crash with it. Rebuilt libraries have "tf" in their version. docs/how-to/edge-tpu.md lists the public reports.
 _LAST_OLD_RUNTIME = (2, 11)
-# First kernel version for which Google's gasket-dkms cannot be built.
+# First version of the Linux kernel on which Google's gasket-dkms cannot be built.
 _NEW_KERNEL = (6, 4)
 # Lines that config.txt of a Raspberry Pi 5 must contain for a PCIe card. The last line selects the kernel with 4 KiB
 # pages.
@@ -117,7 +117,7 @@ def collect(root: Path = ROOT) -> EdgeTpu:
 
 
 def check(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime] = ()) -> list[CheckResult]:
-    """Check the device, its port, permissions and driver, libedgetpu, and the runtime."""
+    """Check the Edge TPU device (port, permissions and driver), libedgetpu and the TFLite runtime."""
     if not tpu.connected:
         library = "; libedgetpu is installed" if tpu.library else ""
         return [ok("Edge TPU", f"no device on USB or PCIe{library}")] if system.os == "Linux" or tpu.library else []

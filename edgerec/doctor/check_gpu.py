@@ -50,7 +50,7 @@ def collect() -> Gpu:
 
 
 def check(gpu: Gpu, system: System) -> list[CheckResult]:
-    """Check NVIDIA GPUs, permissions and Vulkan."""
+    """Check the GPU drivers, the permissions of the GPU devices, and Vulkan."""
     result = []
     if gpu.nvidia:
         result.append(ok("GPU", ", ".join(gpu.nvidia)))

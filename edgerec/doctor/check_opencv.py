@@ -1,4 +1,4 @@
-"""Check OpenCV, which reads and preprocesses images, and whether OpenCV can open windows."""
+"""Check that OpenCV, which reads and preprocesses images, can be imported, and whether it can open windows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check(opencv: OpenCV, packages: Packages, system: System) -> list[CheckResul
 
 def _fix(reason: str, packages: Packages, system: System) -> str:
     installed = [name for name in OPENCVS if name in packages]
-    if "has no attribute" in reason and installed:  # uninstalling another OpenCV package removed the files
+    if "has no attribute" in reason and installed:  # another OpenCV package was uninstalled, which deleted shared files
         return f"pip install --force-reinstall --no-deps {installed[0]}"
     if reason.startswith(TIMED_OUT):
         return 'python -c "import cv2"   # does it finish?'

@@ -35,7 +35,7 @@ _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 @dataclass(frozen=True)
 class Conflict:
-    """A requirement of a package that is not met.
+    """A package that is missing or has the wrong version, although an installed package requires it.
 
     Attributes:
         package: name and version of the package.
@@ -69,7 +69,7 @@ class Packages:
 
 
 def collect() -> Packages:
-    """Return the packages of this environment."""
+    """Return the installed versions of edgerec's dependencies, and the version conflicts."""
     versions = {}
     for name in _OURS:
         try:

@@ -22,7 +22,7 @@ _FULL_BYTES = 100 * MIB
 # With less free space, training may fill the disk.
 _LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
-# Command that makes edgerec use another folder, for each kind of folder.
+# Command that changes the location of each kind of folder.
 _OTHER_FOLDER = {
     "cache": 'export EDGEREC_CACHE="$HOME/.cache/edgerec"',
     "current folder": 'cd "$HOME"',
@@ -32,7 +32,7 @@ _OTHER_FOLDER = {
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that edgerec writes to.
+    """A folder to which edgerec writes.
 
     Attributes:
         what: purpose of the folder, a key of ``_OTHER_FOLDER``.
@@ -49,7 +49,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of a machine.
+    """Memory, disk space, temperature and power supply of a machine.
 
     Attributes:
         memory_bytes: memory of the machine or of the container; 0 if not known.

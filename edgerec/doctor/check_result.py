@@ -1,4 +1,4 @@
-"""Results of the checks of ``edgerec doctor``."""
+"""Result types for the checks of ``edgerec doctor``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class CheckState(StrEnum):
-    """The state of the checked part: it works (``ok``), works with restrictions (``note``) or fails (``problem``)."""
+    """Result of a check: no problem (``ok``), a restriction (``note``) or a failure (``problem``)."""
 
     OK = "ok"
     NOTE = "note"

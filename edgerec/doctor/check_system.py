@@ -23,7 +23,7 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True)
 class System:
-    """A machine and its user.
+    """Operating system, hardware, user and clock of a machine.
 
     Attributes:
         os: ``Linux``, ``Darwin`` or ``Windows``.
@@ -155,7 +155,7 @@ def _title() -> str:
 
 
 def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the groups of this session, and the groups that list the user as a member."""
+    """Return the groups of the current session, and the groups in /etc/group that list the user as a member."""
     try:
         import grp
         import pwd

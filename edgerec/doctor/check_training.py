@@ -8,7 +8,7 @@ from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import ask_python
 
 _GPUS = "import json, tensorflow as tf; print(json.dumps(len(tf.config.list_physical_devices('GPU'))))"
-# Oldest version of TensorFlow that edgerec is tested with. It installs Keras 3, and tf_keras is a separate package.
+# Oldest version of TensorFlow with which edgerec is tested.
 _TENSORFLOW = (2, 19)
 
 

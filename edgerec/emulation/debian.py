@@ -45,7 +45,7 @@ def find_mirror() -> str:
         is_debian = _RELEASE.match(release) and urlsplit(url).scheme in _SCHEMES
         if kind == "Packages" and is_debian and "security" not in url + release:
             return url
-    raise TargetError(f"apt has no Debian mirror on this machine: set {MIRROR} to the URL of a mirror")
+    raise TargetError(f"this machine's apt sources contain no Debian mirror: set {MIRROR} to the URL of a mirror")
 
 
 def unpack_packages(release: str, architecture: str, packages: Sequence[str], folder: Path) -> None:
@@ -61,12 +61,12 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         TargetError: mmdebstrap is missing, the mirror is not available, or the disk is full.
     """
     mmdebstrap, mirror = require_program("mmdebstrap", "mmdebstrap"), find_mirror()
-    # mmdebstrap ignores the configuration of this machine's apt, but the proxy and the certificates are needed.
+    # mmdebstrap ignores this machine's apt configuration, so the settings for the proxy and certificates are passed on.
     configuration = call([require_program("apt-config", "apt"), "dump", "Acquire"], timeout_s=60).stdout
     network = [line for line in configuration.splitlines() if line.startswith("Acquire::http")]
     command = [
         *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
-        "--skip=check/chrootless",  # this check is about scripts of packages, which are not run
+        "--skip=check/chrootless",  # this check is not needed, because scripts of packages are not run
         f"--include={','.join(packages)}",
         f"--setup-hook={_LINK_USR}",
         *(f"--aptopt={line}" for line in ('Acquire::Retries "3";', *network)),
@@ -83,7 +83,7 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
 
 
 def call(command: Sequence[str | Path], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Outcome:
-    """Run a program as :func:`run_program` does, and return its exit code and output.
+    """Run a program with :func:`run_program`, and return its exit code and output.
 
     Raises:
         TargetError: the program cannot be started, or exceeds the time limit.

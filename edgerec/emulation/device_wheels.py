@@ -1,4 +1,4 @@
-"""Install the wheels of a bundle's requirements for the device's platform, with the pip of this machine.
+"""Use this machine's pip to install a bundle's requirements as wheels for the device's platform.
 
 pip's ``--platform`` selects wheels for another machine, but environment markers such as ``platform_machine`` are still
 evaluated for this machine. uv evaluates both for the device, but uv's ``--python-platform`` does not support armv7l.
@@ -33,7 +33,7 @@ INSTALL_TIMEOUT_S = 1200
 INDEX_TIMEOUT_S = 60
 # Name of each Debian architecture in platform.machine and in the file names of wheels.
 MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
-# If there is no wheel for the required version of Python, the error message lists the wheels for these versions.
+# If a package has no wheel for the device's version of Python, the error message lists its wheels for these versions.
 _PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 _VERSION = r"(==|>=|<=|~=|!=|<|>)\s*[A-Za-z0-9.*+!_-]+"
@@ -192,7 +192,7 @@ def device_pip(root: RootFileSystem) -> list[str]:
 
 
 def wheel_options(root: RootFileSystem, python: str) -> list[str]:
-    """Return the options with which pip accepts only wheels for the architecture and the glibc version of ``root``."""
+    """Return the pip options that allow only wheels for the architecture and the glibc version of ``root``."""
     machine = MACHINES[root.architecture]
     names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[root.release], 16, -1)]
     names += [f"manylinux2014_{machine}", f"linux_{machine}"]

@@ -1,4 +1,4 @@
-"""Install the emulated systems of a target (root file system, emulator and Python packages), and run Python in them."""
+"""Install a target's emulated systems (emulator, root file system and Python packages), and run programs in them."""
 
 from __future__ import annotations
 
@@ -173,5 +173,5 @@ def _choose(target: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ..
 
 
 def _debian_python_packages(target: Target) -> list[str]:
-    """Return the Python packages that the target installs from Debian instead of wheels."""
+    """Return the Python packages that the target installs as Debian packages instead of wheels."""
     return [name for name in target.system_packages if name.startswith("python3-") and name != "python3-venv"]

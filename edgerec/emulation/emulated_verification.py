@@ -245,14 +245,14 @@ def _run(expected: Expectation, system: EmulatedSystem) -> EmulationResult:
 
 
 def with_failure(result: EmulationResult, done: Outcome) -> EmulationResult:
-    """Return the result with the problem that the Python interpreter failed in the emulated system."""
+    """Return a copy of the result that reports a failure of the Python interpreter in the emulated system."""
     how = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
     problem = f"Python ended in the emulated system with {how}: {done.error_line}"
     return replace(result, missing_libraries=_libraries(done.stderr), problem=problem)
 
 
 def with_output(result: EmulationResult, output: Mapping[str, Any], expected: Expectation) -> EmulationResult:
-    """Return the result with the output of probe.py and the comparison of its scores with the expected scores."""
+    """Return a copy of the result with the output of probe.py, and the comparison with the expected scores."""
     if output["imports"]:
         errors = tuple(f"{module}: {reason}" for module, reason in output["imports"].items())
         return replace(
@@ -283,7 +283,7 @@ def _libraries(errors: str) -> tuple[str, ...]:
 
 
 def _with_all_missing_libraries(result: EmulationResult, work: WorkFolder) -> EmulationResult:
-    """Return the result with every missing library of the packages that cannot be imported.
+    """Return a copy of the result with all missing shared libraries of the packages that cannot be imported.
 
     Python reports only the first missing library.
     """

@@ -9,7 +9,7 @@ from edgerec.errors import DataError
 
 
 def select_images(source: str, limit: int) -> dict[str, bytes]:
-    """Return a dictionary that maps the names of at most ``limit`` evenly spaced image files to their contents.
+    """Select at most ``limit`` evenly spaced image files, and return their contents, keyed by file name.
 
     Image files are not decoded, because the comparison includes the decoding.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
-    """Return the digest of an image's preprocessed pixels and the scores of each model.
+    """Return the digest of an image's preprocessed pixels, and the scores of each model.
 
     The result is None if the image cannot be decoded.
     """

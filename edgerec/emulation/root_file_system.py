@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
 # Version of Python in each Debian release.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-# Minor version of glibc 2 in each Debian release.
+# glibc version in each Debian release: 36 means 2.36.
 GLIBC = {"bookworm": 36, "trixie": 41}
 # Links that the installation scripts of the packages would create. The scripts are not run here.
 _ALTERNATIVES = {"blas/libblas.so.3": "libblas.so.3", "lapack/liblapack.so.3": "liblapack.so.3"}
@@ -125,14 +125,14 @@ def chroot_command() -> list[str]:
             else "run the command as root, or allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 "
             "(Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)"
         )
-        raise TargetError(f"--on needs root or user namespaces to emulate a device ({done.error_line}): {fix}")
+        raise TargetError(f"--on needs root permissions or user namespaces ({done.error_line}): {fix}")
     return command
 
 
 def find_root(
     release: str, architecture: str, packages: Sequence[str], qemu: Path | None, cache: Path
 ) -> RootFileSystem:
-    """Return the root file system in which :data:`PACKAGES` and ``packages`` are installed.
+    """Return a root file system that contains the Debian packages in :data:`PACKAGES` and ``packages``.
 
     The root file system is created if ``cache`` does not contain it.
 

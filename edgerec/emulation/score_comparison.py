@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerec.contract.manifest import ModelSpec
 
-# Score differences are given in quantization steps of an 8-bit output, even if the output is not quantized.
+# Score differences are measured in quantization steps of an 8-bit output (1/256), even if the output is not quantized.
 STEPS = 256
 
 
@@ -51,7 +51,7 @@ class ScoreComparison:
 
     @property
     def problem(self) -> str:
-        """Return a description of the difference if it is not allowed, otherwise an empty string."""
+        """Return a description of the difference if it exceeds the tolerance, otherwise an empty string."""
         if other := self.images - self.same_pixels:
             return (
                 f"preprocessing produces different pixels for {other} of {self.images} images: please report this as a "
@@ -92,12 +92,12 @@ def compare(
         differences = [
             float(np.abs(ours - theirs).max()) * unit for (ours, theirs), unit in zip(pairs, units, strict=True)
         ]
-        # np.max keeps a NaN, but max() could drop it.
+        # np.max propagates NaN, but max() may ignore it.
         max_difference = float(np.max([max_difference, *differences]))
     allowed = max(tolerance * unit for tolerance, unit in zip(tolerances, units, strict=True))
     return ScoreComparison(images, same_pixels, same_top1, max_difference, allowed)
 
 
 def _units(spec: ModelSpec) -> float:
-    """Return the factor that converts a difference of stored scores to the unit of ``max_difference``."""
+    """Return the factor that converts a difference of outputs to quantization steps of an 8-bit output."""
     return 1.0 if spec.output.quantized and spec.activation == "none" else float(STEPS)

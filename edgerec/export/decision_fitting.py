@@ -27,7 +27,7 @@ def fit_decision(
     precision: float | None,
     listener: Listener,
 ) -> DecisionSpec:
-    """Fit the decision settings, which convert the scores of a variant to a label.
+    """Fit the settings that determine how the scores of a variant are converted to a label.
 
     Args:
         run: the run that provides the labels and the normalization.

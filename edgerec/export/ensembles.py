@@ -141,7 +141,7 @@ def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
 
 
 def _check_consistent(bundles: Sequence[Bundle]) -> None:
-    """Check that there are at least two models, that all models differ, and that labels and targets are the same.
+    """Check that there are at least two models, all different, and that the bundles have the same labels and target.
 
     Raises:
         BundleError: one of these checks fails.
@@ -161,9 +161,8 @@ def _check_consistent(bundles: Sequence[Bundle]) -> None:
                 (number, pair) for number, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1]
             )
             raise BundleError(
-                f"{other.path} and {first.path} have different labels: label {number} is {their_label!r} in the former "
-                f"and {our_label!r} in the latter; all models of an ensemble must have the same labels in the same "
-                "order"
+                f"{other.path} and {first.path} have different labels (at index {number}: {their_label!r} and "
+                f"{our_label!r}), but all models of an ensemble must have the same labels in the same order"
             )
         if other.manifest.target != first.manifest.target:
             raise BundleError(
@@ -173,7 +172,7 @@ def _check_consistent(bundles: Sequence[Bundle]) -> None:
 
 
 def _add_model(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
-    """Add the model files to ``files`` under names that are not in use, and return the spec with these names."""
+    """Copy a model's files from ``bundle`` to ``files`` under unused names, and return its spec with these names."""
 
     def add(name: str) -> str:
         stem, suffix = PurePosixPath(name).stem.partition("-")[0], PurePosixPath(name).suffix

@@ -173,7 +173,7 @@ def _manifest(
         decision=decision,
         target=target.name,
         variant=report["variant"],
-        files={},  # Bundle.write adds the digests
+        files={},  # Bundle.write fills in the digests
         threads=target.threads,
         delegate=target.manifest_delegate if compiled else "",
         delegate_model=DELEGATE_MODEL if compiled else "",
@@ -185,7 +185,7 @@ def _manifest(
 
 
 def _golden_images(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
-    """Return one test image with its name for each of the first ``GOLDEN_IMAGES`` classes."""
+    """Return one test image for each of the first ``GOLDEN_IMAGES`` classes, together with the image's name."""
     chosen = [
         next(int(i) for i in split.test if dataset.classes[i] == index)
         for index in np.unique(dataset.classes[split.test])[:GOLDEN_IMAGES]

@@ -152,7 +152,7 @@ def import_tflite(
         decision=DecisionSpec(),
         target=device.name,
         variant=VARIANT,
-        files={},  # Bundle.write adds the digests
+        files={},  # Bundle.write fills in the digests
         activation=finished.activation,
         threads=device.threads,
         delegate=device.manifest_delegate if DELEGATE_MODEL in models else "",
@@ -190,7 +190,7 @@ def import_tflite(
 
 
 def _overridden(finished: ThirdPartyModel, labels: tuple[str, ...] | None, normalise: str | None) -> bool:
-    """Return whether the user chose labels or a normalization that differ from the TFLite metadata."""
+    """Return whether the user's labels or the user's normalization differ from those in the TFLite metadata."""
     metadata = finished.metadata or Metadata("", "", (), ())
     other_labels = labels is not None and metadata.labels != labels
     return other_labels or (normalise is not None and set(metadata.normalise) != {finished.expected(normalise)})

@@ -13,7 +13,7 @@ from edgerec.utils.package_data import shipped
 _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
 # 32-bit ARM is missing, because pip in a 32-bit container on a 64-bit kernel would choose wheels for 64-bit systems.
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
-# Kernel names (/proc/devices) of the devices that each kind of camera source opens.
+# Device names, as in /proc/devices, that the systemd unit must allow for each type of camera source.
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
 # Debian packages for a camera module (CSI); only Raspberry Pi OS has them.
 CSI_PACKAGES = ("python3-picamera2",)
@@ -21,7 +21,7 @@ _EDGETPU = ("char-usb_device", "char-apex")
 
 
 def install_files(target: Target) -> dict[str, bytes]:
-    """Return the contents of the files as a dictionary that is keyed by the path in the bundle.
+    """Return the contents of install.sh, the systemd unit and the Dockerfile, keyed by their paths in the bundle.
 
     Only values of the target are inserted into the files, and each value is validated or quoted. The bundle's name and
     labels are never inserted.

@@ -45,13 +45,13 @@ class Novelty:
 
     @classmethod
     def of(cls, novelty: Novelty | str | Path) -> Novelty:
-        """Return ``novelty`` if it is a :class:`Novelty`, or the default settings if it is the path of a run."""
+        """Create a :class:`Novelty` with default settings from the path of a run. Keep a :class:`Novelty` unchanged."""
         return novelty if isinstance(novelty, Novelty) else cls(novelty)
 
 
 @dataclass(frozen=True)
 class NoveltyReport:
-    """The autoencoder of a bundle, and its results.
+    """The autoencoder of a bundle, and its metrics.
 
     Attributes:
         variant: name of the autoencoder's variant.
@@ -94,7 +94,7 @@ class FittedAutoencoder:
     origin: dict[str, Any]
 
     def added_to(self, manifest: Manifest) -> Manifest:
-        """Return a copy of the manifest to which this autoencoder is added."""
+        """Return a copy of the manifest that includes this autoencoder."""
         return replace(
             manifest,
             novelty=self.spec,

@@ -179,7 +179,7 @@ def spelled(operator: str) -> str:
 
 
 def _table(manifest: Manifest) -> list[str]:
-    """Return the input value for each pixel value from 0 to 255 as C++ literals.
+    """Return the model input for each pixel value from 0 to 255, as a list of C++ literals.
 
     The list is empty if the input tensor stores the pixel values unchanged.
     """

@@ -27,7 +27,7 @@ DELEGATE_MODEL = "model_edgetpu.tflite"
 
 
 def bundle_name(path: Path) -> str:
-    """Return the name of the bundle that is written to a folder or .zip file."""
+    """Return the name of a bundle: the name of its folder, or of its .zip file without the suffix."""
     return path.stem if path.suffix.lower() == ".zip" else path.name
 
 
@@ -98,7 +98,7 @@ def write_verified(
     def check(partial: Path) -> None:
         nonlocal golden_images
         try:
-            golden_images = verify(partial, delegate="").images  # the delegate may exist only on the device
+            golden_images = verify(partial, delegate="").images  # the delegate may be installed only on the device
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None
 

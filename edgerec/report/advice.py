@@ -11,11 +11,11 @@ from edgerec.utils.command_line import command, data_options
 
 # If the training accuracy exceeds the validation accuracy by this many percentage points, the model overfits.
 OVERFIT_POINTS = 5.0
-# A class is weak if its F1 score is below the mean F1 score by more than this.
+# A class is reported as weak if its F1 score is more than this value below the mean F1 score.
 WEAK_F1 = 0.1
 # An accuracy below this multiple of random guessing is hardly better than guessing.
 GUESSING = 2
-# Minimum ratio of the number of training images of the rarest class to that of the most frequent class.
+# Minimum acceptable ratio of training images between the smallest class and the largest class.
 BALANCE = 1 / 3
 # Minimum number of test images of a class for meaningful metrics.
 MIN_TEST_IMAGES = 20
@@ -132,7 +132,7 @@ def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> It
 
 
 def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
-    """Yield the recommendation to export the chosen variant."""
+    """Yield a recommendation to export the chosen variant."""
     if report.chosen is None:
         return
     calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)

@@ -83,7 +83,7 @@ def _replace_all(text: str, names: Mapping[str, str]) -> str:
 
 
 def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
-    """Return the result of ``build()``. Raise :class:`RunError` if the function fails because a file is damaged.
+    """Call ``build``, which reads a file. Raise :class:`RunError` if the file is damaged.
 
     Args:
         run: the run.
@@ -151,9 +151,9 @@ def _splits(run: Run) -> dict[str, int]:
 def _figures(
     run: Run, metrics: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], chosen: str | None
 ) -> tuple[str, Mapping[str, Any]]:
-    """Return the name of the model whose per-class metrics are shown, and these metrics.
+    """Choose the model for the per-class metrics of the report. Return its name and metrics.
 
-    This is the float model. If its predictions serve as labels, this is the chosen variant.
+    This is the float model, or the chosen variant if the float model's predictions are used as labels.
     """
     if run.pseudo_labels() is None:
         return FLOAT, metrics
@@ -213,10 +213,10 @@ def _confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tupl
 def _variants(
     run: Run, variants: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[VariantMetrics, ...], str, tuple[str, ...]]:
-    """Return the variants, the machine on which ``compare`` measured times, and the notes of ``compare``."""
+    """Return the variants, and the machine and the notes that ``edgerec compare`` recorded."""
     order = [FLOAT32, *(method.variant for method in METHODS.values())]
     comparison = run.comparison() or {"rows": []}
-    # If a variant was created again after the comparison, its sizes differ, and the measured time is not used.
+    # Ignore the measured time of a variant that was created again after the comparison. Its sizes differ.
     times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
     chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
     for name in sorted(variants, key=lambda name: (order.index(name) if name in order else len(order), name)):

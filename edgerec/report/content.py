@@ -10,7 +10,7 @@ from edgerec.train.confidence_calibration import Reliability
 
 @dataclass(frozen=True)
 class TrainingInfo:
-    """Description of the trained model, its data and its recipe.
+    """Summary of the trained model, its training data and its recipe.
 
     Attributes:
         model: the architecture, or the name of the file of an adopted model.
@@ -79,7 +79,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the model :attr:`ReportContent.mistakes_of` misclassified.
+    """A misclassified test image. :attr:`ReportContent.mistakes_of` is the name of the model.
 
     Attributes:
         position: position of the image in the dataset.

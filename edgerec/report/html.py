@@ -31,7 +31,7 @@ def _printable(value: Any) -> Any:
 
 
 def render(report: ReportContent, images: PageImages) -> str:
-    """Return the HTML of the page."""
+    """Return the report page as HTML."""
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),

@@ -41,7 +41,7 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class PageImages:
-    """Images of the report page.
+    """Images that are embedded in the report page.
 
     Attributes:
         samples: training images for each label.
@@ -55,7 +55,7 @@ class PageImages:
 
 
 def page_images(run: Run, data: tuple[Dataset, Split] | None, content: ReportContent) -> PageImages:
-    """Return the preprocessed images of the page. Without ``data``, return the plot of misclassified images."""
+    """Return the images of the page. If ``data`` is None, these are only the plot of misclassified images."""
     if data is None:
         return PageImages(plot=_mistakes_plot(run))
     dataset, split = data

@@ -26,13 +26,13 @@ FLOAT = "float Keras"
 MAX_MISTAKES = 24
 # Maximum number of validation or test images on which a variant is run.
 MAX_IMAGES = 10_000
-# Time after which the remaining variants are skipped.
+# After this time in seconds, the remaining variants are skipped.
 BUDGET_S = 60.0
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Results of :func:`measure`; see :class:`~edgerec.report.content.ReportContent` for the other attributes.
+    """Results of :func:`measure`. :class:`~edgerec.report.content.ReportContent` describes the other attributes.
 
     Attributes:
         float_top1: top-1 accuracy of the float model, or None if the float model was not run.
@@ -81,7 +81,7 @@ def measure(
     shipped: str | None,
     listener: Listener,
 ) -> Measurements:
-    """Run the float model and the int8 variants on the test images.
+    """Run the float model and the int8 variants on the validation and test images.
 
     Args:
         run: a finished run.
@@ -112,7 +112,7 @@ def measure(
             if name == shipped:
                 measurements = _with_mistakes(measurements, name, dataset, split.test, test, scores)
             if has_labels:
-                # Export fits the temperature on all validation images.
+                # edgerec export uses all validation images, so use them for the chosen variant, too.
                 val = split.val if name == shipped else _subset(split.val)
                 calibrations.append(scoring.calibration(name, val, scoring.score(scorer, val, name), test, scores))
         except EdgerecError as error:
@@ -137,7 +137,7 @@ def _measure_float(scoring: _Scoring) -> Measurements:
 def _with_mistakes(
     measurements: Measurements, model: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
 ) -> Measurements:
-    """Return the measurements with the images that ``model`` misclassified.
+    """Return a copy of the measurements with the images that ``model`` misclassified.
 
     Args:
         measurements: measurements of the float model, or no measurements.

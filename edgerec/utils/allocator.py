@@ -1,4 +1,4 @@
-"""Limit the freed memory that glibc's malloc keeps."""
+"""Reduce the amount of freed memory that glibc's malloc does not return to the system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def use_one_malloc_arena() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return memory that glibc's malloc keeps after it was freed to the system, e.g. the memory of a full queue.
+    """Make glibc's malloc return freed memory to the system, e.g. the memory of a queue that was full.
 
     With other C libraries, this function has no effect.
     """

@@ -34,7 +34,7 @@ def sha256(content: bytes) -> str:
 
 
 def read_at_most(path: Path, limit_bytes: int) -> bytes:
-    """Return a file's content. Raise :class:`OSError` if the file is larger than the limit, such as ``/dev/zero``."""
+    """Return a file's content. Raise :class:`OSError` if the file is larger than the limit (or endless)."""
     with path.open("rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
@@ -47,12 +47,13 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-# Disk errors that libraries raise as exceptions of other types. Their messages contain the text of the system's error.
+# Disk errors that some libraries raise as their own exception types. The system's error message is part of the
+# exception's message.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the disk error, e.g. a full disk, that caused an exception of a library, or None if there was none."""
+    """Return the disk error (e.g. a full disk) that caused a library's exception, or None if the cause is different."""
     text = str(error)
     if "database or disk is full" in text:  # SQLite
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -171,7 +172,7 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
         try:
             lock = try_lock(folder / _LOCK)
-        except FileNotFoundError:  # another process has deleted the empty folder as abandoned
+        except FileNotFoundError:  # another process deleted the empty folder, because it looked abandoned
             continue
         if lock is not None:
             return folder, lock

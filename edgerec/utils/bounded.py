@@ -23,7 +23,7 @@ MAX_CONTAINERS = 1_000_000
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000
-MAX_NUMBER = 1e300  # larger integers do not fit into a float
+MAX_NUMBER = 1e300  # larger integers may overflow when they are converted to float
 
 
 def parse_json(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES, **options: Any) -> Any:
@@ -153,7 +153,7 @@ def _joined(where: str, key: str) -> str:
 
 
 class UnpackedSizeError(zipfile.BadZipFile):
-    """Raised when a zip archive has too many files or unpacks to an implausible size (a zip bomb)."""
+    """Raised when a zip archive contains too many files, or is a zip bomb (an extremely high compression ratio)."""
 
 
 def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:

@@ -18,9 +18,9 @@ from typing import Any
 MAX_FILE_BYTES = 64 << 20
 # Default time limit. The first import of a large library from a slow SD card takes many seconds.
 TIMEOUT_S = 60.0
-# First words of ``Outcome.reason`` after a timeout.
+# Start of ``Outcome.reason`` if the program timed out.
 TIMED_OUT = "it timed out"
-# Start of error messages of pip, apt, mkdir, tar and unshare, and part of the error messages of the dynamic linker.
+# Patterns of lines that report an error of pip, apt, mkdir, tar, unshare or the dynamic linker.
 _ERROR_LINE = re.compile(r"(?:e:|error|mkdir:|tar:|unshare:|.*cannot open shared object file)", re.IGNORECASE)
 _PATH = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))\n"
 
@@ -114,7 +114,7 @@ def run_program(
         ValueError: an argument contains a character that the system does not accept.
     """
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    popen: Any = subprocess.Popen  # mypy cannot see that the options select bytes instead of strings
+    popen: Any = subprocess.Popen  # mypy cannot infer from the options that the output is bytes
     try:
         with popen([str(part) for part in command], start_new_session=True, **pipes | options) as process:
             try:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
 DPI = 120
-# Candidate tick positions within a decade, from sparse to dense, and the minimum number of tick labels on an axis.
+# Alternatives for the tick positions within a decade, from sparse to dense.
 _STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
 MIN_TICKS = 4
 
@@ -109,7 +109,7 @@ def label_log_axis(axis: Any) -> None:
 
 
 def _limits(axis: Any) -> None:
-    """Let Matplotlib compute the axis limits, which it otherwise does when the figure is drawn."""
+    """Compute the axis limits now. Otherwise, Matplotlib computes them when the figure is drawn."""
     axis.axes.get_xlim()
     axis.axes.get_ylim()
 
@@ -172,7 +172,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Seque
 
 
 def _label_positions() -> Iterator[tuple[float, float, str]]:
-    """Yield candidate positions of a label, the best first: x and y offset from its point (in pt), and alignment."""
+    """Yield label positions, best first: the x and y offset in points, and the horizontal alignment."""
     for dx, side in ((6, "left"), (-6, "right")):
         yield dx, 0, side
     for dy in (11, -11, 22, -22, 33, -33, 44, -44):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgerec.errors import DataError
 
-# Names, in lower case, of files and folders that operating systems, network drives and programs create beside images.
+# Lowercase names of files and folders that operating systems, network drives and programs create next to images.
 # Names that begin with a dot need not be listed, because they are always hidden, e.g. .ipynb_checkpoints and ._a.jpg.
 SYSTEM_NAMES = frozenset(
     (

@@ -102,7 +102,7 @@ class Lock:
         self.close()
 
     def _owner(self) -> str:
-        """Return a space and the ID of the process that holds the lock, or an empty string if the ID is unknown."""
+        """Return the process ID of the lock's owner with a leading space, or an empty string if it is unknown."""
         try:
             with self._file.open("rb") as file:
                 text = file.read(20).strip().decode("ascii", "replace")

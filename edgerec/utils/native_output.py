@@ -52,7 +52,7 @@ def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Ite
     The file descriptor of ``stream`` may be different from ``number``, e.g. in notebooks.
     """
     numbers = {number}
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # streams of a notebook have no file descriptor
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a notebook's streams have no file descriptor
         numbers.add(stream.fileno() if stream else number)
     with contextlib.ExitStack() as stack:
         if stream:  # sys.stdout and sys.stderr are None if they were closed at startup

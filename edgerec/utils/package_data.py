@@ -21,7 +21,7 @@ def shipped_names(folder: str) -> list[str]:
 
 
 def find_shipped(folder: str, name: str) -> Path | None:
-    """Return the path of a built-in data file, or of any .toml file, or None if the file does not exist.
+    """Return the path of a built-in data file or of the user's own .toml file, or None if the file does not exist.
 
     Args:
         folder: the data folder, ``targets`` or ``calibration``.

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Number of items whose results can wait in memory. ThreadPoolExecutor.map alone would process all items at once.
+# Maximum number of results in memory. Without chunks, ThreadPoolExecutor.map would process all items before the first
+# results are consumed.
 CHUNK = 256
 
 

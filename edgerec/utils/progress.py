@@ -30,9 +30,9 @@ MAX_REPORTS = 200
 
 
 def steps(count: int) -> range:
-    """Return the evenly spaced iterations of a loop, out of ``count``, after which the loop reports its progress.
+    """Return the indices of the iterations after which a loop of ``count`` iterations reports its progress.
 
-    The last iteration is always included.
+    The iterations are evenly spaced, and the last one is always included.
     """
     every = max(1, count // MAX_REPORTS)
     return range((count - 1) % every, count, every) if count else range(0)
@@ -46,7 +46,7 @@ def ignore(_: Progress) -> None:
 
 
 def track(items: Iterable[T], stage: str, total: int, listener: Listener) -> Iterator[T]:
-    """Yield ``items``, and report the progress after items have been processed, at most about 200 times.
+    """Yield ``items``, and report the progress at most about 200 times, always after an item was processed.
 
     Args:
         items: the items of a loop.

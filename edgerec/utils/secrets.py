@@ -17,7 +17,7 @@ MAX_BYTES = 4096
 
 
 def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return the secret that ``value`` refers to. If ``value`` is not a reference, return it unchanged.
+    """Read a secret from the environment variable or file named by ``value``. Return any other value unchanged.
 
     Args:
         value: ``env:NAME`` for an environment variable, or ``@FILE`` for a file with one line, which other users of the

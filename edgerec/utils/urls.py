@@ -11,7 +11,7 @@ from edgerec.utils.text import is_printable
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "mqtt": 1883, "mqtts": 8883}
 MASK = "***"
-# Query parameters that are shown. All other parameters are hidden, because each of them may be a secret.
+# Names of query parameters that are shown. All other parameters are hidden, because they may contain secrets.
 _PUBLIC_PARAMETERS = re.compile(
     "action|ch|chan|channel|chn|cmd|cam|camera|codec|fps|framerate|height|idx|index|mode|profile|quality|rate|res|"
     "resolution|rotation|size|stream|streamtype|subtype|track|type|unicast|videocodec|width",
@@ -80,13 +80,12 @@ class Url:
         """
         match = _URL.fullmatch(address)
         if match is None or match[1].lower() not in schemes:
-            raise AddressError(f"expected an address that begins with {' or '.join(f'{name}://' for name in schemes)}")
+            raise AddressError(f"the address must begin with {' or '.join(f'{name}://' for name in schemes)}")
         if " " in address or not is_printable(address):
             raise AddressError("the address contains a space or a control character: write a space as %20")
         if _ambiguous(match[2]):
             raise AddressError(
-                f"the address has an @ after the host, which may belong to a password: {_ESCAPES}, and "
-                "in a "
+                f"the address is ambiguous, because an @ after the host may belong to a password: {_ESCAPES}, and in a "
                 "path, write @ as %40"
             )
         try:
@@ -101,7 +100,7 @@ class Url:
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
 
     def with_credentials(self, account: Url) -> Url:
-        """Return this address with the user name and password of ``account``."""
+        """Return this address with the user name and password of the address ``account``."""
         user = _authority(account.raw.partition("://")[2]).rpartition("@")[0]
         raw = f"{self.scheme}://{user}@{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
         return replace(self, user=account.user, password=account.password, raw=raw)
@@ -146,7 +145,7 @@ def _authority(rest: str) -> str:
 
 
 def _ambiguous(rest: str) -> bool:
-    """Return whether the host is followed by an ``@``, which may belong to a password with ``/``, ``?`` or ``#``."""
+    """Return whether an ``@`` follows the host. In this case, the password may contain ``/``, ``?`` or ``#``."""
     return "@" in rest[len(_authority(rest)) :]
 
 

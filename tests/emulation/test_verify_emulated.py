@@ -86,7 +86,9 @@ def test_missing_apt_is_reported(empty_path):
 def test_missing_user_namespaces_are_reported(empty_path, monkeypatch):
     program(empty_path, "unshare", "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(TargetError, match=r"needs root or user namespaces .*\(unshare: .* run the command as root"):
+    with pytest.raises(
+        TargetError, match=r"needs root permissions or user namespaces \(unshare: .* run the command as root"
+    ):
         root.chroot_command()
 
 
