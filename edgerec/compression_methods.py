@@ -1,4 +1,4 @@
-"""The compression methods, each with its fine-tuning stages in order and the precision of the converted model.
+"""List of the compression methods, with their fine-tuning stages and the precision of the converted model.
 
 This is the only list of methods. The recipe, the command line, the comparison and the report are derived from it.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
 FineTuningStage = Literal["channels", "prune", "cluster", "qat"]
 
-# Method that chooses one of the others by their accuracy.
+# Name of the method that chooses one of the other methods by their accuracy.
 AUTO = "auto"
 # Name of the variant that is converted without compression.
 FLOAT32 = "float32"
@@ -77,7 +77,7 @@ def _with_stage(*stages: FineTuningStage) -> list[str]:
 
 
 _FINE_TUNED = [AUTO, *(name for name, method in METHODS.items() if method.stages)]
-# Maps keys of the recipe's compress section to the methods that use them. All methods use the other keys.
+# Maps keys of the recipe's compress section to the methods that use them. Keys that all methods use are omitted.
 METHODS_BY_KEY = {
     "channels": _with_stage("channels"),
     "sparsity": _with_stage("prune"),

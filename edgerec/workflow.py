@@ -57,7 +57,7 @@ class BuildReport:
     warning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the report as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -87,7 +87,7 @@ def build(
         GateError: the accuracy loss of the variant exceeds ``compress.max_drop``.
         EdgerecError: a step failed.
     """
-    loaded_target = Target.load(target)  # reports an unknown target before training, not after it
+    loaded_target = Target.load(target)  # report an unknown target before the training
     if reconstructs(recipe.model.arch):
         raise RecipeError(
             f"model.arch is {recipe.model.arch!r}, which is not a classifier: train it with edgerec train, then "
@@ -130,7 +130,7 @@ def build(
             overwrite=overwrite,
             listener=listener,
         )
-    verified = verify(bundle_path, delegate="")  # the delegate is only installed on the device
+    verified = verify(bundle_path, delegate="")  # no delegate, because it is only installed on the device
     page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
         run=str(run.path),

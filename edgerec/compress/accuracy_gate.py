@@ -16,7 +16,7 @@ from edgerec.train.metrics import ModelMetrics
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One row of the table that compares the forms of a model: Keras, float32 TFLite and the variant.
+    """Row of the table that compares the Keras model, the float32 TFLite model and the variant.
 
     Attributes:
         name: ``keras float32``, ``float32`` or the variant's name.
@@ -49,7 +49,7 @@ def parity_row(
     measure: ModelMetrics,
     content: bytes = b"",
 ) -> ParityRow:
-    """Compute the accuracy, agreement and size of one form of a model.
+    """Compute the accuracy, agreement and size of a model, for one row of the table.
 
     Args:
         name: name of the row.

@@ -73,7 +73,7 @@ def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool
     name = context.recipe.compress.method
     method, folder = METHODS[name], interrupted_folder(context.run, name)
     refuse_interrupted(context.run, context.recipe, resume, overwrite)
-    context.float32()  # first, because it needs no training and fails early if the model cannot be converted
+    context.float32()  # fail before the fine-tuning if the model cannot be converted
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
     # Draw the calibration set first, so that an invalid set is reported before hours of training.
@@ -98,7 +98,7 @@ def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool
 
 
 def _adapted(model: Any, stages: Sequence[str]) -> Adapted:
-    """Rewrite the layers that the method's stages do not support. Only PTQ accepts a SavedModel, without changes."""
+    """Replace layers that the method's stages do not support. A SavedModel works only with PTQ, and is not changed."""
     if stages:
         refuse_untrainable(model)
     purpose: Purpose = "prune" if stages else "ptq"

@@ -1,4 +1,4 @@
-"""Trace which channels of a model have to be removed together.
+"""Find the channels of a model that have to be removed together.
 
 If a channel is removed, everything that depends on it has to be removed too: the corresponding channel of the other
 operand of an addition, its depthwise filter, its batch-normalization weights, and its slice of every kernel that reads
@@ -20,8 +20,9 @@ from edgerec.utils.optional import require
 
 Channels = npt.NDArray[np.int64]
 
-# Meaning of each axis of a layer's weights, biases last: "i" input channels, "o" output channels, "e" input channels
-# times the depth multiplier. The other letters do not stand for channels.
+# One string per weight, in the order of ``layer.get_weights()``, and one letter per axis of the weight.
+# "i" stands for input channels, "o" for output channels, and "e" for input channels times the depth multiplier.
+# Other letters, such as "h" and "w", stand for axes that are not channels.
 CREATING = {
     "Conv2D": ("hwio", "o"),
     "Conv2DTranspose": ("hwoi", "o"),
@@ -46,12 +47,12 @@ MERGING = ELEMENTWISE | {"Concatenate"}
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """The input and output channels of one layer, and the channels along each axis of its weights.
+    """Channels of a layer's inputs, outputs and weights.
 
     Attributes:
         layer: the layer.
         inputs, outputs: channel numbers in the order of the layer's input and output.
-        axes: meaning of the axes of each weight, as in :data:`CREATING`.
+        axes: letters of the axes of each weight, see :data:`CREATING`.
         positions: number of output positions per image, which is how often each kernel weight is used.
     """
 
@@ -67,10 +68,10 @@ class LayerChannels:
         return type(self.layer).__name__ in CREATING and bool(self.axes)
 
     def along(self, letter: str, size: int = 0) -> Channels:
-        """Return the number of each channel along one axis of the layer's weights.
+        """Return the channel numbers along one axis of the layer's weights.
 
         Args:
-            letter: meaning of the axis.
+            letter: letter of the axis, see :data:`CREATING`.
             size: length of the axis; only needed for the letter ``e``.
         """
         if letter == "e":
@@ -95,12 +96,12 @@ class ChannelGraph:
 
 
 def other_axes(axes: str, letter: str) -> tuple[int, ...]:
-    """Return the positions of the axes that do not have the meaning ``letter``."""
+    """Return the positions of all axes except those with the given letter."""
     return tuple(axis for axis, name in enumerate(axes) if name != letter)
 
 
 def trace(model: Any) -> ChannelGraph:
-    """Trace the channels through a functional or Sequential tf_keras model in channels-last format.
+    """Trace the channels of a functional or Sequential tf_keras model in channels-last format.
 
     The channels of the model's inputs and outputs and of layers of unknown classes are fixed.
     """
@@ -147,7 +148,7 @@ class _Tracer:
         if outputs is None:
             return None
         if kind == "Softmax" or config.get("activation") == "softmax":
-            self.blocked[layer.name] = outputs  # each output depends on all channels
+            self.blocked[layer.name] = outputs  # softmax depends on all channels, so none can be removed
         counted = layer.input_shape if kind == "Conv2DTranspose" else shape
         axes = CREATING.get(kind) or PASSING.get(kind, ())
         first = outputs if kind in MERGING else inputs[0]
@@ -180,7 +181,7 @@ class _Tracer:
         return np.arange(self.count - count, self.count)
 
     def _group_numbers(self) -> Channels:
-        """Return the number of the group of linked channels that each channel belongs to."""
+        """Return, for each channel, the number of its group of linked channels."""
         first, second = (np.concatenate([np.zeros(0, np.int64), *side]) for side in zip(*self.links, strict=True))
         links = require("scipy.sparse").coo_array((np.ones(len(first)), (first, second)), shape=2 * (self.count,))
         numbers: Channels = require("scipy.sparse.csgraph").connected_components(links, directed=False)[1]

@@ -1,4 +1,4 @@
-"""Importance of channels: how much a model depends on each channel."""
+"""Measure the importance of each channel, i.e. how much the outputs of a model depend on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose the channels to remove: estimate the cost of a model, and minimize it with the least loss of importance."""
+"""Choose the least important channels whose removal reduces the estimated cost of a model to a target."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.bool_]
 
-# Fraction of a layer's channels that is never removed.
+# Minimum fraction of a layer's channels that is kept.
 MIN_FRACTION = 0.125
-# Cost of one multiply-accumulate of a depthwise convolution, and cost of writing one output value of a layer, relative
-# to one multiply-accumulate of a convolution. Measured with int8 models, XNNPACK on x86-64, one thread, 0.033 ns for a
-# multiply-accumulate of a convolution. The estimate is optimistic, because it ignores the fixed time of each layer and
-# kernels that always compute 16 channels.
-DEPTHWISE_COST, WRITE_COST = 4.0, 20.0
-# Int8 kernels compute blocks of 8 or 16 channels, so 12 channels take as long as 16. Layers with fewer than SMALL
-# channels use the smaller block, because larger blocks would remove too much at once.
+# Costs relative to one multiply-accumulate (MAC) of a standard convolution, which took 0.033 ns.
+# The costs were measured with int8 models on x86-64, using XNNPACK with one thread.
+# Estimates are optimistic, because they ignore the overhead per layer and kernels that always compute 16 channels.
+DEPTHWISE_COST = 4.0  # cost of one MAC of a depthwise convolution
+WRITE_COST = 20.0  # cost of writing one output value of a layer
+# Int8 kernels compute blocks of 8 or 16 channels, so 12 channels take as long as 16.
+# Layers with fewer than ``SMALL`` channels use blocks of 8, because removing 16 channels at once would be too many.
 SMALL, MULTIPLES = 32, (8, 16)
 
 
@@ -35,7 +35,7 @@ def macs(model: Any) -> int:
 
 
 def cost(model: Any) -> float:
-    """Estimate the int8 model's time per image, in units of one multiply-accumulate of a convolution."""
+    """Estimate the inference time of the int8 model, expressed in multiply-accumulates of a standard convolution."""
     return _Costs.of(trace(model)).total
 
 
@@ -53,7 +53,7 @@ def removable_groups(graph: ChannelGraph) -> list[Channels]:
 
 
 def block_size(group: Channels, multiple: int) -> int:
-    """Return the number of channels that are removed from a group at once, or the default if ``multiple`` is 0."""
+    """Return the number of channels that are removed at once. If ``multiple`` is 0, it depends on the group's size."""
     return multiple or MULTIPLES[len(group) >= SMALL]
 
 
@@ -70,7 +70,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
         multiple: number of channels in a block, as for :func:`block_size`.
     """
     original = costs = _Costs.of(graph)
-    counts = np.zeros((2, len(costs.inputs), len(scores)), np.float32)  # reads and writes of each channel by each layer
+    counts = np.zeros((2, len(costs.inputs), len(scores)), np.float32)  # reads and writes per layer and channel
     for number, entry in enumerate(graph.layers.values()):
         np.add.at(counts[0, number], entry.inputs, 1)
         np.add.at(counts[1, number], entry.outputs, 1)
@@ -89,7 +89,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
             break
         chosen = min(smaller, key=lambda i: loss(i, removed[i], costs.total - smaller[i].total))
         removed[chosen], costs = removed[chosen] + 1, smaller[chosen]
-    while True:  # a large block that was removed late may make the removal of earlier blocks unnecessary
+    while True:  # restore blocks that need not be removed, because a large block was removed later
         larger = {i: costs.without(*-block_counts[i][n - 1]) for i, n in enumerate(removed) if n}
         larger = {i: restored for i, restored in larger.items() if restored.total <= target}
         if not larger:
@@ -149,5 +149,5 @@ class _Costs:
         return float((costs + self.per_output * self.outputs).sum())
 
     def without(self, inputs: Numbers, outputs: Numbers) -> _Costs:
-        """Return the costs with this many input and output channels of each layer removed."""
+        """Return the costs after this many input and output channels of each layer were removed."""
         return replace(self, inputs=self.inputs - inputs, outputs=self.outputs - outputs)

@@ -59,7 +59,7 @@ def shrink(model: Any, fraction: float, tune: FineTune | None, *, multiple: int 
 
 
 def _removed(model: Any, target: float, tune: FineTune | None, multiple: int) -> Any:
-    """Return the model with a cost of at most ``target``, or with the smallest cost that the layers allow."""
+    """Remove channels until the cost is at most ``target``, or until no more channels can be removed."""
     graph = trace(model)
     if graph.unknown:
         names = ", ".join(f"{name} ({kind})" for name, kind in graph.unknown.items())
@@ -84,7 +84,7 @@ def _why_nothing(model: Any, graph: ChannelGraph, multiple: int) -> str:
 
 
 def without_channels(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
-    """Return a copy of the model in which only the channels in the mask ``keep`` remain."""
+    """Return a copy of the model that contains only the channels in the mask ``keep``."""
 
     def smaller_layer(layer: Any) -> Any:
         config, entry = layer.get_config(), graph.layers.get(layer.name)
@@ -112,7 +112,7 @@ def _without(weight: npt.NDArray[Any], axes: str, entry: LayerChannels, keep: Ma
 
 
 def _masked(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
-    """Return a copy of the model whose kernels ignore the channels to remove."""
+    """Return a copy of the model in which the kernels have zero weights for the channels to remove."""
     copy = copied(model)
     for name, entry in graph.layers.items():
         if entry.creates:
@@ -131,7 +131,7 @@ def _verify(model: Any, smaller: Any, graph: ChannelGraph, keep: Mask) -> None:
     difference = float(np.abs(expected - actual).max())
     if not difference <= 1e-4 * max(1.0, float(np.abs(expected).max())):
         raise ModelError(
-            f"cannot remove channels of {model.name}: the smaller model differs from the expected outputs by "
-            f"{difference:.2g}. A custom layer with the name of a Keras layer may process channels differently. "
-            "Choose a --method without channels"
+            f"cannot remove channels of {model.name}: the outputs of the smaller model differ from the "
+            f"expected outputs by {difference:.2g}. A custom layer with the name of a Keras layer may process channels "
+            "differently. Choose a --method without channels"
         )

@@ -20,7 +20,7 @@ def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sp
         preserve_sparsity: keep zero weights at zero, which uses one of the clusters.
     """
     clustering = require("tensorflow_model_optimization").clustering.keras
-    # The public function does not have the argument ``preserve_sparsity``.
+    # Use the experimental module, because the public function has no argument ``preserve_sparsity``.
     from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as experimental
 
     options = {

@@ -1,4 +1,4 @@
-"""Compare the compression methods on one run by accuracy, size and inference time."""
+"""Compare the variants of a run by accuracy, size and inference time."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from edgerec.utils.progress import Listener, ignore
 log = logging.getLogger(__name__)
 
 THREADS = 1
-# Two measurements of the median latency of the same model can differ by this factor, so smaller speedups are ignored.
+# Speedups of less than 10 % are ignored, because the median latency of the same model can vary by this much.
 FASTER = 0.9
 
 
 @dataclass(frozen=True)
 class VariantRow:
-    """One variant in the comparison.
+    """Accuracy, size and latency of one variant.
 
     Attributes:
         method, variant: compression method and name of the variant.
@@ -61,7 +61,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """The table that compares all compression methods on one run.
+    """Comparison of all variants of a run.
 
     Attributes:
         run: the run's folder.

@@ -18,7 +18,7 @@ OUTLIER = 4.0
 
 
 class Measured(Protocol):
-    """The values of a variant that are plotted, see :class:`edgerec.compress.compare.VariantRow`."""
+    """Values of a variant that are plotted, see :class:`edgerec.compress.compare.VariantRow`."""
 
     @property
     def variant(self) -> str: ...
@@ -95,7 +95,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
         label="95 % confidence interval",
     )
     axes.axvline(100 * float_top1, color=ORANGE, linewidth=1, linestyle="--", label="float Keras")
-    # Write the numbers in a column to the right of the longest interval.
+    # Write the accuracies in one column, to the right of the longest error bar.
     right = max(100 * float_top1, values[:, 2].max())
     for place, value in zip(places, values[:, 0], strict=True):
         _number(axes, right, place, f"{value:.2f}")

@@ -1,4 +1,4 @@
-"""The context of a compression: the run, its images and its float model, with which all variants are measured."""
+"""Data that all variants of a run share: the images, the float model, and the outputs of the float model."""
 
 from __future__ import annotations
 
@@ -41,12 +41,11 @@ from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
 
-# Learning rates of fine-tuning, as fractions of the learning rate of the training. The first is for QAT with knowledge
-# distillation, the second for other fine-tuning, and the third for retraining after weights or channels were removed.
-# They were chosen on validation images, see docs/results.md.
-QAT_WITH_TEACHER_RATE = 0.01
-FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}
-RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}
+# The learning rates below are fractions of the learning rate of the training.
+# These rates were chosen by validation accuracy, see docs/results.md.
+QAT_WITH_TEACHER_RATE = 0.01  # rate for QAT with knowledge distillation
+FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}  # rates for all other fine-tuning
+RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}  # rates for retraining after weights or channels were removed
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class CompressionContext:
         val_top1: float | None = None,
         overwrite: bool = False,
     ) -> QuantizeReport:
-        """Add labels and normalization to the metadata of a variant, measure the variant, and save it atomically.
+        """Add labels and normalization to the variant's metadata, measure the variant, and save it atomically.
 
         Args:
             method: compression method of the variant.

@@ -20,9 +20,9 @@ from edgerec.tflite.probing import remember
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
-# Endings of tensor names for biases and batch normalization that were fused into a kernel, and for weights with fake
-# quantization.
+# Suffix of the tensor names of biases and batch normalizations that the converter fused into a kernel.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
+# Suffix of the tensor names of weights with fake quantization.
 _FAKE_QUANTIZED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
 
 
@@ -108,7 +108,7 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
     with captured_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorFlow's interpreter warns that it is deprecated
+        warnings.simplefilter("ignore")  # hide the deprecation warning of TensorFlow's interpreter
         options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=nodes)
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=converter.representative_dataset, debug_options=options
@@ -165,8 +165,9 @@ def check_int8(content: bytes, normalise: Normalise) -> None:
 def _converter(model: Any) -> Any:
     tf = require("tensorflow")
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
-    # The converter first saves its argument as a SavedModel. Saving a Keras model traces every layer again, which takes
-    # half a minute for MobileNetV2. Saving a module with only this function and its variables avoids this.
+    # The converter first saves its argument as a SavedModel.
+    # Saving a Keras model would trace every layer again, which takes half a minute for MobileNetV2.
+    # To avoid this, pass a module that contains only the function to convert and its variables.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)
@@ -177,9 +178,9 @@ def _convert(converter: Any) -> bytes:
     with captured_stderr() as native_stderr:
         try:
             content = bytes(converter.convert())
-        except Exception as error:  # the converter's C++ code raises the same class for all errors
+        except Exception as error:  # the converter has no specific exception class for errors in its C++ code
             native_stderr.seek(0)
             problem = f"{error}\n{native_stderr.read().decode(errors='replace')}".strip().splitlines()[0]
             raise ModelError(f"TensorFlow cannot convert the model to TFLite: {problem}") from error
-    remember(content)  # this process made the model, so no check in a child process is needed
+    remember(content)  # trust the model, because this process created it
     return content

@@ -19,7 +19,7 @@ def existing(run: Run, recipe: Recipe) -> QuantizeReport | None:
 
 
 def used_differently(run: Run, recipe: Recipe) -> str:
-    """Describe the settings of the existing variant that differ from the recipe.
+    """Describe how the settings of the existing variant differ from the recipe.
 
     Return an empty string if all settings are the same.
     """
@@ -35,7 +35,7 @@ def interrupted_folder(run: Run, method: str) -> Path:
 
 
 def is_interrupted_differently(run: Run, recipe: Recipe) -> bool:
-    """Return whether the recipe's method was interrupted with other settings than those of the recipe."""
+    """Return whether the fine-tuning of the recipe's method was interrupted, and had other settings."""
     return bool(other_setting(interrupted_folder(run, recipe.compress.method), resumable_settings(recipe)))
 
 
@@ -57,7 +57,7 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
             "or --overwrite without --resume to start again"
         )
     if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
-        return  # method "auto" completed this fine-tuning, but then chose the variant of another method
+        return  # "auto" completed the fine-tuning, but chose another method
     if not resume and not overwrite:
         settings = "" if not difference else f" with {difference}"
         raise OutputExistsError(

@@ -1,4 +1,4 @@
-"""Fine-tune a trained model for a few epochs, for pruning, clustering, channel pruning and QAT.
+"""Fine-tune a trained model for a few epochs. Pruning, clustering, channel pruning and QAT use this module.
 
 Keras' ``BackupAndRestore`` is not used, because it also resumes training if the settings were changed, and does not
 keep the weights of the best epoch.
@@ -32,9 +32,9 @@ from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 
-# Final fraction of the epochs, in which activation ranges are frozen and only weights are trained.
+# The activation ranges are frozen in this fraction of the epochs, at the end of QAT.
 FROZEN_FRACTION = 1 / 3
-# Recipe keys that do not affect the result of fine-tuning. An interrupted stage can be resumed if they were changed.
+# Recipe keys that do not affect fine-tuning. They may be changed before an interrupted stage is resumed.
 _IRRELEVANT = {"compress": ("max_drop", "calibration", "float_layers")}
 
 
@@ -117,8 +117,7 @@ def fine_tune(
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
-    # With several devices, a copy of the model with mirrored variables is trained. The copy cannot be saved or
-    # converted.
+    # With several devices, train a copy with mirrored variables. This copy cannot be saved or converted.
     trained = model
     if tune.workers.strategy is not None:
         with tune.workers.scope():
@@ -151,7 +150,7 @@ def fine_tune(
                 _copy(model, trained)
             freeze(trained)
             with tune.workers.scope():
-                # Trace the training step again, because freezing the ranges changes its graph.
+                # Compile again, because the traced training step would still update the ranges.
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
@@ -171,7 +170,7 @@ def fine_tune(
 
 
 def _frozen_from(epochs: int) -> int:
-    """Return the number of epochs before the activation ranges are frozen for the rest, which is at least one epoch."""
+    """Return the first epoch with frozen activation ranges, counted from 0. It is never after the last epoch."""
     return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 
@@ -186,7 +185,7 @@ def state_path(checkpoints: Path, stage: str) -> Path:
 
 
 def resumable_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that fine-tuning depends on, without the path of the data and the accuracy gate."""
+    """Return the settings that must be unchanged when interrupted fine-tuning is resumed."""
     recipe = replace(recipe, augment=recipe.augment.unmixed)
     values = {key: value for key, value in recipe.to_dict().items() if key != "data"}
     for section, keys in _IRRELEVANT.items():
@@ -195,7 +194,7 @@ def resumable_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
-    """Describe the first difference between ``settings`` and the settings of the states that a folder contains.
+    """Describe the first difference between ``settings`` and the settings of the saved fine-tuning states.
 
     Return an empty string if there is no difference. Unreadable files are ignored, because their stage starts again.
     """
@@ -215,7 +214,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
 
 
 def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
-    """Return whether a folder has the final states of ``stages`` stages with ``epochs`` epochs each."""
+    """Return whether the folder contains the states of ``stages`` stages that completed ``epochs`` epochs each."""
     try:
         done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
     except UNREADABLE_STATE:
@@ -230,7 +229,7 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 MAX_STATE_BYTES = 8 << 30
-# Exceptions that NumPy and the JSON parser raise for files that are damaged or are not states of a stage.
+# Exceptions that NumPy and the JSON parser raise if a file is damaged, or is not a state file.
 UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -251,7 +250,7 @@ class _StageState:
         self.best_accuracy = -1.0
 
     def restore(self, model: Any) -> int:
-        """Restore the state of an interrupted stage completely, or do not change the model.
+        """Restore the state of an interrupted stage. If the state cannot be used, the model is not changed.
 
         Returns:
             The number of completed epochs.
@@ -274,7 +273,7 @@ class _StageState:
         except UNREADABLE_STATE as error:
             log.warning("%s cannot be used (%s): starting %s again", self.path, cause(error), self.stage)
             return 0
-        # The assignments below cannot fail, because all values were read and compared with the model above.
+        # All values were validated above, so the assignments cannot fail and leave a partly restored model.
         model.set_weights(weights)
         for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
             variable.assign(value)
@@ -302,7 +301,7 @@ class _StageState:
 
 
 def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> list[Any]:
-    """Return the arrays of one kind in the order of ``variables``.
+    """Return the saved arrays of one kind, in the order of the variables to restore.
 
     Raises:
         ValueError: an array does not match its variable, or contains NaN or infinite values.

@@ -22,16 +22,16 @@ def prune(model: Any, section: CompressSection, tune: FineTune) -> Any:
     if section.schedule == "constant":
         schedule = pruning.ConstantSparsity(section.sparsity, begin_step=0, frequency=frequency)
     else:
-        # Masks are updated every `frequency` steps. The last update must be the one with the final sparsity.
+        # End at a multiple of ``frequency``, because masks are updated only every ``frequency`` steps.
         end = max(1, rising // frequency) * frequency
         schedule = pruning.PolynomialDecay(0.0, section.sparsity, begin_step=0, end_step=end, frequency=frequency)
 
     def wrapped() -> Any:
         return wrap(model, lambda layer: pruning.prune_low_magnitude(layer, schedule), section.skip)
 
-    # Epochs in the first half do not have the final sparsity, so the best of the later epochs is returned. The learning
-    # rate is close to that of the training (arXiv:2003.02389): with 80 % zeros, MNIST lost 1.2 points at a tenth of
-    # that rate, and 0.2 points at the full rate.
+    # Return the best epoch of the second half, because earlier epochs do not have the final sparsity.
+    # The learning rate is close to that of the training, as recommended in arXiv:2003.02389.
+    # With 80 % zeros on MNIST, the accuracy loss was 0.2 points at the full rate, and 1.2 points at a tenth of it.
     pruned = fine_tune(
         wrapped,
         tune,

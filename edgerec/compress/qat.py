@@ -109,17 +109,14 @@ def _annotated(model: Any) -> Any:
 
 
 def _limit_weight_bits(aware: Any, count: int) -> None:
-    """Limit weights to ``count`` bits, i.e.
-
-    to ``2**count - 1`` evenly spaced values. The converter stores int8 values.
-    """
+    """Limit weights to ``2**count - 1`` evenly spaced values. The converter stores them as int8."""
     for wrapper in aware.layers:
         for _, quantizer, _ in getattr(wrapper, "_weight_vars", ()):
             quantizer.num_bits = count
 
 
 def _fix_input_range(aware: Any, normalise: Normalise) -> None:
-    """Fix the range of the input to the range of all pixel values, instead of learning a range from the data.
+    """Set the input range to the range of all normalized pixel values, instead of measuring it on the data.
 
     The scale is then 1/std and the zero point is the mean, so that ``quantize(normalize(p)) == p`` for pixel values p.
     """
@@ -169,7 +166,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
 
 @contextmanager
 def _inference_inside_wrappers(aware: Any) -> Iterator[None]:
-    """Run the layers inside tensorflow-model-optimization's wrappers in inference mode within the ``with`` block.
+    """Context manager that runs wrapped layers in inference mode while their wrappers run in training mode.
 
     The wrappers update their ranges only in training mode, and pass ``training=True`` on to each wrapped layer whose
     ``call`` has the parameter ``training``. Other layers are called without this argument.
@@ -195,7 +192,7 @@ def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
 
 
 def freeze_ranges(aware: Any) -> None:
-    """Freeze the activation ranges of a quantization-aware model; the weights remain trainable."""
+    """Freeze the activation ranges of a quantization-aware model. The weights remain trainable."""
     for wrapper in aware.layers:
         if getattr(wrapper, "_output_quantizers", ()):
             wrapper._output_quantizers = [_Frozen(wrapper._output_quantizers[0])]
@@ -214,7 +211,7 @@ class _Frozen:
 
 
 def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the variables with the minimum and maximum of each activation range."""
+    """Yield the two variables that store the minimum and the maximum of each activation range."""
     for wrapper in aware.layers:
         owners = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):

@@ -1,4 +1,4 @@
-"""The report that quantization saves with each variant."""
+"""Report that is saved with each variant."""
 
 from __future__ import annotations
 

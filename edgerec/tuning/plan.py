@@ -85,7 +85,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SavedStudy:
-    """Content of a study's folder.
+    """A study that was read from its folder.
 
     Attributes:
         plan: settings of the study.
@@ -99,7 +99,7 @@ class SavedStudy:
 
     @classmethod
     def read(cls, folder: Path) -> SavedStudy:
-        """Read the folder of a study.
+        """Read a study from its folder.
 
         Raise :class:`StudyError` if the folder contains no study, or if it is damaged.
         """
@@ -180,8 +180,7 @@ def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any],
         current: :meth:`Plan.shared_settings` of this call.
         study: description of the study, which is the beginning of the error message.
     """
-    # Studies of older versions lack recipe keys that were added later. A missing key means the default value of the
-    # key.
+    # Add the default values of recipe keys that did not exist when the study was created.
     stored = {key: value for key, value in _dotted(Recipe().to_dict()).items() if key in current} | dict(stored)
     for key in sorted(set(current) | set(stored)):
         if stored.get(key) == current.get(key):

@@ -20,7 +20,7 @@ from edgerec.utils.text import csv_line
 
 TRIALS, BEST, FRONT, TABLE, PLOT = "trials", "best.toml", "pareto", "trials.csv", "plots/study.png"
 KEEP = ("best", "all", "none")
-# Names of Optuna's user attributes that store the results of a trial.
+# Names of the Optuna user attributes that store the results of a trial.
 ACCURACY, EPOCHS, SECONDS = "accuracy", "epochs", "seconds"
 COST, NETWORK = "cost", "network"
 REASON, REFUSED = "reason", "refused"

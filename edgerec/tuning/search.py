@@ -22,14 +22,13 @@ log = logging.getLogger(__name__)
 
 # Default number of trials.
 TRIALS = 30
-# Maximum number of consecutive trials that exceed a limit. A study ends with an error after this many, because
-# otherwise it might never end.
+# Maximum number of consecutive refused trials, after which a study ends with an error.
 MAX_REFUSED = 30
 
 
 @dataclass(frozen=True)
 class StopCondition:
-    """When a study ends: after a number of trained trials, or at a deadline, whichever is first.
+    """Condition that ends a study: a number of trained trials, or a deadline, whichever is reached first.
 
     Attributes:
         trials: number of trained trials.
@@ -41,7 +40,7 @@ class StopCondition:
 
     @classmethod
     def of(cls, trials: int | None, max_time_s: float | None) -> StopCondition:
-        """Create the condition from options; if both are None, the study ends after :data:`TRIALS` trials."""
+        """Create the condition from options. If both are None, the study ends after :data:`TRIALS` trials."""
         for name, value in {"trials": trials, "max-time": max_time_s}.items():
             if value is not None and not value > 0:
                 raise RecipeError(f"--{name} is {value:g}, but must be greater than 0")
@@ -50,7 +49,7 @@ class StopCondition:
         return cls(trials or math.inf, time.monotonic() + (max_time_s or math.inf))
 
     def reached(self, rows: Sequence[TrialRow]) -> bool:
-        """Return whether a study with these trials has ended."""
+        """Return whether a study with these trials must end."""
         trained = sum(row.state in ("complete", "pruned", "running") for row in rows)
         return trained >= self.trials or time.monotonic() > self.at_s
 

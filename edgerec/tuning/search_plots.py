@@ -100,7 +100,7 @@ def _draw_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], 
 
 
 def _draw_refused(axes: Any, x_values: Sequence[float]) -> None:
-    """Draw trials that exceed a limit as ticks at the bottom edge, because they have a cost but no accuracy."""
+    """Draw refused trials as ticks at the bottom edge. They have a cost, but no accuracy."""
     if x_values:
         transform = axes.get_xaxis_transform()
         axes.plot(x_values, [0.02] * len(x_values), "|", color="black", transform=transform, label="refused")

@@ -14,12 +14,12 @@ from edgerec.errors import RecipeError, unknown
 from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
 
-# Search key for the strength of the augmentation: a factor for all floating-point values in the ``augment`` section. It
-# is not a recipe key.
+# Search key for the strength of the augmentation. It is not a recipe key.
+# All floating-point values in the recipe's ``augment`` section are multiplied by the value of this key.
 STRENGTH = "augment"
-# Keys of the recipe's ``data`` section that can be searched. They do not change the split.
+# Keys of the recipe's ``data`` section that can be searched, because they do not affect the split.
 _DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise")
-# Other recipe sections whose keys can be searched.
+# Prefixes of all other recipe keys that can be searched.
 _SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
 # Architectures of the default search space, which are all fast. A search file can name other architectures.
 _ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
@@ -63,7 +63,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Choices:
-    """List of values from which each trial uses one."""
+    """List of values. Each trial uses one of them."""
 
     values: tuple[Any, ...]
 
@@ -116,7 +116,7 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
     }
     if any(getattr(recipe.augment, name) for name in _augment_names(recipe)):
         space[STRENGTH] = Numbers(0.0, 2.0 if _allows_strength(recipe, 2.0) else 1.0)
-    if recipe.model.pretrained:  # pretrained weights exist only for one architecture, and often for one input size
+    if recipe.model.pretrained:  # pretrained weights fit only one architecture, and often only one input size
         return space
     space["model.width"] = Numbers(0.25, 1.0, step=0.25)
     networks: tuple[str, ...] = (recipe.model.arch,)

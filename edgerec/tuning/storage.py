@@ -21,10 +21,11 @@ from edgerec.utils.urls import redacted
 log = logging.getLogger(__name__)
 
 DATABASE = "study.db"
-# Interval of the heartbeats of a running trial in seconds, and number of missed heartbeats after which a trial counts
-# as killed. The parameters of such a trial are tried once more.
-HEARTBEAT_S, MAX_MISSED_HEARTBEATS = 10, 6
-# Name of Optuna's user attribute that stores the settings that all trials share.
+# Interval of the heartbeats of a running trial, in seconds.
+HEARTBEAT_S = 10
+# A trial counts as killed after this many missed heartbeats. Its parameters are then tried once more.
+MAX_MISSED_HEARTBEATS = 6
+# Name of the Optuna user attribute that stores the settings that all trials share.
 _SETTINGS = "edgerec"
 
 
@@ -44,14 +45,14 @@ class Storage:
             heartbeat_s: interval of the heartbeats of a running trial, in seconds.
         """
         optuna, engine = require("optuna"), require("sqlalchemy.engine")
-        logging.getLogger("optuna").setLevel(logging.ERROR)  # tune() logs its own line for each trial
+        logging.getLogger("optuna").setLevel(logging.ERROR)  # tune() itself logs one line per trial
         if url:
             self._url, self.location = _postgresql(url)
             options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
         else:
             self._url = engine.URL.create("sqlite", database=str(folder / DATABASE))
             self.location = str(folder / DATABASE)
-            options = {"connect_args": {"timeout": 60}}  # seconds to wait while another process is writing
+            options = {"connect_args": {"timeout": 60}}  # wait 60 s while another process is writing
         with self.errors_explained(), _without_experimental_warnings(optuna):
             self._storage = _connect(
                 self._url.render_as_string(hide_password=False),
@@ -100,7 +101,7 @@ class Storage:
 
     @contextmanager
     def errors_explained(self) -> Iterator[None]:
-        """Context manager that converts errors of the database to :class:`StudyError`."""
+        """Context manager that converts database errors to :class:`StudyError`."""
         optuna, exc = require("optuna"), require("sqlalchemy.exc")
         try:
             yield
@@ -169,7 +170,7 @@ def _without_experimental_warnings(optuna: Any) -> Iterator[None]:
 
 
 def _postgresql(url: str) -> tuple[Any, str]:
-    """Return the database address as an SQLAlchemy URL, and as a string without secrets."""
+    """Return the URL of the database as an SQLAlchemy URL, and as a string without secrets."""
     engine = require("sqlalchemy.engine")
     url = read_secret(url)
     try:
@@ -186,7 +187,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
 
 
 def _connect(url: str, **options: Any) -> Any:
-    """Return Optuna's storage. Retry if another process creates the tables at the same time."""
+    """Create Optuna's storage. Retry if another process creates the tables at the same time."""
     optuna, exc = require("optuna"), require("sqlalchemy.exc")
 
     class HeartbeatTolerantStorage(require("optuna").storages.RDBStorage):  # type: ignore[misc]

@@ -154,7 +154,7 @@ class Objective:
                     listener=self._trial_listener(trial),
                     on_epoch=on_epoch,
                 )
-        except (RecipeError, ModelError) as error:  # the combination of parameters is invalid
+        except (RecipeError, ModelError) as error:  # the parameters are invalid in combination
             raise _refusal(trial, str(error)) from None
         except TrainError as error:
             trial.set_user_attr(REASON, str(error).partition(":")[0])
@@ -205,7 +205,7 @@ def _clear() -> None:
 
 @contextmanager
 def _without_epoch_log() -> Iterator[None]:
-    """Context manager that suppresses the log lines of single epochs, because the study logs one line per trial."""
+    """Context manager that suppresses the log line of each epoch, because the study logs one line per trial."""
     logger = logging.getLogger("edgerec.train")
     previous_level = logger.level
     if not logger.isEnabledFor(logging.DEBUG):

@@ -22,12 +22,12 @@ from edgerec.tflite.pi_latency import CONDITIONS, pi4_ms
 from edgerec.train.backend import prepare
 from edgerec.train.transfer import network
 
-# Devices for which the latency can be measured or estimated, and how this is done.
+# Maps each device to a description of how its latency is measured or estimated.
 TIMING_CONDITIONS = {
     "this": "measured on this machine, 1 thread",
     "rpi": CONDITIONS,
 }
-# Number of threads and duration of a time measurement.
+# Number of threads and duration in seconds of a latency measurement.
 THREADS, BUDGET_S = 1, 0.5
 # Number of random calibration images. Their content affects neither the size nor the time of the model.
 CALIBRATION_IMAGES = 4
@@ -79,7 +79,7 @@ class Limits:
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """Return by how much each limit is exceeded, as a fraction of the limit. Values up to 0 meet the limit."""
+        """Return ``cost / limit - 1`` for each limit. The limit is exceeded if the value is greater than 0."""
         return {name: getattr(cost, name) / limit - 1 for name, limit in self.to_dict().items()}
 
     def exceeded(self, cost: Cost) -> str:
@@ -122,8 +122,7 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         error.excess = least / limits.bytes - 1
         raise error
     rng = np.random.default_rng(0)
-    # Set random biases, because the converter would merge biases that are all zero into one tensor. The biases of a
-    # trained model are not zero.
+    # Set random biases, as in a trained model, because the converter would merge zero biases into one tensor.
     model.set_weights([w + rng.uniform(0, 0.1, w.shape) if w.ndim == 1 else w for w in model.get_weights()])
     pixels = rng.integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
     samples = recipe.normalise.apply(pin_range(pixels).astype(np.float32))

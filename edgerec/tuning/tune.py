@@ -108,7 +108,7 @@ def tune(
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
     end = StopCondition.of(trials, max_time_s)
-    # With resume, a machine joins a shared study even if its own folder does not exist yet.
+    # A machine can join a shared study with resume=True before its own folder exists.
     new = not (folder / STUDY_FILE).exists() and storage and recipe is not None
     saved = SavedStudy.read(folder) if resume and not new else None
     _check_folder_and_storage(folder, saved, storage)
@@ -170,7 +170,7 @@ def _make_plan(
 
 
 def _refuse_code(plan: Plan) -> None:
-    """Raise :class:`StudyError` if a study names a Python file as an architecture, because it would be executed."""
+    """Raise :class:`StudyError` if an architecture of the study is a Python file, which would be executed."""
     choices = plan.space.get("model.arch")
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_user_defined(str(name))), None):
@@ -182,7 +182,7 @@ def _refuse_code(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class _Goal:
-    """Requested objectives, limits, device whose latency counts, and pruner. None selects the pruner automatically."""
+    """Goal of a study, as requested by the caller. If ``pruner`` is None, it is chosen from the objectives."""
 
     objectives: tuple[str, ...]
     limits: Limits
@@ -192,7 +192,7 @@ class _Goal:
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """Properties of the training data, and the recipe with all automatic values resolved."""
+    """The recipe with all automatic values resolved, and properties of its training data."""
 
     recipe: Recipe
     labels: tuple[str, ...]

@@ -139,7 +139,7 @@ def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def read_recipe(name: str) -> CalibrationRecipe:
-    """Read ``calibration/NAME.toml``, or the .toml file at the path ``name``.
+    """Read a calibration recipe. ``name`` is the name of a built-in recipe, or the path of a .toml file.
 
     Raises:
         RecipeError: there is no such recipe, or it has other keys than ``method``, ``images`` and ``seed``.
@@ -196,7 +196,7 @@ def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
 def _open(
     subject: Run | str | Path | None, data: DataSource | None, listener: Listener
 ) -> tuple[Dataset, Split, DataSection]:
-    """Return the data set of ``subject``, its split, and the data section of the training recipe."""
+    """Return the data set of a run or a training recipe, its split, and the recipe's ``data`` section."""
     if subject is not None and not str(subject).endswith(".toml"):
         run = subject if isinstance(subject, Run) else Run.open(subject)
         section = run.recipe.data

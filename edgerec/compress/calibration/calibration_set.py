@@ -96,7 +96,7 @@ def is_set(path: Path) -> bool:
 
 
 def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write the folder of a calibration set atomically.
+    """Save a calibration set to a folder atomically.
 
     An existing folder is replaced only if it is a calibration set.
     """
@@ -112,7 +112,7 @@ def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool 
 
 
 def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
-    """Read the folder of a calibration set.
+    """Read a calibration set from its folder.
 
     Args:
         path: the folder.
@@ -180,9 +180,9 @@ def _read_image(path: Path, name: str, spec: PreprocessSpec) -> Image:
     if not file.is_file():
         raise DataError(f"{path}: {name} is missing: {COPY_AGAIN}")
     with file.open("rb") as stream:
-        # A PNG is hardly larger than the raw pixels.
+        # Limit the number of bytes, because a valid PNG file is hardly larger than the raw pixels.
         content = stream.read(2 * spec.height * spec.width * spec.channels + 65536)
-    # Read the size from the PNG's header, so that an enormous image is not unpacked.
+    # Check the size in the PNG header before decoding, so that a huge image is not decompressed.
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[16:24] != struct.pack(">II", spec.width, spec.height):
         raise DataError(f"{path}: {name} is not a PNG file of {spec.width}×{spec.height} pixels: {COPY_AGAIN}")
     image = decode(content)

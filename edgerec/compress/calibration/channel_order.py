@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from edgerec.utils.optional import require
 
-# Colors are compared in a grid of ``CELLS`` × ``CELLS`` cells of an image that is reduced to ``SIDE_PX`` × ``SIDE_PX``
-# pixels.
-CELLS, SIDE_PX = 4, 16
-# Minimum distance of the mean score from zero, in standard errors, at which the channel order counts as certain. With
-# normally distributed scores, 1 of 700 sets gives a false alarm.
+# Before colors are compared, each image is reduced to this width and height.
+SIDE_PX = 16
+# Number of rows and columns of the grid in which the colors of an image are compared.
+CELLS = 4
+# The channel order is certain if the mean score differs from zero by more than this many standard errors.
+# With normally distributed scores, about 1 of 700 sets is reported as swapped by mistake.
 CERTAIN = 3.0
 
 
@@ -66,7 +67,7 @@ def estimate_channel_order(
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
     reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
-    # The estimate is uncertain if the same number of training images would not give a certain estimate.
+    # The estimate is uncertain if even the same number of training images would not give a certain estimate.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)
 
@@ -88,7 +89,10 @@ def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 def _discriminant(
     features: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.float64]:
-    """Return the weights of Fisher's discriminant between each group and its swapped copy, ``(count, features)``."""
+    """Return, for each group, the weights of Fisher's discriminant between the group and its swapped copy.
+
+    The weights have the shape ``(count, features)``.
+    """
     overall = features.mean(axis=0)
     # Shrink the means of small groups toward the overall mean.
     sums = np.stack([features[groups == group].sum(axis=0) for group in range(count)])

@@ -22,11 +22,13 @@ from edgerec.recipe import DataSource
 from edgerec.train.run import Run
 from edgerec.utils.progress import Listener, ignore
 
-# With fewer images, the activation ranges are not reliable. For two networks, 10 images were as good as 500.
+# Minimum number of images for reliable activation ranges. For two networks, 10 images were as good as 500.
 FEW = 10
-# Limits of the random sample of training images: number of images, and total size in bytes. The first limit also
-# applies to the images that are checked for near-duplicates and for swapped color channels.
-SAMPLE, SAMPLE_BYTES = 2000, 1 << 28
+# Maximum number of images that are sampled at random from the training images.
+# At most this many calibration images are checked for near-duplicates and for swapped color channels.
+SAMPLE = 2000
+# Maximum size of the sample of training images in bytes.
+SAMPLE_BYTES = 1 << 28
 CHUNK = 256
 MAKE = "create another set with edgerec calibration make"
 
@@ -78,9 +80,9 @@ def check(
 def examine(
     candidate: CandidateSet, dataset: Dataset, split: Split, spec: PreprocessSpec | None = None
 ) -> Iterator[CalibrationFinding]:
-    """Yield all problems and remarks about images that are used for calibration.
+    """Check images that are used for calibration, and yield all findings.
 
-    A set that was sampled from the training images of the same data has none.
+    A set that was sampled from the training images of the same data has no findings.
 
     Args:
         candidate: the images to check.
@@ -105,7 +107,7 @@ def examine(
     yield from _held_out(candidate, dataset, split, trained)
     brightness_findings = list(_brightness(candidate, dataset, split))
     yield from brightness_findings
-    if not first_error(brightness_findings):  # images without contrast do not differ much
+    if not first_error(brightness_findings):  # images without contrast always look alike
         yield from _variety(candidate, dataset, split)
     if images.shape[3] == 3:
         yield from _channel_order(candidate, dataset, split, trained)
@@ -174,7 +176,7 @@ def _held_out(candidate: CandidateSet, dataset: Dataset, split: Split, trained: 
 
 
 def _variety(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[CalibrationFinding]:
-    """Compare nearest-neighbor distances in the set with those in a stratified sample of training images.
+    """Yield a finding if the images resemble each other more than a stratified sample of training images does.
 
     This detects a burst of video frames, whether it shows one class or ten. It accepts data that consists of bursts
     itself.
@@ -240,7 +242,7 @@ def _channel_order(
 
 
 def _is_in(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Mask:
-    """Return for each image whether the data set contains an identical image at one of the positions ``part``.
+    """Return, for each image, whether an identical image is among the data set's images at the positions ``part``.
 
     Candidates are selected by the checksums in the index of packed data, or else by the middle row of the image. Only
     candidates are read and compared pixel by pixel.
@@ -271,7 +273,7 @@ def _is_in_packed(images: Images, dataset: Dataset, part: npt.NDArray[np.int64])
 
 
 def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return the distance, in gray levels, from each image to the nearest of the data set's images at ``part``."""
+    """Return the distance of each image to its nearest neighbor among the images at ``part``, in gray levels."""
     images_thumbnails, nearest = thumbnails(images), np.full(len(images), np.inf, np.float32)
     for start in range(0, len(part), CHUNK):
         others = thumbnails(dataset.images[part[start : start + CHUNK]])
@@ -280,7 +282,7 @@ def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> n
 
 
 def _ends(images: Images) -> tuple[int, int]:
-    """Return the first and the 99th percentile of the pixel values."""
+    """Return the 1st and the 99th percentile of the pixel values."""
     parts = np.cumsum(np.bincount(images.reshape(-1), minlength=256)) / images.size
     return int(np.searchsorted(parts, 0.01)), int(np.searchsorted(parts, 0.99))
 

@@ -1,4 +1,4 @@
-"""Read images that may be used for calibration: a calibration set, an image folder, an .npz or .npy file."""
+"""Read calibration images from a calibration set, an image folder, or an .npz or .npy file."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class CandidateSet:
 
 
 def candidate_from_set(stored: CalibrationSet, where: str) -> CandidateSet:
-    """Return a calibration set as a candidate."""
+    """Create a :class:`CandidateSet` from a calibration set."""
     return CandidateSet(where, stored.images, stored.names, stored.labels, stored.preprocess, stored.digest)
 
 
 def open_candidate(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> CandidateSet:
-    """Read the images at ``path``.
+    """Read images that may be used for calibration.
 
     Args:
         path: a calibration set, an image folder, or a file with an array of images and optionally an array of classes.
@@ -139,7 +139,7 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
 
 
 def _arrays(path: Path, labels: Sequence[str]) -> CandidateSet:
-    """Read the image array, identified by its number of axes, and the array of classes, identified by its length."""
+    """Read an array of images and optionally their classes. The arrays are identified by their shapes."""
     arrays = read_arrays(path)
     image_arrays = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
     if len(image_arrays) != 1 or not arrays[image_arrays[0]].size:
@@ -178,7 +178,7 @@ def _channels_last(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[Any
 
 
 def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8], list[CalibrationFinding]]:
-    """Convert the values to pixels, uint8 ``(N, H, W, C)``, and return the pixels and findings about range and type."""
+    """Convert an array to pixels, uint8 ``(N, H, W, C)``, and check the range and the type of its values."""
     low, high = float(array.min()), float(array.max())
     span = f"{array.dtype} from {low:g} to {high:g}"
     expected = "expected uint8 from 0 to 255"
@@ -214,5 +214,5 @@ def _rounded(real: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Join the first few names, and append how many more there are."""
+    """Join the first names, and append the number of remaining names."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

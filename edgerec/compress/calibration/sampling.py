@@ -12,7 +12,7 @@ from edgerec.data.near_duplicates import Indices, farthest_first, thumbnails
 # Maximum number of candidates per class from which :func:`diverse` selects.
 MOST_CANDIDATES = 500
 
-# Takes a data set, the positions to sample from, the number of images and a random generator. Returns positions.
+# Function ``(dataset, part, count, rng)`` that samples ``count`` of the positions ``part`` of a data set.
 Sampler = Callable[[Dataset, Indices, int, np.random.Generator], Indices]
 
 
@@ -47,7 +47,7 @@ def _by_class(dataset: Dataset, part: Indices) -> list[Indices]:
 
 
 def _round_robin(orders: Sequence[Indices], count: int, rng: np.random.Generator) -> Indices:
-    """Return ``count`` positions, selected round-robin over the classes."""
+    """Return ``count`` positions, taken from each class in turn."""
     if count < len(orders):  # choose random classes instead of the alphabetically first classes
         orders = [orders[i] for i in rng.permutation(len(orders))]
     rounds = [order[turn] for turn in range(max(map(len, orders))) for order in orders if turn < len(order)]

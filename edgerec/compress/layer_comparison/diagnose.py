@@ -1,4 +1,4 @@
-"""Compare a variant of a run with the float model by input scale, layers and predictions."""
+"""Compare the input scale, the layers and the predictions of a variant with those of the float model."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _choose(run: Run, variant: str | None) -> str:
 
 
 def _sample(dataset: Dataset, part: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return ``count`` positions from ``part``, selected round-robin over the classes."""
+    """Return ``count`` random positions from ``part``, with the same number from each class as far as possible."""
     order = np.random.default_rng(0).permutation(part)
     classes = dataset.classes[order]
     turn = np.empty(len(order), np.int64)

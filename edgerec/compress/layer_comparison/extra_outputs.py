@@ -23,7 +23,7 @@ CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def open_graph(content: bytes, where: str) -> Graph:
-    """Read a graph for the comparison of layers; raise :class:`ModelError` if it has control flow or several inputs."""
+    """Read a graph. Raise :class:`ModelError` if it has control flow, or several inputs or outputs."""
     graph = read_graph(content, where)
     if graph.subgraphs > 1:
         raise ModelError(f"cannot compare the layers of {where}: it has control flow ({graph.subgraphs} subgraphs)")
@@ -58,7 +58,7 @@ def with_all_outputs(content: bytes) -> bytes:
 
 
 def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, int], int]]:
-    """Return a copy of the model in which every activation that an operator reads is a separate input of the model.
+    """Return a copy of the model in which each operator reads its activations from new inputs of the model.
 
     Returns:
         The model, whose outputs are the outputs of the operators, and a dictionary that maps the position of an
@@ -79,7 +79,7 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 
 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """Return a copy of a float model that adds a new input to each of ``tensors``, so that noise can be injected.
+    """Return a copy of a float model that adds new inputs to ``tensors``, so that noise can be injected.
 
     The results of all operators and the sums are outputs of the copy.
 
@@ -114,7 +114,7 @@ def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[
 
 
 def dequantized(content: bytes) -> bytes:
-    """Return the float32 version of a quantized model, with the dequantized weights.
+    """Return a float32 copy of a quantized model, with dequantized weights.
 
     This version computes what the quantized model would compute if its activations were not rounded. Tensors keep their
     indices. ``QUANTIZE`` and ``DEQUANTIZE`` operators are removed.
@@ -152,7 +152,7 @@ def _operator_outputs(content: bytes) -> list[int]:
 def _set_inputs_and_outputs(model: Any, inputs: Iterable[int], outputs: Iterable[int]) -> None:
     main = model.subgraphs[0]
     main.inputs, main.outputs = [int(i) for i in inputs], [int(i) for i in outputs]
-    model.signatureDefs = []  # the signatures name the old inputs and outputs
+    model.signatureDefs = []  # remove the signatures, which refer to the old inputs and outputs
 
 
 def _add_tensor(main: Any, tensor: Any, name: str) -> int:

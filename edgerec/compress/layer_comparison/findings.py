@@ -13,21 +13,26 @@ from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_ta
 from edgerec.recipe import DataSource
 from edgerec.utils.command_line import command, data_options
 
-# At an SQNR of 20 dB, the noise amplitude is a tenth of the signal. Int8 layers of simple_cnn, ResNet8 and MobileNetV1
-# had 25 to 48 dB. Per-tensor weight quantization, which is known to cost accuracy, reduced this to 20 dB.
+# Layers with a lower SQNR are reported. At 20 dB, the amplitude of the noise is a tenth of that of the signal.
+# Int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48 dB.
+# With per-tensor weight quantization, which is known to reduce the accuracy, these models had layers with 20 dB.
 LOW_DB = 20.0
-# A variant has collapsed if it predicts one class for more than this fraction of the images, unless the float model
-# does the same.
+# A model has collapsed to one class if it predicts this class for more than this fraction of the images.
 _COLLAPSED = 0.9
-# Minimum number of different quantized values that the 256 pixel values must map to.
+# The input scale is wrong if the 256 pixel values are quantized to fewer different values than this.
 _PIXEL_LEVELS = 230
-# Scores are saturated if the fraction of images with a top score of at least ``_SURE`` exceeds that of the float model
-# by more than ``_MORE_SURE``.
-_SURE, _MORE_SURE = 0.99, 0.25
-# Thresholds for the probable cause of a layer's noise: fraction of out-of-range values, fraction of the range that the
-# values use (with a quarter, two bits are lost), fraction of the range that the median channel uses, and SQNR of the
-# weights in dB.
-_CLIPPED, _RANGE, _CHANNEL_RANGE, _WEIGHT_DB = 0.005, 1 / 4, 1 / 32, 30.0
+# The top score of an image is saturated if it is at least this high.
+_SURE = 0.99
+# Saturated scores are reported if quantization increases their fraction by more than this.
+_MORE_SURE = 0.25
+# Maximum fraction of a layer's float outputs outside the quantized range.
+_CLIPPED = 0.005
+# Minimum fraction of the quantized range that a layer's outputs must use. A quarter of the range wastes two bits.
+_RANGE = 1 / 4
+# Minimum fraction of the quantized range that the outputs of a layer's median channel must use.
+_CHANNEL_RANGE = 1 / 32
+# Minimum SQNR of a layer's weights in dB.
+_WEIGHT_DB = 30.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class ParityFinding:
 
 
 def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[ParityFinding]:
-    """Yield a finding if the input, quantized as in ``spec``, maps many different pixel values to the same integer."""
+    """Yield a finding if the input's quantization maps many different pixel values to the same integer."""
     if not spec.quantized:
         return
     table = pixel_table(normalise, spec)
@@ -69,7 +74,7 @@ def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[ParityFinding
 def find_outputs(
     reference: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], labels: Sequence[str]
 ) -> Iterator[ParityFinding]:
-    """Yield a finding if nearly all predictions are the same class, and a finding if the scores are saturated.
+    """Yield a finding if nearly all predictions are the same class, and another finding if the scores are saturated.
 
     Args:
         reference: scores of the float model, float32 ``(N, classes)``.
@@ -104,7 +109,7 @@ def find_outputs(
 
 
 def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -> Iterator[ParityFinding]:
-    """Yield findings about single layers.
+    """Yield findings about layers with NaN or infinite outputs, much quantization noise, or constant outputs.
 
     Args:
         parity: result of the layer comparison.
@@ -168,7 +173,7 @@ def costliest(layers: Sequence[LayerResult]) -> LayerResult | None:
 
 
 def cause(layer: LayerResult) -> str:
-    """Describe the probable cause of a layer's noise."""
+    """Describe the probable cause of a layer's quantization noise."""
     if layer.clipped is not None and layer.clipped > _CLIPPED:
         return f"{layer.clipped:.1%} of its values are outside its range"
     if layer.range_used and layer.range_used < _RANGE:

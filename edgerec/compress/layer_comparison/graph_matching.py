@@ -12,7 +12,7 @@ import numpy as np
 from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, image_operators
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_constant
 
-# TensorFlow's names of the kernels, which appear in the names of a layer's weights.
+# Maps TFLite operators to TensorFlow's names of their kernels, which occur in the names of the weights.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
 # A layer counts as fine-tuned if more than this fraction of its weights differs by more than the rounding error.
 _CHANGED_FRACTION = 0.01
@@ -96,8 +96,8 @@ def layer_name(operator: Operator) -> str:
     named = [path for path in paths if kernel and path[-1].startswith(kernel)] or paths[-1:]
     if not named:
         return operator.name.lower()
-    # Remove the model's name at the start and the kernel's name at the end. Layer names may contain slashes, for
-    # example in MobileNetV3.
+    # Remove the model's name from the start of the path, and the kernel's name from the end.
+    # Keep everything in between, because layer names may contain slashes, for example in MobileNetV3.
     inner = named[0][1:-1] or named[0][:1]
     return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 
@@ -108,7 +108,7 @@ def _without_conversions(graph: Graph) -> list[Operator]:
 
 def _kind(operator: Operator) -> Hashable:
     fused = getattr(operator.options, "fusedActivationFunction", 0)
-    # Leave out the batch size, because a converter may leave it undefined.
+    # Ignore the batch size, because it is undefined in some files.
     return operator.name, fused, *(tensor.shape[1:] for tensor in operator.outputs)
 
 
@@ -143,7 +143,7 @@ def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
 
 
 def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
-    """Return whether both operators read the same inputs. Inputs without a match are ignored."""
+    """Return whether the operators share a matched input. Return True if either has no matched inputs."""
     mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
     expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}

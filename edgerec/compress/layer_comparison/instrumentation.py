@@ -1,4 +1,4 @@
-"""Interpreters that measure the noise of each layer, and running sums of these measurements over all images."""
+"""Measure the quantization noise of each layer, and sum the measurements over all images."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class TensorInterpreter:
 
 @dataclass
 class LayerSums:
-    """A layer, and its measurements summed over all images."""
+    """Measurements of one layer, summed over all images."""
 
     name: str
     operator: str
-    pair: Pair | None  # operators of reference and variant; None for the model's input and for requantizations
-    sources: tuple[int, ...]  # indices of the tensors that the variant's operator reads
+    pair: Pair | None  # operators in reference and variant; None for the input and for requantizations
+    sources: tuple[int, ...]  # indices of the variant's tensors that the operator reads
     readers: tuple[str, ...]
-    reference: int  # index of the output in the reference
-    variant: int  # index of the output in the variant
+    reference: int  # index of the output tensor in the reference
+    variant: int  # index of the output tensor in the variant
     spec: TensorSpec
     own_known: bool
     before_logits: bool
@@ -113,7 +113,7 @@ class ComparisonPlan:
 
 
 class LayerInterpreters:
-    """The interpreters that run the models of a comparison plan and their rewritten copies."""
+    """Interpreters that measure the noise of each layer, using rewritten copies of the reference and the variant."""
 
     def __init__(self, plan: ComparisonPlan) -> None:
         self._plan = plan
@@ -145,7 +145,7 @@ class LayerInterpreters:
             self._measure_alone(real_input, own)
 
     def _own_noise(self, real: dict[int, Array], stored_input: Array) -> list[Array]:
-        """Return the noise that each layer itself adds, in the shape of its output. Unknown noise is zero."""
+        """Return the noise that each layer adds to its output, excluding noise in its inputs. Unknown noise is zero."""
         specs = self._plan.specs
         stored = {index: quantize(value, specs[index]) for index, value in real.items()}
         rounded = {index: dequantize(value, specs[index]) for index, value in stored.items()}
@@ -185,7 +185,7 @@ class LayerInterpreters:
     def _read_logits(self) -> Array:
         _, total = self._added.get(self._plan.logits, (0, self._plan.logits))
         logits = self._reference.read(total)
-        # Softmax is invariant to adding a constant to all logits.
+        # Subtract the mean, because softmax is invariant to adding a constant to all logits.
         return logits - logits.mean() if self._plan.softmax else logits
 
 

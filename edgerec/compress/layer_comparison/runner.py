@@ -40,15 +40,16 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_const
 from edgerec.utils.progress import Listener, Progress, ignore
 
 FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized version"
-# SQNR that is reported if there is no difference. Float32 rounding alone gives about 140 dB.
+# Maximum SQNR that is reported, also for identical outputs. Float32 rounding alone gives about 140 dB.
 EXACT_DB = 120.0
-# Operators that rearrange values without changing them. These operators, and operators that select values, keep the
-# range of their input.
+# Operators that rearrange values without changing them.
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
+# Operators whose output has the same quantization range as their input.
 _RANGE_PRESERVING = {*_MOVING, *CONVERSIONS, "MAX_POOL_2D"}
-# Measuring ``alone_db`` takes one run of the float model per layer and image. ``_ALONE_IMAGES`` images are used, or
-# fewer if this would take more than ``_ALONE_RUNS`` runs.
-_ALONE_IMAGES, _ALONE_RUNS = 16, 1500
+# Maximum number of images for measuring ``alone_db``.
+_ALONE_IMAGES = 16
+# Maximum number of inferences for measuring ``alone_db``, which needs one inference per layer and image.
+_ALONE_RUNS = 1500
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def layer_parity(
     real_table = quantize(normalise.apply(np.arange(256)), TensorSpec("float32", ()))
     for i, image in enumerate(pixels):
         stored = image if table is None else table[image]
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN values are reported as a finding
+        with np.errstate(invalid="ignore", over="ignore"):  # hide warnings, because NaN is reported as a finding
             measurement.measure(real_table[image][np.newaxis], stored[np.newaxis], alone=i < alone)
         listener(Progress("comparing layers", i + 1, len(pixels)))
     graphs = (reference, variant) if kind == FLOAT_MODEL else None
@@ -162,7 +163,7 @@ def layer_parity(
 
 
 def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> tuple[str, bytes, Graph, Match]:
-    """Choose the float model as the reference, or the dequantized variant if fine-tuning changed the weights."""
+    """Return the reference: the float model, or the dequantized variant if fine-tuning changed the weights."""
     if float_content is not None:
         reference = open_graph(float_content, "the float model")
         matched = match(reference, variant)
@@ -174,7 +175,7 @@ def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> t
 
 
 def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> LayerResult:
-    """Compute the measurements of a layer from its sums. If ``graphs`` is None, the weights are not compared."""
+    """Compute the results of a layer from its sums over all images. Without ``graphs``, weights are not compared."""
     levels = 2 ** np.iinfo(row.spec.dtype).bits if row.spec.quantized else 0
     return LayerResult(
         name=row.name,
@@ -251,7 +252,7 @@ def _rows(
 
 
 def _name(operator: Operator, pair: Pair | None) -> str:
-    """Return the layer's name from the first of the two models that contains it."""
+    """Return the layer's name in the reference, or in the variant if the reference does not contain the name."""
     names = [layer_name(member) for member in pair or (operator,)]
     return next((name for name in names if name != operator.name.lower()), names[0])
 
@@ -275,7 +276,7 @@ def _changes_nothing(operator: Operator) -> bool:
 
 
 def _logits(graph: Graph) -> tuple[int, bool]:
-    """Return the index of the logits, and whether they are the input of a final softmax."""
+    """Return the index of the tensor with the logits, and whether a softmax follows."""
     scores = graph.outputs[0].index
     for operator in image_operators(graph):
         if operator.name == "SOFTMAX" and operator.outputs[0].index == scores and operator.inputs[0] is not None:
