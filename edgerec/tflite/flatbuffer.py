@@ -22,7 +22,7 @@ from edgerec.tflite.schema import tflite_schema
 from edgerec.tflite.verifier import check_bounds
 from edgerec.utils.optional import require
 
-# Size limit of a flatbuffer, whose offsets are signed 32-bit integers.
+# Maximum size of a FlatBuffers file. Its offsets are signed 32-bit integers.
 MAX_MODEL_BYTES = 1 << 31
 
 
@@ -51,7 +51,7 @@ class Tensor:
 
     @property
     def constant(self) -> bool:
-        """Whether the values of the tensor are stored in the file."""
+        """True if the values of the tensor are stored in the file."""
         return self.data is not None
 
 
@@ -99,7 +99,7 @@ class Graph:
 
 
 def read_graph(model: bytes, where: str = "the model") -> Graph:
-    """Parse a .tflite file to a :class:`Graph`.
+    """Parse a .tflite file into a :class:`Graph`.
 
     Raises:
         ModelError: the bytes are not a .tflite file, or its tables or its graph are not valid.
@@ -112,7 +112,7 @@ def read_graph(model: bytes, where: str = "the model") -> Graph:
 
 
 def require_tflite(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError` if the bytes are not a .tflite file; the message names their actual format."""
+    """Raise :class:`ModelError` if the bytes are not a .tflite file. The message names the actual format."""
     if model[4:8] != b"TFL3":
         kind = describe(model) or "does not have the identifier TFL3"
         raise ModelError(f"{where} is not a TFLite model: it {kind}")
@@ -154,7 +154,7 @@ def pack(model: Any) -> bytes:
 
 
 def dequantized_constant(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """Return the dequantized values of a constant tensor, float32: ``scale · (stored − zero_point)``.
+    """Return the values of a constant tensor, dequantized to float32 as ``scale · (stored − zero_point)``.
 
     Raises:
         ModelError: the values are stored in a format that NumPy does not support, such as 4-bit integers.
@@ -184,7 +184,7 @@ def float_tensors(graph: Graph) -> list[Tensor]:
 
 
 def weight_sparsity(graph: Graph) -> float:
-    """Return the fraction of int8 weights in convolutions and dense layers that are zero. Their zero point is 0."""
+    """Return the fraction of zeros among the int8 weights of convolutions and dense layers, whose zero point is 0."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
 
@@ -265,13 +265,13 @@ def _options(schema: Any, name: str, options: Any, index: int) -> Any:
 
 @cache
 def _options_classes(schema: Any) -> dict[str, Any]:
-    """Return a dictionary that maps the lowercase name of each type of options, such as ``conv2d``, to its class."""
+    """Return the options classes of the schema as a dictionary with lowercase names, such as ``conv2d``, as keys."""
     return {key.lower().removesuffix("optionst"): value for key, value in vars(schema).items() if "OptionsT" in key}
 
 
 @contextmanager
 def reading_graph(where: str) -> Iterator[None]:
-    """Convert errors that a damaged graph causes to :class:`ModelError`, as a context manager.
+    """Return a context manager that converts the errors caused by a damaged graph to :class:`ModelError`.
 
     The verifier does not check everything, e.g. the number of dimensions that an operator expects.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edgerec.tflite.operators import INPUTS, MAX_CODE, OPTIONAL_INPUTS, OUTPUTS, SUBGRAPH_FIELDS, UNLIMITED
 from edgerec.tflite.tables import Table
 
-# Highest number of a tensor type that is accepted, and the number of the type STRING.
+# Highest accepted number of the enum TensorType, and the number of STRING in this enum.
 _MAX_TYPE, _STRING = 40, 5
 
 
@@ -121,7 +121,8 @@ class GraphCheck:
         return _Tensor(self._buffers[buffer], bool(table.number(5, "<b")), 0 in shape or kind == _STRING)
 
     def _has_data(self, buffer: Table) -> bool:
-        offset, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")  # data after the tables, in large files
+        # Large files store the data of a buffer after the tables.
+        offset, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")
         if offset > 1 and offset + size > len(self._data):
             raise ValueError("a buffer extends beyond the end of the file")
         return (offset > 1 and size > 0) or len(buffer.vector(0, 1)) > 0

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 # Sizes in inches: width and height of an operator's box, height of a row, width of a lane, and gap between columns.
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
-# Maximum number of operators side by side. Object detectors, for example, have many parallel branches.
+# Maximum number of operators in a row. Some models, such as object detectors, have more parallel branches.
 MAX_LANES = 4
 # Preferred aspect ratio (width divided by height) of the drawing.
 ASPECT = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
-# Fill and edge colors of operators, by device for targets with an Edge TPU, otherwise by kind of operator.
+# Fill and edge colors of operators: by device if the target has an Edge TPU, otherwise by kind of operator.
 PLACEMENT_COLORS = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
 KIND_COLORS = {
     "weights": ("#bee3f8", "#2b6cb0"),
@@ -89,7 +89,7 @@ def graph_plot(report: InspectReport, path: Path) -> None:
 
 
 def layout(report: InspectReport) -> dict[int, BoxPosition]:
-    """Return a dictionary that maps the index of each operator to its position in the drawing.
+    """Return the position of each operator in the drawing, as a dictionary with operator indices as keys.
 
     An operator is placed below all operators that compute its inputs, if possible in the lane of the first of them.
     """
@@ -98,7 +98,7 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
     widths = {row: 1 + max(lanes[index] for index in rows if rows[index] == row) for row in set(rows.values())}
     widest = max(widths.values(), default=1)
     rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
-    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # give all columns about the same length
+    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # balance the lengths of the columns
     left, starts = GUTTER, list[float]()
     for first in range(0, depth, rows_per_column):
         starts.append(left)
@@ -116,7 +116,7 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
 
 
 def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, int]]:
-    """Return two dictionaries that map the index of each operator to its row and to its lane."""
+    """Return the row and the lane of each operator, as two dictionaries with operator indices as keys."""
     predecessors = _predecessors(report)
     rows: dict[int, int] = {}
     lanes: dict[int, int] = {}
@@ -134,7 +134,7 @@ def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, in
 
 
 def _predecessors(report: InspectReport) -> dict[int, list[int]]:
-    """Return a dictionary that maps each operator to the operators that compute its inputs, as operator indices."""
+    """Return the indices of the operators that compute the inputs of each operator, by operator index."""
     producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     return {
         operator.index: list(dict.fromkeys(producers[t] for t in operator.inputs if t is not None and t in producers))
@@ -158,11 +158,11 @@ def _draw_edge(axes: Axes, start: BoxPosition, end: BoxPosition) -> None:
         points = [bottom, top]
     elif end.column == start.column and end.row > start.row and end.row - start.row <= 1:
         points = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top]
-    elif end.column == start.column:  # draw the line to the right of the boxes between start and end
+    elif end.column == start.column:  # draw the line to the right of the boxes in between
         side = max(start.x, end.x) + LANE / 2 - 0.06
         points = [bottom, (start.x, bottom[1] + out * 1.6), (side, bottom[1] + out), (side, bottom[1] + 2 * out)]
         points += [(side, top[1] - 2 * out), (side, top[1] - out), (end.x, top[1] - out * 1.6), top]
-    else:  # draw the line in the gap to the left of the column that contains the end
+    else:  # draw the line in the gap to the left of the column in which it ends
         side = end.x - LANE * end.lane - LANE / 2 - GUTTER / 2
         points = [bottom, (start.x, bottom[1] + out), (side, bottom[1] + out), (side, bottom[1])]
         points += [(side, top[1]), (side, top[1] - out), (end.x, top[1] - out), top]

@@ -1,4 +1,4 @@
-"""The reasons why a target cannot run a model."""
+"""Data class for a reason why a target cannot run a model."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ class Incompatibility:
     way_out: str
 
     def __str__(self) -> str:
-        """Return operator, layer, reason and solution as one line."""
+        """Return the operator, the layer, the reason and the solution in one line."""
         where = f"{self.op} {self.layer[-60:]!r}: " if self.layer else f"{self.op}: "
         return f"{where}{self.reason}; {self.way_out}"

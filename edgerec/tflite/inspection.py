@@ -99,7 +99,7 @@ class InspectedAutoencoder:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """Result of :func:`inspect`.
+    """Report of :func:`inspect` about a .tflite file or bundle.
 
     Attributes:
         file: the path that was inspected.
@@ -159,7 +159,7 @@ class InspectReport:
 
 
 def inspect(path: str | Path, target: str | None = None, *, compiler: bool = True) -> InspectReport:
-    """Read a .tflite file, or the model of a bundle, and load it in a child process.
+    """Inspect a .tflite file or the model of a bundle, and test in a child process whether the model can be run.
 
     Args:
         path: the file, or a bundle's folder or .zip. In an ensemble, the first model is inspected.
@@ -217,7 +217,7 @@ def _inspect(where: Path, target: Target | None, compiler: bool) -> InspectRepor
 
 
 def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
-    """Check whether each target that comes with edgerec can run a model.
+    """Check which of the targets that are included in edgerec can run a model.
 
     Args:
         graph: graph of the model.
@@ -237,7 +237,7 @@ def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, 
 
 
 def _interpreter_error(graph: Graph, content: bytes) -> str:
-    """Return why the interpreter cannot load or run the model, or an empty string.
+    """Return why the interpreter cannot load or run the model, or an empty string if it can.
 
     A model with custom operators is not loaded. :func:`findings` states whether a target supports these operators.
     """
@@ -248,7 +248,7 @@ def _interpreter_error(graph: Graph, content: bytes) -> str:
 
 def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Incompatibility]:
     problems = findings(graph, content, target)
-    if error and target.kind != "c":  # "c" targets use the interpreter of TensorFlow Lite Micro
+    if error and target.kind != "c":  # targets of the kind "c" use TensorFlow Lite Micro
         problems.append(
             Incompatibility(-1, "interpreter", "", error, "convert the model again with a current TensorFlow")
         )
@@ -256,7 +256,7 @@ def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> l
 
 
 def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
-    """Run the target's compiler.
+    """Run the target's compiler if it is installed.
 
     Returns:
         The report of the compiler, or None if the compiler failed or is not installed, and the reason why the compiler
@@ -271,7 +271,7 @@ def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]
 
 
 def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
-    """Return the name and bytes of the model, and the autoencoder of a bundle, or None if there is none."""
+    """Return the name and the bytes of the model. For a bundle with an autoencoder, also return its description."""
     if path.is_dir() or path.suffix == ".zip":
         bundle = Bundle.open(path)
         spec = bundle.manifest.novelty
@@ -285,7 +285,7 @@ def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
 
 
 def _used(graph: Graph) -> list[Tensor]:
-    """Return the inputs, the outputs and the tensors that operators use, in the order of their indices."""
+    """Return all tensors that are an input, an output or used by an operator, sorted by index."""
     used = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
     for operator in graph.operators:
         used |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
@@ -323,7 +323,7 @@ def _operator(operator: Operator) -> InspectedOperator:
 def _with_placement(
     operators: tuple[InspectedOperator, ...], problems: tuple[Incompatibility, ...], diagnosis: Diagnosis | None
 ) -> tuple[InspectedOperator, ...]:
-    """Set the attributes ``on`` and ``reason`` of each operator."""
+    """Set the device of each operator, and the reason if the target or its Edge TPU cannot run the operator."""
     if diagnosis is not None:
         return tuple(
             replace(operator, on=placement.on, reason=placement.reason)

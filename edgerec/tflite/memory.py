@@ -11,20 +11,18 @@ from math import prod
 from edgerec.tflite.cost import tensor_bytes
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
-# The address of each tensor is a multiple of this number of bytes: kDefaultTensorAlignment in TFLite, and the
-# alignment of TFLite Micro.
+# Alignment of tensors in memory, in bytes: kDefaultTensorAlignment in TFLite, and the alignment of TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
-# Memory in bytes that TFLite Micro needs in addition to the tensors: for the interpreter, for each tensor, for each
-# operator, and for each output channel with its own multiplier and shift. These numbers were measured with the
-# interpreter of TFLite Micro on x86-64. 32-bit boards need less.
+# Memory in bytes that TFLite Micro needs for its interpreter, and for each tensor, operator and output channel.
+# These values were measured with the interpreter of TFLite Micro on x86-64. 32-bit boards need less.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
-# Safety margin for differences between the releases of TFLite Micro.
+# Safety factor that allows for differences between releases of TFLite Micro.
 _MICRO_SAFETY_FACTOR = 1.05
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Memory of one tensor in the arena.
+    """Position and lifetime of a tensor in the arena.
 
     Attributes:
         tensor: the tensor.
@@ -41,7 +39,7 @@ class Slot:
 
 
 def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
-    """Assign memory in the arena to all tensors that are not constant, like TFLite and TFLite Micro.
+    """Plan the memory of all non-constant tensors in the arena, with the algorithm of TFLite and TFLite Micro.
 
     The greedy algorithm places the largest tensor first, and each tensor at the lowest offset that is free during its
     lifetime (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). Temporary buffers
@@ -60,7 +58,7 @@ def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
 
 
 def plan_bytes(graph: Graph, alignment: int = ALIGNMENT) -> int:
-    """Return the size of the arena of :func:`plan` in bytes."""
+    """Return the size in bytes of the arena that :func:`plan` computes."""
     return max((slot.offset + slot.size for slot in plan(graph, alignment)), default=0)
 
 
@@ -78,7 +76,7 @@ def parameter_bytes(graph: Graph) -> int:
 
 
 def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Return all inputs and operator outputs, each with the first and the last operator that uses the tensor."""
+    """Return all inputs and operator outputs, each with the indices of the first and the last operator that uses it."""
     lifetimes = {id(tensor): (tensor, -1, -1) for tensor in graph.inputs}
     for operator in graph.operators:
         lifetimes |= {id(tensor): (tensor, operator.index, operator.index) for tensor in operator.outputs}
@@ -92,7 +90,7 @@ def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
 
 
 def _variable_bytes(graph: Graph) -> int:
-    """Return the size of the variable tensors, such as the state of an LSTM.
+    """Return the total size in bytes of the variable tensors, such as the state of an LSTM.
 
     A variable tensor is neither a constant, nor an input of the graph, nor the output of an operator.
     """
@@ -102,13 +100,13 @@ def _variable_bytes(graph: Graph) -> int:
 
 
 def _max_scratch_bytes(graph: Graph) -> int:
-    """Return the size of the largest temporary buffer of a kernel. All kernels share one buffer."""
+    """Return the size in bytes of the temporary buffer that all kernels share: the maximum that one of them needs."""
     return max((_scratch_bytes(operator) for operator in graph.operators), default=0)
 
 
 def _scratch_bytes(operator: Operator) -> int:
     match operator.name:
-        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN's im2col buffer: the patches of two output pixels as int16
+        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # int16 patches of two output pixels in CMSIS-NN's im2col buffer
             weights = operator.inputs[1]
             return 4 * prod(weights.shape[1:]) if weights is not None else 0
         case "TRANSPOSE_CONV" | "MEAN" | "SUM":  # sums as int32

@@ -1,4 +1,4 @@
-"""Read and write TFLite metadata: labels and normalization that a .tflite file contains for other tools.
+"""Read and write TFLite metadata, which stores labels and normalization in a .tflite file for other tools.
 
 The format is metadata_schema.fbs of tflite-support, version 1.0. The metadata is a separate flatbuffer, which is stored
 in a buffer of the model under the name TFLITE_METADATA. The label file is in an uncompressed zip archive, appended
@@ -35,7 +35,7 @@ from edgerec.tflite.tables import Table
 from edgerec.utils.optional import require
 
 LABEL_FILE = "labels.txt"
-# Limits, so that a damaged file cannot make the reader use too much memory.
+# Limits that prevent a damaged file from using too much memory.
 MAX_LABEL_BYTES = 1 << 24
 MAX_TEXT_BYTES = 1 << 16
 MAX_ITEMS = 10_000
@@ -43,13 +43,13 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-# Class identifiers of Google's Knowledge Graph, WordNet and Wikidata. They are not labels that people can read.
+# Class identifiers of Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable labels.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
-# Command-line options that override a part of the metadata.
+# Command-line options that override parts of the metadata.
 _OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
 
-# Numbers of the fields of each table in metadata_schema.fbs. A union has two fields, its type and its table. The first
-# two fields of most tables are the name and the description.
+# Field numbers of the tables in metadata_schema.fbs. A union has two fields, its type and its table.
+# The first two fields of most tables are the name and the description.
 _NAME, _DESCRIPTION = 0, 1
 _SUBGRAPHS, _MIN_PARSER_VERSION = 3, 7  # ModelMetadata
 _INPUTS, _OUTPUTS = 2, 3  # SubGraphMetadata
@@ -60,13 +60,13 @@ _MEAN, _STD = 0, 1  # NormalizationOptions
 _FILE_TYPE, _LOCALE = 2, 3  # AssociatedFile
 # Values of enums in metadata_schema.fbs.
 _IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
-# Numbers of the fields in TFLite's schema.fbs: buffers and metadata of the model, and the buffer of a metadata entry.
+# Field numbers in TFLite's schema.fbs: the buffers and metadata of a model, and the buffer of a metadata entry.
 _MODEL_BUFFERS, _MODEL_METADATA, _ENTRY_BUFFER = 4, 6, 1
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """TFLite metadata of a model file.
+    """The TFLite metadata of a model file.
 
     Attributes:
         name, description: human-readable name and description of the model.
@@ -188,7 +188,7 @@ def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
 
 
 def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
-    """Return the metadata as a flatbuffer. A table is written after the strings, vectors and tables it refers to."""
+    """Return the metadata as a flatbuffer, in which each table must be written after the objects to which it refers."""
     builder = require("flatbuffers").Builder(1024)
     text = builder.CreateString
 
@@ -201,7 +201,7 @@ def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, cha
         return int(builder.EndObject())
 
     def vector(prepend: Callable[[Any], None], item: Any) -> int:
-        """Write a vector of one item."""
+        """Write a vector with a single item, and return its offset."""
         builder.StartVector(4, 1, 4)
         prepend(item)
         return int(builder.EndVector())
@@ -278,7 +278,7 @@ def _metadata(root: Table, content: bytes) -> Metadata:
     def usable(part: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except Exception as error:  # damaged metadata can cause any error, as in read_metadata
+        except Exception as error:  # damaged metadata can cause any exception
             faults[part] = str(error)
             return ()
 

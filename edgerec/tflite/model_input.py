@@ -24,13 +24,13 @@ from edgerec.tflite.metadata import remove_metadata, with_files
 from edgerec.tflite.schema import tflite_schema
 
 MAX_SIDE_PX = 4096
-# Maximum total size of the associated files, such as labels, that are appended to a model.
+# Maximum total size in bytes of the associated files, such as labels, that are copied to the new model.
 MAX_FILES_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class InputLayout:
-    """How an operator converts an image to a model's input of another shape.
+    """An operator that converts an image to the shape of a model's input.
 
     Attributes:
         shape: shape of the image, ``(1, height, width, channels)``.
@@ -44,7 +44,7 @@ class InputLayout:
 
 
 def layout_of(shape: tuple[int, ...]) -> InputLayout | None:
-    """Return how to convert an image to an input shape, or None if no conversion is needed or possible.
+    """Return the operator that converts an image to an input shape, or None if no conversion is needed or possible.
 
     The supported shapes are ``(1, height, width)`` and ``(height, width)`` for grayscale images,
     ``(height, width, channels)``, and ``(1, channels, height, width)``. A dynamic batch size (-1) is treated as 1.
@@ -65,7 +65,7 @@ def layout_of(shape: tuple[int, ...]) -> InputLayout | None:
 
 
 def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model") -> bytes:
-    """Return the .tflite bytes of a model to which a RESHAPE or TRANSPOSE was added, so that its input is an image.
+    """Add a RESHAPE or TRANSPOSE before the input of a model, so that it accepts images. Return the .tflite bytes.
 
     The outputs do not change, because the operator only rearranges values. The dtype and quantization of the input, the
     metadata and the associated files are kept.
@@ -93,7 +93,7 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
 
 
 def with_normalization(content: bytes, normalise: ChannelNormalise, where: str = "the model") -> bytes:
-    """Return the .tflite bytes of a model to which a normalization was added, so that it accepts raw RGB pixels.
+    """Add a normalization before the input of a model, so that it accepts RGB pixels. Return the .tflite bytes.
 
     The new input takes RGB pixels from 0 to 255. Its dtype is float32 if the model's input is float32, otherwise uint8
     with scale 1. A 1x1 convolution computes the original input. TFLite metadata is removed, because it describes the
@@ -130,7 +130,7 @@ def with_normalization(content: bytes, normalise: ChannelNormalise, where: str =
 
 
 def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, where: str) -> tuple[int, list[Any]]:
-    """Return the index of a uint8 image with scale 1, and the operators that convert it to the quantized input."""
+    """Add a uint8 image with scale 1. Return its tensor index and the operators that compute the quantized input."""
     types, old = edit.schema.TensorType, edit.old
     if old.quantization is None or old.quantization.scale is None or len(old.quantization.scale) == 0:
         raise ModelError(f"cannot add a normalization to {where}: its integer input has no quantization scale")
@@ -139,7 +139,7 @@ def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, wher
     signed = edit.tensor("normalization/pixels", types.INT8, edit.quantization([1.0], [-128]))
     operators = [edit.operator("QUANTIZE", 2, [pixels], signed)]
     real, bias = normalise.convolution()
-    # Each output channel has only one nonzero weight. It is quantized to the int8 maximum, so that it is exact.
+    # The only nonzero weight of each output channel is exact, because it is quantized to the int8 maximum.
     scales = [float(value) / 127 for value in real.max(axis=0)]
     stored = np.rint(real / np.array(scales)).astype(np.int8).T.reshape(3, 1, 1, 3)
     weights = edit.constant("normalization/kernel", types.INT8, stored, scales)
@@ -152,7 +152,7 @@ def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, wher
 
 
 class _InputEdit:
-    """A parsed model, and methods that add tensors and operators to the start of its first subgraph.
+    """Adds tensors and operators to the start of the first subgraph of a model.
 
     Attributes:
         schema: the generated classes of the TFLite schema.
@@ -168,7 +168,7 @@ class _InputEdit:
         self.old = self._graph.tensors[self.old_index]
 
     def tensor(self, name: str, dtype: int, quantization: Any, shape: Sequence[int] | None = None) -> int:
-        """Add a tensor, by default with the shape of the original input, and return its index."""
+        """Add a tensor and return its index. Its default shape is the shape of the original input."""
         tensor = copy.copy(self.old)
         tensor.name, tensor.type, tensor.buffer, tensor.quantization = name.encode(), dtype, 0, quantization
         if shape is not None:
@@ -187,7 +187,7 @@ class _InputEdit:
         return self._added(tensor)
 
     def quantization(self, scales: list[float], zero_points: list[int]) -> Any:
-        """Return quantization parameters."""
+        """Return scales and zero points as an object of the TFLite schema."""
         quantization = self.schema.QuantizationParametersT()
         quantization.scale = np.array(scales, np.float32)
         quantization.zeroPoint = np.array(zero_points, np.int64)
@@ -207,7 +207,7 @@ class _InputEdit:
         return operator
 
     def convolution(self, version: int, source: int, weights: int, bias: int, output: int) -> Any:
-        """Return a new 1x1 convolution."""
+        """Return a new 1x1 convolution that reads and writes the tensors with the given indices."""
         options = self.schema.Conv2DOptionsT()
         options.padding = self.schema.Padding.VALID
         options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1

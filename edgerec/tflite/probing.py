@@ -32,11 +32,11 @@ from edgerec.utils.native_output import captured_output
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
-# Default of the maximum number of test runs, and the time in seconds after which no further run is started.
+# Default maximum number of test runs, and the time in seconds after which no further run is started.
 RUNS, RUNS_S = 12, 5.0
-# Number of test runs if the outputs are not needed, because the test only shows whether the model crashes or hangs.
+# Number of test runs for checking only whether the model crashes or hangs.
 SAFETY_RUNS = 4
-# Memory limit for a model: MEMORY_BYTES plus MEMORY_FACTOR times the size of its file.
+# Memory limit for running a model: MEMORY_BYTES plus MEMORY_FACTOR times the size of its file.
 MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
 # Version of the checks. Increase it when a check is added, so that all models are tested again.
 _CHECKS = 1
@@ -54,7 +54,7 @@ _trusted: set[str] = set()
 
 @dataclass(frozen=True)
 class Probe:
-    """The result of loading a model and running it on several inputs.
+    """Result of loading a model and running it on several inputs.
 
     Attributes:
         error: why the interpreter cannot load or run the model, or an empty string if it can.
@@ -73,11 +73,11 @@ class Probe:
 
     @property
     def within_unit(self) -> bool:
-        """Whether every output was in [0, 1], up to rounding."""
+        """True if every output was in [0, 1], apart from rounding errors."""
         return self.runs > 2 and self.lowest >= -1e-3 and self.highest <= 1.005
 
     def sums_to(self, total: float, tolerance: float) -> bool:
-        """Return whether the sum of the outputs was ``total`` in every run."""
+        """Return whether the outputs of every run sum to ``total``, within ``tolerance``."""
         return self.runs > 2 and total - tolerance <= self.lowest_sum and self.highest_sum <= total + tolerance
 
 
@@ -104,7 +104,7 @@ def require_runnable(content: bytes, where: str) -> None:
 
 
 def trust(content: bytes) -> None:
-    """Skip the test of a model in a child process, because this process is already isolated."""
+    """Let :func:`require_runnable` skip the child process for this model, because this process is already isolated."""
     _trusted.add(_key(content))
 
 
@@ -121,7 +121,7 @@ def remember(content: bytes) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in files[:-_MOST_REMEMBERED]:
             file.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # no home folder, or a full or read-only disk
+    except (OSError, RuntimeError) as error:  # the home folder is missing, or the disk is full or read-only
         log.debug("the cache of checked models cannot be written: %s", error)
 
 
@@ -137,7 +137,7 @@ def _folder() -> Path:
 
 
 def _key(content: bytes) -> str:
-    """Return a file name that depends on the model and on the versions of the runtimes."""
+    """Return the name of the cache file for a model, which depends on the versions of the installed runtimes."""
     return f"{sha256(content)}-{_runtimes_digest()}"
 
 
@@ -214,7 +214,7 @@ def _probe(runs: int, load: Callable[[], Any]) -> Probe:
             interpreter.reset_all_variables()
             interpreter.invoke()
             scores = _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
-            if not np.isfinite(scores).all():  # the input is outside the model's range, so that e.g. exp overflows
+            if not np.isfinite(scores).all():  # e.g. exp overflows for an input outside the expected range
                 continue
             totals.append((float(scores.min()), float(scores.max()), float(scores.sum())))
     except (RuntimeError, ValueError) as error:
@@ -232,7 +232,7 @@ def _supported(detail: dict[str, Any]) -> bool:
 
 
 def _input(detail: dict[str, Any], run: int) -> Any:
-    """Return the test input for run number ``run``: a constant, or noise in a range that differs between runs."""
+    """Return the input for test run number ``run``: a constant value, or noise whose range depends on ``run``."""
     rng = np.random.default_rng(run)
     shape, dtype = detail["shape"], detail["dtype"]
     if dtype is not np.float32:

@@ -10,7 +10,7 @@ import struct
 
 
 def read_number(data: bytes, form: str, at: int) -> int:
-    """Unpack the number at an offset of ``data``; ``form`` is a format string of the module ``struct``.
+    """Read the number at the offset ``at`` of ``data``, in the :mod:`struct` format ``form``.
 
     Raises:
         struct.error, ValueError: the number is not inside ``data``.
@@ -21,7 +21,7 @@ def read_number(data: bytes, form: str, at: int) -> int:
 
 
 class Table:
-    """A table of a FlatBuffers file. The number of a field is its position in the schema.
+    """A table in a FlatBuffers file. Fields are identified by their position in the schema.
 
     All methods raise :class:`ValueError` or :class:`struct.error` if the data that they read is not inside the file.
 
@@ -31,7 +31,7 @@ class Table:
     """
 
     def __init__(self, data: bytes, at: int) -> None:
-        """Read the fields of the table at an offset of ``data``."""
+        """Read the field offsets of the table at the offset ``at`` of ``data``."""
         if at % 4:
             raise ValueError("a table is not aligned")
         vtable = at - read_number(data, "<i", at)
@@ -48,11 +48,11 @@ class Table:
 
     @classmethod
     def root(cls, data: bytes) -> Table:
-        """Return the root table of a file."""
+        """Return the root table of a FlatBuffers file."""
         return cls(data, read_number(data, "<I", 0))
 
     def number(self, field: int, form: str = "<I", default: int = 0) -> int:
-        """Return a number, or ``default`` if the field is absent."""
+        """Return the value of a numeric field, or ``default`` if the field is absent."""
         return read_number(self.data, form, self.fields[field]) if field in self.fields else default
 
     def target(self, field: int) -> int:
@@ -78,20 +78,20 @@ class Table:
         return range(begin, begin + count * width, width)
 
     def numbers(self, field: int, form: str = "i", max_items: int | None = None) -> tuple[int, ...]:
-        """Return a vector of 4-byte numbers; ``form`` is their format character of the module ``struct``."""
+        """Return the items of a vector of 4-byte numbers. ``form`` is their :mod:`struct` format character."""
         items = self.vector(field, 4, max_items)
         return struct.unpack_from(f"<{len(items)}{form}", self.data, items.start)
 
     def content(self, field: int, max_bytes: int | None = None) -> bytes:
-        """Return a vector of bytes or a string, or an empty one if the field is absent."""
+        """Return the bytes of a string or byte vector, or empty bytes if the field is absent."""
         items = self.vector(field, 1, max_bytes)
         return self.data[items.start : items.stop]
 
     def table(self, field: int) -> Table | None:
-        """Return a table, or None if the field is absent."""
+        """Return the table to which a field refers, or None if the field is absent."""
         return Table(self.data, self.target(field)) if field in self.fields else None
 
     def tables(self, field: int, max_items: int | None = None) -> list[Table]:
-        """Return a vector of tables, or an empty list if the field is absent."""
+        """Return the tables in a vector, or an empty list if the field is absent."""
         items = self.vector(field, 4, max_items)
         return [Table(self.data, at + read_number(self.data, "<I", at)) for at in items]

@@ -13,15 +13,15 @@ from edgerec.errors import ModelError
 from edgerec.tflite.graph_check import GraphCheck
 from edgerec.tflite.tables import Table, read_number
 
-# Estimated size of a table in the file in bytes. For a file without shared tables, the sum is less than the file size.
+# Assumed size of a table in bytes. It is so low that the sum exceeds the size of a file only if tables are shared.
 _TABLE_BYTES = 8
-# Limit for the total size of all tables, where a shared table counts once per reference: MAX_GROWTH times the size of
-# the file plus MIN_BYTES.
+# The total size of all tables must not exceed MAX_GROWTH times the size of the file plus MIN_BYTES.
+# A shared table counts once per reference.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# Types of the fields of each table, by field number: _STRING, the number of bytes per number for a vector of numbers,
-# the name of a table, or a tuple with the name of a table for a vector of tables. Scalar fields are not listed, because
-# they are stored in the table itself, whose bounds are checked.
+# Type of each field of the tables, by field number. An integer is the item size in bytes of a vector of numbers.
+# A name refers to a table, and a tuple with a name refers to a vector of tables.
+# Scalar fields are not listed, because they are stored in the table itself, whose bounds are checked.
 _STRING = "string"
 _Kind = str | int | tuple[str]
 _TABLES: dict[str, dict[int, _Kind]] = {
@@ -53,8 +53,8 @@ _TABLES: dict[str, dict[int, _Kind]] = {
 }
 # Required fields of each table, by field number. Runtimes do not check whether these fields are present.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
-# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by number of the options type. The options of all other
-# operators have only scalar fields.
+# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by number of the options type.
+# The options of all other operators have only scalar fields.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 
@@ -70,7 +70,7 @@ def check_bounds(model: bytes, where: str = "the model") -> None:
 
 
 class _Walk:
-    """Visits each table of a file once, and sums the sizes of all tables. A shared table counts once per reference."""
+    """Checks all tables of a file, and computes their total size. A shared table counts once per reference."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -83,7 +83,7 @@ class _Walk:
         self._sizes[at, name] = 0
         table = Table(self._data, at)
         if any(field not in table.fields for field in _REQUIRED.get(name, ())):
-            raise ValueError(f"a table {name} lacks a required field")
+            raise ValueError(f"a {name} table lacks a required field")
         kinds = _TABLES[name]
         if name == "Operator" and 3 in table.fields:
             kinds = kinds | {4: _OPTIONS.get(table.number(3, "<B"), "Options")}

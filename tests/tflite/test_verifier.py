@@ -81,7 +81,7 @@ def test_missing_required_field_is_refused(model):
     graph = first_of(data, table(data, follow(data, 0))[2])
     vtable = graph - struct.unpack_from("<i", data, graph)[0]
     struct.pack_into("<H", data, vtable + 4 + 2 * 3, 0)  # the operators
-    with pytest.raises(ModelError, match="a table SubGraph lacks a required field"):
+    with pytest.raises(ModelError, match="a SubGraph table lacks a required field"):
         check_bounds(bytes(data))
 
 

@@ -28,7 +28,7 @@ HOW_TO_COMPILE = (
 )
 # Maximum number of bytes that are read from the compiler's output.
 _MAX_LOG_BYTES = 1 << 20
-# Maximum number of differences that are logged. The report contains all differences.
+# Maximum number of differences from the prediction that are logged. The report contains all of them.
 _MAX_LOGGED = 5
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$")
 _MAPPED = "Mapped to Edge TPU"
@@ -37,7 +37,7 @@ _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 @dataclass(frozen=True)
 class CompilerStatus:
-    """A row of the compiler's report.
+    """Number of operators of one kind, and what the compiler did with them: a row of its report.
 
     Attributes:
         op: kind of the operators, such as ``CONV_2D``.
@@ -80,7 +80,7 @@ class EdgeTpuReport:
 def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
     """Compile a .tflite file if the target's compiler is on the PATH, and compare the result with the prediction.
 
-    The prediction of the compiler's result is :func:`~edgerec.tflite.edgetpu.diagnosis.diagnose`.
+    :func:`~edgerec.tflite.edgetpu.diagnosis.diagnose` makes the prediction.
 
     Raises:
         TargetError: the compiler failed or timed out. The message contains the path of its saved output.
@@ -101,7 +101,7 @@ def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
 
 
 def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
-    """Run ``edgetpu_compiler``, and return the compiled .tflite bytes and the compiler's output and operation log.
+    """Run ``edgetpu_compiler``. Return the compiled .tflite bytes, and the output and operation log of the compiler.
 
     Raises:
         TargetError: the compiler failed, or took longer than ``COMPILE_TIMEOUT_S``.
@@ -135,7 +135,7 @@ def parse_log(output: str) -> tuple[CompilerStatus, ...]:
 
 
 def left_on_cpu(before: Graph, after: Graph) -> set[int]:
-    """Return the indices, in the original model, of the operators that the compiler left on the CPU.
+    """Return the indices of the operators in the original model that the compiler left on the CPU.
 
     In the compiled file, these are all operators except ``edgetpu-custom-op``. The compiler keeps the names of
     tensors, so that operators can be matched by their kind and the names of their outputs.
@@ -159,7 +159,7 @@ def left_on_cpu(before: Graph, after: Graph) -> set[int]:
 def compare(
     graph: Graph, diagnosis: Diagnosis, content: bytes, statuses: tuple[CompilerStatus, ...]
 ) -> tuple[str, ...]:
-    """Return a sentence for each operator whose placement in the compiled file differs from the prediction.
+    """Describe each operator whose placement in the compiled file differs from the prediction.
 
     Args:
         graph: the model before compilation.

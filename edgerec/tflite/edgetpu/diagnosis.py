@@ -24,7 +24,7 @@ OTHER_PART = "it is not in the first part of the graph that can be mapped, and t
 
 @dataclass(frozen=True)
 class OperatorPlacement:
-    """The predicted placement of an operator.
+    """The device on which an operator is predicted to run.
 
     Attributes:
         index, op, layer: position of the operator, its kind, and the name of its first output.
@@ -63,16 +63,16 @@ class Diagnosis:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all operators."""
+        """Number of multiply-accumulates of all operators for one image."""
         return sum(operator.macs for operator in self.operators)
 
     @property
     def cpu_macs(self) -> int:
-        """Multiply-accumulates of the operators on the CPU."""
+        """Number of multiply-accumulates of the operators on the CPU for one image."""
         return sum(operator.macs for operator in self.operators if operator.on == "cpu")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a summary without the operators and findings as a JSON-serializable dictionary."""
+        """Return the totals and remarks as a JSON-serializable dictionary."""
         return {
             "whole": not self.findings,
             "macs": self.macs,
@@ -84,7 +84,7 @@ class Diagnosis:
 
 
 def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
-    """Apply the rules to all operators and tensors, and partition the graph like the compiler.
+    """Predict which operators the Edge TPU compiler maps, and the reasons why it refuses the others.
 
     Args:
         graph: the model before compilation.

@@ -1,4 +1,4 @@
-"""Predict which operators the compiler maps to the Edge TPU if the Edge TPU does not support all operators."""
+"""Predict which operators the compiler maps to the Edge TPU if it does not support all operators of a model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _next_subset(
     refused: Collection[int],
     is_refused: bool,
 ) -> set[int]:
-    """Return the next subset of refused operators if ``is_refused``, otherwise of supported operators.
+    """Return the next subset: of refused operators if ``is_refused`` is true, otherwise of supported operators.
 
     The subset contains all operators of its kind whose inputs come only from operators in ``done`` or in the subset.
     """

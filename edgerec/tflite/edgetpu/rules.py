@@ -26,12 +26,12 @@ _ACTIVATIONS = {"INT8", "UINT8"}
 _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
 # Coral's page states a limit of 16,000, but the compiler mapped a softmax over 128×128 values.
 _MAX_SOFTMAX_VALUES = 16_384
-# According to published compiler logs, upsampling from 256 to 512 pixels and upsampling by a factor of 16 stay
-# on the CPU, whereas upsampling to 128 pixels by a factor of 2 is mapped to the Edge TPU.
+# According to published compiler logs, upsampling from 256 to 512 pixels or by a factor of 16 stays on the CPU.
+# Upsampling to 128 pixels by a factor of 2 is mapped to the Edge TPU.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
-# According to the same logs, TRANSPOSE of 40×40×65 values stays on the CPU, whereas 14×14×255 values are mapped.
+# According to these logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped.
 _MAX_TRANSPOSE_VALUES = 65_536
-# According to the same logs, MEAN over 256×128 values stays on the CPU, whereas MEAN over 64×128 values is mapped.
+# According to these logs, a MEAN over 256×128 values stays on the CPU, but a MEAN over 64×128 values is mapped.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {
@@ -134,7 +134,7 @@ def _constant_parameters(operator: Operator) -> str | None:
 
 
 def _transpose_conv(operator: Operator) -> str | None:
-    # The inputs are the output shape, weights, input and bias. Only the input (index 2) may vary.
+    # The inputs are the output shape, weights, input and bias. All except the input (index 2) must be constant.
     if any(t is not None and not t.constant for i, t in enumerate(operator.inputs) if i != 2):
         return "its weights, bias or output shape is not constant"
     return None
