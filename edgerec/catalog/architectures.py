@@ -16,8 +16,7 @@ from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# Configuration of the measurements that are included in edgerec: side of the RGB input in pixels, width multiplier, and
-# number of classes.
+# Configuration of the included measurements: side of the RGB input in pixels, width multiplier, and number of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
 # File with the measured cost of each architecture, written by benchmarks/models.py.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"

@@ -15,8 +15,7 @@ from edgerec.models.automatic import Rule, rules_for
 from edgerec.tflite.pi_latency import CONDITIONS
 from edgerec.utils.progress import Listener, ignore
 
-# File with the measured cost of the networks that ``--arch auto`` can choose, written by
-# ``benchmarks/models.py --recommended``.
+# File with the measured cost of the choices of ``--arch auto``, written by ``benchmarks/models.py --recommended``.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
 # Input size at which networks for small images are measured, in pixels.
 SMALL_INPUT_PX = 32

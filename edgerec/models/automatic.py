@@ -13,8 +13,8 @@ from edgerec.models import least_size_px
 
 # Maximum side of small images in pixels, such as MNIST (28) and CIFAR-10 (32).
 SMALL_PX = 40
-# A target with less memory than this counts as a microcontroller. If no target is set, the model must also be small
-# enough for a microcontroller.
+# A target with less memory than this counts as a microcontroller.
+# If no target is set, the model must also be small enough for a microcontroller.
 SMALL_MEMORY_BYTES = 16 << 20
 # The number of epochs is chosen so that training has about UPDATES steps, but it stays within the two limits.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60

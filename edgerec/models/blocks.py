@@ -9,8 +9,8 @@ from edgerec.recipe import ModelSection
 
 Layer = Callable[[Any], Any]
 
-# Momentum of batch normalization. With Keras' default of 0.99, the moving averages need hundreds of steps to adapt, but
-# a small data set has only a few steps per epoch.
+# Momentum of batch normalization. Small data sets have only a few training steps per epoch.
+# With Keras' default of 0.99, the moving averages would need hundreds of steps to adapt.
 BN_MOMENTUM = 0.9
 
 

@@ -1,4 +1,4 @@
-"""A small CNN, as in beginner tutorials."""
+"""The small CNN of many beginner tutorials: two convolutional layers and two dense layers."""
 
 from __future__ import annotations
 

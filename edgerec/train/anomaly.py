@@ -62,8 +62,7 @@ def fit_threshold(errors: Errors, known: float) -> float:
             len(errors),
             known,
         )
-    # With method="higher", the threshold is exactly the error of an image. An interpolated threshold could be rounded
-    # down, so that this image would be classified as novel.
+    # Do not interpolate, because a threshold that is rounded down could exclude the image that determines it.
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 

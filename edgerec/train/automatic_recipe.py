@@ -177,7 +177,9 @@ def with_absolute_paths(section: DataSection) -> DataSection:
     )
     absolute = replace(section, source=one_or_tuple(sorted(sources)))
     if any("\udc80" <= character <= "\udcff" for source in absolute.sources for character in source):
-        raise DataError(f"Cannot save the path {absolute.title} in a recipe, because it is not valid UTF-8: rename it")
+        raise DataError(
+            f"Cannot save the path {absolute.title} in a recipe, because it is not valid UTF-8: rename the folder"
+        )
     return absolute
 
 

@@ -86,7 +86,7 @@ def prepare(section: TrainSection, seed: int) -> None:
     keras().mixed_precision.set_global_policy(_precision(section, bool(gpus)))
     keras().backend.experimental.enable_tf_random_generator()  # creates the dropout state that reseed() sets
     keras().utils.set_random_seed(seed)
-    keras().backend.reset_uids()  # weight files refer to layers by automatically numbered names
+    keras().backend.reset_uids()  # restart the numbering in layer names, which weight files refer to
 
 
 def _precision(section: TrainSection, gpu: bool) -> str:
@@ -123,8 +123,7 @@ def reseed(model: Any, seed: int, epoch: int) -> None:
     """
     wrappers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     states = [getattr(wrapper, "_generator", None) for wrapper in wrappers]
-    # Identify the random generators by number instead of layer name, because Keras numbers layers across all models of
-    # the process.
+    # Number the random generators, because the names of their layers depend on the other models of the process.
     for number, generator in enumerate(state for state in states if state is not None):
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 
@@ -167,11 +166,11 @@ UNREADABLE = (
 )
 
 
-# Parts of an error message that are removed: lines that Keras and TensorFlow print before the cause of the error, and
-# prefixes and suffixes of the line with the cause.
+# Lines of an error message that Keras and TensorFlow write before the line with the cause.
 _CONTEXT = re.compile(
     r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
 )
+# Prefixes and suffixes of the line with the cause, which are removed from the message.
 _ADDITIONS = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} | *\[Op:.*")
 
 

@@ -11,8 +11,8 @@ from edgerec.train.precision import in_training_precision
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
-# Function ``(pixels, scores, weights) -> loss`` that returns the distance between the scores of a student and those of
-# its teachers. ``weights`` contains the weight of each image, or is None.
+# Function ``(pixels, scores, weights) -> loss`` that compares the scores of a student with those of its teachers.
+# The argument ``weights`` contains the weight of each image, or is None.
 DistillationLoss = Callable[..., Any]
 
 # Recipe keys that determine the preprocessing and the split. Teacher and student must have the same values.

@@ -1,4 +1,4 @@
-"""Decide when a training stage ends: early stopping, the time limit and the last epoch."""
+"""Decide when a training stage ends: after its last epoch, by early stopping, or at the time limit."""
 
 from __future__ import annotations
 

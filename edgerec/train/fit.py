@@ -213,7 +213,7 @@ def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
 
 
 def _check_names(recipe: Recipe) -> None:
-    """Raise an error for unknown names in the recipe, before TensorFlow is loaded and images are read."""
+    """Raise an error if the architecture or the data of a recipe does not exist, before TensorFlow is loaded."""
     least_size_px(recipe.model.arch)
     if user_defined.is_user_defined(recipe.model.arch):
         user_defined.find_function(recipe.model.arch)
@@ -230,7 +230,7 @@ def _existing_recipe(run: Run) -> Recipe:
 def _write_new_run(
     run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool, inherited: npt.NDArray[np.bytes_]
 ) -> None:
-    """Write the recipe, the labels and the split of a new run, and log the sizes of the subsets."""
+    """Create the folder of a run with the recipe, the labels and the split, and log the sizes of the subsets."""
     with replacing_folder(run.path, overwrite=overwrite) as partial:
         write_file(partial / "recipe.toml", recipe.to_toml())
         write_file(partial / "labels.txt", "".join(f"{label}\n" for label in dataset.labels))

@@ -22,9 +22,10 @@ from edgerec.utils.optional import require
 
 # Number of images in a batch for evaluation.
 EVALUATION_BATCH = 256
-# For packed data: number of shards that are read in parallel, read buffer of each shard in bytes, and number of
-# consecutive records that are read from a shard.
-OPEN_SHARDS, READ_BYTES, BLOCK = 8, 1 << 20, 64
+# For packed data: number of shards that are read in parallel, and size of the read buffer of each shard in bytes.
+OPEN_SHARDS, READ_BYTES = 8, 1 << 20
+# For packed data: number of consecutive records that are read from a shard.
+BLOCK = 64
 # For packed data: maximum size of the shuffle buffer in bytes and in images.
 BUFFER_BYTES, BUFFER_IMAGES = 64 << 20, 16384
 

@@ -21,16 +21,15 @@ log = logging.getLogger(__name__)
 
 # Value of --labels that selects the order of the data's classes.
 FOLDERS = "folders"
-# Let ``gained`` be the number of images that are correct only with another order, and ``lost`` the number that are
-# correct only with the assumed order. The other order is clearly better if ``gained - lost`` exceeds this number of
-# standard deviations, and if ``gained / lost`` is at least this ratio.
-DEVIATIONS, RATIO = 2.33, 2.0
-# If no prediction is correct, the assumed order counts as wrong if random guessing has this result with less than this
-# probability.
+# Another order is clearly better if it classifies more images correctly by this number of standard deviations.
+DEVIATIONS = 2.33
+# Minimum ratio of images that are correct only with the other order to those that are correct only with the assumed one.
+RATIO = 2.0
+# If no prediction is correct, the order is wrong unless random guessing fails for all images with this probability.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
-# Common names of label files, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt. AutoML writes
-# dict.txt, and Teachable Machine writes metadata.json.
+# Common names of label files, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.
+# AutoML writes dict.txt, and Teachable Machine writes metadata.json.
 _GENERAL = re.compile(
     r"(class(es)?|labels?)([ _-]?(names?|map|indices|index|idx|list|dict))?"
     r"|(id|idx|index|class|label)_?(2|to)_?(id|idx|index|class|label|name)s?|dict|metadata|names|categories",
@@ -105,8 +104,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
     total, order, clear = best or (0, np.arange(count), False)
-    # If even the best order is not better than always predicting the most frequent class, the low accuracy has another
-    # reason than the order of the labels.
+    # If the best order is not better than a constant prediction, a wrong order does not explain the low accuracy.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
     none_correct = not correct.any() and (1 - 1 / count) ** images < CHANCE

@@ -88,7 +88,7 @@ class TrainedImages:
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:
-    """Return the model section. If ``weights`` is the path of a run, replace it with that of the run's ``model.keras``.
+    """Replace the path of a run in ``model.weights`` with that of its ``model.keras``, and return the model section.
 
     Raises:
         EdgerecError: the run is not finished.

@@ -21,7 +21,7 @@ Reals = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Metrics of a model on the images of a split.
+    """Metrics of a model, measured on the images of a split.
 
     Attributes:
         accuracy: top-1 accuracy, 0 to 1; for an autoencoder, the fraction of the images that are recognized as known.
@@ -178,7 +178,7 @@ class AutoencoderMetrics:
         )
 
 
-# Metrics for the outputs of a run's model, or of a variant of this model.
+# The two kinds of metrics. The function ``metrics_of`` returns those for the model of a run.
 ModelMetrics = ClassifierMetrics | AutoencoderMetrics
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 from edgerec.train.backend import keras
 
-# Schedule "plateau": minimum decrease of the validation loss that counts as an improvement, number of epochs without
-# improvement after which the rate is reduced, and the factor by which it is multiplied.
-LEAST_GAIN, PATIENCE, FACTOR = 1e-4, 3, 0.5
+# Schedule "plateau": minimum decrease of the validation loss that counts as an improvement.
+LEAST_GAIN = 1e-4
+# Schedule "plateau": number of epochs without an improvement after which the learning rate is reduced, and the factor.
+PATIENCE, FACTOR = 3, 0.5
 
 
-# Regular expression that matches the names of all variables without weight decay: everything but the kernels of dense,
-# convolutional and recurrent layers. Depthwise kernels are excluded, because they have few weights and the accuracy
-# depends strongly on them. On several devices, the copies of a variable have a suffix, such as /replica_1.
+# Regular expression that matches the names of all variables without weight decay.
+# Only the kernels of dense, convolutional and recurrent layers decay.
+# Depthwise kernels do not decay, because they have few weights and the accuracy depends strongly on them.
+# On several devices, the names of the copies of a variable have a suffix, such as /replica_1.
 NOT_DECAYED = r"^(?!(.*/)?(recurrent_|pointwise_)?kernel(/replica_\d+)?(:\d+)?$)"
 
 

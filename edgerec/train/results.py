@@ -1,4 +1,4 @@
-"""Evaluate a trained model, and write the results of a run."""
+"""Evaluate the trained model of a run, and write the results to the run's folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_results(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, list
     history = run.history()
     best, model = load_best_checkpoint(run)
     if recipe.train.mixed_precision:
-        # Rebuild the model in float32, because the conversion needs a float32 model.
+        # The conversion to TFLite needs a float32 model.
         keras().mixed_precision.set_global_policy("float32")
         model = in_float32(model)
     if recipe.model.pretrained:

@@ -41,8 +41,7 @@ from edgerec.utils.text import to_json
 log = logging.getLogger(__name__)
 
 
-# File inside the model.keras archive that lists the training images, so that data leakage is also detected if a model
-# file is copied to another folder.
+# File inside the model.keras archive that lists the training images, for the detection of data leakage.
 TRAINED_IMAGES = "edgerec_trained_images.json"
 # File that contains the same model in Keras 3 format.
 KERAS3 = "model_keras3.keras"
@@ -185,7 +184,7 @@ class Run:
         return model
 
     def data(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
-        """Return the data set that the run was trained on, and its split.
+        """Load the data set that the model was trained on. Return the data set and its split.
 
         Args:
             source: current location of the images, if they were moved. Merged folders must keep their names.
@@ -203,8 +202,8 @@ class Run:
         if dataset.digest != self.split_record["digest"]:
             names = "" if len(recipe.data.sources) == 1 else ", under the same folder names,"
             raise DataError(
-                f"{recipe.data.title} has changed since {self.path} was trained (its digest differs): restore the "
-                f"original images{names}, select them with --data, or train again"
+                f"{recipe.data.title} has changed since the model in {self.path} was trained (its digest differs): "
+                f"restore the original images{names}, select them with --data, or train again"
             )
         if pseudo_labels is not None:
             log.warning(AGREEMENT)

@@ -11,8 +11,8 @@ from edgerec.utils.bounded import check_structure, parse_json
 
 # Columns of history.csv.
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
-# Structure of the run's JSON files, in the format of ``check_structure``. Keys that end in "?" may be missing in older
-# files.
+# Structure of the run's JSON files, in the format of ``check_structure``.
+# Keys that end in "?" are optional, because files of older versions do not have them.
 _CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
 _MEASURED = {
     "images": int,

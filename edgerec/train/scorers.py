@@ -15,13 +15,13 @@ from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.metrics import Reals
 from edgerec.utils.progress import Listener, Progress, steps
 
-# Function that takes pixels, uint8 ``(N, H, W, C)``, and a progress listener. The function returns the scores of a
-# classifier, float32 ``(N, classes)``, or the reconstruction errors of an autoencoder, float32 ``(N, 1)``.
+# Function ``(pixels, listener) -> scores``. The pixels are uint8 ``(N, H, W, C)``.
+# The scores of a classifier are float32 ``(N, classes)``, and the errors of an autoencoder are float32 ``(N, 1)``.
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
 def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
-    """Return a function that runs a Keras model. For an autoencoder, the function returns mean squared errors."""
+    """Return a function that computes the scores of a Keras classifier or the errors of a Keras autoencoder."""
 
     def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
@@ -43,7 +43,7 @@ def _errors(outputs: Reals, images: Reals) -> Reals:
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
-    """Return a function that runs a .tflite model in the same interpreter as on the device."""
+    """Return a function that computes the scores of a .tflite model, using the same interpreter as the device."""
 
     return lambda pixels, listener: one_by_one(map(model.scores, pixels), len(pixels), listener)
 

@@ -56,7 +56,7 @@ SKETCH = 512
 
 
 def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the part of ``split.json`` that is stored in a bundle, or None if an older version wrote ``split.json``.
+    """Return the summary of ``split.json`` that a bundle contains, or None if an older version wrote ``split.json``.
 
     ``sketch`` contains the smallest digests of the training images (a bottom-k sketch), which show whether a data set
     overlaps with the training images. ``moved`` contains the digests of images that are not in the split that their

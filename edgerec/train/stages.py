@@ -1,4 +1,4 @@
-"""Plan the stages of training: transfer learning and learning-rate restarts."""
+"""Divide a training run into stages, for transfer learning and learning-rate restarts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe
 from edgerec.train.optimizer import learning_rate
 
-# Maximum number of groups of layers that are unfrozen one after the other. For each group, TensorFlow traces the
-# training step again, which takes seconds.
+# Maximum number of groups of layers that are unfrozen one after the other.
+# For each group, TensorFlow traces the training step again, which takes seconds.
 MAX_GROUPS = 4
 
 

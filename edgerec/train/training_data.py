@@ -16,8 +16,8 @@ from edgerec.recipe import Recipe
 from edgerec.train.run import Run
 from edgerec.train.split_record import separated_digests, shortened
 
-# Name of the split that each image belonged to during the training of a model, strings ``(N,)``: ``train``, ``val`` or
-# ``test``, or an empty string if the image was not in the data set.
+# Split of each image during the training of a model: strings ``(N,)`` with the values ``train``, ``val`` and ``test``.
+# The string is empty for an image that was not in the data set at that time.
 ImageSplits = npt.NDArray[np.str_]
 
 

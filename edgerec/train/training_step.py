@@ -13,8 +13,8 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 
-# Number of training steps in each call from Python to TensorFlow. For a small model, a single step is faster than the
-# call itself.
+# Number of training steps in each call from Python to TensorFlow.
+# For a small model, a single step takes less time than the call itself.
 STEPS_PER_CALL = 20
 
 
@@ -114,8 +114,7 @@ def _accumulated_step(model: Any, micro_batches: int, loss: Callable[..., Any], 
     sums, scores = [tf.zeros_like(variable) for variable in variables], []
     pieces = [[None] * micro_batches if value is None else tf.split(value, micro_batches) for value in (x, y, weights)]
     for pixels, classes, weight in zip(*pieces, strict=True):
-        # The control dependency makes TensorFlow compute one micro-batch after the other. Parallel computation would
-        # need as much memory as the whole batch.
+        # The control dependency makes TensorFlow compute one micro-batch after the other, which saves memory.
         with tf.control_dependencies(sums), tf.GradientTape() as tape:
             scores.append(model(tf.identity(pixels), training=True))
             value = loss(pixels, classes, scores[-1], weight)

@@ -1,4 +1,4 @@
-"""Transfer learning: freeze the layers that a stage does not train, and give pretrained networks a new head."""
+"""Transfer learning: freeze the layers that a stage does not train, and replace the head of pretrained networks."""
 
 from __future__ import annotations
 

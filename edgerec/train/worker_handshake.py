@@ -143,7 +143,7 @@ def _call(
 
 
 def _difference(cluster: Cluster, index: int, versions: dict[str, Any], reply: dict[str, Any]) -> str:
-    """Return an error message if the cluster or a version of a worker differs, otherwise an empty string."""
+    """Return an error message if a worker's cluster or package versions differ, otherwise an empty string."""
     if reply.get("index") != index:
         return (
             f"{cluster.name(index)} replied that it is worker {reply.get('index')}: give all workers the same cluster "
@@ -195,8 +195,7 @@ def _listening(cluster: Cluster) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError:
-        # The host name may belong to a proxy, so that this machine cannot bind to its address. TensorFlow's own server
-        # also listens on all interfaces.
+        # Listen on all interfaces, as TensorFlow does, because the host name may be that of a proxy.
         try:
             return socket.create_server(("", port))
         except OSError as error:

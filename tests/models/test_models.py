@@ -265,7 +265,7 @@ def test_misspelled_function_is_reported_before_images_are_read(edgerec, tmp_pat
 
 
 WRONG = {
-    "returned": ("return 3", "returns a int, expected a function build"),
+    "returned": ("return 3", "returns an object of type int, expected a function build"),
     "model": ("return keras.Model(inputs, keras.layers.Flatten()(inputs))", "returns a model, expected"),
     "image": ("return keras.layers.Conv2D(2, 3)(inputs)", r"shape \(None, 14, 14, 2\), expected \(batch, n\)"),
     "failing": ("return keras.layers.Conv2D(2, 99)(inputs)", r"failed \(.*net\.py, line 2\): ValueError"),
@@ -294,7 +294,7 @@ def test_invalid_user_architecture_is_refused(body, tmp_path):
     ("arch", "text", "message"),
     [
         ("net.py:other", MINE, "unknown function of net.py 'other'"),
-        ("net.py:build", "build = 3", "which is a int, expected a function"),
+        ("net.py:build", "build = 3", "which is an object of type int, expected a function"),
         ("net.py:build", "def build(:", "cannot be imported: SyntaxError"),
         ("net.py:build", "import nothing_such", r"cannot be imported \(.*net\.py, line 1\): ModuleNotFoundError"),
         ("nothing:build", "", "there is no module 'nothing'"),
