@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 FOLDERS = "folders"
 # Another order is clearly better if it classifies more images correctly by this number of standard deviations.
 DEVIATIONS = 2.33
-# Minimum ratio of images that are correct only with the other order to those that are correct only with the assumed one.
+# Minimum ratio between the images that only the other order and those that only the assumed order classifies correctly.
 RATIO = 2.0
 # If no prediction is correct, the order is wrong unless random guessing fails for all images with this probability.
 CHANCE = 0.2
