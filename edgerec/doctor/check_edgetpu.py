@@ -30,8 +30,9 @@ _RULE = (
     'SUBSYSTEM=="usb", ATTRS{idVendor}=="18d1", ATTRS{idProduct}=="9302", GROUP="plugdev"\\n\' | '
     "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
 )
-# Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer versions
-# crash with it. Rebuilt libraries have "tf" in their version. docs/how-to/edge-tpu.md lists the public reports.
+# Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer runtimes
+# crash with this library. The versions of rebuilt libraries contain "tf". docs/how-to/edge-tpu.md lists the public
+# reports.
 _LAST_OLD_RUNTIME = (2, 11)
 # First version of the Linux kernel on which Google's gasket-dkms cannot be built.
 _NEW_KERNEL = (6, 4)
@@ -88,7 +89,7 @@ class EdgeTpu:
 
 
 def collect(root: Path = ROOT) -> EdgeTpu:
-    """Return the Edge TPU of this machine.
+    """Return information about the Edge TPU of this machine.
 
     Args:
         root: folder that contains ``sys``, ``proc``, ``dev``, ``etc``, ``boot`` and ``var``.

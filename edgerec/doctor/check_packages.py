@@ -109,7 +109,7 @@ def _conflict_result(name: str, conflicts: Sequence[Conflict], old_numpy: bool) 
 
 
 def find_conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
-    """Yield the requirements that are not met. ``pip check`` finds the same conflicts, but takes ten times as long."""
+    """Yield the unmet requirements of the packages. ``pip check`` finds the same conflicts, but is ten times slower."""
     # For 32-bit programs on a 64-bit kernel, platform.machine() returns the 64-bit architecture.
     environment = {"extra": "", "platform_machine": arch(platform.machine(), own_bits())}
     parse = _requirement_parser()

@@ -44,7 +44,7 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no check found a problem."""
+        """Whether all checks passed without a problem."""
         return not self.of(CheckState.PROBLEM)
 
     def of(self, state: CheckState) -> list[CheckResult]:

@@ -23,7 +23,7 @@ _PACKAGES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
     "libvulkan.so.1": "libvulkan1",
 }
-# OpenCV needs all of these packages. The error message names only the first missing library.
+# OpenCV needs all of these packages, but the error message names only the first missing library.
 _TOGETHER = {"libgl1", "libglib2.0-0", "libxcb1"}
 
 

@@ -74,7 +74,7 @@ class WorkFolder:
 
 @dataclass(frozen=True)
 class EmulatedSystem:
-    """A Debian release with the Python packages that a bundle requires, and a CPU.
+    """An emulated Debian release and CPU, with the Python packages that a bundle requires.
 
     Attributes:
         root: root file system.

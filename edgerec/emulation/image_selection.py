@@ -1,4 +1,4 @@
-"""Select the user's images whose scores are compared between an emulated system and this machine."""
+"""Select the images for comparing the scores of an emulated system with those of this machine."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing
 from edgerec.utils.lock import Lock
 
-# QEMU 7.2 with its default CPU computes wrong XNNPACK results without an error.
+# With its default CPU, QEMU 7.2 silently computes wrong results in XNNPACK.
 MIN_VERSION = 10
-# Debian release from which QEMU is downloaded. Its program is statically linked, so it works on other systems too.
+# Debian release from which QEMU is downloaded. This QEMU is statically linked, so it also runs on other distributions.
 RELEASE = "trixie"
 PROGRAMS = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
 # Debian's name of each CPU architecture on which QEMU runs.
@@ -72,6 +72,6 @@ def _download(program: str, host: str, path: Path) -> None:
 
 
 def _is_static(program: Path) -> bool:
-    """Return whether a program is statically linked. A dynamically linked program does not run in another root."""
+    """Return whether a program is statically linked. A dynamically linked one cannot run in a chroot."""
     content = program.read_bytes()
     return content[:4] == b"\x7fELF" and b"/ld-linux" not in content[:4096]

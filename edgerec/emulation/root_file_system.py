@@ -27,7 +27,7 @@ PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 # glibc version in each Debian release: 36 means 2.36.
 GLIBC = {"bookworm": 36, "trixie": 41}
-# Links that the installation scripts of the packages would create. The scripts are not run here.
+# Symbolic links that the packages' installation scripts would create. These scripts are not run.
 _ALTERNATIVES = {"blas/libblas.so.3": "libblas.so.3", "lapack/liblapack.so.3": "liblapack.so.3"}
 # Without these CPU topology files, XNNPACK uses slower kernels. A Raspberry Pi has four cores.
 _FILES = {"sys/devices/system/cpu/possible": "0-3\n", "sys/devices/system/cpu/present": "0-3\n"}
@@ -106,7 +106,7 @@ class RootFileSystem:
 
 
 def chroot_command() -> list[str]:
-    """Return the command that runs a program in a chroot. Without root permissions, it creates a user namespace.
+    """Return the command that runs a program in a chroot, in a new user namespace if this process does not run as root.
 
     Raises:
         TargetError: the system allows neither, or is not Linux.

@@ -129,7 +129,7 @@ def _python(manifest: Manifest, file: str) -> list[str]:
 
 
 def _python_resize(spec: PreprocessSpec) -> list[str]:
-    """Return Python code that does the same as :func:`edgerec.contract.preprocess.apply`.
+    """Return Python code that is equivalent to :func:`edgerec.contract.preprocess.apply`.
 
     The code computes ``pixels`` from ``image`` (BGR).
     """
@@ -214,7 +214,7 @@ def _grayscale(spec: PreprocessSpec) -> list[str]:
 
 
 def _javascript(spec: PreprocessSpec) -> list[str]:
-    """Return a JavaScript function that does the same as :func:`edgerec.contract.preprocess.apply` with ImageData."""
+    """Return a JavaScript function that is equivalent to :func:`edgerec.contract.preprocess.apply` for ImageData."""
     rows, columns = spec.height, spec.width
     size = f"{rows}, width = {columns}"
     lines = ["function prepare(image) {", "  let top = 0, left = 0, rows = image.height, columns = image.width;"]
@@ -297,7 +297,7 @@ def _web(spec: PreprocessSpec, file: str) -> list[str]:
     fit = "" if spec.fit == "stretch" else f" (fit = {spec.fit})"
     return [
         "Put the file on the web server of the page, and use the package `@mediapipe/tasks-vision`. `image` is an",
-        "`ImageData` object, such as `getImageData` of a canvas returns. `prepare` resizes the image as in",
+        "`ImageData` object, for example from the method `getImageData` of a canvas. `prepare` resizes the image as in",
         f"training{fit}, so that MediaPipe does not resize it. The tests of edgerec run `prepare`, but not MediaPipe.",
         "",
         *_grayscale(spec),

@@ -27,7 +27,7 @@ from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
 
-# Maximum number of golden images. There is one image for each class.
+# Maximum number of golden images, one for each class.
 GOLDEN_IMAGES = 10
 # Golden images are shrunk so that no side is longer than this number of pixels.
 GOLDEN_SIDE_PX = 320

@@ -41,7 +41,7 @@ class Novelty:
 
     def __post_init__(self) -> None:
         if not 0 < self.known < 1:
-            raise EdgerecError(f"known is {self.known!r}, expected a fraction between 0 and 1, such as 0.99")
+            raise EdgerecError(f"known must be a fraction between 0 and 1, such as 0.99, but is {self.known!r}")
 
     @classmethod
     def of(cls, novelty: Novelty | str | Path) -> Novelty:

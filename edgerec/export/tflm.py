@@ -1,4 +1,4 @@
-"""Generate C++ sources that contain a bundle's model for TensorFlow Lite Micro, which needs no file system."""
+"""Generate C++ sources that contain a bundle's model for TensorFlow Lite Micro, which runs without a file system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.tflite.memory import microcontroller_bytes
 from edgerec.utils.atomic import sha256
 
 _PER_LINE = 16
-# Operators whose name in MicroMutableOpResolver does not follow from the name in the TFLite schema.
+# Names in MicroMutableOpResolver that cannot be derived from the operators' names in the TFLite schema.
 _RESOLVER_NAMES = {
     "BATCH_MATMUL": "BatchMatMul",
     "CUMSUM": "CumSum",
@@ -25,7 +25,7 @@ _FIELDS = {"uint8": "uint8", "int8": "int8", "float32": "f"}
 
 
 def sources(content: bytes, manifest: Manifest) -> dict[str, bytes]:
-    """Return a dictionary that maps ``model.h``, ``model.cc`` and ``model_operators.h`` to their contents.
+    """Return the contents of ``model.h``, ``model.cc`` and ``model_operators.h``, keyed by file name.
 
     ``model.h`` and ``model.cc`` need only a C++11 compiler. ``model_operators.h`` adds the model's operators to the
     resolver of TensorFlow Lite Micro.

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChosenVariant:
-    """A variant that the target can run.
+    """A variant of a run that was chosen for the export.
 
     Attributes:
         name: name of the variant.
@@ -101,7 +101,7 @@ def _choose_name(run: Run, target: Target, variant: str | None, data: DataSource
     is_int8 = variant != FLOAT32 and (variant not in variants or variants[variant]["precision"] == "int8")
     if ("int8" if is_int8 else "float32") not in target.types:
         types = " and ".join(target.types)
-        raise TargetError(f"target {target.name} supports {types} models, but not the variant {variant}: {make_int8}")
+        raise TargetError(f"target {target.name} supports only {types} models, not the variant {variant}: {make_int8}")
     if variant == FLOAT32 and variant not in variants:
         make_float32(run, data, listener)
     elif variant not in variants:

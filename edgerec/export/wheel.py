@@ -1,4 +1,4 @@
-"""Build a wheel of the running edgerec. Bundles contain the wheel, so that devices can install it without an index.
+"""Build a wheel of the running edgerec. Bundles include this wheel, so that devices do not download edgerec.
 
 The package ``build`` needs the source tree, but edgerec is usually installed without it.
 """
@@ -27,7 +27,7 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py
 
 
 def bundled_wheel(target: Target) -> dict[str, bytes]:
-    """Return the path of the wheel in a bundle and its content. If the target does not run edgerec, return no files."""
+    """Return the path of the wheel in the bundle, and its content, or no files if the target does not run edgerec."""
     if not any("{edgerec}" in line for line in (*target.requirements, *target.commands)):
         return {}
     name, content = edgerec_wheel()
@@ -70,7 +70,7 @@ def edgerec_wheel() -> tuple[str, bytes]:
 
 
 def _package() -> dict[str, bytes]:
-    """Return a dictionary that maps the paths of edgerec's modules and data files in the wheel to their contents."""
+    """Return the contents of edgerec's modules and data files, keyed by path in the wheel."""
     files = _tree(Path(__file__).resolve().parent.parent, "edgerec")
     for name in _SHIPPED:
         files |= _tree(shipped(name), f"edgerec/_shipped/{name}")
@@ -78,7 +78,7 @@ def _package() -> dict[str, bytes]:
 
 
 def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
-    """Return a dictionary that maps paths in the wheel to file contents, without caches and hidden files."""
+    """Return the contents of a folder's files, keyed by path in the wheel. Caches and hidden files are skipped."""
     files = {}
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder).as_posix())

@@ -13,7 +13,7 @@ from edgerec.utils.command_line import command, data_options
 OVERFIT_POINTS = 5.0
 # A class is reported as weak if its F1 score is more than this value below the mean F1 score.
 WEAK_F1 = 0.1
-# An accuracy below this multiple of random guessing is hardly better than guessing.
+# An accuracy below this multiple of the accuracy of random guessing is reported as hardly better than guessing.
 GUESSING = 2
 # Minimum acceptable ratio of training images between the smallest class and the largest class.
 BALANCE = 1 / 3

@@ -91,7 +91,7 @@ def svg(figure: Any, title: str) -> str:
         axes.tick_params(color=GREY, length=3)
         axes.title.set_fontsize(11)
     text = io.StringIO()
-    # Keep text as text, so that the browser's fonts are used. The fixed salt makes the output reproducible.
+    # Do not convert text to paths, so that the browser's fonts are used. The fixed salt makes the output reproducible.
     with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgerec"}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         with glyph_warnings_logged(""):  # the browser has other fonts than this machine

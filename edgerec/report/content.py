@@ -146,7 +146,12 @@ class VariantMetrics:
 
 @dataclass(frozen=True)
 class Step:
-    """A recommended next step: the reason, and a command, or an empty string if there is no command."""
+    """A recommended next step.
+
+    Attributes:
+        command: shell command, or an empty string if the step is not a command.
+        why: the recommendation and its reason.
+    """
 
     command: str
     why: str
@@ -167,7 +172,7 @@ class ReportContent:
         skipped: number of files in the data that are not images.
         classes: metrics of each class.
         metrics_of: the model to which ``classes`` and ``confusion`` belong: float Keras, or :attr:`chosen` if the
-            predictions of the float model serve as labels; empty if there are no metrics.
+            predictions of the float model are used as labels; empty if there are no metrics.
         confusion: ``confusion[true][predicted]``, counts on the test images, in the order of ``classes``.
         confused: true label, predicted label and count of the most frequent misclassifications, at most ten.
         history: metrics of each epoch.

@@ -132,7 +132,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write ``content`` (strings as UTF-8) to ``path`` atomically: a reader never sees a partial file."""
+    """Write bytes or a string (as UTF-8) to a file atomically, so that a reader never sees a partial file."""
     # Bytes of file names that are not valid UTF-8 are written as escapes such as \udce9. JSON parsers restore them.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as partial:

@@ -19,7 +19,7 @@ MAX_TOML_BYTES, MAX_DOTS_PER_LINE = 1 << 20, 1000
 # Maximum number of objects and arrays in a document. Each one takes at least 56 bytes of memory, but only 2 bytes of
 # JSON.
 MAX_CONTAINERS = 1_000_000
-# Maximum unpacked size of archives that are accepted with any compression ratio.
+# Archives up to this unpacked size are accepted regardless of their compression ratio.
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000
@@ -48,12 +48,12 @@ def parse_toml(text: str | bytes, *, max_bytes: int = MAX_TOML_BYTES) -> dict[st
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
-    """Read and parse a JSON file. Raise :class:`OSError` if this fails, or the errors of :func:`parse_json`."""
+    """Read and parse a JSON file. Raise :class:`OSError` if it cannot be read, or the errors of :func:`parse_json`."""
     return parse_json(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 
 def read_toml(path: Path, *, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
-    """Read and parse a TOML file. Raise :class:`OSError` if this fails, or the errors of :func:`parse_toml`."""
+    """Read and parse a TOML file. Raise :class:`OSError` if it cannot be read, or the errors of :func:`parse_toml`."""
     return parse_toml(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 

@@ -40,7 +40,7 @@ def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
 
 
 def use_fallback_fonts(figure: Any) -> None:
-    """Set fallback fonts for the texts in a figure with characters that Matplotlib's default font does not contain."""
+    """Set fallback fonts for the texts of a figure that contain characters missing in Matplotlib's default font."""
     manager = require("matplotlib.font_manager")
     for text in figure.findobj(require("matplotlib.text").Text):
         if text.get_text().isascii():
@@ -115,7 +115,7 @@ def _limits(axis: Any) -> None:
 
 
 def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Sequence[str], **style: Any) -> None:
-    """Add a label beside each point, so that labels do not overlap each other or points.
+    """Label points, so that the labels overlap neither each other nor the points.
 
     Call this after everything is drawn and the margins are set. If there is no space beside
     a point, its label is placed further away and connected to the point with a line.

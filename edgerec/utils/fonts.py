@@ -67,7 +67,7 @@ def installed_fonts() -> tuple[Font, ...]:
             try:
                 fonts.append((_rank(fields), _font(fields)))
             except ValueError:
-                continue  # a variable font has a range of weights, but its instances are listed separately
+                continue  # a variable font, whose weight is a range; its instances are also listed separately
     return tuple(font for _, font in sorted(fonts, key=lambda entry: entry[0]))
 
 
@@ -84,7 +84,7 @@ def _font(fields: Sequence[str]) -> Font:
 
 
 def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
-    """Split a string into parts, each with a font that contains it. Return None if no font has a character."""
+    """Split a string into parts that can each be drawn with one font. Return None if no font contains a character."""
     whole = next((font for font in fonts if font.has(text)), None)
     if whole is not None:
         return [(text, whole)]
@@ -126,7 +126,7 @@ def needs_shaping(text: str) -> bool:
 
 
 def ascii_text(text: str) -> str:
-    """Convert a string to ASCII: remove accents from letters, and escape all other characters."""
+    """Convert a string to ASCII by removing accents. If this is not sufficient, escape all non-ASCII characters."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
     # Only Latin accents are removed. Marks of other scripts are vowels or tones that change the meaning of a word.
     return bare if bare.isascii() else text.encode("ascii", "backslashreplace").decode()

@@ -126,7 +126,8 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
         descriptor = _open_lock_file(file)
         try:
             locked = lock_descriptor(descriptor, certain=certain)
-            # The previous owner may have deleted the file between opening and locking. Then the lock has no effect.
+            # The previous owner may have deleted the file after it was opened here. In this case, the lock has no
+            # effect.
             if locked and os.path.samestat(os.fstat(descriptor), file.stat()):
                 with suppress(OSError):  # the disk is full, or the file belongs to another user
                     os.truncate(descriptor, 0)

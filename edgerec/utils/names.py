@@ -1,6 +1,7 @@
 """Convert labels to valid names of files and folders.
 
-A library such as pathvalidate removes invalid characters, so that different labels may get the same name.
+A library such as pathvalidate is not sufficient, because it removes invalid characters, so that different labels may
+get the same name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from edgerec.utils.folders import is_hidden
 
 # Maximum size of a name in UTF-8. File systems allow 255 bytes, and temporary files have longer names.
 MAX_BYTES = 200
-# Separator between the readable part of a name and the digest. Labels that are valid names do not contain it.
+# Separator between the readable part of a name and the digest. A label that contains this character is not a valid
+# name.
 _MARK = "~"
 _FORBIDDEN = re.compile(rf'[{_MARK}/\\:*?"<>|]')
 # Windows reserves these names, also with a suffix, e.g. "con.txt".

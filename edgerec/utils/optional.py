@@ -8,7 +8,7 @@ from typing import Any
 
 from edgerec.errors import MissingExtraError
 
-# Dictionary that maps the module of each optional package to its display name and to the extra that installs it.
+# Display name of each optional package, and the extra that installs it, keyed by module name.
 _PACKAGES = {
     "cv2": ("OpenCV", "headless"),
     "flatbuffers": ("flatbuffers", "train"),

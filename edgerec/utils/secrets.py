@@ -44,7 +44,7 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
 
 
 def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return a secret from the environment variable ``name``, or from the file that the variable ``name_FILE`` names.
+    """Return a secret from the environment variable ``name``, or from the file in the variable ``name_FILE``.
 
     Return an empty string if neither variable is set.
 

@@ -36,7 +36,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
-    # json.dumps escapes control characters below U+0020. The only unescaped ones are the line breaks for indentation.
+    # json.dumps escapes control characters below U+0020. Only the line breaks of the indentation remain.
     return _UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 

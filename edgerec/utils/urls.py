@@ -145,7 +145,7 @@ def _authority(rest: str) -> str:
 
 
 def _ambiguous(rest: str) -> bool:
-    """Return whether an ``@`` follows the host. In this case, the password may contain ``/``, ``?`` or ``#``."""
+    """Return whether an ``@`` follows the host, so that it is not clear where the password ends."""
     return "@" in rest[len(_authority(rest)) :]
 
 
