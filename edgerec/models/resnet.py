@@ -11,7 +11,7 @@ from edgerec.recipe import ModelSection
 # Function ``(keras, tensor, channels, stride, prefix of the layer names) -> tensor`` that adds a residual block.
 Block = Callable[[Any, Any, int, int, str], Any]
 
-# Epsilon of batch normalization, as in the Keras application that provides the weights.
+# Epsilon of batch normalization. The value must be that of the Keras application whose weights are loaded.
 EPSILON = 1.001e-5
 
 

@@ -1,1 +1,1 @@
-"""Train a model, evaluate it, and read the resulting run."""
+"""Train and evaluate models, and read the results of training runs."""

@@ -1,4 +1,4 @@
-"""Evaluate an autoencoder: reconstruction errors, the threshold for novel images, and plots."""
+"""Evaluate an autoencoder: compute reconstruction errors, fit the threshold for novel images, and draw plots."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _situation(section: DataSection, target: Target | None) -> Situation:
 
 
 def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
-    """Return True if the recipe requires ImageNet weights, False if it cannot use them, or None if auto may choose."""
+    """Return True if the recipe requires ImageNet weights, False if it excludes them, or None if both are possible."""
     model = recipe.model
     if model.weights != AUTO:
         return model.weights == "imagenet"

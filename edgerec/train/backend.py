@@ -170,7 +170,7 @@ UNREADABLE = (
 _CONTEXT = re.compile(
     r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
 )
-# Prefixes and suffixes of the line with the cause, which are removed from the message.
+# Prefixes and suffixes that are removed from the line with the cause.
 _ADDITIONS = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} | *\[Op:.*")
 
 

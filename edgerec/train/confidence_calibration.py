@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgerec.utils.optional import require
 
-# Number of bins, as in arXiv:1706.04599.
+# Number of bins of the reliability diagram (the same as in arXiv:1706.04599).
 BINS = 15
 
 

@@ -36,7 +36,7 @@ def check_same_data(run: Run, recipe: Recipe) -> None:
 
 
 def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss | None:
-    """Return the distillation loss for the teachers in ``distill.teachers``, or None if there are no teachers."""
+    """Return the loss function for the teachers in ``distill.teachers``, or None if there are no teachers."""
     if not recipe.distill.teachers:
         return None
     runs = [Run.open_classifier(path.strip()) for path in recipe.distill.teachers.split(",")]
@@ -51,7 +51,7 @@ def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss
 
 
 def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> DistillationLoss:
-    """Return the distillation loss: the distance between the student's scores and the mean scores of the teachers.
+    """Return a loss function that compares the student's scores with the mean scores of the teachers.
 
     The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This
     factor keeps the gradient as large as that of the label loss (Hinton, Vinyals and Dean, arXiv:1503.02531).

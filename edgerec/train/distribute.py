@@ -32,7 +32,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Names of the TensorFlow exceptions that a lost connection to another worker causes.
+# Names of the exceptions that TensorFlow raises if the connection to another worker is lost.
 _LOST = ("UnavailableError", "AbortedError", "CancelledError", "InternalError", "DeadlineExceededError")
 
 
@@ -52,7 +52,7 @@ class Workers:
 
     @property
     def chief(self) -> bool:
-        """Whether this worker writes the run."""
+        """Whether this worker is the chief, i.e. writes to the run's folder."""
         return self.cluster is None or self.cluster.chief
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:

@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 FOLDERS = "folders"
 # Another order is clearly better if it classifies more images correctly by this number of standard deviations.
 DEVIATIONS = 2.33
-# Minimum ratio between the images that only the other order and those that only the assumed order classifies correctly.
+# Minimum ratio of the images that another order gains (newly correct) to the images that it loses (newly wrong).
 RATIO = 2.0
-# If no prediction is correct, the order is wrong unless random guessing fails for all images with this probability.
+# If no prediction is correct, the order is wrong, unless random guesses are all wrong with at least this probability.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
 # Common names of label files, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.
@@ -112,7 +112,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
 
 
 def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]:
-    """Return the label files next to a model that contain one label per output, together with their labels.
+    """Find label files next to a model, and return those with one label per output, together with their labels.
 
     Args:
         model: the model file, or the folder of a SavedModel. Label files are searched in the parent folder, and also

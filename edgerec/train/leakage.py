@@ -75,7 +75,7 @@ class TrainedImages:
 
     @classmethod
     def _of_run(cls, run: Run, dataset: Dataset) -> TrainedImages | None:
-        if run.recipe.model.arch == IMPORTED:  # another tool trained the model
+        if run.recipe.model.arch == IMPORTED:  # the training images of an imported model are unknown
             return None
         record = run.split_record
         if contents := record.get("contents"):

@@ -12,7 +12,7 @@ from edgerec.train.backend import keras
 
 # Schedule "plateau": minimum decrease of the validation loss that counts as an improvement.
 LEAST_GAIN = 1e-4
-# Schedule "plateau": number of epochs without an improvement after which the learning rate is reduced, and the factor.
+# Schedule "plateau": number of epochs without improvement before the rate is reduced, and the factor of the reduction.
 PATIENCE, FACTOR = 3, 0.5
 
 
@@ -74,7 +74,7 @@ def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
 
 
 def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
-    """Return the learning rate for ``steps`` steps: a Keras schedule, or a number if the rate is constant in an epoch.
+    """Return the learning rate of a stage: a Keras schedule, or a number if the rate is constant in each epoch.
 
     Args:
         peak: highest learning rate.
@@ -112,5 +112,5 @@ def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float])
     done = len(val_losses)
     if done >= warmup_epochs:
         return rate
-    rising = min(1.0, warmup_epochs - done)  # fraction of the epoch with warm-up
+    rising = min(1.0, warmup_epochs - done)  # fraction of the next epoch that belongs to the warm-up
     return rate * ((2 * done + rising) / (2 * warmup_epochs) * rising + 1 - rising)

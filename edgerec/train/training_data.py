@@ -38,7 +38,7 @@ class TrainingData:
 
 
 def training_data_of_run(run: Run) -> TrainingData:
-    """Return the training data of a run."""
+    """Return the training data of a run's model."""
     record = run.split_record
 
     def image_splits(dataset: Dataset) -> ImageSplits | None:

@@ -75,7 +75,7 @@ class Cluster:
 
     @property
     def chief(self) -> bool:
-        """Whether this process is the chief, which writes the run."""
+        """Whether this process is the chief, i.e. writes to the run's folder."""
         return self.index == 0
 
     def position(self, job: str, task: int) -> int:
