@@ -26,7 +26,7 @@ COMMANDS = {
         "train": "Train a model on a folder of images.",
         "evaluate": "Measure the accuracy, and precision and recall per class.",
         "data": "Show, check and pack data sets.",
-        "models": "List the architectures with their int8 cost and their targets.",
+        "models": "List the architectures, their int8 size and their targets.",
     },
     "Compress": {
         "quantize": "Compress a model, by default to full int8.",

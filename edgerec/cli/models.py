@@ -39,7 +39,7 @@ def models(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """List the architectures with their int8 cost and their targets."""
+    """List the architectures, their int8 size and their targets."""
     options: dict[str, Any] = {"input_size": input_size, "width": width, "classes": classes}
     options = {key: value for key, value in options.items() if value is not None}
     if target is not None:
