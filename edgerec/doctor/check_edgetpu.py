@@ -202,7 +202,7 @@ def _find_stick(root: Path) -> tuple[str, int]:
 
 
 def _missing_config(root: Path) -> tuple[str, ...]:
-    """Return the lines that the boot configuration of a Raspberry Pi 5 lacks, or no lines on another machine."""
+    """Return the required lines that are missing in config.txt of a Raspberry Pi 5, or no lines for other machines."""
     if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
         return ()
     config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")

@@ -1,4 +1,4 @@
-"""Check that OpenCV, which reads and preprocesses images, can be imported, and whether it can open windows."""
+"""Check OpenCV, which edgerec uses to read images, preprocess them, and open windows."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def find_mirror() -> str:
     if mirror := os.environ.get(MIRROR, "").strip():
         # The URL becomes part of a line in a sources file, so it must not contain spaces or options.
         if urlsplit(mirror).scheme not in _SCHEMES or re.search(r"[\s\[\]#]", mirror):
-            raise TargetError(f"{MIRROR} is {redacted(mirror)!r}, expected the URL of a Debian mirror")
+            raise TargetError(f"{MIRROR} is {redacted(mirror)!r}, which is not the URL of a Debian mirror")
         return mirror
     done = call(
         [require_program("apt-get", "apt"), "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(CREATED_BY)"],
@@ -61,7 +61,7 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         TargetError: mmdebstrap is missing, the mirror is not available, or the disk is full.
     """
     mmdebstrap, mirror = require_program("mmdebstrap", "mmdebstrap"), find_mirror()
-    # mmdebstrap ignores this machine's apt configuration, so the settings for the proxy and certificates are passed on.
+    # mmdebstrap ignores this machine's apt configuration, so pass on the settings for the proxy and certificates.
     configuration = call([require_program("apt-config", "apt"), "dump", "Acquire"], timeout_s=60).stdout
     network = [line for line in configuration.splitlines() if line.startswith("Acquire::http")]
     command = [

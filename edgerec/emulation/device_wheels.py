@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 INSTALL_TIMEOUT_S = 1200
 INDEX_TIMEOUT_S = 60
-# Name of each Debian architecture in platform.machine and in the file names of wheels.
+# The name of each Debian architecture that platform.machine() and the file names of wheels use.
 MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
 # If a package has no wheel for the device's version of Python, the error message lists its wheels for these versions.
 _PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
@@ -200,7 +200,7 @@ def wheel_options(root: RootFileSystem, python: str) -> list[str]:
 
 
 def _explain(done: Outcome, root: RootFileSystem) -> str:
-    """Return an error message in one line for a failure of pip. If a wheel is missing, list the available versions."""
+    """Return a one-line error message for a failure of pip. If a wheel is missing, list the available versions."""
     machine = MACHINES[root.architecture]
     missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
     if missing is None:

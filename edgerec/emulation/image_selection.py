@@ -23,7 +23,9 @@ def select_images(source: str, limit: int) -> dict[str, bytes]:
     source_images = find(source, flat=True)
     count = len(source_images.classes)
     if not count or limit < 1:
-        raise DataError(f"{source} contains no images, so there is nothing to compare: choose other --data")
+        raise DataError(
+            f"{source} contains no images, so there is nothing to compare: choose another source with --data"
+        )
     images = {}
     for number in (index * count // min(limit, count) for index in range(min(limit, count))):
         part, index = source_images.locate(number)

@@ -54,7 +54,7 @@ def trust_models(bundle: str) -> None:
 
     try:
         from edgerec.tflite.probing import trust
-    except ImportError:  # older versions of edgerec do not test models
+    except ImportError:  # older versions of edgerec do not have this function
         return
     for name, content in Bundle.open(bundle).files.items():
         if name.endswith(".tflite"):

@@ -14,7 +14,7 @@ _FIT_FIRST = {
     "pad": "pad each image with black to the aspect ratio of the input",
 }
 
-# Python code for each preprocessing version. The code halves an image while it is at least twice as large as the input.
+# Python code for each preprocessing version that halves an image while it is at least twice as large as the input.
 _PYTHON_HALVINGS = {
     version: [
         "while True:",

@@ -71,6 +71,6 @@ def _validated(key: str, values: tuple[str, ...], pattern: str) -> tuple[str, ..
 
 
 def _filled(name: str, values: dict[str, str]) -> str:
-    """Fill in a template of ``targets/service``: replace each ``@KEY@`` by its value."""
+    """Fill in a template of ``targets/service``: replace each ``@KEY@`` with its value."""
     text = (shipped("targets") / "service" / name).read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)

@@ -45,7 +45,7 @@ class Novelty:
 
     @classmethod
     def of(cls, novelty: Novelty | str | Path) -> Novelty:
-        """Create a :class:`Novelty` with default settings from the path of a run. Keep a :class:`Novelty` unchanged."""
+        """Convert the path of an autoencoder run to a :class:`Novelty` with default settings, if necessary."""
         return novelty if isinstance(novelty, Novelty) else cls(novelty)
 
 

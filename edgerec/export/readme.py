@@ -273,7 +273,7 @@ def _input(manifest: Manifest) -> str:
 
 
 def _filled(line: str) -> str:
-    """Replace ``{edgerec}`` and ``{litert}`` in a line by the versions that are installed on this machine."""
+    """Replace ``{edgerec}`` and ``{litert}`` in a line with the versions that are installed on this machine."""
     return line.replace("{edgerec}", _version("edgerec")).replace("{litert}", _version("ai-edge-litert"))
 
 

@@ -27,7 +27,7 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py
 
 
 def bundled_wheel(target: Target) -> dict[str, bytes]:
-    """Return the path of the wheel in the bundle, and its content, or no files if the target does not run edgerec."""
+    """Return edgerec's wheel, keyed by its path in the bundle, or no files if the target does not run edgerec."""
     if not any("{edgerec}" in line for line in (*target.requirements, *target.commands)):
         return {}
     name, content = edgerec_wheel()

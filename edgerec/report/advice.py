@@ -15,7 +15,7 @@ OVERFIT_POINTS = 5.0
 WEAK_F1 = 0.1
 # An accuracy below this multiple of the accuracy of random guessing is reported as hardly better than guessing.
 GUESSING = 2
-# Minimum acceptable ratio of training images between the smallest class and the largest class.
+# Minimum acceptable size of the smallest class, relative to the largest class, in the training data.
 BALANCE = 1 / 3
 # Minimum number of test images of a class for meaningful metrics.
 MIN_TEST_IMAGES = 20

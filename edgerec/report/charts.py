@@ -94,7 +94,7 @@ def svg(figure: Any, title: str) -> str:
     # Do not convert text to paths, so that the browser's fonts are used. The fixed salt makes the output reproducible.
     with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgerec"}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        with glyph_warnings_logged(""):  # the browser has other fonts than this machine
+        with glyph_warnings_logged(""):  # ignore missing glyphs, because the browser has other fonts
             figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]

@@ -34,7 +34,7 @@ def collect_content(
     images: bool,
     listener: Listener,
 ) -> tuple[ReportContent, PageImages]:
-    """Return the content of the report, without the path and size of the page, and the images of the page."""
+    """Return the content of the report and the images of the page. The path and size of the page are not set."""
     metrics = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
     chosen = run.shipped(variants)
@@ -70,7 +70,7 @@ def collect_content(
     )
     if images:
         return replace(content, next=advice(content, data)), page_images(run, loaded, content)
-    # Replace private paths by file names.
+    # Replace private paths with file names.
     names = {source: Path(source).name for source in run.recipe.data.sources} | {content.run: content.name}
     without_paths = tuple(_replace_all(text, names) for text in content.missing)
     return replace(content, missing=without_paths, next=advice(replace(content, run=content.name))), PageImages()
@@ -216,7 +216,7 @@ def _variants(
     """Return the variants, and the machine and the notes that ``edgerec compare`` recorded."""
     order = [FLOAT32, *(method.variant for method in METHODS.values())]
     comparison = run.comparison() or {"rows": []}
-    # Ignore the measured time of a variant that was created again after the comparison. Its sizes differ.
+    # Ignore the measured time if the variant was created again after the comparison, which changed its size.
     times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
     chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
     for name in sorted(variants, key=lambda name: (order.index(name) if name in order else len(order), name)):

@@ -55,7 +55,7 @@ class PageImages:
 
 
 def page_images(run: Run, data: tuple[Dataset, Split] | None, content: ReportContent) -> PageImages:
-    """Return the images of the page. If ``data`` is None, these are only the plot of misclassified images."""
+    """Return the images of the page. If ``data`` is None, return only the saved plot of misclassified images."""
     if data is None:
         return PageImages(plot=_mistakes_plot(run))
     dataset, split = data

@@ -69,7 +69,7 @@ def write_report(
 
 
 def _load(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
-    """Return the run's images and split, or None if they cannot be loaded. The list contains the reason."""
+    """Return the run's images and split. If they cannot be loaded, return None and a list with the reason."""
     missing = [source for source in run.recipe.data.sources if source not in NAMED and not Path(source).exists()]
     lost = "no images, no number of images per class, no misclassified images and no calibration"
     if data is None and missing:

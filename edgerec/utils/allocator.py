@@ -1,4 +1,4 @@
-"""Reduce the amount of freed memory that glibc's malloc does not return to the system."""
+"""Reduce the amount of freed memory that glibc's malloc keeps instead of returning it to the system."""
 
 from __future__ import annotations
 

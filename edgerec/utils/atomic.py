@@ -34,7 +34,7 @@ def sha256(content: bytes) -> str:
 
 
 def read_at_most(path: Path, limit_bytes: int) -> bytes:
-    """Return a file's content. Raise :class:`OSError` if the file is larger than the limit (or endless)."""
+    """Read a file. Raise :class:`OSError` if the file is larger than the limit, or is endless like ``/dev/zero``."""
     with path.open("rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:

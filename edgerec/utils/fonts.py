@@ -67,7 +67,7 @@ def installed_fonts() -> tuple[Font, ...]:
             try:
                 fonts.append((_rank(fields), _font(fields)))
             except ValueError:
-                continue  # a variable font, whose weight is a range; its instances are also listed separately
+                continue  # skip variable fonts, because fc-list also lists each instance with its own weight
     return tuple(font for _, font in sorted(fonts, key=lambda entry: entry[0]))
 
 

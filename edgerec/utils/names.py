@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from edgerec.utils.folders import is_hidden
 
-# Maximum size of a name in UTF-8. File systems allow 255 bytes, and temporary files have longer names.
+# Maximum length of a name in bytes (UTF-8). File systems allow 255 bytes, but names of temporary files are longer.
 MAX_BYTES = 200
 # Separator between the readable part of a name and the digest. A label that contains this character is not a valid
 # name.

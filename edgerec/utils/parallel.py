@@ -1,4 +1,4 @@
-"""Call a function for many items in threads, with a bounded number of waiting results."""
+"""Call a function for many items in threads, with a limited number of pending results."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def ignore(_: Progress) -> None:
 
 
 def track(items: Iterable[T], stage: str, total: int, listener: Listener) -> Iterator[T]:
-    """Yield ``items``, and report the progress at most about 200 times, always after an item was processed.
+    """Yield ``items``, and report the progress at most a few hundred times.
 
     Args:
         items: the items of a loop.

@@ -145,7 +145,7 @@ def _authority(rest: str) -> str:
 
 
 def _ambiguous(rest: str) -> bool:
-    """Return whether an ``@`` follows the host, so that it is not clear where the password ends."""
+    """Return whether there is an ``@`` after the host, which makes the end of the password ambiguous."""
     return "@" in rest[len(_authority(rest)) :]
 
 

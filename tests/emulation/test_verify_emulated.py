@@ -108,7 +108,7 @@ def test_mirror_is_read_from_apt_or_the_environment(empty_path, monkeypatch):
     monkeypatch.setenv(MIRROR, "https://four/debian")
     assert find_mirror() == "https://four/debian"
     monkeypatch.setenv(MIRROR, "https://four/debian main\ndeb [trusted=yes] https://evil/")
-    with pytest.raises(TargetError, match="expected the URL of a Debian mirror"):
+    with pytest.raises(TargetError, match="is not the URL of a Debian mirror"):
         find_mirror()
 
 
