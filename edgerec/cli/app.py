@@ -149,7 +149,7 @@ def main() -> None:
         app()
     except SystemExit as end:
         # A normal exit aborts or waits forever if a camera or sink thread hangs in native code or while writing to
-        # stdout. Do not flush stdout here: a hanging thread may hold its lock, and all output has been flushed before.
+        # stdout. Do not flush stdout here: a hanging thread may hold its lock, and all output has already been flushed.
         if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
             os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

@@ -36,7 +36,7 @@ def benchmark(
         5.0,
         min=0.1,
         metavar="SECONDS",
-        help="Duration of measuring the stages. Measuring the operators takes the same time again.",
+        help="Time for measuring the stages. The operators are then measured for the same time.",
     ),
     threads: int = typer.Option(
         0, min=0, metavar="N", help="Number of interpreter threads. 0 means the number that the bundle specifies."
@@ -109,8 +109,8 @@ def _show(report: BenchmarkReport) -> None:
             optional=("output",),
         )
         say(
-            f"the {len(longest)} slowest of {len(report.operators)} operators (0 ms: included in the time of a "
-            "neighbor)"
+            f"the {len(longest)} slowest of {len(report.operators)} operators (0 ms: included in the time of an "
+            "adjacent operator)"
         )
     say("")
     runtime = report.runtime

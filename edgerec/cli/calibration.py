@@ -77,7 +77,7 @@ def check(
     subject: Path = typer.Argument(
         ..., metavar="SET|FOLDER|NPZ", help="Calibration set, image folder, or .npz or .npy file."
     ),
-    run: Path = typer.Option(..., metavar="RUN", help="Run to quantize with these images."),
+    run: Path = typer.Option(..., metavar="RUN", help="Run that will be quantized with these images."),
     data: list[str] | None = _DATA,
     json: bool = JsonOption,
 ) -> None:

@@ -84,7 +84,9 @@ def camera(
     ),
     headless: bool = typer.Option(False, "--headless", help="Print one line per frame instead of opening a window."),
     json: bool = typer.Option(
-        False, "--json", help="Print one JSON object per frame and per change of a source's state instead of a window."
+        False,
+        "--json",
+        help="Instead of opening a window, print one JSON object for each frame and each change of a source's state.",
     ),
     web: str = typer.Option(
         "",

@@ -27,7 +27,7 @@ app = typer.Typer(
 _SUBJECT = typer.Argument(
     ...,
     metavar="DATA|RECIPE|RUN",
-    help="One or more data sets (as for edgerec train --data), which are merged. Or a recipe (.toml) or a run.",
+    help="One or more data sets as for edgerec train --data (several are merged), a recipe (.toml) or a run.",
 )
 _SET = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP)
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG file.")

@@ -60,9 +60,9 @@ def repeat_command(context: typer.Context, *more: str) -> str:
 
 
 def report_worker(json: bool) -> bool:
-    """Return whether this process is a worker of a ``TF_CONFIG`` cluster, where only the chief writes the result.
+    """Return whether this process is a worker, but not the chief, of a ``TF_CONFIG`` cluster.
 
-    If so, print the index of this worker and the address of the chief.
+    Only the chief writes results. In any other worker, print the index of this worker and the address of the chief.
     """
     from edgerec.train.worker_handshake import Cluster
 
@@ -166,7 +166,7 @@ def _print_table(lines: Sequence[Sequence[str]], measure: Callable[[str], int]) 
 
 
 def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
-    """Print a table. Cells with text are wrapped to several lines, and cells with numbers are not."""
+    """Print a table. Columns with text are wrapped, and columns with numbers are not."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

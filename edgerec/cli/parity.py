@@ -19,7 +19,9 @@ def parity(
     variant: str | None = typer.Option(
         None, metavar="NAME", help="Variant to compare. [default: the int8 variant with the best validation accuracy]"
     ),
-    images: int = typer.Option(64, min=1, metavar="N", help="Number of validation images to run through the layers."),
+    images: int = typer.Option(
+        64, min=1, metavar="N", help="Number of validation images on which the layers are compared."
+    ),
     data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
     out: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of the layers to this PNG file."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),

@@ -45,7 +45,7 @@ def quantize(
         "training (qat) if ptq loses more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
-        False, "--compare", help="Compare the methods in --method, such as ptq,qat, or all methods."
+        False, "--compare", help="Compare all methods, or those listed in --method, such as ptq,qat."
     ),
     max_drop: float | None = typer.Option(
         None, metavar="POINTS", help="Maximum accuracy loss due to compression, in percentage points. [default: 1]"
@@ -56,7 +56,7 @@ def quantize(
         help="For a model: images in the formats of edgerec train, with or without class folders. For a run: new "
         "location of the images, if they were moved.",
     ),
-    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted command with the same options."),
+    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted quantization with the same options."),
     overwrite: bool = typer.Option(
         False,
         "--overwrite",

@@ -23,7 +23,7 @@ def report(
     images: bool = typer.Option(
         True,
         "--pictures/--no-pictures",
-        help="Include images. --no-pictures omits the images, their names and all private paths.",
+        help="Include images in the report. --no-pictures omits the images, their names and all private paths.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing HTML file."),
     json: bool = JsonOption,

@@ -116,7 +116,7 @@ def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: 
     say(f"ok: verified in an emulated system of {on}; exported with {report.made_on.runtime} {report.made_on.version}")
     if other_runtimes := {result.runtime for result in report.results} - {report.made_on.runtime}:
         names = " and ".join(other_runtimes)
-        say(f"note: {on} uses {names}, which rounds differently, so that labels with close scores may change places")
+        say(f"note: {on} uses {names}, which rounds differently, so nearly equal scores may be ranked differently")
 
 
 def _show(report: EmulationReport) -> None:
