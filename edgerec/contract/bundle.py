@@ -124,7 +124,7 @@ class Bundle:
 
     @property
     def model(self) -> bytes:
-        """Content of the .tflite file of the (first) model."""
+        """Content of the .tflite file. For an ensemble, this is the file of the first model."""
         return self.files[self.manifest.model]
 
     @staticmethod
@@ -174,7 +174,7 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool, check: Cal
 
 
 def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
-    """Read a listed file, and add its content to ``files``. Return an error message, or an empty string on success."""
+    """Read a file that the manifest lists, and add it to ``files``. Return an error message, or an empty string."""
     content = read(name, max_bytes)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Number of bytes to read from the start of a file. This is large, because web pages may start with a long comment.
+# Number of bytes to read from the start of a file. It is large, because web pages may start with a long comment.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (

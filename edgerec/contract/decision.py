@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# Lower bound of scores before the logarithm, because log(0) is infinite: half a quantization step of an int8 score.
+# Minimum to which scores are clipped before their logarithm is computed: half a quantization step of int8 scores.
 _MIN_SCORE = 1 / 512
 # Weight of the mean score relative to one vote. It is so small that the mean score only breaks ties.
 _TIE_WEIGHT = 1e-3
@@ -300,7 +300,7 @@ class Decider:
                 index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), current)
         if current < 0 or index == current:
             return index
-        if index < 0:  # change to unknown only if the image is novel or its score is well below the threshold
+        if index < 0:  # change to unknown only if the image is novel or the score is well below the threshold
             weak = scores[current] < spec.threshold_of(self._labels[current]) - spec.hysteresis
             return -1 if novel or weak else current
         return index if scores[index] >= scores[current] + spec.hysteresis else current

@@ -173,7 +173,7 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for the bit depth in the file headers. If it is missing, the smallest one is used.
+        """Black and white levels for the bit depth in the file headers, or for the smallest one that holds all samples.
 
         If the samples occupy only a small fraction of this range, as in images of thermal cameras, the levels are the
         smallest and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.

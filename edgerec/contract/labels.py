@@ -629,7 +629,7 @@ def _key(text: Any) -> str:
 
 
 def _mentioned(values: Iterable[Any]) -> str:
-    """Return a hint for an error message if one of the values is a file name, which may be that of the label file."""
+    """Return a hint for an error message if one of the values may be the name of the label file."""
     for value in values:
         if isinstance(value, str) and (match := _FILE_NAME.search(value.split(":")[-1].strip())):
             return f", but the file {match[0]!r} is mentioned, which may be the label file"

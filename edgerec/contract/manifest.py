@@ -180,7 +180,7 @@ class Manifest:
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """The classification model, or all models of an ensemble."""
+        """The classification model, or the classification models of an ensemble."""
         first = ModelSpec(**{item.name: getattr(self, item.name) for item in fields(ModelSpec)})
         return (first, *self.members)
 

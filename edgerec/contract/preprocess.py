@@ -251,7 +251,7 @@ def _mean(
     differences: npt.NDArray[Any],
     halves: npt.NDArray[Any],
 ) -> None:
-    """Compute the means of the corresponding bytes of two uint8 or int32 arrays, rounded half to even.
+    """Compute the bytewise mean of two uint8 or int32 arrays, rounded half to even.
 
     Args:
         a: the first array.

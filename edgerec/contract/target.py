@@ -14,8 +14,7 @@ from edgerec.utils.package_data import find_shipped, shipped_names
 
 Kind = Literal["bundle", "model", "c"]
 TensorType = Literal["uint8", "int8", "float32"]
-# Platforms (operating system and CPU architecture) for which each runtime has wheels.
-# The number is the latest supported minor version of Python 3.
+# Platforms for which each runtime has wheels, and the latest minor version of Python 3 that the wheels support.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
@@ -112,15 +111,15 @@ class Target:
         """
         if name not in target_names():
             raise TargetError(
-                f"the bundle was exported for the target {name!r}, which is not a built-in target: add "
-                "--target FILE.toml, the definition of this target"
+                f"the bundle was exported for the target {name!r}, which is not a built-in target: pass "
+                "the file of this target with --target FILE.toml"
             )
         return cls.load(name)
 
     @property
     def manifest_delegate(self) -> str:
-        """Name of the delegate that a bundle's manifest contains, or an empty string if manifests must not name it."""
-        from edgerec.contract.manifest import DELEGATES  # imports NumPy, which edgerec doctor must not need
+        """Name of the delegate to write to a bundle's manifest, or an empty string if manifests must not name it."""
+        from edgerec.contract.manifest import DELEGATES  # edgerec doctor must run without NumPy, which this imports
 
         return self.delegate if self.delegate in DELEGATES else ""
 

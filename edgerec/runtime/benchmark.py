@@ -193,7 +193,7 @@ def _unreadable_graph() -> str:
 
 @dataclass(frozen=True)
 class _Golden:
-    """A golden image, which has the current time as its capture time."""
+    """A golden image with the current time as its capture time."""
 
     grabbed: Image
 

@@ -1,4 +1,4 @@
-"""Load delegates, which are shared libraries that run a model's operators on an Edge TPU, a GPU or another device."""
+"""Load delegates: shared libraries that run a model's operators on an Edge TPU, a GPU or another accelerator."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
 
 
 def _in_current_folder(library: str) -> bool:
-    """Return whether the dynamic loader would load a library that is named without a path from the current folder."""
+    """Return whether the dynamic loader would find ``library`` in the current folder."""
     if os.path.dirname(library):
         return False
     folders = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH") or os.sep)

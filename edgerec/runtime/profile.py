@@ -85,8 +85,7 @@ def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -
     times: list[float] = []
     for begin in range(0, count, group):
         end = min(count, begin + group)
-        # Start with the last model of the previous group, because the time of an operator is the difference between
-        # the times of two models of the same group.
+        # Start with the last model of the previous group. Its time is subtracted from that of the next model.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
@@ -116,7 +115,7 @@ class _Prefixes:
         self._operators, self._buffers = self._model.subgraphs[0].operators, self._model.buffers
 
     def first(self, count: int) -> bytes:
-        """Return a model that ends after the first ``count`` operators. Its output is that of the last operator."""
+        """Return a model that ends after the first ``count`` operators. The last of them computes its output."""
         subgraph = self._model.subgraphs[0]
         subgraph.operators = self._operators[:count]
         subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)

@@ -14,7 +14,7 @@ _ZONES = Path("/sys/class/thermal")
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
 # Bits in the output of `vcgencmd get_throttled`, from the documentation of the Raspberry Pi.
-# Each bit is repeated 16 bits higher, where it is set if the condition has occurred since boot.
+# Bits 16 to 19 have the same meanings, but are set if the condition has occurred since boot.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 

@@ -25,11 +25,11 @@ from edgerec.utils.text import to_json
 GOLDEN = "golden/golden.json"
 
 # Maximum difference from a golden score on another machine, in quantization steps of the int8 output.
-# The largest differences between LiteRT on x86-64 and on an emulated Cortex-A72 were 0 steps for simple_cnn, 1 step for
-# resnet8, and 13 steps for MobileNetV2 0.35. They are larger for deep networks, which amplify rounding differences.
+# Measured on x86-64 and an emulated Cortex-A72: 0 steps for simple_cnn, 1 for resnet8, 13 for MobileNetV2 0.35.
+# Differences are larger for deep networks, because they amplify rounding differences.
 # LiteRT and TensorFlow's interpreter computed equal scores on x86-64 for four models.
 UNITS_OTHER_MACHINE = 16
-# Maximum difference with another runtime or a delegate, in quantization steps of the int8 output.
+# Maximum difference from a golden score with another runtime or a delegate, in quantization steps of the int8 output.
 # tflite-runtime differs from LiteRT by up to 48 steps, and between two CPUs by up to 35 steps.
 # Differences with delegates were not measured.
 UNITS_OTHER_RUNTIME = 50
@@ -41,7 +41,7 @@ FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """Comparison of a model's scores for a golden image on this machine with the golden scores.
+    """Differences between a model's scores on this machine and the golden scores of an image.
 
     Differences are in quantization steps of the output. If the output is float32 or an activation follows, they are
     differences between scores. For an autoencoder, they are differences between reconstruction errors, and the labels
@@ -365,7 +365,7 @@ def _recomputed_error(
 def error_tolerance(
     made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
 ) -> float:
-    """Return the maximum difference between the reconstruction errors of an image on two machines.
+    """Return the allowed difference between the reconstruction errors of an image on two machines.
 
     ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
     (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
@@ -375,7 +375,7 @@ def error_tolerance(
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
-    """Return the maximum difference between a model's scores on two machines, in units of the model's output."""
+    """Return the allowed difference between a model's scores on two machines, in units of the model's output."""
     if made_on == here and not delegate:
         return 0.0
     if not spec.output.quantized:

@@ -48,7 +48,7 @@ class VideoDevice:
 
 
 def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]:
-    """Return the video devices, and the names of those without a file in ``/dev``, which are common in containers.
+    """Return the video devices with a file in ``/dev``, and the names of the others, which are common in containers.
 
     The devices are not opened. ``capture`` is False for a device without an image stream, such as the device for the
     metadata of a USB camera.
