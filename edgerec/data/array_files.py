@@ -109,8 +109,8 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
             y = y[:, 0]
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or len(y) != len(x):
             raise DataError(
-                f"{where}: y_{split} has the dtype {y.dtype} and the shape {y.shape}, expected one integer per image, "
-                f"({len(x)},)"
+                f"{where}: y_{split} has the dtype {y.dtype} and the shape {y.shape}, expected integers of the shape "
+                f"({len(x)},), one per image"
             )
         if images and x.shape[1:] != images[0].shape[1:]:
             raise DataError(

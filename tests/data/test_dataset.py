@@ -207,7 +207,7 @@ def test_npz_floats_are_converted_to_uint8(tmp_path):
     ("changes", "message"),
     [
         ({"x_train": np.array([{}, {}], object)}, "pickled objects"),
-        ({"x_train": np.zeros((40, 12), np.uint8)}, r"x_train is \(40, 12\), expected"),
+        ({"x_train": np.zeros((40, 12), np.uint8)}, r"x_train has the shape \(40, 12\), expected"),
         ({"x_train": np.zeros((40, 12, 12, 4), np.uint8)}, "expected"),
         ({"x_train": np.full((40, 12, 12), 70000)}, "expected pixel values in 0…255"),
         ({"x_train": np.full((40, 12, 12), np.nan)}, "expected pixel values in 0…255"),
