@@ -26,9 +26,10 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
 from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.threads import available_cpus, best_threads
+from edgerec.runtime.threads import best_threads
 from edgerec.utils.allocator import return_freed_memory
 from edgerec.utils.atomic import checked_output, user_path
+from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 

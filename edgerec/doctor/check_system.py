@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgerec.doctor.check_result import CheckResult, note, ok, problem
-from edgerec.runtime.threads import available_cpus
 from edgerec.runtime.video_devices import ROOT, read_text
+from edgerec.utils.parallel import available_cpus
 
 # Release date of this version of edgerec. If the clock shows an earlier date, the clock is wrong.
 _RELEASED_S = 1_761_955_200  # 2025-11-01

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 
 import numpy as np
@@ -13,6 +12,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.utils.atomic import cache_folder, sha256, write_file
+from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +20,6 @@ log = logging.getLogger(__name__)
 ROUNDS, BUDGET_S = 30, 0.3
 # Use more threads only if they reduce the latency below this fraction, to leave CPU cores for the camera and the sinks.
 MAX_TIME_RATIO = 0.9
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:

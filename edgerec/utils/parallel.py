@@ -1,7 +1,8 @@
-"""Call a function for many items in threads, with a limited number of pending results."""
+"""Call a function for many items in threads, and count the available CPUs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,6 +12,11 @@ T = TypeVar("T")
 # Maximum number of results in memory. Without chunks, ThreadPoolExecutor.map would process all items before the first
 # results are consumed.
 CHUNK = 256
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], chunk: int = CHUNK) -> Iterator[T]:
