@@ -79,7 +79,7 @@ def _load(path: Path) -> dict[str, Any]:
         try:
             check_zip_file(path, sys.maxsize, MAX_NPZ_RATIO)
         except UnpackedSizeError as error:
-            raise DataError(f"{path} cannot be read as images: {error}, which is not plausible") from None
+            raise DataError(f"{path} cannot be read as images: {error}") from None
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     with path.open("rb") as npy_file:
