@@ -113,7 +113,7 @@ def test_imagenet_weights_that_do_not_exist_are_refused():
         ({"arch": "vgg16", "width": 0.5}, "vgg16 and width 0.5: Keras provides weights only for width 1. Choose"),
         (
             {"arch": "mobilenet_v1", "width": 0.3},
-            "width 0.3: .* for width 0.25, 0.5, 0.75, 1; choose",
+            "width 0.3: .* for width 0.25, 0.5, 0.75, 1. Choose",
         ),
     ):
         with pytest.raises(RecipeError, match=message):
