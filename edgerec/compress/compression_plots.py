@@ -238,7 +238,7 @@ def contact_sheet(
 def _pixel_histogram(axes: Any, images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8] | None) -> None:
     """Draw the distribution of the pixel values of each channel in bins of 8 values.
 
-    Fill the area for the reference.
+    For the reference, fill the area below the curve.
     """
     edges = np.arange(0, 257, 8)
     gray = images.shape[3] == 1

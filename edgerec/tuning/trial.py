@@ -111,7 +111,7 @@ class Objective:
     def _stored_cost(self, trial: Any, network: str) -> Cost | None:
         """Return the cost that an earlier trial measured for the same network, or None if there is no such trial.
 
-        With this cost, trials with the same network differ only in accuracy.
+        Because the cost is reused, trials with the same network differ only in accuracy.
         """
         for other in trial.study.get_trials(deepcopy=False):
             if other.user_attrs.get(NETWORK) == network and COST in other.user_attrs:

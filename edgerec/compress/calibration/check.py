@@ -178,8 +178,8 @@ def _held_out(candidate: CandidateSet, dataset: Dataset, split: Split, trained: 
 def _variety(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[CalibrationFinding]:
     """Yield a finding if the images resemble each other more than a stratified sample of training images does.
 
-    This detects a burst of video frames, whether it shows one class or ten. It accepts data that consists of bursts
-    itself.
+    This detects a burst of video frames, regardless of the number of classes. There is no finding if the training
+    images also consist of bursts.
     """
     images = candidate.images[:SAMPLE]
     count = len(images)

@@ -81,7 +81,7 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
     """Return a copy of a float model that adds new inputs to ``tensors``, so that noise can be injected.
 
-    The results of all operators and the sums are outputs of the copy.
+    The copy outputs the results of all operators and the sums.
 
     Returns:
         The copy, and a dictionary that maps the index of each tensor to the index of its new input and of the sum.
