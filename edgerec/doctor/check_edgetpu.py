@@ -54,9 +54,9 @@ class EdgeTpu:
         apex: device file of the card; empty if the driver has not created a device file.
         apex_open: whether ``apex`` can be opened for writing.
         driver: whether the kernel module of the card is loaded.
-        config: lines that the boot configuration of a Raspberry Pi 5 lacks for a card.
+        config: lines for a PCIe card that are missing in config.txt of a Raspberry Pi 5.
         library: whether libedgetpu can be loaded.
-        reason: reason why libedgetpu, which is installed, cannot be loaded; otherwise empty.
+        reason: reason why the installed libedgetpu cannot be loaded; empty if it can be loaded or is missing.
         version: version of the Debian package of libedgetpu; empty if libedgetpu was not installed as a package.
         delegate: reason why the runtime cannot use libedgetpu; empty if the runtime can use libedgetpu, or if no device
             is connected.

@@ -54,7 +54,7 @@ class Packages:
 
     Attributes:
         versions: versions of the checked packages, keyed by normalized name.
-        conflicts: requirements of these packages that are not met.
+        conflicts: unmet requirements of these packages.
     """
 
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

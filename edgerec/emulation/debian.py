@@ -29,7 +29,7 @@ def find_mirror() -> str:
     """Return the URL of a Debian mirror: ``$EDGEREC_DEBIAN_MIRROR``, or the mirror in the apt sources of this machine.
 
     Raises:
-        TargetError: the variable is not a valid URL, or there is neither the variable nor a Debian mirror.
+        TargetError: the variable is not a valid URL, or is not set and the apt sources contain no Debian mirror.
     """
     if mirror := os.environ.get(MIRROR, "").strip():
         # The URL becomes part of a line in a sources file, so it must not contain spaces or options.

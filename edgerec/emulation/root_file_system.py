@@ -109,7 +109,7 @@ def chroot_command() -> list[str]:
     """Return the command that runs a program in a chroot, in a new user namespace if this process does not run as root.
 
     Raises:
-        TargetError: the system allows neither, or is not Linux.
+        TargetError: chroot and user namespaces are not permitted, or the system is not Linux.
     """
     if platform.system() != "Linux":
         raise TargetError(

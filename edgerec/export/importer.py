@@ -40,7 +40,7 @@ class ImportReport:
         bundle: path of the bundle's folder or .zip.
         labels: number of labels.
         input, output: the tensors as the file declares them.
-        normalise: mean and standard deviation, in pixel units, with which pixels are normalized.
+        normalise: mean and standard deviation for normalizing the pixels, on the scale 0 to 255.
         activation: function that converts the output to scores; ``none`` if the output contains scores.
         activation_reason: how the activation was determined.
         last_operator: operator that computes the output.
@@ -111,7 +111,7 @@ def import_tflite(
             If the normalization differs between channels, or the model expects BGR, a layer that applies the
             normalization is added to the start of the graph.
         activation: function that converts the output to scores: ``none``, ``softmax`` or ``sigmoid``. None runs the
-            model on test inputs to find out whether the outputs are probabilities already.
+            model on test inputs to find out whether the outputs are already probabilities.
         fit: how an image with another aspect ratio is fitted to the input. None uses the fit of the apps of the tool
             that created the model, or ``stretch`` if the tool is not recognized.
         images: image files for the golden vectors; if empty, images that are included in edgerec are used.

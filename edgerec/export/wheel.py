@@ -1,6 +1,6 @@
 """Build a wheel of the running edgerec. Bundles include this wheel, so that devices do not download edgerec.
 
-The package ``build`` needs the source tree, but edgerec is usually installed without it.
+The package ``build`` cannot be used, because it needs the source tree, which an installed edgerec does not contain.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Create Matplotlib figures with readable ticks and labels, and save them as PNG files.
 
-Matplotlib has no function that prevents labels of points from overlapping.
+Labels of points are placed here, because Matplotlib has no function that prevents such labels from overlapping.
 """
 
 from __future__ import annotations

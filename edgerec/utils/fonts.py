@@ -1,6 +1,7 @@
 """Find installed fonts for text in any script.
 
-Neither Matplotlib nor Pillow searches the installed fonts for characters that a font does not contain.
+This module is needed because neither Matplotlib nor Pillow searches other fonts for characters that are missing in a
+font.
 """
 
 from __future__ import annotations
