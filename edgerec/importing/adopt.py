@@ -126,7 +126,7 @@ def open_or_adopt(
     """
     path = user_path(model_path)
     if data is None:
-        raise EdgerecError(f"{path} is a model and not a run, so the data set must be set: add --data FOLDER")
+        raise EdgerecError(f"{path} is a model and not a run, so it has no data set: add --data FOLDER")
     run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))
     record = run.adopted if run.finished else None
     if record is None or not path.exists() or record["sha256"] != _digest(path):

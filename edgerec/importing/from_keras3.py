@@ -128,7 +128,7 @@ def _translated(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any
 
 
 def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Convert a layer's configuration to tf_keras.
+    """Convert the configuration of a Keras 3 layer to tf_keras.
 
     Raises:
         ModelError: the layer uses an option that tf_keras does not have.
@@ -137,7 +137,7 @@ def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
     adapted = {}
     for key, value in config.items():
         if key.endswith(("_initializer", "_constraint")):
-            continue  # only needed to create and train weights
+            continue  # initializers and constraints are not needed, because the weights are copied
         if kind == "LeakyReLU" and key == "negative_slope":
             adapted["alpha"] = value
         elif key.endswith("activation"):
@@ -253,7 +253,7 @@ def _name_of(activation: Any) -> str:
 
 
 def _call_options(options: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Return the keyword arguments of a layer call that are not None, and check that tf_keras supports them."""
+    """Return the keyword arguments of a layer call that are not None, and check that edgerec supports them."""
     options = {key: value for key, value in options.items() if value is not None}
     if unsupported := options.keys() - {"training", "x1", "x2"}:
         raise ModelError(

@@ -25,7 +25,7 @@ VARIABLES = _names(
     """
 )
 
-# Random operators show that a model was exported in training mode. Such a model has its own error message.
+# A model with one of these random operators was exported in training mode, which has its own error message.
 RANDOM = _names(
     """
     Multinomial RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt

@@ -51,7 +51,7 @@ class Node:
 
 @dataclass
 class Affine:
-    """A transformation ``scale · tensor + offset`` of each channel that is not yet a layer.
+    """A transformation ``scale · tensor + offset`` of each channel, for which no layer exists yet.
 
     Consecutive transformations are merged. A layer is created only when no further transformation follows.
 
@@ -76,7 +76,7 @@ class Affine:
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """Merge this transformation and the transformation that follows into a single transformation."""
+        """Return this transformation followed by another one, merged into a single transformation."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
@@ -107,7 +107,7 @@ class Rebuild:
     _names: Counter[str] = field(default_factory=Counter)
 
     def run(self, model: Any, inputs: list[Any] | None = None, values: list[Any] | None = None) -> Any:
-        """Return the new functional model.
+        """Rewrite a model, and return the new functional model.
 
         Args:
             model: the original model, which is not changed.

@@ -1,4 +1,4 @@
-"""Find the normalization that a third-party model expects by comparing the accuracy with each normalization."""
+"""Compare the accuracy of a third-party model with different normalizations, to find the one that it expects."""
 
 from __future__ import annotations
 

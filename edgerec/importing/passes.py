@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # Number of random inputs, and maximum difference of the outputs as a fraction of the largest output.
 SAMPLES, TOLERANCE = 4, 1e-2
 # Number of random perturbations of the inputs, by which the rounding error of the original model is estimated.
-# A difference of at most twice this error is accepted, even if it exceeds the tolerance.
+# A difference of at most twice the estimated rounding error is accepted, even if it exceeds the tolerance.
 PERTURBATIONS = 8
 
 

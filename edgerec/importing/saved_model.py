@@ -142,8 +142,7 @@ def check_operators(folder: Path) -> None:
             raise ModelError(f"{folder} is a SavedModel of TensorFlow 1: save it again with TensorFlow 2")
         called = set(meta.object_graph_def.concrete_functions) | set(_called(meta.graph_def.library.function))
         for name, nodes in _graphs(meta.graph_def):
-            # The main graph, and the functions that save and restore weights, contain checkpoint operators.
-            # Functions that the model can call must not contain them.
+            # Only the main graph, and functions that save and restore weights, may contain checkpoint operators.
             allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
             if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
                 raise ModelError(

@@ -11,8 +11,7 @@ from edgerec.errors import ModelError
 from edgerec.importing.lowering import ALONE, INSIDE, activation_name
 from edgerec.train.backend import keras
 
-# Next compression step: quantization-aware training (``pqat`` also preserves zero weights), pruning, or
-# post-training quantization.
+# Next compression step. ``pqat`` is quantization-aware training that keeps pruned weights at zero.
 Purpose = Literal["qat", "pqat", "prune", "ptq"]
 
 # Layers without weights, of which only the output is fake-quantized.

@@ -93,7 +93,7 @@ class GraphCheck:
             return set()
         options = operator.table(4)
         if options is None:
-            raise ValueError(f"{where} calls a subgraph, but its options, which name the subgraph, are missing")
+            raise ValueError(f"{where} calls a subgraph, but has no options that name the subgraph")
         called = {options.number(field, "<i") for field in SUBGRAPH_FIELDS[code]}
         if not all(0 < index < len(self._subgraphs) for index in called):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Data class for a reason why a target cannot run a model."""
+"""Reasons why a target cannot run a model."""
 
 from __future__ import annotations
 

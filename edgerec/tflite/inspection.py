@@ -99,7 +99,7 @@ class InspectedAutoencoder:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """Report of :func:`inspect` about a .tflite file or bundle.
+    """Result of inspecting a .tflite file or bundle.
 
     Attributes:
         file: the path that was inspected.

@@ -100,7 +100,7 @@ def _variable_bytes(graph: Graph) -> int:
 
 
 def _max_scratch_bytes(graph: Graph) -> int:
-    """Return the size in bytes of the temporary buffer that all kernels share: the maximum that one of them needs."""
+    """Return the size in bytes of the largest temporary buffer of a kernel, because all kernels share one buffer."""
     return max((_scratch_bytes(operator) for operator in graph.operators), default=0)
 
 

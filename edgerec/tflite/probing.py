@@ -104,7 +104,7 @@ def require_runnable(content: bytes, where: str) -> None:
 
 
 def trust(content: bytes) -> None:
-    """Let :func:`require_runnable` skip the child process for this model, because this process is already isolated."""
+    """Let :func:`require_runnable` accept a model without a child process, because this process is already isolated."""
     _trusted.add(_key(content))
 
 
@@ -214,7 +214,7 @@ def _probe(runs: int, load: Callable[[], Any]) -> Probe:
             interpreter.reset_all_variables()
             interpreter.invoke()
             scores = _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
-            if not np.isfinite(scores).all():  # e.g. exp overflows for an input outside the expected range
+            if not np.isfinite(scores).all():  # an input outside the expected range can overflow, e.g. in exp
                 continue
             totals.append((float(scores.min()), float(scores.max()), float(scores.sum())))
     except (RuntimeError, ValueError) as error:

@@ -15,8 +15,7 @@ from edgerec.tflite.tables import Table, read_number
 
 # Assumed size of a table in bytes. It is so low that the sum exceeds the size of a file only if tables are shared.
 _TABLE_BYTES = 8
-# The total size of all tables must not exceed MAX_GROWTH times the size of the file plus MIN_BYTES.
-# A shared table counts once per reference.
+# The total size of all tables, with shared tables counted repeatedly, is limited to MAX_GROWTH · file size + MIN_BYTES.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
 # Type of each field of the tables, by field number. An integer is the item size in bytes of a vector of numbers.

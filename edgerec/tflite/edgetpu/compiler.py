@@ -37,7 +37,7 @@ _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 @dataclass(frozen=True)
 class CompilerStatus:
-    """Number of operators of one kind, and what the compiler did with them: a row of its report.
+    """A row of the compiler's report: the number of operators of one kind, and what the compiler did with them.
 
     Attributes:
         op: kind of the operators, such as ``CONV_2D``.
@@ -115,14 +115,15 @@ def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
             done = run_program(command, timeout_s=COMPILE_TIMEOUT_S, stdout=stream, stderr=stream)
         output = _read(folder / "output.txt")
         if not done.finished:
-            raise TargetError(f"{compiler} {done.failure}: its output is in {_save_log(output)}")
+            raise TargetError(f"the Edge TPU compiler {compiler} {done.failure}: its output is in {_save_log(output)}")
         if operations := _read(folder / "model_edgetpu.log"):
             output = f"{output}\n\n{operations}"
         result = folder / "model_edgetpu.tflite"
         if done.code or not result.is_file():
             last = output.splitlines()[-1] if output else "it printed nothing"
             raise TargetError(
-                f"{compiler} failed with exit code {done.code}: {last}; its output is in {_save_log(output)}"
+                f"the Edge TPU compiler {compiler} failed with exit code {done.code}: {last}; its output is in "
+                f"{_save_log(output)}"
             )
         return result.read_bytes(), output
 
