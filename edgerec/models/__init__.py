@@ -125,7 +125,7 @@ def find(name: str) -> Architecture:
     """
     if name == IMPORTED:
         raise RecipeError(
-            "model.arch is 'own', which stands for an imported model and cannot be trained: set model.arch to an "
+            "model.arch is 'own', the value for imported models, which cannot be trained: set model.arch to an "
             "architecture that 'edgerec models' lists"
         )
     if name == AUTO:

@@ -55,7 +55,7 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
         RecipeError: the teachers differ in their images, preprocessing or split, or there is no teacher.
     """
     if not teachers:
-        raise RecipeError("distillation needs at least one teacher: name one or more finished runs")
+        raise RecipeError("distillation needs at least one teacher: pass one or more finished runs")
     runs = [Run.open_classifier(path) for path in teachers]
     first = runs[0].recipe
     for run in runs:

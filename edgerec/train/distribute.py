@@ -1,7 +1,7 @@
 """Train on all GPUs of a machine, and on several machines, with ``tf.distribute``.
 
 Every worker (process) runs the same program on a fraction of each batch. The gradients are averaged in each step, so
-that all workers have the same weights. The first worker is the chief, which writes the run. TensorFlow requires that
+that all workers have the same weights. The first worker is the chief, which saves the run. TensorFlow requires that
 all workers save a model together, so the other workers write to a temporary folder.
 """
 
@@ -52,7 +52,7 @@ class Workers:
 
     @property
     def chief(self) -> bool:
-        """Whether this worker is the chief, i.e. writes to the run's folder."""
+        """Whether this worker is the chief, which saves the run."""
         return self.cluster is None or self.cluster.chief
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:

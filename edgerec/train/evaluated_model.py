@@ -70,7 +70,7 @@ class EvaluatedModel:
             if len(dataset.labels) != self.classes:
                 raise DataError(
                     f"the model has {self.classes} outputs, but the data has {len(dataset.labels)} classes: use data "
-                    "with the classes of the model, or name the labels of the outputs with --labels"
+                    "with the classes of the model, or pass the labels of the outputs with --labels"
                 )
             return np.arange(self.classes)
         missing = [label for label in dataset.labels if label not in self.labels]

@@ -107,7 +107,7 @@ def fit(
                 first_epoch, model = load_last_checkpoint(own_run, dataset) if resume else (0, None)
                 if model is None:
                     model = _initial_model(recipe, len(dataset.labels))
-            if resume:  # an older version of edgerec may have split the images by another rule
+            if resume:  # an older version of edgerec may have split the images in a different way
                 parts = recorded_split(dataset, own_run.split_record)
             workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
             # Load the teachers after building the model, because loading them changes the random state.

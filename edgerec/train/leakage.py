@@ -82,7 +82,7 @@ class TrainedImages:
             return cls._recorded(contents, dataset, run.recipe.seed, vars(run.recipe.data))
         if dataset.contents is not None and dataset.digest == record["digest"]:
             parts, known = recorded_split(dataset, record), shortened(dataset.contents)
-            advice = "train this model again, because an older version of edgerec split its images by another rule"
+            advice = "train this model again, because an older version of edgerec split its images in a different way"
             return cls(known[parts.train], known[parts.val], advice)
         return None
 

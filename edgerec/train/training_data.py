@@ -63,7 +63,7 @@ def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Tr
     def image_splits(dataset: Dataset) -> ImageSplits | None:
         same, tagged = bool(digest) and dataset.digest == digest, "test" in dataset.splits
         if not isinstance(summary, dict):
-            # Older versions split the images by another rule, but did not train on a test split that the data defines.
+            # Older versions split the images differently, but did not train on a test split that the data defines.
             return np.where(dataset.splits == "test", "test", "train") if same and tagged else None
         if same:
             return _split_names(dataset, split_dataset(dataset, recipe.data, recipe.seed))

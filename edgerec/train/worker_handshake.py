@@ -31,7 +31,7 @@ class Cluster:
     """Addresses of the processes that train one model together.
 
     Attributes:
-        addresses: ``host:port`` of each worker; the first worker is the chief, which writes the run.
+        addresses: ``host:port`` of each worker; the first worker is the chief, which saves the run.
         index: position of this process in ``addresses``.
         chiefs: 1 if ``TF_CONFIG`` has a job ``chief``, 0 if the chief is worker 0.
     """
@@ -75,7 +75,7 @@ class Cluster:
 
     @property
     def chief(self) -> bool:
-        """Whether this process is the chief, i.e. writes to the run's folder."""
+        """Whether this process is the chief, which saves the run."""
         return self.index == 0
 
     def position(self, job: str, task: int) -> int:
