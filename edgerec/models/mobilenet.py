@@ -10,12 +10,12 @@ from edgerec.recipe import ModelSection
 
 
 def mobilenet_v1(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MobileNet V1: depthwise-separable convolutions; ``width`` is the width multiplier α of the paper."""
+    """MobileNet V1: depthwise-separable convolutions; ``width`` is the width multiplier α."""
     return _features(keras, keras.applications.MobileNet, x, section)
 
 
 def mobilenet_v2(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MobileNet V2: inverted residuals with linear bottlenecks; ``width`` is the width multiplier α of the paper."""
+    """MobileNet V2: inverted residuals with linear bottlenecks; ``width`` is the width multiplier α."""
     return _features(keras, keras.applications.MobileNetV2, x, section)
 
 

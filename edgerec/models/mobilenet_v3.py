@@ -58,22 +58,22 @@ LARGE = (
 
 
 def mobilenet_v3_small(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MobileNet V3 Small: inverted residuals with squeeze-and-excitation; ``width`` is the α of the paper."""
+    """MobileNet V3 Small: inverted residuals with squeeze-and-excitation; ``width`` is the width multiplier α."""
     return _features(keras, x, section, SMALL)
 
 
 def mobilenet_v3_large(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MobileNet V3 Large: inverted residuals with squeeze-and-excitation; ``width`` is the α of the paper."""
+    """MobileNet V3 Large: inverted residuals with squeeze-and-excitation; ``width`` is the width multiplier α."""
     return _features(keras, x, section, LARGE)
 
 
 def mobilenet_v3_small_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MobileNet V3 Small with only 3×3 kernels, only ReLU and no squeeze-and-excitation, so all accelerators run it."""
+    """MobileNet V3 Small with 3×3 kernels and ReLU, without squeeze-and-excitation; supported by all accelerators."""
     return _features(keras, x, section, SMALL, minimalistic=True)
 
 
 def mobilenet_v3_large_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MobileNet V3 Large with only 3×3 kernels, only ReLU and no squeeze-and-excitation, so all accelerators run it."""
+    """MobileNet V3 Large with 3×3 kernels and ReLU, without squeeze-and-excitation; supported by all accelerators."""
     return _features(keras, x, section, LARGE, minimalistic=True)
 
 

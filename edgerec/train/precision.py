@@ -12,7 +12,7 @@ from edgerec.train.backend import every_layer, keras
 log = logging.getLogger(__name__)
 
 # The bfloat16 batch normalization of oneDNN is fast only if the number of channels is a multiple of 16.
-# For example, it takes more than ten times as long with 24 channels.
+# With 24 channels, for example, batch normalization takes more than ten times as long.
 FAST_CHANNELS_MULTIPLE = 16
 
 
