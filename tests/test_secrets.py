@@ -98,7 +98,7 @@ def test_addresses_that_differ_only_in_secrets_are_two_sources(bundle):
     addresses = ["http://127.0.0.1/x?id_of_camera=1&pwd=SECRET", "http://127.0.0.1/x?id_of_camera=2&pwd=SECRET"]
     names = Camera.open(bundle, addresses).sources
     assert names == ("http://127.0.0.1/x?***", "http://127.0.0.1/x?*** #2")
-    with pytest.raises(SourceError, match="named twice") as caught:
+    with pytest.raises(SourceError, match="specified twice") as caught:
         Camera.open(bundle, addresses[:1] * 2)
     assert not leaked(str(caught.value))
 

@@ -1,4 +1,4 @@
-"""Settings of a camera and its sinks. They are validated when they are created, and nothing is opened."""
+"""Settings of a camera and its sinks. Settings are validated when they are created."""
 
 from __future__ import annotations
 
@@ -157,10 +157,11 @@ class WebPageConfig:
     Attributes:
         address: ``HOST:PORT``, ``HOST`` or ``PORT`` to listen on. Port 0 selects a free port.
         token: token that visitors need, at least 8 characters, or ``env:NAME`` or ``@FILE`` with such a token. None
-            uses the environment variable ``EDGEREC_WEB_TOKEN``. Without a token, addresses that other machines can
-            reach get a random token, which is printed.
+            uses the environment variable ``EDGEREC_WEB_TOKEN``. If there is no token and other
+            machines can reach the address, a random token is generated and printed.
         save_dir: folder for images that visitors label, with one subfolder per label. None disables saving.
-        save_max_bytes: maximum total size of the files in ``save_dir``. Further images are refused.
+        save_max_bytes: maximum total size of the files in ``save_dir``. No more images are saved when it is
+            reached.
     """
 
     address: str = "127.0.0.1:8000"
@@ -185,8 +186,8 @@ class CameraConfig:
 
     Attributes:
         bundle: the bundle's folder or .zip.
-        sources: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Several sources take
-            turns.
+        sources: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Frames of
+            several sources are classified in turn.
         requested: size, rate and format to request from cameras.
         loop: whether video files and folders start again when they end.
         timeouts: timeouts of live sources.
@@ -240,7 +241,7 @@ class CameraConfig:
 
     @property
     def output_paths(self) -> tuple[str | Path, ...]:
-        """Paths of all files and folders that the sinks write."""
+        """Paths of all files and folders that the sinks write to."""
         paths = (
             self.csv and self.csv.path,
             self.video and self.video.path,

@@ -1,4 +1,4 @@
-"""A frame (an image with its times), and the result of its classification."""
+"""A frame (an image with its capture time), and the result of its classification."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Frame:
         grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
             at which the image arrived.
         origin: path of the image for a folder, otherwise the name of the source as entered by the user.
-        source: name of the source in the camera, as in state changes.
+        source: name of the source. State changes of the source have the same name.
         media_s: position in a video file, in seconds from its start, or None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
         stream: True if the frame is part of a continuous video; False for the images of a folder.
@@ -47,7 +47,7 @@ class Frame:
 
     @property
     def captured_s(self) -> float:
-        """Monotonic time in seconds, for rates, durations and timestamps.
+        """Monotonic capture time in seconds, for rates, durations and timestamps.
 
         For video files, this time advances with the media time, so that it does not depend on the speed of decoding.
         """
@@ -55,7 +55,7 @@ class Frame:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the frame in bytes: the decoded image, plus the contiguous copy if :attr:`image` creates one."""
+        """Memory use of the frame in bytes, including the contiguous copy if :attr:`image` creates one."""
         decoded = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
         return decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
 
@@ -78,7 +78,7 @@ class Result:
 
     @cached_property
     def without_image(self) -> Result:
-        """The same result with an empty image, for sinks that do not use images."""
+        """Copy of this result with an empty image, for sinks that do not use images."""
         return replace(self, frame=replace(self.frame, grabbed=_NO_IMAGE))
 
     @property

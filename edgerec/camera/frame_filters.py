@@ -19,7 +19,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Motion is detected in a small gray image, which is fast and suppresses the noise of the camera.
+# Size (width, height) of the gray image for motion detection. A small image is fast and suppresses camera noise.
 _SMALL = (64, 48)
 
 
@@ -63,7 +63,7 @@ class FrameOptions:
                 raise ConfigError("FrameOptions.roi", f"is {self.roi}; expected x,y,width,height")
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the region ``(left, top, right, bottom)`` in pixels. It may extend beyond an image of this size."""
+        """Return the region ``(left, top, right, bottom)`` in pixels. The region may extend beyond the image."""
         if self.roi is None:
             return 0, 0, width, height
         scale = (width, height, width, height) if max(self.roi) <= 1 else (1, 1, 1, 1)
@@ -71,7 +71,7 @@ class FrameOptions:
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
     def apply(self, image: Image) -> Image:
-        """Crop, rotate and mirror an RGB image ``(H, W, 3)``. If the region is outside of it, return an empty array."""
+        """Crop, rotate and mirror an RGB image ``(H, W, 3)``. If the region is outside, return an empty array."""
         if self.roi is not None:
             left, top, right, bottom = self.box(*image.shape[:2])
             image = image[top:bottom, left:right]
@@ -112,7 +112,7 @@ class FrameSelector:
     _references: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def forget(self, source: str) -> None:
-        """Select the next frame of a source even without motion. Called after the source was lost."""
+        """Reset the motion detection of a source that was lost. Its next frame is selected even without motion."""
         self._references.pop(source, None)
 
     def select(self, frame: Frame) -> Frame | None:
@@ -147,7 +147,7 @@ class FrameSelector:
         return ""
 
     def _check_region(self, frame: Frame) -> None:
-        """Log a warning if the region extends beyond the frame, once for each change of a source's frame size.
+        """Log a warning if the region extends beyond the frame, but only if the frame size of the source has changed.
 
         Raises:
             SourceError: the region is outside the first frame of the source.

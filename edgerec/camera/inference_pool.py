@@ -17,12 +17,12 @@ ClassifiedEvent = StateChange | tuple[Frame, Classification] | None
 
 
 def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
-    """Classify each frame, and yield the frames with their classifications and the state changes in their order.
+    """Classify frames. Yield each frame with its classification, and each state change, in the original order.
 
-    None means that no frame or state change has arrived for some time, and is passed on. A single
-    classifier finishes each frame before the next frame is requested. Several classifiers each run in their own thread,
-    and up to twice as many frames as classifiers are requested in advance, which increases both the throughput and the
-    latency. The threads end when there are no more events, or when the iterator is closed.
+    A None in ``events`` stands for a skipped frame or a timeout, and is passed on. A single classifier finishes each
+    frame before the next frame is requested. Several classifiers each run in their own thread, and up to twice as many
+    frames as classifiers are requested in advance, which increases both the throughput and the latency. The threads
+    end when there are no more events, or when the iterator is closed.
     """
     if len(classifiers) == 1:
         return (_classify(classifiers[0], event) for event in events)
@@ -53,7 +53,7 @@ def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifie
                 event = next(iterator)
             except StopIteration:
                 break
-            except Exception as error:  # raised after the results of the earlier frames
+            except Exception as error:  # raised below, after the results of the earlier frames
                 failure = error
                 break
             if event is None:

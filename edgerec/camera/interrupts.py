@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# Signals that are sent by Ctrl-C, by a service manager, by a closed terminal, and by Ctrl-Break on Windows.
+# Signals sent by Ctrl-C, by a service manager, when the terminal is closed, and by Ctrl-Break on Windows.
 SIGNALS = tuple(
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
@@ -75,7 +75,7 @@ class Interrupts:
         now_s = time.monotonic()
         if now_s - self._counted_s < DEBOUNCE_S:
             return
-        self._counted_s = now_s  # repeated signals that are ignored do not extend DEBOUNCE_S
+        self._counted_s = now_s  # ignored signals do not restart the interval
         self._count += 1
         if self._count > 2:
             raise KeyboardInterrupt

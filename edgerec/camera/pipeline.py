@@ -33,11 +33,11 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Default limit on the number of parallel interpreters for files. A single thread that reads frames cannot supply more.
+# Default maximum number of parallel interpreters for files. A single reading thread cannot keep more of them busy.
 MAX_INTERPRETERS = 4
-# Interval in seconds at which windows process their events and closed sinks are detected while no frame arrives.
+# Interval in seconds for processing window events and detecting closed sinks while no frame arrives.
 _POLL_S = 0.05
-# Interval in seconds at which freed memory is returned to the system, so that the memory of a long run does not grow.
+# Interval in seconds for returning freed memory to the system, so that memory use does not grow during a long run.
 _RETURN_MEMORY_S = 60.0
 
 
@@ -142,12 +142,13 @@ class Camera:
 
         Args:
             bundle: the bundle's folder or .zip.
-            source: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Several sources
-                take turns.
+            source: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Frames
+                of several sources are classified in turn.
             threads: number of threads of the interpreter. 0 uses the number in the bundle. If the bundle has none, a
-                short measurement determines the fastest number, which is cached. If no source is live and no delegate
-                is used, this many interpreters with one thread each run in parallel instead, which increases the
-                throughput but not the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
+                short benchmark determines the fastest number of threads, which is then cached. If no source is live and
+                no delegate is used, this many interpreters with one thread each run in parallel instead, which
+                increases the throughput but does not reduce the latency of a frame. 0 then means one interpreter per
+                CPU, at most 4.
             requested: size, rate and format to request from cameras.
             frame_options: options that select the frames to classify, and crop, rotate and mirror them.
             timeouts: timeouts of live sources.
@@ -155,7 +156,7 @@ class Camera:
             options: keyword arguments of :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
-            SourceError: a source is not recognized, or is named twice.
+            SourceError: a source is not recognized, or is specified twice.
             BundleError: the bundle does not exist or cannot be used.
         """
         sources = [source] if isinstance(source, str) else list(source)
@@ -224,7 +225,7 @@ class Camera:
         return (event for event in self._events(ServiceNotifier(), _POLL_S) if event is not None)
 
     def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
-        """Yield results and state changes. Yield None for each skipped frame, and after ``idle_s`` without events."""
+        """Yield results and state changes. Yield None for each skipped frame and after ``idle_s`` without events."""
         if not self._entered:
             raise RuntimeError("the camera is not open: use it in a with block (with Camera.open(...) as camera)")
         for event in classify_events(self._selected(service, idle_s), self._classifiers):
@@ -249,7 +250,7 @@ class Camera:
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
         """Yield state changes and the frames to classify. Yield None for each skipped frame."""
         for event in self._supervisor.events(idle_s):
-            # Do not reset the watchdog without an event. If all sources hang, the service must be restarted.
+            # Reset the watchdog only if there is an event, so that the service is restarted if all sources hang.
             if event is not None:
                 service.alive()
             if isinstance(event, StateChange):
@@ -333,7 +334,7 @@ class Camera:
                 time.sleep(_POLL_S)
         finally:
             service.stopping()
-            for worker in workers:  # let all sinks finish at the same time instead of one after the other
+            for worker in workers:  # let all sinks finish concurrently
                 worker.finish()
             for worker in workers:
                 worker.close()
@@ -355,7 +356,7 @@ class Camera:
 
 
 def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
-    """Number the addresses that have the same name, e.g. because URLs differ only in a hidden parameter."""
+    """Append a number to duplicate names, e.g. of URLs that differ only in a hidden parameter."""
     names = [address.name for address in addresses]
     _refuse_duplicates([address.identity or address.name for address in addresses], names)
     counts: Counter[str] = Counter()
@@ -372,5 +373,6 @@ def _refuse_duplicates(identities: Sequence[str], names: Sequence[str]) -> None:
     for index, identity in enumerate(identities):
         if identity in identities[:index]:
             raise SourceError(
-                f"the source {names[index]} is named twice: specify each source only once, even if passwords differ"
+                f"the source {names[index]} is specified twice: specify each source only once. URLs that differ only "
+                "in user name or password are the same source"
             )

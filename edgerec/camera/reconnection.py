@@ -1,4 +1,4 @@
-"""Timeouts after which a live source is stale or lost, and the delays between attempts to reconnect."""
+"""Timeouts after which a live source is stale or lost, and the delays between reconnection attempts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Timeouts:
     """Timeouts of live sources, in seconds.
 
     Attributes:
-        open_s: time without a first frame after which a connection attempt is given up and repeated.
+        open_s: time after which a connection attempt is aborted and repeated if no frame has arrived.
         stale_s: time without a frame after which a source is stale.
         lost_s: time without a frame after which a source is lost and a new connection is made.
         first_wait_s: delay before the first attempt to reconnect. The delay doubles with each further attempt.
@@ -39,7 +39,7 @@ class Timeouts:
             raise ConfigError("Timeouts.stale_s", f"is {self.stale_s:g}, but must not exceed lost_s ({self.lost_s:g})")
 
     def pauses(self) -> Iterator[float]:
-        """Yield the delays between attempts to reconnect, in seconds."""
+        """Yield the delays between reconnection attempts, in seconds."""
         pause_s = self.first_wait_s
         while True:
             yield pause_s

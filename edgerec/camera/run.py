@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
-    """Run a camera until its sources end, a limit is reached, or the camera is stopped, and return the counts.
+    """Run a camera until its sources end, a limit is reached, or the camera is stopped, and return the counters.
 
     This function does everything that ``edgerec camera`` does: it opens the bundle, the sources and the sinks, reports
     to the service manager, and stops cleanly on Ctrl-C and SIGTERM if it is called in the main thread. If all sources
@@ -30,7 +30,7 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
 
     Args:
         config: all settings.
-        sinks: more receivers of the results; see :meth:`Camera.run`.
+        sinks: additional sinks; see :meth:`Camera.run`.
 
     Raises:
         EdgerecError: the bundle, a source or a sink cannot be opened, or all sources failed.
@@ -46,7 +46,7 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
             with suppress(KeyboardInterrupt), Interrupts(camera.stop):
                 all_sinks = [*open_sinks(config, camera), *sinks]
                 warn_about_secrets(config.addresses, [(config.web and config.web.token) or ""])
-                # Otherwise, the web page would disappear after the last frame of a video.
+                # Keep the web page open after the last frame of a video file.
                 keep_open = config.web is not None and not camera.live and config.max_frames is None
                 if keep_open and not config.loop:
                     log.info(
@@ -65,7 +65,7 @@ def open_camera(config: CameraConfig) -> Camera:
     """Create the camera. The sources are opened when the camera's context is entered.
 
     Raises:
-        SourceError: a source is not recognized, or is named twice.
+        SourceError: a source is not recognized, or is specified twice.
         BundleError: the bundle does not exist or cannot be used.
     """
     return Camera.open(

@@ -1,4 +1,4 @@
-"""Notify the service manager that the camera has started, is alive, or stops (the sd_notify protocol of systemd)."""
+"""Notify the service manager that the camera has started, is running, or is stopping (sd_notify protocol)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)
 
-# Timeout of a notification in seconds, so that an unresponsive service manager cannot block the camera.
+# Timeout in seconds for sending a notification, so that an unresponsive service manager cannot block the camera.
 SEND_S = 0.2
 
 
@@ -25,14 +25,14 @@ class ServiceNotifier:
     """
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
-        """Create a notifier. It opens a socket only while it sends a notification.
+        """Create a notifier. A socket is opened only while a notification is sent.
 
         Args:
             address: path of the service manager's datagram socket. A leading ``@`` denotes Linux' abstract namespace.
                 If empty, nothing is sent.
             watchdog_s: watchdog timeout of the service manager in seconds, or 0 if there is no watchdog.
         """
-        # sd_watchdog_enabled(3) recommends half of the timeout. A quarter leaves a margin for a slow frame.
+        # sd_watchdog_enabled(3) recommends half of the timeout. A quarter leaves more time for a slow frame.
         self._interval_s = watchdog_s / 4
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._watched = watchdog_s > 0
@@ -55,7 +55,7 @@ class ServiceNotifier:
         self._send("READY=1")
 
     def alive(self) -> None:
-        """Reset the watchdog. May be called for each frame, because most calls do not send a notification."""
+        """Reset the watchdog. May be called for each frame, because notifications are rate-limited."""
         now = time.monotonic()
         if self._watched and now - self._last_s >= self._interval_s:
             self._last_s = now
@@ -67,7 +67,7 @@ class ServiceNotifier:
         self._send("STATUS=" + printable(status))
 
     def stopping(self) -> None:
-        """Report that no more frames are read and that the sinks are being closed."""
+        """Report that the camera is stopping, i.e. reads no more frames and closes its sinks."""
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:

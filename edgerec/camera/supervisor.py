@@ -21,7 +21,7 @@ from edgerec.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-# Maximum number of decoded frames of a file that wait for the model, so that decoding and inference overlap.
+# Maximum number of frames of a file that are decoded ahead, so that decoding and inference overlap.
 READ_AHEAD = 2
 # Maximum time in seconds to wait for the threads of closed sources.
 JOIN_S = 1.0
@@ -38,7 +38,7 @@ Event = Frame | StateChange
 
 
 class SourceSupervisor:
-    """Iterates over the frames and state changes of several sources. The sources take turns.
+    """Iterates over the frames and state changes of several sources in round-robin order.
 
     For a live source, only the newest frame is kept, so that predictions are up to date. For a file, every frame is
     kept, and reading pauses until the frames are consumed. Iteration ends when all sources have ended. :attr:`errors`
@@ -46,7 +46,7 @@ class SourceSupervisor:
     """
 
     def __init__(self, addresses: Sequence[Address], timeouts: Timeouts | None = None) -> None:
-        # Ctrl-C may interrupt the main thread between acquiring the lock and entering its block. The lock then stays
+        # Ctrl-C may interrupt the main thread between acquiring a lock and entering its block. The lock then stays
         # acquired, and with a non-reentrant Lock the same thread would deadlock in __exit__.
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
@@ -80,7 +80,7 @@ class SourceSupervisor:
         return (event for event in self.events() if event is not None)
 
     def events(self, idle_s: float | None = None) -> Iterator[Event | None]:
-        """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without one."""
+        """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without an event."""
         while not self._stopped:
             with self._changed:
                 event = self._pop()
@@ -135,7 +135,7 @@ class _SupervisedSource:
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
         self._count = 0
-        # Monotonic time of the last frame, or of the start.
+        # Monotonic time of the last frame, or of the start if there was no frame yet.
         self._last_s = self._started_s = time.monotonic()
         self._connection: _SourceConnection | None = None
         self._hung: list[_SourceConnection] = []
@@ -170,7 +170,7 @@ class _SupervisedSource:
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _SourceConnection, image: Image, name: str) -> bool:
-        """Queue a new image. Return False if the connection must stop. The caller must not hold the lock."""
+        """Queue a new image. Return False if the connection must end. The caller must not hold the lock."""
         grabbed_s = time.monotonic()
         captured_s = connection.captured_s or grabbed_s
         with self._changed:
@@ -185,7 +185,7 @@ class _SupervisedSource:
             connection.count += 1
             if self.state is not SourceState.LIVE:
                 self._set(SourceState.LIVE, connection.format_text())
-                self._source_changed.notify_all()  # from now on, _watch must check whether the source becomes stale
+                self._source_changed.notify_all()  # _watch must now check whether the source is stale
             overtaken = connection.new_overtaken()
             self._count, self.overtaken = self._count + overtaken, self.overtaken + overtaken
             if self.address.live and self._frames:
@@ -242,7 +242,7 @@ class _SupervisedSource:
         """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
-            # A source with a fixed interval delivers no image before the next one is due, which is not a failure.
+            # If the source has a fixed interval, count only the time after the next image is due.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = math.inf
@@ -254,7 +254,7 @@ class _SupervisedSource:
                 left_s = timeouts.lost_s - silent_s
                 if self.state is SourceState.LIVE:
                     self._set(SourceState.STALE, f"no frame for {timeouts.stale_s:g} s")
-            if self.address.live and timeouts.give_up_s:  # give_up_s = 0 applies only after the connection is lost
+            if self.address.live and timeouts.give_up_s:  # 0 gives up only after the connection is lost
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
                 self._hung.append(connection)
@@ -294,7 +294,7 @@ class _SupervisedSource:
 
 
 class _SourceConnection:
-    """Opens and reads a source in its own thread, because both may hang. Each reconnection creates a new object."""
+    """Opens and reads a source in its own thread, because a driver may hang. A new object is created to reconnect."""
 
     def __init__(self, supervised: _SupervisedSource) -> None:
         self.last_s, self.count, self.ended = time.monotonic(), 0, False
@@ -306,7 +306,7 @@ class _SourceConnection:
         self.thread.start()
 
     def format_text(self) -> str:
-        """Describe the image format of a live source, and the requested format if it differs."""
+        """Return a description of the image format of a live source, and of the requested format if it differs."""
         address = self._supervised.address
         return _format_text(self._source.format, address.requested) if self._source and address.live else ""
 
@@ -347,7 +347,7 @@ class _SourceConnection:
                         break
             finally:
                 source.close()
-        except Exception as raised:  # reported in the consumer's thread
+        except Exception as raised:  # handled in the thread of the supervised source
             error = raised
         self._supervised.connection_ended(self, error)
 

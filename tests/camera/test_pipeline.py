@@ -346,10 +346,10 @@ def test_missing_source_is_a_one_line_error(bundle, edgerec, source, expected, m
 
 def test_duplicate_source_is_refused(bundle, edgerec):
     expected = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
-    assert "synthetic:8x8@9 is named twice" in expected
+    assert "synthetic:8x8@9 is specified twice" in expected
     expected = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
     assert "expected synthetic:WIDTHxHEIGHT@FPS" in expected
-    with pytest.raises(SourceError, match="named twice") as caught:
+    with pytest.raises(SourceError, match="specified twice") as caught:
         Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
     assert "one" not in str(caught.value)
 

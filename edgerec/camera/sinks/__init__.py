@@ -35,5 +35,5 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish all output and release all resources. Called exactly once."""
+        """Complete the output and release all resources. Called exactly once."""
         ...

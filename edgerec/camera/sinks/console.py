@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes and flushes lines. If ``out`` is a pipe that its reader has closed, the sink asks the camera to stop."""
+    """Writes lines and flushes each line. If ``out`` is a broken pipe, the camera is stopped."""
 
     uses_images = False
 
@@ -24,7 +24,7 @@ class _Lines:
             print(printable(text), file=self._out, flush=True)
         except BrokenPipeError:  # e.g. edgerec camera … | head
             self.closed = True
-            # Python flushes the buffer of the stream at exit, which would fail again. Redirect the stream to /dev/null.
+            # Redirect the stream to /dev/null, because Python flushes the stream at exit, which would fail again.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._out.fileno())
             os.close(null)
@@ -75,7 +75,7 @@ class StateLines(_Lines):
         """Do nothing, because this sink writes only state changes."""
 
     def state(self, change: StateChange) -> None:
-        """Write the new state and its reason, unless there is no reason or the line would repeat the last one."""
+        """Write the new state and its reason. Omit changes without a reason and repeated lines."""
         if not change.reason or change.state not in (SourceState.LIVE, SourceState.STALE, SourceState.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"

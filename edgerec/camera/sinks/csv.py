@@ -99,7 +99,7 @@ class CsvFile:
         )
 
     def state(self, change: StateChange) -> None:
-        """Prepare the file when the camera has started. State changes are not written to the file."""
+        """Truncate or repair an existing file at the first event. State changes are not written."""
         self._prepare()
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class CsvFile:
     def _lock_and_check(self) -> None:
         """Lock the file and check its header. A new file gets its header; an existing file does not change."""
         status = os.fstat(self._file)
-        # A shared lock, because several processes may append rows to the same table.
+        # In append mode, the lock is shared, because several processes may append rows to the same file.
         if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._exclusive):
             raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
         if not status.st_size:
@@ -121,12 +121,12 @@ class CsvFile:
         header = _line(COLUMNS)
         if not self._overwrite and _read_at(self._file, 0, len(header)) != header:
             raise EdgerecError(
-                f"cannot append to {self._path}, because edgerec camera did not write it, or it has other columns: "
+                f"cannot append to {self._path}, because its first line is not the CSV header of edgerec camera: "
                 "choose another name"
             )
 
     def _prepare(self) -> None:
-        """Truncate or repair an existing file at the first event, i.e. after all other sinks were opened."""
+        """Truncate or repair an existing file at the first event, when all sinks have been opened successfully."""
         if self._prepared:
             return
         self._prepared = True
@@ -134,7 +134,7 @@ class CsvFile:
             os.ftruncate(self._file, 0)
             self._write_row(COLUMNS)
         elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":
-            os.write(self._file, b"\n")  # end the last row, which may have been truncated by a power failure
+            os.write(self._file, b"\n")  # start a new line after a row that a power failure has truncated
 
     def _write_row(self, values: Sequence[Any]) -> None:
         line, before = _line(values), os.fstat(self._file).st_size
@@ -148,12 +148,12 @@ class CsvFile:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
             raise EdgerecError(
-                f"cannot write a row to {self._path}: free some disk space. All previous rows are complete"
+                f"cannot write a complete row to {self._path}: free some disk space. All previous rows are complete"
             )
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:
-    # Windows has no os.pread. The changed position does not matter, because writes always append.
+    # os.pread does not exist on Windows. lseek does not affect later writes, because the file is open in append mode.
     os.lseek(file, position, os.SEEK_SET)
     return os.read(file, count)
 

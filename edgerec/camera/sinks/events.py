@@ -47,7 +47,7 @@ def source_name(source: str, sources: Collection[str]) -> str:
 
 
 def source_of(result: Result) -> str:
-    """Return the name of the source that delivered the frame, as in state changes."""
+    """Return the name of the source that delivered the frame."""
     return result.frame.source or result.frame.origin
 
 

@@ -1,4 +1,4 @@
-"""Open the sinks that a :class:`~edgerec.camera.config.CameraConfig` selects. A new kind of sink is added here."""
+"""Open the sinks that a :class:`~edgerec.camera.config.CameraConfig` selects. New kinds of sinks are added here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def open_sinks(config: CameraConfig, camera: Camera) -> list[Sink]:
-    """Open all sinks that ``config`` selects. If a sink cannot be opened, close those that were opened before it.
+    """Open all sinks that ``config`` selects. If a sink cannot be opened, close the sinks that are already open.
 
     Raises:
         EdgerecError: a sink cannot be opened.
@@ -44,7 +44,7 @@ def open_sinks(config: CameraConfig, camera: Camera) -> list[Sink]:
 
 
 def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
-    """Open and yield each sink. Modules of sinks are imported here, so that a camera loads only those that it uses.
+    """Open and yield each sink. The module of a sink is imported only if the sink is used.
 
     No sink changes an existing file before the first event, because another sink may fail to open. The CSV file is
     opened last, because this creates the file.
@@ -58,7 +58,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             yield JsonLines(sys.stdout)
         elif config.output == "text":
             yield TextLines(sys.stdout, named=len(camera.sources) > 1)
-    # Invalid addresses are reported before a window or a server is opened.
+    # Parse the addresses first, so that an invalid address is reported before a window or a server is opened.
     if config.webhook:
         from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 
@@ -121,8 +121,8 @@ def _open_web_page(config: WebPageConfig, labels: tuple[str, ...]) -> Sink:
     token = read_secret(config.token) if config.token else secret_variable("EDGEREC_WEB_TOKEN") or None
     if token is None and not is_loopback(host) and _logs_to_journal():
         raise EdgerecError(
-            f"the web page on {host} needs a token, and a generated token could be read in the system's journal: set "
-            "EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
+            f"the web page on {host} needs a token, and a generated token would be written to the system's journal: "
+            "set EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
         )
     page = WebSink(host, port, labels, token, config.save_dir, config.save_max_bytes)
     if token is None and page.token is not None:

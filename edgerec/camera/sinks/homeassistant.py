@@ -10,7 +10,7 @@ from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
-# Maximum number of labels that are announced, because a longer list of choices in an automation is not useful.
+# Maximum number of labels to list as options of the sensor. A longer list is not useful in an automation.
 MAX_CHOICES = 100
 
 

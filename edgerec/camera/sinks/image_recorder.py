@@ -30,8 +30,8 @@ from edgerec.utils.optional import require
 from edgerec.utils.sizes import disk_space
 
 JPEG_QUALITY = 95
-# Maximum number of paths kept in memory. Only the oldest images are listed. When they are deleted, the folder is
-# scanned again.
+# Maximum number of paths that are kept in memory, for the oldest images. When all of these images have been deleted,
+# the folder is scanned again.
 MAX_LISTED = 4096
 # Minimum time in seconds between two scans of the folder while a size limit is reached.
 RESCAN_S = 10.0
@@ -58,7 +58,7 @@ class ImageRecorder:
     name = "save"
 
     def __init__(self, config: ImageRecorderConfig, labels: Iterable[str] = ()) -> None:
-        """Create and lock the folder, and find the images of earlier runs.
+        """Create and lock the folder, and find the images that earlier runs have saved.
 
         Args:
             config: folder of the images, selection of the images to save, and size limits.
@@ -178,7 +178,7 @@ class ImageRecorder:
         self._total_bytes += disk_space(len(content))
 
     def _make_room(self, size: int) -> bool:
-        """Delete the oldest images that were not moved, and return whether ``size`` bytes then fit."""
+        """Delete the oldest images until there is room for ``size`` bytes. Return False if this is not possible."""
         config = self._config
         # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
         if not self._can_fit(size):
@@ -227,7 +227,7 @@ class ImageRecorder:
         self._oldest = deque(oldest[:MAX_LISTED])
 
     def _own_images(self, totals: Counter[str]) -> Iterator[tuple[Path, int]]:
-        """Yield the path and size of each image that was not moved, and add the sizes of all images to ``totals``."""
+        """Yield path and size of each image that may be deleted, and add up the sizes of all images in ``totals``."""
         for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue

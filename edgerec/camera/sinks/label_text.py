@@ -1,4 +1,4 @@
-"""Draw labels in any script into an image. OpenCV's own fonts support only ASCII."""
+"""Draw labels in any script, such as Greek or Chinese. OpenCV's own fonts support only ASCII."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE_PX = 24
 # Scale and thickness of OpenCV's font, for letters that are about SIZE_PX high.
 SCALE, THICKNESS = 0.8, 2
 MAX_CHARACTERS = 200
-# The only size in pixels that most bitmap fonts support, e.g. Noto Color Emoji.
+# Font size in pixels of most bitmap fonts, e.g. Noto Color Emoji. Bitmap fonts have only one size.
 _BITMAP_PX = 109
 
 
@@ -32,7 +32,8 @@ class LabelText:
 
     Attributes:
         text: the label, or an ASCII replacement if this system cannot draw the label.
-        pixels: uint8 RGBA ``(H, W, 4)``, with the baseline ``SIZE_PX`` below the top, or None if OpenCV draws it.
+        pixels: uint8 RGBA ``(H, W, 4)``, with the baseline ``SIZE_PX`` below the top, or None if OpenCV draws the
+            label.
     """
 
     text: str
@@ -112,7 +113,7 @@ def _render(label: str) -> npt.NDArray[np.uint8]:
     parts = split_by_font(label, fonts)
     if parts is None:
         raise _CannotDrawError(
-            "no installed font has all of their characters: run "
+            "the installed fonts do not contain all characters of a label: run "
             "apt install fonts-noto fonts-noto-cjk fonts-noto-color-emoji"
         )
     layout = font_module.Layout.RAQM if shaped else font_module.Layout.BASIC
@@ -128,7 +129,7 @@ def _render_part(text: str, font: Font, layout: Any, pillow: tuple[Any, Any, Any
     size = SIZE_PX
     try:
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
-    except OSError:  # bitmap fonts do not support other sizes
+    except OSError:  # a bitmap font, which supports only _BITMAP_PX
         size = _BITMAP_PX
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
     left, _, right, _ = loaded.getbbox(text, anchor="ls")

@@ -27,7 +27,7 @@ WINDOW = 16
 FLUSH_S = 1.0
 # Maximum time in seconds to publish the status "offline" and to disconnect.
 GOODBYE_S = 0.5
-# Interval in seconds between attempts to pass a message to paho.
+# Interval in seconds at which unsent messages are retried.
 RETRY_S = 5.0
 
 
@@ -87,14 +87,14 @@ class Mqtt:
         self._interval_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = DecisionChanges()
-        self._lock = threading.Lock()  # protects the next three attributes, which both threads use
+        self._lock = threading.Lock()  # protects the next three attributes
         self._sources = dict.fromkeys(sources)
         self._seen_sources: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
         # The following attributes are used only by the sending thread. paho identifies messages by packet IDs.
-        self._in_flight: dict[int, int] = {}  # packet IDs of unacknowledged messages of the queue -> message IDs
+        self._in_flight: dict[int, int] = {}  # queue IDs of unacknowledged messages, keyed by packet ID
         self._resent: set[int] = set()  # packet IDs of messages that paho resends after a reconnection
-        self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages that are not in the queue
+        self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages that bypassed the queue
         self._session = 0
         self._failed_s = float("-inf")
         self._announced: set[str] = set()
@@ -134,7 +134,7 @@ class Mqtt:
         return len(self._queue)
 
     def write(self, result: Result) -> None:
-        """Publish the decision if it is new, and the result if ``results_per_s`` allows it."""
+        """Publish the decision if it is new. Publish the result unless this would exceed ``results_per_s``."""
         source = source_of(result)
         if self._changes.is_new(result):
             self._enqueue(source, "decision", decision_event(result))
@@ -170,14 +170,14 @@ class Mqtt:
         number = self._queue.put(topic, payload, True)
         with self._lock:
             if source not in self._sources:
-                # Create a new dictionary, because the other thread may iterate over the old one.
+                # Create a new dictionary, because the sending thread may iterate over the old one.
                 self._sources = {**self._sources, source: None}
             self._seen_sources.add(source)
             self._latest[topic] = (number, payload)
         self._wake.set()
 
     def _send(self) -> None:
-        """Main function of the sending thread, which alone sends messages with QoS 1, so that their order is kept."""
+        """Main function of the sending thread. Only this thread sends QoS 1 messages, so that their order is kept."""
         while True:
             self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._closing else RETRY_S)
             self._wake.clear()
@@ -213,12 +213,12 @@ class Mqtt:
                 self._queue.remove(queued_id)
 
     def _publish_status(self) -> None:
-        """Publish the status and the latest message of each topic whenever a connection has been established."""
+        """After each new connection, publish the status and the latest message of each topic."""
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._resent = set(self._in_flight)  # paho resends unacknowledged messages before newer ones
-        if self._status_ids:  # paho also resends these messages, so publishing them here would duplicate them
+        self._resent = set(self._in_flight)  # new messages must wait until paho has resent these messages
+        if self._status_ids:  # paho resends these messages, so do not publish them again
             return
         self._announced.clear()
         self._publish_retained(f"{self._broker.prefix}/status", b"online")
@@ -247,7 +247,7 @@ class Mqtt:
                 continue
             try:
                 number = self._connection.publish(message.topic, message.payload, retain=message.retain)
-            except ValueError as error:  # e.g. an invalid topic in a damaged file
+            except ValueError as error:  # e.g. because a topic in a damaged queue file is invalid
                 log.warning("a queued message was discarded, because it cannot be sent: %s", error)
                 self._queue.discard(message.id)
             else:

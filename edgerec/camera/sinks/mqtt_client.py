@@ -29,11 +29,11 @@ KEEPALIVE_S = 30
 CONNECT_S = 5.0
 # Initial and maximum delay between connection attempts, in seconds.
 RETRY_S = (1, 2)
-# Delay in seconds after the broker has rejected the user name or password.
+# Delay in seconds before the next attempt if the broker has rejected the user name or password.
 REJECTED_S = 60
 # paho's reason codes for "bad user name or password" and "not authorized", in all versions of MQTT.
 _CREDENTIAL_ERRORS = (134, 135)
-# Maximum number of messages with QoS 0 that wait for a slow network. Further messages are not sent.
+# Maximum number of QoS 0 messages that wait for a slow network. Further messages are dropped.
 MAX_UNSENT = 32
 # Maximum size of a packet from the broker. Acknowledgments, the only packets that edgerec expects, have 4 bytes.
 MAX_PACKET_BYTES = 1024
@@ -76,7 +76,7 @@ class Broker:
         publish to different topics.
 
         Raises:
-            EdgerecError: the address is not valid. The message contains no part of it.
+            EdgerecError: the address is not valid. The message does not contain the address.
         """
         try:
             parts = Url.parse(read_secret(url, environment), "mqtt", "mqtts")
@@ -87,7 +87,7 @@ class Broker:
         user = parts.user
         password = parts.password or secret_variable(PASSWORD, environment)
         if password and not user:
-            raise EdgerecError(f"a password for the broker is set, but no user name: {_USAGE}")
+            raise EdgerecError(f"a password for the broker is set, but the user name is missing: {_USAGE}")
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
         if not is_topic_prefix(prefix):
             raise EdgerecError(
@@ -141,7 +141,7 @@ class BrokerConnection:
             client.tls_set_context(ssl.create_default_context())
         client.will_set(will_topic, will, qos=1, retain=True)
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(0)  # no limit, because the caller limits the number of messages
+        client.max_inflight_messages_set(0)  # 0 means no limit: the caller limits the number of messages
         client.reconnect_delay_set(*RETRY_S)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_publish = self._on_connect_fail, self._on_publish
@@ -172,11 +172,11 @@ class BrokerConnection:
         self._ended.wait(seconds)
 
     def _network(self, loop: Callable[[], Any]) -> None:
-        """Main function of the network thread. If paho's network loop fails because of invalid data, run it again."""
+        """Main function of the network thread. Run paho's network loop, and restart the loop if it fails."""
         while not self._closing.is_set():
             try:
                 loop()
-            except Exception as error:  # paho does not check the lengths in packets
+            except Exception as error:  # e.g. invalid lengths in packets, which paho does not check
                 log.debug("%s", self._broker, exc_info=error)
                 self._lost(f"sent data that is not valid MQTT ({type(error).__name__}): trying to reconnect")
             if not self._closing.wait(RETRY_S[1]):
@@ -204,7 +204,7 @@ class BrokerConnection:
             self._changed()
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
-        # paho does not pass the exception to this callback, but calls the callback while it handles the exception.
+        # paho calls this callback in an except block, but does not pass the exception.
         self._lost(f"cannot be reached ({sys.exc_info()[1]}): trying again")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
@@ -223,7 +223,7 @@ class BrokerConnection:
         self._changed()
 
     def _warn(self, problem: str) -> None:
-        """Log a problem once for each outage and kind of problem, and each kind of problem at most once per minute."""
+        """Log a problem, unless a problem of the same kind was logged in this outage or in the last minute."""
         kind, now = problem.partition("(")[0], time.monotonic()
         if self._closing.is_set() or kind == self._problem:
             return
@@ -234,7 +234,7 @@ class BrokerConnection:
 
 
 def _is_finished(message: Any) -> bool:
-    """Return whether a message needs no more waiting, because it was sent or was lost with its connection."""
+    """Return whether a message was sent, or was lost because the connection ended."""
     try:
         return bool(message.is_published())
     except (RuntimeError, ValueError):  # paho raises these exceptions if the message was lost

@@ -87,8 +87,8 @@ class MessageQueue:
         self._db: sqlite3.Connection | None = None
         self._open()
         if self._db is None:
-            # The file cannot be opened yet, but may contain messages. Time-based IDs are greater than the IDs of these
-            # messages.
+            # The file cannot be opened yet, but may contain messages. An ID that is based on the time is greater than
+            # the IDs of these messages.
             self.newest = time.time_ns() // 1000
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class MessageQueue:
         with self._lock:
             size = self._sizes.pop(number, None)
             if size is None:
-                self.dropped -= 1  # the message had been counted as dropped, but was delivered
+                self.dropped -= 1  # the message was counted as dropped, but was delivered after all
                 return
             self._bytes -= size
             self._forget(number)
@@ -151,7 +151,7 @@ class MessageQueue:
             if self._db is not None:
                 self._db.close()
                 self._db = None
-            self._opened_s = float("inf")  # a sending thread that is still running must not open the file again
+            self._opened_s = float("inf")  # keeps a sending thread that is still running from opening the file
 
     def _open(self) -> None:
         self._opened_s = time.monotonic()
@@ -176,7 +176,7 @@ class MessageQueue:
         db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
         sizes: dict[int, int] = {}
         try:
-            # Not every message is flushed to the disk: a power failure may lose messages, but cannot damage the file.
+            # With these settings, a power failure may lose the last messages, but cannot damage the file.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 db.execute(f"PRAGMA {pragma}")
             with db:

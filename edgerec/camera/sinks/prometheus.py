@@ -28,7 +28,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Histogram buckets for the age of results, in seconds.
+# Upper bounds of the histogram buckets for the age of results, in seconds.
 AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 # Maximum number of clients, and maximum duration of a connection in seconds. A scrape takes only milliseconds.
 MAX_CLIENTS = 16
@@ -144,10 +144,12 @@ class _CounterCollector:
         self._counters = counters
 
     def collect(self) -> Iterator[Any]:
-        """Read the camera's counters."""
+        """Return the camera's counters as metric families."""
         core = require("prometheus_client.core")
         counters = self._counters()
-        overtaken = core.CounterMetricFamily("edgerec_frames_overtaken", "Frames dropped for newer frames.")
+        overtaken = core.CounterMetricFamily(
+            "edgerec_frames_overtaken", "Frames dropped because a newer frame arrived."
+        )
         overtaken.add_metric([], counters.overtaken)
         skipped = core.CounterMetricFamily("edgerec_frames_skipped", "Skipped frames.", labels=["reason"])
         for reason, count in counters.skipped.items():

@@ -1,4 +1,4 @@
-"""Listen on the address of a server, and build its URL."""
+"""Create the listening socket of a server, and build the URL of the server."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int, server: str) -> socket.socket:
-    """Return a listening socket. Port 0 selects a free port. Error messages contain the name ``server``.
+    """Return a listening socket. Port 0 selects a free port. ``server`` names the server in error messages.
 
     Raises:
-        EdgerecError: it is not possible to listen on this address or port. The message says what to do.
+        EdgerecError: the address or the port cannot be used.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
         raise EdgerecError(
-            f"{server} cannot listen on {host!r}, because it is not an address: use 127.0.0.1 or 0.0.0.0"
+            f"{server} cannot listen on {host!r}, because it has no IP address: use 127.0.0.1 or 0.0.0.0"
         ) from None
     listener = socket.socket(family, kind)
     try:
@@ -41,7 +41,7 @@ def listen(host: str, port: int, server: str) -> socket.socket:
 
 
 def server_url(host: str, port: int) -> str:
-    """Return the URL of a server. If the server listens on all addresses, use this machine's address in the network."""
+    """Return the URL of a server. If the server listens on all addresses, use this machine's network address."""
     if host in ("0.0.0.0", "::"):
         host = _network_address()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"

@@ -24,14 +24,14 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-# FFmpeg's suffix for fragmented MP4 files. An ordinary MP4 file cannot be played until its index is written at the end,
-# so that a killed process or a full disk would lose the recording.
+# FFmpeg's suffix for fragmented MP4 files, which can be played even if the process is killed or the disk is full. An
+# ordinary MP4 file cannot be played without the index at its end.
 _FRAGMENTED = ".ismv"
-# Brand of the MP4 file that players support. It replaces the brand of Smooth Streaming, which FFmpeg writes.
+# MP4 brand (file type) that video players support. FFmpeg writes the brand of Smooth Streaming, which is replaced.
 _BRAND = b"isom\0\0\2\0isomiso6"
-# A longer gap between two frames of a live source is shortened to this many seconds.
+# Longer gaps between two frames of a live source are shortened to this many seconds.
 MAX_GAP_S = 5.0
-# Recording stops if less disk space is free, because the encoder does not report a full disk.
+# Recording stops if fewer bytes are free on the disk, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
 
 
@@ -79,7 +79,7 @@ class VideoFile:
         self._locks = [Lock(self._path)]
 
     def write(self, result: Result) -> None:
-        """Write one frame; raise :class:`EdgerecError` if the disk is full, which also ends the video."""
+        """Write one frame. If the disk is full, end the video and raise :class:`EdgerecError`."""
         source = result.frame.source
         if source not in self._recordings:
             number = len(self._recordings) + 1
@@ -128,7 +128,7 @@ class _Recording:
             self._encoder = _Encoder(self._path, self._fps, self._size)
             self._start_s = result.frame.grabbed_s
         index = self._frame_index(result.frame.grabbed_s) if self._live else self._count
-        if index < self._count:  # the source has a higher frame rate than the video
+        if index < self._count:  # skip the frame: the source has a higher frame rate than the video
             return
         image = np.ascontiguousarray(fit_with_bars(image, self._size)[:, :, ::-1])
         while self._last is not None and self._count < index:
@@ -149,14 +149,16 @@ class _Recording:
             )
 
     def _check_space(self) -> None:
-        """Raise an error if the disk is nearly full. Called for each frame, as there may be minutes between frames."""
+        """Raise :class:`EdgerecError` if the disk is nearly full. Called for each frame."""
         if free_bytes(self._path) < RESERVE_BYTES:
             self._disk_full = True
             self.close()
-            raise EdgerecError(f"the disk is full, so {self._path} has no more frames: free some space and start again")
+            raise EdgerecError(
+                f"the disk is full, so recording to {self._path} was stopped: free some space and start again"
+            )
 
     def _frame_index(self, grabbed_s: float) -> int:
-        """Return the index of the frame in the video that corresponds to the time ``grabbed_s``."""
+        """Return the index of the video frame for the capture time ``grabbed_s``."""
         due_s = self._start_s + self._count / self._fps
         if grabbed_s - due_s > MAX_GAP_S:
             self._start_s += grabbed_s - due_s - MAX_GAP_S

@@ -1,7 +1,7 @@
 """Send decisions to a web server with HTTP POST requests.
 
 ``http.client`` is used instead of urllib3 or httpx, because their timeouts apply to each operation and not to the whole
-request, and because a device should need no further package.
+request, and because devices should need as few packages as possible.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class WebhookAddress:
         """Parse ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` with such an address.
 
         Raises:
-            EdgerecError: the address is not valid. The message contains no part of it.
+            EdgerecError: the address is not valid. The message does not contain the address.
         """
         try:
             parts = Url.parse(read_secret(url), "http", "https")
@@ -237,7 +237,7 @@ class Webhook:
         return f"responded with status {status_text(status)}", status >= 500 or status in _TEMPORARY_STATUSES
 
     def _abort(self) -> None:
-        """Abort the current attempt. Called from another thread."""
+        """Abort the current HTTP request. Called from another thread."""
         if (connected := self._socket) is not None:
             with suppress(OSError):
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)

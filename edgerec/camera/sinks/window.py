@@ -29,37 +29,37 @@ def has_screen() -> bool:
 class Window:
     """Shows each frame with label, score and frame rate. Pressing ``q`` or closing the window stops the camera."""
 
-    inline = True  # a window of OpenCV must be used in the thread that created it
+    inline = True  # an OpenCV window must be used in the thread that created it
 
     def __init__(self) -> None:
         """Open the window; raise :class:`EdgerecError` if there is no display or OpenCV has no window support."""
         self.closed = False
         self._fps = FrameRate()
         cv2 = require("cv2")
-        # Qt aborts the process if there is no display, so this is checked first.
+        # Check for a display first, because Qt aborts the process if there is none.
         if not has_screen():
             raise EdgerecError(
                 "there is no display for a window: use --headless or --json to print the results, or --web to serve a "
                 "web page"
             )
         try:
-            with captured_stderr():  # Qt prints warnings about missing fonts, which are not used
+            with captured_stderr():  # suppress Qt's warnings about missing fonts
                 cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
                 cv2.waitKey(1)
         except cv2.error:
             raise EdgerecError(
                 "the installed OpenCV cannot open windows (opencv-python-headless): use --headless, or install OpenCV "
-                'with windows: pip install "edgerec[desktop]"'
+                'with window support: pip install "edgerec[desktop]"'
             ) from None
 
     def write(self, result: Result) -> None:
-        """Show one frame, and process the events of the window."""
+        """Show one frame, and process window events."""
         cv2 = require("cv2")
         cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
         self.poll()
 
     def poll(self) -> None:
-        """Process the events of the window, i.e. keys and its close button."""
+        """Process window events, i.e. key presses and the close button."""
         cv2 = require("cv2")
         key = cv2.waitKey(1) & 0xFF
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1

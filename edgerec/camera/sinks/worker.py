@@ -15,11 +15,11 @@ from edgerec.camera.source_state import StateChange
 
 log = logging.getLogger(__name__)
 
-# Maximum number and total size of the events in a queue. An empty queue accepts an event of any size.
+# Maximum number of events in a queue, and their maximum size in bytes. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
-# Timeouts in seconds after which a sink that makes no progress is considered hung. STALLED_S applies to the results of
-# files, and CLOSE_S applies when a live or interrupted camera is closed.
+# A sink is considered hung if it makes no progress for this many seconds. CLOSE_S applies if a source is live or the
+# camera was stopped; otherwise, STALLED_S applies.
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
@@ -34,7 +34,7 @@ class _QueuedEvent(NamedTuple):
 
 
 class SinkWorker:
-    """Passes events to a sink in a separate thread, through a queue that is limited in length and in bytes.
+    """Passes events to a sink in a separate thread, through a queue of limited length and size.
 
     If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
 
@@ -120,9 +120,9 @@ class SinkWorker:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Ask the thread to close the sink after all queued events, without waiting for it."""
+        """Ask the thread to process all queued events and then close the sink. Does not wait for the thread."""
         with self._changed:
-            if not self._finishing:  # close() after finish() must not extend the timeout
+            if not self._finishing:  # a second call must not restart the timeout
                 self._finishing, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
 
@@ -195,7 +195,7 @@ class SinkWorker:
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
             drops, self._unreported_drops = self._unreported_drops, 0
-        if drops:  # logged in this thread, because writing to stderr may block and must not delay the camera
+        if drops:  # log here and not in put(), because a blocked stderr must not delay the camera
             self._warn("the sink is too slow")
         return entry.event
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from edgerec.contract.preprocess import Image
 from edgerec.errors import ConfigError
 
-# Frame rate that is assumed if a file does not state one.
+# Frame rate that is assumed if a file does not specify a frame rate.
 NOMINAL_FPS = 25.0
 
 
@@ -41,7 +41,7 @@ class CaptureFormat:
 
 
 class Source(Protocol):
-    """Protocol of an opened source. ``format`` is the actual image format, which may be known only after an image.
+    """Protocol of an opened source. ``format`` is the actual image format, which may be unknown before the first image.
 
     A source may have these optional members:
 

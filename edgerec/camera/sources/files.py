@@ -1,4 +1,4 @@
-"""Sources that read a folder of images, or loop a video file or a folder."""
+"""Sources that read a folder of images, or that repeat a video file or a folder endlessly."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FolderSource:
             raise SourceError(f"none of the {len(self._files)} files in {self.name} is a readable image")
 
     def close(self) -> None:
-        """Do nothing, because each file is closed after it was read."""
+        """Do nothing, because no file stays open."""
 
 
 class LoopingSource:

@@ -23,8 +23,8 @@ from typing import Any
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.urls import Url
 
-# Timeouts in seconds. TCP retransmits its first packet after 1, 3 and 7 s. CONNECT_S ends before 7 s, because a new
-# connection then reaches a server that has become available sooner than the retransmission.
+# Timeouts in seconds. TCP retransmits an unanswered connection request after 1, 3 and 7 s. CONNECT_S is shorter than
+# 7 s, because a new attempt is made sooner than the third retransmission.
 CONNECT_S = 4.0
 RESPONSE_S = 6.0
 MAX_REDIRECTS = 5
@@ -92,7 +92,7 @@ class HttpStream:
         """
         try:
             return self._response.read1(_CHUNK)
-        except (http.client.HTTPException, ValueError) as error:  # an invalid chunk, or a closed socket
+        except (http.client.HTTPException, ValueError) as error:  # an invalid chunked encoding, or a closed socket
             raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:
@@ -181,8 +181,8 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
         family, kind, protocol, _, address = addresses[-left]
         connected: socket.socket | None = None
         try:
-            connected = socket.socket(family, kind, protocol)  # fails if the system does not support the family
-            # Divide the remaining time, so that an unreachable address leaves time for the next one.
+            connected = socket.socket(family, kind, protocol)  # fails if the address family is not supported
+            # Give each address an equal share of the remaining time, so that all addresses can be tried.
             connected.settimeout(remaining_s(deadline_s) / left)
             connected.connect(address)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -194,7 +194,7 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
                 connected.close()
             if left == 1 or not isinstance(error, OSError):
                 raise
-    raise OSError("the name has no address")
+    raise OSError("the host name has no IP address")
 
 
 def handshake(connected: socket.socket, deadline_s: float) -> None:
@@ -235,14 +235,14 @@ def status_text(status: int) -> str:
 
 
 def failure(error: Exception) -> str:
-    """Return the reason why a request failed, without text from the server, which may echo secrets."""
+    """Return the reason why a request failed, without text from the server, which may contain secrets."""
     if isinstance(error, http.client.HTTPException) or not isinstance(error, OSError):
         return f"the response is not valid HTTP: {type(error).__name__}"
     return error.strerror or str(error) or type(error).__name__
 
 
 class Reader(io.RawIOBase):
-    """Reads a socket for ``http.client``. A read raises TimeoutError once the time ``deadline_s()`` has passed."""
+    """Reads a socket for ``http.client``. A read raises TimeoutError after the monotonic time ``deadline_s()``."""
 
     def __init__(self, connected: socket.socket, deadline_s: Callable[[], float]) -> None:
         self._connected, self._deadline_s = connected, deadline_s
@@ -289,7 +289,7 @@ def authorization(
             passwords.add_password(None, address, user, password)
             request = Request(address + current_url.target, method=method)
             request.selector = uri or current_url.target
-            # A camera may list an unsupported algorithm, such as SHA-256, before a supported one.
+            # Ignore an unsupported algorithm, such as SHA-256, because the camera may also offer a supported one.
             with contextlib.suppress(IndexError, ValueError, OSError):
                 challenge_fields = parse_keqv_list(parse_http_list(rest))
                 if credentials := AbstractDigestAuthHandler(passwords).get_authorization(request, challenge_fields):

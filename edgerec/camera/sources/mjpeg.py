@@ -27,7 +27,7 @@ from edgerec.utils.urls import Url
 IMAGE_S = 10.0
 MAX_IMAGE_BYTES = 32 << 20
 MAX_PIXELS = 64 << 20
-# Maximum time in seconds to read bytes that have already arrived, in search of a newer image, before decoding.
+# Maximum time in seconds to look for a newer image in the bytes that have already arrived.
 _OVERTAKE_S = 0.1
 
 _MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-jpeg")
@@ -38,14 +38,14 @@ _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
 _FILL = re.compile(rb"\xff+")
-# Limits on the decoding time. A complete baseline or progressive file has at least one bit for each block of 8x8
-# pixels. JPEG files of cameras have one scan, and progressive files have about 10.
+# Files above these limits are rejected, because decoding them could take very long. Valid files are below the limits:
+# a block of 8x8 pixels has at least one bit, camera images have one scan, and progressive files have about 10 scans.
 _MAX_PIXELS_PER_BYTE, _MAX_SCANS = 512, 64
 # Maximum number of bytes that JpegSplitter may parse again to find a JPEG file inside an invalid file.
-_MAX_CREDIT = 256 << 10
+_MAX_REPARSED_BYTES = 256 << 10
 _END_MARKER = b"\xff\xd9"
 _SCAN_START, _RESTART_INTERVAL = b"\xff\xda", b"\xff\xdd"
-# libjpeg fills missing pixels with _FILLED. Appending _EXTRA_DATA changes these pixels, which reveals truncation.
+# libjpeg fills missing pixels with _FILLED. If _EXTRA_DATA is appended to a truncated file, these pixels change.
 _FILLED, _EXTRA_DATA = b"\x80\x80\x80", bytes(range(1, 255))
 _LIBJPEG_WARNING = b"Corrupt JPEG data"
 
@@ -142,9 +142,13 @@ class SnapshotSource:
         except TimeoutError:
             raise SourceError(f"{self.name} sent no complete image within {IMAGE_S:g} s: check the network") from None
         except OSError as error:
-            raise SourceError(f"{self.name} closed the connection in the middle of an image: {error}") from None
+            raise SourceError(
+                f"{self.name} closed the connection before the image was complete ({error}): check the network"
+            ) from None
         if stream.length not in (None, len(content)):
-            raise SourceError(f"{self.name} sent only {len(content)} of {stream.length} bytes of an image")
+            raise SourceError(
+                f"{self.name} sent only {len(content)} of {stream.length} bytes of an image: check the network"
+            )
         return bytes(content)
 
     def _decoded(self, content: bytes) -> Image:
@@ -167,7 +171,7 @@ class MjpegSource:
     """
 
     def __init__(self, stream: HttpStream, name: str, snapshots: Callable[[], SnapshotSource] | None = None) -> None:
-        """Read from ``stream``. If it ends after one image, read the source that ``snapshots`` returns instead."""
+        """Create the source. If ``stream`` ends after one image, images come from the source ``snapshots()``."""
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
         self._open_snapshots = snapshots
         self._snapshots: SnapshotSource | None = None
@@ -230,7 +234,7 @@ class MjpegSource:
                 ) from None
             except OSError as error:
                 raise SourceError(
-                    f"the connection to {self.name} was lost after {self._received} images: {error}"
+                    f"the connection to {self.name} was lost after {self._received} images ({error}): check the network"
                 ) from None
             if not chunk:
                 if newest is not None:
@@ -266,7 +270,7 @@ class JpegSplitter:
         """Create a splitter. ``boundary`` is the byte string that separates files, or empty if there is none."""
         self._boundary = boundary
         self._bytes = bytearray()
-        self._credit = 0  # number of bytes that may be parsed a second time
+        self._reparse_bytes = 0  # number of bytes that may be parsed again after an invalid file
         self._restart()
 
     @property
@@ -277,7 +281,7 @@ class JpegSplitter:
     def feed(self, chunk: bytes) -> list[bytes]:
         """Add received bytes, and return the files that are now complete, in the order of the stream."""
         self._bytes += chunk
-        self._credit = min(self._credit + len(chunk), _MAX_CREDIT)
+        self._reparse_bytes = min(self._reparse_bytes + len(chunk), _MAX_REPARSED_BYTES)
         files = []
         while self._at or self._find_start():
             end = self._parse()
@@ -290,8 +294,8 @@ class JpegSplitter:
                 del self._bytes[:end]
             elif boundary_at > 0:
                 del self._bytes[:boundary_at]
-            elif self._credit >= limit:  # the next file may start within the parsed bytes
-                self._credit -= limit
+            elif self._reparse_bytes >= limit:  # search the parsed bytes, because the next file may start there
+                self._reparse_bytes -= limit
                 del self._bytes[:2]
             else:
                 del self._bytes[: max(2, self._at)]
@@ -299,7 +303,7 @@ class JpegSplitter:
         return files
 
     def _restart(self) -> None:
-        self._at = 0  # parsing position in the file at the start of the buffer, or 0 if there is no file
+        self._at = 0  # parsing position in the buffer, or 0 if no file has been found yet
         self._in_scan = False
         self._pixels = self._scans = 0
 
@@ -349,7 +353,7 @@ class JpegSplitter:
             self._at += 2 + length
 
     def _is_fast_to_decode(self) -> bool:
-        """Return whether the number of scans and the number of pixels per byte are within their limits."""
+        """Return whether the file is within the limits on the number of scans and of pixels per byte."""
         return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 
@@ -364,8 +368,8 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
     image = _decoded(cv2, jpeg)
     if image is None:
         return None
-    # If data are missing, libjpeg fills the rest of the image with gray. A corner with this gray may also be part of
-    # the image. To distinguish the two cases, append data and decode again: only filled pixels change.
+    # If data is missing, libjpeg fills the rest of the image with gray. A complete image may also have a corner with
+    # this gray. To distinguish the two cases, append data and decode again: only filled pixels change.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
         longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):
@@ -391,7 +395,7 @@ def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
         image = _decoded(cv2, jpeg)
         captured.seek(0)
         output = captured.read()
-    # Pass on lines that other threads have written to stderr while it was captured.
+    # Print the lines that other threads wrote to stderr while it was captured.
     other_output = b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING))
     if other_output and sys.stderr:
         sys.stderr.write(other_output.decode(errors="backslashreplace"))

@@ -16,8 +16,8 @@ from edgerec.runtime.device_users import programs_using
 from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
-# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg returns only after three times READ_MS. A
-# shorter timeout would end a stream that only stutters. interrupt() ends a read earlier.
+# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg returns only after three times READ_MS,
+# unless interrupt() is called. With a shorter timeout, a short pause of the server would end the stream.
 OPEN_MS = 10_000
 READ_MS = 5_000
 
@@ -72,7 +72,7 @@ class OpenCVSource:
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, requested.height)
         if requested.fps:
             capture.set(cv2.CAP_PROP_FPS, requested.fps)
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # reduces the delay, if the driver supports it
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # reduces the latency if the driver supports this
         return cls(capture, str(device), live=True)
 
     @classmethod
@@ -144,10 +144,10 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
 
 
 _prepared = threading.Lock()
-# OpenCV passes these options to FFmpeg. Truncated packets are discarded, because they give incomplete images. RTSP
-# prefers TCP, because packets that are lost with UDP also give incomplete images.
+# OpenCV passes these options to FFmpeg. Corrupt packets are discarded, because they cause incomplete images. TCP is
+# preferred for RTSP, because lost UDP packets also cause incomplete images.
 _FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discardcorrupt"}
-# Turn off the messages of FFmpeg, because edgerec reports each error in one line.
+# Disable the log messages of FFmpeg, because edgerec reports each error in one line.
 _QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 

@@ -12,7 +12,7 @@ from edgerec.camera.sources.base import CaptureFormat
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 
-# Maximum plausible age of a sensor timestamp in seconds. An older timestamp belongs to a different clock.
+# Maximum plausible age of a sensor timestamp in seconds. An older timestamp was taken from a different clock.
 MAX_AGE_S = 10.0
 
 
@@ -41,14 +41,14 @@ class PicameraSource:
         self._camera: Any = None
         try:
             self._camera = picamera2(number)
-            # libcamera names formats with the last byte in memory first, so that BGR888 is RGB in an array.
+            # libcamera lists the channels in reverse memory order, so that BGR888 gives an RGB array.
             self._camera.configure(
                 self._camera.create_video_configuration(main={"size": size, "format": "BGR888"}, controls=controls)
             )
             self._camera.start()
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             if self._camera is not None:
-                self._camera.close()  # otherwise libcamera considers the camera to be in use at the next attempt
+                self._camera.close()  # otherwise the camera would be in use at the next attempt
             raise SourceError(
                 f"{self.name} cannot be opened ({error}): check that no other program is using it"
             ) from None
@@ -65,7 +65,7 @@ class PicameraSource:
                 finally:
                     request.release()
             except (RuntimeError, OSError) as error:
-                raise SourceError(f"{self.name} stopped delivering images ({error})") from None
+                raise SourceError(f"{self.name} stopped delivering images ({error}): check the ribbon cable") from None
             self.captured_s = _monotonic_s(metadata.get("SensorTimestamp"))
             yield np.ascontiguousarray(image[..., :3]), self.name
 

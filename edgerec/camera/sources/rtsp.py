@@ -1,4 +1,4 @@
-"""Follow the redirects of an RTSP server, because FFmpeg would send the password to the target of a redirect."""
+"""Follow RTSP redirects before FFmpeg does, because FFmpeg would send the password to the redirect target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_HEAD_BYTES = 65536
 
 
 def without_redirects(url: Url) -> Url:
-    """Return the address of the stream after all redirects, without the password if it is on another server.
+    """Return the final address of the stream. Omit the password if a redirect leads to another server.
 
     Raises:
         SourceError: the server cannot be reached, does not respond in time, or redirects to an address that cannot be
@@ -25,7 +25,7 @@ def without_redirects(url: Url) -> Url:
     current_url, credentials = url, ""
     if not (url.user or url.password):
         return url
-    for _ in range(2 * MAX_REDIRECTS):  # each server may first respond with 401
+    for _ in range(2 * MAX_REDIRECTS):  # each address may need a second request with credentials
         try:
             status, headers = _describe(current_url, credentials)
         except (OSError, ValueError) as error:
@@ -52,7 +52,7 @@ def without_redirects(url: Url) -> Url:
                 break
         else:
             break
-    else:  # FFmpeg would follow further redirects and send the password
+    else:  # FFmpeg would follow further redirects and send the password to their targets
         raise SourceError(f"{url} redirects too often: use the final address of the stream")
     return current_url
 
@@ -71,10 +71,8 @@ def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
         connection = plain
         if url.scheme == "rtsps":
             context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = (
-                False,
-                ssl.CERT_NONE,
-            )  # FFmpeg does not verify the certificate either
+            # Like FFmpeg, do not verify the certificate.
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             connection = context.wrap_socket(plain, server_hostname=url.host)
         with connection:
             connection.sendall("\r\n".join([*lines, "", ""]).encode())

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folder in which Linux lists the file descriptors of this process. Other systems have no such folder, so that a library
-# that waits for data can be stopped only by its own timeout.
+# Folder in which Linux lists the file descriptors of this process. On other systems, a blocked
+# library cannot be interrupted and returns only after its own timeout.
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -25,7 +25,7 @@ class PeerSocket:
 
     @contextlib.contextmanager
     def detect(self, port: int) -> Iterator[None]:
-        """Context manager that detects the socket that its block connects to ``port``, if there is exactly one."""
+        """Context manager that finds the socket that is connected to ``port`` in its block, if there is exactly one."""
         before = _descriptors()
         yield
         new = {inode: number for inode, number in _descriptors().items() if inode not in before}
@@ -43,7 +43,7 @@ class PeerSocket:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the duplicate of the descriptor."""
+        """Close this object's duplicate of the file descriptor."""
         if self._socket is not None:
             self._socket.close()
 

@@ -1,4 +1,4 @@
-"""A source of generated images, for trying edgerec without a camera and for long tests."""
+"""A source of synthetic images, for trying edgerec without a camera and for endurance tests."""
 
 from __future__ import annotations
 

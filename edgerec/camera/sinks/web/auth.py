@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Paths that need no token, because the login page uses them.
 OPEN = frozenset({"/page.css", "/icon.svg"})
-# Maximum size of all headers. The limit of the HTTP parser applies only to headers that arrive in several parts.
+# Maximum total size of the headers in bytes. The HTTP parser does not limit headers that arrive in one piece.
 MAX_HEADER_BYTES = 16_384
 # Delay of the response to a wrong token, in seconds.
 WRONG_TOKEN_S = 0.5
@@ -56,7 +56,7 @@ class Lockout:
         return max(0.0, failures[0] + LOCKOUT_S - time.monotonic()) if len(failures) == MAX_FAILURES else 0.0
 
     def add(self, address: str, count: int) -> None:
-        """Count ``count`` failed login attempts of an address."""
+        """Record ``count`` failed login attempts of an address."""
         failures = self._failures.setdefault(_network(address), deque(maxlen=MAX_FAILURES))
         failures.extend([time.monotonic()] * count)
         self._failures.move_to_end(_network(address))

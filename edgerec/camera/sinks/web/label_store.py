@@ -17,14 +17,15 @@ from edgerec.utils.atomic import write_file
 from edgerec.utils.names import file_names
 from edgerec.utils.sizes import disk_space
 
-# Labeled images are never deleted. Saving stops if less disk space is free, so that other programs can still write.
+# Saving stops if fewer bytes are free on the disk, so that other programs can still write. Labeled images are never
+# deleted to free space.
 MIN_FREE_BYTES = 100_000_000
 # Default limit in bytes, so that a visitor who has the token cannot fill the disk.
 MAX_BYTES = 2_000_000_000
 
 
 class LabelStore:
-    """Writes labeled images to ``DIR/LABEL/TIME-FRAME.png``, so that the folder can be used for training.
+    """Saves labeled images as ``DIR/LABEL/TIME-FRAME.png``, so that the folder can be used for training.
 
     Attributes:
         saved: number of saved images.
@@ -66,7 +67,7 @@ class LabelStore:
             EdgerecError: the disk is full, the folder has reached its maximum size, or the folder cannot be written.
         """
         if not 0 <= index < len(self._labels):
-            raise LookupError(f"there is no label {index}: expected 0 to {len(self._labels) - 1}")
+            raise LookupError(f"there is no label with the index {index}: expected 0 to {len(self._labels) - 1}")
         folder = self._folder / self._names[self._labels[index]]
         png = encode_png(frame.image)
         now = time.time()
@@ -77,7 +78,7 @@ class LabelStore:
             free = shutil.disk_usage(folder).free
             if free < MIN_FREE_BYTES + len(png):
                 raise EdgerecError(
-                    f"the disk of {self._folder} is nearly full ({free // 10**6} MB free): free some space"
+                    f"the disk that contains {self._folder} is nearly full ({free // 10**6} MB free): free some space"
                 )
             path = folder / f"{stamp}-{frame.index}.png"
             number = 1
@@ -93,7 +94,7 @@ class LabelStore:
 
     def _check_quota(self, size: int) -> None:
         if self._used_bytes + disk_space(size) > self._max_bytes:
-            self._used_bytes = _size_of(self._folder)  # files may have been deleted or moved
+            self._used_bytes = _size_of(self._folder)  # scan again, because files may have been deleted or moved
         if self._used_bytes + disk_space(size) > self._max_bytes:
             raise EdgerecError(
                 f"{self._folder} has reached its size limit of {self._max_bytes // 10**6} MB: move images to another "

@@ -33,7 +33,7 @@ MAX_BODY_BYTES = 1024
 BODY_S = 5.0
 # Interval in seconds at which the event stream of a client checks for new data.
 POLL_S = 1 / 15
-# Maximum time in seconds between two events of a stream.
+# Maximum time in seconds between two events of an event stream.
 HEARTBEAT_S = 1.0
 # Maximum time in seconds that the server waits for a new image before it responds without an image.
 IMAGE_WAIT_S = 5.0
@@ -47,7 +47,7 @@ class Page:
     Args:
         state: state of the page.
         labels: labels of the bundle.
-        label_store: saves labeled images, or None if saving is disabled.
+        label_store: store for labeled images, or None if saving is disabled.
     """
 
     def __init__(self, state: PageState, labels: Sequence[str], label_store: LabelStore | None) -> None:
@@ -75,7 +75,7 @@ class Page:
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def events(self, request: Request) -> Response:
-        """Send all changes as server-sent events. A slow client receives fewer events, but not delayed events."""
+        """Send all changes as server-sent events. A slow client receives fewer events instead of delayed events."""
         if self._clients >= MAX_CLIENTS:
             raise HTTPException(503, f"this camera is already open in {MAX_CLIENTS} pages: close one of them")
         page = self
@@ -91,9 +91,10 @@ class Page:
         return Stream(self._news(), media_type="text/event-stream")
 
     async def picture(self, request: Request) -> Response:
-        """Send the newest image of a source as JPEG, once its frame index differs from the query parameter ``after``.
+        """Send the newest image of a source as JPEG.
 
-        The status is 204 if no such image arrives within ``IMAGE_WAIT_S``.
+        The response is delayed until the frame index differs from the query parameter ``after``. The status is 204 if
+        no such image arrives within ``IMAGE_WAIT_S``.
         """
         after = _parse_frame_index(request.query_params.get("after", "-1"))
         end = asyncio.get_running_loop().time() + IMAGE_WAIT_S

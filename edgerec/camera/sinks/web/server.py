@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # Maximum number of open connections in total, and per address. A browser opens up to six connections for each page.
 MAX_CONNECTIONS = 128
 MAX_CONNECTIONS_PER_ADDRESS = 64
-# Timeout in seconds for a client to send the headers of a request, and for a client to receive pending data.
+# Timeout in seconds for receiving the headers of a request, and for sending pending data to a client.
 SLOW_S = 10.0
 # When the server is stopped, open connections are aborted after GRACE_S. The thread then has STOP_S to end.
 GRACE_S = 0.4
@@ -42,7 +42,7 @@ class LimitedConnection(H11Protocol):
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Close an idle connection if there are too many, and start the timeout of the first request."""
+        """Close an idle connection if there are too many connections, and start the timeout of the first request."""
         super().connection_made(transport)
         self._since_s = self.loop.time()
         all_connections = [
@@ -100,7 +100,7 @@ class LimitedConnection(H11Protocol):
 
 
 class Server:
-    """Server that runs an application on a listening socket, in its own thread."""
+    """A web server that runs an application in its own thread."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         self._listener = listener

@@ -53,7 +53,8 @@ class WebSink:
             labels: labels of the bundle, in the order of the model's outputs.
             token: token that visitors need, at least 8 characters.
             save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``. None disables saving.
-            save_max_bytes: maximum total size of the files in ``save_dir``. Further images are refused.
+            save_max_bytes: maximum total size of the files in ``save_dir``. No more images are saved when it is
+                reached.
 
         Raises:
             EdgerecError: the port is in use, the address does not belong to this machine, the token is too short, or

@@ -1,4 +1,4 @@
-"""State of the web page, which the thread of the sink writes and the thread of the web server reads."""
+"""State of the web page, which is shared by the thread of the sink and the thread of the web server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from edgerec.runtime.thermal import processor_temperature_c
 from edgerec.utils.clock import unix_s
 from edgerec.utils.optional import require
 
-# Maximum width and height, and maximum rate, of the images on the page.
+# Maximum width and height in pixels, and maximum number per second, of the images on the page.
 SHOWN_PX = 1280
 IMAGES_PER_S = 15
 # Maximum CPU time for encoding images, as a fraction of one core. On a slow CPU the image rate is reduced, so that the
 # model has enough CPU time.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
-# Number of recent images kept in memory, so that the image that a user sees is available when the user clicks a button.
+# Number of recent images kept in memory, so that the displayed image is available when the user clicks a button.
 RECENT = 4
 # Maximum number of pending images, i.e. images that a user has selected on the page but not labeled yet.
 MAX_PENDING = 6
@@ -46,7 +46,7 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class PendingImage:
-    """An image that waits until the user selects its label. ``since_s`` is the monotonic time of the selection."""
+    """An image that the user has selected but not labeled. ``since_s`` is the monotonic time of the selection."""
 
     shown: ShownImage
     since_s: float
@@ -120,12 +120,12 @@ class PageState:
             source = self._source_named(change.source)
             source.state = change
             if change.state != "live":
-                source.label = None  # after an outage, the next result is a new decision even if its label is equal
+                source.label = None  # after an outage, the next result is a new decision even with the same label
             self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
-        """Return the state of each source and all entries with a number above ``after``, for conversion to JSON."""
+        """Return the state of each source, and all entries with a number above ``after``, as JSON-serializable data."""
         with self._lock:
             sources = list(self._sources.values())
             # Each source has its own list, so that a source with many changes does not displace the entries of others.
@@ -161,11 +161,10 @@ class PageState:
         return newest
 
     def add_pending(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
-        """Add the image of a frame to the pending images.
+        """Add the image of a frame to the pending images, and return its key and the image.
 
-        Return the key and the image, or None if the source has no image yet.
-
-        If the image of this frame is no longer in memory, the image of the nearest frame is used.
+        If the image of this frame is no longer in memory, the image of the nearest frame is used. If the source has no
+        image yet, None is returned.
 
         Args:
             number: index of the source.
@@ -193,7 +192,7 @@ class PageState:
         return pending.shown if pending else None
 
     def evict_first(self, key: str) -> None:
-        """Keep a pending image, but remove it before all others, e.g. because it was downloaded."""
+        """Make a pending image the first to be removed if there are too many, e.g. because it was downloaded."""
         if key in self._pending:
             self._pending.move_to_end(key, last=False)
 
@@ -234,7 +233,7 @@ class PageState:
 
 
 def jpeg_of(result: Result) -> bytes:
-    """Encode the image of a result as a JPEG file, scaled down to at most ``SHOWN_PX`` pixels."""
+    """Encode the image of a result as a JPEG file, scaled down to at most ``SHOWN_PX`` pixels per side."""
     cv2 = require("cv2")
     image = result.frame.image
     factor = SHOWN_PX / max(image.shape[:2])
