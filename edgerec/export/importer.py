@@ -213,7 +213,7 @@ def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[s
 
 
 def _golden_images(images: Sequence[str | Path]) -> list[tuple[str, Image]]:
-    """Return the images with their file names. Without images, use one image of each digit in ``calibration/``.
+    """Return the images with their file names. If there are none, use one image of each digit in ``calibration/``.
 
     Images of digits are sufficient for a model with other labels, because golden images only test the arithmetic.
     """

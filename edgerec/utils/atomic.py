@@ -96,7 +96,9 @@ def checked_output(
     out = user_path(path)
     suffix = out.suffix.lower()
     if folder and suffix in _FILE_SUFFIXES and suffix not in suffixes:
-        raise OutputNameError(f"{path} has the suffix of a file, but the output is a folder: choose another name")
+        raise OutputNameError(
+            f"{path} has the suffix of a file, but the output is a folder: choose a name without a suffix"
+        )
     if not folder and suffixes and suffix not in suffixes:
         raise OutputNameError(f"{path} does not end in {' or '.join(filter(None, suffixes))}: choose another name")
     data_sets = _as_sequence(data)

@@ -61,7 +61,7 @@ def _entries(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except OSError as error:
         raise DataError(
-            f"The folder {folder} cannot be read ({error.strerror}): "
+            f"the folder {folder} cannot be read ({error.strerror}): "
             "check its permissions with ls -ld, or remove it from the data"
         ) from None
     return [folder / name for name in sorted(names) if not is_hidden(name)]

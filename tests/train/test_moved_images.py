@@ -79,5 +79,5 @@ def test_unreadable_class_folder_is_named(closed_folder, other_user):
     with pytest.raises(DataError) as raised:
         find(str(closed_folder))
     message = str(raised.value)
-    assert f"The folder {closed_folder / 'blue'} cannot be read (Permission denied)" in message
+    assert f"the folder {closed_folder / 'blue'} cannot be read (Permission denied)" in message
     assert "permissions" in message
