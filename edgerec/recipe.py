@@ -112,7 +112,7 @@ class Recipe:
 
     @property
     def unversioned(self) -> Recipe:
-        """Copy of the recipe with the preprocessing version and white level of old runs, which did not record these."""
+        """Copy of the recipe with the preprocessing version and white level of old runs that did not record them."""
         data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
         return replace(self, data=data)
 
@@ -136,7 +136,7 @@ class Recipe:
         return [key for key, value in UNRESOLVED.items() if value == _at(values, key)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as nested dictionaries, which :meth:`from_dict` reads."""
+        """Return the recipe as nested dictionaries. :meth:`from_dict` is the inverse."""
         return {
             item.name: {key.name: getattr(value, key.name) for key in fields(value)} if is_dataclass(value) else value
             for item in fields(self)
@@ -160,7 +160,7 @@ class Recipe:
 
     @property
     def without_source(self) -> Recipe:
-        """Copy of the recipe without the path of the data, which may differ between machines."""
+        """Copy of the recipe with an empty ``data.source``, because the path may differ between machines."""
         return replace(self, data=replace(self.data, source=""))
 
     @property

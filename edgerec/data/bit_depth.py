@@ -53,7 +53,7 @@ def determine_levels(source: RawDataset, title: str, listener: Listener) -> Leve
     if levels != Levels():
         subject = f"{len(deep_paths):,} files have" if total is not None else "the arrays have"
         log.info(
-            "%s: %s more than 8 bits per sample: the value %d becomes black and %d white "
+            "%s: %s more than 8 bits per sample: the value %d is mapped to black and %d to white "
             "(to change these levels, set data.black_level and data.white_level)",
             *(title, subject, levels.black, levels.white),
         )

@@ -163,7 +163,7 @@ def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
 
 
 def mark_used(description: Path) -> None:
-    """Set the modification time of a cache entry's description file, which is the time of the last use, to now."""
+    """Record the current time as the time of the last use of a cache entry."""
     with suppress(OSError):  # a read-only cache can still be used
         os.utime(description)
 

@@ -43,7 +43,7 @@ class DataFinding:
         severity: ``error`` if the problem stops training or makes measured accuracies wrong, ``warning`` if the problem
             can reduce the accuracy, otherwise ``note``.
         kind: one of :data:`KINDS`.
-        names: names of the affected images, first the image to fix. Empty for findings about a class or all images.
+        names: names of the affected images, the image to fix first. Empty for findings about a class or all images.
         what: description of the problem.
         advice: recommended action.
         weight: findings of the same kind are sorted by descending weight.

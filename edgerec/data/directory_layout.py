@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
     )
 )
-# Words in the names of split folders, and the split that each word denotes. Empty for images without labels.
+# Words in folder names, and the split that each word denotes. The split is empty for images without labels.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),

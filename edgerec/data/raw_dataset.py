@@ -1,4 +1,4 @@
-"""Images and labels of a data set before preprocessing: arrays, files, or several data sets that are used as one."""
+"""Images and labels of a data set before preprocessing: arrays, image files, or several merged data sets."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Merged:
-    """Several data sets that are used as one, sorted by name.
+    """Several data sets that are merged into one, sorted by name.
 
     The attributes that are not listed here are as in :class:`Arrays`.
 

@@ -129,7 +129,7 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
         )
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"split.json names the image {error}, which is not in the data: restore the image, or train again"
+            f"split.json lists the image {error}, which is not in the data: restore the image, or train again"
         ) from None
     used = np.concatenate([val, test, excluded])
     train = np.setdiff1d(np.arange(len(dataset.classes)), used)

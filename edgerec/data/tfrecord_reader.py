@@ -43,7 +43,7 @@ ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
 @dataclass(frozen=True)
 class Shard:
-    """Manifest entry of a shard, a TFRecord file of a pack.
+    """Properties of a shard, i.e. of one TFRecord file of a pack.
 
     Attributes:
         file: name of the file in the pack's folder.

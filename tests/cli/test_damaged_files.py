@@ -347,4 +347,4 @@ def test_damaged_remains_of_an_interrupted_pack_are_reported(tmp_path, here, nam
     done = here("data", "pack", "digits", "--out", tmp_path / "pack", "--resume")
     assert done.returncode == 1
     assert "is damaged" in done.stderr.splitlines()[-1]
-    assert "pack again without --resume" in done.stderr.splitlines()[-1]
+    assert "Pack the data again without --resume" in done.stderr.splitlines()[-1]

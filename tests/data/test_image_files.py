@@ -214,7 +214,7 @@ def test_levels_are_determined_over_the_data_set(tmp_path, caplog, low, high, le
     assert (section.black_level, section.white_level) == levels
     assert dataset.images.max() > 215
     assert dataset.original(0).max() > 215
-    assert ("becomes black" in caplog.text) == (levels != (0, 65535))
+    assert ("is mapped to black" in caplog.text) == (levels != (0, 65535))
 
 
 def test_dead_pixel_does_not_darken_all_images(tmp_path):
@@ -236,7 +236,7 @@ def test_levels_of_arrays_are_determined_and_reused(tmp_path, caplog):
         dataset, section = load(DataSection(source=str(tmp_path / "a.npz"), input_size=28))
     assert np.array_equal(dataset.original(3), values[3] >> 4)
     assert (section.black_level, section.white_level) == (0, 4095)
-    assert "the value 0 becomes black and 4095 white" in caplog.text
+    assert "the value 0 is mapped to black and 4095 to white" in caplog.text
     # Other data is read with the levels of the model, independently of the data's own range.
     np.savez(tmp_path / "b.npz", x_train=values // 4, y_train=np.arange(40) % 4)
     other, _ = load(replace(section, source=str(tmp_path / "b.npz")))

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgerec.utils.optional import require
 
-# Must be greater than all values of Stream, so that batches with different seeds never use the same random numbers.
+# STREAMS exceeds all values of Stream, so that batches with different seeds never use the same random numbers.
 STREAMS = 64
 
 

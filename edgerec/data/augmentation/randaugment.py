@@ -41,7 +41,7 @@ class _Draw:
 def geometric_operations(
     count: Any, rows: Any, columns: Any, seed: Any, section: AugmentSection
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the affine coordinate map of each operation, as an ``Affine`` of ``geometry.py``."""
+    """Yield the coordinate map of each geometric operation, in the form of ``geometry.Affine``."""
     tf = require("tensorflow")
     strength = section.randaugment_strength
     x, y = (columns - 1) / 2, (rows - 1) / 2
