@@ -59,7 +59,7 @@ def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool)
     attempt("ptq")
     worth = max_drop * WORTH_QAT
     if fits("ptq", worth):
-        return chosen("ptq", f"ptq loses so little that qat is not worth its time (it is tried above {worth:g} points)")
+        return chosen("ptq", f"ptq loses so little that qat is not tried (qat is tried above {worth:g} points)")
     log.info("auto: trying qat, which trains for %d epochs", context.recipe.compress.epochs)
     attempt("qat")
     int8 = sorted((name for name in AUTO_METHODS if name in sources), key=loss)  # ptq wins if the losses are equal
@@ -72,9 +72,9 @@ def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool)
             "auto chose float16, which is not int8 and does not run on targets that need int8; "
             "for int8, try --method qat with more --epochs, or a higher --max-drop"
         )
-        return chosen("float16", "no int8 method stays inside --max-drop")
+        return chosen("float16", "no int8 method meets --max-drop")
     error = GateError(
-        f"no method stays inside --max-drop {max_drop:g} on {count:,} validation images ({', '.join(remarks)}): "
+        f"no method meets --max-drop {max_drop:g} on {count:,} validation images ({', '.join(remarks)}): "
         "try --method qat with more --epochs, or a higher --max-drop"
     )
     if sources:
@@ -90,5 +90,5 @@ def _reused_or_made(context: CompressionContext, resume: bool, overwrite: bool) 
         raise OutputExistsError(
             f"{report.variant} exists and was made with {other}: add --overwrite to replace it, or choose a --method"
         )
-    log.info("auto: using the existing %s (--overwrite makes a new one)", report.variant)
+    log.info("auto: using the existing variant %s (--overwrite replaces it)", report.variant)
     return report

@@ -191,7 +191,7 @@ def speed_notes(rows: Sequence[VariantRow]) -> list[str]:
         if dense is not None and row.median_ms > FASTER * dense.median_ms:
             time, size = row.median_ms / dense.median_ms, row.gzip_bytes / dense.gzip_bytes
             no_faster.append(
-                f"{row.variant} takes {time:.2f} times as long as {dense.variant}, with {size:.2f} times its gzip bytes"
+                f"{row.variant} takes {time:.2f} times as long as {dense.variant}, with {size:.2f} times its gzip size"
             )
     if not no_faster:
         return []

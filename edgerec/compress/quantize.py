@@ -132,7 +132,7 @@ def reuse_or_make(context: CompressionContext, overwrite: bool) -> QuantizeRepor
         return make(context, resume=not (overwrite and is_interrupted_differently(run, recipe)), overwrite=overwrite)
     other = used_differently(run, recipe)
     how = f", made with {other}" if other else ""
-    log.info("using the existing variant %s%s (--overwrite makes a new one)", report.variant, how)
+    log.info("using the existing variant %s%s (--overwrite replaces it)", report.variant, how)
     return report
 
 

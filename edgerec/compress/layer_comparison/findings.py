@@ -96,14 +96,14 @@ def find_outputs(
             "collapse",
             None,
             f"collapse to one class: {labels[prediction]!r} for {after:.0%} of the validation images, {before:.0%} "
-            "with float: find the first layer that differs from float, then quantize again",
+            "with float: find the first layer that differs much from float, then quantize again",
         )
     was_sure, sure = (float(np.mean(each.max(axis=1) >= _SURE)) for each in (reference, scores))
     if sure > was_sure + _MORE_SURE:
         yield ParityFinding(
             "saturated",
             None,
-            f"saturated scores: {sure:.0%} of the best scores are {_SURE} or more, {was_sure:.0%} with float, so that "
+            f"saturated scores: {sure:.0%} of the top scores are {_SURE} or more, {was_sure:.0%} with float, so that "
             "scores no longer express confidence and thresholds do not work: quantize again",
         )
 
@@ -129,8 +129,8 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
         yield ParityFinding(
             "layer",
             worst.name,
-            f"{worst.name} costs most: its noise alone leaves {worst.alone_db:.1f} dB at the float model's logits "
-            f"({cause(worst)}): {_recommendation(worst, parity.reference, run, data)}",
+            f"{worst.name} costs most accuracy: its noise alone reduces the SQNR of the logits to {worst.alone_db:.1f} "
+            f"dB ({cause(worst)}): {_recommendation(worst, parity.reference, run, data)}",
         )
     if first := next((layer for layer in layers if _low(layer.sqnr_db)), None):
         small_noise = first.own_db is not None and first.own_db >= LOW_DB
@@ -138,16 +138,16 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
         yield ParityFinding(
             "leaves-float",
             first.name,
-            f"{first.name} is the first layer that differs from float: {first.sqnr_db:.1f} dB is below {LOW_DB:g} dB, "
-            f"so the noise is more than a tenth of the signal{blame}",
+            f"{first.name} is the first layer that differs much from float: its SQNR of {first.sqnr_db:.1f} dB is "
+            f"below {LOW_DB:g} dB, so the noise is more than a tenth of the signal{blame}",
         )
     if dead := [layer for layer in layers if layer.dead and _low(layer.sqnr_db)]:
         names = ", ".join(layer.name for layer in dead[:5])
         yield ParityFinding(
             "dead",
             dead[0].name,
-            f"{names}: constant for all images, unlike in float, because the range is far too wide or too narrow: "
-            f"{_recommendation(dead[0], parity.reference, run, data)}",
+            f"{names}: the output is constant for all images, unlike in float, because its range is too wide or "
+            f"too narrow: {_recommendation(dead[0], parity.reference, run, data)}",
         )
 
 
@@ -184,5 +184,5 @@ def cause(layer: LayerResult) -> str:
             "it"
         )
     if layer.weight_db is not None and layer.weight_db < _WEIGHT_DB:
-        return f"its weights have {layer.weight_db:.1f} dB"
+        return f"its weights have an SQNR of {layer.weight_db:.1f} dB"
     return "its range is too coarse for its values"
