@@ -96,7 +96,7 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
     if conditions:
         say("")
         say(f"ms: latency for one image, {conditions}")
-        say("    This is an estimate. Run 'edgerec benchmark' on the device to measure the latency.")
+        say("    This is an estimate. Run 'edgerec benchmark' on the device to measure it.")
     else:
         say("")
         say(f"There is no estimate of the latency on {target}. Compare the multiply-adds instead.")
