@@ -78,7 +78,7 @@ def test_csv_refuses_overwrites_or_appends_to_an_existing_file(tmp_path):
     with pytest.raises(OutputExistsError, match="exists"):
         CsvFile(path)
     path.write_text("my,own,table\n")
-    with pytest.raises(EdgerecError, match="other columns"):
+    with pytest.raises(EdgerecError, match="not the CSV header"):
         CsvFile(path, "append")
     assert path.read_text() == "my,own,table\n"
     with pytest.raises(EdgerecError, match="cannot be written"):
