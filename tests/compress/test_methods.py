@@ -81,7 +81,7 @@ def test_export_refuses_float_variant_for_int8_target(run, here, tmp_path):
     if not run.variant("float16").exists():
         quantize(run, "float16")
     done = here("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
-    assert "target coral runs int8, not float16" in one_line(done)
+    assert "target coral supports only int8 models, not the variant float16" in one_line(done)
     assert here("export", run.path, "--variant", "float16", "--out", tmp_path / "b").returncode == 0
 
 

@@ -179,8 +179,8 @@ def test_check_int8_refuses_float_tensors_and_wrong_input_scale(run):
 
 
 @pytest.mark.parametrize("batch", [2, -1])
-def test_check_int8_refuses_other_batch_sizes(run, batch):
-    model = parse((run.variant("int8") / "model.tflite").read_bytes())
+def test_check_int8_refuses_other_batch_sizes(run, bundle, batch):
+    model = parse((bundle / "model.tflite").read_bytes())
     image = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
     check_int8(pack(model), run.recipe.normalise)
     if batch == -1:

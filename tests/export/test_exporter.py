@@ -197,7 +197,7 @@ def test_compiler_that_hangs_is_stopped(run, tmp_path, monkeypatch):
 
 def test_edge_tpu_check_of_a_float_model_suggests_quantize(run):
     graph = read_graph((run.variant("float32") / "model.tflite").read_bytes())
-    findings = edgetpu.check(graph)
+    findings = edgetpu.diagnose(graph).findings
     assert {finding.op for finding in findings} >= {"input", "output", "CONV_2D"}
     assert all("edgerec quantize" in finding.way_out for finding in findings if finding.index >= 0)
 
@@ -213,5 +213,5 @@ def test_edge_tpu_check_of_a_float_model_suggests_quantize(run):
 )
 def test_edge_tpu_rules_agree_with_the_compiler(real_data, name, refused):
     """Google's compiler mapped three of these models completely, and one of them partially."""
-    findings = edgetpu.check(read_graph((real_data / "edgetpu" / f"{name}.tflite").read_bytes()))
+    findings = edgetpu.diagnose(read_graph((real_data / "edgetpu" / f"{name}.tflite").read_bytes())).findings
     assert bool(findings) == refused

@@ -350,7 +350,7 @@ def test_tolerance_of_golden_scores_after_a_softmax_is_in_score_units(given, tmp
         if accepted:
             assert verify(tmp_path / "moved").max_difference == pytest.approx(15.9 * scale, rel=1e-3)
         else:
-            with pytest.raises(BundleError, match=r"scores of model\.tflite are off"):
+            with pytest.raises(BundleError, match=r"scores of model\.tflite differ by"):
                 verify(tmp_path / "moved")
 
 

@@ -242,7 +242,7 @@ def test_resume_of_a_missing_run_is_refused(tmp_path, here):
         (["--epochs", "-1"], "train.epochs is -1, expected 0 to"),
         (["--data", "digits", "--weights", "nothing.h5"], "does not exist"),
         (["--data", "digits", "--weights", "imagenet"], "these architectures: vgg16, resnet50, mobilenet_v1"),
-        (["nothing.toml"], "write a recipe with all keys with edgerec recipe > nothing.toml"),
+        (["nothing.toml"], "create a complete recipe with edgerec recipe > nothing.toml"),
     ],
 )
 def test_train_refuses_invalid_arguments(tmp_path, here, arguments, message):

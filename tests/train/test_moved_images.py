@@ -36,7 +36,7 @@ def test_message_about_moved_images_names_the_data_option(moved, here, tmp_path,
     options = {"quantize": ("--method", "ptq"), "calibration make": ("--out", tmp_path / "set")}.get(command, ())
     error = one_line(here(*command.split(), run, *options))
     assert str(images) in error
-    assert f"because {images.parent.parent} has no 'my photos'" in error
+    assert f"the folder {images.parent.parent} has no 'my photos'" in error
     assert "--data" in error
 
 

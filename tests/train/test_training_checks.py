@@ -65,7 +65,7 @@ def test_result_near_the_majority_baseline_is_reported(noise, tmp_path, here):
     assert "warning  the accuracy of" in done.stdout
     assert "edgerec export" not in done.stdout
     done = here("report", tmp_path / "run")
-    assert "hardly better than guessing" in done.stdout
+    assert "hardly better than random guessing" in done.stdout
     assert "edgerec export" not in done.stdout
 
 
