@@ -31,7 +31,7 @@ def output_scales(run, variant):
     return [(op.name, float(tensor.scales[0])) for op in graph.operators for tensor in op.outputs if len(tensor.scales)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pruning_and_qat_on_two_devices_equal_one_device(tmp_path):
     settings = {
         "data.source": str(red_and_blue(tmp_path / "images")),
@@ -87,6 +87,7 @@ print(json.dumps({a.name: float(np.abs(a.numpy() - b.numpy()).max()) for a, b in
 """
 
 
+@pytest.mark.nightly
 def test_resumed_training_on_two_devices_has_the_same_statistics(tmp_path):
     """Each device has its own batch normalization statistics, and a checkpoint has their mean."""
     settings = {

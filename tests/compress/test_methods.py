@@ -152,6 +152,7 @@ class Stopped(Exception):
     """Replaces KeyboardInterrupt, which pytest would handle itself."""
 
 
+@pytest.mark.nightly
 def test_resumed_fine_tuning_equals_uninterrupted_fine_tuning(image_folder, tmp_path, caplog):
     def stop(progress):
         if progress.stage == "quantization-aware training" and progress.text.startswith("epoch 3"):
@@ -179,6 +180,7 @@ def test_resumed_fine_tuning_equals_uninterrupted_fine_tuning(image_folder, tmp_
     assert not (trained_run.path / "checkpoints" / "int8-pqat").exists()
 
 
+@pytest.mark.nightly
 def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monkeypatch):
     from edgerec.compress import qat
 

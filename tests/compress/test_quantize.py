@@ -203,8 +203,9 @@ def test_file_that_is_not_a_flatbuffer_is_refused(content):
     [
         ("simple_cnn", ["prune"]),
         ("resnet8", ["qat"]),
-        ("mobilenet_v1", ["prune"]),  # with the head that ImageNet weights require
-        ("mobilenet_v2", ["qat"]),
+        # MobileNet V1 has the head that ImageNet weights require.
+        pytest.param("mobilenet_v1", ["prune"], marks=pytest.mark.nightly),
+        pytest.param("mobilenet_v2", ["qat"], marks=pytest.mark.nightly),
     ],
 )
 def test_architecture_becomes_full_int8(arch, methods, image_folder, tmp_path, monkeypatch):

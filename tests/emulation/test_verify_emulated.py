@@ -332,7 +332,7 @@ def test_packages_of_another_architecture_are_unpacked_with_merged_folders(emula
     assert library.read_bytes()[:5] == b"\x7fELF\x01"  # 32-bit
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_trained_bundle_gives_the_same_scores_on_an_emulated_raspberry_pi_4(bundle, image_folder, emulation):
     try:
         report = verify_emulated(

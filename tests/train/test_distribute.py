@@ -226,6 +226,7 @@ ON_TWO_DEVICES = [
 ]
 
 
+@pytest.mark.nightly
 def test_every_training_key_works_on_two_devices(tmp_path):
     """TensorFlow divides the CPU into two logical devices, which train like two GPUs."""
     program = f"""
@@ -293,7 +294,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_workers_have_equal_weights_and_resume_after_one_is_killed(tmp_path):
     out = tmp_path / "run"
     chief, worker = start_all(out, SETTINGS)
