@@ -59,7 +59,7 @@ def evaluate(
     path = Path(model)
     evaluated = open_model(path, normalise, activation, fit, labels)
     if data is None and not evaluated.own_data:
-        raise EdgerecError(f"Cannot evaluate {path} without --data, because only runs record where their images are")
+        raise EdgerecError(f"cannot evaluate {path}, because only runs record where their images are: add --data")
     section = evaluated.data if data is None else replace(evaluated.data, source=one_or_tuple(data))
     dataset, _ = load(section, flat=evaluated.pseudo_labels is not None, listener=listener)
     same_data = any(origin.digest == dataset.digest for origin in evaluated.training_data)

@@ -93,7 +93,7 @@ def test_sinks_of_the_caller_get_the_results_and_their_losses_are_counted(bundle
     assert report.classified == 5
     assert report.dropped == {"Failing": 5}
     assert report.exit_code == 1
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr().out == ""
 
 
 def test_sink_that_cannot_be_opened_closes_the_others(bundle, video, tmp_path):

@@ -220,7 +220,7 @@ def test_second_call_reuses_the_run(keras3_models, adopted_run, image_folder, tm
         open_or_adopt(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
     with pytest.raises(EdgerecError, match="add --data"):
         open_or_adopt(model, None)
-    with pytest.raises(RecipeError, match="imported model and cannot be trained"):
+    with pytest.raises(RecipeError, match="imported models, which cannot be trained"):
         fit(adopted_run.recipe, tmp_path / "again")
 
 
