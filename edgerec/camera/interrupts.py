@@ -36,7 +36,8 @@ def raise_on_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None is a handler that was not installed by Python
+                signal.signal(number, handler)
 
 
 class Interrupts:

@@ -21,7 +21,7 @@ Thumbnails = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 SIDE_PX = 8
-# Number of pairs that are compared at once.
+# Number of thumbnails in each of the two blocks whose pairwise distances are computed at once.
 BLOCK = 2048
 # Maximum distance of near-duplicates: root mean square difference of 8×8 thumbnails in gray levels.
 # Copies with JPEG compression, noise or another brightness have a distance of 0.5 to 4 from the original image.
@@ -103,54 +103,57 @@ def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels:
     Each array in ``tags`` has one tag per image, such as its split or class. For each of these arrays, the nearest
     neighbor with a different tag is returned as well. The number of pairs is therefore at most
     ``len(images) * (1 + len(tags))``, even if many images are near-duplicates.
+
+    The search is exact, but compares only images whose projections onto the first principal component are close. This
+    is sufficient, because the distance of two projections is never greater than the distance of the images. SciPy's
+    k-d tree is not used, because it takes 20 times as long for 12,000 noisy images of the same scene.
     """
-    # Rotate the thumbnails to their principal axes. This preserves distances, and makes k-d tree queries faster.
-    centered = images.astype(np.float64) - images.mean(axis=0)
-    rotated = centered @ np.linalg.eigh(centered.T @ centered)[1]
-    max_distance = max_levels * np.sqrt(images.shape[1])
-    everything = np.arange(len(images))
-    distance, partner = _nearest(rotated, everything, everything, [1, 2], max_distance)
-    own = (partner[:, 0] == everything).astype(int)  # the first neighbor is usually the image itself
-    nearest = [(distance[everything, own], partner[everything, own])]
-    for tag in tags:
-        best, best_partner = np.full(len(images), np.inf), np.full(len(images), -1)
-        number = np.unique(tag, return_inverse=True)[1]
-        for bit in range(int(number.max()).bit_length()):  # different numbers differ in at least one bit
-            is_set = (number >> bit & 1).astype(bool)
-            for side, other in ((is_set, ~is_set), (~is_set, is_set)):
-                queries = np.flatnonzero(side)
-                distance, partner = _nearest(rotated, queries, np.flatnonzero(other), 1, max_distance)
-                nearer = distance < best[queries]
-                best[queries[nearer]], best_partner[queries[nearer]] = distance[nearer], partner[nearer]
-        nearest.append((best, best_partner))
-    pairs = np.concatenate([np.stack([everything, partner], axis=1)[partner >= 0] for _, partner in nearest])
-    distances = np.concatenate([distance[partner >= 0] for distance, partner in nearest])
-    pairs, unique = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
-    levels = (distances[unique] / np.sqrt(images.shape[1])).astype(np.float32)
-    return Pairs(pairs[:, 0], pairs[:, 1], levels)
+    projections = _main_direction(images)
+    order = np.argsort(projections, kind="stable")
+    projections, sorted_images = projections[order], images[order]
+    tags = [tag[order] for tag in tags]
+    reach = max_levels * np.sqrt(images.shape[1])
+    nearest = [_Nearest(len(images)) for _ in (None, *tags)]
+    for start in range(0, len(images), BLOCK):
+        end = min(start + BLOCK, len(images))
+        last = int(np.searchsorted(projections, projections[end - 1] + reach, side="right"))
+        for begin in range(start, last, BLOCK):
+            stop = min(begin + BLOCK, last)
+            block = distances(sorted_images[start:end], sorted_images[begin:stop])
+            row, column = np.nonzero(block <= max_levels)
+            first, second, levels = row + start, column + begin, block[row, column]
+            ordered = second > first
+            first, second, levels = first[ordered], second[ordered], levels[ordered]
+            for tag, best in zip((None, *tags), nearest, strict=True):
+                chosen = np.ones(len(first), bool) if tag is None else tag[first] != tag[second]
+                best.update(first[chosen], second[chosen], levels[chosen])
+                best.update(second[chosen], first[chosen], levels[chosen])
+    pairs, levels = (np.concatenate(parts) for parts in zip(*(best.pairs(order) for best in nearest), strict=True))
+    pairs, unique = np.unique(pairs, axis=0, return_index=True)
+    return Pairs(pairs[:, 0], pairs[:, 1], levels[unique])
 
 
-def _nearest(
-    images: npt.NDArray[np.float64],
-    queries: Indices,
-    candidates: Indices,
-    neighbors: int | list[int],
-    max_distance: float,
-) -> tuple[npt.NDArray[np.float64], Indices]:
-    """Return the distances and positions of the candidates that are nearest to each query.
+class _Nearest:
+    """Nearest neighbor of each image among all pairs that were passed to :meth:`update`."""
 
-    Args:
-        images: thumbnails of all images.
-        queries: positions of the images whose neighbors are searched.
-        candidates: positions of the images that can be neighbors.
-        neighbors: as the argument ``k`` of SciPy's ``KDTree.query``.
-        max_distance: maximum Euclidean distance. If no neighbor is as close, the distance is infinite and the position
-            is -1.
-    """
-    limit = np.nextafter(max_distance, np.inf)  # SciPy finds only neighbors that are closer than the limit
-    tree = require("scipy.spatial").KDTree(images[candidates])
-    distance, index = tree.query(images[queries], k=neighbors, distance_upper_bound=limit, workers=-1)
-    return distance, np.append(candidates, -1)[index]
+    def __init__(self, count: int) -> None:
+        self._partner = np.full(count, -1, np.int64)
+        self._levels = np.full(count, np.inf, np.float32)
+
+    def update(self, images: Indices, partners: Indices, levels: npt.NDArray[np.float32]) -> None:
+        """Replace the stored neighbors of ``images`` with ``partners`` where these are nearer."""
+        by_distance = np.argsort(levels, kind="stable")
+        candidates, first = np.unique(images[by_distance], return_index=True)
+        rows = by_distance[first]
+        nearer = levels[rows] < self._levels[candidates]
+        self._partner[candidates[nearer]] = partners[rows[nearer]]
+        self._levels[candidates[nearer]] = levels[rows[nearer]]
+
+    def pairs(self, order: Indices) -> tuple[Indices, npt.NDArray[np.float32]]:
+        """Return pairs of original positions ``(M, 2)``, sorted within each pair, and their distances ``(M,)``."""
+        images = np.flatnonzero(self._partner >= 0)
+        pairs = np.stack([order[images], order[self._partner[images]]], axis=1)
+        return np.sort(pairs, axis=1), self._levels[images]
 
 
 def confirmed(pairs: Pairs, images: Any) -> Pairs:
@@ -166,3 +169,9 @@ def confirmed(pairs: Pairs, images: Any) -> Pairs:
         first, second = (thumbnails(images[side[start:end]], FINE_PX) for side in (pairs.first, pairs.second))
         near[start:end] = np.sqrt(((first - second) ** 2).mean(axis=1)) <= FINE_LEVELS
     return Pairs(pairs.first[near], pairs.second[near], pairs.distance_levels[near])
+
+
+def _main_direction(images: Thumbnails) -> npt.NDArray[np.float32]:
+    """Return the projection of each thumbnail onto the first principal component, in gray levels."""
+    centered = images - images.mean(axis=0)
+    return centered @ np.linalg.eigh(centered.T @ centered)[1][:, -1]

@@ -250,8 +250,9 @@ def with_files(model: bytes, files: Mapping[str, bytes]) -> bytes:
 
 
 def _metadata_entry(model: Table) -> Table | None:
-    entries = model.tables(_MODEL_METADATA, MAX_ITEMS)
-    return next((entry for entry in entries if _text(entry, _NAME) == METADATA_ENTRY), None)
+    # The names of other entries may be of any length and need not be valid UTF-8.
+    entries = model.tables(_MODEL_METADATA)
+    return next((entry for entry in entries if entry.content(_NAME) == METADATA_ENTRY.encode()), None)
 
 
 def _metadata_root(content: bytes) -> Table | None:

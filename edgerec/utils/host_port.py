@@ -7,7 +7,9 @@ import re
 from edgerec.errors import AddressError
 
 # A host in brackets is an IPv6 address. A number alone is a port.
-_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>(?!\d+$|\d+:)[\w.-]+))?:?(?P<port>\d{1,5})?")
+_ADDRESS = re.compile(
+    r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+(?:%[\w.-]+)?)\]|(?P<host>(?!\d+$|\d+:)[\w.-]+))?:?(?P<port>\d{1,5})?", re.ASCII
+)
 
 
 def parse_host_port(text: str, default_host: str, default_port: int) -> tuple[str, int]:

@@ -14,8 +14,8 @@ from edgerec.contract.tensors import ChannelNormalise, Normalise, TensorSpec
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite import metadata as module
-from edgerec.tflite.flatbuffer import read_graph
-from edgerec.tflite.metadata import Metadata, normalise_for, read_metadata, with_metadata
+from edgerec.tflite.flatbuffer import pack, parse, read_graph
+from edgerec.tflite.metadata import Metadata, has_metadata, normalise_for, read_metadata, with_metadata
 from edgerec.tflite.schema import tflite_schema
 
 UNIT = Normalise(0.0, 255.0)
@@ -147,6 +147,18 @@ def test_damaged_metadata_causes_only_model_errors(with_labels, monkeypatch):
     monkeypatch.setattr(module, "MAX_LABEL_BYTES", 10)
     with pytest.raises(ModelError, match=r"labels.txt is larger than the limit of 10 bytes"):
         read_metadata(with_labels)
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"x" * 100_000])
+def test_other_metadata_may_have_any_name(bare, with_labels, name):
+    for content, expected in ((bare, False), (with_labels, True)):
+        model = parse(content)
+        entry = tflite_schema().MetadataT()
+        entry.name, entry.buffer = name, 0
+        model.metadata = [entry, *(model.metadata or ())]
+        assert has_metadata(pack(model)) == expected
+        if not expected:
+            assert read_metadata(pack(model)) is None
 
 
 def test_huge_sizes_in_metadata_do_not_use_much_memory(with_labels):

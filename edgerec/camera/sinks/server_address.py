@@ -24,11 +24,13 @@ def listen(host: str, port: int, server: str) -> socket.socket:
         EdgerecError: the address or the port cannot be used.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError):
         raise EdgerecError(
             f"{server} cannot listen on {host!r}, because it has no IP address: use 127.0.0.1 or 0.0.0.0"
         ) from None
+    # Prefer IPv4 for a name such as localhost, because clients expect 127.0.0.1.
+    family, kind, _, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
     listener = socket.socket(family, kind)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
