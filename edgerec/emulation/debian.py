@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -64,15 +65,19 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
     # mmdebstrap ignores this machine's apt configuration, so pass on the settings for the proxy and certificates.
     configuration = call([require_program("apt-config", "apt"), "dump", "Acquire"], timeout_s=60).stdout
     network = [line for line in configuration.splitlines() if line.startswith("Acquire::http")]
-    command = [
-        *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
-        "--skip=check/chrootless",  # this check is not needed, because scripts of packages are not run
-        f"--include={','.join(packages)}",
-        f"--setup-hook={_LINK_USR}",
-        *(f"--aptopt={line}" for line in ('Acquire::Retries "3";', *network)),
-        *(release, str(folder), f"deb {mirror} {release} main"),
-    ]
-    done = call(command, timeout_s=UNPACK_TIMEOUT_S)
+    # URLs of the mirror and of proxies may contain passwords, so pass them in private files instead of as arguments.
+    with tempfile.TemporaryDirectory() as private_folder:
+        settings, sources = Path(private_folder, "apt.conf"), Path(private_folder, "sources.list")
+        settings.write_text("\n".join(('Acquire::Retries "3";', *network, "")), encoding="utf-8")
+        sources.write_text(f"deb {mirror} {release} main\n", encoding="utf-8")
+        command = [
+            *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
+            "--skip=check/chrootless",  # this check is not needed, because scripts of packages are not run
+            f"--include={','.join(packages)}",
+            f"--setup-hook={_LINK_USR}",
+            *(f"--aptopt={settings}", release, str(folder), str(sources)),
+        ]
+        done = call(command, timeout_s=UNPACK_TIMEOUT_S)
     if done.code:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [done.error_line]
         hint = "apt install debian-archive-keyring" if "NO_PUBKEY" in done.stderr else f"set {MIRROR} to another mirror"

@@ -353,3 +353,18 @@ def test_trained_bundle_gives_the_same_scores_on_an_emulated_raspberry_pi_4(bund
     cache = emulated_system.cache_folder() / "userland"
     assert not list(cache.glob("*/tmp/*"))
     assert not list(cache.glob("**/.*.partial"))
+
+
+def test_password_of_the_mirror_is_not_an_argument(tmp_path, monkeypatch):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    fake = programs / "mmdebstrap"
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\nfor last; do :; done\ncp "$last" {tmp_path}/sources\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv(MIRROR, "http://reader:s3cret@localhost/debian")
+    unpack_packages("bookworm", "arm64", ["zlib1g"], tmp_path / "root")
+    assert "s3cret" not in (tmp_path / "arguments").read_text()
+    assert (tmp_path / "sources").read_text() == "deb http://reader:s3cret@localhost/debian bookworm main\n"
