@@ -44,9 +44,9 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
         cv2.setNumThreads(1)
         try:
             with suppress(KeyboardInterrupt), Interrupts(camera.stop):
-                warn_about_secrets(config.addresses, [(config.web and config.web.token) or ""])
                 more_sinks = list(sinks)
                 all_sinks = [*open_sinks(config, camera), *more_sinks]
+                warn_about_secrets(config.addresses, [(config.web and config.web.token) or ""])
                 # Keep the web page open after the last frame of a video file.
                 keep_open = config.web is not None and not camera.live and config.max_frames is None
                 if keep_open and not config.loop:
