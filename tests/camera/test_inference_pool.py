@@ -24,13 +24,16 @@ def frames(count):
 class SlowClassifier:
     """A classifier that takes longer for some images, and records how many classifiers run at the same time."""
 
-    def __init__(self, running, running_counts):
+    def __init__(self, running, running_counts, barrier=None):
         self._running, self._running_counts, self._lock = running, running_counts, threading.Lock()
+        self._barrier = barrier
 
     def classify(self, image):
         assert self._lock.acquire(blocking=False), "two threads in one interpreter"
         self._running.append(1)
         self._running_counts.append(len(self._running))
+        if self._barrier and image[0, 0, 0] < self._barrier.parties:
+            self._barrier.wait(timeout=60)  # for the first image of every other classifier
         time.sleep(0.02 if image[0, 0, 0] % 3 == 0 else 0.002)
         self._running.pop()
         self._lock.release()
@@ -39,12 +42,13 @@ class SlowClassifier:
 
 def slow_classifiers(count):
     running, running_counts = [], []
-    return [SlowClassifier(running, running_counts) for _ in range(count)], running_counts
+    return [SlowClassifier(running, running_counts) for _ in range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_results_have_the_order_of_the_frames(count):
-    classifiers, running_counts = slow_classifiers(count)
+    running, running_counts, barrier = [], [], threading.Barrier(count)
+    classifiers = [SlowClassifier(running, running_counts, barrier) for _ in range(count)]
     inputs = frames(40)
     change = StateChange("made", SourceState.ENDED, 0.0)
     results = list(classify_events([*inputs, change], classifiers))
@@ -53,7 +57,7 @@ def test_results_have_the_order_of_the_frames(count):
 
 
 def test_number_of_requested_frames_is_limited():
-    classifiers, _ = slow_classifiers(2)
+    classifiers = slow_classifiers(2)
     requested = []
     for number, (frame, _) in enumerate(
         classify_events((requested.append(1) or frame for frame in frames(30)), classifiers)
@@ -63,7 +67,7 @@ def test_number_of_requested_frames_is_limited():
 
 
 def test_threads_end_after_an_early_exit_and_after_a_failure():
-    classifiers, _ = slow_classifiers(3)
+    classifiers = slow_classifiers(3)
     running = classify_events(frames(30), classifiers)
     next(running)
     running.close()
@@ -82,7 +86,7 @@ def test_results_before_an_error_of_the_source_are_not_lost(count):
         yield from frames(5)
         raise RuntimeError("the source failed")
 
-    classifiers, _ = slow_classifiers(count)
+    classifiers = slow_classifiers(count)
     results = []
     with pytest.raises(RuntimeError, match="the source failed"):
         results.extend(classify_events(events(), classifiers))
