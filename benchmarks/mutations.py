@@ -546,14 +546,14 @@ MUTATIONS = (
     ),
     Mutation(
         "MJPEG: pixels per byte",
-        "camera/sources/mjpeg.py",
+        "camera/sources/jpeg.py",
         "self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at",
         "self._scans <= _MAX_SCANS",
         "camera/test_hostile_mjpeg.py::test_a_file_with_too_few_bytes_for_its_pixels_is_dropped",
     ),
     Mutation(
         "MJPEG: number of scans",
-        "camera/sources/mjpeg.py",
+        "camera/sources/jpeg.py",
         "self._scans <= _MAX_SCANS and self._pixels",
         "self._pixels",
         "camera/test_hostile_mjpeg.py::test_a_file_with_too_many_scans_is_dropped",

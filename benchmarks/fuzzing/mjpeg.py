@@ -45,7 +45,7 @@ def use(damaged: tuple[bytes, int], out: Path) -> None:
     """Split and decode the stream, and check the result and the CPU time."""
     import cv2
 
-    from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
+    from edgerec.camera.sources.jpeg import JpegSplitter, decoded
 
     stream, step = damaged
     began_s, splitter = time.process_time(), JpegSplitter(_BOUNDARY)

@@ -25,19 +25,19 @@ DEBOUNCE_S = 1.0
 def raise_on_signals() -> Iterator[None]:
     """Context manager that makes all :data:`SIGNALS` raise ``KeyboardInterrupt`` in the main thread.
 
-    Signals that are ignored, e.g. because of nohup, stay ignored. In other threads, nothing changes.
+    Signals that are ignored, e.g. because of nohup, or whose handler was not installed by Python, stay unchanged. In
+    other threads, nothing changes.
     """
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 previous[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
         for number, handler in previous.items():
-            if handler is not None:  # None is a handler that was not installed by Python
-                signal.signal(number, handler)
+            signal.signal(number, handler)
 
 
 class Interrupts:

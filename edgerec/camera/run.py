@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from edgerec.camera.config import CameraConfig
 from edgerec.camera.interrupts import Interrupts, raise_on_signals
 from edgerec.camera.pipeline import Camera, RunReport
 from edgerec.camera.service_notifier import ServiceNotifier
 from edgerec.camera.sinks import Sink
-from edgerec.camera.sinks.factory import open_sinks
+from edgerec.camera.sinks.factory import close_on_error, open_sinks
 from edgerec.utils.allocator import use_one_malloc_arena
 from edgerec.utils.optional import require
 from edgerec.utils.secrets import warn_about_secrets
@@ -26,18 +26,19 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
     to the service manager, and stops cleanly on Ctrl-C and SIGTERM if it is called in the main thread. If all sources
     are files, the web page stays open after the last frame until the camera is stopped, unless ``max_frames`` is set.
 
-    While the camera runs, OpenCV uses one thread, and all threads of the process share one arena of glibc's malloc.
+    While the camera runs, OpenCV uses one thread. From then on, new threads of the process share one arena of glibc's
+    malloc.
 
     Args:
         config: all settings.
-        sinks: additional sinks; see :meth:`Camera.run`.
+        sinks: additional sinks, see :meth:`Camera.run`. They are closed at the end if the camera was started.
 
     Raises:
         EdgerecError: the bundle, a source or a sink cannot be opened, or all sources failed.
     """
     with raise_on_signals():
         use_one_malloc_arena()
-        camera = open_camera(config)
+        camera = _open_camera(config)
         cv2 = require("cv2")
         threads = cv2.getNumThreads()
         # The threads of OpenCV would compete with those of the interpreter, which costs up to 7 % of the frame rate.
@@ -45,8 +46,8 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
         try:
             with suppress(KeyboardInterrupt), Interrupts(camera.stop):
                 more_sinks = list(sinks)
-                all_sinks = [*open_sinks(config, camera), *more_sinks]
-                warn_about_secrets(config.addresses, [(config.web and config.web.token) or ""])
+                own_sinks = open_sinks(config, camera)
+                warn_about_secrets(config.addresses, [config.web.token or ""] if config.web else [])
                 # Keep the web page open after the last frame of a video file.
                 keep_open = config.web is not None and not camera.live and config.max_frames is None
                 if keep_open and not config.loop:
@@ -54,15 +55,17 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
                         "the web page stays open after the last frame until Ctrl-C is pressed; --max-frames stops "
                         "earlier"
                     )
-                with camera:
+                with ExitStack() as running:
+                    with close_on_error(own_sinks):  # camera.run closes them itself
+                        running.enter_context(camera)
                     service = ServiceNotifier.from_environment()
-                    camera.run(all_sinks, config.max_frames, service=service, keep_open=keep_open)
+                    camera.run([*own_sinks, *more_sinks], config.max_frames, service=service, keep_open=keep_open)
         finally:
             cv2.setNumThreads(threads)
     return camera.report
 
 
-def open_camera(config: CameraConfig) -> Camera:
+def _open_camera(config: CameraConfig) -> Camera:
     """Create the camera. The sources are opened when the camera's context is entered.
 
     Raises:

@@ -61,8 +61,12 @@ class SourceSupervisor:
         self._stopped = True
 
     def __enter__(self) -> SourceSupervisor:
-        for source in self._sources:
-            source.start()
+        try:
+            for source in self._sources:
+                source.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -155,7 +159,8 @@ class _SupervisedSource:
 
     def join(self, deadline: float) -> None:
         """Join the threads until the monotonic time ``deadline``. The caller must not hold the lock."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.ident is not None:  # otherwise, an earlier source could not be started
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
             if connection.thread.is_alive():

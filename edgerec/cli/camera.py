@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from edgerec.cli.help import GroupedCommand
-from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP
+from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP, parse_delegate_options, parse_key_values
 from edgerec.cli.output import show_log
 from edgerec.errors import ConfigError
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 _OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
 # HOST:PORT, PORT, localhost or an IPv4 address. Other host names need a port, because they could be names of bundles.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
-# Options to name in error messages about fields of the configuration. Typer itself checks the other fields.
+# Options to name in error messages about fields of the configuration. Typer checks most limits itself, but its older
+# versions accept NaN.
 _OPTIONS = {
+    "CameraConfig.threshold": "--threshold",
     "CaptureFormat.fourcc": "--format",
-    "FrameOptions.every": "--every",
     "FrameOptions.max_age_s": "--max-age",
     "FrameOptions.max_fps": "--max-fps",
     "FrameOptions.motion": "--motion",
@@ -272,9 +273,9 @@ def camera(
     ),
     web_token: str | None = typer.Option(
         None,
-        envvar="EDGEREC_WEB_TOKEN",
         metavar="TOKEN",
-        help="Token of the web page, at least 8 characters. [default: generated and printed]",
+        help="Token of the web page (or env:NAME or @FILE), at least 8 characters. [default: the environment variable "
+        "EDGEREC_WEB_TOKEN, otherwise generated and printed]",
         rich_help_panel=_WEB,
     ),
     web_save: Path | None = typer.Option(
@@ -345,10 +346,10 @@ def camera(
             max_frames=max_frames,
             threads=threads,
             delegate="" if delegate == "none" else delegate,
-            delegate_options={key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()},
+            delegate_options=parse_delegate_options(delegate_option),
             fallback=fallback,
             threshold=threshold,
-            decision=key_values(decision, "smoothing=vote"),
+            decision=_decision(decision),
             output="json" if json else "text" if headless else "window",
             csv=CsvConfig(csv, existing_csv) if csv else None,
             video=VideoConfig(video, overwrite) if video else None,
@@ -366,15 +367,12 @@ def camera(
         raise typer.Exit(report.exit_code)
 
 
-def key_values(texts: list[str], example: str) -> dict[str, Any]:
-    """Parse the values of a repeated ``KEY=VALUE`` option. The usage error for an invalid value shows ``example``."""
-    if not texts:
+def _decision(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse the values of ``--decision``. Numbers and booleans have the syntax of TOML."""
+    if not parse_key_values(texts, "smoothing=vote"):
         return {}
     from edgerec.recipe import parse_assignment  # loads many modules
 
-    invalid = next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None)
-    if invalid is not None:
-        raise typer.BadParameter(f"{invalid!r} is not in the form KEY=VALUE, such as {example}")
     return dict(map(parse_assignment, texts))
 
 

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import typer
+
 MOVED_DATA_HELP = "New location of the run's images, if they were moved. [default: the location in the run's recipe]"
 DELEGATE_HELP = (
     "Delegate: a shared library such as libedgetpu.so.1, gpu, or none for the CPU. [default: the bundle's delegate]"
 )
 DELEGATE_OPTION_HELP = "Option for the delegate, such as device=usb:1 for the second USB device. May be repeated."
+
+
+def parse_key_values(texts: Sequence[str], example: str) -> dict[str, str]:
+    """Parse the values of a repeated ``KEY=VALUE`` option. The usage error for an invalid value shows ``example``."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not key or not equals:
+            raise typer.BadParameter(f"{text!r} is not in the form KEY=VALUE, such as {example}")
+        pairs[key] = value
+    return pairs
+
+
+def parse_delegate_options(texts: Sequence[str]) -> dict[str, str]:
+    """Parse the values of ``--delegate-option``. They are passed to the delegate as they were typed."""
+    return parse_key_values(texts, "device=usb:1")

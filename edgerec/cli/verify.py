@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP
+from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP, parse_delegate_options
 from edgerec.cli.output import JsonOption, progress, say, show_json, show_log, table
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def verify(
 
     Compare the scores of the golden images with the scores on the machine that exported the bundle.
     """
-    from edgerec.cli.camera import key_values
     from edgerec.errors import EdgerecError
 
     try:
@@ -69,8 +68,7 @@ def verify(
             raise typer.BadParameter("--data and --find-links apply only to an emulated system: add --on rpi")
         else:
             library = "" if delegate == "none" else delegate
-            options = {key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()}
-            _verify(bundle, library, options, json)
+            _verify(bundle, library, parse_delegate_options(delegate_option), json)
     except EdgerecError as error:
         if not json:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import Normalise
 from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import fingerprint
+from edgerec.runtime.timing import time_models
 from edgerec.utils.atomic import cache_folder, sha256, write_file
 from edgerec.utils.parallel import available_cpus
 
@@ -53,19 +53,15 @@ def _measure(content: bytes, normalise: Normalise, available: int) -> int:
     counts = [n for n in (1, 2, 3, 4, 6, 8) if n <= available]
     models = {count: ImageModel(content, normalise, threads=count) for count in counts}
     pixels: Image = np.zeros(models[1].input.shape[1:], np.uint8)
-    times_s: dict[int, list[float]] = {count: [] for count in counts}
-    began = time.perf_counter()
-    for number in range(ROUNDS):
-        if number >= 3 and time.perf_counter() - began > BUDGET_S:
-            break
-        for count, model in models.items():
-            model.invoke(pixels)  # warm up the CPU caches, which contain data of another model
-            start = time.perf_counter()
-            model.invoke(pixels)
-            times_s[count].append(time.perf_counter() - start)
+    timings = time_models(
+        {str(count): (model, pixels) for count, model in models.items()},
+        budget_s=BUDGET_S / len(counts),
+        least_rounds=3,
+        most_rounds=ROUNDS,
+    )
     best = 1
     for count in counts:
-        if np.median(times_s[count]) < MAX_TIME_RATIO * np.median(times_s[best]):
+        if timings[str(count)].median_ms < MAX_TIME_RATIO * timings[str(best)].median_ms:
             best = count
     log.debug("threads: %d", best)
     return best

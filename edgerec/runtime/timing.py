@@ -12,8 +12,6 @@ import numpy as np
 from edgerec.contract.preprocess import Image
 from edgerec.runtime.image_model import ImageModel
 
-WARM_UP = 5
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -34,7 +32,11 @@ class Timing:
 
 
 def time_models(
-    models: Mapping[str, tuple[ImageModel, Image]], *, budget_s: float = 2.0, most_rounds: int = 1000
+    models: Mapping[str, tuple[ImageModel, Image]],
+    *,
+    budget_s: float = 2.0,
+    least_rounds: int = 20,
+    most_rounds: int = 1000,
 ) -> dict[str, Timing]:
     """Measure the latency of models.
 
@@ -42,17 +44,15 @@ def time_models(
 
     Args:
         models: dictionary that maps names to models, each with an input image, uint8 ``(height, width, channels)``.
-        budget_s: approximate time limit for each model in seconds. At least 20 rounds are measured.
+        budget_s: approximate time limit for each model in seconds.
+        least_rounds: minimum number of rounds, even if they exceed the time limit.
         most_rounds: maximum number of rounds.
     """
     times_ms: dict[str, list[float]] = {name: [] for name in models}
-    for model, pixels in models.values():
-        for _ in range(WARM_UP):
-            model.invoke(pixels)
     generator = np.random.default_rng(0)
     began = time.perf_counter()
     for number in range(most_rounds):
-        if number >= 20 and time.perf_counter() - began > budget_s * len(models):
+        if number >= least_rounds and time.perf_counter() - began > budget_s * len(models):
             break
         for name in generator.permutation(list(models)):
             model, pixels = models[name]

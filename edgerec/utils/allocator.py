@@ -31,10 +31,6 @@ def return_freed_memory() -> None:
 def _call_glibc(function: str, *arguments: int) -> None:
     try:
         call = getattr(ctypes.CDLL(None), function)
-    except (
-        AttributeError,
-        OSError,
-        TypeError,
-    ):  # the C library has no such function, or the system is Windows (TypeError)
+    except (AttributeError, OSError, TypeError):  # not glibc; TypeError on Windows
         return
     call(*arguments)

@@ -47,14 +47,14 @@ def parse_toml(text: str | bytes, *, max_bytes: int = MAX_TOML_BYTES) -> dict[st
     return values
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
+def read_json(path: Path) -> Any:
     """Read and parse a JSON file. Raise :class:`OSError` if it cannot be read, or the errors of :func:`parse_json`."""
-    return parse_json(read_at_most(path, max_bytes), max_bytes=max_bytes)
+    return parse_json(read_at_most(path, MAX_TEXT_BYTES))
 
 
-def read_toml(path: Path, *, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read and parse a TOML file. Raise :class:`OSError` if it cannot be read, or the errors of :func:`parse_toml`."""
-    return parse_toml(read_at_most(path, max_bytes), max_bytes=max_bytes)
+    return parse_toml(read_at_most(path, MAX_TOML_BYTES))
 
 
 def _parsed(text: Any, max_bytes: int, marks: tuple[Any, Any], parse: Callable[[], Any]) -> Any:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from edgerec.camera.sources.mjpeg import JpegSplitter
+from edgerec.camera.sources.jpeg import JpegSplitter
 from tests.servers import jpeg, part
 
 # A linear splitter needs less than a second of CPU time. The limit ends a process that needs more.
@@ -15,7 +15,7 @@ CPU_LIMIT_S = 15
 FEED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1])))
-from edgerec.camera.sources.mjpeg import JpegSplitter
+from edgerec.camera.sources.jpeg import JpegSplitter
 start, unit, end = (bytes.fromhex(text) for text in sys.argv[2:5])
 body = start + unit * (600_000 // len(unit)) + end
 splitter = JpegSplitter(bytes.fromhex(sys.argv[5]))

@@ -16,6 +16,7 @@ import pytest
 
 from edgerec import CameraConfig, run_camera
 from edgerec.camera.config import CsvConfig, ImageRecorderConfig, WebhookConfig
+from edgerec.camera.interrupts import raise_on_signals
 from edgerec.errors import OutputExistsError
 from tests.camera.test_sink_webhook import Server
 
@@ -144,3 +145,30 @@ print(loaded + [name for name in ("PIL", "paho", "starlette", "uvicorn", "ssl") 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_sinks_are_closed_if_a_source_cannot_be_started(bundle, video, monkeypatch):
+    start = threading.Thread.start
+
+    def start_unless_source(thread):
+        if thread.name == f"edgerec-{video}":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_unless_source)
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("edgerec-")}
+    with contextlib.closing(Server(200)) as server:
+        config = CameraConfig(bundle=bundle, sources=str(video), output="none", webhook=WebhookConfig(server.url))
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            run_camera(config)
+    assert {thread for thread in threading.enumerate() if thread.name.startswith("edgerec-")} == before
+
+
+def test_signal_handlers_that_python_did_not_install_stay_unchanged(monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(signal, "getsignal", lambda number: None)
+        with raise_on_signals():
+            patched.undo()
+            assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(signal.SIGTERM) is handler

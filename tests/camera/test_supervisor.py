@@ -22,7 +22,7 @@ from edgerec.camera.frame import Frame
 from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source, opencv_capture
-from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
+from edgerec.camera.sources.jpeg import JpegSplitter, decoded
 from edgerec.camera.sources.opencv_capture import OpenCVSource
 from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.camera.supervisor import SourceSupervisor

@@ -16,6 +16,7 @@ import cv2
 import pytest
 
 from edgerec.cli.camera import complete_arguments
+from edgerec.cli.options import parse_delegate_options
 from tests.conftest import one_line
 
 
@@ -160,3 +161,8 @@ def test_unreachable_broker_does_not_stop_the_camera(bundle, video, edgerec, tmp
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 30
     assert "secret" not in done.stdout + done.stderr
+
+
+def test_delegate_options_are_passed_as_they_were_typed():
+    texts = ["device=usb:1", "fp16=true", "mask=0x10", " limit = 1_000"]
+    assert parse_delegate_options(texts) == {"device": "usb:1", "fp16": "true", "mask": "0x10", "limit": "1_000"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgerec.camera.sources.mjpeg import JpegSplitter
+from edgerec.camera.sources.jpeg import JpegSplitter
 
 
 def test_crafted_streams_give_complete_files_with_bounded_work(fuzz_target, tmp_path):

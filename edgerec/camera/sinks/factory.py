@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,15 +32,22 @@ def open_sinks(config: CameraConfig, camera: Camera) -> list[Sink]:
     for path in config.output_paths:
         checked_output(path, camera.inputs)
     sinks: list[Sink] = []
-    try:
+    with close_on_error(sinks):
         for sink in _opened_sinks(config, camera):
             sinks.append(sink)
+    return sinks
+
+
+@contextmanager
+def close_on_error(sinks: Sequence[Sink]) -> Iterator[None]:
+    """Context manager that closes all sinks if an exception is raised."""
+    try:
+        yield
     except BaseException:
         for sink in sinks:
             with suppress(Exception):
                 sink.close()
         raise
-    return sinks
 
 
 def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:

@@ -120,7 +120,7 @@ class Page:
             "frame": result.frame.index,
             "label": prediction.label,
             "index": prediction.index,
-            "file": file_name(result),
+            "file": snapshot_name(result),
         }
         return JSONResponse({"hold": key} | fields)
 
@@ -138,7 +138,7 @@ class Page:
         return Response(
             png,
             media_type="image/png",
-            headers={"Content-Disposition": f'attachment; filename="{file_name(result)}"'},
+            headers={"Content-Disposition": f'attachment; filename="{snapshot_name(result)}"'},
         )
 
     async def save(self, request: Request) -> Response:
@@ -224,7 +224,7 @@ def _parse_frame_index(text: str) -> int:
         raise HTTPException(400, "the query parameter 'after' must be the index of a frame") from None
 
 
-def file_name(result: Result) -> str:
+def snapshot_name(result: Result) -> str:
     """Return ``SOURCE-TIME.png`` with the capture time, in ASCII letters, digits, ``_`` and ``-``."""
     grabbed_s = unix_s(result.frame.captured_s)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(grabbed_s))
