@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from edgerec.errors import TrainError
 from edgerec.utils.bounded import parse_json
+from edgerec.utils.host_port import parse_host_port
 
 # A connection is closed if no message arrives within this many seconds.
 _HELLO_S = 5.0
@@ -64,7 +65,7 @@ class Cluster:
             if kind not in jobs or not 0 <= int(number) < len(jobs[kind]):
                 raise ValueError(f"there is no {kind} {number} in the cluster")
             for address in chiefs + workers:
-                _host_and_port(address)
+                parse_host_port(address)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TrainError(
                 f"TF_CONFIG cannot be used ({error!s}), expected "
@@ -127,7 +128,7 @@ def _call(
     error: object = "there is no edgerec worker at this address"
     while True:
         try:
-            connection = socket.create_connection(_host_and_port(cluster.addresses[index]), timeout=_HELLO_S)
+            connection = socket.create_connection(parse_host_port(cluster.addresses[index]), timeout=_HELLO_S)
             stream = stack.enter_context(_stream(connection, time.monotonic() + _HELLO_S))
             _send(stream, {"cluster": cluster.addresses})
             if (reply := _receive(stream)) is not None:
@@ -191,7 +192,7 @@ def _wait_for_chief(cluster: Cluster, versions: dict[str, Any], deadline: float,
 
 def _listening(cluster: Cluster) -> socket.socket:
     """Return a server socket that is bound to the address of this worker."""
-    host, port = _host_and_port(cluster.addresses[cluster.index])
+    host, port = parse_host_port(cluster.addresses[cluster.index])
     try:
         return socket.create_server((host, port))
     except OSError:
@@ -224,10 +225,3 @@ def _receive(stream: IO[str]) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"{address!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)

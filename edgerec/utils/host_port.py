@@ -1,4 +1,4 @@
-"""Parse the address that a server listens on."""
+"""Parse a network address of the form HOST:PORT."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ _ADDRESS = re.compile(
 )
 
 
-def parse_host_port(text: str, default_host: str, default_port: int) -> tuple[str, int]:
+def parse_host_port(text: str, default_host: str | None = None, default_port: int | None = None) -> tuple[str, int]:
     """Parse ``HOST:PORT``, ``HOST``, ``PORT``, ``[IPV6]:PORT`` or an empty string, and return the host and the port.
 
     Args:
         text: the address.
-        default_host: the host if ``text`` has none.
-        default_port: the port if ``text`` has none.
+        default_host: the host if ``text`` has none. If this is None, ``text`` must contain a host.
+        default_port: the port if ``text`` has none. If this is None, ``text`` must contain a port.
 
     Raises:
-        AddressError: ``text`` has another form, or the port is greater than 65535.
+        AddressError: ``text`` has another form, lacks a required part, or the port is greater than 65535.
     """
     match = _ADDRESS.fullmatch(text.strip())
-    if match is None or int(match["port"] or 0) > 65535:
-        raise AddressError(
-            f"{text!r} is not an address to listen on: use HOST:PORT, such as {default_host}:{default_port}"
-        )
-    return match["ipv6"] or match["host"] or default_host, int(match["port"]) if match["port"] else default_port
+    host = (match and (match["ipv6"] or match["host"])) or default_host
+    port = int(match["port"]) if match and match["port"] else default_port
+    if match is None or host is None or port is None or port > 65535:
+        example = f"{default_host or '10.0.0.1'}:{default_port or 12345}"
+        raise AddressError(f"{text!r} is not a network address: use HOST:PORT, such as {example}")
+    return host, port

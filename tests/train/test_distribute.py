@@ -86,7 +86,10 @@ def test_cluster_is_read_from_tf_config(monkeypatch):
         ("[]", "TF_CONFIG cannot be used"),
         ('{"cluster": {"ps": ["a:1"], "worker": ["b:1"]}, "task": {}}', "unknown job 'ps'"),
         ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "there is no worker 2"),
-        ('{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}', "'b' is not HOST:PORT"),
+        (
+            '{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}',
+            "'b' is not a network address",
+        ),
         ('{"cluster": {"worker": ["a:1", "b:1"]}}', "TF_CONFIG cannot be used"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tests of the addresses that servers listen on."""
+"""Tests of parsing network addresses."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def test_missing_host_and_port_are_replaced_by_the_defaults(text, address):
 def test_invalid_addresses_are_refused(text):
     with pytest.raises(AddressError, match=r"use HOST:PORT, such as 127\.0\.0\.1:9464"):
         parse_host_port(text, "127.0.0.1", 9464)
+
+
+@pytest.mark.parametrize("text", ["", "host", "8000", ":8000", "[::1]"])
+def test_host_and_port_are_required_without_defaults(text):
+    with pytest.raises(AddressError, match=r"use HOST:PORT, such as 10\.0\.0\.1:12345"):
+        parse_host_port(text)
+    assert parse_host_port("10.1.2.3:4000") == ("10.1.2.3", 4000)
