@@ -29,23 +29,22 @@ from edgerec.utils.bounded import UnpackedSizeError, open_zip, parse_json
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
-MAX_BYTES = 1 << 30  # maximum total size of all files
-# Characters that separate folders or drives on some systems, or that no system allows in file names.
+MAX_BYTES = 1 << 30  # total size of all files
+# Windows path separators, and characters that are not valid in file names.
 _FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Function that reads a file of a bundle. The arguments are the relative path and the maximum size in bytes.
-# The function returns None if the file does not exist.
+# Reads a file in a bundle, given its relative path and the maximum size in bytes. Returns None if it does not exist.
 Reader = Callable[[str, int], bytes | None]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read into memory.
+    """A bundle loaded into memory.
 
     Attributes:
-        path: folder or .zip of the bundle.
-        manifest: parsed manifest of the bundle.
-        files: content of each file that the manifest lists. The digests of ``manifest.runtime_files`` are verified.
+        path: the bundle's folder or .zip file.
+        manifest: the bundle's manifest.
+        files: content of each file listed in the manifest. The digests of ``manifest.runtime_files`` are verified.
         warnings: one sentence for each other listed file that is missing, unreadable or has a wrong digest. These
             files do not affect predictions, so the bundle can still be used.
     """
@@ -57,11 +56,11 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Read a bundle from its folder or .zip.
+        """Load a bundle from a folder or .zip file.
 
         Raises:
-            BundleError: ``path`` is not a bundle, the manifest has a newer schema version, or a file that the runtime
-                uses is missing, changed or outside the bundle.
+            BundleError: ``path`` is not a bundle, the manifest has a newer schema version, or a file needed at runtime
+                is missing, changed or outside the bundle.
         """
         path = user_path(path)
         read = _reader(path)
@@ -90,14 +89,14 @@ class Bundle:
         return cls(path, manifest, files, tuple(warnings))
 
     def added(self) -> list[str]:
-        """Return the sorted names of the files and folders in the bundle that are not listed in the manifest.
+        """Return the sorted names of files and folders in the bundle that the manifest does not list.
 
         Names that begin with a dot are skipped, e.g. the virtual environment that the README creates.
         """
         return sorted(_added(self.path, {MANIFEST, *self.manifest.files}))
 
     def copy(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Copy the bundle to another folder or .zip. Files that the manifest does not list are not copied.
+        """Copy the bundle to another folder or .zip file. Files that the manifest does not list are not copied.
 
         Raises:
             OutputExistsError: ``path`` exists and ``overwrite`` is False.
@@ -114,7 +113,7 @@ class Bundle:
 
     @staticmethod
     def exists_at(path: Path) -> bool:
-        """Return whether ``path`` is a bundle, even a damaged one, so that ``--overwrite`` may replace it."""
+        """Return whether ``path`` is a bundle, possibly a damaged one, that ``--overwrite`` may replace."""
         try:
             content = _reader(path)(MANIFEST, MAX_MANIFEST_BYTES)
             values = parse_json(content or b"")
@@ -124,7 +123,7 @@ class Bundle:
 
     @property
     def model(self) -> bytes:
-        """Content of the .tflite file. For an ensemble, this is the file of the first model."""
+        """Content of the .tflite file, or of the first one in an ensemble."""
         return self.files[self.manifest.model]
 
     @staticmethod
@@ -174,7 +173,7 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool, check: Cal
 
 
 def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
-    """Read a file that the manifest lists, and add it to ``files``. Return an error message, or an empty string."""
+    """Add a listed file's content to ``files``. Return an error message, or an empty string if the file is intact."""
     content = read(name, max_bytes)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"
@@ -188,7 +187,7 @@ def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: st
 
 
 def _added(path: Path, listed: set[str]) -> set[str]:
-    """Return the files that the manifest does not list. A folder without listed files is returned as one entry."""
+    """Return the files that the manifest does not list. A folder without any listed files is a single entry."""
     folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
@@ -214,7 +213,7 @@ def _added(path: Path, listed: set[str]) -> set[str]:
 
 
 def _refuse_outside(path: Path, name: str) -> None:
-    """Raise :class:`BundleError` if a relative path points outside the bundle on any operating system."""
+    """Raise :class:`BundleError` if a relative path could point outside the bundle on any operating system."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or _FORBIDDEN.search(name):
         raise BundleError(
@@ -229,7 +228,7 @@ def _reader(path: Path) -> Reader:
 def _folder_reader(path: Path) -> Reader:
     if not path.exists():
         raise BundleError(
-            f"{path} does not exist: expected the folder or .zip file of a bundle. Create a bundle with edgerec export"
+            f"{path} does not exist; expected a bundle's folder or .zip file. Create a bundle with edgerec export"
         )
     root = os.path.realpath(path)
 
@@ -286,14 +285,13 @@ def _zip_reader(path: Path) -> Reader:
 def _refuse_larger(path: Path, name: str, size_bytes: int, max_bytes: int) -> None:
     if size_bytes > max_bytes:
         raise BundleError(
-            f"{path}: {name} has {size_bytes:,} bytes, but the limit is {MAX_BYTES >> 20} MiB for all files of "
-            "a bundle, and "
-            f"{MAX_MANIFEST_BYTES >> 20} MiB for the manifest: do not use this bundle, it may be malicious"
+            f"{path}: {name} has {size_bytes:,} bytes, but the limit is {MAX_BYTES >> 20} MiB for all files in a "
+            f"bundle and {MAX_MANIFEST_BYTES >> 20} MiB for the manifest: do not use this bundle, it may be malicious"
         )
 
 
 def _zip_prefix(names: Sequence[str]) -> str:
-    """Return the folder inside a .zip that contains the bundle, or an empty string for the top level."""
+    """Return the folder within a .zip file that contains the bundle, or an empty string for the top level."""
     manifests = [name for name in names if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
     return manifests[0].removesuffix(MANIFEST) if manifests else ""
 
@@ -302,6 +300,6 @@ def _zip(content: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in content.items():
-            # Use a fixed modification time, so that the same content always gives the same bytes.
+            # A fixed modification time makes the .zip file reproducible.
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Number of bytes to read from the start of a file. It is large, because web pages may start with a long comment.
+# Number of bytes to read from the start of a file. Web pages may start with a long comment.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
@@ -37,7 +37,7 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
 _HTML = re.compile(
     rb"\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).)*-->\s*)*<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
-# An ONNX file starts with ir_version, which is a small integer, usually followed by the name of the producer.
+# An ONNX file starts with ir_version, a small integer, usually followed by the producer's name.
 _ONNX = re.compile(
     rb"\x08[\x01-\x20](?:\x12.(?:pytorch|tf2onnx|onnx|keras|skl2onnx|paddle|matlab|coreml|.{0,40}onnx)|:)", re.DOTALL
 )
@@ -45,10 +45,10 @@ _SAVED_MODEL = re.compile(rb"\x08\x01\x12", re.DOTALL)
 
 
 def describe(content: bytes) -> str:
-    """Return a phrase that describes the format of a file, such as ``is a PNG image``, or an empty string if unknown.
+    """Describe a file's format as a phrase such as ``is a PNG image``. Return an empty string if it is unknown.
 
     Args:
-        content: bytes of the file. The first :data:`HEAD_BYTES` are sufficient, except for zip archives.
+        content: the file's bytes. The first :data:`HEAD_BYTES` are sufficient, except for zip archives.
     """
     head = content[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
     if not content:
@@ -67,16 +67,16 @@ def describe(content: bytes) -> str:
     if _ONNX.match(head):
         return "is an ONNX model: convert it to .tflite first, for example with onnx2tf"
     if _SAVED_MODEL.match(head) and b"saved_model" in content[:65536] + content[-65536:]:
-        return "is the saved_model.pb of a TensorFlow SavedModel: give the folder that contains it to edgerec quantize"
+        return "is the saved_model.pb of a TensorFlow SavedModel: pass its folder to edgerec quantize"
     if _SAVED_MODEL.match(head) and b"serve" in content[: 1 << 20]:
-        return "is the saved_model.pb of a TensorFlow SavedModel: give the folder that contains it to edgerec quantize"
+        return "is the saved_model.pb of a TensorFlow SavedModel: pass its folder to edgerec quantize"
     if re.match(rb"\n.{0,3}\n.{1,200}\x12.{1,40}(Const|Placeholder)", head, re.DOTALL):
-        return "is a frozen TensorFlow graph (.pb): convert it with the TFLite converter of TensorFlow"
+        return "is a frozen TensorFlow graph (.pb): convert it with TensorFlow's TFLite converter"
     return ""
 
 
 def describe_file(path: Path) -> str:
-    """Describe a file or folder like :func:`describe`. Return an empty string if ``path`` cannot be read."""
+    """Describe a file or folder as :func:`describe` does. Return an empty string if ``path`` cannot be read."""
     try:
         if path.is_dir():
             return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
@@ -99,7 +99,7 @@ def _archive(file: IO[bytes]) -> str:
     if "config.json" in tails and any(name.endswith("weights.h5") for name in tails):
         return "is a Keras model (.keras): edgerec quantize converts it"
     if "saved_model.pb" in tails:
-        return "is a zip archive with a SavedModel: unpack it, and give its folder to edgerec quantize"
+        return "is a zip archive with a SavedModel: unpack it, and pass its folder to edgerec quantize"
     if "data.pkl" in tails:
         return "is a PyTorch model: export it to ONNX or TFLite first (PyTorch: ai-edge-torch)"
     if "manifest.json" in tails and any(name.endswith(".tflite") for name in tails):
@@ -115,6 +115,6 @@ def _archive(file: IO[bytes]) -> str:
 
 
 def reason(path: str | Path, error: object) -> str:
-    """Return the reason why a file cannot be parsed: its actual format if known, or else the parser's error."""
+    """Explain why a file cannot be parsed: by its actual format if known, otherwise by the parser's error."""
     kind = describe_file(Path(path))
     return f"it {kind}" if kind else str(error)

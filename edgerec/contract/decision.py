@@ -1,4 +1,4 @@
-"""Convert the scores of a model to a prediction, for single images and for video streams."""
+"""Convert model scores to predictions, for single images and video streams."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# Minimum to which scores are clipped before their logarithm is computed: half a quantization step of int8 scores.
+# Lower bound for scores before taking logarithms: half a quantization step of int8 scores.
 _MIN_SCORE = 1 / 512
-# Weight of the mean score relative to one vote. It is so small that the mean score only breaks ties.
+# Weight of the mean score relative to one vote, small enough that the mean score only breaks ties.
 _TIE_WEIGHT = 1e-3
-# Images with a higher relative novelty are classified as unknown, see DecisionSpec.relative_novelty.
+# Images with a higher relative novelty are classified as unknown (see DecisionSpec.relative_novelty).
 _MAX_RELATIVE_NOVELTY = 0.5
 
-# Tolerance for comparing durations in seconds, because video files round media times to milliseconds.
+# Tolerance in seconds for comparing durations, because video files round timestamps to milliseconds.
 TIME_TOLERANCE_S = 0.001
 
 Scores = npt.NDArray[np.float32]
@@ -27,20 +27,20 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DecisionSpec:
-    """Settings for the conversion of scores to a prediction, for single images and for video streams.
+    """Settings for converting scores to predictions, for single images and video streams.
 
     Attributes:
         threshold: minimum calibrated score, 0 to 1. If the best score is lower, the prediction is ``unknown`` with
             index −1. With 0, the best class is always predicted.
         top_k: number of categories in a classification.
-        temperature: temperature scaling (arXiv:1706.04599), which makes the scores match the accuracy; 1 does not
-            change the scores.
-        thresholds: minimum calibrated score of individual labels, which replaces ``threshold`` for these labels.
+        temperature: temperature for calibrating the scores by temperature scaling (arXiv:1706.04599). With 1, scores
+            are unchanged.
+        thresholds: minimum calibrated scores for individual labels, which replace ``threshold`` for these labels.
         smoothing: smoothing over the frames of a stream: ``none``, ``mean`` (exponential moving average of the scores
             over about ``memory`` frames) or ``vote`` (the label of at least ``votes`` of the last ``memory`` frames).
         memory: number of frames for smoothing.
         votes: minimum number of votes within ``memory`` frames.
-        hysteresis: amount by which the score of another class must exceed the score of the current one, 0 to 1.
+        hysteresis: margin, 0 to 1, by which another class's score must exceed the current class's score.
         least_s: minimum duration of a decision, in seconds.
         novelty: maximum reconstruction error of an image as a multiple of the autoencoder's threshold. If the error is
             higher, the prediction is ``unknown`` regardless of the scores. 0 disables this check. Without an
@@ -73,7 +73,7 @@ class DecisionSpec:
         _check_integer("memory", self.memory)
         _check_integer("votes", self.votes)
         if self.smoothing == "vote" and self.votes > self.memory:
-            raise ValueError(f"decision.votes is {self.votes}; expected at most decision.memory ({self.memory})")
+            raise ValueError(f"decision.votes is {self.votes}, but must not exceed decision.memory ({self.memory})")
         _check_range("hysteresis", self.hysteresis, 0, 1)
         _check_range("least_s", self.least_s, 0, 86400)
         _check_range("novelty", self.novelty, 0, 1000)
@@ -83,15 +83,15 @@ class DecisionSpec:
         return vars(self) | {"thresholds": dict(self.thresholds)}
 
     def for_single(self) -> DecisionSpec:
-        """Return a copy of the settings without smoothing, for independent images."""
+        """Return a copy of the settings for independent images, without smoothing."""
         return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)
 
     def threshold_of(self, label: str) -> float:
-        """Return the threshold of ``label`` for calibrated scores."""
+        """Return the threshold for ``label``, to compare with calibrated scores."""
         return self.thresholds.get(label, self.threshold)
 
     def relative_novelty(self, novelty: float | None) -> float:
-        """Return the novelty of an image, scaled so that the limit ``self.novelty`` maps to 0.5, and clipped to 1.
+        """Return an image's novelty, scaled so that the limit ``self.novelty`` maps to 0.5, and clipped to 1.
 
         Return 0 if ``novelty`` is None or the check is disabled, and 1 if ``novelty`` is NaN.
         """
@@ -103,7 +103,7 @@ class DecisionSpec:
 
 @dataclass(frozen=True)
 class Category:
-    """One class with its score in [0, 1]."""
+    """A class and its score in [0, 1]."""
 
     label: str
     index: int
@@ -119,9 +119,9 @@ class Classification:
         score: score of the best class, even if the label is ``unknown``.
         categories: the ``top_k`` classes, best first.
         scores: scores of all classes before calibration, float32 ``(classes,)``, in [0, 1].
-        novelty: reconstruction error of the image divided by the threshold that was determined on the validation
-            images, or None if the bundle has no autoencoder.
-        finite: False if the model returned scores that are NaN or infinite. In this case the label is ``unknown``.
+        novelty: the image's reconstruction error divided by the autoencoder's threshold, or None if the bundle has no
+            autoencoder.
+        finite: False if the model returned scores that are NaN or infinite. In this case, the label is ``unknown``.
     """
 
     label: str
@@ -152,7 +152,7 @@ class Decision:
 
 
 def calibrated(scores: Scores, temperature: float) -> Scores:
-    """Apply temperature scaling: return ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``."""
+    """Return temperature-scaled scores, ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``."""
     if temperature == 1.0:
         return scores
     powers = np.maximum(scores, _MIN_SCORE).astype(np.float64) ** (1 / temperature)
@@ -169,7 +169,7 @@ def _vote(scores: Scores) -> Scores:
     return ((votes + _TIE_WEIGHT * scores.mean(axis=0)) / (len(scores) + _TIE_WEIGHT)).astype(np.float32)
 
 
-# Functions that combine the scores of an ensemble, float32 (models, classes), into one score per class.
+# Functions that combine an ensemble's scores, float32 (models, classes), into one score per class.
 COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _vote}
 
 
@@ -204,13 +204,13 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
 def fit_thresholds(
     scores: Scores, classes: npt.NDArray[np.int64], labels: Sequence[str], precision: float
 ) -> dict[str, float]:
-    """Return, for each label, the lowest threshold at which its predictions reach the requested precision.
+    """Return each label's lowest threshold at which its predictions reach the requested precision.
 
     Args:
         scores: calibrated scores of images that were not used for training, float32 ``(N, classes)``.
         classes: true class of each image, int64 ``(N,)``.
         labels: label of each class.
-        precision: fraction of the predictions of a label that must be correct, 0 to 1.
+        precision: fraction of each label's predictions that must be correct, 0 to 1.
 
     Returns:
         A dictionary that maps labels to thresholds. A threshold is 1 if no lower threshold reaches the precision.
@@ -220,7 +220,7 @@ def fit_thresholds(
         predicted = best == index
         order = np.argsort(-scores[predicted, index], kind="stable")
         sorted_scores, correct = scores[predicted, index][order], (classes[predicted] == index)[order]
-        # A threshold cannot separate images with equal scores, so only the last one of them is a candidate.
+        # A threshold cannot separate equal scores, so only the last of them is a candidate.
         last = np.append(sorted_scores[1:] < sorted_scores[:-1], True) if len(order) else np.zeros(0, bool)
         precise = np.flatnonzero(last & (np.cumsum(correct) >= precision * np.arange(1, len(order) + 1)))
         thresholds[label] = float(np.floor(float(sorted_scores[precise[-1]]) * 1e4) / 1e4) if len(precise) else 1.0
@@ -228,10 +228,10 @@ def fit_thresholds(
 
 
 def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: float | None = None) -> Classification:
-    """Convert the scores of an image, float32 ``(classes,)``, and its novelty to a classification.
+    """Classify an image from its scores, float32 ``(classes,)``, and its novelty.
 
-    Classes with equal scores are ordered by index. If any score is NaN or infinite, the label is unknown, and the NaN
-    and infinite scores are replaced by 0.
+    Classes with equal scores are ordered by index. If any score is NaN or infinite, the label is unknown, and 0
+    replaces these scores.
     """
     finite = bool(np.isfinite(scores).all())
     scores = scores if finite else np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0)
@@ -252,7 +252,7 @@ class Decider:
         self.reset()
 
     def reset(self) -> None:
-        """Discard the state of all previous frames, e.g. after the stream was interrupted."""
+        """Discard the state of previous frames, e.g. after the stream was interrupted."""
         self._mean: Scores | None = None
         self._novelty = 0.0  # smoothed relative novelty
         self._recent: deque[int] = deque(maxlen=self._spec.memory)
@@ -290,7 +290,7 @@ class Decider:
         return self._current
 
     def _smoothed_index(self, scores: Scores, novel: bool) -> int:
-        """Apply thresholds, votes and hysteresis, and return the index of the predicted class, or −1 for unknown."""
+        """Apply thresholds, voting and hysteresis. Return the predicted class's index, or −1 for unknown."""
         spec, current = self._spec, self._current.index if self._current is not None else -1
         best = int(scores.argmax())
         index = best if not novel and scores[best] >= spec.threshold_of(self._labels[best]) else -1

@@ -1,4 +1,4 @@
-"""Decode image files to the same pixels with every OpenCV version and on every machine.
+"""Decode image files to identical pixels with every OpenCV version and on every machine.
 
 OpenCV decodes the pixels. :mod:`edgerec.contract.image_headers` reads the orientation and the bit depth.
 """
@@ -32,20 +32,19 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-# Maximum number of pixels in an image. Decoding an image of this size takes about 1.2 GB of memory.
-# The largest photos of phones have 16320×12240 pixels.
+# Maximum number of pixels in an image: enough for phone cameras, and about 1.2 GB of memory while decoding.
 MAX_PIXELS = 200_000_000
-# Images with more pixels are decoded one at a time, even by commands that decode images in parallel.
+# Larger images are decoded one at a time, even by commands that decode images in parallel.
 LARGE_PIXELS = 1 << 24
 _LARGE_IMAGE = threading.Lock()
-# Number of samples to convert at a time. This limits the temporary memory, which is up to 8 bytes per sample.
+# Number of samples to convert at a time, which limits the size of temporary arrays.
 _BLOCK = 1 << 24
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Black and white levels of 16-bit images, i.e. the sample values that map to 0 and 255."""
+    """Black and white levels of 16-bit images: the sample values that map to 0 and 255."""
 
     black: int = 0
     white: int = 65535
@@ -83,15 +82,15 @@ def _scaled(samples: npt.NDArray[Any], black: int, white: int) -> npt.NDArray[np
 
 
 def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8] | None:
-    """Decode the bytes of an image file to uint8 ``(H, W, 3)`` RGB. Return None if the image cannot be read.
+    """Decode an image file to uint8 ``(H, W, 3)`` RGB. Return None if the image cannot be read.
 
     Images with more than :data:`MAX_PIXELS` pixels are refused, because even a small file can contain such an image.
     The orientation in the header is applied, grayscale is converted to RGB, and an alpha channel is dropped.
 
     Args:
-        content: the bytes of the file.
-        levels: black and white levels of a file with more than 8 bits per sample. None uses the bit depth in the file
-            header. If the header does not contain it, None uses the smallest bit depth that holds the largest sample.
+        content: the file's bytes.
+        levels: black and white levels of a file with more than 8 bits per sample. If None, the bit depth from the
+            file header is used, or the smallest one that can represent all samples if the header does not contain it.
     """
     if is_heic(content):
         return _decode_heic(content)
@@ -126,7 +125,7 @@ def _is_too_large(content: bytes) -> bool:
 
 
 def decode_samples(content: bytes) -> npt.NDArray[Any] | None:
-    """Decode a file with more than 8 bits per sample to BGR ``(H, W, 3)`` without scaling. Return None on failure."""
+    """Decode an image file with more than 8 bits per sample to unscaled BGR ``(H, W, 3)``. Return None on failure."""
     image = _decoded(content, deep=True)
     return None if image is None or image.dtype == np.uint8 else image
 
@@ -145,7 +144,7 @@ def _decoded(content: bytes, *, deep: bool) -> npt.NDArray[Any] | None:
 
 @dataclass(frozen=True)
 class SampleRange:
-    """Histogram of the sample values in one or more images with more than 8 bits per sample.
+    """Histogram of sample values in one or more images with more than 8 bits per sample.
 
     Attributes:
         counts: ``(98304,)``, number of samples with each value from -32768 to 65535.
@@ -157,7 +156,7 @@ class SampleRange:
 
     @classmethod
     def of(cls, content: bytes, samples: npt.NDArray[Any]) -> SampleRange:
-        """Return the histogram of the samples in one image file."""
+        """Return the histogram of an image file's samples."""
         return cls.of_samples(samples, stated_white(content))
 
     @classmethod
@@ -173,10 +172,10 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for the bit depth in the file headers, or for the smallest one that holds all samples.
+        """Black and white levels for the bit depth in the file headers, or else the smallest one that fits all samples.
 
-        If the samples occupy only a small fraction of this range, as in images of thermal cameras, the levels are the
-        smallest and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
+        If the samples occupy only a small fraction of this range, as in thermal images, the levels are the smallest
+        and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
         """
         values = np.flatnonzero(self.counts)
         if not len(values):
@@ -196,7 +195,7 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
-# Offset from a sample value to its histogram bin, and number of bins.
+# Bin of the sample value 0, and number of bins.
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
@@ -204,7 +203,7 @@ _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
 def is_heic(content: bytes) -> bool:
-    """Return whether the content is a HEIC or HEIF file, the photo format of iPhones."""
+    """Return whether the content is a HEIC or HEIF image, such as an iPhone photo."""
     if content[4:8] != b"ftyp":
         return False
     size = min(int.from_bytes(content[:4], "big"), 256)
@@ -228,7 +227,7 @@ def _decode_heic(content: bytes) -> npt.NDArray[np.uint8] | None:
 
 
 def why_unreadable(content: bytes) -> str:
-    """Return the reason why :func:`decode` cannot read a file, and how to fix this, for error messages."""
+    """Explain why :func:`decode` cannot read a file, and how to fix it."""
     if _is_too_large(content):
         width, height = image_size(content)
         return f"it has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize it"

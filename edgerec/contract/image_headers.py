@@ -1,7 +1,7 @@
-"""Read the size, orientation and bit depth of an image from the file header, without decoding pixels.
+"""Read an image's size, orientation and bit depth from the file header, without decoding pixels.
 
-OpenCV does not return the bit depth, and its versions apply the orientation differently. Pillow returns both, but it
-would be an additional dependency on devices.
+OpenCV does not report the bit depth, and OpenCV versions differ in how they apply the orientation. Pillow reports both,
+but would be an additional dependency on devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Maximum number of bytes that are searched for the orientation and bit depth, which are stored before the pixels.
+# Number of bytes to search for the orientation and bit depth, which precede the pixels.
 HEADER_BYTES = 1 << 20
 ORIENTATION = 0x112
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -93,11 +93,11 @@ def bits_per_sample(content: bytes) -> int:
 
 
 def stated_white(content: bytes) -> int:
-    """Return the maximum sample value according to the header of an image with more than 8 bits per sample.
+    """Return the maximum sample value stated in the header of an image with more than 8 bits per sample.
 
     The value is read from the significant bits (sBIT) of PNG, the maximum of PNM, the precision of JPEG 2000, and the
     bits per sample or MaxSampleValue of TIFF. Return 0 if the header does not state the value, or if it states 65535,
-    because most programs write 65535 regardless of the actual samples.
+    because most programs write 65535 regardless of the samples.
     """
     if maximum := _pnm_maximum(content):
         return maximum if maximum < 65535 else 0
@@ -114,7 +114,7 @@ def stated_white(content: bytes) -> int:
 
 
 def _jpeg_2000_bits(content: bytes) -> int:
-    """Return the bit depth of a JPEG 2000 file from its SIZ segment, or 0 for other formats."""
+    """Return the bit depth from a JPEG 2000 file's SIZ segment, or 0 for other formats."""
     start = _jpeg_2000_start(content)
     return (content[start + 42] & 0x7F) + 1 if 0 <= start < len(content) - 42 else 0
 
@@ -127,7 +127,7 @@ def _jpeg_2000_start(content: bytes) -> int:
 
 
 def orientation(content: bytes) -> int:
-    """Return the orientation of an image file as an EXIF value, from 1 (upright) to 8.
+    """Return an image file's orientation as an EXIF value, from 1 (upright) to 8.
 
     JPEG, PNG and WebP files store the orientation in EXIF data. HEIC and AVIF files store it in the image properties
     ``irot`` and ``imir``, and their EXIF data is ignored. XMP data is ignored too, as in web browsers.
@@ -140,7 +140,7 @@ def orientation(content: bytes) -> int:
 
 
 def orientation_to_apply(content: bytes) -> int:
-    """Return the EXIF orientation that must be applied to an image after OpenCV has decoded it."""
+    """Return the EXIF orientation to apply to an image after OpenCV has decoded it."""
     # OpenCV's TIFF decoder always applies the orientation, even with IMREAD_IGNORE_ORIENTATION.
     return 1 if content[:4] in TIFF_MARKS else orientation(content)
 
@@ -162,13 +162,13 @@ def _orientation(content: bytes) -> int:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """Return the orientation in EXIF data. The data may begin with the identifier ``Exif\\0\\0``."""
+    """Return the orientation from EXIF data, which may begin with the identifier ``Exif\\0\\0``."""
     data = data[6:] if data[:4] == b"Exif" else data
     return _tiff_tags(data).get(ORIENTATION, [1])[0]
 
 
 def _tiff_tags(data: bytes) -> dict[int, list[int]]:
-    """Return the integer tags (BYTE, SHORT and LONG) of the first directory of a TIFF file."""
+    """Return the integer tags (BYTE, SHORT and LONG) in a TIFF file's first directory."""
     try:
         order = {b"II": "<", b"MM": ">"}[data[:2]]
         if struct.unpack_from(f"{order}H", data, 2)[0] != 42:
@@ -189,7 +189,7 @@ def _tiff_tags(data: bytes) -> dict[int, list[int]]:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the marker and the data of each segment that precedes the pixels of a JPEG file."""
+    """Yield the marker and data of each JPEG segment that precedes the pixels."""
     offset = 2
     while offset + 4 <= len(content) and content[offset] == 0xFF:
         kind, length = content[offset + 1], int.from_bytes(content[offset + 2 : offset + 4], "big")
@@ -213,7 +213,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_exif(content: bytes) -> Iterator[bytes]:
-    """Yield the EXIF data of a PNG file from the eXIf chunk, or from a text chunk of an older ImageMagick version."""
+    """Yield a PNG file's EXIF data, from the eXIf chunk or from a text chunk written by an older ImageMagick."""
     profile = b""
     for kind, data in _png_chunks(content):
         if kind == b"eXIf":
@@ -259,7 +259,7 @@ def _box(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _heif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation equivalent to the primary image's ``irot`` and ``imir`` (ISO/IEC 23008-12)."""
+    """Return the primary image's ``irot`` and ``imir`` (ISO/IEC 23008-12) as an EXIF orientation."""
     start, end = _box(data, b"meta", 0, len(data))
     start += 4
     at, _ = _box(data, b"pitm", start, end)
@@ -284,7 +284,7 @@ def _heif_orientation(data: bytes) -> int:
 
 
 def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
-    """Return the EXIF orientation that is equivalent to applying ``irot`` and ``imir`` properties in list order."""
+    """Return the EXIF orientation equivalent to applying ``irot`` and ``imir`` properties in order."""
     marks = np.arange(4).reshape(2, 2)
     image = marks
     for kind, begin, _ in properties:
@@ -296,7 +296,7 @@ def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
 
 
 def _pnm_maximum(content: bytes) -> int:
-    """Return the maximum sample value in the header of a PGM or PPM file, or 0 for other files."""
+    """Return the maximum sample value from a PGM or PPM header, or 0 for other files."""
     words = _pnm_words(content) if content[:2] in (b"P2", b"P3", b"P5", b"P6") else []
     return int(words[3]) if len(words) > 3 and words[3].isdigit() and len(words[3]) < 6 else 0
 
@@ -306,7 +306,7 @@ def _pnm_words(content: bytes) -> list[bytes]:
 
 
 def turned(image: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
-    """Rotate and mirror an image so that it is upright. ``value`` is its EXIF orientation."""
+    """Rotate and mirror an image upright, given its EXIF orientation ``value``."""
     if value in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if value in (3, 4, 7, 8):

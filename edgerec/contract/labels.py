@@ -28,7 +28,7 @@ MAX_LINE_CHARACTERS = 2 * MAX_LABEL_CHARACTERS
 MAX_DEPTH = 8
 ADVICE = "write one label per line, in the order of the model's outputs"
 
-# Keys of the labels in files of Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai, COCO, etc.
+# Keys that hold the labels in files from Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai, COCO, etc.
 _CONTAINERS = (
     *("names", "labels", "classes", "categories", "class_names", "classnames", "label_names", "label_map", "labelmap"),
     *(
@@ -77,17 +77,17 @@ _NUMBERED = re.compile(r"[\[(]?(\d{1,7})(?:[\])]?(?:\s*[:;,=|]\s*|\s+-\s+|\s+)|[
 _NUMBERED_AFTER = re.compile(r"(.*?[^\s:;,=|])(?:\s*[:;,=|]\s*|\s+)(\d{1,7})")
 _SEPARATED = re.compile(r"[:;,=|\t]")
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)\s*[:=]\s+\S.*")
-# The repetitions in this pattern are bounded. Otherwise, the search time would be quadratic in the file size.
+# Bounded repetitions keep the search time linear in the file size.
 _C_ARRAY = re.compile(r"categories\w{0,40}\s{0,40}\[\s{0,40}\w{0,40}\s{0,40}\]\s{0,40}=\s{0,40}(\{[^{}]*\})")
 
 
 def read_labels(path: Path, count: int | None = None, model: str = "the model") -> tuple[str, ...]:
-    """Read the labels of a file, in the order of the model's outputs.
+    """Read labels from a file, in the order of the model's outputs.
 
     Args:
         path: a text file with one label per line, or a CSV, JSON, YAML, TOML or label_map.pbtxt file.
-        count: number of outputs of the model. None accepts any number of labels.
-        model: name of the model for error messages.
+        count: the model's number of outputs. None accepts any number of labels.
+        model: model name for error messages.
 
     Raises:
         DataError: the file cannot be read, is not a label file, or does not have ``count`` labels.
@@ -99,9 +99,9 @@ def read_labels(path: Path, count: int | None = None, model: str = "the model") 
 
 
 def parse_labels(content: bytes, where: str = "the label file", count: int | None = None) -> tuple[str, ...]:
-    """Parse the bytes of a label file and return its labels.
+    """Parse a label file's content and return the labels.
 
-    ``count`` is the expected number of labels. It is only used if the content can be parsed in several ways.
+    ``count``, the expected number of labels, is only used if the content is ambiguous.
 
     Raises:
         DataError: the content is not a label file. The message states the reason.
@@ -113,17 +113,15 @@ def parse_labels(content: bytes, where: str = "the label file", count: int | Non
             raise _NotLabels(f"{suffix} is not a label format")
         return _checked(_labels_of_text(text, suffix, count))
     except _NotLabels as error:
-        raise DataError(f"{where} cannot be used as a label file: {error}. Instead, {ADVICE}") from None
+        raise DataError(f"{where} cannot be used as a label file: {error}; {ADVICE}") from None
     except RecursionError:
-        raise DataError(
-            f"{where} cannot be used as a label file: its values are nested too deeply. Instead, {ADVICE}"
-        ) from None
+        raise DataError(f"{where} cannot be used as a label file: its values are nested too deeply; {ADVICE}") from None
 
 
 def in_order(lines: Sequence[str]) -> tuple[str, ...]:
-    """Sort lines of the form ``index label`` by index, and remove the indices, if the indices are 0, 1, 2, …
+    """Sort ``index label`` lines by index and remove the indices, provided that the indices are 0, 1, 2, …
 
-    Other lines are returned unchanged.
+    Otherwise, the lines are returned unchanged.
     """
     indexed = [(int(match[1]), match[2]) for line in lines if (match := _NUMBERED.fullmatch(line))]
     if len(indexed) == len(lines) and sorted(index for index, _ in indexed) == list(range(len(lines))):
@@ -141,7 +139,7 @@ def distinct(labels: Sequence[str], where: str) -> tuple[str, ...]:
         while name in used or (name != label and name in known):
             name, number = f"{label} ({number})", number + 1
         if name != label:
-            log.warning("%s has the label %r twice: output %d is called %r", where, label, len(result), name)
+            log.warning("%s has a duplicate label %r: output %d is renamed to %r", where, label, len(result), name)
         used.add(name)
         result.append(name)
     return tuple(result)
@@ -162,7 +160,7 @@ def _read(path: Path) -> bytes:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise DataError(f"{path} cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
-        raise DataError(f"{path} is larger than {MAX_BYTES >> 20} MiB, the limit for label files: {ADVICE}")
+        raise DataError(f"{path} exceeds the limit of {MAX_BYTES >> 20} MiB for label files: {ADVICE}")
     return content
 
 
@@ -176,11 +174,9 @@ def _decoded(content: bytes, where: str) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError:
-        raise DataError(
-            f"{where} is not UTF-8 text: open it in an editor and save it with the encoding UTF-8"
-        ) from None
+        raise DataError(f"{where} is not UTF-8 text: open it in a text editor and save it as UTF-8") from None
     if "\0" in text:
-        raise DataError(f"{where} is not a text file, because it contains zero bytes: {ADVICE}")
+        raise DataError(f"{where} is not a text file, because it contains null bytes: {ADVICE}")
     return text
 
 
@@ -195,14 +191,14 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
             raise _NotLabels(f"label {number} has {len(label)} characters, but the limit is {MAX_LABEL_CHARACTERS}")
         if not is_printable(label):
             raise _NotLabels(
-                f"label {number} has a control character, a bidi control or an unpaired surrogate: {label!a}"
+                f"label {number} contains a control character, a bidi control or an unpaired surrogate: {label!a}"
             )
     return labels
 
 
 def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
     body = text.strip()
-    if match := _C_ARRAY.search(body):  # model_metadata.h of an Edge Impulse library
+    if match := _C_ARRAY.search(body):  # model_metadata.h from an Edge Impulse library
         return _strings(_Flow(match[1].replace("{", "[").replace("}", "]")).value())
     if (body[:1] in ("{", "[") and not re.match(r"\[\d+\]\s+[^\s,]", body)) or suffix == ".json":
         return _labels_of_value(_structured(body))
@@ -226,11 +222,11 @@ def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
 
 
 def _lines(text: str) -> list[str]:
-    return re.split(r"\r\n|\r|\n", text)  # str.splitlines also splits at rare characters that can occur in labels
+    return re.split(r"\r\n|\r|\n", text)  # str.splitlines also splits at characters that labels may contain
 
 
 def _refuse_long(lines: Iterable[str]) -> None:
-    """Reject lines that are too long for a label, because matching a pattern takes quadratic time."""
+    """Reject overlong lines, because pattern matching takes quadratic time in the line length."""
     longest = max(map(len, lines), default=0)
     if longest > MAX_LINE_CHARACTERS:
         raise _NotLabels(f"a line has {longest:,} characters, but the limit is {MAX_LINE_CHARACTERS:,}")
@@ -262,7 +258,7 @@ def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequen
 
 
 def _without_comments(lines: list[str], count: int | None) -> list[str]:
-    # Lines such as "#" can be labels of a character recognition model, so they are not always comments.
+    # A line such as "#" is not necessarily a comment. It may be a label in character recognition.
     remaining = [line for line in lines if not re.match(r"(#|//)\s*\S", line)]
     if remaining and len(remaining) != len(lines) and not (len(lines) == count != len(remaining)):
         lines = remaining
@@ -284,7 +280,7 @@ def _parts_of_line(line: str, count: int | None) -> list[str] | None:
 
 
 def _numbered(lines: list[str]) -> Sequence[str] | None:
-    """Return the labels if all lines are ``index label`` or all lines are ``label index``, otherwise None."""
+    """Return the labels if the lines are all ``index label`` or all ``label index``, otherwise None."""
     interpretations = []
     for pattern, index, name in ((_NUMBERED, 1, 2), (_NUMBERED_AFTER, 2, 1)):
         matches = [match for line in lines if (match := pattern.fullmatch(line))]
@@ -293,7 +289,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
         indices = [int(match[index]) for match in matches]
         names = [_unquoted(match[name]) for match in matches]
         separated = all(_SEPARATED.search(match[0][: match.start(2)][match.start(1) :]) for match in matches)
-        # The number may be part of the label. Without it, "5 euro" and "10 euro" would be the same label.
+        # The number may be part of the label, as in "5 euro" and "10 euro".
         different = len(set(names)) >= (0.9 * len(names) if pattern is _NUMBERED else len(names))
         if not (separated or different):
             continue
@@ -304,7 +300,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
             if meant and len(set(names)) > 1 and not all(name.isdigit() for name in names):
                 raise
     if len({tuple(interpretation) for interpretation in interpretations}) > 1:
-        raise _NotLabels("each line has two numbers, and either of them may be the index")
+        raise _NotLabels("each line has two numbers, and either could be the index")
     return interpretations[0] if interpretations else None
 
 
@@ -329,7 +325,7 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     indices = [index for index in _INDICES if index in columns and index not in names[:1]]
     if (
         names and not indices and columns[0] == "" and len(columns) == 2
-    ):  # pandas leaves the header of the index column empty
+    ):  # pandas leaves the index column's header empty
         indices, columns = ["id"], ["id", columns[1]]
     if names and indices:
         name, index = columns.index(names[0]), columns.index(indices[0])
@@ -339,9 +335,7 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     elif len(rows[0]) == 2 and (numbered := _numbered(lines)) is not None:
         return numbered
     else:
-        raise _NotLabels(
-            f"the first line has {len(columns)} columns, expected a column with indices and a column with names"
-        )
+        raise _NotLabels(f"the first line has {len(columns)} columns, expected an index column and a name column")
     if wrong := next((row for row in rows if len(row) <= max(name, index) or not _is_index(row[index])), None):
         raise _NotLabels(f"the line {','.join(wrong)[:60]!r} has no index")
     return _by_index((int(row[index]), row[name]) for row in rows)
@@ -351,7 +345,7 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
 
 
 def _labels_of_value(value: Any, depth: int = 0) -> Sequence[str]:
-    """Return the labels of a parsed JSON, YAML or TOML value."""
+    """Return the labels from a parsed JSON, YAML or TOML value."""
     if depth > MAX_DEPTH:
         raise _NotLabels("the values are nested too deeply")
     if isinstance(value, list):
@@ -390,7 +384,7 @@ def _labels_of_list(value: list[Any]) -> Sequence[str]:
 
 
 def _name(value: Any) -> str:
-    """Return the label in one entry of a list or map. The entry may be a string, or an object with a name."""
+    """Return the label from a list or map entry, which may be a string or an object with a name."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -422,7 +416,7 @@ def _by_index(pairs: Iterable[tuple[int, str]]) -> list[str]:
     names: dict[int, str] = {}
     for index, name in pairs:
         if index in names:
-            raise _NotLabels(f"index {index} belongs to two labels, {names[index]!r} and {name!r}")
+            raise _NotLabels(f"index {index} is used for two labels, {names[index]!r} and {name!r}")
         names[index] = name
     first = 0 if 0 in names else 1
     if missing := next((index for index in range(first, first + len(names)) if index not in names), None):
@@ -522,7 +516,7 @@ class _Flow:
 
 
 def _yaml_container(lines: list[str]) -> Any:
-    """Return the value of the top-level YAML key for the labels, e.g. ``names``, or None if there is no such key."""
+    """Return the value of the top-level YAML key that holds the labels, e.g. ``names``, or None if there is none."""
     for number, line in enumerate(lines):
         match = re.fullmatch(r"([A-Za-z_]\w*):(\s.*)?", line)
         if match is None or _key(match[1]) not in _CONTAINERS:
@@ -541,7 +535,7 @@ def _yaml_container(lines: list[str]) -> Any:
 
 
 def _yaml_block(lines: list[str]) -> Any:
-    """Parse lines of the form ``- label`` or ``key: label`` that all have the same indentation."""
+    """Parse lines of the form ``- label`` or ``key: label``, all with the same indentation."""
     _refuse_long(lines)
     items: list[str] = []
     pairs: list[tuple[str, Any]] = []
@@ -563,7 +557,7 @@ def _yaml_block(lines: list[str]) -> Any:
 
 
 def _yaml_text(line: str) -> str:
-    """Return a line of YAML without its comment."""
+    """Return a YAML line without its comment."""
     return re.sub(r"(^|\s)#.*$", "", line).strip() if line.count('"') + line.count("'") == 0 else line.strip()
 
 
@@ -581,7 +575,7 @@ def _yaml_scalar(text: str) -> Any:
 
 
 def _labels_of_pbtxt(text: str) -> Sequence[str]:
-    """Return the labels of a TensorFlow label_map.pbtxt: the display names of the items, or else their names."""
+    """Return the labels from a TensorFlow label_map.pbtxt: the items' display names, or else their names."""
     token = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|#[^\n]*|([\w.+-]+)|([{}:;,<>\[\]])|\s+", re.DOTALL)
     items: list[dict[str, str]] = []
     key, at, depth = "", 0, 0
@@ -629,8 +623,8 @@ def _key(text: Any) -> str:
 
 
 def _mentioned(values: Iterable[Any]) -> str:
-    """Return a hint for an error message if one of the values may be the name of the label file."""
+    """Return a hint for the error message if one of the values looks like the label file's name."""
     for value in values:
         if isinstance(value, str) and (match := _FILE_NAME.search(value.split(":")[-1].strip())):
-            return f", but the file {match[0]!r} is mentioned, which may be the label file"
+            return f"; {match[0]!r} may be the label file"
     return ""

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: a JSON file that contains everything a device needs to know to run the model."""
+"""The bundle manifest: a JSON file with everything a device needs to know to run the model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
-# Delegates that a manifest may name: LiteRT's own GPU delegate, and Google's library for the Edge TPU on each system.
-# A manifest must not choose any other library, because loading a library executes its code.
+# Delegates a manifest may name: LiteRT's GPU delegate, and Google's Edge TPU library for each operating system.
+# Other libraries are not allowed, because loading a library executes its code.
 DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-# Structure of the manifest fields that describe how the bundle was built, in the format of check_structure.
+# Types of the manifest fields that record how the bundle was built, for check_structure.
 _VARIANT = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
 _FILE = {"file": str, "sha256": str}
 _ORIGIN = {
@@ -43,15 +43,15 @@ _DESCRIPTION = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model of a bundle, with its preprocessing and postprocessing.
+    """A model in a bundle, with its preprocessing and postprocessing.
 
     Attributes:
         model: name of the .tflite file.
         input, output: dtype, shape and quantization of the model's input and output tensors.
-        preprocess: conversion of an image to the pixels of the model's input.
-        normalise: normalization of the pixels.
+        preprocess: settings for converting an image to the model's input pixels.
+        normalise: pixel normalization.
         activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
-        delegate_model: name of the file that is compiled for the bundle's delegate, or an empty string.
+        delegate_model: name of the file compiled for the bundle's delegate, or an empty string.
     """
 
     model: str
@@ -64,7 +64,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Create a spec from a JSON object in a manifest.
+        """Create a spec from a manifest's JSON object.
 
         Raises:
             TypeError, ValueError, KeyError: a field is missing or unknown, or a value is not valid.
@@ -73,7 +73,7 @@ class ModelSpec:
         return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
-        """Raise :class:`BundleError` if the fields are inconsistent with each other, with the labels or with the files.
+        """Raise :class:`BundleError` if the fields do not match each other, the labels or the files.
 
         Args:
             where: name of the manifest for error messages.
@@ -84,15 +84,15 @@ class ModelSpec:
         self._check_output(where, labels)
         if self.input.shape != (1, *self.preprocess.shape):
             raise BundleError(
-                f"{where}: the shape of input is {list(self.input.shape)}, but preprocess produces images of the shape "
-                f"{list(self.preprocess.shape)}: export the bundle again"
+                f"{where}: the input shape is {list(self.input.shape)}, but preprocessing produces images of shape "
+                f"{list(self.preprocess.shape)}; export the bundle again"
             )
         if not 0 < self.normalise.std < math.inf or not math.isfinite(self.normalise.mean):
             raise BundleError(f"{where}: normalise is {self.normalise}, expected a finite mean and a positive std")
         for name in (self.model, *filter(None, [self.delegate_model])):
             if name not in files:
                 raise BundleError(
-                    f"{where} names the file {name!r}, but 'files' has no digest for it: export the bundle again"
+                    f"{where} refers to the file {name!r}, but 'files' has no digest for it; export the bundle again"
                 )
 
     def _check_strings(self, where: str) -> None:
@@ -105,21 +105,20 @@ class ModelSpec:
     def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
         if self.output.size != (1 if self.activation in BINARY else len(labels)):
             raise BundleError(
-                f"{where} has {len(labels)} labels, but the model's output has the shape "
-                f"{list(self.output.shape)}: export the "
-                "bundle with one label per output"
+                f"{where} has {len(labels)} labels, but the model's output has shape {list(self.output.shape)}; "
+                "export the bundle with one label per output"
             )
         if self.activation in BINARY and len(labels) != 2:
-            raise BundleError(f"{where} has {len(labels)} labels, but a binary classifier needs 2 labels")
+            raise BundleError(f"{where} has {len(labels)} labels, but a binary classifier requires 2")
 
 
 @dataclass(frozen=True)
 class NoveltySpec(ModelSpec):
-    """The autoencoder of a bundle, which detects unknown images by their reconstruction error.
+    """A bundle's autoencoder, which detects unknown images by their reconstruction error.
 
     Attributes:
         threshold: reconstruction error above which an image is an anomaly. The error is the mean squared difference
-            between the output and the normalized pixels.
+            between the autoencoder's output and the normalized pixels.
     """
 
     threshold: float = 0.0
@@ -127,7 +126,7 @@ class NoveltySpec(ModelSpec):
     def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
         if self.output.shape != self.input.shape:
             raise BundleError(
-                f"{where}: the shape of output is {list(self.output.shape)}, but must be equal to the shape of input, "
+                f"{where}: the output shape is {list(self.output.shape)}, but it must equal the input shape, "
                 f"{list(self.input.shape)}"
             )
         threshold: Any = self.threshold
@@ -137,24 +136,24 @@ class NoveltySpec(ModelSpec):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a bundle.
+    """A bundle's manifest.
 
     Attributes:
         name: display name of the model.
         labels: label of each output, in the order of the outputs.
         input, output, preprocess, normalise, model, activation, delegate_model: fields of :class:`ModelSpec` for the
             first model.
-        decision: settings for the conversion of scores to a prediction.
+        decision: settings for converting scores to predictions.
         target: name of the target, never a path.
         variant: name of the model variant.
-        members: further models of an ensemble, empty for a single model.
+        members: the other models of an ensemble. Empty for a single model.
         combine: function that combines the scores of an ensemble, a key of ``COMBINATIONS``.
         novelty: autoencoder that detects unknown images regardless of their scores, or None.
         threads: number of interpreter threads. 0 lets the runtime choose.
         delegate: delegate that runs the files compiled for it, one of :data:`DELEGATES`. If empty, the CPU is used.
-        files: dictionary that maps the relative path of every other file of the bundle to its SHA-256 digest.
+        files: SHA-256 digest of every other file in the bundle, by relative path.
         metrics: metrics at export (top-1 accuracy, agreement, size in bytes).
-        provenance: recipe, digests and versions that were used to build the bundle.
+        provenance: recipe, digests and versions used to build the bundle.
     """
 
     name: str
@@ -180,18 +179,18 @@ class Manifest:
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """The classification model, or the classification models of an ensemble."""
+        """The classifier, or all classifiers of an ensemble."""
         first = ModelSpec(**{item.name: getattr(self, item.name) for item in fields(ModelSpec)})
         return (first, *self.members)
 
     @property
     def networks(self) -> tuple[ModelSpec, ...]:
-        """All models that are run on an image: :attr:`models`, followed by the autoencoder if there is one."""
+        """All models that run on each image: :attr:`models`, and the autoencoder if there is one."""
         return self.models if self.novelty is None else (*self.models, self.novelty)
 
     @property
     def runtime_files(self) -> frozenset[str]:
-        """Names of the files that inference or verification uses: models, labels and golden vectors."""
+        """Names of the files needed for inference or verification: models, labels and golden vectors."""
         models = {name for spec in self.networks for name in (spec.model, spec.delegate_model)}
         return frozenset(
             name for name in self.files if name in models or name == "labels.txt" or name.startswith("golden/")
@@ -199,27 +198,26 @@ class Manifest:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for image files with 16 bits per sample."""
+        """Black and white levels of 16-bit images."""
         return self.preprocess.levels
 
     def _check_levels(self, where: str) -> None:
         for number, spec in enumerate(self.networks[1:], start=2):
             if spec.preprocess.levels != self.levels:
                 raise BundleError(
-                    f"{where}: model {number} was trained with black level {spec.preprocess.levels.black} and "
-                    "white level "
-                    f"{spec.preprocess.levels.white} for 16-bit images, but model 1 with {self.levels.black} and "
-                    f"{self.levels.white}: train both models with the same data.white_level"
+                    f"{where}: for 16-bit images, model {number} was trained with black level "
+                    f"{spec.preprocess.levels.black} and white level {spec.preprocess.levels.white}, but model 1 with "
+                    f"{self.levels.black} and {self.levels.white}; train both models with the same data.white_level"
                 )
 
     def to_json(self) -> str:
-        """Return the manifest as indented JSON. The first key is the schema version."""
+        """Return the manifest as indented JSON, starting with the schema version."""
         values = {"schema": SCHEMA_VERSION} | _to_json_value(self)
         return to_json(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
-        """Parse and check the JSON text of a manifest.
+        """Parse and validate a manifest in JSON.
 
         Args:
             text: the JSON text, as a string or as UTF-8.
@@ -231,14 +229,14 @@ class Manifest:
         try:
             values = parse_json(text)
         except ValueError as error:
-            raise BundleError(f"{where} is not JSON ({error}): copy the bundle again") from None
+            raise BundleError(f"{where} is not valid JSON ({error}): copy the bundle again") from None
         if not isinstance(values, dict):
-            raise BundleError(f"{where} contains a {type(values).__name__}, expected a JSON object")
+            raise BundleError(f"{where}: expected a JSON object, got {type(values).__name__}")
         schema = values.pop("schema", None)
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
             raise BundleError(
-                f"{where} has schema {schema}, but this version of edgerec supports schemas up to {SCHEMA_VERSION}: "
-                "upgrade it with pip install -U edgerec"
+                f"{where} has schema version {schema}, but this version of edgerec supports only versions up to "
+                f"{SCHEMA_VERSION}; upgrade with pip install -U edgerec"
             )
         if schema != SCHEMA_VERSION:
             raise BundleError(f"{where}: schema is {schema!r}, expected {SCHEMA_VERSION}")
@@ -248,7 +246,7 @@ class Manifest:
     def _from_values(cls, values: dict[str, Any], where: str) -> Manifest:
         known = {item.name for item in fields(cls)}
         if wrong := sorted(values.keys() - known):
-            raise BundleError(f"{where} has an unknown key {wrong[0]!r}: remove the key, or correct its spelling")
+            raise BundleError(f"{where} has the unknown key {wrong[0]!r}; remove the key or correct its spelling")
         for key, convert in _READERS.items():
             if key in values:
                 try:
@@ -270,7 +268,7 @@ class Manifest:
         return manifest
 
     def check(self, where: str) -> None:
-        """Raise :class:`BundleError` if a field is invalid, or if fields are inconsistent with each other.
+        """Raise :class:`BundleError` if a field is invalid or contradicts another field.
 
         Args:
             where: name of the manifest for error messages.
@@ -279,21 +277,21 @@ class Manifest:
         for what, text in (*names.items(), *((f"label {number}", label) for number, label in enumerate(self.labels))):
             if not is_printable(text):
                 raise BundleError(
-                    f"{where}: {what} is {text!a}, which cannot be displayed: remove line breaks, control characters, "
+                    f"{where}: {what} is {text!a}, which cannot be displayed; remove line breaks, control characters, "
                     "bidi controls and unpaired surrogates"
                 )
         if len(set(self.labels)) != len(self.labels):
-            raise BundleError(f"{where} contains the same label twice: give each class its own label")
+            raise BundleError(f"{where} contains duplicate labels; give each class a unique label")
         if self.combine not in COMBINATIONS:
             raise BundleError(f"{where}: {unknown('combine', self.combine, COMBINATIONS)}")
         if self.delegate not in DELEGATES:
             raise BundleError(
-                f"{where} names the delegate {self.delegate!r}, which is not loaded, because libraries chosen "
-                "by a bundle may be malicious: export the bundle again, and pass the library with --delegate"
+                f"{where}: the delegate {self.delegate!r} is not loaded, because a library chosen by a bundle may be "
+                "malicious; export the bundle again, and pass the library with --delegate"
             )
         if re.search(r"[/\\]|\.toml$", self.target):
             raise BundleError(
-                f"{where}: target is {self.target!r}, expected a name instead of a path: export the bundle again"
+                f"{where}: target is {self.target!r}, expected a target name, not a path; export the bundle again"
             )
         for number, model in enumerate(self.models):
             model.check(f"{where}: members[{number - 1}]" if number else where, self.labels, self.files)
@@ -303,7 +301,7 @@ class Manifest:
 
 
 def origins(manifest: Manifest) -> list[Mapping[str, Any]]:
-    """Return the provenance of each model of a bundle."""
+    """Return the provenance of each model in a bundle."""
     members = manifest.provenance.get("members")
     candidates = members if isinstance(members, list) and members else [manifest.provenance]
     return [origin for origin in candidates if isinstance(origin, dict)] or [{}]
@@ -317,7 +315,7 @@ def _labels(value: Any) -> tuple[str, ...]:
 
 def _threads(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
-        raise ValueError(f"expected 0 (the runtime chooses) to 1024, got {value!r}")
+        raise ValueError(f"expected an integer from 0 (chosen by the runtime) to 1024, got {value!r}")
     return value
 
 
@@ -326,7 +324,7 @@ def _files(value: Any) -> dict[str, str]:
         raise ValueError("expected an object that maps file names to SHA-256 digests")
     for name, digest in value.items():
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise ValueError(f"the digest of {name!r} is {digest!r}, expected a SHA-256 (64 hexadecimal digits)")
+            raise ValueError(f"the digest of {name!r} is {digest!r}, expected a SHA-256 digest (64 hexadecimal digits)")
     return value
 
 
@@ -342,7 +340,7 @@ def _novelty(value: Any) -> NoveltySpec | None:
     return None if value is None else NoveltySpec.from_dict(dict(value))
 
 
-# Functions that convert the JSON value of a key to a field of Manifest or ModelSpec. Other fields are not converted.
+# Functions that convert JSON values to Manifest and ModelSpec fields. Values of other keys are not converted.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "input": TensorSpec.from_dict,
     "output": TensorSpec.from_dict,
@@ -358,7 +356,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _to_json_value(value: Any) -> Any:
-    """Convert a field of the manifest to a JSON-serializable value."""
+    """Convert a manifest field to a JSON-serializable value."""
     if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
         return value.to_dict()
     if isinstance(value, Normalise):

@@ -1,4 +1,4 @@
-"""Preprocess images. Training, calibration, evaluation, export and the camera all use this implementation."""
+"""Image preprocessing shared by training, calibration, evaluation, export and the camera."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Interpolation = Literal["linear", "nearest"]
 # Version of the resizing algorithm. Version 1 halves both axes while both are at least twice the target size.
 # Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Maximum size of temporary arrays in bytes, so that they fit into the CPU cache.
-# For arrays of 128 KiB or more, glibc's malloc requests new pages from the kernel each time, which is slow.
+# Maximum size of temporary arrays in bytes. Smaller arrays fit into the CPU cache, and glibc's malloc reuses their
+# memory: for 128 KiB or more, it requests new pages from the kernel each time.
 _BLOCK_BYTES = 120 << 10
-# Version that is assumed for manifests, recipes and packed data sets that do not record a version.
+# Version assumed for manifests, recipes and packed data sets that do not record one.
 UNRECORDED_VERSION = 1
 
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """Settings for the conversion of an image to the model's input: color format, geometry and interpolation.
+    """Settings for converting images to the model's input: color format, geometry and interpolation.
 
     Attributes:
         height: height of the model's input in pixels.
@@ -37,10 +37,10 @@ class PreprocessSpec:
         fit: ``crop`` the center to the input's aspect ratio, ``stretch`` the image to it, or ``pad`` with black.
         interpolation: ``linear`` (halved with integer arithmetic, then bilinear with fixed-point arithmetic) or
             ``nearest``. Both produce the same bytes on every CPU.
-        version: version of the resizing algorithm, 1 to ``PREPROCESS_VERSION``. Old versions are still supported, so
-            that existing models get the same pixels as during training.
-        black_level: sample value that maps to black in image files with 16 bits per sample.
-        white_level: sample value that maps to white in these files, e.g. 4095 for 12-bit images.
+        version: version of the resizing algorithm, 1 to ``PREPROCESS_VERSION``. Old versions remain supported,
+            so that existing models get the same pixels as during training.
+        black_level: sample value that maps to black in 16-bit images.
+        white_level: sample value that maps to white in 16-bit images, e.g. 4095 for a 12-bit sensor.
     """
 
     height: int
@@ -69,8 +69,8 @@ class PreprocessSpec:
             raise ValueError(f"preprocess.version is {self.version!r}; expected 1 to {PREPROCESS_VERSION}")
         if self.version > PREPROCESS_VERSION:
             raise ValueError(
-                f"preprocess.version is {self.version}, but this version of edgerec supports at most "
-                f"{PREPROCESS_VERSION}: upgrade it with pip install -U edgerec"
+                f"preprocess.version is {self.version}, but this version of edgerec supports only versions up to "
+                f"{PREPROCESS_VERSION}; upgrade with pip install -U edgerec"
             )
 
         levels = (self.black_level, self.white_level)
@@ -82,7 +82,7 @@ class PreprocessSpec:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for image files with 16 bits per sample."""
+        """Black and white levels of 16-bit images."""
         return Levels(self.black_level, self.white_level)
 
     @property
@@ -91,7 +91,7 @@ class PreprocessSpec:
         return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-serializable dictionary. Default black and white levels are omitted."""
+        """Return the fields as a JSON-serializable dictionary, omitting default black and white levels."""
         fields = asdict(self)
         if self.levels == Levels():
             del fields["black_level"], fields["white_level"]
@@ -99,7 +99,7 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
-        """Create a spec from the result of :meth:`to_dict`. The default version is ``UNRECORDED_VERSION``.
+        """Create a spec from the result of :meth:`to_dict`. If it has no version, ``UNRECORDED_VERSION`` is used.
 
         Raises:
             TypeError, ValueError: a field is unknown, or a value is outside its range.
@@ -108,7 +108,7 @@ class PreprocessSpec:
 
 
 def apply(image: Image, spec: PreprocessSpec) -> Image:
-    """Convert an image to the size, aspect ratio and color format in ``spec``.
+    """Convert an image to the size, aspect ratio and color format given by ``spec``.
 
     Args:
         image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size. For a BGR image, pass the
@@ -122,11 +122,11 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
         ValueError: ``image`` has another dtype or shape.
     """
     if image.dtype != np.uint8:
-        raise ValueError(f"the image has the dtype {image.dtype}, expected uint8")
+        raise ValueError(f"image must have dtype uint8, got {image.dtype}")
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
-        raise ValueError(f"the image has the shape {image.shape}, expected (H, W, 3) RGB or (H, W) grayscale")
+        raise ValueError(f"image must have shape (H, W, 3) for RGB or (H, W) for grayscale, got {image.shape}")
     if spec.fit == "crop":
         image = _crop_to_aspect(image, spec.height, spec.width)
     height, width = _fitted_size(image, spec)
@@ -141,7 +141,7 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
 
 
 def contiguous(image: Image) -> Image:
-    """Return an image ``(H, W, 3)`` as a C-contiguous array."""
+    """Return an ``(H, W, 3)`` image as a C-contiguous array."""
     if image.strides[2] < 0:  # an RGB view of a BGR image, which OpenCV copies faster than NumPy
         cv2 = require("cv2")
         return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)
@@ -157,7 +157,7 @@ def encode_png(image: Image) -> bytes:
     cv2 = require("cv2")
     ok, content = cv2.imencode(".png", image[:, :, ::-1])
     if not ok:
-        raise ValueError(f"OpenCV cannot encode an image of the shape {image.shape} as PNG")
+        raise ValueError(f"OpenCV cannot encode an image of shape {image.shape} as PNG")
     return bytes(content)
 
 
@@ -170,7 +170,7 @@ def _crop_to_aspect(image: Image, height: int, width: int) -> Image:
 
 
 def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
-    """Return the height and width to which the image is resized before it is padded."""
+    """Return the height and width of the resized image, before padding."""
     if spec.fit != "pad":
         return spec.height, spec.width
     rows, columns = image.shape[:2]
@@ -186,8 +186,8 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
     if spec.interpolation == "nearest":
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
     else:
-        # Halve the image first, because bilinear interpolation skips pixels if it shrinks an axis by more than half.
-        # INTER_AREA is used only to halve both axes. Otherwise, it computes different bytes on different CPUs.
+        # Halve the image first, because bilinear interpolation skips pixels when shrinking an axis by more than half.
+        # INTER_AREA gives the same bytes on all CPUs only when it halves both axes.
         while (factors := _halving(image, height, width, spec.version)) != (1, 1):
             rows, columns = (side // factor for side, factor in zip(image.shape[:2], factors, strict=True))
             whole = image[: rows * factors[0], : columns * factors[1]]
@@ -200,7 +200,7 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
 
 
 def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, int]:
-    """Return the factors (1 or 2) by which the next step of :func:`_resize` divides the height and the width."""
+    """Return the factors, 1 or 2, by which :func:`_resize` divides the height and width in its next step."""
     halve_rows, halve_columns = image.shape[0] >= 2 * height, image.shape[1] >= 2 * width
     if version == 1:
         halve_rows = halve_columns = halve_rows and halve_columns
@@ -230,7 +230,7 @@ def _halve_columns(image: Image) -> Image:
     rows, columns = image.shape[0], image.shape[1] // 2
     halved = np.empty((rows, columns, 3), np.uint8)
     step = max(1, _BLOCK_BYTES // (8 * columns))
-    # Use four bytes per pixel, so that each pixel can be processed as an int32 number.
+    # With four bytes per pixel, each pixel can be processed as an int32.
     bgra = np.empty((min(step, rows), 2 * columns, 4), np.uint8)
     temporary = [np.empty((len(bgra), columns), np.int32) for _ in range(3)]
     for top in range(0, rows, step):

@@ -1,4 +1,4 @@
-"""Targets: the kinds of machines that run bundles. Each target is defined by a TOML file in ``targets/``."""
+"""Targets: the types of devices that run bundles, each defined by a TOML file in ``targets/``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.utils.package_data import find_shipped, shipped_names
 
 Kind = Literal["bundle", "model", "c"]
 TensorType = Literal["uint8", "int8", "float32"]
-# Platforms for which each runtime has wheels, and the latest minor version of Python 3 that the wheels support.
+# Platforms with wheels for each runtime, and the latest Python 3 minor version that the wheels support.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
@@ -27,26 +27,26 @@ def _count() -> Any:
 
 @dataclass(frozen=True)
 class Target:
-    """Capabilities of a kind of machine, and the commands that install a bundle on it.
+    """Capabilities of a type of device, and the commands that install a bundle on it.
 
-    ``docs/reference/targets.md`` describes the TOML file of a target.
+    ``docs/reference/targets.md`` describes a target's TOML file.
 
     Attributes:
         name: name of the file without its suffix.
         title: display name of the target.
         arch: supported CPU architectures as ``platform.machine`` returns them. If empty, all are supported.
-        types: data types of activations that the machine can run: ``int8``, and also ``float32`` on some machines.
+        types: supported data types of activations: ``int8``, and on some devices also ``float32``.
         kind: format of the export: ``bundle`` runs with edgerec, ``model`` is a .tflite file for an app, and ``c`` is
-            C source code for a firmware.
+            C source code for firmware.
         systems: display names of the supported operating systems.
         python: supported Python versions, e.g. ``3.11``.
         runtimes: pip requirements of the interpreter packages, in order of preference.
         inputs: data types that the model's input may have.
         outputs: data types that the model's output may have.
         operators: dictionary that maps each supported builtin operator to its highest supported version, where 0 means
-            any version. If empty, the machine supports all operators of its runtime.
+            any version. If empty, all of the runtime's operators are supported.
         rules: additional restrictions on operators: ``edgetpu``, or empty.
-        memory_bytes: smallest memory size of machines of this kind, or 0 if it is unknown.
+        memory_bytes: smallest memory size of this type of device, or 0 if it is unknown.
         parameter_bytes: on-chip memory for the model's weights, or 0 if there is no such limit.
         threads: number of interpreter threads. 0 lets the runtime choose.
         compiler: program that must compile the .tflite file, or empty.
@@ -55,9 +55,8 @@ class Target:
         sources: supported sources of images: ``opencv`` (USB cameras), ``picamera2``, ``stream``, ``file``.
         requirements: lines of the bundle's requirements.txt, in which ``{edgerec}`` stands for this version of
             edgerec. If empty, the bundle has no such file.
-        commands: shell commands that the user runs on the machine, in this order. ``{name}`` stands for the name of
-            the bundle.
-        system_packages: Debian packages that must be installed before the commands can be run.
+        commands: shell commands to run on the device, in order. ``{name}`` stands for the bundle's name.
+        system_packages: Debian packages that the commands require.
         service: whether the bundle contains ``install.sh`` and a systemd service.
     """
 
@@ -105,21 +104,21 @@ class Target:
 
     @classmethod
     def of_manifest(cls, name: str) -> Target:
-        """Load the target that a manifest names. Raise :class:`TargetError` if it is not a built-in target.
+        """Load the target named in a manifest. Raise :class:`TargetError` if it is not a built-in target.
 
-        A target names programs that edgerec executes, e.g. a compiler. Therefore, a bundle must not contain a target.
+        A target file names programs that edgerec executes, e.g. a compiler, so a bundle must not contain one.
         """
         if name not in target_names():
             raise TargetError(
-                f"the bundle was exported for the target {name!r}, which is not a built-in target: pass "
-                "the file of this target with --target FILE.toml"
+                f"the bundle was exported for the target {name!r}, which is not a built-in target; pass its file with "
+                "--target FILE.toml"
             )
         return cls.load(name)
 
     @property
     def manifest_delegate(self) -> str:
-        """Name of the delegate to write to a bundle's manifest, or an empty string if manifests must not name it."""
-        from edgerec.contract.manifest import DELEGATES  # edgerec doctor must run without NumPy, which this imports
+        """Delegate to record in a bundle's manifest, or an empty string if manifests must not name this delegate."""
+        from edgerec.contract.manifest import DELEGATES  # imports NumPy, which edgerec doctor must not require
 
         return self.delegate if self.delegate in DELEGATES else ""
 
@@ -137,9 +136,9 @@ def target_names() -> list[str]:
 
 
 def _read(name: str, descendants: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """Return the path and the values of a target file.
+    """Return a target file's path and values.
 
-    Missing values come from the target that the key ``like`` names.
+    Missing values are taken from the target named by the key ``like``.
 
     Args:
         name: name of the target, or path of a .toml file.
@@ -161,7 +160,7 @@ def _read(name: str, descendants: tuple[str, ...]) -> tuple[Path, dict[str, Any]
 
 
 def _contradiction(target: Target) -> str | None:
-    """Return a description of a contradiction in the target file, or None if there is none."""
+    """Describe a contradiction between the target's fields. Return None if there is none."""
     if not target.types:
         return "types is empty: expected int8, float32 or both"
     if "int8" in target.types and not {"int8", "uint8"}.intersection(target.inputs):
@@ -178,9 +177,9 @@ def _contradiction(target: Target) -> str | None:
 
 
 def _missing_wheel(target: Target) -> str | None:
-    """Return an error message if no runtime has a wheel for one of the target's architectures or Python versions.
+    """Return an error message if one of the target's architectures or Python versions has no runtime wheel.
 
-    Targets with runtimes that are not in ``WHEELS`` are not checked.
+    Targets with a runtime that is not in ``WHEELS`` are not checked.
     """
     names = [re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0] for line in target.runtimes]
     known = [WHEELS[name] for name in names if name in WHEELS]

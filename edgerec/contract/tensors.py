@@ -1,4 +1,4 @@
-"""Input and output tensors of a model: normalization, quantization, and conversion of outputs to scores."""
+"""Model inputs and outputs: normalization, quantization, and conversion of outputs to scores."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class TensorSpec:
         if self.dtype not in _DTYPES:
             raise ValueError(f"tensor dtype is {self.dtype!r}; expected one of {', '.join(_DTYPES)}")
         if self.quantized and not self.scale > 0:
-            raise ValueError(f"a {self.dtype} tensor needs a positive scale, got {self.scale!r}")
+            raise ValueError(f"scale must be positive for {self.dtype} tensors, got {self.scale!r}")
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @property
     def quantized(self) -> bool:
-        """Whether the tensor is quantized, i.e. stores integers that represent real values."""
+        """Whether the tensor stores integers that represent real values."""
         return self.dtype != "float32"
 
     @property
@@ -62,9 +62,9 @@ class TensorSpec:
         """
         shape = fields.get("shape")
         if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
-            raise ValueError(f"shape is not a list of 1 to {MAX_DIMENSIONS} integers")
+            raise ValueError(f"shape must be a list of 1 to {MAX_DIMENSIONS} integers, got {shape!r}")
         if not all(type(n) is int and 1 <= n <= MAX_SIZE for n in shape) or math.prod(shape) > MAX_SIZE:
-            raise ValueError(f"shape is {shape}; expected positive integers with a product of at most {MAX_SIZE:,}")
+            raise ValueError(f"shape must contain positive integers with a product up to {MAX_SIZE:,}, got {shape}")
         return cls(**fields)
 
 
@@ -73,8 +73,8 @@ class Normalise:
     """Normalization with the same mean and standard deviation for all channels: ``real = (pixel − mean) / std``.
 
     The named normalizations are ``unit`` (range [0, 1]), ``signed`` (range [−1, 1)) and ``pixels`` (no change, for
-    models that contain a normalization layer). For each of them, there is a scale and an integer zero point with which
-    quantization is the inverse of normalization. Therefore, the input of a quantized model is the unchanged image.
+    models that contain a normalization layer). Each is the inverse of a quantization with an
+    integer zero point, so the input of a quantized model is the unchanged image.
 
     Attributes:
         mean, std: mean and standard deviation in pixel units.
@@ -104,8 +104,8 @@ NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.
 class ChannelNormalise:
     """Normalization per channel, optionally in BGR order: ``real[c] = (image[c] - mean[c]) / std[c]``.
 
-    A single input scale and zero point cannot express a normalization per channel. Export therefore adds it to the
-    graph as a 1x1 convolution, so that the input of the exported model is the unchanged RGB image.
+    A single input scale and zero point cannot express per-channel normalization. Export therefore adds it to the graph
+    as a 1x1 convolution, so that the input of the exported model is the unchanged RGB image.
 
     Attributes:
         mean, std: one value per channel in pixel units, in the channel order of the original model.
@@ -142,14 +142,14 @@ def input_convolution(
     """Return the kernel and bias of the 1x1 convolution that normalizes an image with ``channels`` channels.
 
     Raises:
-        ModelError: the normalization is per channel, and the image is grayscale.
+        ModelError: the normalization is per channel, but the image is grayscale.
     """
     if isinstance(normalise, Normalise):
         factor = np.eye(channels, dtype=np.float32) / np.float32(normalise.std)
         return factor, np.full(channels, -normalise.mean / normalise.std, np.float32)
     if channels != 3:
         raise ModelError(
-            f"the normalization {normalise.to_text()} needs RGB images, but the model's input has {channels} channel: "
+            f"normalization {normalise.to_text()} requires RGB images, but the model's input has {channels} channel: "
             "use a normalization of the form MEAN,STD"
         )
     return normalise.convolution()
@@ -168,7 +168,7 @@ NORMALISE_CHOICES = (
 
 
 def parse_normalise(text: str) -> AnyNormalise:
-    """Parse the name or the values of a normalization.
+    """Parse a normalization, given by its name or its values.
 
     Valid are the names in ``NORMALISATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3`` with
     one mean and one standard deviation per channel, or a single one for all channels. The values are in pixel units,
@@ -179,7 +179,7 @@ def parse_normalise(text: str) -> AnyNormalise:
     """
     order, colon, values = text.strip().rpartition(":")
     if colon and order not in ("rgb", "bgr"):
-        raise EdgerecError(f"normalization {text!r}: the channel order is {order!r}; expected rgb or bgr")
+        raise EdgerecError(f"normalization {text!r} has the channel order {order!r}; expected rgb or bgr")
     names = NORMALISATIONS | PREPROCESS_INPUT
     if values in names:
         named = names[values]
@@ -201,11 +201,11 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
         mean, std = [], []
     if len(mean) not in (1, 3) or len(std) not in (1, 3) or ("/" not in values and len(std) > 1):
         raise EdgerecError(
-            f"normalization {text!r} is not MEAN,STD (e.g. 127.5,127.5) or one mean and one standard deviation per "
-            "channel (e.g. 123.675,116.28,103.53/58.395,57.12,57.375)"
+            f"cannot parse normalization {text!r}; expected MEAN,STD (e.g. 127.5,127.5) or one mean and one standard "
+            "deviation per channel (e.g. 123.675,116.28,103.53/58.395,57.12,57.375)"
         )
     if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
-        raise EdgerecError(f"normalization {text!r} needs finite means and positive standard deviations")
+        raise EdgerecError(f"normalization {text!r} must have finite means and positive, finite standard deviations")
     if max(std) < 1 and max(map(abs, mean)) <= 1:
         shown = "/".join(",".join(f"{255 * value:g}" for value in part) for part in (mean, std))
         raise EdgerecError(
@@ -219,7 +219,7 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
 
 
 def identity_normalise(spec: TensorSpec) -> Normalise:
-    """Return the normalization that is the inverse of the quantization of a uint8 or int8 input.
+    """Return the normalization that is the inverse of a uint8 or int8 input's quantization.
 
     For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8.
     """
@@ -228,7 +228,7 @@ def identity_normalise(spec: TensorSpec) -> Normalise:
 
 
 def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArray[Any]:
-    """Quantize real values of any shape to ``spec.dtype``: round half to even, and clip to the range of the dtype.
+    """Quantize real values to ``spec.dtype``, rounding half to even and clipping to the dtype's range.
 
     The formula is from the TFLite 8-bit quantization specification. For a float32 spec, the values are not quantized.
     """
@@ -240,7 +240,7 @@ def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArr
 
 
 def dequantize(stored: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.float32]:
-    """Dequantize the values of a tensor to float32."""
+    """Dequantize tensor values to float32."""
     if not spec.quantized:
         return stored.astype(np.float32)
     return ((stored.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
@@ -262,12 +262,12 @@ Reals = npt.NDArray[np.float32]
 
 
 def _softmax(real: Reals) -> Reals:
-    powers = np.exp(real.astype(np.float64) - real.max())  # subtract the maximum, so that exp does not overflow
+    powers = np.exp(real.astype(np.float64) - real.max())  # subtracting the maximum prevents overflow
     return (powers / powers.sum()).astype(np.float32)
 
 
 def _sigmoid(real: Reals) -> Reals:
-    # Use tanh, because exp(-x) would overflow for large negative values.
+    # Unlike tanh, exp(-x) would overflow for large negative values.
     return (0.5 + 0.5 * np.tanh(real.astype(np.float64) / 2)).astype(np.float32)
 
 
@@ -275,8 +275,8 @@ def _binary(real: Reals) -> Reals:
     return np.concatenate([1 - real, real])
 
 
-# Functions that convert a model's dequantized outputs ``(outputs,)`` to scores in [0, 1].
-# "binary" and "binary_sigmoid" are for a single output, which is the score or the logit of the second of two classes.
+# Functions that convert a model's dequantized outputs, float32 (outputs,), to scores in [0, 1].
+# "binary" and "binary_sigmoid" are for binary classifiers with a single output: the second class's score or logit.
 ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
     "none": lambda real: real,
     "softmax": _softmax,

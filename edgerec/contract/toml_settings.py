@@ -21,7 +21,7 @@ _TYPES = {str: "a string", int: "an integer", float: "a number", bool: "true or 
 
 
 def setting(default: Any, help_text: str, expected: str, is_valid: Callable[[Any], bool] | None) -> Any:
-    """Declare a dataclass field as a setting.
+    """Declare a setting: a dataclass field with help text and validation.
 
     Args:
         default: default value.
@@ -33,7 +33,7 @@ def setting(default: Any, help_text: str, expected: str, is_valid: Callable[[Any
 
 
 def number(default: float, help_text: str, low: float, high: float) -> Any:
-    """Declare a numeric setting from ``low`` to ``high``, inclusive."""
+    """Declare a numeric setting between ``low`` and ``high``, inclusive."""
     return setting(default, help_text, f"{low:.10g} to {high:.10g}", lambda value: low <= value <= high)
 
 
@@ -75,7 +75,7 @@ def from_settings(
     other_keys: Iterable[str] = (),
     **fixed: Any,
 ) -> T:
-    """Create a dataclass instance from the values of a TOML file.
+    """Create a dataclass instance from a TOML file's values.
 
     Args:
         kind: the dataclass.
@@ -100,12 +100,12 @@ def from_settings(
 
 
 def check_settings(settings: Any, error: type[EdgerecError], prefix: str = "") -> None:
-    """Raise ``error`` if a field of a dataclass, or of a nested dataclass, has the wrong type or an invalid value.
+    """Raise ``error`` if a field, including those of nested dataclasses, has the wrong type or an invalid value.
 
     Args:
         settings: the dataclass instance.
         error: exception to raise.
-        prefix: text before the name of the field in the error message.
+        prefix: text before the field's name in the error message.
     """
     hints = get_type_hints(type(settings))
     for item in fields(settings):

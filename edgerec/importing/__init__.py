@@ -1,1 +1,1 @@
-"""Read models from other tools, and rewrite their graphs so that they can be compressed."""
+"""Load models from other tools, and rewrite their graphs for compression."""

@@ -34,12 +34,12 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# If more than this fraction of the images gets the same prediction, comparing predictions is meaningless.
+# If more than this fraction of images has the same prediction, agreement between predictions is meaningless.
 MAX_SAME_PREDICTION = 0.9
 
 
 def is_model(path: str | Path) -> bool:
-    """Return whether ``path`` is a third-party model (.keras, .h5 or a SavedModel folder) and not a run folder."""
+    """Return whether ``path`` is a third-party model (.keras, .h5 or a SavedModel folder) rather than a run folder."""
     return Path(path).suffix in SUFFIXES or (Path(path) / "saved_model.pb").is_file()
 
 
@@ -57,12 +57,12 @@ def adopt(
     """Import a third-party model (``.keras``, ``.h5`` or SavedModel) into a run folder, and evaluate it.
 
     No code from a Keras file is executed (:func:`~edgerec.importing.third_party_keras.read_third_party`). TensorFlow
-    runs the graph of a SavedModel after the graph was checked
+    runs a SavedModel's graph only after it has been checked
     (:func:`~edgerec.importing.saved_model.load_saved_model`). A SavedModel supports post-training quantization only.
 
     A model that outputs logits gets a softmax. The single output of a binary classifier, which is the score of the
-    second class, becomes two outputs. The training images of the model are not known, so the accuracy on the test set
-    may be too high. The accuracy lost by compression is still measured correctly.
+    second class, becomes two outputs. The model's training images are unknown, so the test accuracy may be too high.
+    The accuracy lost by compression is still measured correctly.
 
     Args:
         model_path: the file or folder.
@@ -78,7 +78,7 @@ def adopt(
             file next to the model contradict this order.
         recipe: supplies the settings of the split, and the augmentation and learning rate of fine-tuning.
         overwrite: replace an existing run.
-        listener: receives the progress.
+        listener: called with progress updates.
 
     Raises:
         ModelError: the file cannot be read, a layer is not supported, or the model is not an image classifier.
@@ -88,7 +88,7 @@ def adopt(
     checked_output(run.path, [path, labels], data=data, folder=True)
     refuse_existing(run.path, overwrite, replaceable=run.begun)
     if normalise is not None:
-        parse_normalise(normalise)  # raises an error for an invalid value before the slow import of TensorFlow
+        parse_normalise(normalise)  # rejects an invalid value before the slow import of TensorFlow
     base = recipe or Recipe()
     prepare(replace(base.train, mixed_precision=False), base.seed)
     model = _read(path)
@@ -115,7 +115,7 @@ def open_or_adopt(
     Args:
         model_path: as for :func:`adopt`.
         data: as for :func:`adopt`.
-        out: the run's folder, by default the name of the model followed by ``-run``, next to the model.
+        out: the run's folder, by default next to the model, named after it with the suffix ``-run``.
         normalise: as for :func:`adopt`.
         labels: as for :func:`adopt`.
         overwrite: as for :func:`adopt`.
@@ -126,7 +126,7 @@ def open_or_adopt(
     """
     path = user_path(model_path)
     if data is None:
-        raise EdgerecError(f"{path} is a model and not a run, so it has no data set: add --data FOLDER")
+        raise EdgerecError(f"{path} is a model, not a run, so it has no data set; add --data FOLDER")
     run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))
     record = run.adopted if run.finished else None
     if record is None or not path.exists() or record["sha256"] != _digest(path):
@@ -141,7 +141,7 @@ def open_or_adopt(
     ):
         if not same:
             raise EdgerecError(
-                f"{run.path} was created from {path} with another value of --{name}. Choose another folder with --out"
+                f"{run.path} was created from {path} with another value for --{name}; choose another folder with --out"
             )
     return run
 
@@ -192,7 +192,7 @@ def _write(
 def _metrics(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, labels: tuple[str, ...], listener: Listener
 ) -> dict[str, Any]:
-    """Return the content of metrics.json for an imported model, which has no training history."""
+    """Return the contents of metrics.json for an imported model without training history."""
     score = keras_scorer(model, recipe.normalise)
     result = classifier_report(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
     right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
@@ -228,7 +228,7 @@ def _write_model(run: Run, path: Path, model: Any) -> None:
 
 
 def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of the files in a folder."""
+    """Return the SHA-256 digest of a file, or of all file names and contents in a folder."""
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         digest.update(file.relative_to(path).as_posix().encode(errors="surrogateescape") + b"\0")

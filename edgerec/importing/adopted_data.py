@@ -1,4 +1,4 @@
-"""Read the images and labels that are needed to import a third-party model."""
+"""Load the images and labels needed to import a third-party model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelData:
-    """The labels of a model, the data set and its split, and the recipe with the settings for reading the images."""
+    """A model's labels, the data set and its split, and the recipe with the settings for loading the images."""
 
     labels: tuple[str, ...]
     dataset: Dataset
@@ -33,14 +33,14 @@ class ModelData:
 def read_model_data(
     model: Any, path: Path, data: DataSource, labels: str | Path | None, base: Recipe, listener: Listener
 ) -> ModelData:
-    """Read the data set in the input size and color mode of the model, and determine the model's labels.
+    """Load the data set in the model's input size and color mode, and determine the model's labels.
 
     Args:
         model: the third-party model.
-        path: path of the model, for messages.
+        path: path to the model, for messages.
         data: as for :func:`edgerec.importing.adopt.adopt`.
         labels: as for :func:`edgerec.importing.adopt.adopt`.
-        base: the recipe whose settings are kept, apart from the data source and the architecture.
+        base: recipe to use, apart from its data source and architecture.
         listener: receives the progress.
 
     Raises:
@@ -79,8 +79,8 @@ def read_model_data(
 
 
 def read_model_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
-    """Read the label file of a model with ``count`` outputs. Raise :class:`DataError` if a label occurs twice."""
+    """Load the label file for a model with ``count`` outputs. Raise :class:`DataError` if a label is duplicated."""
     labels = read_labels(Path(path), count, model)
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise DataError(f"{path} has the label {twice[0]!r} twice, but each output needs its own label")
+        raise DataError(f"{path} has the duplicate label {twice[0]!r}; give each output its own label")
     return labels

@@ -1,4 +1,4 @@
-"""Check that a model is an image classifier, add its normalization as a layer, and convert its outputs to scores."""
+"""Check that a model is an image classifier, add its normalization as a layer, and turn its outputs into scores."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ def check_classifier(model: Any, where: str) -> None:
             raise ModelError(f"{where} has {len(value)} {what}, but an image classifier has one input and one output")
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (None, 1, 3):
         raise ModelError(
-            f"{where} has the channels-first input shape {shape}, expected (batch, height, width, channels): add "
+            f"{where} has channels-first input shape {shape}, expected (batch, height, width, channels): add "
             "Permute((3, 1, 2)) as the first layer, or use the Keras model (.keras)"
         )
     if len(shape) != 4 or shape[3] not in (None, 1, 3):
-        raise ModelError(f"{where} has the input shape {shape}, expected (batch, height, width, 1 or 3)")
+        raise ModelError(f"{where} has input shape {shape}, expected (batch, height, width, 1 or 3)")
     if None in shape[1:]:
         raise ModelError(
-            f"{where} has the input shape {shape}, whose size is dynamic: build the model with a fixed size, such as "
-            "Input((96, 96, 3))"
+            f"{where} has the dynamic input shape {shape}: build the model with a fixed size, e.g. Input((96, 96, 3))"
         )
     if shape[1] != shape[2]:
         raise ModelError(
@@ -50,12 +49,12 @@ def check_classifier(model: Any, where: str) -> None:
         )
     if output_shape is None or len(output_shape) != 2 or output_shape[1] is None:
         raise ModelError(
-            f"{where} has the output shape {output_shape}, expected (batch, classes): it is not an image classifier"
+            f"{where} is not an image classifier: its output shape is {output_shape}, expected (batch, classes)"
         )
     if isinstance(model, SavedModel) and output_shape[1] == 1:
         raise ModelError(
-            f"{where} has a single output, which edgerec does not support for a SavedModel: use the .keras file of the "
-            "same model, to which edgerec adds the output of the first class"
+            f"{where} is a SavedModel with a single output, which edgerec does not support: use the same model's "
+            ".keras file, because edgerec can add the first class's output to a Keras model"
         )
     check_finite(model, where)
 
@@ -118,7 +117,7 @@ def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
 
 
 def _last(model: Any) -> Any:
-    """Return the layer that computes the model's output. If this layer is a nested model, search the nested model."""
+    """Return the layer that computes the model's output, looking into nested models."""
     layer = model.outputs[0]._keras_history.layer
     return _last(layer) if hasattr(layer, "layers") else layer
 
@@ -127,12 +126,12 @@ def _activation(layer: Any) -> str:
     return str(getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__.lower()))
 
 
-# Layers that do not change the values of their input during inference.
+# Layers that do not change their input values during inference.
 _PASSING = ("ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape")
 
 
 def _two_classes(model: Any, where: str) -> Any:
-    """Replace the single output of a binary classifier with two class scores. Nested models are flattened first."""
+    """Replace a binary classifier's single output with two class scores, after flattening nested models."""
     if any(isinstance(node.layer, keras().Model) for node in calls(model)):
         model = Rebuild(flatten).run(model)
     layer = _last(model)
@@ -145,8 +144,8 @@ def _two_classes(model: Any, where: str) -> Any:
     known = hasattr(layer, "activation")
     if (known and activation not in ("sigmoid", "linear")) or type(layer).__name__ in ("ReLU", "Softmax", "LeakyReLU"):
         raise ModelError(
-            f"{where} has one output with the activation {activation}, from layer {layer.name!r}: a binary "
-            "classifier must end with Dense(1, 'sigmoid'), or with Dense(2) and a softmax"
+            f"{where} has a single output with activation {activation}, from layer {layer.name!r}: a binary classifier "
+            "must end with Dense(1, 'sigmoid'), or with Dense(2) and a softmax"
         )
     layers, name = keras().layers, _unused_name(model, "scores")
     if type(layer).__name__ == "Dense" and len(layer.input.shape) == 2:
@@ -166,7 +165,7 @@ def _two_classes(model: Any, where: str) -> Any:
 
 
 def _unused_name(model: Any, name: str) -> str:
-    """Return ``name``, with underscores added if a layer already has this name."""
+    """Return ``name``, with underscores appended if it is already a layer's name."""
     names = {layer.name for layer in model.layers}
     while name in names:
         name += "_"

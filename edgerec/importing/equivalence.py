@@ -13,23 +13,23 @@ from edgerec.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-# Maximum difference between the outputs of the two models, as a fraction of the largest output.
-# Rounding to float32 causes much smaller differences, and an incorrectly converted layer causes much larger ones.
+# Maximum difference between the two models' outputs, as a fraction of the largest output: well above float32 rounding,
+# and well below the effect of an incorrectly converted layer.
 TOLERANCE = 1e-4
 
 
 def check_same_outputs(
     original: Any, rebuilt: Any, failure: str, images: Callable[[Any], Any] = lambda images: images
 ) -> None:
-    """Check that two models have the same outputs for random images with pixels in [0, 1] and in [0, 255].
+    """Check that two models have the same outputs for random images, with pixels in [0, 1] and in [0, 255].
 
-    Models with several inputs or outputs, or without a fixed input size, are not compared. :func:`check_classifier
-    <edgerec.importing.classifier.check_classifier>` refuses such models later.
+    Models with several inputs or outputs, or with a dynamic input size, are not compared, because
+    :func:`~edgerec.importing.classifier.check_classifier` rejects them later.
 
     Args:
         original: the original model, of tf_keras or Keras 3.
         rebuilt: the rebuilt model, with one input ``(batch, height, width, channels)``.
-        failure: start of the error message, which says what failed.
+        failure: beginning of the error message, stating what failed.
         images: function that converts a batch of images for ``rebuilt`` to the input layout of ``original``.
 
     Raises:
@@ -41,13 +41,13 @@ def check_same_outputs(
     pixels = np.random.default_rng(0).uniform(0, 1, (4, *shape[1:])).astype(np.float32)
     pixels[2:] *= 255
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras 3 warns about a plain array if the model's inputs have names
+        warnings.simplefilter("ignore")  # Keras 3 warns about an unnamed array if the model's inputs have names
         expected = np.asarray(original(images(pixels), training=False), np.float64)
         actual = np.asarray(rebuilt(pixels, training=False), np.float64)
     difference = float(np.abs(expected - actual).max() / max(1.0, np.abs(expected).max()))
     if not difference <= TOLERANCE and np.isfinite(expected).all():
         raise ModelError(
-            f"{failure}: the outputs of the rebuilt model differ from the original by up to {difference:.2g}. Convert "
-            "the model to .tflite with the tool that made it, and use edgerec import"
+            f"{failure}: the rebuilt model's outputs differ from the original's by up to {difference:.2g}; convert the "
+            "model to .tflite with the tool that created it, and use edgerec import"
         )
     log.debug("%s: the outputs of the rebuilt model differ by up to %.2g", rebuilt.name, difference)

@@ -1,6 +1,6 @@
-"""Rebuild Keras 3 models with the layers of tf_keras, which tensorflow-model-optimization needs.
+"""Rebuild Keras 3 models with tf_keras layers, as required by tensorflow-model-optimization.
 
-tf_keras cannot read the files of Keras 3, and neither package has a converter.
+tf_keras cannot read Keras 3 files, and neither package has a converter.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Layer options of Keras 3 that tf_keras does not have and that do not change the outputs.
+# Keras 3 layer options that tf_keras lacks and that do not affect the outputs.
 _UNUSED = {"dtype", "seed", "fill_mode", "fill_value", "use_cudnn", "value_range", "zero_output_for_mask"}
-_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # these have no effect, because ``renorm`` is not supported
+_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # unused without ``renorm``, which is not supported
 
 
 def from_keras3(model: Any, where: str) -> Any:
-    """Rebuild a Keras 3 model with the layers of tf_keras, in float32, with the same weights.
+    """Rebuild a Keras 3 model with tf_keras layers, in float32, with the same weights.
 
-    Augmentation layers are left out. Layers replace the activations that tf_keras does not have or defines differently
-    (``relu6``, ``hard_silu``, ``hard_sigmoid``) and the arithmetic in the graph. The outputs for random images are
-    compared with those of the original.
+    Augmentation layers are left out. Layers replace arithmetic in the graph, and activations that tf_keras lacks or
+    defines differently (``relu6``, ``hard_silu``, ``hard_sigmoid``). The outputs for random images are compared with
+    the original's.
 
     Raises:
-        ModelError: a layer or option is not supported, or the outputs differ from those of the original.
+        ModelError: a layer or option is not supported, or the outputs differ from the original's.
     """
     loaded: list[tuple[Any, Any]] = []
     built = _rebuild(model, where, loaded)
@@ -56,7 +56,7 @@ def from_keras3(model: Any, where: str) -> Any:
 
 
 def _in_float32(model: Any) -> Any:
-    """Return a Keras 3 model in float32, so that rounding to float16 or bfloat16 does not affect the comparison."""
+    """Return a Keras 3 model in float32, so that float16 or bfloat16 rounding does not affect the comparison."""
     keras3 = require("keras")
     config = json.dumps(keras3.saving.serialize_keras_object(model))
     changed = json.loads(config, object_hook=_float32_policy)
@@ -76,11 +76,11 @@ def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return the rebuilt tf_keras model, and append each new layer and its original layer to ``loaded`` as a pair."""
+    """Return the rebuilt tf_keras model, and append each pair of new and original layer to ``loaded``."""
     if type(original).__name__ == "Sequential":
         if not original.built:
             raise ModelError(
-                f"{where}: {original.name} has no input size: add an Input(shape) and save the model again"
+                f"{where}: {original.name} has no input size; add an Input(shape) and save the model again"
             )
         x = inputs = keras().Input(original.input_shape[1:])
         for layer in original.layers:
@@ -100,7 +100,7 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
 
 
 def _translated(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return a tf_keras layer or a function of tensors that is equivalent to a layer or operator of Keras 3."""
+    """Return a tf_keras layer or a function equivalent to a Keras 3 layer or operator."""
     kind = type(original).__name__
     if kind in MODELS:
         return _rebuild(original, where, loaded)
@@ -128,10 +128,10 @@ def _translated(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any
 
 
 def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Convert the configuration of a Keras 3 layer to tf_keras.
+    """Convert a Keras 3 layer's configuration to tf_keras.
 
     Raises:
-        ModelError: the layer uses an option that tf_keras does not have.
+        ModelError: tf_keras does not support one of the layer's options.
     """
     known = {"name", "trainable"} | inspect.signature(getattr(keras().layers, kind).__init__).parameters.keys()
     adapted = {}
@@ -143,7 +143,7 @@ def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
         elif key.endswith("activation"):
             if _name_of(value) not in ACTIVATIONS:
                 raise ModelError(
-                    f"{where}: {key} {_name_of(value)!r} of {config['name']!r} has no equivalent in tf_keras"
+                    f"{where}: the {key} {_name_of(value)!r} of layer {config['name']!r} has no equivalent in tf_keras"
                 )
             adapted[key] = ACTIVATIONS[_name_of(value)]
         elif isinstance(value, dict) and value.get("class_name") in LAYERS:
@@ -159,7 +159,7 @@ def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _activation(x: Any, name: str, layer: str, where: str) -> Any:
-    """Apply an activation with tf_keras layers, as defined in ``keras.activations`` of Keras 3."""
+    """Apply an activation as defined by ``keras.activations`` in Keras 3, using tf_keras layers."""
     layers = keras().layers
     if name in ACTIVATIONS:
         return layers.Activation(ACTIVATIONS[name], name=layer)(x)
@@ -174,7 +174,7 @@ def _activation(x: Any, name: str, layer: str, where: str) -> Any:
             return layers.Rescaling(1 / 6, name=layer)(gate)
         gate = layers.Rescaling(1 / 6, name=f"{layer}_gate")(gate)
         return layers.Multiply(name=layer)([x, gate])
-    raise ModelError(f"{where}: the activation {name!r} of {layer!r} has no equivalent in tf_keras")
+    raise ModelError(f"{where}: the activation {name!r} of layer {layer!r} has no equivalent in tf_keras")
 
 
 def _function(kind: str, config: dict[str, Any], where: str) -> Any:
@@ -186,7 +186,7 @@ def _function(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
-    """Return a function that computes arithmetic in the graph, such as ``x + y`` or ``1 - x``, with a Keras layer."""
+    """Return a function that computes a graph's arithmetic, such as ``x + y`` or ``1 - x``, with a Keras layer."""
     layers, name = keras().layers, config["name"]
 
     def apply(x1: Any, x2: Any) -> Any:
@@ -197,8 +197,8 @@ def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
         c = None if all(constants) or not any(constants) else _by_channel(number, x)
         if c is None or ("Divide" in kind and constants[0]):
             raise ModelError(
-                f"{where}: no Keras layer is equivalent to the operator {name!r} ({kind}): replace the operator with "
-                "Keras layers and save the model again"
+                f"{where}: the operator {name!r} ({kind}) has no equivalent Keras layer: replace it with Keras "
+                "layers and save the model again"
             )
         scale, offset = {
             "Add": (1.0, c),
@@ -219,7 +219,7 @@ def _by_channel(value: Any, x: Any) -> Any:
 
 
 def _indexing(kind: str, config: dict[str, Any], where: str) -> Any:
-    """Return a function that computes ``x[…]``, ``stack`` or ``flip`` with Keras layers."""
+    """Return a function that computes an indexing operation (``x[…]``, ``stack`` or ``flip``) with Keras layers."""
     count = itertools.count(1)
     name = config["name"]
 
@@ -253,11 +253,11 @@ def _name_of(activation: Any) -> str:
 
 
 def _call_options(options: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Return the keyword arguments of a layer call that are not None, and check that edgerec supports them."""
+    """Return a layer call's keyword arguments that are not None, and check that edgerec supports them."""
     options = {key: value for key, value in options.items() if value is not None}
     if unsupported := options.keys() - {"training", "x1", "x2"}:
         raise ModelError(
-            f"{where}: {name!r} is called with the argument {min(unsupported)}, which edgerec does not support: remove "
-            "the argument and save the model again"
+            f"{where}: {name!r} is called with the argument {min(unsupported)!r}, which edgerec does not support: "
+            "remove the argument and save the model again"
         )
     return options

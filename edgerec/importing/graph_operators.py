@@ -1,7 +1,7 @@
-"""Allowlist of the TensorFlow operators that a SavedModel may contain: those that only compute with tensors.
+"""Allowlist of TensorFlow operators in SavedModels: only operators that do nothing but compute with tensors.
 
-All other operators are refused. TensorFlow has more than a thousand operators, and some of them read and write files,
-open connections or call Python. Even stateless operators can do this, such as DebugIdentity and ImmutableConst.
+All other operators are refused, because some of them read and write files, open connections or call Python. Even
+stateless operators can do so, such as DebugIdentity and ImmutableConst.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VARIABLES = _names(
     """
 )
 
-# A model with one of these random operators was exported in training mode, which has its own error message.
+# Random operators show that a model was exported in training mode, which has its own error message.
 RANDOM = _names(
     """
     Multinomial RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt
@@ -83,5 +83,5 @@ NETWORKS = _names(
 )
 
 OPERATORS = CONTROL | VARIABLES | RANDOM | MATHEMATICS | ARRAYS | NETWORKS
-# Operators that are allowed only in the functions that save and restore weights, because inference never calls them.
+# Operators allowed only in functions that save and restore weights, because inference never calls these functions.
 CHECKPOINT = _names("MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin")

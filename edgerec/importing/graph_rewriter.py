@@ -1,7 +1,7 @@
-"""Rebuild a Keras model node by node, and replace some of its nodes.
+"""Rebuild a Keras model node by node, replacing some of its nodes.
 
-All copies of Keras graphs in edgerec are made here. Keras' ``clone_model`` can replace layers, but it cannot change the
-graph: it cannot remove a layer, replace a layer by several layers, or flatten a nested model.
+All copies of Keras graphs in edgerec are made here. Keras' ``clone_model`` can replace a layer with another one, but it
+cannot remove a layer, replace it with several layers, or flatten a nested model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from edgerec.utils.optional import require
 
 @dataclass(frozen=True)
 class Node:
-    """One call of a layer in the original model.
+    """A layer call in the original model.
 
     Attributes:
         layer: the layer of the original model.
-        inputs: the tensors of the original model that the layer was called with.
-        args, kwargs: arguments of the call, with tensors of the new model, or :class:`Affine` instead of a tensor.
-        training: the argument ``training`` of the nested model that contains the node.
+        inputs: the original model's tensors with which the layer was called.
+        args, kwargs: the call's arguments, with tensors of the new model, or :class:`Affine` objects.
+        training: the ``training`` argument of the nested model that contains the node.
         alone: whether the node has one input that no other node reads, from a layer that is called only once.
     """
 
@@ -40,7 +40,7 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """Class name of the layer, or name of the operator if the node is a TensorFlow operator."""
+        """Class name of the layer, or operator name if the node is a TensorFlow operator."""
         return str(getattr(self.layer, "symbol", None) or type(self.layer).__name__)
 
     @property
@@ -51,9 +51,9 @@ class Node:
 
 @dataclass
 class Affine:
-    """A transformation ``scale · tensor + offset`` of each channel, for which no layer exists yet.
+    """A per-channel transformation, ``scale · tensor + offset``, without a layer so far.
 
-    Consecutive transformations are merged. A layer is created only when no further transformation follows.
+    Consecutive transformations are merged. A layer is created only if no other transformation follows.
 
     Attributes:
         tensor: ``(batch, …, channels)``.
@@ -72,17 +72,17 @@ class Affine:
 
     @property
     def identity(self) -> bool:
-        """True if the transformation changes nothing: the scale is 1 and the offset is 0."""
+        """True if the scale is 1 and the offset is 0, so that the transformation has no effect."""
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """Return this transformation followed by another one, merged into a single transformation."""
+        """Merge this transformation and the one that follows it into a single transformation."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
 @dataclass(frozen=True)
 class ChannelsFirst:
-    """A channels-last tensor that replaces a channels-first tensor of the original model.
+    """A channels-last tensor that replaces one of the original model's channels-first tensors.
 
     Attributes:
         tensor: ``(batch, height, width, channels)``.
@@ -93,11 +93,11 @@ class ChannelsFirst:
 
 @dataclass
 class Rebuild:
-    """Rewrites a model node by node. Nodes that the rule does not replace are copied.
+    """Rewrites a model node by node, copying the nodes that the rule does not replace.
 
     Attributes:
-        rule: function that returns the replacement of a node's outputs, or None to copy the node.
-        changes: the names of replaced layers, each with a description of the replacement.
+        rule: function that returns the replacements for a node's outputs, or None to copy the node.
+        changes: names of the replaced layers, each with a description of the replacement.
     """
 
     rule: Callable[[Rebuild, Node], Any]
@@ -107,7 +107,7 @@ class Rebuild:
     _names: Counter[str] = field(default_factory=Counter)
 
     def run(self, model: Any, inputs: list[Any] | None = None, values: list[Any] | None = None) -> Any:
-        """Rewrite a model, and return the new functional model.
+        """Rewrite a model and return the new functional model.
 
         Args:
             model: the original model, which is not changed.
@@ -123,18 +123,18 @@ class Rebuild:
         built = keras().Model(_one_or_all(inputs), _one_or_all(outputs), name=model.name)
         for layer, weights in self._weights:
             layer.set_weights(weights)
-            # Normalization caches values that it derives from its weights.
+            # Normalization caches values derived from its weights.
             if hasattr(layer, "finalize_state"):
                 layer.finalize_state()
         return built
 
     def walk(self, model: Any, inputs: list[Any], training: bool | None = None) -> list[Any]:
-        """Apply the rule to the nodes of a model, and return the new outputs of the model.
+        """Apply the rule to a model's nodes and return the model's new outputs.
 
         Args:
             model: the model or nested model.
             inputs: tensors of the new model that replace the inputs of ``model``.
-            training: the argument ``training`` with which a nested model is called.
+            training: the ``training`` argument with which a nested model is called.
         """
         nest = require("tensorflow").nest
         values: dict[int, Any] = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
@@ -162,15 +162,15 @@ class Rebuild:
         return [values[id(t)] for t in model.outputs]
 
     def inline(self, node: Node, training: bool | None) -> Any:
-        """Replace a node that calls a nested model with the nodes of the nested model."""
+        """Replace a call of a nested model with the nested model's nodes."""
         inputs = require("tensorflow").nest.flatten(node.args)
         replacement = self.walk(node.layer, inputs, training)
         return require("tensorflow").nest.pack_sequence_as(node.layer.output, replacement)
 
     def copy(self, node: Node, **config: Any) -> Any:
-        """Copy the node. Keyword arguments override values in the configuration of its layer."""
+        """Copy the node. Keyword arguments override values in its layer's configuration."""
         copy = self._copies.get(id(node.layer))
-        # A layer with weights that is called several times is copied only once, because the calls share the weights.
+        # If a layer with weights is called several times, it is copied only once, so that all calls share the weights.
         if copy is None or not node.layer.weights:
             copy = type(node.layer).from_config(node.layer.get_config() | {"name": self.name(node.layer.name)} | config)
             self._copies[id(node.layer)] = copy
@@ -178,17 +178,17 @@ class Rebuild:
         return self.call(node, copy)
 
     def call(self, node: Node, layer: Any) -> Any:
-        """Call ``layer`` with the arguments of the node, instead of the layer of the node."""
+        """Call ``layer`` instead of the node's own layer, with the node's arguments."""
         args, kwargs = require("tensorflow").nest.map_structure(self.to_tensor, (node.args, node.kwargs))
         return layer(*args, **kwargs)
 
     def name(self, name: str) -> str:
-        """Return ``name``, with a number appended if this name is already used, e.g. in another nested model."""
+        """Return ``name``, with a number appended if the name is taken, e.g. by a layer of another nested model."""
         self._names[name] += 1
         return name if self._names[name] == 1 else self.name(f"{name}_{self._names[name] - 1}")
 
     def record_change(self, node: Node, what: str) -> None:
-        """Record that a layer was replaced. Only the first description of each layer is kept."""
+        """Record that a layer was replaced. Only the first description for each layer is kept."""
         if node.layer.name not in (name for name, _ in self.changes):
             self.changes.append((node.layer.name, what))
 
@@ -203,7 +203,7 @@ class Rebuild:
         return value.output
 
     def _depthwise(self, affine: Affine) -> Any:
-        """Implement the transformation as a depthwise convolution, a single operator that every target supports."""
+        """Implement the transformation as a depthwise convolution, a single operator supported by every target."""
         layers, name = keras().layers, self.name(affine.name)
         shape = tuple(affine.tensor.shape[1:])
         channels = shape[-1]
@@ -219,16 +219,16 @@ class Rebuild:
 
 
 def copied(model: Any) -> Any:
-    """Return a functional copy of a model with the same weights. The copy shares no layers with the original model."""
+    """Return a functional copy of a model with the same weights but no shared layers."""
     return without_autograph(Rebuild(lambda rebuild, node: None).run)(model)
 
 
 def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
-    """Return a functional model with the same graph as ``model``, but with each layer replaced.
+    """Return a functional model with the same graph as ``model`` but with each layer replaced.
 
     Args:
         model: a functional or Sequential model.
-        replacement: takes a layer and returns the layer to use instead, which may be the same layer or a wrapper of it.
+        replacement: function that maps a layer to its replacement, which may be the same layer or a wrapper around it.
     """
     layers = {id(layer): replacement(layer) for layer in model.layers if type(layer).__name__ != "InputLayer"}
     rebuild = Rebuild(lambda rebuild, node: rebuild.call(node, layers[id(node.layer)]))
@@ -236,7 +236,7 @@ def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
 
 
 def flatten(rebuild: Rebuild, node: Node) -> Any:
-    """Rule for :class:`Rebuild` that inlines nested models and removes the argument ``training`` from calls."""
+    """Rule for :class:`Rebuild` that inlines nested models and removes ``training`` arguments from calls."""
     own_training = node.kwargs.pop("training", None)
     training = node.training if own_training is None else own_training
     if isinstance(node.layer, keras().Model):
@@ -251,12 +251,12 @@ def flatten(rebuild: Rebuild, node: Node) -> Any:
     if own_training is not None:
         rebuild.record_change(node, "called with training=False → a layer that is always in inference mode")
     if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # makes the layer use its moving statistics in Keras 2
+        return rebuild.copy(node, trainable=False)  # in Keras 2, the layer then uses its moving statistics
     return node.args[0] if "Dropout" in node.kind else None
 
 
 def calls(model: Any) -> Iterator[Any]:
-    """Yield the nodes of a model in topological order."""
+    """Iterate over a model's nodes in topological order."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
 

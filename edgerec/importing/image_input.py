@@ -1,4 +1,4 @@
-"""Convert models with other input layouts to the layout ``(batch, height, width, channels)``.
+"""Convert models with other input layouts to ``(batch, height, width, channels)``.
 
 The supported layouts are ``(batch, height, width)``, as in TensorFlow's first tutorial, ``(batch, height · width)``,
 and channels first, ``(batch, channels, height, width)``.
@@ -21,9 +21,9 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# A one-dimensional input is treated as a flattened square image only if its sides have at least this many pixels.
+# Minimum side length, in pixels, at which a vector input is treated as a flattened square image.
 MIN_SIDE = 8
-# Elementwise layers, which work in any layout.
+# Elementwise layers, which work with any layout.
 _ANY_LAYOUT = (
     *("Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average", "Dropout", "ELU", "GaussianDropout"),
     *(
@@ -38,7 +38,7 @@ _ANY_LAYOUT = (
         "ThresholdedReLU",
     ),
 )
-# Maps axes of (batch, channels, height, width) to axes of (batch, height, width, channels).
+# Maps the axes of (batch, channels, height, width) to those of (batch, height, width, channels).
 _FROM_FIRST = {0: 0, 1: 3, 2: 1, 3: 2}
 
 
@@ -46,14 +46,14 @@ def with_image_input(model: Any, where: str) -> Any:
     """Return an equivalent model with the input shape ``(batch, height, width, 1 or 3)``.
 
     A model with another layout, e.g. channels first, is rebuilt, and its outputs for random images are compared with
-    those of the original. A model whose input is not an image in one of the supported layouts is returned unchanged.
+    the original's. A model whose input is not an image in one of the supported layouts is returned unchanged.
 
     Args:
         model: a tf_keras model.
-        where: path of the file, for messages.
+        where: path to the file, for messages.
 
     Raises:
-        ModelError: the outputs of the rebuilt model differ from those of the original.
+        ModelError: the rebuilt model's outputs differ from the original's.
     """
     shape = model.input_shape if isinstance(model.input_shape, tuple) else ()
     if not shape or None in shape[1:]:
@@ -92,7 +92,7 @@ def _channels_last(model: Any) -> Any:
 
 
 def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
-    """Rule of :class:`Rebuild`: rebuild a layer with channels last, or return None to copy the layer unchanged."""
+    """Rule for :class:`Rebuild` that converts a layer to channels last, or returns None to copy it unchanged."""
     nest = require("tensorflow").nest
     values = nest.flatten((node.args, node.kwargs))
     if node.kind == "Permute" and isinstance(node.args[0], ChannelsFirst) and tuple(node.layer.dims) == (2, 3, 1):
@@ -117,7 +117,7 @@ def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
 
 
 def _changed(kind: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the configuration changes that convert a layer to channels last, or None if this is not possible."""
+    """Return the configuration changes that convert a layer to channels last, or None if it cannot be converted."""
     if config.get("data_format") == "channels_first":
         return {"data_format": "channels_last"}
     if kind in ("BatchNormalization", "Concatenate", "Softmax"):

@@ -1,4 +1,4 @@
-"""Replace indexing operations in the graph of a Keras model, such as ``x[..., ::-1]``, with Keras layers."""
+"""Replace indexing operations in a Keras model's graph, such as ``x[..., ::-1]``, with Keras layers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edgerec.train.backend import keras
 
 @dataclass(frozen=True)
 class Channel:
-    """A single channel of a tensor, such as ``x[..., 0]``. :func:`stacked` combines several channels into a layer."""
+    """A single channel of a tensor, such as ``x[..., 0]``. Use :func:`stacked` to combine channels."""
 
     tensor: Any
     index: int
 
 
 def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
-    """Compute ``x[items]`` with Keras layers. Return None if the index is not supported.
+    """Compute ``x[items]`` with Keras layers, or return None if the index is not supported.
 
     An index may select and reorder channels, and crop rows and columns at the edges of the image. An index
     that selects a single channel returns a :class:`Channel`.
@@ -46,7 +46,7 @@ def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
 
 
 def stacked(channels: Sequence[Any], axis: int, name: Callable[[], str]) -> Any:
-    """Stack several :class:`Channel` objects of one tensor along the last axis.
+    """Stack :class:`Channel` objects from one tensor along the last axis.
 
     Return None if ``channels`` contains anything else, or ``axis`` is not the last axis.
     """
@@ -59,7 +59,7 @@ def stacked(channels: Sequence[Any], axis: int, name: Callable[[], str]) -> Any:
 
 
 def selected(x: Any, channels: Sequence[int], name: Callable[[], str]) -> Any:
-    """Select and reorder channels of ``x`` with a fixed 1x1 convolution, or with a dense layer if ``x`` is a vector."""
+    """Select and reorder the channels of ``x`` with a fixed 1x1 convolution, or a dense layer if ``x`` is a vector."""
     count, layers = x.shape[-1], keras().layers
     if list(channels) == list(range(count)):
         return x
@@ -75,9 +75,9 @@ def selected(x: Any, channels: Sequence[int], name: Callable[[], str]) -> Any:
 
 
 def with_indexing_layers(model: Any, where: str) -> Any:
-    """Return a tf_keras model whose indexing operations are replaced with layers. Nested models are flattened.
+    """Return a tf_keras model with layers instead of indexing operations. Nested models are flattened.
 
-    The replacement is necessary because Keras 2 cannot save a loaded model that has indexing operations.
+    This is necessary because Keras 2 cannot save a loaded model that has indexing operations.
 
     Raises:
         ModelError: an index is neither a selection of channels nor a crop.
@@ -103,7 +103,7 @@ def with_indexing_layers(model: Any, where: str) -> Any:
 
 
 def selects_channels(layer: Any) -> bool:
-    """Return whether a layer is a fixed 1x1 convolution that only scales and reorders channels."""
+    """Return whether a layer is a frozen 1x1 convolution that only scales and reorders channels."""
     if layer.trainable or type(layer).__name__ != "Conv2D" or tuple(layer.kernel_size) != (1, 1):
         return False
     return bool((np.count_nonzero(layer.get_weights()[0], axis=2) <= 1).all())
@@ -120,7 +120,7 @@ def _cropped(x: Any, spatial: Sequence[Any], name: Callable[[], str]) -> Any:
 
 
 def _full_index(items: Any, rank: int) -> list[Any] | None:
-    """Expand an index to one slice or integer per axis. Return None if the index contains any other type."""
+    """Expand an index to one slice or integer per axis. Return None if it contains any other type."""
     parts = [_part(item) for item in (items if isinstance(items, list | tuple) else [items])]
     if any(not isinstance(part, int | slice) and part is not Ellipsis for part in parts):
         return None

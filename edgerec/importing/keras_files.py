@@ -1,8 +1,7 @@
 """Load Keras files (.keras, .h5) after checking that they cannot execute code.
 
-Keras executes code from a file even in safe mode: for example, a Lambda layer may name any Python function, and a
-nested ``compile_config`` is compiled. Therefore a file is loaded only if every class and function that it names is on
-an allowlist.
+Even in safe mode, Keras executes code from a file. For example, a Lambda layer may name any Python function. Therefore,
+a file is loaded only if every class and function named in it is on an allowlist.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class _Source:
-    """The serialized configuration of a model, and the major version of Keras that wrote it."""
+    """A model's serialized configuration, and the major version of Keras that wrote it."""
 
     config: Any
     major: int
 
 
 def load_model(path: Path) -> Any:
-    """Load a tf_keras model from a .keras file that edgerec wrote, without compiling it.
+    """Load an uncompiled tf_keras model from a .keras file written by edgerec.
 
     Raises:
         ModelError: the file does not exist, is damaged, or names a class or function that is not on the allowlists.
@@ -63,7 +62,7 @@ def load_model(path: Path) -> Any:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Load a training checkpoint as a compiled model, with the state of the optimizer.
+    """Load a training checkpoint as a compiled model, including the optimizer's state.
 
     Raises:
         ModelError: the checkpoint names a class or function that is not on the allowlists. A damaged checkpoint raises
@@ -80,10 +79,10 @@ def _load(path: Path, compiled: bool) -> Any:
 
 
 def load_keras2(path: Path, *, compiled: bool = False) -> Any:
-    """Load a model with tf_keras. Call :func:`check_keras_file` first.
+    """Load a model with tf_keras, after :func:`check_keras_file` has checked the file.
 
-    tf_keras connects the layers of a functional model in a loop that never ends if a layer refers to a node that does
-    not exist. Therefore the number of iterations is limited.
+    tf_keras loops forever if a functional model's layer refers to a node that does not exist, so the number of
+    iterations is limited.
     """
     functional: Any = importlib.import_module(f"{keras().__name__}.src.engine.functional")
     original = functional.reconstruct_from_config
@@ -99,10 +98,10 @@ def load_keras2(path: Path, *, compiled: bool = False) -> Any:
 
 
 class _FiniteLayers(list[Any]):
-    """A list of the layers of a functional model that limits how often it can be iterated.
+    """A list of a functional model's layers that can only be iterated a limited number of times.
 
-    Keras creates all layers in the first iteration, and connects them in further iterations until all nodes are
-    connected. Because each iteration of a valid model connects at least one node, the number of nodes is the limit.
+    Keras creates all layers in the first iteration, and connects their nodes in further iterations. In a valid model,
+    each iteration connects at least one node, so the number of nodes is the limit.
     """
 
     def __init__(self, layers: list[Any]) -> None:
@@ -117,7 +116,7 @@ class _FiniteLayers(list[Any]):
 
 
 def check_keras_file(path: Path, *, compiled: bool = False) -> int:
-    """Check all classes and functions to which the .keras or .h5 file of a complete model refers, without loading it.
+    """Check the classes and functions named in a complete model's .keras or .h5 file, without loading the file.
 
     Args:
         path: path of the file.
@@ -140,7 +139,7 @@ def check_keras_file(path: Path, *, compiled: bool = False) -> int:
 
 
 def check_opens(model: Any, where: str) -> None:
-    """Raise :class:`ModelError` if the model, once saved, could only be loaded with the Python code that built it."""
+    """Raise :class:`ModelError` if loading the saved model would require the Python code that built it."""
     config = keras().saving.serialize_keras_object(model)
     check_config(config, where, "the model")
     with reported_as(f"{where}: the model could not be opened again without this code"):
@@ -148,11 +147,11 @@ def check_opens(model: Any, where: str) -> None:
 
 
 def check_config(value: Any, where: str | Path, inside: str, compiling: bool = False) -> None:
-    """Raise :class:`ModelError` if a configuration names a class or function that is not on the allowlists.
+    """Raise :class:`ModelError` if a configuration names a class or function that is not on an allowlist.
 
     Args:
         value: configuration of a model, a layer or any other object, as Keras serializes it.
-        where: name of the file, for error messages.
+        where: file name, for error messages.
         inside: name of the layer that contains ``value``, for error messages.
         compiling: whether ``value`` is part of a ``compile_config``, in which Keras' optimizers, losses and metrics are
             allowed as well.
@@ -168,9 +167,9 @@ def check_config(value: Any, where: str | Path, inside: str, compiling: bool = F
 
 
 def _check_object(value: dict[str, Any], where: str | Path, inside: str, compiling: bool) -> str:
-    """Check a serialized object, and return the name of its layer for error messages.
+    """Check a serialized object, and return its layer's name for error messages.
 
-    This is the object itself if it has a name, otherwise ``inside``, the layer that contains the object.
+    The layer is the object itself if it has a name, otherwise the containing layer, ``inside``.
     """
     kind, config = str(value["class_name"]), value.get("config")
     module, registered = str(value.get("module") or "keras"), str(value.get("registered_name") or "")
@@ -182,7 +181,7 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
         known = isinstance(config, str) and config in _functions(compiling)
         kind = f"function ({config})"
     elif kind in ("TFOpLambda", "SlicingOpLambda"):
-        # Keras 2 refers to TensorFlow operators by name. Some of them read or write files.
+        # Keras 2 refers to TensorFlow operators by name, and some of them read or write files.
         operator = str(config.get("function")) if isinstance(config, dict) else "?"
         known, kind = operator in TF_OPERATORS, f"{kind} ({operator})"
     elif ".ops." in module:
@@ -192,10 +191,10 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
     else:
         known = kind in LAYERS or kind in MODELS or kind in AUGMENTATION or kind in _PLAIN
         known = known or kind in _classes(_OBJECTS) or (compiling and kind in _classes(_COMPILE_OBJECTS))
-    if not known and kind in OPERATORS:  # an .h5 file of Keras 3 lacks the module of an operator
+    if not known and kind in OPERATORS:  # Keras 3 does not store the modules of operators in .h5 files
         raise ModelError(f"{where}: operator {name!r} ({kind}) cannot be loaded from .h5: save the model as .keras")
     if not known:
-        reason = _REASONS.get(kind, "only common layers and activations of Keras are accepted, and no code from a file")
+        reason = _REASONS.get(kind, "only common Keras layers and activations are accepted, and no code from a file")
         raise ModelError(f"{where}: {layer} is a {kind}, which is refused because {reason}. {_ADVICE}")
     return layer
 
@@ -206,7 +205,7 @@ def _classes(names: tuple[str, ...]) -> set[str]:
 
 
 def _functions(compiling: bool) -> set[str]:
-    """Return the names of Keras' activation functions and, if ``compiling``, of its losses and metrics."""
+    """Return the names of Keras' activation functions and, if ``compiling``, its losses and metrics."""
     modules = _modules(("activations", *(("losses", "metrics") if compiling else ())))
     names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
     return names - {"get", "serialize", "deserialize"}
@@ -238,7 +237,7 @@ def _read_source(path: Path) -> _Source:
             if kind and "Keras" not in kind:
                 raise ModelError(f"{path} is not a Keras model (.keras or .h5): it {kind}")
             raise ModelError(
-                f"{path} is not a complete Keras model: it lacks {min(missing)}; save it with model.save()"
+                f"{path} is not a complete Keras model: it has no {min(missing)}; save the model with model.save()"
             )
         _check_archive(archive, path)
         config, metadata = (_read_json(archive, name) for name in ("config.json", "metadata.json"))
@@ -263,7 +262,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise an error if the unpacked size of the archive is implausible, or the weights file links to other files."""
+    """Raise an error if the archive's unpacked size is implausible, or its weights file links to other files."""
     check_zip_file(path, sys.maxsize)
     if "model.weights.h5" in archive.namelist():
         with archive.open("model.weights.h5") as weights:
@@ -291,7 +290,7 @@ def _read_h5(path: Path) -> _Source:
 
 
 def _refuse_links(file: Any, where: Path) -> None:
-    """Raise :class:`ModelError` if an HDF5 file links to other files, because HDF5 would read them as weights."""
+    """Raise :class:`ModelError` if an HDF5 file links to other files, which HDF5 would read as weights."""
     h5py = require("h5py")
 
     def check(group: Any) -> None:

@@ -1,4 +1,4 @@
-"""Initialize a model with the weights of a Keras file, in all layers whose shapes match."""
+"""Initialize a model's layers with weights of the same shapes from a Keras file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def load_weights(model: Any, path: Path) -> tuple[int, int]:
-    """Initialize ``model`` with the weights of a .keras or .h5 file, in all layers whose shapes match.
+    """Initialize all layers of ``model`` that have weights of the same shapes in a .keras or .h5 file.
 
     Returns:
         The number of variables that were initialized, and the number of all variables.
@@ -34,7 +34,7 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
         refuse_links_in_weights(path)
         with _captured_warnings() as messages:
             model.load_weights(str(path), **options)
-    # If only the biases of the last layer match, the file belongs to another network with the same number of classes.
+    # If only the last layer's biases match, the file is for a different network with the same number of classes.
     names = [variable.name.partition("/")[0] for variable in model.weights]
     changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
     initialized = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
@@ -43,7 +43,7 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
         shapes = f" ({'; '.join(others[:3])})" if others else ""
         raise ModelError(
             f"none of the weights in {path} fit {model.name}{shapes}: use the same architecture, width and number of "
-            "channels, or use --arch backbone to keep the architecture of the file"
+            "channels, or keep the file's architecture with --arch backbone"
         )
     if others:
         log.warning("%s: weights with other shapes were not loaded: %s", path, "; ".join(others[:5]))
@@ -52,7 +52,7 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _captured_warnings() -> Iterator[list[str]]:
-    """Collect Keras' warnings during the ``with`` block: Python warnings, and for .h5 files TensorFlow log messages."""
+    """Collect Keras' warnings during the ``with`` block: Python warnings, or TensorFlow log messages for .h5 files."""
     messages: list[str] = []
 
     class Collector(logging.Handler):
@@ -73,8 +73,8 @@ def _captured_warnings() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-# Patterns of Keras' warnings about a shape mismatch, for .keras and for .h5 files.
-# The groups are the name of the variable, its shape in the model and its shape in the file.
+# Patterns for Keras' warnings about shape mismatches, in .keras and .h5 files.
+# Groups: variable name, shape in the model, shape in the file.
 _OTHER_SHAPES = (
     re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
     re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
@@ -82,6 +82,6 @@ _OTHER_SHAPES = (
 
 
 def _mismatch(warning: str) -> str:
-    """Summarize a warning about a shape mismatch. Return an empty string for any other warning."""
+    """Summarize a warning about a shape mismatch, or return an empty string for any other warning."""
     shapes = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
-    return f"{shapes[1]} has the shape ({shapes[2]}) in the model, ({shapes[3]}) in the file" if shapes else ""
+    return f"{shapes[1]} has shape ({shapes[2]}) in the model but ({shapes[3]}) in the file" if shapes else ""

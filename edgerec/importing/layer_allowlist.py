@@ -1,4 +1,4 @@
-"""Names of the layers and operators that edgerec accepts in third-party Keras models."""
+"""Allowlist of the layers and operators in third-party Keras models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def _names(text: str) -> frozenset[str]:
 
 MODELS = _names("Functional Model Sequential")
 
-# Layers with the same definition in Keras 2 and 3, and with the same weights in the same order.
+# Layers that have the same definition, weights and weight order in Keras 2 and 3.
 LAYERS = _names(
     """
     Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D BatchNormalization
@@ -32,18 +32,18 @@ AUGMENTATION = _names(
     """
 )
 
-# Maps the name of an activation in Keras 3 to its name in Keras 2, for activations with the same definition in both.
+# Keras 3 activations with the same definition in Keras 2, and their Keras 2 names.
 ACTIVATIONS = {
     name: name
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
-# A layer option with one of these values has no effect, so a version of Keras without the option is equivalent.
+# Layer options with these values have no effect, so a Keras version without the option is equivalent.
 NO_EFFECT = (None, False, "auto", "channels_last")
 
-# Arithmetic operators in the graph of a Keras 3 model, such as ``x / 127.5 - 1``.
+# Arithmetic operators in a Keras 3 graph, as in ``x / 127.5 - 1``.
 ARITHMETIC = frozenset({"Add", "Subtract", "Multiply", "Divide", "TrueDivide"})
-# Maps functions in the graph of a Keras 3 model to the equivalent activations.
+# Functions in a Keras 3 graph, and the equivalent activations.
 FUNCTIONS = {
     "Relu": "relu",
     "Relu6": "relu6",
@@ -54,11 +54,11 @@ FUNCTIONS = {
     "Tanh": "tanh",
     "Softmax": "softmax",
 }
-# Operators that select or reorder channels, or crop an image. Keras' ``preprocess_input`` uses such operators.
+# Operators that select or reorder channels, or crop an image, as used by Keras' ``preprocess_input``.
 INDEXING = frozenset({"Flip", "GetItem", "Stack"})
 OPERATORS = ARITHMETIC | FUNCTIONS.keys() | INDEXING
 
-# TensorFlow operators that are accepted in the graph of a Keras 2 model.
+# TensorFlow operators accepted in a Keras 2 graph.
 TF_OPERATORS = _names(
     """
     __operators__.add __operators__.getitem __operators__.sub math.add math.subtract math.multiply math.truediv

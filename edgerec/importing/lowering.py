@@ -1,4 +1,4 @@
-"""Replace layers that quantization-aware training does not support with equivalent layers.
+"""Replace layers that quantization-aware training does not support with equivalent ones.
 
 The rewritten layers are exact except for float rounding. Layers that scale and shift channels (``Rescaling``,
 ``Normalization``, ``x * 2 + 1``, a batch normalization that cannot be fused into a convolution) become :class:`Affine`
@@ -20,16 +20,16 @@ from edgerec.importing.graph_rewriter import Affine, Node, Rebuild
 from edgerec.importing.indexing import Channel, indexed, selected
 from edgerec.train.backend import keras
 
-# Activations that may stay inside a convolution or dense layer: tfmot and TFLite quantize them at the same point.
+# Activations allowed inside a convolution or dense layer, because tfmot and TFLite quantize them at the same point.
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")
-# Activations that may be separate layers, because tfmot and the int8 kernels support them.
+# Activations allowed as separate layers, because tfmot and the int8 kernels support them.
 ALONE = (*INSIDE, "swish", "gelu")
-# Function that replaces a node. It returns a tensor or an Affine, or None to copy the node.
+# Returns the replacement for a node, a tensor or an Affine, or None to copy the node.
 Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 
 def lower(rebuild: Rebuild, node: Node) -> Any:
-    """Rule of :class:`Rebuild`: rewrite a node for quantization-aware training, or return None to copy the node."""
+    """Rule for :class:`Rebuild` that rewrites a node for quantization-aware training, or returns None to copy it."""
     if node.kind in _LAYERS:
         return _LAYERS[node.kind](rebuild, node, node.args[0])
     if hasattr(node.layer, "symbol"):
@@ -48,7 +48,7 @@ def activation_name(layer: Any) -> str:
 
 
 def is_folded(node: Node) -> bool:
-    """Return whether tfmot and the converter fold a batch normalization into the convolution before it.
+    """Return whether tfmot and the converter fold a batch normalization into the preceding convolution.
 
     tfmot also accepts batch normalization after a dense layer, but the converter then leaves the dense layer in float.
     """
@@ -77,11 +77,11 @@ def _normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _batch_normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Convert a batch normalization to a scale and offset from its moving statistics, unless it can be folded.
+    """Convert a batch normalization that cannot be folded to a scale and offset, using its moving statistics.
 
-    tfmot does not support batch normalization without a convolution. With a quantize config, the layer would be trained
-    on the statistics of each batch but run with others, and would become two operators, MUL and ADD. A convolution is
-    one operator with one rounding, and its scale and offset stay trainable.
+    tfmot does not support batch normalization without a convolution. With a quantize config, training
+    would use batch statistics but inference would not, and the layer would become two operators, MUL and ADD. A
+    convolution is one operator with one rounding, and its scale and offset stay trainable.
     """
     layer = node.layer
     if is_folded(node) or list(layer.axis) != [len(node.inputs[0].shape) - 1]:
@@ -118,8 +118,8 @@ def _average(rebuild: Rebuild, node: Node, x: Any) -> Any:
 def _average_pooling(rebuild: Rebuild, node: Node, x: Any) -> Any:
     """Convert average pooling without padding to a depthwise convolution with equal weights.
 
-    If a Concatenate follows, the converter has to use another scale for the output. It cannot do this for
-    AVERAGE_POOL_2D, whose output must have the scale of its input ("violate the same scale constraint").
+    A subsequent Concatenate may require another output scale, but AVERAGE_POOL_2D must have the same output scale
+    as input scale ("violate the same scale constraint").
     """
     layer, size = node.layer, node.inputs[0].shape[1:3]
     without_padding = layer.pool_size == layer.strides and not any(n is None or n % layer.strides[0] for n in size)
@@ -152,7 +152,7 @@ def _operator(rebuild: Rebuild, node: Node) -> Any:
 
 
 def _binary(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
-    """Replace ``+ − × ÷`` with a layer for two tensors, or with an :class:`Affine` if one operand is a constant."""
+    """Replace ``+ − × ÷`` with a layer for two tensors, or an :class:`Affine` if one operand is constant."""
     sign = node.kind.rpartition(".")[2]
     x, y = arguments.values()
     if _is_tensor(x) and _is_tensor(y):
@@ -172,7 +172,7 @@ def _negative(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
 
 
 def _getitem(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
-    """Replace indexing such as ``x[..., ::-1]`` with layers, or return None for indexing that is not supported."""
+    """Replace indexing such as ``x[..., ::-1]`` with layers, or return None if it is not supported."""
     result = indexed(
         rebuild.to_tensor(arguments["tensor"]), arguments["slice_spec"], lambda: rebuild.name(node.layer.name)
     )
@@ -246,7 +246,7 @@ def _as_activation(name: str) -> Callable[[Rebuild, Node, dict[str, Any]], Any]:
 
 
 def _affine(rebuild: Rebuild, node: Node, x: Any, scale: Any, offset: Any, trainable: bool = False) -> Any:
-    """Return ``scale · x + offset``. Return None if scale or offset is neither a scalar nor one value per channel."""
+    """Return ``scale · x + offset``, or None unless scale and offset are scalars or have one value per channel."""
     *others, channels = _shape(x)
     scale, offset = (np.asarray(v, np.float64) for v in (scale, offset))
     by_channel = all(v.size == 1 or v.shape[-1:] == (channels,) == (v.size,) for v in (scale, offset))
@@ -269,12 +269,12 @@ def _clip(rebuild: Rebuild, node: Node, x: Any, low: float, high: float) -> Any:
 
 
 def _hard_sigmoid(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Apply the hard sigmoid of Keras 2, ``clip(0.2 x + 0.5, 0, 1)``."""
+    """Apply Keras 2's hard sigmoid, ``clip(0.2 x + 0.5, 0, 1)``."""
     return _clip(rebuild, node, _affine(rebuild, node, x, 0.2, 0.5), 0.0, 1.0)
 
 
 def _make(rebuild: Rebuild, node: Node, kind: Any, x: Any, *args: Any, **options: Any) -> Any:
-    """Create a layer of the class ``kind``, named after the node, and apply it to ``x``."""
+    """Create a layer of class ``kind``, named after the node, and apply it to ``x``."""
     x = [rebuild.to_tensor(value) for value in x] if isinstance(x, list) else rebuild.to_tensor(x)
     return kind(*args, name=rebuild.name(node.layer.name), **options)(x)
 

@@ -1,4 +1,4 @@
-"""Compare the accuracy of a third-party model with different normalizations, to find the one that it expects."""
+"""Find out which normalization a third-party model expects, by comparing its accuracy with different ones."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)
 
-# Number of training images on which the normalizations are compared.
+# Number of training images for comparing normalizations.
 TRIED_IMAGES = 500
-# An accuracy is clearly better than another one if it is higher by at least this many percentage points.
+# Minimum difference in percentage points at which one accuracy is clearly better than another.
 CLEAR_POINTS = 2.0
-# Per-channel normalizations that are tried in addition to those with a single scale.
+# Per-channel normalizations to try in addition to those with a single scale.
 PER_CHANNEL = ("torch", "caffe")
-# Number of images per class on which the order of the labels is checked, and maximum number of images in total.
+# Number of images per class for checking the label order, and maximum total number of images.
 IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
 
 
 @dataclass(frozen=True)
 class NormalizationChoice:
-    """The chosen normalization, and the accuracy with each normalization that was tried.
+    """The chosen normalization, and the accuracy with each normalization tried.
 
     Attributes:
         text: the normalization in the format of :func:`edgerec.contract.tensors.parse_normalise`.
@@ -46,24 +46,24 @@ class NormalizationChoice:
 
     @property
     def name(self) -> str:
-        """Name of the normalization in the recipe, or ``pixels`` if the normalization is added as a layer."""
+        """Name of the recipe's normalization, which is ``pixels`` if a layer normalizes the input."""
         normalise = parse_normalise(self.text)
         return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
 
     @property
     def layer(self) -> str:
-        """The normalization to add to the model as a layer, or an empty string if no layer is needed."""
+        """Normalization to add to the model as a layer, or an empty string if no layer is needed."""
         return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
 
 
 def choose_normalization(
     model: Any, path: Path, model_data: ModelData, normalise: str | None, listener: Listener, *, explicit: bool
 ) -> NormalizationChoice:
-    """Choose the normalization and check the order of the labels, using the same predictions for both.
+    """Choose the normalization and check the label order, using the same predictions for both.
 
     Raises:
-        DataError: the normalization is not known and cannot be measured because the images have no labels; or the
-            labels are in another order than the outputs and were not given explicitly.
+        DataError: the normalization is unknown and cannot be determined because the images have no labels, or the
+            labels were not given explicitly and are in a different order than the outputs.
     """
     if normalise is not None:
         texts = [normalise]
@@ -93,7 +93,7 @@ def choose_normalization(
 
 
 def _best(right: dict[str, float], path: Path, images: int, classes: int) -> NormalizationChoice:
-    """Return the normalization with the highest accuracy. Choose a per-channel one only if it is clearly better."""
+    """Return the most accurate normalization. Only choose a per-channel one if it is clearly better."""
     simple = max(NORMALISATIONS, key=right.__getitem__)
     best = max(right, key=right.__getitem__)
     if (right[best] - right[simple]) * 100 < CLEAR_POINTS:
@@ -103,7 +103,7 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> Nor
     log.info("%s: normalization %r; correct on %d training images: %s", path, best, images, figures)
     if right[best] < 1.5 / classes:
         log.warning(
-            "%s is hardly better than guessing with any of the normalizations %s: set the correct one with --normalise",
+            "%s is hardly better than guessing with all tried normalizations (%s): set the right one with --normalise",
             path,
             ", ".join(right),
         )
@@ -120,5 +120,5 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> Nor
 def predictions(
     model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener
 ) -> npt.NDArray[np.int64]:
-    """Return the predicted class of each image in ``part``, an array of image indices."""
+    """Return the predicted class for each image index in ``part``."""
     return keras_scorer(model, normalise)(dataset.select(part), listener).argmax(axis=1)

@@ -1,8 +1,8 @@
-"""Rewrite Keras models so that they can be quantized and pruned, without changing their outputs.
+"""Rewrite Keras models for quantization and pruning without changing their outputs.
 
 Each step is a pass of :class:`~edgerec.importing.graph_rewriter.Rebuild`, and its result is compared with the original
 model. The steps flatten nested models, remove layers that do nothing during inference, and replace what
-tensorflow-model-optimization or int8 does not support by supported layers.
+tensorflow-model-optimization or int8 does not support with supported layers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Number of random inputs, and maximum difference of the outputs as a fraction of the largest output.
+# Number of random inputs, and maximum difference between outputs as a fraction of the largest output.
 SAMPLES, TOLERANCE = 4, 1e-2
-# Number of random perturbations of the inputs, by which the rounding error of the original model is estimated.
-# A difference of at most twice the estimated rounding error is accepted, even if it exceeds the tolerance.
+# Number of random input perturbations for estimating the original model's rounding error. Differences of up to twice
+# this error are accepted, even if they exceed the tolerance.
 PERTURBATIONS = 8
 
 
@@ -36,10 +36,10 @@ class Change:
 
     Attributes:
         layer: name of the layer in the original model.
-        what: the replacement.
+        what: description of the replacement.
         why: the reason for the replacement.
-        max_difference: largest difference between the outputs of the original model and of the model after this step
-            for the sample inputs.
+        max_difference: largest difference between the original model's outputs and the outputs after this step, for the
+            sample inputs.
     """
 
     layer: str
@@ -54,14 +54,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model that was rewritten for the next compression step, and the list of changes."""
+    """A model rewritten for the next compression step, and the list of changes."""
 
     model: Any
     changes: tuple[Change, ...]
 
     @property
     def max_difference(self) -> float:
-        """Largest difference between the outputs of this model and the original, or 0 if nothing was changed."""
+        """Largest difference between this model's outputs and the original's, or 0 if nothing was changed."""
         return self.changes[-1].max_difference if self.changes else 0.0
 
 
@@ -70,11 +70,11 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
 
     Args:
         model: a tf_keras model, Sequential or functional, with or without nested models.
-        purpose: the next step, which determines the layers that are not accepted.
+        purpose: the next step, which determines the supported layers.
         pixels: sample inputs ``(N, H, W, C)``, normalized for the model. By default, random inputs.
 
     Returns:
-        The original model itself if nothing has to be changed; otherwise a new model with copied weights.
+        The original model if no change is necessary, otherwise a new model with copied weights.
 
     Raises:
         ModelError: the next step does not support a layer. The message names the layer and alternatives.
@@ -114,7 +114,7 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
     return Adapted(current, tuple(changes))
 
 
-# Conditions and rules of the rewriting steps
+# Conditions and rules for the rewriting steps
 
 # Layers that are random during training and do nothing during inference.
 INACTIVE = (
@@ -123,7 +123,7 @@ INACTIVE = (
 )
 SIZING = ("Resizing", "CenterCrop", "RandomCrop")
 LOOPS = ("GRU", "SimpleRNN")
-# Maximum number of time steps of a loop that is unrolled. Each time step becomes about six operators.
+# Maximum number of time steps for unrolling a loop. Each time step becomes about six operators.
 LONGEST_LOOP = 256
 
 
@@ -136,7 +136,7 @@ def _has_inactive(model: Any, purpose: Purpose) -> bool:
 
 
 def _remove_inactive(rebuild: Rebuild, node: Node) -> Any:
-    """Remove augmentation layers, noise layers, and resizing layers that do not change the size."""
+    """Remove augmentation and noise layers, and resizing layers that keep the size."""
     if node.kind not in (*INACTIVE, *SIZING):
         return None
     size = tuple(node.inputs[0].shape[1:3])
@@ -144,7 +144,7 @@ def _remove_inactive(rebuild: Rebuild, node: Node) -> Any:
         raise ModelError(
             f"layer {node.layer.name!r} ({node.kind}) resizes images from {size[0]}×{size[1]} to "
             f"{node.layer.height}×{node.layer.width}, but edgerec already resizes images before inference: build the "
-            f"model with an input of {node.layer.height}×{node.layer.width}, and without the layer"
+            f"model without the layer, and with an input of {node.layer.height}×{node.layer.width}"
         )
     rebuild.record_change(node, f"{node.kind} → removed")
     return node.args[0]
@@ -155,7 +155,7 @@ def _has_loops(model: Any, purpose: Purpose) -> bool:
 
 
 def _unroll(rebuild: Rebuild, node: Node) -> Any:
-    """Unroll a GRU or SimpleRNN into its time steps. TFLite has an operator for a complete LSTM, but not for these."""
+    """Unroll a GRU or SimpleRNN, for which, unlike an LSTM, TFLite has no operator."""
     if node.kind not in LOOPS or len(node.inputs) > 1 or node.layer.stateful:
         return None
     if node.layer.unroll and node.kind == "SimpleRNN":
@@ -172,7 +172,7 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
     return rebuild.copy(replace(node, kwargs=kwargs), unroll=True)
 
 
-# Rewriting steps, in order: the condition for the step, its rule, and the reason that is reported for each change.
+# Rewriting steps in order: each step's condition, its rule, and the reason to report for its changes.
 _STEPS = (
     (_is_nested, flatten, "tensorflow-model-optimization supports only models without nested models"),
     (_has_inactive, _remove_inactive, "it does nothing during inference"),
@@ -182,7 +182,7 @@ _STEPS = (
 
 
 def _samples(model: Any) -> Any:
-    """Return random inputs: pixels from 0 to 255 if the model normalizes them, otherwise values from -1 to 1."""
+    """Return random inputs: raw pixels from 0 to 255 if the model normalizes them, otherwise values from -1 to 1."""
     rng = np.random.default_rng(0)
     raw = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in layers_of(model))
     low, high = (0, 255) if raw else (-1, 1)
@@ -193,7 +193,7 @@ def _samples(model: Any) -> Any:
 
 
 def _sensitivity(model: Any, inputs: Any, reference: list[npt.NDArray[np.float32]]) -> float:
-    """Return the largest change of the outputs when the last bit of each input value is randomly perturbed."""
+    """Return the largest change in the outputs when each input value's last bit is randomly perturbed."""
     rng = np.random.default_rng(0)
 
     def perturbed(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

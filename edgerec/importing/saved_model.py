@@ -1,4 +1,4 @@
-"""Load TensorFlow SavedModels. They can be converted, but not trained, because they have no layers."""
+"""Load TensorFlow SavedModels, which can be converted but not trained, because they have no layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = "saved_model"
 
 
 class SavedModel:
-    """The serving function of a SavedModel, with the methods of a Keras model that conversion and evaluation need.
+    """A SavedModel's serving function, with the Keras model methods needed for conversion and evaluation.
 
     Attributes:
         input_shape: ``(None, H, W, C)``, float32.
@@ -36,8 +36,8 @@ class SavedModel:
         (self._output, output_spec), *more_outputs = self._function.structured_outputs.items()
         if more_inputs or more_outputs:
             raise ModelError(
-                f"{folder}: the signature {SIGNATURE} has several inputs or outputs, but an image classifier has one "
-                "of each"
+                f"{folder}: the signature {SIGNATURE} has several inputs or outputs, but an image classifier must have "
+                "one of each"
             )
         if input_spec.dtype.name != "float32" or input_spec.shape.rank not in (3, 4) or output_spec.shape.rank != 2:
             raise ModelError(
@@ -54,7 +54,7 @@ class SavedModel:
         self._normalise: AnyNormalise | None = None
 
     def __call__(self, pixels: Any, training: bool = False) -> Any:
-        """Return class scores, float32 ``(batch, classes)``, for normalized pixels, float32 ``(batch, H, W, C)``."""
+        """Return float32 class scores ``(batch, classes)`` for float32 normalized pixels ``(batch, H, W, C)``."""
         if training:
             raise ModelError(UNTRAINABLE)
         tf = require("tensorflow")
@@ -75,16 +75,16 @@ class SavedModel:
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
     def normalise(self, normalise: AnyNormalise) -> None:
-        """Normalize the input before the model, so that the model accepts RGB pixels from 0 to 255."""
+        """Normalize inputs before running the model, so that it accepts RGB pixels from 0 to 255."""
         self._normalise = normalise
 
     def add_softmax(self) -> None:
-        """Apply a softmax to the outputs of a model that outputs logits."""
+        """Apply a softmax to the outputs, because the model outputs logits."""
         self._softmax = True
 
 
 def outputs_scores(model: Any) -> bool:
-    """Return whether the outputs for random images are nonnegative and sum to 1, like those of a softmax."""
+    """Return whether the outputs for random images are nonnegative and sum to 1, as after a softmax."""
     rng = np.random.default_rng(0)
     for high in (1, 255):
         scores = np.asarray(model(rng.uniform(0, high, (4, *model.input_shape[1:])).astype(np.float32), training=False))
@@ -106,10 +106,10 @@ def refuse_untrainable(model: Any) -> None:
 
 
 def load_saved_model(folder: str | Path) -> SavedModel:
-    """Load the serving function of a SavedModel of TensorFlow 2.
+    """Load the serving function of a TensorFlow 2 SavedModel.
 
-    TensorFlow executes the graph of a SavedModel. Therefore the graph is read before it is loaded, and only operators
-    that compute with tensors are accepted (:mod:`edgerec.importing.graph_operators`).
+    Because TensorFlow executes a SavedModel's graph, the graph is checked before it is loaded. Only operators that
+    compute with tensors are accepted (:mod:`edgerec.importing.graph_operators`).
 
     Raises:
         ModelError: the folder does not exist, the SavedModel is damaged or has another operator, or the model is not an
@@ -123,7 +123,7 @@ def load_saved_model(folder: str | Path) -> SavedModel:
         check_operators(folder)
         loaded = require("tensorflow").saved_model.load(str(folder))
         if SIGNATURE not in loaded.signatures:
-            raise ModelError(f"{folder} has no signature {SIGNATURE}: save it with model.export()")
+            raise ModelError(f"{folder} has no signature {SIGNATURE}: save the model with model.export()")
         model = SavedModel(folder, loaded)
         if None not in model.input_shape[1:] and not outputs_scores(model):
             model.add_softmax()
@@ -131,7 +131,7 @@ def load_saved_model(folder: str | Path) -> SavedModel:
 
 
 def check_operators(folder: Path) -> None:
-    """Raise :class:`ModelError` if the graph has an operator that is not in :data:`OPERATORS`.
+    """Raise :class:`ModelError` if the graph contains an operator that is not in :data:`OPERATORS`.
 
     The file is only parsed. TensorFlow does not load the model.
     """
@@ -139,25 +139,25 @@ def check_operators(folder: Path) -> None:
     saved = module.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for meta in saved.meta_graphs:
         if not meta.HasField("object_graph_def"):
-            raise ModelError(f"{folder} is a SavedModel of TensorFlow 1: save it again with TensorFlow 2")
+            raise ModelError(f"{folder} is a TensorFlow 1 SavedModel: save the model again with TensorFlow 2")
         called = set(meta.object_graph_def.concrete_functions) | set(_called(meta.graph_def.library.function))
         for name, nodes in _graphs(meta.graph_def):
-            # Only the main graph, and functions that save and restore weights, may contain checkpoint operators.
+            # Checkpoint operators are allowed only in the main graph and in functions that save and restore weights.
             allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
             if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
                 raise ModelError(
-                    f"{folder}: its graph has the operator {refused[0]}, which is refused, because it could execute "
-                    "code or use files or the network: save the model without it"
+                    f"{folder}: its graph has the operator {refused[0]}, which is refused because it could execute "
+                    "code or access files or the network: save the model without it"
                 )
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of the functions in a graph. A node calls a function by using its name as the operator."""
+    """Return the names of a graph's functions. In a node that calls a function, its name is the operator."""
     return {function.signature.name for function in graph.library.function}
 
 
 def _refuse_training(folder: Path, graph: Any) -> None:
-    """Raise :class:`ModelError` if the graph has random operators or operators that change the weights.
+    """Raise :class:`ModelError` if the graph contains random operators or operators that change weights.
 
     Keras 3 exports augmentation layers in training mode, so that every prediction would be random.
     """
@@ -178,9 +178,9 @@ def _graphs(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _called(functions: Any) -> Iterator[str]:
-    """Yield the names of the functions that other functions call."""
+    """Yield the names of functions called by other functions."""
     for function in functions:
         for node in function.node_def:
-            yield node.op  # the operator is a function name if the node calls a function
+            yield node.op  # a function's name if the node calls a function
             for value in node.attr.values():
                 yield from (value.func.name, *(item.name for item in value.list.func))

@@ -20,34 +20,32 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Layers that do not change the range of pixel values: augmentation, resizing, cropping, noise and reshaping.
+# Layers that do not change the range of pixel values, such as augmentation, resizing and reshaping.
 _VALUE_PRESERVING = AUGMENTATION | {
     *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
     *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
 }
-# A model normalizes pixels itself if its first layer maps [0, 255] to values of at most this magnitude.
+# A model contains its normalization if its first layer maps [0, 255] to values up to this magnitude.
 MAX_NORMALIZED = 10
 
 
 def read_third_party(path: str | Path) -> Any:
-    """Load a complete ``.keras`` or ``.h5`` model of Keras 2 or 3 as an uncompiled tf_keras model in float32.
+    """Load a complete Keras 2 or 3 model (``.keras`` or ``.h5``) as an uncompiled tf_keras model in float32.
 
-    If the model's input has another layout than ``(batch, height, width, channels)``, the model is rebuilt for this
-    layout (:func:`edgerec.importing.image_input.with_image_input`).
+    If the model's input layout is not ``(batch, height, width, channels)``, the model is rebuilt for this layout
+    (:func:`edgerec.importing.image_input.with_image_input`).
 
     No code from the file is executed. Before Keras reads the file, every class name in the file is compared with a list
     of supported names: the layers, initializers, regularizers and constraints of Keras, common arithmetic operators,
     and edgerec's own layers. A file with any other name is an error. A Keras 3 model is rebuilt with tf_keras layers
-    (:func:`edgerec.importing.from_keras3.from_keras3`), and its outputs are compared with those of the original.
+    (:func:`edgerec.importing.from_keras3.from_keras3`), and its outputs are compared with the original's.
 
     Raises:
         ModelError: the file does not exist, is damaged or has weights only, or a layer is not supported.
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(
-            f"{path} does not exist; expected a complete .keras or .h5 model, or the folder of a SavedModel"
-        )
+        raise ModelError(f"{path} does not exist; expected a complete .keras or .h5 model, or a SavedModel folder")
     with reported_as(f"{path} cannot be read as a Keras model"):
         if check_keras_file(path) >= 3:
             model = from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
@@ -58,7 +56,7 @@ def read_third_party(path: str | Path) -> Any:
 
 
 def expects_pixels(model: Any) -> bool:
-    """Return whether the first layers of a model normalize pixels from 0 to 255."""
+    """Return True if the model's first layers normalize raw pixels in [0, 255]."""
     for layer in model._flatten_layers(include_self=False, recursive=True):
         kind = type(layer).__name__
         if kind in _VALUE_PRESERVING or selects_channels(layer):
@@ -69,7 +67,7 @@ def expects_pixels(model: Any) -> bool:
 
 
 def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
-    """Return the scale and offset that a layer applies to its input. The scale is infinite for an unsupported layer."""
+    """Return the scale and offset that a layer applies to its input, with an infinite scale for unsupported layers."""
     if kind == "Rescaling":
         return np.asarray(layer.scale), np.asarray(layer.offset)
     if kind == "Normalization" and not layer.invert:
@@ -77,6 +75,6 @@ def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
         return scale, -np.asarray(layer.mean) * scale
     if kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
         kernel, *bias = layer.get_weights()
-        # The input range cannot be inferred from a learned bias.
+        # A learned bias does not reveal the input range.
         return kernel, bias[0] if bias and not layer.trainable else np.zeros(1)
     return np.array(np.inf), np.zeros(1)

@@ -1,6 +1,6 @@
-"""Write tf_keras models as ``.keras`` files that Keras 3 opens.
+"""Save tf_keras models as ``.keras`` files that Keras 3 can open.
 
-Keras 3 cannot read the configurations of tf_keras, and neither package has a converter.
+Keras 3 cannot read tf_keras configurations, and neither package has a converter.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def write_keras3(model: Any, path: Path) -> None:
-    """Write a tf_keras model as a ``.keras`` file that Keras 3's ``keras.models.load_model`` opens.
+    """Save a tf_keras model as a ``.keras`` file that Keras 3's ``keras.models.load_model`` can open.
 
     Raises:
-        ModelError: Keras 3 does not have a layer, or the outputs differ.
+        ModelError: Keras 3 lacks one of the layers, or the outputs differ.
     """
     keras3, model = require("keras"), in_float32(model)
     with reported_as(f"{model.name} cannot be written for Keras 3"):
@@ -41,7 +41,7 @@ def write_keras3(model: Any, path: Path) -> None:
 
 
 def _copy_weights(model: Any, converted: Any) -> None:
-    """Copy the weights layer by layer, because Keras 2 and 3 may order the weights of a nested model differently."""
+    """Copy the weights layer by layer, because Keras 2 and 3 may order a nested model's weights differently."""
     for layer in model.layers:
         if isinstance(layer, keras().Model):
             _copy_weights(layer, converted.get_layer(layer.name))
@@ -50,7 +50,7 @@ def _copy_weights(model: Any, converted: Any) -> None:
 
 
 def offer_keras3(model: Any, path: Path) -> None:
-    """Write the model with :func:`write_keras3` if Keras 3 supports all of its layers. Otherwise, log the reason."""
+    """Save the model with :func:`write_keras3` if Keras 3 supports all of its layers, otherwise log why not."""
     try:
         write_keras3(model, path)
     except ModelError as error:
@@ -58,12 +58,12 @@ def offer_keras3(model: Any, path: Path) -> None:
 
 
 def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
-    """Convert a serialized object of tf_keras to the form that Keras 3 expects."""
+    """Convert a serialized tf_keras object to the form that Keras 3 expects."""
     kind, config = value.get("class_name"), value.get("config")
     if kind in MODELS:
         module = "keras.src.models.functional" if kind == "Functional" else "keras"
         return value | {"module": module, "registered_name": None}
-    if "input_layers" in value:  # Keras 3 expects a single input or output without a list
+    if "input_layers" in value:  # Keras 3 does not expect a single input or output in a list
         value = _with_keras3_calls(value)
         ends = {key: value[key][0] for key in ("input_layers", "output_layers") if len(value[key]) == 1}
         return value | ends
@@ -75,7 +75,7 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     for key, option in config.items():
         key = renamed.get(key, key)
         if key == "rng_type" or (key == "batch_shape" and kind != "InputLayer"):
-            continue  # ``rng_type`` affects only random layers, and the InputLayer already has the shape
+            continue  # ``rng_type`` only affects random layers, and the InputLayer already specifies the shape
         if kind == "BatchNormalization" and key == "axis":
             option = option[0] if isinstance(option, list) else option
         if key in known or not (option in NO_EFFECT or (key, option) == ("groups", 1) or key.endswith("_initializer")):

@@ -1,4 +1,4 @@
-"""Refuse models and layers that compression does not support, with error messages that name alternatives."""
+"""Raise errors that suggest alternatives if compression does not support a model or layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.train.backend import keras
 # Next compression step. ``pqat`` is quantization-aware training that keeps pruned weights at zero.
 Purpose = Literal["qat", "pqat", "prune", "ptq"]
 
-# Layers without weights, of which only the output is fake-quantized.
+# Layers without weights, whose output alone is fake-quantized.
 ANNOTATED = ("Maximum", "Minimum", "Multiply", "Subtract")
 # Layers that tfmot replaces with other layers before quantization.
 _TRANSFORMED = ("BatchNormalization", "SeparableConv1D", "SeparableConv2D")
@@ -23,11 +23,11 @@ ALTERNATIVES = "build the model without it, or use --method ptq or float16"
 
 
 def check_finite(model: Any, where: str) -> None:
-    """Raise :class:`ModelError` if a model has weights that are NaN or infinite.
+    """Raise :class:`ModelError` if a model has NaN or infinite weights.
 
     Args:
         model: a tf_keras model or a :class:`~edgerec.importing.saved_model.SavedModel`.
-        where: name of the model, for the error message.
+        where: model name, for the error message.
     """
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
@@ -55,13 +55,13 @@ def refuse_code(model: Any) -> None:
 
 
 def refuse(layer: Any, purpose: Purpose) -> None:
-    """Raise :class:`ModelError` if the compression step ``purpose`` does not support a layer of the rewritten model."""
+    """Raise :class:`ModelError` if a rewritten model's layer is not supported by the compression step ``purpose``."""
     layers = keras().layers
     what = getattr(layer, "symbol", None)
     name = f"layer {layer.name!r} ({'operator ' + what if what else type(layer).__name__})"
     if purpose == "ptq" and _is_loop(layer):
         raise ModelError(
-            f"{name} is a loop, which the converter cannot fully quantize: use an LSTM, or an input of fixed length"
+            f"{name} is a loop, which the converter cannot fully quantize: use an LSTM or a fixed input length"
         )
     if purpose == "prune" and not (isinstance(layer, layers.InputLayer) or _prunable(layer)):
         raise ModelError(f"{name} is not supported by pruning: {ALTERNATIVES}")
@@ -70,7 +70,7 @@ def refuse(layer: Any, purpose: Purpose) -> None:
 
 
 def _is_loop(layer: Any) -> bool:
-    """Return whether a recurrent layer becomes a loop in TFLite. An LSTM does not: TFLite has an operator for it."""
+    """Return whether a recurrent layer becomes a loop in TFLite. An LSTM becomes a single operator instead."""
     layers = keras().layers
     if isinstance(layer, layers.Bidirectional):
         return _is_loop(layer.forward_layer)
@@ -100,7 +100,7 @@ def _refuse_in_training(layer: Any, name: str, purpose: Purpose) -> None:
 
 
 def _trainable_in_int8(layer: Any) -> bool:
-    """Return whether quantization-aware training supports this type of layer.
+    """Return whether quantization-aware training supports this layer type.
 
     Batch normalization is supported only after a convolution.
     """
@@ -113,12 +113,12 @@ def _trainable_in_int8(layer: Any) -> bool:
 
 
 def _prunable(layer: Any) -> bool:
-    """Return whether pruning supports this type of layer. Some supported layers have no prunable weights."""
+    """Return whether pruning supports this layer type. Some supported layers have no prunable weights."""
     from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry
 
     return hasattr(layer, "get_prunable_weights") or prune_registry.PruneRegistry.supports(layer)
 
 
 def layers_of(model: Any) -> Iterator[Any]:
-    """Yield all layers, including those of nested models and wrappers."""
+    """Iterate over all layers, including those in nested models and wrappers."""
     yield from model._flatten_layers(include_self=False, recursive=True)

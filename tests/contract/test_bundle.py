@@ -130,7 +130,7 @@ def test_verify_refuses_a_missing_file(copy, edgerec):
 
 def test_newer_schema_suggests_to_upgrade_edgerec(copy, edgerec):
     change(copy, schema=SCHEMA_VERSION + 1)
-    assert "upgrade it with pip install -U edgerec" in one_line(edgerec("verify", copy))
+    assert "upgrade with pip install -U edgerec" in one_line(edgerec("verify", copy))
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "golden/../../secret", "C:\\x", "", "a\ud800"])
@@ -154,18 +154,18 @@ def test_link_out_of_the_bundle_is_refused(copy, tmp_path):
     [
         ({"labels": ["one"]}, "has 1 labels, but the model's output"),
         ({"labels": []}, "labels"),
-        ({"labels": ["one"] * 10}, "the same label twice"),
+        ({"labels": ["one"] * 10}, "duplicate labels"),
         ({"labels": [1, 2]}, "labels"),
         ({"input": {"dtype": "float64", "shape": [1]}}, "float64"),
         ({"input": 3}, "input"),
-        ({"preprocess": {"height": 5, "width": 5}}, "but preprocess produces"),
+        ({"preprocess": {"height": 5, "width": 5}}, "but preprocessing produces"),
         ({"preprocess": {"hight": 5}}, "hight"),
         ({"normalise": {"mean": 0}}, "std"),
         ({"normalise": {"mean": 0, "std": 0}}, "positive std"),
         ({"normalise": {"mean": float("nan"), "std": 1}}, "finite mean"),
         ({"threads": 10**400}, "threads"),
         ({"threads": "4"}, "threads"),
-        ({"delegate": "a\0b"}, "which is not loaded"),
+        ({"delegate": "a\0b"}, "is not loaded"),
         ({"decision": {"threshold": 2}}, "threshold"),
         ({"model": "other.tflite"}, "has no digest for it"),
         ({"model": ""}, "has no digest for it"),

@@ -122,19 +122,19 @@ def test_lines_that_only_resemble_another_format_are_labels(tmp_path, text, labe
         (
             "manifest.json",
             '{"kind": "x", "weights": "net.tflite", "names": "names.txt"}',
-            "the file 'names.txt' is mentioned",
+            "'names.txt' may be the label file",
         ),
         (
             "app.json",
             '{"modelFile": "m.tflite",\n"labelsFile": "dict.txt",\n"modelType": "L"}',
-            "the file 'dict.txt' is mentioned",
+            "'dict.txt' may be the label file",
         ),
         ("app.yaml", "kind: x\nweights: net.tflite\nlabels_file: dict.txt", "indices|none of the keys|dict.txt"),
         ("settings.txt", "kind: x\nweights: net.tflite\nlabels: dict.txt", "settings such as"),
         ("cut.json", '{"0": "daisy",\n"1": "dande', "not valid JSON"),
         ("gap.json", '{"0": "a", "1": "b", "3": "c"}', "2 is missing"),
         ("gap.txt", "0: a\n1: b\n3: c", "2 is missing"),
-        ("two.json", '{"a": 0, "b": 0}', "index 0 belongs to two labels"),
+        ("two.json", '{"a": 0, "b": 0}', "index 0 is used for two labels"),
         ("repeated.json", '{"a": 0, "a": 1}', "'a' occurs twice"),
         ("from_five.csv", "index,label\n5,a\n6,b", "do not start at 0 or 1|not consecutive"),
         ("differ.json", '{"labels": ["a", "b"], "classes": ["b", "a"]}', "several different lists"),
@@ -163,7 +163,7 @@ def test_other_files_are_refused_with_the_reason(tmp_path, name, text, reason):
 def test_text_in_another_encoding_is_refused(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_bytes("pâquerette\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"is not UTF-8 text: .* save it with the encoding UTF-8"):
+    with pytest.raises(DataError, match=r"is not UTF-8 text: .* save it as UTF-8"):
         read_labels(path)
 
 
@@ -171,7 +171,7 @@ def test_size_of_a_label_file_is_limited(tmp_path):
     path = tmp_path / "labels.txt"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(DataError, match="larger than 4 MiB"):
+    with pytest.raises(DataError, match="exceeds the limit of 4 MiB"):
         read_labels(path)
     with pytest.raises(DataError, match="is not a file"):
         read_labels(tmp_path)

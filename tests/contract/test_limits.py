@@ -147,7 +147,7 @@ def test_absurd_tensor_shapes_are_refused(files, tmp_path, shape):
     manifest = json.loads(files["manifest.json"])
     manifest["output"]["shape"] = shape
     path = zipped(tmp_path / "b.zip", files | {"manifest.json": json.dumps(manifest)})
-    with pytest.raises(BundleError, match=r"output: shape is "):
+    with pytest.raises(BundleError, match=r"output: shape must "):
         Bundle.open(path)
 
 

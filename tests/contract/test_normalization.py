@@ -101,7 +101,7 @@ def test_names_and_values_give_the_same_normalization(text, same_as):
         ("grb:torch", "expected rgb or bgr"),
         ("1,2/3,4", "one mean and one standard deviation per channel"),
         ("1,2,3,4", "one mean and one standard deviation per channel"),
-        ("1,2,3/0,1,1", "positive standard deviations"),
+        ("1,2,3/0,1,1", "positive, finite standard deviations"),
         ("nan,2,3/1", "finite means"),
         ("0.485,0.456,0.406/0.229,0.224,0.225", "use 123.675,116.28,103.53/58.395,57.12,57.375"),
     ],

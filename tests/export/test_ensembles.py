@@ -204,5 +204,5 @@ def test_member_without_a_model_file_is_refused(three, tmp_path):
     members = json.loads((copy / "manifest.json").read_text())["members"]
     members[1]["model"] = "elsewhere.tflite"
     change(copy, members=members)
-    with pytest.raises(BundleError, match=r"members\[1\] names the file 'elsewhere.tflite', but 'files' has no digest"):
+    with pytest.raises(BundleError, match=r"members\[1\] refers to the file 'elsewhere.tflite', but 'files' has no"):
         Bundle.open(copy)

@@ -238,7 +238,7 @@ def test_normalization_options_are_parsed():
     for wrong, message in (
         ("sign", "did you mean 'signed'"),
         ("1,x", "is not MEAN,STD"),
-        ("0,0", "positive standard deviations"),
+        ("0,0", "positive, finite standard deviations"),
         ("nan,1", "finite"),
     ):
         with pytest.raises(EdgerecError, match=message):
@@ -271,7 +271,7 @@ def test_repeated_labels_are_numbered(caplog):
             "crane (3)",
             "crane (4)",
         )
-    assert "f has the label 'crane' twice: output 2 is called 'crane (3)'" in caplog.text
+    assert "f has a duplicate label 'crane': output 2 is renamed to 'crane (3)'" in caplog.text
 
 
 def test_number_of_labels_must_equal_number_of_scores(given, tmp_path):
@@ -368,7 +368,7 @@ def test_manifest_validates_the_activation(bundle, tmp_path):
         with pytest.raises(BundleError, match=message):
             type(opened.manifest).from_json(json.dumps(values | change))
     binary = replace(opened.manifest, activation="binary", output=replace(opened.manifest.output, shape=(1, 1)))
-    with pytest.raises(BundleError, match="a binary classifier needs 2"):
+    with pytest.raises(BundleError, match="a binary classifier requires 2"):
         binary.check("here")
 
 
@@ -424,7 +424,7 @@ def test_coral_mobilenet_predicts_the_correct_label(real_data, tmp_path, edgerec
     command = ("import", model, "--labels", real_data / "imagenet_labels.txt", "--out", tmp_path / "b")
     done = edgerec(*command)
     assert done.returncode == 0, done.stderr
-    assert "has the label 'crane' twice: output 518 is called 'crane (2)'" in done.stderr
+    assert "has a duplicate label 'crane': output 518 is renamed to 'crane (2)'" in done.stderr
     # Coral's tools give a score of 54/256. They use bilinear interpolation, so the image is resized that way here.
     cat = cv2.imread(str(real_data / "cat_720p.jpg"))
     (tmp_path / "cats").mkdir()

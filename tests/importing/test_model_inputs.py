@@ -230,7 +230,7 @@ def test_unsupported_single_output_gets_one_message(tmp_path, caplog):
     model.save(tmp_path / "m.keras")
     with (
         caplog.at_level(logging.INFO, "edgerec"),
-        pytest.raises(ModelError, match="one output with the activation tanh"),
+        pytest.raises(ModelError, match="a single output with activation tanh"),
     ):
         adopt(tmp_path / "m.keras", "digits", tmp_path / "run")
     assert "adding the score" not in caplog.text

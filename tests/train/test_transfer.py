@@ -165,9 +165,9 @@ def test_message_names_weights_with_other_shapes(run, tmp_path, caplog):
     weights = str(run.path / "model.keras")
     half = {"model.arch": "simple_cnn", "model.width": 0.5}
     with pytest.raises(
-        ModelError, match=r"conv2d/kernel has the shape \(3, 3, 1, 16\) in the model, \(3, 3, 1, 32\) in the file"
+        ModelError, match=r"conv2d/kernel has shape \(3, 3, 1, 16\) in the model but \(3, 3, 1, 32\) in the file"
     ):
         fit(recipe(**{"model.weights": weights} | half), tmp_path / "a")
     keras().models.load_model(weights, compile=False).save(tmp_path / "w.h5")
-    with pytest.raises(ModelError, match=r"conv2d has the shape \(3, 3, 1, 16\) in the model"):
+    with pytest.raises(ModelError, match=r"conv2d has shape \(3, 3, 1, 16\) in the model"):
         fit(recipe(**{"model.weights": str(tmp_path / "w.h5")} | half), tmp_path / "a")
