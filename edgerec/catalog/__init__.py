@@ -1,1 +1,1 @@
-"""Catalog of the architectures: cost, compression methods and targets."""
+"""Catalog of architectures: cost, compression methods and supported targets."""

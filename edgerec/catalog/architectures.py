@@ -1,4 +1,4 @@
-"""Report the int8 cost of each architecture, the compression methods that support it, and the targets that run it."""
+"""Report each architecture's int8 cost, the compression methods that support it, and the targets that can run it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# Configuration of the included measurements: side of the RGB input in pixels, width multiplier, and number of classes.
+# Settings of the included measurements: RGB input size in pixels, width multiplier, and number of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
-# File with the measured cost of each architecture, written by benchmarks/models.py.
+# Measured cost of each architecture, written by benchmarks/models.py.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"
 # Number of calibration images. Random images are sufficient, because the weights are random as well.
 CALIBRATION = 2
@@ -26,7 +26,7 @@ CALIBRATION = 2
 
 @dataclass(frozen=True)
 class ArchitectureReport:
-    """Cost, compression methods and targets of an architecture, measured with a full-int8 model with random weights.
+    """An architecture's cost, compression methods and targets, measured on a full-int8 model with random weights.
 
     Attributes:
         name, about: name for ``--arch``, and a one-line description.
@@ -62,7 +62,7 @@ class ArchitectureReport:
 
 
 def architectures() -> tuple[ArchitectureReport, ...]:
-    """Return reports of all built-in architectures, using the measurements that are included in edgerec.
+    """Return reports on all built-in architectures, based on the measurements included in edgerec.
 
     No model is built, and TensorFlow is not required.
     """
@@ -78,7 +78,7 @@ def architecture(
     classes: int = CLASSES,
     listener: Listener = ignore,
 ) -> ArchitectureReport:
-    """Return the report of one architecture.
+    """Return a report on one architecture.
 
     The default configuration of a built-in architecture is not measured again. For any other configuration, the model
     is built and converted, which takes a few seconds.
@@ -149,7 +149,7 @@ def measured(
 
 
 def _supported_methods(model: Any) -> tuple[list[str], Any]:
-    """Return the compression methods that support a model, and a copy of the model that is adapted for them."""
+    """Return the compression methods that support a model, and a copy of the model adapted for them."""
     from edgerec.importing.passes import adapt
     from edgerec.importing.unsupported import refuse
 

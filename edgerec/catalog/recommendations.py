@@ -1,4 +1,4 @@
-"""Recommend architectures for a target: the choices of ``--arch auto``, with their size and estimated latency."""
+"""Recommend architectures for a target, with their size and estimated latency."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgerec.models.automatic import Rule, rules_for
 from edgerec.tflite.pi_latency import CONDITIONS
 from edgerec.utils.progress import Listener, ignore
 
-# File with the measured cost of the choices of ``--arch auto``, written by ``benchmarks/models.py --recommended``.
+# Measured costs of the ``--arch auto`` candidates, written by ``benchmarks/models.py --recommended``.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
-# Input size at which networks for small images are measured, in pixels.
+# Input size in pixels for measuring networks for small images.
 SMALL_INPUT_PX = 32
-# Targets whose latency can be estimated, with the assumptions of each estimate.
+# Maps targets whose latency can be estimated to the assumptions of the estimate.
 ESTIMATES = {"rpi": CONDITIONS}
 
 
@@ -41,7 +41,7 @@ class Recommendation:
     refusal: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recommendation as a JSON-serializable dictionary."""
+        """Return this recommendation as a JSON-serializable dictionary."""
         return asdict(self) | {"data": list(self.data), "report": self.report.to_dict()}
 
 
@@ -78,12 +78,12 @@ def recommendations(
 
 
 def default_input_px(rule: Rule) -> int:
-    """Return the input size in pixels at which the architecture of a rule is measured."""
+    """Return the input size in pixels for measuring a rule's architecture."""
     return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
 
 
 def key(arch: str, width: float, input_size: int) -> str:
-    """Return the key of a network in :data:`COSTS`."""
+    """Return a network's key in :data:`COSTS`."""
     return f"{arch} {width:g} {input_size}"
 
 

@@ -1,4 +1,4 @@
-"""Load image data sets as arrays: listing, pixel cache, split, augmentation and data checks."""
+"""Load image data sets as arrays, with a pixel cache, splits, augmentation and data checks."""
 
 from edgerec.data.dataset import Dataset, SelectedImages, load
 from edgerec.data.split import Split, recorded_split, split_dataset

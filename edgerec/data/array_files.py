@@ -22,7 +22,7 @@ from edgerec.errors import DataError
 from edgerec.utils.bounded import UnpackedSizeError, check_zip_file
 from edgerec.utils.text import is_printable
 
-# Maximum accepted compression ratio of an .npz file, slightly more than the maximum of Deflate (1032).
+# Maximum accepted compression ratio of an .npz file, slightly above Deflate's maximum (1032).
 MAX_NPZ_RATIO = 1100
 
 
@@ -47,7 +47,7 @@ def npz(path: Path, levels: Levels | None = None) -> Arrays:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return a dictionary that maps the names of the arrays in an .npz file to the arrays.
+    """Return the arrays in an .npz file as a dictionary, keyed by name.
 
     The array of an .npy file gets the name ``array``.
 
@@ -87,7 +87,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None) -> Arrays:
-    """Build a data set from arrays that are named as in :func:`npz`.
+    """Build a data set from arrays with the names that :func:`npz` reads.
 
     Args:
         values: the arrays by name.
@@ -141,7 +141,7 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
 
 
 def is_above_8_bits(x: Any) -> bool:
-    """Return whether an array has integers of more than 8 bits, such as images of X-ray or thermal cameras."""
+    """Return whether an array has integers of more than 8 bits, such as images from X-ray or thermal cameras."""
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu" or x.dtype.itemsize < 2 or not x.size:
         return False
     low, high = int(x.min()), int(x.max())
@@ -149,7 +149,7 @@ def is_above_8_bits(x: Any) -> bool:
 
 
 def levels_of(arrays: Sequence[npt.NDArray[Any]]) -> Levels:
-    """Return the values that are mapped to black (0) and white (255) in arrays with more than 8 bits per sample."""
+    """Return the values that map to black (0) and white (255) in arrays with more than 8 bits per sample."""
     total = SampleRange.of_samples(arrays[0])
     for array in arrays[1:]:
         total += SampleRange.of_samples(array)

@@ -19,7 +19,7 @@ def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
     Input and output pixels are float32 ``(batch, H, W, C)`` in 0…255. The seed is an integer tensor of shape ``(2,)``,
     and equal seeds give equal results. Saturation and hue do not change grayscale images.
     """
-    # Follow the order of image formation: motion, lighting, motion blur, exposure, sensor noise and compression.
+    # Follow the order of image formation: motion, lighting, motion blur, exposure, sensor noise, compression.
     steps: list[Callable[[Any, Any, AugmentSection], Any]] = []
     if section.flip or section.shift or section.rotate_deg or section.zoom or section.crop or section.randaugment:
         steps.append(geometry.transform)

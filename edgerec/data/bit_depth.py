@@ -1,4 +1,4 @@
-"""Determine the black and white levels of 16-bit images over a data set."""
+"""Determine the black and white levels of a data set's 16-bit images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from edgerec.utils.progress import Listener, track
 
 log = logging.getLogger(__name__)
 
-# Suffixes of formats that always have 8 bits per sample. These files are not opened.
+# Suffixes of formats that always have 8 bits per sample, so that these files need not be opened.
 EIGHT_BIT_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".heic"))
-# PNG and PNM files store their bit depth in the first bytes. TIFF files can store it anywhere.
+# PNG and PNM files store the bit depth in the first bytes, but TIFF files can store it anywhere.
 _START_BYTES = 1024
 _CHUNK = 64
 
 
 def determine_levels(source: RawDataset, title: str, listener: Listener) -> Levels:
-    """Return the sample values that are mapped to black (0) and white (255) in files with more than 8 bits per sample.
+    """Return the sample values that map to black (0) and white (255) in files with more than 8 bits per sample.
 
     Args:
         source: the images.
@@ -80,7 +80,7 @@ def _paths_above_8_bits(paths: tuple[Path, ...]) -> list[Path]:
 
 
 def _sample_ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
-    """Yield the range of the sample values of each file, or None if the file is not a readable image."""
+    """Yield each file's range of sample values, or None for unreadable images."""
 
     def measure(path: Path) -> SampleRange | None:
         content = read_image_file(path)

@@ -1,4 +1,4 @@
-"""Pixel cache: preprocess all images of a data set once, and store the result for later commands."""
+"""Pixel cache: preprocess a data set's images once, and store the result for later commands."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.parallel import map_in_threads
 from edgerec.utils.progress import Listener, track
 
-# Format version, part of every cache key. Increase it whenever preprocess.apply or the file format changes.
+# Cache format version, which is part of every key. Increase it when preprocess.apply or the file format changes.
 FORMAT = 3
-# Maximum number of attempts to write and open an entry. Another process can clear the cache in between.
+# Maximum number of attempts, because another process may clear the cache between writing and opening an entry.
 ATTEMPTS = 2
-# Number of hexadecimal digits of a content digest, a truncated SHA-256 of an image file or of an array row's pixels.
+# Number of hexadecimal digits in a content digest (a truncated SHA-256 of an image file or an array row's pixels).
 DIGEST_CHARS = 32
 
 Digests = npt.NDArray[np.bytes_]
@@ -54,7 +54,7 @@ class Pixels:
 
 
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """Return the preprocessed pixels of a source from the cache. On first use, preprocess the images and store them."""
+    """Return a source's preprocessed pixels from the cache. On first use, preprocess and store the images."""
     digest = _arrays_digest(source) if isinstance(source, Arrays) else ""
     if isinstance(source, Arrays) and _shape(source.images) == spec.shape:
         valid = np.ones(len(source.images), bool)
@@ -78,13 +78,13 @@ def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> 
 
 
 def content_digests(images: npt.NDArray[np.uint8]) -> Digests:
-    """Return the digest of each image of an array, ``(N,)``."""
+    """Return the content digest of each image in an array, ``(N,)``."""
     digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:DIGEST_CHARS] for image in images]
     return np.array(digests, f"S{DIGEST_CHARS}")
 
 
 def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
-    """Return a cache entry and update the time of its last use. Return None if the entry is missing or incomplete."""
+    """Return a cache entry and update its last-used time, or return None if the entry is missing or incomplete."""
     description = store.with_suffix(".json")
     lock = cache_limit.lock_shared(store)
     if lock is None:
@@ -123,7 +123,7 @@ def _arrays_digest(source: Arrays) -> str:
 def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
     key = hashlib.sha256(f"{FORMAT} {spec} {digest}".encode())
     if isinstance(source, Files):
-        # Use file sizes and modification times, because hashing the files would take as long as reading them again.
+        # Compare sizes and modification times, because hashing the files would take as long as reading them again.
         for path in source.paths:
             status = path.stat()
             key.update(os.fsencode(real_path(path)) + b"\0" + os.fsencode(path.relative_to(source.root)))

@@ -36,7 +36,7 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Description of one cache entry: the pixels of one data set at one input size.
+    """Description of a cache entry: one data set's pixels at one input size.
 
     Attributes:
         key: name of the entry's files without the suffix.
@@ -59,7 +59,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Entries and size limit of the pixel cache.
+    """The pixel cache's entries and size limit.
 
     Attributes:
         folder: path of the cache.
@@ -90,7 +90,7 @@ class CacheReport:
 
 
 def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> CacheReport:
-    """Return the entries of the pixel cache. Optionally delete entries first.
+    """Return the pixel cache's entries, optionally after deleting some of them.
 
     Args:
         clear: delete all entries that are not in use.
@@ -108,7 +108,7 @@ def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> Cache
 
 
 def limit() -> int | None:
-    """Return the size limit in bytes from the environment variable EDGEREC_CACHE_LIMIT, by default 20 GB.
+    """Return the cache's size limit in bytes: ``$EDGEREC_CACHE_LIMIT``, or 20 GB if it is not set.
 
     Return None if the variable is ``none``, which removes the limit.
     """
@@ -135,7 +135,7 @@ def make_room(size_bytes: int, *, keep: Path) -> None:
 
 
 def lock_shared(store: Path) -> int | None:
-    """Lock an entry against deletion, and return the file descriptor that holds the lock.
+    """Protect an entry from deletion, and return the file descriptor that holds the lock.
 
     Return None if the entry does not exist.
     """
@@ -157,13 +157,13 @@ def lock_shared(store: Path) -> int | None:
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
-    """Close ``descriptor`` and thereby release the lock of :func:`lock_shared` when ``images`` is garbage-collected."""
+    """Close ``descriptor``, which releases the lock of :func:`lock_shared`, when ``images`` is garbage-collected."""
     mapping = getattr(images, "_mmap", None)
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 
 
 def mark_used(description: Path) -> None:
-    """Record the current time as the time of the last use of a cache entry."""
+    """Set a cache entry's last-used time to now."""
     with suppress(OSError):  # a read-only cache can still be used
         os.utime(description)
 
@@ -203,7 +203,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
 
 
 def _description(description: Path) -> tuple[str, int, tuple[int, ...]]:
-    """Return the source, number of images and input shape of an entry, or empty values if they cannot be read."""
+    """Return an entry's source, image count and input shape, or empty values if they cannot be read."""
     try:
         values = read_json(description)
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
@@ -217,7 +217,7 @@ def _in_use(store: Path) -> bool:
 
 
 def _delete(store: Path) -> bool:
-    """Delete an entry and return True, or return False if a process is using it."""
+    """Delete an entry and return True, or return False if another process is using it."""
     with _exclusive_lock(store) as locked:
         if locked:
             try:
@@ -231,11 +231,11 @@ def _delete(store: Path) -> bool:
 
 @contextmanager
 def _exclusive_lock(store: Path) -> Iterator[bool]:
-    """Context manager that holds an exclusive lock on an entry, and yields False if another process uses the entry."""
+    """Hold an exclusive lock on an entry. Yield False if another process is using the entry."""
     try:
         descriptor = os.open(store, os.O_RDONLY)
     except FileNotFoundError:
-        yield True  # without a pixel file, there is nothing to lock
+        yield True  # there is no pixel file to lock
         return
     except OSError:
         yield False

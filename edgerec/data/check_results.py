@@ -1,4 +1,4 @@
-"""Results of the checks of a data set: findings, and the images that they refer to."""
+"""Data set check results: the findings and the images they refer to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.data.scan import Scan
 Severity = Literal["error", "warning", "note"]
 Indices = npt.NDArray[np.int64]
 
-# Kinds of findings in the order of the report, the most harmful kind first.
+# Kinds of findings in report order, most harmful first.
 KINDS = (
     "broken",
     "cut-off",
@@ -101,7 +101,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class CheckedImages:
-    """Readable images of a data set, with their splits and the results of the scan.
+    """A data set's readable images, their splits and the scan results.
 
     Attributes:
         dataset: the readable images as thumbnails, with their classes and names.
@@ -121,7 +121,7 @@ class CheckedImages:
         return np.asarray(self.dataset.images)
 
     def index(self, position: int) -> int:
-        """Convert the position of an image in the source to its index among the readable images."""
+        """Convert an image's position in the source to its index among the readable images."""
         return int(np.searchsorted(self.positions, position))
 
     def finding(
@@ -134,7 +134,7 @@ class CheckedImages:
         weight: float,
         like: str = "",
     ) -> DataFinding:
-        """Create a finding about the readable images at ``indices``."""
+        """Build a finding about the readable images at ``indices``."""
         names = tuple(self.dataset.names[i] for i in indices)
         positions = tuple(int(self.positions[i]) for i in indices)
         return DataFinding(severity, kind, names, what, advice, weight, like, positions)

@@ -28,15 +28,15 @@ from edgerec.utils.atomic import checked_output
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
-# A class is reported if it has fewer than FEW images, or less than 1/UNBALANCED of the images of the largest class.
+# Report classes with fewer than FEW images, or with less than 1/UNBALANCED of the largest class's images.
 FEW, UNBALANCED = 20, 5
-# An image is blank if the standard deviation of its pixel values is below this number of gray levels.
+# Images whose pixel values have a standard deviation below this count as blank (in gray levels).
 BLANK_LEVELS = 2.0
-# An image is reported as small if preprocessing enlarges it by more than this factor.
+# Report images as small if preprocessing enlarges them by more than this factor.
 ENLARGED = 2.0
-# An image is reported if its aspect ratio is more than ELONGATED times the median aspect ratio.
+# Report images whose aspect ratio exceeds ELONGATED times the median aspect ratio.
 ELONGATED = 2.0
-# Minimum number of images for the label check, because a classifier trained on fewer images is unreliable.
+# Minimum number of images for the label check. A classifier trained on fewer images is unreliable.
 MIN_IMAGES_FOR_LABELS = 100
 
 
@@ -100,7 +100,7 @@ def _run_checks(recipe: Recipe, labels: bool, listener: Listener) -> tuple[DataR
 def _readable_images(
     source: RawDataset, scanned: Scan, recipe: Recipe, levels: Levels
 ) -> tuple[CheckedImages, list[DataFinding]]:
-    """Return the readable images of a source with their split, and a finding if the data cannot be split."""
+    """Return a source's readable images with their splits, plus a finding if the data cannot be split."""
     positions = np.flatnonzero(scanned.valid)
     names = source.names
     all_valid = len(positions) == len(scanned.thumbnails)
@@ -157,7 +157,7 @@ def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
-    """Return the most harmful copy of image ``i``: preferably one in another split, otherwise one of another class."""
+    """Return the most harmful copy of image ``i``: one in another split, otherwise one of another class."""
     classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])
@@ -176,7 +176,7 @@ def _near_duplicate_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _pair_finding(images: CheckedImages, i: int, j: int, distance_levels: float) -> DataFinding:
-    """Return a finding about two images that are exact copies or near-duplicates."""
+    """Build the finding for a pair of exact copies or near-duplicates."""
     dataset, splits = images.dataset, images.splits
     exact = images.scan.digests[images.positions[i]] == images.scan.digests[images.positions[j]]
     kind = "copy" if exact else "near"

@@ -1,4 +1,4 @@
-"""Draw a contact sheet of a data set: preprocessed images of each class, and optionally their augmented versions."""
+"""Draw a contact sheet: each class's preprocessed images, optionally with augmented versions."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
 COLUMNS = 8
-# Minimum number of rows of a sheet with augmented images.
+# Minimum number of rows on a contact sheet with augmented images.
 MIN_ROWS = 8
-# Maximum number of classes on a sheet.
+# Maximum number of classes on a contact sheet.
 MAX_CLASSES = 60
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Path and content of a contact sheet.
+    """A contact sheet's path and contents.
 
     Attributes:
         path: path of the PNG file.
@@ -45,7 +45,7 @@ class Sheet:
     augment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-serializable dictionary."""
+        """Return a JSON-serializable dictionary of the fields."""
         return asdict(self)
 
 
@@ -58,7 +58,7 @@ def show_data(
     least_size_px: int = 8,
     listener: Listener = ignore,
 ) -> Sheet:
-    """Draw a contact sheet with one row of images per class, labeled with the number of images.
+    """Draw a contact sheet with one row of images per class, labeled with the class's image count.
 
     Args:
         recipe: the recipe. Only its data, seed and augmentation are used.
@@ -114,7 +114,7 @@ def _input_text(section: DataSection) -> str:
 
 
 def _counts(dataset: Dataset, index: int) -> str:
-    """Return the number of images of a class as text, with one line per split if the data has its own splits."""
+    """Return a class's image count as a string, with one line per split if the data has its own splits."""
     splits = dataset.splits[dataset.classes == index]
     if not np.any(dataset.splits != ""):
         return f"{len(splits):,} images"
@@ -122,7 +122,7 @@ def _counts(dataset: Dataset, index: int) -> str:
 
 
 def _sample(dataset: Dataset, index: int, count: int) -> npt.NDArray[np.int64]:
-    """Return the positions of up to ``count`` evenly spaced images of a class, preferably training images."""
+    """Return the positions of up to ``count`` images of a class, evenly spaced and preferably from the training set."""
     of_class = dataset.classes == index
     training = of_class & ((dataset.splits == "train") | (dataset.splits == ""))
     positions = np.flatnonzero(training if training.any() else of_class)
@@ -159,6 +159,6 @@ def _augment_batch(
 
 
 def _label_text(dataset: Dataset, soft_labels: npt.NDArray[np.float32]) -> str:
-    """Return the classes of a mixed image with their percentages, one per line, in descending order."""
+    """Return a mixed image's classes and their percentages, one per line, in descending order."""
     order = [i for i in np.argsort(-soft_labels, kind="stable")[:2] if soft_labels[i] >= 0.005]
     return "\n".join(f"{dataset.labels[i][:12]} {soft_labels[i]:.0%}" for i in order)

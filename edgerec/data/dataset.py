@@ -1,4 +1,4 @@
-"""Load a data set: the preprocessed pixels, classes, splits and names of its images."""
+"""Load a data set: its images' preprocessed pixels, classes, splits and names."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Smallest and largest input size that is chosen automatically, in pixels.
+# Range of input sizes that are chosen automatically, in pixels.
 AUTO_SIZE_PX = (28, 96)
-# Number of images that are read at once during iteration over SelectedImages.
+# Number of images that SelectedImages reads at once during iteration.
 _READ_BATCH = 256
 
 
@@ -83,7 +83,7 @@ class Dataset:
 
     @classmethod
     def of(cls, source: RawDataset, section: DataSection, stored: Pixels | None = None) -> Dataset:
-        """Create a data set from images before preprocessing and their cached pixels.
+        """Create a data set from raw images and their cached, preprocessed pixels.
 
         Args:
             source: the images before preprocessing.
@@ -112,7 +112,7 @@ class Dataset:
         )
 
     def below_class_folder(self, index: int) -> str:
-        """Return an image's path inside its class folder, such as ``anna/1.jpg``, or its name if it is not a file."""
+        """Return an image's path in its class folder, such as ``anna/1.jpg``, or its name if it is not a file."""
         if isinstance(self._originals, Packed):
             return self.names[index]
         part, position = self._originals.locate(int(self._positions[index]))
@@ -120,7 +120,7 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """Data that the content digests are computed from: ``files`` (file bytes), ``arrays`` (pixels) or both.
+        """What the content digests are computed from: ``files`` (file bytes), ``arrays`` (pixels) or both.
 
         The value for both is ``arrays+files``.
         """
@@ -130,7 +130,7 @@ class Dataset:
         return "+".join(sorted({"arrays" if isinstance(part, Arrays) else "files" for part in parts}))
 
     def identifies(self, contents_of: str) -> bool:
-        """Return whether the content digests can be compared with those of another data set.
+        """Return whether this data set's content digests are comparable with another's.
 
         Args:
             contents_of: :attr:`contents_of` of the other data set.
@@ -139,7 +139,7 @@ class Dataset:
 
     @property
     def packed(self) -> Packed | None:
-        """The pack of TFRecord shards from which the images are read, or None if the data set is not packed."""
+        """The data set's pack of TFRecord shards, or None if it is not packed."""
         return self._originals if isinstance(self._originals, Packed) else None
 
     def select(self, positions: npt.NDArray[np.int64]) -> SelectedImages:
@@ -147,7 +147,7 @@ class Dataset:
         return SelectedImages(self.images, positions)
 
     def original(self, index: int) -> Image:
-        """Return an image before preprocessing, or the preprocessed image if the data set is packed.
+        """Return a raw image, or the preprocessed image if the data set is packed.
 
         Returns:
             uint8 ``(H, W, 3)`` RGB, or ``(H, W)`` or ``(H, W, 1)`` gray.
@@ -164,7 +164,7 @@ class Dataset:
         return image
 
     def relabeled(self, labels: Sequence[str], true_labels: Mapping[str, str] | None = None) -> Dataset:
-        """Return a copy of the data set that uses the labels of a model. The model may have additional classes.
+        """Return a copy of the data set that uses a model's labels. The model may have additional classes.
 
         Args:
             labels: labels of the model.
@@ -223,7 +223,7 @@ def load(
 def list_images(
     section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
 ) -> tuple[RawDataset, DataSection]:
-    """List the images of ``section.source``, and infer the input size, channels and levels if they are not set.
+    """List the images of ``section.source``, and infer the input size, channels and levels that are not set.
 
     Warnings about an unusual folder structure are logged.
 
@@ -323,7 +323,7 @@ def _resolve(section: DataSection, source: RawDataset, least_size_px: int) -> Da
 
 
 def typical_side_px(files: Files) -> int:
-    """Return the median length of the shorter side of a sample of the images, in pixels."""
+    """Return the median shorter side in pixels, measured on a sample of the images."""
     sample = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
     images = (decode(read_image_file(files.paths[i])) for i in sample)
     sides = [min(image.shape[:2]) for image in images if image is not None]

@@ -1,4 +1,4 @@
-"""Recognize the structure of an image folder: class folders and split folders."""
+"""Recognize an image folder's layout: its class folders and split folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
     )
 )
-# Words in folder names, and the split that each word denotes. The split is empty for images without labels.
+# Maps words in folder names to splits. An empty string marks images without labels.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
@@ -30,13 +30,13 @@ SPLIT_WORDS = {
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
-# Maximum number of nested single subfolders that the search for class folders descends into.
+# Maximum number of nested single subfolders to descend into when searching for class folders.
 DEEPEST = 4
 
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A folder with images of one class.
+    """A folder that contains the images of one class.
 
     Attributes:
         path: path of the folder.
@@ -51,7 +51,7 @@ class ClassFolder:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """The class folders of an image folder, and warnings for the user about an unusual folder structure."""
+    """An image folder's class folders, and warnings about an unusual layout."""
 
     folders: tuple[ClassFolder, ...]
     warnings: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def _only_folders(folder: Path) -> bool:
 
 
 def _only_child(children: Sequence[Path]) -> Path | None:
-    """Return the only folder that contains images, or None if several folders or no folder contain images."""
+    """Return the folder that contains images, or None unless there is exactly one."""
     with_images = itertools.islice((child for child in children if _has_images_below(child)), 2)
     first = next(with_images, None)
     return first if first is not None and next(with_images, None) is None else None
@@ -185,7 +185,7 @@ def _refuse_unclear(root: Path, labeled: dict[Path, str], unrecognized: Sequence
 
 
 def _innermost_split_folder(split: Path) -> Path:
-    """Return the inner folder of a repeated split folder such as ``seg_train/seg_train``, otherwise ``split``."""
+    """Return ``split``, or its only subfolder if it repeats the name, such as ``seg_train/seg_train``."""
     for _ in range(DEEPEST):
         inner = visible_folders(split)
         if len(inner) != 1 or _has_images(split) or not _only_folders(inner[0]):
@@ -209,7 +209,7 @@ def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> Fo
 
 
 def _splits_in_classes(children: Sequence[Path]) -> FolderLayout | None:
-    """Return the folders of the layout ``<class>/<split>/…``, or None if the data has another layout.
+    """Return the class folders of the layout ``<class>/<split>/…``, or None if the data has another layout.
 
     Each class folder must contain only split folders, one of them for training.
     """
@@ -291,7 +291,7 @@ def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
 
 
 def _repeated(root: Path, labels: Sequence[str]) -> Iterator[str]:
-    """Yield a warning for labels that differ only in case, spaces or Unicode form, and are probably the same class."""
+    """Yield a warning for labels that are probably equal, because they differ only in case, spaces or Unicode form."""
     spellings_of: dict[str, set[str]] = defaultdict(set)
     for label in labels:
         spellings_of[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)

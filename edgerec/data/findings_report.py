@@ -1,4 +1,4 @@
-"""Write the findings of a data check: a plot of the affected images, and a folder with all findings."""
+"""Save a data check's findings: a plot of the affected images, or a folder with all findings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edgerec.data.dataset_plots import ImageRow, image_table
 from edgerec.utils.atomic import refuse_existing, replacing_folder, write_file
 from edgerec.utils.text import to_json
 
-# Number of images per row, and maximum number of rows for each kind of finding.
+# Number of images per row, and maximum number of rows per kind of finding.
 COLUMNS, MAX_ROWS = 8, 3
-# Title of each kind of finding that refers to readable images.
+# Titles of the kinds of findings that refer to readable images.
 TITLES = {
     "cut-off": "truncated files",
     "copy-across-splits": "copies across splits",
@@ -30,7 +30,7 @@ TITLES = {
 
 
 def write_findings(report: DataReport, images: CheckedImages, path: Path, *, overwrite: bool) -> None:
-    """Write the plot of the affected images to a .png file, or the plot and all findings to a folder."""
+    """Save the plot of affected images to a .png file, or the plot and all findings to a folder."""
     if path.suffix.lower() == ".png":
         _draw(report, images, path)
         return
@@ -42,7 +42,7 @@ def write_findings(report: DataReport, images: CheckedImages, path: Path, *, ove
 
 
 def refuse_output(path: Path, overwrite: bool) -> None:
-    """Raise :class:`OutputExistsError` if ``path`` exists and may not be replaced."""
+    """Raise :class:`OutputExistsError` if ``path`` exists and must not be replaced."""
     if path.suffix.lower() == ".png":
         refuse_existing(path, overwrite, replaceable=not path.is_dir())
     else:
@@ -50,7 +50,7 @@ def refuse_output(path: Path, overwrite: bool) -> None:
 
 
 def _draw(report: DataReport, images: CheckedImages, path: Path) -> None:
-    """Draw the images of the most important findings of each kind. Images of a pair are next to each other."""
+    """Draw the images of the most important findings of each kind, with the images of a pair side by side."""
     rows = []
     for kind in KINDS:
         findings = [finding for finding in report.findings if finding.kind == kind and finding.positions]
@@ -77,7 +77,7 @@ def _rows(kind: str, findings: Sequence[DataFinding], images: CheckedImages) -> 
 
 
 def _note(images: CheckedImages, finding: DataFinding, number: int) -> str:
-    """Return the text below an image: its name and, depending on the kind of finding, its label, size or split."""
+    """Return an image's caption: its name, plus its label, size or split, depending on the kind of finding."""
     name = PurePosixPath(finding.names[number]).name
     name = name if len(name) <= 17 else f"…{name[-16:]}"
     i = images.index(finding.positions[number])

@@ -1,4 +1,4 @@
-"""Assign images to the test, validation and training set by a hash of each image's content or group name.
+"""Assign images to the test, validation and training sets by a hash of their content or group name.
 
 Images with equal hashes form an image group, which is never divided between sets: all copies of one image, or all
 images with the same group name. scikit-learn's ``GroupShuffleSplit`` is not used, because it shuffles the groups, so
@@ -25,20 +25,20 @@ Hashes = npt.NDArray[np.float64]
 
 TEST, VAL, TRAIN = range(3)
 SET_NAMES = ("test", "validation", "training")
-# Maximum accepted difference between the actual and the requested fraction of a set.
+# Maximum accepted difference between a set's actual and requested fraction.
 TOLERANCE = 0.05
-# In small data sets, a difference of this many standard deviations of the binomial distribution is also accepted.
+# Small data sets may also deviate by this many standard deviations of the binomial distribution.
 DEVIATIONS = 4.0
 # Number of other seeds to try, so that an error message can recommend a seed.
 OTHER_SEEDS = 200
-# Maximum number of passes over the classes to give each class an image in each set.
-# One pass may not be sufficient, because moving a group can remove the last image of another class from a set.
+# Maximum number of passes over the classes until every set contains every class.
+# Moving a group can remove another class's last image from a set, so one pass may not be enough.
 MAX_PASSES = 10
 
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """Requested fractions of test and validation images. A fraction is 0 if the data already has this set.
+    """Requested test and validation fractions, or 0 for sets that the data already has.
 
     Attributes:
         test: fraction of test images.
@@ -52,18 +52,18 @@ class SplitRequest:
 
     @property
     def fractions(self) -> tuple[float, float]:
-        """Requested fractions of test and validation images."""
+        """Requested test and validation fractions."""
         return self.test, self.val
 
     @property
     def required_sets(self) -> tuple[int, ...]:
-        """The sets (``TEST``, ``VAL``, ``TRAIN``) in which each class must have at least one image."""
+        """The sets (``TEST``, ``VAL``, ``TRAIN``) that must contain at least one image of every class."""
         return tuple(number for number, fraction in ((TEST, self.test), (VAL, self.val), (TRAIN, 1.0)) if fraction)
 
 
 @dataclass(frozen=True)
 class HashKeys:
-    """Keys from which the hash of each image is computed: group names or content digests.
+    """The keys to hash for each image: group names or content digests.
 
     Attributes:
         keys: the distinct keys.
@@ -78,7 +78,7 @@ class HashKeys:
 
     @classmethod
     def of(cls, dataset: Dataset, group_by: str) -> HashKeys:
-        """Return the keys of all images of a data set; ``group_by`` is the regular expression for group names."""
+        """Return the hash keys of a data set's images; ``group_by`` is the regular expression for group names."""
         contents = None if dataset.contents is None else np.unique(dataset.contents, return_inverse=True)
         if group_by:
             names, of_image = np.unique(group_names(dataset, group_by), return_inverse=True)
@@ -94,7 +94,7 @@ class HashKeys:
         return HashKeys(tuple(self.keys[i] for i in used), of_image, copies)
 
     def hashes(self, seed: int) -> Hashes:
-        """Return the hash of each image's key, uniform in [0, 1), ``(N,)``.
+        """Hash each image's key to a uniformly distributed number in [0, 1), ``(N,)``.
 
         Groups that contain copies of the same image all get the hash of the group whose name is first in alphabetical
         order.
@@ -103,12 +103,12 @@ class HashKeys:
         return hashes[self.of_image if self.copies is None else self._first_linked_keys(self.copies)[self.of_image]]
 
     def _first_linked_keys(self, copies: Indices) -> Indices:
-        """Return the index of the first key in the connected component of each key, ``(keys,)``.
+        """Return, for each key, the index of the first key in its connected component, ``(keys,)``.
 
         Two keys are connected if an image with one key is an exact copy of an image with the other key.
         """
         count = len(self.keys)
-        # The nodes of the graph are the keys, followed by the distinct images.
+        # A bipartite graph: the keys are the first nodes, followed by the distinct images.
         nodes = count + int(copies.max()) + 1
         edges = (np.ones(len(self.of_image), bool), (self.of_image, count + copies))
         graph = require("scipy.sparse").coo_array(edges, shape=(nodes, nodes))
@@ -123,7 +123,7 @@ def _uniform(seed: int, key: bytes) -> float:
 
 
 def group_names(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
-    """Return the group name of each image, ``(N,)``.
+    """Return each image's group name, ``(N,)``.
 
     The name is the part of the image's path inside its class folder that matches the regular expression
     ``expression``. If the expression contains a group, the name is the match of the first group.
@@ -162,7 +162,7 @@ class Assignment:
     problem: str
 
     def notes(self, request: SplitRequest) -> tuple[str, ...]:
-        """Return messages for the user about the actual fractions and the moved images."""
+        """Return log messages about the actual fractions and the images that were moved."""
         parts = ", ".join(
             f"{fraction:.1%} {SET_NAMES[number]} (requested {requested:.1%})"
             for number, (fraction, requested) in enumerate(zip(self.fractions, request.fractions, strict=True))
@@ -228,7 +228,7 @@ def _assign_with_seed(
 
 @dataclass(frozen=True)
 class _ImageGroups:
-    """Groups of images with equal hashes, each of which must stay in one set.
+    """Groups of images that must not be divided between sets, because their hashes are equal.
 
     Attributes:
         hashes: ``(groups,)``, hash of each group, ascending.
@@ -249,25 +249,25 @@ class _ImageGroups:
         return cls(values, of_image, pairs, sizes)
 
     def fractions(self, sets: Indices) -> tuple[float, float]:
-        """Return the actual fractions of test and validation images, given the set of each group."""
+        """Return the actual test and validation fractions, given each group's set."""
         counts = np.bincount(sets, self.sizes, minlength=3) / self.sizes.sum()
         return float(counts[TEST]), float(counts[VAL])
 
     def count(self, sets: Indices) -> Indices:
-        """Return how many groups of each set contain images of each class, ``(classes, 3)``."""
+        """Count the groups per class and set, ``(classes, 3)``. A group counts for every class of its images."""
         classes, of_pair = self.pairs
         counts = np.zeros((classes.max() + 1, 3), np.int64)
         np.add.at(counts, (classes, sets[of_pair]), 1)
         return counts
 
     def is_spare(self, group: int, sets: Indices) -> bool:
-        """Return whether each class of a group also occurs in another group of the same set."""
+        """Return whether every class in this group also occurs in another group of the same set."""
         classes, of_pair = self.pairs
         return bool((self.count(sets)[classes[of_pair == group], sets[group]] > 1).all())
 
 
 def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, request: SplitRequest) -> str:
-    """Describe a fraction that differs too much from the requested one. Return an empty string if no fraction does.
+    """Describe the first fraction that deviates too much from the requested one, or return an empty string.
 
     A difference is accepted if it is caused only by images that were moved so that each class is in each set.
     """
@@ -289,7 +289,7 @@ def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, r
 def _with_every_class(
     groups: _ImageGroups, by_hash: Indices, request: SplitRequest, labels: tuple[str, ...]
 ) -> Indices:
-    """Move image groups so that each class is in each required set, and return the set of each group, ``(groups,)``."""
+    """Move image groups until every class is in every required set, and return each group's set, ``(groups,)``."""
     classes, of_pair = groups.pairs
     counts = np.bincount(classes)
     for few in np.flatnonzero((counts > 0) & (counts < len(request.required_sets))):
@@ -306,8 +306,8 @@ def _with_every_class(
             hashes = groups.hashes[of_class]
             distance = np.maximum(limits[number] - hashes, hashes - limits[number + 1])
             movable = [group for group in of_class[np.argsort(distance, kind="stable")] if not was_moved[group]]
-            # Prefer groups whose removal leaves all classes in the old set.
-            # Otherwise, accept groups whose removal leaves at least this class in the old set.
+            # Prefer groups that can be moved without removing the last example of any class from their set.
+            # Otherwise, only require that another example of this class remains there.
             spare = [group for group in movable if groups.is_spare(group, sets)]
             spare = spare or [group for group in movable if np.count_nonzero(sets[of_class] == sets[group]) > 1]
             if not spare:
@@ -320,7 +320,7 @@ def _with_every_class(
 
 
 def _missing(groups: _ImageGroups, sets: Indices, request: SplitRequest) -> list[tuple[int, int]]:
-    """Return all pairs of a class and a required set that contains no image of the class."""
+    """Return all (class, set) pairs in which a required set has no image of the class."""
     counts = groups.count(sets)
     present = counts.any(axis=1)
     return [

@@ -1,4 +1,4 @@
-"""Find likely label errors: images whose label contradicts the prediction of a cross-validated quick classifier.
+"""Find likely label errors: images whose label contradicts the predictions of a simple cross-validated classifier.
 
 The features are those of A. Coates, H. Lee and A. Ng, "An analysis of single-layer networks in unsupervised feature
 learning" (AISTATS 2011), with patches of the data as filters. The classifier is scikit-learn's ridge regression with
@@ -24,11 +24,11 @@ Reals = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 PATCH_PX, STRIDE_PX, FILTERS = 6, 2, 128
-# Maximum number of images per cross-validation. It limits the memory, and makes the run time linear in the data size.
+# Maximum number of images per cross-validation, which bounds memory and keeps the run time linear in the data size.
 BLOCK = 20000
 # Batch size of the feature extraction.
 CHUNK = 128
-# Candidates for the penalty of the ridge regression, and for the inverse temperature of the softmax.
+# Candidate values for the ridge penalty and the inverse softmax temperature.
 PENALTIES = (0.003, 0.03, 0.3)
 INVERSE_TEMPERATURES = tuple(2.0**power for power in np.arange(-1, 6.01, 0.25))
 # A label is a likely error if the score of another class is more than R times the score of the label,
@@ -38,7 +38,7 @@ BASE_RATIO, RATIO_PER_ERROR = 20.0, 200.0
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Out-of-fold predictions: each image is classified by a model that was not trained on the image.
+    """Out-of-fold predictions: each image is classified by a model that was not trained on it.
 
     Attributes:
         scores: float32 ``(N, classes)``, calibrated probabilities that sum to 1.
@@ -88,7 +88,7 @@ def cross_validate(images: npt.NDArray[np.uint8], classes: Indices, listener: Li
             parts.append(part)
             done += len(part)
             listener(Progress("checking labels", done, len(order)))
-        # Use one thread, because multithreaded solving of small linear systems is ten times slower on a busy machine.
+        # Use one thread, because solving small linear systems with several threads is much slower on a busy machine.
         with require("threadpoolctl").threadpool_limits(1):
             scores[block] = _out_of_fold(np.concatenate(parts), classes[block], count)
     return CrossValidation(scores, float(np.mean(scores.argmax(axis=1) == classes)))
@@ -122,7 +122,7 @@ def _halves(middle: int) -> tuple[slice, slice]:
 
 
 def _patches(images: npt.NDArray[np.uint8]) -> Reals:
-    """Return the patches of each image, normalized to mean 0 and a standard deviation of about 1.
+    """Return each image's patches, normalized to mean 0 and a standard deviation of about 1.
 
     Returns:
         float32 ``(n, rows, columns, values)``.
@@ -145,7 +145,7 @@ def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
     ridge = require("sklearn.linear_model").RidgeCV(
         alphas=[penalty * len(features) for penalty in PENALTIES],
         fit_intercept=False,
-        scoring="neg_mean_squared_error",  # with a scorer, cv_results_ contains predictions instead of errors
+        scoring="neg_mean_squared_error",  # if a scorer is set, cv_results_ contains predictions instead of errors
         store_cv_results=True,
     )
     predictions = ridge.fit(features, np.eye(count, dtype=np.float32)[classes]).cv_results_
@@ -154,7 +154,7 @@ def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
 
 
 def _calibrated(raw: Reals, classes: Indices) -> tuple[Reals, float]:
-    """Apply temperature scaling. Return the softmax scores with the lowest cross-entropy, and this loss in nats."""
+    """Apply temperature scaling. Return the calibrated softmax scores and their cross-entropy loss in nats."""
     special = require("scipy.special")
     rows = np.arange(len(classes))
     losses = [

@@ -1,4 +1,4 @@
-"""Concatenate the preprocessed pixels of several data sets. Each data set has its own entry in the pixel cache."""
+"""Concatenate the preprocessed pixels of several data sets, which the pixel cache stores separately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.utils.progress import Listener
 
 
 class MergedImages:
-    """Concatenation of uint8 arrays ``(N, height, width, channels)``, without a copy in memory."""
+    """A view of several concatenated uint8 arrays ``(N, height, width, channels)``, without copying them."""
 
     dtype = np.dtype(np.uint8)
 
@@ -55,7 +55,7 @@ class MergedImages:
 
 
 def merged_pixels(source: Merged, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """Return the preprocessed pixels of all data sets. The digest does not depend on the order of the data sets."""
+    """Return the preprocessed pixels of all data sets, with a digest that does not depend on their order."""
     parts = [pixels(part, spec, listener) for part in source.parts]
     digest = hashlib.sha256()
     for name, part in zip(source.part_names, parts, strict=True):

@@ -21,20 +21,20 @@ Thumbnails = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 SIDE_PX = 8
-# Number of thumbnails in each of the two blocks whose pairwise distances are computed at once.
+# Thumbnails are compared in blocks of this many images.
 BLOCK = 2048
 # Maximum distance of near-duplicates: root mean square difference of 8×8 thumbnails in gray levels.
-# Copies with JPEG compression, noise or another brightness have a distance of 0.5 to 4 from the original image.
-# Different images have a distance of at least 9. (Measured on digits, hand signs and CIFAR-10.)
+# Copies with JPEG compression, noise or changed brightness have a distance of 0.5 to 4 from the original.
+# Different images usually have a distance of at least 9.
 NEAR_LEVELS = 4.0
-# Different images of thin strokes, such as handwritten digits, can also have a distance below NEAR_LEVELS.
-# For nine of ten such pairs of MNIST, the distance of the 16×16 thumbnails is more than FINE_LEVELS.
-# The median distance of recompressed, enlarged or brightened copies is 1.5 to 5.5.
+# Different images of thin strokes, such as handwritten digits, can be closer than NEAR_LEVELS, but their larger
+# thumbnails usually differ by more than FINE_LEVELS. The thumbnails of recompressed, enlarged or brightened copies
+# do not.
 FINE_PX, FINE_LEVELS = 16, 5.5
 
 
 def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbnails:
-    """Return a ``side_px`` × ``side_px`` thumbnail of each image, from which the mean is subtracted.
+    """Return a mean-free ``side_px`` × ``side_px`` thumbnail of each image.
 
     Subtracting the mean makes the distance of two images independent of their brightness.
 
@@ -54,13 +54,13 @@ def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbna
 
 
 def distances(first: Thumbnails, second: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return the pairwise root mean square differences in gray levels, ``(len(first), len(second))``."""
+    """Return the pairwise RMS differences in gray levels, ``(len(first), len(second))``."""
     squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None] - 2 * first @ second.T
     return np.sqrt(np.maximum(squares, 0) / first.shape[1])
 
 
 def nearest_neighbor_distances(images: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return the distance of each image to its nearest neighbor, ``(N,)``. There must be at least two images."""
+    """Return each image's distance to its nearest neighbor, ``(N,)``. There must be at least two images."""
     levels = distances(images, images)
     np.fill_diagonal(levels, np.inf)
     return levels.min(axis=1)
@@ -134,14 +134,14 @@ def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels:
 
 
 class _Nearest:
-    """Nearest neighbor of each image among all pairs that were passed to :meth:`update`."""
+    """Nearest neighbor of each image among the pairs passed to :meth:`update`."""
 
     def __init__(self, count: int) -> None:
         self._partner = np.full(count, -1, np.int64)
         self._levels = np.full(count, np.inf, np.float32)
 
     def update(self, images: Indices, partners: Indices, levels: npt.NDArray[np.float32]) -> None:
-        """Replace the stored neighbors of ``images`` with ``partners`` where these are nearer."""
+        """Update the nearest neighbor of each image in ``images`` if its new partner is nearer."""
         by_distance = np.argsort(levels, kind="stable")
         candidates, first = np.unique(images[by_distance], return_index=True)
         rows = by_distance[first]

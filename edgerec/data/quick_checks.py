@@ -18,16 +18,16 @@ Indices = npt.NDArray[np.int64]
 HELD_OUT = 500
 # Maximum number of training images in the duplicate check, and their maximum total size.
 TRAINING, SAMPLE_BYTES = 20_000, 1 << 28
-# Number of training images that are compared at once.
+# Number of training images to compare at once.
 CHUNK = 2048
-# Minimum fraction of near-duplicates for a warning. A few different images are similar by chance.
+# Minimum fraction of near-duplicates for a warning. A few images are always similar by chance.
 DUPLICATES = 0.02
-# Maximum number of classes that are listed in a warning.
+# Maximum number of classes to list in a warning.
 NAMED = 3
 
 
 def quick_warnings(dataset: Dataset, split: Split) -> Iterator[str]:
-    """Yield a warning for each problem: few images, imbalance, and likely duplicates across splits.
+    """Yield warnings about too few images, class imbalance, and likely duplicates across splits.
 
     Args:
         dataset: the images.
@@ -54,7 +54,7 @@ def _class_sizes(dataset: Dataset) -> Iterator[str]:
 
 
 def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
-    """Yield a warning if many sampled validation and test images are near-duplicates of training images."""
+    """Yield a warning if many of the sampled validation and test images are near-duplicates of training images."""
     rng = np.random.default_rng(0)
     image_bytes = int(np.prod(dataset.images.shape[1:]))
     count = min(TRAINING, max(HELD_OUT, SAMPLE_BYTES // image_bytes))
@@ -74,7 +74,7 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
 
 
 def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
-    """Pair each held-out image with its nearest training image, and return the pairs that are near-duplicates."""
+    """Pair each validation and test image with its nearest training image, and return the near-duplicates."""
     held_out_thumbnails = thumbnails(dataset.images[held_out])
     best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
     for start in range(0, len(train), CHUNK):

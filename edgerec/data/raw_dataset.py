@@ -44,13 +44,13 @@ class Arrays:
         return [f"{self.name}[{i}]" for i in range(len(self.classes))]
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that contains the image at ``position``, and the image's position in it."""
+        """Return the data set that contains the image at ``position``, and the image's position in that data set."""
         return self, position
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of an image folder. The files have not been opened yet, so some of them may not be images.
+    """An image folder's files. They have not been opened yet, so some may not be images.
 
     The attributes that are not listed here are as in :class:`Arrays`.
 
@@ -85,7 +85,7 @@ class Files:
         return self.paths[position].relative_to(folder).as_posix()
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that contains the image at ``position``, and the image's position in it."""
+        """Return the data set that contains the image at ``position``, and the image's position in that data set."""
         return self, position
 
 
@@ -145,7 +145,7 @@ class Merged:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """Split of each image: ``train``, ``val``, ``test``, or empty if its data set has no splits. ``(N,)``."""
+        """Each image's split: ``train``, ``val``, ``test``, or empty if its data set has no splits, ``(N,)``."""
         return np.concatenate([part.splits for part in self.parts])
 
     @property
@@ -159,11 +159,11 @@ class Merged:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings for the user about the folder structures of all data sets."""
+        """Warnings about unusual folder structures."""
         return tuple(text for part in self.parts if isinstance(part, Files) for text in part.warnings)
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that contains the image at ``position``, and the image's position in it."""
+        """Return the data set that contains the image at ``position``, and the image's position in that data set."""
         for part in self.parts:
             if position < len(part.classes):
                 return part, position
@@ -172,7 +172,7 @@ class Merged:
 
 
 def _identity(part: Arrays | Files) -> bytes:
-    """Return a digest that distinguishes data sets of the same name, independently of their location."""
+    """Return a digest that distinguishes data sets of the same name, regardless of their location."""
     if isinstance(part, Arrays):
         return hashlib.sha256(np.ascontiguousarray(part.images).tobytes()).digest()
     return hashlib.sha256(b"\0".join(map(os.fsencode, part.names))).digest()

@@ -1,4 +1,4 @@
-"""Find the images and labels of a data set: a built-in data set, an .npz file, an image folder, or several of these."""
+"""Find the images and labels of built-in data sets, .npz files, image folders, or a combination of these."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Fil
 
 
 def refuse_missing(source: str | Sequence[str]) -> None:
-    """Raise :class:`DataError` if no data set of this name or path exists, without reading any images."""
+    """Raise :class:`DataError` if there is no data set with this name or path, without reading images."""
     for name in [source] if isinstance(source, str) else source:
         if name in NAMED or is_remote(name):
             continue

@@ -1,4 +1,4 @@
-"""Read every image of a data set once, and return its digest, size, defect (if any) and thumbnail."""
+"""Read each image in a data set once to compute its digest, size, defect (if any) and thumbnail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THUMBNAIL_PX = 32
 
 @dataclass(frozen=True)
 class Scan:
-    """Digest, size and thumbnail of every image of a data set, in the order of the data set.
+    """Digest, size and thumbnail of every image in a data set, in data set order.
 
     Attributes:
         digests: SHA-256 of each file, or of each array row's pixels.
@@ -42,7 +42,7 @@ class Scan:
 
 
 def scan(source: RawDataset, levels: Levels, listener: Listener) -> Scan:
-    """Return the digest, size, defect (if any) and thumbnail of every image of a data set.
+    """Return the digest, size, defect (if any) and thumbnail of every image in a data set.
 
     Args:
         source: the data set.
@@ -69,7 +69,7 @@ def scan(source: RawDataset, levels: Levels, listener: Listener) -> Scan:
 def _read_images(
     source: RawDataset, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
 ) -> Iterator[tuple[str, str, Image | None]]:
-    """Yield the digest, defect (if any) and thumbnail of each image, and write the image size to ``sizes_px``."""
+    """Yield each image's digest, defect (if any) and thumbnail, and store its size in ``sizes_px``."""
 
     def read(position: int) -> tuple[str, str, Image | None]:
         part, index = source.locate(position)
@@ -94,7 +94,7 @@ def _read_images(
 
 
 def truncation(content: bytes) -> str:
-    """Describe the defect of a truncated JPEG or PNG file. Return an empty string for complete files.
+    """Describe where a JPEG or PNG file is truncated, or return an empty string if it is complete.
 
     OpenCV can decode many truncated files without an error.
     """

@@ -1,4 +1,4 @@
-"""The split of a data set into training, validation and test images.
+"""Split a data set into training, validation and test images.
 
 Each image is assigned to the training, validation or test set by a hash of the seed and the image's content. With
 ``data.group_by``, the hash is computed from the seed and the image's group instead. Adding, removing or renaming other
@@ -51,7 +51,7 @@ class Split:
     notes: tuple[str, ...] = ()
 
     def report(self) -> None:
-        """Log ``notes``. Call this method only after all checks have passed, so that no note precedes an error."""
+        """Log the notes. Call this after all checks have passed, so that notes are not followed by an error."""
         for note in self.notes:
             log.info(note)
 
@@ -61,7 +61,7 @@ class Split:
 
 
 def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
-    """Split a data set by its own split folders if it has them, otherwise by the hash of each image or group.
+    """Split a data set by its own split folders if it has any, otherwise by a hash of each image or group.
 
     If the data has a test split but no validation split, the validation images are chosen from the training images.
     Every class gets at least one image (or group) in the training, validation and test set. If the hashes assign no
@@ -80,7 +80,7 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
     """
     everything = np.arange(len(dataset.classes))
     tagged = {name: everything[dataset.splits == name] for name in ("train", "val", "test")}
-    # In merged data sets, images without a split are used for training if other images have a split.
+    # In merged data sets, images without a split are used for training if other images do have one.
     own, unassigned = bool(np.any(dataset.splits != "")), dataset.splits == ""
     train, val, test = everything[(dataset.splits == "train") | unassigned], tagged["val"], tagged["test"]
     if section.group_by and own and dataset.packed is None:
@@ -137,7 +137,7 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
 
 
 def expected_subsets(dataset: Dataset, section: DataSection, seed: int) -> npt.NDArray[np.str_] | None:
-    """Return the set (``test``, ``val`` or ``train``) that the hash of each image selects, ``(N,)``.
+    """Return the set (``test``, ``val`` or ``train``) that each image's hash selects, ``(N,)``.
 
     For an image that was not in the data of a run, this is the set to which the run would have assigned the image.
     Return None if the images have no content digests, or if a path does not match ``data.group_by``.

@@ -1,4 +1,4 @@
-"""Summarize the properties of a data set that determine a suitable architecture, without reading all images."""
+"""Measure the data set properties that determine a suitable architecture, without reading all images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.recipe import DataSection
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Size and number of classes of a data set.
+    """A data set's number of images, number of classes and image size.
 
     Attributes:
         images: number of images that are not in the data's own test split.
@@ -43,7 +43,7 @@ def summarize(section: DataSection) -> DataSummary:
 
 
 def _shape(data: Arrays | Files) -> tuple[int, int]:
-    """Return the shorter side of a typical image in pixels, and its number of channels."""
+    """Return a typical image's shorter side in pixels, and its number of channels."""
     if isinstance(data, Files):
         return typical_side_px(data), 3
     return min(data.images.shape[1:3]), data.images.shape[3] if data.images.ndim == 4 else 1

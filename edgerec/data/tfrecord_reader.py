@@ -34,7 +34,7 @@ Indices = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 SCHEMA = 1
 MANIFEST, INDEX = "pack.json", "index.npy"
-# Name of the file with the content digest of each image. Packs of older versions do not have this file.
+# File with each image's content digest. Packs written by older versions do not have it.
 CONTENTS = "contents.npy"
 MAX_NPY_HEADER_BYTES = 1 << 16
 # Index entry of an image: offset of its pixels in the shard in bytes, index of its class, and zlib.crc32 of its pixels.
@@ -43,7 +43,7 @@ ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
 @dataclass(frozen=True)
 class Shard:
-    """Properties of a shard, i.e. of one TFRecord file of a pack.
+    """Properties of a shard, one of the pack's TFRecord files.
 
     Attributes:
         file: name of the file in the pack's folder.
@@ -160,12 +160,12 @@ class Packed:
         return join_path(self.location, shard.file)
 
     def of(self, split: str) -> tuple[Shard, ...]:
-        """Return the shards of a split: ``train``, ``val`` or ``test``."""
+        """Return the shards of one split (``train``, ``val`` or ``test``)."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
     @cached_property
     def index(self) -> npt.NDArray[Any]:
-        """Index entries (:data:`ENTRY`) of all images, in the order of the shards, ``(N,)``."""
+        """Index entries (:data:`ENTRY`) of all images, in shard order, ``(N,)``."""
         index = self._array(INDEX, ENTRY)
         ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.pictures for shard in self.shards])
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
@@ -178,7 +178,7 @@ class Packed:
 
     @cached_property
     def contents(self) -> npt.NDArray[np.bytes_] | None:
-        """Content digest of each original image, ``(N,)``, or None for packs of older versions."""
+        """Content digest of each original image, ``(N,)``, or None for packs written by older versions."""
         return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
 
     def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -209,7 +209,7 @@ class Packed:
 
     @cached_property
     def ends(self) -> Indices:
-        """Cumulative number of images at the end of each shard, ``(shards,)``."""
+        """Cumulative image counts of the shards, ``(shards,)``."""
         return np.cumsum([shard.pictures for shard in self.shards])
 
     @property
@@ -268,7 +268,7 @@ class PackedImages:
         return images.reshape(*positions.shape, *self.shape[1:])
 
     def _read(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], rows: Indices) -> None:
-        """Read the images at ``positions``, which are all in ``shard``, into the given rows of ``images``."""
+        """Read the images at ``positions``, all from ``shard``, into the given rows of ``images``."""
         size = images[0].size
         with open_file(self._pack.location, shard.file) as file:
             for position, row in zip(positions, rows, strict=True):
@@ -285,7 +285,7 @@ class PackedImages:
 
 
 class PackedNames(Sequence[str]):
-    """Lazy sequence of the names ``SHARD#RECORD`` of a pack's images."""
+    """Lazy sequence of a pack's image names (``SHARD#RECORD``)."""
 
     def __init__(self, pack: Packed) -> None:
         self._pack = pack
@@ -298,7 +298,7 @@ class PackedNames(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[str]: ...
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        """Return the name of the image at an index, or the names of a slice."""
+        """Return one image's name for an integer index, or a list of names for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         position = range(len(self))[index]
@@ -308,7 +308,7 @@ class PackedNames(Sequence[str]):
 
 
 def is_remote(location: str) -> bool:
-    """Return whether ``location`` is a URL for one of TensorFlow's file systems, such as ``gs://bucket/folder``."""
+    """Return whether ``location`` is a URL of a TensorFlow file system, such as ``gs://bucket/folder``."""
     return "://" in location
 
 
@@ -324,7 +324,7 @@ def join_path(location: str, name: str) -> str:
 
 @contextmanager
 def open_file(location: str, name: str) -> Iterator[BinaryIO]:
-    """Context manager that opens a file of a pack, and raises :class:`DataError` if opening or reading fails."""
+    """Open a pack's file for reading. Raise :class:`DataError` if opening or reading fails."""
     path = join_path(location, name)
     if is_remote(location):
         with _remote(path) as file:

@@ -1,4 +1,4 @@
-"""Write a data set as a pack of TFRecord shards, so that training can stream data that does not fit into memory."""
+"""Write a data set as a pack of TFRecord shards, from which training can stream data that does not fit into memory."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ log = logging.getLogger(__name__)
 
 # Maximum size of a shard. Object stores reach their full bandwidth with files of this size.
 SHARD_BYTES = 64 << 20
-# Minimum number of shards per split, so that training can shuffle the order of the shards.
+# Minimum number of shards per split, so that training can shuffle them.
 MIN_SHARDS = 16
-# Small splits have fewer shards, so that each shard has at least this many images.
+# Minimum number of images per shard. Small splits therefore have fewer shards.
 MIN_IMAGES = 64
 
 
@@ -71,7 +71,7 @@ def pack_data(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Packed:
-    """Preprocess and split the images of a recipe, and write them as TFRecord shards.
+    """Preprocess and split a recipe's images, and write them as TFRecord shards.
 
     A shard is a TFRecord file of ``tf.train.Example`` records with the features ``image`` (uncompressed pixels),
     ``label`` (index of the class) and ``name`` (name of the original image). The images of a split are shuffled once.
@@ -121,7 +121,7 @@ def _write_pack(
 
 
 def _contents(source: RawDataset, path: Path, listener: Listener) -> Digests:
-    """Return the content digest of each file or array row. Reuse the digests in ``path`` if the file exists."""
+    """Return the content digest of each file or array row, reusing the digests stored in ``path`` if it exists."""
     if path.is_file():
         with _damage_explained(path.parent):
             stored: Digests = parse_npy(path.read_bytes(), np.dtype(f"S{DIGEST_CHARS}"), len(source.classes))
@@ -134,7 +134,7 @@ def _contents(source: RawDataset, path: Path, listener: Listener) -> Digests:
 
 @contextmanager
 def _damage_explained(unfinished: Path) -> Iterator[None]:
-    """Context manager that raises :class:`DataError` if a file of an interrupted pack is damaged."""
+    """Raise :class:`DataError` if a file of an interrupted pack is damaged."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
@@ -156,14 +156,14 @@ def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:
-    # Serialize to memory first, because NumPy's own error for a full disk does not state the cause.
+    # Serialize to memory first, because NumPy's error for a full disk does not state the cause.
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def _plan_shards(split: str, positions: Indices, image_bytes: int, seed: int) -> list[tuple[str, Indices]]:
-    """Return the name of each shard of a split, and the positions of its images in the data set."""
+    """Return the name of each of a split's shards, and its images' positions in the data set."""
     shuffled = np.random.default_rng([seed, SPLITS.index(split)]).permutation(positions)
     count_by_size = -(-len(positions) * image_bytes // SHARD_BYTES)
     count = max(count_by_size, min(MIN_SHARDS, len(positions) // MIN_IMAGES), 1)
@@ -185,7 +185,7 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 class _ShardWriter:
-    """Writes each shard atomically, together with a file that describes its content.
+    """Writes each shard atomically, together with a file that describes its contents.
 
     ``dataset`` has the names, classes and digests of the images of ``source``, but not their pixels.
     """
@@ -194,7 +194,7 @@ class _ShardWriter:
         self.source, self.dataset, self.spec, self.folder = source, dataset, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
-        """Write the shard ``name`` unless it already exists. Yield for each image, so that progress can be reported."""
+        """Write the shard ``name`` unless it already exists, and yield once per image for progress reports."""
         about = self.folder / f"{name}.json"
         if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)
@@ -232,7 +232,7 @@ class _ShardWriter:
 
 @contextmanager
 def _disk_errors(tf: Any, path: Path) -> Iterator[None]:
-    """Context manager that converts TensorFlow's errors for a full or damaged disk to :class:`OSError`."""
+    """Convert TensorFlow's errors for a full or damaged disk to :class:`OSError`."""
     try:
         yield
     except tf.errors.OpError as error:

@@ -101,14 +101,14 @@ ARCHITECTURES = {
 }
 
 
-# Value of model.arch in the run of an imported model, whose architecture is not one of ARCHITECTURES.
+# Value of model.arch in the runs of imported models, whose architectures are not in ARCHITECTURES.
 IMPORTED = "own"
-# Value of model.arch if model.weights names the file that contains the network.
+# Value of model.arch if the network itself is loaded from the file model.weights.
 BACKBONE = "backbone"
 
 
 def least_size_px(name: str) -> int:
-    """Return the minimum side of the network's input in pixels."""
+    """Return the minimum height and width of the network's input in pixels."""
     return 1 if name in (IMPORTED, BACKBONE, AUTO) else find(name).least_size_px
 
 

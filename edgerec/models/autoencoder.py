@@ -7,7 +7,7 @@ from typing import Any
 from edgerec.models.blocks import conv
 from edgerec.recipe import ModelSection
 
-# Minimum side of a feature map after pooling, in pixels.
+# Minimum height and width of a feature map after pooling, in pixels.
 NARROWEST_PX = 3
 CODE_CHANNELS, CHANNELS = 8, 16
 

@@ -1,4 +1,4 @@
-"""Choose an architecture for ``model.arch = "auto"``, depending on the images, their number and the target.
+"""Choose an architecture for ``model.arch = "auto"`` based on the images, their number and the target.
 
 The first rule of :data:`RULES` that matches a data set decides. The rules were selected by validation accuracy.
 docs/results.md has the measurements, and ``benchmarks/defaults.py`` repeats them.
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from edgerec.contract.target import Target
 from edgerec.models import least_size_px
 
-# Maximum side of small images in pixels, such as MNIST (28) and CIFAR-10 (32).
+# Images up to this size count as small, such as MNIST (28 pixels) and CIFAR-10 (32 pixels).
 SMALL_PX = 40
 # A target with less memory than this counts as a microcontroller.
-# If no target is set, the model must also be small enough for a microcontroller.
+# Without a target, the model must be small enough for a microcontroller.
 SMALL_MEMORY_BYTES = 16 << 20
-# The number of epochs is chosen so that training has about UPDATES steps, but it stays within the two limits.
+# Train for about UPDATES steps, but never for fewer or more epochs than these limits.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60
 
 
@@ -42,7 +42,7 @@ class Situation:
 
     @property
     def small(self) -> bool:
-        """Whether the model's input is small, i.e. at most :data:`SMALL_PX`."""
+        """Whether the model's input is small (at most :data:`SMALL_PX`)."""
         return (self.input_px or self.side_px) <= SMALL_PX
 
     @property
@@ -84,7 +84,7 @@ class Rule:
 
     @property
     def data(self) -> str:
-        """Short description of the data sets to which the rule applies."""
+        """Short description of the data sets that the rule applies to."""
         size = "small " if self.small else "larger "
         color = {0: "", 1: "grayscale ", 3: "color "}[self.channels]
         text = f"{size}{color}images"
@@ -121,7 +121,7 @@ RULES = (
 
 
 def choose(situation: Situation, *, imagenet: bool | None) -> Rule:
-    """Return the first rule that matches the images and the target.
+    """Return the first rule that applies to the data set and the target.
 
     Args:
         situation: the images and the target.
@@ -135,7 +135,7 @@ def choose(situation: Situation, *, imagenet: bool | None) -> Rule:
 
 
 def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
-    """Return the rules that can apply to a target, in the order of :data:`RULES`.
+    """Return the rules that can apply to this target, in the order of :data:`RULES`.
 
     Args:
         target: the target that will run the model.
@@ -156,5 +156,5 @@ def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
 
 
 def suitable_epochs(updates_per_epoch: int) -> int:
-    """Return a suitable number of training epochs for this number of steps per epoch."""
+    """Return a suitable number of epochs, given the number of steps per epoch."""
     return min(max(round(UPDATES / max(1, updates_per_epoch)), FEWEST_EPOCHS), MOST_EPOCHS)

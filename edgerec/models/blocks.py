@@ -1,4 +1,4 @@
-"""Layers and blocks that several architectures share."""
+"""Layers and blocks shared by several architectures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from edgerec.recipe import ModelSection
 
 Layer = Callable[[Any], Any]
 
-# Momentum of batch normalization. Small data sets have only a few training steps per epoch.
-# With Keras' default of 0.99, the moving averages would need hundreds of steps to adapt.
+# Batch normalization momentum for small data sets, which have only a few training steps per epoch.
+# Keras' default of 0.99 would need hundreds of steps to adapt the moving averages.
 BN_MOMENTUM = 0.9
 
 
@@ -24,7 +24,7 @@ def round_to_8(count: float) -> int:
 
 
 def conv(keras: Any, x: Any, channels: int, kernel: int, name: str, *, stride: int = 1, bias: bool = False) -> Any:
-    """Add a convolution. Height and width of the output are those of the input, divided by ``stride``."""
+    """Add a convolution, which divides height and width by ``stride``."""
     return keras.layers.Conv2D(
         channels,
         kernel,
@@ -37,7 +37,7 @@ def conv(keras: Any, x: Any, channels: int, kernel: int, name: str, *, stride: i
 
 
 def depthwise(keras: Any, x: Any, kernel: int, name: str, *, stride: int = 1) -> Any:
-    """Add a depthwise convolution without a bias. Height and width are divided by ``stride``."""
+    """Add a depthwise convolution without bias, which divides height and width by ``stride``."""
     return keras.layers.DepthwiseConv2D(kernel, strides=stride, padding="same", use_bias=False, name=name)(x)
 
 
@@ -64,12 +64,12 @@ def squeeze_excite(keras: Any, x: Any, squeezed: int, names: tuple[str, str], ac
 
 
 def stem(keras: Any, x: Any, names: str, *, channels: int, bias: bool) -> Any:
-    """Add the stem of ResNet50 and DenseNet, which reduces height and width to a quarter.
+    """Add the stem of ResNet50 and DenseNet, which divides height and width by 4.
 
     ``names`` is the pattern of the layer names, e.g. ``conv1_{}``.
     """
     layers = keras.layers
-    x = layers.ZeroPadding2D(3)(x)  # on all sides, because padding="same" would pad unequally
+    x = layers.ZeroPadding2D(3)(x)  # padding="same" would not pad all sides equally
     x = layers.Conv2D(channels, 7, strides=2, use_bias=bias, kernel_initializer="he_normal", name=names.format("conv"))(
         x
     )
@@ -83,5 +83,5 @@ def global_pool(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def dropout(keras: Any, x: Any, section: ModelSection) -> Any:
-    """Add dropout with the rate ``model.dropout``, unless the rate is 0."""
+    """Add a dropout layer if ``model.dropout`` is greater than 0."""
     return keras.layers.Dropout(section.dropout)(x) if section.dropout else x

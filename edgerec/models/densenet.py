@@ -8,7 +8,7 @@ from edgerec.models.blocks import conv, global_pool, norm, round_to_8, stem
 from edgerec.recipe import ModelSection
 
 BLOCKS = (6, 12, 24, 16)
-# Epsilon of batch normalization. The value must be that of the Keras application whose weights are loaded.
+# Batch normalization epsilon. It must match the Keras application whose weights are loaded.
 EPSILON = 1.001e-5
 
 
@@ -31,7 +31,7 @@ def _dense_layer(keras: Any, x: Any, growth: int, name: str) -> Any:
 
 
 def _transition(keras: Any, x: Any, name: str) -> Any:
-    """Halve the height, width and number of channels."""
+    """Add a transition layer, which halves height, width and the number of channels."""
     x = _norm_relu(keras, x, f"{name}_bn")
     return keras.layers.AveragePooling2D()(conv(keras, x, x.shape[-1] // 2, 1, f"{name}_conv"))
 

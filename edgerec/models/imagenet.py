@@ -15,13 +15,13 @@ from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RecipeError
 from edgerec.recipe import ModelSection
 
-# A download fails if the server sends no data for this time.
+# Downloads fail if the server sends no data for this long.
 DOWNLOAD_TIMEOUT_S = 30.0
 
-# Name of the layer that converts the recipe's normalization to the normalization that the weights expect.
+# Name of the layer that converts the recipe's normalization to the one that the weights expect.
 RANGE = "imagenet_range"
 
-# Mean and standard deviation of R, G and B for each normalization mode of Keras (imagenet_utils.preprocess_input).
+# RGB mean and standard deviation of Keras' normalization modes (imagenet_utils.preprocess_input).
 PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "tf": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "torch": ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)),
@@ -75,7 +75,7 @@ def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: 
 
 
 def match_normalization(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
-    """Add a layer that converts the recipe's normalization to the normalization that the weights expect.
+    """Add a layer that converts the recipe's normalization to the one that the weights expect.
 
     The conversion is a 1×1 depthwise convolution with fixed weights, because every target supports this operator. In
     int8, the three output channels share one scale. With ``tf``, all 256 pixel values remain distinct. With ``torch``
@@ -114,7 +114,7 @@ def download_weights(keras: Any, section: ModelSection, shape: tuple[int, int, i
 
 
 def load_weights(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> None:
-    """Copy the ImageNet weights to the layers of ``model`` with the same names. Keras downloads the weights once.
+    """Copy ImageNet weights to the layers of ``model`` with the same names. Keras downloads the weights once.
 
     Raises:
         ModelError: the download failed, or the layers of the Keras application have other names.
@@ -162,7 +162,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
 
 @contextlib.contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Context manager that sets a network timeout, because Keras downloads without a timeout."""
+    """Set a network timeout, because Keras downloads files without one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:

@@ -19,7 +19,7 @@ Activation = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class _Block:
-    """An inverted residual block.
+    """Hyperparameters of an inverted residual block.
 
     Attributes:
         channels: number of output channels at width 1.

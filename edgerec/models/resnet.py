@@ -11,12 +11,12 @@ from edgerec.recipe import ModelSection
 # Function ``(keras, tensor, channels, stride, prefix of the layer names) -> tensor`` that adds a residual block.
 Block = Callable[[Any, Any, int, int, str], Any]
 
-# Epsilon of batch normalization. The value must be that of the Keras application whose weights are loaded.
+# Batch normalization epsilon. It must match the Keras application whose weights are loaded.
 EPSILON = 1.001e-5
 
 
 def resnet8(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The image classification network of MLPerf Tiny: one residual block each with 16, 32 and 64 channels."""
+    """MLPerf Tiny's image classification network: three residual blocks, with 16, 32 and 64 channels."""
     return _resnet(keras, x, section, blocks=1)
 
 
@@ -31,7 +31,7 @@ def resnet14_wide(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def resnet20(keras: Any, x: Any, section: ModelSection) -> Any:
-    """``resnet8`` with three residual blocks per stage: the smallest CIFAR-10 network of the ResNet paper."""
+    """The smallest CIFAR-10 network of the ResNet paper: ``resnet8`` with three residual blocks per stage."""
     return _resnet(keras, x, section, blocks=3)
 
 

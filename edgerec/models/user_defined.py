@@ -1,4 +1,4 @@
-"""Architectures that a user defines as a function in a Python file.
+"""User-defined architectures: functions in a Python file.
 
 ``model.arch`` is ``package.module:function``, where the module is in the working directory or on Python's module search
 path, or ``path/to/file.py:function``. The function has the same parameters as the functions in this package, ``(keras,
@@ -34,12 +34,12 @@ def is_user_defined(arch: str) -> bool:
 
 
 def plain_name(arch: str) -> str:
-    """Return a name for the Keras model of a user-defined architecture."""
+    """Return the Keras model name for a user-defined architecture."""
     return re.sub(r"\W", "_", Path(arch.rpartition(":")[0]).stem) or "own"
 
 
 def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
-    """Load the function that ``model.arch`` names. The Python file of the function is executed.
+    """Load the function that ``model.arch`` names, which executes the Python file that defines it.
 
     Raises:
         RecipeError: the file, module or function does not exist.
@@ -64,7 +64,7 @@ def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
 
 
 def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
-    """Call the user's function, and check the tensor that it returns.
+    """Call the user's function and check the returned tensor.
 
     Raises:
         ModelError: the function raised an exception, or did not return a tf_keras tensor ``(batch, n)``.
@@ -103,7 +103,7 @@ def _import_module(arch: str, name: str) -> ModuleType:
     here = str(Path.cwd())
     with _user_code_errors(arch, "cannot be imported"):
         sys.path.insert(0, here)
-        importlib.invalidate_caches()  # otherwise, Python may not find a file that was created recently
+        importlib.invalidate_caches()  # Python caches folder listings, so it may not find a new file
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -126,9 +126,9 @@ def _import_file(arch: str, path: Path) -> ModuleType:
 
 @functools.lru_cache
 def _run(path: Path, changed_ns: int) -> ModuleType:
-    """Execute a Python file, and return its module. The result is cached until the file changes."""
+    """Execute a Python file and return its module. The result is cached until the file changes."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # because the file name ends in .py
+    assert spec is not None  # the file name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -137,7 +137,7 @@ def _run(path: Path, changed_ns: int) -> ModuleType:
 
 @contextmanager
 def _user_code_errors(arch: str, what: str) -> Iterator[None]:
-    """Context manager that replaces exceptions in the user's code with a :class:`ModelError` that names the line."""
+    """Convert exceptions in the user's code to a :class:`ModelError` that names the line."""
     try:
         yield
     except (ModelError, RecipeError):

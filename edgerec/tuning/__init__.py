@@ -1,4 +1,4 @@
-"""Search for the best recipe with Optuna. This package needs the extras ``train`` and ``tune``."""
+"""Search for the best recipe with Optuna. Requires the extras ``train`` and ``tune``."""
 
 from edgerec.tuning.results import TrialRow, TuneReport
 from edgerec.tuning.tune import tune

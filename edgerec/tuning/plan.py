@@ -1,4 +1,4 @@
-"""Plan of a study: the settings that all trials of the study share."""
+"""A study's plan: the settings shared by all of its trials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgerec.utils.text import to_json
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")
 PRUNERS = ("median", "hyperband", "none")
 STUDY_FILE = "study.json"
-# Recipe keys that can differ between processes of a study, because they do not affect the result of a trial.
+# Recipe keys that may differ between a study's processes, because they do not affect the results.
 _UNCHECKED_KEYS = ("data.source", "train.device", "train.price_per_hour", "train.tensorboard")
 
 
@@ -48,7 +48,7 @@ class Plan:
     data_digest: str
 
     def shared_settings(self) -> dict[str, Any]:
-        """Return a dictionary, with dotted keys, of the settings that all processes of the study must share."""
+        """Return the settings that must be equal in all of the study's processes, as a dictionary with dotted keys."""
         recipe = _dotted(self.recipe.to_dict())
         shared = {key: value for key, value in recipe.items() if key not in (*_UNCHECKED_KEYS, *self.space)}
         shared = {key: value for key, value in shared.items() if not key.startswith("compress.")}
@@ -61,7 +61,7 @@ class Plan:
         return json.loads(json.dumps(shared))
 
     def write(self, folder: Path, name: str, storage: str) -> None:
-        """Write the plan to the study's folder, and the search space to a separate file that can be edited and reused.
+        """Save the plan to the study's folder, and the search space to a separate file that users can edit and reuse.
 
         Args:
             folder: folder of the study.
@@ -140,7 +140,7 @@ def checked_objectives(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_timing(name: str) -> str:
-    """Return ``name``. Raise :class:`RecipeError` if the name is not a key of :data:`TIMING_CONDITIONS`."""
+    """Return ``name`` if it is a key of :data:`TIMING_CONDITIONS`, otherwise raise :class:`RecipeError`."""
     if name not in TIMING_CONDITIONS:
         raise RecipeError(unknown("device for --on", name, TIMING_CONDITIONS))
     return name
@@ -155,7 +155,7 @@ def checked_limits(ms: float | None, bytes: int | None, memory: int | None) -> L
 
 
 def checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
-    """Return the name of the pruner, or the default pruner for these objectives if ``name`` is None.
+    """Validate a pruner name. If ``name`` is None, return the default pruner for these objectives.
 
     Raises:
         RecipeError: the pruner does not exist, or it does not support several objectives.
@@ -180,7 +180,7 @@ def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any],
         current: :meth:`Plan.shared_settings` of this call.
         study: description of the study, which is the beginning of the error message.
     """
-    # Add the default values of recipe keys that did not exist when the study was created.
+    # Add defaults for recipe keys that did not exist when the study was created.
     stored = {key: value for key, value in _dotted(Recipe().to_dict()).items() if key in current} | dict(stored)
     for key in sorted(set(current) | set(stored)):
         if stored.get(key) == current.get(key):

@@ -1,4 +1,4 @@
-"""Results of a study: trials, best recipes, and the files that contain them.
+"""A study's results: its trials, the best recipes, and their files.
 
 Optuna's ``trials_dataframe`` is not used for ``trials.csv``, because it needs pandas, and because the costs of a model
 would be in one column.
@@ -20,7 +20,7 @@ from edgerec.utils.text import csv_line
 
 TRIALS, BEST, FRONT, TABLE, PLOT = "trials", "best.toml", "pareto", "trials.csv", "plots/study.png"
 KEEP = ("best", "all", "none")
-# Names of the Optuna user attributes that store the results of a trial.
+# Optuna user attributes that store a trial's results.
 ACCURACY, EPOCHS, SECONDS = "accuracy", "epochs", "seconds"
 COST, NETWORK = "cost", "network"
 REASON, REFUSED = "reason", "refused"
@@ -77,14 +77,14 @@ class TrialRow:
         )
 
     def figures(self) -> str:
-        """Return the measured values with their units as one string."""
+        """Return the measured values and their units as a string."""
         values = [(name, getattr(self, name)) for name in OBJECTIVES]
         return ", ".join(format_value(name, value) for name, value in values if value is not None)
 
 
 @dataclass(frozen=True)
 class TuneReport:
-    """The current results of a study.
+    """A study's current results.
 
     Attributes:
         study, folder, storage: name and folder of the study, and location of the database without a password.
@@ -121,7 +121,7 @@ def rows_of(study: Any) -> tuple[TrialRow, ...]:
 
 
 def best_of(study: Any) -> tuple[TrialRow, ...]:
-    """Return the results on the Pareto front of Optuna's study, the most accurate trial first.
+    """Return the Pareto-optimal trials of an Optuna study, most accurate first.
 
     If several trials have equal values of all objectives, only the first trial is returned.
     """
@@ -131,7 +131,7 @@ def best_of(study: Any) -> tuple[TrialRow, ...]:
 
 
 def write_results(folder: Path, plan: Plan, study: Any, keep: str) -> None:
-    """Update the files of a study: the table of trials and the best recipes. Delete the runs that are not kept.
+    """Update the study's trial table and best recipes, and delete the runs that are not kept.
 
     Args:
         folder: folder of the study.
@@ -153,7 +153,7 @@ def write_results(folder: Path, plan: Plan, study: Any, keep: str) -> None:
 
 
 def run_folder(folder: Path, number: int) -> Path:
-    """Return the path of a trial's run."""
+    """Return the path of a trial's run folder."""
     return folder / TRIALS / str(number)
 
 

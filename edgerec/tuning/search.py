@@ -1,4 +1,4 @@
-"""Run the trials of a study one after the other."""
+"""Run a study's trials one after another."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 # Default number of trials.
 TRIALS = 30
-# Maximum number of consecutive refused trials, after which a study ends with an error.
+# A study ends with an error after this many consecutive refused trials.
 MAX_REFUSED = 30
 
 
 @dataclass(frozen=True)
 class StopCondition:
-    """Condition that ends a study: a number of trained trials, or a deadline, whichever is reached first.
+    """When to end a study: after a number of trained trials or at a deadline, whichever comes first.
 
     Attributes:
         trials: number of trained trials.
@@ -40,7 +40,7 @@ class StopCondition:
 
     @classmethod
     def of(cls, trials: int | None, max_time_s: float | None) -> StopCondition:
-        """Create the condition from options. If both are None, the study ends after :data:`TRIALS` trials."""
+        """Create the condition from command-line options. If both are None, stop after :data:`TRIALS` trials."""
         for name, value in {"trials": trials, "max-time": max_time_s}.items():
             if value is not None and not value > 0:
                 raise RecipeError(f"--{name} is {value:g}, but must be greater than 0")
@@ -49,23 +49,23 @@ class StopCondition:
         return cls(trials or math.inf, time.monotonic() + (max_time_s or math.inf))
 
     def reached(self, rows: Sequence[TrialRow]) -> bool:
-        """Return whether a study with these trials must end."""
+        """Return whether the study must end after these trials."""
         trained = sum(row.state in ("complete", "pruned", "running") for row in rows)
         return trained >= self.trials or time.monotonic() > self.at_s
 
 
 class Search:
-    """Runs trials one after the other, logs one line per trial, and updates the study's files after each trial."""
+    """Runs trials one after another. After each trial, it logs one line and updates the study's files."""
 
     def __init__(self, study: Any, plan: Plan, folder: Path, keep: str) -> None:
         self._study, self._plan, self._folder, self._keep = study, plan, folder, keep
         self._refused = 0
 
     def run(self, end: StopCondition, objective: Objective) -> None:
-        """Run trials until the study has the requested number of trials or its time limit is reached."""
+        """Run trials until the requested number of trials or the time limit is reached."""
         rows = rows_of(self._study)
         if not rows:
-            # Use the unchanged recipe as the first trial, so that the best trial is never worse than the recipe.
+            # Try the unchanged recipe first, so that the best trial is never worse than the recipe.
             self._study.enqueue_trial(own_point(self._plan.recipe, self._plan.space), skip_if_exists=True)
         if self._plan.pruner == "none" and len(self._plan.objectives) > 1:
             log.info("trials are not pruned, because pruners support only one objective")
@@ -83,7 +83,7 @@ class Search:
         try:
             self._study.optimize(objective, n_trials=1, callbacks=[self._after_trial])
         except ValueError as error:
-            if not str(error).startswith("Cannot tell"):  # Optuna's error for a trial that has already ended
+            if not str(error).startswith("Cannot tell"):  # Optuna's error for trials that have already ended
                 raise
             log.warning("a result is lost, because another process marked the trial as failed after missed heartbeats")
 
@@ -94,13 +94,13 @@ class Search:
         self._refused = self._refused + 1 if row.state == "refused" else 0
         if self._refused >= MAX_REFUSED:
             raise StudyError(
-                f"{MAX_REFUSED} trials in a row were refused, the last one because of {row.reason}: "
+                f"{MAX_REFUSED} consecutive trials were refused, the last one because of {row.reason}: "
                 "raise the limits, or change the recipe or --search"
             )
 
 
 def _trial_line(row: TrialRow, best: Sequence[TrialRow]) -> str:
-    """Return the log line of a trial: outcome, measured values, parameters, and the best trial so far."""
+    """Return a trial's log line: outcome, measured values, parameters, and the best trial so far."""
     parameters = ", ".join(
         f"{key.partition('.')[2] or key} {value:.3g}"
         if isinstance(value, float)

@@ -1,4 +1,4 @@
-"""Plot a study: accuracy over the trials, and accuracy against the costs of the models.
+"""Plot a study: accuracy over trials, and accuracy against model cost.
 
 Optuna's ``visualization`` is not used, because it does not show limits, pruned trials and trials that exceed a limit.
 """
@@ -54,7 +54,7 @@ def draw_study(rows: Sequence[TrialRow], best: Sequence[TrialRow], plan: Plan, p
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     for axes, x_values in positions.items():
         points = [(x, 100 * (row.accuracy or 0)) for x, row in zip(x_values, best, strict=True)]
-        # Draw the trial numbers on a white background, because a line may cross them.
+        # A white background keeps the numbers readable where they overlap a line.
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
         label_points(axes, points, [str(row.number) for row in best], fontsize=8, bbox=background)
     save_figure(figure, path)
@@ -100,7 +100,7 @@ def _draw_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], 
 
 
 def _draw_refused(axes: Any, x_values: Sequence[float]) -> None:
-    """Draw refused trials as ticks at the bottom edge. They have a cost, but no accuracy."""
+    """Mark refused trials, which have a cost but no accuracy, with ticks at the bottom edge."""
     if x_values:
         transform = axes.get_xaxis_transform()
         axes.plot(x_values, [0.02] * len(x_values), "|", color="black", transform=transform, label="refused")

@@ -1,4 +1,4 @@
-"""Search space of a study: the recipe keys that are varied, and the values that each key can have."""
+"""A study's search space: the hyperparameters (recipe keys) to tune, and their possible values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgerec.errors import RecipeError, unknown
 from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
 
-# Search key for the strength of the augmentation. It is not a recipe key.
-# All floating-point values in the recipe's ``augment`` section are multiplied by the value of this key.
+# Hyperparameter for the augmentation strength. Unlike the others, it is not a recipe key.
+# Its value scales all floating-point values in the recipe's ``augment`` section.
 STRENGTH = "augment"
-# Keys of the recipe's ``data`` section that can be searched, because they do not affect the split.
+# Keys of the ``data`` section that can be tuned, because they do not affect the split.
 _DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise")
 # Prefixes of all other recipe keys that can be searched.
 _SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
-# Architectures of the default search space, which are all fast. A search file can name other architectures.
+# Architectures in the default search space, all of which are fast. Search files can name others.
 _ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
 _EXPECTED = "{ low = 0.1, high = 1.0 }, optionally with log = true or step = 0.1, or a list of choices"
 
@@ -50,13 +50,13 @@ class Numbers:
         return self.low <= value <= self.high and math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that an Optuna trial suggests for a key."""
+        """Return the value that an Optuna trial suggests for this key."""
         if self.integer:
             return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step) or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step or None, log=self.log)
 
     def to_value(self) -> dict[str, Any]:
-        """Return the range in the format of the search file."""
+        """Return the range as it appears in a search file."""
         value: dict[str, Any] = {"low": self.low, "high": self.high}
         return value | ({"step": self.step} if self.step else {}) | ({"log": True} if self.log else {})
 
@@ -72,11 +72,11 @@ class Choices:
         return value in self.values
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that an Optuna trial suggests for a key."""
+        """Return the value that an Optuna trial suggests for this key."""
         return trial.suggest_categorical(key, list(self.values))
 
     def to_value(self) -> list[Any]:
-        """Return the choices in the format of the search file."""
+        """Return the choices as they appear in a search file."""
         return list(self.values)
 
 
@@ -132,12 +132,12 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """Return a dictionary that maps all keys of the search space to the values that the Optuna trial suggests."""
+    """Return the hyperparameters that an Optuna trial suggests for this search space."""
     return {key: values.suggest(trial, key) for key, values in space.items()}
 
 
 def applied(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """Return a copy of the recipe with the values of ``point``, which maps keys of the search space to values."""
+    """Return a copy of the recipe with the hyperparameters in ``point``, which maps search space keys to values."""
     recipe = recipe.override({key: value for key, value in point.items() if key != STRENGTH}, "trial")
     return with_augment_strength(recipe, point[STRENGTH]) if STRENGTH in point else recipe
 
@@ -149,7 +149,7 @@ def with_augment_strength(recipe: Recipe, factor: float) -> Recipe:
 
 
 def own_point(recipe: Recipe, space: Space) -> dict[str, Any]:
-    """Return the recipe's values of the searched keys. Omit values that are outside the search space."""
+    """Return the recipe's values for the hyperparameters being tuned, without values outside the search space."""
     own = {key: 1.0 if key == STRENGTH else _value(recipe, key) for key in space}
     return {key: value for key, value in own.items() if space[key].contains(value)}
 
@@ -160,7 +160,7 @@ def to_values(space: Space) -> dict[str, Any]:
 
 
 def to_toml(space: Space) -> str:
-    """Return the search space as the content of a TOML file that :func:`read_space` accepts."""
+    """Return the search space as TOML that :func:`read_space` accepts."""
     lines = []
     for key, value in to_values(space).items():
         if isinstance(value, dict):
@@ -218,7 +218,7 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
 
 
 def _problem(numbers: Numbers, has_step: bool) -> str:
-    """Describe what is wrong with a range. Return an empty string if the range is valid."""
+    """Describe why a range is invalid, or return an empty string if it is valid."""
     if not numbers.low < numbers.high:
         return f"low is {numbers.low:g}, expected less than high ({numbers.high:g})"
     if has_step and not 0 < numbers.step <= numbers.high - numbers.low:
@@ -260,7 +260,7 @@ def _check_key(where: str, key: str, recipe: Recipe) -> None:
 
 
 def _checked_value(where: str, key: str, value: Any, recipe: Recipe) -> Any:
-    """Return a value with the type of the recipe key. Raise :class:`RecipeError` if the value is invalid."""
+    """Convert a value to the recipe key's type. Raise :class:`RecipeError` if the value is invalid."""
     if key == STRENGTH:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise RecipeError(f"{where}: {key} is {value!r}, expected a factor of at least 0")

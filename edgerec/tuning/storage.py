@@ -1,4 +1,4 @@
-"""Database of a study, and the sampler and pruner that Optuna uses."""
+"""A study's database, and its Optuna sampler and pruner."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from edgerec.utils.urls import redacted
 log = logging.getLogger(__name__)
 
 DATABASE = "study.db"
-# Interval of the heartbeats of a running trial, in seconds.
+# Seconds between the heartbeats of a running trial.
 HEARTBEAT_S = 10
-# A trial counts as killed after this many missed heartbeats. Its parameters are then tried once more.
+# Trials that miss this many heartbeats count as killed, and their parameters are tried once more.
 MAX_MISSED_HEARTBEATS = 6
-# Name of the Optuna user attribute that stores the settings that all trials share.
+# Optuna user attribute that stores the settings shared by all trials.
 _SETTINGS = "edgerec"
 
 
@@ -95,13 +95,13 @@ class Storage:
                         f"Study {name!r} in {self.location} was not created by edgerec: choose another --study"
                     )
                 study.set_user_attr(_SETTINGS, dict(settings))
-            # Read the settings back, because another process may have created the study at the same time.
+            # Another process may have created the study at the same time, so read its settings back.
             refuse_other_settings(study.user_attrs[_SETTINGS], settings, f"study {name!r} in {self.location}")
         return study
 
     @contextmanager
     def errors_explained(self) -> Iterator[None]:
-        """Context manager that converts database errors to :class:`StudyError`."""
+        """Convert database errors to :class:`StudyError`."""
         optuna, exc = require("optuna"), require("sqlalchemy.exc")
         try:
             yield
@@ -112,14 +112,14 @@ class Storage:
 
 
 def fail_stale(study: Any) -> None:
-    """Mark the trials of killed processes as failed, and enqueue their parameters again."""
+    """Mark trials of killed processes as failed, and enqueue their parameters again."""
     optuna = require("optuna")
     with _without_experimental_warnings(optuna):
         optuna.storages.fail_stale_trials(study)
 
 
 def make_sampler(seed: int) -> Any:
-    """Return a TPE sampler whose random numbers depend only on ``seed`` and the number of the trial.
+    """Return a TPE sampler whose random numbers depend only on ``seed`` and the trial number.
 
     Processes that share a study therefore use different random numbers. If a study is interrupted and resumed, its
     trials have the same parameters as in an uninterrupted study. Optuna's samplers do not guarantee this.
@@ -163,14 +163,14 @@ def make_pruner(name: str, epochs: int) -> Any:
 
 @contextmanager
 def _without_experimental_warnings(optuna: Any) -> Iterator[None]:
-    """Context manager that suppresses Optuna's warnings that heartbeats are an experimental feature."""
+    """Suppress Optuna's warnings that heartbeats are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
 def _postgresql(url: str) -> tuple[Any, str]:
-    """Return the URL of the database as an SQLAlchemy URL, and as a string without secrets."""
+    """Return the database URL as an SQLAlchemy URL and as a string without secrets."""
     engine = require("sqlalchemy.engine")
     url = read_secret(url)
     try:
@@ -179,7 +179,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
     except (require("sqlalchemy.exc").ArgumentError, ValueError):
         kind = ""
     if kind not in ("postgresql", "postgres"):
-        # The message does not repeat the URL, because the URL may contain a password.
+        # Leave the URL out of the message, because it may contain a password.
         raise StudyError("--storage is not the URL of a PostgreSQL database, expected postgresql://USER@HOST/DATABASE")
     require("psycopg")
     parsed = parsed.set(drivername="postgresql+psycopg")

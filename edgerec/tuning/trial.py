@@ -30,7 +30,7 @@ class TimeLimitError(Exception):
 
 
 class Objective:
-    """Objective function for Optuna. Each call runs one trial of a plan."""
+    """Optuna objective function. Each call runs one trial."""
 
     def __init__(
         self, plan: Plan, folder: Path, labels: tuple[str, ...], ends_s: float, pruning: bool, listener: Listener
@@ -81,13 +81,13 @@ class Objective:
         return tuple(accuracy if name == "accuracy" else getattr(cost, name) for name in self._plan.objectives)
 
     def _duplicate(self, trial: Any) -> Any:
-        """Return a finished trial with the same parameters, and therefore the same result, or None if there is none."""
+        """Return a finished trial with the same parameters, whose results can be reused, or None."""
         states = require("optuna").trial.TrialState
         finished = trial.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
         return next((other for other in finished if other.params == trial.params), None)
 
     def _copied_values(self, trial: Any, duplicate: Any) -> tuple[float, ...]:
-        """Copy the results of an earlier trial with the same parameters, and return its objective values."""
+        """Reuse the results of an earlier trial with the same parameters, and return its objective values."""
         for name in (ACCURACY, COST, REFUSED):
             if name in duplicate.user_attrs:
                 trial.set_user_attr(name, duplicate.user_attrs[name])
@@ -97,7 +97,7 @@ class Objective:
         return tuple(duplicate.values)
 
     def _cost(self, trial: Any, recipe: Recipe) -> Cost:
-        """Return the cost of the trial's model, and store it with the trial."""
+        """Measure the cost of the trial's model, store it in the trial, and return it."""
         data, model = recipe.data, replace(recipe.model, dropout=0.0)
         network = repr((model, data.input_size, data.channels, data.normalise))
         cost = self._stored_cost(trial, network) or self._measure(trial, recipe)
@@ -109,7 +109,7 @@ class Objective:
         return cost
 
     def _stored_cost(self, trial: Any, network: str) -> Cost | None:
-        """Return the cost that an earlier trial measured for the same network, or None if there is no such trial.
+        """Return the cost that an earlier trial measured for the same network, or None.
 
         Because the cost is reused, trials with the same network differ only in accuracy.
         """
@@ -154,7 +154,7 @@ class Objective:
                     listener=self._trial_listener(trial),
                     on_epoch=on_epoch,
                 )
-        except (RecipeError, ModelError) as error:  # the parameters are invalid in combination
+        except (RecipeError, ModelError) as error:  # this combination of parameters is invalid
             raise _refusal(trial, str(error)) from None
         except TrainError as error:
             trial.set_user_attr(REASON, str(error).partition(":")[0])
@@ -176,7 +176,7 @@ class Objective:
         return _accuracy(history)
 
     def _trial_listener(self, trial: Any) -> Listener:
-        """Return a listener that adds the number of the trial to the progress of the training."""
+        """Return a listener that adds the trial number to training progress reports."""
 
         def listen(step: Progress) -> None:
             text = f"trial {trial.number}  {step.text}" if step.stage == "training" else step.text
@@ -191,7 +191,7 @@ def _accuracy(history: list[dict[str, float]]) -> float:
 
 
 def _refusal(trial: Any, reason: str) -> Any:
-    """Mark a trial as refused, i.e. not trained, store the reason, and return the exception to raise."""
+    """Mark a trial as refused (it is not trained), store the reason, and return the exception to raise."""
     trial.set_user_attr(REASON, reason)
     trial.set_user_attr(REFUSED, True)
     return require("optuna").TrialPruned(reason)
@@ -205,7 +205,7 @@ def _clear() -> None:
 
 @contextmanager
 def _without_epoch_log() -> Iterator[None]:
-    """Context manager that suppresses the log line of each epoch, because the study logs one line per trial."""
+    """Suppress the per-epoch log lines, because the study logs one line per trial."""
     logger = logging.getLogger("edgerec.train")
     previous_level = logger.level
     if not logger.isEnabledFor(logging.DEBUG):

@@ -1,4 +1,4 @@
-"""Measure the cost of a model before it is trained: latency, size and memory of the int8 model."""
+"""Measure a model's cost before training: its int8 model's latency, size and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgerec.tflite.pi_latency import CONDITIONS, pi4_ms
 from edgerec.train.backend import prepare
 from edgerec.train.transfer import network
 
-# Maps each device to a description of how its latency is measured or estimated.
+# Maps devices to descriptions of how their latency is measured or estimated.
 TIMING_CONDITIONS = {
     "this": "measured on this machine, 1 thread",
     "rpi": CONDITIONS,
@@ -34,7 +34,7 @@ CALIBRATION_IMAGES = 4
 
 
 class TooCostlyError(EdgerecError):
-    """Raised when the weights of a model alone exceed the limit for the file size.
+    """Raised when a model's weights alone exceed the file size limit.
 
     Attributes:
         excess: lower bound of the excess, as a fraction of the limit.
@@ -45,7 +45,7 @@ class TooCostlyError(EdgerecError):
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of the int8 model. It does not depend on the values of the weights.
+    """The int8 model's cost, which does not depend on the trained weights.
 
     Attributes:
         ms: latency for one image in milliseconds, on a device of :data:`TIMING_CONDITIONS`.
@@ -75,11 +75,11 @@ class Limits:
     memory: int | None = None
 
     def to_dict(self) -> dict[str, float]:
-        """Return a dictionary that maps names to limits, without limits that are None."""
+        """Return a dictionary of all limits that are not None."""
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """Return ``cost / limit - 1`` for each limit. The limit is exceeded if the value is greater than 0."""
+        """Return ``cost / limit - 1`` for each limit. Values above 0 exceed the limit."""
         return {name: getattr(cost, name) / limit - 1 for name, limit in self.to_dict().items()}
 
     def exceeded(self, cost: Cost) -> str:

@@ -108,7 +108,7 @@ def tune(
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
     end = StopCondition.of(trials, max_time_s)
-    # A machine can join a shared study with resume=True before its own folder exists.
+    # With resume=True, a machine may join a shared study before it has a study folder of its own.
     new = not (folder / STUDY_FILE).exists() and storage and recipe is not None
     saved = SavedStudy.read(folder) if resume and not new else None
     _check_folder_and_storage(folder, saved, storage)
@@ -141,7 +141,7 @@ def _make_plan(
     saved: SavedStudy | None,
     listener: Listener,
 ) -> tuple[_TrainingData, Plan]:
-    """Return the training data and the plan of the study.
+    """Return the study's training data and plan.
 
     If ``recipe`` is None, the plan of the saved study is used. In any case, the plan contains the digest of the current
     images, so that a change of the data is detected when the study is resumed.
@@ -158,7 +158,7 @@ def _make_plan(
             f"Cannot tune model.arch={recipe.model.arch!r}, because autoencoders have no accuracy: choose a classifier"
         )
     if search is not None:
-        read_space(search, recipe)  # report errors in the search space before any image is read
+        read_space(search, recipe)  # report search space errors before reading images
     training_data = _TrainingData.load(recipe, listener)
     resolved_recipe = training_data.recipe
     if search is None:
@@ -170,7 +170,7 @@ def _make_plan(
 
 
 def _refuse_code(plan: Plan) -> None:
-    """Raise :class:`StudyError` if an architecture of the study is a Python file, which would be executed."""
+    """Raise :class:`StudyError` if resuming the study would execute a Python file that defines an architecture."""
     choices = plan.space.get("model.arch")
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_user_defined(str(name))), None):
@@ -182,7 +182,7 @@ def _refuse_code(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class _Goal:
-    """Goal of a study, as requested by the caller. If ``pruner`` is None, it is chosen from the objectives."""
+    """The objectives and limits that the caller requested. If ``pruner`` is None, it depends on the objectives."""
 
     objectives: tuple[str, ...]
     limits: Limits
@@ -208,7 +208,7 @@ class _TrainingData:
 
 
 def _check_folder_and_storage(folder: Path, saved: SavedStudy | None, storage: str) -> None:
-    """Check that the folder can be used for the study, and that ``storage`` is the database of the saved study.
+    """Check that the folder can be used for the study, and that ``storage`` is the saved study's database.
 
     Raises:
         OutputExistsError: the folder contains other files, or a study although ``resume`` is not set.

@@ -1,1 +1,1 @@
-"""General functions that do not depend on other packages of edgerec."""
+"""Utilities that do not depend on edgerec's other packages."""

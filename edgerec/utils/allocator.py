@@ -1,4 +1,4 @@
-"""Reduce the amount of freed memory that glibc's malloc keeps instead of returning it to the system."""
+"""Reduce the memory that glibc's malloc keeps after it was freed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def use_one_malloc_arena() -> None:
 
 
 def return_freed_memory() -> None:
-    """Make glibc's malloc return freed memory to the system, e.g. the memory of a queue that was full.
+    """Make glibc's malloc return freed memory to the system, e.g. after a full queue was emptied.
 
     With other C libraries, this function has no effect.
     """
@@ -31,6 +31,6 @@ def return_freed_memory() -> None:
 def _call_glibc(function: str, *arguments: int) -> None:
     try:
         call = getattr(ctypes.CDLL(None), function)
-    except (AttributeError, OSError, TypeError):  # not glibc; TypeError on Windows
+    except (AttributeError, OSError, TypeError):  # the C library is not glibc; Windows raises TypeError
         return
     call(*arguments)

@@ -1,4 +1,4 @@
-"""Write files and folders atomically: write a temporary file, then rename it. Check that no input is overwritten."""
+"""Write files and folders atomically (to a temporary path that is then renamed), without overwriting inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from edgerec.errors import NoHomeError, OutputExistsError, OutputIsInputError, OutputNameError
 from edgerec.utils.lock import try_lock, unlock
 
-# Suffixes of common file formats. An output folder must not have one of them, because it would be mistaken for a file.
+# Suffixes of common file formats. Output folders must not have them, because they would be mistaken for files.
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FILE_SUFFIXES = (
     *_IMAGE_SUFFIXES,
@@ -34,7 +34,7 @@ def sha256(content: bytes) -> str:
 
 
 def read_at_most(path: Path, limit_bytes: int) -> bytes:
-    """Read a file. Raise :class:`OSError` if the file is larger than the limit, or is endless like ``/dev/zero``."""
+    """Read a file. Raise :class:`OSError` if it is larger than the limit, or endless like ``/dev/zero``."""
     with path.open("rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
@@ -53,7 +53,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the disk error (e.g. a full disk) that caused a library's exception, or None if the cause is different."""
+    """Return the disk error (e.g. a full disk) that caused a library's exception, or None if there is none."""
     text = str(error)
     if "database or disk is full" in text:  # SQLite
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -61,7 +61,7 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def user_path(path: str | Path) -> Path:
-    """Return ``path`` with a leading ``~`` replaced by the home folder if the home folder is known."""
+    """Replace a leading ``~`` in ``path`` with the home folder if it is known."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -124,7 +124,7 @@ def _as_sequence(paths: str | Path | Sequence[str | Path] | None) -> Sequence[st
 
 
 def _same(path: Path, other: Path) -> bool:
-    """Return whether two paths refer to the same file or folder, also through symbolic or hard links."""
+    """Return whether two paths refer to the same file or folder, following symbolic and hard links."""
     same = os.path.realpath(path) == os.path.realpath(other)
     return same or (os.path.exists(path) and os.path.samefile(path, other))
 
@@ -134,8 +134,8 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write bytes or a string (as UTF-8) to a file atomically, so that a reader never sees a partial file."""
-    # Bytes of file names that are not valid UTF-8 are written as escapes such as \udce9. JSON parsers restore them.
+    """Write bytes or a string (as UTF-8) to a file atomically, so that readers never see a partial file."""
+    # Non-UTF-8 bytes in file names are written as escapes such as \udce9, which JSON parsers restore.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as partial:
         partial.write_bytes(data)
@@ -143,7 +143,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which replaces ``path`` if the block succeeds."""
+    """Yield the path of a temporary file, and move it to ``path`` if the block succeeds."""
     path = user_path(path)
     with _workspace(path) as partial:
         yield partial
@@ -154,7 +154,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
-    """Yield a path in a new temporary folder beside ``path``. The temporary folder is deleted afterwards.
+    """Yield a path in a temporary folder next to ``path``. The folder is deleted afterwards.
 
     The name of the folder is ``.NAME.….partial``. The folder contains a lock file, which is locked as long as the
     process exists, so that other processes can recognize and delete the temporary folders of killed processes.
@@ -174,7 +174,7 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
         try:
             lock = try_lock(folder / _LOCK)
-        except FileNotFoundError:  # another process deleted the empty folder, because it looked abandoned
+        except FileNotFoundError:  # another process mistook the empty folder for an abandoned one and deleted it
             continue
         if lock is not None:
             return folder, lock
@@ -192,11 +192,12 @@ def delete_abandoned(parent: Path) -> None:
                     os.close(lock)
 
 
-_delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)  # search each folder once, because it may be large
+# List each folder only once, because it may be large.
+_delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)
 
 
 def refuse_existing(path: Path, overwrite: bool, *, replaceable: bool = True) -> None:
-    """Raise :class:`OutputExistsError` if ``path`` exists and must not be replaced. Empty folders are accepted.
+    """Raise :class:`OutputExistsError` if ``path`` exists and must not be replaced. An empty folder may be replaced.
 
     Args:
         path: path of the output.
@@ -216,7 +217,7 @@ def refuse_existing(path: Path, overwrite: bool, *, replaceable: bool = True) ->
 
 @contextmanager
 def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder, which is renamed to ``path`` if the block succeeds.
+    """Yield an empty temporary folder, and rename it to ``path`` if the block succeeds.
 
     If the process is killed in the block, ``path`` does not change. An existing folder is first renamed to
     ``.NAME.….replaced`` in the same parent folder, and is deleted after the new folder is in place. If the process is
@@ -231,7 +232,7 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
-    refuse_existing(path, overwrite)  # check again, because another process may have written the path in the meantime
+    refuse_existing(path, overwrite)  # check again, because another process may have created the path since
     if not path.exists():
         partial.rename(path)
         return
@@ -248,7 +249,7 @@ def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
 
 
 def cache_folder() -> Path:
-    """Return ``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder.
+    """Return the cache folder: ``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder.
 
     Raises:
         NoHomeError: the variable is not set and the user has no home folder, e.g. in a service or a container.

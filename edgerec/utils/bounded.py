@@ -14,12 +14,12 @@ from edgerec.utils.atomic import read_at_most
 
 MAX_TEXT_BYTES = 16 << 20
 MAX_DEPTH = 64
-# The running time of tomllib is quadratic in the number of parts of a dotted key.
+# tomllib's running time is quadratic in the number of parts of a dotted key.
 MAX_TOML_BYTES, MAX_DOTS_PER_LINE = 1 << 20, 1000
 # Maximum number of objects and arrays in a document. Each one takes at least 56 bytes of memory, but only 2 bytes of
 # JSON.
 MAX_CONTAINERS = 1_000_000
-# Archives up to this unpacked size are accepted regardless of their compression ratio.
+# Archives up to this unpacked size are accepted whatever their compression ratio.
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000
@@ -82,7 +82,7 @@ def _parsed(text: Any, max_bytes: int, marks: tuple[Any, Any], parse: Callable[[
 
 
 def check_structure(value: Any, structure: Any, where: str = "") -> None:
-    """Raise :class:`ValueError` if a value of a JSON or TOML file does not have the expected structure.
+    """Raise :class:`ValueError` if a value from a JSON or TOML file does not have the expected structure.
 
     Args:
         value: the parsed value.
@@ -164,7 +164,7 @@ def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:
             the archive has more than :data:`MAX_ZIP_ENTRIES` files.
         zipfile.BadZipFile: the content is not a zip archive.
     """
-    # Count the entries before parsing them, because a parsed entry takes much more memory than an entry in the file.
+    # Count the entries before parsing them, because parsed entries take much more memory than the file.
     if content.count(b"PK\1\2") > MAX_ZIP_ENTRIES:
         raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files, which is not plausible")
     archive = zipfile.ZipFile(io.BytesIO(content))
@@ -181,7 +181,7 @@ def check_zip_file(path: Path, max_bytes: int, max_ratio: int = MAX_COMPRESSION_
 def _check_unpacked_size(archive: zipfile.ZipFile, packed_bytes: int, max_bytes: int, max_ratio: int) -> None:
     if len(archive.infolist()) > MAX_ZIP_ENTRIES:
         raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files, which is not plausible")
-    # The declared sizes can be trusted, because zipfile never unpacks more bytes than an entry declares.
+    # The declared sizes can be trusted, because zipfile never unpacks more bytes than declared.
     total = sum(info.file_size for info in archive.infolist())
     if total > min(max_bytes, max(MAX_SMALL_BYTES, max_ratio * packed_bytes)):
         raise UnpackedSizeError(f"the archive unpacks from {packed_bytes:,} to {total:,} bytes, which is not plausible")

@@ -1,4 +1,4 @@
-"""Run programs and Python code in child processes with a time limit, because they can crash, hang or use up memory."""
+"""Run programs and Python code that may crash, hang or use up memory in child processes with a time limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Maximum size of a file that a child process may write.
+# Maximum size of files that a child process may write.
 MAX_FILE_BYTES = 64 << 20
 # Default time limit. The first import of a large library from a slow SD card takes many seconds.
 TIMEOUT_S = 60.0
@@ -45,14 +45,14 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Reason why the program failed, or an empty string if it succeeded."""
+        """Why the program failed, or an empty string if it succeeded."""
         if self.failure:
             return f"it {self.failure}"
         return self.error_line if self.code else ""
 
     @property
     def error_line(self) -> str:
-        """The last line of output that looks like an error, or else the last line."""
+        """The last output line that looks like an error, or the last line if none does."""
         lines = [line.strip() for line in (self.stderr.strip() or self.stdout.strip()).splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR_LINE.match(line)]
         return (errors or lines or [f"exit code {self.code}"])[-1]
@@ -99,7 +99,7 @@ def ask_python(code: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> tupl
 def run_program(
     command: Sequence[str | Path], *, content: bytes = b"", timeout_s: float, errors: str = "replace", **options: Any
 ) -> Outcome:
-    """Run a program. Stop the program and its own child processes if it exceeds the time limit.
+    """Run a program, and stop it and its child processes if it exceeds the time limit.
 
     Unlike :func:`subprocess.run`, this function also kills the child processes of the program.
 
@@ -114,7 +114,7 @@ def run_program(
         ValueError: an argument contains a character that the system does not accept.
     """
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    popen: Any = subprocess.Popen  # mypy cannot infer from the options that the output is bytes
+    popen: Any = subprocess.Popen  # mypy cannot infer that the output is bytes
     try:
         with popen([str(part) for part in command], start_new_session=True, **pipes | options) as process:
             try:
@@ -144,7 +144,7 @@ def limit_resources(memory_bytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process first
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel should kill this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_FILE_BYTES}
     with contextlib.suppress(OSError, ValueError):

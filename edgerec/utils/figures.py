@@ -21,26 +21,26 @@ log = logging.getLogger(__name__)
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
 DPI = 120
-# Alternatives for the tick positions within a decade, from sparse to dense.
+# Candidate tick positions within a decade, from sparse to dense.
 _STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
 MIN_TICKS = 4
 
 
 def new_figure(width: float, height: float) -> Any:
     """Create an empty Matplotlib figure. ``width`` and ``height`` are in inches."""
-    # Figure is used instead of pyplot, because it needs neither global state nor a display.
+    # Use Figure instead of pyplot, because it needs neither global state nor a display.
     return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
-    """Write a figure as PNG atomically. If installed fonts lack characters, log which fonts to install."""
+    """Save a figure atomically as PNG. If the installed fonts lack characters, log which fonts to install."""
     use_fallback_fonts(figure)
     with replacing(path) as partial, glyph_warnings_logged(str(path)):
         figure.savefig(partial, format="png", dpi=dpi)
 
 
 def use_fallback_fonts(figure: Any) -> None:
-    """Set fallback fonts for the texts of a figure that contain characters missing in Matplotlib's default font."""
+    """Set fallback fonts for a figure's texts that contain characters missing from Matplotlib's default font."""
     manager = require("matplotlib.font_manager")
     for text in figure.findobj(require("matplotlib.text").Text):
         if text.get_text().isascii():
@@ -58,7 +58,7 @@ def use_fallback_fonts(figure: Any) -> None:
 
 @contextmanager
 def glyph_warnings_logged(name: str) -> Iterator[None]:
-    """Return a context manager that replaces Matplotlib's warnings about missing glyphs with a single log line.
+    """Replace Matplotlib's warnings about missing glyphs with a single log message.
 
     Args:
         name: name of the figure in the log line. If empty, nothing is logged.
@@ -82,11 +82,11 @@ def plain(text: str, longest: int = 1000) -> str:
     """Escape a string so that Matplotlib shows it literally. Shorten a long string in the middle."""
     short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
     short = short.encode("utf-8", "backslashreplace").decode()  # file names may contain bytes that are not UTF-8
-    return short.replace("$", r"\$")  # Matplotlib interprets text between dollar signs as a formula
+    return short.replace("$", r"\$")  # Matplotlib would render text between dollar signs as a formula
 
 
 def label_log_axis(axis: Any) -> None:
-    """Label a logarithmic axis with at least ``MIN_TICKS`` numbers, even if it covers less than a decade.
+    """Label a logarithmic axis with at least ``MIN_TICKS`` ticks, even if it covers less than a decade.
 
     Call this after everything is drawn and the margins are set.
     """
@@ -99,7 +99,7 @@ def label_log_axis(axis: Any) -> None:
         ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
         if len(ticks) >= MIN_TICKS:
             break
-    else:  # use linear ticks if the axis covers less than half a decade
+    else:  # linear ticks, because the axis covers less than half a decade
         candidates = ticker.MaxNLocator(2 * MIN_TICKS - 1).tick_values(low, high)
         ticks = [value for value in candidates if low <= value <= high]
     while len(ticks) > 2 * MIN_TICKS:
@@ -109,7 +109,7 @@ def label_log_axis(axis: Any) -> None:
 
 
 def _limits(axis: Any) -> None:
-    """Compute the axis limits now. Otherwise, Matplotlib computes them when the figure is drawn."""
+    """Compute the axis limits now, instead of when Matplotlib draws the figure."""
     axis.axes.get_xlim()
     axis.axes.get_ylim()
 
@@ -172,7 +172,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Seque
 
 
 def _label_positions() -> Iterator[tuple[float, float, str]]:
-    """Yield label positions, best first: the x and y offset in points, and the horizontal alignment."""
+    """Yield label positions (x and y offset in points, horizontal alignment), best first."""
     for dx, side in ((6, "left"), (-6, "right")):
         yield dx, 0, side
     for dy in (11, -11, 22, -22, 33, -33, 44, -44):

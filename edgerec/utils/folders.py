@@ -1,4 +1,4 @@
-"""List the contents of folders. Hidden files, and files that operating systems and programs create, are skipped."""
+"""List folders' contents without hidden files and files that operating systems or programs create."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from edgerec.errors import DataError
 
 # Lowercase names of files and folders that operating systems, network drives and programs create next to images.
-# Names that begin with a dot need not be listed, because they are always hidden, e.g. .ipynb_checkpoints and ._a.jpg.
+# Names that begin with a dot, such as .ipynb_checkpoints and ._a.jpg, are always hidden and need not be listed here.
 SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "__pycache__", "icon\r", "network trash folder", "temporary items"),
@@ -22,7 +22,7 @@ SYSTEM_NAMES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden or was created by an operating system or program."""
+    """Return whether a file or folder name is hidden, or typical of operating systems or programs (e.g. Thumbs.db)."""
     return name.startswith((".", "~$")) or name.casefold() in SYSTEM_NAMES
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from edgerec.utils.child_process import run_program
 
-# With a warm fontconfig cache, listing a few thousand fonts takes much less than a second.
+# Time limit for listing the installed fonts, which fontconfig caches.
 TIMEOUT_S = 10.0
 MAX_FONTS = 20_000
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _FORMAT = "\t".join(f"%{{{name}}}" for name in ("file", "index", "scalable", "weight", "slant", "family[0]", "charset"))
-_REGULAR = 80  # fontconfig's weight of regular fonts
-# Characters that modify the previous one: zero-width joiner, variation selectors, skin tones and emoji tags.
+_REGULAR = 80  # fontconfig's weight for regular fonts
+# Characters that modify the previous character: zero-width joiner, variation selectors, skin tones and emoji tags.
 _JOINER = "\u200d"
 _JOINED = ((0xFE00, 0xFE0F), (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F))
 
@@ -50,7 +50,7 @@ class Font:
 
 @functools.cache
 def installed_fonts() -> tuple[Font, ...]:
-    """List the installed fonts with fontconfig, upright sans-serif fonts of regular weight first.
+    """List the installed fonts with fontconfig, starting with upright, regular-weight sans-serif fonts.
 
     Returns an empty tuple if ``fc-list`` is missing, fails or takes longer than ``TIMEOUT_S``.
     """
@@ -85,7 +85,7 @@ def _font(fields: Sequence[str]) -> Font:
 
 
 def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
-    """Split a string into parts that can each be drawn with one font. Return None if no font contains a character."""
+    """Split a string into runs that can each be drawn with one font, or return None if a character is in no font."""
     whole = next((font for font in fonts if font.has(text)), None)
     if whole is not None:
         return [(text, whole)]
@@ -102,7 +102,7 @@ def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | 
 
 
 def _clusters(text: str) -> Iterator[str]:
-    """Yield the grapheme clusters of a string: characters with their combining marks and joined characters."""
+    """Yield a string's grapheme clusters: characters together with their combining marks and joined characters."""
     cluster = ""
     for char in text:
         joined = unicodedata.category(char) in ("Mn", "Mc", "Me") or _invisible(char) or cluster.endswith(_JOINER)
@@ -127,7 +127,7 @@ def needs_shaping(text: str) -> bool:
 
 
 def ascii_text(text: str) -> str:
-    """Convert a string to ASCII by removing accents. If this is not sufficient, escape all non-ASCII characters."""
+    """Convert a string to ASCII by removing accents. If this is not enough, escape all non-ASCII characters."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
-    # Only Latin accents are removed. Marks of other scripts are vowels or tones that change the meaning of a word.
+    # Remove only Latin accents. In other scripts, combining marks are vowels or tones that change a word's meaning.
     return bare if bare.isascii() else text.encode("ascii", "backslashreplace").decode()

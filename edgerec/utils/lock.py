@@ -1,4 +1,4 @@
-"""Lock files and folders, so that two processes do not write to them at the same time.
+"""Lock files and folders so that two processes cannot write to them at the same time.
 
 The operating system releases a lock when its process ends. A killed process therefore never blocks other processes.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 MAX_NAME_BYTES = 200
-# Offset of the locked byte. It is after the process ID, because other processes cannot read locked bytes on Windows.
+# Offset of the locked byte, after the process ID, because other processes cannot read locked bytes on Windows.
 _LOCKED_BYTE = 1 << 20
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -41,7 +41,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
-        """Lock ``path``, which need not exist. The lock file is ``.NAME.edgerec-lock`` in the same folder.
+        """Lock ``path``, which need not exist, with the lock file ``.NAME.edgerec-lock`` in the same folder.
 
         If the folder is not writable, the path is not locked, and a warning is logged.
 
@@ -59,7 +59,7 @@ class Lock:
         name = real.name if len(encoded) <= MAX_NAME_BYTES else hashlib.sha256(encoded).hexdigest()
         self._file = real.with_name(f".{name}.edgerec-lock")
         self._descriptor: int | None = None
-        # Folders that are created only for the lock file are deleted with it.
+        # Folders created only for the lock file are deleted along with it.
         self._new_folders = [folder for folder in self._file.parents if not folder.exists()]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ class Lock:
         self.close()
 
     def _owner(self) -> str:
-        """Return the process ID of the lock's owner with a leading space, or an empty string if it is unknown."""
+        """Return the lock owner's process ID with a leading space, or an empty string if it is unknown."""
         try:
             with self._file.open("rb") as file:
                 text = file.read(20).strip().decode("ascii", "replace")
@@ -150,7 +150,7 @@ def _open_lock_file(file: Path) -> int:
     except PermissionError:
         if not file.exists():
             raise
-        return os.open(file, os.O_RDONLY | flags)  # the lock file was left by a killed process of another user
+        return os.open(file, os.O_RDONLY | flags)  # stale lock file of another user's killed process
 
 
 def unlock(file: Path, descriptor: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from edgerec.utils.folders import is_hidden
 
-# Maximum length of a name in bytes (UTF-8). File systems allow 255 bytes, but names of temporary files are longer.
+# Maximum length in UTF-8 bytes. It is below the file systems' limit of 255, because temporary files add a suffix.
 MAX_BYTES = 200
 # Separator between the readable part of a name and the digest. A label that contains this character is not a valid
 # name.
@@ -26,7 +26,7 @@ _SPLITS = ("train", "val", "test")
 
 
 def file_names(labels: Iterable[str]) -> dict[str, str]:
-    """Return a dictionary that maps labels to unique file names, which are valid on all file systems.
+    """Map labels to unique file names that are valid on all file systems.
 
     If the label is a valid name, the name is the label. All other names end with a digest of the label, e.g. ``a_b~…``
     for ``a/b``. A digest is also added to labels that differ only in case or in the encoding of accents, because some
@@ -38,7 +38,7 @@ def file_names(labels: Iterable[str]) -> dict[str, str]:
 
 
 def file_name(label: str) -> str:
-    """Return the file name of one label. Use :func:`file_names` for several labels, which may differ only in case."""
+    """Return the file name for one label. For several labels, which may differ only in case, use :func:`file_names`."""
     return file_names([label])[label]
 
 

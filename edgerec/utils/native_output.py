@@ -1,4 +1,4 @@
-"""Capture output that C++ libraries write directly to the standard streams of the process."""
+"""Capture output that C++ libraries write directly to the process's standard streams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOCK = threading.RLock()
 def _temporary_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()
-    except OSError:  # the disk is full or read-only, so discard the output
+    except OSError:  # the disk is full or read-only: discard the output
         return open(os.devnull, "r+b")
 
 
@@ -47,12 +47,13 @@ def captured_output() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
-    """Redirect the file descriptor ``number`` and the Python stream ``stream`` to the file ``captured``.
+    """Redirect file descriptor ``number`` and the Python stream ``stream`` to the open file ``captured``.
 
     The file descriptor of ``stream`` may be different from ``number``, e.g. in notebooks.
     """
     numbers = {number}
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # a notebook's streams have no file descriptor
+    # In notebooks, the streams are objects without a file descriptor.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         numbers.add(stream.fileno() if stream else number)
     with contextlib.ExitStack() as stack:
         if stream:  # sys.stdout and sys.stderr are None if they were closed at startup

@@ -1,4 +1,4 @@
-"""Import optional packages. If a package is missing, the error message contains the command that installs it."""
+"""Import optional packages, and tell the user how to install a missing one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from edgerec.errors import MissingExtraError
 
-# Display name of each optional package, and the extra that installs it, keyed by module name.
+# Maps the module name of each optional package to its display name and the extra that installs it.
 _PACKAGES = {
     "cv2": ("OpenCV", "headless"),
     "flatbuffers": ("flatbuffers", "train"),

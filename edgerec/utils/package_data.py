@@ -21,7 +21,7 @@ def shipped_names(folder: str) -> list[str]:
 
 
 def find_shipped(folder: str, name: str) -> Path | None:
-    """Return the path of a built-in data file or of the user's own .toml file, or None if the file does not exist.
+    """Return the path of a built-in data file or a user's .toml file, or None if there is no such file.
 
     Args:
         folder: the data folder, ``targets`` or ``calibration``.

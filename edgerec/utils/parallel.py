@@ -1,4 +1,4 @@
-"""Call a function for many items in threads, and count the available CPUs."""
+"""Map a function over many items with threads, and count the available CPUs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def available_cpus() -> int:
 
 
 def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], chunk: int = CHUNK) -> Iterator[T]:
-    """Yield ``function(item)`` for each item, in the order of the items.
+    """Yield ``function(item)`` for each item, in order, computed by threads.
 
     This is useful for reading and decoding images, because OpenCV releases Python's global interpreter lock.
     """

@@ -1,4 +1,4 @@
-"""Progress reports of long operations. The library passes them to a callback, e.g. to draw a progress bar."""
+"""Progress reports of long operations, passed to a callback, e.g. to draw a progress bar."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_REPORTS = 200
 
 
 def steps(count: int) -> range:
-    """Return the indices of the iterations after which a loop of ``count`` iterations reports its progress.
+    """Return the indices of the iterations after which a loop with ``count`` iterations reports its progress.
 
     The iterations are evenly spaced, and the last one is always included.
     """

@@ -1,4 +1,4 @@
-"""Read secrets from environment variables or files. Secrets on a command line would appear in the process list."""
+"""Read secrets from environment variables or files, because command-line arguments appear in the process list."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
 
 
 def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return a secret from the environment variable ``name``, or from the file in the variable ``name_FILE``.
+    """Return a secret from the environment variable ``name``, or from the file that ``name_FILE`` names.
 
     Return an empty string if neither variable is set.
 
@@ -57,7 +57,7 @@ def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> 
 
 
 def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) -> None:
-    """Log a warning if a secret is in the arguments of this process, where other users of the system can read it.
+    """Log a warning if this process's arguments contain a secret, because other users can read them.
 
     Args:
         addresses: addresses that may contain passwords.
@@ -75,7 +75,7 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
 
 def _file_content(path: str) -> str:
     try:
-        # Use O_NONBLOCK, because opening a named pipe would otherwise wait for a writer.
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"

@@ -1,4 +1,4 @@
-"""Parse sizes in bytes, and compute the disk space that a file occupies."""
+"""Parse sizes such as ``500MB``, and compute the disk space that a file occupies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Escape text from files, servers and devices before it is displayed."""
+"""Escape untrusted text from files, servers and devices before displaying it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-# First characters of a formula. Spreadsheets evaluate a cell that begins with one of them, unless it is a number.
+# Spreadsheets evaluate cells that begin with one of these characters as formulas, unless the cell is a number.
 _FORMULA = re.compile(r"[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
 
@@ -36,7 +36,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
-    # json.dumps escapes control characters below U+0020. Only the line breaks of the indentation remain.
+    # json.dumps has escaped the control characters below U+0020, so all remaining line breaks are indentation.
     return _UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 
@@ -49,7 +49,7 @@ def _finite(value: Any) -> Any:
 
 
 def csv_line(values: Iterable[object]) -> str:
-    """Return a CSV line. Strings that a spreadsheet would evaluate as a formula are prefixed with an apostrophe."""
+    """Return a CSV line. Strings that spreadsheets would evaluate as formulas are prefixed with an apostrophe."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow([_cell(v) if isinstance(v, str) else v for v in values])
     return line.getvalue()

@@ -1,4 +1,4 @@
-"""Parse URLs, and remove the secrets from URLs before they are shown or logged."""
+"""Parse URLs, and redact secrets in URLs before they are shown or logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.utils.text import is_printable
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "mqtt": 1883, "mqtts": 8883}
 MASK = "***"
-# Names of query parameters that are shown. All other parameters are hidden, because they may contain secrets.
+# Query parameters to show. All others are hidden, because they may contain secrets.
 _PUBLIC_PARAMETERS = re.compile(
     "action|ch|chan|channel|chn|cmd|cam|camera|codec|fps|framerate|height|idx|index|mode|profile|quality|rate|res|"
     "resolution|rotation|size|stream|streamtype|subtype|track|type|unicast|videocodec|width",
@@ -52,7 +52,7 @@ class Url:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port. The credentials in the address must be sent only to this server."""
+        """Scheme, host and port. The URL's credentials must be sent only to this server."""
         return self.scheme, self.host, self.port
 
     @property
@@ -67,7 +67,7 @@ class Url:
 
     @property
     def target(self) -> str:
-        """Path and query in the format of an HTTP request line."""
+        """Path and query as in an HTTP request line."""
         return (self.path or "/") + (f"?{self.query}" if self.query else "")
 
     @classmethod
@@ -100,13 +100,13 @@ class Url:
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
 
     def with_credentials(self, account: Url) -> Url:
-        """Return this address with the user name and password of the address ``account``."""
+        """Return this URL with the user name and password of the URL ``account``."""
         user = _authority(account.raw.partition("://")[2]).rpartition("@")[0]
         raw = f"{self.scheme}://{user}@{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
         return replace(self, user=account.user, password=account.password, raw=raw)
 
     def redirected(self, location: str, *schemes: str) -> Url:
-        """Return the address of a redirect to ``location``. Raise :class:`AddressError` if the address is invalid."""
+        """Resolve a redirect's ``location`` against this URL. Raise :class:`AddressError` if the result is invalid."""
         try:
             address = urljoin(self.raw, location)
         except ValueError:
@@ -115,7 +115,7 @@ class Url:
 
 
 def redacted(address: str) -> str:
-    """Return an address without secrets, for display and logs. The address need not be valid.
+    """Remove secrets from an address, for display and logs. The address need not be valid.
 
     User, password and fragment are removed, and so are all parameters that are not known to be harmless. If it is not
     clear where the password ends, only the scheme is kept.
@@ -134,18 +134,18 @@ def redacted(address: str) -> str:
 
 
 def has_secret(address: str) -> bool:
-    """Return whether an address has a password, or parameters that may be secrets."""
+    """Return whether an address has a password or query parameters that may be secret."""
     match = _URL.fullmatch(address)
     return match is not None and (MASK in redacted(address) or ":" in _authority(match[2]).rpartition("@")[0])
 
 
 def _authority(rest: str) -> str:
-    """Return the authority (user, password, host and port) of a URL. ``rest`` is the part of the URL after ``://``."""
+    """Return a URL's authority (user, password, host and port). ``rest`` is the part after ``://``."""
     return re.split(r"[/?#\\]", rest, maxsplit=1)[0]
 
 
 def _ambiguous(rest: str) -> bool:
-    """Return whether there is an ``@`` after the host, which makes the end of the password ambiguous."""
+    """Return whether an ``@`` after the host makes it ambiguous where the password ends."""
     return "@" in rest[len(_authority(rest)) :]
 
 
@@ -167,7 +167,7 @@ def _redacted_query(query: str) -> str:
 
 
 def _redacted_text(text: str) -> str:
-    """Redact a string that is not a valid URL, e.g. because its scheme is missing or misspelled."""
+    """Redact a string that is not a valid URL, e.g. because the scheme is missing or misspelled."""
     before, at, _ = text.rpartition("@")
     if at and ":" in before:
         return MASK

@@ -363,7 +363,7 @@ def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monk
 
 def test_study_ends_if_no_trial_meets_the_limits(base, tmp_path, monkeypatch):
     monkeypatch.setattr("edgerec.tuning.search.MAX_REFUSED", 3)
-    with pytest.raises(StudyError, match=r"3 trials in a row were refused.*\(limit 10\): raise the limits"):
+    with pytest.raises(StudyError, match=r"3 consecutive trials were refused.*\(limit 10\): raise the limits"):
         tune(base, tmp_path / "tight", limit_bytes=10, search=SEARCH)
     assert (tmp_path / "tight" / "trials.csv").read_text().count("refused") == 3
     assert not (tmp_path / "tight" / "trials").exists()

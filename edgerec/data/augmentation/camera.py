@@ -10,7 +10,7 @@ from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
 # Approximate exponent of the sRGB transfer function (IEC 61966-2-1).
-# One stop of exposure, i.e. twice the light, therefore multiplies a pixel value by 2 ** (1 / DISPLAY_GAMMA).
+# One stop of exposure (twice the light) therefore multiplies pixel values by 2 ** (1 / DISPLAY_GAMMA).
 DISPLAY_GAMMA = 2.2
 
 
@@ -25,7 +25,7 @@ def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
     kernels = _line_kernels(count, seed, longest_px)
     reach = kernels.shape[1] // 2
     padded = tf.pad(pixels, [[0, 0], [reach, reach], [reach, reach], [0, 0]], "SYMMETRIC")
-    # Use all images as the channels of one image in a depthwise convolution, because each image has its own kernel.
+    # Apply one kernel per image with a depthwise convolution, by turning the batch into the channels of one image.
     stacked = tf.reshape(
         tf.transpose(padded, [1, 2, 0, 3]), [1, height + 2 * reach, width + 2 * reach, count * channels]
     )
@@ -36,7 +36,7 @@ def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
 
 
 def _line_kernels(count: Any, seed: Any, longest_px: float) -> Any:
-    """Return kernels ``(count, side, side)``, each of which sums to 1.
+    """Return motion blur kernels ``(count, side, side)``. Each kernel sums to 1.
 
     Each kernel is a line through the center, one pixel wide and 0 to ``longest_px`` pixels long.
     """
@@ -53,7 +53,7 @@ def _line_kernels(count: Any, seed: Any, longest_px: float) -> Any:
 
 
 def change_exposure_and_gamma(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Change the exposure by up to ``section.exposure_stops``, clip overexposed pixels, then apply a random gamma.
+    """Change the exposure by up to ``section.exposure_stops``, clip overexposed pixels, and apply a random gamma.
 
     With g = ``section.gamma``, the exponent is drawn from [1/(1+g), 1+g].
     """
@@ -65,12 +65,12 @@ def change_exposure_and_gamma(pixels: Any, seed: Any, section: AugmentSection) -
     if not section.gamma:
         return exposed
     exponent = per_image(tf.pow(2.0, uniform(count, seed, Stream.GAMMA, -steepest, steepest)))
-    # exp(exponent * log(x)) is six times as fast as tf.pow.
+    # exp(exponent * log(x)) is much faster than tf.pow.
     return tf.minimum(255 * tf.exp(exponent * tf.math.log(exposed / 255)), 255.0)
 
 
 def add_noise(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Add Gaussian noise. Its standard deviation is drawn per image from 0 to ``section.noise`` of the value range."""
+    """Add Gaussian noise, with a standard deviation drawn per image from 0 to ``section.noise`` of the value range."""
     tf = require("tensorflow")
     level = per_image(uniform(tf.shape(pixels)[0], seed, Stream.NOISE_LEVEL, 0, 255 * section.noise))
     noise = tf.random.stateless_normal(tf.shape(pixels), stream_seed(seed, Stream.NOISE))
@@ -78,7 +78,7 @@ def add_noise(pixels: Any, seed: Any, section: AugmentSection) -> Any:
 
 
 def compress_as_jpeg(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Compress each image as JPEG at a random quality between ``section.jpeg`` and 100, and decode it again."""
+    """Compress each image as JPEG with a random quality between ``section.jpeg`` and 100, then decode it again."""
     tf = require("tensorflow")
     quality = uniform(tf.shape(pixels)[0], seed, Stream.JPEG, section.jpeg, 101)
     quality = tf.minimum(tf.cast(quality, tf.int32), 100)

@@ -11,8 +11,8 @@ from edgerec.utils.optional import require
 
 # Weights of red, green and blue in the luma (ITU-R BT.709).
 LUMA = (0.213, 0.715, 0.072)
-# Sine term of the hue rotation matrix, which rotates colors about the gray axis and preserves the luma.
-# LUMA and HUE_ROTATION are from feColorMatrix "saturate" and "hueRotate" (W3C Filter Effects, section 9.6).
+# Sine term of the hue rotation matrix, which rotates colors about the gray axis and preserves luma.
+# LUMA and HUE_ROTATION come from feColorMatrix "saturate" and "hueRotate" (W3C Filter Effects, section 9.6).
 HUE_ROTATION = ((-0.213, -0.715, 0.928), (0.143, 0.140, -0.283), (-0.787, 0.715, 0.072))
 
 
@@ -31,7 +31,7 @@ def change_brightness_and_contrast(pixels: Any, seed: Any, section: AugmentSecti
 
 
 def change_saturation_and_hue(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Change the saturation and hue of each image with a single color matrix that preserves grays.
+    """Change each image's saturation and hue with a single color matrix that preserves grays.
 
     Grayscale images are returned unchanged.
     """

@@ -1,4 +1,4 @@
-"""Random numbers that depend only on the seed of a batch and the name of the random parameter."""
+"""Random numbers that depend only on the batch's seed and the name of the random parameter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STREAMS = 64
 
 
 class Stream(IntEnum):
-    """Random number generators, one for each random parameter of an augmentation.
+    """Random number streams, one per random parameter of an augmentation.
 
     The numbers never change, so that a seed gives the same augmentations in every version.
     """
@@ -44,7 +44,7 @@ class Stream(IntEnum):
     MIX_OTHER = 24
     MIX_RIGHT = 25
     MIX_DOWN = 26
-    # The n-th RandAugment operation of an image uses the generators RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
+    # An image's n-th RandAugment operation uses the streams RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
     RANDAUGMENT_KIND = 32
     RANDAUGMENT_SIGN = 48
 
@@ -61,7 +61,7 @@ def uniform(count: Any, seed: Any, stream: int, low: float, high: float) -> Any:
 
 
 def sign(count: Any, seed: Any, stream: int) -> Any:
-    """Return random signs -1 or 1 with equal probability, float32 ``(count,)``. Unlike ``tf.sign``, never return 0."""
+    """Return ``count`` random signs (-1 or 1, equally likely) as float32. Unlike ``tf.sign``, this never returns 0."""
     tf = require("tensorflow")
     return tf.where(uniform(count, seed, stream, -1.0, 1.0) < 0, -1.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""Geometric augmentations: flip, rotation, zoom, shift, crop and shear, combined into one interpolation."""
+"""Geometric augmentations: flip, rotation, zoom, shift, crop and shear, applied with a single interpolation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgerec.utils.optional import require
 ASPECTS = (3 / 4, 4 / 3)
 
 # Coefficients (a, b, c, d, e, f) of an affine coordinate map, each of shape (batch,).
-# The output pixel at (x, y) is interpolated from the input at (a x + b y + c, d x + e y + f).
+# The output pixel (x, y) is interpolated at the input position (a x + b y + c, d x + e y + f).
 Affine = tuple[Any, Any, Any, Any, Any, Any]
 
 
 def transform(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Rotate, zoom, shift, flip, crop and shear each image about its center by random amounts.
+    """Rotate, zoom, shift, flip, crop and shear each image randomly about its center.
 
     Pixels from outside the image repeat the nearest edge pixel.
     """
@@ -47,7 +47,7 @@ def _rotation_zoom_shift_flip(count: Any, rows: Any, columns: Any, seed: Any, se
     angle = math.radians(section.rotate_deg)
     turn = uniform(count, seed, Stream.TURN, -angle, angle)
     zoom = 1 / uniform(count, seed, Stream.ZOOM, 1 - section.zoom, 1 + section.zoom)
-    # Shift by whole pixels, because interpolation would blur shifted training images, but not the test images.
+    # Shift by whole pixels, because interpolation would blur the training images but not the test images.
     right = tf.round(uniform(count, seed, Stream.RIGHT, -section.shift, section.shift) * columns)
     down = tf.round(uniform(count, seed, Stream.DOWN, -section.shift, section.shift) * rows)
     mirror = sign(count, seed, Stream.MIRROR) if section.flip else tf.ones([count])
@@ -60,7 +60,7 @@ def _rotation_zoom_shift_flip(count: Any, rows: Any, columns: Any, seed: Any, se
 
 
 def _crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed: float) -> Affine:
-    """Return the coordinate map that crops each image at random and resizes the crop to the size of the image.
+    """Return the coordinate map that crops each image randomly and resizes the crop to the original size.
 
     A crop removes at most the fraction ``max_removed`` of the image's area.
     """
@@ -75,7 +75,7 @@ def _crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed: float) ->
 
 
 def _compose(inner: Affine, outer: Affine) -> Affine:
-    """Return the coordinate map ``inner(outer(x, y))``, which applies ``inner`` to an image first, then ``outer``."""
+    """Return the coordinate map ``inner(outer(x, y))``, which transforms images by ``inner``, then by ``outer``."""
     a, b, c, d, e, f = inner
     p, q, r, s, t, u = outer
     return a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f

@@ -42,7 +42,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
     fraction = _beta(seed, tf.where(uses_cutmix, section.cutmix, section.mixup))
     inside = _box(pixels, seed, (Stream.MIX_RIGHT, Stream.MIX_DOWN), tf.sqrt(1 - fraction))
     weight = tf.where(per_image(uses_cutmix), 1 - tf.cast(inside, tf.float32), per_image(fraction))
-    # Recompute the fraction from the pixels, because the pasted box can extend beyond the image.
+    # Recompute the mixing fraction, because the pasted box can extend beyond the image.
     fraction = tf.reduce_mean(weight, axis=[1, 2, 3])[:, None]
     pixels = weight * pixels + (1 - weight) * tf.roll(pixels, 1, axis=0)
     soft_labels = fraction * soft_labels + (1 - fraction) * tf.roll(soft_labels, 1, axis=0)
@@ -50,7 +50,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
 
 
 def _beta(seed: Any, alpha: Any) -> Any:
-    """Draw samples from Beta(alpha, alpha), ``(batch,)``. A sample is 0 if both gamma variates underflow to 0."""
+    """Draw samples from Beta(alpha, alpha), ``(batch,)``. If both gamma variates underflow, the sample is 0."""
     tf = require("tensorflow")
     first, second = (
         tf.random.stateless_gamma(tf.shape(alpha), stream_seed(seed, stream), alpha)
@@ -60,7 +60,7 @@ def _beta(seed: Any, alpha: Any) -> Any:
 
 
 def _box(pixels: Any, seed: Any, streams: tuple[int, int], side: Any) -> Any:
-    """Return a mask of a box with a random center inside each image, bool ``(batch, H, W, 1)``.
+    """Return a mask of one randomly placed box per image, bool ``(batch, H, W, 1)``.
 
     Args:
         pixels: the images, ``(batch, H, W, C)``.

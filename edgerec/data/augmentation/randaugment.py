@@ -1,4 +1,4 @@
-"""RandAugment (arXiv:1909.13719): apply a few operations, drawn at random from fourteen, with a common strength.
+"""RandAugment (arXiv:1909.13719): apply a few of fourteen operations, drawn at random, with a common strength.
 
 The operations and their maximum magnitudes are those of torchvision's ``RandAugment``. Geometric operations become
 part of the single transform in ``geometry.py``. Each other operation is computed only for the images that use it.
@@ -20,7 +20,7 @@ SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 
 class _Draw:
-    """Random choice of the ``number``-th operation of each image, and of its sign (-1 or 1)."""
+    """Random choice of each image's ``number``-th operation and its sign (-1 or 1)."""
 
     def __init__(self, count: Any, seed: Any, number: int) -> None:
         tf = require("tensorflow")
@@ -33,7 +33,7 @@ class _Draw:
         return self._kind == KINDS.index(kind)
 
     def magnitude(self, kind: str, largest: float) -> Any:
-        """Return ``largest`` with a random sign for the images whose operation is ``kind``, otherwise 0."""
+        """Return ``largest`` with a random sign for each image whose operation is ``kind``, and 0 for all others."""
         tf = require("tensorflow")
         return tf.where(self.is_kind(kind), self.sign * largest, 0.0)
 
@@ -41,7 +41,7 @@ class _Draw:
 def geometric_operations(
     count: Any, rows: Any, columns: Any, seed: Any, section: AugmentSection
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the coordinate map of each geometric operation, in the form of ``geometry.Affine``."""
+    """Yield each geometric operation's coordinate map, a ``geometry.Affine``."""
     tf = require("tensorflow")
     strength = section.randaugment_strength
     x, y = (columns - 1) / 2, (rows - 1) / 2
@@ -71,7 +71,7 @@ def change_pixel_values(pixels: Any, seed: Any, section: AugmentSection) -> Any:
 
 
 def _extrapolate(pixels: Any, base: Any, sign: Any, strength: float) -> Any:
-    """Move pixels away from ``base`` if ``sign`` is 1, or toward it if ``sign`` is -1, like Pillow's ImageEnhance."""
+    """Move pixels away from ``base`` (``sign`` 1) or toward it (``sign`` -1), like Pillow's ImageEnhance."""
     tf = require("tensorflow")
     return tf.clip_by_value(base + (pixels - base) * (1 + sign * strength * ENHANCE), 0.0, 255.0)
 
@@ -92,7 +92,7 @@ def _contrast(pixels: Any, sign: Any, strength: float) -> Any:
 def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
     tf = require("tensorflow")
     # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH (1, with 5 in the center, divided by 13).
-    # Use sums of slices, because TensorFlow cannot convolve an empty batch.
+    # Sum slices instead of using a convolution, because TensorFlow cannot convolve an empty batch.
     padded = tf.pad(pixels, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     smooth = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * pixels) / 13
@@ -100,20 +100,20 @@ def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
 
 
 def _posterize(pixels: Any, sign: Any, strength: float) -> Any:
-    """Reduce the number of bits per channel."""
+    """Reduce the number of bits per channel (posterize)."""
     tf = require("tensorflow")
     step = 2.0 ** round(BITS * strength)
     return tf.floor(pixels / step) * step
 
 
 def _solarize(pixels: Any, sign: Any, strength: float) -> Any:
-    """Invert all pixel values above a threshold."""
+    """Invert all pixel values above a threshold (solarize)."""
     tf = require("tensorflow")
     return tf.where(pixels >= 255 * (1 - strength), 255 - pixels, pixels)
 
 
 def _autocontrast(pixels: Any, sign: Any, strength: float) -> Any:
-    """Stretch the values of each channel to the whole range 0…255."""
+    """Stretch each channel's values to the full range 0…255 (autocontrast)."""
     tf = require("tensorflow")
     low, high = (reduce(pixels, axis=[1, 2], keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
     stretched = tf.clip_by_value((pixels - low) * (255 / tf.maximum(high - low, 1e-3)), 0.0, 255.0)
@@ -127,7 +127,7 @@ def _equalize(pixels: Any, sign: Any, strength: float) -> Any:
     count = tf.shape(pixels)[0]
     values = tf.cast(tf.round(tf.transpose(pixels, [0, 3, 1, 2])), tf.int32)
     values = tf.reshape(values, [count * channels, height * width])
-    # Compute one histogram for all channels of all images: channel i has the bins 256 i to 256 i + 255.
+    # Compute the histograms of all channels of all images at once: channel i has bins 256 i to 256 i + 255.
     bins = values + 256 * tf.range(count * channels)[:, None]
     total = count * channels * 256
     counts = tf.math.bincount(tf.reshape(bins, [-1]), minlength=total, maxlength=total)
@@ -150,5 +150,5 @@ PIXEL_OPERATIONS: dict[str, Callable[[Any, Any, float], Any]] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
 }
-# All operations. Never change the order, so that a seed gives the same augmentations in every version.
+# All operations. Do not change their order, so that a seed gives the same augmentations in every version.
 KINDS = ("identity", "shear_x", "shear_y", "right", "down", "turn", *PIXEL_OPERATIONS)
