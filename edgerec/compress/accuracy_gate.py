@@ -1,4 +1,4 @@
-"""The table that compares a variant with the float model, and the check that limits the loss of accuracy."""
+"""Compare a variant with the float model in a table, and limit its loss of accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.train.metrics import ModelMetrics
 
 @dataclass(frozen=True)
 class ParityRow:
-    """Row of the table that compares the Keras model, the float32 TFLite model and the variant.
+    """One row of the table comparing the Keras model, the float32 TFLite model and the variant.
 
     Attributes:
         name: ``keras float32``, ``float32`` or the variant's name.
@@ -37,7 +37,7 @@ class ParityRow:
     error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as a JSON-serializable dictionary, without ``error`` if it is None."""
+        """Return the row as a JSON-serializable dictionary, omitting ``error`` if it is None."""
         return {key: value for key, value in asdict(self).items() if key != "error" or value is not None}
 
 
@@ -49,7 +49,7 @@ def parity_row(
     measure: ModelMetrics,
     content: bytes = b"",
 ) -> ParityRow:
-    """Compute the accuracy, agreement and size of a model, for one row of the table.
+    """Compute a model's accuracy, agreement and size, for one row of the table.
 
     Args:
         name: name of the row.

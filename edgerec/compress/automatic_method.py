@@ -1,4 +1,4 @@
-"""Method ``auto``: choose between PTQ, QAT and float16 based on their accuracy loss on the validation images."""
+"""Method ``auto``: choose between PTQ, QAT and float16 based on their loss of validation accuracy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from edgerec.errors import GateError, ModelError, OutputExistsError
 
 log = logging.getLogger(__name__)
 
-# Methods that "auto" may choose, in the order in which they are tried.
-# PTQ takes seconds, and QAT needs training. Float16 is the last resort, because it is not int8.
+# Methods that "auto" tries, in this order.
+# Prefer PTQ, because QAT requires training. Float16 is the last resort, because it is not int8.
 AUTO_METHODS = ("ptq", "qat", "float16")
-# QAT is tried if the accuracy loss of PTQ on the validation images exceeds this fraction of ``max_drop``.
-# With this safety margin, most PTQ variants also lose less than ``max_drop`` on the test images.
+# Try QAT if PTQ loses more validation accuracy than this fraction of ``max_drop``.
+# With this safety margin, most PTQ variants also stay within ``max_drop`` on the test images.
 WORTH_QAT = 0.5
 
 
 def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool) -> QuantizeReport:
-    """Choose the best compression method, create its variant, and measure the variant on the test images.
+    """Choose the best compression method, create its variant, and evaluate the variant on the test images.
 
     Existing variants are reused.
 
@@ -62,7 +62,7 @@ def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool)
         return chosen("ptq", f"ptq loses so little that qat is not tried (qat is tried above {worth:g} points)")
     log.info("auto: trying qat, which trains for %d epochs", context.recipe.compress.epochs)
     attempt("qat")
-    int8 = sorted((name for name in AUTO_METHODS if name in sources), key=loss)  # ptq wins if the losses are equal
+    int8 = sorted((name for name in AUTO_METHODS if name in sources), key=loss)  # PTQ wins ties
     if int8 and fits(int8[0], max_drop):
         reason = "loses least" if len(int8) > 1 else "is the only int8 method for this model"
         return chosen(int8[0], f"{int8[0]} {reason}")

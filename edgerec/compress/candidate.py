@@ -1,4 +1,4 @@
-"""Compress and convert the model of a run with one method, and measure the result on the validation images."""
+"""Compress and convert a run's model with one method, and evaluate the result on the validation images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from edgerec.utils.progress import Progress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A converted variant that was measured on the validation images, but not yet on the test images.
+    """A converted variant that has been evaluated on the validation images, but not yet on the test images.
 
     Attributes:
         context: the run, with the candidate's method.
@@ -49,11 +49,11 @@ class Candidate:
 
     @property
     def val_drop_points(self) -> float:
-        """Loss of top-1 accuracy on the validation images compared with the float Keras model, in percentage points."""
+        """Loss of top-1 validation accuracy relative to the float Keras model, in percentage points."""
         return (self.context.val_top1 - self.val_top1) * 100
 
     def save(self, overwrite: bool) -> QuantizeReport:
-        """Measure the candidate on the test images, and save the candidate as a variant of the run."""
+        """Evaluate the candidate on the test images, and save it as a variant of the run."""
         context, name = self.context, self.context.recipe.compress.method
         report = context.save(
             METHODS[name],
@@ -69,14 +69,14 @@ class Candidate:
 
 
 def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool) -> Candidate:
-    """Compress and convert the run's model with the method of ``context``, and measure its validation accuracy."""
+    """Compress and convert the run's model with the context's method, and measure its validation accuracy."""
     name = context.recipe.compress.method
     method, folder = METHODS[name], interrupted_folder(context.run, name)
     refuse_interrupted(context.run, context.recipe, resume, overwrite)
-    context.float32()  # fail before the fine-tuning if the model cannot be converted
+    context.float32()  # fail before fine-tuning if the model cannot be converted
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    # Draw the calibration set first, so that an invalid set is reported before hours of training.
+    # Sample the calibration set first, so that an invalid set is reported before hours of training.
     calibration = None
     if method.calibrates:
         calibration = draw(context.recipe.compress.calibration, context.dataset, context.split)
@@ -98,7 +98,7 @@ def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool
 
 
 def _adapted(model: Any, stages: Sequence[str]) -> Adapted:
-    """Replace layers that the method's stages do not support. A SavedModel works only with PTQ, and is not changed."""
+    """Replace layers that the method's stages do not support. A SavedModel only supports PTQ, and is returned as is."""
     if stages:
         refuse_untrainable(model)
     purpose: Purpose = "prune" if stages else "ptq"
@@ -110,7 +110,7 @@ def _adapted(model: Any, stages: Sequence[str]) -> Adapted:
 def _fine_tuned(
     context: CompressionContext, method: Method, model: Any, checkpoints: Path
 ) -> tuple[Any, dict[str, Any]]:
-    """Run the fine-tuning stages of a method.
+    """Run a method's fine-tuning stages.
 
     Returns:
         The model to convert, and a dictionary that maps stage names to intermediate models: the model after pruning

@@ -20,9 +20,9 @@ from edgerec.utils.optional import require
 
 Channels = npt.NDArray[np.int64]
 
-# One string per weight, in the order of ``layer.get_weights()``, and one letter per axis of the weight.
-# "i" stands for input channels, "o" for output channels, and "e" for input channels times the depth multiplier.
-# Other letters, such as "h" and "w", stand for axes that are not channels.
+# One string per weight, in the order of ``layer.get_weights()``, with one letter per axis.
+# "i" denotes input channels, "o" output channels, and "e" input channels times the depth multiplier.
+# Other letters, such as "h" and "w", denote axes that are not channels.
 CREATING = {
     "Conv2D": ("hwio", "o"),
     "Conv2DTranspose": ("hwoi", "o"),
@@ -34,7 +34,7 @@ PASSING = {
     "BatchNormalization": ("o", "o", "o", "o"),
     "PReLU": ("hwo",),
 }
-# Layers without weights in which each output channel depends on only one input channel.
+# Layers without weights in which each output channel depends on a single input channel.
 WEIGHTLESS = {
     *("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"),
     *("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout"),
@@ -47,7 +47,7 @@ MERGING = ELEMENTWISE | {"Concatenate"}
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """Channels of a layer's inputs, outputs and weights.
+    """Channel numbers of a layer's inputs, outputs and weights.
 
     Attributes:
         layer: the layer.
@@ -64,11 +64,11 @@ class LayerChannels:
 
     @property
     def creates(self) -> bool:
-        """Whether the layer creates new output channels."""
+        """True if the layer creates new output channels."""
         return type(self.layer).__name__ in CREATING and bool(self.axes)
 
     def along(self, letter: str, size: int = 0) -> Channels:
-        """Return the channel numbers along one axis of the layer's weights.
+        """Return the channel numbers along an axis of the layer's weights.
 
         Args:
             letter: letter of the axis, see :data:`CREATING`.
@@ -81,7 +81,7 @@ class LayerChannels:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """The layers of a model and their channels. Channels that have to be removed together have the same number.
+    """A model's layers and channels. Channels that have to be removed together share a number.
 
     Attributes:
         layers: maps the names of layers to their channels, in topological order.
@@ -109,7 +109,7 @@ def trace(model: Any) -> ChannelGraph:
 
 
 class _Tracer:
-    """Numbers the channels of all tensors of a model, and links the channels that have to be removed together."""
+    """Numbers all channels in a model, and links those that have to be removed together."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -138,7 +138,7 @@ class _Tracer:
         return self._channel_graph(np.concatenate(ends), {layer.name: type(layer).__name__ for layer in model.layers})
 
     def _entry(self, layer: Any, inputs: list[Channels], shape: tuple[int | None, ...]) -> LayerChannels | None:
-        """Return the layer's channels, or None if it is unknown how the layer processes channels."""
+        """Return the layer's channels, or None if the way the layer processes channels is unknown."""
         kind, config = type(layer).__name__, layer.get_config()
         if not inputs or config.get("data_format") == "channels_first" or config.get("groups", 1) != 1:
             return None
@@ -157,7 +157,7 @@ class _Tracer:
     def _passed_on(
         self, kind: str, config: dict[str, Any], inputs: list[Channels], shape: tuple[int | None, ...]
     ) -> Channels | None:
-        """Return the output channels of a layer that creates no new channels, or None if they are unknown."""
+        """Return the output channels of a layer that creates no new channels, or None if unknown."""
         last = (-1, len(shape) - 1)
         if kind in ELEMENTWISE and len({len(channels) for channels in inputs}) == 1:
             self.links += [(inputs[0], other) for other in inputs[1:]]
@@ -181,7 +181,7 @@ class _Tracer:
         return np.arange(self.count - count, self.count)
 
     def _group_numbers(self) -> Channels:
-        """Return, for each channel, the number of its group of linked channels."""
+        """Return the group number of each channel. Linked channels have the same group number."""
         first, second = (np.concatenate([np.zeros(0, np.int64), *side]) for side in zip(*self.links, strict=True))
         links = require("scipy.sparse").coo_array((np.ones(len(first)), (first, second)), shape=2 * (self.count,))
         numbers: Channels = require("scipy.sparse.csgraph").connected_components(links, directed=False)[1]

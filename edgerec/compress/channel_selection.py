@@ -1,4 +1,4 @@
-"""Choose the least important channels whose removal reduces the estimated cost of a model to a target."""
+"""Choose the least important channels to remove in order to reduce a model's estimated cost to a target."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ log = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.bool_]
 
-# Minimum fraction of a layer's channels that is kept.
+# Minimum fraction of each layer's channels to keep.
 MIN_FRACTION = 0.125
-# Costs relative to one multiply-accumulate (MAC) of a standard convolution, which took 0.033 ns.
+# Costs relative to one multiply-accumulate (MAC) of a standard convolution.
 # The costs were measured with int8 models on x86-64, using XNNPACK with one thread.
-# Estimates are optimistic, because they ignore the overhead per layer and kernels that always compute 16 channels.
-DEPTHWISE_COST = 4.0  # cost of one MAC of a depthwise convolution
-WRITE_COST = 20.0  # cost of writing one output value of a layer
-# Int8 kernels compute blocks of 8 or 16 channels, so 12 channels take as long as 16.
-# Layers with fewer than ``SMALL`` channels use blocks of 8, because removing 16 channels at once would be too many.
+# Estimates are optimistic, because they ignore per-layer overhead and kernels that always compute 16 channels.
+DEPTHWISE_COST = 4.0  # cost of one depthwise convolution MAC
+WRITE_COST = 20.0  # cost of writing one output value
+# Int8 kernels process blocks of 8 or 16 channels, so 12 channels take as long as 16.
+# Layers with fewer than ``SMALL`` channels use blocks of 8, because 16 channels would be too large a fraction.
 SMALL, MULTIPLES = 32, (8, 16)
 
 
 def macs(model: Any) -> int:
-    """Return the number of multiply-accumulates per image in convolutions and dense layers."""
+    """Return the number of multiply-accumulates per image in the convolutions and dense layers."""
     return int(_Costs.of(trace(model), depthwise=1, written=0).total)
 
 
 def cost(model: Any) -> float:
-    """Estimate the inference time of the int8 model, expressed in multiply-accumulates of a standard convolution."""
+    """Estimate the int8 model's inference time, as the equivalent number of standard-convolution MACs."""
     return _Costs.of(trace(model)).total
 
 
@@ -53,7 +53,7 @@ def removable_groups(graph: ChannelGraph) -> list[Channels]:
 
 
 def block_size(group: Channels, multiple: int) -> int:
-    """Return the number of channels that are removed at once. If ``multiple`` is 0, it depends on the group's size."""
+    """Return the number of channels to remove at once. If ``multiple`` is 0, choose it by the group's size."""
     return multiple or MULTIPLES[len(group) >= SMALL]
 
 
@@ -70,13 +70,13 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
         multiple: number of channels in a block, as for :func:`block_size`.
     """
     original = costs = _Costs.of(graph)
-    counts = np.zeros((2, len(costs.inputs), len(scores)), np.float32)  # reads and writes per layer and channel
+    counts = np.zeros((2, len(costs.inputs), len(scores)), np.float32)  # reads and writes by layer and channel
     for number, entry in enumerate(graph.layers.values()):
         np.add.at(counts[0, number], entry.inputs, 1)
         np.add.at(counts[1, number], entry.outputs, 1)
     blocks = [_blocks(group[np.argsort(scores[group], kind="stable")], block_size(group, multiple)) for group in groups]
     block_counts = [[counts[..., block].sum(-1) for block in group_blocks] for group_blocks in blocks]
-    removed = [0] * len(groups)  # number of removed blocks of each group
+    removed = [0] * len(groups)  # number of blocks removed from each group
 
     def loss(index: int, number: int, saved: float) -> float:
         return float(scores[blocks[index][number]].sum()) / saved
@@ -89,7 +89,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
             break
         chosen = min(smaller, key=lambda i: loss(i, removed[i], costs.total - smaller[i].total))
         removed[chosen], costs = removed[chosen] + 1, smaller[chosen]
-    while True:  # restore blocks that need not be removed, because a large block was removed later
+    while True:  # restore blocks that became unnecessary to remove after a larger block was removed
         larger = {i: costs.without(*-block_counts[i][n - 1]) for i, n in enumerate(removed) if n}
         larger = {i: restored for i, restored in larger.items() if restored.total <= target}
         if not larger:
@@ -103,7 +103,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
 
 
 def _blocks(order: Channels, size: int) -> list[Channels]:
-    """Split the channels of a group, sorted by importance, into blocks that can be removed.
+    """Split a group's channels, sorted by importance, into removable blocks.
 
     The number of remaining channels is always a multiple of the block size.
     """
@@ -114,7 +114,7 @@ def _blocks(order: Channels, size: int) -> list[Channels]:
 
 @dataclass(frozen=True)
 class _Costs:
-    """Cost of each layer as a function of its numbers of input and output channels.
+    """Each layer's cost as a function of its numbers of input and output channels.
 
     ``per_pair``, ``per_input`` and ``per_output`` are the cost factors of inputs × outputs, of inputs, and of outputs.
     """
@@ -149,5 +149,5 @@ class _Costs:
         return float((costs + self.per_output * self.outputs).sum())
 
     def without(self, inputs: Numbers, outputs: Numbers) -> _Costs:
-        """Return the costs after this many input and output channels of each layer were removed."""
+        """Return the costs after removing the given numbers of input and output channels from each layer."""
         return replace(self, inputs=self.inputs - inputs, outputs=self.outputs - outputs)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def shrink(model: Any, fraction: float, tune: FineTune | None, *, multiple: int = 0) -> Any:
-    """Remove the least important channels of a model, keep the other weights, and fine-tune the smaller model.
+    """Remove a model's least important channels, keep the other weights, and fine-tune the smaller model.
 
     Args:
         model: a float tf_keras classifier, functional or Sequential; it is not changed.
@@ -59,7 +59,7 @@ def shrink(model: Any, fraction: float, tune: FineTune | None, *, multiple: int 
 
 
 def _removed(model: Any, target: float, tune: FineTune | None, multiple: int) -> Any:
-    """Remove channels until the cost is at most ``target``, or until no more channels can be removed."""
+    """Remove channels until the cost is at most ``target`` or no more channels can be removed."""
     graph = trace(model)
     if graph.unknown:
         names = ", ".join(f"{name} ({kind})" for name, kind in graph.unknown.items())
@@ -112,7 +112,7 @@ def _without(weight: npt.NDArray[Any], axes: str, entry: LayerChannels, keep: Ma
 
 
 def _masked(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
-    """Return a copy of the model in which the kernels have zero weights for the channels to remove."""
+    """Return a copy of the model in which the weights of the channels to remove are zero."""
     copy = copied(model)
     for name, entry in graph.layers.items():
         if entry.creates:
@@ -124,7 +124,7 @@ def _masked(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
 
 
 def _verify(model: Any, smaller: Any, graph: ChannelGraph, keep: Mask) -> None:
-    """Check that the smaller model computes the same outputs as the original model with the channels masked."""
+    """Check that the smaller model computes the same outputs as the original with masked channels."""
     pixels = np.random.default_rng(0).random((4, *model.input_shape[1:]), np.float32)
     expected = np.asarray(_masked(model, graph, keep)(pixels, training=False))
     actual = np.asarray(smaller(pixels, training=False))

@@ -11,7 +11,7 @@ from edgerec.utils.optional import require
 
 
 def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sparsity: bool) -> Any:
-    """Reduce each layer to at most ``section.clusters`` different weight values, and fine-tune the model.
+    """Cluster each layer's weights into at most ``section.clusters`` distinct values, and fine-tune the model.
 
     Args:
         model: a float model; it may be pruned.

@@ -1,4 +1,4 @@
-"""Compare the variants of a run by accuracy, size and inference time."""
+"""Compare a run's variants by accuracy, size and inference time."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from edgerec.utils.progress import Listener, ignore
 log = logging.getLogger(__name__)
 
 THREADS = 1
-# Speedups of less than 10 % are ignored, because the median latency of the same model can vary by this much.
+# Ignore speedups below 10 %, because a model's median latency can vary by this much between measurements.
 FASTER = 0.9
 
 
 @dataclass(frozen=True)
 class VariantRow:
-    """Accuracy, size and latency of one variant.
+    """A variant's accuracy, size and latency.
 
     Attributes:
         method, variant: compression method and name of the variant.
@@ -61,7 +61,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """Comparison of all variants of a run.
+    """Comparison of all of a run's variants.
 
     Attributes:
         run: the run's folder.
@@ -96,7 +96,7 @@ def compare(
     listener: Listener = ignore,
     **options: Any,
 ) -> MethodComparison:
-    """Create the missing variants of a run, one for each compression method, and compare all variants.
+    """Create a run's missing variants, one for each compression method, and compare all variants.
 
     Write ``compare.json`` and ``plots/compare.png`` to the run's folder.
 
@@ -183,7 +183,7 @@ def _row(method: str, report: QuantizeReport, timing: Timing) -> VariantRow:
 
 
 def speed_notes(rows: Sequence[VariantRow]) -> list[str]:
-    """Return a note if pruned or clustered variants are not faster than the variants without pruning or clustering."""
+    """Return a note listing pruned or clustered variants that are not faster than their plain counterparts."""
     by_variant = {row.variant: row for row in rows}
     no_faster = []
     for row in rows:

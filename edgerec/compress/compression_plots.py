@@ -13,12 +13,12 @@ import numpy.typing as npt
 from edgerec.utils.figures import BLUE, DARK, GREY, ORANGE, new_figure, plain, save_figure
 
 PALE = "#d5dbe1"
-# Latency bars longer than this multiple of the median of all variants are truncated in the plot.
+# Latency bars longer than this multiple of the variants' median are truncated.
 OUTLIER = 4.0
 
 
 class Measured(Protocol):
-    """Values of a variant that are plotted, see :class:`edgerec.compress.compare.VariantRow`."""
+    """A variant's plotted values; see :class:`edgerec.compress.compare.VariantRow`."""
 
     @property
     def variant(self) -> str: ...
@@ -46,7 +46,7 @@ def comparison_plot(float_top1: float, rows: Sequence[Measured], path: Path, acc
 def comparison_figure(
     float_top1: float, rows: Sequence[Measured], accuracy: str = "top-1", exported: Collection[str] = ()
 ) -> Any:
-    """Draw bar charts of the accuracy, size and latency of variants, with a label for the value of each bar.
+    """Draw bar charts of the variants' accuracy, size and latency, and label each bar with its value.
 
     Args:
         float_top1: accuracy of the float Keras model, 0 to 1, which is drawn as a line.
@@ -82,7 +82,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
     places = range(len(rows))
     values = np.array([[row.top1, row.top1_low, row.top1_high] for row in rows]) * 100
     lowest = min(values[:, 1].min(), 100 * float_top1)
-    # Start the axis above zero if necessary, because the variants differ by only a few percentage points.
+    # Start above zero if all accuracies are high, so that differences of a few percentage points remain visible.
     start = 5 * math.floor(lowest / 5 - 0.2) if lowest > 50 else 0
     axes.barh(places, values[:, 0] - start, left=start, height=0.66, color=BLUE, label=accuracy)
     errors = np.abs(values[:, 1:] - values[:, :1]).T
@@ -95,7 +95,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
         label="95 % confidence interval",
     )
     axes.axvline(100 * float_top1, color=ORANGE, linewidth=1, linestyle="--", label="float Keras")
-    # Write the accuracies in one column, to the right of the longest error bar.
+    # Align the accuracies in a column to the right of the longest error bar.
     right = max(100 * float_top1, values[:, 2].max())
     for place, value in zip(places, values[:, 0], strict=True):
         _number(axes, right, place, f"{value:.2f}")
@@ -122,7 +122,7 @@ def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
     known = {place: row for place, row in enumerate(rows) if row.median_ms is not None}
     medians = np.array([row.median_ms for row in known.values()], float)
     p95 = np.array([row.p95_ms or row.median_ms for row in known.values()], float)
-    # Truncate the bars, because one slow variant would make all other bars too short to compare.
+    # Truncate long bars, because one slow variant would make all other bars too short to compare.
     end = min(float(p95.max()), OUTLIER * float(np.median(p95)))
     axes.barh(list(known), np.minimum(p95, end), height=0.66, color=PALE, label="95th percentile of the times")
     axes.barh(list(known), np.minimum(medians, end), height=0.66, color=DARK, label="median time")
@@ -135,7 +135,7 @@ def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
 
 
 def _number(axes: Any, x: float, y: float, text: str) -> None:
-    # Use an offset instead of leading spaces, because SVG ignores spaces.
+    # Use an offset instead of leading spaces, which SVG ignores.
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
@@ -147,7 +147,7 @@ def layer_bars(
     title: str,
     path: Path,
 ) -> None:
-    """Write a PNG file with the signal-to-quantization-noise ratio (SQNR) of layers.
+    """Write a PNG file with the signal-to-quantization-noise ratio (SQNR) of each layer.
 
     Args:
         names: names of the layers in execution order, from top to bottom.
@@ -183,7 +183,7 @@ def layer_bars(
     axes.set(
         title=title.replace("$", r"\$"), xlabel="signal-to-quantization-noise ratio, dB", ylim=(len(names) - 0.4, -0.6)
     )
-    # Leave layers with exact outputs out of the axis range, because their high SQNR would compress the other bars.
+    # Exclude exact layers from the axis range, because their high SQNR would compress the other bars.
     finite = [ratio for row in ratios for ratio in row if ratio is not None and ratio < exact_db]
     axes.set_xlim(0, 10 + max(finite, default=low_db))
     axes.grid(alpha=0.25, axis="x")
@@ -199,7 +199,7 @@ def contact_sheet(
     path: Path,
     most: int = 60,
 ) -> None:
-    """Write a PNG file with a contact sheet of the images above a histogram of all pixel values.
+    """Write a PNG file with a contact sheet of the images above a histogram of their pixel values.
 
     Args:
         images: uint8 ``(N, H, W, C)``.
@@ -214,7 +214,7 @@ def contact_sheet(
     some = [by_title[i] for i in np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)]
     columns = int(np.clip(len(some), 5, 10))
     rows = -(-len(some) // columns)
-    # Each image is shown with at most 128×128 pixels.
+    # Images are shown with at most 128×128 pixels.
     small = images[some, :: -(-images.shape[1] // 128), :: -(-images.shape[2] // 128)]
     height, width = small.shape[1:3]
     tall = 11 / columns * height / width * 1.25 * rows
@@ -236,7 +236,7 @@ def contact_sheet(
 
 
 def _pixel_histogram(axes: Any, images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8] | None) -> None:
-    """Draw the distribution of the pixel values of each channel in bins of 8 values.
+    """Draw the distribution of each channel's pixel values, in bins of 8 values.
 
     For the reference, fill the area below the curve.
     """

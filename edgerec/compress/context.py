@@ -1,4 +1,4 @@
-"""Data that all variants of a run share: the images, the float model, and the outputs of the float model."""
+"""Data shared by all variants of a run: the images, the float model and its outputs."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
 
-# The learning rates below are fractions of the learning rate of the training.
-# These rates were chosen by validation accuracy, see docs/results.md.
-QAT_WITH_TEACHER_RATE = 0.01  # rate for QAT with knowledge distillation
-FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}  # rates for all other fine-tuning
-RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}  # rates for retraining after weights or channels were removed
+# The rates below are fractions of the training's learning rate.
+# The rates were chosen by validation accuracy; see docs/results.md.
+QAT_WITH_TEACHER_RATE = 0.01  # learning rate for QAT with knowledge distillation
+FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}  # learning rates for all other fine-tuning
+RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}  # learning rates for retraining after removing weights or channels
 
 
 @dataclass(frozen=True)
 class CompressionContext:
-    """A run, its images, and the outputs of its float Keras model.
+    """A run, its images and the outputs of its float Keras model.
 
     Attributes:
         run: the run to compress.
@@ -81,7 +81,7 @@ class CompressionContext:
     def open(
         cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener
     ) -> Iterator[CompressionContext]:
-        """Context manager that loads the images of a run, and runs its float model on validation and test images.
+        """Context manager that loads a run's images, and runs its float model on the validation and test images.
 
         If the environment variable ``TF_CONFIG`` is set, all workers have to call this function.
         """
@@ -111,7 +111,7 @@ class CompressionContext:
         val_top1: float | None = None,
         overwrite: bool = False,
     ) -> QuantizeReport:
-        """Add labels and normalization to the variant's metadata, measure the variant, and save it atomically.
+        """Add labels and normalization to the variant's metadata, evaluate the variant, and save it atomically.
 
         Args:
             method: compression method of the variant.
@@ -139,7 +139,7 @@ class CompressionContext:
         return report
 
     def validate(self, content: bytes, name: str) -> float:
-        """Return the top-1 accuracy of a .tflite file on the validation images, 0 to 1."""
+        """Return a .tflite file's top-1 accuracy on the validation images, 0 to 1."""
         score = tflite_scorer(self.measure.model(content, self.recipe.normalise, where=name))
         part = self.split.val
         return self.measure.top1(score(self.dataset.select(part), self.listener), self.dataset.classes[part])
@@ -184,16 +184,16 @@ class CompressionContext:
         )
 
     def float32(self) -> QuantizeReport:
-        """Return the report of the float32 TFLite variant. Create the variant if it does not exist."""
+        """Return the float32 TFLite variant's report, creating the variant if it does not exist."""
         report = self.run.variants().get(FLOAT32)
         if report is not None:
             return QuantizeReport.from_dict(report)
         return self.save(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
-        """Return the fine-tuning settings of the recipe. Each stage saves its state in the folder ``checkpoints``."""
+        """Return the recipe's fine-tuning settings. Each stage saves its state in the folder ``checkpoints``."""
         dataset, split = self.dataset, self.split
-        # Disable mixup and cutmix, so that the few epochs train on images that resemble those on the device.
+        # Disable mixup and cutmix, so that these few epochs use images that look like the device's.
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
         # An autoencoder is trained to reproduce its input, so it needs no teacher.
@@ -205,7 +205,7 @@ class CompressionContext:
         )
 
         def feed(epoch: int, replicas: Replicas) -> Any:
-            # Continue the epoch numbers of the training, so that image order and augmentation are not repeated.
+            # Continue the training's epoch numbers, so that image order and augmentation are not repeated.
             return training_batches(dataset, split.train, recipe, replicas, first_epoch=train.epochs + epoch)
 
         return FineTune(
@@ -230,7 +230,7 @@ class CompressionContext:
 
 
 def _has_foreign_weights(recipe: Recipe) -> bool:
-    """Return whether the training started from pretrained weights, or the model was trained by another tool.
+    """Return whether training started from pretrained weights, or the model was trained with another tool.
 
     If so, the batch-normalization statistics were computed on more images than the run has.
     """

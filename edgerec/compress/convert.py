@@ -1,4 +1,4 @@
-"""Convert Keras models to .tflite files in each precision, and check the result."""
+"""Convert Keras models to .tflite files in each precision, and check the results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from edgerec.tflite.probing import remember
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
-# Suffix of the tensor names of biases and batch normalizations that the converter fused into a kernel.
+# Tensor name suffix of biases and batch normalizations that the converter fused into a kernel.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
-# Suffix of the tensor names of weights with fake quantization.
+# Tensor name suffix of fake-quantized weights.
 _FAKE_QUANTIZED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
 
 
@@ -86,7 +86,7 @@ def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
 
 
 def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Collection[str]) -> bytes:
-    """Apply post-training int8 quantization, but keep some layers, the input and the output in float32.
+    """Apply post-training int8 quantization, but keep the selected layers, the input and the output in float32.
 
     Args:
         model: a float model.
@@ -108,7 +108,7 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
     with captured_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hide the deprecation warning of TensorFlow's interpreter
+        warnings.simplefilter("ignore")  # hide the TensorFlow interpreter's deprecation warning
         options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=nodes)
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=converter.representative_dataset, debug_options=options
@@ -117,7 +117,7 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
 
 
 def plain_names(content: bytes) -> bytes:
-    """Shorten the tensor names in a .tflite file to layer names, so that they are readable in a model viewer.
+    """Shorten the tensor names in a .tflite file to layer names, for readability in model viewers.
 
     The converter joins the names of all fused layers and of the fake-quantization operators. These names take several
     kilobytes, and no interpreter needs them.
@@ -167,7 +167,7 @@ def _converter(model: Any) -> Any:
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
     # The converter first saves its argument as a SavedModel.
     # Saving a Keras model would trace every layer again, which takes half a minute for MobileNetV2.
-    # To avoid this, pass a module that contains only the function to convert and its variables.
+    # Passing a module with only this function and its variables avoids that.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)
@@ -182,5 +182,5 @@ def _convert(converter: Any) -> bytes:
             native_stderr.seek(0)
             problem = f"{error}\n{native_stderr.read().decode(errors='replace')}".strip().splitlines()[0]
             raise ModelError(f"TensorFlow cannot convert the model to TFLite: {problem}") from error
-    remember(content)  # trust the model, because this process created it
+    remember(content)  # the model is safe to run, because this process created it
     return content

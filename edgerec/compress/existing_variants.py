@@ -1,4 +1,4 @@
-"""Find the variants and the interrupted fine-tuning of a run, and compare their settings with a recipe."""
+"""Find a run's variants and interrupted fine-tuning, and compare their settings with a recipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from edgerec.train.run import Run
 
 
 def existing(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the report of the variant that was created with the recipe's method, or None if there is none."""
+    """Return the report of the existing variant for the recipe's method, or None if there is none."""
     values = run.variants().get(METHODS[recipe.compress.method].variant)
     return None if values is None else QuantizeReport.from_dict(values)
 
 
 def used_differently(run: Run, recipe: Recipe) -> str:
-    """Describe how the settings of the existing variant differ from the recipe.
+    """Describe how the existing variant's settings differ from the recipe's.
 
     Return an empty string if all settings are the same.
     """
@@ -30,7 +30,7 @@ def used_differently(run: Run, recipe: Recipe) -> str:
 
 
 def interrupted_folder(run: Run, method: str) -> Path:
-    """Return the folder of a method's fine-tuning checkpoints, which is deleted when the variant is complete."""
+    """Return the folder for a method's fine-tuning checkpoints, which is deleted once the variant is complete."""
     return run.path / "checkpoints" / METHODS[method].variant
 
 
@@ -40,7 +40,7 @@ def is_interrupted_differently(run: Run, recipe: Recipe) -> bool:
 
 
 def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    """Check that no interrupted fine-tuning is discarded by mistake or resumed with other settings.
+    """Check that interrupted fine-tuning is neither discarded by mistake nor resumed with different settings.
 
     Raises:
         OutputExistsError: there are checkpoints of an interrupted fine-tuning. ``resume`` and ``overwrite`` are not
@@ -57,7 +57,7 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
             "or --overwrite without --resume to start again"
         )
     if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
-        return  # "auto" completed the fine-tuning, but chose another method
+        return  # "auto" finished fine-tuning, but chose another method
     if not resume and not overwrite:
         settings = "" if not difference else f" with {difference}"
         raise OutputExistsError(

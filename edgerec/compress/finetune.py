@@ -1,4 +1,4 @@
-"""Fine-tune a trained model for a few epochs. Pruning, clustering, channel pruning and QAT use this module.
+"""Fine-tune a trained model for a few epochs, for pruning, clustering, channel pruning and QAT.
 
 Keras' ``BackupAndRestore`` is not used, because it also resumes training if the settings were changed, and does not
 keep the weights of the best epoch.
@@ -32,15 +32,15 @@ from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 
-# The activation ranges are frozen in this fraction of the epochs, at the end of QAT.
+# Fraction of the QAT epochs, at the end of training, in which the activation ranges are frozen.
 FROZEN_FRACTION = 1 / 3
-# Recipe keys that do not affect fine-tuning. They may be changed before an interrupted stage is resumed.
+# Recipe keys that do not affect fine-tuning, and may be changed before an interrupted stage is resumed.
 _IRRELEVANT = {"compress": ("max_drop", "calibration", "float_layers")}
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """Data, schedule and settings of one fine-tuning run.
+    """Data, schedule and settings for one fine-tuning run.
 
     Attributes:
         feed: function ``(epoch, replicas)`` that returns augmented training batches, beginning with ``epoch``.
@@ -92,7 +92,7 @@ def fine_tune(
     calibrator: Callable[[Any], Callable[[], None]] | None = None,
     freeze: Callable[[Any], None] | None = None,
 ) -> Any:
-    """Train the model that ``build`` returns, and return it with the weights of its best validation epoch.
+    """Train the model that ``build`` returns, and return it with the weights from its best validation epoch.
 
     An interrupted stage is resumed after its last complete epoch.
 
@@ -117,7 +117,7 @@ def fine_tune(
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
-    # With several devices, train a copy with mirrored variables. This copy cannot be saved or converted.
+    # With several devices, train a mirrored copy. Mirrored models cannot be saved or converted.
     trained = model
     if tune.workers.strategy is not None:
         with tune.workers.scope():
@@ -150,7 +150,7 @@ def fine_tune(
                 _copy(model, trained)
             freeze(trained)
             with tune.workers.scope():
-                # Compile again, because the traced training step would still update the ranges.
+                # Compile again, because the previously traced training step would still update the ranges.
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
@@ -164,13 +164,13 @@ def fine_tune(
                 verbose=0,
             )
     for layer in frozen_bn:
-        layer.trainable = True  # unfreeze the layers for the next stage and for the saved model
+        layer.trainable = True  # unfreeze all layers for the next stage and for saving
     model.set_weights(state.best)
     return model
 
 
 def _frozen_from(epochs: int) -> int:
-    """Return the first epoch with frozen activation ranges, counted from 0. It is never after the last epoch."""
+    """Return the first epoch with frozen activation ranges, counted from 0. At least the last epoch is frozen."""
     return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 
@@ -180,7 +180,7 @@ def _copy(source: Any, to: Any) -> None:
 
 
 def state_path(checkpoints: Path, stage: str) -> Path:
-    """Return the path of the file in which a stage saves its state."""
+    """Return the path of a stage's state file."""
     return checkpoints / f"{stage.replace(' ', '-')}.npz"
 
 
@@ -194,7 +194,7 @@ def resumable_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
-    """Describe the first difference between ``settings`` and the settings of the saved fine-tuning states.
+    """Describe the first difference between ``settings`` and the settings in the saved fine-tuning states.
 
     Return an empty string if there is no difference. Unreadable files are ignored, because their stage starts again.
     """
@@ -214,7 +214,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
 
 
 def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
-    """Return whether the folder contains the states of ``stages`` stages that completed ``epochs`` epochs each."""
+    """Return whether the folder contains the final states of ``stages`` stages with ``epochs`` epochs each."""
     try:
         done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
     except UNREADABLE_STATE:
@@ -229,12 +229,12 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 MAX_STATE_BYTES = 8 << 30
-# Exceptions that NumPy and the JSON parser raise if a file is damaged, or is not a state file.
+# Exceptions that NumPy and the JSON parser raise for files that are damaged or are not state files.
 UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def _about(array: Any) -> dict[str, Any]:
-    """Return the JSON object in a state file, or raise :class:`ValueError` if the JSON is invalid."""
+    """Parse a state file's JSON object, or raise :class:`ValueError` if it is invalid."""
     value = parse_json(str(array))
     if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
         raise ValueError("the file contains no settings")
@@ -242,7 +242,7 @@ def _about(array: Any) -> dict[str, Any]:
 
 
 class _StageState:
-    """State of a fine-tuning stage: weights, optimizer variables, and the weights of the best epoch."""
+    """A fine-tuning stage's state: weights, optimizer variables, and the best epoch's weights."""
 
     def __init__(self, path: Path, stage: str, tune: FineTune, keep_from: int) -> None:
         self.path, self.stage, self.tune, self.keep_from = path, stage, tune, keep_from
@@ -250,7 +250,7 @@ class _StageState:
         self.best_accuracy = -1.0
 
     def restore(self, model: Any) -> int:
-        """Restore the state of an interrupted stage. If the state cannot be used, the model is not changed.
+        """Restore the state of an interrupted stage. The model is unchanged if the state cannot be used.
 
         Returns:
             The number of completed epochs.
@@ -273,7 +273,7 @@ class _StageState:
         except UNREADABLE_STATE as error:
             log.warning("%s cannot be used (%s): starting %s again", self.path, cause(error), self.stage)
             return 0
-        # All values were validated above, so the assignments cannot fail and leave a partly restored model.
+        # Everything was validated above, so the assignments cannot fail and leave the model partly restored.
         model.set_weights(weights)
         for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
             variable.assign(value)
@@ -301,7 +301,7 @@ class _StageState:
 
 
 def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> list[Any]:
-    """Return the saved arrays of one kind, in the order of the variables to restore.
+    """Return the saved arrays of one kind, matched to the variables to restore.
 
     Raises:
         ValueError: an array does not match its variable, or contains NaN or infinite values.
@@ -321,7 +321,7 @@ def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> lis
 
 
 def _recorder(state: _StageState) -> Any:
-    """Return the Keras callback that reports progress and saves states. The class is local, because it needs Keras."""
+    """Return a Keras callback that reports progress and saves states. The class is local to defer importing Keras."""
     tune, stage = state.tune, state.stage
 
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
@@ -335,7 +335,7 @@ def _recorder(state: _StageState) -> Any:
             tune.listener(Progress(stage, done, tune.epochs * tune.steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            # An autoencoder has no accuracy, so the epoch with the lowest loss is the best.
+            # Autoencoders have no accuracy, so the epoch with the lowest loss is the best.
             state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
             tune.workers.merge_statistics(self.model)
             log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, format_metrics(logs))

@@ -21,7 +21,7 @@ from edgerec.utils.optional import require
 
 CALIBRATION_ROUNDS = 4
 CALIBRATION_STEPS = 25
-# Decay of the moving averages in tensorflow-model-optimization's MovingAverageQuantizer.
+# Decay of tensorflow-model-optimization's moving averages (MovingAverageQuantizer).
 EMA_DECAY = 0.999
 
 
@@ -86,13 +86,13 @@ def with_fake_quantization(
     for wrapper in aware.layers:
         layer = getattr(wrapper, "layer", wrapper)
         if isinstance(layer, keras().layers.BatchNormalization):
-            # Freeze the statistics. The scale and offset are still trained, because they belong to tfmot's wrapper.
+            # Freeze the statistics. The scale and offset are still trained, because they belong to the wrapper.
             layer.trainable = False
     return aware
 
 
 def _annotated(model: Any) -> Any:
-    """Annotate every layer of a model for ``quantize_apply``.
+    """Annotate all of a model's layers for ``quantize_apply``.
 
     Layers that int8 kernels support, but tfmot does not know, get fake quantization of their outputs.
     """
@@ -116,7 +116,7 @@ def _limit_weight_bits(aware: Any, count: int) -> None:
 
 
 def _fix_input_range(aware: Any, normalise: Normalise) -> None:
-    """Set the input range to the range of all normalized pixel values, instead of measuring it on the data.
+    """Set the input range to that of all normalized pixel values, instead of measuring it on the data.
 
     The scale is then 1/std and the zero point is the mean, so that ``quantize(normalize(p)) == p`` for pixel values p.
     """
@@ -130,7 +130,7 @@ def _fix_input_range(aware: Any, normalise: Normalise) -> None:
 
 
 def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
-    """Return a function that sets the activation ranges of a quantization-aware model from training images.
+    """Return a function that sets a quantization-aware model's activation ranges using training images.
 
     No weights are trained, and random layers such as dropout are inactive, as in inference.
 
@@ -166,7 +166,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
 
 @contextmanager
 def _inference_inside_wrappers(aware: Any) -> Iterator[None]:
-    """Context manager that runs wrapped layers in inference mode while their wrappers run in training mode.
+    """Context manager that runs wrapped layers in inference mode while their wrappers are in training mode.
 
     The wrappers update their ranges only in training mode, and pass ``training=True`` on to each wrapped layer whose
     ``call`` has the parameter ``training``. Other layers are called without this argument.
@@ -187,7 +187,7 @@ def _call_in_inference(call: Callable[..., Any], inputs: Any) -> Any:
 
 
 def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
-    """Return the minimum and maximum of each range, float64 ``(ranges, 2)``."""
+    """Return each range's minimum and maximum, float64 ``(ranges, 2)``."""
     return np.array([[float(end.numpy()) for end in pair] for pair in ranges])
 
 
@@ -201,7 +201,7 @@ def freeze_ranges(aware: Any) -> None:
 
 
 class _Frozen:
-    """A quantizer with a fixed range, which training does not update."""
+    """A quantizer with a fixed range that is not updated during training."""
 
     def __init__(self, quantizer: Any) -> None:
         self.quantizer = quantizer
@@ -211,7 +211,7 @@ class _Frozen:
 
 
 def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the two variables that store the minimum and the maximum of each activation range."""
+    """Yield the two variables that hold each activation range's minimum and maximum."""
     for wrapper in aware.layers:
         owners = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):

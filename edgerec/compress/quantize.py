@@ -49,7 +49,7 @@ def quantize(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Create a compressed variant of a run, and compare the variant with the float model on the test images.
+    """Create a compressed variant of a run, and compare it with the float model on the test images.
 
     Args:
         run: a finished run, or its path.
@@ -99,7 +99,7 @@ def quantize(
     recipe = with_options(run.recipe, options)
     check_used([recipe.compress.method], recipe, options)
     auto = recipe.compress.method == AUTO
-    # Check for existing results first, before the images are loaded.
+    # Check for existing results before loading the images.
     for name in AUTO_METHODS if auto else [recipe.compress.method]:
         if not auto:
             refuse_existing(run.variant(METHODS[name].variant), overwrite)
@@ -116,13 +116,13 @@ def quantize(
 
 
 def make(context: CompressionContext, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:
-    """Create, measure and save the variant of the context's method, without checking its accuracy loss."""
+    """Create, evaluate and save the variant for the context's method, without checking its accuracy loss."""
     refuse_existing(context.run.variant(METHODS[context.recipe.compress.method].variant), overwrite)
     return make_candidate(context, resume=resume, overwrite=overwrite).save(overwrite)
 
 
 def reuse_or_make(context: CompressionContext, overwrite: bool) -> QuantizeReport:
-    """Return the report of the existing variant of the context's method.
+    """Return the report of the existing variant for the context's method.
 
     Create the variant if it does not exist or if ``overwrite`` is set.
     """
@@ -137,20 +137,20 @@ def reuse_or_make(context: CompressionContext, overwrite: bool) -> QuantizeRepor
 
 
 def make_float32(run: Run, data: DataSource | None = None, listener: Listener = ignore) -> None:
-    """Create the float32 TFLite variant of a run if it does not exist yet."""
+    """Create a run's float32 TFLite variant if it does not exist yet."""
     with CompressionContext.open(run, run.recipe, data, listener) as context:
         context.float32()
 
 
 def with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
-    """Return a copy of the recipe with ``options`` in its ``compress`` section, except options that are None."""
+    """Return a copy of the recipe with the given compression options, ignoring those that are None."""
     return recipe.override(
         {f"compress.{key}": value for key, value in options.items() if value is not None}, "quantize"
     )
 
 
 def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) -> None:
-    """Raise :class:`RecipeError` for an option without effect, or for the method ``mixed`` without ``float_layers``."""
+    """Raise :class:`RecipeError` if an option has no effect, or if the method ``mixed`` lacks ``float_layers``."""
     for option, users in METHODS_BY_KEY.items():
         if options.get(option) is not None and not set(users).intersection(methods):
             flag = "--" + option.replace("_", "-")

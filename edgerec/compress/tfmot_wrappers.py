@@ -1,4 +1,4 @@
-"""Wrap the layers of a model with wrappers of tensorflow-model-optimization."""
+"""Wrap a model's layers with wrappers from tensorflow-model-optimization."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
 
 
 def named_layers(model: Any, names: str, key: str) -> set[str]:
-    """Return the names of the model's layers that match a list of names and patterns.
+    """Return the names of the model's layers that match any of the given names and patterns.
 
     Args:
         model: the model.

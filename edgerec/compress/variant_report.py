@@ -1,4 +1,4 @@
-"""Report that is saved with each variant."""
+"""Report saved with each variant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """Accuracy, size and origin of a variant.
+    """A variant's accuracy, size and origin.
 
     Attributes:
         run: the run's folder.
@@ -75,7 +75,7 @@ class QuantizeReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeReport:
-        """Create a report from the content of a variant's ``report.json``."""
+        """Create a report from a variant's ``report.json`` content."""
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         known["forms"] = tuple(_known(ParityRow, row) for row in values["forms"])
         known["figures"] = _known(EvaluationReport, values["figures"] | {"labels": tuple(values["figures"]["labels"])})
@@ -83,5 +83,5 @@ class QuantizeReport:
 
 
 def _known(cls: Callable[..., T], values: Mapping[str, Any]) -> T:
-    """Create an instance of a dataclass from a mapping. Ignore keys that are not fields of the class."""
+    """Create a dataclass instance from a mapping, ignoring keys that are not fields."""
     return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})  # type: ignore[arg-type]

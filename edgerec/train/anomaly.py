@@ -19,17 +19,17 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Fraction of the validation images whose reconstruction error does not exceed the threshold.
+# Fraction of the validation images with a reconstruction error at or below the threshold.
 KNOWN_FRACTION = 0.99
-# Number of images in the plot of the reconstructions.
+# Number of images in the plot of reconstructions.
 SHOWN = 8
 
-# Mean squared error of each image, float32 ``(N,)``.
+# Mean squared error for each image, float32 ``(N, 1)``.
 Errors = npt.NDArray[np.float32]
 
 
 def check_autoencoder(recipe: Recipe) -> None:
-    """Raise :class:`RecipeError` if a recipe key is set to a value that an autoencoder cannot use."""
+    """Raise :class:`RecipeError` if a recipe key has a value that autoencoders do not support."""
     arch = f"an autoencoder (model.arch={recipe.model.arch!r})"
     if recipe.data.normalise == "pixels":
         raise RecipeError(
@@ -49,7 +49,7 @@ def check_autoencoder(recipe: Recipe) -> None:
 
 
 def fit_threshold(errors: Errors, known: float) -> float:
-    """Return the ``known`` quantile of the reconstruction errors of the validation images.
+    """Return the ``known`` quantile of the validation images' reconstruction errors.
 
     Args:
         errors: reconstruction errors of the validation images, ``(N,)``.
@@ -62,14 +62,14 @@ def fit_threshold(errors: Errors, known: float) -> float:
             len(errors),
             known,
         )
-    # Do not interpolate, because a threshold that is rounded down could exclude the image that determines it.
+    # Do not interpolate, because rounding down could exclude the image that determines the threshold.
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 
 def evaluate_autoencoder(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
 ) -> dict[str, Any]:
-    """Evaluate a trained autoencoder: return its metrics for ``metrics.json``, and write plots to the folder ``plots``.
+    """Evaluate a trained autoencoder: return the metrics for ``metrics.json``, and write plots to ``plots``.
 
     Returns:
         ``error``, the mean reconstruction error on the test images; ``per_class``, the mean error of each label;
@@ -99,7 +99,7 @@ def evaluate_autoencoder(
 def plot_reconstructions(
     model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
 ) -> None:
-    """Draw images and their reconstructions, in the order of increasing reconstruction error.
+    """Draw images and their reconstructions, sorted by reconstruction error.
 
     The images are a selection of those with the indices ``part``, from the smallest error to the largest.
     """
@@ -120,7 +120,7 @@ def plot_reconstructions(
 
 
 def plot_error_histogram(errors: Errors, threshold: float, path: Path) -> None:
-    """Draw the histogram of the reconstruction errors, and the threshold."""
+    """Draw a histogram of the reconstruction errors with the threshold."""
     low = max(float(errors.min()), 1e-9)
     bins = np.geomspace(low, max(float(errors.max()), threshold, 1.01 * low), 60)
     figure = new_figure(7, 3.6)

@@ -1,4 +1,4 @@
-"""Choose the recipe values that depend on the images: architecture, width, weights, batch size and epochs."""
+"""Choose recipe values to suit the images: architecture, width, weights, batch size and epochs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEIGHTS = "none, imagenet, a run, or a .keras or .h5 file"
 
 
 def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
-    """Replace automatic values of ``model.arch``, ``model.width``, ``model.weights`` and ``data.input_size``.
+    """Resolve automatic values of ``model.arch``, ``model.width``, ``model.weights`` and ``data.input_size``.
 
     ``data.input_size`` changes only if ``model.arch`` is ``auto``. If ``model.weights`` names a run, ``auto`` uses the
     architecture of the run. If it names another file, ``auto`` uses the network in the file. Otherwise the rules in
@@ -77,7 +77,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
 
 
 def with_epochs(train: TrainSection, images: int) -> TrainSection:
-    """Return the section with a ``batch_size`` and ``epochs`` that suit this number of training images."""
+    """Return the section with a ``batch_size`` and ``epochs`` suited to this number of training images."""
     size = batch_size(train.batch_size, images)
     if train.epochs:
         return replace(train, batch_size=size)
@@ -87,7 +87,7 @@ def with_epochs(train: TrainSection, images: int) -> TrainSection:
 
 
 def _situation(section: DataSection, target: Target | None) -> Situation:
-    """Determine the properties of the images and the target that the choice of the architecture depends on."""
+    """Determine the image and target properties on which the choice of architecture depends."""
     summary = summarize(section)
     input_px = section.input_size or (summary.side_px if summary.packed else 0)
     channels = section.channels or summary.channels
@@ -95,7 +95,7 @@ def _situation(section: DataSection, target: Target | None) -> Situation:
 
 
 def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
-    """Return True if the recipe requires ImageNet weights, False if it excludes them, or None if both are possible."""
+    """Return True if the recipe requires ImageNet weights, False if it excludes them, and None if it allows both."""
     model = recipe.model
     if model.weights != AUTO:
         return model.weights == "imagenet"
@@ -106,7 +106,7 @@ def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
 
 
 def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, listener: Listener) -> Rule:
-    """Return the rule if its ImageNet weights are available, otherwise the first rule that needs no weights."""
+    """Return ``rule`` if its ImageNet weights are available, otherwise the first rule that requires no weights."""
     chosen = _with_rule(recipe, rule, situation)
     size = chosen.data.input_size
     listener(Progress("downloading weights", 0, 1, f"{rule.arch}, once"))
@@ -124,7 +124,7 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
 
 
 def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
-    """Return the recipe with the architecture, width, weights and input size of a rule.
+    """Return the recipe with a rule's architecture, width, weights and input size.
 
     A width or input size that the recipe sets is not changed.
     """
@@ -139,7 +139,7 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Replace all automatic values of a recipe. Return the recipe, the data set and its split."""
+    """Resolve all automatic values in a recipe. Return the recipe, the data set and its split."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
     dataset, section = load(
@@ -167,7 +167,7 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
 
 
 def with_absolute_paths(section: DataSection) -> DataSection:
-    """Return the data section with absolute paths, so that a run does not depend on the working directory.
+    """Return the data section with absolute paths, so that the run does not depend on the working directory.
 
     The paths of merged data sets are sorted, because their order has no effect.
     """
@@ -184,7 +184,7 @@ def with_absolute_paths(section: DataSection) -> DataSection:
 
 
 def _sized_data_section(recipe: Recipe) -> DataSection:
-    """Return the recipe's data section, with the input size of the network if the network is loaded from a file."""
+    """Return the recipe's data section. If the network is loaded from a file, use its input size."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
     size = input_size_px(backbone_file(recipe))

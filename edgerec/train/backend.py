@@ -24,7 +24,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# File in which Linux lists the features of the CPU.
+# File in which Linux lists the CPU features.
 CPU = Path("/proc/cpuinfo")
 
 # Packages whose versions are recorded with each result.
@@ -44,7 +44,7 @@ def keras() -> Any:
         log.info("starting TensorFlow …")
     with captured_stderr():
         tensorflow = require("tensorflow")
-        tensorflow.config.list_physical_devices("GPU")  # prints messages about drivers, which are captured here
+        tensorflow.config.list_physical_devices("GPU")  # prints driver messages, which are captured here
         module = require("tf_keras")
     tensorflow.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel("ERROR")
@@ -62,7 +62,7 @@ def without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prepare(section: TrainSection, seed: int) -> None:
-    """Set the device, the dtype policy and the random seed for all models that this process builds afterwards.
+    """Set the device, dtype policy and random seed for all models built in this process from now on.
 
     Raises:
         EdgerecError: ``train.device`` is ``gpu``, but TensorFlow finds no GPU.
@@ -81,16 +81,16 @@ def prepare(section: TrainSection, seed: int) -> None:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)  # leave memory for other processes on the same GPU
     except RuntimeError:
-        # The devices of TensorFlow cannot be changed after its first operation in a process.
+        # TensorFlow's devices cannot be changed after its first operation in a process.
         log.debug("the device is not changed, because TensorFlow has already been used in this process")
     keras().mixed_precision.set_global_policy(_precision(section, bool(gpus)))
-    keras().backend.experimental.enable_tf_random_generator()  # creates the dropout state that reseed() sets
+    keras().backend.experimental.enable_tf_random_generator()  # create the dropout state that reseed() sets
     keras().utils.set_random_seed(seed)
-    keras().backend.reset_uids()  # restart the numbering in layer names, which weight files refer to
+    keras().backend.reset_uids()  # restart the numbering of layer names, because weight files refer to these names
 
 
 def _precision(section: TrainSection, gpu: bool) -> str:
-    """Return the name of the Keras dtype policy: mixed precision if the recipe and the device support it."""
+    """Return the name of the Keras dtype policy: mixed precision if the recipe and device support it."""
     if not section.mixed_precision:
         return "float32"
     if gpu and section.device != "cpu":
@@ -117,13 +117,13 @@ def has_bfloat16_units() -> bool:
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
-    """Reseed the random layers of a model, such as dropout, with a value derived from the seed and the epoch.
+    """Reseed a model's random layers, such as dropout, with a value derived from the seed and the epoch.
 
     A resumed run therefore draws the same random numbers as an uninterrupted run.
     """
     wrappers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     states = [getattr(wrapper, "_generator", None) for wrapper in wrappers]
-    # Number the random generators, because the names of their layers depend on the other models of the process.
+    # Use numbers, because the names of the random layers depend on which other models the process has created.
     for number, generator in enumerate(state for state in states if state is not None):
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 
@@ -149,7 +149,7 @@ def freeze_batch_normalization(model: Any) -> list[Any]:
     return trainable
 
 
-# Exceptions that Keras raises for a file that is damaged or was not written by Keras.
+# Exceptions that Keras raises for files that are damaged or not in a Keras format.
 UNREADABLE = (
     *(
         ValueError,
@@ -166,22 +166,22 @@ UNREADABLE = (
 )
 
 
-# Lines of an error message that Keras and TensorFlow write before the line with the cause.
+# Lines that Keras and TensorFlow write before the line with the cause.
 _CONTEXT = re.compile(
     r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
 )
-# Prefixes and suffixes that are removed from the line with the cause.
+# Prefixes and suffixes to remove from the line with the cause.
 _ADDITIONS = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} | *\[Op:.*")
 
 
 def is_tensorflow_error(error: BaseException) -> bool:
-    """Return whether the class of an exception is defined by TensorFlow or by protobuf, which TensorFlow uses."""
+    """Return whether an exception's class is defined by TensorFlow or by protobuf, which TensorFlow uses."""
     return type(error).__module__.startswith(("tensorflow.", "google.protobuf."))
 
 
 @contextmanager
 def reported_as(failure: str) -> Iterator[None]:
-    """Context manager that replaces exceptions of Keras and TensorFlow with :class:`ModelError`.
+    """Context manager that converts Keras and TensorFlow exceptions to :class:`ModelError`.
 
     The message of the :class:`ModelError` is ``failure``, followed by the cause.
     """
@@ -196,7 +196,7 @@ def reported_as(failure: str) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Return the line of an exception's message that states the cause, without layer settings and stack frames."""
+    """Return the line of an exception's message that states the cause, without layer settings or stack frames."""
     text = _ADDITIONS.sub("", str(error)).rpartition("Exception encountered: ")[2]
     lines = (line.strip() for line in text.splitlines() if line.strip() and not _CONTEXT.match(line))
     return next(lines, type(error).__name__)[:300]

@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# An accuracy is significantly better than the baseline if it is more than this many standard deviations above it.
+# An accuracy must exceed the baseline by this many standard deviations to be significantly better.
 DEVIATIONS = 2.0
 
 
 def majority_level(metrics: Mapping[str, Any]) -> float:
-    """Return the fraction of the images that belong to the most frequent class, or 0 if there are no classes."""
+    """Return the fraction of images that belong to the most frequent class, or 0 if there are no classes."""
     counts = [float(row["support"]) for row in metrics.get("per_class", {}).values()]
     return max(counts) / sum(counts) if sum(counts) else 0.0
 
 
 def is_near(accuracy: float, level: float, images: int) -> bool:
-    """Return whether ``accuracy``, measured on this number of images, is near or below the baseline ``level``.
+    """Return whether ``accuracy``, measured on this many images, is near or below the baseline ``level``.
 
     The result is False if the accuracy is 1, or if there are no images or classes.
     """

@@ -1,4 +1,4 @@
-"""Record and report every training epoch, save checkpoints, and apply early stopping.
+"""Record and report each training epoch, save checkpoints, and stop early.
 
 Keras' ``EarlyStopping`` and ``ReduceLROnPlateau`` are not used, because they start again from zero when a run is
 resumed. ``TerminateOnNaN`` is not used, because it ends the training without an error and ignores the validation loss.
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[int, Any], None]
 
-# Number of most recent epochs whose mean duration is used to estimate the remaining time.
+# The remaining time is estimated from the mean duration of this many recent epochs.
 _RECENT = 3
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Time and cost of a training run so far, and an estimate for the remaining epochs.
+    """A training run's time and cost so far, and an estimate for the remaining epochs.
 
     Attributes:
         seconds: duration of the completed epochs, in seconds.
@@ -55,14 +55,14 @@ class TrainingCost:
 
 
 def training_cost(history: list[dict[str, float]], recipe: Recipe) -> TrainingCost:
-    """Return the time and cost of the completed epochs, and an estimate for all remaining epochs of the recipe."""
+    """Return the time and cost of the completed epochs, and an estimate for the recipe's remaining epochs."""
     recent = [row["seconds"] for row in history[-_RECENT:]]
     left = (planned_epochs(recipe, history) - len(history)) * sum(recent) / max(1, len(recent))
     return TrainingCost(sum(row["seconds"] for row in history), left, recipe.train.price_per_hour)
 
 
 def duration(seconds: float) -> str:
-    """Format a duration as ``1:02:03`` (hours, minutes, seconds), or as ``2:03`` if it is shorter than an hour."""
+    """Format a duration as ``1:02:03`` (hours, minutes, seconds), or as ``2:03`` if shorter than an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -77,7 +77,7 @@ def epoch_recorder(
     listener: Listener,
     on_epoch: OnEpoch | None,
 ) -> Any:
-    """Return the Keras callback that reports progress, records epochs, saves checkpoints and applies early stopping.
+    """Return a Keras callback that reports progress, records epochs, saves checkpoints and stops early.
 
     The class of the callback is defined here, because its base class is in Keras, which is imported only when needed.
 
@@ -108,7 +108,7 @@ def epoch_recorder(
             listener(Progress("training", done, epochs * steps, status))
 
         def check(self, name: str, logs: Any, step: str = "") -> None:
-            """Raise :class:`TrainError` if the loss ``name`` is NaN or infinite."""
+            """Raise :class:`TrainError` if the loss called ``name`` is NaN or infinite."""
             loss = float(logs.get(name, 0.0))
             if not math.isfinite(loss):
                 raise TrainError(
@@ -143,12 +143,12 @@ def epoch_recorder(
                 self.model.stop_training = True
 
         def save(self, epoch: int, logs: Any) -> list[dict[str, float]]:
-            """Record an epoch in the history, and save its checkpoint. Return the history."""
+            """Record an epoch in the history, save its checkpoint, and return the history."""
             row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in logs}
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": workers.mean(time.monotonic() - self.began_s)}
             row["stage"] = stage.number
-            # Write the row before the checkpoint, because resuming removes rows of epochs without a checkpoint.
+            # Write the row first, because resuming discards rows that have no checkpoint.
             run.write_history([*run.history(), row])
             history = run.history()
             run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")

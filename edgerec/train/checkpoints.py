@@ -1,4 +1,4 @@
-"""Find and load the checkpoints of a run."""
+"""Find and load a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def checkpoints(run: Run) -> dict[int, Path]:
-    """Return a dictionary that maps epoch numbers (counted from 1) to the checkpoint files of a run."""
+    """Return a dictionary that maps epoch numbers (counted from 1) to the run's checkpoint files."""
     paths = (run.path / "checkpoints").glob("epoch-" + 5 * "[0-9]" + ".keras")
     return {int(path.stem.partition("-")[2]): path for path in paths}
 
 
 def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
-    """Return the number of completed epochs and the model of the latest readable checkpoint.
+    """Return the number of completed epochs and the model from the latest readable checkpoint.
 
     Without a readable checkpoint, the result is ``(0, None)``.
     """
@@ -43,7 +43,7 @@ def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
         log.info("resuming after epoch %d", epoch)
         return epoch, model
     if user_defined.is_user_defined(run.recipe.model.arch):
-        # The run may come from another person, so its recipe must not cause any code to be executed.
+        # The run may be from an untrusted source, so its recipe must not cause any code to be executed.
         raise RunError(
             f"Cannot resume {run.path}, because it has no checkpoint, and --resume does not execute the code of its "
             f"network ({run.recipe.model.arch}): train again with --overwrite"
@@ -54,7 +54,7 @@ def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
 
 
 def load_best_checkpoint(run: Run) -> tuple[int, Any]:
-    """Return the number of the best epoch with a readable checkpoint, and the model of this checkpoint."""
+    """Return the number of the best epoch with a readable checkpoint, and the model from this checkpoint."""
     while rows := [row for row in run.history() if row["epoch"] in checkpoints(run)]:
         best = best_epoch(rows)
         path = checkpoints(run)[best]

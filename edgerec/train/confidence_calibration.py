@@ -1,4 +1,4 @@
-"""Measure the calibration of scores: the expected calibration error and the reliability diagram.
+"""Measure score calibration: the expected calibration error and the reliability diagram.
 
 scikit-learn's ``calibration_curve`` is not used, because it does not return the number of images in each bin.
 """
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgerec.utils.optional import require
 
-# Number of bins of the reliability diagram (the same as in arXiv:1706.04599).
+# Number of bins in the reliability diagram, as in arXiv:1706.04599.
 BINS = 15
 
 
@@ -30,7 +30,7 @@ def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """A bin of the reliability diagram: the images whose highest score is in the interval (``low``, ``high``].
+    """A reliability diagram bin: the images whose top score is in the interval (``low``, ``high``].
 
     Attributes:
         images: number of images.
@@ -66,7 +66,7 @@ class Reliability:
 
 
 def reliability(scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], bins: int = BINS) -> Reliability:
-    """Compute the expected calibration error and the reliability diagram of scores.
+    """Compute the expected calibration error and the reliability diagram.
 
     Args:
         scores: float32 ``(N, classes)``, 0 to 1.

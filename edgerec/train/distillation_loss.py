@@ -1,4 +1,4 @@
-"""Compute the distillation loss, which trains a student to reproduce the outputs of its teachers."""
+"""Compute the distillation loss for training a student to reproduce its teachers' outputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgerec.train.precision import in_training_precision
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
-# Function ``(pixels, scores, weights) -> loss`` that compares the scores of a student with those of its teachers.
-# The argument ``weights`` contains the weight of each image, or is None.
+# Distillation loss: a function ``(pixels, scores, weights) -> loss`` that compares student and teacher scores.
+# ``weights`` is the weight of each image, or None.
 DistillationLoss = Callable[..., Any]
 
-# Recipe keys that determine the preprocessing and the split. Teacher and student must have the same values.
+# Recipe keys for the preprocessing and the split, which must have the same values for teacher and student.
 _SAME = (
     *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise"),
     "data.preprocess_version",
@@ -25,7 +25,7 @@ _SAME = (
 
 
 def check_same_data(run: Run, recipe: Recipe) -> None:
-    """Raise :class:`RecipeError` if the preprocessing or the split of a teacher differs from that of the student."""
+    """Raise :class:`RecipeError` if a teacher's preprocessing or split differs from the student's."""
     for key in _SAME:
         theirs, ours = _value(run.recipe, key), _value(recipe, key)
         if theirs != ours:
@@ -36,7 +36,7 @@ def check_same_data(run: Run, recipe: Recipe) -> None:
 
 
 def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss | None:
-    """Return the loss function for the teachers in ``distill.teachers``, or None if there are no teachers."""
+    """Return the loss function for the teachers in ``distill.teachers``, or None if there are none."""
     if not recipe.distill.teachers:
         return None
     runs = [Run.open_classifier(path.strip()) for path in recipe.distill.teachers.split(",")]
@@ -51,7 +51,7 @@ def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss
 
 
 def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> DistillationLoss:
-    """Return a loss function that compares the student's scores with the mean scores of the teachers.
+    """Return a loss function that compares the student's scores with the teachers' mean scores.
 
     The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This
     factor keeps the gradient as large as that of the label loss (Hinton, Vinyals and Dean, arXiv:1503.02531).

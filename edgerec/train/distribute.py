@@ -32,7 +32,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Names of the exceptions that TensorFlow raises if the connection to another worker is lost.
+# Names of the exceptions that TensorFlow raises when the connection to another worker is lost.
 _LOST = ("UnavailableError", "AbortedError", "CancelledError", "InternalError", "DeadlineExceededError")
 
 
@@ -52,15 +52,15 @@ class Workers:
 
     @property
     def chief(self) -> bool:
-        """Whether this worker is the chief, which saves the run."""
+        """True if this worker is the chief, which saves the run."""
         return self.cluster is None or self.cluster.chief
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context manager in which the variables of the trained model must be created."""
+        """Return a context manager. The trained model's variables must be created inside it."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def distribute(self, batches: Callable[[Replicas], Any]) -> Any:
-        """Return a data set for Keras that yields one batch per step for each device of this worker.
+        """Return a data set for Keras that yields one batch per step for each of this worker's devices.
 
         Args:
             batches: function that returns a ``tf.data.Dataset`` for some replicas. In each step, the dataset yields one
@@ -78,7 +78,7 @@ class Workers:
         return float(self.strategy.reduce(tf.distribute.ReduceOp.MEAN, tf.constant(value, tf.float64), axis=None))
 
     def merge_statistics(self, model: Any) -> None:
-        """Set the batch normalization statistics of each device to the mean over all devices.
+        """Average the batch normalization statistics over all devices.
 
         Each device updates its own statistics, but a checkpoint contains only the mean. This method is called after
         each checkpoint, so that uninterrupted and resumed runs continue from the same statistics.
@@ -91,7 +91,7 @@ class Workers:
         self.mean(0.0)
 
     def require_equal(self, values: dict[str, Any]) -> None:
-        """Raise an error in all workers if the values of one worker differ from those of the chief.
+        """Raise an error in all workers if a worker's values differ from the chief's.
 
         Args:
             values: a JSON-serializable dictionary, which may be nested, such as the recipe.
@@ -117,7 +117,7 @@ class Workers:
                 )
 
     def check_batch(self, size: int, accumulate: int = 1) -> None:
-        """Check that a batch can be divided equally among the devices and their gradient-accumulation steps.
+        """Check that batches can be divided equally among the devices and their gradient-accumulation steps.
 
         Raises:
             RecipeError: the batch size is not a multiple of the number of devices times ``accumulate``.
@@ -139,7 +139,7 @@ SINGLE_DEVICE = Workers()
 
 @contextlib.contextmanager
 def connect_workers(section: TrainSection) -> Iterator[Workers]:
-    """Context manager that connects all workers listed in ``TF_CONFIG``. Each worker uses all its GPUs.
+    """Context manager that connects all workers listed in ``TF_CONFIG``, each with all its GPUs.
 
     Enter the context before TensorFlow computes anything. At its end, each worker waits for the others.
 
@@ -169,7 +169,7 @@ def connect_workers(section: TrainSection) -> Iterator[Workers]:
 
 
 def _one_machine() -> Workers:
-    """Return the worker for this machine, with all GPUs, or all logical CPUs if there is no GPU.
+    """Return a single-machine worker that uses all GPUs, or all logical CPUs if there is no GPU.
 
     TensorFlow has one logical CPU by default. A program can configure more of them with
     ``tf.config.set_logical_device_configuration`` to test training on several devices without GPUs.
@@ -183,12 +183,12 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # a second strategy would use the same keys as the first for different all-reduce operations
+@functools.cache  # all-reduce operations of a second strategy would conflict with the first's
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
 
-@functools.cache  # TensorFlow can connect a process to the other workers only once
+@functools.cache  # TensorFlow can connect a process to other workers only once
 def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
     log.info("waiting for %d workers", len(cluster.addresses))
     handshake(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
@@ -203,7 +203,7 @@ def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
 
 
 def _lost_worker_message(cluster: Cluster, message: str) -> str:
-    """Return the error message for a lost connection. ``message`` is the message of TensorFlow's exception."""
+    """Return the error message for a lost connection. ``message`` is the TensorFlow exception's message."""
     tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
     lost = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
     worker = cluster.name(min(lost)) if lost and max(lost) < len(cluster.addresses) else "another worker"
@@ -212,7 +212,7 @@ def _lost_worker_message(cluster: Cluster, message: str) -> str:
 
 @contextlib.contextmanager
 def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
-    """Context manager that returns the run that this worker writes to.
+    """Context manager that returns the run this worker writes to.
 
     The chief writes to ``run``, and the other workers write to temporary copies, which are deleted at the end.
     """
@@ -225,14 +225,14 @@ def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
         own = scratch / run.path.name
         if run.begun:
             shutil.copytree(run.path, own, ignore=shutil.ignore_patterns("plots", "tensorboard"))
-        workers.wait()  # the chief changes the run only after all workers have copied it
+        workers.wait()  # the chief waits for the others to copy the run before changing it
         yield Run(own)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested dictionary. The keys of the result are joined, such as ``train.epochs``."""
+    """Flatten a nested dictionary, joining keys with dots, such as ``train.epochs``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

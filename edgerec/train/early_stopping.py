@@ -8,7 +8,7 @@ from edgerec.train.stages import TrainingStage, stages
 
 
 def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> TrainingStage | None:
-    """Return the stage that the next epoch belongs to, or None if the training is complete.
+    """Return the next epoch's stage, or None if training is complete.
 
     If the previous stage ended early, the returned stage starts earlier than planned. If the stage was interrupted, the
     returned stage starts at its first epoch, not at the next epoch.
@@ -22,7 +22,7 @@ def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> TrainingStage
 
 
 def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
-    """Return the total number of training epochs, assuming that no further stage ends early."""
+    """Return the total number of training epochs if no other stage ends early."""
     number = _stage_number(recipe, history[-1]) if history else 0
     current, *later = stages(recipe)[number:]
     before = len(history) - len(_rows_of_stage(recipe, current, history))
@@ -30,7 +30,7 @@ def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
 
 
 def early_end(recipe: Recipe, stage: TrainingStage, history: list[dict[str, float]]) -> str:
-    """Return the reason why a stage ends before its last epoch, or an empty string if the stage continues.
+    """Return the reason for ending a stage before its last epoch, or an empty string if the stage continues.
 
     ``train.early_stopping`` counts the epochs of each stage separately. ``train.max_hours`` is divided among the stages
     in proportion to their epochs, so that one stage does not use the time of the next.

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A run, bundle or .tflite file that has been opened for evaluation.
+    """A run, bundle or .tflite file opened for evaluation.
 
     Attributes:
         score: function that takes a dataset, indices of images and a listener, and returns scores ``(images,
@@ -60,12 +60,12 @@ class EvaluatedModel:
     pseudo_labels: dict[str, str] | None = None
 
     def image_splits(self, dataset: Dataset) -> list[ImageSplits] | None:
-        """For each model, return the split of each image during training. Return None if a split is unknown."""
+        """Return each image's split during training, for each model, or None if a split is unknown."""
         known = [splits for origin in self.training_data if (splits := origin.image_splits(dataset)) is not None]
         return known if known and len(known) == len(self.training_data) else None
 
     def output_indices(self, dataset: Dataset) -> Indices:
-        """Return the index of the model's output for each class of the data, int64 ``(classes of the data,)``."""
+        """Return the index of the model output for each class in the data, int64 ``(classes,)``."""
         if not self.labels:
             if len(dataset.labels) != self.classes:
                 raise DataError(

@@ -77,7 +77,7 @@ def extend(run: Run, epochs: int) -> None:
 
 
 def _archive(run: Run, archive: Path) -> None:
-    """Move the results of a finished run into the folder ``archive``.
+    """Move a finished run's results into its ``archive`` folder.
 
     If moving is interrupted, the run counts as unfinished, and ``--resume`` computes its results again.
     """
@@ -89,7 +89,7 @@ def _archive(run: Run, archive: Path) -> None:
 
 
 def _results(run: Run) -> Iterator[Path]:
-    """Yield the files and folders that exist only in finished runs, starting with ``metrics.json``."""
+    """Yield the files and folders found only in finished runs, starting with ``metrics.json``."""
     yield run.path / "metrics.json"
     yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
     yield from run.path.glob("*.keras")

@@ -1,4 +1,4 @@
-"""Train a model according to a recipe, and save the training run."""
+"""Train a model from a recipe, and save the training run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def fit(
     finish: bool = True,
     more_epochs: int = 0,
 ) -> Run:
-    """Train a model according to a recipe, and save the training run.
+    """Train a model from a recipe, and save the training run.
 
     Args:
         recipe: all training settings. With ``resume``, the recipe in ``out`` is used instead.
@@ -128,7 +128,7 @@ def fit(
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` already contains a training run with the same recipe, which can be resumed.
+    """Return whether ``out`` contains a training run with the same recipe, which can be resumed.
 
     Raises:
         RecipeError: ``out`` contains a training run with another recipe.
@@ -143,7 +143,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
             name = f"{section}.{key}" if key else section
             old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
             unset = UNRESOLVED | {"data.black_level": 0}
-            # The target is only used to choose the architecture, so its value may change.
+            # The target only affects the choice of architecture, so it may change.
             may_differ = name == "model.target" or (name in unset and value == unset[name])
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
             if value != old and not may_differ:
@@ -156,7 +156,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class _Training:
-    """Data and settings that all stages of a training run share."""
+    """Data and settings shared by all stages of a training run."""
 
     run: Run
     recipe: Recipe
@@ -168,7 +168,7 @@ class _Training:
     on_epoch: OnEpoch | None
 
     def train_stage(self, model: Any, stage: TrainingStage, done: int) -> None:
-        """Train ``model`` for the remaining epochs of a stage. ``done`` is the total number of completed epochs."""
+        """Train ``model`` for a stage's remaining epochs. ``done`` is the total number of completed epochs."""
         recipe, train, first = self.recipe, self.recipe.train, done
         dataset, parts, soft_labels = self.dataset, self.parts, recipe.augment.mixes
         steps = steps_per_epoch(parts.train, recipe)
@@ -213,7 +213,7 @@ def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
 
 
 def _check_names(recipe: Recipe) -> None:
-    """Raise an error if the architecture or the data of a recipe does not exist, before TensorFlow is loaded."""
+    """Raise an error if a recipe's architecture or data does not exist, before TensorFlow is loaded."""
     least_size_px(recipe.model.arch)
     if user_defined.is_user_defined(recipe.model.arch):
         user_defined.find_function(recipe.model.arch)
@@ -221,7 +221,7 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _existing_recipe(run: Run) -> Recipe:
-    """Return the recipe of an existing run, or raise an error if there is no run."""
+    """Return an existing run's recipe, or raise an error if there is no run."""
     if not run.begun:
         raise EdgerecError(f"Cannot resume {run.path}, because it is not a run: train without --resume")
     return run.recipe
@@ -230,7 +230,7 @@ def _existing_recipe(run: Run) -> Recipe:
 def _write_new_run(
     run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool, inherited: npt.NDArray[np.bytes_]
 ) -> None:
-    """Create the folder of a run with the recipe, the labels and the split, and log the sizes of the subsets."""
+    """Create a run's folder with the recipe, the labels and the split, and log the size of each subset."""
     with replacing_folder(run.path, overwrite=overwrite) as partial:
         write_file(partial / "recipe.toml", recipe.to_toml())
         write_file(partial / "labels.txt", "".join(f"{label}\n" for label in dataset.labels))
@@ -249,7 +249,7 @@ def _write_new_run(
 
 
 def _initial_model(recipe: Recipe, classes: int) -> Any:
-    """Build the model, and load its initial weights."""
+    """Build the model and load its initial weights."""
     model = _build_model(recipe, classes)
     if recipe.model.pretrained and recipe.model.weights != "imagenet" and recipe.model.arch != BACKBONE:
         loaded, total = load_weights(model, Path(recipe.model.weights))
@@ -258,7 +258,7 @@ def _initial_model(recipe: Recipe, classes: int) -> Any:
 
 
 def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
-    """Return a list with the TensorBoard callback, or an empty list if ``train.tensorboard`` is not set."""
+    """Return a list containing the TensorBoard callback, or an empty list if ``train.tensorboard`` is not set."""
     if not recipe.train.tensorboard:
         return []
     require("tensorboard")

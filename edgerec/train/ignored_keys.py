@@ -1,4 +1,4 @@
-"""Find recipe keys that are set but have no effect on the training."""
+"""Find recipe keys that are set but have no effect on training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def ignored_keys(recipe: Recipe) -> dict[str, str]:
-    """Return the recipe keys that have no effect although their values are not the defaults.
+    """Return the recipe keys that differ from their defaults but have no effect.
 
     The result maps each key to the reason why it has no effect. The recipe must be resolved, i.e. contain no automatic
     values.
@@ -33,7 +33,7 @@ def warn_ignored(recipe: Recipe) -> None:
 
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield each key that has no effect in this recipe, together with the reason."""
+    """Yield each key that has no effect in this recipe, and the reason."""
     arch = recipe.model.arch
     if reconstructs(arch):
         reason = f"the architecture {arch} is an autoencoder, which is trained without labels"

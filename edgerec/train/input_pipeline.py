@@ -1,4 +1,4 @@
-"""Create the batches for training (shuffled, augmented and normalized) and evaluation."""
+"""Create batches for training (shuffled, augmented and normalized) and evaluation."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from edgerec.recipe import Recipe
 from edgerec.train.backend import without_autograph
 from edgerec.utils.optional import require
 
-# Number of images in a batch for evaluation.
+# Evaluation batch size in images.
 EVALUATION_BATCH = 256
-# For packed data: number of shards that are read in parallel, and size of the read buffer of each shard in bytes.
+# For packed data: number of shards to read in parallel, and the size of each read buffer in bytes.
 OPEN_SHARDS, READ_BYTES = 8, 1 << 20
-# For packed data: number of consecutive records that are read from a shard.
+# For packed data: number of consecutive records read from a shard.
 BLOCK = 64
-# For packed data: maximum size of the shuffle buffer in bytes and in images.
+# For packed data: maximum size of the shuffle buffer, in bytes and in images.
 BUFFER_BYTES, BUFFER_IMAGES = 64 << 20, 16384
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """The replicas (devices) of this process. Each replica computes an equal fraction of each batch.
+    """This process's replicas (devices). Each replica computes an equal fraction of each batch.
 
     Attributes:
         first: index of this process's first replica, counted from 0 across all processes.
@@ -46,7 +46,7 @@ class Replicas:
 
     @property
     def numbers(self) -> range:
-        """Indices of the replicas of this process, counted from 0 across all processes."""
+        """Indices of this process's replicas, counted from 0 across all processes."""
         return range(self.first, self.first + self.count)
 
 
@@ -55,7 +55,7 @@ ONE_REPLICA = Replicas()
 
 
 def batch_size(requested: int, count: int) -> int:
-    """Return the batch size for ``count`` training images, which is at most ``count``.
+    """Return the batch size for ``count`` training images. It never exceeds ``count``.
 
     If ``requested`` is 0, the batch size is a power of two from 16 to 128, depending on ``count``, so that an epoch of
     few images has enough steps.
@@ -64,7 +64,7 @@ def batch_size(requested: int, count: int) -> int:
 
 
 def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
-    """Return the number of training steps in an epoch for the images with the indices ``part``.
+    """Return the number of training steps per epoch for the images with the indices ``part``.
 
     The last incomplete batch of an epoch is omitted. The omitted images differ in each epoch.
     """
@@ -120,7 +120,7 @@ def training_batches(
 
 
 def _without_autotuning(batches: Any) -> Any:
-    """Disable the autotuning thread of a ``tf.data.Dataset``, because Keras' ``fit`` waits for this thread."""
+    """Disable a ``tf.data.Dataset``'s autotuning thread, because Keras' ``fit`` waits for this thread at the end."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
     return batches.with_options(options)
@@ -129,7 +129,7 @@ def _without_autotuning(batches: Any) -> Any:
 def _batches_of_packed_data(
     pack: Packed, recipe: Recipe, replicas: Replicas, steps: int, finish: Callable[..., Any], first_epoch: int
 ) -> Any:
-    """Create the batches that :func:`training_batches` returns for packed data, whose shards are read sequentially.
+    """Create the batches that :func:`training_batches` returns for packed data, reading shards sequentially.
 
     The order of the shards changes in each epoch, and each process reads an equal number of images. Several shards are
     read at the same time, and their records are shuffled in a buffer of several thousand images.
@@ -137,7 +137,7 @@ def _batches_of_packed_data(
     tf = require("tensorflow")
     shards = pack.of("train")
     size = recipe.train.batch_size // replicas.total
-    own = steps * size * replicas.count  # number of images that this process reads in an epoch
+    own = steps * size * replicas.count  # number of images that this process reads per epoch
     paths = tf.constant([pack.path(shard) for shard in shards])
     counts = tf.constant([shard.pictures for shard in shards], tf.int64)
     features = {
@@ -176,7 +176,7 @@ def _batches_of_packed_data(
         return tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skip).take(take).batch(BLOCK)
 
     def shuffled(number: Any, records: Any) -> Any:
-        # The shuffle method of tf.data cannot be used, because its seed cannot depend on the epoch.
+        # tf.data's shuffle cannot be used, because its seed cannot depend on the epoch.
         order = tf.random.experimental.stateless_shuffle(
             tf.range(tf.shape(records)[0]), seed=tf.stack([tf.constant(recipe.seed, tf.int64), number])
         )
@@ -206,14 +206,14 @@ def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
     try:
         yield
     except (errors.DataLossError, errors.InvalidArgumentError):
-        # TensorFlow raises DataLossError for sequential reads, and InvalidArgumentError for reads of single images.
+        # TensorFlow raises DataLossError for sequential reads, and InvalidArgumentError when reading single images.
         if dataset.packed is not None:
             dataset.packed.verify()
         raise
 
 
 def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArray[np.float32] | None:
-    """Return the weight of each class in the loss, ``(classes,)``, or None if all classes have the same weight.
+    """Return each class's weight in the loss, ``(classes,)``, or None if all classes have the same weight.
 
     With ``train.class_weights = "balanced"``, the weight of a class is ``images / (classes · images of the class)``, so
     that all classes contribute equally to the loss of an epoch, and the mean weight of an image is 1.
@@ -244,7 +244,7 @@ def batch_finisher(
             pixels, classes = mix(pixels, tf.one_hot(classes, len(dataset.labels)), seed)
         if weights is None:
             return normalise.apply(pixels), classes
-        # The weight of a mixed image is the mean of the class weights, weighted by its soft label.
+        # A mixed image's weight is the average of the class weights, weighted by the image's soft label.
         weight = tf.gather(weights, classes) if mix is None else tf.linalg.matvec(classes, weights)
         return normalise.apply(pixels), classes, weight
 

@@ -1,4 +1,4 @@
-"""Check whether the outputs of a third-party model are in the assumed order of the labels."""
+"""Check whether a third-party model's outputs are in the assumed label order."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Value of --labels that selects the order of the data's classes.
+# Value of --labels that selects the data's class order.
 FOLDERS = "folders"
-# Another order is clearly better if it classifies more images correctly by this number of standard deviations.
+# Another order is only preferred if its gain in correct predictions exceeds this many standard deviations.
 DEVIATIONS = 2.33
-# Minimum ratio of the images that another order gains (newly correct) to the images that it loses (newly wrong).
+# Another order must correct at least this many predictions for each one that it makes wrong.
 RATIO = 2.0
-# If no prediction is correct, the order is wrong, unless random guesses are all wrong with at least this probability.
+# If no prediction is correct, the order counts as wrong if the probability of this by chance is below this threshold.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
-# Common names of label files, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.
+# Common label file names, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.
 # AutoML writes dict.txt, and Teachable Machine writes metadata.json.
 _GENERAL = re.compile(
     r"(class(es)?|labels?)([ _-]?(names?|map|indices|index|idx|list|dict))?"
     r"|(id|idx|index|class|label)_?(2|to)_?(id|idx|index|class|label|name)s?|dict|metadata|names|categories",
     re.IGNORECASE,
 )
-# Names such as retrained_labels.txt and labels_flowers.txt, which may belong to another model.
+# Names that may belong to another model, such as retrained_labels.txt and labels_flowers.txt.
 _SIMILAR = re.compile(r"(.*[ _.-])?(class(es)?|labels?|classnames|labelmap)([ _.-].*)?", re.IGNORECASE)
-# Maximum number of files that are inspected in a folder.
+# Maximum number of files to inspect in a folder.
 MAX_FILES = 10_000
 
 Classes = npt.NDArray[np.int64]
@@ -45,7 +45,7 @@ Classes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LabelOrder:
-    """Comparison of the assumed order of the labels with the order that matches the predictions best.
+    """Comparison of the assumed label order with the order that best matches the predictions.
 
     Attributes:
         labels: the labels in the order that matches the predictions best.
@@ -66,11 +66,11 @@ class LabelOrder:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the assumed order of the labels is probably wrong."""
+        """True if the assumed label order is probably wrong."""
         return self.clear or self.none_correct
 
     def describe(self) -> str:
-        """Return a message with the number of correct images and the best order, if it is clearly better."""
+        """Return a message with the number of correct predictions and, if it is clearly better, the best order."""
         assumed = f"{self.correct} of {self.images} images are classified correctly"
         if not self.clear:
             return assumed
@@ -79,7 +79,7 @@ class LabelOrder:
 
 
 def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequence[str]) -> LabelOrder:
-    """Compare the assumed order of the labels with the best alternative order.
+    """Compare the assumed label order with the best alternative.
 
     The best order is the assignment of classes to outputs with the highest accuracy. This order is determined on one
     half of the images and evaluated on the other half, and vice versa. Without this cross-validation, another order
@@ -104,7 +104,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
     total, order, clear = best or (0, np.arange(count), False)
-    # If the best order is not better than a constant prediction, a wrong order does not explain the low accuracy.
+    # If even the best order does not beat a constant prediction, a wrong order does not explain the low accuracy.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
     none_correct = not correct.any() and (1 - 1 / count) ** images < CHANCE
@@ -112,7 +112,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
 
 
 def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]:
-    """Find label files next to a model, and return those with one label per output, together with their labels.
+    """Find label files next to a model that have one label per output, and return them with their labels.
 
     Args:
         model: the model file, or the folder of a SavedModel. Label files are searched in the parent folder, and also
@@ -138,13 +138,13 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
 
 
 def _belongs(path: Path, model: Path) -> bool:
-    """Return whether the name of a label file shows that the file belongs to this model."""
+    """Return whether a label file's name shows that the file belongs to this model."""
     own = path.stem.casefold().removeprefix(model.stem.casefold())
     return _GENERAL.fullmatch(own.strip(" _.-")) is not None or not own
 
 
 def check_files_beside(model: Path, labels: Sequence[str]) -> None:
-    """Raise an error if a label file next to the model contradicts the order of the data's classes.
+    """Raise an error if a label file next to the model contradicts the data's class order.
 
     A label file that may belong to another model, such as ``flower_labels.txt``, only causes a warning.
 
@@ -171,7 +171,7 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
 
 
 def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None:
-    """Raise an error if the assumed order of the labels is probably wrong.
+    """Raise an error if the assumed label order is probably wrong.
 
     If the order is ``explicit``, i.e. chosen by the user, only log a warning.
 
@@ -191,12 +191,12 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
 
 
 def _preview(labels: Sequence[str]) -> str:
-    """Return a string with the first six labels."""
+    """Return the first six labels as a string."""
     return ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
 
 
 def _rank_in_class(classes: Classes) -> Classes:
-    """Return, for each image, the number of preceding images of the same class."""
+    """Return the number of preceding images of the same class for each image."""
     ranks = np.zeros(len(classes), np.int64)
     for value in np.unique(classes):
         ranks[classes == value] = np.arange((classes == value).sum())

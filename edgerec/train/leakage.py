@@ -1,4 +1,4 @@
-"""Detect weights and teachers that were trained on images of the current validation or test set."""
+"""Detect initial weights and teachers that were trained on the current validation or test images."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 Digests = npt.NDArray[np.bytes_]
 
-# Values of model.weights that do not name a file.
+# Values of model.weights that are not file names.
 RANDOM_OR_IMAGENET = ("none", "imagenet", AUTO)
-# Number of parent folders of a model file, such as RUN/checkpoints/x.keras, that are searched for a run.
+# Number of parent folders searched for a run, given a model file such as RUN/checkpoints/x.keras.
 DEPTH = 3
-# Maximum size in bytes of the list of training images in a model file.
+# Maximum size of the training image list in a model file, in bytes.
 MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class TrainedImages:
-    """The images that a model was trained on, including the training images of its initial weights.
+    """The images a model was trained on, including those used to train its initial weights.
 
     Attributes:
         train: digests of the training images.
@@ -50,7 +50,7 @@ class TrainedImages:
 
     @classmethod
     def of_file(cls, path: str | Path, dataset: Dataset) -> TrainedImages | None:
-        """Return the images that the model in a file or run was trained on, or None if they are unknown."""
+        """Return the images that a model file or run was trained on, or None if they are unknown."""
         if (run := run_of(path)) is not None:
             return cls._of_run(run, dataset)
         try:
@@ -75,7 +75,7 @@ class TrainedImages:
 
     @classmethod
     def _of_run(cls, run: Run, dataset: Dataset) -> TrainedImages | None:
-        if run.recipe.model.arch == IMPORTED:  # the training images of an imported model are unknown
+        if run.recipe.model.arch == IMPORTED:  # an imported model's training images are unknown
             return None
         record = run.split_record
         if contents := record.get("contents"):
@@ -88,7 +88,7 @@ class TrainedImages:
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:
-    """Replace the path of a run in ``model.weights`` with that of its ``model.keras``, and return the model section.
+    """If ``model.weights`` is the path of a run, replace it with the path of the run's ``model.keras``.
 
     Raises:
         EdgerecError: the run is not finished.
@@ -99,7 +99,7 @@ def with_weights_file(section: ModelSection) -> ModelSection:
 
 
 def run_of(path: str | Path) -> Run | None:
-    """Return the run at a path, or the run that contains the model file at this path, or None if there is no run."""
+    """Return the run at a path, or the run that contains the model file at this path, or None if there is none."""
     for location in dict.fromkeys((Path(path).absolute(), real_path(path))):
         for folder in (location, *location.parents[:DEPTH]):
             if Run(folder).begun:
@@ -108,7 +108,7 @@ def run_of(path: str | Path) -> Run | None:
 
 
 def check_leakage(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
-    """Raise an error if the initial weights or teachers were trained on test or validation images of this split.
+    """Raise an error if the initial weights or teachers were trained on this split's test or validation images.
 
     Args:
         recipe: names the initial weights (``model.weights``) and the teachers (``distill.teachers``).
@@ -135,7 +135,7 @@ def check_leakage(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
 
 
 def check_not_trained_on(path: str | Path, what: str, dataset: Dataset, parts: Split) -> TrainedImages | None:
-    """Raise :class:`RecipeError` if a model was trained on validation or test images of the split ``parts``.
+    """Raise :class:`RecipeError` if a model was trained on the validation or test images of ``parts``.
 
     Returns:
         The images that the model was trained on, or None if they are unknown. A warning is logged in this case.

@@ -1,4 +1,4 @@
-"""Compute metrics: the accuracy of a classifier, or the reconstruction errors of an autoencoder."""
+"""Compute metrics: a classifier's accuracy, or an autoencoder's reconstruction errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reals = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Metrics of a model, measured on the images of a split.
+    """A model's metrics, measured on the images of a split.
 
     Attributes:
         accuracy: top-1 accuracy, 0 to 1; for an autoencoder, the fraction of the images that are recognized as known.
@@ -53,7 +53,7 @@ class EvaluationReport:
 
     @property
     def measured(self) -> str:
-        """Number and origin of the images, such as ``on 280 images (test; none of them was used for training)``."""
+        """Number of images and their origin, such as ``on 280 images (test; none of them was used for training)``."""
         if self.training_images is None:
             origin = "it is unknown whether the model was trained on them"
         elif self.training_images:
@@ -66,7 +66,7 @@ class EvaluationReport:
 def classifier_report(
     scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], labels: tuple[str, ...], split: str
 ) -> EvaluationReport:
-    """Compute the metrics of a classifier.
+    """Compute a classifier's metrics.
 
     Args:
         scores: scores of the classifier, float32 ``(N, classes)``.
@@ -109,7 +109,7 @@ def classifier_report(
 
 @dataclass(frozen=True)
 class ClassifierMetrics:
-    """Metrics of a classifier, computed from its scores, float32 ``(N, classes)``.
+    """Metrics for a classifier, computed from its scores, float32 ``(N, classes)``.
 
     Attributes:
         labels: label of each output, or an empty tuple for an autoencoder.
@@ -133,7 +133,7 @@ class ClassifierMetrics:
         return float(np.mean(outputs.argmax(axis=1) == reference.argmax(axis=1)))
 
     def error(self, outputs: Reals) -> float | None:
-        """Return the mean reconstruction error of an autoencoder, or None for a classifier."""
+        """Return an autoencoder's mean reconstruction error, or None for a classifier."""
         return None
 
     def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
@@ -143,7 +143,7 @@ class ClassifierMetrics:
 
 @dataclass(frozen=True)
 class AutoencoderMetrics:
-    """Metrics of an autoencoder, computed from its reconstruction errors, float32 ``(N, 1)``.
+    """Metrics for an autoencoder, computed from its reconstruction errors, float32 ``(N, 1)``.
 
     The interface is that of :class:`ClassifierMetrics`. An image is known if its reconstruction error does not exceed
     ``threshold``, which is that of the float model.
@@ -159,7 +159,7 @@ class AutoencoderMetrics:
 
     def agreement(self, outputs: Reals, reference: Reals) -> float:
         ours, theirs = (require("scipy.stats").rankdata(errors[:, 0]) for errors in (outputs, reference))
-        if not ours.std() * theirs.std():  # the correlation is undefined if all errors of a model are equal
+        if not ours.std() * theirs.std():  # the correlation is undefined if all of a model's errors are equal
             return float(np.array_equal(ours, theirs))
         return float(np.corrcoef(ours, theirs)[0, 1])
 
@@ -178,10 +178,10 @@ class AutoencoderMetrics:
         )
 
 
-# The two kinds of metrics. The function ``metrics_of`` returns those for the model of a run.
+# The two kinds of metrics. ``metrics_of`` returns those for a run's model.
 ModelMetrics = ClassifierMetrics | AutoencoderMetrics
 
 
 def metrics_of(run: Run) -> ModelMetrics:
-    """Return the kind of metrics for a run's model: those of a classifier or those of an autoencoder."""
+    """Return the kind of metrics for a run's model: classifier or autoencoder metrics."""
     return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)

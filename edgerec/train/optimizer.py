@@ -1,4 +1,4 @@
-"""Create the optimizer and its learning-rate schedule.
+"""Create the optimizer with its learning-rate schedule.
 
 Keras' ``ReduceLROnPlateau`` is not used, because it starts again from zero when a run is resumed.
 """
@@ -10,16 +10,16 @@ from typing import Any
 
 from edgerec.train.backend import keras
 
-# Schedule "plateau": minimum decrease of the validation loss that counts as an improvement.
+# Schedule "plateau": minimum decrease in validation loss that counts as an improvement.
 LEAST_GAIN = 1e-4
-# Schedule "plateau": number of epochs without improvement before the rate is reduced, and the factor of the reduction.
+# Schedule "plateau": number of epochs without improvement before the rate is reduced, and the reduction factor.
 PATIENCE, FACTOR = 3, 0.5
 
 
-# Regular expression that matches the names of all variables without weight decay.
+# Regular expression that matches the names of all variables excluded from weight decay.
 # Only the kernels of dense, convolutional and recurrent layers decay.
-# Depthwise kernels do not decay, because they have few weights and the accuracy depends strongly on them.
-# On several devices, the names of the copies of a variable have a suffix, such as /replica_1.
+# Depthwise kernels are excluded, because they have few weights and the accuracy is sensitive to them.
+# With several devices, each copy of a variable has a name suffix, such as /replica_1.
 NOT_DECAYED = r"^(?!(.*/)?(recurrent_|pointwise_)?kernel(/replica_\d+)?(:\d+)?$)"
 
 
@@ -74,7 +74,7 @@ def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
 
 
 def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
-    """Return the learning rate of a stage: a Keras schedule, or a number if the rate is constant in each epoch.
+    """Return a stage's learning rate: a Keras schedule, or a number if the rate is constant within each epoch.
 
     Args:
         peak: highest learning rate.
@@ -91,7 +91,7 @@ def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
 
 
 def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float]) -> float:
-    """Return the learning rate of the next epoch for the schedule ``plateau``.
+    """Return the next epoch's learning rate for the schedule ``plateau``.
 
     The rate is halved after three epochs without a better validation loss. The rate depends only on the previous
     losses, so that resumed and uninterrupted runs use the same rates. In an epoch with warm-up, the rate is the mean of
@@ -112,5 +112,5 @@ def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float])
     done = len(val_losses)
     if done >= warmup_epochs:
         return rate
-    rising = min(1.0, warmup_epochs - done)  # fraction of the next epoch that belongs to the warm-up
+    rising = min(1.0, warmup_epochs - done)  # fraction of the next epoch spent on warm-up
     return rate * ((2 * done + rising) / (2 * warmup_epochs) * rising + 1 - rising)

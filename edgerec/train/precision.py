@@ -1,4 +1,4 @@
-"""Rebuild a model with another dtype policy: float32 or mixed precision."""
+"""Rebuild a model with a different dtype policy, such as mixed precision."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from edgerec.train.backend import every_layer, keras
 
 log = logging.getLogger(__name__)
 
-# The bfloat16 batch normalization of oneDNN is fast only if the number of channels is a multiple of 16.
-# With 24 channels, for example, batch normalization takes more than ten times as long.
+# oneDNN's bfloat16 batch normalization is only fast if the number of channels is a multiple of 16.
 FAST_CHANNELS_MULTIPLE = 16
 
 
 def in_float32(model: Any) -> Any:
-    """Return the model if all its layers compute in float32, otherwise a float32 copy of the model."""
+    """Return the model itself if all its layers compute in float32, otherwise a float32 copy."""
     policies = {layer.dtype_policy.name for layer in every_layer(model)}
     if policies == {"float32"}:
         return model
@@ -26,7 +25,7 @@ def in_float32(model: Any) -> Any:
 
 
 def in_training_precision(model: Any) -> Any:
-    """Rebuild a model with the global dtype policy, which :func:`prepare` sets according to ``train.mixed_precision``.
+    """Rebuild a model with the global dtype policy, which :func:`prepare` sets from ``train.mixed_precision``.
 
     For numerical stability, the last two layers (logits and scores) stay in float32. On a CPU, two more kinds of layers
     stay in float32, because bfloat16 makes them slower: batch normalization whose number of channels is not a multiple
@@ -52,7 +51,7 @@ def in_training_precision(model: Any) -> Any:
 
 
 def _rebuilt(model: Any, policy: str, float32_layers: Collection[str] = ()) -> Any:
-    """Return a copy of the model, including nested models and recurrent cells, with another dtype policy.
+    """Return a copy of the model, including nested models and recurrent cells, with a different dtype policy.
 
     Args:
         model: the model.

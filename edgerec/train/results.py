@@ -1,4 +1,4 @@
-"""Evaluate the trained model of a run, and write the results to the run's folder."""
+"""Evaluate a run's trained model, and write the results to the run's folder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def write_results(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: Listener) -> None:
-    """Evaluate the model of the best epoch, and write the model, the plots and ``metrics.json``."""
+    """Evaluate the best epoch's model, and write the model, the plots and ``metrics.json``."""
     history = run.history()
     best, model = load_best_checkpoint(run)
     if recipe.train.mixed_precision:
-        # The conversion to TFLite needs a float32 model.
+        # The TFLite conversion requires a float32 model.
         keras().mixed_precision.set_global_policy("float32")
         model = in_float32(model)
     if recipe.model.pretrained:
@@ -64,7 +64,7 @@ def write_results(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, list
 def _evaluate_classifier(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
 ) -> dict[str, Any]:
-    """Return the metrics of a classifier on the test images, and write plots to ``folder``."""
+    """Return a classifier's metrics on the test images, and write plots to ``folder``."""
     scores = keras_scorer(model, recipe.normalise)(dataset.select(parts.test), listener)
     result = classifier_report(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.confusion_matrix(result, folder / "confusion_matrix.png")

@@ -1,4 +1,4 @@
-"""Read and write the folder of a training run."""
+"""Read and write a training run's folder."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ from edgerec.utils.text import to_json
 log = logging.getLogger(__name__)
 
 
-# File inside the model.keras archive that lists the training images, for the detection of data leakage.
+# File in the model.keras archive that lists the training images, used to detect data leakage.
 TRAINED_IMAGES = "edgerec_trained_images.json"
 # File that contains the same model in Keras 3 format.
 KERAS3 = "model_keras3.keras"
-# File that records the exported variants and their targets.
+# Records the exported variants and their targets.
 EXPORTS = "exports.json"
-# File with the predictions of an imported model for its training images, if these images have no labels.
+# Predictions of an imported model for its training images, if these have no labels.
 PSEUDO_LABELS = "answers.json"
-# Warning for metrics that were measured with pseudo-labels.
+# Warning for metrics measured with pseudo-labels.
 AGREEMENT = "the images have no labels: all accuracies are the agreement with the predictions of the float model"
 
 
 @dataclass(frozen=True)
 class Run:
-    """The output folder of a training run.
+    """A training run's output folder.
 
     The folder contains ``recipe.toml``, ``model.keras``, ``model_keras3.keras`` (the same model for Keras 3),
     ``labels.txt``, ``split.json``, ``history.csv``, ``metrics.json``, ``plots/``, ``checkpoints/``, and one folder for
@@ -87,7 +87,7 @@ class Run:
 
     @classmethod
     def open_classifier(cls, path: str | Path) -> Run:
-        """Return a finished run of a classifier, or raise :class:`RunError` if its model is an autoencoder."""
+        """Return a finished classifier run, or raise :class:`RunError` if the model is an autoencoder."""
         run = cls.open(path)
         if run.reconstructs:
             raise RunError(
@@ -109,17 +109,17 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether training has been started in this folder."""
+        """True if training has been started in this folder."""
         return (self.path / "recipe.toml").is_file() and (self.path / "split.json").is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether the training is complete and its model has been evaluated."""
+        """True if training is complete and the model has been evaluated."""
         return (self.path / "metrics.json").is_file()
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe, i.e. the recipe with all automatic values replaced."""
+        """The resolved recipe, with all automatic values replaced."""
         recipe = Recipe.from_toml(self.path / "recipe.toml")
         if keys := recipe.unresolved:
             raise RunError(
@@ -130,7 +130,7 @@ class Run:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label of each class, in the order of the model's scores."""
+        """The class labels, in the order of the model's scores."""
         labels: tuple[str, ...] = self._read("labels.txt", parse_labels)
         if self.finished and self.metrics.get("labels", list(labels)) != list(labels):
             raise RunError(f"{self.path}: labels.txt is damaged (metrics.json has other labels): restore this file")
@@ -147,12 +147,12 @@ class Run:
 
     @property
     def adopted(self) -> dict[str, Any] | None:
-        """Origin of a model that another tool trained, or None if edgerec trained the model."""
+        """Origin of a model trained with another tool, or None if edgerec trained the model."""
         return self.metrics.get("adopted")
 
     @property
     def reconstructs(self) -> bool:
-        """Whether the model of this run is an autoencoder."""
+        """True if this run's model is an autoencoder."""
         return reconstructs(self.recipe.model.arch)
 
     @property
@@ -211,7 +211,7 @@ class Run:
         return dataset if self.reconstructs else dataset.relabeled(self.labels, pseudo_labels), split
 
     def pseudo_labels(self) -> dict[str, str] | None:
-        """Return a dictionary that maps image names to the labels that an imported model predicted for them.
+        """Return a dictionary that maps image names to the labels predicted by an imported model.
 
         These labels replace missing labels, so that variants can be compared with the imported model. If the images
         have labels, the result is None.
@@ -219,11 +219,11 @@ class Run:
         return self._read(PSEUDO_LABELS, parse_object({"*": str})) if (self.path / PSEUDO_LABELS).is_file() else None
 
     def variant(self, name: str) -> Path:
-        """Return the folder of a variant, which may not exist yet."""
+        """Return a variant's folder, which may not exist yet."""
         return self.path / name
 
     def variants(self) -> dict[str, dict[str, Any]]:
-        """Return a dictionary that maps the names of all finished variants to their reports."""
+        """Return a dictionary that maps the name of each finished variant to its report."""
         names = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
         return {
             name: self._read(f"{name}/report.json", parse_object(REPORT))
@@ -236,7 +236,7 @@ class Run:
         return self._read("compare.json", parse_object(COMPARISON)) if (self.path / "compare.json").is_file() else None
 
     def exports(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, str]]:
-        """Return the recorded exports, oldest first. Variants that have changed since their export are omitted.
+        """Return the recorded exports, oldest first, omitting variants that have changed since.
 
         Args:
             variants: result of :meth:`variants`. If it is None, the method is called.
@@ -252,7 +252,7 @@ class Run:
         return [row for row in rows if digests.get(row["variant"]) == row["model_sha256"] and row["target"]]
 
     def record_export(self, variant: str, model_sha256: str, target: str, bundle: str) -> None:
-        """Record in the run that a variant was exported, or log a warning if the run is not writable."""
+        """Record a variant's export in the run, or log a warning if the run is not writable."""
         try:
             rows = [row for row in self.exports() if row["bundle"] != bundle]
             row = {"variant": variant, "target": target, "bundle": bundle, "model_sha256": model_sha256}
@@ -270,7 +270,7 @@ class Run:
         return exports[-1]["variant"] if exports else best_int8(variants)
 
     def history(self) -> list[dict[str, float]]:
-        """Return one row per epoch with the keys in :data:`HISTORY`. The rows of autoencoders have no accuracies."""
+        """Return one row per epoch with the keys in :data:`HISTORY`. Autoencoder rows have no accuracies."""
         if not (self.path / "history.csv").exists():
             return []
         rows: list[dict[str, float]] = self._read("history.csv", parse_history)
@@ -293,7 +293,7 @@ class Run:
         write_file(self.path / name, to_json(value, indent=1) + "\n")
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
-        """Read and parse a file of the run, or raise :class:`RunError` if the file is missing or damaged."""
+        """Read and parse a run file. Raise :class:`RunError` if the file is missing or damaged."""
         try:
             return parse(read_at_most(self.path / name, MAX_FILE_BYTES).decode())
         except FileNotFoundError:
@@ -306,7 +306,7 @@ class Run:
             ) from None
 
     def save_model(self, model: Any, name: str) -> None:
-        """Save a Keras model atomically. The file also contains the digests of the training images."""
+        """Save a Keras model atomically, including the digests of its training images."""
         with replacing(self.path / name) as partial:
             model.save(partial, save_format="keras")
             contents = self.split_record.get("contents")

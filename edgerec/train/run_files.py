@@ -1,4 +1,4 @@
-"""Parse the files of a run, and check their structure, so that a damaged file causes a clear error."""
+"""Parse a run's files and check their structure, so that damaged files cause clear errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from edgerec.utils.bounded import check_structure, parse_json
 
 # Columns of history.csv.
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
-# Structure of the run's JSON files, in the format of ``check_structure``.
-# Keys that end in "?" are optional, because files of older versions do not have them.
+# Expected structure of the run's JSON files, as passed to ``check_structure``.
+# Keys ending in "?" are optional, because files written by older versions lack them.
 _CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
 _MEASURED = {
     "images": int,
@@ -68,7 +68,7 @@ REPORT = {
 }
 _ROW = {"method?": str, "variant": str, "size_bytes": int, "gzip_bytes": int, "*": (float, str, type(None))}
 COMPARISON = {"rows": [_ROW], "machine": str, "threads": int, "notes": [str]}
-# Maximum size of a text file in a run. The largest one is split.json, which lists all images.
+# Maximum size of a run's text files. The largest is split.json, which lists all images.
 MAX_FILE_BYTES = 256 << 20
 
 
@@ -85,7 +85,7 @@ def parse_object(structure: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
 
 def parse_labels(text: str) -> tuple[str, ...]:
     labels = tuple(text.splitlines())
-    # The run of an autoencoder may have no labels.
+    # Autoencoder runs may have no labels.
     if len(set(labels)) < len(labels):
         raise ValueError("a label occurs twice")
     return labels
@@ -93,7 +93,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
 
 def parse_history(text: str) -> list[dict[str, float]]:
     rows = list(csv.DictReader(io.StringIO(text)))
-    # An autoencoder has no accuracy, and older versions did not record the stage.
+    # Autoencoders have no accuracy, and older versions did not record the stage.
     optional = ("accuracy", "val_accuracy", "stage")
     values = [{key: float(row[key]) for key in HISTORY if key not in optional or row.get(key)} for row in rows]
     check_structure(values, [{"*": float}])

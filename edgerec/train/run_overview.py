@@ -19,15 +19,15 @@ from edgerec.train.split_record import separated_digests
 
 log = logging.getLogger(__name__)
 
-# Number of folder levels that are searched for runs. For example, the trials of a study are runs in subfolders.
+# Maximum depth for the run search. A study's trials, for example, are runs in subfolders.
 DEPTH = 3
-# In a normal distribution, 95 % of the values lie within this number of standard deviations from the mean.
+# 95 % of a normal distribution lies within this many standard deviations of the mean.
 DEVIATIONS = 1.96
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Summary of a run, as one row of a table.
+    """A run's summary, as one row of a table.
 
     Attributes:
         run: path of the run's folder.
@@ -60,7 +60,7 @@ class RunSummary:
 
 
 def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
-    """Summarize the runs in ``folder`` and up to three levels below it, sorted by path.
+    """Summarize the runs in ``folder`` and its subfolders (up to three levels), sorted by path.
 
     Raises:
         EdgerecError: there is no such folder.
@@ -74,7 +74,7 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
 
 
 def summarize(run: Run) -> RunSummary:
-    """Summarize one run. For a damaged run, ``state`` contains the reason."""
+    """Summarize a run. If the run is damaged, ``state`` is the reason."""
     path, modified_s = str(run.path), run.path.stat().st_mtime
     try:
         recipe, best = run.recipe, None
@@ -102,7 +102,7 @@ def summarize(run: Run) -> RunSummary:
 
 @dataclass(frozen=True)
 class Setting:
-    """The two values of a recipe key that differs between two runs."""
+    """A recipe key's values in two runs that differ in it."""
 
     key: str
     first: Any
@@ -111,7 +111,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Metric:
-    """The values of a metric in two runs. The value is None if a run does not have this metric."""
+    """A metric's values in two runs, or None for a run without this metric."""
 
     name: str
     first: float | None
@@ -152,7 +152,7 @@ class RunDifference:
 
 
 def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
-    """Compare the settings and results of two finished runs.
+    """Compare two finished runs' settings and results.
 
     Raises:
         EdgerecError: one of the folders is not a finished run, or is damaged.
@@ -183,7 +183,7 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
 
 
 def _same_test(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Return whether two runs have the same test images, by content or, for older runs, by name."""
+    """Return whether two runs have the same test images, compared by content or, for older runs, by name."""
     contents, others = first.get("contents") or {}, second.get("contents") or {}
     if contents and others and contents["of"] == others["of"]:
         one, other = (np.unique(separated_digests(each["test"])) for each in (contents, others))

@@ -1,4 +1,4 @@
-"""Compute the scores of a model for many images, and report the progress."""
+"""Compute a model's scores for many images, and report progress."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.metrics import Reals
 from edgerec.utils.progress import Listener, Progress, steps
 
-# Function ``(pixels, listener) -> scores``. The pixels are uint8 ``(N, H, W, C)``.
-# The scores of a classifier are float32 ``(N, classes)``, and the errors of an autoencoder are float32 ``(N, 1)``.
+# Function ``(pixels, listener) -> scores`` for uint8 pixels ``(N, H, W, C)``.
+# The result is a classifier's scores, float32 ``(N, classes)``, or an autoencoder's errors, float32 ``(N, 1)``.
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
 def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
-    """Return a function that computes the scores of a Keras classifier or the errors of a Keras autoencoder."""
+    """Return a function that computes a Keras classifier's scores or a Keras autoencoder's errors."""
 
     def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
@@ -37,19 +37,19 @@ def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
 
 
 def _errors(outputs: Reals, images: Reals) -> Reals:
-    """Return the mean squared error of each image, float32 ``(N, 1)``."""
+    """Return each image's mean squared error, float32 ``(N, 1)``."""
     squares = np.square(outputs - images, dtype=np.float64)
     return squares.reshape(len(outputs), -1).mean(axis=1, keepdims=True).astype(np.float32)
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
-    """Return a function that computes the scores of a .tflite model, using the same interpreter as the device."""
+    """Return a function that computes a .tflite model's scores with the same interpreter as the device."""
 
     return lambda pixels, listener: one_by_one(map(model.scores, pixels), len(pixels), listener)
 
 
 def one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals:
-    """Collect the scores of many images from an iterator, and report the progress.
+    """Collect the scores of many images from an iterator, and report progress.
 
     Args:
         scores: iterator over the scores of each image, float32 ``(classes,)``.

@@ -14,7 +14,7 @@ from edgerec.errors import RunError
 
 
 def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:
-    """Return the content of ``split.json``: the digest of the data, and its split.
+    """Return the content of ``split.json``: the data's digest and its split.
 
     The record lists image names for human readers. Packed data has no names, because its shards define the split.
     Digests of the image contents identify images that are moved or renamed later; see :func:`joined_digests`.
@@ -51,12 +51,12 @@ def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes
     }
 
 
-# Maximum number of training-image digests in a bundle. They show whether a data set contains training images.
+# Maximum number of training-image digests in a bundle, for detecting data sets that contain training images.
 SKETCH = 512
 
 
 def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the summary of ``split.json`` that a bundle contains, or None if an older version wrote ``split.json``.
+    """Return the summary of ``split.json`` for bundles, or None if ``split.json`` was written by an older version.
 
     ``sketch`` contains the smallest digests of the training images (a bottom-k sketch), which show whether a data set
     overlaps with the training images. ``moved`` contains the digests of images that are not in the split that their
@@ -76,17 +76,17 @@ def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
-    """Concatenate the first 16 hexadecimal digits of each digest into one string."""
+    """Concatenate the digests into one string, truncated to 16 hexadecimal digits each."""
     return b"".join(shortened(contents).tolist()).decode()
 
 
 def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
-    """Split the result of :func:`joined_digests` into digests of 16 hexadecimal digits, bytes ``(N,)``."""
+    """Split the string returned by :func:`joined_digests` into digests of 16 hexadecimal digits, bytes ``(N,)``."""
     if len(text) % 16 or re.fullmatch("[0-9a-f]*", text) is None:
         raise RunError("the image digests in split.json are damaged: restore this file, or train again")
     return np.frombuffer(text.encode(), "S16") if text else np.empty(0, "S16")
 
 
 def shortened(contents: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bytes_]:
-    """Return the first 16 hexadecimal digits of each digest, the format in which runs store digests."""
+    """Truncate each digest to its first 16 hexadecimal digits, as stored in runs."""
     return contents.astype("S16")

@@ -10,8 +10,8 @@ from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe
 from edgerec.train.optimizer import learning_rate
 
-# Maximum number of groups of layers that are unfrozen one after the other.
-# For each group, TensorFlow traces the training step again, which takes seconds.
+# Maximum number of layer groups to unfreeze gradually.
+# Each additional group costs seconds, because TensorFlow traces the training step again.
 MAX_GROUPS = 4
 
 
@@ -39,7 +39,7 @@ class TrainingStage:
 
     @property
     def description(self) -> str:
-        """Description of the layers that this stage trains, for messages."""
+        """Describe the layers that this stage trains, for messages."""
         return (
             "the head alone"
             if not self.trainable_fraction
@@ -54,7 +54,7 @@ class TrainingStage:
 
 
 def stages(recipe: Recipe) -> list[TrainingStage]:
-    """Return the stages of a training run.
+    """Return a training run's stages.
 
     Training from random weights has one stage. Training from pretrained weights starts with the head. Then up to four
     groups of layers are unfrozen one after the other, starting with the group before the head, and finally all layers
@@ -66,7 +66,7 @@ def stages(recipe: Recipe) -> list[TrainingStage]:
     train = recipe.train
     ends = [*restarts(recipe), train.epochs]
     plan = _first_stages(recipe, ends[0])
-    # A restart trains all layers, even if the first stages of the recipe train only the head or some of the layers.
+    # After a restart, all layers are trained, even if the recipe's first stages train only some of them.
     rate = train.learning_rate * (recipe.transfer.rate if recipe.model.pretrained else 1.0)
     plan += [TrainingStage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
     return [replace(stage, number=number, time_fraction=stage.last / train.epochs) for number, stage in enumerate(plan)]
@@ -113,7 +113,7 @@ def _first_stages(recipe: Recipe, epochs: int) -> list[TrainingStage]:
 
 
 def stage_rate(recipe: Recipe, stage: TrainingStage, steps: int) -> Any:
-    """Return the learning rate of a stage with ``steps`` steps per epoch: a number or a Keras schedule."""
+    """Return a stage's learning rate, given its ``steps`` per epoch: a number or a Keras schedule."""
     return learning_rate(
         stage.rate, stage.schedule, steps * (stage.last - stage.first), round(steps * recipe.train.warmup_epochs)
     )

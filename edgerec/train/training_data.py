@@ -1,4 +1,4 @@
-"""Determine which images of a data set a model was trained on, using its run or the provenance in its bundle."""
+"""Determine which images in a data set a model was trained on, from its run or its bundle's provenance."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edgerec.recipe import Recipe
 from edgerec.train.run import Run
 from edgerec.train.split_record import separated_digests, shortened
 
-# Split of each image during the training of a model: strings ``(N,)`` with the values ``train``, ``val`` and ``test``.
-# The string is empty for an image that was not in the data set at that time.
+# The split that each image belonged to during training (``train``, ``val`` or ``test``), as strings ``(N,)``.
+# The string is empty for images that were not in the data set at that time.
 ImageSplits = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data set that a model was trained on.
+    """The data set a model was trained on.
 
     Attributes:
         digest: digest of the data set, or an empty string if it is unknown.
@@ -57,13 +57,13 @@ def training_data_of_run(run: Run) -> TrainingData:
 
 
 def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> TrainingData:
-    """Return the training data of a bundle's model. ``provenance`` and ``recipe`` are those in the bundle."""
+    """Return the training data of a bundle's model, from the bundle's ``provenance`` and ``recipe``."""
     digest, summary = str(provenance.get("data_digest", "")), provenance.get("split")
 
     def image_splits(dataset: Dataset) -> ImageSplits | None:
         same, tagged = bool(digest) and dataset.digest == digest, "test" in dataset.splits
         if not isinstance(summary, dict):
-            # Older versions split the images differently, but did not train on a test split that the data defines.
+            # Older versions split the images differently, but never trained on a test split defined by the data.
             return np.where(dataset.splits == "test", "test", "train") if same and tagged else None
         if same:
             return _split_names(dataset, split_dataset(dataset, recipe.data, recipe.seed))
@@ -90,7 +90,7 @@ def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Tr
 def chosen_images(
     dataset: Dataset, source: str, split: str | None, image_splits: list[ImageSplits] | None
 ) -> tuple[npt.NDArray[np.int64], str]:
-    """Return the indices of the images on which to evaluate a model, and the name of their split.
+    """Return the indices of the images to evaluate a model on, and the name of their split.
 
     Args:
         dataset: the images.
@@ -132,9 +132,9 @@ def chosen_images(
 
 
 def _split_names(dataset: Dataset, split: Any) -> ImageSplits:
-    """Return the name of the split of each image, strings ``(N,)``."""
+    """Return the name of each image's split, as strings ``(N,)``."""
     names = np.full(len(dataset.classes), "", "<U5")
     for name in ("train", "val", "test"):
         names[split.part(name)] = name
-    names[split.excluded] = "test"  # copies of validation or test images, not used for training
+    names[split.excluded] = "test"  # duplicates of validation or test images, which are not used for training
     return names

@@ -1,4 +1,4 @@
-"""Draw the plots of a run: learning curves, confusion matrix and worst mistakes."""
+"""Draw a run's plots: learning curves, confusion matrix and worst mistakes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgerec.data import Dataset
 from edgerec.train.metrics import EvaluationReport
 from edgerec.utils.figures import BLUE, GREY, ORANGE, new_figure, plain, save_figure
 
-# A learning curve with at most this many epochs has a dot for each epoch.
+# Learning curves with at most this many epochs are drawn with a dot for each epoch.
 MAX_DOTS = 40
 
 
 def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> None:
-    """Draw the training and validation loss of each epoch, and the accuracy of a classifier.
+    """Draw the training and validation loss per epoch, and the accuracy if the model is a classifier.
 
     Args:
         history: rows of ``history.csv``.
@@ -33,7 +33,7 @@ def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> N
 
 
 def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int, key: str) -> None:
-    """Draw the training and validation curves of one metric.
+    """Draw a metric's training and validation curves.
 
     Args:
         axes: Matplotlib axes.
@@ -54,7 +54,7 @@ def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int,
 
 
 def confusion_matrix(report: EvaluationReport, path: Path) -> None:
-    """Draw the confusion matrix. Rows are true classes, and columns are predicted classes.
+    """Draw the confusion matrix, with true classes as rows and predicted classes as columns.
 
     Each cell contains the number of images. Its color shows the fraction of the images of the row.
     """
@@ -79,7 +79,7 @@ def confusion_matrix(report: EvaluationReport, path: Path) -> None:
 def worst_mistakes(
     dataset: Dataset, part: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], path: Path, most: int = 24
 ) -> None:
-    """Draw the images whose wrong predictions have the highest scores, at the resolution of the model's input.
+    """Draw the wrong predictions with the highest scores, with the images at the model's input resolution.
 
     Args:
         dataset: the images.

@@ -13,8 +13,8 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 
-# Number of training steps in each call from Python to TensorFlow.
-# For a small model, a single step takes less time than the call itself.
+# Number of training steps per call from Python to TensorFlow.
+# For a small model, a call from Python takes longer than the training step itself.
 STEPS_PER_CALL = 20
 
 
@@ -29,7 +29,7 @@ def compile_classifier(
     teacher: Callable[..., Any] | None = None,
     teacher_weight: float = 0.0,
 ) -> None:
-    """Compile a classifier or autoencoder, and create all variables that the training needs.
+    """Compile a classifier or autoencoder, and create all variables required for training.
 
     A classifier is trained with cross-entropy. A model whose output has the shape of its input is an autoencoder. It is
     trained with the mean squared error between output and normalized pixels, and the labels are ignored.
@@ -67,7 +67,7 @@ def compile_classifier(
             total = model.compute_loss(pixels, classes, scores, weight)
             if teacher is None:
                 return total
-            devices = strategy.num_replicas_in_sync  # the divisor of all losses, because TensorFlow sums the gradients
+            devices = strategy.num_replicas_in_sync  # divide all losses, because TensorFlow sums gradients
             # The factor ``1 - teacher_weight`` applies only to the label loss, not to the regularization losses.
             regularization = tf.add_n(model.losses) / devices if model.losses else 0.0
             distillation = teacher(pixels, scores, weight) / devices
@@ -88,12 +88,12 @@ def compile_classifier(
 
 
 def reconstructs(model: Any) -> bool:
-    """Return whether a Keras model is an autoencoder, i.e. whether output and input are images of the same shape."""
+    """Return whether a Keras model is an autoencoder, i.e. its input and output are images of the same shape."""
     return len(model.output_shape) == 4 and model.output_shape == model.input_shape
 
 
 def _reconstruction_step(step: Callable[..., Any], data: Any) -> Any:
-    """Run a Keras training or test step in which the input images are also the targets."""
+    """Run a Keras training or test step that uses the input images as targets."""
     pixels = keras().utils.unpack_x_y_sample_weight(data)[0]
     return step((pixels, pixels))
 
@@ -114,7 +114,7 @@ def _accumulated_step(model: Any, micro_batches: int, loss: Callable[..., Any], 
     sums, scores = [tf.zeros_like(variable) for variable in variables], []
     pieces = [[None] * micro_batches if value is None else tf.split(value, micro_batches) for value in (x, y, weights)]
     for pixels, classes, weight in zip(*pieces, strict=True):
-        # The control dependency makes TensorFlow compute one micro-batch after the other, which saves memory.
+        # The control dependency saves memory, because TensorFlow then computes the micro-batches sequentially.
         with tf.control_dependencies(sums), tf.GradientTape() as tape:
             scores.append(model(tf.identity(pixels), training=True))
             value = loss(pixels, classes, scores[-1], weight)

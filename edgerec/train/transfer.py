@@ -1,4 +1,4 @@
-"""Transfer learning: freeze the layers that a stage does not train, and replace the head of pretrained networks."""
+"""Transfer learning: freeze the layers that a stage does not train, and give pretrained networks a new head."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edgerec.train.stages import TrainingStage
 
 log = logging.getLogger(__name__)
 
-# Names of the layers of the head: the dense layer and the softmax.
+# Names of the head's layers: the dense layer and the softmax.
 HEAD = ("logits", "scores")
 
 
 def freeze_for_stage(model: Any, recipe: Recipe, stage: TrainingStage) -> None:
-    """Unfreeze the layers that a stage trains, and freeze all others, including the layers of nested models.
+    """Unfreeze the layers that a stage trains, and freeze all others, including nested models' layers.
 
     If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset,
     because statistics of few images are less accurate than those of the pretraining data.
@@ -53,14 +53,14 @@ def _leaves(model: Any) -> list[Any]:
 
 
 def network(recipe: Recipe, classes: int) -> Any:
-    """Build the untrained model of a resolved recipe: an architecture, or the network in a file with a new head."""
+    """Build a resolved recipe's untrained model: an architecture, or a network loaded from a file with a new head."""
     if recipe.model.arch == BACKBONE:
         return with_new_head(backbone_file(recipe), classes, recipe)
     return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
 
 
 def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
-    """Load the network in a Keras file, and replace its last layer with weights by a new head for ``classes`` classes.
+    """Load the network in a Keras file, and replace its classification layer by a new head for ``classes`` classes.
 
     Raises:
         ModelError: the network does not have one image input and one output vector, or its input does not match the
@@ -87,7 +87,7 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
     layers, model = keras().layers, Rebuild(flatten).run(model)
     x = features(model)
     if len(x.shape) == 4:
-        x = layers.GlobalAveragePooling2D(name="features")(x)  # for a 1×1 feature map, this only changes the shape
+        x = layers.GlobalAveragePooling2D(name="features")(x)  # for a 1×1 feature map, this only flattens the tensor
     x = layers.Dropout(dropout)(x) if dropout else x
     x = layers.Dense(classes, name=HEAD[0], dtype="float32")(x)
     scores = layers.Activation("softmax", name=HEAD[1], dtype="float32")(x)
@@ -100,13 +100,13 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
 
 
 def input_size_px(path: Path) -> int:
-    """Return the input height in pixels of the network in a Keras file, or 0 if the height is not fixed."""
+    """Return the network's input height from a Keras file, in pixels, or 0 if the height is not fixed."""
     shape = read_third_party(path).input_shape
     return shape[1] if isinstance(shape, tuple) and len(shape) == 4 and shape[1] else 0
 
 
 def backbone_file(recipe: Recipe) -> Path:
-    """Return the file that contains the recipe's network, or raise :class:`RecipeError` if the recipe names no file."""
+    """Return the file with the recipe's network, or raise :class:`RecipeError` if the recipe names no file."""
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
             f"model.arch is {BACKBONE!r}, so model.weights must be the .keras or .h5 file of a complete model, such as "
@@ -116,7 +116,7 @@ def backbone_file(recipe: Recipe) -> Path:
 
 
 def features(model: Any) -> Any:
-    """Return the features of a classifier: the input tensor (rank 2 or 4) of its last layer with weights.
+    """Return a classifier's features: the input tensor (rank 2 or 4) of its last layer with weights.
 
     The last layer with weights is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
     SqueezeNet reshape or average the output of such a convolution. If there is no such layer, for example in a Keras
@@ -144,7 +144,7 @@ def features(model: Any) -> Any:
     return model.outputs[0]
 
 
-# Layer types that may follow the head. The types in _BEFORE_SCORES may follow only if a softmax or sigmoid comes later.
+# Layer types that may follow the head. Those in _BEFORE_SCORES must be followed by a softmax or sigmoid.
 _AFTER_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
     f"Global{kind}Pooling2D" for kind in ("Average", "Max")
 }

@@ -19,11 +19,11 @@ from edgerec.errors import TrainError
 from edgerec.utils.bounded import parse_json
 from edgerec.utils.host_port import parse_host_port
 
-# A connection is closed if no message arrives within this many seconds.
+# Connections are closed after this many seconds without a message.
 _HELLO_S = 5.0
 # Pause between two attempts to connect, in seconds.
 _RETRY_S = 0.2
-# Maximum length of a message in characters.
+# Maximum message length in characters.
 _MAX_MESSAGE = 1 << 16
 
 
@@ -43,7 +43,7 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> Cluster | None:
-        """Return the cluster in the environment variable ``TF_CONFIG``, or None if there is only one worker.
+        """Return the cluster described by the environment variable ``TF_CONFIG``, or None if there is only one worker.
 
         Launchers for Kubernetes and Slurm set this variable.
 
@@ -76,15 +76,15 @@ class Cluster:
 
     @property
     def chief(self) -> bool:
-        """Whether this process is the chief, which saves the run."""
+        """True if this process is the chief, which saves the run."""
         return self.index == 0
 
     def position(self, job: str, task: int) -> int:
-        """Return the position in ``addresses`` of the task with this job and task index in ``TF_CONFIG``."""
+        """Return the index in ``addresses`` of the task with this job name and task index from ``TF_CONFIG``."""
         return task + (self.chiefs if job == "worker" else 0)
 
     def name(self, index: int) -> str:
-        """Return the name and address of a worker, for use in messages."""
+        """Return a worker's name and address, for use in messages."""
         return f"{'the chief' if index == 0 else f'worker {index}'} ({self.addresses[index]})"
 
 
@@ -107,7 +107,7 @@ def handshake(cluster: Cluster, versions: dict[str, Any], wait_s: float) -> None
 
 
 def _call_workers(cluster: Cluster, versions: dict[str, Any], deadline: float, wait_s: float) -> None:
-    """Connect to all workers, compare their package versions, and send each worker the result."""
+    """Connect to all workers, compare their package versions, and send the outcome to each worker."""
     with contextlib.ExitStack() as stack:
         replies = [_call(cluster, index, stack, deadline, wait_s) for index in range(1, len(cluster.addresses))]
         differences = (
@@ -124,7 +124,7 @@ def _call_workers(cluster: Cluster, versions: dict[str, Any], deadline: float, w
 def _call(
     cluster: Cluster, index: int, stack: contextlib.ExitStack, deadline: float, wait_s: float
 ) -> tuple[IO[str], dict[str, Any]]:
-    """Connect to a worker, and retry until the worker replies. Return the open stream and the reply."""
+    """Connect to a worker, retrying until it replies. Return the open stream and the reply."""
     error: object = "there is no edgerec worker at this address"
     while True:
         try:
@@ -191,12 +191,12 @@ def _wait_for_chief(cluster: Cluster, versions: dict[str, Any], deadline: float,
 
 
 def _listening(cluster: Cluster) -> socket.socket:
-    """Return a server socket that is bound to the address of this worker."""
+    """Return a server socket bound to this worker's address."""
     host, port = parse_host_port(cluster.addresses[cluster.index])
     try:
         return socket.create_server((host, port))
     except OSError:
-        # Listen on all interfaces, as TensorFlow does, because the host name may be that of a proxy.
+        # Listen on all interfaces, as TensorFlow does, because the host name may be a proxy's.
         try:
             return socket.create_server(("", port))
         except OSError as error:
@@ -207,7 +207,7 @@ def _listening(cluster: Cluster) -> socket.socket:
 
 @contextlib.contextmanager
 def _stream(connection: socket.socket, deadline: float) -> Iterator[IO[str]]:
-    """Context manager that returns the connection as a text stream, whose reads time out at ``deadline``."""
+    """Context manager that returns the connection as a text stream with read timeouts that end at ``deadline``."""
     connection.settimeout(max(0.1, deadline - time.monotonic()))
     with connection, connection.makefile("rw", encoding="utf-8", newline="\n") as stream:
         yield stream

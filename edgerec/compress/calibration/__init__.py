@@ -1,4 +1,4 @@
-"""Calibration sets: the training images that determine activation ranges in post-training quantization."""
+"""Calibration sets: training images used to measure activation ranges for post-training quantization."""
 
 from edgerec.compress.calibration.api import draw, make, pin_range, read_recipe, show
 from edgerec.compress.calibration.calibration_set import CalibrationSet

@@ -1,4 +1,4 @@
-"""Sample, write and display calibration sets."""
+"""Create, save and display calibration sets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FOLDER = "calibration"
 
 
 def draw(name: str, dataset: Dataset, split: Split) -> CalibrationSet:
-    """Sample a calibration set as described by a calibration recipe, or read a set from a folder.
+    """Sample a calibration set as described by a calibration recipe, or load an existing set.
 
     Args:
         name: name of a recipe in ``calibration/``, path of a .toml recipe, or folder of a calibration set. Recipes
@@ -61,7 +61,7 @@ def make(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> CalibrationSet:
-    """Sample a calibration set from the training images, and write the set to a folder.
+    """Sample a calibration set from the training images, and save it to a folder.
 
     Args:
         subject: a finished run, the .toml file of a training recipe, or None to use ``data`` with the default recipe.
@@ -96,7 +96,7 @@ def show(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> int:
-    """Write a PNG file with a contact sheet of the labeled images and the histogram of their pixel values.
+    """Write a PNG file with a contact sheet of the labeled images and a histogram of their pixel values.
 
     Args:
         path: a calibration set. With ``run``, it can also be an image folder or an .npz or .npy file.
@@ -127,7 +127,7 @@ def show(
 
 
 def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return a copy of the images, uint8, with the values 0 and 255 in the corner of the first image.
+    """Return a copy of the uint8 images with the values 0 and 255 in a corner of the first image.
 
     The converter derives the range of the input from the calibration images. If they contain both extreme values, the
     scale of the input equals that of the normalization, so that the quantized input is the pixel value itself. Two
@@ -139,7 +139,7 @@ def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def read_recipe(name: str) -> CalibrationRecipe:
-    """Read a calibration recipe. ``name`` is the name of a built-in recipe, or the path of a .toml file.
+    """Load a calibration recipe. ``name`` is a built-in recipe's name or the path of a .toml file.
 
     Raises:
         RecipeError: there is no such recipe, or it has other keys than ``method``, ``images`` and ``seed``.
@@ -153,7 +153,7 @@ def read_recipe(name: str) -> CalibrationRecipe:
 
 
 def _set_folder(name: str) -> Path | None:
-    """Return the folder of the calibration set with this path or built-in name, or None if ``name`` is a recipe."""
+    """Return the calibration set folder with this path or built-in name, or None if ``name`` is a recipe."""
     if name.endswith(".toml") or name in shipped_names(FOLDER):
         return None
     return next((path for path in (Path(name), shipped(FOLDER) / name) if is_set(path)), None)
@@ -196,7 +196,7 @@ def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
 def _open(
     subject: Run | str | Path | None, data: DataSource | None, listener: Listener
 ) -> tuple[Dataset, Split, DataSection]:
-    """Return the data set of a run or a training recipe, its split, and the recipe's ``data`` section."""
+    """Return a run's or training recipe's data set, its split, and the recipe's ``data`` section."""
     if subject is not None and not str(subject).endswith(".toml"):
         run = subject if isinstance(subject, Run) else Run.open(subject)
         section = run.recipe.data

@@ -1,4 +1,4 @@
-"""A calibration set: images that determine activation ranges, and the folder in which the set is stored.
+"""A calibration set: the images used to measure activation ranges, and the folder that stores them.
 
 The folder contains the preprocessed images as PNG files, with one subfolder per class, and ``calibration.json`` with
 the recipe, the data and the SHA-256 of the pixels. The folder can also be used as an image folder with ``--data``.
@@ -33,7 +33,7 @@ COPY_AGAIN = "copy the calibration set again, or create a new one"
 
 @dataclass(frozen=True)
 class CalibrationRecipe:
-    """Sampling settings of a calibration set: the method, the number of images and the seed."""
+    """Sampling settings for a calibration set: the method, the number of images and the seed."""
 
     name: str
     method: str = choice("stratified", "", SAMPLING_METHODS)
@@ -43,7 +43,7 @@ class CalibrationRecipe:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The images of a calibration set, and their origin.
+    """A calibration set's images and their origin.
 
     Attributes:
         recipe: name of the calibration recipe, or of the folder from which the set was read.
@@ -66,7 +66,7 @@ class CalibrationSet:
     preprocess: PreprocessSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``calibration.json``, i.e. all fields except the pixels."""
+        """Return the content of ``calibration.json``: all fields except the pixels."""
         height, width, channels = self.images.shape[1:]
         preprocess = self.preprocess or PreprocessSpec(height, width, channels)
         return {
@@ -112,7 +112,7 @@ def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool 
 
 
 def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
-    """Read a calibration set from its folder.
+    """Load a calibration set from its folder.
 
     Args:
         path: the folder.
@@ -180,9 +180,9 @@ def _read_image(path: Path, name: str, spec: PreprocessSpec) -> Image:
     if not file.is_file():
         raise DataError(f"{path}: {name} is missing: {COPY_AGAIN}")
     with file.open("rb") as stream:
-        # Limit the number of bytes, because a valid PNG file is hardly larger than the raw pixels.
+        # Limit the read size, because a valid PNG file is hardly larger than its raw pixels.
         content = stream.read(2 * spec.height * spec.width * spec.channels + 65536)
-    # Check the size in the PNG header before decoding, so that a huge image is not decompressed.
+    # Check the size in the PNG header before decoding, to avoid decompressing a huge image.
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[16:24] != struct.pack(">II", spec.width, spec.height):
         raise DataError(f"{path}: {name} is not a PNG file of {spec.width}×{spec.height} pixels: {COPY_AGAIN}")
     image = decode(content)
@@ -192,7 +192,7 @@ def _read_image(path: Path, name: str, spec: PreprocessSpec) -> Image:
 
 
 def _files(labels: tuple[str, ...]) -> list[str]:
-    """Return the path of each image in the folder of the set, such as ``cat/0003.png``."""
+    """Return each image's path within the set's folder, such as ``cat/0003.png``."""
     folders = file_names(labels)
     return [f"{folders[label]}/{number:04d}.png" for number, label in enumerate(labels)]
 

@@ -1,4 +1,4 @@
-"""Detect swapped red and blue channels by comparing the colors of images with those of training images."""
+"""Detect swapped red and blue channels by comparing the images' colors with those of training images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from edgerec.utils.optional import require
 
-# Before colors are compared, each image is reduced to this width and height.
+# Images are reduced to this width and height before their colors are compared.
 SIDE_PX = 16
-# Number of rows and columns of the grid in which the colors of an image are compared.
+# Colors are compared in a grid with this many rows and columns.
 CELLS = 4
 # The channel order is certain if the mean score differs from zero by more than this many standard errors.
-# With normally distributed scores, about 1 of 700 sets is reported as swapped by mistake.
+# With normally distributed scores, about 1 in 700 correct sets is reported as swapped.
 CERTAIN = 3.0
 
 
@@ -39,7 +39,7 @@ def estimate_channel_order(
     known: npt.NDArray[np.uint8],
     known_classes: npt.NDArray[np.int64],
 ) -> ChannelOrder:
-    """Estimate whether the red and blue channels of images are swapped.
+    """Estimate whether the images have their red and blue channels swapped.
 
     The features of an image are red minus blue in 4×4 cells, and a comparison of the contrasts of red and blue. Their
     signs flip if red and blue are swapped. A linear discriminant between known images and their swapped copies computes
@@ -67,7 +67,7 @@ def estimate_channel_order(
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
     reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
-    # The estimate is uncertain if even the same number of training images would not give a certain estimate.
+    # The estimate is uncertain if even as many training images would not give a certain result.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)
 
@@ -89,7 +89,7 @@ def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 def _discriminant(
     features: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.float64]:
-    """Return, for each group, the weights of Fisher's discriminant between the group and its swapped copy.
+    """Return the Fisher discriminant weights that separate each group from its color-swapped copy.
 
     The weights have the shape ``(count, features)``.
     """

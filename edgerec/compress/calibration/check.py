@@ -1,4 +1,4 @@
-"""Check a calibration set: size, range, channel order, classes, variety, and overlap with test images."""
+"""Check a calibration set's size, range, channel order, classes, variety, and overlap with test images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from edgerec.recipe import DataSource
 from edgerec.train.run import Run
 from edgerec.utils.progress import Listener, ignore
 
-# Minimum number of images for reliable activation ranges. For two networks, 10 images were as good as 500.
+# Minimum number of images for reliable activation ranges.
 FEW = 10
-# Maximum number of images that are sampled at random from the training images.
-# At most this many calibration images are checked for near-duplicates and for swapped color channels.
+# Maximum number of randomly sampled training images.
+# At most this many calibration images are checked for near-duplicates and swapped color channels.
 SAMPLE = 2000
-# Maximum size of the sample of training images in bytes.
+# Maximum size of the sampled training images, in bytes.
 SAMPLE_BYTES = 1 << 28
 CHUNK = 256
 MAKE = "create another set with edgerec calibration make"
@@ -38,7 +38,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Result of :func:`check`: the checked set, the run that it was checked for, and the findings."""
+    """Result of :func:`check`: the checked set, the run it was checked for, and the findings."""
 
     set: str
     run: str
@@ -48,7 +48,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the set can be used, i.e. has no findings with the severity ``error``."""
+        """True if the set can be used, i.e. has no findings with the severity ``error``."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def check(
 def examine(
     candidate: CandidateSet, dataset: Dataset, split: Split, spec: PreprocessSpec | None = None
 ) -> Iterator[CalibrationFinding]:
-    """Check images that are used for calibration, and yield all findings.
+    """Check images used for calibration, and yield all findings.
 
     A set that was sampled from the training images of the same data has no findings.
 
@@ -176,7 +176,7 @@ def _held_out(candidate: CandidateSet, dataset: Dataset, split: Split, trained: 
 
 
 def _variety(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterator[CalibrationFinding]:
-    """Yield a finding if the images resemble each other more than a stratified sample of training images does.
+    """Yield a finding if the images are more similar to each other than a stratified sample of training images.
 
     This detects a burst of video frames, regardless of the number of classes. There is no finding if the training
     images also consist of bursts.
@@ -234,7 +234,7 @@ def _channel_order(
     judged = estimate_channel_order(images, classes, dataset.images[part], dataset.classes[part])
     if judged.swapped:
         what = f"red and blue seem to be swapped: {judged.reason}"
-        # Without labels, images of a single class may look like color-swapped images of other classes.
+        # Without labels, images of one class may resemble color-swapped images of other classes.
         yield CalibrationFinding("error" if known else "warning", "channel-order", candidate.where, what, advice)
     elif not judged.certain:
         what = f"colors do not show whether red and blue are swapped: {judged.reason}"
@@ -242,7 +242,7 @@ def _channel_order(
 
 
 def _is_in(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Mask:
-    """Return, for each image, whether an identical image is among the data set's images at the positions ``part``.
+    """Return, for each image, whether the data set contains an identical image at one of the positions ``part``.
 
     Candidates are selected by the checksums in the index of packed data, or else by the middle row of the image. Only
     candidates are read and compared pixel by pixel.
@@ -273,7 +273,7 @@ def _is_in_packed(images: Images, dataset: Dataset, part: npt.NDArray[np.int64])
 
 
 def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return the distance of each image to its nearest neighbor among the images at ``part``, in gray levels."""
+    """Return each image's distance to its nearest neighbor among the images at ``part``, in gray levels."""
     images_thumbnails, nearest = thumbnails(images), np.full(len(images), np.inf, np.float32)
     for start in range(0, len(part), CHUNK):
         others = thumbnails(dataset.images[part[start : start + CHUNK]])
@@ -282,13 +282,13 @@ def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> n
 
 
 def _ends(images: Images) -> tuple[int, int]:
-    """Return the 1st and the 99th percentile of the pixel values."""
+    """Return the 1st and 99th percentiles of the pixel values."""
     parts = np.cumsum(np.bincount(images.reshape(-1), minlength=256)) / images.size
     return int(np.searchsorted(parts, 0.01)), int(np.searchsorted(parts, 0.99))
 
 
 def sample_positions(dataset: Dataset, split: Split) -> npt.NDArray[np.int64]:
-    """Return the positions of a random sample of training images."""
+    """Return the positions of randomly sampled training images."""
     most = max(100, min(SAMPLE, SAMPLE_BYTES // dataset.images[0].size))
     return np.sort(np.random.default_rng(0).permutation(split.train)[:most])
 

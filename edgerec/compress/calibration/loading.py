@@ -1,4 +1,4 @@
-"""Read calibration images from a calibration set, an image folder, or an .npz or .npy file."""
+"""Load calibration images from a calibration set, an image folder, or an .npz or .npy file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class CalibrationFinding:
-    """A problem or remark about a calibration set.
+    """A problem with a calibration set, or a remark about it.
 
     Attributes:
         severity: ``error`` if the set cannot be used, ``warning`` if the set may reduce accuracy, otherwise ``note``.
@@ -49,7 +49,7 @@ class CalibrationFinding:
 
 @dataclass(frozen=True)
 class CandidateSet:
-    """Preprocessed images that may be used for calibration.
+    """Preprocessed candidate images for calibration.
 
     Attributes:
         where: the path, for messages.
@@ -76,7 +76,7 @@ def candidate_from_set(stored: CalibrationSet, where: str) -> CandidateSet:
 
 
 def open_candidate(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> CandidateSet:
-    """Read images that may be used for calibration.
+    """Load candidate images for calibration.
 
     Args:
         path: a calibration set, an image folder, or a file with an array of images and optionally an array of classes.
@@ -139,7 +139,7 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
 
 
 def _arrays(path: Path, labels: Sequence[str]) -> CandidateSet:
-    """Read an array of images and optionally their classes. The arrays are identified by their shapes."""
+    """Load an array of images, and optionally their classes. The arrays are identified by their shapes."""
     arrays = read_arrays(path)
     image_arrays = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
     if len(image_arrays) != 1 or not arrays[image_arrays[0]].size:
@@ -178,7 +178,7 @@ def _channels_last(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[Any
 
 
 def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8], list[CalibrationFinding]]:
-    """Convert an array to pixels, uint8 ``(N, H, W, C)``, and check the range and the type of its values."""
+    """Convert an array to uint8 pixels ``(N, H, W, C)``, after checking the type and range of its values."""
     low, high = float(array.min()), float(array.max())
     span = f"{array.dtype} from {low:g} to {high:g}"
     expected = "expected uint8 from 0 to 255"
@@ -214,5 +214,5 @@ def _rounded(real: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Join the first names, and append the number of remaining names."""
+    """Join the first names, followed by the number of remaining names."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

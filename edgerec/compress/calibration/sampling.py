@@ -1,4 +1,4 @@
-"""Sampling methods of calibration recipes."""
+"""Sampling methods for calibration recipes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from edgerec.data import Dataset
 from edgerec.data.near_duplicates import Indices, farthest_first, thumbnails
 
-# Maximum number of candidates per class from which :func:`diverse` selects.
+# Maximum number of candidates per class for :func:`diverse`.
 MOST_CANDIDATES = 500
 
-# Function ``(dataset, part, count, rng)`` that samples ``count`` of the positions ``part`` of a data set.
+# Function ``(dataset, part, count, rng)`` that samples ``count`` of a data set's positions ``part``.
 Sampler = Callable[[Dataset, Indices, int, np.random.Generator], Indices]
 
 
 def stratified(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Sample images at random, with the same number from each class as far as possible."""
+    """Sample images at random, balanced across classes as far as possible."""
     return _round_robin([rng.permutation(members) for members in _by_class(dataset, part)], count, rng)
 
 
@@ -27,7 +27,7 @@ def random(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator
 
 
 def diverse(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Sample the same number of images from each class, and select images that differ much from each other.
+    """Sample the same number of images from each class, choosing images that differ from each other.
 
     The method is greedy k-center (O. Sener, S. Savarese, arXiv:1708.00489) on thumbnails instead of features.
     """
@@ -47,8 +47,8 @@ def _by_class(dataset: Dataset, part: Indices) -> list[Indices]:
 
 
 def _round_robin(orders: Sequence[Indices], count: int, rng: np.random.Generator) -> Indices:
-    """Return ``count`` positions, taken from each class in turn."""
-    if count < len(orders):  # choose random classes instead of the alphabetically first classes
+    """Return ``count`` positions, picking from each class in turn."""
+    if count < len(orders):  # choose the classes at random
         orders = [orders[i] for i in rng.permutation(len(orders))]
     rounds = [order[turn] for turn in range(max(map(len, orders))) for order in orders if turn < len(order)]
     return np.array(rounds[:count], np.int64)

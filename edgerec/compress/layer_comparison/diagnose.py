@@ -1,4 +1,4 @@
-"""Compare the input scale, the layers and the predictions of a variant with those of the float model."""
+"""Compare a variant's input scale, layers and predictions with the float model's."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def parity(
     data: DataSource | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
-    """Compare a variant of a run with the float model, layer by layer.
+    """Compare a run's variant with the float model, layer by layer.
 
     Args:
         run: a finished run, or its path.
@@ -128,7 +128,7 @@ def parity(
 
 
 def draw_layers(report: ParityReport, path: Path) -> None:
-    """Plot the SQNR of the report's layers to a PNG file, and mark the costliest layer and the layers with findings."""
+    """Plot each layer's SQNR to a PNG file, highlighting the costliest layer and layers with findings."""
     worst = costliest(report.layers)
     marked = {finding.layer for finding in report.findings} | ({worst.name} if worst else set())
     layer_bars(
@@ -149,7 +149,7 @@ def _choose(run: Run, variant: str | None) -> str:
             f"{command('quantize', run.path)}"
         )
     if variant is None:
-        # Variants with float activations hardly differ from the float model, so an int8 variant is more useful.
+        # Prefer int8 variants, because those with float activations hardly differ from the float model.
         int8 = [name for name in compressed if name.startswith("int8")] or compressed
         return max(int8, key=lambda name: compressed[name])
     if variant not in compressed:
@@ -158,7 +158,7 @@ def _choose(run: Run, variant: str | None) -> str:
 
 
 def _sample(dataset: Dataset, part: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return ``count`` random positions from ``part``, with the same number from each class as far as possible."""
+    """Return ``count`` random positions from ``part``, balanced across classes as far as possible."""
     order = np.random.default_rng(0).permutation(part)
     classes = dataset.classes[order]
     turn = np.empty(len(order), np.int64)

@@ -37,7 +37,7 @@ def open_graph(content: bytes, where: str) -> Graph:
 
 
 def image_operators(graph: Graph) -> list[Operator]:
-    """Return the operators whose outputs depend on the image, in execution order.
+    """Return the operators whose outputs depend on the input image, in execution order.
 
     Operators that only unpack weights are omitted.
     """
@@ -51,14 +51,14 @@ def image_operators(graph: Graph) -> list[Operator]:
 
 
 def with_all_outputs(content: bytes) -> bytes:
-    """Return a copy of the model that outputs the result of every operator."""
+    """Return a copy of the model that outputs each operator's result."""
     model = parse(content)
     _set_inputs_and_outputs(model, model.subgraphs[0].inputs, _operator_outputs(content))
     return pack(model)
 
 
 def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, int], int]]:
-    """Return a copy of the model in which each operator reads its activations from new inputs of the model.
+    """Return a copy of the model in which each operator reads its activations from new model inputs.
 
     Returns:
         The model, whose outputs are the outputs of the operators, and a dictionary that maps the position of an
@@ -79,7 +79,7 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 
 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """Return a copy of a float model that adds new inputs to ``tensors``, so that noise can be injected.
+    """Return a copy of a float model with additional inputs that are added to ``tensors``, to inject noise.
 
     The copy outputs the results of all operators and the sums.
 

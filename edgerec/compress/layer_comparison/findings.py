@@ -1,4 +1,4 @@
-"""Explain the result of a layer comparison in sentences, and recommend how to fix the problems."""
+"""Explain a layer comparison in sentences, and recommend fixes for the problems found."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_ta
 from edgerec.recipe import DataSource
 from edgerec.utils.command_line import command, data_options
 
-# Layers with a lower SQNR are reported. At 20 dB, the amplitude of the noise is a tenth of that of the signal.
-# Int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48 dB.
-# With per-tensor weight quantization, which is known to reduce the accuracy, these models had layers with 20 dB.
+# Layers below this SQNR are reported. At 20 dB, the noise amplitude is a tenth of the signal's.
+# The int8 layers of working models typically have 25 dB or more.
 LOW_DB = 20.0
 # A model has collapsed to one class if it predicts this class for more than this fraction of the images.
 _COLLAPSED = 0.9
-# The input scale is wrong if the 256 pixel values are quantized to fewer different values than this.
+# The input scale counts as wrong if the 256 pixel values are quantized to fewer distinct values than this.
 _PIXEL_LEVELS = 230
-# The top score of an image is saturated if it is at least this high.
+# Top scores at or above this threshold count as saturated.
 _SURE = 0.99
-# Saturated scores are reported if quantization increases their fraction by more than this.
+# Saturation is reported if quantization increases the fraction of saturated scores by more than this.
 _MORE_SURE = 0.25
 # Maximum fraction of a layer's float outputs outside the quantized range.
 _CLIPPED = 0.005
-# Minimum fraction of the quantized range that a layer's outputs must use. A quarter of the range wastes two bits.
+# Minimum fraction of the quantized range that a layer's outputs must use. Using only a quarter wastes two bits.
 _RANGE = 1 / 4
-# Minimum fraction of the quantized range that the outputs of a layer's median channel must use.
+# Minimum fraction of the quantized range that the median channel must use, for each layer.
 _CHANNEL_RANGE = 1 / 32
-# Minimum SQNR of a layer's weights in dB.
+# Layers whose weights have a lower SQNR, in dB, are reported.
 _WEIGHT_DB = 30.0
 
 
 @dataclass(frozen=True)
 class ParityFinding:
-    """A problem of a variant that was detected by the comparison with the float model.
+    """A problem with a variant, found by comparing it with the float model.
 
     Attributes:
         kind: ``input-scale``, ``collapse``, ``saturated``, ``not-finite``, ``layer`` (the layer that costs most
@@ -52,7 +51,7 @@ class ParityFinding:
 
 
 def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[ParityFinding]:
-    """Yield a finding if the input's quantization maps many different pixel values to the same integer."""
+    """Yield a finding if the input quantization maps many different pixel values to the same integer."""
     if not spec.quantized:
         return
     table = pixel_table(normalise, spec)
@@ -74,7 +73,7 @@ def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[ParityFinding
 def find_outputs(
     reference: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], labels: Sequence[str]
 ) -> Iterator[ParityFinding]:
-    """Yield a finding if nearly all predictions are the same class, and another finding if the scores are saturated.
+    """Yield findings if nearly all predictions are the same class or if scores are saturated.
 
     Args:
         reference: scores of the float model, float32 ``(N, classes)``.
@@ -124,7 +123,7 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
                 layer.name,
                 f"the outputs of {layer.name} are NaN or infinite: train again with a lower learning rate",
             )
-            return  # the outputs of all following layers are NaN or infinite, too
+            return  # all following layers are NaN or infinite, too
     if (worst := costliest(layers)) and _low(worst.alone_db):
         yield ParityFinding(
             "layer",
@@ -167,7 +166,7 @@ def _low(ratio_db: float | None) -> bool:
 
 
 def costliest(layers: Sequence[LayerResult]) -> LayerResult | None:
-    """Return the layer whose quantization noise changes the logits most, or None if this was not measured."""
+    """Return the layer whose quantization noise affects the logits most, or None if this was not measured."""
     costs = {layer.alone_db: layer for layer in reversed(layers) if layer.alone_db is not None}
     return costs[min(costs)] if costs else None
 

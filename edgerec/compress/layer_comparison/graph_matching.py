@@ -12,9 +12,9 @@ import numpy as np
 from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, image_operators
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_constant
 
-# Maps TFLite operators to TensorFlow's names of their kernels, which occur in the names of the weights.
+# Maps each TFLite operator to the TensorFlow kernel name found in the names of its weights.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
-# A layer counts as fine-tuned if more than this fraction of its weights differs by more than the rounding error.
+# A layer counts as fine-tuned if more than this fraction of its weights differ by more than rounding errors.
 _CHANGED_FRACTION = 0.01
 
 Pair = tuple[Operator, Operator]
@@ -22,7 +22,7 @@ Pair = tuple[Operator, Operator]
 
 @dataclass(frozen=True)
 class Match:
-    """Operators and tensors of a variant, and the equivalent operators and tensors of its reference.
+    """A variant's operators and tensors, and their equivalents in the reference.
 
     Attributes:
         tensors: maps the indices of the variant's computed tensors to indices of the reference's tensors.
@@ -36,7 +36,7 @@ class Match:
 
 
 def match(reference: Graph, variant: Graph) -> Match:
-    """Match operators by type, output shape, fused activation and layer name. Match the remaining operators by order.
+    """Match operators by type, output shape, fused activation and layer name, then match the others by order.
 
     A pair is dropped if its operators are known to read different inputs, because two branches with equal shapes may
     have a different order.
@@ -64,7 +64,7 @@ def match(reference: Graph, variant: Graph) -> Match:
 
 
 def fine_tuned(pairs: Sequence[Pair], reference: Graph, variant: Graph) -> bool:
-    """Return whether the weights of the two models differ by more than rounding errors, or cannot be compared."""
+    """Return True if the two models' weights differ by more than rounding errors, or cannot be compared."""
     changed = []
     for reference_operator, variant_operator in pairs:
         before, after = weights(reference_operator, reference), weights(variant_operator, variant)
@@ -74,7 +74,7 @@ def fine_tuned(pairs: Sequence[Pair], reference: Graph, variant: Graph) -> bool:
 
 
 def weights(operator: Operator, graph: Graph) -> Tensor | None:
-    """Return the weights of an operator, or None if it has none.
+    """Return an operator's weights, or None if it has none.
 
     The weights are the first constant input with two or more axes. The input of a ``DEQUANTIZE`` operator is used
     instead of its output.
@@ -88,7 +88,7 @@ def weights(operator: Operator, graph: Graph) -> Tensor | None:
 
 
 def layer_name(operator: Operator) -> str:
-    """Return the name of the operator's Keras layer, such as ``conv2d_1``, or the operator's type if it is unknown."""
+    """Return the name of the operator's Keras layer, such as ``conv2d_1``, or the operator's type if unknown."""
     kernel = _KERNELS.get(operator.name)
     candidates = [t.name for t in operator.inputs if kernel and t is not None and len(t.shape) > 1 and t.constant]
     paths = [part.split("/") for name in (*candidates, operator.outputs[0].name) for part in name.split(";")]
@@ -97,7 +97,7 @@ def layer_name(operator: Operator) -> str:
     if not named:
         return operator.name.lower()
     # Remove the model's name from the start of the path, and the kernel's name from the end.
-    # Keep everything in between, because layer names may contain slashes, for example in MobileNetV3.
+    # Keep everything in between, because layer names may contain slashes, as in MobileNetV3.
     inner = named[0][1:-1] or named[0][:1]
     return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 
@@ -143,7 +143,7 @@ def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
 
 
 def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
-    """Return whether the operators share a matched input. Return True if either has no matched inputs."""
+    """Return whether the operators share a matched input, or True if either has no matched inputs."""
     mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
     expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}
@@ -151,7 +151,7 @@ def _consistent(reference_operator: Operator, variant_operator: Operator, tensor
 
 
 def _changed_fraction(reference: Tensor, variant: Tensor) -> float:
-    """Return the fraction of the weights that differ between the models by more than rounding to int8 or float16."""
+    """Return the fraction of weights whose difference exceeds rounding to int8 or float16."""
     real, rounded = dequantized_constant(reference), dequantized_constant(variant)
     if real.shape != rounded.shape:
         return 1.0

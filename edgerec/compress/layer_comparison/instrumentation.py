@@ -1,4 +1,4 @@
-"""Measure the quantization noise of each layer, and sum the measurements over all images."""
+"""Measure each layer's quantization noise, summed over all images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 class TensorInterpreter:
-    """An interpreter whose tensors are addressed by their index in the file. All inputs are initialized with zeros."""
+    """An interpreter that addresses tensors by their index in the file. All inputs are initialized with zeros."""
 
     def __init__(self, content: bytes) -> None:
         self._interpreter = open_interpreter(content, trusted=True)
@@ -31,7 +31,7 @@ class TensorInterpreter:
             self.set(spec["index"], np.zeros(spec["shape"], spec["dtype"]))
 
     def run(self, feeds: dict[int, Array]) -> None:
-        """Set the inputs in ``feeds``, which maps tensor indices to values, and run the model.
+        """Run the model on the inputs in ``feeds``, a dictionary from tensor indices to values.
 
         Other inputs keep their values.
         """
@@ -42,15 +42,15 @@ class TensorInterpreter:
 
 @dataclass
 class LayerSums:
-    """Measurements of one layer, summed over all images."""
+    """Measurements for one layer, summed over all images."""
 
     name: str
     operator: str
-    pair: Pair | None  # operators in reference and variant; None for the input and for requantizations
+    pair: Pair | None  # matching operators of the reference and the variant; None for the input and for requantizations
     sources: tuple[int, ...]  # indices of the variant's tensors that the operator reads
     readers: tuple[str, ...]
-    reference: int  # index of the output tensor in the reference
-    variant: int  # index of the output tensor in the variant
+    reference: int  # the output tensor's index in the reference
+    variant: int  # the output tensor's index in the variant
     spec: TensorSpec
     own_known: bool
     before_logits: bool
@@ -67,7 +67,7 @@ class LayerSums:
     high: Array = field(default_factory=lambda: np.array(-np.inf))
 
     def add(self, real: Array, stored: Array, own: Array) -> None:
-        """Add the measurements of one image to the sums.
+        """Add one image's measurements to the sums.
 
         Args:
             real: output of the reference, float32.
@@ -113,7 +113,7 @@ class ComparisonPlan:
 
 
 class LayerInterpreters:
-    """Interpreters that measure the noise of each layer, using rewritten copies of the reference and the variant."""
+    """Interpreters that measure each layer's noise, using rewritten copies of the reference and the variant."""
 
     def __init__(self, plan: ComparisonPlan) -> None:
         self._plan = plan
@@ -127,7 +127,7 @@ class LayerInterpreters:
         self._isolated, self._float_isolated = TensorInterpreter(cut), TensorInterpreter(cut_float)
 
     def measure(self, real_input: Array, stored_input: Array, *, alone: bool) -> None:
-        """Run both models on one image, and add the measurements to the sums of the plan's layers.
+        """Run both models on one image, and add the measurements to the plan's layers.
 
         Args:
             real_input: the image in the input format of the reference, ``(1, H, W, C)``.
@@ -145,7 +145,7 @@ class LayerInterpreters:
             self._measure_alone(real_input, own)
 
     def _own_noise(self, real: dict[int, Array], stored_input: Array) -> list[Array]:
-        """Return the noise that each layer adds to its output, excluding noise in its inputs. Unknown noise is zero."""
+        """Return the noise that each layer adds to its output, excluding its inputs' noise. Unknown noise is zero."""
         specs = self._plan.specs
         stored = {index: quantize(value, specs[index]) for index, value in real.items()}
         rounded = {index: dequantize(value, specs[index]) for index, value in stored.items()}
@@ -169,7 +169,7 @@ class LayerInterpreters:
         return noises
 
     def _measure_alone(self, real_input: Array, noises: list[Array]) -> None:
-        """Add the noise of one layer at a time to the reference model, and measure the change of the logits."""
+        """Add one layer's noise at a time to the reference model, and measure how much the logits change."""
         logits = self._read_logits()
         for row, noise in zip(self._plan.rows, noises, strict=True):
             if not (row.own_known and row.before_logits):

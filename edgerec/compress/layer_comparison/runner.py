@@ -1,4 +1,4 @@
-"""Measure the quantization noise of each layer of a compressed .tflite model, compared with the float model.
+"""Measure each layer's quantization noise in a compressed .tflite model, relative to the float model.
 
 All measurements use rewritten graphs (:mod:`extra_outputs`) with the kernels that run on the device. For each layer,
 three signal-to-quantization-noise ratios (SQNR) are computed as ``10·log10(Σ float² / Σ (float − dequantized)²)`` in dB
@@ -40,7 +40,7 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_const
 from edgerec.utils.progress import Listener, Progress, ignore
 
 FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized version"
-# Maximum SQNR that is reported, also for identical outputs. Float32 rounding alone gives about 140 dB.
+# Upper limit for the reported SQNR, e.g. for identical outputs. Float32 rounding alone gives about 140 dB.
 EXACT_DB = 120.0
 # Operators that rearrange values without changing them.
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
@@ -48,13 +48,13 @@ _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "ST
 _RANGE_PRESERVING = {*_MOVING, *CONVERSIONS, "MAX_POOL_2D"}
 # Maximum number of images for measuring ``alone_db``.
 _ALONE_IMAGES = 16
-# Maximum number of inferences for measuring ``alone_db``, which needs one inference per layer and image.
+# Maximum number of inferences for ``alone_db``, which takes one inference per layer and image.
 _ALONE_RUNS = 1500
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """Measurements of one layer. The module's docstring defines the three SQNR values.
+    """Measurements for one layer. See the module's docstring for the three SQNR values.
 
     Attributes:
         name, operator, shape: name of the Keras layer, type of the TFLite operator, and shape of its output.
@@ -91,7 +91,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class LayerParity:
-    """Measurements of all layers that could be compared.
+    """Measurements of all comparable layers.
 
     Attributes:
         reference: ``float model`` or ``dequantized version``.
@@ -175,7 +175,7 @@ def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> t
 
 
 def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> LayerResult:
-    """Compute the results of a layer from its sums over all images. Without ``graphs``, weights are not compared."""
+    """Compute a layer's results from its sums over all images. Without ``graphs``, weights are not compared."""
     levels = 2 ** np.iinfo(row.spec.dtype).bits if row.spec.quantized else 0
     return LayerResult(
         name=row.name,
@@ -207,7 +207,7 @@ def _plan(contents: tuple[bytes, bytes], graphs: tuple[Graph, Graph], matched: M
 def _rows(
     graphs: tuple[Graph, Graph], pairs: list[Pair], tensors: dict[int, int], specs: dict[int, TensorSpec], logits: int
 ) -> Iterator[LayerSums]:
-    """Yield a row for the input, for each matched layer, and for each requantization between layers."""
+    """Yield a row for the input, each matched layer, and each requantization between layers."""
     reference, variant = graphs
     input_index, scores = variant.inputs[0].index, reference.outputs[0].index
     by_index = {
@@ -252,7 +252,7 @@ def _rows(
 
 
 def _name(operator: Operator, pair: Pair | None) -> str:
-    """Return the layer's name in the reference, or in the variant if the reference does not contain the name."""
+    """Return the layer's name in the reference, or its name in the variant if the reference has no such layer."""
     names = [layer_name(member) for member in pair or (operator,)]
     return next((name for name in names if name != operator.name.lower()), names[0])
 
@@ -276,7 +276,7 @@ def _changes_nothing(operator: Operator) -> bool:
 
 
 def _logits(graph: Graph) -> tuple[int, bool]:
-    """Return the index of the tensor with the logits, and whether a softmax follows."""
+    """Return the index of the logits tensor, and True if a softmax follows."""
     scores = graph.outputs[0].index
     for operator in image_operators(graph):
         if operator.name == "SOFTMAX" and operator.outputs[0].index == scores and operator.inputs[0] is not None:
@@ -285,7 +285,7 @@ def _logits(graph: Graph) -> tuple[int, bool]:
 
 
 def _spec(tensor: Tensor) -> TensorSpec | None:
-    """Return the spec of a tensor, or None if the tensor is neither float nor quantized per tensor."""
+    """Return the tensor's spec, or None if the tensor is neither float nor quantized per tensor."""
     scale, zero_point = (tensor.scales or (0.0,))[0], (tensor.zero_points or (0,))[0]
     try:
         return TensorSpec(tensor.dtype.lower(), tensor.shape, scale, zero_point) if len(tensor.scales) < 2 else None
