@@ -16,12 +16,12 @@ from edgerec.utils.command_line import command
 
 _QUANTIZE = "quantize it: edgerec quantize RUN, or edgerec quantize MODEL --data FOLDER"
 _INTEGER_TYPES = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
-# A model may use 1 / _MEMORY_DIVISOR of a computer's memory. Python, OpenCV and the operating system need the rest.
+# A model may use this fraction (1 / _MEMORY_DIVISOR) of a computer's memory. Python and other programs need the rest.
 _MEMORY_DIVISOR = 2
 
 
 def require_fit(content: bytes, target: Target, where: str = "the model") -> Graph:
-    """Check that a target can run a model, and return the graph of the model.
+    """Check that a target can run a model, and return the model's graph.
 
     Args:
         content: bytes of the .tflite file.
@@ -30,14 +30,14 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
 
     Raises:
         TargetError: the target cannot run the model. The message states the first reason, a solution, and the number
-            of further reasons.
+            of other reasons.
         ModelError: the bytes are not a .tflite file.
     """
     graph = read_graph(content, where)
     with reading_graph(where):
         problems = findings(graph, content, target)
     if problems:
-        # A model inside a bundle's .zip has no path of its own to pass to `edgerec inspect`.
+        # `edgerec inspect` needs a path, which a model inside a bundle's .zip file does not have.
         show = f": {command('inspect', where, '--target', target.name)}" if Path(where).is_file() else ""
         more = f" (and {len(problems) - 1} more{show})" if len(problems) > 1 else ""
         raise TargetError(f"target {target.name} cannot run {where}: {problems[0]}{more}")
@@ -53,7 +53,7 @@ def findings(graph: Graph, content: bytes, target: Target) -> list[Incompatibili
         target: the target, with its data types, operators and their versions, rules and memory.
     """
     if target.rules == "edgetpu":
-        # The rules of the Edge TPU also cover data types and operators, and give more specific reasons.
+        # The Edge TPU rules also cover data types and operators, and give more specific reasons.
         return [*diagnose(graph, target).findings, *_memory(graph, content, target)]
     return [
         *_types(graph, target),
@@ -113,7 +113,7 @@ def _operators(graph: Graph, target: Target) -> Iterator[Incompatibility]:
 
 
 def _unsupported_by_micro(operator: Operator) -> str | None:
-    """Return why TensorFlow Lite Micro does not support the data types of an operator, or None if it does."""
+    """Return why TensorFlow Lite Micro does not support an operator's data types, or None if it does."""
     data = operator.inputs[0] if operator.inputs else None
     if data is not None and data.dtype == "FLOAT16":
         return "its input is float16, which TensorFlow Lite Micro does not support"
@@ -131,7 +131,7 @@ def _memory(graph: Graph, content: bytes, target: Target) -> Iterator[Incompatib
     if not target.memory_bytes:
         return
     if target.kind == "c":
-        # Weights stay in flash memory, so only the arena must fit into RAM.
+        # Weights stay in flash memory, so only the arena must fit in RAM.
         needs, has = microcontroller_bytes(graph), target.memory_bytes
         way_out = "use a smaller --input-size or --width"
     else:

@@ -1,4 +1,4 @@
-"""Compute the multiply-accumulates (MACs) of operators and the size of tensors."""
+"""Compute operators' multiply-accumulates (MACs) and tensors' sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgerec.tflite.flatbuffer import Operator, Tensor
 
 
 def macs(operator: Operator) -> int:
-    """Return the number of multiply-accumulates of an operator for one image.
+    """Return an operator's number of multiply-accumulates for one image.
 
     Bias additions, activations, pooling and means are not counted. The result is 0 for operators without weights, such
     as additions and reshapes. A dynamic dimension counts as 1.
@@ -45,7 +45,7 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...]:
     return () if tensor is None else tuple(abs(n) for n in tensor.shape)
 
 
-# Bits per value of each data type. Data types that are not listed have 8 bits.
+# Bits per value for each data type. All other data types have 8 bits.
 _BITS = {
     "FLOAT64": 64,
     "FLOAT32": 32,

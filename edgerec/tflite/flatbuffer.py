@@ -1,6 +1,6 @@
-"""Read and write the operators and tensors of a .tflite file without TensorFlow.
+"""Read and write a .tflite file's operators and tensors without TensorFlow.
 
-The files are parsed with the generated classes of the TFLite schema. This module adds what these classes lack: names
+Files are parsed with the classes generated from the TFLite schema. This module adds what these classes lack: names
 instead of numbers, tensors instead of indices, default options, and errors for damaged files.
 """
 
@@ -22,20 +22,20 @@ from edgerec.tflite.schema import tflite_schema
 from edgerec.tflite.verifier import check_bounds
 from edgerec.utils.optional import require
 
-# Maximum size of a FlatBuffers file. Its offsets are signed 32-bit integers.
+# Maximum size of a FlatBuffers file, whose offsets are signed 32-bit integers.
 MAX_MODEL_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a model.
+    """A model's tensor.
 
     Attributes:
         name: name of the tensor.
         dtype: name of the type in the TFLite schema, such as ``INT8``.
         shape: shape of the tensor; dynamic dimensions are −1.
         scales, zero_points: quantization parameters: none, one, or one per channel.
-        data: content of a constant tensor, uint8 ``(bytes,)``, or None for other tensors.
+        data: a constant tensor's content, uint8 ``(bytes,)``, or None for other tensors.
         axis: axis of the channels if there are several ``scales``.
         index: index of the tensor in its subgraph, which is also its index in an interpreter.
     """
@@ -51,20 +51,20 @@ class Tensor:
 
     @property
     def constant(self) -> bool:
-        """True if the values of the tensor are stored in the file."""
+        """True if the tensor's values are stored in the file."""
         return self.data is not None
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of a model.
+    """A model's operator.
 
     Attributes:
         index: position of the operator in the first subgraph.
         name: builtin name in the TFLite schema, e.g. ``CONV_2D``, or ``CUSTOM`` followed by the name of the operator.
         version: version of the operator.
-        inputs, outputs: tensors of the operator; an optional input that is absent is None.
-        options: options object of the TFLite schema.
+        inputs, outputs: the operator's tensors; absent optional inputs are None.
+        options: options object from the TFLite schema.
     """
 
     index: int
@@ -82,7 +82,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of a model.
+    """A model's graph.
 
     Attributes:
         tensors: tensors of all subgraphs.
@@ -112,14 +112,14 @@ def read_graph(model: bytes, where: str = "the model") -> Graph:
 
 
 def require_tflite(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError` if the bytes are not a .tflite file. The message names the actual format."""
+    """Raise :class:`ModelError`, naming the actual format, if the bytes are not a .tflite file."""
     if model[4:8] != b"TFL3":
         kind = describe(model) or "does not have the identifier TFL3"
         raise ModelError(f"{where} is not a TFLite model: it {kind}")
 
 
 def parse(model: bytes, where: str = "the model") -> Any:
-    """Parse a .tflite file into a mutable ``ModelT`` object of the TFLite schema. :func:`pack` is the inverse.
+    """Parse a .tflite file into a mutable ``ModelT`` object from the TFLite schema. :func:`pack` is the inverse.
 
     Raises:
         ModelError: the bytes are not a .tflite file, or its tables or its graph are not valid.
@@ -129,15 +129,15 @@ def parse(model: bytes, where: str = "the model") -> Any:
     check_bounds(model, where)
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
-    except Exception as error:  # a damaged flatbuffer can cause any error, such as struct.error or IndexError
+    except Exception as error:  # a damaged flatbuffer can raise any exception, such as struct.error or IndexError
         raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
 
 
 def pack(model: Any) -> bytes:
-    """Return the .tflite bytes of a ``ModelT`` object from :func:`parse`. Identical vectors are stored only once.
+    """Serialize a ``ModelT`` object from :func:`parse` to .tflite bytes, storing identical vectors only once.
 
-    Without this, the zero points alone would take an eighth of a small model: every tensor with one scale per channel
-    also has one zero point of 8 bytes per channel, and all of these zero points are 0.
+    Otherwise, zero points would make up a large fraction of a small model: every tensor with one scale per channel also
+    has an 8-byte zero point per channel, and all of these are 0.
     """
     written: dict[tuple[str, bytes], int] = {}
 
@@ -154,7 +154,7 @@ def pack(model: Any) -> bytes:
 
 
 def dequantized_constant(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """Return the values of a constant tensor, dequantized to float32 as ``scale · (stored − zero_point)``.
+    """Return a constant tensor's values, dequantized to float32 as ``scale · (stored − zero_point)``.
 
     Raises:
         ModelError: the values are stored in a format that NumPy does not support, such as 4-bit integers.
@@ -164,8 +164,7 @@ def dequantized_constant(tensor: Tensor) -> npt.NDArray[np.float32]:
         stored = data.view(tensor.dtype.lower()).reshape(tensor.shape)
     except (TypeError, ValueError):
         raise ModelError(
-            f"cannot read the values of tensor {tensor.name[-60:]!r}: NumPy does not support their format "
-            f"({tensor.dtype})"
+            f"cannot read the values of tensor {tensor.name[-60:]!r}: NumPy does not support the type {tensor.dtype}"
         ) from None
     if not tensor.scales:
         return stored.astype(np.float32)
@@ -176,7 +175,7 @@ def dequantized_constant(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 
 def float_tensors(graph: Graph) -> list[Tensor]:
-    """Return the floating-point tensors of a model. A fully quantized model has none.
+    """Return a model's floating-point tensors. A fully quantized model has none.
 
     Empty tensors are ignored, because an int8 LSTM has four of them, which store only a scale.
     """
@@ -184,13 +183,13 @@ def float_tensors(graph: Graph) -> list[Tensor]:
 
 
 def weight_sparsity(graph: Graph) -> float:
-    """Return the fraction of zeros among the int8 weights of convolutions and dense layers, whose zero point is 0."""
+    """Return the fraction of zeros among the int8 weights in convolutions and dense layers. Their zero point is 0."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
 
 
 def _graph(schema: Any, model: Any) -> Graph:
-    # The tensors of all subgraphs are returned, so that callers also find float tensors in loops and branches.
+    # Includes the tensors of all subgraphs, so that callers also find float tensors in loops and branches.
     tensors: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
     for subgraph in model.subgraphs:
@@ -247,10 +246,10 @@ def _indexes(values: Any) -> Any:
 
 
 def _options(schema: Any, name: str, options: Any, index: int) -> Any:
-    """Return the options of an operator, or the default options of the schema if the operator has none.
+    """Return an operator's options, or the schema's default options if it has none.
 
     Raises:
-        ValueError: the options have the type of another operator.
+        ValueError: the options belong to another operator type.
     """
     create = _options_classes(schema).get(OPTIONS_TYPES.get(name, name).replace("_", "").lower())
     if create is None:
@@ -265,15 +264,15 @@ def _options(schema: Any, name: str, options: Any, index: int) -> Any:
 
 @cache
 def _options_classes(schema: Any) -> dict[str, Any]:
-    """Return the options classes of the schema as a dictionary with lowercase names, such as ``conv2d``, as keys."""
+    """Return the schema's options classes, keyed by lowercase names such as ``conv2d``."""
     return {key.lower().removesuffix("optionst"): value for key, value in vars(schema).items() if "OptionsT" in key}
 
 
 @contextmanager
 def reading_graph(where: str) -> Iterator[None]:
-    """Return a context manager that converts the errors caused by a damaged graph to :class:`ModelError`.
+    """Return a context manager that converts errors caused by a damaged graph to :class:`ModelError`.
 
-    The verifier does not check everything, e.g. the number of dimensions that an operator expects.
+    The verifier does not check everything, e.g. not the number of dimensions that an operator expects.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Check that the tensors, operators and subgraphs of a .tflite file refer to each other consistently.
+"""Check the references between a .tflite file's tensors, operators and subgraphs.
 
-Runtimes check only some of these references, and crash or hang if another reference is wrong. Call
+Runtimes check only some of these references, and crash or hang if another one is wrong. Call
 :func:`edgerec.tflite.verifier.check_bounds` first, because this module assumes that every table is within the file.
 The field numbers are those of the TFLite schema, version 3.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edgerec.tflite.operators import INPUTS, MAX_CODE, OPTIONAL_INPUTS, OUTPUTS, SUBGRAPH_FIELDS, UNLIMITED
 from edgerec.tflite.tables import Table
 
-# Highest accepted number of the enum TensorType, and the number of STRING in this enum.
+# In the enum TensorType: the highest accepted value, and the value of STRING.
 _MAX_TYPE, _STRING = 40, 5
 
 
@@ -27,7 +27,7 @@ class GraphCheck:
     """Checks the subgraphs of a .tflite file."""
 
     def __init__(self, data: bytes) -> None:
-        """Read the buffers and operator codes, which all subgraphs share.
+        """Read the buffers and operator codes shared by all subgraphs.
 
         Args:
             data: content of the file. All tables must lie within the file.
@@ -39,13 +39,13 @@ class GraphCheck:
         self._subgraphs = root.tables(2)
 
     def check(self) -> None:
-        """Raise :class:`ValueError` with a description of the first error in the subgraphs."""
+        """Raise :class:`ValueError` for the first error in the subgraphs."""
         if not self._subgraphs:
             raise ValueError("the model has no subgraph")
         self._check_calls([self._check_subgraph(subgraph) for subgraph in self._subgraphs])
 
     def _check_subgraph(self, subgraph: Table) -> set[int]:
-        """Check the tensors and operators of a subgraph, and return the indices of the subgraphs that it calls."""
+        """Check a subgraph's tensors and operators, and return the indices of the subgraphs it calls."""
         tensors = [self._tensor(table) for table in subgraph.tables(0)]
         inputs, outputs = subgraph.numbers(1), subgraph.numbers(2)
         for index in (*inputs, *outputs):
@@ -54,7 +54,7 @@ class GraphCheck:
                     f"an input or output of a graph refers to tensor {index}, but the graph has only {len(tensors)} "
                     "tensors"
                 )
-        # Tensors that have a value before the first operator runs.
+        # Tensors that already have a value before the first operator runs.
         known = {index for index, tensor in enumerate(tensors) if tensor.constant or tensor.variable or tensor.empty}
         known |= set(inputs)
         written: set[int] = set()
@@ -93,11 +93,11 @@ class GraphCheck:
             return set()
         options = operator.table(4)
         if options is None:
-            raise ValueError(f"{where} calls a subgraph, but has no options that name the subgraph")
+            raise ValueError(f"{where} calls a subgraph, but its options do not specify the subgraph")
         called = {options.number(field, "<i") for field in SUBGRAPH_FIELDS[code]}
         if not all(0 < index < len(self._subgraphs) for index in called):
             raise ValueError(
-                f"{where} calls the subgraphs {sorted(called)}, but the model has {len(self._subgraphs)} subgraphs"
+                f"{where} calls the subgraphs {sorted(called)}, but the model has only {len(self._subgraphs)} subgraphs"
             )
         return called
 
@@ -121,7 +121,7 @@ class GraphCheck:
         return _Tensor(self._buffers[buffer], bool(table.number(5, "<b")), 0 in shape or kind == _STRING)
 
     def _has_data(self, buffer: Table) -> bool:
-        # Large files store the data of a buffer after the tables.
+        # Large files store buffer data after the tables.
         offset, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")
         if offset > 1 and offset + size > len(self._data):
             raise ValueError("a buffer extends beyond the end of the file")

@@ -1,6 +1,6 @@
-"""Draw the graph of a model as a PNG image.
+"""Draw a model's graph as a PNG image.
 
-The layout is computed here and not by Graphviz, because Graphviz is a program that pip cannot install.
+Graphviz is not used for the layout, because pip cannot install it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from edgerec.tflite.inspection import InspectedOperator, InspectReport
 
-# Sizes in inches: width and height of an operator's box, height of a row, width of a lane, and gap between columns.
+# Sizes in inches: box width and height, row height, lane width, and gap between columns.
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
-# Maximum number of operators in a row. Some models, such as object detectors, have more parallel branches.
+# Maximum number of operators per row. Some models, such as object detectors, have more parallel branches.
 MAX_LANES = 4
-# Preferred aspect ratio (width divided by height) of the drawing.
+# Preferred aspect ratio of the drawing, width divided by height.
 ASPECT = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
-# Fill and edge colors of operators: by device if the target has an Edge TPU, otherwise by kind of operator.
+# Fill and edge colors, by device if the target has an Edge TPU, otherwise by kind of operator.
 PLACEMENT_COLORS = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
 KIND_COLORS = {
     "weights": ("#bee3f8", "#2b6cb0"),
@@ -42,9 +42,9 @@ _SHORT = {"DEPTHWISE_CONV_2D": "DEPTHWISE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM":
 
 @dataclass(frozen=True)
 class BoxPosition:
-    """Position of an operator in the drawing.
+    """An operator's position in the drawing.
 
-    The drawing has columns, each column has rows, and the operators of a row are next to each other in lanes.
+    The drawing has columns, each column has rows, and the operators in a row are side by side in lanes.
 
     Attributes:
         row: number of the row, counted over all columns.
@@ -61,7 +61,7 @@ class BoxPosition:
 
 
 def graph_plot(report: InspectReport, path: Path) -> None:
-    """Draw the operators of a model to a PNG file. Rows run from top to bottom, and columns from left to right.
+    """Draw a model's operators to a PNG file, in rows from top to bottom and columns from left to right.
 
     Args:
         report: result of :func:`~edgerec.tflite.inspection.inspect`.
@@ -89,16 +89,16 @@ def graph_plot(report: InspectReport, path: Path) -> None:
 
 
 def layout(report: InspectReport) -> dict[int, BoxPosition]:
-    """Return the position of each operator in the drawing, as a dictionary with operator indices as keys.
+    """Return the position of each operator in the drawing, by operator index.
 
-    An operator is placed below all operators that compute its inputs, if possible in the lane of the first of them.
+    Each operator is placed below all operators that compute its inputs, if possible in the first one's lane.
     """
     rows, lanes = _rows_and_lanes(report)
     depth = 1 + max(rows.values(), default=0)
     widths = {row: 1 + max(lanes[index] for index in rows if rows[index] == row) for row in set(rows.values())}
     widest = max(widths.values(), default=1)
     rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
-    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # balance the lengths of the columns
+    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # balance the column lengths
     left, starts = GUTTER, list[float]()
     for first in range(0, depth, rows_per_column):
         starts.append(left)
@@ -116,7 +116,7 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
 
 
 def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the row and the lane of each operator, as two dictionaries with operator indices as keys."""
+    """Return two dictionaries with the row and lane of each operator, by operator index."""
     predecessors = _predecessors(report)
     rows: dict[int, int] = {}
     lanes: dict[int, int] = {}
@@ -134,7 +134,7 @@ def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, in
 
 
 def _predecessors(report: InspectReport) -> dict[int, list[int]]:
-    """Return the indices of the operators that compute the inputs of each operator, by operator index."""
+    """Return the indices of the operators that compute each operator's inputs, by operator index."""
     producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     return {
         operator.index: list(dict.fromkeys(producers[t] for t in operator.inputs if t is not None and t in producers))
@@ -158,11 +158,11 @@ def _draw_edge(axes: Axes, start: BoxPosition, end: BoxPosition) -> None:
         points = [bottom, top]
     elif end.column == start.column and end.row > start.row and end.row - start.row <= 1:
         points = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top]
-    elif end.column == start.column:  # draw the line to the right of the boxes in between
+    elif end.column == start.column:  # pass to the right of the boxes in between
         side = max(start.x, end.x) + LANE / 2 - 0.06
         points = [bottom, (start.x, bottom[1] + out * 1.6), (side, bottom[1] + out), (side, bottom[1] + 2 * out)]
         points += [(side, top[1] - 2 * out), (side, top[1] - out), (end.x, top[1] - out * 1.6), top]
-    else:  # draw the line in the gap to the left of the column in which it ends
+    else:  # pass through the gap to the left of the target column
         side = end.x - LANE * end.lane - LANE / 2 - GUTTER / 2
         points = [bottom, (start.x, bottom[1] + out), (side, bottom[1] + out), (side, bottom[1])]
         points += [(side, top[1]), (side, top[1] - out), (end.x, top[1] - out), top]
@@ -215,10 +215,10 @@ def _kind(operator: InspectedOperator) -> str:
 
 
 def _draw_header(figure: object, report: InspectReport, width: float, height: float) -> None:
-    """Write the name of the model, a summary and the legend above the graph."""
+    """Draw the model's name, a summary and the legend above the graph."""
     path = Path(report.file)
     name = "/".join(path.parts[-2:]) if path.name == "model.tflite" else path.name
-    name = name.replace("$", r"\$")  # matplotlib would read text between dollar signs as a formula
+    name = name.replace("$", r"\$")  # matplotlib would render text between dollar signs as a formula
     name = name if len(name) <= 60 else f"{name[:30]}…{name[-29:]}"
     facts = f"{len(report.operators)} operators · {_count(report.macs)} MACs · {report.size_bytes:,} bytes"
     if report.edgetpu is not None:
@@ -259,5 +259,5 @@ def _count(number: int) -> str:
 
 
 def _dpi(width: float, height: float) -> int:
-    """Return the resolution in dots per inch. It is lower for large graphs, because viewers cannot open huge images."""
+    """Return the resolution in dots per inch, which is lower for large graphs so that viewers can open the image."""
     return max(50, min(130, int(12_000 / max(width, height))))

@@ -24,6 +24,6 @@ class Incompatibility:
     way_out: str
 
     def __str__(self) -> str:
-        """Return the operator, the layer, the reason and the solution in one line."""
+        """Return the operator, layer, reason and solution as one line."""
         where = f"{self.op} {self.layer[-60:]!r}: " if self.layer else f"{self.op}: "
         return f"{where}{self.reason}; {self.way_out}"

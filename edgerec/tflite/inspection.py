@@ -1,6 +1,6 @@
-"""Inspect a .tflite file or bundle: operators, tensors, cost, memory, and the targets that can run the model.
+"""Inspect a .tflite file or bundle: operators, tensors, cost, memory, and compatible targets.
 
-TensorFlow's Analyzer is not used, because it needs TensorFlow and prints text without costs and targets.
+TensorFlow's Analyzer is not used, because it requires TensorFlow and reports neither costs nor targets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgerec.utils.atomic import read_at_most
 
 @dataclass(frozen=True)
 class InspectedTensor:
-    """A tensor of the model.
+    """A tensor in the model.
 
     Attributes:
         index, name: index of the tensor in the first subgraph, and its name.
@@ -36,7 +36,7 @@ class InspectedTensor:
         shape: shape of the tensor; dynamic dimensions are −1.
         scales, zero_points: quantization parameters: none, one, or one per channel.
         axis: axis of the channels if there are several ``scales``.
-        constant: whether the values of the tensor are stored in the file.
+        constant: whether the tensor's values are stored in the file.
         size_bytes: size of the values.
     """
 
@@ -53,14 +53,14 @@ class InspectedTensor:
 
 @dataclass(frozen=True)
 class InspectedOperator:
-    """An operator of the model.
+    """An operator in the model.
 
     Attributes:
         index: position of the operator in the first subgraph.
         op: builtin name in the TFLite schema, such as ``CONV_2D``, or ``CUSTOM`` followed by the name of the operator.
         version: version of the operator.
         layer: name of the first output.
-        inputs, outputs: indices of tensors; an optional input that is absent is None.
+        inputs, outputs: tensor indices; absent optional inputs are None.
         shape: shape of the first output.
         macs: multiply-accumulates for one image.
         parameter_bytes: size of the constant inputs.
@@ -84,7 +84,7 @@ class InspectedOperator:
 
 @dataclass(frozen=True)
 class InspectedAutoencoder:
-    """The autoencoder of a bundle, which detects images that belong to none of the classes.
+    """A bundle's autoencoder, which detects images that belong to none of the classes.
 
     Attributes:
         model: name of the model file in the bundle.
@@ -102,7 +102,7 @@ class InspectReport:
     """Result of inspecting a .tflite file or bundle.
 
     Attributes:
-        file: the path that was inspected.
+        file: the inspected path.
         model: name of the model file, which differs from ``file`` if a bundle was inspected.
         size_bytes, gzip_bytes: size of the model before and after gzip compression.
         parameter_bytes: size of the constants.
@@ -119,7 +119,7 @@ class InspectReport:
         edgetpu: predicted placement of the operators, or None if the target has no Edge TPU.
         compiler: result of the Edge TPU compiler, or None if the compiler failed or was not run.
         compiler_error: why the compiler failed, or an empty string if it succeeded or was not run.
-        interpreter_error: why the interpreter of this machine cannot load or run the model, or an empty string if it
+        interpreter_error: why the interpreter on this machine cannot load or run the model, or an empty string if it
             can.
         metadata_faults: parts of the TFLite metadata that cannot be used, and why.
         novelty: the bundle's autoencoder, or None if there is none.
@@ -159,12 +159,12 @@ class InspectReport:
 
 
 def inspect(path: str | Path, target: str | None = None, *, compiler: bool = True) -> InspectReport:
-    """Inspect a .tflite file or the model of a bundle, and test in a child process whether the model can be run.
+    """Inspect a .tflite file or a bundle's model, and test in a child process whether the model can run.
 
     Args:
         path: the file, or a bundle's folder or .zip. In an ensemble, the first model is inspected.
         target: a name in ``targets/`` or a .toml file. The report then states where each operator runs on this target,
-            and all reasons why the target cannot run the model.
+            and every reason why the target cannot run the model.
         compiler: run the target's compiler if it is installed, and compare its result with the predicted placement.
 
     Raises:
@@ -217,16 +217,15 @@ def _inspect(where: Path, target: Target | None, compiler: bool) -> InspectRepor
 
 
 def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
-    """Check which of the targets that are included in edgerec can run a model.
+    """Check which built-in targets can run a model.
 
     Args:
         graph: graph of the model.
         content: bytes of the .tflite file.
-        error: why the interpreter of this machine cannot load the model, or an empty string if it can.
+        error: why the interpreter on this machine cannot load the model, or an empty string if it can.
 
     Returns:
-        A dictionary that maps the name of each target to the first reason why it cannot run the model, or to an empty
-        string if it can.
+        For each target name, the first reason why the target cannot run the model, or an empty string if it can.
     """
     first_problems = {}
     for name in target_names():
@@ -239,7 +238,7 @@ def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, 
 def _interpreter_error(graph: Graph, content: bytes) -> str:
     """Return why the interpreter cannot load or run the model, or an empty string if it can.
 
-    A model with custom operators is not loaded. :func:`findings` states whether a target supports these operators.
+    Models with custom operators are not loaded. :func:`findings` reports whether a target supports these operators.
     """
     if any(operator.name.startswith("CUSTOM") for operator in graph.operators):
         return ""
@@ -248,7 +247,7 @@ def _interpreter_error(graph: Graph, content: bytes) -> str:
 
 def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Incompatibility]:
     problems = findings(graph, content, target)
-    if error and target.kind != "c":  # targets of the kind "c" use TensorFlow Lite Micro
+    if error and target.kind != "c":  # targets of kind "c" use TensorFlow Lite Micro
         problems.append(
             Incompatibility(-1, "interpreter", "", error, "convert the model again with a current TensorFlow")
         )
@@ -259,8 +258,8 @@ def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]
     """Run the target's compiler if it is installed.
 
     Returns:
-        The report of the compiler, or None if the compiler failed or is not installed, and the reason why the compiler
-        failed, or an empty string.
+        The compiler's report, or None if the compiler failed or is not installed; and the reason for the failure, or an
+        empty string.
     """
     if not target.compiler or shutil.which(target.compiler) is None:
         return None, ""
@@ -271,7 +270,7 @@ def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]
 
 
 def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
-    """Return the name and the bytes of the model. For a bundle with an autoencoder, also return its description."""
+    """Return the model's name and bytes, and a description of the bundle's autoencoder if it has one."""
     if path.is_dir() or path.suffix == ".zip":
         bundle = Bundle.open(path)
         spec = bundle.manifest.novelty
@@ -281,11 +280,11 @@ def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
     try:
         return path.name, read_at_most(path, MAX_MODEL_BYTES), None
     except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}): expected a .tflite file or a bundle") from None
+        raise ModelError(f"{path} cannot be read ({error.strerror}); expected a .tflite file or a bundle") from None
 
 
 def _used(graph: Graph) -> list[Tensor]:
-    """Return all tensors that are an input, an output or used by an operator, sorted by index."""
+    """Return all inputs, outputs and tensors used by an operator, sorted by index."""
     used = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
     for operator in graph.operators:
         used |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
@@ -323,7 +322,7 @@ def _operator(operator: Operator) -> InspectedOperator:
 def _with_placement(
     operators: tuple[InspectedOperator, ...], problems: tuple[Incompatibility, ...], diagnosis: Diagnosis | None
 ) -> tuple[InspectedOperator, ...]:
-    """Set the device of each operator, and the reason if the target or its Edge TPU cannot run the operator."""
+    """Set each operator's device, and the reason if the target or its Edge TPU cannot run it."""
     if diagnosis is not None:
         return tuple(
             replace(operator, on=placement.on, reason=placement.reason)

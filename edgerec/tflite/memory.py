@@ -1,6 +1,6 @@
-"""Estimate the working memory (arena) of a model from its file.
+"""Estimate a model's working memory (arena) from its file.
 
-LiteRT's Python interpreter does not report the size of its arena.
+LiteRT's Python interpreter does not report its arena size.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from math import prod
 from edgerec.tflite.cost import tensor_bytes
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
-# Alignment of tensors in memory, in bytes: kDefaultTensorAlignment in TFLite, and the alignment of TFLite Micro.
+# Alignment of tensors in bytes: kDefaultTensorAlignment in TFLite, and the alignment in TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
-# Memory in bytes that TFLite Micro needs for its interpreter, and for each tensor, operator and output channel.
-# These values were measured with the interpreter of TFLite Micro on x86-64. 32-bit boards need less.
+# Memory in bytes that TFLite Micro needs for its interpreter, and for each tensor, operator and output channel, as
+# measured on x86-64. 32-bit boards need less.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
-# Safety factor that allows for differences between releases of TFLite Micro.
+# Safety factor to allow for differences between TFLite Micro releases.
 _MICRO_SAFETY_FACTOR = 1.05
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Position and lifetime of a tensor in the arena.
+    """A tensor's position and lifetime in the arena.
 
     Attributes:
         tensor: the tensor.
         offset, size: position and size in the arena, in bytes.
-        first, last: indices of the first and the last operator during which the tensor must be stored; −1 means before
-            the first operator.
+        first, last: indices of the first and last operators during which the tensor must be stored; −1 means before the
+            first operator.
     """
 
     tensor: Tensor
@@ -39,7 +39,7 @@ class Slot:
 
 
 def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
-    """Plan the memory of all non-constant tensors in the arena, with the algorithm of TFLite and TFLite Micro.
+    """Lay out all non-constant tensors in the arena, using the same algorithm as TFLite and TFLite Micro.
 
     The greedy algorithm places the largest tensor first, and each tensor at the lowest offset that is free during its
     lifetime (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). Temporary buffers
@@ -58,12 +58,12 @@ def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
 
 
 def plan_bytes(graph: Graph, alignment: int = ALIGNMENT) -> int:
-    """Return the size in bytes of the arena that :func:`plan` computes."""
+    """Return the arena size in bytes, as computed by :func:`plan`."""
     return max((slot.offset + slot.size for slot in plan(graph, alignment)), default=0)
 
 
 def microcontroller_bytes(graph: Graph) -> int:
-    """Estimate the arena size in bytes that TensorFlow Lite Micro needs, with a margin and rounded up to whole KiB."""
+    """Estimate TensorFlow Lite Micro's arena size in bytes, with a safety margin and rounded up to a full KiB."""
     needs = plan_bytes(graph, MICRO_ALIGNMENT) + _max_scratch_bytes(graph) + _variable_bytes(graph) + _MICRO_BASE
     needs += sum(_MICRO_TENSOR for _ in graph.tensors)
     needs += sum(_MICRO_OPERATOR + _MICRO_CHANNEL * _channels(operator) for operator in graph.operators)
@@ -76,7 +76,7 @@ def parameter_bytes(graph: Graph) -> int:
 
 
 def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Return all inputs and operator outputs, each with the indices of the first and the last operator that uses it."""
+    """Return all inputs and operator outputs, each with the indices of its first and last operators."""
     lifetimes = {id(tensor): (tensor, -1, -1) for tensor in graph.inputs}
     for operator in graph.operators:
         lifetimes |= {id(tensor): (tensor, operator.index, operator.index) for tensor in operator.outputs}
@@ -90,9 +90,9 @@ def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
 
 
 def _variable_bytes(graph: Graph) -> int:
-    """Return the total size in bytes of the variable tensors, such as the state of an LSTM.
+    """Return the total size in bytes of variable tensors, such as an LSTM's state.
 
-    A variable tensor is neither a constant, nor an input of the graph, nor the output of an operator.
+    A variable tensor is neither a constant, nor a graph input, nor an operator's output.
     """
     computed = {id(tensor) for tensor, _ in _lifetimes(graph)}
     read = {id(t): t for operator in graph.operators for t in operator.inputs if t is not None and not t.constant}
@@ -100,13 +100,13 @@ def _variable_bytes(graph: Graph) -> int:
 
 
 def _max_scratch_bytes(graph: Graph) -> int:
-    """Return the size in bytes of the largest temporary buffer of a kernel, because all kernels share one buffer."""
+    """Return the largest temporary buffer size of any kernel, in bytes. All kernels share one buffer."""
     return max((_scratch_bytes(operator) for operator in graph.operators), default=0)
 
 
 def _scratch_bytes(operator: Operator) -> int:
     match operator.name:
-        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # int16 patches of two output pixels in CMSIS-NN's im2col buffer
+        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # int16 patches for two output pixels in CMSIS-NN's im2col buffer
             weights = operator.inputs[1]
             return 4 * prod(weights.shape[1:]) if weights is not None else 0
         case "TRANSPOSE_CONV" | "MEAN" | "SUM":  # sums as int32

@@ -1,8 +1,8 @@
-"""Read and write TFLite metadata, which stores labels and normalization in a .tflite file for other tools.
+"""Read and write TFLite metadata, which stores labels and normalization in .tflite files for other tools.
 
-The format is metadata_schema.fbs of tflite-support, version 1.0. The metadata is a separate flatbuffer, which is stored
-in a buffer of the model under the name TFLITE_METADATA. The label file is in an uncompressed zip archive, appended
-to the model. Interpreters ignore both. The package tflite-support is not used, because its last release does not
+The format is metadata_schema.fbs of tflite-support, version 1.0. The metadata is a separate flatbuffer, stored in a
+buffer of the model under the name TFLITE_METADATA. The label file is in an uncompressed zip archive, appended
+to the model. Interpreters ignore both. The tflite-support package is not used, because its last release does not
 support Python 3.12 and later.
 """
 
@@ -35,7 +35,7 @@ from edgerec.tflite.tables import Table
 from edgerec.utils.optional import require
 
 LABEL_FILE = "labels.txt"
-# Limits that prevent a damaged file from using too much memory.
+# Limits that prevent excessive memory use for damaged files.
 MAX_LABEL_BYTES = 1 << 24
 MAX_TEXT_BYTES = 1 << 16
 MAX_ITEMS = 10_000
@@ -43,13 +43,13 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-# Class identifiers of Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable labels.
+# Class identifiers from Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
 # Command-line options that override parts of the metadata.
 _OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
 
-# Field numbers of the tables in metadata_schema.fbs. A union has two fields, its type and its table.
-# The first two fields of most tables are the name and the description.
+# Field numbers in metadata_schema.fbs. Most tables begin with a name and a description. A union has two fields, its
+# type and its table.
 _NAME, _DESCRIPTION = 0, 1
 _SUBGRAPHS, _MIN_PARSER_VERSION = 3, 7  # ModelMetadata
 _INPUTS, _OUTPUTS = 2, 3  # SubGraphMetadata
@@ -58,23 +58,23 @@ _UNION_TYPE, _UNION = 0, 1  # Content and ProcessUnit
 _COLOR_SPACE = 0  # ImageProperties
 _MEAN, _STD = 0, 1  # NormalizationOptions
 _FILE_TYPE, _LOCALE = 2, 3  # AssociatedFile
-# Values of enums in metadata_schema.fbs.
+# Enum values in metadata_schema.fbs.
 _IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
-# Field numbers in TFLite's schema.fbs: the buffers and metadata of a model, and the buffer of a metadata entry.
+# Field numbers in TFLite's schema.fbs: a model's buffers and metadata, and a metadata entry's buffer.
 _MODEL_BUFFERS, _MODEL_METADATA, _ENTRY_BUFFER = 4, 6, 1
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """The TFLite metadata of a model file.
+    """A model file's TFLite metadata.
 
     Attributes:
         name, description: human-readable name and description of the model.
         labels: label of each output, or an empty tuple if there are none.
-        normalise: normalization of the pixels, with one entry for all channels or one entry per channel, or an empty
-            tuple if the metadata does not state the normalization.
+        normalise: pixel normalization, with one entry for all channels or one per channel, or an empty tuple if the
+            metadata does not specify it.
         label_file: name of the embedded label file, followed by its locale if it has one.
-        faults: dictionary that maps ``labels`` or ``normalise`` to the reason why this part cannot be used.
+        faults: the reason why a part cannot be used, by part (``labels`` or ``normalise``).
     """
 
     name: str
@@ -86,12 +86,12 @@ class Metadata:
 
 
 def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, name: str) -> bytes:
-    """Add metadata to a classifier and return the new .tflite bytes. The same arguments always give the same bytes.
+    """Add metadata to a classifier and return the new .tflite bytes, which are the same for the same arguments.
 
     Args:
         content: .tflite bytes of a model with one image input. Its operators and tensors are not changed.
         labels: label of each output.
-        normalise: normalization of the pixels.
+        normalise: pixel normalization.
         name: human-readable name of the model.
 
     Raises:
@@ -99,7 +99,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     """
     schema, model = tflite_schema(), parse(content)
     if any(entry.name == METADATA_ENTRY.encode() for entry in model.metadata or ()):
-        raise ModelError("cannot add TFLite metadata, because the model already has TFLite metadata")
+        raise ModelError("cannot add TFLite metadata: the model already has TFLite metadata")
     subgraph = model.subgraphs[0]
     channels = int(subgraph.tensors[subgraph.inputs[0]].shape[-1])
     buffer, entry = schema.BufferT(), schema.MetadataT()
@@ -111,7 +111,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
 
 
 def without_metadata(content: bytes) -> bytes:
-    """Return the bytes of a .tflite file without its TFLite metadata and associated files."""
+    """Return a .tflite file's bytes without its TFLite metadata and associated files."""
     model = parse(content)
     remove_metadata(model)
     return pack(model)
@@ -123,20 +123,20 @@ def remove_metadata(model: Any) -> None:
 
 
 def has_metadata(content: bytes) -> bool:
-    """Return whether a .tflite file has TFLite metadata, even if the metadata is damaged."""
+    """Return whether a .tflite file has TFLite metadata, intact or damaged."""
     return _metadata_entry(Table.root(content)) is not None
 
 
 def read_metadata(
     content: bytes, where: str = "the model", *, needs: Collection[str] = ("labels", "normalise")
 ) -> Metadata | None:
-    """Read the TFLite metadata of a .tflite file, or return None if the file has none.
+    """Read a .tflite file's TFLite metadata, or return None if it has none.
 
     Args:
         content: the bytes of the file.
         where: name of the file for error messages.
-        needs: the parts that the caller uses (``labels``, ``normalise``). Faults in other parts do not raise an error,
-            but are recorded in :attr:`Metadata.faults`.
+        needs: the parts that the caller uses (``labels``, ``normalise``). Faults in other parts are recorded in
+            :attr:`Metadata.faults` instead of raising an error.
 
     Raises:
         ModelError: a part in ``needs`` is damaged, or has values that cannot be used.
@@ -144,19 +144,19 @@ def read_metadata(
     try:
         root = _metadata_root(content)
         metadata = None if root is None else _metadata(root, content)
-    except Exception as error:  # a damaged flatbuffer or zip can cause any error, such as struct.error or IndexError
+    except Exception as error:  # a damaged flatbuffer or zip can raise any exception, such as struct.error
         metadata = Metadata("", "", (), (), faults=dict.fromkeys(_OPTIONS, str(error)))
     for part in needs:
         if metadata is not None and part in metadata.faults:
             raise ModelError(
-                f"{where} has damaged TFLite metadata ({metadata.faults[part]}): download the file again, or add "
-                f"{_OPTIONS[part]} to replace this part of the metadata"
+                f"{where} has damaged TFLite metadata ({metadata.faults[part]}): download the file again, or override "
+                f"this part of the metadata with {_OPTIONS[part]}"
             )
     return metadata
 
 
 def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalise:
-    """Return the normalization that a model expects at its input.
+    """Return the normalization that a model expects for its input.
 
     For uint8 and int8 inputs, pixels are not normalized, as in TFLite's own tools. For other dtypes, the normalization
     is read from the metadata.
@@ -167,13 +167,13 @@ def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
         where: name of the model for error messages.
 
     Raises:
-        ModelError: the metadata does not state the normalization, or states it for another number of channels.
+        ModelError: the metadata does not specify the normalization, or specifies it for another number of channels.
     """
     if spec.dtype in ("uint8", "int8"):
         return identity_normalise(spec)
     if metadata is None or not metadata.normalise:
         raise ModelError(
-            f"{where} has a {spec.dtype} input and does not state its normalization: add --normalise "
+            f"{where} has a {spec.dtype} input, but does not specify its normalization: add --normalise "
             f"{NORMALISE_CHOICES}"
         )
     if len(set(metadata.normalise)) == 1:
@@ -188,7 +188,7 @@ def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
 
 
 def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
-    """Return the metadata as a flatbuffer, in which each table must be written after the objects to which it refers."""
+    """Return the metadata as a flatbuffer, writing each table after the objects it refers to."""
     builder = require("flatbuffers").Builder(1024)
     text = builder.CreateString
 
@@ -201,7 +201,7 @@ def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, cha
         return int(builder.EndObject())
 
     def vector(prepend: Callable[[Any], None], item: Any) -> int:
-        """Write a vector with a single item, and return its offset."""
+        """Write a vector with a single item and return its offset."""
         builder.StartVector(4, 1, 4)
         prepend(item)
         return int(builder.EndVector())
@@ -250,7 +250,7 @@ def with_files(model: bytes, files: Mapping[str, bytes]) -> bytes:
 
 
 def _metadata_entry(model: Table) -> Table | None:
-    # The names of other entries may be of any length and need not be valid UTF-8.
+    # Other entries' names may be of any length and are not necessarily valid UTF-8.
     entries = model.tables(_MODEL_METADATA)
     return next((entry for entry in entries if entry.content(_NAME) == METADATA_ENTRY.encode()), None)
 
@@ -262,7 +262,7 @@ def _metadata_root(content: bytes) -> Table | None:
         return None
     data = model.tables(_MODEL_BUFFERS, MAX_BUFFERS)[entry.number(_ENTRY_BUFFER)].content(0)
     if data[4:8] != _IDENTIFIER:
-        raise ValueError(f"the metadata does not have the identifier {_IDENTIFIER.decode()}")
+        raise ValueError(f"the metadata lacks the identifier {_IDENTIFIER.decode()}")
     return Table.root(data)
 
 
@@ -279,7 +279,7 @@ def _metadata(root: Table, content: bytes) -> Metadata:
     def usable(part: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except Exception as error:  # damaged metadata can cause any exception
+        except Exception as error:  # damaged metadata can raise any exception
             faults[part] = str(error)
             return ()
 
@@ -304,14 +304,14 @@ def _metadata(root: Table, content: bytes) -> Metadata:
 
 
 def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Select the label file for the user's language.
+    """Select the label file in the user's language.
 
-    If there is none, an English file is preferred, then a file without a locale, and then any other file.
+    If there is none, an English file is preferred, then a file without a locale, then any other file.
 
     Args:
         content: the bytes of the .tflite file.
-        files: dictionary that maps the name of each embedded label file to its locale, such as ``en`` or ``de-DE``, or
-            to an empty string if the file has no locale.
+        files: locale of each embedded label file, such as ``en`` or ``de-DE``, by file name. The locale is an empty
+            string if a file has none.
 
     Returns:
         The labels, and the name of the selected file followed by its locale.
@@ -331,7 +331,7 @@ def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[s
 
 
 def _user_languages() -> list[str]:
-    """Return the language codes of the user's locale, as gettext reads them from the environment."""
+    """Return the language codes of the user's locale from the environment, like gettext."""
     for variable in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := os.environ.get(variable):
             codes = [re.split(r"[-_.@]", part.lower())[0] for part in value.split(":")]
@@ -346,8 +346,7 @@ def _normalise(tensor: Table) -> tuple[Normalise, ...]:
             means, stds = (list(options.numbers(field, "f", MAX_ITEMS)) for field in (_MEAN, _STD))
             if not all(math.isfinite(mean) for mean in means) or not all(0 < std < math.inf for std in stds):
                 raise ValueError(
-                    f"the normalization has the mean {means} and the standard deviation {stds}, but the mean must be "
-                    "finite and the standard deviation positive"
+                    f"the normalization must have finite means and positive standard deviations, got {means} and {stds}"
                 )
             return tuple(Normalise(mean, std) for mean, std in zip(means, stds, strict=True))
     return ()
@@ -357,5 +356,5 @@ def _labels(content: bytes, name: str) -> tuple[str, ...]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(name) as file:
         text = file.read(MAX_LABEL_BYTES + 1)
     if len(text) > MAX_LABEL_BYTES:
-        raise ValueError(f"the label file {name} is larger than the limit of {MAX_LABEL_BYTES:,} bytes")
+        raise ValueError(f"the label file {name} exceeds the limit of {MAX_LABEL_BYTES:,} bytes")
     return tuple(line.strip() for line in text.decode("utf-8-sig").split("\n") if line.strip())

@@ -1,6 +1,6 @@
-"""Add operators to the start of a .tflite graph, so that the model accepts RGB pixels in NHWC layout.
+"""Insert operators at the start of a .tflite graph, so that the model accepts RGB pixels in NHWC layout.
 
-LiteRT and TensorFlow have no function that adds operators to a converted model.
+LiteRT and TensorFlow have no function for adding operators to a converted model.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from edgerec.tflite.metadata import remove_metadata, with_files
 from edgerec.tflite.schema import tflite_schema
 
 MAX_SIDE_PX = 4096
-# Maximum total size in bytes of the associated files, such as labels, that are copied to the new model.
+# Maximum total size in bytes of associated files, such as labels, to copy to the new model.
 MAX_FILES_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class InputLayout:
-    """An operator that converts an image to the shape of a model's input.
+    """An operator that converts an image to a model's input shape.
 
     Attributes:
         shape: shape of the image, ``(1, height, width, channels)``.
-        operator: name of the operator that converts the image, ``RESHAPE`` or ``TRANSPOSE``.
-        description: difference between the input's shape and the image, for messages.
+        operator: name of the operator, ``RESHAPE`` or ``TRANSPOSE``.
+        description: how the input shape differs from the image, for messages.
     """
 
     shape: tuple[int, int, int, int]
@@ -44,7 +44,7 @@ class InputLayout:
 
 
 def layout_of(shape: tuple[int, ...]) -> InputLayout | None:
-    """Return the operator that converts an image to an input shape, or None if no conversion is needed or possible.
+    """Return the operator that converts an image to an input shape, or None if none is needed or possible.
 
     The supported shapes are ``(1, height, width)`` and ``(height, width)`` for grayscale images,
     ``(height, width, channels)``, and ``(1, channels, height, width)``. A dynamic batch size (-1) is treated as 1.
@@ -65,14 +65,14 @@ def layout_of(shape: tuple[int, ...]) -> InputLayout | None:
 
 
 def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model") -> bytes:
-    """Add a RESHAPE or TRANSPOSE before the input of a model, so that it accepts images. Return the .tflite bytes.
+    """Insert a RESHAPE or TRANSPOSE before a model's input, so that it accepts images. Return the .tflite bytes.
 
-    The outputs do not change, because the operator only rearranges values. The dtype and quantization of the input, the
+    The outputs do not change, because the operator only rearranges values. The input's dtype and quantization, the
     metadata and the associated files are kept.
 
     Args:
         content: .tflite bytes of a model with one input.
-        layout: result of :func:`layout_of` for the shape of the model's input.
+        layout: result of :func:`layout_of` for the model's input shape.
         where: name of the model for error messages.
     """
     edit = _InputEdit(content, where)
@@ -86,14 +86,14 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
         options.newShape = values
     image = edit.tensor("image", old.type, old.quantization, layout.shape)
     argument = edit.constant(f"image/{layout.operator.lower()}", schema.TensorType.INT32, values)
-    # TRANSPOSE supports int8 from version 2 on.
+    # TRANSPOSE supports int8 since version 2.
     version = 2 if layout.operator == "TRANSPOSE" and old.type == schema.TensorType.INT8 else 1
     edit.start_with(image, [edit.operator(layout.operator, version, [image, argument], edit.old_index, options)])
     return _with_files(pack(edit.model), content)
 
 
 def with_normalization(content: bytes, normalise: ChannelNormalise, where: str = "the model") -> bytes:
-    """Add a normalization before the input of a model, so that it accepts RGB pixels. Return the .tflite bytes.
+    """Insert a normalization before a model's input, so that it accepts RGB pixels. Return the .tflite bytes.
 
     The new input takes RGB pixels from 0 to 255. Its dtype is float32 if the model's input is float32, otherwise uint8
     with scale 1. A 1x1 convolution computes the original input. TFLite metadata is removed, because it describes the
@@ -101,7 +101,7 @@ def with_normalization(content: bytes, normalise: ChannelNormalise, where: str =
 
     Args:
         content: .tflite bytes of a model with one input ``(1, height, width, 3)``, float32, uint8 or int8.
-        normalise: normalization of RGB pixels that the model expects.
+        normalise: the normalization that the model expects.
         where: name of the model for error messages.
 
     Raises:
@@ -111,11 +111,11 @@ def with_normalization(content: bytes, normalise: ChannelNormalise, where: str =
     types, old = edit.schema.TensorType, edit.old
     if len(old.shape) != 4 or old.shape[3] != 3:
         raise ModelError(
-            f"{where} has the input shape {[int(n) for n in old.shape]}, but a normalization per channel needs 3 "
-            "channels: use one mean and one standard deviation (MEAN,STD)"
+            f"{where} has input shape {[int(n) for n in old.shape]}, but per-channel normalization requires "
+            "3 channels: use a single mean and standard deviation (MEAN,STD)"
         )
     if old.type not in (types.FLOAT32, types.UINT8, types.INT8):
-        raise ModelError(f"{where} has an input that is neither float32, uint8 nor int8, so it cannot be normalized")
+        raise ModelError(f"the input of {where} cannot be normalized, because its dtype is not float32, uint8 or int8")
     if old.type == types.FLOAT32:
         image = edit.tensor("rgb_pixels", types.FLOAT32, None)
         kernel, bias = normalise.convolution()
@@ -130,7 +130,7 @@ def with_normalization(content: bytes, normalise: ChannelNormalise, where: str =
 
 
 def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, where: str) -> tuple[int, list[Any]]:
-    """Add a uint8 image with scale 1. Return its tensor index and the operators that compute the quantized input."""
+    """Add a uint8 image input. Return its tensor index and the operators that compute the original quantized input."""
     types, old = edit.schema.TensorType, edit.old
     if old.quantization is None or old.quantization.scale is None or len(old.quantization.scale) == 0:
         raise ModelError(f"cannot add a normalization to {where}: its integer input has no quantization scale")
@@ -139,7 +139,7 @@ def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, wher
     signed = edit.tensor("normalization/pixels", types.INT8, edit.quantization([1.0], [-128]))
     operators = [edit.operator("QUANTIZE", 2, [pixels], signed)]
     real, bias = normalise.convolution()
-    # The only nonzero weight of each output channel is exact, because it is quantized to the int8 maximum.
+    # Each output channel's only nonzero weight is exact, because it is quantized to the int8 maximum.
     scales = [float(value) / 127 for value in real.max(axis=0)]
     stored = np.rint(real / np.array(scales)).astype(np.int8).T.reshape(3, 1, 1, 3)
     weights = edit.constant("normalization/kernel", types.INT8, stored, scales)
@@ -152,10 +152,10 @@ def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, wher
 
 
 class _InputEdit:
-    """Adds tensors and operators to the start of the first subgraph of a model.
+    """Inserts tensors and operators at the start of a model's first subgraph.
 
     Attributes:
-        schema: the generated classes of the TFLite schema.
+        schema: the classes generated from the TFLite schema.
         model: the parsed model.
         old: the original input tensor.
         old_index: index of the original input tensor.
@@ -168,7 +168,7 @@ class _InputEdit:
         self.old = self._graph.tensors[self.old_index]
 
     def tensor(self, name: str, dtype: int, quantization: Any, shape: Sequence[int] | None = None) -> int:
-        """Add a tensor and return its index. Its default shape is the shape of the original input."""
+        """Add a tensor and return its index. By default, it has the original input's shape."""
         tensor = copy.copy(self.old)
         tensor.name, tensor.type, tensor.buffer, tensor.quantization = name.encode(), dtype, 0, quantization
         if shape is not None:
@@ -176,7 +176,7 @@ class _InputEdit:
         return self._added(tensor)
 
     def constant(self, name: str, dtype: int, values: npt.NDArray[Any], scales: list[float] | None = None) -> int:
-        """Add a constant tensor, and return its index."""
+        """Add a constant tensor and return its index."""
         buffer, tensor = self.schema.BufferT(), self.schema.TensorT()
         buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
         self.model.buffers.append(buffer)
@@ -187,14 +187,14 @@ class _InputEdit:
         return self._added(tensor)
 
     def quantization(self, scales: list[float], zero_points: list[int]) -> Any:
-        """Return scales and zero points as an object of the TFLite schema."""
+        """Return scales and zero points as a TFLite schema object."""
         quantization = self.schema.QuantizationParametersT()
         quantization.scale = np.array(scales, np.float32)
         quantization.zeroPoint = np.array(zero_points, np.int64)
         return quantization
 
     def operator(self, name: str, version: int, inputs: list[int], output: int, options: Any = None) -> Any:
-        """Return a new operator that reads and writes the tensors with the given indices."""
+        """Create an operator that reads and writes the tensors with the given indices."""
         code, operator = self.schema.OperatorCodeT(), self.schema.OperatorT()
         code.builtinCode = getattr(self.schema.BuiltinOperator, name)
         code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), version
@@ -207,14 +207,14 @@ class _InputEdit:
         return operator
 
     def convolution(self, version: int, source: int, weights: int, bias: int, output: int) -> Any:
-        """Return a new 1x1 convolution that reads and writes the tensors with the given indices."""
+        """Create a 1x1 convolution that reads and writes the tensors with the given indices."""
         options = self.schema.Conv2DOptionsT()
         options.padding = self.schema.Padding.VALID
         options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1
         return self.operator("CONV_2D", version, [source, weights, bias], output, options)
 
     def start_with(self, image: int, operators: list[Any]) -> None:
-        """Insert operators at the start of the graph, and make the tensor ``image`` the input of the model."""
+        """Insert operators at the start of the graph, and make the tensor ``image`` the model's input."""
         self._graph.operators = [*operators, *(self._graph.operators or [])]
         self._graph.inputs = np.array([image], np.int32)
         for signature in self.model.signatureDefs or ():
@@ -227,7 +227,7 @@ class _InputEdit:
 
 
 def _with_files(model: bytes, original: bytes) -> bytes:
-    """Append the associated files of the original model, such as its labels, to ``model``."""
+    """Append the original model's associated files, such as its labels, to ``model``."""
     try:
         with zipfile.ZipFile(io.BytesIO(original)) as source:
             if sum(info.file_size for info in source.infolist()) > MAX_FILES_BYTES:

@@ -1,18 +1,18 @@
-"""Tables of the TFLite operators: codes, numbers of inputs and outputs, options and kinds.
+"""Properties of TFLite operators: codes, numbers of inputs and outputs, options and kinds.
 
-Codes and option types are numbers of the enums ``BuiltinOperator`` and ``BuiltinOptions`` in the TFLite schema. The
-tables for the verifier use these numbers instead of names, because the package tflite-runtime does not contain the
+Codes and option types are values of the enums ``BuiltinOperator`` and ``BuiltinOptions`` in the TFLite schema. The
+tables for the verifier use these numbers instead of names, because the tflite-runtime package does not contain the
 schema.
 """
 
 from __future__ import annotations
 
-# Highest operator code that is accepted. The current schema has fewer operators.
+# Highest accepted operator code, which leaves room for future operators.
 MAX_CODE = 400
 CUSTOM_CODE, WHILE_CODE, IF_CODE, CALL_ONCE_CODE = 32, 119, 118, 129
 
-# Minimum and maximum number of inputs and outputs of each operator, by operator code.
-# Operators that are not listed may have any number of inputs, and must have at least one output.
+# Minimum and maximum numbers of inputs and outputs, by operator code.
+# All other operators may have any number of inputs, and must have at least one output.
 _UNARY: tuple[int, ...] = (
     *(1, 5, 6, 8, 11, 12, 13, 14, 17, 19, 20, 21, 25, 26, 28, 43, 47, 50, 53, 59, 66, 73, 75, 76, 77, 80, 87, 92, 93),
     *(98, 101, 104, 108, 109, 110, 111, 113, 114, 116, 117, 133, 134, 135, 150, 152, 158, 159),
@@ -34,16 +34,16 @@ INPUTS |= {121: (6, 6)}
 _ONE_OUTPUT = (*_UNARY, *_BINARY, 2, 3, 4, 22, 33, 37, 38, 44, 45, 60, 64, 65, 67, 83, 106, 123, 151)
 OUTPUTS: dict[int, tuple[int, int]] = dict.fromkeys(_ONE_OUTPUT, (1, 1)) | dict.fromkeys((48, 103), (2, 2))
 OUTPUTS |= dict.fromkeys((CALL_ONCE_CODE, 138, 144), (0, 0)) | {9: (1, 2)}
-# Positions of optional inputs, such as biases and the gates of LSTMs, by operator code.
-# An optional input that is absent has the tensor index -1.
+# Positions of optional inputs, such as biases and LSTM gates, by operator code.
+# An absent optional input has the tensor index -1.
 OPTIONAL_INPUTS: dict[int, range] = dict.fromkeys((3, 4, 9, 132), range(2, 3)) | dict.fromkeys(
     (27, 67, 141), range(3, 4)
 )
 OPTIONAL_INPUTS |= dict.fromkeys((16, 44, 46, 52), range(64)) | {CUSTOM_CODE: range(UNLIMITED)}
-# Numbers of the option fields that contain a subgraph index, by operator code.
+# Numbers of the option fields that hold subgraph indices, by operator code.
 SUBGRAPH_FIELDS = {WHILE_CODE: (0, 1), IF_CODE: (0, 1), CALL_ONCE_CODE: (0,)}
 
-# Maps operators to their options type, if it is not named after the operator.
+# Options types of operators, where they are not named after the operator.
 OPTIONS_TYPES = {
     **dict.fromkeys(("AVERAGE_POOL_2D", "L2_POOL_2D", "MAX_POOL_2D"), "Pool2D"),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_ALL", "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), "Reducer"),
@@ -52,18 +52,18 @@ OPTIONS_TYPES = {
     "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNN",
 }
 
-# In a compiled model, this operator replaces all operators that run on the Edge TPU.
+# Operator that replaces all operators on the Edge TPU in a compiled model.
 EDGETPU_CUSTOM = "CUSTOM edgetpu-custom-op"
-# Custom operators that are included in TFLite.
+# Custom operators included in TFLite.
 TFLITE_CUSTOM = {
     "CUSTOM TFLite_Detection_PostProcess",
     "CUSTOM Mfcc",
     "CUSTOM AudioSpectrogram",
     "CUSTOM NumericVerify",
 }
-# Operators that only change the shape of a tensor.
+# Operators that only change a tensor's shape.
 RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-# Operators by kind, for the colors in a drawing of the graph. All other operators are of the kind "other".
+# Operators by kind, for coloring graph drawings. All other operators have the kind "other".
 KINDS = {
     "weights": {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM"},
     "pooling": {"AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "SUM", "REDUCE_MAX", "RESIZE_BILINEAR"},

@@ -1,17 +1,17 @@
-"""Estimate the latency of an int8 model on a Raspberry Pi 4 from the operators of the model.
+"""Estimate an int8 model's latency on a Raspberry Pi 4 from its operators.
 
 The estimate is fitted to two published measurements (XNNPACK's README, February 2022; Raspberry Pi 4 with a 64-bit
 system, several threads): int8 MobileNetV1 1.0 at 224 px takes 24 ms, and int8 MobileNetV2 1.0 at 224 px takes 17 ms.
 The estimate distinguishes two kinds of operators. Convolutions are limited by arithmetic, because they use each value
-that they read for many multiply-accumulates. All other operators are limited by memory bandwidth: depthwise
-convolutions, dense layers (which read every weight once), additions and pooling. The operation counts of the two models
-give one rate for each kind:
+they read for many multiply-accumulates. All other operators are limited by memory bandwidth: depthwise convolutions,
+dense layers (which read every weight once), additions and pooling. The operation counts of the two models determine one
+rate for each kind:
 
     V1: 550.3 million in convolutions, 18.46 million in other operators    24 ms
     V2: 278.8 million in convolutions, 22.65 million in other operators    17 ms
 
-The estimate ignores caches, clock rates, other boards and delegates. Its error is not known, because it is fitted to
-only two models. Run ``edgerec benchmark`` on the Raspberry Pi to measure the latency.
+The estimate ignores caches, clock rates, other boards and delegates. Its error is unknown, because it is fitted to only
+two models. Run ``edgerec benchmark`` on the Raspberry Pi to measure the latency.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from edgerec.tflite.operators import RESHAPING
 # Operations per millisecond.
 CONVOLUTION_PER_MS = 31.85e6
 OTHER_PER_MS = 2.746e6
-# Shown with each estimate.
+# Text to show with each estimate.
 CONDITIONS = "estimated for a Raspberry Pi 4, all its cores"
 
 
 def pi4_ms(graph: Graph) -> float:
-    """Estimate the latency in milliseconds on an otherwise idle Raspberry Pi 4 with one thread per core."""
+    """Estimate the latency in milliseconds on an otherwise idle Raspberry Pi 4, using one thread per core."""
     return estimated_ms(*operation_counts(graph))
 
 
 def estimated_ms(convolution: float, other: float) -> float:
-    """Estimate the latency in milliseconds from the number of operations in convolutions and in other operators."""
+    """Estimate the latency in milliseconds from the operation counts of convolutions and other operators."""
     return convolution / CONVOLUTION_PER_MS + other / OTHER_PER_MS
 
 
 def operation_counts(graph: Graph) -> tuple[int, int]:
-    """Return the number of operations in convolutions, and in all other operators.
+    """Return the operation counts of convolutions and of all other operators.
 
-    The number of operations is the number of multiply-accumulates. For an operator without multiply-accumulates, it is
-    the number of values that the operator reads.
+    The operation count is the number of multiply-accumulates or, for operators without multiply-accumulates, the number
+    of values read.
     """
     convolution = sum(macs(operator) for operator in graph.operators if operator.name == "CONV_2D")
     return convolution, sum(_other(operator) for operator in graph.operators)

@@ -1,6 +1,6 @@
 """Load and run a .tflite file in a child process, because an untrusted file can crash or hang the interpreter.
 
-The digests of models that were run successfully are stored in this process and in the user's cache folder, so that each
+The digests of models that ran successfully are stored in this process and in the user's cache folder, so that each
 model is tested only once.
 """
 
@@ -32,13 +32,13 @@ from edgerec.utils.native_output import captured_output
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
-# Default maximum number of test runs, and the time in seconds after which no further run is started.
+# Default maximum number of test runs, and the time in seconds after which no new run starts.
 RUNS, RUNS_S = 12, 5.0
-# Number of test runs for checking only whether the model crashes or hangs.
+# Number of test runs to check only for crashes and hangs.
 SAFETY_RUNS = 4
-# Memory limit for running a model: MEMORY_BYTES plus MEMORY_FACTOR times the size of its file.
+# Memory limit for running a model: MEMORY_BYTES plus MEMORY_FACTOR times its file size.
 MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
-# Version of the checks. Increase it when a check is added, so that all models are tested again.
+# Increase this version when adding a check, so that all models are tested again.
 _CHECKS = 1
 _MOST_REMEMBERED = 1000
 _CHILD = """
@@ -61,7 +61,7 @@ class Probe:
         runs: number of inputs for which all outputs were finite, or 0 if the model has dynamic shapes or several
             outputs.
         lowest, highest: smallest and largest dequantized output over all runs.
-        lowest_sum, highest_sum: smallest and largest sum of the outputs of one run.
+        lowest_sum, highest_sum: smallest and largest sum of a run's outputs.
     """
 
     error: str = ""
@@ -73,23 +73,23 @@ class Probe:
 
     @property
     def within_unit(self) -> bool:
-        """True if every output was in [0, 1], apart from rounding errors."""
+        """True if all outputs were in [0, 1], within rounding errors."""
         return self.runs > 2 and self.lowest >= -1e-3 and self.highest <= 1.005
 
     def sums_to(self, total: float, tolerance: float) -> bool:
-        """Return whether the outputs of every run sum to ``total``, within ``tolerance``."""
+        """Return whether each run's outputs sum to ``total``, within ``tolerance``."""
         return self.runs > 2 and total - tolerance <= self.lowest_sum and self.highest_sum <= total + tolerance
 
 
 def require_runnable(content: bytes, where: str) -> None:
-    """Check a model's file and test it in a child process, unless the same model has passed these tests before.
+    """Check a model and test it in a child process, unless the same model has already passed.
 
     Args:
         content: the .tflite file.
         where: name of the model, for messages.
 
     Raises:
-        ModelError: the file is damaged, or the model cannot be loaded or run within the limits on time and memory.
+        ModelError: the file is damaged, or the model cannot be loaded or run within the time and memory limits.
     """
     key = _key(content)
     if key in _runnable or _is_remembered(key):
@@ -104,12 +104,12 @@ def require_runnable(content: bytes, where: str) -> None:
 
 
 def trust(content: bytes) -> None:
-    """Let :func:`require_runnable` accept a model without a child process, because this process is already isolated."""
+    """Let :func:`require_runnable` accept a model without testing it, because this process is already isolated."""
     _trusted.add(_key(content))
 
 
 def remember(content: bytes) -> None:
-    """Record that a model is safe to run, because this process converted the model or a child process has run it."""
+    """Record that a model is safe to run: this process has converted it, or a child process has run it."""
     key = _key(content)
     if key in _runnable:
         return
@@ -137,7 +137,7 @@ def _folder() -> Path:
 
 
 def _key(content: bytes) -> str:
-    """Return the name of the cache file for a model, which depends on the versions of the installed runtimes."""
+    """Return a model's cache file name, which depends on the installed runtimes' versions."""
     return f"{sha256(content)}-{_runtimes_digest()}"
 
 
@@ -153,7 +153,7 @@ def _runtimes_digest() -> str:
 
 
 def probe_model(content: bytes, runs: int = RUNS) -> Probe:
-    """Load a model in a child process with limits on time and memory, and run it on several inputs.
+    """Load a model in a child process with time and memory limits, and run it on several inputs.
 
     Args:
         content: the .tflite file's bytes.
@@ -189,7 +189,7 @@ def child(open_interpreter: Callable[..., Any], memory: str, runs: str) -> None:
     with captured_output():
         probe = _probe(int(runs), lambda: open_interpreter(content, trusted=True))
     print(json.dumps(asdict(probe)), flush=True)
-    os._exit(0)  # skips the interpreter's destructor, which can crash for a damaged model
+    os._exit(0)  # skips the interpreter's destructor, which can crash if the model is damaged
 
 
 def _probe(runs: int, load: Callable[[], Any]) -> Probe:
@@ -214,7 +214,7 @@ def _probe(runs: int, load: Callable[[], Any]) -> Probe:
             interpreter.reset_all_variables()
             interpreter.invoke()
             scores = _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
-            if not np.isfinite(scores).all():  # an input outside the expected range can overflow, e.g. in exp
+            if not np.isfinite(scores).all():  # inputs outside the expected range can overflow, e.g. in exp
                 continue
             totals.append((float(scores.min()), float(scores.max()), float(scores.sum())))
     except (RuntimeError, ValueError) as error:
@@ -232,7 +232,7 @@ def _supported(detail: dict[str, Any]) -> bool:
 
 
 def _input(detail: dict[str, Any], run: int) -> Any:
-    """Return the input for test run number ``run``: a constant value, or noise whose range depends on ``run``."""
+    """Return the input for test run number ``run``: constant values for the first runs, then noise."""
     rng = np.random.default_rng(run)
     shape, dtype = detail["shape"], detail["dtype"]
     if dtype is not np.float32:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-# Maps each runtime package to its interpreter module, in order of preference.
-# LiteRT (ai-edge-litert) is the current and fastest runtime, and tflite-runtime is its predecessor.
-# TensorFlow also contains an interpreter.
+# Runtime packages and their interpreter modules, in order of preference: LiteRT is the current and fastest runtime,
+# tflite-runtime is its predecessor, and TensorFlow contains an interpreter as well.
 RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tflite-runtime": "tflite_runtime.interpreter",

@@ -1,4 +1,4 @@
-"""Import the generated classes of the TFLite schema from LiteRT or TensorFlow."""
+"""Import the classes generated from the TFLite schema, from LiteRT or TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from edgerec.errors import MissingExtraError
 
 
 def tflite_schema() -> Any:
-    """Return the module ``schema_py_generated`` of LiteRT or TensorFlow.
+    """Return the module ``schema_py_generated`` from LiteRT or TensorFlow.
 
     Raises:
-        MissingExtraError: neither of the two packages is installed.
+        MissingExtraError: neither package is installed.
     """
     try:
         from ai_edge_litert import schema_py_generated
@@ -20,7 +20,7 @@ def tflite_schema() -> Any:
         try:
             from tensorflow.lite.python import schema_py_generated
         except ModuleNotFoundError:
-            raise MissingExtraError(f"the graph of a .tflite file cannot be read without LiteRT: {_advice()}") from None
+            raise MissingExtraError(f"reading the graph of a .tflite file requires LiteRT: {_advice()}") from None
     return schema_py_generated
 
 

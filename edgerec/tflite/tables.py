@@ -1,7 +1,7 @@
-"""Read the tables of a FlatBuffers file, and check that they lie within the file.
+"""Read a FlatBuffers file's tables, and check that they lie within the file.
 
-The package ``flatbuffers`` could read tables too, but it does not check their bounds, and tflite-runtime does not
-install it. The binary format is described on https://flatbuffers.dev/internals.
+The ``flatbuffers`` package can also read tables, but does not check their bounds, and tflite-runtime does not install
+it. The binary format is described on https://flatbuffers.dev/internals.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ import struct
 
 
 def read_number(data: bytes, form: str, at: int) -> int:
-    """Read the number at the offset ``at`` of ``data``, in the :mod:`struct` format ``form``.
+    """Read a number in :mod:`struct` format ``form`` from offset ``at`` of ``data``.
 
     Raises:
         struct.error, ValueError: the number is not inside ``data``.
     """
-    if at < 0:  # struct would interpret a negative offset as relative to the end of the data
+    if at < 0:  # struct would count a negative offset from the end of the data
         raise ValueError("a table starts before the beginning of the file")
     return int(struct.unpack_from(form, data, at)[0])
 
 
 class Table:
-    """A table in a FlatBuffers file. Fields are identified by their position in the schema.
+    """A table in a FlatBuffers file, with fields identified by their position in the schema.
 
     All methods raise :class:`ValueError` or :class:`struct.error` if the data that they read is not inside the file.
 
     Attributes:
         data: content of the file.
-        fields: dictionary that maps the number of each field in the table to the offset of the field in the file.
+        fields: offset in the file of each field in the table, by field number.
     """
 
     def __init__(self, data: bytes, at: int) -> None:
-        """Read the field offsets of the table at the offset ``at`` of ``data``."""
+        """Read the field offsets of the table at offset ``at`` of ``data``."""
         if at % 4:
             raise ValueError("a table is not aligned")
         vtable = at - read_number(data, "<i", at)
@@ -48,19 +48,19 @@ class Table:
 
     @classmethod
     def root(cls, data: bytes) -> Table:
-        """Return the root table of a FlatBuffers file."""
+        """Return a FlatBuffers file's root table."""
         return cls(data, read_number(data, "<I", 0))
 
     def number(self, field: int, form: str = "<I", default: int = 0) -> int:
-        """Return the value of a numeric field, or ``default`` if the field is absent."""
+        """Return a numeric field's value, or ``default`` if the field is absent."""
         return read_number(self.data, form, self.fields[field]) if field in self.fields else default
 
     def target(self, field: int) -> int:
-        """Return the offset of the table, vector or string to which a field refers."""
+        """Return the offset of the table, vector or string that a field refers to."""
         return self.fields[field] + read_number(self.data, "<I", self.fields[field])
 
     def vector(self, field: int, width: int, max_items: int | None = None) -> range:
-        """Return the offsets of the items of a vector or string, or an empty range if the field is absent.
+        """Return the offsets of a vector's or string's items, or an empty range if the field is absent.
 
         Args:
             field: number of the field.
@@ -72,23 +72,23 @@ class Table:
         at = self.target(field)
         count, begin = read_number(self.data, "<I", at), at + 4
         if max_items is not None and count > max_items:
-            raise ValueError(f"a vector or string has {count:,} items, more than the limit of {max_items:,}")
+            raise ValueError(f"a vector or string has {count:,} items, but the limit is {max_items:,}")
         if begin % width or begin + count * width > len(self.data):
             raise ValueError("a vector or string extends beyond the end of the file")
         return range(begin, begin + count * width, width)
 
     def numbers(self, field: int, form: str = "i", max_items: int | None = None) -> tuple[int, ...]:
-        """Return the items of a vector of 4-byte numbers. ``form`` is their :mod:`struct` format character."""
+        """Return the items of a vector of 4-byte numbers, given their :mod:`struct` format character ``form``."""
         items = self.vector(field, 4, max_items)
         return struct.unpack_from(f"<{len(items)}{form}", self.data, items.start)
 
     def content(self, field: int, max_bytes: int | None = None) -> bytes:
-        """Return the bytes of a string or byte vector, or empty bytes if the field is absent."""
+        """Return a string's or byte vector's bytes, or empty bytes if the field is absent."""
         items = self.vector(field, 1, max_bytes)
         return self.data[items.start : items.stop]
 
     def table(self, field: int) -> Table | None:
-        """Return the table to which a field refers, or None if the field is absent."""
+        """Return the table that a field refers to, or None if the field is absent."""
         return Table(self.data, self.target(field)) if field in self.fields else None
 
     def tables(self, field: int, max_items: int | None = None) -> list[Table]:

@@ -1,8 +1,7 @@
-"""Check that all offsets in a .tflite file point into the file, and that the graph is valid.
+"""Check that all offsets in a .tflite file point into the file, and that its graph is valid.
 
-LiteRT verifies the offsets of a model itself, but tflite-runtime 2.14 does not verify them and crashes. The verifier of
-FlatBuffers exists only in C++. Therefore this module checks all tables of the TFLite schema (version 3) with the
-standard library.
+LiteRT verifies a model's offsets, but tflite-runtime 2.14 crashes if one is wrong. FlatBuffers has a verifier only for
+C++, so this module checks all tables in the TFLite schema (version 3) with the standard library.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from edgerec.errors import ModelError
 from edgerec.tflite.graph_check import GraphCheck
 from edgerec.tflite.tables import Table, read_number
 
-# Assumed size of a table in bytes. It is so low that the sum exceeds the size of a file only if tables are shared.
+# Assumed size of a table in bytes, so low that the sum exceeds the file size only if tables are shared.
 _TABLE_BYTES = 8
-# The total size of all tables, with shared tables counted repeatedly, is limited to MAX_GROWTH · file size + MIN_BYTES.
+# Limit on the total size of all tables, counting shared tables repeatedly: MAX_GROWTH · file size + MIN_BYTES.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# Type of each field of the tables, by field number. An integer is the item size in bytes of a vector of numbers.
-# A name refers to a table, and a tuple with a name refers to a vector of tables.
-# Scalar fields are not listed, because they are stored in the table itself, whose bounds are checked.
+# Field types of each table, by field number: an item size in bytes for a vector of numbers, a name for a table, or a
+# tuple with a name for a vector of tables. Scalar fields are stored in the table itself and need no check.
 _STRING = "string"
 _Kind = str | int | tuple[str]
 _TABLES: dict[str, dict[int, _Kind]] = {
@@ -50,33 +48,32 @@ _TABLES: dict[str, dict[int, _Kind]] = {
     "Shape": {0: 4},
     "Embeddings": {1: 4, 2: 4},
 }
-# Required fields of each table, by field number. Runtimes do not check whether these fields are present.
+# Numbers of each table's required fields. Runtimes do not check that they are present.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
-# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by number of the options type.
-# The options of all other operators have only scalar fields.
+# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by options type. All other options have only scalar fields.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 
 def check_bounds(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError` if an offset in a .tflite file points outside the file, or the graph is not valid."""
+    """Raise :class:`ModelError` if an offset in a .tflite file points outside the file, or its graph is invalid."""
     try:
         size = _Walk(model).table(read_number(model, "<I", 0), "Model")
         if size > MAX_GROWTH * len(model) + MIN_BYTES:
-            raise ValueError("so many tables share the same data that the parsed model would not fit into memory")
+            raise ValueError("too many tables share the same data for the parsed model to fit into memory")
         GraphCheck(model).check()
     except (struct.error, ValueError, IndexError) as error:
         raise ModelError(f"{where} is a damaged TFLite model ({error}): copy or convert it again") from None
 
 
 class _Walk:
-    """Checks all tables of a file, and computes their total size. A shared table counts once per reference."""
+    """Checks all tables in a file and computes their total size, counting a shared table once per reference."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._sizes: dict[tuple[int, str], int] = {}
 
     def table(self, at: int, name: str) -> int:
-        """Check a table and everything that it refers to, and return the total size in bytes."""
+        """Check a table and everything it refers to, and return the total size in bytes."""
         if (at, name) in self._sizes:
             return self._sizes[at, name]
         self._sizes[at, name] = 0
@@ -95,7 +92,7 @@ class _Walk:
         return size
 
     def _content(self, table: Table, field: int, kind: _Kind) -> int:
-        """Check the table, vector or string to which a field refers, and return its size in bytes."""
+        """Check the table, vector or string that a field refers to, and return its size in bytes."""
         if isinstance(kind, tuple):
             items = table.vector(field, 4)
             return sum(self.table(at + read_number(self._data, "<I", at), kind[0]) for at in items)

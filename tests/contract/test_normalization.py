@@ -152,7 +152,7 @@ def test_grayscale_model_refuses_a_normalization_per_channel(labels, tmp_path):
     layers = keras().layers
     gray = keras().Sequential([keras().Input((8, 8, 1)), layers.Flatten(), layers.Dense(3, activation="softmax")])
     (tmp_path / "m.tflite").write_bytes(converted(gray))
-    with pytest.raises(ModelError, match=r"needs 3 channels: use .*MEAN,STD"):
+    with pytest.raises(ModelError, match=r"requires 3 channels: use .*MEAN,STD"):
         import_tflite(tmp_path / "m.tflite", tmp_path / "bundle", labels=labels, normalise="torch")
 
 

@@ -224,7 +224,7 @@ def test_activations_handle_extreme_values():
 
 def test_float_model_needs_a_normalization(given, models, tmp_path):
     path = given("float_softmax")
-    with pytest.raises(ModelError, match=r"has a float32 input and does not state .* --normalise unit .*MEAN,STD"):
+    with pytest.raises(ModelError, match=r"has a float32 input, but does not specify .* --normalise unit .*MEAN,STD"):
         import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
     assert not (tmp_path / "b").exists()
     path.write_bytes(with_metadata(models("float_softmax"), LABELS, Normalise(100.0, 50.0), "birds"))

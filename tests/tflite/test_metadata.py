@@ -110,7 +110,7 @@ def test_normalization_is_read_from_metadata_for_float_inputs_only():
         ModelError, match="2 normalizations for 3 channels: set the correct normalization with --normalise"
     ):
         normalise_for(spec, Metadata("", "", (), per_channel[1:]))
-    with pytest.raises(ModelError, match="has a float32 input and does not state its normalization"):
+    with pytest.raises(ModelError, match="has a float32 input, but does not specify its normalization"):
         normalise_for(spec, Metadata("", "", (), ()))
     # Pixels are not normalized for integer inputs, regardless of the metadata.
     quantized = TensorSpec("uint8", (1, 8, 8, 3), 0.5, 3)
@@ -124,7 +124,7 @@ def test_evaluate_needs_a_normalization_for_a_float_file_without_metadata(run, b
     with pytest.raises(DataError, match="has a class 'blue' that the model does not know"):
         evaluate(run.variant("float32") / "model.tflite", str(image_folder))
     (tmp_path / "bare.tflite").write_bytes(bare)
-    with pytest.raises(EdgerecError, match="does not state its normalization: add --normalise"):
+    with pytest.raises(EdgerecError, match="does not specify its normalization: add --normalise"):
         evaluate(tmp_path / "bare.tflite", "digits")
     assert evaluate(tmp_path / "bare.tflite", "digits", normalise="unit").accuracy == own.accuracy
 
@@ -145,7 +145,7 @@ def test_damaged_metadata_causes_only_model_errors(with_labels, monkeypatch):
     with pytest.raises(ModelError, match=r"f\.tflite has damaged TFLite metadata"):
         read_metadata(with_labels[:-10], "f.tflite")
     monkeypatch.setattr(module, "MAX_LABEL_BYTES", 10)
-    with pytest.raises(ModelError, match=r"labels.txt is larger than the limit of 10 bytes"):
+    with pytest.raises(ModelError, match=r"labels.txt exceeds the limit of 10 bytes"):
         read_metadata(with_labels)
 
 

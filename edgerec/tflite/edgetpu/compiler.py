@@ -1,4 +1,4 @@
-"""Run Google's ``edgetpu_compiler`` if it is installed, and compare its result with the predicted placement."""
+"""Run Google's ``edgetpu_compiler`` if it is installed, and compare the result with the predicted placement."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ HOW_TO_COMPILE = (
     "install edgetpu_compiler (for x86-64 Debian or Ubuntu, from Coral's package archive, see coral.ai, "
     "'Edge TPU Compiler') and export again with --overwrite; until then, the bundle runs on the CPU"
 )
-# Maximum number of bytes that are read from the compiler's output.
+# Maximum number of bytes to read from the compiler's output.
 _MAX_LOG_BYTES = 1 << 20
-# Maximum number of differences from the prediction that are logged. The report contains all of them.
+# Maximum number of differences from the prediction to log. The report contains all of them.
 _MAX_LOGGED = 5
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$")
 _MAPPED = "Mapped to Edge TPU"
@@ -37,7 +37,7 @@ _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 @dataclass(frozen=True)
 class CompilerStatus:
-    """A row of the compiler's report: the number of operators of one kind, and what the compiler did with them.
+    """A row in the compiler's report: how many operators of one kind there are, and what the compiler did with them.
 
     Attributes:
         op: kind of the operators, such as ``CONV_2D``.
@@ -55,12 +55,12 @@ class EdgeTpuReport:
     """Result of compiling a model for the Edge TPU.
 
     Attributes:
-        operators: number of operators of the model before compilation.
-        compiler: path of the compiler, or an empty string if the compiler is not installed.
-        log: output of the compiler, or instructions to install it.
-        content: bytes of the compiled file, or empty if the compiler is not installed.
+        operators: number of operators in the model before compilation.
+        compiler: path of the compiler, or an empty string if it is not installed.
+        log: the compiler's output, or instructions for installing it.
+        content: bytes of the compiled file. Empty if the compiler is not installed.
         statuses: rows of the compiler's report.
-        differences: a sentence about each operator whose placement differs from the prediction.
+        differences: one sentence for each operator whose placement differs from the prediction.
     """
 
     operators: int
@@ -80,7 +80,7 @@ class EdgeTpuReport:
 def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
     """Compile a .tflite file if the target's compiler is on the PATH, and compare the result with the prediction.
 
-    :func:`~edgerec.tflite.edgetpu.diagnosis.diagnose` makes the prediction.
+    The prediction comes from :func:`~edgerec.tflite.edgetpu.diagnosis.diagnose`.
 
     Raises:
         TargetError: the compiler failed or timed out. The message contains the path of its saved output.
@@ -101,7 +101,7 @@ def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
 
 
 def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
-    """Run ``edgetpu_compiler``. Return the compiled .tflite bytes, and the output and operation log of the compiler.
+    """Run ``edgetpu_compiler``. Return the compiled .tflite bytes, and the compiler's output and operation log.
 
     Raises:
         TargetError: the compiler failed, or took longer than ``COMPILE_TIMEOUT_S``.
@@ -129,17 +129,17 @@ def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
 
 
 def parse_log(output: str) -> tuple[CompilerStatus, ...]:
-    """Return the distinct rows ``OPERATOR  COUNT  STATUS`` in the compiler's output or log file."""
+    """Parse the distinct rows ``OPERATOR  COUNT  STATUS`` from the compiler's output or log file."""
     rows = (_ROW.match(line.strip()) for line in output.splitlines())
     statuses = [CompilerStatus(row[1], int(row[2]), row[3].strip()) for row in rows if row]
     return tuple(dict.fromkeys(statuses))
 
 
 def left_on_cpu(before: Graph, after: Graph) -> set[int]:
-    """Return the indices of the operators in the original model that the compiler left on the CPU.
+    """Return the indices of the original model's operators that the compiler left on the CPU.
 
-    In the compiled file, these are all operators except ``edgetpu-custom-op``. The compiler keeps the names of
-    tensors, so that operators can be matched by their kind and the names of their outputs.
+    In the compiled file, these are all operators except ``edgetpu-custom-op``. The compiler keeps tensor names, so
+    operators can be matched by their kind and the names of their outputs.
 
     Args:
         before: the model before compilation.

@@ -1,4 +1,4 @@
-"""Predict the result of the Edge TPU compiler without running it."""
+"""Predict the Edge TPU compiler's result without running it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ OTHER_PART = "it is not in the first part of the graph that can be mapped, and t
 
 @dataclass(frozen=True)
 class OperatorPlacement:
-    """The device on which an operator is predicted to run.
+    """An operator's predicted device.
 
     Attributes:
-        index, op, layer: position of the operator, its kind, and the name of its first output.
+        index, op, layer: the operator's position, its kind, and its first output's name.
         on: where the operator will run.
         reason: why the operator does not run on the Edge TPU, or an empty string if it does.
         macs: multiply-accumulates of the operator for one image.
@@ -43,15 +43,14 @@ class OperatorPlacement:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Predicted result of the Edge TPU compiler for a model.
+    """The Edge TPU compiler's predicted result for a model.
 
     Attributes:
         findings: operators and properties of the model that the compiler refuses, each with a solution. Empty if the
             compiler maps all operators.
         operators: predicted placement of each operator.
-        parameter_bytes: size of the weights of the operators on the Edge TPU.
-        chip_bytes: size of the weights that fit into the memory of the chip. All other weights are transferred over USB
-            for each image.
+        parameter_bytes: size of the weights for the operators on the Edge TPU.
+        chip_bytes: size of the weights that fit into on-chip memory. Others are transferred over USB for each image.
         remarks: notes that do not prevent the mapping, e.g. about speed.
     """
 
@@ -63,16 +62,16 @@ class Diagnosis:
 
     @property
     def macs(self) -> int:
-        """Number of multiply-accumulates of all operators for one image."""
+        """Total number of multiply-accumulates for one image."""
         return sum(operator.macs for operator in self.operators)
 
     @property
     def cpu_macs(self) -> int:
-        """Number of multiply-accumulates of the operators on the CPU for one image."""
+        """Number of multiply-accumulates on the CPU for one image."""
         return sum(operator.macs for operator in self.operators if operator.on == "cpu")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the totals and remarks as a JSON-serializable dictionary."""
+        """Return totals and remarks as a JSON-serializable dictionary."""
         return {
             "whole": not self.findings,
             "macs": self.macs,
@@ -84,7 +83,7 @@ class Diagnosis:
 
 
 def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
-    """Predict which operators the Edge TPU compiler maps, and the reasons why it refuses the others.
+    """Predict which operators the Edge TPU compiler maps, and why it refuses the others.
 
     Args:
         graph: the model before compilation.
@@ -160,9 +159,9 @@ def _placement(
 
 
 def _dependency_reason(operator: Operator, graph: Graph, on_chip: set[int]) -> str:
-    """Return why a supported operator runs on the CPU.
+    """Explain why a supported operator runs on the CPU.
 
-    Either it depends on an operator on the CPU, or it is not in the part of the graph that the compiler maps.
+    Either it depends on an operator on the CPU, or it is outside the part of the graph that the compiler maps.
     """
     producers = {id(t): other for other in graph.operators for t in other.outputs}
     for tensor in operator.inputs:

@@ -1,4 +1,4 @@
-"""Predict which operators the compiler maps to the Edge TPU if it does not support all operators of a model."""
+"""Predict which operators the compiler maps to the Edge TPU if it does not support all of a model's operators."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ def mapped_operators(graph: Graph, refused: Collection[int]) -> set[int]:
     """Return the indices of the operators that the compiler maps to the Edge TPU.
 
     The compiler is a TensorFlow Lite delegate. TFLite partitions the graph into alternating subsets of supported and
-    refused operators (``PartitionGraphIntoIndependentNodeSubsets`` in lite/graph_info.cc of TensorFlow). Each subset
+    refused operators (``PartitionGraphIntoIndependentNodeSubsets`` in TensorFlow's lite/graph_info.cc). Each subset
     contains all operators of its kind whose inputs come from earlier subsets or from the subset itself. The compiler
     maps only the first subset of supported operators, and leaves all other operators on the CPU.
 
-    An operator is therefore mapped even if it comes after a refused operator, as long as it does not depend on the
-    refused operator. Operators on the CPU at the start of the graph, e.g. the conversion of a float input, do not
-    prevent the mapping of the operators after them.
+    An operator is therefore mapped even if it comes after a refused operator, as long as it does not depend on it.
+    Operators on the CPU at the start of the graph, e.g. the conversion of a float input, do not prevent the mapping of
+    the operators after them.
 
     Args:
         graph: the model before compilation.
@@ -31,7 +31,7 @@ def mapped_operators(graph: Graph, refused: Collection[int]) -> set[int]:
     remaining, done = [operator.index for operator in graph.operators], set[int]()
     while remaining:
         first = next((index for index in remaining if dependencies[index] <= done), None)
-        if first is None:  # only a damaged file contains a cycle
+        if first is None:  # only a damaged file has a cycle
             return set()
         is_refused = first in refused
         subset = _next_subset(remaining, dependencies, done, refused, is_refused)
@@ -49,7 +49,7 @@ def _next_subset(
     refused: Collection[int],
     is_refused: bool,
 ) -> set[int]:
-    """Return the next subset: of refused operators if ``is_refused`` is true, otherwise of supported operators.
+    """Return the next subset of refused operators if ``is_refused`` is true, otherwise of supported operators.
 
     The subset contains all operators of its kind whose inputs come only from operators in ``done`` or in the subset.
     """

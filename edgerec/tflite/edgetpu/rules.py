@@ -1,8 +1,8 @@
-"""Rules for the operators that the Edge TPU can run.
+"""Rules about which operators the Edge TPU can run.
 
-Source: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". If this
-page states no limit, the limit was chosen between operators that the compiler mapped and operators that it refused,
-according to published models and compiler logs, which ``docs/concepts/edge-tpu.md`` lists. The supported operators and
+Source: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". Limits
+not stated on this page lie between operators that the compiler mapped and operators that it refused in the published
+models and compiler logs listed in ``docs/concepts/edge-tpu.md``. The supported operators and
 their versions are in ``targets/coral-usb.toml``.
 """
 
@@ -15,23 +15,23 @@ import numpy as np
 
 from edgerec.tflite.flatbuffer import Operator, Tensor
 
-# A rule returns the reason why the Edge TPU cannot run an operator, or None if it can.
+# Returns why the Edge TPU cannot run an operator, or None if it can.
 Rule = Callable[[Operator], str | None]
 
 QUANTIZE = "quantize it: edgerec quantize RUN"
 ONE_IMAGE = "convert the model with a batch size of 1: keras.Input(shape, batch_size=1)"
 
-# Allowed data types of activations, and of constants such as biases. The cell state of an LSTM may also be INT16.
+# Allowed data types for activations, and for constants such as biases. An LSTM's cell state may also be INT16.
 _ACTIVATIONS = {"INT8", "UINT8"}
 _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
-# Coral's page states a limit of 16,000, but the compiler mapped a softmax over 128×128 values.
+# Coral's page states a limit of 16,000, but the compiler has mapped a softmax over 128×128 values.
 _MAX_SOFTMAX_VALUES = 16_384
-# According to published compiler logs, upsampling from 256 to 512 pixels or by a factor of 16 stays on the CPU.
-# Upsampling to 128 pixels by a factor of 2 is mapped to the Edge TPU.
+# In published compiler logs, upsampling from 256 to 512 pixels or by a factor of 16 stays on the CPU, but upsampling to
+# 128 pixels by a factor of 2 is mapped.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
-# According to these logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped.
+# In these logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped.
 _MAX_TRANSPOSE_VALUES = 65_536
-# According to these logs, a MEAN over 256×128 values stays on the CPU, but a MEAN over 64×128 values is mapped.
+# In these logs, a MEAN over 256×128 values stays on the CPU, but one over 64×128 values is mapped.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {
@@ -53,9 +53,8 @@ def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | Non
     """Return why the Edge TPU cannot run an operator, or None if it can.
 
     Args:
-        operator: operator of the model before compilation.
-        versions: dictionary that maps the name of each operator that the compiler supports to its highest supported
-            version; 0 means any version.
+        operator: operator from the model before compilation.
+        versions: highest supported version of each operator that the compiler supports, by name. 0 means any version.
     """
     if operator.name not in versions:
         return "the Edge TPU does not support this operator"
@@ -71,7 +70,7 @@ def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | Non
 
 
 def way_out(operator: Operator, reason: str) -> str:
-    """Suggest a solution for an operator that the Edge TPU cannot run because of ``reason``."""
+    """Suggest a solution for an operator that the Edge TPU cannot run, given the reason."""
     if "dynamic shape" in reason:
         return ONE_IMAGE
     if "it has version" in reason:
@@ -88,7 +87,7 @@ def _tensor_refusal(tensor: Tensor, operator: Operator, upsampling: bool) -> str
         allowed = _CONSTANTS
     else:
         allowed = _ACTIVATIONS | ({"INT16"} if operator.name == "UNIDIRECTIONAL_SEQUENCE_LSTM" else set())
-    # Empty tensors are ignored, because LSTMs have empty float tensors.
+    # Ignore empty tensors, because LSTMs have empty float tensors.
     if tensor.dtype not in allowed and tensor.shape != (0,):
         return f"tensor {tensor.name!r} is {tensor.dtype}, expected 8-bit integers"
     if not tensor.constant and not upsampling and any(n > 1 for n in tensor.shape[:-3]):
@@ -97,7 +96,7 @@ def _tensor_refusal(tensor: Tensor, operator: Operator, upsampling: bool) -> str
 
 
 def _is_upsampling_step(operator: Operator) -> bool:
-    """Return whether an operator is a step of nearest-neighbor upsampling by a factor of 2, as in feature pyramids.
+    """Return whether an operator is a step in nearest-neighbor upsampling by a factor of 2, as in feature pyramids.
 
     Two PACK operators repeat each pixel, from ``(1, h, w, c)`` to ``(1, h, w, 2, c)`` and ``(1, h, 2, w, 2, c)``. Then
     RESHAPE converts the result to ``(1, 2h, 2w, c)``. The compiler supports this pattern from version 16 on, although
@@ -120,7 +119,7 @@ def _no_activation(operator: Operator) -> str | None:
 
 def _conv(operator: Operator) -> str | None:
     weights, options = operator.inputs[1], operator.options
-    # A kernel of width or height 1 is not affected by dilation on this axis, e.g. in a convolution along a sequence.
+    # Dilation has no effect on an axis where the kernel size is 1, e.g. in a convolution along a sequence.
     one_dimensional = weights is not None and 1 in weights.shape[1:3]
     if options.dilationWFactor != options.dilationHFactor and not one_dimensional:
         return "its horizontal and vertical dilation differ"
@@ -134,7 +133,7 @@ def _constant_parameters(operator: Operator) -> str | None:
 
 
 def _transpose_conv(operator: Operator) -> str | None:
-    # The inputs are the output shape, weights, input and bias. All except the input (index 2) must be constant.
+    # The inputs are output shape, weights, input and bias. All but the input (index 2) must be constant.
     if any(t is not None and not t.constant for i, t in enumerate(operator.inputs) if i != 2):
         return "its weights, bias or output shape is not constant"
     return None
@@ -248,7 +247,7 @@ def _transpose(operator: Operator) -> str | None:
 
 
 def _constant_values(tensor: Tensor | None, dtype: type = np.int32) -> list[int]:
-    """Return the integers in a constant tensor, or an empty list if the tensor is not constant."""
+    """Return a constant tensor's integers, or an empty list if the tensor is not constant."""
     if tensor is None or tensor.data is None:
         return []
     return [int(n) for n in tensor.data.view(np.int64 if tensor.dtype == "INT64" else dtype)]
