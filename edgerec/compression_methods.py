@@ -1,6 +1,6 @@
-"""List of the compression methods, with their fine-tuning stages and the precision of the converted model.
+"""Compression methods, with their fine-tuning stages and the converted model's precision.
 
-This is the only list of methods. The recipe, the command line, the comparison and the report are derived from it.
+This is the only list of methods. The recipe, command line, comparison and report are derived from it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Literal
 Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
 FineTuningStage = Literal["channels", "prune", "cluster", "qat"]
 
-# Name of the method that chooses one of the other methods by their accuracy.
+# Name of the method that selects one of the other methods by accuracy.
 AUTO = "auto"
-# Name of the variant that is converted without compression.
+# Name of the variant converted without compression.
 FLOAT32 = "float32"
 
 
@@ -26,7 +26,7 @@ class Method:
         precision: ``int8`` (no float tensor), ``mixed`` (int8 with some float layers), ``int16x8`` (int16 activations
             and int8 weights), ``dynamic`` (int8 weights, float activations) or ``float16`` (float16 weights).
         stages: fine-tuning stages before the conversion. An int8 method without the stage ``qat`` is calibrated (PTQ).
-        like: the variant without pruning or clustering, whose latency this variant is compared with.
+        like: the variant without pruning or clustering, with whose latency this variant's latency is compared.
     """
 
     variant: str
@@ -36,7 +36,7 @@ class Method:
 
     @property
     def calibrates(self) -> bool:
-        """Whether activation ranges are determined from calibration images."""
+        """Whether calibration images determine the activation ranges."""
         return self.precision in ("int8", "int16x8", "mixed") and "qat" not in self.stages
 
     @property
@@ -46,7 +46,7 @@ class Method:
 
     @property
     def milder(self) -> tuple[str, ...]:
-        """Changes of command-line options that may reduce the accuracy loss, such as "more --epochs"."""
+        """Changes to command-line options that may reduce the accuracy loss, such as "more --epochs"."""
         if self.precision not in ("int8", "mixed"):
             return ()
         with_qat = () if "qat" in self.stages else (f"--method {'+'.join((*self.stages, 'qat'))}",)
@@ -77,7 +77,7 @@ def _with_stage(*stages: FineTuningStage) -> list[str]:
 
 
 _FINE_TUNED = [AUTO, *(name for name, method in METHODS.items() if method.stages)]
-# Maps keys of the recipe's compress section to the methods that use them. Keys that all methods use are omitted.
+# Keys of the recipe's compress section and the methods that use them, omitting keys that all methods use.
 METHODS_BY_KEY = {
     "channels": _with_stage("channels"),
     "sparsity": _with_stage("prune"),

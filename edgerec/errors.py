@@ -1,4 +1,4 @@
-"""Exception classes of edgerec.
+"""Exceptions raised by edgerec.
 
 * EdgerecError
     * AddressError (ValueError)
@@ -21,9 +21,9 @@
     * TargetError (ValueError)
     * TrainError (RuntimeError)
 
-Each exception is also a subclass of the built-in exception in parentheses. All of them are caused by user input, files
-or devices. The command line prints an :class:`EdgerecError` as one line and exits with code 1. All other exceptions are
-bugs in edgerec, and the command line prints their traceback.
+Each exception is also a subclass of the built-in exception in parentheses. They are caused by user input, files or
+devices. The command line prints an :class:`EdgerecError` as one line and exits with code 1. All other exceptions are
+bugs in edgerec, for which the command line prints a traceback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 
 from edgerec.utils.text import printable
 
-# Longer messages are shortened in the middle, because they may quote a long value from a file.
+# Longer messages, e.g. with a long value from a file, are shortened in the middle.
 MAX_MESSAGE_CHARACTERS = 1000
 
 
@@ -42,7 +42,7 @@ class EdgerecError(Exception):
     """Base class of all edgerec exceptions. The message states what failed, why, and what to do next."""
 
     def __str__(self) -> str:
-        """Return the message as one line of at most about 1000 characters. Unprintable characters are escaped."""
+        """Return the message as one line of about 1000 characters or less, with unprintable characters escaped."""
         text = printable(super().__str__().strip())
         half = MAX_MESSAGE_CHARACTERS // 2
         return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:half]} … {text[-half:]}"
@@ -57,15 +57,15 @@ class DataError(EdgerecError, ValueError):
 
 
 class ModelError(EdgerecError, ValueError):
-    """Raised when a model is damaged or does not meet the requirements of the operation."""
+    """Raised when a model is damaged or does not meet the operation's requirements."""
 
 
 class RunError(EdgerecError, ValueError):
-    """Raised when a run folder is damaged, incomplete, or unsuitable for the operation."""
+    """Raised when a run folder is damaged, incomplete or unsuitable for the operation."""
 
 
 class StudyError(EdgerecError, ValueError):
-    """Raised when a hyperparameter study is damaged, unavailable, or was created with different settings."""
+    """Raised when a hyperparameter study is damaged or unavailable, or was created with different settings."""
 
 
 class TrainError(EdgerecError, RuntimeError):
@@ -87,11 +87,11 @@ class TargetError(EdgerecError, ValueError):
 
 
 class BundleError(EdgerecError, ValueError):
-    """Raised when a bundle is damaged or incomplete, or when a file is not a bundle."""
+    """Raised when a file is not a bundle, or a bundle is damaged or incomplete."""
 
 
 class DelegateError(EdgerecError, OSError):
-    """Raised when the library of a delegate cannot be loaded."""
+    """Raised when a delegate's library cannot be loaded."""
 
 
 class NoHomeError(EdgerecError, OSError):
@@ -103,14 +103,14 @@ class SourceError(EdgerecError, OSError):
 
 
 class AddressError(EdgerecError, ValueError):
-    """Raised when a URL or a reference to a secret is invalid. The message never contains a secret."""
+    """Raised when a URL or a secret reference is invalid. The message never contains secrets."""
 
 
 class ConfigError(EdgerecError, ValueError):
-    """Raised when a field of a configuration class has an invalid value.
+    """Raised when a configuration field has an invalid value.
 
     Attributes:
-        field: name of the class and the field, such as ``FrameOptions.rotate``.
+        field: names of the class and field, such as ``FrameOptions.rotate``.
         problem: what is wrong with the value.
     """
 
@@ -132,15 +132,15 @@ class OutputIsInputError(EdgerecError, ValueError):
 
 
 class OutputNameError(EdgerecError, ValueError):
-    """Raised when the suffix of the output path does not match the output format."""
+    """Raised when the output path's suffix does not match the output format."""
 
 
 class MissingExtraError(EdgerecError, ImportError):
-    """Raised when an optional package that the operation needs is not installed."""
+    """Raised when an optional package required by the operation is not installed."""
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
-    """Return the error message for an unknown name. The message lists all choices and suggests the most similar one.
+    """Return an error message for an unknown name that lists all choices and suggests the most similar one.
 
     Args:
         kind: kind of the named object, e.g. ``target``.

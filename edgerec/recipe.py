@@ -1,4 +1,4 @@
-"""Recipes: all settings needed to reproduce a training run and the compression of its model, stored as TOML."""
+"""Recipes: all settings needed to reproduce a training run and its model's compression, stored as TOML."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ __all__ = [
     "parse_assignment",
 ]
 
-# Keys that training can set automatically, and the value of each key that requests this.
-# The recipe.toml of a run contains the chosen values instead.
+# Keys that training can choose automatically, and the values that request this. A run's recipe.toml contains the chosen
+# values instead.
 UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
@@ -67,9 +67,7 @@ UNRESOLVED: dict[str, Any] = {
 class Recipe:
     """A complete recipe, validated when it is built. Use :func:`dataclasses.replace` to create a variation."""
 
-    seed: int = number(
-        0, "seed of the split, the initial weights, the order of the images and the augmentation", 0, 2**31 - 1
-    )
+    seed: int = number(0, "seed for the split, the initial weights, the image order and the augmentation", 0, 2**31 - 1)
     data: DataSection = field(default_factory=DataSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
     model: ModelSection = field(default_factory=ModelSection)
@@ -83,9 +81,9 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, path: str | Path, *, base: Recipe | None = None) -> Recipe:
-        """Read a recipe file. Missing keys keep the values of ``base``, by default those of ``Recipe()``.
+        """Load a recipe file. Missing keys keep the values from ``base``, by default ``Recipe()``.
 
-        If the file is the recipe of a run that has no recorded preprocessing version, missing keys get the values of
+        If the file is a run's recipe without a preprocessing version, missing keys get the values from
         :attr:`unversioned`.
 
         Raises:
@@ -99,25 +97,23 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "recipe", *, base: Recipe | None = None) -> Recipe:
-        """Build a recipe from nested dictionaries. Missing keys keep the values of ``base``.
+        """Build a recipe from nested dictionaries. Missing keys keep the values from ``base``.
 
         Raises:
             RecipeError: a key is unknown or a value is invalid. The message contains ``where`` and the dotted key.
         """
         if not isinstance(values, Mapping):
-            raise RecipeError(
-                f"{where} contains a {type(values).__name__}, expected an object that contains recipe sections"
-            )
+            raise RecipeError(f"{where}: expected an object that contains recipe sections, got {type(values).__name__}")
         return _merge(base or cls(), values, where, "")
 
     @property
     def unversioned(self) -> Recipe:
-        """Copy of the recipe with the preprocessing version and white level of old runs that did not record them."""
+        """Copy of the recipe with the preprocessing version and white level of old runs that do not record them."""
         data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
         return replace(self, data=data)
 
     def override(self, assignments: Mapping[str, Any], where: str = "--set") -> Recipe:
-        """Return a copy with new values for some dotted keys, such as ``{"train.epochs": 3}``.
+        """Return a copy with new values for dotted keys, such as ``{"train.epochs": 3}``.
 
         Raises:
             RecipeError: a key is unknown or a value is invalid. The message contains ``where`` and the dotted key.
@@ -131,12 +127,12 @@ class Recipe:
 
     @property
     def unresolved(self) -> list[str]:
-        """Dotted keys whose values training chooses automatically."""
+        """Dotted keys whose values training will choose automatically."""
         values = self.to_dict()
         return [key for key, value in UNRESOLVED.items() if value == _at(values, key)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as nested dictionaries. :meth:`from_dict` is the inverse."""
+        """Convert the recipe to nested dictionaries. :meth:`from_dict` is the inverse."""
         return {
             item.name: {key.name: getattr(value, key.name) for key in fields(value)} if is_dataclass(value) else value
             for item in fields(self)
@@ -144,7 +140,7 @@ class Recipe:
         }
 
     def to_toml(self, comments: bool = False) -> str:
-        """Return the recipe as TOML. If ``comments`` is true, each key has a comment with its help text."""
+        """Return the recipe as TOML, with a help text comment for each key if ``comments`` is true."""
         lines = _toml_lines(self, comments)
         for item in fields(self):
             section = getattr(self, item.name)
@@ -155,25 +151,25 @@ class Recipe:
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """Preprocessing of the model's input. ``data.input_size`` and ``data.channels`` must be set (not 0)."""
+        """Preprocessing of the model's input. Requires nonzero ``data.input_size`` and ``data.channels``."""
         return self.data.preprocess
 
     @property
     def without_source(self) -> Recipe:
-        """Copy of the recipe with an empty ``data.source``, because the path may differ between machines."""
+        """Copy of the recipe without ``data.source``, whose path may differ between machines."""
         return replace(self, data=replace(self.data, source=""))
 
     @property
     def normalise(self) -> Normalise:
-        """Conversion of uint8 pixels to the floating-point input values of the model."""
+        """Normalization that converts uint8 pixels to the model's floating-point input."""
         return Normalise.named(self.data.normalise)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Parse ``section.key=value``. A value that is not valid TOML is read as a string."""
+    """Parse ``section.key=value``. Values that are not valid TOML are strings."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise RecipeError(f"{text!r} is not an assignment: use KEY=VALUE, such as train.epochs=3")
+        raise RecipeError(f"{text!r} is not an assignment: use KEY=VALUE, e.g. train.epochs=3")
     try:
         return path.strip(), parse_toml(f"value = {value}")["value"]
     except ValueError:
@@ -200,12 +196,12 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
     return lines
 
 
-# Keys whose values can be a path, or several paths separated by commas.
+# Keys whose values may be a path or several paths separated by commas.
 _PATHS = ("data.source", "model.arch", "model.weights", "distill.teachers", "compress.calibration")
 
 
 def _expanded(value: str) -> str:
-    """Expand ``~`` in a path, or in paths separated by commas."""
+    """Expand ``~`` in a path or in several paths separated by commas."""
     return ",".join(str(user_path(part)) if part.startswith("~") else part for part in value.split(","))
 
 
@@ -214,8 +210,8 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
 
     Args:
         section: the recipe or section.
-        values: dictionary that maps keys to new values, or the name of a section to such a dictionary.
-        where: name of the source of the values, for error messages.
+        values: new values by key; for a section, a dictionary of such values.
+        where: origin of the values, for error messages.
         path: dotted prefix of the keys, such as ``train.``, or empty for a recipe.
     """
     known = {item.name: getattr(section, item.name) for item in fields(section)}
@@ -245,7 +241,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
 
 
 def _unknown_key_message(key: str, choices: Iterable[str]) -> str:
-    """Return the error message for an unknown key. Prefer to suggest keys of the same name in other sections."""
+    """Return an error message for an unknown key that preferably suggests the same name in other sections."""
     name = key.rpartition(".")[2]
     sections = ((item.name, value) for item in fields(Recipe) if is_dataclass(value := getattr(Recipe(), item.name)))
     same_name = [f"{section}.{name}" for section, value in sections if name in {item.name for item in fields(value)}]

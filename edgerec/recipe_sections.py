@@ -1,4 +1,4 @@
-"""The sections of a recipe: data, augmentation, model, training, transfer learning, distillation and compression."""
+"""Recipe sections: data, augmentation, model, training, transfer learning, distillation and compression."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from edgerec.contract.tensors import NORMALISATIONS
 from edgerec.contract.toml_settings import any_value, choice, number, setting
 from edgerec.errors import RecipeError
 
-# Name, .npz file or folder of a data set, or a list of several data sets, which are merged.
+# A data set's name, .npz file or folder, or a list of several data sets to merge.
 DataSource = str | Sequence[str]
 
-# Value of model.arch and model.weights that selects them automatically, based on the images and the target.
+# Value with which model.arch and model.weights are chosen automatically, based on the images and the target.
 AUTO = "auto"
 
 
 def _strings(default: str, help_text: str, expected: str) -> Any:
-    """Declare a recipe key whose value is a string or a list of strings."""
+    """Declare a recipe key that accepts a string or a list of strings."""
 
     def is_valid(value: str | tuple[Any, ...]) -> bool:
         return isinstance(value, str) or (len(value) > 1 and all(isinstance(one, str) and one for one in value))
@@ -32,7 +32,7 @@ def _strings(default: str, help_text: str, expected: str) -> Any:
 
 @dataclass(frozen=True)
 class DataSection:
-    """The images, their preprocessing and their split."""
+    """Images, their preprocessing and their split."""
 
     source: str | tuple[str, ...] = _strings(
         "digits",
@@ -41,16 +41,14 @@ class DataSection:
     )
     input_size: int = setting(
         0,
-        "height and width of the model's input in pixels; 0 = the size of the images, at most 96",
+        "height and width of the model's input in pixels; 0 = the image size, at most 96",
         "0 or 8 to 1024",
         lambda value: value == 0 or 8 <= value <= 1024,
     )
     channels: int = setting(
         0, "3 = RGB, 1 = grayscale, 0 = as in the data", "0, 1 or 3", lambda value: value in (0, 1, 3)
     )
-    fit: str = choice(
-        "crop", "conversion of images that are not square: crop the center, stretch, or pad with black", get_args(Fit)
-    )
+    fit: str = choice("crop", "how to make images square: crop the center, stretch, or pad with black", get_args(Fit))
     interpolation: str = choice("linear", "interpolation method for resizing images", get_args(Interpolation))
     preprocess_version: int = setting(
         0,
@@ -63,34 +61,30 @@ class DataSection:
         "range of the model's input values: 0 to 1 (unit), -1 to 1 (signed) or 0 to 255 (pixels)",
         NORMALISATIONS,
     )
-    black_level: int = number(
-        0, "sample value that is mapped to black in images with 16 bits per sample", -32768, 65534
-    )
+    black_level: int = number(0, "sample value that maps to black in 16-bit images", -32768, 65534)
     white_level: int = number(
         0,
-        "sample value that is mapped to white in images with 16 bits per sample; 0 = determine both from the data",
+        "sample value that maps to white in 16-bit images; 0 = determine both levels from the data",
         0,
         65535,
     )
     group_by: str = any_value(
         "", "regular expression; images with the same match in their path below the class folder are in the same split"
     )
-    val_fraction: float = number(0.1, "fraction of the images for the validation set, if the data has none", 0.01, 0.5)
-    test_fraction: float = number(
-        0.15, "fraction of the images for the test set, if the data has no test split", 0.01, 0.5
-    )
+    val_fraction: float = number(0.1, "fraction of images for the validation set, if the data has none", 0.01, 0.5)
+    test_fraction: float = number(0.15, "fraction of images for the test set, if the data has none", 0.01, 0.5)
     strict: bool = any_value(False, "fail if files are not readable images, instead of skipping them")
 
     def __post_init__(self) -> None:
         integers = type(self.black_level) is int and type(self.white_level) is int
         if integers and self.white_level and self.black_level >= self.white_level:
             raise RecipeError(
-                f"data.black_level is {self.black_level}, expected a value below data.white_level ({self.white_level})"
+                f"data.black_level is {self.black_level}, but must be below data.white_level ({self.white_level})"
             )
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """Preprocessing of the model's input. ``input_size`` and ``channels`` must be set (not 0)."""
+        """Preprocessing of the model's input. Requires nonzero ``input_size`` and ``channels``."""
         size, fit, interpolation = self.input_size, cast(Fit, self.fit), cast(Interpolation, self.interpolation)
         version = self.preprocess_version or PREPROCESS_VERSION
         white_level = self.white_level or Levels().white
@@ -98,22 +92,22 @@ class DataSection:
 
     @property
     def levels(self) -> Levels | None:
-        """Sample values of 16-bit files that are mapped to black and white, or None to determine them from the data."""
+        """Black and white levels of 16-bit images, or None to determine them from the data."""
         return Levels(self.black_level, self.white_level) if self.white_level else None
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names or paths of the data sets in ``source``, as a tuple even if there is only one."""
+        """The data sets' names or paths, as a tuple even if there is only one."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def title(self) -> str:
-        """Names or paths of the data sets, joined with ``+`` for messages."""
+        """The data sets' names or paths, joined with ``+`` for messages."""
         return " + ".join(self.sources)
 
     @property
     def without_folders(self) -> DataSection:
-        """Copy of the section with only the last component of each path, for files that are shared with others."""
+        """Copy of the section with only the last component of each path, for files shared with others."""
         return replace(self, source=one_or_tuple(Path(source).name for source in self.sources))
 
 
@@ -150,17 +144,17 @@ class AugmentSection:
 
     @property
     def mixes(self) -> bool:
-        """Whether mixup or cutmix is enabled, so that labels are soft (a probability for each class)."""
+        """Whether mixup or cutmix is enabled, making labels soft (one probability per class)."""
         return bool(self.mixup or self.cutmix)
 
     @property
     def unmixed(self) -> AugmentSection:
-        """Copy of the section without mixup and cutmix, so that each image has a single label."""
+        """Copy of the section without mixup and cutmix, so that each image has one label."""
         return replace(self, mixup=0.0, cutmix=0.0)
 
     @property
     def active(self) -> dict[str, Any]:
-        """Dictionary that maps the names of the enabled augmentations to their values."""
+        """The enabled augmentations' values, by name."""
         chosen = {item.name: getattr(self, item.name) for item in fields(self)}
         if not self.randaugment:
             del chosen["randaugment_strength"]
@@ -168,7 +162,7 @@ class AugmentSection:
 
 
 def one_or_tuple(sources: Iterable[str]) -> str | tuple[str, ...]:
-    """Return the value of :attr:`DataSection.source` for data sets: a string for one data set, otherwise a tuple."""
+    """Return data sets in the form of :attr:`DataSection.source`: a string for one data set, otherwise a tuple."""
     names = (sources,) if isinstance(sources, str) else tuple(sources)
     return names[0] if len(names) == 1 else names
 
@@ -178,7 +172,7 @@ NOT_AUGMENTED = AugmentSection(**{name: type(value)(0) for name, value in vars(A
 
 @dataclass(frozen=True)
 class ModelSection:
-    """The architecture and its initial weights."""
+    """Architecture and initial weights."""
 
     arch: str = any_value(
         AUTO,
@@ -201,7 +195,7 @@ class ModelSection:
 
     @property
     def pretrained(self) -> bool:
-        """Whether training starts from ImageNet weights, or from the weights in a file or run."""
+        """Whether training starts from ImageNet weights or from weights in a file or run."""
         return self.weights not in ("none", AUTO)
 
 
@@ -258,17 +252,17 @@ class TrainSection:
         0.0, "time limit in hours; training stops before it and keeps the best epoch; 0 = no limit", 0, 1e6
     )
     price_per_hour: float = number(
-        0.0, "price of this machine per hour, used to show the cost of training; 0 = do not show it", 0, 1e6
+        0.0, "this machine's price per hour, for showing the cost of training; 0 = do not show the cost", 0, 1e6
     )
     workers_wait_s: float = number(
-        600.0, "seconds that the workers of a TF_CONFIG cluster wait for each other at the start", 1, 86400
+        600.0, "seconds for which the workers in a TF_CONFIG cluster wait for each other at the start", 1, 86400
     )
     tensorboard: bool = any_value(False, "write a TensorBoard log into the run")
 
 
 @dataclass(frozen=True)
 class TransferSection:
-    """The stages of transfer learning, which are used if model.weights selects pretrained weights."""
+    """Stages of transfer learning, used if model.weights selects pretrained weights."""
 
     frozen: float = number(0.1, "fraction of the epochs in which only the head is trained", 0, 1)
     unfreeze: float = number(
@@ -285,12 +279,10 @@ class DistillSection:
     teachers: str = any_value(
         "", "teacher runs, separated by commas, whose mean output the model learns; empty = learn from labels only"
     )
-    weight: float = number(
-        0.7, "weight of the distillation loss; the loss of the labels has the remaining weight", 0, 1
-    )
+    weight: float = number(0.7, "weight of the distillation loss; the label loss has the remaining weight", 0, 1)
     temperature: float = number(
         4.0,
-        "temperature of the softmax of teachers and student; a higher one gives unlikely classes more weight",
+        "softmax temperature for teachers and student; higher values give unlikely classes more weight",
         0.1,
         100,
     )
@@ -306,32 +298,32 @@ class CompressSection:
     channels: float = number(
         0.4, "fraction of the estimated int8 inference time that method channels saves by removing channels", 0, 0.9
     )
-    sparsity: float = number(0.5, "fraction of the weights that method prune sets to zero", 0, 0.98)
+    sparsity: float = number(0.5, "fraction of weights that method prune sets to zero", 0, 0.98)
     schedule: str = choice(
         "polynomial",
         "sparsity schedule: polynomial (rises over the first half of pruning) or constant",
         ("polynomial", "constant"),
     )
     weight_bits: int = number(
-        8, "number of bits per weight that method qat uses; files with fewer bits compress better", 5, 8
+        8, "number of bits per weight for method qat; fewer bits make the file compress better", 5, 8
     )
     clusters: int = number(16, "number of distinct weights per layer after method cluster", 2, 256)
     skip: str = any_value(
-        "", "layers that methods prune and cluster do not change: names or patterns, such as 'logits, conv2d*'"
+        "", "layers that methods prune and cluster leave unchanged: names or patterns, such as 'logits, conv2d*'"
     )
     float_layers: str = any_value("", "layers that method mixed does not quantize: names or patterns, as for skip")
     epochs: int = number(
-        3, "number of fine-tuning epochs of each of the methods channels, prune, cluster and qat", 1, 100000
+        3, "number of fine-tuning epochs for each of the stages channels, prune, cluster and qat", 1, 100000
     )
     learning_rate: float = number(
         0.0,
-        "highest learning rate of fine-tuning; 0 = a fraction of train.learning_rate that depends on the method",
+        "highest learning rate for fine-tuning; 0 = a fraction of train.learning_rate that depends on the method",
         0,
         10,
     )
     teacher_weight: float = number(
         1.0,
-        "weight of the distillation loss from the float model; the loss of the labels has the remaining weight",
+        "weight of the distillation loss from the float model; the label loss has the remaining weight",
         0,
         1,
     )

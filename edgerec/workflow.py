@@ -35,11 +35,11 @@ class BuildReport:
         run: folder of the training run.
         variant: the compressed variant in the bundle.
         bundle: folder of the bundle.
-        page: the HTML report about the run.
+        page: the run's HTML report.
         accuracy: top-1 accuracy of the float model on the test set, 0 to 1.
         top1: top-1 accuracy of the compressed variant on the same images, 0 to 1.
-        size_bytes: size of the model file in the bundle, in bytes.
-        golden: number of golden images that were verified.
+        size_bytes: size of the bundle's model file, in bytes.
+        golden: number of verified golden images.
         reused: names of the steps that were skipped because their results were complete (``train``, ``quantize``,
             ``export``).
         warning: a sentence if the float accuracy is not clearly better than the majority-class baseline.
@@ -72,22 +72,22 @@ def build(
 ) -> BuildReport:
     """Train a model, compress it, export it for a target, verify the bundle, and write the report.
 
-    To continue an interrupted build, call this function again with the same arguments. Complete results are reused.
+    To continue an interrupted build, call this function again with the same arguments. Completed results are reused.
 
     Args:
-        recipe: settings of training and compression.
+        recipe: training and compression settings.
         out: folder of the run. The bundle is written to the folder ``OUT-TARGET`` beside ``out``.
         target: name of a target in ``targets/``, or path of a .toml file.
         method: compression method; None takes the recipe's ``compress.method``.
         overwrite: start from the beginning, and replace an existing run and bundle.
-        listener: called with the progress.
+        listener: called with progress updates.
 
     Raises:
         RecipeError: ``out`` contains a run with a different recipe, or the recipe trains an autoencoder.
         GateError: the accuracy loss of the variant exceeds ``compress.max_drop``.
         EdgerecError: a step failed.
     """
-    loaded_target = Target.load(target)  # report an unknown target before the training
+    loaded_target = Target.load(target)  # reports an unknown target before training
     if reconstructs(recipe.model.arch):
         raise RecipeError(
             f"model.arch is {recipe.model.arch!r}, which is not a classifier: train it with edgerec train, then "
@@ -96,7 +96,7 @@ def build(
     reused = []
     recipe = recipe if method is None else recipe.override({"compress.method": method})
     run = Run.at(out)
-    # Compression settings are not compared, because they do not affect training and may change between calls.
+    # Ignore differences in compression settings, which do not affect training and may change between calls.
     if overwrite or not run.begun or not was_begun(replace(recipe, compress=run.recipe.compress), out):
         for_target = recipe if recipe.model.target else recipe.override({"model.target": target})
         run = fit(for_target, out, overwrite=overwrite, listener=listener)
@@ -116,7 +116,7 @@ def build(
         manifest = Bundle.open(bundle_path).manifest
         if manifest.files.get(manifest.model) != quantized.model_sha256:
             raise OutputExistsError(
-                f"{bundle_path} contains a bundle with another model: add --overwrite to replace it, or move it"
+                f"{bundle_path} contains a bundle with another model: add --overwrite to replace the bundle, or move it"
             )
         log.info("%s is already complete", bundle_path)
         reused.append("export")
@@ -130,7 +130,7 @@ def build(
             overwrite=overwrite,
             listener=listener,
         )
-    verified = verify(bundle_path, delegate="")  # no delegate, because it is only installed on the device
+    verified = verify(bundle_path, delegate="")  # no delegate, because delegates are only installed on the device
     page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
         run=str(run.path),
@@ -147,7 +147,7 @@ def build(
 
 
 def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the report of the variant for the recipe's method, or None if there is none or the method is ``auto``.
+    """Return the report for the recipe's method, or None if there is none or the method is ``auto``.
 
     Raises:
         OutputExistsError: the variant was made with different settings.
@@ -157,7 +157,7 @@ def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
     report = existing(run, recipe)
     if report is not None and (other := used_differently(run, recipe)):
         raise OutputExistsError(
-            f"{run.path} already has the variant {report.variant}, which was made with {other}: choose another folder "
-            "with --out, or add --overwrite to start again"
+            f"{run.path} already has the variant {report.variant}, created with {other}: choose another folder with "
+            "--out, or add --overwrite to start again"
         )
     return report

@@ -250,7 +250,7 @@ def test_levels_can_be_set_and_are_checked(tmp_path):
     assert (resolved.black_level, resolved.white_level) == (1000, 2000)
     assert (dataset.images == 0).mean() > 0.1
     assert (dataset.images == 255).mean() > 0.1
-    with pytest.raises(RecipeError, match="black_level is 10, expected a value below"):
+    with pytest.raises(RecipeError, match="black_level is 10, but must be below"):
         Recipe().override({"data.white_level": 10, "data.black_level": 10})
 
 
