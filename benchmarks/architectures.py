@@ -120,8 +120,8 @@ def _nested() -> Any:
 
 # Name, builder, expected normalization, and methods to create the int8 file.
 ARCHITECTURES: dict[str, tuple[Callable[[], Any], str, tuple[str, ...]]] = {
-    "seed CNN": (_cnn("Flatten"), "unit", ("qat", "pqat")),
-    "seed CNN with dropout": (_cnn("Flatten", "Dropout"), "unit", ("qat", "pqat")),
+    "tutorial CNN": (_cnn("Flatten"), "unit", ("qat", "pqat")),
+    "tutorial CNN with dropout": (_cnn("Flatten", "Dropout"), "unit", ("qat", "pqat")),
     "GAP CNN": (_cnn("GlobalAveragePooling2D"), "unit", ("qat", "pqat")),
     "VGG16": (_application("VGG16"), "unit", ("qat", "pqat")),
     "ResNet8": (_resnet8, "unit", ("qat", "pqat")),
@@ -238,19 +238,30 @@ def measure(name: str, method: str) -> dict[str, Any]:
 
 HEADER = """# Third-party architectures
 
-`python benchmarks/architectures.py --work FOLDER --write docs/results/architectures.md` builds each architecture with
-random weights, trains it for two steps on CIFAR-10 images (32 px), rewrites it for quantization, converts it to full
-int8, runs the int8 file in LiteRT, and checks whether the Edge TPU supports it. The table shows whether the conversion
-works, but not how accurate the models are.
+This page shows which architectures edgerec can quantize. `python benchmarks/architectures.py --work FOLDER --write
+docs/results/architectures.md` does the following for each architecture:
 
-- **method**: `qat` is quantization-aware training for two steps. `pqat` is the same after pruning to 50 %, with the
-  zeros preserved. `ptq` is post-training quantization.
-- **changes**: layers that were replaced, and the largest resulting change of the output.
-- **int8 − Keras**: largest difference between the output of the int8 file in LiteRT and the output of the Keras model
-  that was converted. Scores are stored in steps of 1/256 = 0.004.
-- **pixels ± 1**: largest change of the Keras model's scores if each pixel changes by at most one. Deep networks with
-  random weights amplify both kinds of differences. [Results](../results.md) has trained models.
-- **zeros**: percentage of zeros in the int8 weights of the file.
+1. Build the model with random weights, and train it for two steps on CIFAR-10 images (32 px).
+2. Replace layers that cannot be quantized, and convert the model to full int8.
+3. Run the int8 file in LiteRT, and check whether the Edge TPU supports it.
+
+The table shows whether the conversion works. It does not show how accurate the models are, because they are hardly
+trained. [Results](../results.md) has trained models.
+
+| column | meaning |
+|---|---|
+| method | quantization-aware training (`qat`), with 50 % zeros (`pqat`), or post-training quantization (`ptq`) |
+| changes | layers that were replaced, and in parentheses the largest resulting change of the output |
+| operators | number of operators in the file, and number of different kinds |
+| float tensors | number of tensors that are not integers; 0 means full int8 |
+| int8 − Keras | largest difference between scores of the int8 file and the Keras model; one step is 1/256 = 0.004 |
+| pixels ± 1 | largest change of the Keras model's scores if each pixel changes by at most 1 |
+| zeros | percentage of the int8 weights that are zero |
+| Edge TPU | whether all operators are mapped to the Edge TPU, otherwise the operators that it does not support |
+
+Some deep networks have a large value in *int8 − Keras*. The reason is that deep networks with random weights amplify
+every small difference. Compare the value with *pixels ± 1*: if both are similar, quantization changes the scores
+about as much as invisible noise in the image does.
 
 """
 COLUMNS = (
@@ -333,10 +344,11 @@ def main() -> None:
     keys = [f"{name} {method}" for name, (_, _, methods) in ARCHITECTURES.items() for method in methods]
     text = table([kept[key] for key in keys if key in kept])
     if "hard-swish" in kept:
+        milliseconds = kept["hard-swish"]
         text += (
-            "\nMobileNetV3Small, int8, 96 px, median ms: "
-            + ", ".join(f"{k} {v:.2f}" for k, v in kept["hard-swish"].items())
-            + "\n"
+            "\nReplacing layers can also make a model faster: at 96 px, the int8 file of MobileNetV3Small takes "
+            f"{milliseconds['HARD_SWISH']:.2f} ms per image with the\noperator `HARD_SWISH`, and "
+            f"{milliseconds['adapted']:.2f} ms after edgerec replaced this operator (medians).\n"
         )
     print(text)
     if arguments.write:

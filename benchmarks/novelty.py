@@ -36,32 +36,37 @@ AUTOENCODER: dict[str, Any] = {
 }
 PLAIN = {f"augment.{key}": value for key, value in vars(NOT_AUGMENTED).items()}
 COLUMNS = (
-    *("training images", "tested with", "AUROC", "correctly unknown", "wrongly unknown"),
-    *("by best score: AUROC", "correctly unknown", "wrongly unknown", "by both: correctly unknown"),
+    *("known images", "unknown images", "autoencoder: AUROC", "autoencoder: detected", "autoencoder: false alarms"),
+    *("score: AUROC", "score: detected", "score: false alarms", "both: detected"),
 )
 HEADER = """# Unknown images
 
-`python benchmarks/novelty.py --write docs/results/unknown-images.md` trains a `simple_cnn` (4 epochs) and an
-autoencoder (8 epochs, without augmentation) on 10,000 images of MNIST, quantizes both with `ptq`, and exports them as
-one bundle. The bundle classifies 2,000 unknown images, and 2,000 test images of the digits that it was trained on.
+`python benchmarks/novelty.py --write docs/results/unknown-images.md` measures how many unknown images a bundle detects.
+The bundle contains a classifier (`simple_cnn`, trained for 4 epochs) and an autoencoder (trained for 8 epochs without
+augmentation). Both were trained on 10,000 images of MNIST and quantized with `ptq`. The bundle classifies 2,000 unknown
+images, and 2,000 test images of the digits that it was trained on (known images).
 
-- **correctly unknown** is the fraction of the unknown images that get the label `unknown`, and **wrongly unknown** is
-  the fraction of the known ones.
-- **by best score** is the usual method for comparison: a threshold on the highest score that accepts 99 % of the
-  validation images.
-- **by both** counts images that at least one of the two methods rejects.
-- **AUROC** is the probability that an unknown image has a higher novelty (or a lower score) than a known one.
+The table compares three ways to detect unknown images:
+
+- **autoencoder**: the reconstruction error exceeds a threshold that accepts 99 % of the validation images.
+- **score**: the highest score of the classifier is below a threshold that accepts 99 % of the validation images. This
+  is the usual baseline.
+- **both**: at least one of these two methods detects the image.
+
+*Detected* is the fraction of the unknown images that get the label `unknown`. *False alarms* is the fraction of the
+known images that get this label. *AUROC* is the probability that the method ranks a random unknown image as more
+unusual than a random known image: 0.5 is chance, and 1 is perfect.
 
 """
 FOOTER = """
-- Images of a different kind are nearly all detected by the autoencoder. The scores detect few of them, because a
+- **Images of another kind** are nearly all detected by the autoencoder. The scores detect few of them, because a
   classifier can have a high score for any image.
-- Images that differ from the training images only as much as classes differ from each other are rarely detected. An
-  autoencoder that reconstructs 0 to 4 can also reconstruct 7. The classifier's scores are more useful here.
-  [Detect unknown images](../how-to/unknown-images.md) therefore recommends both methods.
-- With augmentation, the autoencoder learns to reconstruct more images: with the default augmentation (learning rate
-  0.003), it detected 83 % of the CIFAR-10 images, and 1 % of the digits that were not in the training data.
-"""
+- **New classes of the same kind**, such as other digits, are rarely detected. An autoencoder that reconstructs 0 to 4
+  can also reconstruct 7. For such images, the scores are more useful. [Detect unknown
+  images](../how-to/unknown-images.md) therefore recommends both methods.
+- **Augmentation** makes the autoencoder less sensitive, because it learns to reconstruct more images. With the
+  default augmentation (learning rate 0.003), it detected 83 % of the CIFAR-10 images, and 1 % of the digits that were
+  not in the training data."""
 
 
 @dataclass(frozen=True)
