@@ -97,11 +97,11 @@ def architecture(
     """
     least = find(name).least_size_px
     if input_size < least:
-        raise RecipeError(f"--input-size is {input_size}, but {name} needs at least {least} pixels")
+        raise RecipeError(f"--input-size must be at least {least} pixels for {name}, got {input_size}")
     if not width:
-        raise RecipeError(f"--width is {width:g}, expected 0.05 to 4")
+        raise RecipeError(f"--width must be from 0.05 to 4, got {width:g}")
     if not 2 <= classes <= 100_000:
-        raise RecipeError(f"--classes is {classes}, expected 2 to 100000")
+        raise RecipeError(f"--classes must be from 2 to 100000, got {classes}")
     shipped = {report.name: report for report in architectures()}
     if name in shipped and (input_size, width, classes) == (INPUT_SIZE, WIDTH, CLASSES):
         return shipped[name]

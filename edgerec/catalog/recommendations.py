@@ -66,7 +66,7 @@ def recommendations(
     loaded = Target.load(target)
     chosen: dict[tuple[str, float, int], list[str]] = {}
     if input_size is not None and not 8 <= input_size <= 1024:
-        raise RecipeError(f"--input-size is {input_size}, expected 8 to 1024")
+        raise RecipeError(f"--input-size must be from 8 to 1024 pixels, got {input_size}")
     for rule in rules_for(loaded, input_size or 0):
         chosen.setdefault((rule.arch, rule.width, input_size or default_input_px(rule)), []).append(rule.data)
     rows = [_recommendation(tuple(data), _report(*network, listener), loaded) for network, data in chosen.items()]

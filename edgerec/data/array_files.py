@@ -36,13 +36,13 @@ def npz(path: Path, levels: Levels | None = None) -> Arrays:
     """
     if not zipfile.is_zipfile(path):
         raise DataError(
-            f"{path} is not an .npz file: {reason(path, 'it has another format')}. Write the file with numpy.savez"
+            f"{path} is not an .npz file: {reason(path, 'it has another format')}: create the file with numpy.savez"
         )
     values = read_arrays(path)
     for name in ("x_train", "y_train"):
         if name not in values:
             present = ", ".join(sorted(values)) or "no arrays"
-            raise DataError(f"{path} contains {present}, but not {name}: add the arrays x_train and y_train")
+            raise DataError(f"{path} contains {present} but no {name}: add the arrays x_train and y_train")
     return replace(from_arrays(values, str(path), levels), name=path.name)
 
 
@@ -61,16 +61,16 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{path} is not an {path.suffix} file: {reason(path, error)}") from None
     except MemoryError:
-        raise DataError(f"{path} cannot be read: its arrays do not fit into memory. Use a smaller file") from None
+        raise DataError(f"{path} does not fit into memory: use a smaller file") from None
     except ValueError as error:
         if "pickle" in str(error):
             raise DataError(
-                f"{path} is refused, because it contains pickled objects, which can execute code when they are read: "
+                f"{path} cannot be used, because it contains pickled objects, which can execute code when loaded: "
                 "save plain uint8 and integer arrays with numpy.savez"
             ) from None
         raise DataError(f"{path} cannot be read: {reason(path, error)}") from None
     if invalid := [name for name, value in values.items() if not isinstance(value, np.ndarray)]:
-        raise DataError(f"{path}: {invalid[0]} is not a NumPy array: save only arrays, with numpy.savez")
+        raise DataError(f"{path}: {invalid[0]} is not a NumPy array: save only arrays with numpy.savez")
     return values
 
 
@@ -103,19 +103,19 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
         if f"x_{split}" not in values:
             continue
         if f"y_{split}" not in values:
-            raise DataError(f"{where} has x_{split} but no y_{split}: add the classes of these images as y_{split}")
+            raise DataError(f"{where} has x_{split} but no y_{split}: add the class of each image as y_{split}")
         x, y = _pixels(values[f"x_{split}"], f"{where}: x_{split}", levels), values[f"y_{split}"]
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or len(y) != len(x):
             raise DataError(
-                f"{where}: y_{split} has the dtype {y.dtype} and the shape {y.shape}, expected integers of the shape "
+                f"{where}: y_{split} has dtype {y.dtype} and shape {y.shape}, expected integers of shape "
                 f"({len(x)},), one per image"
             )
         if images and x.shape[1:] != images[0].shape[1:]:
             raise DataError(
-                f"{where}: x_{split} has shape {x.shape}, but x_train has shape {images[0].shape}: expected images of "
-                "the same size"
+                f"{where}: x_{split} has shape {x.shape}, but x_train has shape {images[0].shape}: all images must "
+                "have the same size"
             )
         images.append(x)
         targets.append(y)
@@ -126,13 +126,13 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
         names = values["labels"]
         if names.dtype.kind != "U" or names.ndim != 1 or known.min() < 0 or known.max() >= len(names):
             raise DataError(
-                f"{where}: the array 'labels' has the dtype {names.dtype} and the shape {names.shape}, expected one "
+                f"{where}: the array 'labels' has dtype {names.dtype} and shape {names.shape}, expected one "
                 "string per class"
             )
         labels = tuple(str(names[value]) for value in known)
         if len(set(labels)) != len(labels) or not all(map(is_printable, labels)):
             raise DataError(
-                f"{where}: the array 'labels' contains a duplicate, or a string with a control character: use unique, "
+                f"{where}: the array 'labels' contains a duplicate or a control character: use unique, "
                 "printable strings"
             )
     own_splits = len(images) > 1
@@ -158,13 +158,13 @@ def levels_of(arrays: Sequence[npt.NDArray[Any]]) -> Levels:
 
 def _pixels(x: npt.NDArray[Any], where: str, levels: Levels | None) -> npt.NDArray[np.uint8]:
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or 0 in x.shape:
-        raise DataError(f"{where} has the shape {x.shape}, expected (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
+        raise DataError(f"{where} has shape {x.shape}, expected (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
     if x.dtype == np.uint8:
         return x
     if levels is not None and x.dtype.kind in "iu":
         return levels.apply(x)
     if x.dtype.kind not in "iuf":
-        raise DataError(f"{where} has the dtype {x.dtype}, expected uint8 pixels: convert the array to uint8")
+        raise DataError(f"{where} has dtype {x.dtype}, expected uint8: convert the pixels to uint8")
     low, high = float(x.min()), float(x.max())
     factor = 255 if x.dtype.kind == "f" and high <= 1 else 1
     if not 0 <= low <= high <= 255:  # a comparison with NaN is false, so NaN is rejected as well

@@ -130,7 +130,7 @@ def make_room(size_bytes: int, *, keep: Path) -> None:
         return
     for entry in _evict(max(0, limit_bytes - size_bytes), keep=keep.stem):
         log.info(
-            "pixel cache: deleted %.1f MB of %s, which was least recently used", entry.size_bytes / 1e6, entry.source
+            "pixel cache: deleted the least recently used entry, %.1f MB of %s", entry.size_bytes / 1e6, entry.source
         )
 
 

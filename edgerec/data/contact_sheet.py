@@ -75,8 +75,8 @@ def show_data(
     refuse_existing(path, overwrite, replaceable=not path.is_dir())
     if augment and not recipe.augment.active:
         raise RecipeError(
-            "There are no augmented images to show, because the recipe disables all augmentations: set, for example, "
-            "augment.shift=0.1"
+            "There are no augmented images to show, because the recipe disables all augmentations: enable one, e.g. "
+            "with augment.shift=0.1"
         )
     require("matplotlib")
     dataset, section = load(recipe.data, least_size_px=least_size_px, listener=listener)

@@ -158,8 +158,7 @@ class Dataset:
         image = read_original(self._originals, int(position), self._levels)
         if image is None:
             raise DataError(
-                f"{self.names[index]} was a readable image when the data was listed, but cannot be read now: "
-                "restore the file"
+                f"{self.names[index]} was readable when the data was listed, but no longer is: restore the file"
             )
         return image
 
@@ -178,8 +177,7 @@ class Dataset:
         if missing := [label for label in own if label not in index]:
             known = ", ".join(labels[:10])
             raise DataError(
-                f"the data has a class {missing[0]!r} that the model does not know ({known}): "
-                "remove or rename this class"
+                f"the data has the class {missing[0]!r}, but the model does not ({known}): remove or rename this class"
             )
         indices = np.array([index[label] for label in own], np.int64)
         return replace(self, labels=tuple(labels), classes=indices[self.classes] if true_labels is None else indices)
@@ -356,8 +354,8 @@ def _check_classes(dataset: Dataset, source: str, least: int, reason: str) -> No
     if not dataset.labels:
         if len(dataset.classes) < 3:
             raise DataError(
-                f"{source} has {len(dataset.classes)} images, expected at least 3 (for training, validation and test): "
-                "add images"
+                f"{source} has {len(dataset.classes)} images, but needs at least 3 (for training, validation and test)"
+                ": add images"
             )
         return
     counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
@@ -368,5 +366,5 @@ def _check_classes(dataset: Dataset, source: str, least: int, reason: str) -> No
         )
     if len(dataset.labels) < least:
         raise DataError(
-            f"{source} has only one class ({dataset.labels[0]!r}), but a classifier needs two or more: add a class"
+            f"{source} has only one class ({dataset.labels[0]!r}), but a classifier needs at least two: add a class"
         )

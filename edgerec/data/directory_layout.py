@@ -165,7 +165,7 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> FolderLayout
             warnings.append(f"{inner}: the images directly in this folder are not used, because they have no label")
     for child, (split, _) in named.items():
         if not split:
-            log.info("%s: the images in %s are not used, because they have no labels", root, child.name)
+            log.info("%s: ignoring the unlabeled images in %s", root, child.name)
     return FolderLayout(tuple(folders), (*warnings, *_repeated(root, [folder.label for folder in folders])))
 
 
@@ -173,14 +173,14 @@ def _refuse_unclear(root: Path, labeled: dict[Path, str], unrecognized: Sequence
     if unrecognized:
         raise DataError(
             f"{root} has the split folders {_join_names([path.name for path in labeled])} and also "
-            f"{unrecognized[0].name}: it is not clear whether the latter is a class. Move it elsewhere, or move all "
+            f"{unrecognized[0].name}: it is unclear whether the latter is a class. Move it elsewhere, or move all "
             "classes into one folder"
         )
     for split in ("train", "val", "test"):
         same = [path.name for path in labeled if labeled[path] == split]
         if len(same) > 1:
             raise DataError(
-                f"{root} has {len(same)} folders for the split {split!r} ({_join_names(same)}): keep one, or rename it"
+                f"{root} has {len(same)} folders for the split {split!r} ({_join_names(same)}): keep only one of them"
             )
 
 
@@ -243,7 +243,7 @@ def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
     if deeper != root:
         classes = [path.name for path in visible_folders(deeper)]
         raise DataError(
-            f"{root} has images in only one folder, {deeper.relative_to(root).parts[0]}, but a second class is needed. "
+            f"{root} has images in only one folder, {deeper.relative_to(root).parts[0]}, but needs two or more. "
             f"Did you mean {deeper} (with {_join_names(classes)})?"
         )
     _refuse_copy(root, children)

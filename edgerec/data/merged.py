@@ -31,9 +31,7 @@ class MergedImages:
     def __getitem__(self, selection: Any) -> npt.NDArray[np.uint8]:
         """Return the image at an integer index, or the images selected by a slice, an index array or a Boolean mask."""
         if isinstance(selection, tuple):
-            raise IndexError(
-                f"{len(selection)} indices are given, but only one is supported: use images[position][row]"
-            )
+            raise IndexError(f"expected one index, got {len(selection)}: use images[position][row]")
         if isinstance(selection, slice):
             selection = np.arange(*selection.indices(len(self)))
         positions = np.asarray(selection)

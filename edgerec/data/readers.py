@@ -48,7 +48,7 @@ def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Fil
     path = user_path(source)
     if is_pack(source):
         raise DataError(
-            f"{source} is packed data, but this command needs the original images: specify the folder that was packed"
+            f"{source} is packed data, but this command needs the original images: use the folder that was packed"
         )
     if path.is_dir():
         return folder(path, flat=flat)
@@ -70,7 +70,7 @@ def refuse_missing(source: str | Sequence[str]) -> None:
         if path.exists():
             continue
         if path.name == name:
-            raise DataError(f"{unknown('data set', name, NAMED)}; there is no file or folder of this name either")
+            raise DataError(f"{unknown('data set', name, NAMED)}; no file or folder has this name either")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         missing = path.absolute().relative_to(parent).parts[0]
         raise DataError(

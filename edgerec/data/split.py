@@ -158,8 +158,8 @@ def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], subsets: Mapp
         if shared := set(groups[first]) & set(groups[second]):
             name = next(dataset.names[i] for i in first if groups[i] in shared)
             raise DataError(
-                f"the data's own split leaks: images of the same group as {name} are in both the {one} and the {two} "
-                f"set ({len(shared)} such groups in total). Correct the split, or train without --group-by"
+                f"the data's own split is invalid: images of the same group as {name} are in both the {one} and "
+                f"the {two} set ({len(shared)} such groups in total). Correct the split, or train without --group-by"
             )
 
 

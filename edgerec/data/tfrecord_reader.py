@@ -103,8 +103,8 @@ class Packed:
             check_structure(about, {"schema": int})
             if about["schema"] != SCHEMA:
                 raise DataError(
-                    f"{location} has the format version {about['schema']}, but this version of edgerec reads {SCHEMA}: "
-                    "pack the data again with edgerec data pack"
+                    f"{location} has format version {about['schema']}, but this edgerec version reads version {SCHEMA}"
+                    ": pack the data again with edgerec data pack"
                 )
             check_structure(about, _STRUCTURE)
             pack = cls(
@@ -119,7 +119,7 @@ class Packed:
             )
             pack._check()
             if pack.digest != manifest_digest(about):
-                raise ValueError("the digest of the pack does not match its content")
+                raise ValueError("the pack's digest does not match its contents")
         except DataError:
             raise
         except (ValueError, KeyError, TypeError) as error:
@@ -136,14 +136,14 @@ class Packed:
     def _check(self) -> None:
         """Raise :class:`ValueError` if the manifest is inconsistent."""
         if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):
-            raise ValueError("the labels contain a duplicate, or a label with a control character")
+            raise ValueError("the labels contain a duplicate or a control character")
         if self.preprocess.height != self.preprocess.width:
             raise ValueError("the images are not square")
         if len({shard.file for shard in self.shards}) < len(self.shards):
             raise ValueError("a shard is listed twice")
         for shard in self.shards:
             if not shard.file or "\0" in shard.file or Path(shard.file).name != shard.file:
-                raise ValueError(f"the shard {shard.file!r} is not the name of a file in the pack's folder")
+                raise ValueError(f"the shard {shard.file!r} is not a file name in the pack's folder")
             if shard.split not in SPLITS:
                 raise ValueError(f"{shard.file} belongs to {unknown('split', shard.split, SPLITS)}")
             if not 0 <= shard.pictures * self._image_bytes <= shard.size_bytes:
@@ -188,7 +188,7 @@ class Packed:
             return parse_npy(content, dtype, count)
         except ValueError as error:
             raise DataError(
-                f"{self.location}: {name} does not match the shards of the pack ({error}). Copy this file again, or "
+                f"{self.location}: {name} does not match the pack's shards ({error}). Copy this file again, or "
                 "pack the data again"
             ) from None
 
@@ -358,7 +358,8 @@ def read_file(location: str, name: str, max_bytes: int) -> bytes:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise DataError(
-            f"{join_path(location, name)} exceeds {max_bytes:,} bytes, which is not plausible: pack the data again"
+            f"{join_path(location, name)} exceeds the limit of {max_bytes:,} bytes and is probably damaged: "
+            "pack the data again"
         )
     return content
 
@@ -378,14 +379,12 @@ def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[A
     file = io.BytesIO(content)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("the .npy format version is not 1.0")
+            raise ValueError("the .npy format version must be 1.0")
         shape, _, stored_dtype = np.lib.format.read_array_header_1_0(file)
     except (tokenize.TokenError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from None
     if stored_dtype != dtype or shape != (count,) or len(content) != file.tell() + count * dtype.itemsize:
-        raise ValueError(
-            f"the array has the dtype {stored_dtype} and the shape {shape}, expected {dtype} and ({count},)"
-        )
+        raise ValueError(f"the array has dtype {stored_dtype} and shape {shape}, expected {dtype} and ({count},)")
     return np.frombuffer(content, dtype, offset=file.tell())
 
 

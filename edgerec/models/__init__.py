@@ -125,12 +125,12 @@ def find(name: str) -> Architecture:
     """
     if name == IMPORTED:
         raise RecipeError(
-            "model.arch is 'own', the value for imported models, which cannot be trained: set model.arch to an "
+            "model.arch='own' denotes an imported model, which cannot be trained: set model.arch to an "
             "architecture that 'edgerec models' lists"
         )
     if name == AUTO:
         raise RecipeError(
-            "model.arch is 'auto', which only 'edgerec train' supports: set model.arch to an architecture that "
+            "model.arch='auto' is only supported by 'edgerec train': set model.arch to an architecture that "
             "'edgerec models' lists"
         )
     if user_defined.is_user_defined(name):
@@ -138,7 +138,7 @@ def find(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         if name.endswith(".py"):
             raise RecipeError(
-                f"model.arch is {name!r}, which names a file but not a function in it: write {name}:FUNCTION, e.g. "
+                f"model.arch is {name!r}, which names a file but no function in it: use {name}:FUNCTION, e.g. "
                 f"{name}:build"
             )
         raise RecipeError(
@@ -155,7 +155,7 @@ def find_classifier(name: str) -> Architecture:
     """
     architecture = find(name)
     if architecture.reconstructs:
-        raise RecipeError(f"{name!r} is an autoencoder and not a classifier: choose another architecture")
+        raise RecipeError(f"{name!r} is an autoencoder, not a classifier: choose another architecture")
     return architecture
 
 

@@ -59,7 +59,7 @@ def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
             raise RecipeError(f"model.arch is {arch!r}, but {module_or_path} defines no function: {SHAPE}")
         raise RecipeError(f"model.arch: {unknown(f'function of {module_or_path}', name, functions)}")
     if not callable(function):
-        raise RecipeError(f"model.arch is {arch!r}, which is an object of type {type(function).__name__}, {SHAPE}")
+        raise RecipeError(f"model.arch={arch!r} is an object of type {type(function).__name__}: {SHAPE}")
     return function
 
 
@@ -75,9 +75,9 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
     if type(output).__module__.partition(".")[0] == "keras":
         raise ModelError(f"{arch} returns a Keras 3 tensor, expected a tf_keras tensor: {_WHICH_KERAS}")
     if isinstance(output, keras.Model):
-        raise ModelError(f"{arch} returns a model, {SHAPE}, because edgerec adds the classification layer")
+        raise ModelError(f"{arch} returns a model, but edgerec adds the classification layer itself: {SHAPE}")
     if not hasattr(output, "_keras_history"):
-        raise ModelError(f"{arch} returns an object of type {type(output).__name__}, {SHAPE}")
+        raise ModelError(f"{arch} returns an object of type {type(output).__name__}: {SHAPE}")
     if len(output.shape) != 2 or output.shape[-1] is None:
         raise ModelError(
             f"{arch} returns a tensor of shape {tuple(output.shape)}, expected (batch, n): add "

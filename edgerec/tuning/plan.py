@@ -133,7 +133,7 @@ def checked_objectives(names: Sequence[str]) -> tuple[str, ...]:
             raise RecipeError(unknown("objective", name, OBJECTIVES))
     if "accuracy" not in names:
         raise RecipeError(
-            f"--objective {','.join(names)} does not include accuracy, but only the accuracy depends on the training: "
+            f"--objective {','.join(names)} does not include accuracy, the only objective that depends on training: "
             "add accuracy"
         )
     return tuple(dict.fromkeys(names))
@@ -150,7 +150,7 @@ def checked_limits(ms: float | None, bytes: int | None, memory: int | None) -> L
     """Return the limits of the int8 model. Raise :class:`RecipeError` if a limit is not a positive finite number."""
     for name, value in {"ms": ms, "bytes": bytes, "memory": memory}.items():
         if value is not None and not 0 < value < float("inf"):
-            raise RecipeError(f"--limit-{name} is {value:g}, but must be greater than 0 and finite")
+            raise RecipeError(f"--limit-{name} must be finite and greater than 0, got {value:g}")
     return Limits(ms, bytes, memory)
 
 

@@ -43,7 +43,7 @@ class StopCondition:
         """Create the condition from command-line options. If both are None, stop after :data:`TRIALS` trials."""
         for name, value in {"trials": trials, "max-time": max_time_s}.items():
             if value is not None and not value > 0:
-                raise RecipeError(f"--{name} is {value:g}, but must be greater than 0")
+                raise RecipeError(f"--{name} must be greater than 0, got {value:g}")
         if trials is None:
             trials = TRIALS if max_time_s is None else None
         return cls(trials or math.inf, time.monotonic() + (max_time_s or math.inf))
@@ -75,7 +75,7 @@ class Search:
                 fail_stale(self._study)
                 rows = rows_of(self._study)
         except TimeLimitError:
-            log.info("the time limit has been reached")
+            log.info("time limit reached")
         finally:
             write_results(self._folder, self._plan, self._study, self._keep)
 
@@ -85,7 +85,7 @@ class Search:
         except ValueError as error:
             if not str(error).startswith("Cannot tell"):  # Optuna's error for trials that have already ended
                 raise
-            log.warning("a result is lost, because another process marked the trial as failed after missed heartbeats")
+            log.warning("a result was lost, because another process marked the trial as failed after missed heartbeats")
 
     def _after_trial(self, study: Any, trial: Any) -> None:
         row = TrialRow.of(trial)

@@ -97,7 +97,9 @@ def read_space(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Space:
         where, values = str(source), read_settings(Path(source), RecipeError, advice)
     space = {key: _range(where, key, value, recipe) for key, value in _dotted_keys(where, values)}
     if not space:
-        raise RecipeError(f"{where} has no key to search: add a line such as train.learning_rate = {_EXPECTED}")
+        raise RecipeError(
+            f"{where} has no hyperparameters to tune: add a line such as train.learning_rate = {_EXPECTED}"
+        )
     return space
 
 
@@ -194,7 +196,7 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
     own = 1.0 if key == STRENGTH else _value(recipe, key)
     if isinstance(own, bool | str):
         raise RecipeError(
-            f"{where}: {key} is not a number, so low and high do not apply: use a list of choices, such as "
+            f"{where}: {key} is not a number and cannot have a range: use a list of choices, such as "
             f"[{json.dumps(own)}]"
         )
     integer = isinstance(own, int)
@@ -204,7 +206,7 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
             expected = "an integer" if integer else "a number"
             raise RecipeError(f"{where}: {key}: {name} is {number!r}, expected {expected}")
     if not isinstance(value.get("log", False), bool):
-        raise RecipeError(f"{where}: {key}: 'log' is {value['log']!r}, expected true or false")
+        raise RecipeError(f"{where}: {key}: 'log' must be true or false, got {value['log']!r}")
     if missing := {"low", "high"} - set(value):
         raise RecipeError(f"{where}: {key} has no {min(missing)}, expected {_EXPECTED}")
     kind = int if integer else float
@@ -232,7 +234,7 @@ def _problem(numbers: Numbers, has_step: bool) -> str:
 
 def _choices(where: str, key: str, values: Any, recipe: Recipe) -> Choices:
     if not values:
-        raise RecipeError(f"{where}: {key} is [], expected one or more choices")
+        raise RecipeError(f"{where}: {key} must have at least one choice")
     choices = [_checked_value(where, key, value, recipe) for value in values]
     if duplicates := [value for i, value in enumerate(choices) if value in choices[:i]]:
         raise RecipeError(f"{where}: {key} has {duplicates[0]!r} twice: remove one of them")
@@ -250,12 +252,12 @@ def _check_key(where: str, key: str, recipe: Recipe) -> None:
         raise RecipeError(f"{where}: {unknown('recipe key', key, [*known, STRENGTH])}")
     if key.startswith("compress."):
         raise RecipeError(
-            f"{where}: {key} affects only the compression, but a study compares trained models: remove the key, and "
+            f"{where}: {key} affects only compression, but a study compares trained models: remove the key, and "
             "compare its values with edgerec quantize"
         )
     if key not in _DATA_KEYS and not key.startswith(_SECTIONS):
         raise RecipeError(
-            f"{where}: {key} cannot be searched, because all trials must be compared on the same images: remove the key"
+            f"{where}: {key} cannot be tuned, because all trials must be compared on the same images: remove the key"
         )
 
 
@@ -263,7 +265,7 @@ def _checked_value(where: str, key: str, value: Any, recipe: Recipe) -> Any:
     """Convert a value to the recipe key's type. Raise :class:`RecipeError` if the value is invalid."""
     if key == STRENGTH:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise RecipeError(f"{where}: {key} is {value!r}, expected a factor of at least 0")
+            raise RecipeError(f"{where}: {key} is {value!r}, but the factor must be at least 0")
         try:
             with_augment_strength(recipe, value)
         except RecipeError as error:

@@ -180,7 +180,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
         kind = ""
     if kind not in ("postgresql", "postgres"):
         # Leave the URL out of the message, because it may contain a password.
-        raise StudyError("--storage is not the URL of a PostgreSQL database, expected postgresql://USER@HOST/DATABASE")
+        raise StudyError("--storage must be the URL of a PostgreSQL database: postgresql://USER@HOST/DATABASE")
     require("psycopg")
     parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed, redacted(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
@@ -206,7 +206,7 @@ def _connect(url: str, **options: Any) -> Any:
             time.sleep(0.2 * (attempt + 1))
         except RuntimeError as error:
             raise StudyError(
-                f"The study's database has the format of another Optuna version ({cause(error)}): run "
+                f"The study's database was created by another Optuna version ({cause(error)}): run "
                 '"optuna storage upgrade"'
             ) from None
     raise EdgerecError("unreachable")

@@ -175,8 +175,8 @@ def _refuse_code(plan: Plan) -> None:
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_user_defined(str(name))), None):
         raise StudyError(
-            f"The study uses an architecture from the Python file {code}. For safety, --resume alone does not run it: "
-            "give the recipe and --search of the study again, together with --resume"
+            f"The study's architecture is defined in {code}, a Python file that --resume does not run for safety: "
+            "pass the study's recipe and --search again, together with --resume"
         )
 
 
@@ -216,15 +216,13 @@ def _check_folder_and_storage(folder: Path, saved: SavedStudy | None, storage: s
     """
     if saved is not None:
         if storage and not saved.storage:
-            raise StudyError(f"The study in {folder} is stored in its file {DATABASE}: omit --storage")
+            raise StudyError(f"The study in {folder} uses its own database {DATABASE}: omit --storage")
         if saved.storage and not storage:
-            raise StudyError(
-                f"The study in {folder} is stored in the database {saved.storage}: add the option --storage"
-            )
+            raise StudyError(f"The study in {folder} uses the database {saved.storage}: add --storage")
     elif (folder / STUDY_FILE).is_file():
-        raise OutputExistsError(f"{folder} contains a study: add --resume to resume it, or choose another name")
+        raise OutputExistsError(f"{folder} already contains a study: add --resume, or choose another name")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder} exists, and is not a study: choose another name")
+        raise OutputExistsError(f"{folder} exists but is not a study: choose another name")
 
 
 def _report(study: Any, plan: Plan, folder: Path, database_location: str) -> TuneReport:

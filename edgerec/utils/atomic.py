@@ -96,11 +96,9 @@ def checked_output(
     out = user_path(path)
     suffix = out.suffix.lower()
     if folder and suffix in _FILE_SUFFIXES and suffix not in suffixes:
-        raise OutputNameError(
-            f"{path} has the suffix of a file, but the output is a folder: choose a name without a suffix"
-        )
+        raise OutputNameError(f"{path} has a file suffix, but the output is a folder: choose a name without a suffix")
     if not folder and suffixes and suffix not in suffixes:
-        raise OutputNameError(f"{path} does not end in {' or '.join(filter(None, suffixes))}: choose another name")
+        raise OutputNameError(f"{path} must end in {' or '.join(filter(None, suffixes))}: choose another name")
     data_sets = _as_sequence(data)
     for input_path in (*(each for item in inputs for each in _as_sequence(item)), *data_sets):
         if not str(input_path) or not os.path.exists(source := user_path(input_path)):
@@ -262,5 +260,5 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "edgerec"
     except RuntimeError:
         raise NoHomeError(
-            "cannot store cached files, because this user has no home folder: set EDGEREC_CACHE to a writable folder"
+            "cannot find the cache folder, because this user has no home folder: set EDGEREC_CACHE to a writable folder"
         ) from None

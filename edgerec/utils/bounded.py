@@ -166,7 +166,7 @@ def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:
     """
     # Count the entries before parsing them, because parsed entries take much more memory than the file.
     if content.count(b"PK\1\2") > MAX_ZIP_ENTRIES:
-        raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files, which is not plausible")
+        raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files")
     archive = zipfile.ZipFile(io.BytesIO(content))
     _check_unpacked_size(archive, len(content), max_bytes, MAX_COMPRESSION_RATIO)
     return archive
@@ -180,8 +180,8 @@ def check_zip_file(path: Path, max_bytes: int, max_ratio: int = MAX_COMPRESSION_
 
 def _check_unpacked_size(archive: zipfile.ZipFile, packed_bytes: int, max_bytes: int, max_ratio: int) -> None:
     if len(archive.infolist()) > MAX_ZIP_ENTRIES:
-        raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files, which is not plausible")
+        raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files")
     # The declared sizes can be trusted, because zipfile never unpacks more bytes than declared.
     total = sum(info.file_size for info in archive.infolist())
     if total > min(max_bytes, max(MAX_SMALL_BYTES, max_ratio * packed_bytes)):
-        raise UnpackedSizeError(f"the archive unpacks from {packed_bytes:,} to {total:,} bytes, which is not plausible")
+        raise UnpackedSizeError(f"the archive unpacks from {packed_bytes:,} to {total:,} bytes and may be a zip bomb")

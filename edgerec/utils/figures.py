@@ -72,7 +72,7 @@ def glyph_warnings_logged(name: str) -> Iterator[None]:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if glyphs and name:
         log.warning(
-            "%s: no installed font has %d of the characters in the labels, which are drawn as boxes: install fonts "
+            "%s: the installed fonts lack %d of the labels' characters, which are drawn as boxes: install fonts "
             "for their script, e.g. with apt install fonts-noto",
             *(name, len(glyphs)),
         )

@@ -28,5 +28,5 @@ def parse_host_port(text: str, default_host: str | None = None, default_port: in
     port = int(match["port"]) if match and match["port"] else default_port
     if match is None or host is None or port is None or port > 65535:
         example = f"{default_host or '10.0.0.1'}:{default_port or 12345}"
-        raise AddressError(f"{text!r} is not a network address: use HOST:PORT, such as {example}")
+        raise AddressError(f"{text!r} is not a valid network address: use HOST:PORT, such as {example}")
     return host, port

@@ -52,11 +52,11 @@ def require(module: str) -> Any:
         if error.name != package:
             raise
         name, extra = _PACKAGES[package]
-        raise MissingExtraError(f'{name} is needed, but not installed: pip install "edgerec[{extra}]"') from None
+        raise MissingExtraError(f'{name} is required but not installed: run pip install "edgerec[{extra}]"') from None
     except ImportError as error:
         if package == "cv2" and ".so" in str(error):
             raise MissingExtraError(
                 f"OpenCV cannot be imported, because a system library is missing ({error}): "
-                "apt install libgl1 libglib2.0-0, or replace it with pip install opencv-python-headless"
+                "run apt install libgl1 libglib2.0-0, or replace it with pip install opencv-python-headless"
             ) from None
         raise

@@ -39,7 +39,7 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
     else:
         return value
     if len(secret.splitlines()) != 1:
-        raise AddressError(f"{value} has several lines: store the secret in a single line")
+        raise AddressError(f"{value} has several lines: put the secret on a single line")
     return secret
 
 
@@ -86,7 +86,7 @@ def _file_content(path: str) -> str:
             raise AddressError(f"the secret in {path} cannot be read: it is not a file")
         if os.name == "posix" and status.st_mode & 0o037:
             raise AddressError(
-                f"the secret in {path} is not used, because other users can access the file (mode "
+                f"the secret in {path} is rejected, because other users can access the file (mode "
                 f"{stat.S_IMODE(status.st_mode):04o}): run chmod 600 {path}"
             )
         content = file.read(MAX_BYTES + 1)

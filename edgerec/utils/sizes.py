@@ -19,7 +19,7 @@ def parse_size(text: str) -> int:
     pattern = r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([KMGT])(i?))?B?"
     match = re.fullmatch(pattern, text.strip(), re.IGNORECASE | re.ASCII)
     if match is None:
-        raise ValueError(f"{text!r} is not a size: use a number with a unit, such as 500MB, 2GiB or 20G")
+        raise ValueError(f"{text!r} is not a valid size: use a number with a unit, such as 500MB, 2GiB or 20G")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
 
 

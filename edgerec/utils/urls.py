@@ -85,8 +85,8 @@ class Url:
             raise AddressError("the address contains a space or a control character: write a space as %20")
         if _ambiguous(match[2]):
             raise AddressError(
-                f"the address is ambiguous, because an @ after the host may belong to a password: {_ESCAPES}, and in a "
-                "path, write @ as %40"
+                f"the address is ambiguous, because an @ after the host may be part of a password: {_ESCAPES}, and in "
+                "a path, write @ as %40"
             )
         try:
             parts = urlsplit(address)
@@ -95,7 +95,7 @@ class Url:
         except (ValueError, UnicodeError):
             host, port = "", 0
         if not host or not port:
-            raise AddressError(f"the address has no valid host and port: {_ESCAPES}")
+            raise AddressError(f"the address has an invalid host or port: {_ESCAPES}")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
 

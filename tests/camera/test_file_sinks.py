@@ -222,7 +222,7 @@ def test_csv_file_is_not_executable(tmp_path):
 
 
 def test_video_errors_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(EdgerecError, match=r"out\.mkv does not end in \.mp4 or \.avi"):
+    with pytest.raises(EdgerecError, match=r"out\.mkv must end in \.mp4 or \.avi"):
         VideoFile(tmp_path / "out.mkv")
     (tmp_path / "out.avi").write_bytes(b"")
     with pytest.raises(OutputExistsError, match="exists"):

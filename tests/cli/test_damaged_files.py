@@ -316,7 +316,7 @@ def test_packs_with_damaged_arrays_are_refused(pack, tmp_path, name, damage):
                 "huge": content.replace(shape, b"(99999999999999,), }"),
             }[damage]
         )
-    with pytest.raises(DataError, match=f"{name} (does not match the shards|exceeds)"):
+    with pytest.raises(DataError, match=f"{name} (does not match the pack's shards|exceeds)"):
         load(DataSection(source=str(copy)))
 
 

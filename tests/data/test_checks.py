@@ -207,7 +207,7 @@ def test_contact_sheet_of_a_recipe_and_of_a_run(clean, tmp_path):
 def test_error_for_bad_input_is_one_line(clean, tmp_path):
     with pytest.raises(RecipeError, match="no augmented images to show"):
         show_data(replace(recipe_for(clean), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
-    with pytest.raises(OutputNameError, match=r"does not end in \.png"):
+    with pytest.raises(OutputNameError, match=r"must end in \.png"):
         show_data(recipe_for(clean), tmp_path / "x.jpg")
     (tmp_path / "there.png").write_bytes(b"mine")
     (tmp_path / "mine").mkdir()

@@ -207,14 +207,14 @@ def test_npz_floats_are_converted_to_uint8(tmp_path):
     ("changes", "message"),
     [
         ({"x_train": np.array([{}, {}], object)}, "pickled objects"),
-        ({"x_train": np.zeros((40, 12), np.uint8)}, r"x_train has the shape \(40, 12\), expected"),
+        ({"x_train": np.zeros((40, 12), np.uint8)}, r"x_train has shape \(40, 12\), expected"),
         ({"x_train": np.zeros((40, 12, 12, 4), np.uint8)}, "expected"),
         ({"x_train": np.full((40, 12, 12), 70000)}, "expected pixel values in 0…255"),
         ({"x_train": np.full((40, 12, 12), np.nan)}, "expected pixel values in 0…255"),
         ({"x_train": np.full((40, 12, 12), "a")}, "expected uint8"),
         ({"y_train": np.zeros(39, int)}, "one per image"),
         ({"y_train": np.zeros(40)}, "expected integers"),
-        ({"y_train": None}, "but not y_train"),
+        ({"y_train": None}, "but no y_train"),
         ({"x_test": np.zeros((8, 12, 12), np.uint8)}, "no y_test"),
         ({"x_test": np.zeros((8, 9, 9), np.uint8), "y_test": np.zeros(8, int)}, "the same size"),
         ({"labels": np.arange(4)}, "one string per class"),
@@ -273,7 +273,7 @@ def test_group_in_two_of_the_own_splits_is_refused(image_folder, tmp_path):
     for part in ("train", "test"):
         shutil.copytree(image_folder, tmp_path / "split" / part)
     dataset, resolved = load(section(tmp_path / "split", input_size=16, group_by=r"person\d", val_fraction=0.25))
-    with pytest.raises(DataError, match="the data's own split leaks"):
+    with pytest.raises(DataError, match="the data's own split is invalid"):
         split_dataset(dataset, resolved, 0)
 
 

@@ -77,7 +77,7 @@ def test_unlabeled_split_is_not_used(tmp_path, caplog):
         dataset = read(tmp_path)
     assert dataset.labels == CLASSES
     assert not any("seg_pred" in name for name in dataset.names)
-    assert "the images in seg_pred are not used" in caplog.text
+    assert "ignoring the unlabeled images in seg_pred" in caplog.text
 
 
 @pytest.mark.parametrize(

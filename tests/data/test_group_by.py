@@ -51,7 +51,7 @@ def test_a_group_in_two_splits_inside_class_folders_is_refused(tmp_path):
     names = [f"{label}/{split}/anna/{split}.png" for label in ("cat", "dog") for split in ("train", "test")]
     names += [f"{label}/train/ben/{number}.png" for label in ("cat", "dog") for number in range(4)]
     dataset, section = read(write_images(tmp_path / "pets", names), group_by="^[a-z]+(?=/)")
-    with pytest.raises(DataError, match="the data's own split leaks"):
+    with pytest.raises(DataError, match="the data's own split is invalid"):
         split_dataset(dataset, section, 0)
 
 

@@ -124,7 +124,7 @@ def test_cache_limit_is_parsed_as_a_size(monkeypatch, text, size):
 
 def test_invalid_cache_limit_is_refused(monkeypatch):
     monkeypatch.setenv("EDGEREC_CACHE_LIMIT", "lots")
-    with pytest.raises(EdgerecError, match="EDGEREC_CACHE_LIMIT: 'lots' is not a size"):
+    with pytest.raises(EdgerecError, match="EDGEREC_CACHE_LIMIT: 'lots' is not a valid size"):
         pixel_cache()
     monkeypatch.setenv("EDGEREC_CACHE_LIMIT", "none")
     assert pixel_cache().limit_bytes is None

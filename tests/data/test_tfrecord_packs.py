@@ -170,10 +170,10 @@ def test_missing_and_truncated_files_are_reported_on_loading(copy):
     about = json.loads(manifest.read_text())
     about["shards"][0]["file"] = "../../secret"
     manifest.write_text(json.dumps(about))
-    with pytest.raises(DataError, match=r"the shard '\.\./\.\./secret' is not the name of a file in"):
+    with pytest.raises(DataError, match=r"the shard '\.\./\.\./secret' is not a file name in"):
         load(recipe_for(copy).data)
     manifest.write_text(json.dumps(about | {"schema": 99}))
-    with pytest.raises(DataError, match=r"^\S+ has the format version 99, but this version of edgerec reads \d+"):
+    with pytest.raises(DataError, match=r"^\S+ has format version 99, but this edgerec version reads version \d+"):
         load(recipe_for(copy).data)
     manifest.write_text("{}")
     with pytest.raises(DataError, match="is damaged"):
@@ -183,7 +183,7 @@ def test_missing_and_truncated_files_are_reported_on_loading(copy):
 
 def test_index_of_another_pack_is_refused(copy):
     np.save(Path(copy.location) / "index.npy", np.zeros(3))
-    with pytest.raises(DataError, match=r"index\.npy does not match the shards"):
+    with pytest.raises(DataError, match=r"index\.npy does not match the pack's shards"):
         load(recipe_for(copy).data)
 
 

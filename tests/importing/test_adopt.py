@@ -220,7 +220,7 @@ def test_second_call_reuses_the_run(keras3_models, adopted_run, image_folder, tm
         open_or_adopt(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
     with pytest.raises(EdgerecError, match="add --data"):
         open_or_adopt(model, None)
-    with pytest.raises(RecipeError, match="imported models, which cannot be trained"):
+    with pytest.raises(RecipeError, match="imported model, which cannot be trained"):
         fit(adopted_run.recipe, tmp_path / "again")
 
 
@@ -265,7 +265,7 @@ def test_classes_without_images_are_accepted(keras3_models, image_folder, tmp_pa
     assert set(dataset.classes[split.test]) == {1, 3}
     assert evaluate(run.path).per_class["green"]["support"] == 0
     labels.write_text("green\nred\nyellow\nviolet\n")
-    with pytest.raises(DataError, match="'blue' that the model does not know"):
+    with pytest.raises(DataError, match="'blue', but the model does not"):
         adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalise="unit", labels=labels)
     labels.write_text("green\nred\nred\nblue\n")
     with pytest.raises(DataError, match="duplicate label 'red'"):

@@ -165,7 +165,7 @@ def test_resuming_a_study_does_not_execute_code_that_the_study_names(tmp_path, m
     search = {"train.learning_rate": [1e-3]} if where == "recipe" else {"model.arch": ["net.py:build"]}
     tune(recipe, tmp_path / "study", trials=1, search=search, keep="none")
     (tmp_path / "net.py").write_text(f"{CODE}\n{code}")
-    with pytest.raises(StudyError, match=r"from the Python file net\.py:build"):
+    with pytest.raises(StudyError, match=r"defined in net\.py:build, a Python file"):
         tune(None, tmp_path / "study", resume=True, trials=2)
     assert not (tmp_path / "executed").exists()
 

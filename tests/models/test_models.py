@@ -195,11 +195,11 @@ def test_architecture_with_other_input_size_is_measured():
     ("arguments", "code", "message"),
     [
         (["resnet_8"], 1, "unknown architecture 'resnet_8'; did you mean 'resnet8'"),
-        (["resnet8", "--input-size", 8], 1, "--input-size is 8, but resnet8 needs at least 16"),
+        (["resnet8", "--input-size", 8], 1, "--input-size must be at least 16 pixels for resnet8, got 8"),
         (["resnet8", "--width", 9], 1, "model.width is 9.0, expected 0 or 0.05 to 4"),
-        (["resnet8", "--width", 0], 1, "--width is 0, expected 0.05 to 4"),
-        (["auto"], 1, "is 'auto', which only 'edgerec train' supports"),
-        (["resnet8", "--classes", 1], 1, "--classes is 1, expected 2 to"),
+        (["resnet8", "--width", 0], 1, "--width must be from 0.05 to 4, got 0"),
+        (["auto"], 1, "is only supported by 'edgerec train'"),
+        (["resnet8", "--classes", 1], 1, "--classes must be from 2 to"),
         (["--width", 0.5], 2, "apply to one architecture: add its name"),
         (["nothing.py:build"], 1, "the file nothing.py does not exist"),
     ],
@@ -265,8 +265,8 @@ def test_misspelled_function_is_reported_before_images_are_read(edgerec, tmp_pat
 
 
 WRONG = {
-    "returned": ("return 3", "returns an object of type int, expected a function build"),
-    "model": ("return keras.Model(inputs, keras.layers.Flatten()(inputs))", "returns a model, expected"),
+    "returned": ("return 3", "returns an object of type int: expected a function build"),
+    "model": ("return keras.Model(inputs, keras.layers.Flatten()(inputs))", "returns a model, but"),
     "image": ("return keras.layers.Conv2D(2, 3)(inputs)", r"shape \(None, 14, 14, 2\), expected \(batch, n\)"),
     "failing": ("return keras.layers.Conv2D(2, 99)(inputs)", r"failed \(.*net\.py, line 2\): ValueError"),
     "elsewhere": ("return keras.layers.Flatten()(keras.Input((4, 4, 3)))", "is not computed from its inputs"),
@@ -294,7 +294,7 @@ def test_invalid_user_architecture_is_refused(body, tmp_path):
     ("arch", "text", "message"),
     [
         ("net.py:other", MINE, "unknown function of net.py 'other'"),
-        ("net.py:build", "build = 3", "which is an object of type int, expected a function"),
+        ("net.py:build", "build = 3", "is an object of type int: expected a function"),
         ("net.py:build", "def build(:", "cannot be imported: SyntaxError"),
         ("net.py:build", "import nothing_such", r"cannot be imported \(.*net\.py, line 1\): ModuleNotFoundError"),
         ("nothing:build", "", "there is no module 'nothing'"),

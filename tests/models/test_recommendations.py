@@ -53,7 +53,7 @@ def test_recommendation_for_other_input_size_is_measured(here):
 def test_recommendations_refuse_invalid_arguments(here):
     with pytest.raises(TargetError, match="unknown target 'rpy'; did you mean 'rpi'"):
         recommendations("rpy")
-    with pytest.raises(RecipeError, match="--input-size is 4, expected 8 to 1024"):
+    with pytest.raises(RecipeError, match="--input-size must be from 8 to 1024 pixels, got 4"):
         recommendations("rpi", input_size=4)
     done = here("models", "resnet8", "--target", "rpi")
     assert (done.returncode, "can be combined only with --input-size and --json" in done.stderr) == (2, True)

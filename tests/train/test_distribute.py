@@ -88,7 +88,7 @@ def test_cluster_is_read_from_tf_config(monkeypatch):
         ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "there is no worker 2"),
         (
             '{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}',
-            "'b' is not a network address",
+            "'b' is not a valid network address",
         ),
         ('{"cluster": {"worker": ["a:1", "b:1"]}}', "TF_CONFIG cannot be used"),
     ],

@@ -89,21 +89,21 @@ def wide(recipe: Recipe) -> Recipe:
         ("train.learning_rate", {"low": 0.1, "high": 20}, "train.learning_rate is 20.0, expected 1e-08 to 10"),
         ("train.learning_rate", {"low": math.nan, "high": 1}, "train.learning_rate is nan"),
         ("train.learning_rate", {"low": "a", "high": 1}, "low is 'a', expected a number"),
-        ("train.learning_rate", {"low": 0.1, "high": 1, "log": 1}, "'log' is 1, expected true or false"),
+        ("train.learning_rate", {"low": 0.1, "high": 1, "log": 1}, "'log' must be true or false, got 1"),
         ("train.learning_rate", {"low": 0.1, "high": 1, "log": True, "step": 0.1}, "log and step cannot be combined"),
         ("model.dropout", {"low": 0, "high": 0.5, "log": True}, "low is 0, expected more than 0 with log"),
         ("model.width", {"low": 0.25, "high": 1, "step": 0}, "step is 0, expected more than 0 and at most 0.75"),
         ("train.batch_size", {"low": 16.5, "high": 64}, "low is 16.5, expected an integer"),
-        ("model.arch", {"low": 1, "high": 2}, "model.arch is not a number, so low and high do not apply: use a list"),
+        ("model.arch", {"low": 1, "high": 2}, "model.arch is not a number and cannot have a range: use a list"),
         ("model.arch", ["resnet8", "resnet9"], "unknown architecture 'resnet9'; did you mean 'resnet8'"),
-        ("model.width", [], "model.width is [], expected one or more choices"),
+        ("model.width", [], "model.width must have at least one choice"),
         ("model.width", [0.5, 1, 1.0], "model.width has 1.0 twice"),
         ("model.width", 0.5, "model.width is 0.5, expected { low"),
         ("data.val_fraction", [0.1, 0.2], "all trials must be compared on the same images"),
         ("seed", [1, 2], "all trials must be compared on the same images"),
-        ("compress.sparsity", [0.1, 0.2], "affects only the compression, but a study compares trained models"),
+        ("compress.sparsity", [0.1, 0.2], "affects only compression, but a study compares trained models"),
         ("augment", {"low": 0, "high": 10}, "with augment = 10, augment.shift is 1.0, expected 0 to 0.5"),
-        ("augment", {"low": -1, "high": 1}, "augment is -1.0, expected a factor of at least 0"),
+        ("augment", {"low": -1, "high": 1}, "augment is -1.0, but the factor must be at least 0"),
     ],
 )
 def test_invalid_search_is_refused_with_its_key(key, value, message):
@@ -128,7 +128,7 @@ def test_search_file_is_unchanged_by_reading_and_writing(tmp_path):
     }
     path.write_text(to_toml(space))
     assert read_space(path, Recipe()) == space
-    for text, message in (("a =", "is not TOML"), ("", "has no key to search")):
+    for text, message in (("a =", "is not TOML"), ("", "has no hyperparameters to tune")):
         path.write_text(text)
         with pytest.raises(RecipeError, match=message):
             read_space(path, Recipe())
@@ -389,9 +389,9 @@ def test_study_with_other_settings_is_refused(study, base, tmp_path, digits_npz)
 
 def test_folder_with_other_files_is_not_changed(base, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="exists, and is not a study: choose another name"):
+    with pytest.raises(OutputExistsError, match="exists but is not a study: choose another name"):
         tune(base, tmp_path)
-    with pytest.raises(EdgerecError, match=r"thesis\.txt has the suffix of a file"):
+    with pytest.raises(EdgerecError, match=r"thesis\.txt has a file suffix"):
         tune(base, tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -425,11 +425,14 @@ def test_damaged_study_is_refused(study, tmp_path, name, message):
             ["--objective", "accuracy,ms", "--pruner", "median"],
             "supports only one objective, but the study has 2 objectives",
         ),
-        (["--limit-ms", "0"], "--limit-ms is 0, but must be greater than 0"),
-        (["--trials", "0"], "--trials is 0, but must be greater than 0"),
+        (["--limit-ms", "0"], "--limit-ms must be finite and greater than 0, got 0"),
+        (["--trials", "0"], "--trials must be greater than 0, got 0"),
         (["--keep", "some"], "unknown keep 'some'"),
         (["--resume"], "it is not a study: start a study with edgerec tune without --resume"),
-        (["--storage", "mysql://me:secret@host/base"], "expected postgresql://USER@HOST/DATABASE"),
+        (
+            ["--storage", "mysql://me:secret@host/base"],
+            "must be the URL of a PostgreSQL database: postgresql://USER@HOST/DATABASE",
+        ),
         (
             ["--storage", "postgresql://me:secret@127.0.0.1:1/base"],
             "postgresql://127.0.0.1:1/base cannot be used",

@@ -29,7 +29,7 @@ def test_sizes_with_units_are_converted_to_bytes(text, size, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "MB", "-1MB", "5 parsecs", "1e9", "5iB", "१०MB"])
 def test_text_that_is_not_a_size_is_refused(text):
-    with pytest.raises(ValueError, match="is not a size"):
+    with pytest.raises(ValueError, match="is not a valid size"):
         parse_size(text)
 
 
