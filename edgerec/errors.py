@@ -42,7 +42,7 @@ class EdgerecError(Exception):
     """Base class of all edgerec exceptions. The message states what failed, why, and what to do next."""
 
     def __str__(self) -> str:
-        """Return the message as one line of about 1000 characters or less, with unprintable characters escaped."""
+        """Return the message as a single line of at most about 1000 characters, escaping unprintable characters."""
         text = printable(super().__str__().strip())
         half = MAX_MESSAGE_CHARACTERS // 2
         return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:half]} … {text[-half:]}"
@@ -140,7 +140,7 @@ class MissingExtraError(EdgerecError, ImportError):
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
-    """Return an error message for an unknown name that lists all choices and suggests the most similar one.
+    """Return an error message for an unknown name, listing all choices and suggesting the most similar one.
 
     Args:
         kind: kind of the named object, e.g. ``target``.

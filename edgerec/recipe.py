@@ -48,8 +48,8 @@ __all__ = [
     "parse_assignment",
 ]
 
-# Keys that training can choose automatically, and the values that request this. A run's recipe.toml contains the chosen
-# values instead.
+# Keys that training can choose automatically, and the values that request this.
+# A run's recipe.toml contains the chosen values instead.
 UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
@@ -65,7 +65,7 @@ UNRESOLVED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete recipe, validated when it is built. Use :func:`dataclasses.replace` to create a variation."""
+    """A complete recipe, validated on construction. Use :func:`dataclasses.replace` to create a variation."""
 
     seed: int = number(0, "seed for the split, the initial weights, the image order and the augmentation", 0, 2**31 - 1)
     data: DataSection = field(default_factory=DataSection)
@@ -81,7 +81,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, path: str | Path, *, base: Recipe | None = None) -> Recipe:
-        """Load a recipe file. Missing keys keep the values from ``base``, by default ``Recipe()``.
+        """Load a recipe file. Missing keys keep their values from ``base``, by default ``Recipe()``.
 
         If the file is a run's recipe without a preprocessing version, missing keys get the values from
         :attr:`unversioned`.
@@ -97,7 +97,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "recipe", *, base: Recipe | None = None) -> Recipe:
-        """Build a recipe from nested dictionaries. Missing keys keep the values from ``base``.
+        """Build a recipe from nested dictionaries. Missing keys keep their values from ``base``.
 
         Raises:
             RecipeError: a key is unknown or a value is invalid. The message contains ``where`` and the dotted key.
@@ -166,7 +166,7 @@ class Recipe:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Parse ``section.key=value``. Values that are not valid TOML are strings."""
+    """Parse ``section.key=value``. Values that are not valid TOML are treated as strings."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise RecipeError(f"{text!r} is not an assignment: use KEY=VALUE, e.g. train.epochs=3")
@@ -241,7 +241,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
 
 
 def _unknown_key_message(key: str, choices: Iterable[str]) -> str:
-    """Return an error message for an unknown key that preferably suggests the same name in other sections."""
+    """Return an error message for an unknown key, preferably suggesting the same name in another section."""
     name = key.rpartition(".")[2]
     sections = ((item.name, value) for item in fields(Recipe) if is_dataclass(value := getattr(Recipe(), item.name)))
     same_name = [f"{section}.{name}" for section, value in sections if name in {item.name for item in fields(value)}]

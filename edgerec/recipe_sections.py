@@ -17,7 +17,7 @@ from edgerec.errors import RecipeError
 # A data set's name, .npz file or folder, or a list of several data sets to merge.
 DataSource = str | Sequence[str]
 
-# Value with which model.arch and model.weights are chosen automatically, based on the images and the target.
+# Value that makes training choose model.arch or model.weights, based on the images and the target.
 AUTO = "auto"
 
 
@@ -107,7 +107,7 @@ class DataSection:
 
     @property
     def without_folders(self) -> DataSection:
-        """Copy of the section with only the last component of each path, for files shared with others."""
+        """Copy of the section with each path reduced to its last component, for files shared with others."""
         return replace(self, source=one_or_tuple(Path(source).name for source in self.sources))
 
 

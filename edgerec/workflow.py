@@ -147,7 +147,7 @@ def build(
 
 
 def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the report for the recipe's method, or None if there is none or the method is ``auto``.
+    """Return the existing report for the recipe's method, or None if there is none or the method is ``auto``.
 
     Raises:
         OutputExistsError: the variant was made with different settings.

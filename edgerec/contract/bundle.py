@@ -33,7 +33,8 @@ MAX_BYTES = 1 << 30  # total size of all files
 # Windows path separators, and characters that are not valid in file names.
 _FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Reads a file in a bundle, given its relative path and the maximum size in bytes. Returns None if it does not exist.
+# Function that reads a file in a bundle, given its relative path and the maximum size in bytes.
+# It returns None if the file does not exist.
 Reader = Callable[[str, int], bytes | None]
 
 

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Number of bytes to read from the start of a file. Web pages may start with a long comment.
+# Number of bytes to read from the start of a file, sufficient even for a web page that starts with a long comment.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
@@ -115,6 +115,6 @@ def _archive(file: IO[bytes]) -> str:
 
 
 def reason(path: str | Path, error: object) -> str:
-    """Explain why a file cannot be parsed: by its actual format if known, otherwise by the parser's error."""
+    """Explain why a file cannot be parsed, using its actual format if known, otherwise the parser's error."""
     kind = describe_file(Path(path))
     return f"it {kind}" if kind else str(error)

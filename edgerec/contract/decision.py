@@ -69,7 +69,9 @@ class DecisionSpec:
         for label, value in self.thresholds.items():
             _check_range(f"thresholds[{label!r}]", value, 0, 1)
         if self.smoothing not in get_args(Smoothing):
-            raise ValueError(f"decision.smoothing is {self.smoothing!r}; expected {', '.join(get_args(Smoothing))}")
+            raise ValueError(
+                f"decision.smoothing is {self.smoothing!r}; expected one of {', '.join(get_args(Smoothing))}"
+            )
         _check_integer("memory", self.memory)
         _check_integer("votes", self.votes)
         if self.smoothing == "vote" and self.votes > self.memory:
@@ -87,7 +89,7 @@ class DecisionSpec:
         return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)
 
     def threshold_of(self, label: str) -> float:
-        """Return the threshold for ``label``, to compare with calibrated scores."""
+        """Return the minimum calibrated score for predicting ``label``."""
         return self.thresholds.get(label, self.threshold)
 
     def relative_novelty(self, novelty: float | None) -> float:
@@ -112,7 +114,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Classification:
-    """The prediction for one image.
+    """The prediction for a single image.
 
     Attributes:
         label, index: the best class; ``unknown`` and −1 if its score is below the threshold or the image is novel.
@@ -245,7 +247,7 @@ def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: f
 
 
 class Decider:
-    """Smooths the predictions for the frames of one video stream."""
+    """Smooths the predictions for a video stream's frames."""
 
     def __init__(self, spec: DecisionSpec, labels: Sequence[str]) -> None:
         self._spec, self._labels = spec, labels
@@ -259,7 +261,7 @@ class Decider:
         self._current: Decision | None = None
 
     def update(self, scores: Scores, at_s: float, novelty: float | None = None, finite: bool = True) -> Decision:
-        """Add the classification of one frame, and return the smoothed decision.
+        """Add a frame's classification, and return the smoothed decision.
 
         Args:
             scores: scores of all classes before calibration, float32 ``(classes,)``.

@@ -32,7 +32,7 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-# Maximum number of pixels in an image: enough for phone cameras, and about 1.2 GB of memory while decoding.
+# Maximum number of pixels in an image. This is enough for phone cameras, and decoding takes at most about 1.2 GB.
 MAX_PIXELS = 200_000_000
 # Larger images are decoded one at a time, even by commands that decode images in parallel.
 LARGE_PIXELS = 1 << 24
@@ -172,7 +172,7 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for the bit depth in the file headers, or else the smallest one that fits all samples.
+        """Black and white levels for the bit depth in the file headers, or for the smallest one that fits all samples.
 
         If the samples occupy only a small fraction of this range, as in thermal images, the levels are the smallest
         and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
@@ -195,7 +195,7 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
-# Bin of the sample value 0, and number of bins.
+# Histogram bin of the sample value 0, and number of bins.
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 

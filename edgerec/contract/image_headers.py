@@ -306,7 +306,7 @@ def _pnm_words(content: bytes) -> list[bytes]:
 
 
 def turned(image: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
-    """Rotate and mirror an image upright, given its EXIF orientation ``value``."""
+    """Rotate and mirror an image to make it upright. ``value`` is its EXIF orientation."""
     if value in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if value in (3, 4, 7, 8):

@@ -24,7 +24,7 @@ DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-# Types of the manifest fields that record how the bundle was built, for check_structure.
+# Expected types of the manifest fields that record how the bundle was built, see check_structure.
 _VARIANT = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
 _FILE = {"file": str, "sha256": str}
 _ORIGIN = {
@@ -217,7 +217,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
-        """Parse and validate a manifest in JSON.
+        """Parse and validate a JSON manifest.
 
         Args:
             text: the JSON text, as a string or as UTF-8.

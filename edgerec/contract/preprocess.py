@@ -19,8 +19,8 @@ Interpolation = Literal["linear", "nearest"]
 # Version of the resizing algorithm. Version 1 halves both axes while both are at least twice the target size.
 # Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Maximum size of temporary arrays in bytes. Smaller arrays fit into the CPU cache, and glibc's malloc reuses their
-# memory: for 128 KiB or more, it requests new pages from the kernel each time.
+# Maximum size of temporary arrays in bytes, so that they fit into the CPU cache.
+# For 128 KiB or more, glibc's malloc requests new pages from the kernel each time, which is slow.
 _BLOCK_BYTES = 120 << 10
 # Version assumed for manifests, recipes and packed data sets that do not record one.
 UNRECORDED_VERSION = 1

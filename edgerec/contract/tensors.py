@@ -102,7 +102,7 @@ NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.
 
 @dataclass(frozen=True)
 class ChannelNormalise:
-    """Normalization per channel, optionally in BGR order: ``real[c] = (image[c] - mean[c]) / std[c]``.
+    """Per-channel normalization, optionally in BGR order: ``real[c] = (image[c] - mean[c]) / std[c]``.
 
     A single input scale and zero point cannot express per-channel normalization. Export therefore adds it to the graph
     as a 1x1 convolution, so that the input of the exported model is the unchanged RGB image.
@@ -219,7 +219,7 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
 
 
 def identity_normalise(spec: TensorSpec) -> Normalise:
-    """Return the normalization that is the inverse of a uint8 or int8 input's quantization.
+    """Return the normalization that inverts a uint8 or int8 input's quantization.
 
     For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8.
     """

@@ -33,7 +33,7 @@ def setting(default: Any, help_text: str, expected: str, is_valid: Callable[[Any
 
 
 def number(default: float, help_text: str, low: float, high: float) -> Any:
-    """Declare a numeric setting between ``low`` and ``high``, inclusive."""
+    """Declare a numeric setting that accepts values from ``low`` to ``high``, inclusive."""
     return setting(default, help_text, f"{low:.10g} to {high:.10g}", lambda value: low <= value <= high)
 
 

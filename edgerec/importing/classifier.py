@@ -165,7 +165,7 @@ def _two_classes(model: Any, where: str) -> Any:
 
 
 def _unused_name(model: Any, name: str) -> str:
-    """Return ``name``, with underscores appended if it is already a layer's name."""
+    """Return ``name``, with underscores appended if a layer already has this name."""
     names = {layer.name for layer in model.layers}
     while name in names:
         name += "_"

@@ -13,8 +13,8 @@ from edgerec.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-# Maximum difference between the two models' outputs, as a fraction of the largest output: well above float32 rounding,
-# and well below the effect of an incorrectly converted layer.
+# Maximum difference between the two models' outputs, as a fraction of the largest output.
+# Float32 rounding causes much smaller differences, and an incorrectly converted layer causes much larger ones.
 TOLERANCE = 1e-4
 
 

@@ -76,7 +76,7 @@ def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return the rebuilt tf_keras model, and append each pair of new and original layer to ``loaded``."""
+    """Return the rebuilt tf_keras model, and append each pair of new and original layers to ``loaded``."""
     if type(original).__name__ == "Sequential":
         if not original.built:
             raise ModelError(
@@ -186,7 +186,7 @@ def _function(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
-    """Return a function that computes a graph's arithmetic, such as ``x + y`` or ``1 - x``, with a Keras layer."""
+    """Return a function that computes an arithmetic operation, such as ``x + y`` or ``1 - x``, with a Keras layer."""
     layers, name = keras().layers, config["name"]
 
     def apply(x1: Any, x2: Any) -> Any:
@@ -253,7 +253,7 @@ def _name_of(activation: Any) -> str:
 
 
 def _call_options(options: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Return a layer call's keyword arguments that are not None, and check that edgerec supports them."""
+    """Check a layer call's keyword arguments, and return those that are not None."""
     options = {key: value for key, value in options.items() if value is not None}
     if unsupported := options.keys() - {"training", "x1", "x2"}:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Allowlist of TensorFlow operators in SavedModels: only operators that do nothing but compute with tensors.
+"""Allowlist of TensorFlow operators in SavedModels. These operators do nothing but compute with tensors.
 
 All other operators are refused, because some of them read and write files, open connections or call Python. Even
 stateless operators can do so, such as DebugIdentity and ImmutableConst.
@@ -25,7 +25,7 @@ VARIABLES = _names(
     """
 )
 
-# Random operators show that a model was exported in training mode, which has its own error message.
+# Random operators, which indicate that the model was exported in training mode.
 RANDOM = _names(
     """
     Multinomial RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt

@@ -51,7 +51,7 @@ class Node:
 
 @dataclass
 class Affine:
-    """A per-channel transformation, ``scale · tensor + offset``, without a layer so far.
+    """A per-channel transformation, ``scale · tensor + offset``, that is not a layer yet.
 
     Consecutive transformations are merged. A layer is created only if no other transformation follows.
 
@@ -76,7 +76,7 @@ class Affine:
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """Merge this transformation and the one that follows it into a single transformation."""
+        """Merge this transformation with a subsequent one."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
@@ -162,7 +162,7 @@ class Rebuild:
         return [values[id(t)] for t in model.outputs]
 
     def inline(self, node: Node, training: bool | None) -> Any:
-        """Replace a call of a nested model with the nested model's nodes."""
+        """Replace a call to a nested model with the nested model's nodes."""
         inputs = require("tensorflow").nest.flatten(node.args)
         replacement = self.walk(node.layer, inputs, training)
         return require("tensorflow").nest.pack_sequence_as(node.layer.output, replacement)

@@ -21,7 +21,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Minimum side length, in pixels, at which a vector input is treated as a flattened square image.
+# Minimum side length in pixels for treating a vector input as a flattened square image.
 MIN_SIDE = 8
 # Elementwise layers, which work with any layout.
 _ANY_LAYOUT = (

@@ -1,4 +1,4 @@
-"""Initialize a model's layers with weights of the same shapes from a Keras file."""
+"""Initialize a model from a Keras file, loading weights wherever the shapes match."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def load_weights(model: Any, path: Path) -> tuple[int, int]:
-    """Initialize all layers of ``model`` that have weights of the same shapes in a .keras or .h5 file.
+    """Initialize ``model`` from a .keras or .h5 file, loading weights wherever the shapes match.
 
     Returns:
         The number of variables that were initialized, and the number of all variables.

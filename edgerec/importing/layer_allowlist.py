@@ -1,4 +1,4 @@
-"""Allowlist of the layers and operators in third-party Keras models."""
+"""Allowlist of layers and operators in third-party Keras models."""
 
 from __future__ import annotations
 

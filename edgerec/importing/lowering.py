@@ -24,7 +24,7 @@ from edgerec.train.backend import keras
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")
 # Activations allowed as separate layers, because tfmot and the int8 kernels support them.
 ALONE = (*INSIDE, "swish", "gelu")
-# Returns the replacement for a node, a tensor or an Affine, or None to copy the node.
+# Function that returns a node's replacement (a tensor or an Affine), or None to copy the node.
 Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 

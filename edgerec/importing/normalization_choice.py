@@ -1,4 +1,4 @@
-"""Find out which normalization a third-party model expects, by comparing its accuracy with different ones."""
+"""Determine which normalization a third-party model expects, by comparing its accuracy with each of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NormalizationChoice:
 
     @property
     def name(self) -> str:
-        """Name of the recipe's normalization, which is ``pixels`` if a layer normalizes the input."""
+        """Name of the recipe's normalization, or ``pixels`` if a layer in the model normalizes the input."""
         normalise = parse_normalise(self.text)
         return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
 

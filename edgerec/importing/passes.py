@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 # Number of random inputs, and maximum difference between outputs as a fraction of the largest output.
 SAMPLES, TOLERANCE = 4, 1e-2
-# Number of random input perturbations for estimating the original model's rounding error. Differences of up to twice
-# this error are accepted, even if they exceed the tolerance.
+# Number of random input perturbations for estimating the original model's rounding error.
+# Differences of up to twice this error are accepted, even if they exceed the tolerance.
 PERTURBATIONS = 8
 
 
@@ -155,7 +155,7 @@ def _has_loops(model: Any, purpose: Purpose) -> bool:
 
 
 def _unroll(rebuild: Rebuild, node: Node) -> Any:
-    """Unroll a GRU or SimpleRNN, for which, unlike an LSTM, TFLite has no operator."""
+    """Unroll a GRU or SimpleRNN into time steps, because TFLite has no operator for it."""
     if node.kind not in LOOPS or len(node.inputs) > 1 or node.layer.stateful:
         return None
     if node.layer.unroll and node.kind == "SimpleRNN":
@@ -172,7 +172,7 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
     return rebuild.copy(replace(node, kwargs=kwargs), unroll=True)
 
 
-# Rewriting steps in order: each step's condition, its rule, and the reason to report for its changes.
+# Rewriting steps in order, each with its condition, its rule and the reason to report for its changes.
 _STEPS = (
     (_is_nested, flatten, "tensorflow-model-optimization supports only models without nested models"),
     (_has_inactive, _remove_inactive, "it does nothing during inference"),

@@ -79,7 +79,7 @@ class SavedModel:
         self._normalise = normalise
 
     def add_softmax(self) -> None:
-        """Apply a softmax to the outputs, because the model outputs logits."""
+        """Convert the model's logits to scores with a softmax."""
         self._softmax = True
 
 
@@ -152,7 +152,7 @@ def check_operators(folder: Path) -> None:
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of a graph's functions. In a node that calls a function, its name is the operator."""
+    """Return the names of a graph's functions. A node calls a function by using its name as the operator."""
     return {function.signature.name for function in graph.library.function}
 
 
@@ -181,6 +181,6 @@ def _called(functions: Any) -> Iterator[str]:
     """Yield the names of functions called by other functions."""
     for function in functions:
         for node in function.node_def:
-            yield node.op  # a function's name if the node calls a function
+            yield node.op  # a function name if the node calls a function
             for value in node.attr.values():
                 yield from (value.func.name, *(item.name for item in value.list.func))

@@ -63,7 +63,7 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     if kind in MODELS:
         module = "keras.src.models.functional" if kind == "Functional" else "keras"
         return value | {"module": module, "registered_name": None}
-    if "input_layers" in value:  # Keras 3 does not expect a single input or output in a list
+    if "input_layers" in value:  # Keras 3 does not wrap a single input or output in a list
         value = _with_keras3_calls(value)
         ends = {key: value[key][0] for key in ("input_layers", "output_layers") if len(value[key]) == 1}
         return value | ends

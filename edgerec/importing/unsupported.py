@@ -14,7 +14,7 @@ from edgerec.train.backend import keras
 # Next compression step. ``pqat`` is quantization-aware training that keeps pruned weights at zero.
 Purpose = Literal["qat", "pqat", "prune", "ptq"]
 
-# Layers without weights, whose output alone is fake-quantized.
+# Layers without weights, for which only the output is fake-quantized.
 ANNOTATED = ("Maximum", "Minimum", "Multiply", "Subtract")
 # Layers that tfmot replaces with other layers before quantization.
 _TRANSFORMED = ("BatchNormalization", "SeparableConv1D", "SeparableConv2D")
@@ -55,7 +55,7 @@ def refuse_code(model: Any) -> None:
 
 
 def refuse(layer: Any, purpose: Purpose) -> None:
-    """Raise :class:`ModelError` if a rewritten model's layer is not supported by the compression step ``purpose``."""
+    """Raise :class:`ModelError` if the compression step ``purpose`` does not support a layer."""
     layers = keras().layers
     what = getattr(layer, "symbol", None)
     name = f"layer {layer.name!r} ({'operator ' + what if what else type(layer).__name__})"

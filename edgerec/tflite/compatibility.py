@@ -16,7 +16,7 @@ from edgerec.utils.command_line import command
 
 _QUANTIZE = "quantize it: edgerec quantize RUN, or edgerec quantize MODEL --data FOLDER"
 _INTEGER_TYPES = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
-# A model may use this fraction (1 / _MEMORY_DIVISOR) of a computer's memory. Python and other programs need the rest.
+# A model may use 1 / _MEMORY_DIVISOR of a computer's memory, leaving the rest for Python and other programs.
 _MEMORY_DIVISOR = 2
 
 
@@ -37,7 +37,7 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
     with reading_graph(where):
         problems = findings(graph, content, target)
     if problems:
-        # `edgerec inspect` needs a path, which a model inside a bundle's .zip file does not have.
+        # A model inside a bundle's .zip file has no path to pass to `edgerec inspect`.
         show = f": {command('inspect', where, '--target', target.name)}" if Path(where).is_file() else ""
         more = f" (and {len(problems) - 1} more{show})" if len(problems) > 1 else ""
         raise TargetError(f"target {target.name} cannot run {where}: {problems[0]}{more}")

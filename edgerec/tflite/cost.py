@@ -1,4 +1,4 @@
-"""Compute operators' multiply-accumulates (MACs) and tensors' sizes."""
+"""Compute multiply-accumulates (MACs) and tensor sizes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edgerec.tflite.operators import INPUTS, MAX_CODE, OPTIONAL_INPUTS, OUTPUTS, SUBGRAPH_FIELDS, UNLIMITED
 from edgerec.tflite.tables import Table
 
-# In the enum TensorType: the highest accepted value, and the value of STRING.
+# Highest accepted value of the enum TensorType, and the value of TensorType.STRING.
 _MAX_TYPE, _STRING = 40, 5
 
 

@@ -158,11 +158,11 @@ def _draw_edge(axes: Axes, start: BoxPosition, end: BoxPosition) -> None:
         points = [bottom, top]
     elif end.column == start.column and end.row > start.row and end.row - start.row <= 1:
         points = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top]
-    elif end.column == start.column:  # pass to the right of the boxes in between
+    elif end.column == start.column:  # route the line to the right of the boxes in between
         side = max(start.x, end.x) + LANE / 2 - 0.06
         points = [bottom, (start.x, bottom[1] + out * 1.6), (side, bottom[1] + out), (side, bottom[1] + 2 * out)]
         points += [(side, top[1] - 2 * out), (side, top[1] - out), (end.x, top[1] - out * 1.6), top]
-    else:  # pass through the gap to the left of the target column
+    else:  # route the line through the gap to the left of the target column
         side = end.x - LANE * end.lane - LANE / 2 - GUTTER / 2
         points = [bottom, (start.x, bottom[1] + out), (side, bottom[1] + out), (side, bottom[1])]
         points += [(side, top[1]), (side, top[1] - out), (end.x, top[1] - out), top]

@@ -284,7 +284,7 @@ def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
 
 
 def _used(graph: Graph) -> list[Tensor]:
-    """Return all inputs, outputs and tensors used by an operator, sorted by index."""
+    """Return all graph inputs, graph outputs and operator tensors, sorted by index."""
     used = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
     for operator in graph.operators:
         used |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}

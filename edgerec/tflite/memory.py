@@ -13,8 +13,7 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
 # Alignment of tensors in bytes: kDefaultTensorAlignment in TFLite, and the alignment in TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
-# Memory in bytes that TFLite Micro needs for its interpreter, and for each tensor, operator and output channel, as
-# measured on x86-64. 32-bit boards need less.
+# TFLite Micro's memory in bytes for the interpreter, and per tensor, operator and output channel, measured on x86-64.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
 # Safety factor to allow for differences between TFLite Micro releases.
 _MICRO_SAFETY_FACTOR = 1.05
@@ -100,7 +99,7 @@ def _variable_bytes(graph: Graph) -> int:
 
 
 def _max_scratch_bytes(graph: Graph) -> int:
-    """Return the largest temporary buffer size of any kernel, in bytes. All kernels share one buffer."""
+    """Return the size in bytes of the largest temporary kernel buffer. All kernels share one buffer."""
     return max((_scratch_bytes(operator) for operator in graph.operators), default=0)
 
 

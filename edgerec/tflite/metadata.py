@@ -48,8 +48,8 @@ _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNOR
 # Command-line options that override parts of the metadata.
 _OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
 
-# Field numbers in metadata_schema.fbs. Most tables begin with a name and a description. A union has two fields, its
-# type and its table.
+# Field numbers in metadata_schema.fbs. A union has two fields, its type and its table.
+# Most tables begin with a name and a description.
 _NAME, _DESCRIPTION = 0, 1
 _SUBGRAPHS, _MIN_PARSER_VERSION = 3, 7  # ModelMetadata
 _INPUTS, _OUTPUTS = 2, 3  # SubGraphMetadata
@@ -86,7 +86,7 @@ class Metadata:
 
 
 def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, name: str) -> bytes:
-    """Add metadata to a classifier and return the new .tflite bytes, which are the same for the same arguments.
+    """Add metadata to a classifier and return the new .tflite bytes. The result is reproducible.
 
     Args:
         content: .tflite bytes of a model with one image input. Its operators and tensors are not changed.
@@ -123,7 +123,7 @@ def remove_metadata(model: Any) -> None:
 
 
 def has_metadata(content: bytes) -> bool:
-    """Return whether a .tflite file has TFLite metadata, intact or damaged."""
+    """Return whether a .tflite file has TFLite metadata, even if it is damaged."""
     return _metadata_entry(Table.root(content)) is not None
 
 
@@ -250,7 +250,7 @@ def with_files(model: bytes, files: Mapping[str, bytes]) -> bytes:
 
 
 def _metadata_entry(model: Table) -> Table | None:
-    # Other entries' names may be of any length and are not necessarily valid UTF-8.
+    # The names of other entries may have any length and need not be valid UTF-8.
     entries = model.tables(_MODEL_METADATA)
     return next((entry for entry in entries if entry.content(_NAME) == METADATA_ENTRY.encode()), None)
 
@@ -331,7 +331,7 @@ def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[s
 
 
 def _user_languages() -> list[str]:
-    """Return the language codes of the user's locale from the environment, like gettext."""
+    """Return the user's language codes from the environment variables that gettext uses."""
     for variable in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := os.environ.get(variable):
             codes = [re.split(r"[-_.@]", part.lower())[0] for part in value.split(":")]

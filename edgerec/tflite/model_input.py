@@ -44,7 +44,7 @@ class InputLayout:
 
 
 def layout_of(shape: tuple[int, ...]) -> InputLayout | None:
-    """Return the operator that converts an image to an input shape, or None if none is needed or possible.
+    """Return the operator that converts an image to an input shape, or None if this is unnecessary or impossible.
 
     The supported shapes are ``(1, height, width)`` and ``(height, width)`` for grayscale images,
     ``(height, width, channels)``, and ``(1, channels, height, width)``. A dynamic batch size (-1) is treated as 1.
@@ -86,7 +86,7 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
         options.newShape = values
     image = edit.tensor("image", old.type, old.quantization, layout.shape)
     argument = edit.constant(f"image/{layout.operator.lower()}", schema.TensorType.INT32, values)
-    # TRANSPOSE supports int8 since version 2.
+    # TRANSPOSE requires version 2 for int8 tensors.
     version = 2 if layout.operator == "TRANSPOSE" and old.type == schema.TensorType.INT8 else 1
     edit.start_with(image, [edit.operator(layout.operator, version, [image, argument], edit.old_index, options)])
     return _with_files(pack(edit.model), content)

@@ -43,7 +43,7 @@ OPTIONAL_INPUTS |= dict.fromkeys((16, 44, 46, 52), range(64)) | {CUSTOM_CODE: ra
 # Numbers of the option fields that hold subgraph indices, by operator code.
 SUBGRAPH_FIELDS = {WHILE_CODE: (0, 1), IF_CODE: (0, 1), CALL_ONCE_CODE: (0,)}
 
-# Options types of operators, where they are not named after the operator.
+# Operators whose options type is not named after the operator.
 OPTIONS_TYPES = {
     **dict.fromkeys(("AVERAGE_POOL_2D", "L2_POOL_2D", "MAX_POOL_2D"), "Pool2D"),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_ALL", "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), "Reducer"),

@@ -109,7 +109,7 @@ def trust(content: bytes) -> None:
 
 
 def remember(content: bytes) -> None:
-    """Record that a model is safe to run: this process has converted it, or a child process has run it."""
+    """Record that a model is safe to run, because this process converted it or a child process ran it."""
     key = _key(content)
     if key in _runnable:
         return

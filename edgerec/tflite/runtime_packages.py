@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Runtime packages and their interpreter modules, in order of preference: LiteRT is the current and fastest runtime,
-# tflite-runtime is its predecessor, and TensorFlow contains an interpreter as well.
+# Runtime packages and their interpreter modules, in order of preference.
+# LiteRT is the current and fastest runtime, and tflite-runtime is its predecessor.
 RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tflite-runtime": "tflite_runtime.interpreter",

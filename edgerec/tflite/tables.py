@@ -78,7 +78,7 @@ class Table:
         return range(begin, begin + count * width, width)
 
     def numbers(self, field: int, form: str = "i", max_items: int | None = None) -> tuple[int, ...]:
-        """Return the items of a vector of 4-byte numbers, given their :mod:`struct` format character ``form``."""
+        """Return a vector of 4-byte numbers, read with the :mod:`struct` format character ``form``."""
         items = self.vector(field, 4, max_items)
         return struct.unpack_from(f"<{len(items)}{form}", self.data, items.start)
 

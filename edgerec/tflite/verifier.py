@@ -17,8 +17,9 @@ _TABLE_BYTES = 8
 # Limit on the total size of all tables, counting shared tables repeatedly: MAX_GROWTH · file size + MIN_BYTES.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# Field types of each table, by field number: an item size in bytes for a vector of numbers, a name for a table, or a
-# tuple with a name for a vector of tables. Scalar fields are stored in the table itself and need no check.
+# Field types of each table, by field number. An integer is the item size in bytes of a vector of numbers.
+# A string is the type of a table, and a tuple with a string stands for a vector of such tables.
+# Scalar fields are omitted, because they are stored in the table itself.
 _STRING = "string"
 _Kind = str | int | tuple[str]
 _TABLES: dict[str, dict[int, _Kind]] = {

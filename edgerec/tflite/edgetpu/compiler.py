@@ -37,7 +37,7 @@ _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 @dataclass(frozen=True)
 class CompilerStatus:
-    """A row in the compiler's report: how many operators of one kind there are, and what the compiler did with them.
+    """A row in the compiler's report: the number of operators of one kind, and what the compiler did with them.
 
     Attributes:
         op: kind of the operators, such as ``CONV_2D``.

@@ -24,7 +24,7 @@ OTHER_PART = "it is not in the first part of the graph that can be mapped, and t
 
 @dataclass(frozen=True)
 class OperatorPlacement:
-    """An operator's predicted device.
+    """An operator's predicted placement on the Edge TPU or the CPU.
 
     Attributes:
         index, op, layer: the operator's position, its kind, and its first output's name.

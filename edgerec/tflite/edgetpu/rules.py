@@ -15,7 +15,7 @@ import numpy as np
 
 from edgerec.tflite.flatbuffer import Operator, Tensor
 
-# Returns why the Edge TPU cannot run an operator, or None if it can.
+# Function that returns why the Edge TPU cannot run an operator, or None if it can.
 Rule = Callable[[Operator], str | None]
 
 QUANTIZE = "quantize it: edgerec quantize RUN"
@@ -26,12 +26,12 @@ _ACTIVATIONS = {"INT8", "UINT8"}
 _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
 # Coral's page states a limit of 16,000, but the compiler has mapped a softmax over 128×128 values.
 _MAX_SOFTMAX_VALUES = 16_384
-# In published compiler logs, upsampling from 256 to 512 pixels or by a factor of 16 stays on the CPU, but upsampling to
-# 128 pixels by a factor of 2 is mapped.
+# In published compiler logs, upsampling from 256 to 512 pixels or by a factor of 16 stays on the CPU.
+# Upsampling to 128 pixels by a factor of 2 is mapped to the Edge TPU.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
-# In these logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped.
+# In published compiler logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped.
 _MAX_TRANSPOSE_VALUES = 65_536
-# In these logs, a MEAN over 256×128 values stays on the CPU, but one over 64×128 values is mapped.
+# In published compiler logs, a MEAN over 256×128 values stays on the CPU, but one over 64×128 values is mapped.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {
