@@ -79,6 +79,6 @@ def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, me
     if drop > max_drop + 1e-9:
         milder = ", ".join(next((method.milder for method in METHODS.values() if method.variant == variant), ()))
         raise GateError(
-            f"{variant} loses {drop:.2f} points of {metric} ({float_top1:.2%} to {top1:.2%}), but "
-            f"--max-drop allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}increase --max-drop"
+            f"{variant} loses {drop:.2f} percentage points of {metric} ({float_top1:.2%} to {top1:.2%}), "
+            f"but --max-drop only allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}increase --max-drop"
         )

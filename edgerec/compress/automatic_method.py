@@ -88,7 +88,8 @@ def _reused_or_made(context: CompressionContext, resume: bool, overwrite: bool) 
         return make_candidate(context, resume=resume, overwrite=overwrite)
     if other := used_differently(context.run, context.recipe):
         raise OutputExistsError(
-            f"{report.variant} exists and was made with {other}: add --overwrite to replace it, or choose a --method"
+            f"{report.variant} already exists, but was created with {other}: add --overwrite to replace it, or choose "
+            "a different --method"
         )
     log.info("auto: using the existing variant %s (--overwrite replaces it)", report.variant)
     return report

@@ -46,7 +46,7 @@ def shrink(model: Any, fraction: float, tune: FineTune | None, *, multiple: int 
         ModelError: the model has no channels that can be removed.
     """
     if not 0 <= fraction <= 0.9:
-        raise ModelError(f"cannot reduce the inference time by the fraction {fraction:g}: expected 0 to 0.9")
+        raise ModelError(f"cannot reduce the inference time by {fraction:g}: expected a fraction from 0 to 0.9")
     original_macs, original_cost = macs(model), cost(model)
     smaller = _removed(model, original_cost * (1 - fraction), tune, multiple) if fraction else model
     log.info(
@@ -131,7 +131,7 @@ def _verify(model: Any, smaller: Any, graph: ChannelGraph, keep: Mask) -> None:
     difference = float(np.abs(expected - actual).max())
     if not difference <= 1e-4 * max(1.0, float(np.abs(expected).max())):
         raise ModelError(
-            f"cannot remove channels of {model.name}: the outputs of the smaller model differ from the "
-            f"expected outputs by {difference:.2g}. A custom layer with the name of a Keras layer may process channels "
-            "differently. Choose a --method without channels"
+            f"cannot remove channels from {model.name}: the smaller model's outputs differ from the expected "
+            f"outputs by {difference:.2g}. A custom layer with the same name as a Keras layer may process channels "
+            "differently. Choose a --method that does not remove channels"
         )

@@ -100,8 +100,9 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
     operators = {op.outputs[0].name: layer_name(op) for op in read_graph(to_float32(model)).operators}
     if missing := set(float_layers) - set(operators.values()):
         raise ModelError(
-            f"cannot keep the layer {min(missing)!r} in float: the converted model has no operator with this name "
-            f"(it may be fused into another): choose from {', '.join(dict.fromkeys(operators.values()))}"
+            f"cannot keep the layer {min(missing)!r} in float: the converted model has no operator with this name, "
+            "which may have been fused into another operator. Choose from "
+            f"{', '.join(dict.fromkeys(operators.values()))}"
         )
     nodes = [output for output, layer in operators.items() if layer in float_layers]
     converter = _converter(model)
@@ -157,7 +158,7 @@ def check_int8(content: bytes, normalise: Normalise) -> None:
     spec = input_spec(open_interpreter(content, where="the converted model"), "the converted model")
     if spec.dtype != "uint8" or pixel_table(normalise, spec) is not None:
         raise ModelError(
-            "the quantized input of the converted model does not equal the pixel values: the input is "
+            "the converted model's quantized input does not equal the pixel values: the input is "
             f"{spec.dtype} with scale {spec.scale:.8f} and zero point {spec.zero_point}"
         )
 

@@ -53,14 +53,14 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
     difference = other_setting(folder, resumable_settings(recipe))
     if resume and difference:
         raise OutputExistsError(
-            f"{folder} has checkpoints of an interrupted {method} with {difference}: use the same options to resume, "
-            "or --overwrite without --resume to start again"
+            f"{folder} contains checkpoints from an interrupted {method} with {difference}: use the same options to "
+            "resume, or --overwrite without --resume to start again"
         )
     if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
         return  # "auto" finished fine-tuning, but chose another method
     if not resume and not overwrite:
         settings = "" if not difference else f" with {difference}"
         raise OutputExistsError(
-            f"{folder} has checkpoints of an interrupted {method}{settings}: add --resume to resume it, or "
+            f"{folder} contains checkpoints from an interrupted {method}{settings}: add --resume to resume it, or "
             "--overwrite to start again"
         )

@@ -237,7 +237,7 @@ def _about(array: Any) -> dict[str, Any]:
     """Parse a state file's JSON object, or raise :class:`ValueError` if it is invalid."""
     value = parse_json(str(array))
     if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
-        raise ValueError("the file contains no settings")
+        raise ValueError("the state file contains no settings")
     return value
 
 
@@ -264,7 +264,7 @@ class _StageState:
                 return 0
             epoch, accuracy = int(about["epoch"]), float(about["accuracy"])
             if not 0 < epoch <= self.tune.epochs:
-                raise ValueError(f"epoch is {epoch}, expected 1 to {self.tune.epochs}")
+                raise ValueError(f"epoch must be from 1 to {self.tune.epochs}, but is {epoch}")
             weights = _fitting(arrays, "weights", model.weights)
             optimizer_state = _fitting(arrays, "optimizer", model.optimizer.variables)
             best = _fitting(arrays, "best", model.weights)
@@ -308,15 +308,16 @@ def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> lis
     """
     values = [arrays[f"{kind}{i}"] for i in range(len(variables))]
     if f"{kind}{len(variables)}" in arrays:
-        raise ValueError(f"the file has more {kind} arrays than the model")
+        raise ValueError(f"the state file contains more {kind} arrays than the model")
     for variable, value in zip(variables, values, strict=True):
         dtype = np.dtype(variable.dtype.as_numpy_dtype)
         if tuple(variable.shape) != value.shape or value.dtype != dtype:
             raise ValueError(
-                f"{variable.name} is {value.dtype} {value.shape} in the file, expected {dtype} {tuple(variable.shape)}"
+                f"the state file stores {variable.name} as {value.dtype} {value.shape}, expected {dtype} "
+                f"{tuple(variable.shape)}"
             )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"the array for {variable.name} contains NaN or infinite values")
+            raise ValueError(f"the saved array for {variable.name} contains NaN or infinite values")
     return values
 
 

@@ -161,8 +161,9 @@ def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) 
                 f"such as --method {first}{also}"
             )
     if options.get("teacher_weight") is not None and reconstructs(recipe.model.arch):
-        raise RecipeError("--teacher-weight applies to classifiers, but this model is an autoencoder: omit the option")
+        raise RecipeError("--teacher-weight requires a classifier, but this model is an autoencoder: omit the option")
     if "mixed" in methods and not recipe.compress.float_layers.strip():
         raise RecipeError(
-            "--method mixed needs --float-layers: run edgerec parity RUN to find the layers that lose the most accuracy"
+            "--method mixed requires --float-layers: run edgerec parity RUN to find the layers that lose the most "
+            "accuracy"
         )

@@ -38,13 +38,13 @@ def check_autoencoder(recipe: Recipe) -> None:
         )
     if recipe.model.pretrained:
         raise RecipeError(
-            f"Cannot train {arch} with model.weights={recipe.model.weights!r}, because its training starts from random "
-            "weights: set model.weights to none"
+            f"Cannot train {arch} with model.weights={recipe.model.weights!r}, because autoencoders are trained from "
+            "random weights: set model.weights to none"
         )
     if recipe.distill.teachers:
         raise RecipeError(
-            f"Cannot train {arch} with distill.teachers, because only a classifier can be distilled: "
-            "leave distill.teachers empty"
+            f"Cannot train {arch} with distill.teachers, because only classifiers can be distilled: "
+            "remove distill.teachers"
         )
 
 

@@ -49,7 +49,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
         return replace(recipe, model=replace(model, width=model.width or 1.0, weights=weights))
     if model.pretrained and model.weights != "imagenet":
         if not Path(model.weights).exists():
-            raise RecipeError(f"model.weights is {model.weights!r}, which does not exist; expected {WEIGHTS}")
+            raise RecipeError(f"model.weights is {model.weights!r}, which does not exist: expected {WEIGHTS}")
         run = run_of(model.weights)
         if run is not None and run.recipe.model.arch in ARCHITECTURES:
             arch, width = run.recipe.model.arch, model.width or run.recipe.model.width
@@ -58,7 +58,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
         if model.width:
             raise RecipeError(
                 f"Cannot use model.width {model.width:g} with the network in {model.weights}, whose width is fixed: "
-                "omit model.width, or name the architecture of the weights with --arch"
+                "omit model.width, or choose the architecture of the weights with --arch"
             )
         log.info("arch auto: using the network in %s with a new head (arch backbone)", model.weights)
         return replace(recipe, model=replace(model, arch=BACKBONE, width=1.0))
@@ -160,8 +160,8 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
         )
     if size % accumulate:
         raise RecipeError(
-            f"train.accumulate is {accumulate}, expected a divisor of the batch size {size}: set train.batch_size to a "
-            f"multiple of {accumulate} that does not exceed the number of training images ({len(parts.train)})"
+            f"train.accumulate must divide the batch size ({size}), but is {accumulate}: set train.batch_size to a "
+            f"multiple of {accumulate}, at most the number of training images ({len(parts.train)})"
         )
     return replace(recipe, data=with_absolute_paths(section), train=train), dataset, parts
 
@@ -190,7 +190,7 @@ def _sized_data_section(recipe: Recipe) -> DataSection:
     size = input_size_px(backbone_file(recipe))
     if recipe.data.input_size not in (0, size):
         raise RecipeError(
-            f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} takes images of "
-            f"{size} pixels: omit data.input_size"
+            f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} requires images "
+            f"of {size}×{size} pixels: omit data.input_size"
         )
     return replace(recipe.data, input_size=size)

@@ -114,7 +114,7 @@ def epoch_recorder(
                 raise TrainError(
                     f"the {name} became {loss} in epoch {self.epoch + 1}{step}: "
                     f"lower train.learning_rate (now {recipe.train.learning_rate:g}); "
-                    f"the checkpoints of earlier epochs are still in {run.path}"
+                    f"the checkpoints from earlier epochs are still in {run.path}"
                 )
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

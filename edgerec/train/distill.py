@@ -55,7 +55,7 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
         RecipeError: the teachers differ in their images, preprocessing or split, or there is no teacher.
     """
     if not teachers:
-        raise RecipeError("distillation needs at least one teacher: pass one or more finished runs")
+        raise RecipeError("distillation requires at least one teacher: pass one or more finished runs")
     runs = [Run.open_classifier(path) for path in teachers]
     first = runs[0].recipe
     for run in runs:
@@ -63,8 +63,8 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
     paths = [str(real_path(run.path)) for run in runs]
     if invalid := next((path for path in paths if "," in path), None):
         raise RecipeError(
-            f"Cannot use the run {invalid} as a teacher, because commas separate the paths in distill.teachers: rename "
-            "the folder"
+            f"Cannot use the run {invalid} as a teacher, because its path contains a comma, which separates the paths "
+            "in distill.teachers: rename the folder"
         )
     model = replace(first.model, arch=arch, width=0.0, dropout=0.0, weights="none")
     return replace(first, model=model, distill=replace(first.distill, teachers=",".join(paths)))

@@ -44,8 +44,8 @@ def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss
         check_same_data(run, recipe)
         if run.labels != tuple(labels):
             raise RecipeError(
-                f"Cannot use the teacher {run.path}, because its {len(run.labels)} labels differ from those of the "
-                "data: choose a teacher that was trained on the same classes"
+                f"Cannot use the teacher {run.path}, because its {len(run.labels)} labels differ from the data's "
+                "labels: choose a teacher trained on the same classes"
             )
     return teacher_loss([in_training_precision(run.model()) for run in runs], recipe.distill.temperature)
 

@@ -124,12 +124,12 @@ class Workers:
         """
         devices = self.replicas.total
         if size % (devices * accumulate):
-            each = f", and each device divides its share into {accumulate} micro-batches (train.accumulate)" * (
+            each = f", and each device splits its share into {accumulate} micro-batches (train.accumulate)" * (
                 accumulate > 1
             )
             raise RecipeError(
-                f"train.batch_size is {size}, expected a multiple of {devices * accumulate}: {devices} devices share "
-                f"a batch{each}"
+                f"train.batch_size is {size}, but must be a multiple of {devices * accumulate}, because {devices} "
+                f"devices share each batch{each}"
             )
 
 
@@ -198,7 +198,7 @@ def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
     except RuntimeError as error:
         raise TrainError(
             f"Cannot connect the workers in TF_CONFIG, because this process has already used TensorFlow ({error}): "
-            "call fit or quantize before other TensorFlow functions"
+            "call fit or quantize before any TensorFlow function"
         ) from None
 
 

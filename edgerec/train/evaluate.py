@@ -59,7 +59,7 @@ def evaluate(
     path = Path(model)
     evaluated = open_model(path, normalise, activation, fit, labels)
     if data is None and not evaluated.own_data:
-        raise EdgerecError(f"cannot evaluate {path}, because only runs record where their images are: add --data")
+        raise EdgerecError(f"evaluating {path} requires --data, because only runs record the location of their images")
     section = evaluated.data if data is None else replace(evaluated.data, source=one_or_tuple(data))
     dataset, _ = load(section, flat=evaluated.pseudo_labels is not None, listener=listener)
     same_data = any(origin.digest == dataset.digest for origin in evaluated.training_data)
@@ -73,8 +73,8 @@ def evaluate(
     if not dataset.labels:
         if not same_data:
             raise DataError(
-                f"Cannot evaluate {path} on {section.title}, because it has no class folders and therefore no labels: "
-                "put the images of each class into a separate folder"
+                f"Cannot evaluate {path} on {section.title}, because it has no class folders, and its images therefore "
+                "have no labels: put the images of each class into a separate folder"
             )
         log.warning(AGREEMENT)
         dataset = dataset.relabeled(evaluated.labels, evaluated.pseudo_labels)

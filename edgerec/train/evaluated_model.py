@@ -70,14 +70,14 @@ class EvaluatedModel:
             if len(dataset.labels) != self.classes:
                 raise DataError(
                     f"the model has {self.classes} outputs, but the data has {len(dataset.labels)} classes: use data "
-                    "with the classes of the model, or pass the labels of the outputs with --labels"
+                    "with the model's classes, or name the outputs with --labels"
                 )
             return np.arange(self.classes)
         missing = [label for label in dataset.labels if label not in self.labels]
         if missing:
             raise DataError(
                 f"the data has a class {missing[0]!r} that the model does not know: remove or rename the folder of "
-                f"this class. The labels of the model: {', '.join(self.labels[:10])}"
+                f"this class. The model has these labels: {', '.join(self.labels[:10])}"
             )
         return np.array([self.labels.index(label) for label in dataset.labels])
 
@@ -98,7 +98,7 @@ def open_model(
         return _open_run(Run.open_classifier(path))
     if path.is_file() or (path / "manifest.json").is_file():
         return _open_bundle(Bundle.open(path))
-    raise EdgerecError(f"{path} is neither a run, a bundle nor a .tflite file: check the path")
+    raise EdgerecError(f"{path} is not a run, a bundle or a .tflite file: check the path")
 
 
 def _open_run(run: Run) -> EvaluatedModel:

@@ -42,8 +42,8 @@ def extend(run: Run, epochs: int) -> None:
     last = int(history[-1]["epoch"]) if history else 0
     if not last or last not in checkpoints(run):
         raise RunError(
-            f"{run.path} cannot be extended, because it has no checkpoint of its last epoch: train a new run from its "
-            f"weights with --weights {run.path / 'model.keras'}"
+            f"Cannot extend {run.path}, because its last epoch has no checkpoint: train a new run from its weights "
+            f"with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
     # If the only training stage ended early, the added epochs directly follow its last completed epoch.
@@ -61,7 +61,9 @@ def extend(run: Run, epochs: int) -> None:
     )
     archive = run.path / f"after-{last}-epochs"
     if archive.exists():
-        raise OutputExistsError(f"Cannot extend {run.path}, because {archive} already exists: rename this folder")
+        raise OutputExistsError(
+            f"Cannot extend {run.path}, because {archive} already exists: rename or move this folder"
+        )
     _archive(run, archive)
     write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(

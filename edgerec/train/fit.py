@@ -86,7 +86,7 @@ def fit(
     with run.locked():
         if more_epochs:
             if not resume or more_epochs < 0:
-                raise RecipeError(f"more_epochs is {more_epochs}, expected a positive number together with resume=True")
+                raise RecipeError(f"more_epochs must be positive and requires resume=True, but is {more_epochs}")
             extend(run, more_epochs)
         if resume:
             recipe = _existing_recipe(run)
@@ -148,8 +148,9 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
             if value != old and not may_differ:
                 raise RecipeError(
-                    f"{run.path} was started with {name}={old!r}, but this command has {name}={value!r}: resume it "
-                    f"unchanged with {command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
+                    f"{run.path} was started with {name}={old!r}, but this command sets {name}={value!r}: resume "
+                    f"the run unchanged with {command('train', '--resume', '--out', run.path)}, or choose another "
+                    f"--out{more}"
                 )
     return True
 

@@ -156,10 +156,11 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
             log.info("the label file %s has the same labels as the data, in the same order", path)
             continue
         same = sorted(beside) == sorted(labels)
-        difference = "another order" if same else "other labels"
+        difference = "a different order" if same else "different labels"
         if not same and not _belongs(path, model):
             log.warning(
-                "the label file %s next to the model has other labels (%s): if they belong to the model, add --labels",
+                "the label file %s next to the model has different labels (%s): if they belong to the model, add "
+                "--labels",
                 path,
                 _preview(beside),
             )
@@ -183,10 +184,10 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
     if explicit:
         log.warning("the predictions of %s do not match the order of its labels: %s", where, order.describe())
         return
-    cause = "have another order than the classes of the data" if order.clear else "do not match the classes of the data"
+    cause = "are not in the order of the data's classes" if order.clear else "do not match the data's classes"
     raise DataError(
-        f"the outputs of {where} {cause}: {order.describe()}. Name the labels in the order of the outputs with "
-        f"--labels FILE, or use the order of the data with --labels {FOLDERS}"
+        f"the outputs of {where} {cause}: {order.describe()}. List the labels in output order with "
+        f"--labels FILE, or use the data's order with --labels {FOLDERS}"
     )
 
 

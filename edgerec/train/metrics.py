@@ -79,7 +79,7 @@ def classifier_report(
     """
     if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
         raise ModelError(
-            f"the scores of the model are NaN or infinite for {invalid} of {len(scores)} images: train or convert the "
+            f"the model's scores are NaN or infinite for {invalid} of {len(scores)} images: train or convert the "
             "model again"
         )
     metrics = require("sklearn.metrics")

@@ -91,7 +91,7 @@ class Run:
         run = cls.open(path)
         if run.reconstructs:
             raise RunError(
-                f"{path} is an autoencoder run, which predicts no labels: choose the run of a classifier. To add "
+                f"{path} is an autoencoder run and predicts no labels: choose a classifier run. To add "
                 f"novelty detection to a classifier, use {command('export', 'CLASSIFIER_RUN', '--novelty', path)}"
             )
         return run
@@ -123,8 +123,7 @@ class Run:
         recipe = Recipe.from_toml(self.path / "recipe.toml")
         if keys := recipe.unresolved:
             raise RunError(
-                f"{self.path}: recipe.toml is damaged ({keys[0]} has no value, although training always writes one): "
-                "train again with --overwrite"
+                f"{self.path}: recipe.toml is damaged (it has no value for {keys[0]}): train again with --overwrite"
             )
         return recipe
 
@@ -133,7 +132,9 @@ class Run:
         """The class labels, in the order of the model's scores."""
         labels: tuple[str, ...] = self._read("labels.txt", parse_labels)
         if self.finished and self.metrics.get("labels", list(labels)) != list(labels):
-            raise RunError(f"{self.path}: labels.txt is damaged (metrics.json has other labels): restore this file")
+            raise RunError(
+                f"{self.path}: labels.txt is damaged (its labels differ from those in metrics.json): restore this file"
+            )
         return labels
 
     @property
@@ -142,7 +143,7 @@ class Run:
         own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
         metrics: dict[str, Any] = self._read("metrics.json", parse_object(METRICS | dict.fromkeys(own, float)))
         if metrics["images"] < 1:
-            raise RunError(f"{self.path}: metrics.json is damaged (it has no test images): restore this file")
+            raise RunError(f"{self.path}: metrics.json is damaged (images must be at least 1): restore this file")
         return metrics
 
     @property
@@ -178,7 +179,7 @@ class Run:
         shapes = (model.input_shape, model.output_shape)
         if shapes != expected:
             raise RunError(
-                f"{self.path}/model.keras is not the model of this run: its input and output shapes are {shapes}, "
+                f"{self.path}/model.keras is not this run's model: its input and output shapes are {shapes}, "
                 f"expected {expected}. Restore the original file"
             )
         return model

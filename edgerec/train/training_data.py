@@ -111,8 +111,8 @@ def chosen_images(
         name = split or "test"
         if not len(part := everything[tagged == name]):
             raise DataError(
-                f"Cannot evaluate on the {name} split: {source} has no {name} split, and the training images of the "
-                "model are unknown. Use --split all"
+                f"Cannot evaluate on the {name} split: {source} has no {name} split, and the model's training "
+                "images are unknown. Use --split all"
             )
         return part, name
     assert image_splits is not None
@@ -125,8 +125,8 @@ def chosen_images(
         name = "held-out" if new.any() else "test"
     if not len(part):
         raise DataError(
-            f"{source} has no image that belongs to the {split or 'test'} split of all models: use other data, or use "
-            "--split all to include images that the models were trained on"
+            f"no image in {source} belongs to the {split or 'test'} split of all models: use other data, or add "
+            "--split all to include the models' training images"
         )
     return part, name
 

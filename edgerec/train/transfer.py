@@ -71,13 +71,13 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or len(model.outputs) != 1 or None in shape[1:]:
         raise ModelError(
-            f"Cannot use the network in {path}: its input shape is {shape}, expected (batch, height, width, channels) "
-            "with a fixed size, and one output"
+            f"Cannot use the network in {path}: its input shape is {shape}. Expected one input of fixed size with the "
+            "shape (batch, height, width, channels), and one output"
         )
     if shape[3] != channels:
         raise ModelError(
-            f"The network in {path} takes images with {shape[3]} channels, but the data has {channels}: set "
-            "data.channels"
+            f"The network in {path} requires images with {shape[3]} channels, but the data has {channels}: set "
+            f"data.channels to {shape[3]}"
         )
     if expects_pixels(model) and recipe.data.normalise != "pixels":
         raise ModelError(
@@ -138,8 +138,8 @@ def features(model: Any) -> Any:
         tensor = source
     if scores:
         raise ModelError(
-            f"Cannot find the layer that computes the scores of {model.name}: expected a Dense or Conv2D layer before "
-            f"the softmax or sigmoid, but found a {kind} ({layer.name}). Save the model without its head"
+            f"Cannot find the classification layer of {model.name}: expected a Dense or Conv2D layer before the "
+            f"softmax or sigmoid, but found {layer.name!r} ({kind}). Save the model without its head"
         )
     return model.outputs[0]
 

@@ -68,7 +68,7 @@ class Cluster:
                 parse_host_port(address)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TrainError(
-                f"TF_CONFIG cannot be used ({error!s}), expected "
+                f"TF_CONFIG cannot be used ({error!s}): expected "
                 '{"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": 0}}'
             ) from None
         cluster = cls((*chiefs, *workers), 0, len(chiefs))
@@ -138,7 +138,7 @@ def _call(
         if time.monotonic() > deadline:
             raise TrainError(
                 f"{cluster.name(index)} did not answer within {wait_s:g} s ({error}): check that it was started with "
-                "the same TF_CONFIG, or set a longer train.workers_wait_s"
+                "the same TF_CONFIG, or increase train.workers_wait_s"
             )
         time.sleep(_RETRY_S)
 
@@ -168,7 +168,7 @@ def _wait_for_chief(cluster: Cluster, versions: dict[str, Any], deadline: float,
             except TimeoutError:
                 raise TrainError(
                     f"{cluster.name(0)} did not connect within {wait_s:g} s: check that it was started with the same "
-                    "TF_CONFIG, or set a longer train.workers_wait_s"
+                    "TF_CONFIG, or increase train.workers_wait_s"
                 ) from None
             with _stream(connection, time.monotonic() + _HELLO_S) as stream:
                 hello = _receive(stream)

@@ -93,7 +93,7 @@ def test_auto_does_not_reuse_variant_with_other_settings(small_run, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text("images = 7\n")
     with pytest.raises(
-        OutputExistsError, match=r"int8 exists and was made with calibration stratified: add --overwrite"
+        OutputExistsError, match=r"int8 already exists, but was created with calibration stratified: add --overwrite"
     ):
         quantize(small_run, calibration=str(other))
 
@@ -185,7 +185,7 @@ def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted,
     command = ("quantize", interrupted.path, "--method", "qat", "--epochs", 2)
     shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
     message = one_line(here(*command))
-    assert "has checkpoints of an interrupted qat: add --resume to resume it, or --overwrite to start again" in message
+    assert "contains checkpoints from an interrupted qat: add --resume to resume it, or --overwrite to" in message
     # The method auto would also start a new training.
     assert "add --resume" in one_line(here("quantize", interrupted.path, "--epochs", 2))
     assert list((interrupted.path / "checkpoints" / "int8-qat").iterdir()) == states

@@ -310,7 +310,7 @@ def test_changed_images_are_detected(run, data, good, tmp_path):
     cv2.imwrite(str(tmp_path / "set" / "3" / "0003.png"), 255 - drawn(data)[0][3])
     kinds = {finding.kind: finding.severity for finding in check(tmp_path / "set", run).findings}
     assert kinds == {"digest": "error", "foreign": "warning"}
-    with pytest.raises(DataError, match="images were changed or damaged"):
+    with pytest.raises(DataError, match="images are modified or damaged"):
         calibration.draw(str(tmp_path / "set"), *data)
 
 
@@ -340,13 +340,13 @@ def _cut_off(folder, about):
         (_without_image, "0000.png is missing"),
         (_other_size, "not a PNG file of 28×28"),
         (_cut_off, "damaged PNG"),
-        (lambda folder, about: about.update(schema=99), "reads schemas up to 1"),
+        (lambda folder, about: about.update(schema=99), "only supports up to 1"),
         (lambda folder, about: about.update(schema="1"), "has schema '1'"),
         (lambda folder, about: about.update(pictures=[]), "lists no images"),
         (lambda folder, about: about.pop("digest"), "is damaged"),
         (
             lambda folder, about: about["pictures"][0].update(file="../../x.png"),
-            "outside the folder of the calibration set",
+            "outside the calibration set's folder",
         ),
         (lambda folder, about: about["preprocess"].update(height=-1), "preprocess.height is -1"),
         (lambda folder, about: about["recipe"].update(run="rm"), "is damaged"),

@@ -307,7 +307,7 @@ def test_variants_with_float_activations_have_no_range_figures(branched):
 
 def test_incomparable_models_are_refused(run, ptq, floating, images, with_variant, tmp_path):
     with pytest.raises(
-        ModelError, match=r"expects inputs of the shape \[1, 28, 28, 1\], but the images have the shape \[48, 9"
+        ModelError, match=r"expects inputs of shape \[1, 28, 28, 1\], but the images have shape \[48, 9"
     ):
         layer_parity(floating, ptq, images[:, :9], UNIT)
     with pytest.raises(ModelError, match="not a TFLite model"):

@@ -62,7 +62,8 @@ def test_other_label_order_is_refused_with_a_suggestion(tmp_path, images, order,
     color_model(order, scales).save(tmp_path / "m.keras")
     expected = ", ".join(list(COLORS)[i] for i in order)
     with pytest.raises(
-        DataError, match=rf"another order .* are correct with the order: {expected}\. .*--labels folders"
+        DataError,
+        match=rf"not in the order of the data's classes.* are correct with the order: {expected}\. .*--labels folders",
     ):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -145,7 +146,7 @@ def test_label_file_next_to_the_model_is_used(tmp_path, images, name):
     other = ["apple", "cress", "berry", "date"]
     text = json.dumps({label: i for i, label in enumerate(other)}) if name.endswith("json") else "\n".join(other)
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=rf"{name} next to the model has another order .*--labels folders"):
+    with pytest.raises(DataError, match=rf"{name} next to the model has a different order .*--labels folders"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels="folders").labels == tuple(COLORS)
     same = list(COLORS)
@@ -195,7 +196,7 @@ def test_labels_that_may_belong_to_another_model_cause_a_warning(tmp_path, image
     color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
     (tmp_path / name).write_text("daisy\nrose\ntulip\nviolet\n")
     assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run").labels == tuple(COLORS)
-    assert f"{name} next to the model has other labels (daisy, rose, tulip, violet)" in caplog.text
+    assert f"{name} next to the model has different labels (daisy, rose, tulip, violet)" in caplog.text
 
 
 def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):

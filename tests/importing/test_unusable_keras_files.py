@@ -45,7 +45,7 @@ def test_model_with_another_shape_than_the_run_is_refused(run, tmp_path, here):
     shutil.copytree(run.path, tmp_path / "copy")
     save_unusable_model(tmp_path / "copy" / "model.keras", (8, 8, 3))
     for command in ("evaluate", tmp_path / "copy"), ("quantize", tmp_path / "copy", "--method", "ptq"):
-        assert "is not the model of this run" in error(here(*command))
+        assert "is not this run's model" in error(here(*command))
 
 
 @pytest.mark.parametrize(("layer", "output"), [(1, 1.5), (1, 7), (-1, 0)])

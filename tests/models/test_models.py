@@ -247,7 +247,7 @@ def test_run_with_user_architecture_opens_without_its_code(image_folder, tmp_pat
     (tmp_path / "run" / "metrics.json").unlink()
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.unlink()
-    with pytest.raises(RunError, match=r"--resume does not execute the code of its network \(my_net:build\)"):
+    with pytest.raises(RunError, match=r"--resume does not execute its network's code \(my_net:build\)"):
         fit(recipe, tmp_path / "run", resume=True)
 
 

@@ -115,7 +115,7 @@ def test_images_need_no_labels(tmp_path, image_folder):
     [
         ("data.normalise", "pixels", "set data.normalise to unit or signed"),
         ("model.weights", "imagenet", "set model.weights to none"),
-        ("distill.teachers", "somewhere", "only a classifier can be distilled"),
+        ("distill.teachers", "somewhere", "only classifiers can be distilled"),
     ],
 )
 def test_unsuitable_recipe_keys_are_refused(tmp_path, key, value, message):

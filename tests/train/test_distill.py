@@ -49,7 +49,7 @@ def test_teacher_with_other_preprocessing_or_split_is_refused(run, tmp_path):
         with pytest.raises(RecipeError, match=f"its {key} is .*, but the student's is"):
             fit(recipe.override({key: value}), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-    with pytest.raises(RecipeError, match="needs at least one teacher"):
+    with pytest.raises(RecipeError, match="requires at least one teacher"):
         student_recipe([], "simple_cnn")
 
 

@@ -261,7 +261,7 @@ except RecipeError as error:
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result["devices"]) == {2}  # each weight has a copy on each device
     assert result["ptq"] == "int8"
-    assert "train.batch_size is 33, expected a multiple of 4: 2 devices share a batch" in result["qat"]
+    assert "train.batch_size is 33, but must be a multiple of 4, because 2 devices share each batch" in result["qat"]
     for number in range(len(ON_TWO_DEVICES)):
         run = Run.at(tmp_path / str(number))
         assert run.history()[-1]["loss"] < run.history()[0]["loss"]
@@ -270,10 +270,10 @@ except RecipeError as error:
 def test_batch_size_must_be_divisible_by_devices_and_micro_batches():
     from edgerec.train.distribute import Workers
 
-    with pytest.raises(RecipeError, match=r"train\.batch_size is 50, expected a multiple of 4: 4 devices share"):
+    with pytest.raises(RecipeError, match=r"train\.batch_size is 50, but must be a multiple of 4, because 4 devices"):
         Workers(replicas=Replicas(0, 1, 4)).check_batch(50)
     with pytest.raises(
-        RecipeError, match=r"is 48, expected a multiple of 32: 4 devices share a batch, and each device"
+        RecipeError, match=r"is 48, but must be a multiple of 32, because 4 devices share each batch, and each"
     ):
         Workers(replicas=Replicas(0, 1, 4)).check_batch(48, accumulate=8)
 
@@ -365,7 +365,7 @@ def test_same_recipe_continues_a_run_and_other_recipe_is_refused(tmp_path, first
     assert was_begun(first_run.recipe, first_run.path)
     as_typed = Recipe.from_dict({"train": {"epochs": 4}, "compress": {"epochs": 1, "max_drop": 3.0}})
     assert was_begun(as_typed, first_run.path)
-    with pytest.raises(RecipeError, match=r"was started with train\.epochs=4, but this command has train\.epochs=5"):
+    with pytest.raises(RecipeError, match=r"was started with train\.epochs=4, but this command sets train\.epochs=5"):
         was_begun(as_typed.override({"train.epochs": 5}), first_run.path)
 
 

@@ -147,7 +147,7 @@ def test_evaluate_on_a_folder_maps_classes_by_name(run, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "neither a run, a bundle nor"),
+        (["nothing"], "is not a run, a bundle or"),
         (["{bundle}"], "add --data"),
         (["{bundle}", "--data", "nothing"], "unknown data set 'nothing'"),
     ],

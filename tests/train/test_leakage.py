@@ -201,7 +201,7 @@ def test_training_images_of_a_plain_tflite_file_are_unknown(trained, exported, f
     done = here("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
     assert json.loads(done.stdout)["training_images"] is None
     assert "it is unknown whether the model was trained on them" in done.stderr
-    with pytest.raises(DataError, match="the training images of the model are unknown"):
+    with pytest.raises(DataError, match="the model's training images are unknown"):
         evaluate(trained.path / "float32" / "model.tflite", str(folder), split="test")
 
 

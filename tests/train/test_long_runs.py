@@ -101,7 +101,7 @@ def test_gradient_accumulation_and_xla_give_the_same_weights():
 
 def test_accumulate_must_divide_the_batch_size(tmp_path):
     recipe = Recipe().override({"train.batch_size": 32, "train.accumulate": 5})
-    with pytest.raises(RecipeError, match=r"train\.accumulate is 5, expected a divisor of the batch size 32"):
+    with pytest.raises(RecipeError, match=r"train\.accumulate must divide the batch size \(32\), but is 5"):
         fit(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -155,8 +155,8 @@ def test_unsuitable_backbones_are_refused(file, image_folder, tmp_path):
 
     refused("must be the .keras or .h5 file of a complete model", **{"model.weights": "none"})
     refused("does not exist", **{"model.weights": str(tmp_path / "no.h5")})
-    refused("data.input_size is 64, .* takes images of 32 pixels", **{"data.input_size": 64})
-    refused("takes images with 3 channels, but the data has 1", **{"data.channels": 1})
+    refused("data.input_size is 64, .* requires images of 32×32 pixels", **{"data.input_size": 64})
+    refused("requires images with 3 channels, but the data has 1", **{"data.channels": 1})
     network(scaling=True).save(tmp_path / "scaling.keras")
     refused("already normalizes pixels from 0 to 255", **{"model.weights": str(tmp_path / "scaling.keras")})
 

@@ -135,7 +135,7 @@ def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
     loaded = _from_values(path, values)
     if verify and digest_of(loaded.images) != loaded.digest:
         raise DataError(
-            f"{path}: images were changed or damaged (their SHA-256 differs from that in {ABOUT}): {COPY_AGAIN}"
+            f"{path}: the images are modified or damaged (their SHA-256 digest does not match {ABOUT}): {COPY_AGAIN}"
         )
     return loaded
 
@@ -144,18 +144,18 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
     schema = values.get("schema") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
         raise DataError(
-            f"{path}/{ABOUT} has schema {schema}, but this version of edgerec reads schemas up to {SCHEMA_VERSION}: "
-            "upgrade edgerec"
+            f"{path}/{ABOUT} has schema version {schema}, but this version of edgerec only supports up to "
+            f"{SCHEMA_VERSION}: upgrade edgerec"
         )
     if schema != SCHEMA_VERSION:
-        raise DataError(f"{path}/{ABOUT} has schema {schema!r}, expected {SCHEMA_VERSION}: {COPY_AGAIN}")
+        raise DataError(f"{path}/{ABOUT} has schema version {schema!r}, expected {SCHEMA_VERSION}: {COPY_AGAIN}")
     try:
         spec = PreprocessSpec.from_dict(values["preprocess"])
         entries = [(_string(p["file"]), _string(p["label"]), _string(p["from"])) for p in values["pictures"]]
         if not entries:
-            raise ValueError("the file lists no images")
+            raise ValueError("it lists no images")
         if len({file for file, _, _ in entries}) < len(entries):
-            raise ValueError("the file lists an image twice")
+            raise ValueError("it lists an image twice")
         known = {key: _string(values[key]) for key in ("digest", "data_digest", "source")}
         drawn = CalibrationRecipe(**_object(values["recipe"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -175,7 +175,8 @@ def _read_image(path: Path, name: str, spec: PreprocessSpec) -> Image:
     file = real_path(path / name.replace("\0", ""))
     if not file.is_relative_to(real_path(path)):
         raise DataError(
-            f"{path}: the image {name!r} is outside the folder of the calibration set: do not trust this set"
+            f"{path}: the image {name!r} is outside the calibration set's folder: do not use this set unless you trust "
+            "its source"
         )
     if not file.is_file():
         raise DataError(f"{path}: {name} is missing: {COPY_AGAIN}")

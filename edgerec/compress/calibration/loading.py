@@ -94,7 +94,7 @@ def open_candidate(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> C
     if path.suffix in (".npz", ".npy") and path.is_file():
         return _arrays(path, labels)
     if path.exists():
-        raise DataError(f"cannot read {path}: expected a calibration set, an image folder, an .npz or an .npy file")
+        raise DataError(f"cannot read {path}: expected a calibration set, an image folder, or an .npz or .npy file")
     raise DataError(f"{path} does not exist: create a calibration set with edgerec calibration make")
 
 
@@ -122,7 +122,9 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
     names = [file.relative_to(path).as_posix() for file in files.paths]
     skipped = [names[i] for i, image in enumerate(fitted) if image is None]
     if not valid:
-        raise DataError(f"{path} has no images, only other files such as {skipped[0]}")
+        raise DataError(
+            f"{path} contains no images, only other files such as {skipped[0]}: choose a folder with images"
+        )
     images = np.stack([image for _, image in valid])
     findings = (
         [CalibrationFinding("warning", "no-picture", listed(skipped), "not an image", "remove it")] if skipped else []
@@ -144,7 +146,7 @@ def _arrays(path: Path, labels: Sequence[str]) -> CandidateSet:
     image_arrays = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
     if len(image_arrays) != 1 or not arrays[image_arrays[0]].size:
         have = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise DataError(f"{path} has {have}; expected one array of images, uint8 (N, H, W, C)")
+        raise DataError(f"{path} contains {have}: expected one array of images, uint8 (N, H, W, C)")
     name = image_arrays[0]
     where = f"{path}: {name}"
     array, findings = _channels_last(arrays[name], where)

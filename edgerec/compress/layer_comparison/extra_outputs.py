@@ -26,12 +26,11 @@ def open_graph(content: bytes, where: str) -> Graph:
     """Read a graph. Raise :class:`ModelError` if it has control flow, or several inputs or outputs."""
     graph = read_graph(content, where)
     if graph.subgraphs > 1:
-        raise ModelError(f"cannot compare the layers of {where}: it has control flow ({graph.subgraphs} subgraphs)")
+        raise ModelError(f"cannot compare the layers of {where}: models with control flow are not supported")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ModelError(
-            f"cannot compare the layers of {where}: it has {len(graph.inputs)} inputs and {len(graph.outputs)} "
-            "outputs, "
-            "expected one of each"
+            f"cannot compare the layers of {where}: expected one input and one output, but the model "
+            f"has {len(graph.inputs)} and {len(graph.outputs)}"
         )
     return graph
 

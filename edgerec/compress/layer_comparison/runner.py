@@ -139,14 +139,14 @@ def layer_parity(
     variant = open_graph(variant_content, "the variant")
     if variant.inputs[0].shape[1:] != pixels.shape[1:]:
         raise ModelError(
-            f"cannot compare layers: the variant expects inputs of the shape {list(variant.inputs[0].shape)}, but the "
-            f"images have the shape {list(pixels.shape)}"
+            f"cannot compare layers: the variant expects inputs of shape {list(variant.inputs[0].shape)}, but the "
+            f"images have shape {list(pixels.shape)}"
         )
     kind, reference_content, reference, matched = _reference(float_content, variant_content, variant)
     spec = _spec(variant.inputs[0])
     if spec is None:
         raise ModelError(
-            f"cannot compare layers: the variant's input is {variant.inputs[0].dtype}, expected float32 or int8 images"
+            f"cannot compare layers: the variant's input type is {variant.inputs[0].dtype}, expected float32 or int8"
         )
     plan = _plan((reference_content, variant_content), (reference, variant), matched)
     measurement = LayerInterpreters(plan)
