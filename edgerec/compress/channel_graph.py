@@ -1,4 +1,4 @@
-"""Find the channels of a model that have to be removed together.
+"""Find the channels in a model that must be removed together.
 
 If a channel is removed, everything that depends on it has to be removed too: the corresponding channel of the other
 operand of an addition, its depthwise filter, its batch-normalization weights, and its slice of every kernel that reads
@@ -81,7 +81,7 @@ class LayerChannels:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """A model's layers and channels. Channels that have to be removed together share a number.
+    """A model's layers and channels. Channels that must be removed together share a number.
 
     Attributes:
         layers: maps the names of layers to their channels, in topological order.
@@ -109,7 +109,7 @@ def trace(model: Any) -> ChannelGraph:
 
 
 class _Tracer:
-    """Numbers all channels in a model, and links those that have to be removed together."""
+    """Numbers all channels in a model, and links those that must be removed together."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -181,7 +181,7 @@ class _Tracer:
         return np.arange(self.count - count, self.count)
 
     def _group_numbers(self) -> Channels:
-        """Return the group number of each channel. Linked channels have the same group number."""
+        """Return the group number of each channel. Linked channels share a group number."""
         first, second = (np.concatenate([np.zeros(0, np.int64), *side]) for side in zip(*self.links, strict=True))
         links = require("scipy.sparse").coo_array((np.ones(len(first)), (first, second)), shape=2 * (self.count,))
         numbers: Channels = require("scipy.sparse.csgraph").connected_components(links, directed=False)[1]

@@ -89,7 +89,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
             break
         chosen = min(smaller, key=lambda i: loss(i, removed[i], costs.total - smaller[i].total))
         removed[chosen], costs = removed[chosen] + 1, smaller[chosen]
-    while True:  # restore blocks that became unnecessary to remove after a larger block was removed
+    while True:  # restore blocks that no longer need to be removed, because a larger block was removed later
         larger = {i: costs.without(*-block_counts[i][n - 1]) for i, n in enumerate(removed) if n}
         larger = {i: restored for i, restored in larger.items() if restored.total <= target}
         if not larger:

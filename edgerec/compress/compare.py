@@ -96,7 +96,7 @@ def compare(
     listener: Listener = ignore,
     **options: Any,
 ) -> MethodComparison:
-    """Create a run's missing variants, one for each compression method, and compare all variants.
+    """Create a run's missing variants, one per compression method, and compare all variants.
 
     Write ``compare.json`` and ``plots/compare.png`` to the run's folder.
 
@@ -183,7 +183,7 @@ def _row(method: str, report: QuantizeReport, timing: Timing) -> VariantRow:
 
 
 def speed_notes(rows: Sequence[VariantRow]) -> list[str]:
-    """Return a note listing pruned or clustered variants that are not faster than their plain counterparts."""
+    """Return a note if pruning or clustering did not make a variant faster."""
     by_variant = {row.variant: row for row in rows}
     no_faster = []
     for row in rows:

@@ -183,7 +183,7 @@ def layer_bars(
     axes.set(
         title=title.replace("$", r"\$"), xlabel="signal-to-quantization-noise ratio, dB", ylim=(len(names) - 0.4, -0.6)
     )
-    # Exclude exact layers from the axis range, because their high SQNR would compress the other bars.
+    # Exclude layers with exact outputs from the axis range, because their high SQNR would compress the other bars.
     finite = [ratio for row in ratios for ratio in row if ratio is not None and ratio < exact_db]
     axes.set_xlim(0, 10 + max(finite, default=low_db))
     axes.grid(alpha=0.25, axis="x")

@@ -35,7 +35,7 @@ def interrupted_folder(run: Run, method: str) -> Path:
 
 
 def is_interrupted_differently(run: Run, recipe: Recipe) -> bool:
-    """Return whether the fine-tuning of the recipe's method was interrupted, and had other settings."""
+    """Return whether interrupted fine-tuning with the recipe's method used different settings."""
     return bool(other_setting(interrupted_folder(run, recipe.compress.method), resumable_settings(recipe)))
 
 

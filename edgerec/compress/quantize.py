@@ -143,7 +143,7 @@ def make_float32(run: Run, data: DataSource | None = None, listener: Listener = 
 
 
 def with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
-    """Return a copy of the recipe with the given compression options, ignoring those that are None."""
+    """Return a copy of the recipe with the given compression options. Options that are None are ignored."""
     return recipe.override(
         {f"compress.{key}": value for key, value in options.items() if value is not None}, "quantize"
     )

@@ -69,7 +69,7 @@ def fit_threshold(errors: Errors, known: float) -> float:
 def evaluate_autoencoder(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
 ) -> dict[str, Any]:
-    """Evaluate a trained autoencoder: return the metrics for ``metrics.json``, and write plots to ``plots``.
+    """Evaluate a trained autoencoder: return the metrics for ``metrics.json``, and write plots to the folder ``plots``.
 
     Returns:
         ``error``, the mean reconstruction error on the test images; ``per_class``, the mean error of each label;

@@ -1,4 +1,4 @@
-"""Record and report each training epoch, save checkpoints, and stop early.
+"""Record and report each training epoch, save checkpoints, and apply early stopping.
 
 Keras' ``EarlyStopping`` and ``ReduceLROnPlateau`` are not used, because they start again from zero when a run is
 resumed. ``TerminateOnNaN`` is not used, because it ends the training without an error and ignores the validation loss.
@@ -77,7 +77,7 @@ def epoch_recorder(
     listener: Listener,
     on_epoch: OnEpoch | None,
 ) -> Any:
-    """Return a Keras callback that reports progress, records epochs, saves checkpoints and stops early.
+    """Return a Keras callback that reports progress, records epochs, saves checkpoints and applies early stopping.
 
     The class of the callback is defined here, because its base class is in Keras, which is imported only when needed.
 

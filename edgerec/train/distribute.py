@@ -56,7 +56,7 @@ class Workers:
         return self.cluster is None or self.cluster.chief
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context manager. The trained model's variables must be created inside it."""
+        """Return a context manager that must be active when the trained model's variables are created."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def distribute(self, batches: Callable[[Replicas], Any]) -> Any:
@@ -183,7 +183,7 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # all-reduce operations of a second strategy would conflict with the first's
+@functools.cache  # a second strategy's all-reduce keys would conflict with the first's
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 

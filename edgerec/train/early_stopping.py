@@ -49,7 +49,7 @@ def early_end(recipe: Recipe, stage: TrainingStage, history: list[dict[str, floa
 
 
 def _rows_of_stage(recipe: Recipe, stage: TrainingStage, history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the rows of the history that belong to a stage."""
+    """Return a stage's rows in the history."""
     return [row for row in history if _stage_number(recipe, row) == stage.number]
 
 

@@ -60,7 +60,7 @@ class EvaluatedModel:
     pseudo_labels: dict[str, str] | None = None
 
     def image_splits(self, dataset: Dataset) -> list[ImageSplits] | None:
-        """Return each image's split during training, for each model, or None if a split is unknown."""
+        """Return, for each model, the split of every image during training, or None if any split is unknown."""
         known = [splits for origin in self.training_data if (splits := origin.image_splits(dataset)) is not None]
         return known if known and len(known) == len(self.training_data) else None
 
@@ -89,9 +89,7 @@ def open_model(
     if path.suffix != ".tflite":
         options = {"normalise": normalise, "activation": activation, "fit": fit, "labels": labels}
         if name := next((name for name, value in options.items() if value is not None), None):
-            raise EdgerecError(
-                f"--{name} applies only to a plain .tflite file, but {path} contains its own {name}: omit --{name}"
-            )
+            raise EdgerecError(f"--{name} requires a .tflite file, but {path} contains its own {name}: omit --{name}")
     elif path.is_file():
         return _open_tflite(path, normalise, activation, fit, labels)
     if Run(path).begun:

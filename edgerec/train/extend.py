@@ -79,7 +79,7 @@ def extend(run: Run, epochs: int) -> None:
 
 
 def _archive(run: Run, archive: Path) -> None:
-    """Move a finished run's results into its ``archive`` folder.
+    """Move a finished run's results into the folder ``archive``.
 
     If moving is interrupted, the run counts as unfinished, and ``--resume`` computes its results again.
     """

@@ -128,7 +128,7 @@ def fit(
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` contains a training run with the same recipe, which can be resumed.
+    """Return whether ``out`` contains a run with the same recipe that can be resumed.
 
     Raises:
         RecipeError: ``out`` contains a training run with another recipe.

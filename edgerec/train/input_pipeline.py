@@ -120,7 +120,7 @@ def training_batches(
 
 
 def _without_autotuning(batches: Any) -> Any:
-    """Disable a ``tf.data.Dataset``'s autotuning thread, because Keras' ``fit`` waits for this thread at the end."""
+    """Disable a ``tf.data.Dataset``'s autotuning thread, because Keras' ``fit`` waits for this thread."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
     return batches.with_options(options)

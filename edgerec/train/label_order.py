@@ -25,7 +25,7 @@ FOLDERS = "folders"
 DEVIATIONS = 2.33
 # Another order must correct at least this many predictions for each one that it makes wrong.
 RATIO = 2.0
-# If no prediction is correct, the order counts as wrong if the probability of this by chance is below this threshold.
+# An order without any correct predictions counts as wrong if the probability of this by chance is below this value.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
 # Common label file names, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.

@@ -88,7 +88,7 @@ class TrainedImages:
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:
-    """If ``model.weights`` is the path of a run, replace it with the path of the run's ``model.keras``.
+    """Return the model section. If ``model.weights`` is a run's path, use its ``model.keras`` instead.
 
     Raises:
         EdgerecError: the run is not finished.

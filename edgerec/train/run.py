@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 TRAINED_IMAGES = "edgerec_trained_images.json"
 # File that contains the same model in Keras 3 format.
 KERAS3 = "model_keras3.keras"
-# Records the exported variants and their targets.
+# File that records the exported variants and their targets.
 EXPORTS = "exports.json"
-# Predictions of an imported model for its training images, if these have no labels.
+# File with an imported model's predictions for its training images, if these have no labels.
 PSEUDO_LABELS = "answers.json"
 # Warning for metrics measured with pseudo-labels.
 AGREEMENT = "the images have no labels: all accuracies are the agreement with the predictions of the float model"
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def split_record(self) -> dict[str, Any]:
-        """The content of ``split.json``, see :func:`split_record`."""
+        """The content of ``split.json``; see :func:`split_record`."""
         return self._read("split.json", parse_object(SPLIT))
 
     def model(self) -> Any:

@@ -1,4 +1,4 @@
-"""Parse a run's files and check their structure, so that damaged files cause clear errors."""
+"""Parse a run's files and check their structure, so that damaged files are reported clearly."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def summarize(run: Run) -> RunSummary:
 
 @dataclass(frozen=True)
 class Setting:
-    """A recipe key's values in two runs that differ in it."""
+    """The values of a recipe key that differs between two runs."""
 
     key: str
     first: Any
@@ -111,7 +111,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's values in two runs, or None for a run without this metric."""
+    """A metric's values in two runs. The value is None for a run without this metric."""
 
     name: str
     first: float | None

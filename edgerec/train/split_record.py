@@ -1,4 +1,4 @@
-"""Record the split and the image digests of a training run in ``split.json`` and in bundles."""
+"""Record a training run's split and image digests in ``split.json`` and in bundles."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class TrainingStage:
 
     @property
     def description(self) -> str:
-        """Describe the layers that this stage trains, for messages."""
+        """Description of the layers trained in this stage, for messages."""
         return (
             "the head alone"
             if not self.trainable_fraction

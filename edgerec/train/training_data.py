@@ -57,7 +57,7 @@ def training_data_of_run(run: Run) -> TrainingData:
 
 
 def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> TrainingData:
-    """Return the training data of a bundle's model, from the bundle's ``provenance`` and ``recipe``."""
+    """Return the training data of a bundle's model, given the bundle's ``provenance`` and ``recipe``."""
     digest, summary = str(provenance.get("data_digest", "")), provenance.get("split")
 
     def image_splits(dataset: Dataset) -> ImageSplits | None:

@@ -60,7 +60,7 @@ def network(recipe: Recipe, classes: int) -> Any:
 
 
 def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
-    """Load the network in a Keras file, and replace its classification layer by a new head for ``classes`` classes.
+    """Load the network in a Keras file, and replace its classification layer with a new head for ``classes`` classes.
 
     Raises:
         ModelError: the network does not have one image input and one output vector, or its input does not match the

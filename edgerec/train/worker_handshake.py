@@ -89,7 +89,7 @@ class Cluster:
 
 
 def handshake(cluster: Cluster, versions: dict[str, Any], wait_s: float) -> None:
-    """Wait until all workers of the cluster are reachable, and check that their configurations match.
+    """Wait until all workers in the cluster are reachable, and check that their configurations match.
 
     Args:
         cluster: the expected workers.
@@ -207,7 +207,7 @@ def _listening(cluster: Cluster) -> socket.socket:
 
 @contextlib.contextmanager
 def _stream(connection: socket.socket, deadline: float) -> Iterator[IO[str]]:
-    """Context manager that returns the connection as a text stream with read timeouts that end at ``deadline``."""
+    """Context manager that returns the connection as a text stream whose reads time out at ``deadline``."""
     connection.settimeout(max(0.1, deadline - time.monotonic()))
     with connection, connection.makefile("rw", encoding="utf-8", newline="\n") as stream:
         yield stream

@@ -66,7 +66,7 @@ def test_command_line_accepts_the_same_options(model, wide_images, here, tmp_pat
 def test_options_for_tflite_files_are_refused_for_bundles(bundle, here):
     for option, value in (("--fit", "crop"), ("--activation", "none"), ("--normalise", "unit"), ("--labels", "x.txt")):
         error = one_line(here("evaluate", bundle, "--data", "digits", option, value))
-        assert f"{option} applies only to a plain .tflite file" in error
+        assert f"{option} requires a .tflite file" in error
     with pytest.raises(EdgerecError, match="contains its own fit"):
         evaluate(bundle, "digits", fit="crop")
 

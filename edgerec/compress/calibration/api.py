@@ -196,7 +196,7 @@ def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
 def _open(
     subject: Run | str | Path | None, data: DataSource | None, listener: Listener
 ) -> tuple[Dataset, Split, DataSection]:
-    """Return a run's or training recipe's data set, its split, and the recipe's ``data`` section."""
+    """Return the data set, the split and the ``data`` section of a run or a training recipe."""
     if subject is not None and not str(subject).endswith(".toml"):
         run = subject if isinstance(subject, Run) else Run.open(subject)
         section = run.recipe.data

@@ -91,7 +91,7 @@ def digest_of(images: npt.NDArray[np.uint8]) -> str:
 
 
 def is_set(path: Path) -> bool:
-    """Return whether ``path`` is the folder of a calibration set, even of a damaged one."""
+    """Return whether ``path`` is a calibration set's folder, even if the set is damaged."""
     return (path / ABOUT).is_file()
 
 

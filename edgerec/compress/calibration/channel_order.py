@@ -67,7 +67,7 @@ def estimate_channel_order(
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
     reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
-    # The estimate is uncertain if even as many training images would not give a certain result.
+    # The result is uncertain if even an equal number of training images could not be classified with certainty.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)
 

@@ -59,7 +59,7 @@ class CheckReport:
 def check(
     path: str | Path, run: Run | str | Path, *, data: DataSource | None = None, listener: Listener = ignore
 ) -> CheckReport:
-    """Check a calibration set against the run that it will be used for.
+    """Check a calibration set against the run it will be used for.
 
     Args:
         path: a calibration set, an image folder, or an .npz or .npy file with images.

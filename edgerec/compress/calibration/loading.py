@@ -23,7 +23,7 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class CalibrationFinding:
-    """A problem with a calibration set, or a remark about it.
+    """An error, warning or note about a calibration set.
 
     Attributes:
         severity: ``error`` if the set cannot be used, ``warning`` if the set may reduce accuracy, otherwise ``note``.

@@ -1,4 +1,4 @@
-"""Compare a variant's input scale, layers and predictions with the float model's."""
+"""Compare the input scale, layers and predictions of a variant with those of the float model."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def _choose(run: Run, variant: str | None) -> str:
         int8 = [name for name in compressed if name.startswith("int8")] or compressed
         return max(int8, key=lambda name: compressed[name])
     if variant not in compressed:
-        raise RunError(f"{run.path}: {unknown('variant', variant, compressed)}; create variants with edgerec quantize")
+        raise RunError(
+            f"{run.path}: {unknown('variant', variant, compressed)}; to create a variant, run edgerec quantize"
+        )
     return variant
 
 

@@ -23,7 +23,7 @@ CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def open_graph(content: bytes, where: str) -> Graph:
-    """Read a graph. Raise :class:`ModelError` if it has control flow, or several inputs or outputs."""
+    """Read a graph. Raise :class:`ModelError` if the model has control flow, or more than one input or output."""
     graph = read_graph(content, where)
     if graph.subgraphs > 1:
         raise ModelError(f"cannot compare the layers of {where}: models with control flow are not supported")
@@ -78,7 +78,7 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 
 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """Return a copy of a float model with additional inputs that are added to ``tensors``, to inject noise.
+    """Return a copy of a float model with new inputs that are added to ``tensors``, for injecting noise.
 
     The copy outputs the results of all operators and the sums.
 

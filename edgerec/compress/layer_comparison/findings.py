@@ -28,7 +28,7 @@ _MORE_SURE = 0.25
 _CLIPPED = 0.005
 # Minimum fraction of the quantized range that a layer's outputs must use. Using only a quarter wastes two bits.
 _RANGE = 1 / 4
-# Minimum fraction of the quantized range that the median channel must use, for each layer.
+# Minimum fraction of the quantized range that a layer's median channel must use.
 _CHANNEL_RANGE = 1 / 32
 # Layers whose weights have a lower SQNR, in dB, are reported.
 _WEIGHT_DB = 30.0

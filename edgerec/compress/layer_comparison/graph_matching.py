@@ -151,7 +151,7 @@ def _consistent(reference_operator: Operator, variant_operator: Operator, tensor
 
 
 def _changed_fraction(reference: Tensor, variant: Tensor) -> float:
-    """Return the fraction of weights whose difference exceeds rounding to int8 or float16."""
+    """Return the fraction of weights that differ by more than the rounding error of int8 or float16."""
     real, rounded = dequantized_constant(reference), dequantized_constant(variant)
     if real.shape != rounded.shape:
         return 1.0
