@@ -25,24 +25,35 @@ from edgerec.train.backend import keras
 KEPT = ("parameters", "macs", "int8_bytes", "methods", "targets", "pi4_ms")
 HEADER = """# Architectures
 
-These are the values of `edgerec train --arch NAME`. `edgerec models` prints the same list, and `edgerec models NAME
---input-size 64 --width 0.5` prints the cost of one architecture at another size and the targets that can run it.
-[Choose an architecture](../how-to/choose-architecture.md) helps you to select one.
+Pass one of these names to `edgerec train --arch NAME`. [Choose an architecture](../how-to/choose-architecture.md) helps
+you to select one. `edgerec models` prints this list.
 
-The figures are for 96×96 RGB images, 10 classes, width 1, random weights and post-training quantization. They are
-measured with `python benchmarks/models.py --write docs/reference/architectures.md`.
+The table shows the cost of each architecture for 96×96 RGB images, 10 classes and width 1, after post-training
+quantization. For another size, run `edgerec models NAME --input-size 64 --width 0.5`. This command also shows the
+targets that can run the model.
+
+| column | meaning |
+|---|---|
+| parameters | number of weights |
+| multiply-adds | number of multiply-add operations per image |
+| int8 bytes | size of the quantized .tflite file |
+| min px | smallest supported width and height of the input |
+| ImageNet | widths for which Keras provides ImageNet weights |
+| methods | supported compression methods |
+| not on | targets that cannot run the architecture at this size; `edgerec models NAME` prints the reason |
 
 """
 FOOTER = """
-- **min px**: smallest supported width and height of the input.
-- **ImageNet**: widths for which Keras provides ImageNet weights.
-- **methods**: supported compression methods. Recurrent networks support only `ptq`.
-- **not on**: targets that cannot run the architecture at this size. `edgerec models NAME` prints the reason. A smaller
-  width or input size may work.
-- VGG16 has no batch normalization, so with random weights it learns little in a short training run.
-- EfficientNet is implemented without stochastic depth. Its only dropout is `model.dropout`.
+If a target cannot run an architecture, try a smaller width or input size. `vgg16` has no batch normalization. Therefore
+it learns little in a short training run without ImageNet weights. `efficientnet_b0` and `efficientnet_v2_b0` have no
+stochastic depth. Their only dropout is `model.dropout`.
+
+`python benchmarks/models.py --write docs/reference/architectures.md` repeats the measurement, with random weights.
 """
-COLUMNS = ("architecture", "", "parameters", "multiply-adds", "int8 bytes", "min px", "ImageNet", "methods", "not on")
+COLUMNS = (
+    *("architecture", "description", "parameters", "multiply-adds", "int8 bytes"),
+    *("min px", "ImageNet", "methods", "not on"),
+)
 
 
 def table(reports: Sequence[ArchitectureReport]) -> str:
