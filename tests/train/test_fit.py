@@ -140,7 +140,7 @@ def test_evaluate_on_a_folder_maps_classes_by_name(run, pictures, tmp_path):
     assert np.array(result.confusion)[[3, 7]].sum() == 2
     (tmp_path / "eleven").mkdir()
     (tmp_path / "eleven" / "a.png").write_bytes(pictures[0].read_bytes())
-    with pytest.raises(DataError, match="the class 'eleven', but the model does not"):
+    with pytest.raises(DataError, match="class 'eleven' that the model does not know"):
         evaluate(run.path, str(tmp_path))
 
 
