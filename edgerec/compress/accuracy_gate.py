@@ -72,8 +72,7 @@ def parity_row(
 def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, metric: str = "top-1") -> None:
     """Raise :class:`GateError` if ``top1`` is more than ``max_drop`` percentage points below ``float_top1``.
 
-    ``metric`` is the name of the accuracy in the message, see
-    :attr:`edgerec.train.metrics.ClassifierMetrics.top1_name`.
+    ``metric`` is the accuracy's name in the message; see :attr:`edgerec.train.metrics.ClassifierMetrics.top1_name`.
     """
     drop = (float_top1 - top1) * 100
     if drop > max_drop + 1e-9:

@@ -27,8 +27,7 @@ def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool)
     Existing variants are reused.
 
     Raises:
-        GateError: all methods lose more than ``max_drop`` on the validation images. The variant that loses least is
-            saved.
+        GateError: all methods lose more than ``max_drop`` on the validation images. The best variant is saved.
         OutputExistsError: a variant with other settings exists, and ``overwrite`` is not set.
     """
     max_drop, count = context.recipe.compress.max_drop, len(context.split.val)

@@ -35,9 +35,8 @@ class Candidate:
     Attributes:
         context: the run, with the candidate's method.
         content: the .tflite file.
-        provenance: fields of the report about how the variant was created.
-        stages: maps the names of the stages to the intermediate Keras models between the float model and the .tflite
-            file.
+        provenance: report fields that describe how the variant was created.
+        stages: maps stage names to the intermediate Keras models between the float model and the .tflite file.
         val_top1: top-1 accuracy on the validation images, 0 to 1.
     """
 

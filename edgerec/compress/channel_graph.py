@@ -1,6 +1,6 @@
 """Find the channels in a model that must be removed together.
 
-If a channel is removed, everything that depends on it has to be removed too: the corresponding channel of the other
+Removing a channel requires removing everything that depends on it: the corresponding channel of the other
 operand of an addition, its depthwise filter, its batch-normalization weights, and its slice of every kernel that reads
 it. Dependencies are followed for single channels, so that concatenations and flattening need no special treatment.
 (DepGraph, arXiv:2301.12900, follows dependencies between layers.)
@@ -52,8 +52,8 @@ class LayerChannels:
     Attributes:
         layer: the layer.
         inputs, outputs: channel numbers in the order of the layer's input and output.
-        axes: letters of the axes of each weight, see :data:`CREATING`.
-        positions: number of output positions per image, which is how often each kernel weight is used.
+        axes: axis letters of each weight; see :data:`CREATING`.
+        positions: number of output positions per image, i.e. how often each kernel weight is used.
     """
 
     layer: Any
@@ -71,7 +71,7 @@ class LayerChannels:
         """Return the channel numbers along an axis of the layer's weights.
 
         Args:
-            letter: letter of the axis, see :data:`CREATING`.
+            letter: letter of the axis; see :data:`CREATING`.
             size: length of the axis; only needed for the letter ``e``.
         """
         if letter == "e":
@@ -84,10 +84,10 @@ class ChannelGraph:
     """A model's layers and channels. Channels that must be removed together share a number.
 
     Attributes:
-        layers: maps the names of layers to their channels, in topological order.
+        layers: maps layer names to their channels, in topological order.
         fixed: whether a channel must not be removed, indexed by channel number.
-        unknown: maps the names of layers to their classes, for layers whose channels must not be removed because the
-            way in which the class processes channels is unknown.
+        unknown: maps layer names to layer classes, for layers whose channels must not be removed because it is unknown
+            how the class processes channels.
     """
 
     layers: dict[str, LayerChannels]
@@ -103,7 +103,7 @@ def other_axes(axes: str, letter: str) -> tuple[int, ...]:
 def trace(model: Any) -> ChannelGraph:
     """Trace the channels of a functional or Sequential tf_keras model in channels-last format.
 
-    The channels of the model's inputs and outputs and of layers of unknown classes are fixed.
+    The model's input and output channels are fixed, and so are the channels of unknown layer classes.
     """
     return _Tracer().trace(model)
 

@@ -66,8 +66,8 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
         graph: channels of the model.
         groups: the removable channels, from :func:`removable_groups`.
         scores: importance of each channel.
-        target: the largest accepted :func:`cost` of the smaller model. If it cannot be reached, all blocks are removed.
-        multiple: number of channels in a block, as for :func:`block_size`.
+        target: maximum :func:`cost` of the smaller model. If this is not achievable, all blocks are removed.
+        multiple: number of channels per block, as for :func:`block_size`.
     """
     original = costs = _Costs.of(graph)
     counts = np.zeros((2, len(costs.inputs), len(scores)), np.float32)  # reads and writes by layer and channel
@@ -116,7 +116,7 @@ def _blocks(order: Channels, size: int) -> list[Channels]:
 class _Costs:
     """Each layer's cost as a function of its numbers of input and output channels.
 
-    ``per_pair``, ``per_input`` and ``per_output`` are the cost factors of inputs × outputs, of inputs, and of outputs.
+    ``per_pair``, ``per_input`` and ``per_output`` are the cost factors for inputs × outputs, inputs, and outputs.
     """
 
     per_pair: Numbers

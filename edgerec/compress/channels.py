@@ -35,15 +35,15 @@ def shrink(model: Any, fraction: float, tune: FineTune | None, *, multiple: int 
 
     Args:
         model: a float tf_keras classifier, functional or Sequential; it is not changed.
-        fraction: fraction of the int8 model's inference time to save, as :func:`cost` estimates it, 0 to 0.9. A third
+        fraction: fraction of the int8 model's inference time to save, as estimated by :func:`cost`, 0 to 0.9. A third
             makes the model 1.5 times as fast. Slightly more may be saved, because channels are removed in blocks.
         tune: data for measuring the importance of channels and for fine-tuning, and the schedule. With 0 epochs, the
             model is not fine-tuned. With None, the importance is computed from the weights alone.
-        multiple: the number of channels of a layer stays a multiple of this; 0 means 16, or 8 for layers with fewer
-            than 32 channels.
+        multiple: number of channels per block. Layers keep a multiple of this number. 0 means 16, or 8 for layers with
+            fewer than 32 channels.
 
     Raises:
-        ModelError: the model has no channels that can be removed.
+        ModelError: the model has no removable channels.
     """
     if not 0 <= fraction <= 0.9:
         raise ModelError(f"cannot reduce the inference time by {fraction:g}: expected a fraction from 0 to 0.9")

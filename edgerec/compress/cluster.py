@@ -17,7 +17,7 @@ def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sp
         model: a float model; it may be pruned.
         section: the recipe section with ``clusters`` and ``skip``.
         tune: data and schedule.
-        preserve_sparsity: keep zero weights at zero, which uses one of the clusters.
+        preserve_sparsity: keep zero weights at zero, which takes up one cluster.
     """
     clustering = require("tensorflow_model_optimization").clustering.keras
     # Use the experimental module, because the public function has no argument ``preserve_sparsity``.

@@ -67,9 +67,9 @@ class MethodComparison:
         run: the run's folder.
         float_top1: top-1 accuracy of the float Keras model, 0 to 1.
         images: number of test images.
-        threads, machine: number of threads and type of machine with which the latency was measured.
-        rows: one row for each variant that could be made, float32 first.
-        notes: remarks on the measurements, and the reasons why methods could not be used.
+        threads, machine: number of threads and type of machine used to measure the latency.
+        rows: one row for each variant that could be created, float32 first.
+        notes: notes on the measurements, and the reasons why methods were skipped.
         plot: path of a PNG file with a bar chart of accuracy, size and latency.
     """
 
@@ -112,7 +112,7 @@ def compare(
             ``float_layers``, ``calibration``.
 
     Raises:
-        EdgerecError: the run or its data cannot be used. A method that the model does not support is omitted, and the
+        EdgerecError: the run or its data cannot be used. Methods that the model does not support are skipped, and the
             notes contain the reason.
     """
     run = run if isinstance(run, Run) else Run.open(run)

@@ -52,7 +52,7 @@ def comparison_figure(
         float_top1: accuracy of the float Keras model, 0 to 1, which is drawn as a line.
         rows: variants, from top to bottom. The latency is omitted if it was not measured for any variant.
         accuracy: name of the accuracy metric.
-        exported: names of the variants that are marked as exported.
+        exported: names of the variants to mark as exported.
     """
     timed = any(row.median_ms is not None for row in rows)
     figure = new_figure(11 if timed else 8.5, 1.5 + 0.34 * len(rows))
@@ -157,7 +157,7 @@ def layer_bars(
         marked: whether each layer is drawn in orange.
         limits_db: SQNR below which noise matters, and SQNR above which the output counts as exact.
         title: title of the plot.
-        path: path of the PNG file.
+        path: output path for the PNG file.
     """
     low_db, exact_db = limits_db
     figure = new_figure(8.5, float(np.clip(0.22 * len(names) + 1.5, 2.5, 60)))
@@ -207,8 +207,8 @@ def contact_sheet(
             evenly sampled.
         reference: images whose histogram is drawn in the background, uint8 ``(N, H, W, C)``, or None.
         name: name of the calibration set, for the heading.
-        path: path of the PNG file.
-        most: maximum number of images that are drawn.
+        path: output path for the PNG file.
+        most: maximum number of images to draw.
     """
     by_title = sorted(range(len(images)), key=lambda i: titles[i])
     some = [by_title[i] for i in np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)]

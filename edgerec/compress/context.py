@@ -54,14 +54,14 @@ class CompressionContext:
 
     Attributes:
         run: the run to compress.
-        recipe: the run's recipe with the options of this compression.
+        recipe: the run's recipe with the options for this compression.
         dataset: the run's images.
         split: the training, validation and test images.
         model: the float Keras model. It must not be changed.
         measure: computes accuracy and agreement from outputs.
         reference: outputs of the float Keras model, float32 ``(test images, classes)``.
         val_top1: top-1 accuracy of the float Keras model on the validation images, 0 to 1.
-        workers: the devices and workers that are used for fine-tuning.
+        workers: the devices and workers used for fine-tuning.
         listener: receives the progress.
     """
 
@@ -117,7 +117,7 @@ class CompressionContext:
             method: compression method of the variant.
             content: the .tflite file of the variant.
             provenance: the fields ``calibration`` and ``adapted`` of the report.
-            float32: the report's row of the float32 .tflite file, or None if the variant is this file itself.
+            float32: the report's row for the float32 .tflite file, or None if the variant is this file.
             stages: maps stage names to the intermediate Keras models between the run's model and this variant.
             val_top1: top-1 accuracy of the variant on the validation images, 0 to 1. None measures the accuracy here.
             overwrite: replace an existing variant.
@@ -232,6 +232,6 @@ class CompressionContext:
 def _has_foreign_weights(recipe: Recipe) -> bool:
     """Return whether training started from pretrained weights, or the model was trained with another tool.
 
-    If so, the batch-normalization statistics were computed on more images than the run has.
+    In this case, the batch-normalization statistics were computed on more images than the run has.
     """
     return recipe.model.pretrained or recipe.model.arch == IMPORTED

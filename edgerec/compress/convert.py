@@ -94,7 +94,7 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
         float_layers: names of the Keras layers that stay float32.
 
     Raises:
-        ModelError: the .tflite file has no operator with the name of one of these layers.
+        ModelError: the .tflite file has no operator for one of these layers.
     """
     tf = require("tensorflow")
     operators = {op.outputs[0].name: layer_name(op) for op in read_graph(to_float32(model)).operators}
@@ -146,7 +146,7 @@ def check_int8(content: bytes, normalise: Normalise) -> None:
     The file must have no float tensor, and ``quantize(normalize(p)) == p`` must hold for every pixel value p.
 
     Raises:
-        ModelError: one of the conditions is not met.
+        ModelError: one of these conditions is not met.
     """
     graph = read_graph(content, "the converted model")
     if floats := float_tensors(graph):

@@ -1,7 +1,7 @@
 """Fine-tune a trained model for a few epochs, for pruning, clustering, channel pruning and QAT.
 
-Keras' ``BackupAndRestore`` is not used, because it also resumes training if the settings were changed, and does not
-keep the weights of the best epoch.
+Keras' ``BackupAndRestore`` is not used, because it resumes training even with different settings, and does not keep the
+best epoch's weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FineTune:
         validation: function ``(replicas)`` that returns ``validation_steps`` validation batches.
         workers: the devices used for training.
         epochs: number of epochs of each stage.
-        learning_rate: initial learning rate of the cosine decay to zero.
+        learning_rate: initial learning rate, which decays to zero along a cosine.
         retraining_rate: initial learning rate for pruning stages, in which the remaining weights have to adapt.
         train: the run's training settings. Fine-tuning uses ``optimizer``, ``weight_decay``, ``accumulate`` and
             ``xla``; the batches already follow ``batch_size`` and ``class_weights``.
@@ -59,7 +59,7 @@ class FineTune:
         seed: seed of random layers such as dropout.
         listener: receives the progress.
         checkpoints: folder in which each stage saves its state as an ``.npz`` file.
-        settings: the settings that the result depends on; a state saved with other settings is not resumed.
+        settings: the settings that affect the result. A state saved with different settings is not resumed.
     """
 
     feed: Callable[[int, Replicas], Any]
@@ -99,15 +99,15 @@ def fine_tune(
     Args:
         build: function that returns the model to train. All calls return equal models.
         tune: data, schedule and settings.
-        stage: name of the stage, for messages and for the name of its state file.
-        callbacks: Keras callbacks that must be called in each step.
+        stage: name of the stage, for messages and the state file's name.
+        callbacks: Keras callbacks to call in each step.
         keep_from: first epoch, counted from 0, whose weights may be returned.
         retraining: use ``tune.retraining_rate`` instead of ``tune.learning_rate``.
         calibrator: function that takes the model and returns a function that sets the model's activation ranges. The
             latter is called before the first step, and again before the ranges are frozen.
         freeze: function that freezes the activation ranges of the model, called before the last third of the epochs, or
-            before the only epoch. Weights of earlier epochs are not returned, because their activation ranges were
-            updated on augmented images and with dropout.
+            before the only epoch. Weights from earlier epochs are not returned, because their activation ranges were
+            measured with augmentation and dropout.
 
     Raises:
         RecipeError: the batch size is not a multiple of the number of devices times ``train.accumulate``.
@@ -196,7 +196,7 @@ def resumable_settings(recipe: Recipe) -> dict[str, Any]:
 def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
     """Describe the first difference between ``settings`` and the settings in the saved fine-tuning states.
 
-    Return an empty string if there is no difference. Unreadable files are ignored, because their stage starts again.
+    Return an empty string if there is no difference. Unreadable files are ignored, because their stage starts over.
     """
     for path in sorted(checkpoints.glob("*.npz")):
         try:

@@ -14,7 +14,7 @@ def prune(model: Any, section: CompressSection, tune: FineTune) -> Any:
     """Set the fraction ``section.sparsity`` of each layer's weights to zero, and fine-tune the model.
 
     With the polynomial schedule, the sparsity rises during the first half of the fine-tuning and then stays constant.
-    With the constant schedule, it has its final value from the first step.
+    With the constant schedule, the sparsity has its final value from the first step.
     """
     pruning = require("tensorflow_model_optimization").sparsity.keras
     rising = tune.steps * tune.epochs // 2

@@ -38,17 +38,17 @@ def quantization_aware(
 
     Activation ranges are calibrated on training images without augmentation or dropout, before the first step and
     before the last third of the epochs, in which the ranges are frozen (arXiv:1806.08342, section 4). With a single
-    epoch, the ranges are frozen from the first step. Batch normalization keeps the statistics of the float training.
+    epoch, the ranges are frozen from the first step. Batch normalization keeps its statistics from float training.
 
     Args:
         model: a float model returned by :func:`~edgerec.importing.passes.adapt`; it may be pruned or clustered.
-        normalise: normalization, which determines the fixed range of the input, so that the int8 input is the pixel
-            value minus 128.
+        normalise: normalization, which determines the input's fixed range, so that the int8 input is the pixel value
+            minus 128.
         tune: data and schedule.
         pruned: keep zero weights at zero.
-        clustered: keep the number of different weights in each layer.
+        clustered: keep the number of distinct weights in each layer.
         weight_bits: bits per weight, 5 to 8, if the model is not clustered. The converter would store 4-bit weights
-            in another type than int8.
+            with a type other than int8.
 
     Raises:
         ModelError: a layer cannot be quantized; the message names the layer.
@@ -94,7 +94,7 @@ def with_fake_quantization(
 def _annotated(model: Any) -> Any:
     """Annotate all of a model's layers for ``quantize_apply``.
 
-    Layers that int8 kernels support, but tfmot does not know, get fake quantization of their outputs.
+    The outputs of layers that int8 kernels support, but tensorflow-model-optimization does not, get fake quantization.
     """
     annotate_layer = require("tensorflow_model_optimization").quantization.keras.quantize_annotate_layer
     from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (

@@ -56,10 +56,10 @@ def quantize(
         method: a key of :data:`~edgerec.compression_methods.METHODS`, or ``auto``. ``auto`` chooses ``ptq``, unless it
             loses more than half of ``max_drop`` on the validation images and ``qat`` loses less. If both lose more
             than ``max_drop``, ``auto`` chooses ``float16``. For this argument and the arguments below, None uses the
-            value in the recipe of the run.
-        channels: fraction of the estimated inference time of the int8 model that the method ``channels`` saves.
+            value in the run's recipe.
+        channels: fraction of the int8 model's estimated inference time that the method ``channels`` saves.
         sparsity: fraction of the weights that the method ``prune`` sets to zero.
-        clusters: number of different weight values per layer after the method ``cluster``.
+        clusters: number of distinct weight values per layer for the method ``cluster``.
         weight_bits: number of bits per int8 weight in the method ``qat``, if the model is not clustered. For example,
             5 bits allow 31 different values. The file has the same size and speed, but compresses better with gzip.
         epochs: number of epochs of each fine-tuning stage.
@@ -67,16 +67,16 @@ def quantize(
         teacher_weight: weight, 0 to 1, of the distillation loss (the distance to the float model's outputs) in
             fine-tuning. The label loss has the weight ``1 - teacher_weight``.
         max_drop: maximum accepted loss of top-1 accuracy, in percentage points.
-        skip: names or patterns of the layers that pruning and clustering do not change, separated by commas.
-        float_layers: names or patterns of the layers that the method ``mixed`` keeps in float, separated by commas.
+        skip: names or patterns of layers to exclude from pruning and clustering, separated by commas.
+        float_layers: names or patterns of layers that the method ``mixed`` keeps in float, separated by commas.
         calibration: name of a calibration recipe, path of a .toml recipe, or folder of a calibration set.
         data: current location of the run's images, if they were moved.
-        resume: resume the fine-tuning of an interrupted call with the same settings.
+        resume: resume interrupted fine-tuning with the same settings.
         overwrite: replace an existing variant. Without ``resume``, also discard an interrupted fine-tuning.
         listener: receives the progress.
 
     Raises:
-        GateError: the loss is greater than ``max_drop``. The variant and its report are kept for examination.
+        GateError: the loss is greater than ``max_drop``. The variant and its report are kept for inspection.
         OutputExistsError: the variant or an interrupted fine-tuning exists, and neither ``resume`` nor ``overwrite`` is
             set.
         EdgerecError: the run, its data or its model cannot be used with this method.

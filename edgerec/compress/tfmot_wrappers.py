@@ -18,7 +18,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
     Args:
         model: a functional or Sequential model without nested models.
         wrapper: function that takes a layer and returns the wrapped layer.
-        skip: names or patterns of the layers that are not wrapped, separated by commas.
+        skip: names or patterns of layers not to wrap, separated by commas.
 
     Raises:
         ModelError: a name in ``skip`` matches no layer, or a layer cannot be wrapped.
@@ -46,7 +46,7 @@ def named_layers(model: Any, names: str, key: str) -> set[str]:
     Args:
         model: the model.
         names: names or patterns such as ``conv2d*``, separated by commas.
-        key: recipe key with these names, for the error message.
+        key: recipe key that contains these names, for the error message.
 
     Raises:
         ModelError: a name or pattern matches no layer.

@@ -19,7 +19,7 @@ class QuantizeReport:
     Attributes:
         run: the run's folder.
         variant: name of the variant.
-        path: path of the .tflite.
+        path: path of the .tflite file.
         method: the recipe's ``compress.method``; ``none`` for float32.
         precision: ``float32``, ``float16``, ``dynamic``, ``int16x8``, ``mixed`` or ``int8``.
         forms: accuracy and size of all forms of the model on the test images: float Keras, float32 TFLite, the
@@ -30,14 +30,14 @@ class QuantizeReport:
         val_drop_points: loss of top-1 accuracy compared with float Keras on the validation images, in percentage
             points.
         drop_points: loss of top-1 accuracy compared with float Keras on the test images, in percentage points.
-        max_drop: the largest accepted value of ``drop_points``.
+        max_drop: maximum accepted ``drop_points``.
         sparsity: fraction of zeros among the weights.
-        model_sha256: SHA-256 of the .tflite file, to detect that the file was changed after the measurement.
+        model_sha256: SHA-256 of the .tflite file, to detect changes after the measurement.
         figures: accuracy and per-class metrics of the variant on the test images.
         calibration: recipe, number of images and digest of the calibration set, for post-training quantization.
         adapted: the layers that were replaced before the compression: ``layer``, ``what``, ``why`` and
             ``max_difference`` of the outputs.
-        why: reason for which the method ``auto`` chose this variant, or an empty string for other methods.
+        why: reason why the method ``auto`` chose this variant, or an empty string for other methods.
         agreements: agreement of the variant with each intermediate Keras model. Disagreement with ``keras prune`` is
             due to int8, and disagreement with ``keras qat`` is due to the conversion alone.
     """

@@ -53,7 +53,7 @@ def fit_threshold(errors: Errors, known: float) -> float:
 
     Args:
         errors: reconstruction errors of the validation images, ``(N,)``.
-        known: fraction of the validation images whose error does not exceed the result, 0 to 1.
+        known: fraction of validation images whose error does not exceed the result, 0 to 1.
     """
     if len(errors) * (1 - known) < 1:
         log.warning(
@@ -101,7 +101,7 @@ def plot_reconstructions(
 ) -> None:
     """Draw images and their reconstructions, sorted by reconstruction error.
 
-    The images are a selection of those with the indices ``part``, from the smallest error to the largest.
+    The images are selected from those with the indices ``part``.
     """
     order = np.argsort(errors, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]

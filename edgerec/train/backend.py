@@ -1,7 +1,7 @@
 """Load Keras, configure TensorFlow, and provide the Keras functions that the other modules share.
 
 This is the only module that chooses the version of Keras: tf_keras (Keras 2), because tensorflow-model-optimization
-does not accept layers of Keras 3.
+does not accept Keras 3 layers.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def keras() -> Any:
 def without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function so that TensorFlow traces it without AutoGraph.
 
-    AutoGraph rewrites the function and all functions that it calls, so that an ``if`` or ``for`` may depend on a
-    tensor. The functions in edgerec do not need this. AutoGraph took a third of the time until the first training step.
+    AutoGraph rewrites a function and all functions it calls, so that an ``if`` or ``for`` may depend on a tensor.
+    edgerec does not need this, and it would considerably delay the first training step.
     """
     unconverted: Callable[..., Any] = require("tensorflow").autograph.experimental.do_not_convert(function)
     return unconverted
@@ -107,7 +107,7 @@ def _precision(section: TrainSection, gpu: bool) -> str:
 def has_bfloat16_units() -> bool:
     """Return whether the CPU computes faster in bfloat16 than in float32.
 
-    This holds for CPUs with AMX and for AMD CPUs with AVX512_BF16, but not for Intel CPUs with AVX512_BF16 alone.
+    This is the case for CPUs with AMX and for AMD CPUs with AVX512_BF16, but not for Intel CPUs with AVX512_BF16 alone.
     """
     try:
         description = CPU.read_text(encoding="utf-8")

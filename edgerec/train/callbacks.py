@@ -1,7 +1,7 @@
 """Record and report each training epoch, save checkpoints, and apply early stopping.
 
-Keras' ``EarlyStopping`` and ``ReduceLROnPlateau`` are not used, because they start again from zero when a run is
-resumed. ``TerminateOnNaN`` is not used, because it ends the training without an error and ignores the validation loss.
+Keras' ``EarlyStopping`` and ``ReduceLROnPlateau`` are not used, because they start from scratch when a run is resumed.
+``TerminateOnNaN`` is not used, because it stops training without an error and ignores the validation loss.
 """
 
 from __future__ import annotations
@@ -86,9 +86,10 @@ def epoch_recorder(
         recipe: the resolved recipe.
         stage: the current stage.
         steps: number of steps per epoch.
-        workers: the workers. They all record the same durations, so that they all end a stage after the same epoch.
+        workers: the workers. They all record the same durations, so that a stage ends after the same epoch for all of
+            them.
         listener: receives the progress every few steps.
-        on_epoch: function that is called after every epoch with the number of the epoch and the Keras model.
+        on_epoch: function called after every epoch with the epoch's number and the Keras model.
     """
     epochs = stage.last + sum(later.last - later.first for later in stages(recipe)[stage.number + 1 :])
 

@@ -28,9 +28,9 @@ def distill(
     """Train a small network (student) on the mean outputs of finished runs (teachers).
 
     Args:
-        teachers: folders of finished runs that were trained on the same images.
-        student: architecture of the student, which is trained from random weights with the recipe of the first teacher.
-        out: folder of the student's run.
+        teachers: folders of finished runs trained on the same images.
+        student: the student's architecture. The student is trained from random weights with the first teacher's recipe.
+        out: output folder for the student's run.
         changes: recipe keys to change, such as ``{"model.width": 0.5, "distill.weight": 0.9}``.
         overwrite: replace an existing run.
         listener: receives the progress.
@@ -51,7 +51,7 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
     The student starts from random weights.
 
     Raises:
-        EdgerecError: a teacher is not a finished run of a classifier.
+        EdgerecError: a teacher is not a finished classifier run.
         RecipeError: the teachers differ in their images, preprocessing or split, or there is no teacher.
     """
     if not teachers:

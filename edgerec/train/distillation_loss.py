@@ -54,7 +54,8 @@ def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> Distillatio
     """Return a loss function that compares the student's scores with the teachers' mean scores.
 
     The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This
-    factor keeps the gradient as large as that of the label loss (Hinton, Vinyals and Dean, arXiv:1503.02531).
+    factor keeps the gradient's magnitude comparable to that of the label loss (Hinton, Vinyals and Dean,
+    arXiv:1503.02531).
 
     Args:
         models: the teachers, which take the same pixels and return softmax scores ``(batch, classes)``.

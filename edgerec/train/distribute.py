@@ -1,8 +1,8 @@
 """Train on all GPUs of a machine, and on several machines, with ``tf.distribute``.
 
-Every worker (process) runs the same program on a fraction of each batch. The gradients are averaged in each step, so
-that all workers have the same weights. The first worker is the chief, which saves the run. TensorFlow requires that
-all workers save a model together, so the other workers write to a temporary folder.
+Each worker (process) runs the same program on a fraction of each batch. The gradients are averaged in each step, so
+that all workers have the same weights. The first worker is the chief, which saves the run. TensorFlow requires that all
+workers save a model together, so the other workers write to a temporary folder.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def connect_workers(section: TrainSection) -> Iterator[Workers]:
     Enter the context before TensorFlow computes anything. At its end, each worker waits for the others.
 
     Raises:
-        TrainError: a worker did not connect in time, or its connection was lost during the training.
+        TrainError: a worker did not connect in time, or its connection was lost during training.
     """
     cluster = Cluster.from_environment()
     tf = require("tensorflow")

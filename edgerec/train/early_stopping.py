@@ -33,7 +33,7 @@ def early_end(recipe: Recipe, stage: TrainingStage, history: list[dict[str, floa
     """Return the reason for ending a stage before its last epoch, or an empty string if the stage continues.
 
     ``train.early_stopping`` counts the epochs of each stage separately. ``train.max_hours`` is divided among the stages
-    in proportion to their epochs, so that one stage does not use the time of the next.
+    in proportion to their epochs, so that no stage uses up the next stage's time.
     """
     train, rows = recipe.train, _rows_of_stage(recipe, stage, history)
     if train.max_hours and history:
@@ -56,7 +56,7 @@ def _rows_of_stage(recipe: Recipe, stage: TrainingStage, history: list[dict[str,
 def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
     """Return the number of the stage that an epoch belongs to.
 
-    Older versions did not record the stage in ``history.csv``. For their runs, the stage is computed from the recipe.
+    Older versions did not record the stage in ``history.csv``. For these runs, the stage is derived from the recipe.
     """
     plan = stages(recipe)
     number = row.get("stage", next((stage.number for stage in plan if row["epoch"] <= stage.last), 0))

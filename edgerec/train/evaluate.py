@@ -38,15 +38,15 @@ def evaluate(
     Args:
         model: a run's folder, a bundle's folder or .zip, or a .tflite file.
         data: a data set in any format that training accepts. None uses the run's own data.
-        split: ``train``, ``val``, ``test`` or ``all``. None chooses the split. If the data contains images of the
-            model's training data, even in other folders, the model is evaluated on the images that it was not trained
-            on. Otherwise it is evaluated on the data's own test split, or on all images if there is no such split.
+        split: ``train``, ``val``, ``test`` or ``all``. None chooses the split. If the data contains images from the
+            model's training data, even in other folders, the model is evaluated on the images it was not trained on.
+            Otherwise it is evaluated on the data's own test split, or on all images if there is no such split.
         normalise: normalization of the input of a plain .tflite file, in the syntax of :func:`parse_normalise`. None
             uses the file's metadata; a quantized input takes unchanged pixels.
         activation: activation to apply to the output of a plain .tflite file: ``none``, ``softmax`` or ``sigmoid``.
             None checks whether the outputs are probabilities already.
-        fit: for a plain .tflite file, how to fit images with another aspect ratio to the input. None uses the method of
-            the tool that created the model, or ``stretch`` if the tool is unknown.
+        fit: for a plain .tflite file, how to fit images to the input's aspect ratio. None uses the method of the tool
+            that created the model, or ``stretch`` if the tool is unknown.
         labels: for a plain .tflite file, a file with the labels in the order of the model's outputs, or ``folders`` to
             use the order of the data's classes. None uses the labels in the file's metadata. If there are none, the
             order of the data's classes is used, unless the predictions or a label file next to the model contradict

@@ -46,7 +46,7 @@ class EvaluatedModel:
         data: data section of the recipe with the model's preprocessing.
         classes: number of outputs.
         training_data: training data of the model, or of each model of an ensemble.
-        own_data: whether ``data`` names the images that the model was trained on.
+        own_data: whether ``data`` refers to the images the model was trained on.
         pseudo_labels: predictions of an imported model for its own images, keyed by image name, if these images have
             no labels.
     """

@@ -26,14 +26,14 @@ def extend(run: Run, epochs: int) -> None:
 
     The added epochs form a new stage that trains all layers. The optimizer and the learning-rate schedule restart.
     Early stopping counts from the first added epoch, and ``train.max_hours`` applies only to the added epochs. The
-    data, split and seed do not change, so that no test image is used for training. The run's model will be that of the
-    best of all epochs.
+    data, split and seed do not change, so that no test image is used for training. The run's model will be that
+    of the best epoch, old or new.
 
-    The finished model and the files that were created from it, such as variants, are moved to the folder
-    ``after-N-epochs/`` in the run. This folder is itself a finished run.
+    The finished model and files derived from it, such as variants, are moved to the folder ``after-N-epochs/`` in the
+    run. This folder is itself a finished run.
 
     Raises:
-        EdgerecError: the run is not finished, or has no checkpoint of its last epoch.
+        EdgerecError: the run is not finished, or its last epoch has no checkpoint.
     """
     finished = Run.open(run.path)
     recipe, history = finished.recipe, finished.history()

@@ -72,10 +72,10 @@ def fit(
         resume: continue from the last checkpoint in ``out``.
         overwrite: replace an existing run.
         listener: receives the progress.
-        on_epoch: function that is called after each epoch with the number of the epoch and the Keras model.
+        on_epoch: function called after each epoch with the epoch's number and the Keras model.
         finish: whether to evaluate the model on the test images after the last epoch. If False, the run stays
             unfinished, and a later call with ``resume`` can finish the run.
-        more_epochs: with ``resume``, add this many epochs to a finished run, see :func:`edgerec.train.extend.extend`.
+        more_epochs: with ``resume``, add this many epochs to a finished run; see :func:`edgerec.train.extend.extend`.
 
     Raises:
         EdgerecError: the recipe, the data or the folder cannot be used.

@@ -57,8 +57,8 @@ ONE_REPLICA = Replicas()
 def batch_size(requested: int, count: int) -> int:
     """Return the batch size for ``count`` training images. It never exceeds ``count``.
 
-    If ``requested`` is 0, the batch size is a power of two from 16 to 128, depending on ``count``, so that an epoch of
-    few images has enough steps.
+    If ``requested`` is 0, the batch size is a power of two from 16 to 128, depending on ``count``, so that epochs with
+    few images have enough steps.
     """
     return min(requested or int(2 ** np.clip(np.floor(np.log2(count / 50)), 4, 7)), count)
 
@@ -200,7 +200,7 @@ def _batches_of_packed_data(
 def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
     """Context manager that raises a :class:`DataError` if TensorFlow cannot read a record of packed data.
 
-    The error names the damaged record and its shard, which are found by checking all shards.
+    All shards are then checked, so that the error can name the damaged record and its shard.
     """
     errors = require("tensorflow").errors
     try:
@@ -229,8 +229,7 @@ def batch_finisher(
 ) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
     """Return a function that augments and normalizes a batch, and adds image weights.
 
-    The function takes the pixels, the classes and the number of the batch. The number of the batch is a seed of the
-    augmentation.
+    The function takes the pixels, the classes and the number of the batch. The batch number seeds the augmentation.
     """
     tf = require("tensorflow")
     change, mix, normalise = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalise

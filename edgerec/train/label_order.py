@@ -48,13 +48,12 @@ class LabelOrder:
     """Comparison of the assumed label order with the order that best matches the predictions.
 
     Attributes:
-        labels: the labels in the order that matches the predictions best.
+        labels: the labels in the order that best matches the predictions.
         correct: number of correctly classified images with the assumed order.
         correct_reordered: number of correctly classified images with the best order, cross-validated.
         images: number of images.
         clear: whether the best order is clearly better than the assumed order.
-        none_correct: whether no image is classified correctly with the assumed order, although random guessing would
-            probably classify some images correctly.
+        none_correct: whether the assumed order classifies no image correctly, although random guessing probably would.
     """
 
     labels: tuple[str, ...]
@@ -81,12 +80,12 @@ class LabelOrder:
 def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequence[str]) -> LabelOrder:
     """Compare the assumed label order with the best alternative.
 
-    The best order is the assignment of classes to outputs with the highest accuracy. This order is determined on one
-    half of the images and evaluated on the other half, and vice versa. Without this cross-validation, another order
-    could appear better by chance.
+    The best order is the assignment of classes to outputs with the highest accuracy. It is determined on one half of
+    the images and evaluated on the other half, and vice versa, because without cross-validation, another order could
+    appear better by chance.
 
     Args:
-        predicted: a dictionary that maps each possible normalization to the index of the highest output for each image.
+        predicted: a dictionary that maps each possible normalization to the predicted class of each image.
         classes: index of each image's label in ``labels``.
         labels: one label per output, in the assumed order.
     """
@@ -115,8 +114,8 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
     """Find label files next to a model that have one label per output, and return them with their labels.
 
     Args:
-        model: the model file, or the folder of a SavedModel. Label files are searched in the parent folder, and also
-            inside a SavedModel.
+        model: the model file, or the folder of a SavedModel. The parent folder is searched for label files, and so is a
+            SavedModel's own folder.
         outputs: number of the model's outputs.
     """
     folders = [model, model / "assets", model.parent] if model.is_dir() else [model.parent]
@@ -149,7 +148,7 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
     A label file that may belong to another model, such as ``flower_labels.txt``, only causes a warning.
 
     Raises:
-        DataError: a label file has other labels, or the same labels in another order.
+        DataError: a label file has different labels, or the same labels in a different order.
     """
     for path, beside in label_files_beside(model, len(labels)).items():
         if tuple(beside) == tuple(labels):
@@ -177,7 +176,7 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
     If the order is ``explicit``, i.e. chosen by the user, only log a warning.
 
     Raises:
-        DataError: the order is probably wrong, and it is not ``explicit``.
+        DataError: the order is probably wrong, and not ``explicit``.
     """
     if not order.doubtful:
         return

@@ -41,7 +41,7 @@ class TrainedImages:
     Attributes:
         train: digests of the training images.
         val: digests of the validation images, which were used to select the best epoch.
-        advice: how to keep these images out of the validation and test set, for error messages.
+        advice: advice on keeping these images out of the validation and test sets, for error messages.
     """
 
     train: Digests
@@ -116,11 +116,11 @@ def check_leakage(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
         parts: the split of the images.
 
     Returns:
-        Digests of the images that the weights and teachers were trained on, except for training images of this split.
+        Digests of the images the weights and teachers were trained on, except this split's training images.
 
     Raises:
-        RecipeError: the weights or a teacher were trained on validation or test images, whose accuracy would therefore
-            be too high.
+        RecipeError: the weights or a teacher were trained on validation or test images, which would make the measured
+            accuracy too high.
     """
     sources = [("distill.teachers", path.strip()) for path in recipe.distill.teachers.split(",") if path.strip()]
     if recipe.model.weights not in RANDOM_OR_IMAGENET:
@@ -138,7 +138,7 @@ def check_not_trained_on(path: str | Path, what: str, dataset: Dataset, parts: S
     """Raise :class:`RecipeError` if a model was trained on the validation or test images of ``parts``.
 
     Returns:
-        The images that the model was trained on, or None if they are unknown. A warning is logged in this case.
+        The images the model was trained on, or None if they are unknown, in which case a warning is logged.
     """
     known_images = TrainedImages.of_file(path, dataset)
     if known_images is None or dataset.contents is None:

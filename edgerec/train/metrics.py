@@ -32,8 +32,8 @@ class EvaluationReport:
         images: number of images.
         split: ``train``, ``val``, ``test``, ``all`` or ``held-out``. ``held-out`` means the test images, together with
             images that were not in the data set when the model was trained.
-        training_images: number of these images that the model was trained on, or None if it is unknown. If it is
-            greater than 0, the accuracy on new images is lower.
+        training_images: number of these images the model was trained on, or None if unknown. If this is greater than 0,
+            expect a lower accuracy on new images.
         data: source of the images, such as a folder, or an empty string for the run's own data.
     """
 
@@ -75,7 +75,7 @@ def classifier_report(
         split: name of the split, for the report.
 
     Raises:
-        ModelError: a score is NaN or infinite, so that the prediction is undefined.
+        ModelError: a score is NaN or infinite, which makes the prediction undefined.
     """
     if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
         raise ModelError(
@@ -113,8 +113,8 @@ class ClassifierMetrics:
 
     Attributes:
         labels: label of each output, or an empty tuple for an autoencoder.
-        top1_name: name of the value that :meth:`top1` returns, for messages.
-        model: class that runs a .tflite variant of the model.
+        top1_name: name of the value returned by :meth:`top1`, for messages.
+        model: class that runs the model's .tflite variants.
     """
 
     labels: tuple[str, ...]
@@ -145,8 +145,8 @@ class ClassifierMetrics:
 class AutoencoderMetrics:
     """Metrics for an autoencoder, computed from its reconstruction errors, float32 ``(N, 1)``.
 
-    The interface is that of :class:`ClassifierMetrics`. An image is known if its reconstruction error does not exceed
-    ``threshold``, which is that of the float model.
+    The interface is the same as :class:`ClassifierMetrics`. An image is known if its reconstruction error does not
+    exceed the float model's ``threshold``.
     """
 
     threshold: float

@@ -1,6 +1,6 @@
 """Create the optimizer with its learning-rate schedule.
 
-Keras' ``ReduceLROnPlateau`` is not used, because it starts again from zero when a run is resumed.
+Keras' ``ReduceLROnPlateau`` is not used, because it starts from scratch when a run is resumed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
         peak: highest learning rate.
         schedule: value of ``train.schedule``. For ``plateau``, :func:`plateau_rate` sets the rate before each epoch.
         steps: number of steps.
-        warmup: number of warm-up steps, in which the rate rises from zero to the peak; at most half of ``steps``.
+        warmup: number of warm-up steps, during which the rate rises from zero to the peak; at most half of ``steps``.
     """
     warmup = min(warmup, steps // 2)
     if schedule == "cosine":
@@ -94,12 +94,12 @@ def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float])
     """Return the next epoch's learning rate for the schedule ``plateau``.
 
     The rate is halved after three epochs without a better validation loss. The rate depends only on the previous
-    losses, so that resumed and uninterrupted runs use the same rates. In an epoch with warm-up, the rate is the mean of
-    the warm-up over this epoch.
+    losses, so that resumed and uninterrupted runs use the same rates. In a warm-up epoch, the rate is the mean of the
+    warm-up rates over this epoch.
 
     Args:
         peak: highest learning rate.
-        warmup_epochs: number of warm-up epochs, in which the rate rises from zero to the peak.
+        warmup_epochs: number of warm-up epochs, during which the rate rises from zero to the peak.
         val_losses: validation losses of the stage's epochs so far.
     """
     rate, best, waited = peak, float("inf"), 0

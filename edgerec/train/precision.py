@@ -56,7 +56,7 @@ def _rebuilt(model: Any, policy: str, float32_layers: Collection[str] = ()) -> A
     Args:
         model: the model.
         policy: name of the Keras dtype policy.
-        float32_layers: names of the layers that compute in float32 instead.
+        float32_layers: names of the layers that stay in float32.
     """
 
     def with_policy(value: dict[str, Any]) -> dict[str, Any]:

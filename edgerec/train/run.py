@@ -60,7 +60,7 @@ class Run:
     The folder contains ``recipe.toml``, ``model.keras``, ``model_keras3.keras`` (the same model for Keras 3),
     ``labels.txt``, ``split.json``, ``history.csv``, ``metrics.json``, ``plots/``, ``checkpoints/``, and one folder for
     each variant. The run of an imported SavedModel has ``saved_model/`` instead of ``model.keras``. If a model was
-    imported with unlabeled images, its run has ``answers.json`` with the predictions of the model.
+    imported with unlabeled images, its run has ``answers.json`` with the model's predictions.
 
     ``metrics.json`` is written last. A run is finished when it has this file.
     """
@@ -99,7 +99,7 @@ class Run:
     def locked(self) -> AbstractContextManager[object]:
         """Return a context manager that prevents other processes from writing to this run.
 
-        The workers of a distributed training run do not exclude each other, because only the chief writes to the run.
+        Workers in a distributed training run do not lock each other out, because only the chief writes to the run.
 
         Raises:
             InUseError: another process is writing to this run.
@@ -166,7 +166,7 @@ class Run:
 
         Raises:
             ModelError: the model cannot be loaded.
-            RunError: the input or output shape of the model does not fit the recipe or the labels of the run.
+            RunError: the model's input or output shape does not match the run's recipe or labels.
         """
         if (self.path / saved_model.FOLDER).is_dir():
             model = saved_model.load_saved_model(self.path / saved_model.FOLDER)
@@ -185,14 +185,14 @@ class Run:
         return model
 
     def data(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
-        """Load the data set that the model was trained on. Return the data set and its split.
+        """Load the data set the model was trained on. Return the data set and its split.
 
         Args:
             source: current location of the images, if they were moved. Merged folders must keep their names.
             listener: receives the progress.
 
         Raises:
-            DataError: the images differ from those that the run was trained on.
+            DataError: the images differ from those the run was trained on.
         """
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
         pseudo_labels = self.pseudo_labels()
@@ -240,7 +240,7 @@ class Run:
         """Return the recorded exports, oldest first, omitting variants that have changed since.
 
         Args:
-            variants: result of :meth:`variants`. If it is None, the method is called.
+            variants: result of :meth:`variants`, or None to call this method.
 
         Returns:
             Rows with ``variant``, ``target``, ``bundle`` and ``model_sha256``.

@@ -40,7 +40,7 @@ class RunSummary:
         variant: name of the int8 variant with the best validation accuracy, or None if there is no int8 variant.
         variant_top1: top-1 accuracy of this variant on the test images, 0 to 1.
         variant_bytes: size of this variant's .tflite file in bytes.
-        modified_s: time of the last change of the run, Unix time in seconds.
+        modified_s: time of the run's last modification, as Unix time in seconds.
     """
 
     run: str
@@ -63,7 +63,7 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     """Summarize the runs in ``folder`` and its subfolders (up to three levels), sorted by path.
 
     Raises:
-        EdgerecError: there is no such folder.
+        EdgerecError: the folder does not exist.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -128,7 +128,8 @@ class RunDifference:
         same_test: whether both runs were evaluated on the same test images. Otherwise, their accuracies cannot be
             compared.
         settings: recipe keys with different values.
-        figures: accuracy (0 to 1), parameters, training time in seconds, and top-1 and bytes of each variant.
+        figures: accuracy (0 to 1), parameters, training time in seconds, and each variant's top-1 accuracy and size in
+            bytes.
         classes: recall of each class on the test images, 0 to 1, sorted by the size of the change, largest first.
         accuracy_change: accuracy of the second run minus accuracy of the first run, in percentage points, or None if
             one of the runs has no accuracy.

@@ -52,7 +52,7 @@ def one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals
     """Collect the scores of many images from an iterator, and report progress.
 
     Args:
-        scores: iterator over the scores of each image, float32 ``(classes,)``.
+        scores: iterator over each image's scores, float32 ``(classes,)``.
         count: number of images.
         listener: receives the progress.
 

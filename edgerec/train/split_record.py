@@ -16,13 +16,13 @@ from edgerec.errors import RunError
 def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:
     """Return the content of ``split.json``: the data's digest and its split.
 
-    The record lists image names for human readers. Packed data has no names, because its shards define the split.
-    Digests of the image contents identify images that are moved or renamed later; see :func:`joined_digests`.
+    The record lists image names for readability. Packed data has no names, because its shards define the split. Digests
+    of the image contents identify images that are moved or renamed later; see :func:`joined_digests`.
 
     Args:
         dataset: the images.
         parts: the split of the images.
-        inherited: digests of other images that the initial weights were trained on.
+        inherited: digests of other images used to train the initial weights.
     """
     listed = dataset.packed is None
 
@@ -58,9 +58,9 @@ SKETCH = 512
 def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the summary of ``split.json`` for bundles, or None if ``split.json`` was written by an older version.
 
-    ``sketch`` contains the smallest digests of the training images (a bottom-k sketch), which show whether a data set
-    overlaps with the training images. ``moved`` contains the digests of images that are not in the split that their
-    hash determines.
+    ``sketch`` contains the smallest digests of the training images (a bottom-k sketch), for detecting data sets that
+    overlap with the training images. ``moved`` contains the digests of images that are not in the split that their hash
+    determines.
     """
     contents = record.get("contents")
     if not contents:

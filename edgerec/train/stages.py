@@ -23,7 +23,7 @@ class TrainingStage:
         number: position in the list of stages, as recorded in ``history.csv``.
         first, last: range of epochs, counted from 0; ``last`` is exclusive. If an earlier stage ends early, the
             following stages start earlier than planned.
-        trainable_fraction: fraction of the layers before the head that are trained, counted from the head.
+        trainable_fraction: fraction of the layers before the head to train, counted from the head.
         rate: peak learning rate.
         schedule: learning-rate schedule, as in ``train.schedule``.
         time_fraction: fraction of ``train.max_hours`` after which the stage must end.

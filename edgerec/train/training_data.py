@@ -29,7 +29,7 @@ class TrainingData:
         digest: digest of the data set, or an empty string if it is unknown.
         image_splits: function that takes a data set and returns the split of each image during training, or None if the
             splits cannot be determined.
-        imported: whether another tool trained the model, so that the training images are unknown.
+        imported: whether the model was trained with another tool, so that its training images are unknown.
     """
 
     digest: str
@@ -95,7 +95,7 @@ def chosen_images(
     Args:
         dataset: the images.
         source: name of the data set, for messages.
-        split: the requested split, or None for images that the model was not trained on.
+        split: the requested split, or None for images the model was not trained on.
         image_splits: for each model of an ensemble, the split of each image during training, or None if it is unknown.
 
     Raises:

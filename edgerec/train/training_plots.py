@@ -22,7 +22,7 @@ def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> N
 
     Args:
         history: rows of ``history.csv``.
-        best: number of the selected (best) epoch, or 0 if no epoch is selected yet.
+        best: number of the selected (best) epoch, or 0 if none has been selected yet.
         path: PNG file to write.
     """
     keys = [key for key in ("loss", "accuracy") if key in history[0]]
@@ -38,7 +38,7 @@ def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int,
     Args:
         axes: Matplotlib axes.
         history: rows of ``history.csv``.
-        best: number of the selected (best) epoch, or 0 if no epoch is selected yet.
+        best: number of the selected (best) epoch, or 0 if none has been selected yet.
         key: ``loss`` or ``accuracy``.
     """
     epochs = [row["epoch"] for row in history]
@@ -56,7 +56,7 @@ def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int,
 def confusion_matrix(report: EvaluationReport, path: Path) -> None:
     """Draw the confusion matrix, with true classes as rows and predicted classes as columns.
 
-    Each cell contains the number of images. Its color shows the fraction of the images of the row.
+    Each cell contains the number of images. Its color shows the fraction of the row's images.
     """
     counts = np.array(report.confusion)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -35,7 +35,7 @@ def compile_classifier(
     trained with the mean squared error between output and normalized pixels, and the labels are ignored.
 
     By default, Keras creates the variables of metrics and optimizer in the first step, so that TensorFlow traces this
-    step twice, which is slow for a large model. Creating the variables here avoids the second trace.
+    step twice, which is slow for large models. Creating the variables here avoids the second trace.
 
     Args:
         model: a model with softmax scores ``(batch, classes)`` as its output, or an autoencoder.
@@ -43,7 +43,7 @@ def compile_classifier(
         steps_per_call: number of steps between two calls of the callbacks.
         xla: compile each step with XLA. This has no effect with several CPU devices, because TensorFlow does not
             support this combination.
-        micro_batches: number of micro-batches per batch for gradient accumulation, which reduces memory.
+        micro_batches: number of micro-batches per batch for gradient accumulation, which saves memory.
         soft_labels: whether the labels are soft labels ``(batch, classes)`` instead of class indices ``(batch,)``.
         teacher: distillation loss, a function of pixels, scores and image weights.
         teacher_weight: weight of the distillation loss, 0 to 1. The label loss has the weight ``1 - teacher_weight``.

@@ -25,7 +25,7 @@ def freeze_for_stage(model: Any, recipe: Recipe, stage: TrainingStage) -> None:
     """Unfreeze the layers that a stage trains, and freeze all others, including nested models' layers.
 
     If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset,
-    because statistics of few images are less accurate than those of the pretraining data.
+    because statistics from few images are less accurate than those from the pretraining data.
     """
     if not recipe.model.pretrained:
         return
@@ -119,8 +119,8 @@ def features(model: Any) -> Any:
     """Return a classifier's features: the input tensor (rank 2 or 4) of its last layer with weights.
 
     The last layer with weights is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
-    SqueezeNet reshape or average the output of such a convolution. If there is no such layer, for example in a Keras
-    application with ``include_top=False``, the output tensor of the model contains the features.
+    SqueezeNet reshape or average the output of such a convolution. Without such a layer, as in a Keras application with
+    ``include_top=False``, the model's output tensor contains the features.
 
     Raises:
         ModelError: the model ends in a softmax or sigmoid, but the layer that computes the scores is not found.

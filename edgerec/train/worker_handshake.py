@@ -1,7 +1,7 @@
 """Check that all workers of a distributed training run are reachable, before TensorFlow connects to them.
 
-TensorFlow waits for missing workers without a timeout, and does not report their names. Therefore, the chief (the first
-worker) connects to the address of each other worker first. All workers wait until the chief has reached all of them.
+TensorFlow waits for missing workers without a timeout, and does not report which ones are missing. Therefore, the chief
+(the first worker) first connects to every other worker. All workers wait until the chief has reached all of them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def handshake(cluster: Cluster, versions: dict[str, Any], wait_s: float) -> None
         wait_s: timeout in seconds.
 
     Raises:
-        TrainError: a worker was not reachable in time, or has other package versions or another ``TF_CONFIG``.
+        TrainError: a worker was not reachable in time, or its package versions or ``TF_CONFIG`` differ.
     """
     deadline = time.monotonic() + wait_s
     if cluster.chief:

@@ -39,12 +39,12 @@ def draw(name: str, dataset: Dataset, split: Split) -> CalibrationSet:
     Args:
         name: name of a recipe in ``calibration/``, path of a .toml recipe, or folder of a calibration set. Recipes
             sample from the training images. An existing set is checked against the data.
-        dataset: the data set that the model was trained on.
-        split: the training, validation and test images of the data set.
+        dataset: the data set the model was trained on.
+        split: the data set's training, validation and test images.
 
     Raises:
         RecipeError: there is no such recipe or set, or the recipe has an unknown key.
-        DataError: the set is damaged, or not suitable for a model that was trained on this data.
+        DataError: the set is damaged or unsuitable for a model trained on this data.
     """
     folder = _set_folder(name)
     return _drawn(read_recipe(name), dataset, split) if folder is None else _checked(folder, dataset, split)
@@ -65,7 +65,7 @@ def make(
 
     Args:
         subject: a finished run, the .toml file of a training recipe, or None to use ``data`` with the default recipe.
-        out: folder of the calibration set.
+        out: output folder for the calibration set.
         recipe: name of a calibration recipe in ``calibration/``, or path of a .toml file.
         images: number of images, or None for the number in the calibration recipe.
         seed: seed of the random selection, or None for the seed in the calibration recipe.
@@ -100,8 +100,8 @@ def show(
 
     Args:
         path: a calibration set. With ``run``, it can also be an image folder or an .npz or .npy file.
-        out: path of the PNG file.
-        run: a run, to show the histogram of its training images in the background.
+        out: output path for the PNG file.
+        run: a run whose training images' histogram is shown in the background.
         data: current location of the run's images, if they were moved.
         overwrite: replace ``out``.
         listener: receives the progress.
@@ -129,9 +129,9 @@ def show(
 def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return a copy of the uint8 images with the values 0 and 255 in a corner of the first image.
 
-    The converter derives the range of the input from the calibration images. If they contain both extreme values, the
-    scale of the input equals that of the normalization, so that the quantized input is the pixel value itself. Two
-    values hardly change the ranges of the other activations.
+    The converter derives the input range from the calibration images. If these contain both extreme values, the input's
+    scale matches the normalization, and the quantized input is the pixel value itself. Two values hardly affect the
+    ranges of other activations.
     """
     pinned = images.copy()
     pinned[0].reshape(-1)[:2] = (0, 255)
@@ -142,7 +142,7 @@ def read_recipe(name: str) -> CalibrationRecipe:
     """Load a calibration recipe. ``name`` is a built-in recipe's name or the path of a .toml file.
 
     Raises:
-        RecipeError: there is no such recipe, or it has other keys than ``method``, ``images`` and ``seed``.
+        RecipeError: the recipe does not exist, or has keys other than ``method``, ``images`` and ``seed``.
     """
     path = find_shipped(FOLDER, name)
     if path is None:

@@ -48,10 +48,10 @@ class CalibrationSet:
     Attributes:
         recipe: name of the calibration recipe, or of the folder from which the set was read.
         images: preprocessed images, uint8 ``(N, H, W, C)``.
-        digest: SHA-256 of ``images``, which is stored in the manifest.
+        digest: SHA-256 of ``images``, as stored in the manifest.
         labels, names: label of each image, and its name in the data set.
-        drawn: the calibration recipe with which the images were sampled.
-        source, data_digest: name and SHA-256 of the data set from which the images were sampled.
+        drawn: the calibration recipe used to sample the images.
+        source, data_digest: name and SHA-256 of the data set that the images were sampled from.
         preprocess: preprocessing of the images.
     """
 
@@ -120,8 +120,8 @@ def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
             recorded one.
 
     Raises:
-        DataError: ``path`` is not a calibration set, its schema is newer, or an image is missing, damaged, changed or
-            of another size.
+        DataError: ``path`` is not a calibration set, its schema is newer, or an image is missing, damaged, modified or
+            has the wrong size.
     """
     path = Path(path)
     try:

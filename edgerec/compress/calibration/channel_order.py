@@ -41,16 +41,16 @@ def estimate_channel_order(
 ) -> ChannelOrder:
     """Estimate whether the images have their red and blue channels swapped.
 
-    The features of an image are red minus blue in 4×4 cells, and a comparison of the contrasts of red and blue. Their
-    signs flip if red and blue are swapped. A linear discriminant between known images and their swapped copies computes
-    a score for each image, which is positive for the known order. If the classes are given, the discriminant uses a
+    An image's features are red minus blue in 4×4 cells, and a comparison of the red and blue contrasts. Their signs
+    flip if red and blue are swapped. A linear discriminant between known images and their swapped copies computes a
+    score for each image, which is positive for the known order. If the classes are given, the discriminant uses a
     separate mean for each class. The discriminant is fitted to one half of the known images, and the mean and standard
     deviation of the scores are computed from the other half. The order is certain if the mean score of the images is
     more than :data:`CERTAIN` standard errors from zero.
 
     The result is uncertain for grayscale images, for few images, and for data with similar red and blue channels. The
-    result can be wrong for images from other cameras or with other light, or for images of one class if ``classes`` is
-    None.
+    result can be wrong for images from other cameras or in different light, or for images of one class if ``classes``
+    is None.
 
     Args:
         images: images to check, uint8 ``(N, H, W, 3)``.

@@ -82,13 +82,13 @@ def examine(
 ) -> Iterator[CalibrationFinding]:
     """Check images used for calibration, and yield all findings.
 
-    A set that was sampled from the training images of the same data has no findings.
+    Sets sampled from the same data's training images have no findings.
 
     Args:
         candidate: the images to check.
-        dataset: the data set that the model was trained on.
-        split: the training, validation and test images of the data set.
-        spec: preprocessing of the model, which is compared with the preprocessing of the images.
+        dataset: the data set the model was trained on.
+        split: the data set's training, validation and test images.
+        spec: the model's preprocessing, to compare with that of the images.
     """
     images = candidate.images
     if not len(images):

@@ -58,7 +58,7 @@ class CandidateSet:
         labels: label of each image, or None if the labels are unknown.
         preprocess: preprocessing of the images, or None if it is unknown.
         digest: SHA-256 of the pixels.
-        findings: problems that were detected when the images were read.
+        findings: problems found while reading the images.
     """
 
     where: str
@@ -81,8 +81,7 @@ def open_candidate(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> C
     Args:
         path: a calibration set, an image folder, or a file with an array of images and optionally an array of classes.
         spec: preprocessing of the images in an image folder.
-        labels: labels of the model. Integer classes in a file are indices into these labels, unless the file has its
-            own.
+        labels: labels of the model. Integer classes in a file index these labels, unless the file has its own.
 
     Raises:
         DataError: ``path`` does not exist, has another format, or is damaged.

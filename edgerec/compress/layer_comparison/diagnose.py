@@ -36,14 +36,14 @@ class ParityReport:
     """Result of comparing a variant with its float model.
 
     Attributes:
-        run, variant: the run's folder and the name of the compared variant.
+        run, variant: the run's folder and the variant's name.
         reference: the model that the layers are compared with: ``float model``, or ``dequantized version`` (the variant
             itself in float32) if fine-tuning changed the weights.
         layers: the layers in execution order, measured on ``images`` validation images.
         images: number of validation images for the layers.
         unmatched: number of operators without an equivalent in the reference.
-        findings: the detected problems, the most severe first.
-        float_top1, top1: top-1 accuracy of the float model and of the variant on all validation images, 0 to 1.
+        findings: the problems found, most severe first.
+        float_top1, top1: top-1 accuracy of the float model and the variant on all validation images, 0 to 1.
         agreement: fraction of all validation images with the same prediction in both models, 0 to 1.
         val_images: number of all validation images.
     """
@@ -82,13 +82,13 @@ def parity(
     Args:
         run: a finished run, or its path.
         variant: name of the variant. None uses the int8 variant with the best top-1 accuracy on the validation images,
-            or the best variant if there is none with int8.
-        images: number of validation images for the comparison of layers, evenly sampled from the classes.
+            or the best variant if there is no int8 variant.
+        images: number of validation images for the layer comparison, evenly sampled from the classes.
         data: current location of the run's images, if they were moved.
         listener: receives the progress.
 
     Raises:
-        EdgerecError: the run has no such variant, or its images or models cannot be read.
+        EdgerecError: the run does not have this variant, or its images or models cannot be read.
     """
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     name = _choose(run, variant)

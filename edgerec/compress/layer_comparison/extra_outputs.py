@@ -1,9 +1,9 @@
 """Rewrite .tflite graphs so that intermediate tensors can be read and changed.
 
 The intermediate tensors of an interpreter with a delegate cannot be read. The option
-``experimental_preserve_all_tensors`` makes them readable, but only without the delegate. Other kernels then run than on
-the device, and the int8 scores of a MobileNet on noise differ by up to 38 of 255 units. If the intermediate tensors are
-outputs of the graph, the same kernels run as on the device, and the scores are bit-identical.
+``experimental_preserve_all_tensors`` makes them readable, but only without the delegate. In this case, other kernels
+run than on the device, and the int8 scores of a MobileNet on noise differ by up to 38 of 255 units. If the intermediate
+tensors are outputs of the graph, the same kernels run as on the device, and the scores are bit-identical.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
     """Return a copy of the model in which each operator reads its activations from new model inputs.
 
     Returns:
-        The model, whose outputs are the outputs of the operators, and a dictionary that maps the position of an
-        operator and the index of a tensor that the operator reads to the index of the input that replaces the tensor.
+        The model, which outputs the result of every operator, and a dictionary that maps each pair of an operator's
+        position and the index of a tensor that it reads to the index of the new input.
     """
     model = parse(content)
     main = model.subgraphs[0]
@@ -80,7 +80,7 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
     """Return a copy of a float model with new inputs that are added to ``tensors``, for injecting noise.
 
-    The copy outputs the results of all operators and the sums.
+    The copy outputs all operators' results and the sums.
 
     Returns:
         The copy, and a dictionary that maps the index of each tensor to the index of its new input and of the sum.
@@ -115,7 +115,7 @@ def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[
 def dequantized(content: bytes) -> bytes:
     """Return a float32 copy of a quantized model, with dequantized weights.
 
-    This version computes what the quantized model would compute if its activations were not rounded. Tensors keep their
+    The copy computes what the quantized model would compute without rounding its activations. Tensors keep their
     indices. ``QUANTIZE`` and ``DEQUANTIZE`` operators are removed.
     """
     schema = tflite_schema()

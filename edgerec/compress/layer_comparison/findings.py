@@ -39,7 +39,7 @@ class ParityFinding:
     """A problem with a variant, found by comparing it with the float model.
 
     Attributes:
-        kind: ``input-scale``, ``collapse``, ``saturated``, ``not-finite``, ``layer`` (the layer that costs most
+        kind: ``input-scale``, ``collapse``, ``saturated``, ``not-finite``, ``layer`` (the layer that costs the most
             accuracy), ``leaves-float`` (the first layer that differs much from float) or ``dead``.
         layer: name of the layer, or None if the problem concerns the whole model.
         text: the problem and the recommended action.

@@ -25,8 +25,8 @@ class Match:
     """A variant's operators and tensors, and their equivalents in the reference.
 
     Attributes:
-        tensors: maps the indices of the variant's computed tensors to indices of the reference's tensors.
-        pairs: pairs of an operator of the reference and an operator of the variant, in the variant's execution order.
+        tensors: maps the indices of tensors computed by the variant to those of the reference.
+        pairs: pairs of equivalent operators of the reference and the variant, in the variant's execution order.
         unmatched: number of operators of the variant without an equivalent in the reference, not counting conversions.
     """
 
@@ -38,8 +38,8 @@ class Match:
 def match(reference: Graph, variant: Graph) -> Match:
     """Match operators by type, output shape, fused activation and layer name, then match the others by order.
 
-    A pair is dropped if its operators are known to read different inputs, because two branches with equal shapes may
-    have a different order.
+    Pairs whose operators are known to read different inputs are dropped, because branches with equal shapes may be in a
+    different order.
     """
     reference_operators, variant_operators = _without_conversions(reference), _without_conversions(variant)
     chosen = _by_name(reference_operators, variant_operators)

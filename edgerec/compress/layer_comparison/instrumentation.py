@@ -72,7 +72,7 @@ class LayerSums:
         Args:
             real: output of the reference, float32.
             stored: output of the variant, in its quantized dtype.
-            own: noise that this layer alone adds.
+            own: noise added by this layer alone.
         """
         channels = tuple(range(stored.ndim - 1))
         self.low = np.minimum(self.low, stored.min(axis=channels))
@@ -94,12 +94,12 @@ class ComparisonPlan:
     """The layers and tensors that are compared between a reference and a variant.
 
     Attributes:
-        contents: the .tflite of the reference and of the variant.
-        inputs: index of the input tensor of the reference and of the variant.
+        contents: the .tflite files of the reference and the variant.
+        inputs: index of the input tensor in the reference and the variant.
         rows: the layers, the input first.
-        tensors: maps the indices of the variant's tensors to indices of the reference's tensors.
-        specs: maps the indices of the variant's tensors to their specs.
-        logits: index of the reference's tensor with the logits.
+        tensors: maps tensor indices in the variant to those in the reference.
+        specs: maps tensor indices in the variant to tensor specs.
+        logits: index of the logits tensor in the reference.
         softmax: whether a softmax follows the logits.
     """
 

@@ -13,8 +13,8 @@ over a sample of images:
   would be avoided if the layer stayed in float. Noise that later layers suppress costs no accuracy, and noise that is
   small compared with the layer's largest channel may cost much.
 
-TensorFlow's ``QuantizationDebugger`` is not used, because it needs the converter that created the model, and does not
-use the kernels of the device.
+TensorFlow's ``QuantizationDebugger`` is not used, because it requires the converter that created the model, and does
+not use the device's kernels.
 
 **The reference.** If the variant's weights are the rounded weights of the float model, the reference is the float
 model. Fine-tuning (QAT, pruning, clustering) changes the weights on purpose, and these changes are not noise. In this
@@ -65,9 +65,9 @@ class LayerResult:
         range_used: fraction of the quantized range between the smallest and the largest output, 0 to 1.
         channel_used: the same fraction for the median channel.
         dead: whether the output is constant, unlike in float.
-        finite: whether the outputs of the variant and of the reference have no NaN and no infinity.
-        readers: layers that read this output with the same range. To avoid the effect of the range, these layers have
-            to stay in float, too.
+        finite: whether the outputs of both the variant and the reference are free of NaN and infinity.
+        readers: layers that read this output with the same range. These layers must stay in float, too, to avoid the
+            effect of the range.
     """
 
     name: str
@@ -133,7 +133,7 @@ def layer_parity(
         listener: receives the progress.
 
     Raises:
-        ModelError: a file is not a TFLite model with one input and one output, its input does not have the size of the
+        ModelError: a file is not a TFLite model with one input and one output, its input size differs from that of the
             images, or its weights cannot be read.
     """
     variant = open_graph(variant_content, "the variant")
