@@ -1,4 +1,4 @@
-"""The camera pipeline: read frames from sources, classify them, and pass the results to sinks, without TensorFlow."""
+"""The camera pipeline: read frames from sources, classify them and pass the results to sinks, without TensorFlow."""
 
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.pipeline import Camera

@@ -1,4 +1,4 @@
-"""Settings of a camera and its sinks. Settings are validated when they are created."""
+"""Settings for a camera and its sinks, validated on creation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _check_address(field_name: str, address: str, port: int) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class CsvConfig:
-    """Settings of :class:`~edgerec.camera.sinks.csv.CsvFile`, which writes one row per frame.
+    """Settings for :class:`~edgerec.camera.sinks.csv.CsvFile`, which writes one row per frame.
 
     Attributes:
         path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
@@ -49,7 +49,7 @@ class CsvConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Settings of :class:`~edgerec.camera.sinks.video.VideoFile`, which writes the frames with their predictions.
+    """Settings for :class:`~edgerec.camera.sinks.video.VideoFile`, which writes the frames with their predictions.
 
     Attributes:
         path: the file, with the suffix .mp4 or .avi.
@@ -62,7 +62,7 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class ImageRecorderConfig:
-    """Settings of :class:`~edgerec.camera.sinks.image_recorder.ImageRecorder`, which saves images for training.
+    """Settings for :class:`~edgerec.camera.sinks.image_recorder.ImageRecorder`, which saves images for training.
 
     Attributes:
         folder: folder for the images, with one subfolder per label.
@@ -96,7 +96,7 @@ class ImageRecorderConfig:
 
 @dataclass(frozen=True)
 class MqttConfig:
-    """Settings of :class:`~edgerec.camera.sinks.mqtt.Mqtt`, which publishes states and decisions.
+    """Settings for :class:`~edgerec.camera.sinks.mqtt.Mqtt`, which publishes states and decisions.
 
     Attributes:
         url: ``mqtt[s]://user:password@host:port/prefix``, or ``env:NAME`` or ``@FILE`` with such a URL. The password
@@ -118,7 +118,7 @@ class MqttConfig:
 
 @dataclass(frozen=True)
 class WebhookConfig:
-    """Settings of :class:`~edgerec.camera.sinks.webhook.Webhook`, which sends HTTP POST requests.
+    """Settings for :class:`~edgerec.camera.sinks.webhook.Webhook`, which sends HTTP POST requests.
 
     Attributes:
         url: ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` with such a URL.
@@ -133,7 +133,7 @@ class WebhookConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """Settings of :class:`~edgerec.camera.sinks.prometheus.Prometheus`, which serves metrics.
+    """Settings for :class:`~edgerec.camera.sinks.prometheus.Prometheus`, which serves metrics.
 
     Attributes:
         address: ``HOST:PORT``, ``HOST`` or ``PORT`` to listen on. Port 0 selects a free port.
@@ -152,7 +152,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class WebPageConfig:
-    """Settings of :class:`~edgerec.camera.sinks.web.WebSink`, which serves a page with the live image.
+    """Settings for :class:`~edgerec.camera.sinks.web.WebSink`, which serves a page with the live image.
 
     Attributes:
         address: ``HOST:PORT``, ``HOST`` or ``PORT`` to listen on. Port 0 selects a free port.
@@ -182,7 +182,7 @@ class WebPageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """All settings of :func:`~edgerec.camera.run.run_camera`.
+    """All settings for :func:`~edgerec.camera.run.run_camera`.
 
     Attributes:
         bundle: the bundle's folder or .zip.
@@ -235,13 +235,13 @@ class CameraConfig:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """URIs of the sources, and URLs of the MQTT broker and the webhook."""
+        """Source URIs, and the URLs of the MQTT broker and the webhook."""
         sources = (self.sources,) if isinstance(self.sources, str) else tuple(self.sources)
         return (*sources, *(sink.url for sink in (self.mqtt, self.webhook) if sink))
 
     @property
     def output_paths(self) -> tuple[str | Path, ...]:
-        """Paths of all files and folders that the sinks write to."""
+        """Paths of all files and folders written by the sinks."""
         paths = (
             self.csv and self.csv.path,
             self.video and self.video.path,

@@ -1,4 +1,4 @@
-"""A frame (an image with its capture time), and the result of its classification."""
+"""A frame (an image with its capture time) and its classification result."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Frame:
     def captured_s(self) -> float:
         """Monotonic capture time in seconds, for rates, durations and timestamps.
 
-        For video files, this time advances with the media time, so that it does not depend on the speed of decoding.
+        For video files, this time advances with the media time so that it does not depend on the speed of decoding.
         """
         return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 
     @property
     def size_bytes(self) -> int:
-        """Memory use of the frame in bytes, including the contiguous copy if :attr:`image` creates one."""
+        """The frame's memory use in bytes, including the contiguous copy if :attr:`image` creates one."""
         decoded = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
         return decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
 
@@ -78,12 +78,12 @@ class Result:
 
     @cached_property
     def without_image(self) -> Result:
-        """Copy of this result with an empty image, for sinks that do not use images."""
+        """A copy of this result with an empty image, for sinks that do not use images."""
         return replace(self, frame=replace(self.frame, grabbed=_NO_IMAGE))
 
     @property
     def age_ms(self) -> float:
-        """Age of the result: milliseconds from ``frame.grabbed_s`` to ``completed_s``."""
+        """Age of the result in milliseconds, from ``frame.grabbed_s`` to ``completed_s``."""
         return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Size (width, height) of the gray image for motion detection. A small image is fast and suppresses camera noise.
+# Size (width, height) of the grayscale image for motion detection. A small image is fast and suppresses noise.
 _SMALL = (64, 48)
 
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """Options that select the frames to classify, and crop, rotate and mirror each frame.
+    """Options for selecting the frames to classify, and for cropping, rotating and mirroring each frame.
 
     Attributes:
         roi: region ``(x, y, width, height)`` in pixels, or as fractions of the frame if all four values are at most 1.
@@ -63,7 +63,7 @@ class FrameOptions:
                 raise ConfigError("FrameOptions.roi", f"is {self.roi}; expected x,y,width,height")
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the region ``(left, top, right, bottom)`` in pixels. The region may extend beyond the image."""
+        """Return the region as ``(left, top, right, bottom)`` in pixels. The region may extend beyond the image."""
         if self.roi is None:
             return 0, 0, width, height
         scale = (width, height, width, height) if max(self.roi) <= 1 else (1, 1, 1, 1)
@@ -71,7 +71,7 @@ class FrameOptions:
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
     def apply(self, image: Image) -> Image:
-        """Crop, rotate and mirror an RGB image ``(H, W, 3)``. If the region is outside, return an empty array."""
+        """Crop, rotate and mirror an RGB image ``(H, W, 3)``. Return an empty array if the region is outside."""
         if self.roi is not None:
             left, top, right, bottom = self.box(*image.shape[:2])
             image = image[top:bottom, left:right]
@@ -85,7 +85,7 @@ class FrameOptions:
 
 
 def parse_roi(text: str) -> tuple[float, float, float, float]:
-    """Parse ``x,y,width,height``; raise :class:`ConfigError` if ``text`` does not consist of four numbers."""
+    """Parse ``x,y,width,height``; raise :class:`ConfigError` unless ``text`` consists of four numbers."""
     try:
         x, y, width, height = (float(number) for number in text.split(","))
     except ValueError:
@@ -112,7 +112,7 @@ class FrameSelector:
     _references: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def forget(self, source: str) -> None:
-        """Reset the motion detection of a source that was lost. Its next frame is selected even without motion."""
+        """Reset motion detection for a lost source. Its next frame is selected even without motion."""
         self._references.pop(source, None)
 
     def select(self, frame: Frame) -> Frame | None:
@@ -141,13 +141,13 @@ class FrameSelector:
             due_s = self._due_s.get(source, at_s)
             if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
-            # Add the period to the due time instead of the frame's time. Otherwise, max_fps=25 would select only every
-            # second frame of a source with 30 frames per second.
+            # Add the period to the due time, not to the frame's time. Otherwise, max_fps=25 would select only every
+            # second frame of a 30 fps source.
             self._due_s[source] = max(due_s + period_s, at_s - period_s)
         return ""
 
     def _check_region(self, frame: Frame) -> None:
-        """Log a warning if the region extends beyond the frame, but only if the frame size of the source has changed.
+        """Log a warning if the region extends beyond the frame and the source's frame size has changed.
 
         Raises:
             SourceError: the region is outside the first frame of the source.

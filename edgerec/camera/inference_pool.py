@@ -1,4 +1,4 @@
-"""Classify frames with one classifier, or with several classifiers in parallel."""
+"""Classify frames with one classifier, or with several in parallel."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifie
                 event = next(iterator)
             except StopIteration:
                 break
-            except Exception as error:  # raised below, after the results of the earlier frames
+            except Exception as error:  # raised below, after the results of earlier frames
                 failure = error
                 break
             if event is None:

@@ -1,4 +1,4 @@
-"""Signal handling: stop the camera cleanly instead of raising ``KeyboardInterrupt`` at an arbitrary instruction."""
+"""Signal handling that stops the camera cleanly instead of raising ``KeyboardInterrupt`` at an arbitrary point."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# Signals sent by Ctrl-C, by a service manager, when the terminal is closed, and by Ctrl-Break on Windows.
+# Signals sent by Ctrl-C, by a service manager, by a closing terminal, and by Ctrl-Break on Windows.
 SIGNALS = tuple(
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if (number := getattr(signal, name, None)) is not None
 )
 
-# Signals within this many seconds count as one signal.
+# Signals within this many seconds count as one.
 DEBOUNCE_S = 1.0
 
 
@@ -41,13 +41,13 @@ def raise_on_signals() -> Iterator[None]:
 
 
 class Interrupts:
-    """A context manager that calls ``stop`` on a signal, and raises ``KeyboardInterrupt`` only when the block ends.
+    """Context manager that calls ``stop`` on a signal, and raises ``KeyboardInterrupt`` only when the block ends.
 
     Python can raise ``KeyboardInterrupt`` between any two instructions, e.g. after a lock was acquired and before the
     block that releases the lock. The lock would then stay acquired, and other threads would wait for it forever.
 
     ``stop`` is called for each of the first two signals. Further signals raise ``KeyboardInterrupt`` immediately.
-    ``stop`` must only set flags and must not use a lock. Signals within ``DEBOUNCE_S`` count as one signal, because the
+    ``stop`` must only set flags and must not use a lock. Signals within ``DEBOUNCE_S`` count as one signal because the
     command ``timeout`` and shells send a signal both to the process and to its process group.
 
     Only handlers that raise ``KeyboardInterrupt`` are replaced, and only in the main thread.
@@ -76,7 +76,7 @@ class Interrupts:
         now_s = time.monotonic()
         if now_s - self._counted_s < DEBOUNCE_S:
             return
-        self._counted_s = now_s  # ignored signals do not restart the interval
+        self._counted_s = now_s
         self._count += 1
         if self._count > 2:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The camera pipeline: read frames from sources, classify them, and pass the results to sinks."""
+"""The camera pipeline: read frames from sources, classify them and pass the results to sinks."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Default maximum number of parallel interpreters for files. A single reading thread cannot keep more of them busy.
+# Default maximum number of parallel interpreters for files. One reading thread cannot keep more of them busy.
 MAX_INTERPRETERS = 4
-# Interval in seconds for processing window events and detecting closed sinks while no frame arrives.
+# How often window events are processed and closed sinks are detected while no frame arrives, in seconds.
 _POLL_S = 0.05
-# Interval in seconds for returning freed memory to the system, so that memory use does not grow during a long run.
+# How often freed memory is returned to the system, in seconds, to limit memory use during long runs.
 _RETURN_MEMORY_S = 60.0
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """Counters of one call of :meth:`Camera.run`.
+    """Counters for one call to :meth:`Camera.run`.
 
     Attributes:
         classified: number of classified frames.
@@ -98,7 +98,7 @@ class Camera:
         frame_options: FrameOptions | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
-        """Create a camera from classifiers and addresses.
+        """Create a camera from classifiers and source addresses.
 
         Args:
             classifier: a classifier, or several classifiers of the same bundle, which run in parallel.
@@ -176,7 +176,7 @@ class Camera:
 
     @property
     def report(self) -> RunReport:
-        """Counters of the current or most recent call of :meth:`run`. They may be read from another thread."""
+        """Counters for the current or most recent call to :meth:`run`. Other threads may read them."""
         total, before = self._totals(), self._counts_before
         return replace(
             total,
@@ -198,7 +198,7 @@ class Camera:
         )
 
     def stop(self) -> None:
-        """Ask :meth:`run` to end. No more frames are read, and the sinks process their queued results.
+        """Ask :meth:`run` to stop. No more frames are read, but the sinks process their queued results.
 
         A second call abandons sinks that have not finished. This method takes no lock, so it may be called from any
         thread and from a signal handler.
@@ -221,11 +221,11 @@ class Camera:
         return (event for event in self.events() if isinstance(event, Result))
 
     def events(self) -> Iterator[Result | StateChange]:
-        """Yield results and state changes. The events of each source are in chronological order."""
+        """Yield results and state changes, in chronological order for each source."""
         return (event for event in self._events(ServiceNotifier(), _POLL_S) if event is not None)
 
     def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
-        """Yield results and state changes. Yield None for each skipped frame and after ``idle_s`` without events."""
+        """Yield results and state changes, and None for each skipped frame and after ``idle_s`` without events."""
         if not self._entered:
             raise RuntimeError("the camera is not open: use it in a with block (with Camera.open(...) as camera)")
         for event in classify_events(self._selected(service, idle_s), self._classifiers):
@@ -248,9 +248,9 @@ class Camera:
             raise error
 
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
-        """Yield state changes and the frames to classify. Yield None for each skipped frame."""
+        """Yield state changes and the frames to classify, and None for each skipped frame."""
         for event in self._supervisor.events(idle_s):
-            # Reset the watchdog only if there is an event, so that the service is restarted if all sources hang.
+            # Reset the watchdog only on an event, so that the service is restarted if all sources hang.
             if event is not None:
                 service.alive()
             if isinstance(event, StateChange):
@@ -268,7 +268,7 @@ class Camera:
         service: ServiceNotifier | None = None,
         keep_open: bool = False,
     ) -> RunReport:
-        """Send results and state changes to all sinks until the sources end, a sink closes, or a limit is reached.
+        """Send results and state changes to all sinks until the sources end, a sink closes or a limit is reached.
 
         At the end, the sinks process their queued results. A sink is abandoned if it makes no progress for 10 s, or for
         10 min if all sources are files and :meth:`stop` was not called.
@@ -281,8 +281,8 @@ class Camera:
                 this thread. Each other sink has its own thread.
             max_frames: stop after this many predictions. None means no limit.
             service: notifier of the service manager. If the model, a window or all connections hang, the notifications
-                stop, so that the watchdog of the service manager restarts the service.
-            keep_open: keep the sinks open after the last frame, so that a web page can still be viewed. The call then
+                stop so that the watchdog of the service manager restarts the service.
+            keep_open: keep the sinks open after the last frame so that a web page can still be viewed. The call then
                 returns when a sink closes or :meth:`stop` is called.
 
         Raises:
@@ -349,7 +349,7 @@ class Camera:
         return report
 
     def _sink_timeout_s(self) -> float:
-        """Return the number of seconds without progress after which a sink is considered hung."""
+        """Return the number of seconds without progress after which the sink counts as hung."""
         if self._stops > 1:
             return 0.0
         return CLOSE_S if self._stops or self.live else STALLED_S
@@ -369,7 +369,7 @@ def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
 
 
 def _refuse_duplicates(identities: Sequence[str], names: Sequence[str]) -> None:
-    # Names must be unique, because frames and decisions refer to a source by its name.
+    # Names must be unique because frames and decisions refer to sources by name.
     for index, identity in enumerate(identities):
         if identity in identities[:index]:
             raise SourceError(

@@ -1,4 +1,4 @@
-"""Timeouts after which a live source is stale or lost, and the delays between reconnection attempts."""
+"""Timeouts for stale and lost live sources, and delays between reconnection attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a camera with all of its sinks, from one :class:`CameraConfig`."""
+"""Run a camera and all its sinks from a single :class:`CameraConfig`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
-    """Run a camera until its sources end, a limit is reached, or the camera is stopped, and return the counters.
+    """Run a camera until its sources end, a limit is reached or it is stopped, and return its counters.
 
     This function does everything that ``edgerec camera`` does: it opens the bundle, the sources and the sinks, reports
     to the service manager, and stops cleanly on Ctrl-C and SIGTERM if it is called in the main thread. If all sources
@@ -41,14 +41,14 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
         camera = _open_camera(config)
         cv2 = require("cv2")
         threads = cv2.getNumThreads()
-        # The threads of OpenCV would compete with those of the interpreter, which costs up to 7 % of the frame rate.
+        # OpenCV's threads would compete with the interpreter's threads and lower the frame rate.
         cv2.setNumThreads(1)
         try:
             with suppress(KeyboardInterrupt), Interrupts(camera.stop):
                 more_sinks = list(sinks)
                 own_sinks = open_sinks(config, camera)
                 warn_about_secrets(config.addresses, [config.web.token or ""] if config.web else [])
-                # Keep the web page open after the last frame of a video file.
+                # Keep the web page open after a video file's last frame.
                 keep_open = config.web is not None and not camera.live and config.max_frames is None
                 if keep_open and not config.loop:
                     log.info(

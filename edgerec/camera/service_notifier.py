@@ -1,4 +1,4 @@
-"""Notify the service manager that the camera has started, is running, or is stopping (sd_notify protocol)."""
+"""Notify the service manager that the camera has started, is running or is stopping (sd_notify protocol)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SEND_S = 0.2
 
 
 class ServiceNotifier:
-    """Sends notifications to the socket of the service manager, as described in ``man sd_notify``.
+    """Sends notifications to the service manager's socket, as described in ``man sd_notify``.
 
     If there is no service manager, nothing is sent. The class has no thread of its own. Instead, the thread that
-    processes frames calls :meth:`alive`, so that the watchdog expires if this thread hangs.
+    processes frames calls :meth:`alive` so that the watchdog expires if this thread hangs.
     """
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
-        """Create a notifier. A socket is opened only while a notification is sent.
+        """Create a notifier, which opens its socket only while sending a notification.
 
         Args:
             address: path of the service manager's datagram socket. A leading ``@`` denotes Linux' abstract namespace.
                 If empty, nothing is sent.
             watchdog_s: watchdog timeout of the service manager in seconds, or 0 if there is no watchdog.
         """
-        # sd_watchdog_enabled(3) recommends half of the timeout. A quarter leaves more time for a slow frame.
+        # sd_watchdog_enabled(3) recommends half the timeout. A quarter leaves more time for a slow frame.
         self._interval_s = watchdog_s / 4
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._watched = watchdog_s > 0
@@ -51,23 +51,23 @@ class ServiceNotifier:
         return cls(values.get("NOTIFY_SOCKET", ""), int(timeout_us) / 1e6 if has_watchdog else 0.0)
 
     def ready(self) -> None:
-        """Report that the camera has started, even if its sources have not delivered frames yet."""
+        """Report that the camera has started, even if no source has delivered a frame yet."""
         self._send("READY=1")
 
     def alive(self) -> None:
-        """Reset the watchdog. May be called for each frame, because notifications are rate-limited."""
+        """Reset the watchdog. Can be called for every frame because notifications are rate-limited."""
         now = time.monotonic()
         if self._watched and now - self._last_s >= self._interval_s:
             self._last_s = now
             self._send("WATCHDOG=1")
 
     def report_state(self, change: StateChange) -> None:
-        """Report the state of a source, which is shown by ``systemctl status``."""
+        """Report a source's state as the text shown by ``systemctl status``."""
         status = f"{change.source}: {change.state}{f' ({change.reason})' if change.reason else ''}"
         self._send("STATUS=" + printable(status))
 
     def stopping(self) -> None:
-        """Report that the camera is stopping, i.e. reads no more frames and closes its sinks."""
+        """Report that the camera is stopping: it reads no more frames and is closing its sinks."""
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""States of a source, and state changes."""
+"""Source states and state changes."""
 
 from __future__ import annotations
 

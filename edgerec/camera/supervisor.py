@@ -1,4 +1,4 @@
-"""Read each source in its own thread, monitor the connections, and reconnect lost sources."""
+"""Read each source in its own thread, monitor the connections and reconnect lost sources."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from edgerec.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-# Maximum number of frames of a file that are decoded ahead, so that decoding and inference overlap.
+# Maximum number of frames decoded ahead from a file, so that decoding and inference overlap.
 READ_AHEAD = 2
 # Maximum time in seconds to wait for the threads of closed sources.
 JOIN_S = 1.0
-# Maximum time in seconds to wait for a hanging connection when Python exits. FFmpeg and V4L2 return within this time.
+# How long Python waits for a hanging connection on exit, in seconds. FFmpeg and V4L2 return sooner.
 EXIT_S = 16.0
-# Maximum number of hanging threads of a source. Python cannot stop a thread that hangs in a driver.
+# Maximum number of hanging threads per source. Python cannot stop a thread that hangs in a driver.
 MAX_HUNG = 3
-# Maximum number of queued state changes. If there are more, e.g. because the consumer hangs, the oldest are dropped.
+# Maximum number of queued state changes. Beyond this, e.g. if the consumer hangs, the oldest are dropped.
 MAX_CHANGES = 1000
-# Interval in seconds at which a thread that waits for the next event checks whether stop() was called.
+# How often a thread waiting for an event checks whether stop() was called, in seconds.
 _POLL_S = 0.1
 
 Event = Frame | StateChange
@@ -46,8 +46,8 @@ class SourceSupervisor:
     """
 
     def __init__(self, addresses: Sequence[Address], timeouts: Timeouts | None = None) -> None:
-        # Ctrl-C may interrupt the main thread between acquiring a lock and entering its block. The lock then stays
-        # acquired, and with a non-reentrant Lock the same thread would deadlock in __exit__.
+        # An RLock, because Ctrl-C may interrupt the main thread after it has acquired the lock but before it enters the
+        # with block. The lock then stays acquired, and a plain Lock would deadlock in __exit__.
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
         self._sources = [
@@ -57,7 +57,7 @@ class SourceSupervisor:
         self._stopped = False
 
     def stop(self) -> None:
-        """End the iteration within ``_POLL_S``. May be called from any thread or signal handler: it takes no lock."""
+        """End the iteration within ``_POLL_S``. Takes no lock, so any thread or signal handler may call it."""
         self._stopped = True
 
     def __enter__(self) -> SourceSupervisor:
@@ -84,7 +84,7 @@ class SourceSupervisor:
         return (event for event in self.events() if event is not None)
 
     def events(self, idle_s: float | None = None) -> Iterator[Event | None]:
-        """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without an event."""
+        """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without either."""
         while not self._stopped:
             with self._changed:
                 event = self._pop()
@@ -97,7 +97,7 @@ class SourceSupervisor:
                 yield event
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames without state changes. After the last frame, raise the error of a source that failed."""
+        """Yield only the frames. After the last frame, raise the error of any source that failed."""
         for event in self:
             if isinstance(event, Frame):
                 yield event
@@ -125,7 +125,7 @@ class SourceSupervisor:
 
 
 class _SupervisedSource:
-    """Reads and reconnects one source. Callers of a method must hold ``lock``, unless its docstring says otherwise."""
+    """Reads and reconnects one source. Callers must hold ``lock`` unless a method's docstring says otherwise."""
 
     def __init__(
         self, address: Address, timeouts: Timeouts, lock: threading.RLock, changed: threading.Condition
@@ -134,12 +134,12 @@ class _SupervisedSource:
         self.state: SourceState | None = None
         self.error: SourceError | None = None
         self._timeouts, self._changed = timeouts, changed
-        # Separate condition variables, so that a frame wakes only the thread that waits for it.
+        # Separate condition variables, so that a frame wakes only the thread waiting for it.
         self._room_available, self._source_changed = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
         self._count = 0
-        # Monotonic time of the last frame, or of the start if there was no frame yet.
+        # Monotonic time of the last frame, or of the start if no frame has arrived yet.
         self._last_s = self._started_s = time.monotonic()
         self._connection: _SourceConnection | None = None
         self._hung: list[_SourceConnection] = []
@@ -150,7 +150,7 @@ class _SupervisedSource:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop reading, and wake all waiting threads."""
+        """Stop reading and wake all waiting threads."""
         self.stopped = True
         if self._connection is not None:
             self._connection.interrupt()
@@ -159,7 +159,7 @@ class _SupervisedSource:
 
     def join(self, deadline: float) -> None:
         """Join the threads until the monotonic time ``deadline``. The caller must not hold the lock."""
-        if self._thread.ident is not None:  # otherwise, an earlier source could not be started
+        if self._thread.ident is not None:  # the thread was not started if an earlier source failed to start
             self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
@@ -190,7 +190,7 @@ class _SupervisedSource:
             connection.count += 1
             if self.state is not SourceState.LIVE:
                 self._set(SourceState.LIVE, connection.format_text())
-                self._source_changed.notify_all()  # _watch must now check whether the source is stale
+                self._source_changed.notify_all()  # wake _watch, which must now apply the stale timeout
             overtaken = connection.new_overtaken()
             self._count, self.overtaken = self._count + overtaken, self.overtaken + overtaken
             if self.address.live and self._frames:
@@ -213,7 +213,7 @@ class _SupervisedSource:
             return True
 
     def connection_ended(self, connection: _SourceConnection, error: Exception | None) -> None:
-        """Record that a connection has ended, and store its error. The caller must not hold the lock."""
+        """Record that a connection has ended and store its error. The caller must not hold the lock."""
         with self._changed:
             connection.ended, connection.error = True, error
             if connection in self._hung:
@@ -247,7 +247,7 @@ class _SupervisedSource:
         """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
-            # If the source has a fixed interval, count only the time after the next image is due.
+            # If the source has a fixed interval, start counting when the next image is due.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = math.inf
@@ -259,7 +259,9 @@ class _SupervisedSource:
                 left_s = timeouts.lost_s - silent_s
                 if self.state is SourceState.LIVE:
                     self._set(SourceState.STALE, f"no frame for {timeouts.stale_s:g} s")
-            if self.address.live and timeouts.give_up_s:  # 0 gives up only after the connection is lost
+            if (
+                self.address.live and timeouts.give_up_s
+            ):  # a give_up_s of 0 takes effect only after the connection is lost
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
                 self._hung.append(connection)
@@ -299,7 +301,7 @@ class _SupervisedSource:
 
 
 class _SourceConnection:
-    """Opens and reads a source in its own thread, because a driver may hang. A new object is created to reconnect."""
+    """Opens and reads a source in its own thread because drivers can hang. Reconnecting creates a new object."""
 
     def __init__(self, supervised: _SupervisedSource) -> None:
         self.last_s, self.count, self.ended = time.monotonic(), 0, False
@@ -311,28 +313,28 @@ class _SourceConnection:
         self.thread.start()
 
     def format_text(self) -> str:
-        """Return a description of the image format of a live source, and of the requested format if it differs."""
+        """Return a description of a live source's image format, and of the requested format if it differs."""
         address = self._supervised.address
         return _format_text(self._source.format, address.requested) if self._source and address.live else ""
 
     @property
     def period_s(self) -> float:
-        """Interval between two images in seconds if the source has a low, fixed rate, otherwise 0."""
+        """Interval between images in seconds if the source has a low, fixed rate, otherwise 0."""
         return float(getattr(self._source, "period_s", 0.0))
 
     @property
     def captured_s(self) -> float:
-        """Monotonic time in seconds at which the last image was captured, or 0 if this time is unknown."""
+        """Monotonic time in seconds at which the last image was captured, or 0 if unknown."""
         return float(getattr(self._source, "captured_s", 0.0))
 
     def media_s(self) -> float | None:
-        """Return the media time of the current image in seconds, or None if the source has no media time."""
+        """Return the current image's media time in seconds, or None if the source has no media time."""
         position_s: float | None = getattr(self._source, "position_s", None)
         fps = self._source.format.fps if self._source and self._supervised.address.stream else 0.0
         return self.count / fps if position_s is None and fps else position_s
 
     def new_overtaken(self) -> int:
-        """Return the number of images dropped since the last call because newer images arrived."""
+        """Return the number of images dropped since the last call because newer ones arrived."""
         already_reported, self._reported = self._reported, getattr(self._source, "overtaken", 0)
         return self._reported - already_reported
 
@@ -352,7 +354,7 @@ class _SourceConnection:
                         break
             finally:
                 source.close()
-        except Exception as raised:  # handled in the thread of the supervised source
+        except Exception as raised:  # handled in the supervised source's thread
             error = raised
         self._supervised.connection_ended(self, error)
 

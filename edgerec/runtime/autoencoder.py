@@ -1,4 +1,4 @@
-"""Compute the reconstruction error of an image with an autoencoder, to detect unknown images."""
+"""Compute an image's reconstruction error with an autoencoder to detect unknown images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.runtime.image_model import ImageModel
 
 
 class Autoencoder(ImageModel):
-    """Computes the reconstruction error of images. It is not thread-safe, so each thread needs its own object."""
+    """Computes the reconstruction error of images. Not thread-safe: use one object per thread."""
 
     def __init__(self, model: bytes, normalise: Normalise, **options: Any) -> None:
         """Load an autoencoder.

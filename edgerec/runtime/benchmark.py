@@ -1,4 +1,4 @@
-"""Measure the latency, throughput and memory use of a bundle on this machine."""
+"""Measure a bundle's latency, throughput and memory use on this machine."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.child_process import ask_python
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# The CPU counts as throttled if its clock frequency falls below this fraction of the frequency before the measurement.
+# A clock frequency below this fraction of its value before the measurement counts as throttling.
 THROTTLED = 0.9
-# Minimum number of measured images, unless the source delivers fewer.
+# Minimum number of images to measure, unless the source delivers fewer.
 LEAST_IMAGES = 50
-# Python code of the child process that measures the cold start.
+# Python code that the child process runs to measure the cold-start time.
 _COLD = """
 import json, sys, time
 from edgerec.runtime.classifier import Classifier, read_image
@@ -46,7 +46,7 @@ print(json.dumps([ended, kilobytes]))
 
 
 class Grabbed(Protocol):
-    """An image, e.g. a camera frame, with its capture time in seconds on the monotonic clock."""
+    """An image, e.g. a camera frame, and its capture time in seconds on the monotonic clock."""
 
     @property
     def grabbed(self) -> Image: ...
@@ -57,7 +57,7 @@ class Grabbed(Protocol):
 
 @dataclass(frozen=True)
 class StageLatency:
-    """Latency percentiles of one stage in milliseconds."""
+    """Latency percentiles for one stage in milliseconds."""
 
     name: str
     p50_ms: float
@@ -66,7 +66,7 @@ class StageLatency:
 
     @classmethod
     def of(cls, name: str, latencies_ms: Sequence[float]) -> StageLatency:
-        """Compute the percentiles of measured latencies."""
+        """Compute percentiles of the measured latencies."""
         return cls(name, *(round(float(p), 4) for p in np.percentile(latencies_ms, (50, 95, 99))))
 
 
@@ -123,7 +123,7 @@ def benchmark(
     operators: bool = True,
     listener: Listener = ignore,
 ) -> BenchmarkReport:
-    """Measure the latency, throughput and memory use of a bundle with its golden images or the frames of a source.
+    """Measure a bundle's latency, throughput and memory use with its golden images or a source's frames.
 
     Args:
         path: the bundle's folder or .zip.
@@ -149,7 +149,7 @@ def benchmark(
     listener(Progress("measuring the stages", 1, 3))
     if frames is None:
         latencies_ms, _ = _measure_stages(classifier, _repeat(images.values()), seconds)
-        del latencies_ms["end to end"]  # not meaningful, because golden images have no capture time
+        del latencies_ms["end to end"]  # golden images have no capture time
         fps = 1000 / float(np.mean(latencies_ms["together"]))
     else:
         latencies_ms, elapsed_s = _measure_stages(classifier, iter(frames), seconds)
@@ -183,7 +183,7 @@ def benchmark(
 
 
 def _unreadable_graph() -> str:
-    """Return the reason why .tflite files cannot be parsed, e.g. a missing package, or an empty string if they can."""
+    """Return the reason why .tflite files cannot be parsed, e.g. a missing package, or an empty string."""
     try:
         tflite_schema()
     except MissingExtraError as error:
@@ -209,7 +209,7 @@ def _repeat(images: Iterable[Image]) -> Iterator[Grabbed]:
 def _measure_stages(
     classifier: Classifier, frames: Iterator[Grabbed], seconds: float
 ) -> tuple[dict[str, list[float]], float]:
-    """Return the latencies of each stage in milliseconds, and the duration of the measurement in seconds.
+    """Return the latencies of each stage in milliseconds, and the measurement's duration in seconds.
 
     The first frame is not measured.
     """
@@ -219,8 +219,8 @@ def _measure_stages(
     latencies_ms: dict[str, list[float]] = {name: [] for name in names}
     first = next(frames, None)
     if first is None:
-        raise SourceError("the source delivered no frames: the benchmark needs at least two")
-    classifier.classify(first.grabbed)  # the first image takes longer, e.g. because memory is allocated
+        raise SourceError("the benchmark requires at least two frames, but the source delivered none")
+    classifier.classify(first.grabbed)  # the first image takes longer, e.g. to allocate memory
     began = time.perf_counter()
     for frame in frames:
         times_ns = [time.perf_counter_ns()]
@@ -238,12 +238,12 @@ def _measure_stages(
         if len(latencies_ms["together"]) >= LEAST_IMAGES and time.perf_counter() - began >= seconds:
             break
     if not latencies_ms["together"]:
-        raise SourceError("the source delivered only one frame: the benchmark needs at least two")
+        raise SourceError("the benchmark requires at least two frames, but the source delivered only one")
     return latencies_ms, time.perf_counter() - began
 
 
 def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[str, Any]) -> tuple[float, int]:
-    """Return the time from the start of a process to its first prediction in seconds, and its peak memory in bytes."""
+    """Return the time in seconds from process start to first prediction, and the peak memory in bytes."""
     first = Path(bundle.path) / next(iter(images))
     if not first.is_file():  # the bundle is a .zip
         from edgerec.utils.package_data import shipped
@@ -258,7 +258,7 @@ def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[
 
 
 def throttling_reasons(before: Health, after: Health) -> tuple[str, ...]:
-    """Return the reasons why the CPU was throttled between two snapshots of the machine's state."""
+    """Return the reasons for CPU throttling between two snapshots of the machine's state."""
     reasons = list(after.throttled or ())
     if before.clock_mhz and after.clock_mhz and after.clock_mhz < THROTTLED * before.clock_mhz:
         reasons.append(f"the CPU clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")

@@ -1,4 +1,4 @@
-"""Plot the results of a benchmark."""
+"""Plot benchmark results."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"
 PERCENTILES = {"p50": BLUE, "p95": "#90cdf4", "p99": "#cbd5e0"}
 MOST_OPERATORS = 15
 LONGEST_NAME = 60
-# If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95.
-# Without the cut, a single outlier would make all other bars too short to see.
+# If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95. Otherwise, a
+# single outlier would make all other bars too short to see.
 OUTLIER, CUT = 2.0, 1.5
 # Space for the numbers to the right of the bars, as a fraction of the axis length.
 MARGIN = 0.36
 
 
 def benchmark_plot(report: BenchmarkReport, path: Path) -> None:
-    """Write a PNG plot of the latencies of the stages and of the slowest operators."""
+    """Save a PNG plot of the latency of each stage and of the slowest operators."""
     path = checked_output(path, suffixes=(".png",))
     save_figure(benchmark_figure(report), path)
 
 
 def benchmark_figure(report: BenchmarkReport) -> Figure:
-    """Return a Matplotlib figure of the latencies of the stages and of the slowest operators."""
+    """Return a Matplotlib figure of the latency of each stage and of the slowest operators."""
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def benchmark_figure(report: BenchmarkReport) -> Figure:
 
 
 def axis_end_ms(stages: Sequence[StageLatency]) -> float:
-    """Return the upper limit of the axis in milliseconds: the largest p99, or less if the largest p99 is an outlier."""
+    """Return the axis limit in milliseconds: the largest p99, or less if the largest p99 is an outlier."""
     p95_ms, p99_ms = max(stage.p95_ms for stage in stages), max(stage.p99_ms for stage in stages)
     return p99_ms if p99_ms <= OUTLIER * p95_ms else CUT * p95_ms
 
@@ -65,9 +65,9 @@ def axis_end_ms(stages: Sequence[StageLatency]) -> float:
 def _title(report: BenchmarkReport) -> str:
     source = report.source or "its golden images"
     if len(source) > LONGEST_NAME:
-        # Shorten the middle of a URL or path, to keep the host at the start and the file name at the end.
+        # Shorten URLs and paths in the middle to keep the host and the file name.
         source = f"{source[: LONGEST_NAME // 2]}…{source[1 - LONGEST_NAME // 2 :]}"
-    # Escape dollar signs, because Matplotlib would interpret them as math delimiters.
+    # Escape dollar signs, which Matplotlib would interpret as math delimiters.
     return (
         f"{Path(report.bundle).name} ({report.variant}), measured on {source}\n".replace("$", r"\$")
         + f"{report.fps:,.1f} images/s, {report.peak_memory_bytes / 2**20:.0f} MiB, "

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Classifier:
-    """Classifies images with a bundle. It is not thread-safe, so each thread needs its own classifier.
+    """Classifies images with a bundle. Not thread-safe: use one classifier per thread.
 
     Attributes:
         manifest: manifest of the bundle, with the changes that the arguments of the constructor request.
@@ -52,7 +52,7 @@ class Classifier:
         threshold: float | None = None,
         decision: Mapping[str, Any] | None = None,
     ) -> None:
-        """Load the models of an opened bundle.
+        """Load an opened bundle's models.
 
         Args:
             bundle: the bundle, as returned by :meth:`Bundle.open`.
@@ -90,7 +90,7 @@ class Classifier:
         self.models = models[: len(manifest.models)]
         self.autoencoder = models[-1] if isinstance(models[-1], Autoencoder) else None
         if delegate_options and not delegate:
-            raise DelegateError("delegate options need a delegate: name the library of the delegate with --delegate")
+            raise DelegateError("delegate options require a delegate: specify its library with --delegate")
         changes = dict(decision or {})
         if unknown_key := next((key for key in changes if key not in manifest.decision.to_dict()), None):
             raise RecipeError(unknown("decision setting", unknown_key, manifest.decision.to_dict()))
@@ -106,7 +106,7 @@ class Classifier:
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Classifier:
-        """Open the bundle at ``path``, which is a folder or .zip. ``options`` are passed to the constructor."""
+        """Open the bundle (a folder or .zip file) at ``path``. ``options`` are passed to the constructor."""
         return cls(Bundle.open(path), **options)
 
     @property
@@ -136,7 +136,7 @@ class Classifier:
         return tuple(pixels[spec.preprocess] for spec in self._specs)
 
     def scores(self, pixels: Sequence[Image]) -> npt.NDArray[np.float32]:
-        """Return the combined scores of all models, float32 ``(classes,)`` in [0, 1].
+        """Return the models' combined scores, float32 ``(classes,)`` in [0, 1].
 
         Args:
             pixels: the pixels of an image for each model, as returned by :meth:`pixels`.
@@ -145,7 +145,7 @@ class Classifier:
         return scores[0] if len(scores) == 1 else COMBINATIONS[self.manifest.combine](np.stack(scores))
 
     def novelty(self, pixels: Sequence[Image]) -> float | None:
-        """Return the anomaly score of an image that was preprocessed with :meth:`pixels`.
+        """Return the anomaly score of an image preprocessed with :meth:`pixels`.
 
         The anomaly score is the reconstruction error divided by its threshold. It is None if the bundle has no
         autoencoder, or if the novelty check is disabled in the decision settings.
@@ -155,7 +155,7 @@ class Classifier:
         return self.error(pixels) / self._novelty.threshold
 
     def error(self, pixels: Sequence[Image]) -> float:
-        """Return the autoencoder's reconstruction error for an image that was preprocessed with :meth:`pixels`.
+        """Return the autoencoder's reconstruction error for an image preprocessed with :meth:`pixels`.
 
         Raises:
             BundleError: the bundle has no autoencoder.
@@ -167,7 +167,7 @@ class Classifier:
         return self.autoencoder.error(pixels[-1])
 
     def stored_scores(self, image: Image) -> tuple[npt.NDArray[Any], ...]:
-        """Return the output of each model in the dtype of its output tensor.
+        """Return each model's output in the dtype of its output tensor.
 
         If the manifest contains an activation, return float32 scores in [0, 1] instead.
         """

@@ -15,7 +15,7 @@ from edgerec.utils.messages import first_sentence
 from edgerec.utils.native_output import captured_stderr
 
 PROBE_S = 20.0
-# Python code of the child process that loads a delegate and runs the model.
+# Python code that the child process runs to test a delegate with the model.
 _PROBE = """
 import json, sys
 from edgerec.runtime.interpreter import find_runtime
@@ -39,7 +39,7 @@ print("loaded", flush=True)
 
 
 def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> Any:
-    """Load a delegate. A child process tests this first, because the library may crash or hang.
+    """Load a delegate after testing it in a child process, because the library may crash or hang.
 
     The child process also runs the model, because a delegate for another runtime may crash only when it runs a model.
 
@@ -70,7 +70,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
 
 
 def _in_current_folder(library: str) -> bool:
-    """Return whether the dynamic loader would find ``library`` in the current folder."""
+    """Return True if the dynamic loader would find ``library`` in the current folder."""
     if os.path.dirname(library):
         return False
     folders = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH") or os.sep)
@@ -80,12 +80,12 @@ def _in_current_folder(library: str) -> bool:
 
 
 def try_delegate(library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> str:
-    """Load a delegate and run the model in a child process. Return an error message, or an empty string on success."""
+    """Load a delegate and run the model in a child process. Return an error message, empty on success."""
     return probe(_PROBE, library, json.dumps(dict(options or {})), content=model)
 
 
 def probe(code: str, *arguments: str, content: bytes = b"") -> str:
-    """Run Python code in a child process, because the code may crash or hang.
+    """Run Python code that may crash or hang in a child process.
 
     Args:
         code: Python code that prints ``loaded`` if it succeeds. If it fails for a known reason, it prints the reason

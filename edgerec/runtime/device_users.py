@@ -1,4 +1,4 @@
-"""Find the programs that have opened a file or device."""
+"""Find the programs that have a file or device open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.utils.text import printable
 
 
 def programs_using(path: str | Path) -> list[str]:
-    """Return the names of other programs that have opened a file or device, e.g. ``ffmpeg (process 123)``.
+    """Return the names of other programs that have a file or device open, e.g. ``ffmpeg (process 123)``.
 
     The result does not contain processes that this user may not inspect, and is empty on systems other than Linux.
     """

@@ -1,4 +1,4 @@
-"""Recognize the tool that created a .tflite file, because tools resize and normalize images in different ways."""
+"""Recognize the tool that created a .tflite file, because tools resize and normalize images differently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TFJS_DENSE = re.compile(r"(.*/)?dense_Dense\d+(/.*)?")
 
 @dataclass(frozen=True)
 class Family:
-    """The preprocessing that a tool, such as Teachable Machine, uses for its models.
+    """The preprocessing that a tool, e.g. Teachable Machine, uses for its models.
 
     Attributes:
         name: name of the tool, or an empty string if the tool was not recognized.
@@ -32,10 +32,10 @@ class Family:
 
 
 def recognize(graph: Graph, metadata: Metadata | None) -> Family:
-    """Recognize the tool that created a model by the model's tensor names and metadata."""
+    """Recognize the tool that created a model from the model's tensor names and metadata."""
     names = [tensor.name for tensor in graph.tensors]
     if _TEACHABLE_INPUT.fullmatch(graph.inputs[0].name) and any(map(_TFJS_DENSE.fullmatch, names)):
-        # Teachable Machine's image library crops the center to a square, and maps pixels to [-1, 1].
+        # Teachable Machine's image library center-crops to a square and maps pixels to [-1, 1].
         reason = f"its tensors are named as in Teachable Machine's exports ({graph.inputs[0].name})"
         return Family("Teachable Machine", reason, "crop", "127.5,127.5")
     if metadata is not None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # Value of --delegate that selects LiteRT's GPU accelerator instead of a shared library.
 GPU = "gpu"
 PRECISIONS = ("fp32", "fp16")
-# Python code of the child process that runs the model on the GPU.
+# Python code that the child process runs to test the model on the GPU.
 _PROBE = """
 import json, sys
 from edgerec.errors import DelegateError
@@ -39,7 +39,7 @@ print("loaded")
 
 
 class GpuInterpreter:
-    """A model on the GPU. It implements the methods of the TFLite interpreter that edgerec calls.
+    """A model on the GPU, with the TFLite interpreter methods that edgerec calls.
 
     Attributes:
         fully_accelerated: whether the GPU runs every operator. Otherwise, the CPU runs the other operators.
@@ -48,7 +48,7 @@ class GpuInterpreter:
     fully_accelerated: bool
 
     def __init__(self, interpreter: Any, model: bytes, options: Mapping[str, str]) -> None:
-        """Compile a model for the GPU. A child process must test this first, because the GPU driver may crash.
+        """Compile a model for the GPU. Test this in a child process first because the GPU driver may crash.
 
         Args:
             interpreter: CPU interpreter of the same model, which describes the tensors.
@@ -70,7 +70,7 @@ class GpuInterpreter:
                 Options,
             )
         except ImportError:
-            raise DelegateError("--delegate gpu needs a newer LiteRT: pip install -U ai-edge-litert") from None
+            raise DelegateError("--delegate gpu requires a newer LiteRT: run pip install -U ai-edge-litert") from None
         self._input_details, self._output_details = interpreter.get_input_details(), interpreter.get_output_details()
         with captured_output() as output:  # LiteRT prints every library that it tries to load
             try:
@@ -81,7 +81,7 @@ class GpuInterpreter:
                 inputs, outputs = compiled.create_input_buffers(0), compiled.create_output_buffers(0)
                 spec = self._input_details[0]
                 inputs[0].write(np.zeros(spec["shape"], spec["dtype"]))
-                compiled.run_by_index(0, inputs, outputs)  # the first run initializes the GPU, and prints messages
+                compiled.run_by_index(0, inputs, outputs)  # the first run initializes the GPU and prints messages
             except RuntimeError as error:
                 output.seek(0)
                 reasons = re.findall(r"INTERNAL: (.+)", output.read().decode(errors="replace"))
@@ -91,15 +91,15 @@ class GpuInterpreter:
         weakref.finalize(self, _release, self._resources)
 
     def get_input_details(self) -> list[dict[str, Any]]:
-        """Return the input details of the CPU interpreter."""
+        """Return the CPU interpreter's input details."""
         return self._input_details
 
     def get_output_details(self) -> list[dict[str, Any]]:
-        """Return the output details of the CPU interpreter."""
+        """Return the CPU interpreter's output details."""
         return self._output_details
 
     def set_tensor(self, index: int, value: npt.NDArray[Any]) -> None:
-        """Set the input tensor. ``index`` is ignored, because the model has a single input."""
+        """Set the input tensor. ``index`` is ignored because the model has only one input."""
         self._resources[1][0].write(np.ascontiguousarray(value))
 
     def invoke(self) -> None:
@@ -108,14 +108,14 @@ class GpuInterpreter:
         compiled.run_by_index(0, inputs, outputs)
 
     def get_tensor(self, index: int) -> npt.NDArray[Any]:
-        """Return the output tensor. ``index`` is ignored, because the model has a single output."""
+        """Return the output tensor. ``index`` is ignored because the model has only one output."""
         spec = self._output_details[0]
         values = self._resources[2][0].read(int(np.prod(spec["shape"])), spec["dtype"])
         return np.asarray(values, spec["dtype"]).reshape(spec["shape"])
 
 
 def open_gpu(interpreter: Any, model: bytes, options: Mapping[str, str] | None, where: str) -> GpuInterpreter:
-    """Load a model on the GPU. A child process tests this first, because the GPU driver may crash or hang.
+    """Load a model on the GPU after testing it in a child process, because the GPU driver may crash or hang.
 
     Raises:
         DelegateError: the GPU cannot run the model. The message states the reason, and how to continue without the GPU.
@@ -139,7 +139,7 @@ def _precision(options: Mapping[str, str]) -> str:
     if options.keys() - {"precision"} or precision not in PRECISIONS:
         text = ", ".join(f"{key}={value}" for key, value in options.items())
         raise DelegateError(
-            f"the options of --delegate gpu are {text!r}, expected precision={' or precision='.join(PRECISIONS)}"
+            f"the options for --delegate gpu are {text!r}, expected precision={' or precision='.join(PRECISIONS)}"
         )
     return precision
 

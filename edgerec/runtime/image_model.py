@@ -16,7 +16,7 @@ from edgerec.utils.messages import first_sentence
 
 
 class ImageModel:
-    """A .tflite image classifier. It is not thread-safe, so each thread needs its own object.
+    """A .tflite image classifier. Not thread-safe: use one object per thread.
 
     Attributes:
         input: input tensor, uint8, int8, int16 or float32 ``(1, height, width, channels)``.
@@ -88,7 +88,7 @@ class ImageModel:
         """
         values = pixels if self._table is None else self._table[pixels]
         self._interpreter.set_tensor(self._input_index, values[np.newaxis])
-        self._reset()  # otherwise, an LSTM would keep its state from the previous image
+        self._reset()  # otherwise, an LSTM would keep state from the previous image
         try:
             self._interpreter.invoke()
         except RuntimeError as error:  # e.g. a tensor without data, which allocate_tensors does not detect
@@ -96,5 +96,5 @@ class ImageModel:
         return self._interpreter.get_tensor(self._output_index).reshape(-1)
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """Return the scores of a preprocessed image, float32 ``(classes,)`` in [0, 1]."""
+        """Return the scores for a preprocessed image, float32 ``(classes,)`` in [0, 1]."""
         return self._activate(dequantize(self.invoke(pixels), self.output))

@@ -1,4 +1,4 @@
-"""Find the installed TFLite runtime, and open models with its interpreter."""
+"""Find the installed TFLite runtime and open models with its interpreter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The runtime, its version and the CPU. Two machines with equal fingerprints compute bit-identical scores.
+    """The runtime, its version and the CPU. Machines with equal fingerprints compute bit-identical scores.
 
     Attributes:
         runtime: name of the runtime's Python package.
@@ -47,7 +47,7 @@ class Fingerprint:
 
 
 def find_runtime() -> tuple[str, Any]:
-    """Return the package name and the interpreter module of the first installed runtime.
+    """Return the first installed runtime's package name and interpreter module.
 
     Raises:
         MissingExtraError: no runtime is installed.
@@ -59,12 +59,12 @@ def find_runtime() -> tuple[str, Any]:
             if not isinstance(error, ModuleNotFoundError):
                 log.warning("%s is installed but cannot be imported: %s", package, error)
     raise MissingExtraError(
-        "no TFLite runtime is installed: pip install ai-edge-litert (on 32-bit ARM: tflite-runtime)"
+        "no TFLite runtime is installed: run pip install ai-edge-litert (on 32-bit ARM: tflite-runtime)"
     )
 
 
 def fingerprint() -> Fingerprint:
-    """Return the fingerprint of this machine."""
+    """Return this machine's fingerprint."""
     package, _ = find_runtime()
     try:
         version = importlib.metadata.version(package)
@@ -82,9 +82,9 @@ def open_interpreter(
     where: str = "the model",
     trusted: bool = False,
 ) -> Any:
-    """Load a model, and return its interpreter with allocated tensors.
+    """Load a model and return its interpreter with allocated tensors.
 
-    A child process runs the model first, because a damaged model may crash or hang. Each model is tested only once,
+    A child process runs the model first because a damaged model may crash or hang. Each model is tested only once,
     see :func:`edgerec.tflite.probing.require_runnable`.
 
     Args:
@@ -117,18 +117,18 @@ def open_interpreter(
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{package} cannot load {where}: {first_sentence(error)}") from None
-    except MemoryError:  # a tensor of a damaged model can have any size
+    except MemoryError:  # a tensor in a damaged model can have any size
         raise ModelError(f"{package} cannot load {where}: the model needs more memory than is available") from None
     return interpreter
 
 
 def input_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """Return the spec of the input tensor. Raise :class:`ModelError` if the model does not have exactly one input."""
+    """Return the input tensor's spec. Raise :class:`ModelError` unless the model has exactly one input."""
     return _only_spec(interpreter.get_input_details, "input", where)
 
 
 def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """Return the spec of the output tensor. Raise :class:`ModelError` if the model does not have exactly one output."""
+    """Return the output tensor's spec. Raise :class:`ModelError` unless the model has exactly one output."""
     return _only_spec(interpreter.get_output_details, "output", where)
 
 
@@ -144,7 +144,7 @@ def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) 
     dtype = details[0]["dtype"].__name__
     scale, zero_point = details[0]["quantization"]
     if not scale and dtype != "float32":
-        scale = 1.0  # integers without quantization, such as pixels
+        scale = 1.0  # unquantized integers, e.g. pixels
     try:
         return TensorSpec(
             dtype=dtype,

@@ -1,4 +1,4 @@
-"""Measure the time of each operator of a model."""
+"""Measure the time spent in each operator of a model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
 
-# Minimum number of samples of each truncated model.
+# Minimum number of samples per truncated model.
 LEAST_ROUNDS = 15
-# Minimum duration of a sample in seconds. For a fast model, a sample is the mean of several runs.
+# Minimum duration of a sample in seconds. For fast models, a sample is the mean of several runs.
 SAMPLE_S = 0.001
-# Approximate memory limit in bytes for the truncated models that are loaded at the same time.
+# Approximate memory limit in bytes for truncated models loaded at the same time.
 OPEN_BYTES = 32 << 20
 
 
@@ -42,19 +42,19 @@ class OperatorTime:
 
     @property
     def name(self) -> str:
-        """Index of the operator, e.g. ``3``, or ``1.3`` in the second model of an ensemble."""
+        """Index of the operator, e.g. ``3``, or ``1.3`` in an ensemble's second model."""
         return f"{self.model}.{self.index}" if self.model else str(self.index)
 
 
 def profile_operators(
     contents: Sequence[bytes], *, threads: int = 0, budget_s: float = 5.0
 ) -> tuple[OperatorTime, ...]:
-    """Measure the time of each operator of one or more models.
+    """Measure the time spent in each operator of one or more models.
 
     LiteRT's Python interpreter has no profiler. Therefore, the model is truncated after each operator. The time of an
     operator is the time of the model that ends with this operator minus the time of the model that ends before it.
-    Both models are measured alternately, so that other load on the machine affects them equally. Truncated models are
-    loaded in groups, because each of them holds the weights of its operators in memory.
+    Both models are measured alternately so that other load on the machine affects them equally. Truncated models are
+    loaded in groups because each of them holds the weights of its operators in memory.
 
     Args:
         contents: the bytes of the .tflite files.
@@ -79,13 +79,13 @@ def profile_operators(
 
 
 def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -> list[float]:
-    """Return the median times of the operators of a model in milliseconds. ``count`` is the number of operators."""
-    # A loaded model needs about twice as much memory as its file size.
+    """Return a model's median operator times in milliseconds. ``count`` is the number of operators."""
+    # A loaded model needs about twice its file size in memory.
     model, group = _Prefixes(content), max(1, OPEN_BYTES // (2 * len(content)))
     times: list[float] = []
     for begin in range(0, count, group):
         end = min(count, begin + group)
-        # Start with the last model of the previous group. Its time is subtracted from that of the next model.
+        # Start with the previous group's last model, whose time is subtracted from the next model's time.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
@@ -115,7 +115,7 @@ class _Prefixes:
         self._operators, self._buffers = self._model.subgraphs[0].operators, self._model.buffers
 
     def first(self, count: int) -> bytes:
-        """Return a model that ends after the first ``count`` operators. The last of them computes its output."""
+        """Return a model truncated after the first ``count`` operators, the last of which computes its output."""
         subgraph = self._model.subgraphs[0]
         subgraph.operators = self._operators[:count]
         subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)
@@ -127,7 +127,7 @@ class _Prefixes:
 
 
 class _Run:
-    """Measures the latency of a truncated model with a random input."""
+    """Measures a truncated model's latency with a random input."""
 
     def __init__(self, content: bytes, threads: int) -> None:
         self.samples_ms: list[float] = []
@@ -141,8 +141,8 @@ class _Run:
         self._repetitions = max(1, int(SAMPLE_S / (time.perf_counter() - start)))
 
     def sample(self) -> None:
-        """Measure the mean latency of several runs, and append it to ``samples_ms``."""
-        self._interpreter.invoke()  # warm up the CPU caches, which contain data of another model
+        """Measure the mean latency of several runs and append it to ``samples_ms``."""
+        self._interpreter.invoke()  # warm up the CPU caches, which hold another model's data
         start = time.perf_counter_ns()
         for _ in range(self._repetitions):
             self._interpreter.invoke()

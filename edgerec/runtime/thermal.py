@@ -1,4 +1,4 @@
-"""Read the CPU temperature, the CPU clock frequency and the throttling state of this machine."""
+"""Read this machine's CPU temperature, clock frequency and throttling state."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from edgerec.utils.child_process import run_program
 
 _ZONES = Path("/sys/class/thermal")
-# Types of thermal zones that measure the CPU, from the most specific to the least specific.
+# Thermal zone types that measure the CPU, most specific first.
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
-# Bits in the output of `vcgencmd get_throttled`, from the documentation of the Raspberry Pi.
-# Bits 16 to 19 have the same meanings, but are set if the condition has occurred since boot.
+# Bits in the output of `vcgencmd get_throttled`, from the Raspberry Pi documentation. Bits 16 to 19 have the same
+# meanings, but are set if the condition has occurred at any time since boot.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 
 @dataclass(frozen=True)
 class Health:
-    """Temperature, clock and throttling of the machine. A field is None if the machine does not report the value.
+    """The machine's temperature, clock and throttling. Fields are None for values it does not report.
 
     Attributes:
         temperature_c: CPU temperature in degrees Celsius.
@@ -38,7 +38,7 @@ class Health:
 
 
 def read_health() -> Health:
-    """Return the current state of the machine. This function raises no exceptions."""
+    """Return the machine's current state. Never raises an exception."""
     clocks_mhz = [khz / 1000 for khz in _numbers(_CLOCKS, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
     return Health(
         temperature_c=processor_temperature_c(),

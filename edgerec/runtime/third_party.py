@@ -1,4 +1,4 @@
-"""Open .tflite image classifiers that other tools created."""
+"""Open .tflite image classifiers created by other tools."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgerec.utils.atomic import read_at_most, sha256
 
 log = logging.getLogger(__name__)
 
-# Maps each value of --activation to the activations for several outputs and for a single output.
+# Maps each --activation value to the activations for multiple outputs and for a single output.
 CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("sigmoid", "binary_sigmoid")}
 
 _NONE = Metadata("", "", (), ())
@@ -30,7 +30,7 @@ _PASSING = {
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
     *("AVERAGE_POOL_2D", "REDUCE_MAX"),
 }
-# Operators with an unbounded output range. If their outputs for test inputs are in [0, 1], this is a coincidence.
+# Operators with an unbounded output range, whose outputs for test inputs are in [0, 1] only by coincidence.
 _UNBOUNDED = {
     *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
     *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
@@ -42,7 +42,7 @@ _BOUNDED_ACTIVATIONS = (2, 3, 4)
 
 @dataclass(frozen=True)
 class ThirdPartyModel:
-    """A .tflite image classifier that another tool created.
+    """A .tflite image classifier created by another tool.
 
     Attributes:
         where: path of the file for error messages.
@@ -80,7 +80,7 @@ class ThirdPartyModel:
         own_labels: bool = False,
         own_normalise: bool = False,
     ) -> ThirdPartyModel:
-        """Read a .tflite file, and run the model on test inputs in a child process.
+        """Read a .tflite file and run its model on test inputs in a child process.
 
         Args:
             path: the .tflite file.
@@ -141,18 +141,18 @@ class ThirdPartyModel:
 
     @property
     def classes(self) -> int:
-        """Number of classes, which is the number of scores for an image."""
+        """Number of classes, which equals the number of scores per image."""
         return 2 if self.activation in BINARY else self.output.size
 
     def expected(self, text: str | None) -> AnyNormalise:
-        """Parse the normalization in ``text``. If ``text`` is None, return the normalization in the file's metadata."""
+        """Parse the normalization in ``text``, or return the one in the file's metadata if ``text`` is None."""
         if not text and self.family.normalise and not self.input.quantized and not (self.metadata or _NONE).normalise:
             text = self.family.normalise
             log.info("%s: using normalization %s, as in %s models", self.where, text, self.family.name)
         return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
 
     def normalised(self, text: str | None) -> tuple[ThirdPartyModel, Normalise]:
-        """Return an equivalent model without normalization per channel, and the normalization of its input.
+        """Return an equivalent model without per-channel normalization, and the normalization of its input.
 
         If the normalization differs between channels, or if the model expects BGR,
         :func:`~edgerec.tflite.model_input.with_normalization` adds a normalization layer to the start of the graph. The
@@ -171,7 +171,7 @@ class ThirdPartyModel:
 
 
 def _check(graph: Graph, where: str) -> None:
-    """Raise :class:`ModelError` if bundles do not support the model. Call this before the interpreter loads it."""
+    """Raise :class:`ModelError` if bundles do not support the model. Call this before loading the model."""
     if any(operator.name == EDGETPU_CUSTOM for operator in graph.operators):
         before = where.replace("_edgetpu.tflite", ".tflite")
         file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
@@ -207,12 +207,12 @@ def _check(graph: Graph, where: str) -> None:
 
 
 def _sources(graph: Graph) -> dict[int, Operator]:
-    """Return a dictionary that maps the ``id`` of each tensor to the operator that computes the tensor."""
+    """Return the operator that computes each tensor, keyed by the tensor's ``id``."""
     return {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
 
 
 def _last_operator(graph: Graph) -> Operator | None:
-    """Return the operator that computes the output. Operators in ``_PASSING`` at the end of the graph are skipped."""
+    """Return the operator that computes the output, skipping trailing operators listed in ``_PASSING``."""
     sources = _sources(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:
@@ -225,7 +225,7 @@ def _last_operator(graph: Graph) -> Operator | None:
 
 
 def _unbounded(graph: Graph, operator: Operator | None) -> bool:
-    """Return whether the output range of ``operator`` is unbounded. Scaling and shifting by constants are ignored."""
+    """Return True if ``operator`` has an unbounded output range, ignoring scaling and shifting by constants."""
     sources = _sources(graph)
     while operator is not None:
         if getattr(operator.options, "fusedActivationFunction", 0) in _BOUNDED_ACTIVATIONS:
@@ -238,12 +238,12 @@ def _unbounded(graph: Graph, operator: Operator | None) -> bool:
 
 
 def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | None, where: str) -> tuple[str, str]:
-    """Return the activation that converts the output to scores, and an explanation of how it was determined."""
+    """Return the activation that converts outputs to scores, and an explanation of how it was determined."""
     last = _last_operator(graph)
     several, single = CHOICES[choice or "none"]
     if choice is not None:
         if output.size == 1 and not single:
-            raise ModelError(f"{where} has a single output, but --activation {choice} needs one output for each label")
+            raise ModelError(f"{where} has a single output, but --activation {choice} requires one output per label")
         return (single if output.size == 1 else several), "chosen with --activation"
     name = last.name if last is not None else "nothing"
     unbounded = _unbounded(graph, last)
@@ -275,5 +275,5 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
 def _sum_to_one(last: Operator | None, output: TensorSpec, probe: Probe) -> bool:
     rounding = output.scale * output.size / 2 if output.quantized else 0.0
     exact = probe.within_unit and probe.sums_to(1.0, 0.01 + min(rounding, 0.1))
-    # With many classes, most scores of a quantized output round to 0, so their sum can be less than 1.
+    # With many classes, most quantized scores round to 0, so their sum can be less than 1.
     return exact or (last is not None and last.name == "SOFTMAX" and probe.sums_to(1.0, 0.5) and output.quantized)

@@ -1,4 +1,4 @@
-"""Find the best number of interpreter threads for a model on this machine, and cache the result."""
+"""Find the best number of interpreter threads for a model on this machine, and cache it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Maximum number of rounds of the measurement, and its approximate time limit in seconds.
+# Limits for the measurement: number of rounds, and approximate time in seconds.
 ROUNDS, BUDGET_S = 30, 0.3
-# Use more threads only if they reduce the latency below this fraction, to leave CPU cores for the camera and the sinks.
+# Use more threads only if latency falls below this fraction, to leave CPU cores for the camera and the sinks.
 MAX_TIME_RATIO = 0.9
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:
-    """Return the number of threads with the lowest latency, or fewer threads if their latency is similar.
+    """Return the number of threads with the lowest latency, or fewer threads with a similar latency.
 
     Args:
         content: the bytes of a .tflite image classifier.

@@ -40,7 +40,7 @@ def time_models(
 ) -> dict[str, Timing]:
     """Measure the latency of models.
 
-    In each round, every model runs once, in random order, so that other load on the machine affects all models equally.
+    In each round, every model runs once, in random order so that other load on the machine affects all models equally.
 
     Args:
         models: dictionary that maps names to models, each with an input image, uint8 ``(height, width, channels)``.
@@ -56,7 +56,7 @@ def time_models(
             break
         for name in generator.permutation(list(models)):
             model, pixels = models[name]
-            model.invoke(pixels)  # warm up the CPU caches, which contain data of another model
+            model.invoke(pixels)  # warm up the CPU caches, which hold another model's data
             start = time.perf_counter_ns()
             model.invoke(pixels)
             times_ms[name].append((time.perf_counter_ns() - start) / 1e6)

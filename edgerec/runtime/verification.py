@@ -1,4 +1,4 @@
-"""Create and verify golden vectors: images in a bundle with the scores that the exporter computed for them."""
+"""Create and verify golden vectors: images in a bundle, with the exporter's scores for them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,20 @@ from edgerec.utils.text import to_json
 GOLDEN = "golden/golden.json"
 
 # Maximum difference from a golden score on another machine, in quantization steps of the int8 output.
-# Measured on x86-64 and an emulated Cortex-A72: 0 steps for simple_cnn, 1 for resnet8, 13 for MobileNetV2 0.35.
-# Differences are larger for deep networks, because they amplify rounding differences.
-# LiteRT and TensorFlow's interpreter computed equal scores on x86-64 for four models.
+# Deep networks amplify rounding differences: MobileNetV2 0.35 differed by 13 steps between x86-64 and a Cortex-A72.
 UNITS_OTHER_MACHINE = 16
 # Maximum difference from a golden score with another runtime or a delegate, in quantization steps of the int8 output.
-# tflite-runtime differs from LiteRT by up to 48 steps, and between two CPUs by up to 35 steps.
-# Differences with delegates were not measured.
+# tflite-runtime differed from LiteRT by up to 48 steps; differences with delegates were not measured.
 UNITS_OTHER_RUNTIME = 50
-# Relative tolerance of a reconstruction error, because NumPy versions add numbers in different orders.
+# Relative tolerance for reconstruction errors, because NumPy versions add numbers in different orders.
 MEAN_TOLERANCE = 1e-9
-# Tolerances of float scores, because another CPU may round differently, and a delegate may use float16.
+# Tolerances for float scores, because CPUs may round differently and a delegate may use float16.
 FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """Differences between a model's scores on this machine and the golden scores of an image.
+    """Differences between a model's scores on this machine and an image's golden scores.
 
     Differences are in quantization steps of the output. If the output is float32 or an activation follows, they are
     differences between scores. For an autoencoder, they are differences between reconstruction errors, and the labels
@@ -105,7 +102,7 @@ class VerifyReport:
 
     @property
     def same_labels(self) -> int:
-        """Number of golden images for which every model predicts the same label as on the exporting machine."""
+        """Number of golden images whose label matches the exporting machine's label for every model."""
         return self.images - len({result.image for result in self.golden if result.label != result.golden_label})
 
     @property
@@ -120,7 +117,7 @@ class VerifyReport:
 
 
 def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> dict[str, bytes]:
-    """Compute golden vectors for a bundle, and return a dictionary that maps file names to contents.
+    """Compute golden vectors for a bundle, and return the file contents keyed by file name.
 
     For each image, the files contain a PNG image, the digest of the preprocessed pixels, the scores, and, if the bundle
     has an autoencoder, the reconstruction error.
@@ -153,7 +150,7 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
 
 
 def golden_images(bundle: Bundle) -> dict[str, Image]:
-    """Return a dictionary that maps file names to golden images, with at most :data:`MAX_PIXELS` pixels in total.
+    """Return golden images keyed by file name, with at most :data:`MAX_PIXELS` pixels in total.
 
     Raises:
         BundleError: there are no golden images.
@@ -171,7 +168,7 @@ def golden_images(bundle: Bundle) -> dict[str, Image]:
 def verify(
     path: str | Path, *, delegate: str | None = None, delegate_options: Mapping[str, str] | None = None
 ) -> VerifyReport:
-    """Check the digests, tensors and golden vectors of a bundle on this machine.
+    """Check a bundle's digests, tensors and golden vectors on this machine.
 
     Files that the runtime does not use, e.g. README.md, only cause warnings if they were changed, removed or added.
 
@@ -268,7 +265,7 @@ def _indecisive(report: VerifyReport) -> str:
 
 
 def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
-    """Return the fingerprint of the machine that exported a bundle, and the golden vectors of the bundle.
+    """Return the fingerprint of the machine that exported a bundle, and the bundle's golden vectors.
 
     Each golden vector has the keys ``image``, ``pixels_sha256`` and ``scores``, a float64 array ``(models, labels)``.
 
@@ -343,7 +340,7 @@ def _recomputed_error(
     here: Fingerprint,
     delegate: str,
 ) -> Iterator[GoldenResult]:
-    """Yield the result for the autoencoder if the bundle has one. :func:`_recompute` must have checked the image."""
+    """If the bundle has an autoencoder, yield its result. The image must have been checked by :func:`_recompute`."""
     spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
     if spec is None or image is None:
         return
@@ -365,7 +362,7 @@ def _recomputed_error(
 def error_tolerance(
     made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
 ) -> float:
-    """Return the allowed difference between the reconstruction errors of an image on two machines.
+    """Return the allowed difference between two machines' reconstruction errors for the same image.
 
     ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
     (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
@@ -375,12 +372,12 @@ def error_tolerance(
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
-    """Return the allowed difference between a model's scores on two machines, in units of the model's output."""
+    """Return the allowed difference between two machines' scores, in units of the model's output."""
     if made_on == here and not delegate:
         return 0.0
     if not spec.output.quantized:
         return FLOAT_DELEGATE if delegate else FLOAT_OTHER_MACHINE
     same_kernels = not delegate and {made_on.runtime, here.runtime} <= {"ai-edge-litert", "tensorflow"}
     units = UNITS_OTHER_MACHINE if same_kernels else UNITS_OTHER_RUNTIME
-    # No activation amplifies differences, so a score differs by at most as much as the dequantized output.
+    # No activation amplifies differences, so scores differ by at most as much as the dequantized outputs.
     return units if spec.activation == "none" else units * spec.output.scale

@@ -1,4 +1,4 @@
-"""List the video devices of the Linux kernel: USB cameras, camera modules of a Raspberry Pi, and codecs."""
+"""List the Linux kernel's video devices: USB cameras, Raspberry Pi camera modules and codecs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from edgerec.utils.text import printable
 
 ROOT = Path("/")
-# Drivers that receive raw images from a camera module (CSI). Only libcamera can process these images.
+# Drivers that deliver a camera module's (CSI) raw images, which only libcamera can process.
 _CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
 # Names of codecs and image signal processors, which the kernel also lists as video devices.
 _HELPERS = re.compile(r"codec|(?<![a-z])isp|rkisp|pisp|hevc|rpivid|stateless|decoder|encoder")
@@ -74,7 +74,7 @@ def _number(entry: Path) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a system file, e.g. in ``/sys``, or an empty string if the file cannot be read."""
+    """Return the content of a system file, e.g. in ``/sys``, or an empty string if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
     except OSError:

@@ -95,7 +95,7 @@ def test_missing_delegate_is_an_error_without_fallback(bundle, pictures, caplog)
 
 
 def test_options_without_a_delegate_are_refused(bundle):
-    with pytest.raises(DelegateError, match="delegate options need a delegate: name the library"):
+    with pytest.raises(DelegateError, match="delegate options require a delegate: specify its library"):
         Classifier.open(bundle, delegate_options={"device": "usb:1"})
 
 

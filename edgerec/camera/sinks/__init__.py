@@ -1,4 +1,4 @@
-"""Sinks receive the results of a camera, e.g. to write a CSV file or a video, or to publish them to an MQTT broker."""
+"""Sinks, which receive a camera's results, e.g. to write a CSV file or to publish them to an MQTT broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgerec.camera.source_state import StateChange
 
 
 class Sink(Protocol):
-    """Protocol of sinks, which receive results and state changes. All methods are called from the same thread.
+    """Protocol for sinks, which receive results and state changes. All methods are called from the same thread.
 
     A sink may have these optional attributes:
 
@@ -35,5 +35,5 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Complete the output and release all resources. Called exactly once."""
+        """Finish the output and release all resources. Called exactly once."""
         ...

@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes lines and flushes each line. If ``out`` is a broken pipe, the camera is stopped."""
+    """Writes lines, flushing each one. If ``out`` is a broken pipe, the camera is stopped."""
 
     uses_images = False
 
@@ -24,17 +24,17 @@ class _Lines:
             print(printable(text), file=self._out, flush=True)
         except BrokenPipeError:  # e.g. edgerec camera … | head
             self.closed = True
-            # Redirect the stream to /dev/null, because Python flushes the stream at exit, which would fail again.
+            # Redirect the stream to /dev/null because Python flushes it at exit, which would fail again.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._out.fileno())
             os.close(null)
 
     def close(self) -> None:
-        """Leave the stream open, because the caller owns it."""
+        """Leave the stream open; the caller owns it."""
 
 
 class JsonLines(_Lines):
-    """Writes one line with a JSON object for each frame and each state change."""
+    """Writes one line with a JSON object for each frame and state change."""
 
     def write(self, result: Result) -> None:
         """Write the result."""
@@ -46,10 +46,10 @@ class JsonLines(_Lines):
 
 
 class TextLines(_Lines):
-    """Writes one short line for each frame, with the predicted label before smoothing."""
+    """Writes one short line per frame, with the predicted label before smoothing."""
 
     def __init__(self, out: TextIO, *, named: bool = False) -> None:
-        """Write lines to ``out``. If ``named`` is True, each line begins with the name of the source."""
+        """Write lines to ``out``. If ``named`` is True, start each line with the source's name."""
         super().__init__(out)
         self._named = named
 
@@ -61,7 +61,7 @@ class TextLines(_Lines):
         self._write_line(f"{source}frame {result.frame.index}  {label}  {result.age_ms:.1f} ms")
 
     def state(self, change: StateChange) -> None:
-        """Do nothing, because :class:`StateLines` writes state changes."""
+        """Do nothing; :class:`StateLines` writes state changes."""
 
 
 class StateLines(_Lines):
@@ -72,10 +72,10 @@ class StateLines(_Lines):
         self._last_lines: dict[str, str] = {}
 
     def write(self, result: Result) -> None:
-        """Do nothing, because this sink writes only state changes."""
+        """Do nothing; this sink writes only state changes."""
 
     def state(self, change: StateChange) -> None:
-        """Write the new state and its reason. Omit changes without a reason and repeated lines."""
+        """Write the new state and its reason, omitting changes without a reason and repeated lines."""
         if not change.reason or change.state not in (SourceState.LIVE, SourceState.STALE, SourceState.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"

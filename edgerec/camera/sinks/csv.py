@@ -35,7 +35,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # pipes and devices usually hav
 class CsvFile:
     """Writes a CSV file with a header and one row per result. ``captured_s`` is Unix time, and scores are in [0, 1].
 
-    Each row is written immediately with a single system call, so that all rows are complete even if the process is
+    Each row is written immediately with a single system call so that all rows are complete even if the process is
     killed.
     """
 
@@ -79,7 +79,7 @@ class CsvFile:
             raise
 
     def write(self, result: Result) -> None:
-        """Write one row. If this fails, remove the incomplete row from the file and raise :class:`EdgerecError`."""
+        """Write one row. If this fails, remove the partial row from the file and raise :class:`EdgerecError`."""
         self._prepare()
         prediction, decision = result.classification, result.decision
         decision_values: list[Any] = ["", "", ""]
@@ -103,15 +103,15 @@ class CsvFile:
         self._prepare()
 
     def close(self) -> None:
-        """Flush the rows to the disk."""
+        """Flush the rows to disk."""
         with contextlib.suppress(OSError):  # pipes and devices do not support fsync
             os.fsync(self._file)
         os.close(self._file)
 
     def _lock_and_check(self) -> None:
-        """Lock the file and check its header. A new file gets its header; an existing file does not change."""
+        """Lock the file and check its header. Write the header to a new file; leave an existing file unchanged."""
         status = os.fstat(self._file)
-        # In append mode, the lock is shared, because several processes may append rows to the same file.
+        # In append mode, the lock is shared so that several processes can append to the same file.
         if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._exclusive):
             raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
         if not status.st_size:
@@ -134,7 +134,7 @@ class CsvFile:
             os.ftruncate(self._file, 0)
             self._write_row(COLUMNS)
         elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":
-            os.write(self._file, b"\n")  # start a new line after a row that a power failure has truncated
+            os.write(self._file, b"\n")  # start a new line after a row truncated by a power failure
 
     def _write_row(self, values: Sequence[Any]) -> None:
         line, before = _line(values), os.fstat(self._file).st_size
@@ -159,7 +159,7 @@ def _read_at(file: int, position: int, count: int) -> bytes:
 
 
 def _refuse_other_file(path: Path) -> None:
-    """Raise :class:`OutputExistsError` if ``path`` is a nonempty file that this class did not write."""
+    """Raise :class:`OutputExistsError` if ``path`` is a nonempty file not written by this class."""
     try:
         if not path.is_file():
             return
@@ -171,7 +171,7 @@ def _refuse_other_file(path: Path) -> None:
         ) from None
     if start not in (b"", f"{COLUMNS[0]},".encode()):
         raise OutputExistsError(
-            f"{path} was not written by edgerec camera, so it is not overwritten: choose another name"
+            f"{path} was not written by edgerec camera and will not be overwritten: choose another name"
         )
 
 

@@ -1,4 +1,4 @@
-"""Functions shared by several sinks: safe names for sources, and detection of changed decisions."""
+"""Functions shared by several sinks: safe source names, and detection of changed decisions."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def safe_name(text: str) -> str:
 
 def _with_digest(name: str, text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-    # Keep the end of a long path or URL, because the end is more specific than the start.
+    # Keep the end of a long path or URL, which is more specific than the start.
     return f"{name[-(_MAX_LENGTH - 9) :].strip('-')}-{digest}".strip("-")
 
 
 def source_name(source: str, sources: Collection[str]) -> str:
-    """Return a safe name of a source that is unique among ``sources``."""
+    """Return a safe name for the source that is unique among ``sources``."""
     name = safe_name(source)
     if any(other != source and safe_name(other) == name for other in sources):
         return _with_digest(name, source)
@@ -52,7 +52,7 @@ def source_of(result: Result) -> str:
 
 
 def decision_event(result: Result) -> dict[str, Any]:
-    """Return the decision of a result as a JSON-serializable dictionary.
+    """Return a result's decision as a JSON-serializable dictionary.
 
     The result must have a decision. ``since_s`` and ``captured_s`` are Unix time in seconds.
     """
@@ -64,13 +64,13 @@ def decision_event(result: Result) -> dict[str, Any]:
 
 
 class DecisionChanges:
-    """Detects whether the decision of a source has changed, even if the first result after the change was dropped."""
+    """Detects whether a source's decision has changed, even if the first result after the change was dropped."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}
 
     def is_new(self, result: Result) -> bool:
-        """Return whether the decision of the result differs from the last decision of its source."""
+        """Return True if the result's decision differs from its source's last decision."""
         if result.decision is None:
             return False
         decision = (result.decision.label, result.decision.since_s)

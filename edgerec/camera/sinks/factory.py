@@ -1,4 +1,4 @@
-"""Open the sinks that a :class:`~edgerec.camera.config.CameraConfig` selects. New kinds of sinks are added here."""
+"""Open the sinks selected in a :class:`~edgerec.camera.config.CameraConfig`. Add new kinds of sinks here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def open_sinks(config: CameraConfig, camera: Camera) -> list[Sink]:
-    """Open all sinks that ``config`` selects. If a sink cannot be opened, close the sinks that are already open.
+    """Open all sinks selected in ``config``. If a sink fails to open, close those that are already open.
 
     Raises:
         EdgerecError: a sink cannot be opened.
@@ -51,10 +51,10 @@ def close_on_error(sinks: Sequence[Sink]) -> Iterator[None]:
 
 
 def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
-    """Open and yield each sink. The module of a sink is imported only if the sink is used.
+    """Open and yield each sink, importing its module only if the sink is used.
 
     No sink changes an existing file before the first event, because another sink may fail to open. The CSV file is
-    opened last, because this creates the file.
+    opened last because this creates the file.
     """
     manifest = camera.manifest
     if config.output != "none":
@@ -65,7 +65,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             yield JsonLines(sys.stdout)
         elif config.output == "text":
             yield TextLines(sys.stdout, named=len(camera.sources) > 1)
-    # Parse the addresses first, so that an invalid address is reported before a window or a server is opened.
+    # Parse the addresses first so that invalid ones are reported before a window or server is opened.
     if config.webhook:
         from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 
@@ -138,7 +138,7 @@ def _open_web_page(config: WebPageConfig, labels: tuple[str, ...]) -> Sink:
 
 
 def _logs_to_journal() -> bool:
-    """Return whether stderr is connected to the journal of systemd."""
+    """Return True if stderr is connected to the systemd journal."""
     try:
         stderr = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Messages for MQTT discovery in Home Assistant (https://www.home-assistant.io/integrations/mqtt/)."""
+"""Home Assistant messages for MQTT discovery (https://www.home-assistant.io/integrations/mqtt/)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
-# Maximum number of labels to list as options of the sensor. A longer list is not useful in an automation.
+# Maximum number of labels listed as the sensor's options. Longer lists are not useful in automations.
 MAX_CHOICES = 100
 
 
 def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return the retained discovery messages of a source, keyed by topic relative to the discovery prefix.
+    """Return a source's retained discovery messages, keyed by topic relative to the discovery prefix.
 
     Each source has three entities: a sensor with the label, which has the whole decision as attributes; a sensor with
     the score; and a binary sensor that shows whether the source is live. All sources of a bundle belong to one device.

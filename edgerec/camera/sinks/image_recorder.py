@@ -1,4 +1,4 @@
-"""Save selected images as future training data. The oldest images are deleted when a size limit is reached."""
+"""Save selected images as future training data, deleting the oldest ones when a size limit is reached."""
 
 from __future__ import annotations
 
@@ -30,20 +30,18 @@ from edgerec.utils.optional import require
 from edgerec.utils.sizes import disk_space
 
 JPEG_QUALITY = 95
-# Maximum number of paths that are kept in memory, for the oldest images. When all of these images have been deleted,
-# the folder is scanned again.
+# Maximum number of paths kept in memory, for the oldest images. Once these are deleted, the folder is scanned again.
 MAX_LISTED = 4096
-# Minimum time in seconds between two scans of the folder while a size limit is reached.
+# Minimum time in seconds between folder scans while a size limit is reached.
 RESCAN_S = 10.0
-# Pattern for the names of saved images. The name contains a digest of the path of the folder. If the digest belongs to
-# another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec wrote names without
-# a digest.
+# File name pattern of saved images. The name contains a digest of the folder's path, which no longer matches if a user
+# has moved the image, e.g. to correct its label. Older versions of edgerec wrote no digest.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
 
 
 class ImageRecorder:
-    """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, so that ``edgerec train`` can use the folder.
+    """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, a layout that ``edgerec train`` can use.
 
     Each image shows the region that was classified. LABEL is the predicted label; a user can correct it by moving the
     file to another subfolder. If the total size would exceed the limit, the oldest images are deleted, including images
@@ -58,7 +56,7 @@ class ImageRecorder:
     name = "save"
 
     def __init__(self, config: ImageRecorderConfig, labels: Iterable[str] = ()) -> None:
-        """Create and lock the folder, and find the images that earlier runs have saved.
+        """Create and lock the folder, and find the images saved by earlier runs.
 
         Args:
             config: folder of the images, selection of the images to save, and size limits.
@@ -74,7 +72,7 @@ class ImageRecorder:
         self._names = file_names((*labels, UNKNOWN))
         self._last_saved: dict[str, tuple[float, str]] = {}
         self._oldest: deque[tuple[Path, int]] = deque()
-        self._lists_all = True  # whether ``_oldest`` lists every image that may be deleted
+        self._lists_all = True  # whether ``_oldest`` lists every image eligible for deletion
         self._total_bytes = self._moved_bytes = 0
         self._scanned_s = 0.0
         lock = None
@@ -119,14 +117,14 @@ class ImageRecorder:
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
-        """Do nothing, because a state change has no image."""
+        """Do nothing; state changes have no image."""
 
     def close(self) -> None:
-        """Release the lock of the folder."""
+        """Release the folder lock."""
         self._lock.close()
 
     def _selected_label(self, result: Result) -> str | None:
-        """Return the label under which the frame is saved, or None if the rule does not select the frame."""
+        """Return the label to save the frame under, or None if the rule does not select it."""
         config, prediction, decision = self._config, result.classification, result.decision
         last_s, last_label = self._last_saved.get(result.frame.source, (float("-inf"), None))
         if result.frame.stream and result.frame.captured_s - last_s < config.min_interval_s - TIME_TOLERANCE_S:
@@ -180,7 +178,7 @@ class ImageRecorder:
     def _make_room(self, size: int) -> bool:
         """Delete the oldest images until there is room for ``size`` bytes. Return False if this is not possible."""
         config = self._config
-        # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
+        # Delete nothing if deleting all images would not free enough space, e.g. because other programs fill the disk.
         if not self._can_fit(size):
             if time.monotonic() - self._scanned_s < RESCAN_S:
                 return False
@@ -200,7 +198,7 @@ class ImageRecorder:
                 self._scan()
                 return self._make_room(size)
             self._total_bytes -= freed_bytes
-            with contextlib.suppress(OSError):  # delete an empty folder, because training would treat it as a class
+            with contextlib.suppress(OSError):  # delete empty folders, which training would treat as classes
                 path.parent.rmdir()
         return True
 
@@ -213,7 +211,7 @@ class ImageRecorder:
         return shutil.disk_usage(self._folder).free
 
     def _scan(self) -> None:
-        """Compute the total size of all saved images, and list the oldest. Delete incomplete files."""
+        """Compute the total size of all saved images, find the oldest ones, and delete incomplete files."""
         for attempts_left in (2, 1, 0):
             totals = Counter[str]()
             try:
@@ -227,7 +225,7 @@ class ImageRecorder:
         self._oldest = deque(oldest[:MAX_LISTED])
 
     def _own_images(self, totals: Counter[str]) -> Iterator[tuple[Path, int]]:
-        """Yield path and size of each image that may be deleted, and add up the sizes of all images in ``totals``."""
+        """Yield the path and size of each deletable image, and add the sizes of all images to ``totals``."""
         for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue
@@ -236,7 +234,7 @@ class ImageRecorder:
             except FileNotFoundError:  # removed during the scan
                 continue
             own = name is not None and name[1] == _digest(path.parent)
-            if _PART.fullmatch(path.name) or (own and not size):  # a crash or a power failure left an incomplete file
+            if _PART.fullmatch(path.name) or (own and not size):  # a crash or power failure left an incomplete file
                 path.unlink(missing_ok=True)
             elif name is not None:
                 totals["all"] += disk_space(size)

@@ -1,4 +1,4 @@
-"""Draw labels in any script, such as Greek or Chinese. OpenCV's own fonts support only ASCII."""
+"""Draw labels in any script, e.g. Greek or Chinese. OpenCV's own fonts support only ASCII."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgerec.utils.text import printable
 log = logging.getLogger(__name__)
 
 SIZE_PX = 24
-# Scale and thickness of OpenCV's font, for letters that are about SIZE_PX high.
+# Scale and thickness of OpenCV's font for letters about SIZE_PX high.
 SCALE, THICKNESS = 0.8, 2
 MAX_CHARACTERS = 200
 # Font size in pixels of most bitmap fonts, e.g. Noto Color Emoji. Bitmap fonts have only one size.
@@ -65,7 +65,7 @@ def draw_label(image: Image, label: str, index: int, left: int, baseline: int) -
 
 
 def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
-    """Draw ASCII text in white with OpenCV, and return the x coordinate at its right end."""
+    """Draw white ASCII text with OpenCV and return the x coordinate of its right end."""
     cv2 = require("cv2")
     cv2.putText(image, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, SCALE, (255, 255, 255), THICKNESS, cv2.LINE_AA)
     width: int = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, SCALE, THICKNESS)[0][0]
@@ -74,7 +74,7 @@ def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
 
 @functools.lru_cache(maxsize=32)  # up to 0.5 MB of pixels each
 def label_text(label: str, index: int) -> LabelText:
-    """Render a label with Pillow if it is not ASCII. If this fails, log the reason and use ASCII characters."""
+    """Render a label with Pillow if it is not ASCII. If rendering fails, log the reason and fall back to ASCII."""
     label = printable(label[:MAX_CHARACTERS])
     if label.isascii():
         return LabelText(label)
@@ -92,7 +92,7 @@ class _CannotDrawError(Exception):
 
 @functools.cache
 def warn_once(reason: str) -> None:
-    """Log the reason why labels cannot be drawn, once for each reason."""
+    """Log the reason why labels cannot be drawn, once per reason."""
     log.warning("some labels are drawn in ASCII: %s", reason)
 
 

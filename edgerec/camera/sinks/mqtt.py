@@ -21,13 +21,13 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
-# Maximum number of sent messages that the broker has not acknowledged yet.
+# Maximum number of sent messages not yet acknowledged by the broker.
 WINDOW = 16
-# Maximum time in seconds to send queued messages when the sink is closed.
+# When the sink is closed, queued messages are sent for at most this many seconds.
 FLUSH_S = 1.0
-# Maximum time in seconds to publish the status "offline" and to disconnect.
+# Maximum time in seconds to publish the status "offline" and disconnect.
 GOODBYE_S = 0.5
-# Interval in seconds at which unsent messages are retried.
+# How often unsent messages are retried, in seconds.
 RETRY_S = 5.0
 
 
@@ -43,7 +43,7 @@ class Mqtt:
 
     States and decisions are stored in a file until the broker has acknowledged them, so that they arrive in order after
     an outage or a restart. With QoS 1, a message may arrive twice. After each reconnection, the latest messages are
-    published again, because the broker may have lost its retained messages.
+    published again because the broker may have lost its retained messages.
     """
 
     closed = False
@@ -62,7 +62,7 @@ class Mqtt:
         max_bytes: int = 10_000_000,
         sources: Sequence[str] = (),
     ) -> None:
-        """Open the queue, and connect to the broker in the background.
+        """Open the queue and start connecting to the broker in the background.
 
         Args:
             broker: address of the broker.
@@ -81,19 +81,19 @@ class Mqtt:
         self._broker, self._manifest, self._discovery_prefix = broker, manifest, discovery_prefix.strip("/")
         if not is_topic_prefix(self._discovery_prefix):
             raise EdgerecError(
-                f"{discovery_prefix!r} is not a valid topic prefix for discovery: use levels such as home/hall, "
+                f"the topic prefix for discovery, {discovery_prefix!r}, is invalid: use levels such as home/hall, "
                 "without the characters + # $"
             )
         self._interval_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = DecisionChanges()
-        self._lock = threading.Lock()  # protects the next three attributes
+        self._lock = threading.Lock()  # guards the next three attributes
         self._sources = dict.fromkeys(sources)
         self._seen_sources: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
-        # The following attributes are used only by the sending thread. paho identifies messages by packet IDs.
+        # Only the sending thread uses the following attributes. paho identifies messages by packet ID.
         self._in_flight: dict[int, int] = {}  # queue IDs of unacknowledged messages, keyed by packet ID
-        self._resent: set[int] = set()  # packet IDs of messages that paho resends after a reconnection
+        self._resent: set[int] = set()  # packet IDs of messages that paho resends after reconnecting
         self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages that bypassed the queue
         self._session = 0
         self._failed_s = float("-inf")
@@ -120,27 +120,27 @@ class Mqtt:
 
     @property
     def dropped(self) -> int:
-        """Number of states and decisions that were lost because the queue was full, damaged or not writable."""
+        """Number of states and decisions lost because the queue was full, damaged or not writable."""
         return self._queue.dropped
 
     @property
     def missed(self) -> int:
-        """Number of results that were not sent, because the connection was lost or too slow."""
+        """Number of results not sent because the connection was lost or too slow."""
         return self._connection.missed
 
     @property
     def waiting(self) -> int:
-        """Number of states and decisions that the broker has not acknowledged yet."""
+        """Number of states and decisions not yet acknowledged by the broker."""
         return len(self._queue)
 
     def write(self, result: Result) -> None:
-        """Publish the decision if it is new. Publish the result unless this would exceed ``results_per_s``."""
+        """Publish the decision if it is new, and the result unless that would exceed ``results_per_s``."""
         source = source_of(result)
         if self._changes.is_new(result):
             self._enqueue(source, "decision", decision_event(result))
         now = time.monotonic()
         if self._interval_s < float("inf") and now >= self._next_s.get(source, now):
-            # Add the interval to the time at which this result was due, so that delays do not lower the rate.
+            # Add the interval to this result's due time so that delays do not lower the rate.
             self._next_s[source] = max(self._next_s.get(source, now) + self._interval_s, now)
             self._connection.publish_qos0(self._topic(source, "result"), _encode(result.to_dict()))
 
@@ -149,7 +149,7 @@ class Mqtt:
         self._enqueue(change.source, "state", change.to_dict())
 
     def close(self) -> None:
-        """Send queued messages for up to a second, and disconnect. The remaining messages are sent after a restart."""
+        """Send queued messages for up to a second, then disconnect. Remaining messages are sent after a restart."""
         self._deadline = time.monotonic() + FLUSH_S
         self._wake.set()
         self._thread.join(FLUSH_S + 2 * GOODBYE_S)
@@ -170,14 +170,14 @@ class Mqtt:
         number = self._queue.put(topic, payload, True)
         with self._lock:
             if source not in self._sources:
-                # Create a new dictionary, because the sending thread may iterate over the old one.
+                # Create a new dictionary because the sending thread may be iterating over the old one.
                 self._sources = {**self._sources, source: None}
             self._seen_sources.add(source)
             self._latest[topic] = (number, payload)
         self._wake.set()
 
     def _send(self) -> None:
-        """Main function of the sending thread. Only this thread sends QoS 1 messages, so that their order is kept."""
+        """Run the sending thread, the only one that sends QoS 1 messages, so that they stay in order."""
         while True:
             self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._closing else RETRY_S)
             self._wake.clear()
@@ -187,7 +187,7 @@ class Mqtt:
                     self._publish_status()
                     self._publish_discovery()
                     self._send_queued()
-            except Exception as error:  # keep the thread alive, so that later messages are sent
+            except Exception as error:  # keep the thread alive so that later messages are sent
                 if time.monotonic() - self._failed_s >= 60:
                     self._failed_s = time.monotonic()
                     log.warning("%s: a message could not be sent (%s): trying again", self._broker, error)
@@ -213,7 +213,7 @@ class Mqtt:
                 self._queue.remove(queued_id)
 
     def _publish_status(self) -> None:
-        """After each new connection, publish the status and the latest message of each topic."""
+        """Publish the status and each topic's latest message after every new connection."""
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions

@@ -1,4 +1,4 @@
-"""The address of an MQTT broker, and a connection to the broker that reconnects automatically."""
+"""An MQTT broker's address, and a broker connection that reconnects automatically."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ KEEPALIVE_S = 30
 CONNECT_S = 5.0
 # Initial and maximum delay between connection attempts, in seconds.
 RETRY_S = (1, 2)
-# Delay in seconds before the next attempt if the broker has rejected the user name or password.
+# Delay in seconds before reconnecting if the broker rejected the user name or password.
 REJECTED_S = 60
-# paho's reason codes for "bad user name or password" and "not authorized", in all versions of MQTT.
+# paho's reason codes for "bad user name or password" and "not authorized" in all MQTT versions.
 _CREDENTIAL_ERRORS = (134, 135)
-# Maximum number of QoS 0 messages that wait for a slow network. Further messages are dropped.
+# Maximum number of QoS 0 messages waiting for a slow network. Further messages are dropped.
 MAX_UNSENT = 32
-# Maximum size of a packet from the broker. Acknowledgments, the only packets that edgerec expects, have 4 bytes.
+# Maximum size of a packet from the broker. edgerec expects only acknowledgments, which have 4 bytes.
 MAX_PACKET_BYTES = 1024
 
 _USAGE = (
@@ -46,7 +46,7 @@ _USAGE = (
 
 @dataclass(frozen=True)
 class Broker:
-    """Address of an MQTT broker, credentials, and topic prefix.
+    """An MQTT broker's address, credentials and topic prefix.
 
     Attributes:
         host, port: host and port of the broker.
@@ -63,7 +63,7 @@ class Broker:
     prefix: str = "edgerec"
 
     def __str__(self) -> str:
-        """Return the address without user name, password and prefix, so that it can be logged."""
+        """Return the address without user name, password and prefix, for logging."""
         return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}"
 
     @classmethod
@@ -72,7 +72,7 @@ class Broker:
 
         ``env:NAME`` and ``@FILE`` read the address from an environment variable or from a file with mode 0600. The
         password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``, or in the file whose path is in
-        ``EDGEREC_MQTT_PASSWORD_FILE``. The default prefix is ``edgerec/HOSTNAME``, so that the cameras of two machines
+        ``EDGEREC_MQTT_PASSWORD_FILE``. The default prefix is ``edgerec/HOSTNAME`` so that the cameras of two machines
         publish to different topics.
 
         Raises:
@@ -87,23 +87,23 @@ class Broker:
         user = parts.user
         password = parts.password or secret_variable(PASSWORD, environment)
         if password and not user:
-            raise EdgerecError(f"a password for the broker is set, but the user name is missing: {_USAGE}")
+            raise EdgerecError(f"a password for the broker requires a user name: {_USAGE}")
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
         if not is_topic_prefix(prefix):
             raise EdgerecError(
-                "the topic prefix in the broker's address is not valid: use levels such as home/hall, without the "
+                "the topic prefix in the broker's address is invalid: use levels such as home/hall, without the "
                 "characters + # $"
             )
         return cls(parts.host, parts.port, parts.scheme == "mqtts", user, password, prefix)
 
 
 def is_topic_prefix(text: str) -> bool:
-    """Return whether ``text`` can be used as the first levels of an MQTT topic. An empty string is valid."""
+    """Return True if ``text`` can be the leading levels of an MQTT topic. An empty string is valid."""
     return not re.search(r"[+#\x00-\x1f\x7f\ud800-\udfff]|//|^\$", text) and len(text.encode(errors="replace")) <= 200
 
 
 class BrokerConnection:
-    """A connection to a broker that reconnects automatically, in paho's network thread.
+    """A broker connection that reconnects automatically in paho's network thread.
 
     All methods may be called from any thread.
 
@@ -149,7 +149,7 @@ class BrokerConnection:
         client.loop_start()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int:
-        """Send a message with QoS 1, and return its packet ID, which is later added to :attr:`acknowledged`.
+        """Send a message with QoS 1 and return its packet ID, which is later added to :attr:`acknowledged`.
 
         If the connection is lost before the acknowledgment, paho resends the messages in the same order after the
         reconnection.
@@ -166,13 +166,13 @@ class BrokerConnection:
             self._unsent.append(self._client.publish(topic, payload, qos=0))
 
     def close(self, seconds: float) -> None:
-        """Disconnect, and wait for the network thread for at most ``seconds``."""
+        """Disconnect, and wait at most ``seconds`` for the network thread."""
         self._closing.set()
         self._client.disconnect()
         self._ended.wait(seconds)
 
     def _network(self, loop: Callable[[], Any]) -> None:
-        """Main function of the network thread. Run paho's network loop, and restart the loop if it fails."""
+        """Run paho's network loop in the network thread, restarting it if it fails."""
         while not self._closing.is_set():
             try:
                 loop()
@@ -204,7 +204,7 @@ class BrokerConnection:
             self._changed()
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
-        # paho calls this callback in an except block, but does not pass the exception.
+        # paho calls this in an except block but does not pass the exception.
         self._lost(f"cannot be reached ({sys.exc_info()[1]}): trying again")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
@@ -223,7 +223,7 @@ class BrokerConnection:
         self._changed()
 
     def _warn(self, problem: str) -> None:
-        """Log a problem, unless a problem of the same kind was logged in this outage or in the last minute."""
+        """Log a problem unless one of the same kind was logged during this outage or in the last minute."""
         kind, now = problem.partition("(")[0], time.monotonic()
         if self._closing.is_set() or kind == self._problem:
             return
@@ -234,7 +234,7 @@ class BrokerConnection:
 
 
 def _is_finished(message: Any) -> bool:
-    """Return whether a message was sent, or was lost because the connection ended."""
+    """Return True if a message was sent, or was lost because the connection ended."""
     try:
         return bool(message.is_published())
     except (RuntimeError, ValueError):  # paho raises these exceptions if the message was lost
@@ -242,7 +242,7 @@ def _is_finished(message: Any) -> bool:
 
 
 def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
-    """Create a paho client. Its network thread calls ``run(loop)``, where ``loop`` is paho's own network loop.
+    """Create a paho client whose network thread calls ``run(loop)``, where ``loop`` is paho's own network loop.
 
     The client accepts only the packets that a broker sends to a client without subscriptions, because paho would store
     other packets, e.g. messages of QoS 2, in memory without a limit. An unexpected packet raises an exception, which
@@ -257,7 +257,7 @@ def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
         def _sock_recv(self, bufsize: int) -> Any:
             if bufsize > MAX_PACKET_BYTES:
                 raise ValueError(
-                    f"the broker sent a packet of {bufsize} bytes, more than the limit of {MAX_PACKET_BYTES} bytes"
+                    f"the broker sent a packet of {bufsize} bytes, but at most {MAX_PACKET_BYTES} bytes are allowed"
                 )
             return super()._sock_recv(bufsize)
 
@@ -267,6 +267,6 @@ def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
                 raise ValueError(f"the broker sent an unexpected packet of type {kind >> 4}")
             return super()._packet_handle()
 
-    # A random client ID of 23 characters, the maximum length that every broker must accept.
+    # A random client ID with 23 characters, the longest that every broker must accept.
     name = f"edgerec{secrets.token_hex(8)}"
     return Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311)

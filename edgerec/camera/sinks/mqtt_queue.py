@@ -1,4 +1,4 @@
-"""A queue that stores messages in a file until they are delivered, because paho keeps them only in memory."""
+"""A queue that stores messages in a file until delivery, because paho keeps them only in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.errors import EdgerecError
 
 log = logging.getLogger(__name__)
 
-# Minimum time in seconds between two attempts to open the file.
+# Minimum time in seconds between attempts to open the file.
 REOPEN_S = 10.0
 
 _TABLE = (
@@ -26,13 +26,13 @@ _INDEX = (
     "FROM messages ORDER BY id"
 )
 
-# sqlite3 raises UnicodeDecodeError if the text in a damaged file is not valid UTF-8.
+# sqlite3 raises UnicodeDecodeError if text in a damaged file is not valid UTF-8.
 _ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
 
 
 @dataclass(frozen=True)
 class Message:
-    """A queued message. IDs increase in the order in which messages were added."""
+    """A queued message. IDs increase in the order in which messages are added."""
 
     id: int
     topic: str
@@ -41,12 +41,12 @@ class Message:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the topic and the payload in bytes."""
+        """Combined size of the topic and payload in bytes."""
         return len(self.topic.encode()) + len(self.payload)
 
 
 class MessageQueue:
-    """A bounded queue in a SQLite file. Messages stay in the file until they are removed, even if the process ends.
+    """A bounded queue in a SQLite file. Messages stay in the file until removed, even if the process ends.
 
     If the file cannot be written, e.g. because the disk is full, messages are kept in memory, within the same limits,
     and each new message triggers another attempt to write the file. All methods are thread-safe. Only one process at a
@@ -87,8 +87,8 @@ class MessageQueue:
         self._db: sqlite3.Connection | None = None
         self._open()
         if self._db is None:
-            # The file cannot be opened yet, but may contain messages. An ID that is based on the time is greater than
-            # the IDs of these messages.
+            # The file cannot be opened yet, but may contain messages. A time-based ID is greater than the IDs of these
+            # messages.
             self.newest = time.time_ns() // 1000
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class MessageQueue:
         return number in self._sizes
 
     def put(self, topic: str, payload: bytes, retain: bool) -> int:
-        """Append a message and return its ID. If the file cannot be written, keep the message in memory."""
+        """Append a message and return its ID. If writing to the file fails, keep the message in memory."""
         with self._lock:
             self.newest += 1
             message = Message(self.newest, topic, payload, retain)
@@ -122,18 +122,18 @@ class MessageQueue:
             return [*messages, *self._memory][:limit]
 
     def remove(self, number: int) -> None:
-        """Remove the delivered message with the ID ``number``."""
+        """Remove the delivered message with ID ``number``."""
         with self._lock:
             size = self._sizes.pop(number, None)
             if size is None:
-                self.dropped -= 1  # the message was counted as dropped, but was delivered after all
+                self.dropped -= 1  # counted as dropped earlier, but delivered after all
                 return
             self._bytes -= size
             self._forget(number)
             self._save()
 
     def discard(self, number: int) -> None:
-        """Remove the undeliverable message with the ID ``number``, and count it as dropped."""
+        """Remove the undeliverable message with ID ``number``, and count it as dropped."""
         self.dropped += 1
         self.remove(number)
 
@@ -151,7 +151,7 @@ class MessageQueue:
             if self._db is not None:
                 self._db.close()
                 self._db = None
-            self._opened_s = float("inf")  # keeps a sending thread that is still running from opening the file
+            self._opened_s = float("inf")  # keeps a running sending thread from opening the file
 
     def _open(self) -> None:
         self._opened_s = time.monotonic()
@@ -176,7 +176,7 @@ class MessageQueue:
         db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
         sizes: dict[int, int] = {}
         try:
-            # With these settings, a power failure may lose the last messages, but cannot damage the file.
+            # With these settings, a power failure can lose the latest messages but cannot corrupt the file.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 db.execute(f"PRAGMA {pragma}")
             with db:
@@ -207,7 +207,7 @@ class MessageQueue:
             self._forget(oldest)
 
     def _forget(self, number: int) -> None:
-        """Delete a message from memory now, or from the file when it is next written."""
+        """Delete a message from memory now, or from the file at the next write."""
         for at, message in enumerate(self._memory):
             if message.id == number:
                 del self._memory[at]
@@ -215,7 +215,7 @@ class MessageQueue:
         self._deleted_ids.append(number)
 
     def _save(self) -> None:
-        """Write all changes to the file. If this fails, they are written together with the next message."""
+        """Write all changes to the file. If this fails, write them together with the next message."""
         if self._db is None and time.monotonic() - self._opened_s >= REOPEN_S:
             try:
                 self._open()
@@ -245,7 +245,7 @@ class MessageQueue:
             log.warning("%s cannot be written (%s): messages are only kept in memory", self._path, error)
 
     def _replace_damaged_file(self, error: Exception) -> None:
-        """Rename a damaged file and create a new one. The messages in the old file are counted as lost."""
+        """Rename a damaged file and create a new one. Messages in the old file count as lost."""
         ids_in_memory = {message.id for message in self._memory}
         lost = [number for number in self._sizes if number not in ids_in_memory]
         renamed = self._path.with_suffix(".damaged")

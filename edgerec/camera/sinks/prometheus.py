@@ -28,9 +28,9 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Upper bounds of the histogram buckets for the age of results, in seconds.
+# Histogram bucket upper bounds for the age of results, in seconds.
 AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
-# Maximum number of clients, and maximum duration of a connection in seconds. A scrape takes only milliseconds.
+# Maximum number of clients, and maximum connection time in seconds. A scrape takes only milliseconds.
 MAX_CLIENTS = 16
 CLIENT_S = 10.0
 
@@ -120,7 +120,7 @@ class Prometheus:
                 self._decisions.labels(source, label if label in self._labels else "other").inc()
 
     def state(self, change: StateChange) -> None:
-        """Store the state of a source."""
+        """Store a source's state."""
         for state in SourceState:
             self._state.labels(self._name(change.source), str(state)).set(state is change.state)
 
@@ -138,7 +138,7 @@ class Prometheus:
 
 
 class _CounterCollector:
-    """A collector that returns the camera's counters as metrics."""
+    """A Prometheus collector that returns the camera's counters as metrics."""
 
     def __init__(self, counters: Callable[[], RunReport]) -> None:
         self._counters = counters
@@ -184,7 +184,7 @@ class _Server(ThreadingHTTPServer):
         self.socket = listener
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Accept a client. If there are too many clients, disconnect the oldest, which is probably idle or slow."""
+        """Accept a client. If there are too many, disconnect the oldest, which is probably idle or slow."""
         with self._clients_lock:
             if len(self._clients) >= MAX_CLIENTS:
                 oldest = next(iter(self._clients))
@@ -212,7 +212,7 @@ class _Server(ThreadingHTTPServer):
                         request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the exception at debug level, because a client may disconnect or send invalid data at any time."""
+        """Log the exception at debug level because clients may disconnect or send invalid data at any time."""
         log.debug("a request for /metrics failed", exc_info=True)
 
 

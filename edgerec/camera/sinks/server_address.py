@@ -1,4 +1,4 @@
-"""Create the listening socket of a server, and build the URL of the server."""
+"""Create a server's listening socket, and build the server's URL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgerec.errors import EdgerecError
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether ``host`` is a loopback address, i.e. can be reached only from this machine."""
+    """Return True if ``host`` is a loopback address, i.e. reachable only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -29,7 +29,7 @@ def listen(host: str, port: int, server: str) -> socket.socket:
         raise EdgerecError(
             f"{server} cannot listen on {host!r}, because it has no IP address: use 127.0.0.1 or 0.0.0.0"
         ) from None
-    # Prefer IPv4 for a name such as localhost, because clients expect 127.0.0.1.
+    # Prefer IPv4 for a name such as localhost because clients expect 127.0.0.1.
     family, kind, _, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
     listener = socket.socket(family, kind)
     try:
@@ -43,7 +43,7 @@ def listen(host: str, port: int, server: str) -> socket.socket:
 
 
 def server_url(host: str, port: int) -> str:
-    """Return the URL of a server. If the server listens on all addresses, use this machine's network address."""
+    """Return a server's URL. If the server listens on all addresses, use this machine's network address."""
     if host in ("0.0.0.0", "::"):
         host = _network_address()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
@@ -61,7 +61,7 @@ def _advice(error: OSError, port: int) -> str:
 
 
 def _network_address() -> str:
-    # Connecting a datagram socket sends no data, but selects the address that would be used for the connection.
+    # Connecting a datagram socket sends no data but selects the local address for the connection.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

@@ -24,21 +24,21 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-# FFmpeg's suffix for fragmented MP4 files, which can be played even if the process is killed or the disk is full. An
-# ordinary MP4 file cannot be played without the index at its end.
+# FFmpeg's suffix for fragmented MP4 files. They stay playable if the process is killed or the disk is full, whereas an
+# ordinary MP4 file needs the index at its end.
 _FRAGMENTED = ".ismv"
-# MP4 brand (file type) that video players support. FFmpeg writes the brand of Smooth Streaming, which is replaced.
+# MP4 brand (file type) that video players support. It replaces FFmpeg's Smooth Streaming brand.
 _BRAND = b"isom\0\0\2\0isomiso6"
-# Longer gaps between two frames of a live source are shortened to this many seconds.
+# Gaps between frames of a live source are shortened to at most this many seconds.
 MAX_GAP_S = 5.0
 # Recording stops if fewer bytes are free on the disk, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
 
 
 class VideoFile:
-    """Writes each frame to a video file, with the same label and score as in the window.
+    """Writes each frame to a video file with its label and score, as shown in the window.
 
-    A file has a constant frame rate and size. Frames of a live source are repeated or skipped, so that the video lasts
+    A file has a constant frame rate and size. Frames of a live source are repeated or skipped so that the video lasts
     as long as the stream; gaps are shortened to ``MAX_GAP_S``. If the frame size changes, later frames are scaled to
     the size of the first frame, with black bars. The second source is written to ``NAME-2``, the third to ``NAME-3``,
     and so on. The file can be played at any time, even if the process was killed. The file is created or replaced when
@@ -66,7 +66,7 @@ class VideoFile:
         self.outputs = (self._path,)
         self._fps, self._live, self._overwrite = fps, live, overwrite
         if not 0 < fps <= 240:
-            raise EdgerecError(f"cannot write a video with {fps:g} frames per second: use more than 0 and at most 240")
+            raise EdgerecError(f"the video's frame rate must be above 0 and at most 240, got {fps:g}")
         self._recordings: dict[str, _Recording] = {}
         self._refuse_existing(self._path)
         try:
@@ -91,10 +91,10 @@ class VideoFile:
         self._recordings[source].write(result)
 
     def state(self, change: StateChange) -> None:
-        """Do nothing, because a video does not show state changes."""
+        """Do nothing; a video does not show state changes."""
 
     def close(self) -> None:
-        """Finalize all files; raise :class:`EdgerecError` if frames are missing in a file."""
+        """Finalize all files; raise :class:`EdgerecError` if a file is missing frames."""
         with ExitStack() as stack:
             for lock in self._locks:
                 stack.callback(lock.close)
@@ -107,7 +107,7 @@ class VideoFile:
 
 
 class _Recording:
-    """Writes the video file of one source."""
+    """Writes one source's video file."""
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
         self._path, self._fps, self._live = path, fps, live
@@ -128,7 +128,7 @@ class _Recording:
             self._encoder = _Encoder(self._path, self._fps, self._size)
             self._start_s = result.frame.grabbed_s
         index = self._frame_index(result.frame.grabbed_s) if self._live else self._count
-        if index < self._count:  # skip the frame: the source has a higher frame rate than the video
+        if index < self._count:  # skip the frame because the source's frame rate exceeds the video's
             return
         image = np.ascontiguousarray(fit_with_bars(image, self._size)[:, :, ::-1])
         while self._last is not None and self._count < index:
@@ -158,7 +158,7 @@ class _Recording:
             )
 
     def _frame_index(self, grabbed_s: float) -> int:
-        """Return the index of the video frame for the capture time ``grabbed_s``."""
+        """Return the index of the video frame for capture time ``grabbed_s``."""
         due_s = self._start_s + self._count / self._fps
         if grabbed_s - due_s > MAX_GAP_S:
             self._start_s += grabbed_s - due_s - MAX_GAP_S
@@ -254,7 +254,7 @@ class _Encoder:
                 try:
                     while data and not self.error:
                         data = data[file.write(data) :]
-                except OSError as error:  # keep reading, because FFmpeg would block if the pipe were full
+                except OSError as error:  # keep reading because FFmpeg would block if the pipe were full
                     self.error = error
 
 

@@ -1,6 +1,6 @@
 """Send decisions to a web server with HTTP POST requests.
 
-``http.client`` is used instead of urllib3 or httpx, because their timeouts apply to each operation and not to the whole
+``http.client`` is used instead of urllib3 or httpx because their timeouts apply to each operation and not to the whole
 request, and because devices should need as few packages as possible.
 """
 
@@ -33,18 +33,18 @@ from edgerec.utils.urls import Url
 
 log = logging.getLogger(__name__)
 
-# Maximum number of queued requests. If there are more, the oldest are dropped.
+# Maximum number of queued requests. Beyond this, the oldest are dropped.
 MAX_QUEUED = 256
-# Maximum time in seconds to send the queued requests of a live camera when the sink is closed.
+# When a live camera's sink is closed, queued requests are sent for at most this many seconds.
 FLUSH_S = 1.0
 _PART_BYTES = 16_384  # size of a TLS record
-# HTTP status codes for which a retry may succeed, in addition to 5xx.
+# HTTP status codes worth retrying, in addition to 5xx.
 _TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True)
 class WebhookAddress:
-    """Address of a webhook. ``str()`` omits user, password, path and query, because these often contain secrets.
+    """A webhook's address. ``str()`` omits user, password, path and query, which often contain secrets.
 
     Attributes:
         host, port: host and port of the server.
@@ -112,7 +112,7 @@ class Webhook:
         first_wait_s: float = 0.5,
         live: bool = True,
     ) -> None:
-        """Start the thread that sends the requests.
+        """Start the thread that sends requests.
 
         Args:
             address: address and credentials of the server.
@@ -140,7 +140,7 @@ class Webhook:
         self._thread.start()
 
     def write(self, result: Result) -> None:
-        """Queue a decision that has changed, or every result if ``every_result`` is true."""
+        """Queue the decision if it has changed, or queue every result if ``every_result`` is true."""
         new = self._changes.is_new(result)
         if not (self._every or new):
             return
@@ -155,10 +155,10 @@ class Webhook:
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:
-        """Do nothing, because state changes are not sent."""
+        """Do nothing; state changes are not sent."""
 
     def close(self) -> None:
-        """Send the queued requests. If ``live`` is true, stop after a second and count the rest as dropped."""
+        """Send the queued requests. If ``live`` is true, stop after one second and count the rest as dropped."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
@@ -178,7 +178,7 @@ class Webhook:
                 self._changed.notify_all()
             try:
                 self._deliver(body)
-            except Exception as error:  # keep the thread alive, so that later requests are sent
+            except Exception as error:  # keep the thread alive so that later requests are sent
                 self._count_lost(f"failed ({error})")
 
     def _deliver(self, body: bytes) -> None:
@@ -211,7 +211,7 @@ class Webhook:
         return headers
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[str, bool]:
-        """Send the request once. Return the error message (empty on success) and whether a retry may succeed."""
+        """Send the request once. Return the error message (empty on success) and whether retrying may help."""
         address, deadline_s = self._address, time.monotonic() + self._timeout_s
         connection = http.client.HTTPConnection(address.host, address.port)
         connection.default_port = 443 if address.tls else 80  # omitted in the Host header
@@ -243,8 +243,8 @@ class Webhook:
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     def _count_lost(self, reason: str) -> None:
-        """Count a lost request, and log it at most once per minute."""
-        with self._changed:  # both threads update the counter
+        """Count a lost request, and log losses at most once per minute."""
+        with self._changed:  # the caller's thread and the sending thread update the counter
             self.dropped += 1
             if time.monotonic() - self._logged_s < 60:
                 return
@@ -253,7 +253,7 @@ class Webhook:
 
 
 def _parts(body: bytes, connected: socket.socket, deadline_s: float) -> Iterator[bytes]:
-    """Yield the body of a request in parts, and set the socket's timeout to the remaining time before each part.
+    """Yield a request's body in chunks, setting the socket's timeout to the remaining time before each chunk.
 
     With TLS, the timeout of a socket applies to each TLS record, and not to the whole body.
     """

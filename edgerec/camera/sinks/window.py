@@ -17,17 +17,17 @@ from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
 TITLE = "edgerec"
-# Smaller images are enlarged to at least this height, so that the text below the image can be read.
+# Images below this height are enlarged so that the text below them is readable.
 MIN_HEIGHT_PX = 360
 
 
 def has_screen() -> bool:
-    """Return whether a window can be opened. On Linux, this requires an X11 or Wayland display."""
+    """Return True if a window can be opened. On Linux, this requires an X11 or Wayland display."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 class Window:
-    """Shows each frame with label, score and frame rate. Pressing ``q`` or closing the window stops the camera."""
+    """A window showing each frame, its label, score and frame rate. ``q`` or the close button stops the camera."""
 
     inline = True  # an OpenCV window must be used in the thread that created it
 
@@ -36,7 +36,7 @@ class Window:
         self.closed = False
         self._fps = FrameRate()
         cv2 = require("cv2")
-        # Check for a display first, because Qt aborts the process if there is none.
+        # Check for a display first because Qt aborts the process without one.
         if not has_screen():
             raise EdgerecError(
                 "there is no display for a window: use --headless or --json to print the results, or --web to serve a "
@@ -53,19 +53,19 @@ class Window:
             ) from None
 
     def write(self, result: Result) -> None:
-        """Show one frame, and process window events."""
+        """Show one frame and process window events."""
         cv2 = require("cv2")
         cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
         self.poll()
 
     def poll(self) -> None:
-        """Process window events, i.e. key presses and the close button."""
+        """Process window events (key presses and the close button)."""
         cv2 = require("cv2")
         key = cv2.waitKey(1) & 0xFF
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
 
     def state(self, change: StateChange) -> None:
-        """Do nothing, because state changes are printed to stderr."""
+        """Do nothing; state changes are printed to stderr."""
 
     def close(self) -> None:
         """Close the window."""
@@ -80,7 +80,7 @@ class FrameRate:
         self._period_s = 0.0
 
     def tick(self) -> float:
-        """Count a frame, and return the frame rate in frames per second, or 0.0 at the first frame."""
+        """Count a frame and return the frame rate in frames per second, or 0.0 for the first frame."""
         now_s = time.monotonic()
         if self._last_s is not None:
             period_s = now_s - self._last_s
@@ -92,7 +92,7 @@ class FrameRate:
 
 
 def overlay(result: Result, fps: float, hint: str = "press q to quit") -> Image:
-    """Return the frame's image, uint8 RGB, with a bar below it that shows label, score, frame rate and ``hint``."""
+    """Return the frame's image, uint8 RGB, with a bar below it that shows the label, score, frame rate and ``hint``."""
     cv2 = require("cv2")
     image = result.frame.image
     if image.shape[0] < MIN_HEIGHT_PX:

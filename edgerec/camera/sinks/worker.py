@@ -15,15 +15,15 @@ from edgerec.camera.source_state import StateChange
 
 log = logging.getLogger(__name__)
 
-# Maximum number of events in a queue, and their maximum size in bytes. An empty queue accepts an event of any size.
+# Limits for a queue: number of events, and total size in bytes. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
-# A sink is considered hung if it makes no progress for this many seconds. CLOSE_S applies if a source is live or the
-# camera was stopped; otherwise, STALLED_S applies.
+# A sink that makes no progress for this many seconds counts as hung: CLOSE_S if a source is live or the camera was
+# stopped, otherwise STALLED_S.
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
-# Minimum time in seconds between two warnings about a sink, so that the log does not fill the disk.
+# Minimum time in seconds between warnings about a sink, so that they do not fill the disk.
 _WARN_S = 60.0
 
 
@@ -34,7 +34,7 @@ class _QueuedEvent(NamedTuple):
 
 
 class SinkWorker:
-    """Passes events to a sink in a separate thread, through a queue of limited length and size.
+    """Passes events to a sink in a separate thread, through a queue limited in length and size.
 
     If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
 
@@ -79,7 +79,7 @@ class SinkWorker:
 
     @property
     def lost(self) -> int:
-        """Number of results that did not reach the sink, plus the number of results that the sink itself has lost."""
+        """Number of results that did not reach the sink, plus the results lost by the sink itself."""
         return self.dropped + self._dropped_by_sink
 
     @property
@@ -120,14 +120,14 @@ class SinkWorker:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Ask the thread to process all queued events and then close the sink. Does not wait for the thread."""
+        """Ask the thread to process all queued events and then close the sink, without waiting for it."""
         with self._changed:
             if not self._finishing:  # a second call must not restart the timeout
                 self._finishing, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait until the sink has processed all queued events and is closed, or until it is considered hung."""
+        """Wait until the sink has processed all queued events and closed, or until it appears to hang."""
         self.finish()
         with self._changed:
             if not self._wait(lambda: self._finished):
@@ -141,7 +141,7 @@ class SinkWorker:
         return not self._entries or (len(self._entries) < MAX_EVENTS and self._bytes + entry.size_bytes <= MAX_BYTES)
 
     def _wait(self, condition: Callable[[], Any]) -> bool:
-        """Wait until ``condition`` is true. Return False if the sink is considered hung. The caller holds the lock."""
+        """Wait until ``condition`` is true. Return False if the sink appears to hang. The caller must hold the lock."""
         warned = False
         while not condition():
             idle_s = time.monotonic() - self._progress_s
@@ -156,7 +156,7 @@ class SinkWorker:
         return True
 
     def _drop_oldest(self) -> None:
-        """Drop the oldest result, or the oldest state change if the queue has no results."""
+        """Drop the oldest result, or the oldest state change if no results are queued."""
         results = (at for at, entry in enumerate(self._entries) if isinstance(entry.event, Result))
         at = next(results, 0)
         entry = self._entries[at]
@@ -195,7 +195,7 @@ class SinkWorker:
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
             drops, self._unreported_drops = self._unreported_drops, 0
-        if drops:  # log here and not in put(), because a blocked stderr must not delay the camera
+        if drops:  # log here instead of in put() because a blocked stderr must not delay the camera
             self._warn("the sink is too slow")
         return entry.event
 

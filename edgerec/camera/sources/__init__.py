@@ -1,4 +1,4 @@
-"""Sources of frames (cameras, streams, files), and the function that parses their URIs."""
+"""Frame sources (cameras, streams and files) and a parser for their URIs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?
 def find_source(
     uri: str, requested: CaptureFormat | None = None, levels: Levels | None = None, *, loop: bool = False
 ) -> Address:
-    """Parse a URI and return the address of the source. The source is not opened.
+    """Parse a URI into a source address without opening the source.
 
     Args:
         uri: ``auto`` (a camera module, otherwise the first USB camera), ``0``, ``/dev/video0``, ``picamera2:0``,
@@ -58,10 +58,10 @@ def find_source(
     if match := _SYNTHETIC.fullmatch(uri):
         width, height, fps = int(match[1]), int(match[2]), float(match[3] or 30)
         if not (width and height):
-            raise SourceError(f"the source {uri!r} has a width or height of 0: use values above 0, e.g. {_EXAMPLE}")
+            raise SourceError(f"the source {uri!r} has a width or height of 0: both must be above 0, e.g. {_EXAMPLE}")
         return Address(uri, fps > 0, False, lambda: SyntheticSource(width, height, fps))
     if scheme == "synthetic":
-        raise SourceError(f"the source {uri!r} has no valid size: expected synthetic:WIDTHxHEIGHT@FPS, e.g. {_EXAMPLE}")
+        raise SourceError(f"the source {uri!r} is not valid: expected synthetic:WIDTHxHEIGHT@FPS, e.g. {_EXAMPLE}")
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), requested), requested)
     if scheme.lower() in _URL_SCHEMES and rest.startswith("//"):
@@ -72,7 +72,7 @@ def find_source(
         is_http = url.scheme in ("http", "https")
         opener = (lambda: _open_http(url, requested.fps)) if is_http else (lambda: OpenCVSource.stream(url))
         return Address(str(url), True, True, opener, identity=url.identity)
-    # os.path.exists returns False for invalid names, such as names that are too long. Path.exists would raise an error.
+    # os.path.exists returns False for invalid names, e.g. names that are too long. Path.exists would raise an error.
     path, exists = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
         return Address(uri, False, False, _looping(lambda: FolderSource(path, levels), loop), stream=False)
@@ -81,7 +81,7 @@ def find_source(
     if os.path.isfile(uri):
         return Address(uri, False, False, _looping(lambda: OpenCVSource.video(path), loop))
     similar = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
-    # Do not show the content of an environment variable or file, because it may be a secret.
+    # Do not show the content of an environment variable or file; it may be a secret.
     shown = redacted(uri) if uri == original_uri else original_uri
     hint = f", did you mean {similar[0]}:?" if similar else ""
     raise SourceError(

@@ -1,4 +1,4 @@
-"""Types for sources: the address of a source, the protocol of an opened source, and its image format."""
+"""Types for sources: address, image format, and the protocol for opened sources."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol
 from edgerec.contract.preprocess import Image
 from edgerec.errors import ConfigError
 
-# Frame rate that is assumed if a file does not specify a frame rate.
+# Frame rate assumed for files that do not specify one.
 NOMINAL_FPS = 25.0
 
 
 @dataclass(frozen=True)
 class CaptureFormat:
-    """Image format of a source. In a request, 0 and an empty string select the camera's default.
+    """A source's image format. In a request, 0 and an empty string select the camera's default.
 
     Attributes:
         width, height: size of the images in pixels.
@@ -41,7 +41,7 @@ class CaptureFormat:
 
 
 class Source(Protocol):
-    """Protocol of an opened source. ``format`` is the actual image format, which may be unknown before the first image.
+    """Protocol for opened sources. ``format`` is the actual image format, which may be unknown before the first image.
 
     A source may have these optional members:
 
@@ -58,7 +58,7 @@ class Source(Protocol):
     def format(self) -> CaptureFormat: ...
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each image, uint8 ``(H, W, 3)`` RGB, with the name of the source or the path of the image file."""
+        """Yield each image, uint8 ``(H, W, 3)`` RGB, with its source's name or its file's path."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Select a camera for ``--source auto``: a camera module of a Raspberry Pi, otherwise the first USB camera."""
+"""Select the camera for ``--source auto``: a Raspberry Pi camera module, otherwise the first USB camera."""
 
 from __future__ import annotations
 

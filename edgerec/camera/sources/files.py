@@ -1,4 +1,4 @@
-"""Sources that read a folder of images, or that repeat a video file or a folder endlessly."""
+"""Sources that read an image folder, or that endlessly repeat a video file or a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class FolderSource:
-    """A source that delivers the images of a folder, sorted by name. Other files are skipped with a warning.
+    """A source that delivers a folder's images, sorted by name. Other files are skipped with a warning.
 
     Args:
         folder: the folder with the images.
@@ -58,11 +58,11 @@ class FolderSource:
             raise SourceError(f"none of the {len(self._files)} files in {self.name} is a readable image")
 
     def close(self) -> None:
-        """Do nothing, because no file stays open."""
+        """Do nothing; no file stays open."""
 
 
 class LoopingSource:
-    """A source that repeats a video file or a folder of images endlessly.
+    """A source that endlessly repeats a video file or an image folder.
 
     Attributes:
         position_s: media time of the current image in seconds from the start of the first repetition, or None for a

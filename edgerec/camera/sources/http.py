@@ -23,8 +23,8 @@ from typing import Any
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.urls import Url
 
-# Timeouts in seconds. TCP retransmits an unanswered connection request after 1, 3 and 7 s. CONNECT_S is shorter than
-# 7 s, because a new attempt is made sooner than the third retransmission.
+# Timeouts in seconds. TCP retransmits an unanswered connection request after 1, 3 and 7 s. CONNECT_S is below 7 s
+# because a new attempt is faster than waiting for the third retransmission.
 CONNECT_S = 4.0
 RESPONSE_S = 6.0
 MAX_REDIRECTS = 5
@@ -32,7 +32,7 @@ _CHUNK = 1 << 16
 
 
 class HttpStream:
-    """The body of a GET response, read as a stream.
+    """A GET response's body, read as a stream.
 
     Attributes:
         content_type: content type of the response in lowercase, without parameters.
@@ -42,7 +42,7 @@ class HttpStream:
     """
 
     def __init__(self, url: Url) -> None:
-        """Send the request and read the headers of the response. Redirects are followed.
+        """Send the request, following redirects, and read the response's headers.
 
         User name and password are sent only to the server (scheme, host and port) of ``url``, and not to another server
         after a redirect.
@@ -96,7 +96,7 @@ class HttpStream:
             raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:
-        """Return whether received bytes can be read without blocking."""
+        """Return True if received bytes can be read without blocking."""
         if self._socket is None:
             return False
         return (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0) or _readable(self._socket)
@@ -104,7 +104,7 @@ class HttpStream:
     def interrupt(self) -> None:
         """Interrupt a blocking read. May be called from another thread."""
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # the server may have closed the connection already
+            with contextlib.suppress(OSError):  # the server may already have closed the connection
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
         connected: socket.socket | None = None
         try:
             connected = socket.socket(family, kind, protocol)  # fails if the address family is not supported
-            # Give each address an equal share of the remaining time, so that all addresses can be tried.
+            # Split the remaining time equally among the addresses so that all of them can be tried.
             connected.settimeout(remaining_s(deadline_s) / left)
             connected.connect(address)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -198,14 +198,14 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
 
 
 def handshake(connected: socket.socket, deadline_s: float) -> None:
-    """Perform the TLS handshake if the socket uses TLS; raise OSError if it fails or the deadline has passed."""
+    """Perform the TLS handshake if the socket uses TLS; raise OSError if it fails or the deadline passes."""
     if isinstance(connected, ssl.SSLSocket):
         connected.settimeout(remaining_s(deadline_s))
         connected.do_handshake()
 
 
 def remaining_s(deadline_s: float) -> float:
-    """Return the number of seconds until a monotonic time; raise TimeoutError if the time has passed."""
+    """Return the number of seconds until a monotonic time; raise TimeoutError if it has passed."""
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError("no response in time")
@@ -213,7 +213,7 @@ def remaining_s(deadline_s: float) -> float:
 
 
 def _look_up(host: str, port: int, deadline_s: float) -> list[Any]:
-    """Return the addresses of a host. The lookup runs in a thread, because ``getaddrinfo`` has no timeout."""
+    """Return a host's addresses, looked up in a thread because ``getaddrinfo`` has no timeout."""
     result: Future[list[Any]] = Future()
 
     def look_up() -> None:
@@ -230,7 +230,7 @@ def _look_up(host: str, port: int, deadline_s: float) -> list[Any]:
 
 
 def status_text(status: int) -> str:
-    """Return a status code with its standard reason phrase. The server's own phrase is not used, as it is untrusted."""
+    """Return a status code with its standard reason phrase, ignoring the server's untrusted phrase."""
     return f"{status} {http.client.responses.get(status, '')}".rstrip()
 
 
@@ -242,7 +242,7 @@ def failure(error: Exception) -> str:
 
 
 class Reader(io.RawIOBase):
-    """Reads a socket for ``http.client``. A read raises TimeoutError after the monotonic time ``deadline_s()``."""
+    """A socket reader for ``http.client``. Reads raise TimeoutError after the monotonic time ``deadline_s()``."""
 
     def __init__(self, connected: socket.socket, deadline_s: Callable[[], float]) -> None:
         self._connected, self._deadline_s = connected, deadline_s
@@ -261,7 +261,7 @@ class Reader(io.RawIOBase):
 def authorization(
     credentials_url: Url, current_url: Url, challenges: list[str], method: str = "GET", uri: str = ""
 ) -> str:
-    """Return the value of the Authorization header, or an empty string if no challenge of the server is supported.
+    """Return the Authorization header's value, or an empty string if none of the server's challenges is supported.
 
     Digest authentication is preferred to Basic authentication.
 
@@ -289,7 +289,7 @@ def authorization(
             passwords.add_password(None, address, user, password)
             request = Request(address + current_url.target, method=method)
             request.selector = uri or current_url.target
-            # Ignore an unsupported algorithm, such as SHA-256, because the camera may also offer a supported one.
+            # Ignore unsupported algorithms, e.g. SHA-256, because the camera may also offer a supported one.
             with contextlib.suppress(IndexError, ValueError, OSError):
                 challenge_fields = parse_keqv_list(parse_http_list(rest))
                 if credentials := AbstractDigestAuthHandler(passwords).get_authorization(request, challenge_fields):

@@ -1,4 +1,4 @@
-"""Split a stream of bytes into JPEG files, and decode complete files.
+"""Split a byte stream into JPEG files, and decode complete files.
 
 OpenCV alone is not sufficient, because libjpeg fills missing parts of an image with gray instead of reporting an error.
 """
@@ -22,19 +22,19 @@ _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
 _FILL = re.compile(rb"\xff+")
-# Files above these limits are rejected, because decoding them could take very long. Valid files are below the limits:
-# a block of 8x8 pixels has at least one bit, camera images have one scan, and progressive files have about 10 scans.
+# Files above these limits are rejected because decoding them could take very long. Valid files stay below them:
+# a block of 8x8 pixels takes at least one bit, camera images have one scan, and progressive files have about 10.
 _MAX_PIXELS_PER_BYTE, _MAX_SCANS = 512, 64
-# Maximum number of bytes that JpegSplitter may parse again to find a JPEG file inside an invalid file.
+# Maximum number of bytes that JpegSplitter parses again to find a JPEG file inside an invalid one.
 _MAX_REPARSED_BYTES = 256 << 10
 _SCAN_START, _RESTART_INTERVAL = b"\xff\xda", b"\xff\xdd"
-# libjpeg fills missing pixels with _FILLED. If _EXTRA_DATA is appended to a truncated file, these pixels change.
+# libjpeg fills missing pixels with _FILLED. Appending _EXTRA_DATA to a truncated file changes these pixels.
 _FILLED, _EXTRA_DATA = b"\x80\x80\x80", bytes(range(1, 255))
 _LIBJPEG_WARNING = b"Corrupt JPEG data"
 
 
 class JpegSplitter:
-    """Extracts complete JPEG files from a stream of bytes.
+    """Extracts complete JPEG files from a byte stream.
 
     The markers of each file are parsed (ITU-T T.81, annex B). Therefore the end of an embedded thumbnail is not
     mistaken for the end of the file, and truncated files are dropped. The parsing time is proportional to the number of
@@ -45,16 +45,16 @@ class JpegSplitter:
         """Create a splitter. ``boundary`` is the byte string that separates files, or empty if there is none."""
         self._boundary = boundary
         self._bytes = bytearray()
-        self._reparse_bytes = 0  # number of bytes that may be parsed again after an invalid file
+        self._reparse_bytes = 0  # remaining bytes that may be parsed again after an invalid file
         self._restart()
 
     @property
     def waiting(self) -> int:
-        """Number of buffered bytes of an incomplete file."""
+        """Number of bytes buffered for an incomplete file."""
         return len(self._bytes)
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Add received bytes, and return the files that are now complete, in the order of the stream."""
+        """Add received bytes and return the files they complete, in stream order."""
         self._bytes += chunk
         self._reparse_bytes = min(self._reparse_bytes + len(chunk), _MAX_REPARSED_BYTES)
         files = []
@@ -69,7 +69,7 @@ class JpegSplitter:
                 del self._bytes[:end]
             elif boundary_at > 0:
                 del self._bytes[:boundary_at]
-            elif self._reparse_bytes >= limit:  # search the parsed bytes, because the next file may start there
+            elif self._reparse_bytes >= limit:  # search the parsed bytes because the next file may start there
                 self._reparse_bytes -= limit
                 del self._bytes[:2]
             else:
@@ -92,7 +92,7 @@ class JpegSplitter:
         return True
 
     def _parse(self) -> int | None:
-        """Parse JPEG markers. Return the end offset of the file, 0 if it is invalid, or None if it is incomplete."""
+        """Parse JPEG markers. Return the file's end offset, 0 if the file is invalid, or None if it is incomplete."""
         data = self._bytes
         while True:
             if self._in_scan:
@@ -128,12 +128,12 @@ class JpegSplitter:
             self._at += 2 + length
 
     def _is_fast_to_decode(self) -> bool:
-        """Return whether the file is within the limits on the number of scans and of pixels per byte."""
+        """Return True if the file is within the limits for scans and for pixels per byte."""
         return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 
 def decoded(cv2: Any, jpeg: bytes) -> Image | None:
-    """Decode a JPEG file to an image, uint8 ``(H, W, 3)`` RGB, as a view of the BGR image that OpenCV returns.
+    """Decode a JPEG file to uint8 ``(H, W, 3)`` RGB, as a view of OpenCV's BGR image.
 
     Return None if OpenCV cannot decode the file or if image data are missing. Other damage cannot be detected, because
     JPEG has no checksum.
@@ -143,8 +143,8 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
     image = _decoded(cv2, jpeg)
     if image is None:
         return None
-    # If data is missing, libjpeg fills the rest of the image with gray. A complete image may also have a corner with
-    # this gray. To distinguish the two cases, append data and decode again: only filled pixels change.
+    # If data is missing, libjpeg fills the rest of the image with gray, but a complete image may also have a gray
+    # corner. To tell them apart, append data and decode again: only filled pixels change.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
         longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):
@@ -153,7 +153,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
 
 
 def _restart_markers_in_order(jpeg: bytes) -> bool:
-    """Return whether the restart markers of the last scan are complete, i.e. cycle from D0 to D7."""
+    """Return True if the last scan's restart markers are complete, i.e. cycle from D0 to D7."""
     if _RESTART_INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # most cameras use no restart markers
         return True
     data = np.frombuffer(jpeg, np.uint8)
@@ -165,12 +165,12 @@ def _restart_markers_in_order(jpeg: bytes) -> bool:
 
 
 def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
-    """Decode a JPEG file that has extra bytes, and suppress libjpeg's warning about them."""
+    """Decode a JPEG file with extra bytes, suppressing libjpeg's warning about them."""
     with captured_stderr() as captured:
         image = _decoded(cv2, jpeg)
         captured.seek(0)
         output = captured.read()
-    # Print the lines that other threads wrote to stderr while it was captured.
+    # Print what other threads wrote to stderr while it was captured.
     other_output = b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING))
     if other_output and sys.stderr:
         sys.stderr.write(other_output.decode(errors="backslashreplace"))

@@ -18,19 +18,19 @@ from edgerec.errors import SourceError
 from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
-# Maximum time in seconds from one complete image to the next. The supervisor usually reconnects earlier.
+# Maximum time in seconds between complete images. The supervisor usually reconnects sooner.
 IMAGE_S = 10.0
 MAX_IMAGE_BYTES = 32 << 20
-# Maximum time in seconds to look for a newer image in the bytes that have already arrived.
+# Maximum time in seconds spent looking for a newer image in bytes that have already arrived.
 _OVERTAKE_S = 0.1
 
 _MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-jpeg")
-# Default number of requests per second for an address that returns one image per request.
+# Default requests per second for an address that returns one image per request.
 SNAPSHOT_FPS = 2.0
 
 
 def open_web(url: Url, fps: float = 0.0) -> Source:
-    """Open a URL that serves an MJPEG stream, a single image, or a stream that FFmpeg can read.
+    """Open a URL that serves an MJPEG stream, a single image or a stream supported by FFmpeg.
 
     Args:
         url: the address, which may contain a user name and a password.
@@ -43,7 +43,7 @@ def open_web(url: Url, fps: float = 0.0) -> Source:
     kind = stream.content_type
     if kind.startswith("multipart/"):
         return MjpegSource(stream, name)
-    # Some cameras declare an MJPEG stream as image/jpeg. Such a response has no Content-Length.
+    # Some cameras declare an MJPEG stream as image/jpeg, but without a Content-Length.
     if stream.length is not None and (kind.startswith("image/") or kind in ("", "application/octet-stream")):
         return SnapshotSource(stream, url, fps)
     if kind.startswith(_MOTION_JPEG):
@@ -76,7 +76,7 @@ class SnapshotSource:
         self._stopped = threading.Event()
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield the image of each request; raise :class:`SourceError` when a request fails."""
+        """Yield one image per request; raise :class:`SourceError` when a request fails."""
         due_s = time.monotonic()
         while not self._stopped.is_set():
             if self._stream is None:
@@ -87,12 +87,12 @@ class SnapshotSource:
             self.close()
             self.format = CaptureFormat(image.shape[1], image.shape[0])
             yield image, self.name
-            # After a slow request, the next request is sent immediately, and missed requests are skipped.
+            # After a slow request, send the next one immediately and skip missed requests.
             due_s = max(due_s + self.period_s, time.monotonic())
             self._stopped.wait(due_s - time.monotonic())
 
     def interrupt(self) -> None:
-        """Stop waiting for the next request or for a response. May be called from another thread."""
+        """Stop waiting for the next request or response. May be called from another thread."""
         self._stopped.set()
         if (stream := self._stream) is not None:
             stream.interrupt()
@@ -139,7 +139,7 @@ class SnapshotSource:
 
 
 class MjpegSource:
-    """A source that reads an MJPEG stream. The size in ``format`` is known after the first image.
+    """A source that reads an MJPEG stream. The size in ``format`` is unknown until the first image arrives.
 
     Attributes:
         overtaken: number of complete images that were not decoded because a newer image had arrived.

@@ -16,8 +16,8 @@ from edgerec.runtime.device_users import programs_using
 from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
-# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg returns only after three times READ_MS,
-# unless interrupt() is called. With a shorter timeout, a short pause of the server would end the stream.
+# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg returns only after three times READ_MS
+# unless interrupt() is called. A shorter timeout would end the stream when the server pauses briefly.
 OPEN_MS = 10_000
 READ_MS = 5_000
 
@@ -37,7 +37,7 @@ class OpenCVSource:
         self._peer = PeerSocket()
         cv2 = require("cv2")
         keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
-        # Drivers and damaged files may report any number, even infinity and NaN.
+        # Drivers and damaged files may report any number, even infinity or NaN.
         width, height, fps, fourcc = (value if abs(value) < 2**32 else 0.0 for value in map(capture.get, keys))
         letters = (int(fourcc) & 0x7FFFFFFF).to_bytes(4, "little")  # V4L2 sets the highest bit for big-endian formats
         self.format = CaptureFormat(
@@ -49,7 +49,7 @@ class OpenCVSource:
 
     @classmethod
     def camera(cls, device: int | str, requested: CaptureFormat) -> OpenCVSource:
-        """Open the camera with an index or a device file, and request a format."""
+        """Open a camera by index or device file, and request an image format."""
         capture = _open(device)
         if capture is None:
             path = f"/dev/video{device}" if isinstance(device, int) else device
@@ -64,7 +64,7 @@ class OpenCVSource:
                 "user is in the group 'video'"
             )
         cv2 = require("cv2")
-        # Set the pixel format first, because the available sizes and rates depend on it.
+        # Set the pixel format first because the available sizes and rates depend on it.
         if requested.fourcc:
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*requested.fourcc))
         if requested.width:
@@ -72,7 +72,7 @@ class OpenCVSource:
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, requested.height)
         if requested.fps:
             capture.set(cv2.CAP_PROP_FPS, requested.fps)
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # reduces the latency if the driver supports this
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # reduces latency if the driver supports it
         return cls(capture, str(device), live=True)
 
     @classmethod
@@ -124,7 +124,7 @@ class OpenCVSource:
             raise SourceError(f"{self.name} has no frames that OpenCV can decode: convert the file to another format")
 
     def interrupt(self) -> None:
-        """Interrupt a read that waits for a server. May be called from another thread."""
+        """Interrupt a read that is waiting for a server. May be called from another thread."""
         self._peer.shut_down()
 
     def close(self) -> None:
@@ -144,18 +144,18 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
 
 
 _prepared = threading.Lock()
-# OpenCV passes these options to FFmpeg. Corrupt packets are discarded, because they cause incomplete images. TCP is
-# preferred for RTSP, because lost UDP packets also cause incomplete images.
+# OpenCV passes these options to FFmpeg. Corrupt packets are discarded, and TCP is preferred for RTSP,
+# because corrupt or lost packets cause incomplete images.
 _FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discardcorrupt"}
-# Disable the log messages of FFmpeg, because edgerec reports each error in one line.
+# Disable FFmpeg's log messages; edgerec reports each error in one line.
 _QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
 def prepare(cv2: Any) -> None:
-    """Set OpenCV's environment variables, except those that the user has set. Called before a source is opened."""
+    """Set OpenCV's environment variables unless the user has set them. Called before a source is opened."""
     with _prepared:
         for name, value in (_FFMPEG | _QUIET).items():
             os.environ.setdefault(name, value)
         if "OPENCV_LOG_LEVEL" not in os.environ:
-            # OpenCV 4 and OpenCV 5 have this function in different modules. Level 0 is silent.
+            # OpenCV 4 and 5 have this function in different modules. Level 0 is silent.
             (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)

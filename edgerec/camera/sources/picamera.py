@@ -1,4 +1,4 @@
-"""A source that reads a camera module (CSI) of a Raspberry Pi with picamera2 and libcamera."""
+"""A source that reads a Raspberry Pi camera module (CSI) with picamera2 and libcamera."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgerec.camera.sources.base import CaptureFormat
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 
-# Maximum plausible age of a sensor timestamp in seconds. An older timestamp was taken from a different clock.
+# Maximum plausible age of a sensor timestamp in seconds. Older timestamps come from a different clock.
 MAX_AGE_S = 10.0
 
 
 class PicameraSource:
-    """A source that reads a camera with picamera2, which is part of Raspberry Pi OS and is not installed by pip.
+    """A source that reads a camera with picamera2, which comes with Raspberry Pi OS and is not installed by pip.
 
     Attributes:
         captured_s: monotonic time in seconds at which the exposure of the last image started.
     """
 
     def __init__(self, number: int, requested: CaptureFormat) -> None:
-        """Open and start the camera with the index ``number`` in picamera2's list of cameras.
+        """Open and start the camera with index ``number`` in picamera2's camera list.
 
         Raises:
             SourceError: picamera2 cannot be imported, or the camera does not exist or cannot be opened.
@@ -41,14 +41,14 @@ class PicameraSource:
         self._camera: Any = None
         try:
             self._camera = picamera2(number)
-            # libcamera lists the channels in reverse memory order, so that BGR888 gives an RGB array.
+            # libcamera lists channels in reverse memory order, so BGR888 yields an RGB array.
             self._camera.configure(
                 self._camera.create_video_configuration(main={"size": size, "format": "BGR888"}, controls=controls)
             )
             self._camera.start()
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             if self._camera is not None:
-                self._camera.close()  # otherwise the camera would be in use at the next attempt
+                self._camera.close()  # otherwise, the camera would still be in use at the next attempt
             raise SourceError(
                 f"{self.name} cannot be opened ({error}): check that no other program is using it"
             ) from None
@@ -78,7 +78,7 @@ class PicameraSource:
 
 
 def camera_modules(name: str) -> list[int]:
-    """Return the indices of the camera modules in picamera2's list, which also contains USB cameras.
+    """Return the indices of camera modules in picamera2's list, which also contains USB cameras.
 
     Raises:
         SourceError: picamera2 cannot be imported. The message names the source ``name``.
@@ -100,7 +100,7 @@ def _load(name: str) -> Any:
 
 
 def _monotonic_s(timestamp_ns: int | None) -> float:
-    """Convert libcamera's SensorTimestamp to monotonic time in seconds.
+    """Convert libcamera's SensorTimestamp to seconds on the monotonic clock.
 
     According to libcamera's documentation, the timestamp refers to the boot clock, but drivers use the monotonic clock.
     The two clocks differ only if the machine was suspended. Therefore the clock that gives a plausible age is used.

@@ -16,7 +16,7 @@ _MAX_HEAD_BYTES = 65536
 
 
 def without_redirects(url: Url) -> Url:
-    """Return the final address of the stream. Omit the password if a redirect leads to another server.
+    """Return the stream's final address, without the password if a redirect leads to another server.
 
     Raises:
         SourceError: the server cannot be reached, does not respond in time, or redirects to an address that cannot be
@@ -62,7 +62,7 @@ def _request_uri(url: Url) -> str:
 
 
 def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
-    """Send a DESCRIBE request, and return the status and the headers of the response."""
+    """Send a DESCRIBE request and return the response's status and headers."""
     deadline_s = time.monotonic() + CONNECT_S + RESPONSE_S
     lines = [f"DESCRIBE {_request_uri(url)} RTSP/1.0", "CSeq: 1", "Accept: application/sdp", "User-Agent: edgerec"]
     if credentials:

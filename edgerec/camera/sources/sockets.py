@@ -1,4 +1,4 @@
-"""Interrupt a library that waits for network data, by shutting down the socket that the library has opened."""
+"""Interrupt a library that is waiting for network data by shutting down the socket it opened."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folder in which Linux lists the file descriptors of this process. On other systems, a blocked
-# library cannot be interrupted and returns only after its own timeout.
+# Folder where Linux lists this process's file descriptors. On other systems, a blocked library cannot be interrupted
+# and returns only after its own timeout.
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
 class PeerSocket:
-    """The socket that another library has opened, so that it can be shut down.
+    """A socket opened by another library, kept so that it can be shut down.
 
     The object has its own duplicate of the file descriptor. The descriptor therefore refers to the same socket even
     after the library has closed its descriptor.
@@ -25,7 +25,7 @@ class PeerSocket:
 
     @contextlib.contextmanager
     def detect(self, port: int) -> Iterator[None]:
-        """Context manager that finds the socket that is connected to ``port`` in its block, if there is exactly one."""
+        """Context manager that finds the socket connected to ``port`` within its block, if there is exactly one."""
         before = _descriptors()
         yield
         new = {inode: number for inode, number in _descriptors().items() if inode not in before}
@@ -37,7 +37,7 @@ class PeerSocket:
         self._socket = matches[0] if len(matches) == 1 else None
 
     def shut_down(self) -> None:
-        """Shut down the socket, so that a blocked read returns."""
+        """Shut down the socket so that a blocked read returns."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -49,7 +49,7 @@ class PeerSocket:
 
 
 def _descriptors() -> dict[str, int]:
-    """Return a dictionary that maps the inode of each socket of this process to one of its file descriptors."""
+    """Return a file descriptor for each of this process's sockets, keyed by inode."""
     descriptors = {}
     with contextlib.suppress(OSError):
         for number in os.listdir(_DESCRIPTORS):
@@ -60,7 +60,7 @@ def _descriptors() -> dict[str, int]:
 
 
 def _duplicate(number: int) -> socket.socket | None:
-    """Return a socket object with a duplicate of a file descriptor, or None if the descriptor is not usable."""
+    """Return a socket for a duplicate of a file descriptor, or None if the descriptor is not usable."""
     try:
         copy = os.dup(number)
     except OSError:
@@ -73,7 +73,7 @@ def _duplicate(number: int) -> socket.socket | None:
 
 
 def _peer_port(connected: socket.socket) -> int:
-    """Return the port of the peer, or 0 if the socket is not connected."""
+    """Return the peer's port, or 0 if the socket is not connected."""
     try:
         address = connected.getpeername()
     except OSError:

@@ -1,4 +1,4 @@
-"""A source of synthetic images, for trying edgerec without a camera and for endurance tests."""
+"""Synthetic frames for trying edgerec without a camera and for endurance tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgerec.contract.preprocess import Image
 
 
 class SyntheticSource:
-    """A source that delivers an endless test video: a color gradient that moves left by one pixel per frame.
+    """An endless test video: a color gradient that moves left by one pixel per frame.
 
     If ``fps`` is 0, the next image is delivered as soon as the previous one was consumed.
 
@@ -30,7 +30,7 @@ class SyntheticSource:
         self._two_copies = np.concatenate([image, image], axis=1)
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each frame when it is due. Like a camera, skip frames if the consumer is too slow."""
+        """Yield each frame when it is due, skipping frames like a camera if the consumer is too slow."""
         width, fps = self.format.width, self.format.fps
         start_s, number = time.monotonic(), 0
         while True:
@@ -44,4 +44,4 @@ class SyntheticSource:
                 time.sleep(max(0.0, number / fps - elapsed_s))
 
     def close(self) -> None:
-        """Do nothing, because the source uses no resources."""
+        """Do nothing; there are no resources to release."""

@@ -1,4 +1,4 @@
-"""Access control of the web page: check the token and the headers Host and Origin of each request.
+"""Access control for the web page: check each request's token and its Host and Origin headers.
 
 Starlette's ``TrustedHostMiddleware`` is not used, because it does not accept IPv6 addresses in the header Host.
 """
@@ -21,13 +21,13 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Paths that need no token, because the login page uses them.
+# Paths that need no token because the login page uses them.
 OPEN = frozenset({"/page.css", "/icon.svg"})
 # Maximum total size of the headers in bytes. The HTTP parser does not limit headers that arrive in one piece.
 MAX_HEADER_BYTES = 16_384
-# Delay of the response to a wrong token, in seconds.
+# Delay in seconds before responding to a wrong token.
 WRONG_TOKEN_S = 0.5
-# After MAX_FAILURES wrong tokens within LOCKOUT_S seconds, an address is locked out for the rest of LOCKOUT_S.
+# After MAX_FAILURES wrong tokens within LOCKOUT_S seconds, an address is locked out for the rest of that period.
 MAX_FAILURES, LOCKOUT_S = 10, 60.0
 MAX_ADDRESSES = 1024
 
@@ -51,12 +51,12 @@ class Lockout:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def remaining_s(self, address: str) -> float:
-        """Return the remaining lockout of an address in seconds, or 0 if the address is not locked out."""
+        """Return an address's remaining lockout in seconds, or 0 if it is not locked out."""
         failures = self._failures.get(_network(address), deque())
         return max(0.0, failures[0] + LOCKOUT_S - time.monotonic()) if len(failures) == MAX_FAILURES else 0.0
 
     def add(self, address: str, count: int) -> None:
-        """Record ``count`` failed login attempts of an address."""
+        """Record ``count`` failed login attempts from an address."""
         failures = self._failures.setdefault(_network(address), deque(maxlen=MAX_FAILURES))
         failures.extend([time.monotonic()] * count)
         self._failures.move_to_end(_network(address))
@@ -65,14 +65,14 @@ class Lockout:
 
 
 class AccessControl:
-    """ASGI middleware that rejects unauthorized requests, and adds security headers to each response.
+    """ASGI middleware that rejects unauthorized requests and adds security headers to each response.
 
     Args:
         app: the protected application.
         token: token that visitors need, or None if no token is needed.
         names: host names, without port, that are allowed in the Host header. None allows all. This prevents DNS
-            rebinding, because a site whose name resolves to this machine sends its own name in the header.
-        port: port of the server. It is part of the cookie's name, because all ports of a host share their cookies.
+            rebinding because a site whose name resolves to this machine sends its own name in the header.
+        port: port of the server. It is part of the cookie's name because all ports of a host share their cookies.
         login_page: HTML page for a browser that has sent no token or a wrong token.
     """
 
@@ -96,7 +96,7 @@ class AccessControl:
         await (rejection or self._app)(scope, receive, _with_headers(send, cookie))
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
-        """Check the token of a request. Return the error response or None, and the cookie to set or None."""
+        """Check a request's token. Return the error response or None, and the cookie to set or None."""
         address = (scope.get("client") or ("", 0))[0]
         query = _query(scope).get("token", "")
         cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
@@ -119,12 +119,12 @@ class AccessControl:
             self._lockout.add(address, attempts)
             await asyncio.sleep(WRONG_TOKEN_S)
         message = "The token is wrong." if query else "edgerec printed the token when the camera started."
-        # Delete an outdated cookie. Otherwise, a page that is still open would send it repeatedly and be locked out.
+        # Delete an outdated cookie. Otherwise, an open page would keep sending it and be locked out.
         expired = f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0" if cookie else None
         return self._unauthorized(headers, message, 401, {"WWW-Authenticate": "Bearer"}), expired
 
     def _reject_foreign(self, scope: Scope, headers: Headers) -> Response | None:
-        """Return an error response if the headers are too large or the request is cross-site, otherwise None."""
+        """Return an error response if the request's headers are too large or it is cross-site, otherwise None."""
         host = headers.get("host", "")
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
             return PlainTextResponse(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.\n", 431)

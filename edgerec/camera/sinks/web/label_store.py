@@ -1,4 +1,4 @@
-"""Save images with the labels that a user has assigned, in a folder that ``edgerec train`` can use."""
+"""Save images under the labels assigned by a user, in a folder that ``edgerec train`` can use."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from edgerec.utils.atomic import write_file
 from edgerec.utils.names import file_names
 from edgerec.utils.sizes import disk_space
 
-# Saving stops if fewer bytes are free on the disk, so that other programs can still write. Labeled images are never
+# Saving stops if fewer bytes are free on the disk, to leave space for other programs. Labeled images are never
 # deleted to free space.
 MIN_FREE_BYTES = 100_000_000
-# Default limit in bytes, so that a visitor who has the token cannot fill the disk.
+# Default limit in bytes, so that a visitor with the token cannot fill the disk.
 MAX_BYTES = 2_000_000_000
 
 
 class LabelStore:
-    """Saves labeled images as ``DIR/LABEL/TIME-FRAME.png``, so that the folder can be used for training.
+    """Saves labeled images as ``DIR/LABEL/TIME-FRAME.png``, a layout that can be used for training.
 
     Attributes:
         saved: number of saved images.
@@ -56,7 +56,7 @@ class LabelStore:
         self._used_bytes = _size_of(root)
 
     def save(self, frame: Frame, index: int) -> Path:
-        """Save the image of a frame as a PNG file in the folder of a label, and return the path of the file.
+        """Save a frame's image as PNG in a label's folder, and return the file's path.
 
         Args:
             frame: the frame.
@@ -67,7 +67,7 @@ class LabelStore:
             EdgerecError: the disk is full, the folder has reached its maximum size, or the folder cannot be written.
         """
         if not 0 <= index < len(self._labels):
-            raise LookupError(f"there is no label with the index {index}: expected 0 to {len(self._labels) - 1}")
+            raise LookupError(f"label index {index} is out of range: expected 0 to {len(self._labels) - 1}")
         folder = self._folder / self._names[self._labels[index]]
         png = encode_png(frame.image)
         now = time.time()
@@ -94,7 +94,7 @@ class LabelStore:
 
     def _check_quota(self, size: int) -> None:
         if self._used_bytes + disk_space(size) > self._max_bytes:
-            self._used_bytes = _size_of(self._folder)  # scan again, because files may have been deleted or moved
+            self._used_bytes = _size_of(self._folder)  # scan again because files may have been deleted or moved
         if self._used_bytes + disk_space(size) > self._max_bytes:
             raise EdgerecError(
                 f"{self._folder} has reached its size limit of {self._max_bytes // 10**6} MB: move images to another "

@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 MAX_CLIENTS = 16
 MAX_BODY_BYTES = 1024
 BODY_S = 5.0
-# Interval in seconds at which the event stream of a client checks for new data.
+# How often a client's event stream checks for new data, in seconds.
 POLL_S = 1 / 15
-# Maximum time in seconds between two events of an event stream.
+# Maximum time in seconds between events in an event stream.
 HEARTBEAT_S = 1.0
-# Maximum time in seconds that the server waits for a new image before it responds without an image.
+# Maximum time in seconds that the server waits for a new image before responding without one.
 IMAGE_WAIT_S = 5.0
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -75,7 +75,7 @@ class Page:
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def events(self, request: Request) -> Response:
-        """Send all changes as server-sent events. A slow client receives fewer events instead of delayed events."""
+        """Send all changes as server-sent events. A slow client receives fewer events, not delayed ones."""
         if self._clients >= MAX_CLIENTS:
             raise HTTPException(503, f"this camera is already open in {MAX_CLIENTS} pages: close one of them")
         page = self
@@ -91,7 +91,7 @@ class Page:
         return Stream(self._news(), media_type="text/event-stream")
 
     async def picture(self, request: Request) -> Response:
-        """Send the newest image of a source as JPEG.
+        """Send a source's newest image as JPEG.
 
         The response is delayed until the frame index differs from the query parameter ``after``. The status is 204 if
         no such image arrives within ``IMAGE_WAIT_S``.
@@ -106,7 +106,7 @@ class Page:
         return Response(status_code=204)
 
     async def hold(self, request: Request) -> Response:
-        """Keep the image that the user sees as a pending image, until the user has selected its label."""
+        """Keep the image that the user sees as a pending image until its label is selected."""
         fields = await _body(request)
         source, frame = _integer(fields, "source"), _integer(fields, "frame")
         self._newest_image(source)
@@ -132,7 +132,7 @@ class Page:
         """Send a pending image as a full-resolution PNG file for download."""
         key = request.path_params["key"]
         result = self._pending_image(key).result
-        async with self._encoding:  # encode only one image at a time, because encoding a large image is slow
+        async with self._encoding:  # encode one image at a time because encoding a large image is slow
             png = await asyncio.to_thread(encode_png, result.frame.image)
         self._state.evict_first(key)
         return Response(
@@ -142,7 +142,7 @@ class Page:
         )
 
     async def save(self, request: Request) -> Response:
-        """Save a pending image with the label that the user has selected."""
+        """Save a pending image with the label selected by the user."""
         fields = await _body(request)
         key, index = fields.get("hold"), _integer(fields, "index")
         if self._label_store is None:
@@ -151,7 +151,7 @@ class Page:
             raise HTTPException(400, "the field 'hold' must be the key that /hold has returned")
         frame = self._pending_image(key).result.frame
         try:
-            async with self._saving:  # save only one image at a time, so that the names of the files are unique
+            async with self._saving:  # save one image at a time so that file names are unique
                 path = await asyncio.to_thread(self._label_store.save, frame, index)
         except LookupError as error:
             raise HTTPException(400, str(error)) from None
@@ -185,7 +185,7 @@ class Page:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body of a request; raise HTTPException if the body is too large or not valid."""
+    """Return the JSON object in a request's body; raise HTTPException if the body is too large or invalid."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected application/json")
     too_large = HTTPException(413, f"expected at most {MAX_BODY_BYTES} bytes")
@@ -225,7 +225,7 @@ def _parse_frame_index(text: str) -> int:
 
 
 def snapshot_name(result: Result) -> str:
-    """Return ``SOURCE-TIME.png`` with the capture time, in ASCII letters, digits, ``_`` and ``-``."""
+    """Return ``SOURCE-TIME.png`` with the capture time, using only ASCII letters, digits, ``_`` and ``-``."""
     grabbed_s = unix_s(result.frame.captured_s)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(grabbed_s))
     return f"{safe_name(source_of(result))}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"
@@ -240,7 +240,7 @@ def _event(kind: str, fields: dict[str, Any]) -> str:
 
 
 def page_file(name: str) -> str:
-    """Return the content of a file of the web page, such as ``page.html``."""
+    """Return the content of one of the page's files, e.g. ``page.html``."""
     return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 

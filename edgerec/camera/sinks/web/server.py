@@ -1,4 +1,4 @@
-"""A uvicorn server in a thread, with limits on the number and the duration of connections.
+"""A uvicorn server in a thread, with limits on the number and duration of connections.
 
 uvicorn's own ``limit_concurrency`` rejects new requests while idle connections are open, and uvicorn has no time limit
 for incomplete headers or slow clients.
@@ -20,12 +20,12 @@ from edgerec.camera.sinks.web.auth import MAX_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
-# Maximum number of open connections in total, and per address. A browser opens up to six connections for each page.
+# Maximum number of open connections, in total and per address. Browsers open up to six for each page.
 MAX_CONNECTIONS = 128
 MAX_CONNECTIONS_PER_ADDRESS = 64
-# Timeout in seconds for receiving the headers of a request, and for sending pending data to a client.
+# Timeout in seconds for receiving a request's headers and for sending pending data to a client.
 SLOW_S = 10.0
-# When the server is stopped, open connections are aborted after GRACE_S. The thread then has STOP_S to end.
+# When the server stops, open connections are aborted after GRACE_S. The thread then has STOP_S to end.
 GRACE_S = 0.4
 STOP_S = 2.0
 
@@ -42,7 +42,7 @@ class LimitedConnection(H11Protocol):
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Close an idle connection if there are too many connections, and start the timeout of the first request."""
+        """Close an idle connection if there are too many, and start the timeout for the first request."""
         super().connection_made(transport)
         self._since_s = self.loop.time()
         all_connections = [
@@ -65,11 +65,11 @@ class LimitedConnection(H11Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether the connection is idle, i.e. has no request that is being processed."""
+        """Whether the connection is idle, i.e. not processing a request."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
     def data_received(self, data: bytes) -> None:
-        """Process received bytes. The request timeout runs until the headers of the next request are complete."""
+        """Process received bytes. The request timeout runs until the next request's headers are complete."""
         super().data_received(data)
         is_idle = self.idle
         if is_idle and self._request_timer is None:
@@ -79,13 +79,13 @@ class LimitedConnection(H11Protocol):
             self._request_timer = None
 
     def pause_writing(self) -> None:
-        """Start the send timeout, because the client receives data too slowly."""
+        """Start the send timeout because the client is receiving data too slowly."""
         super().pause_writing()
         if self._send_timer is None:
             self._send_timer = self.loop.call_later(SLOW_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Cancel the send timeout, because the client has received the data."""
+        """Cancel the send timeout because the client has received the data."""
         super().resume_writing()
         if self._send_timer is not None:
             self._send_timer.cancel()

@@ -20,19 +20,19 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Minimum length of a token in characters.
+# Minimum token length in characters.
 MIN_TOKEN_LENGTH = 8
 
 
 class WebSink:
-    """Serves a web page with the live image and the predictions. The server runs until :meth:`close` is called.
+    """Serves a web page with the live image and the predictions until :meth:`close` is called.
 
     Attributes:
         url: address of the page including the token. It is never logged.
         address: address of the page without the token.
         page_state: state of the page.
         token: token that visitors need, or None if every user of this machine may open the page.
-        closed: always False, because the page never stops the camera.
+        closed: always False because the page never stops the camera.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class WebSink:
             require(module)
         if token is not None and len(token) < MIN_TOKEN_LENGTH:
             raise EdgerecError(
-                f"the token of the web page has {len(token)} characters: use at least {MIN_TOKEN_LENGTH} characters"
+                f"the web page's token must have at least {MIN_TOKEN_LENGTH} characters, got {len(token)}"
             )
         is_local = is_loopback(host)
         folder = None if save_dir is None else checked_output(save_dir, folder=True)

@@ -1,4 +1,4 @@
-"""State of the web page, which is shared by the thread of the sink and the thread of the web server."""
+"""State of the web page, shared by the sink's thread and the web server's thread."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from edgerec.runtime.thermal import processor_temperature_c
 from edgerec.utils.clock import unix_s
 from edgerec.utils.optional import require
 
-# Maximum width and height in pixels, and maximum number per second, of the images on the page.
+# Images on the page: maximum width and height in pixels, and maximum number per second.
 SHOWN_PX = 1280
 IMAGES_PER_S = 15
-# Maximum CPU time for encoding images, as a fraction of one core. On a slow CPU the image rate is reduced, so that the
-# model has enough CPU time.
+# Maximum CPU time for encoding images, as a fraction of one core. On slow CPUs, the image rate is reduced to leave
+# enough CPU time for the model.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
 # Number of recent images kept in memory, so that the displayed image is available when the user clicks a button.
 RECENT = 4
-# Maximum number of pending images, i.e. images that a user has selected on the page but not labeled yet.
+# Maximum number of pending images, i.e. images selected on the page but not yet labeled.
 MAX_PENDING = 6
-# Time in seconds after which a pending image is removed.
+# Time in seconds after which pending images are removed.
 PENDING_S = 300.0
-# Maximum number of decisions and state changes of each source in memory.
+# Maximum number of decisions and state changes kept in memory per source.
 MAX_ENTRIES = 300
 TEMPERATURE_INTERVAL_S = 2.0
 
@@ -46,7 +46,7 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class PendingImage:
-    """An image that the user has selected but not labeled. ``since_s`` is the monotonic time of the selection."""
+    """An image selected by the user but not yet labeled. ``since_s`` is the monotonic time of the selection."""
 
     shown: ShownImage
     since_s: float
@@ -54,7 +54,7 @@ class PendingImage:
 
 @dataclass
 class SourceView:
-    """State of one source on the page.
+    """A source's state as shown on the page.
 
     Attributes:
         name: name of the source.
@@ -80,7 +80,7 @@ class SourceView:
 
 
 class PageState:
-    """The newest result of each source, and the last decisions and state changes.
+    """Each source's newest result, and the last decisions and state changes.
 
     The thread of the sink calls :meth:`write` and :meth:`state`, and the thread of the server calls all other methods.
     An image is encoded only when a client requests it, and only once for all clients.
@@ -102,7 +102,7 @@ class PageState:
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_INTERVAL_S, None)
 
     def write(self, result: Result) -> None:
-        """Store a result. If the label is unchanged, update the score of the last decision."""
+        """Store a result. If the label is unchanged, update the last decision's score."""
         with self._lock:
             source = self._source_named(result.frame.source or result.frame.origin)
             source.result, source.fps = result, source.rate.tick()
@@ -120,15 +120,15 @@ class PageState:
             source = self._source_named(change.source)
             source.state = change
             if change.state != "live":
-                source.label = None  # after an outage, the next result is a new decision even with the same label
+                source.label = None  # after an outage, the next result is a new decision even if the label is the same
             self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
-        """Return the state of each source, and all entries with a number above ``after``, as JSON-serializable data."""
+        """Return each source's state, and all entries numbered above ``after``, as JSON-serializable data."""
         with self._lock:
             sources = list(self._sources.values())
-            # Each source has its own list, so that a source with many changes does not displace the entries of others.
+            # Each source has its own list so that a busy source does not displace other sources' entries.
             newer = [takewhile(lambda entry: entry["number"] > after, reversed(source.entries)) for source in sources]
             entries = sorted(chain.from_iterable(newer), key=lambda entry: entry["number"])
         return {
@@ -139,7 +139,7 @@ class PageState:
         }
 
     def newest_image(self, number: int) -> ShownImage | None:
-        """Return the newest image of the source with the index ``number``, or None if the source has no image yet.
+        """Return the newest image from source ``number``, or None if the source has no image yet.
 
         At most ``IMAGES_PER_S`` images per second are encoded.
 
@@ -154,14 +154,14 @@ class PageState:
             newest = ShownImage(result, jpeg_of(result))
             source.recent.append(newest)
             period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
-            # Compute the next due time from the last due time, not from the current time, so that delays do not lower
-            # the rate.
+            # Compute the next due time from the last one, not from the current time, so that delays do not lower the
+            # rate.
             source.next_s = max(source.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
 
     def add_pending(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
-        """Add the image of a frame to the pending images, and return its key and the image.
+        """Add a frame's image to the pending images, and return its key and the image.
 
         If the image of this frame is no longer in memory, the image of the nearest frame is used. If the source has no
         image yet, None is returned.
@@ -186,13 +186,13 @@ class PageState:
         return key, shown
 
     def pending_image(self, key: str) -> ShownImage | None:
-        """Return the pending image with the key ``key``, or None if it was removed."""
+        """Return the pending image stored under ``key``, or None if it was removed."""
         self._remove_expired()
         pending = self._pending.get(key)
         return pending.shown if pending else None
 
     def evict_first(self, key: str) -> None:
-        """Make a pending image the first to be removed if there are too many, e.g. because it was downloaded."""
+        """Make a pending image, e.g. a downloaded one, the first to be removed if there are too many."""
         if key in self._pending:
             self._pending.move_to_end(key, last=False)
 
@@ -217,7 +217,7 @@ class PageState:
         source.entries.append({"number": self._last_number, "at_s": unix_s(at_s), "source": source.name, **fields})
 
     def _update_last(self, source: SourceView, fields: dict[str, Any]) -> None:
-        """Update the score of the last decision. The entry is replaced, because another thread may use the old one."""
+        """Update the last decision's score. The entry is replaced because another thread may use the old one."""
         for index in range(len(source.entries) - 1, -1, -1):
             entry = source.entries[index]
             if "state" not in entry:
@@ -233,7 +233,7 @@ class PageState:
 
 
 def jpeg_of(result: Result) -> bytes:
-    """Encode the image of a result as a JPEG file, scaled down to at most ``SHOWN_PX`` pixels per side."""
+    """Encode a result's image as JPEG, scaled down to at most ``SHOWN_PX`` pixels per side."""
     cv2 = require("cv2")
     image = result.frame.image
     factor = SHOWN_PX / max(image.shape[:2])
@@ -260,7 +260,7 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
 
 
 def _prediction_fields(result: Result) -> dict[str, Any]:
-    """Return the prediction that the page shows as a JSON-serializable dictionary.
+    """Return the prediction shown on the page as a JSON-serializable dictionary.
 
     If the label is ``unknown``, ``best`` has the label and the score of the best class of the frame, and ``novelty``
     has the novelty if the model computes it.
