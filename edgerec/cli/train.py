@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -193,7 +193,7 @@ def show_run(run: Run, json: bool) -> None:
     """Print the results of a training run, and suggest the next command."""
     from edgerec.train import baseline
 
-    metrics: dict[str, Any] = run.metrics
+    metrics = run.metrics
     if json:
         show_json({"run": str(run.path)} | metrics | {"warning": baseline.warning(metrics)})
         return

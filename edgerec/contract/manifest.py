@@ -6,14 +6,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Annotated, Any, NotRequired, Self, TypedDict
 
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
-from edgerec.utils.bounded import check_structure, parse_json
+from edgerec.utils.bounded import parse_json
+from edgerec.utils.json_types import MinItems, check_type
 from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1
@@ -24,21 +25,77 @@ DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-# Expected types of the manifest fields that record how the bundle was built, see check_structure.
-_VARIANT = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
-_FILE = {"file": str, "sha256": str}
-_ORIGIN = {
-    "recipe?": {"data?": dict, "model?": dict},
-    "data_digest?": str,
-    "split?": (dict, type(None)),
-    "adopted?": _FILE | {"truth": str},
-    "imported?": _FILE,
-}
-_METRICS = {"forms?": [_VARIANT, 1]}
-_DESCRIPTION = {
-    "metrics?": _METRICS | {"members?": [{"name": str, "variant": str, "metrics": _METRICS}], "novelty?": dict},
-    "provenance?": _ORIGIN | {"members?": [_ORIGIN]},
-}
+class VariantForm(TypedDict):
+    """Accuracy and size of the model in one format, such as float Keras or int8 TFLite."""
+
+    name: str
+    top1: float
+    agreement: float
+    size_bytes: int
+    gzip_bytes: int
+    error: NotRequired[float | None]
+
+
+class MemberMetrics(TypedDict, total=False):
+    """Metrics of a model. The first form is the float model, and the last one is the exported model."""
+
+    forms: Annotated[list[VariantForm], MinItems(1)]
+
+
+class Member(TypedDict):
+    """A model of an ensemble."""
+
+    name: str
+    variant: str
+    metrics: MemberMetrics
+
+
+class Metrics(MemberMetrics, total=False):
+    """The field ``metrics`` of a manifest."""
+
+    members: list[Member]
+    novelty: dict[str, Any]
+
+
+class SourceFile(TypedDict):
+    """The file that a model was imported from."""
+
+    file: str
+    sha256: str
+
+
+class AdoptedModel(SourceFile):
+    """The Keras model that a run was imported from."""
+
+    truth: str
+
+
+class RecipeSections(TypedDict, total=False):
+    """The recipe sections that a manifest contains."""
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+
+
+class Origin(TypedDict, total=False):
+    """Record of how a model was created."""
+
+    recipe: RecipeSections
+    data_digest: str
+    split: dict[str, Any] | None
+    adopted: AdoptedModel
+    imported: SourceFile
+
+
+class Provenance(Origin, total=False):
+    """The field ``provenance`` of a manifest."""
+
+    members: list[Origin]
+
+
+class _Description(TypedDict, total=False):
+    metrics: Metrics
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -257,7 +314,7 @@ class Manifest:
             if key in values and not isinstance(values[key], str):
                 raise BundleError(f"{where}: {key} is {values[key]!r}, expected a string")
         try:
-            check_structure(values, _DESCRIPTION)
+            check_type(values, _Description)
         except ValueError as error:
             raise BundleError(f"{where}: {error}") from None
         try:

@@ -17,14 +17,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Annotated, Any, BinaryIO, NotRequired, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.errors import DataError, unknown
-from edgerec.utils.bounded import MAX_TEXT_BYTES, check_structure, parse_json
+from edgerec.utils.bounded import MAX_TEXT_BYTES, parse_json
+from edgerec.utils.json_types import MinItems, check_type
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, Progress, ignore
 from edgerec.utils.text import is_printable
@@ -60,15 +61,26 @@ class Shard:
     sha256: str
 
 
-_STRUCTURE = {
-    "labels": [str, 1],
-    "preprocess": dict,
-    "shards": [{"file": str, "split": str, "pictures": int, "size_bytes": int, "sha256": str}, 1],
-    "skipped": [str],
-    "group_by": str,
-    "digest": str,
-    "contents_of?": str,
-}
+class _ShardRecord(TypedDict):
+    file: str
+    split: str
+    pictures: int
+    size_bytes: int
+    sha256: str
+
+
+class _PackManifest(TypedDict):
+    labels: Annotated[list[str], MinItems(1)]
+    preprocess: dict[str, Any]
+    shards: Annotated[list[_ShardRecord], MinItems(1)]
+    skipped: list[str]
+    group_by: str
+    digest: str
+    contents_of: NotRequired[str]
+
+
+class _Version(TypedDict):
+    schema: int
 
 
 @dataclass(frozen=True)
@@ -100,13 +112,13 @@ class Packed:
         """Read the manifest; raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
         try:
             about = parse_json(read_file(location, MANIFEST, MAX_TEXT_BYTES))
-            check_structure(about, {"schema": int})
+            check_type(about, _Version)
             if about["schema"] != SCHEMA:
                 raise DataError(
                     f"{location} has format version {about['schema']}, but this edgerec version reads version {SCHEMA}"
                     ": pack the data again with edgerec data pack"
                 )
-            check_structure(about, _STRUCTURE)
+            check_type(about, _PackManifest)
             pack = cls(
                 location,
                 tuple(about["labels"]),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,8 @@ from edgerec.utils.atomic import (
     system_error,
     write_file,
 )
-from edgerec.utils.bounded import check_structure, read_json
+from edgerec.utils.bounded import read_json
+from edgerec.utils.json_types import check_type
 from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
 from edgerec.utils.parallel import map_in_threads
@@ -184,6 +185,12 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
     write_file(plan, text)
 
 
+class _ShardRecord(TypedDict):
+    size_bytes: int
+    sha256: str
+    skipped: list[str]
+
+
 class _ShardWriter:
     """Writes each shard atomically, together with a file that describes its contents.
 
@@ -260,7 +267,7 @@ def _finish(
     for name, positions in plan:
         with _damage_explained(writer.folder):
             about = read_json(writer.folder / f"{name}.json")
-            check_structure(about, {"size_bytes": int, "sha256": str, "skipped": [str]})
+            check_type(about, _ShardRecord)
             count = len(positions) - len(about["skipped"])
             indices.append(parse_npy((writer.folder / f"{name}.npy").read_bytes(), ENTRY, count))
             digests = (writer.folder / f"{name}.{CONTENTS}").read_bytes()

@@ -23,6 +23,7 @@ from edgerec.recipe import DataSource
 from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.edgetpu import EdgeTpuReport
 from edgerec.train.run import Run
+from edgerec.train.run_files import VariantRecord
 from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
@@ -155,7 +156,7 @@ def _manifest(
     name: str,
     run: Run,
     target: Target,
-    report: dict[str, Any],
+    report: VariantRecord,
     content: bytes,
     decision: DecisionSpec,
     compiled: bool,
@@ -177,10 +178,10 @@ def _manifest(
         threads=target.threads,
         delegate=target.manifest_delegate if compiled else "",
         delegate_model=DELEGATE_MODEL if compiled else "",
-        metrics={key: report[key] for key in ("forms", "drop_points", "images")},
+        metrics={"forms": report["forms"], "drop_points": report["drop_points"], "images": report["images"]},
         provenance=provenance
         | {"recipe": without_folders(recipe).to_dict()}
-        | {key: report[key] for key in ("calibration", "sparsity", "versions")},
+        | {"calibration": report["calibration"], "sparsity": report["sparsity"], "versions": report["versions"]},
     )
 
 

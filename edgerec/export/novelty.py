@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.manifest import Manifest, NoveltySpec
+from edgerec.contract.manifest import Manifest, NoveltySpec, VariantForm
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, EdgerecError
 from edgerec.export.variants import choose, without_folders
@@ -74,7 +74,7 @@ class NoveltyReport:
     error: float
     images: int
     size_bytes: int
-    forms: list[dict[str, Any]]
+    forms: list[VariantForm]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Any
 
 from edgerec.contract.manifest import Manifest
@@ -11,6 +12,7 @@ from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.export import app_snippets, tflm
 from edgerec.export.install_files import CSI_PACKAGES, install_files
+from edgerec.train.run_files import EvaluationRecord
 
 _APT_INSTALL = "sudo apt-get install --no-install-recommends"
 
@@ -20,7 +22,7 @@ def requirements(target: Target) -> str:
     return "".join(f"{_filled(line)}\n" for line in target.requirements)
 
 
-def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, content: bytes = b"") -> str:
+def readme(manifest: Manifest, target: Target, figures: EvaluationRecord | None, content: bytes = b"") -> str:
     """Return the content of the bundle's README.md: the commands, and the model card.
 
     Args:
@@ -138,7 +140,7 @@ def _service(container: bool) -> list[str]:
     return lines
 
 
-def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
+def _card(manifest: Manifest, figures: EvaluationRecord) -> list[str]:
     recipe = manifest.provenance["recipe"]
     model, data_role, reference = f"{recipe['model']['arch']}, width {recipe['model']['width']:g}", "Trained on", ""
     if adopted := manifest.provenance.get("adopted"):
@@ -166,7 +168,8 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
             f"| {row['size_bytes'] or '–'} | {row['gzip_bytes'] or '–'} |"
         )
     lines += ["", "| label | precision | recall | F1 | images |", "|---|---|---|---|---|"]
-    for label, row in figures["per_class"].items():
+    rows: Mapping[str, Mapping[str, Any]] = figures["per_class"]
+    for label, row in rows.items():
         lines.append(f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |")
     limits = (
         "The model knows only these labels. It also predicts one of them for an image of anything else, unless the "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edgerec.compress.accuracy_gate import check_drop
 from edgerec.compress.quantize import make_float32
@@ -16,6 +15,7 @@ from edgerec.recipe import DataSource, Recipe
 from edgerec.tflite.compatibility import require_fit
 from edgerec.train.metrics import metrics_of
 from edgerec.train.run import Run, best_int8
+from edgerec.train.run_files import VariantRecord
 from edgerec.utils.atomic import sha256
 from edgerec.utils.command_line import command, data_options
 from edgerec.utils.progress import Listener
@@ -34,7 +34,7 @@ class ChosenVariant:
     """
 
     name: str
-    report: dict[str, Any]
+    report: VariantRecord
     content: bytes
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.manifest import Manifest
@@ -19,6 +18,7 @@ from edgerec.export.wheel import bundled_wheel
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.verification import make_golden, verify
 from edgerec.tflite.edgetpu import EdgeTpuReport, compile_for_edgetpu
+from edgerec.train.run_files import EvaluationRecord
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def write_verified(
     models: Mapping[str, bytes],
     target: Target,
     images: Sequence[tuple[str, Image]],
-    figures: dict[str, Any] | None,
+    figures: EvaluationRecord | None,
     *,
     overwrite: bool,
 ) -> tuple[tuple[str, ...], int]:

@@ -19,6 +19,7 @@ from edgerec.report.images import PageImages, page_images
 from edgerec.report.scoring import FLOAT, Measurements, measure
 from edgerec.train.confidence_calibration import wilson_interval
 from edgerec.train.run import PSEUDO_LABELS, Run
+from edgerec.train.run_files import ComparisonRecord, VariantRecord
 from edgerec.utils.progress import Listener
 
 MAX_CONFUSED = 10
@@ -35,7 +36,7 @@ def collect_content(
     listener: Listener,
 ) -> tuple[ReportContent, PageImages]:
     """Return the content of the report and the images of the page. The path and size of the page are not set."""
-    metrics = run.metrics if run.finished else {}
+    metrics: Mapping[str, Any] = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
     chosen = run.shipped(variants)
     measured = measure(run, *loaded, variants, chosen, listener) if loaded and run.finished else Measurements()
@@ -144,12 +145,12 @@ def _top1(metrics: Mapping[str, Any]) -> Top1 | None:
 
 def _splits(run: Run) -> dict[str, int]:
     record = run.split_record
-    others = {subset: int(record.get(f"{subset}_images", len(record[subset]))) for subset in ("val", "test")}
-    return {"train": int(record["train_images"])} | others
+    val, test = (record.get("val_images", len(record["val"])), record.get("test_images", len(record["test"])))
+    return {"train": record["train_images"], "val": val, "test": test}
 
 
 def _figures(
-    run: Run, metrics: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], chosen: str | None
+    run: Run, metrics: Mapping[str, Any], variants: Mapping[str, VariantRecord], chosen: str | None
 ) -> tuple[str, Mapping[str, Any]]:
     """Choose the model for the per-class metrics of the report. Return its name and metrics.
 
@@ -211,11 +212,11 @@ def _confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tupl
 
 
 def _variants(
-    run: Run, variants: Mapping[str, Mapping[str, Any]]
+    run: Run, variants: Mapping[str, VariantRecord]
 ) -> tuple[tuple[VariantMetrics, ...], str, tuple[str, ...]]:
     """Return the variants, and the machine and the notes that ``edgerec compare`` recorded."""
     order = [FLOAT32, *(method.variant for method in METHODS.values())]
-    comparison = run.comparison() or {"rows": []}
+    comparison = run.comparison() or ComparisonRecord(rows=[], machine="", threads=0, notes=[])
     # Ignore the measured time if the variant was created again after the comparison, which changed its size.
     times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
     chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
@@ -223,7 +224,7 @@ def _variants(
         about = variants[name]
         form = about["forms"][-1]
         low, high = wilson_interval(float(form["top1"]), int(about["images"]))
-        timed = times.get((name, form["size_bytes"], form["gzip_bytes"]), {})
+        timed = times.get((name, form["size_bytes"], form["gzip_bytes"]))
         rows.append(
             VariantMetrics(
                 variant=name,
@@ -236,8 +237,8 @@ def _variants(
                 size_bytes=int(form["size_bytes"]),
                 gzip_bytes=int(form["gzip_bytes"]),
                 sparsity=float(about["sparsity"]),
-                median_ms=_float(timed.get("median_ms")),
-                p95_ms=_float(timed.get("p95_ms")),
+                median_ms=_float(timed and timed.get("median_ms")),
+                p95_ms=_float(timed and timed.get("p95_ms")),
                 chosen=name == chosen,
                 top1_low=low,
                 top1_high=high,

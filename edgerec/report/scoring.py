@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from edgerec.runtime.image_model import ImageModel
 from edgerec.train.confidence_calibration import reliability
 from edgerec.train.metrics import Reals
 from edgerec.train.run import Run
+from edgerec.train.run_files import VariantRecord
 from edgerec.train.scorers import Scorer, keras_scorer, tflite_scorer
 from edgerec.utils.atomic import sha256
 from edgerec.utils.progress import Listener
@@ -77,7 +77,7 @@ def measure(
     run: Run,
     dataset: Dataset,
     split: Split,
-    variants: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, VariantRecord],
     shipped: str | None,
     listener: Listener,
 ) -> Measurements:

@@ -18,6 +18,7 @@ from edgerec.errors import RecipeError
 from edgerec.models import IMPORTED
 from edgerec.recipe import AUTO, ModelSection, Recipe
 from edgerec.train.run import TRAINED_IMAGES, Run
+from edgerec.train.run_files import SplitDigests
 from edgerec.train.split_record import separated_digests, shortened
 from edgerec.utils.atomic import real_path
 from edgerec.utils.bounded import parse_json
@@ -64,11 +65,11 @@ class TrainedImages:
 
     @classmethod
     def _recorded(
-        cls, contents: Mapping[str, str], dataset: Dataset, seed: int, data: Mapping[str, Any]
+        cls, contents: SplitDigests, dataset: Dataset, seed: int, data: Mapping[str, Any]
     ) -> TrainedImages | None:
         if not dataset.identifies(contents["of"]):
             return None
-        train, val, inherited = (separated_digests(contents[key]) for key in ("train", "val", "inherited"))
+        train, val, inherited = map(separated_digests, (contents["train"], contents["val"], contents["inherited"]))
         keys = ", ".join(f"data.{key}={data[key]!r}" for key in ("test_fraction", "val_fraction", "group_by"))
         advice = f"use the split that it was trained with (seed={seed!r}, {keys})"
         return cls(np.concatenate([train, inherited]), val, advice)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgerec.contract.tensors import parse_normalise
 from edgerec.data import Dataset, Split, load, recorded_split
@@ -21,12 +21,15 @@ from edgerec.importing.keras_files import load_model
 from edgerec.models import IMPORTED, least_size_px, reconstructs
 from edgerec.recipe import DataSource, Recipe
 from edgerec.train.run_files import (
-    COMPARISON,
     HISTORY,
     MAX_FILE_BYTES,
-    METRICS,
-    REPORT,
-    SPLIT,
+    ComparisonRecord,
+    ExportRecord,
+    ExportRecords,
+    ImportedModel,
+    RunMetrics,
+    SplitRecord,
+    VariantRecord,
     parse_history,
     parse_labels,
     parse_object,
@@ -38,6 +41,7 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.progress import Listener, ignore
 from edgerec.utils.text import to_json
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -138,16 +142,16 @@ class Run:
         return labels
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> RunMetrics:
         """The content of ``metrics.json``."""
-        own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
-        metrics: dict[str, Any] = self._read("metrics.json", parse_object(METRICS | dict.fromkeys(own, float)))
+        required = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
+        metrics = self._read("metrics.json", parse_object(RunMetrics, required))
         if metrics["images"] < 1:
             raise RunError(f"{self.path}: metrics.json is damaged (images must be at least 1): restore this file")
         return metrics
 
     @property
-    def adopted(self) -> dict[str, Any] | None:
+    def adopted(self) -> ImportedModel | None:
         """Origin of a model trained with another tool, or None if edgerec trained the model."""
         return self.metrics.get("adopted")
 
@@ -157,9 +161,9 @@ class Run:
         return reconstructs(self.recipe.model.arch)
 
     @property
-    def split_record(self) -> dict[str, Any]:
+    def split_record(self) -> SplitRecord:
         """The content of ``split.json``; see :func:`split_record`."""
-        return self._read("split.json", parse_object(SPLIT))
+        return self._read("split.json", parse_object(SplitRecord))
 
     def model(self) -> Any:
         """Return the uncompiled float32 Keras model, or the imported :class:`saved_model.SavedModel`.
@@ -217,26 +221,32 @@ class Run:
         These labels replace missing labels, so that variants can be compared with the imported model. If the images
         have labels, the result is None.
         """
-        return self._read(PSEUDO_LABELS, parse_object({"*": str})) if (self.path / PSEUDO_LABELS).is_file() else None
+        return (
+            self._read(PSEUDO_LABELS, parse_object(dict[str, str])) if (self.path / PSEUDO_LABELS).is_file() else None
+        )
 
     def variant(self, name: str) -> Path:
         """Return a variant's folder, which may not exist yet."""
         return self.path / name
 
-    def variants(self) -> dict[str, dict[str, Any]]:
+    def variants(self) -> dict[str, VariantRecord]:
         """Return a dictionary that maps the name of each finished variant to its report."""
         names = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
         return {
-            name: self._read(f"{name}/report.json", parse_object(REPORT))
+            name: self._read(f"{name}/report.json", parse_object(VariantRecord))
             for name in names
             if (self.path / name / "model.tflite").is_file()
         }
 
-    def comparison(self) -> dict[str, Any] | None:
+    def comparison(self) -> ComparisonRecord | None:
         """Return the latest results of :func:`edgerec.compress.compare.compare`, or None if there are no results."""
-        return self._read("compare.json", parse_object(COMPARISON)) if (self.path / "compare.json").is_file() else None
+        return (
+            self._read("compare.json", parse_object(ComparisonRecord))
+            if (self.path / "compare.json").is_file()
+            else None
+        )
 
-    def exports(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, str]]:
+    def exports(self, variants: Mapping[str, VariantRecord] | None = None) -> list[ExportRecord]:
         """Return the recorded exports, oldest first, omitting variants that have changed since.
 
         Args:
@@ -247,8 +257,7 @@ class Run:
         """
         if not (self.path / EXPORTS).is_file():
             return []
-        row = dict.fromkeys(("variant", "target", "bundle", "model_sha256"), str)
-        rows = self._read(EXPORTS, parse_object({"exports": [row]}))["exports"]
+        rows = self._read(EXPORTS, parse_object(ExportRecords))["exports"]
         digests = {name: about["model_sha256"] for name, about in (variants or self.variants()).items()}
         return [row for row in rows if digests.get(row["variant"]) == row["model_sha256"] and row["target"]]
 
@@ -261,7 +270,7 @@ class Run:
         except (EdgerecError, OSError) as error:
             log.warning("cannot record the export in the run %s: %s", self.path, error)
 
-    def shipped(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> str | None:
+    def shipped(self, variants: Mapping[str, VariantRecord] | None = None) -> str | None:
         """Return the name of the most recently exported variant.
 
         If no variant was exported, return the best int8 variant, or None if there is none.
@@ -293,7 +302,7 @@ class Run:
         """Write a JSON file in the run's folder."""
         write_file(self.path / name, to_json(value, indent=1) + "\n")
 
-    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
+    def _read(self, name: str, parse: Callable[[str], T]) -> T:
         """Read and parse a run file. Raise :class:`RunError` if the file is missing or damaged."""
         try:
             return parse(read_at_most(self.path / name, MAX_FILE_BYTES).decode())
@@ -334,7 +343,7 @@ def format_metrics(row: Mapping[str, float]) -> str:
     return "  ".join(f"{key} {row[key]:.4f}" for key in keys if key in row)
 
 
-def best_int8(variants: Mapping[str, Mapping[str, Any]]) -> str | None:
+def best_int8(variants: Mapping[str, VariantRecord]) -> str | None:
     """Return the name of the int8 variant with the highest validation accuracy, or None if there is no int8 variant."""
     top1 = {name: report["val_top1"] for name, report in variants.items() if report["precision"] == "int8"}
     return max(top1, key=lambda name: top1[name]) if top1 else None

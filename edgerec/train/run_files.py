@@ -4,81 +4,188 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NotRequired, Required, TypedDict, TypeVar, cast
 
-from edgerec.utils.bounded import check_structure, parse_json
+from edgerec.contract.manifest import AdoptedModel, VariantForm
+from edgerec.utils.bounded import parse_json
+from edgerec.utils.json_types import MinItems, check_type
+
+T = TypeVar("T")
 
 # Columns of history.csv.
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
-# Expected structure of the run's JSON files, as passed to ``check_structure``.
-# Keys ending in "?" are optional, because files written by older versions lack them.
-_CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
-_MEASURED = {
-    "images": int,
-    "loss?": float,
-    "per_class?": {"*": (_CLASS, {"error": float, "support": int})},
-    "confusion?": [[int]],
-    "labels?": [str],
-}
-METRICS = _MEASURED | {
-    "parameters": int,
-    "best_epoch?": int,
-    "epochs?": int,
-    "seconds?": float,
-    "versions?": {"*": str},
-    "adopted?": {
-        **dict.fromkeys(("file", "sha256", "truth", "normalise"), str),
-        "input_layer?": (str, type(None)),
-    },
-}
-_DIGESTS = dict.fromkeys(("of", "train", "val", "test", "moved", "inherited"), str)
-SPLIT = {
-    "digest": str,
-    **{f"{name}_images?": int for name in ("train", "val", "test")},
-    **{f"{name}?": [str] for name in ("skipped", "val", "test", "moved", "excluded")},
-    "held_out_here?": bool,
-    "split_by?": str,
-    "contents?": (_DIGESTS, type(None)),
-}
-_FORM = {
-    "name": str,
-    "top1": float,
-    "agreement": float,
-    "size_bytes": int,
-    "gzip_bytes": int,
-    "error?": (float, type(None)),
-}
-REPORT = {
-    **dict.fromkeys(("variant", "method", "precision", "model_sha256"), str),
-    **dict.fromkeys(("val_top1", "val_drop_points", "drop_points", "max_drop", "sparsity"), float),
-    "forms": [_FORM, 2],
-    "figures": {
-        **{name.removesuffix("?"): structure for name, structure in _MEASURED.items()},
-        "accuracy": float,
-        "split": str,
-        "training_images?": (int, type(None)),
-    },
-    "calibration": dict,
-    "compress?": dict,
-    "adapted?": [dict],
-    "agreements?": {"*": float},
-    "images": int,
-    "versions": dict,
-}
-_ROW = {"method?": str, "variant": str, "size_bytes": int, "gzip_bytes": int, "*": (float, str, type(None))}
-COMPARISON = {"rows": [_ROW], "machine": str, "threads": int, "notes": [str]}
-# Maximum size of a run's text files. The largest is split.json, which lists all images.
+
+
+class PerClassMetrics(TypedDict):
+    """A classifier's metrics for one class."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class PerClassError(TypedDict):
+    """An autoencoder's mean reconstruction error for one class."""
+
+    error: float
+    support: int
+
+
+class ImportedModel(AdoptedModel):
+    """Origin of a Keras model that edgerec imported."""
+
+    normalise: str
+    input_layer: NotRequired[str | None]
+
+
+class RunMetrics(TypedDict, total=False):
+    """The content of ``metrics.json``: metrics of the model on the test images, and properties of the training.
+
+    Classifiers have ``accuracy`` and ``val_accuracy``. Autoencoders have ``error``, ``threshold`` and ``known``.
+    """
+
+    images: Required[int]
+    parameters: Required[int]
+    accuracy: float
+    val_accuracy: float
+    error: float
+    threshold: float
+    known: float
+    loss: float
+    per_class: dict[str, PerClassMetrics] | dict[str, PerClassError]
+    confusion: list[list[int]]
+    labels: list[str]
+    split: str
+    best_epoch: int
+    epochs: int
+    seconds: float
+    train_images: int
+    val_images: int
+    data_digest: str
+    versions: dict[str, str]
+    adopted: ImportedModel
+
+
+class SplitDigests(TypedDict):
+    """Concatenated image digests of each part of a split, see :func:`~edgerec.train.split_record.split_record`."""
+
+    of: str
+    train: str
+    val: str
+    test: str
+    moved: str
+    inherited: str
+
+
+class SplitRecord(TypedDict, total=False):
+    """The content of ``split.json``. Files of older versions contain only some of the keys."""
+
+    digest: Required[str]
+    train_images: int
+    val_images: int
+    test_images: int
+    held_out_here: bool
+    split_by: str
+    skipped: list[str]
+    val: list[str]
+    test: list[str]
+    moved: list[str]
+    excluded: list[str]
+    contents: SplitDigests | None
+
+
+class EvaluationRecord(TypedDict):
+    """Metrics of a variant on the test images, see :class:`~edgerec.train.metrics.EvaluationReport`."""
+
+    accuracy: float
+    loss: float
+    per_class: dict[str, PerClassMetrics] | dict[str, PerClassError]
+    confusion: list[list[int]]
+    labels: list[str]
+    images: int
+    split: str
+    training_images: NotRequired[int | None]
+
+
+class VariantRecord(TypedDict):
+    """The content of a variant's ``report.json``, see :class:`~edgerec.compress.variant_report.QuantizeReport`."""
+
+    variant: str
+    method: str
+    precision: str
+    model_sha256: str
+    val_top1: float
+    val_drop_points: float
+    drop_points: float
+    max_drop: float
+    sparsity: float
+    forms: Annotated[list[VariantForm], MinItems(2)]
+    figures: EvaluationRecord
+    calibration: dict[str, Any]
+    images: int
+    versions: dict[str, Any]
+    compress: NotRequired[dict[str, Any]]
+    adapted: NotRequired[list[dict[str, Any]]]
+    agreements: NotRequired[dict[str, float]]
+    why: NotRequired[str]
+
+
+class ComparisonRow(TypedDict):
+    """Size and latency of a variant."""
+
+    variant: str
+    size_bytes: int
+    gzip_bytes: int
+    method: NotRequired[str]
+    median_ms: NotRequired[float | None]
+    p95_ms: NotRequired[float | None]
+
+
+class ComparisonRecord(TypedDict):
+    """The content of ``compare.json``, see :func:`edgerec.compress.compare.compare`."""
+
+    rows: list[ComparisonRow]
+    machine: str
+    threads: int
+    notes: list[str]
+
+
+class ExportRecord(TypedDict):
+    """An exported bundle that ``exports.json`` lists."""
+
+    variant: str
+    target: str
+    bundle: str
+    model_sha256: str
+
+
+class ExportRecords(TypedDict):
+    """The content of ``exports.json``."""
+
+    exports: list[ExportRecord]
+
+
+# Maximum size of a text file in a run. The largest one is split.json, which lists all images.
 MAX_FILE_BYTES = 256 << 20
 
 
-def parse_object(structure: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
-    """Return a function that parses a JSON object and checks its structure."""
+def parse_object(expected: type[T], required: Sequence[str] = ()) -> Callable[[str], T]:
+    """Return a function that parses a JSON object and checks its type.
 
-    def parse(text: str) -> dict[str, Any]:
-        value: dict[str, Any] = parse_json(text, max_bytes=MAX_FILE_BYTES)
-        check_structure(value, structure)
-        return value
+    Args:
+        expected: a TypedDict, or another type that :func:`check_type` supports.
+        required: names of keys that are required in addition.
+    """
+
+    def parse(text: str) -> T:
+        value: Any = parse_json(text, max_bytes=MAX_FILE_BYTES)
+        check_type(value, expected)
+        for key in required:
+            if key not in value:
+                raise ValueError(f"{key} is missing")
+        return cast(T, value)
 
     return parse
 
@@ -96,5 +203,5 @@ def parse_history(text: str) -> list[dict[str, float]]:
     # Autoencoders have no accuracy, and older versions did not record the stage.
     optional = ("accuracy", "val_accuracy", "stage")
     values = [{key: float(row[key]) for key in HISTORY if key not in optional or row.get(key)} for row in rows]
-    check_structure(values, [{"*": float}])
+    check_type(values, list[dict[str, float]])
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from edgerec.errors import EdgerecError, RunError
 from edgerec.recipe import Recipe
 from edgerec.train.run import Run, best_int8
+from edgerec.train.run_files import SplitRecord
 from edgerec.train.split_record import separated_digests
 
 log = logging.getLogger(__name__)
@@ -183,9 +184,9 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
     )
 
 
-def _same_test(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+def _same_test(first: SplitRecord, second: SplitRecord) -> bool:
     """Return whether two runs have the same test images, compared by content or, for older runs, by name."""
-    contents, others = first.get("contents") or {}, second.get("contents") or {}
+    contents, others = first.get("contents"), second.get("contents")
     if contents and others and contents["of"] == others["of"]:
         one, other = (np.unique(separated_digests(each["test"])) for each in (contents, others))
         return np.array_equal(one, other)
@@ -223,18 +224,18 @@ def _settings(first: Recipe, second: Recipe) -> Iterator[Setting]:
                 yield Setting(f"{item.name}.{key.name}", *values)
 
 
-def _metrics(runs: tuple[Run, Run], metrics: list[dict[str, Any]]) -> Iterator[Metric]:
+def _metrics(runs: tuple[Run, Run], metrics: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     for name in ("accuracy", "val_accuracy", "error", "parameters", "best_epoch", "seconds"):
         if any(name in values for values in metrics):
             yield Metric(name, *(values.get(name) for values in metrics))
     variants = [run.variants() for run in runs]
     for name in sorted(variants[0].keys() | variants[1].keys()):
-        forms = [each[name]["forms"][-1] if name in each else {} for each in variants]
+        forms: list[Mapping[str, Any]] = [each[name]["forms"][-1] if name in each else {} for each in variants]
         yield Metric(f"{name} top-1", *(form.get("top1") for form in forms))
         yield Metric(f"{name} bytes", *(form.get("size_bytes") for form in forms))
 
 
-def _classes(metrics: list[dict[str, Any]]) -> list[Metric]:
+def _classes(metrics: Sequence[Mapping[str, Any]]) -> list[Metric]:
     tables = [values.get("per_class", {}) for values in metrics]
     shared = [label for label in tables[0] if label in tables[1]]
     recalls = [Metric(label, *(table[label].get("recall") for table in tables)) for label in shared]

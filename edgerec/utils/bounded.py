@@ -23,7 +23,6 @@ MAX_CONTAINERS = 1_000_000
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000
-MAX_NUMBER = 1e300  # larger integers may overflow when they are converted to float
 
 
 def parse_json(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES, **options: Any) -> Any:
@@ -79,77 +78,6 @@ def _parsed(text: Any, max_bytes: int, marks: tuple[Any, Any], parse: Callable[[
         if not level:
             return value
     raise too_deep
-
-
-def check_structure(value: Any, structure: Any, where: str = "") -> None:
-    """Raise :class:`ValueError` if a value from a JSON or TOML file does not have the expected structure.
-
-    Args:
-        value: the parsed value.
-        structure: a type, ``Any``, a tuple of alternative structures, a list with the structure of the items (and
-            optionally the minimum number of items), or a dictionary with the structure of each value. A key that ends
-            with ``?`` is optional. The key ``*`` stands for all other keys, which are otherwise not checked. Numbers
-            must be finite, and integers must fit into 64 bits.
-        where: name of the value for the error message.
-    """
-    if isinstance(structure, tuple):
-        if not any(_has_structure(value, each) for each in structure[1:]):
-            check_structure(value, structure[0], where)
-    elif isinstance(structure, list):
-        _check_type(value, list, where)
-        if len(value) < (structure[1] if len(structure) > 1 else 0):
-            raise ValueError(f"{where or 'the list'} has only {len(value)} items")
-        for number, item in enumerate(value):
-            check_structure(item, structure[0], f"{where}[{number}]")
-    elif isinstance(structure, dict):
-        _check_type(value, dict, where)
-        for key, expected in structure.items():
-            name = key.removesuffix("?")
-            if key == "*":
-                for other in value.keys() - {known.removesuffix("?") for known in structure}:
-                    check_structure(value[other], expected, _joined(where, other))
-            elif name in value:
-                check_structure(value[name], expected, _joined(where, name))
-            elif name == key:
-                raise ValueError(f"{_joined(where, name)} is missing")
-    elif structure is not Any:
-        _check_type(value, structure, where)
-
-
-def _has_structure(value: Any, structure: Any) -> bool:
-    try:
-        check_structure(value, structure)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_type(value: Any, expected: type, where: str) -> None:
-    number = expected in (int, float) and not isinstance(value, bool)
-    if number and isinstance(value, int | float):
-        fits = abs(value) < MAX_NUMBER if expected is float else isinstance(value, int) and abs(value) < 1 << 63
-    else:
-        fits = isinstance(value, expected) and (number or not isinstance(value, bool) or expected is bool)
-    if not fits:
-        names = {
-            str: "a string",
-            int: "an integer",
-            float: "a number",
-            list: "a list",
-            dict: "an object",
-            bool: "a bool",
-        }
-        raise ValueError(
-            f"{where or 'the value'} is {_shown(value)}, expected {names.get(expected, expected.__name__)}"
-        )
-
-
-def _shown(value: Any) -> str:
-    return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:40]
-
-
-def _joined(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
 
 
 class UnpackedSizeError(zipfile.BadZipFile):

@@ -20,7 +20,7 @@ def test_damaged_files_are_accepted_or_refused_in_one_line(run_files, tmp_path, 
 
 
 def test_unexpected_values_are_found(run_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgerec.train.run_files.check_structure", lambda *arguments: None)
+    monkeypatch.setattr("edgerec.train.run_files.check_type", lambda *arguments: None)
     figures = run_files("runs", tmp_path, 25)
     assert "Error" in figures.examples[0]
 
