@@ -337,7 +337,7 @@ def test_bundles_without_an_autoencoder_still_open(bundle, pictures):
         ({"model": "other.tflite"}, "has no digest"),
         (
             {"output": {"dtype": "uint8", "shape": [1, 4, 4, 1], "scale": 1.0, "zero_point": 0}},
-            "the shape of input",
+            "the output shape is",
         ),
         ({"strange": 1}, "strange"),
     ],
