@@ -222,7 +222,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
             raise RecipeError(f"{where}: {_unknown_key_message(full, [path + key for key in known])}")
         if is_dataclass(known[name]):
             if not isinstance(value, Mapping):
-                raise RecipeError(f"{where}: {full} is {value!r}, expected a table [{full}]")
+                raise RecipeError(f"{where}: the section {full} is {value!r}, expected a table [{full}]")
             value = _merge(known[name], value, where, f"{full}.")
         elif isinstance(value, int) and not isinstance(value, bool) and isinstance(known[name], float):
             value = float(max(-(10**300), min(value, 10**300)))

@@ -1,4 +1,4 @@
-"""Identify the format of a file that cannot be read, for error messages."""
+"""Identify file formats, for error messages about files that cannot be read."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def _decoded(content: bytes, where: str) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif kind := describe(content):
-        raise DataError(f"{where} {kind}; expected a label file with one label per line")
+        raise DataError(f"{where} is not a label file: it {kind}; expected a text file with one label per line")
     else:
         encoding = "utf-8-sig"
     try:

@@ -155,7 +155,7 @@ class ModelSpec:
     def _check_strings(self, where: str) -> None:
         for key in ("model", "activation", "delegate_model"):
             if not isinstance(getattr(self, key), str):
-                raise BundleError(f"{where}: {key} is {getattr(self, key)!r}, expected a string")
+                raise BundleError(f"{where}: the field {key} is {getattr(self, key)!r}, expected a string")
         if self.activation not in ACTIVATIONS:
             raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
 
@@ -312,7 +312,7 @@ class Manifest:
                     raise BundleError(f"{where}: {key}: {error}") from None
         for key in ("name", "target", "variant", "delegate", "combine"):
             if key in values and not isinstance(values[key], str):
-                raise BundleError(f"{where}: {key} is {values[key]!r}, expected a string")
+                raise BundleError(f"{where}: the field {key} is {values[key]!r}, expected a string")
         try:
             check_type(values, _Description)
         except ValueError as error:

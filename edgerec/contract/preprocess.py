@@ -20,7 +20,7 @@ Interpolation = Literal["linear", "nearest"]
 # Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
 # Maximum size of temporary arrays in bytes, so that they fit into the CPU cache.
-# For 128 KiB or more, glibc's malloc requests new pages from the kernel each time, which is slow.
+# For blocks of 128 KiB or more, glibc's malloc requests new pages from the kernel each time, which is slow.
 _BLOCK_BYTES = 120 << 10
 # Version assumed for manifests, recipes and packed data sets that do not record one.
 UNRECORDED_VERSION = 1

@@ -193,7 +193,9 @@ def parse_normalise(text: str) -> AnyNormalise:
 def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
     if "," not in values and "/" not in values:
         choices = NORMALISATIONS | PREPROCESS_INPUT
-        raise EdgerecError(f"{unknown('normalization', values, choices)}. Use one of these, MEAN,STD or R,G,B/R,G,B")
+        raise EdgerecError(
+            f"{unknown('normalization', values, choices)}; use one of these names, MEAN,STD or R,G,B/R,G,B"
+        )
     first, _, last = values.partition("/" if "/" in values else ",")
     try:
         mean, std = ([float(value) for value in part.split(",")] for part in (first, last))

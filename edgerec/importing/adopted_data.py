@@ -63,7 +63,7 @@ def read_model_data(
             log.warning("found the label file %s next to the model: to use it, add --labels %s", beside, beside)
     if len(known) != count:
         raise DataError(
-            f"{path} has {count} classes, but {where} has {len(known)} ({', '.join(known[:5])}): "
+            f"{path} has {count} classes, but {where} has {len(known)} labels ({', '.join(known[:5])}): "
             "set the labels with --labels FILE, one per line, in the order of the model's outputs"
         )
     parts = split_dataset(dataset, section, base.seed)

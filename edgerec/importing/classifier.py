@@ -30,7 +30,9 @@ def check_classifier(model: Any, where: str) -> None:
         raise ModelError(f"{where} has no input size: add an Input(shape) and save the model again")
     for what, value in (("inputs", shape), ("outputs", output_shape)):
         if isinstance(value, list | dict):
-            raise ModelError(f"{where} has {len(value)} {what}, but an image classifier has one input and one output")
+            raise ModelError(
+                f"{where} has {len(value)} {what}, but an image classifier must have one input and one output"
+            )
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (None, 1, 3):
         raise ModelError(
             f"{where} has channels-first input shape {shape}, expected (batch, height, width, channels): add "

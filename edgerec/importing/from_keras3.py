@@ -153,7 +153,7 @@ def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
             adapted[key] = value
         elif key not in _UNUSED and value not in NO_EFFECT:
             raise ModelError(
-                f"{where}: layer {config['name']!r} has {key} = {value!r}, which tf_keras does not support"
+                f"{where}: layer {config['name']!r} uses the option {key}={value!r}, which tf_keras does not support"
             )
     return adapted
 

@@ -251,7 +251,7 @@ def flatten(rebuild: Rebuild, node: Node) -> Any:
     if own_training is not None:
         rebuild.record_change(node, "called with training=False → a layer that is always in inference mode")
     if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # in Keras 2, the layer then uses its moving statistics
+        return rebuild.copy(node, trainable=False)  # in Keras 2, frozen layers use their moving statistics
     return node.args[0] if "Dropout" in node.kind else None
 
 

@@ -98,7 +98,7 @@ def load_keras2(path: Path, *, compiled: bool = False) -> Any:
 
 
 class _FiniteLayers(list[Any]):
-    """A list of a functional model's layers that can only be iterated a limited number of times.
+    """A list of layers that can be iterated only a limited number of times.
 
     Keras creates all layers in the first iteration, and connects their nodes in further iterations. In a valid model,
     each iteration connects at least one node, so the number of nodes is the limit.

@@ -41,7 +41,7 @@ class SavedModel:
             )
         if input_spec.dtype.name != "float32" or input_spec.shape.rank not in (3, 4) or output_spec.shape.rank != 2:
             raise ModelError(
-                f"{folder}: {SIGNATURE} takes {input_spec.dtype.name} {input_spec.shape} and returns "
+                f"{folder}: the signature {SIGNATURE} takes {input_spec.dtype.name} {input_spec.shape} and returns "
                 f"{output_spec.shape}; expected float32 (batch, height, width, channels) and (batch, classes)"
             )
         _refuse_training(folder, self._function.graph.as_graph_def())

@@ -24,7 +24,7 @@ class _Tensor:
 
 
 class GraphCheck:
-    """Checks the subgraphs of a .tflite file."""
+    """Checks a .tflite file's subgraphs."""
 
     def __init__(self, data: bytes) -> None:
         """Read the buffers and operator codes shared by all subgraphs.

@@ -98,7 +98,7 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
     widths = {row: 1 + max(lanes[index] for index in rows if rows[index] == row) for row in set(rows.values())}
     widest = max(widths.values(), default=1)
     rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
-    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # balance the column lengths
+    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # balances the column lengths
     left, starts = GUTTER, list[float]()
     for first in range(0, depth, rows_per_column):
         starts.append(left)

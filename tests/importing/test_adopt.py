@@ -160,7 +160,7 @@ def test_models_that_are_not_image_classifiers_are_refused(image_folder, tmp_pat
     layers = keras().layers
     inputs = keras().Input((16, 16, 3))
     cases = {
-        "has 2 inputs, but an image classifier has one input": classifier(inputs=2),
+        "has 2 inputs, but an image classifier must have one input": classifier(inputs=2),
         "the dynamic input shape": classifier(size=None),
         "NaN or infinite weights": with_nan,
         "is not an image classifier": keras().Model(inputs, layers.Conv2D(2, 3)(inputs)),

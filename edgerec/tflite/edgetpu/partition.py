@@ -1,4 +1,4 @@
-"""Predict which operators the compiler maps to the Edge TPU if it does not support all of a model's operators."""
+"""Predict which operators are mapped to the Edge TPU if the compiler cannot map all of them."""
 
 from __future__ import annotations
 
