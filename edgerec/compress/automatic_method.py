@@ -58,7 +58,7 @@ def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool)
     attempt("ptq")
     worth = max_drop * WORTH_QAT
     if fits("ptq", worth):
-        return chosen("ptq", f"ptq loses so little that qat is not tried (qat is tried above {worth:g} points)")
+        return chosen("ptq", f"ptq loses so little that qat is not tried (only above {worth:g} points)")
     log.info("auto: trying qat, which trains for %d epochs", context.recipe.compress.epochs)
     attempt("qat")
     int8 = sorted((name for name in AUTO_METHODS if name in sources), key=loss)  # PTQ wins ties
@@ -68,7 +68,7 @@ def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool)
     attempt("float16")
     if fits("float16", max_drop):
         log.warning(
-            "auto chose float16, which is not int8 and does not run on targets that need int8; "
+            "auto chose float16, which is not int8 and does not run on targets that require int8; "
             "for int8, try --method qat with more --epochs, or a higher --max-drop"
         )
         return chosen("float16", "no int8 method meets --max-drop")

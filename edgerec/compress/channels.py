@@ -63,7 +63,7 @@ def _removed(model: Any, target: float, tune: FineTune | None, multiple: int) ->
     graph = trace(model)
     if graph.unknown:
         names = ", ".join(f"{name} ({kind})" for name, kind in graph.unknown.items())
-        log.warning("channels of these layers are not removed, because channel pruning does not know them: %s", names)
+        log.warning("channel pruning does not support these layers, and keeps their channels: %s", names)
     groups = removable_groups(graph)
     if not any(len(group) > block_size(group, multiple) for group in groups):
         raise ModelError(_why_nothing(model, graph, multiple or MULTIPLES[0]))
@@ -78,7 +78,7 @@ def _why_nothing(model: Any, graph: ChannelGraph, multiple: int) -> str:
     if removable_groups(graph):
         return f"cannot remove channels: no layer of {model.name} has more than {multiple} removable channels"
     names = ", ".join(f"{name} ({kind})" for name, kind in graph.unknown.items())
-    return f"cannot remove channels of {model.name}: " + (
+    return f"cannot remove channels from {model.name}: " + (
         f"{names} may need all of their channels" if names else "the only channels are the classes"
     )
 

@@ -97,7 +97,7 @@ class CompressionContext:
                 yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, workers, listener)
 
     def with_method(self, method: str) -> CompressionContext:
-        """Return a copy of this context with another compression method."""
+        """Return a copy of this context with a different compression method."""
         return replace(self, recipe=self.recipe.override({"compress.method": method}))
 
     def save(

@@ -179,7 +179,7 @@ def _convert(converter: Any) -> bytes:
     with captured_stderr() as native_stderr:
         try:
             content = bytes(converter.convert())
-        except Exception as error:  # the converter has no specific exception class for errors in its C++ code
+        except Exception as error:  # errors in the converter's C++ code have no specific exception class
             native_stderr.seek(0)
             problem = f"{error}\n{native_stderr.read().decode(errors='replace')}".strip().splitlines()[0]
             raise ModelError(f"TensorFlow cannot convert the model to TFLite: {problem}") from error

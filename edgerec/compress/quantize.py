@@ -1,4 +1,4 @@
-"""Create a compressed variant of a run: fine-tune, convert, measure, and save the variant."""
+"""Create a compressed variant of a run by fine-tuning, converting, evaluating and saving it."""
 
 from __future__ import annotations
 

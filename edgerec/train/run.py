@@ -54,7 +54,7 @@ EXPORTS = "exports.json"
 # File with an imported model's predictions for its training images, if these have no labels.
 PSEUDO_LABELS = "answers.json"
 # Warning for metrics measured with pseudo-labels.
-AGREEMENT = "the images have no labels: all accuracies are the agreement with the predictions of the float model"
+AGREEMENT = "the images have no labels: all accuracies measure agreement with the predictions of the float model"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class TrainingStage:
         )
 
     def starting_at(self, first: int) -> TrainingStage:
-        """Return a copy of the stage that starts at another epoch."""
+        """Return a copy of the stage that starts at a different epoch."""
         return replace(self, first=first, last=first + self.last - self.first)
 
 

@@ -48,7 +48,7 @@ def unfreeze(model: Any) -> None:
 
 
 def _leaves(model: Any) -> list[Any]:
-    """Return the layers of a model and its nested models, without the nested models themselves."""
+    """Return a model's layers, with each nested model replaced by its layers."""
     return [layer for layer in every_layer(model) if not hasattr(layer, "layers")]
 
 

@@ -63,7 +63,7 @@ class Cluster:
             chiefs, workers = ([str(address) for address in jobs.get(job, [])] for job in ("chief", "worker"))
             kind, number = task["type"], task["index"]
             if kind not in jobs or not 0 <= int(number) < len(jobs[kind]):
-                raise ValueError(f"there is no {kind} {number} in the cluster")
+                raise ValueError(f"the cluster has no {kind} {number}")
             for address in chiefs + workers:
                 parse_host_port(address)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

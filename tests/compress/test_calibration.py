@@ -184,7 +184,7 @@ def test_other_size_or_number_of_channels_is_refused(run, data, tmp_path, change
     calibration.make(tmp_path / "other.toml", tmp_path / "set", images=20)
     (finding,) = check(tmp_path / "set", run).findings
     assert (finding.severity, finding.kind) == ("error", kind)
-    assert f"images have the size {message} (height, width, channels), but the model takes 28×28×1" in finding.what
+    assert f"images have the size {message} (height, width, channels), but the model requires 28×28×1" in finding.what
     with pytest.raises(DataError, match=r"cannot use the calibration set .* the model takes 28×28×1"):
         calibration.draw(str(tmp_path / "set"), *data)
 
@@ -341,7 +341,7 @@ def _cut_off(folder, about):
         (_other_size, "not a PNG file of 28×28"),
         (_cut_off, "damaged PNG"),
         (lambda folder, about: about.update(schema=99), "only supports up to 1"),
-        (lambda folder, about: about.update(schema="1"), "has schema '1'"),
+        (lambda folder, about: about.update(schema="1"), "has schema version '1'"),
         (lambda folder, about: about.update(pictures=[]), "lists no images"),
         (lambda folder, about: about.pop("digest"), "is damaged"),
         (

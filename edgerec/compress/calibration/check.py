@@ -117,7 +117,7 @@ def _other_shape(candidate: CandidateSet, dataset: Dataset) -> CalibrationFindin
     (height, width, channels), expected = candidate.images.shape[1:], dataset.images.shape[1:]
     kind = "size" if (height, width) != expected[:2] else "channels"
     sizes = [f"{h}×{w}×{c}" for h, w, c in ((height, width, channels), expected)]
-    what = f"images have the size {sizes[0]} (height, width, channels), but the model takes {sizes[1]}"
+    what = f"images have the size {sizes[0]} (height, width, channels), but the model requires {sizes[1]}"
     return CalibrationFinding("error", kind, candidate.where, what, MAKE)
 
 
@@ -143,7 +143,7 @@ def _classes(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterato
         label for label, fair in zip(dataset.labels, share, strict=True) if fair >= 3 and 0 < counts[label] < fair / 3
     ]
     if fewer:
-        what = "these classes have less than a third of the images that an even distribution would give them"
+        what = "these classes have less than a third of the images they would have in an even distribution"
         yield CalibrationFinding("warning", "unbalanced", listed(fewer), what, "use the recipe stratified")
 
 
@@ -156,7 +156,7 @@ def _held_out(candidate: CandidateSet, dataset: Dataset, split: Split, trained: 
             names = [name for name, one in zip(candidate.names, which, strict=True) if one]
             yield CalibrationFinding(severity, kind, listed(names), f"{len(names)} images {what}", advice)
 
-    flatters = "are test images, so that the measured accuracy would be too high"
+    flatters = "are test images, which would make the measured accuracy too high"
     yield from finding("error", "test-overlap", tested & ~trained, flatters, MAKE)
     leaks = "are in the training set and in the test set, because the data contains them twice"
     yield from finding("note", "leak", tested & trained, leaks, "remove the copies and train again")
@@ -190,7 +190,7 @@ def _variety(candidate: CandidateSet, dataset: Dataset, split: Split) -> Iterato
     apart = nearest_neighbor_distances(thumbnails(images))
     what = f"the median distance to the nearest other image is {np.median(apart):.1f} gray levels, for training images "
     if np.median(apart) < np.median(usual) / 2:
-        advice = "use images of other times and places, or the recipe diverse"
+        advice = "use images from other times and places, or the recipe diverse"
         yield CalibrationFinding("error", "alike", candidate.where, f"{what}{np.median(usual):.1f}", advice)
     elif np.mean(apart <= NEAR_LEVELS) > np.mean(usual <= NEAR_LEVELS) + 0.1:
         names = [candidate.names[i] for i in np.flatnonzero(apart <= NEAR_LEVELS)]

@@ -102,7 +102,7 @@ def find_outputs(
         yield ParityFinding(
             "saturated",
             None,
-            f"saturated scores: {sure:.0%} of the top scores are {_SURE} or more, {was_sure:.0%} with float, so that "
+            f"saturated scores: {sure:.0%} of the top scores are {_SURE} or more ({was_sure:.0%} in float), so that "
             "scores no longer express confidence and thresholds do not work: quantize again",
         )
 
@@ -128,7 +128,7 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
         yield ParityFinding(
             "layer",
             worst.name,
-            f"{worst.name} costs most accuracy: its noise alone reduces the SQNR of the logits to {worst.alone_db:.1f} "
+            f"{worst.name} costs the most accuracy: its noise alone reduces the SQNR of the logits to {worst.alone_db:.1f} "
             f"dB ({cause(worst)}): {_recommendation(worst, parity.reference, run, data)}",
         )
     if first := next((layer for layer in layers if _low(layer.sqnr_db)), None):

@@ -276,7 +276,7 @@ def _changes_nothing(operator: Operator) -> bool:
 
 
 def _logits(graph: Graph) -> tuple[int, bool]:
-    """Return the index of the logits tensor, and True if a softmax follows."""
+    """Return the index of the logits tensor, and whether a softmax follows it."""
     scores = graph.outputs[0].index
     for operator in image_operators(graph):
         if operator.name == "SOFTMAX" and operator.outputs[0].index == scores and operator.inputs[0] is not None:
