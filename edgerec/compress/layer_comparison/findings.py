@@ -128,8 +128,8 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
         yield ParityFinding(
             "layer",
             worst.name,
-            f"{worst.name} costs the most accuracy: its noise alone reduces the SQNR of the logits to {worst.alone_db:.1f} "
-            f"dB ({cause(worst)}): {_recommendation(worst, parity.reference, run, data)}",
+            f"{worst.name} costs the most accuracy: its noise alone reduces the SQNR of the logits to "
+            f"{worst.alone_db:.1f} dB ({cause(worst)}): {_recommendation(worst, parity.reference, run, data)}",
         )
     if first := next((layer for layer in layers if _low(layer.sqnr_db)), None):
         small_noise = first.own_db is not None and first.own_db >= LOW_DB
