@@ -237,7 +237,7 @@ def test_normalization_options_are_parsed():
     assert parse_normalise("127.5, 127.5") == Normalise(127.5, 127.5)
     for wrong, message in (
         ("sign", "did you mean 'signed'"),
-        ("1,x", "is not MEAN,STD"),
+        ("1,x", "cannot parse normalization"),
         ("0,0", "positive, finite standard deviations"),
         ("nan,1", "finite"),
     ):

@@ -177,7 +177,7 @@ def test_models_that_are_not_image_classifiers_are_refused(image_folder, tmp_pat
 
 def test_error_about_class_count_has_both_numbers(image_folder, tmp_path):
     classifier(classes=5).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match=r"m\.keras has 5 classes, .* has 2 \(blue, red\): .*--labels FILE"):
+    with pytest.raises(DataError, match=r"m\.keras has 5 classes, .* has 2 labels \(blue, red\): .*--labels FILE"):
         adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run")
 
 
