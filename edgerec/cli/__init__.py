@@ -1,1 +1,1 @@
-"""The command line: each module parses the options of a command, calls the library and prints the result."""
+"""The command line: each module parses a command's options, calls the library and prints the result."""

@@ -1,4 +1,4 @@
-"""Root of the command line: loads the commands, and prints user errors as one-line messages."""
+"""The root command, which loads subcommands on demand and prints user errors on one line."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import say
 from edgerec.cli.user_paths import expand_user_paths
 
-# Command names and summaries for each section of --help. The command NAME is in the module edgerec.cli.NAME. The
-# summaries are repeated here, because importing all commands would make --help slow.
+# Commands and their summaries, by section of --help. Command NAME is implemented in edgerec.cli.NAME. The summaries are
+# duplicated here because importing every command would make --help slow.
 COMMANDS = {
     "Train": {
         "build": "Train, quantize, export, verify and write a report.",
         "train": "Train a model on a folder of images.",
-        "evaluate": "Measure the accuracy, and precision and recall per class.",
+        "evaluate": "Measure accuracy and per-class precision and recall.",
         "data": "Show, check and pack data sets.",
-        "models": "List the architectures, their int8 size and their targets.",
+        "models": "List architectures with their int8 sizes and supported targets.",
     },
     "Compress": {
-        "quantize": "Compress a model, by default to full int8.",
+        "quantize": "Quantize a model to int8 or compress it with another method.",
         "parity": "Compare a compressed model with the float model layer by layer.",
     },
     "Ship": {
-        "export": "Write the bundle that runs on a device, and verify it.",
-        "verify": "Verify the files of a bundle and its scores on this machine.",
-        "targets": "List the targets, or describe one of them.",
+        "export": "Export a run as a bundle for a target and verify it.",
+        "verify": "Verify a bundle's files and scores on this machine.",
+        "targets": "List the available targets or describe one of them.",
     },
     "Run": {
-        "camera": "Classify frames of cameras, videos or folders.",
+        "camera": "Classify frames from cameras, videos or folders.",
         "predict": "Classify image files.",
-        "benchmark": "Measure the latency and memory use of a bundle on this machine.",
+        "benchmark": "Measure a bundle's latency and memory use on this machine.",
     },
     "Inspect": {
-        "runs": "List the runs in a folder with their accuracy.",
-        "diff": "Compare the settings and the results of two runs.",
-        "report": "Write a self-contained HTML report about a run.",
-        "inspect": "Show the operators, multiply-adds, memory and supported targets of a model.",
-        "doctor": "Check this machine, and print how to fix problems.",
-        "cache": "Show the cache of preprocessed images, or delete cached images.",
+        "runs": "List the runs in a folder and their accuracy.",
+        "diff": "Compare the settings and results of two runs.",
+        "report": "Write a self-contained HTML report for a run.",
+        "inspect": "Show a model's operators, multiply-adds, memory use and targets.",
+        "doctor": "Check this machine and suggest fixes for any problems.",
+        "cache": "Show or clear the cache of preprocessed images.",
     },
     "Advanced": {
-        "recipe": "Print a complete recipe with a comment on every key.",
-        "tune": "Search for the best recipe within the limits of a device.",
-        "distill": "Train a small network from larger ones by distillation.",
+        "recipe": "Print a complete recipe with comments that explain every key.",
+        "tune": "Search for the best recipe within a device's limits.",
+        "distill": "Train a small network by distilling larger ones.",
         "calibration": "Make, check and show calibration sets for quantization.",
-        "import": "Create a bundle from a .tflite file that another tool made.",
+        "import": "Create a bundle from a .tflite file made with another tool.",
         "ensemble": "Combine several models into one bundle.",
     },
 }
 
 
 class Commands(GroupedCommands):
-    """Root command group. User errors are printed in one line without a traceback, and set the exit code to 1.
+    """Root command group. User errors are printed on one line without a traceback and set the exit code to 1.
 
-    The module of a command is imported only when the command is used, because importing all modules is slow.
+    A command's module is imported only when the command is used, because importing all modules is slow.
     """
 
     def sections(self, ctx: Any) -> Mapping[str, Mapping[str, str]]:
@@ -75,7 +75,7 @@ class Commands(GroupedCommands):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         names = self.list_commands(ctx)
-        # For an unknown name, load all commands, because Typer suggests a similar name from self.commands.
+        # If the name is unknown, load all commands so that Typer can suggest a similar name.
         for name in [cmd_name] if cmd_name in names else names:
             if name not in self.commands:
                 self.commands[name] = load_command(name)
@@ -85,7 +85,7 @@ class Commands(GroupedCommands):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The program that reads stdout, such as head, has exited. Redirect stdout so that the final flush succeeds.
+            # The reader of stdout, e.g. head, has exited. Redirect stdout so that the final flush does not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
@@ -97,9 +97,9 @@ class Commands(GroupedCommands):
 
 
 def load_command(name: str) -> Any:
-    """Import the module of a command and return its Click command.
+    """Import a command's module and return its Click command.
 
-    The module contains either a Typer application ``app`` with subcommands, or a function with the name of the module.
+    The module defines either a Typer application named ``app`` or a function with the same name as the module.
     """
     module = import_module(f"edgerec.cli.{'import_' if name == 'import' else name}")
     application = getattr(module, "app", None)
@@ -137,19 +137,19 @@ def root(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Define the options of the program ``edgerec`` itself."""
+    """Define the global options of ``edgerec``."""
 
 
 def main() -> None:
-    """Run the command line as the program ``edgerec``."""
+    """Run the ``edgerec`` command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     try:
         app()
     except SystemExit as end:
-        # A normal exit aborts or waits forever if a camera or sink thread hangs in native code or while writing to
-        # stdout. Do not flush stdout here: a hanging thread may hold its lock, and all output has already been flushed.
+        # A normal exit would crash or block if a camera or sink thread hangs in native code or while writing to stdout.
+        # Do not flush stdout here: the output has already been flushed, and a hanging thread may hold the lock.
         if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
             os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

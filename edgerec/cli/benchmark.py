@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgerec.camera.sources import Address
     from edgerec.runtime.benchmark import BenchmarkReport
 
-# The benchmark fails if a live source delivers no frame for this many seconds.
+# Fail if a live source delivers no frame for this many seconds.
 GIVE_UP_S = 10.0
 
 
@@ -29,27 +29,26 @@ def benchmark(
         "--source",
         "-s",
         metavar="SOURCE",
-        help="Measure with the frames of this source, such as 0 or a video file. [default: the golden images of the "
-        "bundle]",
+        help="Source of the frames to measure with, such as 0 or a video file. [default: the bundle's golden images]",
     ),
     seconds: float = typer.Option(
         5.0,
         min=0.1,
         metavar="SECONDS",
-        help="Time for measuring the stages. The operators are then measured for the same time.",
+        help="Time to spend on measuring the stages; measuring the operators takes the same time again.",
     ),
     threads: int = typer.Option(
-        0, min=0, metavar="N", help="Number of interpreter threads. 0 means the number that the bundle specifies."
+        0, min=0, metavar="N", help="Number of interpreter threads; 0 uses the number specified in the bundle."
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
-    operators: bool = typer.Option(True, "--operators/--no-operators", help="Measure the time of each operator."),
-    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of the results to this PNG file."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
+    operators: bool = typer.Option(True, "--operators/--no-operators", help="Measure the latency of each operator."),
+    plot: Path | None = typer.Option(None, metavar="PNG", help="Plot the results to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Measure the latency and memory use of a bundle on this machine.
+    """Measure a bundle's latency and memory use on this machine.
 
-    Also measure each stage and operator, the cold start, and thermal throttling.
+    The command also times each stage and operator and the cold start, and detects thermal throttling.
     """
     from edgerec.camera.sources import find_source
     from edgerec.runtime.benchmark import benchmark as run_benchmark
@@ -84,9 +83,9 @@ def benchmark(
 
 
 def _frames(address: Address) -> Generator[Frame]:
-    """Yield the frames of a source.
+    """Yield frames from a source.
 
-    The source is opened on first use, so that opening it does not add to the measured cold start.
+    The source is not opened until the first frame is requested, so that opening it does not count as cold start.
     """
     from edgerec.camera import SourceSupervisor
     from edgerec.camera.reconnection import Timeouts
@@ -109,14 +108,14 @@ def _show(report: BenchmarkReport) -> None:
             optional=("output",),
         )
         say(
-            f"the {len(longest)} slowest of {len(report.operators)} operators (0 ms: included in the time of an "
-            "adjacent operator)"
+            f"the {len(longest)} slowest of {len(report.operators)} operators (0 ms: fused into an adjacent operator, "
+            "whose time includes it)"
         )
     say("")
     runtime = report.runtime
     settings = f"{report.threads or 'automatic'} threads{f', {report.delegate}' if report.delegate else ''}"
     has_source = report.stages[-1].name == "end to end"
-    pace = "at the pace of the source" if has_source else "one after the other"
+    pace = "limited by the source" if has_source else "without pauses"
     say(f"speed    {report.fps:,.1f} images per second, {pace} ({report.images:,} measured)")
     say(f"start    {report.cold_start_s:.2f} s from process start to the first prediction")
     if report.peak_memory_bytes:

@@ -21,17 +21,17 @@ def build(
         "--out",
         "-o",
         metavar="FOLDER",
-        help="Run folder; the bundle is written next to it. [default: runs/NAME]",
+        help="Output folder for the run; the bundle goes next to it. [default: runs/NAME]",
     ),
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
-        help="Data set to merge with DATA, or to use instead of the recipe's data. May be repeated.",
+        help="Data set to merge with DATA or to use instead of the recipe's data. May be repeated.",
     ),
     arch: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Architecture: a name listed by 'edgerec models'. [default: chosen for the images and the target]",
+        help="Architecture: a name listed by 'edgerec models'. [default: chosen for the images and target]",
     ),
     epochs: int | None = typer.Option(
         None,
@@ -39,24 +39,26 @@ def build(
         help="Number of training epochs. [default: 15 to 60, depending on the number of images]",
     ),
     method: str | None = typer.Option(
-        None, metavar="NAME", help="Compression method, see 'edgerec quantize --help'. [default: auto]"
+        None, metavar="NAME", help="Compression method (see 'edgerec quantize --help'). [default: auto]"
     ),
     max_drop: float | None = typer.Option(
         None, metavar="POINTS", help="Maximum accuracy loss due to compression, in percentage points. [default: 1]"
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start again, and replace the run and the bundle."),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Start from scratch and replace an existing run and bundle."
+    ),
     json: bool = JsonOption,
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel="Advanced"),
     open_page: bool | None = typer.Option(
         None,
         "--open/--no-open",
-        help="Open the report in a browser. [default: open, if stdout is a terminal and there is a display]",
+        help="Open the report in a browser. [default: only with a terminal and a display]",
         rich_help_panel="Advanced",
     ),
 ) -> None:
     """Train, quantize, export, verify and write a report.
 
-    If the command is interrupted, run the same command again to continue.
+    If the command is interrupted, run it again with the same arguments to resume.
     """
     folder = out or default_run(subject)
     with progress() as listener:
@@ -73,13 +75,13 @@ def build(
             result = build_bundle(recipe, folder, target, method=method, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
             restriction = " without --overwrite" if overwrite else ""
-            say(f"interrupted; to continue, run the same command again{restriction}", err=True)
+            say(f"interrupted; to resume, run the same command again{restriction}", err=True)
             raise typer.Exit(130) from None
     if json:
         show_json(result.to_dict())
         return
     for step in result.reused:
-        say(f"reused   result of {step} from an earlier call (to start from the beginning, add --overwrite)")
+        say(f"reused   result of {step} from an earlier run of this command (to start from scratch, add --overwrite)")
     say(f"run      {result.run}  (float {result.accuracy:.2%} on the test images)")
     say(f"variant  {result.variant}  ({result.top1:.2%} on the test images, {result.size_bytes:,} bytes)")
     say(f"bundle   {result.bundle}  (verified with {result.golden} golden images)")
@@ -89,7 +91,7 @@ def build(
 
         say(f"next     {ADVICE}")
     else:
-        say(f"next     copy {result.bundle} to the device, and follow the README.md in this folder")
+        say(f"next     copy {result.bundle} to the device and follow the README.md in this folder")
     if open_page or (open_page is None and _has_browser()):
         import webbrowser
 
@@ -99,7 +101,7 @@ def build(
 
 
 def default_run(subject: str) -> Path:
-    """Return ``runs/NAME``, where NAME is the name of the data or the recipe."""
+    """Return ``runs/NAME``, where NAME is the name of the data set or recipe."""
     from edgerec.utils.atomic import real_path
 
     name = Path(subject).stem if is_recipe(subject) or subject.endswith(".npz") else real_path(subject).name

@@ -14,20 +14,21 @@ def cache(
     limit: str | None = typer.Option(
         None,
         metavar="SIZE",
-        help="Delete the least recently used entries until the cache has at most this size, such as 5G.",
+        help="Delete the least recently used entries until the cache is no larger than this size, such as 5G.",
     ),
     json: bool = JsonOption,
 ) -> None:
-    """Show the cache of preprocessed images, or delete cached images.
+    """Show or clear the cache of preprocessed images.
 
-    The cache is limited to 20 GB. The environment variable EDGEREC_CACHE_LIMIT sets another limit (50G, or none).
+    The cache is limited to 20 GB. To change the limit, set the environment variable EDGEREC_CACHE_LIMIT (such as 50G,
+    or none for no limit).
     """
     from edgerec.data.cache_limit import pixel_cache
     from edgerec.utils.sizes import parse_size
 
     if clear and limit is not None:
         raise typer.BadParameter(
-            "This option cannot be combined with --clear, which deletes all entries. Use only one of them.",
+            "--limit cannot be combined with --clear, which deletes all entries: use only one of them",
             param_hint="--limit",
         )
     try:

@@ -24,13 +24,14 @@ _DATA = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP)
 @app.command(cls=GroupedCommand)
 def make(
     subject: str | None = typer.Argument(
-        None, metavar="RUN|RECIPE.toml", help="Run or training recipe. The set is selected from its training images."
+        None, metavar="RUN|RECIPE.toml", help="Run or training recipe from whose training images the set is selected."
     ),
-    out: Path = typer.Option(..., metavar="FOLDER", help="Folder for the calibration set."),
+    out: Path = typer.Option(..., metavar="FOLDER", help="Output folder for the calibration set."),
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
-        help="Images in the formats of edgerec train. For a run: new location of its images, if moved.",
+        help="Images to select from, in any format that 'edgerec train' accepts. For a run, the new location of its "
+        "images if they were moved.",
     ),
     recipe: str = typer.Option(
         "stratified",
@@ -41,13 +42,13 @@ def make(
         None,
         min=1,
         metavar="N",
-        help="Number of images. [default: number in the calibration recipe, 200 for stratified]",
+        help="Number of images to select. [default: the number in the calibration recipe, 200 for stratified]",
     ),
-    seed: int | None = typer.Option(None, min=0, metavar="N", help="Seed of the random selection. [default: 0]"),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the calibration set."),
+    seed: int | None = typer.Option(None, min=0, metavar="N", help="Seed for the random selection. [default: 0]"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing calibration set."),
     json: bool = JsonOption,
 ) -> None:
-    """Select images for a calibration set from training images."""
+    """Create a calibration set from training images."""
     if subject is None and not data:
         raise typer.BadParameter("cannot select images without data: pass a run or a recipe, or use --data FOLDER")
     with progress() as listener:
@@ -75,15 +76,15 @@ def make(
 @app.command(cls=GroupedCommand)
 def check(
     subject: Path = typer.Argument(
-        ..., metavar="SET|FOLDER|NPZ", help="Calibration set, image folder, or .npz or .npy file."
+        ..., metavar="SET|FOLDER|NPZ", help="Calibration set, image folder, .npz file or .npy file."
     ),
-    run: Path = typer.Option(..., metavar="RUN", help="Run that will be quantized with these images."),
+    run: Path = typer.Option(..., metavar="RUN", help="Run to be quantized with these images."),
     data: list[str] | None = _DATA,
     json: bool = JsonOption,
 ) -> None:
     """Check whether images are suitable for calibration.
 
-    The exit code is 1 if they are not.
+    If they are not, the exit code is 1.
     """
     with progress() as listener:
         from edgerec.compress.calibration.check import check as check_images
@@ -94,7 +95,10 @@ def check(
     else:
         for finding in report.findings:
             say(f"{finding.severity:<8} {finding.kind:<14} {finding}")
-        say(f"{'ok' if report.ok else 'unfit'}: {report.images} images for {report.run}, digest {report.digest[:12]}…")
+        say(
+            f"{'ok' if report.ok else 'unsuitable'}: {report.images} images for {report.run}, "
+            f"digest {report.digest[:12]}…"
+        )
     if not report.ok:
         raise typer.Exit(1)
 
@@ -104,16 +108,16 @@ def show(
     subject: Path = typer.Argument(
         ...,
         metavar="SET",
-        help="Calibration set. With --run, also an image folder, or a .npz or .npy file.",
+        help="Calibration set. With --run, an image folder, .npz file or .npy file is also accepted.",
     ),
-    out: Path = typer.Option(..., metavar="PNG", help="PNG file to write."),
+    out: Path = typer.Option(..., metavar="PNG", help="Output PNG file."),
     run: Path | None = typer.Option(
-        None, metavar="RUN", help="Also draw the histogram of this run's training images, for comparison."
+        None, metavar="RUN", help="Also draw the histogram of this run's training images for comparison."
     ),
     data: list[str] | None = _DATA,
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing PNG file."),
 ) -> None:
-    """Draw a contact sheet of the images and a histogram of their pixel values."""
+    """Draw a contact sheet and pixel histogram of calibration images."""
     with progress() as listener:
         from edgerec.compress import calibration
 

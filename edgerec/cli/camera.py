@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from edgerec.camera.config import ExistingFile, SaveRule
     from edgerec.camera.sources import CaptureFormat
 
-# Options whose value may be omitted, and the values that are used then.
+# Options whose value may be omitted, and the value used in this case.
 _OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
-# HOST:PORT, PORT, localhost or an IPv4 address. Other host names need a port, because they could be names of bundles.
+# HOST:PORT, PORT, localhost or an IPv4 address. Any other host name without a port could be the name of a bundle.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
-# Options to name in error messages about fields of the configuration. Typer checks most limits itself, but its older
-# versions accept NaN.
+# Names of the options that set each configuration field, for use in error messages.
 _OPTIONS = {
     "CameraConfig.threshold": "--threshold",
     "CaptureFormat.fourcc": "--format",
@@ -44,9 +43,9 @@ _OPTIONS = {
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
-    """Insert the default address after each ``--web`` and ``--metrics`` without an address, and return the arguments.
+    """Return the arguments with a default address added to each ``--web`` and ``--metrics`` that has none.
 
-    Click's optional values are not used, because the argument BUNDLE would become the value of ``--web BUNDLE``.
+    Click's optional values cannot be used, because ``--web BUNDLE`` would take BUNDLE as the address.
     """
     completed: list[str] = []
     for index, argument in enumerate(arguments):
@@ -58,7 +57,7 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 class CameraCommand(GroupedCommand):
-    """A command with the options ``--web`` and ``--metrics``, whose addresses may be omitted."""
+    """A command whose ``--web`` and ``--metrics`` options work with or without an address."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, complete_arguments(args))
@@ -66,43 +65,43 @@ class CameraCommand(GroupedCommand):
 
 COMMAND_CLASS = CameraCommand
 
-# Groups of options in --help.
+# Headings for groups of options in --help.
 _CAMERA, _FRAMES, _MODEL = "Camera settings", "Frames to classify", "Model"
 _FILES, _NETWORK, _WEB = "Files", "Network", "Web page"
 
 
 def camera(
-    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Bundle folder or .zip file."),
     source: list[str] = typer.Option(
         ["0"],
         "--source",
         "-s",
         metavar="SOURCE",
-        help="auto (a camera module, otherwise the first USB camera), 0, /dev/video0, picamera2:0, rtsp://…, http://… "
-        "(MJPEG or single images), a video file, a folder, or synthetic:640x480@30. env:NAME and @FILE read an address "
-        "with a password from an environment variable or a file with mode 0600. May be repeated; frames are taken from "
-        "the sources in turn.",
+        help="auto (the camera module if there is one, otherwise the first USB camera), 0, /dev/video0, picamera2:0, "
+        "rtsp://…, http://… (MJPEG or single images), a video file, a folder, or synthetic:640x480@30. For an address "
+        "with a password, use env:NAME (environment variable) or @FILE (mode 0600). May be repeated; frames are taken "
+        "from the sources in turn.",
     ),
     headless: bool = typer.Option(False, "--headless", help="Print one line per frame instead of opening a window."),
     json: bool = typer.Option(
         False,
         "--json",
-        help="Instead of opening a window, print one JSON object for each frame and each change of a source's state.",
+        help="Instead of opening a window, print one JSON object per frame and per change in a source's state.",
     ),
     web: str = typer.Option(
         "",
         metavar="[HOST:PORT]",
-        help="Serve a web page with the live image. Without HOST:PORT, the address is 127.0.0.1:8000.",
+        help="Serve a web page with the live image. HOST:PORT defaults to 127.0.0.1:8000.",
     ),
-    csv: Path | None = typer.Option(None, metavar="FILE", help="Write one row per frame to this CSV file."),
+    csv: Path | None = typer.Option(None, metavar="FILE", help="CSV file to which one row per frame is written."),
     max_frames: int | None = typer.Option(
         None, min=1, metavar="N", help="Stop after this many predictions. [default: never]"
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the CSV file and the video."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace existing CSV and video files."),
     size: str | None = typer.Option(
         None,
         metavar="WxH",
-        help="Image size to request from a camera in pixels, such as 1280x720. [default: the camera's default]",
+        help="Image size to request from the camera, in pixels, such as 1280x720. [default: the camera's default]",
         rich_help_panel=_CAMERA,
     ),
     rate: float = typer.Option(
@@ -110,14 +109,15 @@ def camera(
         min=0,
         metavar="FPS",
         show_default=False,
-        help="Frames per second to request. [default: the camera's default, or 2 for a URL that returns single images]",
+        help="Frame rate to request from the camera. [default: the camera's default, or 2 for a URL that returns "
+        "single images]",
         rich_help_panel=_CAMERA,
     ),
     pixel_format: str = typer.Option(
         "",
         "--format",
         metavar="FOURCC",
-        help="Pixel format to request from a camera, such as MJPG. [default: the camera's default]",
+        help="Pixel format to request from the camera, such as MJPG. [default: the camera's default]",
         rich_help_panel=_CAMERA,
     ),
     loop: bool = typer.Option(False, "--loop", help="Loop video files and folders.", rich_help_panel=_CAMERA),
@@ -125,14 +125,14 @@ def camera(
         None,
         min=0,
         metavar="SECONDS",
-        help="Stop with an error when a live source has delivered no frame for this many seconds. [default: never]",
+        help="Exit with an error if a live source delivers no frame for this many seconds. [default: never]",
         rich_help_panel=_CAMERA,
     ),
     roi: str | None = typer.Option(
         None,
         metavar="X,Y,W,H",
-        help="Region to classify: x, y, width and height in pixels, or as fractions of the frame if no number is above "
-        "1. [default: the whole frame]",
+        help="Region to classify: x, y, width and height in pixels or, if all four numbers are at most 1, as fractions "
+        "of the frame. [default: the whole frame]",
         rich_help_panel=_FRAMES,
     ),
     rotate: int = typer.Option(
@@ -144,14 +144,14 @@ def camera(
         0.0,
         min=0,
         metavar="FPS",
-        help="Maximum number of frames to classify per second (of playback time for video files); 0 means no limit.",
+        help="Maximum number of frames to classify per second (of video, for video files); 0 means no limit.",
         rich_help_panel=_FRAMES,
     ),
     max_age: float = typer.Option(
         0.0,
         min=0,
         metavar="SECONDS",
-        help="Drop live frames that are older than this many seconds; 0 disables this check.",
+        help="Drop live frames older than this many seconds; 0 disables this check.",
         rich_help_panel=_FRAMES,
     ),
     motion: float = typer.Option(
@@ -159,7 +159,7 @@ def camera(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Skip a frame if at most this fraction of its pixels has changed since the last classified frame; 0 "
+        help="Skip frames in which at most this fraction of the pixels has changed since the last classified frame; 0 "
         "disables this check.",
         rich_help_panel=_FRAMES,
     ),
@@ -168,14 +168,14 @@ def camera(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Minimum score. Below it, the label is 'unknown'. [default: the bundle's threshold]",
+        help="Minimum score; images that score lower get the label 'unknown'. [default: the bundle's threshold]",
         rich_help_panel=_MODEL,
     ),
     decision: list[str] = typer.Option(
         [],
         metavar="KEY=VALUE",
-        help="Override a decision setting of the bundle, such as smoothing=vote, memory=9, votes=5, hysteresis=0.1, "
-        "least_s=1 or temperature=1.5. May be repeated.",
+        help="Override one of the bundle's decision settings, such as smoothing=vote, memory=9, votes=5, "
+        "hysteresis=0.1, least_s=1 or temperature=1.5. May be repeated.",
         rich_help_panel=_MODEL,
     ),
     threads: int = typer.Option(
@@ -183,8 +183,8 @@ def camera(
         min=0,
         max=256,
         metavar="N",
-        help="Number of threads. 0 uses the number that the bundle specifies, otherwise the number that is fastest in "
-        "a short benchmark. For files, 0 means one thread per CPU, at most 4.",
+        help="Number of interpreter threads; 0 uses the number specified in the bundle. If the bundle does not specify "
+        "one, 0 selects the fastest number in a short benchmark or, for files, one thread per CPU, up to 4.",
         rich_help_panel=_MODEL,
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
@@ -192,108 +192,113 @@ def camera(
         [], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP, rich_help_panel=_MODEL
     ),
     fallback: bool = typer.Option(
-        False, "--fallback", help="Use the CPU if the delegate cannot be loaded.", rich_help_panel=_MODEL
+        False, "--fallback", help="Fall back to the CPU if the delegate cannot be loaded.", rich_help_panel=_MODEL
     ),
     csv_append: bool = typer.Option(
-        False, "--csv-append", help="Append to an existing CSV file.", rich_help_panel=_FILES
+        False, "--csv-append", help="Append to the CSV file if it exists.", rich_help_panel=_FILES
     ),
     video: Path | None = typer.Option(
         None,
         metavar="FILE",
-        help="Write the frames with their predictions to this .mp4 or .avi file.",
+        help=".mp4 or .avi file to which the frames are written, annotated with their predictions.",
         rich_help_panel=_FILES,
     ),
     save: str = typer.Option(
         "",
         metavar="WHICH",
-        help="Images to save to --save-dir: low-confidence, changes (when the decision changes) or all. [default: "
+        help="Images to save in --save-dir: low-confidence, changes (when the decision changes) or all. [default: "
         "none]",
         rich_help_panel=_FILES,
     ),
     save_dir: Path | None = typer.Option(
         None,
         metavar="FOLDER",
-        help="Folder for saved images. It has one subfolder per label, so that it can be used for training.",
+        help="Output folder for saved images, with one subfolder per label so that it can be used for training.",
         rich_help_panel=_FILES,
     ),
     save_max: str = typer.Option(
         "500MB",
         metavar="SIZE",
-        help="Maximum total size of saved images; the oldest are deleted first.",
+        help="Maximum total size of the saved images. The oldest images are deleted first.",
         rich_help_panel=_FILES,
     ),
     save_below: float = typer.Option(
-        0.6, min=0, max=1, metavar="SCORE", help="Scores below this count as low confidence.", rich_help_panel=_FILES
+        0.6,
+        min=0,
+        max=1,
+        metavar="SCORE",
+        help="Scores below this value count as low confidence.",
+        rich_help_panel=_FILES,
     ),
     save_every: float = typer.Option(
         0.0,
         min=0,
         metavar="SECONDS",
-        help="Minimum time between two saved images of a source, in seconds.",
+        help="Minimum time between two images saved from the same source, in seconds.",
         rich_help_panel=_FILES,
     ),
     mqtt: str = typer.Option(
         "",
         metavar="URL",
-        help="Publish decisions to this broker: mqtt[s]://USER@HOST:PORT/PREFIX, env:NAME or @FILE. The password is "
-        "read from the environment variable EDGEREC_MQTT_PASSWORD.",
+        help="MQTT broker to which decisions are published: mqtt[s]://USER@HOST:PORT/PREFIX, env:NAME or @FILE. The "
+        "password is read from the environment variable EDGEREC_MQTT_PASSWORD.",
         rich_help_panel=_NETWORK,
     ),
     mqtt_results: float = typer.Option(
         0.0,
         min=0,
         metavar="PER_SECOND",
-        help="Also publish the results of single frames, at most this many per second and source.",
+        help="Also publish the results for individual frames, up to this many per second and source.",
         rich_help_panel=_NETWORK,
     ),
     mqtt_discovery: str = typer.Option(
         "homeassistant",
         metavar="PREFIX",
-        help="Topic prefix of Home Assistant's MQTT discovery; an empty string disables discovery.",
+        help="Topic prefix for Home Assistant's MQTT discovery; an empty string disables discovery.",
         rich_help_panel=_NETWORK,
     ),
     queue_dir: Path | None = typer.Option(
         None,
         metavar="FOLDER",
-        help="Folder that stores MQTT messages while the broker is unreachable. [default: in the cache folder]",
+        help="Folder for storing MQTT messages while the broker is unreachable. [default: a folder in the cache]",
         rich_help_panel=_NETWORK,
     ),
     webhook: str = typer.Option(
         "",
         metavar="URL",
-        help="Send new decisions as JSON in POST requests to this URL (or env:NAME or @FILE), signed with the secret "
-        "in the environment variable EDGEREC_WEBHOOK_SECRET.",
+        help="URL (or env:NAME or @FILE) to which each new decision is sent as JSON in a POST request. Requests are "
+        "signed with the secret in the environment variable EDGEREC_WEBHOOK_SECRET.",
         rich_help_panel=_NETWORK,
     ),
     metrics: str = typer.Option(
         "",
         metavar="[HOST:PORT]",
-        help="Serve metrics for Prometheus. Without HOST:PORT, the address is 127.0.0.1:9464.",
+        help="Serve Prometheus metrics. HOST:PORT defaults to 127.0.0.1:9464.",
         rich_help_panel=_NETWORK,
     ),
     web_token: str | None = typer.Option(
         None,
         metavar="TOKEN",
-        help="Token of the web page (or env:NAME or @FILE), at least 8 characters. [default: the environment variable "
-        "EDGEREC_WEB_TOKEN, otherwise generated and printed]",
+        help="Access token for the web page (or env:NAME or @FILE), with at least 8 characters. [default: the value of "
+        "the environment variable EDGEREC_WEB_TOKEN; if it is not set, a token is generated and printed]",
         rich_help_panel=_WEB,
     ),
     web_save: Path | None = typer.Option(
         None,
         metavar="FOLDER",
-        help="Folder for images that are labeled on the web page, with one subfolder per label. [default: none]",
+        help="Output folder for images labeled on the web page, with one subfolder per label. [default: none]",
         rich_help_panel=_WEB,
     ),
     web_save_max: str = typer.Option(
         "2GB",
         metavar="SIZE",
-        help="Maximum total size of the images in --web-save. When it is reached, no more images are saved.",
+        help="Maximum total size of the images in --web-save. Once it is reached, no more images are saved.",
         rich_help_panel=_WEB,
     ),
 ) -> None:
-    """Classify frames of cameras, videos or folders.
+    """Classify frames from cameras, videos or folders.
 
-    The command runs until q or Ctrl-C is pressed, and reconnects to live sources that are lost.
+    The command runs until q or Ctrl-C is pressed, and reconnects to live sources.
     """
     from edgerec.camera.config import (
         CameraConfig,
@@ -363,12 +368,12 @@ def camera(
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None
     show_log()
     report = run_camera(config)
-    if report.exit_code:  # the reasons have already been logged
+    if report.exit_code:  # the errors have already been logged
         raise typer.Exit(report.exit_code)
 
 
 def _decision(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse the values of ``--decision``. Numbers and booleans have the syntax of TOML."""
+    """Parse the values of ``--decision``. Numbers and booleans use TOML syntax."""
     if not parse_key_values(texts, "smoothing=vote"):
         return {}
     from edgerec.recipe import parse_assignment  # loads many modules

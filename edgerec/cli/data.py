@@ -27,24 +27,25 @@ app = typer.Typer(
 _SUBJECT = typer.Argument(
     ...,
     metavar="DATA|RECIPE|RUN",
-    help="One or more data sets as for edgerec train --data (several are merged), a recipe (.toml) or a run.",
+    help="A run, a recipe (.toml), or one or more data sets in any format that 'edgerec train' accepts. Several data "
+    "sets are merged.",
 )
 _SET = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP)
-_OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG file.")
+_OVERWRITE = typer.Option(False, "--overwrite", help="Replace an existing PNG file.")
 
 
 @app.command(cls=GroupedCommand)
 def show(
     subjects: list[str] = _SUBJECT,
     augment: bool = typer.Option(False, "--augment", help="Show augmented images."),
-    out: Path = typer.Option(Path("sheet.png"), "--out", "-o", metavar="PNG", help="PNG file to write."),
+    out: Path = typer.Option(Path("sheet.png"), "--out", "-o", metavar="PNG", help="Output PNG file."),
     assignments: list[str] = _SET,
     overwrite: bool = _OVERWRITE,
     json: bool = JsonOption,
 ) -> None:
     """Draw a contact sheet of preprocessed images.
 
-    Each row shows images of one class.
+    Each row shows images from one class.
     """
     recipe = _recipe(subjects, assignments)
     with progress() as listener:
@@ -64,7 +65,7 @@ def show(
     say(f"sheet    {sheet.path}  ({sum(sheet.counts.values()):,} images of {len(sheet.counts)} classes)")
 
 
-# Maximum number of findings of each kind that are printed. The output of --json and --out contains all findings.
+# Maximum number of findings to print for each kind. --json and --out are not limited.
 MAX_LINES = 10
 
 
@@ -78,13 +79,14 @@ def check(
         "--out",
         "-o",
         metavar="PNG|FOLDER",
-        help="PNG file for a contact sheet of the images with findings, or folder for this sheet and all findings.",
+        help="Output PNG file for a contact sheet of the images with findings, or output folder for this sheet and a "
+        "list of all findings.",
     ),
     strict: bool = typer.Option(
-        False, "--strict", help="Exit with code 1 if errors are found. Warnings do not change the exit code."
+        False, "--strict", help="Exit with code 1 if errors are found. Warnings do not affect the exit code."
     ),
     assignments: list[str] = _SET,
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file or folder in --out."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file or folder in --out."),
     json: bool = JsonOption,
 ) -> None:
     """Find damaged files, duplicates and label errors."""
@@ -116,22 +118,22 @@ def check(
 def pack(
     context: typer.Context,
     subjects: list[str] = _SUBJECT,
-    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the shards."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Output folder for the shards."),
     input_size: int | None = typer.Option(
         None,
         metavar="PIXELS",
-        help="Width and height of the model's input, in pixels. [default: the images' own size, at most 96]",
+        help="Width and height of the model's input, in pixels. [default: the images' size, but at most 96]",
     ),
     group_by: str | None = typer.Option(None, metavar="REGEX", help=GROUP_BY_HELP),
     strict: bool | None = typer.Option(None, "--strict", help=STRICT_HELP),
     assignments: list[str] = _SET,
-    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted pack."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the pack in --out."),
+    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted packing."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing pack in --out."),
     json: bool = JsonOption,
 ) -> None:
     """Write preprocessed images as TFRecord shards.
 
-    Use shards for data that does not fit into memory, or that several machines read.
+    Use shards if the data does not fit into memory or is read by several machines.
     """
     options = {"data.input_size": input_size, "data.group_by": group_by, "data.strict": strict}
     changes = {key: value for key, value in options.items() if value is not None}
@@ -167,7 +169,7 @@ def _show_report(report: DataReport, out: Path | None) -> None:
     severities = Counter(finding.severity for finding in report.findings)
     counts = ", ".join(f"{count:,} {name}{'s' * (count > 1)}" for name, count in severities.items()) or "no findings"
     classes = f" of {len(report.counts)} classes" if len(report.counts) > 1 else ""
-    say(f"{'ok' if report.ok else 'faulty'}: {report.pictures:,} images{classes}: {counts}")
+    say(f"{'ok' if report.ok else 'failed'}: {report.pictures:,} images{classes}: {counts}")
     if report.label_accuracy is not None:
         say(f"labels   checked with a quick classifier whose accuracy is {report.label_accuracy:.0%}")
     if out is not None:
@@ -175,10 +177,10 @@ def _show_report(report: DataReport, out: Path | None) -> None:
 
 
 def _recipe(subjects: list[str], assignments: list[str]) -> Recipe:
-    """Return the recipe that ``subjects`` names, or the default recipe with ``subjects`` as its data sets.
+    """Build a recipe from the arguments of a command.
 
     Args:
-        subjects: a recipe file, a run, or one or more data sets.
+        subjects: a recipe file, a run, or one or more data sets to use with the default recipe.
         assignments: values of ``--set``.
     """
     if len(subjects) > 1:

@@ -8,16 +8,16 @@ import typer
 
 from edgerec.cli.output import JsonOption, say, show_json, table
 
-# Maximum number of printed classes. The JSON output contains all classes.
+# Maximum number of classes to print. The JSON output contains all classes.
 MAX_CLASSES = 5
 
 
 def diff(
     first: Path = typer.Argument(..., metavar="FIRST", help="A finished run."),
-    second: Path = typer.Argument(..., metavar="SECOND", help="The finished run to compare with the first one."),
+    second: Path = typer.Argument(..., metavar="SECOND", help="A finished run to compare with the first one."),
     json: bool = JsonOption,
 ) -> None:
-    """Compare the settings and the results of two runs."""
+    """Compare the settings and results of two runs."""
     from edgerec.train.run_overview import diff_runs
 
     difference = diff_runs(first, second)
@@ -27,7 +27,7 @@ def diff(
     if difference.settings:
         table(("setting", "first", "second"), [(s.key, str(s.first), str(s.second)) for s in difference.settings])
     else:
-        say("the settings are the same")
+        say("both runs have the same settings")
     say("")
     table(
         ("result", "first", "second"),
@@ -46,7 +46,7 @@ def diff(
     elif difference.accuracy_change is not None and difference.noise_points is not None:
         change, noise = difference.accuracy_change, difference.noise_points
         verdict = "not statistically significant" if abs(change) < noise else "statistically significant"
-        verdict = verdict if change else "both are equal"
+        verdict = verdict if change else "no change"
         say(f"accuracy {change:+.2f} points: {verdict} (95 % confidence: ±{noise:.2f} points)")
 
 

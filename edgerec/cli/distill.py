@@ -16,31 +16,34 @@ def distill(
         ...,
         "--teacher",
         metavar="RUN",
-        help="Finished run of a teacher. May be repeated; the student then learns the teachers' mean output.",
+        help="The teacher's finished run. May be repeated; the student then learns the mean output of all teachers.",
     ),
-    student: str = typer.Option(..., metavar="NAME", help="Architecture of the student; see 'edgerec models'."),
-    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the student's run."),
+    student: str = typer.Option(
+        ..., metavar="NAME", help="The student's architecture: a name listed by 'edgerec models'."
+    ),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Output folder for the student's run."),
     width: float | None = typer.Option(
-        None, metavar="FACTOR", help="Width multiplier of the student. [default: the width of the first teacher]"
+        None, metavar="FACTOR", help="The student's width multiplier. [default: the first teacher's]"
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs. [default: the number for the first teacher]"
+        None, metavar="N", help="Number of training epochs. [default: the same as for the first teacher]"
     ),
     weight: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Weight of the distillation loss, 0 to 1. The label loss has the weight 1 - FRACTION. [default: 0.7]",
+        help="Weight of the distillation loss, from 0 to 1; the loss on the true labels is weighted with 1 - FRACTION. "
+        "[default: 0.7]",
     ),
     temperature: float | None = typer.Option(
-        None, metavar="T", help="Softmax temperature of the teachers and the student. [default: 4]"
+        None, metavar="T", help="Softmax temperature for both the teachers and the student. [default: 4]"
     ),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Train a small network from larger ones by distillation.
+    """Train a small network by distilling larger ones.
 
-    Settings for which no option is used come from the recipe of the first teacher.
+    Settings for which no option is given are taken from the first teacher's recipe.
     """
     options = {
         "model.width": width,

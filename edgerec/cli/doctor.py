@@ -27,11 +27,11 @@ def doctor(
         help="Also check the requirements of this target: a name listed by 'edgerec targets', or a .toml file.",
     ),
     bundle: Path | None = typer.Option(
-        None, metavar="BUNDLE", help="Also check the requirements of the target of this bundle."
+        None, metavar="BUNDLE", help="Also check the requirements of this bundle's target."
     ),
     json: bool = JsonOption,
 ) -> None:
-    """Check this machine, and print how to fix problems.
+    """Check this machine and suggest fixes for any problems.
 
     The checks include packages, runtimes, delegates, cameras, memory and temperature.
     """
@@ -57,7 +57,7 @@ def _show(report: DoctorReport) -> None:
     problems, notes = states.count("problem"), states.count("note")
     say("")
     if problems:
-        say(f"{problems} problem{'s' if problems > 1 else ''}; commands that fix problems are printed below them")
+        say(f"{problems} problem{'s' if problems > 1 else ''}; the suggested fix is shown below each problem")
     else:
         note_count = f", {notes} note{'s' if notes > 1 else ''}" if notes else ""
         say(f"no problems{note_count}")
@@ -70,5 +70,5 @@ def _show_result(result: CheckResult, sign: str, width: int, arrow: str) -> None
     lines = textwrap.wrap(result.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
     for line in lines or [head]:
         say(line)
-    if result.fix:  # not wrapped, so that users can copy the command
+    if result.fix:  # do not wrap commands, so that users can copy them
         say(f"{indent}{arrow} {result.fix}")

@@ -13,28 +13,29 @@ def ensemble(
     bundles: list[Path] = typer.Argument(
         ..., metavar="BUNDLE|RUN", help="At least two bundles or runs with the same labels."
     ),
-    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the new bundle, or a .zip."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Output folder or .zip file for the bundle."),
     combine: str = typer.Option(
         "mean",
         metavar="NAME",
-        help="How to combine the outputs: mean of the scores, or vote (the score of a label is the fraction of the "
-        "models that predict this label).",
+        help="How to combine the models' outputs: mean (average the scores) or vote (a label's score is the fraction "
+        "of models that predict it).",
     ),
     target: str | None = typer.Option(
         None,
         "--target",
         "-t",
         metavar="NAME",
-        help="Target device. [default: the target of the bundles, or desktop for runs]",
+        help="Target: a name listed by 'edgerec targets', or a .toml file. [default: the bundles' target, or desktop "
+        "for runs]",
     ),
     threshold: float = typer.Option(
         0.0,
         min=0,
         max=1,
         metavar="SCORE",
-        help="Predict 'unknown' for images whose best score is below this value.",
+        help="Predict 'unknown' for images whose top score is below this value.",
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing bundle."),
     json: bool = JsonOption,
 ) -> None:
     """Combine several models into one bundle."""

@@ -9,7 +9,7 @@ import typer
 from edgerec.cli.import_ import check_choices
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
-# Group of options in --help.
+# Heading for a group of options in --help.
 _TFLITE = "For a .tflite file without a bundle"
 
 
@@ -18,47 +18,47 @@ def evaluate(
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
-        help="Data set to evaluate on, in a format that 'edgerec train' accepts. [default: the images of the run]",
+        help="Data set to evaluate on, in any format that 'edgerec train' accepts. [default: the run's images]",
     ),
     split: str | None = typer.Option(
         None,
         metavar="NAME",
         help="Split to evaluate on: train, val, test or all. "
-        "[default: images that the model was not trained on, or all images if the training images are unknown]",
+        "[default: the images that the model was not trained on, or all images if these are not known]",
     ),
     json: bool = JsonOption,
     labels: Path | None = typer.Option(
         None,
         metavar="FILE|folders",
-        help="File with the labels in the order of the outputs, or 'folders' to use the sorted names of the class "
-        "folders. [default: the labels in the file's metadata]",
+        help="File with the labels in the order of the model's outputs, or 'folders' to use the sorted class folder "
+        "names. [default: the labels in the model's metadata]",
         rich_help_panel=_TFLITE,
     ),
     normalise: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
         help="Normalization that a float model expects (see 'edgerec import --help'): unit, signed, pixels, tf, torch, "
-        "caffe, MEAN,STD or R,G,B/R,G,B. [default: according to the file's metadata]",
+        "caffe, MEAN,STD or R,G,B/R,G,B. [default: the normalization in the model's metadata]",
         rich_help_panel=_TFLITE,
     ),
     activation: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Function that converts the model's outputs to scores: none, softmax or sigmoid. "
+        help="Activation that converts the model's outputs to scores: none, softmax or sigmoid. "
         "[default: none if the outputs are probabilities, otherwise softmax]",
         rich_help_panel=_TFLITE,
     ),
     fit: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
+        help="How to fit images whose aspect ratio differs from the input's: crop (center crop), stretch or pad (with "
         "black). [default: see 'edgerec import --help']",
         rich_help_panel=_TFLITE,
     ),
 ) -> None:
-    """Measure the accuracy, and precision and recall per class."""
+    """Measure accuracy and per-class precision and recall."""
     if split not in (None, "train", "val", "test", "all"):
-        raise typer.BadParameter(f"unknown split {split!r}, expected train, val, test or all", param_hint="--split")
+        raise typer.BadParameter(f"expected train, val, test or all, got {split!r}", param_hint="--split")
     check_choices(activation, fit)
     with progress() as listener:
         from typing import cast

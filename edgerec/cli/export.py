@@ -10,7 +10,7 @@ import typer
 from edgerec.cli.options import MOVED_DATA_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_edgetpu, show_json
 
-# Groups of options in --help.
+# Headings for groups of options in --help.
 _DECISION, _NOVELTY = "Unknown images", "Unknown images detected by an autoencoder"
 
 
@@ -25,13 +25,13 @@ def export(
         help="Variant to export, such as int8-qat. [default: the int8 variant with the best validation accuracy]",
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", metavar="FOLDER", help="Folder or .zip file for the bundle. [default: RUN-TARGET]"
+        None, "--out", "-o", metavar="FOLDER", help="Output folder or .zip file for the bundle. [default: RUN-TARGET]"
     ),
     max_drop: float | None = typer.Option(
         None,
         metavar="POINTS",
-        help="Maximum loss of the variant's top-1 accuracy, in percentage points. [default: the value that was used "
-        "for quantization]",
+        help="Maximum acceptable loss of top-1 accuracy due to compression, in percentage points. [default: the value "
+        "used for quantization]",
     ),
     data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing bundle."),
@@ -41,7 +41,7 @@ def export(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Predict 'unknown' for images whose best score is below this value.",
+        help="Predict 'unknown' for images whose top score is below this value.",
         rich_help_panel=_DECISION,
     ),
     precision: float | None = typer.Option(
@@ -49,21 +49,21 @@ def export(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Fit a threshold for each label, so that at least this fraction of the predictions of the label on the "
-        "validation images is correct. [default: fit no thresholds]",
+        help="Fit a threshold for each label so that its precision on the validation images is at least this value; "
+        "images that score lower get the label 'unknown'. [default: do not fit thresholds]",
         rich_help_panel=_DECISION,
     ),
     novelty: Path | None = typer.Option(
         None,
         metavar="RUN",
-        help="Run of an autoencoder that detects unknown images: if its reconstruction error is high, the label is "
+        help="Run of an autoencoder that detects unknown images: images with a high reconstruction error get the label "
         "'unknown'.",
         rich_help_panel=_NOVELTY,
     ),
     novelty_variant: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Variant of the autoencoder. [default: the int8 variant with the best validation result]",
+        help="Variant of the autoencoder to use. [default: the int8 variant with the best validation result]",
         rich_help_panel=_NOVELTY,
     ),
     known: float | None = typer.Option(
@@ -75,11 +75,9 @@ def export(
         rich_help_panel=_NOVELTY,
     ),
 ) -> None:
-    """Write the bundle that runs on a device, and verify it."""
+    """Export a run as a bundle for a target and verify it."""
     if novelty is None and (novelty_variant or known is not None):
-        raise typer.BadParameter(
-            "--novelty-variant and --known configure an autoencoder: add --novelty AUTOENCODER_RUN"
-        )
+        raise typer.BadParameter("--novelty-variant and --known require an autoencoder: add --novelty AUTOENCODER_RUN")
     with progress() as listener:
         from edgerec.export import Novelty, export_bundle
 

@@ -1,4 +1,4 @@
-"""Command classes that list options and commands in named groups in ``--help``, as plain text."""
+"""Command classes whose plain-text ``--help`` groups options and commands under headings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typer.core import TyperCommand, TyperGroup
 class GroupedCommand(TyperCommand):
     """A command that lists the options of each ``rich_help_panel`` under a separate heading.
 
-    Options without a ``rich_help_panel`` come first. Typer itself ignores ``rich_help_panel`` unless Rich formats the
-    help, which doubles the time of ``--help`` and draws boxes.
+    Options without a ``rich_help_panel`` come first. Typer ignores ``rich_help_panel`` unless Rich formats the help,
+    and importing Rich makes ``--help`` slower.
     """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -20,10 +20,10 @@ class GroupedCommand(TyperCommand):
 
 
 class GroupedCommands(TyperGroup):
-    """A command group that lists its commands before its options, in the sections of :meth:`sections`."""
+    """A command group that lists its commands, grouped by :meth:`sections`, before its options."""
 
     def sections(self, ctx: Any) -> Mapping[str, Mapping[str, str]]:
-        """Return a dictionary that maps each heading to the names and summaries of its commands."""
+        """Return the names and summaries of the commands, grouped by heading."""
         commands: dict[str, Any] = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         return {"Commands": {name: command.get_short_help_str(100) for name, command in commands.items()}}
 
@@ -37,14 +37,14 @@ class GroupedCommands(TyperGroup):
 
 
 def write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
-    """Write the arguments and options of a command to a help formatter, one section for each group."""
+    """Write a command's arguments and options to a help formatter, with one section per group."""
     for heading, records in grouped_parameters(command, ctx).items():
         with formatter.section(heading):
             formatter.write_dl(records)
 
 
 def grouped_parameters(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-    """Return a dictionary that maps each heading of ``--help`` to the names and help texts of its parameters."""
+    """Return the names and help texts of a command's parameters, grouped by heading."""
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
         default_heading = "Arguments" if parameter.param_type_name == "argument" else "Options"

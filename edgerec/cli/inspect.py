@@ -12,7 +12,7 @@ from edgerec.cli.output import JsonOption, say, show_json, show_log, table
 if TYPE_CHECKING:
     from edgerec.tflite.inspection import InspectedTensor, InspectReport
 
-# Maximum number of characters of a layer's name in the table.
+# Maximum length of a layer's name in the table.
 MAX_NAME = 44
 
 
@@ -23,18 +23,18 @@ def inspect(
         "--target",
         "-t",
         metavar="NAME",
-        help="Show the operators that this target supports: a name from 'edgerec targets', or a .toml file. "
+        help="Show which operators this target supports: a name listed by 'edgerec targets', or a .toml file. "
         "[default: a summary of all targets]",
     ),
     compiler: bool = typer.Option(
         True,
-        help="Run the target's compiler if it is installed, and compare its operator placement with the predicted one.",
+        help="Run the target's compiler, if installed, and compare its operator placement with edgerec's prediction.",
     ),
-    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a drawing of the graph to this PNG file."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
+    plot: Path | None = typer.Option(None, metavar="PNG", help="Draw the graph to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Show the operators, multiply-adds, memory and supported targets of a model."""
+    """Show a model's operators, multiply-adds, memory use and targets."""
     from edgerec.tflite.inspection import inspect as inspect_model
     from edgerec.utils.atomic import checked_output, refuse_existing
 
@@ -113,7 +113,7 @@ def _show_edgetpu(report: InspectReport) -> None:
     ]
     if following and len(following) < len(report.operators):
         numbers = ", ".join(map(str, following))
-        say(f"cpu      {len(following)} supported operators that follow an unsupported one: {numbers}")
+        say(f"cpu      {len(following)} supported operators run on the CPU, after an unsupported one: {numbers}")
     if report.compiler is not None:
         differences = len(report.compiler.differences)
         verdict = f"placed {differences} operators differently" if differences else "placed all operators as predicted"

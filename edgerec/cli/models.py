@@ -20,32 +20,32 @@ def models(
     name: str = typer.Argument(
         "",
         metavar="NAME",
-        help="Architecture to build and describe: a name, or a function in your own file, such as my_net.py:build (the "
-        "file is executed). [default: list all architectures]",
+        help="Architecture to build and describe: a name from the list, or a function in your own file, such as "
+        "my_net.py:build (the file is executed). [default: list all architectures]",
     ),
     input_size: int | None = typer.Option(
-        None, metavar="PIXELS", help="Width and height of the input, in pixels. [default: 96]"
+        None, metavar="PIXELS", help="Width and height of the model's input, in pixels. [default: 96]"
     ),
     width: float | None = typer.Option(
-        None, metavar="FACTOR", help="Width multiplier: scales the number of channels. [default: 1]"
+        None, metavar="FACTOR", help="Width multiplier for the number of channels. [default: 1]"
     ),
     classes: int | None = typer.Option(None, metavar="N", help="Number of classes. [default: 10]"),
     target: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Recommend architectures for this target (see 'edgerec targets'), with their estimated latency.",
+        help="Recommend architectures for this target and estimate their latency (see 'edgerec targets').",
     ),
-    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of all architectures to this PNG file."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
+    plot: Path | None = typer.Option(None, metavar="PNG", help="Plot all architectures to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """List the architectures, their int8 size and their targets."""
+    """List architectures with their int8 sizes and supported targets."""
     options: dict[str, Any] = {"input_size": input_size, "width": width, "classes": classes}
     options = {key: value for key, value in options.items() if value is not None}
     if target is not None:
         if name or plot or width or classes:
             raise typer.BadParameter(
-                "can be combined only with --input-size and --json: omit the other options",
+                "--target can only be combined with --input-size and --json: omit the other options",
                 param_hint="--target",
             )
         with progress() as listener:
@@ -57,7 +57,7 @@ def models(
     if not name:
         if options:
             raise typer.BadParameter(
-                "--input-size, --width and --classes apply to one architecture: add its name", param_hint="NAME"
+                "--input-size, --width and --classes require the name of an architecture: add NAME", param_hint="NAME"
             )
         from edgerec.catalog.architectures import architectures
 
@@ -68,7 +68,7 @@ def models(
         return
     if plot is not None:
         raise typer.BadParameter(
-            "cannot be combined with NAME, because the plot shows all architectures: omit NAME", param_hint="--plot"
+            "--plot cannot be combined with NAME, because it plots all architectures: omit NAME", param_hint="--plot"
         )
     with progress() as listener:
         from edgerec.catalog.architectures import architecture
@@ -99,7 +99,7 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
         say("    This is an estimate. Run 'edgerec benchmark' on the device to measure it.")
     else:
         say("")
-        say(f"There is no estimate of the latency on {target}. Compare the multiply-adds instead.")
+        say(f"No latency estimate is available for {target}. Compare the multiply-adds instead.")
 
 
 def _summary(row: Recommendation) -> str:
@@ -177,9 +177,9 @@ def _describe(report: ArchitectureReport) -> None:
 
 
 def _targets(report: ArchitectureReport) -> str:
-    """Return the targets that cannot run an architecture, as text.
+    """Return a string that lists the targets that cannot run an architecture.
 
-    If all targets with a prefix such as ``coral`` cannot run it, the text contains only the prefix.
+    Targets with a common prefix such as ``coral`` are combined if none of them can run it.
     """
     names_by_prefix: dict[str, list[str]] = {}
     for name in report.targets:

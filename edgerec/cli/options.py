@@ -1,4 +1,4 @@
-"""Help texts of options that several commands have."""
+"""Help texts and parsers for options shared by several commands."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ DELEGATE_OPTION_HELP = "Option for the delegate, such as device=usb:1 for the se
 
 
 def parse_key_values(texts: Sequence[str], example: str) -> dict[str, str]:
-    """Parse the values of a repeated ``KEY=VALUE`` option. The usage error for an invalid value shows ``example``."""
+    """Parse the values of a repeated ``KEY=VALUE`` option. ``example`` is shown in the error for an invalid value."""
     pairs = {}
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not key or not equals:
-            raise typer.BadParameter(f"{text!r} is not in the form KEY=VALUE, such as {example}")
+            raise typer.BadParameter(f"expected KEY=VALUE, such as {example}, got {text!r}")
         pairs[key] = value
     return pairs
 
 
 def parse_delegate_options(texts: Sequence[str]) -> dict[str, str]:
-    """Parse the values of ``--delegate-option``. They are passed to the delegate as they were typed."""
+    """Parse the values of ``--delegate-option``, which are passed to the delegate as strings."""
     return parse_key_values(texts, "device=usb:1")

@@ -1,4 +1,4 @@
-"""Output of the command line: results go to stdout, the log and progress bars to stderr."""
+"""Command-line output: results go to stdout; log messages and progress bars go to stderr."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def show_json(value: Any) -> None:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line of text to stdout, or to stderr if ``err`` is true, with unprintable characters escaped."""
+    """Print a line to stdout, or to stderr if ``err`` is true, escaping unprintable characters."""
     typer.echo(printable(text), err=err)
 
 
 def suggest(*words: object, note: str = "") -> None:
-    """Print the recommended next command, quoted for a shell; ``note`` becomes a shell comment."""
+    """Print the recommended next command, quoted for the shell, with ``note`` as a shell comment."""
     say(f"next     {command(*words)}{f'  # {note}' if note else ''}")
 
 
 def repeat_command(context: typer.Context, *more: str) -> str:
-    """Return the current command line, followed by the options ``more``."""
+    """Return the current command line with additional options."""
     arguments: list[object] = []
     options: list[object] = []
     for parameter in context.command.params:
@@ -60,9 +60,9 @@ def repeat_command(context: typer.Context, *more: str) -> str:
 
 
 def report_worker(json: bool) -> bool:
-    """Return whether this process is a worker, but not the chief, of a ``TF_CONFIG`` cluster.
+    """Return whether this process is a non-chief worker in a ``TF_CONFIG`` cluster.
 
-    Only the chief writes results. In any other worker, print the index of this worker and the address of the chief.
+    Only the chief writes results. Other workers print their index and the chief's address.
     """
     from edgerec.train.worker_handshake import Cluster
 
@@ -77,27 +77,27 @@ def report_worker(json: bool) -> bool:
 
 
 def parse_duration_s(text: str) -> float:
-    """Convert a duration such as ``90s``, ``90m``, ``8h`` or ``2d`` to seconds.
+    """Parse a duration such as ``90s``, ``90m``, ``8h`` or ``2d``, and return it in seconds.
 
     Raises:
         typer.BadParameter: the text is not a duration, or the duration is 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None or not float(match[1]):
-        raise typer.BadParameter(f"{text} is not a duration: use a number followed by s, m, h or d, such as 90m")
+        raise typer.BadParameter(f"expected a duration such as 90s, 90m, 8h or 2d, got {text!r}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequence[str] = ()) -> None:
-    """Print a table to stdout. The first column is aligned to the left, and all others to the right.
+    """Print a table to stdout, with the first column left-aligned and all others right-aligned.
 
-    If the terminal is too narrow, optional columns are left out, and long cells are wrapped. Output to a file or
-    another program always has all columns.
+    If the terminal is too narrow, optional columns are omitted and long cells are wrapped. If stdout is not a terminal,
+    all columns are printed.
 
     Args:
-        header: names of the columns.
+        header: column names.
         rows: cells of each row.
-        optional: columns that may be left out, in the order in which they are removed.
+        optional: columns that may be omitted, in the order of removal.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     width = _terminal_width()
@@ -124,12 +124,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequen
 
 
 def pairs(rows: Sequence[tuple[str, str]], indent: str = "", left: int = 0) -> None:
-    """Print names and descriptions in two columns. If the terminal is too narrow, descriptions are wrapped.
+    """Print names and descriptions in two columns, wrapping the descriptions to fit the terminal.
 
     Args:
         rows: name and description of each row.
         indent: prefix of each line.
-        left: width of the first column including the gap; 0 means the longest name plus two spaces.
+        left: width of the first column, including the gap between the columns; 0 fits it to the longest name.
     """
     left = left or max(len(name) for name, _ in rows) + 2
     width = _terminal_width()
@@ -145,7 +145,7 @@ def pairs(rows: Sequence[tuple[str, str]], indent: str = "", left: int = 0) -> N
 
 
 def _terminal_width() -> int | None:
-    """Return the width of the terminal in columns, or None if stdout is not a terminal."""
+    """Return the terminal's width in columns, or None if stdout is not a terminal."""
     if not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
@@ -166,7 +166,7 @@ def _print_table(lines: Sequence[Sequence[str]], measure: Callable[[str], int]) 
 
 
 def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
-    """Print a table. Columns with text are wrapped, and columns with numbers are not."""
+    """Print a table, wrapping columns that contain text but not those that contain numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -194,9 +194,10 @@ def show_edgetpu(report: EdgeTpuReport) -> None:
 
 
 def parity_table(forms: Sequence[dict[str, Any]]) -> None:
-    """Print the accuracy, agreement and size of each variant of a model.
+    """Print the accuracy, agreement and size of a model's variants.
 
-    For an autoencoder, print the reconstruction error and the fraction of known images instead of the accuracy.
+    For an autoencoder, print the reconstruction error and the fraction of images recognized as known instead of the
+    accuracy.
     """
     is_autoencoder = "error" in forms[0]
     table(
@@ -216,7 +217,7 @@ def parity_table(forms: Sequence[dict[str, Any]]) -> None:
 
 
 def show_log() -> None:
-    """Show the library's log on stderr, without the messages of TensorFlow and OpenCV."""
+    """Print edgerec's log messages to stderr, and silence those of TensorFlow and OpenCV."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     log = logging.getLogger("edgerec")
@@ -230,7 +231,7 @@ def show_log() -> None:
 
 
 class _Stderr(logging.Handler):
-    """Handler that writes to the current ``sys.stderr``, which may be replaced after the handler is created."""
+    """Handler that looks up ``sys.stderr`` for each message, because tests may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):  # a closed terminal must not stop the command
@@ -238,7 +239,7 @@ class _Stderr(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """Formatter that escapes unprintable characters, and puts the level before warnings and errors."""
+    """Formatter that escapes unprintable characters and prefixes warnings and errors with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = printable(record.getMessage())
@@ -247,7 +248,7 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def progress() -> Iterator[Listener]:
-    """Context manager that shows a progress bar with the remaining time, if stderr is a terminal."""
+    """Context manager that shows a progress bar with the remaining time if stderr is a terminal."""
     show_log()
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -256,8 +257,8 @@ def progress() -> Iterator[Listener]:
     from edgerec.utils.progress import Progress as Step
 
     console = Console(stderr=True)
-    # Shorten the bar and truncate the text so that both fit into one line of the terminal. Markup is disabled, because
-    # file names may contain brackets.
+    # Shorten the bar and truncate the text so that both fit on one line of the terminal. Disable markup because file
+    # names may contain brackets.
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=max(8, min(40, console.width // 6))),

@@ -15,21 +15,19 @@ if TYPE_CHECKING:
 
 
 def parity(
-    run: Path = typer.Argument(..., metavar="RUN", help="Finished run with a variant from edgerec quantize."),
+    run: Path = typer.Argument(..., metavar="RUN", help="Finished run with a variant created by 'edgerec quantize'."),
     variant: str | None = typer.Option(
         None, metavar="NAME", help="Variant to compare. [default: the int8 variant with the best validation accuracy]"
     ),
-    images: int = typer.Option(
-        64, min=1, metavar="N", help="Number of validation images on which the layers are compared."
-    ),
+    images: int = typer.Option(64, min=1, metavar="N", help="Number of validation images used to compare the layers."),
     data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
-    out: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of the layers to this PNG file."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
+    out: Path | None = typer.Option(None, metavar="PNG", help="Plot the layers to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing PNG file."),
     json: bool = JsonOption,
 ) -> None:
     """Compare a compressed model with the float model layer by layer.
 
-    The command prints the signal-to-quantization-noise ratio (SQNR) of each layer and the likely causes of errors.
+    The command prints each layer's signal-to-quantization-noise ratio (SQNR) and the likely causes of errors.
     """
     from edgerec.utils.atomic import checked_output, refuse_existing
 
@@ -71,9 +69,9 @@ def _show(report: ParityReport) -> None:
         optional=("range", "0 to 50 dB", "clipped", "weights"),
     )
     say(f"sqnr     of {report.variant} compared with its {report.reference}, on {report.images} validation images")
-    say("own      SQNR of the layer with float inputs; alone: SQNR at the logits if only this layer is quantized")
+    say("own      SQNR of the layer with float inputs; alone: SQNR of the logits if only this layer is quantized")
     if report.reference == DEQUANTIZED:
-        say("note     fine-tuning changed the weights, so the reference is the variant itself with float activations")
+        say("note     the reference is the variant with float activations, because fine-tuning changed its weights")
     if report.unmatched:
         say(f"missing  {report.unmatched} operators have no equivalent in the float model")
     say(
@@ -98,6 +96,6 @@ def _decibels(value: float | None) -> str:
 
 
 def _bar(value: float | None) -> str:
-    """Return a text bar for a value in dB. The full length of ten characters means 50 dB or more."""
+    """Draw a value from 0 to 50 dB as a bar of up to ten characters."""
     halves = round(min(max(value or 0.0, 0.0), 50.0) / 2.5)
     return ("█" * (halves // 2) + "▌" * (halves % 2)).ljust(10)

@@ -12,13 +12,13 @@ from edgerec.cli.output import say, show_log
 
 def predict(
     bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Bundle folder or .zip file."),
-    images: list[Path] = typer.Argument(..., metavar="IMAGE", help="Image files, or folders of images."),
+    images: list[Path] = typer.Argument(..., metavar="IMAGE", help="Image files or folders of images."),
     threshold: float | None = typer.Option(
         None,
         min=0,
         max=1,
         metavar="SCORE",
-        help="Minimum score. Below it, the label is 'unknown'. [default: the bundle's threshold]",
+        help="Minimum score; images that score lower get the label 'unknown'. [default: the bundle's threshold]",
     ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgerec.recipe import DataSource
 
 
-# Groups of options in --help.
+# Headings for groups of options in --help.
 _METHODS, _TUNING, _MODEL = "Settings of the methods", "Fine-tuning", "For a model that edgerec did not train"
 
 
@@ -41,11 +41,13 @@ def quantize(
     method: str | None = typer.Option(
         None,
         metavar="NAME",
-        help=f"{', '.join((AUTO, *METHODS))}. auto uses post-training quantization (ptq), and then quantization-aware "
+        help=f"{', '.join((AUTO, *METHODS))}. auto uses post-training quantization (ptq), or quantization-aware "
         "training (qat) if ptq loses more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
-        False, "--compare", help="Compare all methods, or those listed in --method, such as ptq,qat."
+        False,
+        "--compare",
+        help="Compare all methods, or those in --method (comma-separated, e.g. ptq,qat).",
     ),
     max_drop: float | None = typer.Option(
         None, metavar="POINTS", help="Maximum accuracy loss due to compression, in percentage points. [default: 1]"
@@ -53,74 +55,75 @@ def quantize(
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
-        help="For a model: images in the formats of edgerec train, with or without class folders. For a run: new "
-        "location of the images, if they were moved.",
+        help="Images for compressing a model, with or without class folders, or the new location of a run's images if "
+        "they were moved.",
     ),
     resume: bool = typer.Option(False, "--resume", help="Resume an interrupted quantization with the same options."),
     overwrite: bool = typer.Option(
         False,
         "--overwrite",
-        help="Replace an existing variant. Without --resume, also discard an interrupted fine-tuning.",
+        help="Replace an existing variant, and discard any interrupted fine-tuning unless --resume is given.",
     ),
     json: bool = JsonOption,
     channels: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Fraction of the inference time to save with the method 'channels' (channel pruning). [default: 0.4]",
+        help="Fraction of the inference time to save with method 'channels' (channel pruning). [default: 0.4]",
         rich_help_panel=_METHODS,
     ),
     sparsity: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Fraction of the weights that the method 'prune' sets to zero. [default: 0.5]",
+        help="Fraction of the weights set to zero by method 'prune'. [default: 0.5]",
         rich_help_panel=_METHODS,
     ),
     clusters: int | None = typer.Option(
         None,
         metavar="N",
-        help="Number of different weights per layer after the method 'cluster'. [default: 16]",
+        help="Number of distinct weights per layer with method 'cluster'. [default: 16]",
         rich_help_panel=_METHODS,
     ),
     weight_bits: int | None = typer.Option(
         None,
         metavar="N",
-        help="Number of bits per weight for the method 'qat', 5 to 8. Fewer bits make the gzipped file smaller. "
+        help="Number of bits per weight with method 'qat', from 5 to 8. Fewer bits make the gzipped file smaller. "
         "[default: 8]",
         rich_help_panel=_METHODS,
     ),
     skip: str | None = typer.Option(
         None,
         metavar="NAMES",
-        help="Names or patterns of the layers that are not pruned or clustered, such as 'logits, conv2d*'.",
+        help="Names or patterns of layers to exclude from pruning and clustering, such as 'logits, conv2d*'.",
         rich_help_panel=_METHODS,
     ),
     float_layers: str | None = typer.Option(
         None,
         metavar="NAMES",
-        help="Names or patterns of the layers that the method 'mixed' keeps in float.",
+        help="Names or patterns of layers to keep in float with method 'mixed'.",
         rich_help_panel=_METHODS,
     ),
     calibration: str | None = typer.Option(
         None,
         metavar="NAME|SET",
-        help="Calibration recipe, or calibration set from 'edgerec calibration make', for methods without 'qat'. "
-        "[default: stratified]",
+        help="Calibration recipe, or calibration set created by 'edgerec calibration make'. Not used by methods with "
+        "'qat'. [default: stratified]",
         rich_help_panel=_METHODS,
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of epochs of each fine-tuning stage. [default: 3]", rich_help_panel=_TUNING
+        None, metavar="N", help="Number of epochs per fine-tuning stage. [default: 3]", rich_help_panel=_TUNING
     ),
     learning_rate: float | None = typer.Option(
         None,
         metavar="RATE",
-        help="Initial learning rate of each fine-tuning stage. [default: the training's learning rate times a factor "
-        "of 0.01 to 1 that depends on the method]",
+        help="Initial learning rate of each fine-tuning stage. [default: the training learning rate times a factor of "
+        "0.01 to 1, depending on the method]",
         rich_help_panel=_TUNING,
     ),
     teacher_weight: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Weight t of the distillation loss in fine-tuning, 0 to 1. The labels have the weight 1 - t. [default: 1]",
+        help="Weight of the distillation loss in fine-tuning, from 0 to 1; the loss on the true labels is weighted "
+        "with 1 - FRACTION. [default: 1]",
         rich_help_panel=_TUNING,
     ),
     out: Path | None = typer.Option(
@@ -128,27 +131,27 @@ def quantize(
         "--out",
         "-o",
         metavar="FOLDER",
-        help="Folder of the run that is created for the model. [default: next to the model]",
+        help="Output folder for the run created from the model. [default: next to the model]",
         rich_help_panel=_MODEL,
     ),
     normalise: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
         help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or R,G,B/R,G,B. "
-        "[default: the normalization with the best accuracy on the images]",
+        "[default: the normalization that yields the best accuracy on the images]",
         rich_help_panel=_MODEL,
     ),
     labels: Path | None = typer.Option(
         None,
         metavar="FILE|folders",
-        help="File with the labels in the order of the model's outputs, or 'folders' for the sorted class folders. "
-        "[default: the class folders, if the predictions agree with this order]",
+        help="File with the labels in the order of the model's outputs, or 'folders' to use the sorted class folder "
+        "names. [default: the class folder names, if this order matches the predictions]",
         rich_help_panel=_MODEL,
     ),
 ) -> None:
-    """Compress a model, by default to full int8.
+    """Quantize a model to int8 or compress it with another method.
 
-    The command fails if the accuracy on the test images drops by more than --max-drop.
+    The command fails if the accuracy on the test images decreases by more than --max-drop.
     """
     from edgerec.errors import GateError
 
@@ -175,7 +178,7 @@ def quantize(
             ).path
         elif out or normalise or labels:
             raise typer.BadParameter(
-                f"{run} is not a model file, but --out, --normalise and --labels apply to model files only: omit them"
+                f"--out, --normalise and --labels require a model file, but {run} is not one: omit these options"
             )
         if compare:
             from edgerec.compress.compare import compare as compare_all
@@ -198,19 +201,18 @@ def quantize(
     if not report_worker(json):
         show_report(report, json)
         if not json:
-            # Suggest --data only for an existing run, whose images may have been moved. A run that was created from a
-            # model a moment ago contains the current location of its images.
+            # A run that was just created from a model already knows the current location of its images.
             _suggest_next(run, report, None if model else data)
 
 
 @contextmanager
 def _resume_hint(context: typer.Context) -> Iterator[None]:
-    """Context manager that prints the command to resume compression if Ctrl-C interrupts it."""
+    """Context manager that tells the user how to resume if Ctrl-C interrupts compression."""
     try:
         yield
     except KeyboardInterrupt:
         resume_command = repeat_command(context, "--resume")
-        say(f"interrupted; complete epochs of fine-tuning are saved; resume with: {resume_command}", err=True)
+        say(f"interrupted; completed fine-tuning epochs are saved; resume with: {resume_command}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -225,13 +227,13 @@ def _suggest_next(run: Path, report: QuantizeReport, data: DataSource | None) ->
         say(f"warning  {problem}")
         say(f"next     {baseline.ADVICE}")
         return
-    # Without --variant, `edgerec export` uses the best int8 variant.
+    # Omit --variant if `edgerec export` would select this variant anyway.
     options = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
     suggest("export", run, "--target", "rpi", *options, *data_options(data))
 
 
 def show_report(report: QuantizeReport, json: bool) -> None:
-    """Print the results of a compressed variant in comparison with the float model."""
+    """Print a compressed variant's results, compared with the float model."""
     if json:
         show_json(report.to_dict())
         return

@@ -13,11 +13,11 @@ def recipe(
     file: Path | None = typer.Argument(
         None,
         metavar="RECIPE.toml",
-        help="Recipe to check and complete with default values. [default: the default recipe]",
+        help="Recipe to validate and complete with default values. [default: the default recipe]",
     ),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP),
 ) -> None:
-    """Print a complete recipe with a comment on every key."""
+    """Print a complete recipe with comments that explain every key."""
     from edgerec.recipe import Recipe, parse_assignment
 
     complete = Recipe.from_toml(file) if file else Recipe()

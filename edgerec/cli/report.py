@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def report(
-    run: Path = typer.Argument(..., metavar="RUN", help="A run, finished or not."),
+    run: Path = typer.Argument(..., metavar="RUN", help="A finished or unfinished run."),
     out: Path | None = typer.Option(
-        None, "--out", "-o", metavar="FILE", help="HTML file to write. [default: RUN/report.html]"
+        None, "--out", "-o", metavar="FILE", help="Output HTML file. [default: RUN/report.html]"
     ),
     data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
     images: bool = typer.Option(
         True,
         "--pictures/--no-pictures",
-        help="Include images in the report. --no-pictures omits the images, their names and all private paths.",
+        help="Include images in the report. --no-pictures omits the images, their file names and all private paths.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing HTML file."),
     json: bool = JsonOption,
 ) -> None:
-    """Write a self-contained HTML report about a run.
+    """Write a self-contained HTML report for a run.
 
-    The report shows data, learning curves, misclassified images, calibration, variants and recommended next steps.
+    The report covers data, learning curves, misclassified images, calibration, variants and recommended next steps.
     """
     with progress() as listener:
         from edgerec.report import write_report

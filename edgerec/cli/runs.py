@@ -13,11 +13,11 @@ from edgerec.utils.command_line import command
 
 def runs(
     folder: Path = typer.Argument(
-        Path("runs"), metavar="FOLDER", help="Folder to search for runs, up to three levels deep."
+        Path("runs"), metavar="FOLDER", help="Folder to search for runs (up to three levels deep)."
     ),
     json: bool = JsonOption,
 ) -> None:
-    """List the runs in a folder with their accuracy."""
+    """List the runs in a folder and their accuracy."""
     from edgerec.train.run_overview import list_runs
 
     rows = list_runs(folder)

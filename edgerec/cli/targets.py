@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 def targets(
     name: str = typer.Argument(
-        "", metavar="NAME", help="Target to describe, or your own .toml file. [default: list all targets]"
+        "", metavar="NAME", help="Target to describe: a name or a .toml file. [default: list all targets]"
     ),
     json: bool = JsonOption,
 ) -> None:
-    """List the targets, or describe one of them."""
+    """List the available targets or describe one of them."""
     from edgerec.contract.target import Target, target_names
 
     if name:
@@ -32,7 +32,7 @@ def targets(
     pairs([(target.name, target.title) for target in all_targets])
 
 
-_KINDS = {"bundle": "a bundle for edgerec", "model": "a model file for an app", "c": "C sources for a firmware"}
+_KINDS = {"bundle": "bundle for edgerec", "model": "model file for an app", "c": "C++ sources for firmware"}
 
 
 def _describe(target: Target) -> None:
@@ -47,8 +47,8 @@ def _describe(target: Target) -> None:
         "output": ", ".join(target.outputs),
         "operators": f"{len(target.operators)}, listed by --json"
         if target.operators
-        else "all that its runtime supports",
-        "rules": {"edgetpu": "rules of the Edge TPU", "": ""}[target.rules],
+        else "all operators supported by the runtime",
+        "rules": {"edgetpu": "Edge TPU restrictions", "": ""}[target.rules],
         "memory": _bytes(target.memory_bytes),
         "parameters": _bytes(target.parameter_bytes) and f"{_bytes(target.parameter_bytes)} on the chip",
         "threads": str(target.threads or ""),

@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from edgerec.train.run import Run
 
 
-# Groups of options in --help.
+# Headings for groups of options in --help.
 _MODEL, _DATA, _TRAINING = "Model", "Data and split", "Training"
 
 
 def train(
     subject: str | None = typer.Argument(None, metavar="DATA|RECIPE.toml", help=SUBJECT_HELP),
     out: Path = typer.Option(
-        ..., "--out", "-o", metavar="FOLDER", help="Folder for the run, i.e. the model, plots and metrics."
+        ..., "--out", "-o", metavar="FOLDER", help="Output folder for the run (model, plots and metrics)."
     ),
     data: list[str] | None = typer.Option(
         None,
         metavar="DATA",
         help="Data set: an image folder, an .npz file, digits, mnist, fashion_mnist, cifar10 or cifar100. May be "
-        "repeated; several data sets are merged.",
+        "repeated to merge several data sets.",
     ),
     arch: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Architecture: a name that 'edgerec models' lists, a function in your own file, such as my_net.py:build "
-        "(the file is executed), or auto (chosen for the images and the target). [default: auto]",
+        help="Architecture: a name listed by 'edgerec models', a function in your own file, such as my_net.py:build "
+        "(the file is executed), or auto (chosen to suit the images and the target). [default: auto]",
     ),
     target: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Target for which --arch auto chooses an architecture; see 'edgerec targets'. [default: any target]",
+        help="Target for which --arch auto chooses an architecture (see 'edgerec targets'). [default: any target]",
     ),
     epochs: str | None = typer.Option(
         None,
@@ -53,28 +53,28 @@ def train(
     resume: bool = typer.Option(
         False,
         "--resume",
-        help="Resume from the last checkpoint in --out. If there is none, start training with the other options.",
+        help="Resume from the last checkpoint in --out or, if there is none, start training with the other options.",
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run in --out."),
     json: bool = JsonOption,
     input_size: int | None = typer.Option(
         None,
         metavar="PIXELS",
-        help="Width and height of the model's input, in pixels. [default: the images' own size, at most 96, or chosen "
-        "by --arch auto]",
+        help="Width and height of the model's input, in pixels. [default: chosen by --arch auto, otherwise the images' "
+        "size, but at most 96]",
         rich_help_panel=_MODEL,
     ),
     width: float | None = typer.Option(
         None,
         metavar="FACTOR",
-        help="Width multiplier: scales the number of channels. [default: chosen by --arch auto, otherwise 1]",
+        help="Width multiplier for the number of channels. [default: chosen by --arch auto, otherwise 1]",
         rich_help_panel=_MODEL,
     ),
     weights: str | None = typer.Option(
         None,
         metavar="NAME|RUN|FILE",
         help="Initial weights: none (random), imagenet, a run, or a .keras or .h5 file. [default: imagenet if --arch "
-        "auto chooses a network for which Keras provides them, otherwise none]",
+        "auto chooses a network with ImageNet weights in Keras, otherwise none]",
         rich_help_panel=_MODEL,
     ),
     group_by: str | None = typer.Option(None, metavar="REGEX", help=GROUP_BY_HELP, rich_help_panel=_DATA),
@@ -82,22 +82,22 @@ def train(
     seed: int | None = typer.Option(
         None,
         metavar="N",
-        help="Seed of the split, the initial weights, the order of the images and the augmentation. [default: 0]",
+        help="Seed for the split, the initial weights, the image order and the augmentation. [default: 0]",
         rich_help_panel=_DATA,
     ),
     batch_size: int | None = typer.Option(
         None,
         metavar="N",
-        help="Batch size for training. [default: 16 to 128, depending on the number of images]",
+        help="Training batch size. [default: 16 to 128, depending on the number of images]",
         rich_help_panel=_TRAINING,
     ),
     learning_rate: float | None = typer.Option(
-        None, metavar="RATE", help="Peak learning rate of the schedule. [default: 0.002]", rich_help_panel=_TRAINING
+        None, metavar="RATE", help="Peak learning rate. [default: 0.002]", rich_help_panel=_TRAINING
     ),
     max_time: str | None = typer.Option(
         None,
         metavar="TIME",
-        help="Maximum training time, such as 90m, 8h or 2d. The best epoch until then is kept. [default: no limit]",
+        help="Maximum training time, such as 90m, 8h or 2d. The best epoch so far is kept. [default: no limit]",
         rich_help_panel=_TRAINING,
     ),
     device: str | None = typer.Option(
@@ -112,7 +112,7 @@ def train(
         rich_help_panel=_TRAINING,
     ),
     tensorboard: bool | None = typer.Option(
-        None, "--tensorboard", help="Write a TensorBoard log into the run.", rich_help_panel=_TRAINING
+        None, "--tensorboard", help="Write a TensorBoard log to the run folder.", rich_help_panel=_TRAINING
     ),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel=_TRAINING),
 ) -> None:
@@ -138,7 +138,7 @@ def train(
     }
     if resume and overwrite:
         raise typer.BadParameter(
-            "cannot be combined with --overwrite: --resume continues the run that --overwrite would delete",
+            "--resume cannot be combined with --overwrite, which would delete the run to resume: use only one of them",
             param_hint="--resume",
         )
     with progress() as listener:
@@ -147,7 +147,7 @@ def train(
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
         if more_epochs and not continues:
             raise typer.BadParameter(
-                "+N continues the run with its own recipe: omit DATA and the other training options",
+                "--epochs +N continues training with the run's own recipe: omit DATA and all other training options",
                 param_hint="--epochs",
             )
         recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
@@ -160,18 +160,18 @@ def train(
 
 
 def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
-    """Parse ``--epochs``. Return the total number of epochs (or None), and the number of epochs to add."""
+    """Parse ``--epochs``, and return the total number of epochs (or None) and the number of epochs to add."""
     if text is None:
         return None, 0
     if not re.fullmatch(r"[+-]?\d{1,9}", text):
         raise typer.BadParameter(
-            f"{text!r} is not a number of epochs: use a number, such as 20, or +20 with --resume", param_hint="--epochs"
+            f"expected a number such as 20, or +20 with --resume, got {text!r}", param_hint="--epochs"
         )
     if not text.startswith("+"):
         return int(text), 0
     if not resume or int(text) < 1:
         raise typer.BadParameter(
-            f"{text!r} is invalid: to add epochs to a finished run, use --resume --epochs +N, where N is at least 1",
+            f"got {text!r}: to add epochs to a finished run, use --resume --epochs +N with N at least 1",
             param_hint="--epochs",
         )
     return None, int(text)
@@ -179,7 +179,7 @@ def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
 
 @contextmanager
 def resume_hint(out: Path) -> Iterator[None]:
-    """Context manager that prints how to resume training if Ctrl-C interrupts it."""
+    """Context manager that tells the user how to resume if Ctrl-C interrupts training."""
     try:
         yield
     except KeyboardInterrupt:
@@ -190,7 +190,7 @@ def resume_hint(out: Path) -> Iterator[None]:
 
 
 def show_run(run: Run, json: bool) -> None:
-    """Print the results of a training run, and suggest the next command."""
+    """Print a training run's results and suggest the next command."""
     from edgerec.train import baseline
 
     metrics = run.metrics
@@ -202,7 +202,7 @@ def show_run(run: Run, json: bool) -> None:
         say(f"error    {metrics['error']:.5f} on {images} test images, {parameters:,} parameters")
         say(
             f"known    {metrics['known']:.2%} of the test images have an error below {metrics['threshold']:.5f}, the "
-            "threshold from the validation images"
+            "threshold fitted on the validation images"
         )
     else:
         say(f"accuracy {metrics['accuracy']:.2%} on {images} test images, {parameters:,} parameters")

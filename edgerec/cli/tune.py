@@ -24,53 +24,55 @@ if TYPE_CHECKING:
     from edgerec.tuning import TuneReport
 
 
-# Groups of options in --help.
+# Headings for groups of options in --help.
 _LIMITS, _SEARCH, _STUDY = "Limits of the int8 model", "Search", "Study"
 
 
 def tune(
     subject: str | None = typer.Argument(None, metavar="DATA|RECIPE.toml", help=SUBJECT_HELP),
-    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the study."),
-    data: list[str] | None = typer.Option(None, metavar="DATA", help="Data set, as for train --data; may be repeated."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Output folder for the study."),
+    data: list[str] | None = typer.Option(
+        None, metavar="DATA", help="Data set, as for 'edgerec train'. May be repeated."
+    ),
     trials: int | None = typer.Option(
-        None, metavar="N", help="Stop when the study contains this many trained models. [default: 30]"
+        None, metavar="N", help="Number of trained models after which the study ends. [default: 30]"
     ),
     max_time: str | None = typer.Option(
         None,
         metavar="TIME",
-        help="Stop after this time, such as 90m, 8h or 2d; the running trial is discarded. [default: no limit]",
+        help="Maximum time, such as 90m, 8h or 2d, after which the running trial is discarded. [default: no limit]",
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs per trial. [default: the number in the recipe]"
+        None, metavar="N", help="Number of training epochs per trial. [default: the recipe's number of epochs]"
     ),
     resume: bool = typer.Option(False, "--resume", help="Resume the study in --out."),
     json: bool = JsonOption,
     objective: str | None = typer.Option(
         None,
         metavar="NAMES",
-        help="Objectives, separated by commas: accuracy, and optionally ms (latency), bytes (file size) and memory of "
-        "the int8 model. [default: accuracy]",
+        help="Comma-separated objectives: accuracy and, optionally, the int8 model's ms (latency), bytes (file size) "
+        "and memory. [default: accuracy]",
         rich_help_panel=_SEARCH,
     ),
     search: Path | None = typer.Option(
         None,
         metavar="FILE.toml",
-        help="File with the recipe keys to search and their bounds. [default: learning rate, batch size, augmentation, "
-        "width, input size and architecture]",
+        help="File with the recipe keys to tune and their bounds. [default: tune learning rate, batch size, "
+        "augmentation, width, input size and architecture]",
         rich_help_panel=_SEARCH,
     ),
     pruner: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Rule that stops trials with poor intermediate results: median, hyperband or none. "
-        "[default: median; none for several objectives]",
+        help="Pruner that stops unpromising trials early: median, hyperband or none. "
+        "[default: median for a single objective, otherwise none]",
         rich_help_panel=_SEARCH,
     ),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel=_SEARCH),
     limit_ms: float | None = typer.Option(
         None,
         metavar="MS",
-        help="Maximum latency in milliseconds per image. Slower models are not trained. [default: no limit]",
+        help="Maximum latency per image, in milliseconds. Slower models are not trained. [default: no limit]",
         rich_help_panel=_LIMITS,
     ),
     limit_bytes: int | None = typer.Option(
@@ -82,13 +84,13 @@ def tune(
     limit_memory: int | None = typer.Option(
         None,
         metavar="BYTES",
-        help="Maximum memory for the tensors of the model. Larger models are not trained. [default: no limit]",
+        help="Maximum memory for the model's tensors. Larger models are not trained. [default: no limit]",
         rich_help_panel=_LIMITS,
     ),
     on: str | None = typer.Option(
         None,
         metavar="this|rpi",
-        help="Device whose latency is used: this (this machine, measured) or rpi (Raspberry Pi 4, estimated). "
+        help="Device for the latency: this (measured on this machine) or rpi (estimated for a Raspberry Pi 4). "
         "[default: this]",
         rich_help_panel=_LIMITS,
     ),
@@ -97,20 +99,21 @@ def tune(
         envvar="EDGEREC_STORAGE",
         show_envvar=True,
         metavar="URL",
-        help="Database for a study on several machines: postgresql://USER@HOST/DATABASE. [default: a file in --out]",
+        help="Database for a study that runs on several machines: postgresql://USER@HOST/DATABASE. [default: a file in "
+        "--out]",
         rich_help_panel=_STUDY,
     ),
     study: str = typer.Option(
         "",
         metavar="NAME",
-        help="Name of the study in the database. [default: the name of the folder --out]",
+        help="Name of the study in the database. [default: the folder name of --out]",
         rich_help_panel=_STUDY,
     ),
     keep: str = typer.Option(
-        "best", metavar="WHICH", help="Which trained models to keep: best, all or none.", rich_help_panel=_STUDY
+        "best", metavar="WHICH", help="Trained models to keep: best, all or none.", rich_help_panel=_STUDY
     ),
 ) -> None:
-    """Search for the best recipe within the limits of a device."""
+    """Search for the best recipe within a device's limits."""
     options = {"data.source": data or None, "train.epochs": epochs}
     goals = {
         "objectives": objective.split(",") if objective else None,

@@ -1,4 +1,4 @@
-"""Expand ``~`` in all options and arguments, because shells do not expand it in ``--out=~/x`` and inside quotes."""
+"""Expand ``~`` in options and arguments, because shells do not expand it in ``--out=~/x`` or inside quotes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Names of parameters whose values are not paths, such as patterns, names and secrets.
+# Parameters whose values are never paths, such as patterns, names and secrets.
 _NOT_PATHS = frozenset({"group_by", "skip", "float_layers", "study", "web_token", "mqtt_discovery", "roi", "decision"})
 
 
@@ -32,5 +32,5 @@ def _expand(value: Any) -> Any:
         return user_path(value)
     if not isinstance(value, str) or "~" not in value:
         return value
-    key, equals, text = value.rpartition("=")  # a path may follow a key, as in --set data.source=~/photos
+    key, equals, text = value.rpartition("=")  # the path may follow a key, e.g. --set data.source=~/photos
     return f"{key}{equals}{user_path(text)}" if text.startswith("~") and "://" not in key else value

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgerec.emulation.score_comparison import ScoreComparison
 
 
-# Group of options in --help.
+# Heading for a group of options in --help.
 _EMULATED = "In an emulated system"
 
 
@@ -27,13 +27,13 @@ def verify(
     on: str = typer.Option(
         "",
         metavar="TARGET",
-        help="Verify the bundle in an emulated system of this target: rpi or rpi-32bit. [default: on this machine]",
+        help="Verify the bundle in an emulation of this target: rpi or rpi-32bit. [default: verify on this machine]",
         rich_help_panel=_EMULATED,
     ),
     data: str = typer.Option(
         "",
         metavar="DATA",
-        help="With --on: also compare the predictions for these images with the predictions on this machine.",
+        help="Images whose predictions are also compared with those of this machine. Requires --on.",
         rich_help_panel=_EMULATED,
     ),
     images: int = typer.Option(
@@ -41,31 +41,31 @@ def verify(
         "--pictures",
         min=1,
         metavar="N",
-        help="With --data: maximum number of images to compare.",
+        help="Maximum number of images from --data to compare.",
         rich_help_panel=_EMULATED,
     ),
     find_links: str = typer.Option(
         "",
         metavar="FOLDER|URL",
-        help="With --on: folder or URL with additional wheels, as for pip --find-links.",
+        help="Folder or URL with additional wheels, as for pip --find-links. Requires --on.",
         rich_help_panel=_EMULATED,
     ),
 ) -> None:
-    """Verify the files of a bundle and its scores on this machine.
+    """Verify a bundle's files and scores on this machine.
 
-    Compare the scores of the golden images with the scores on the machine that exported the bundle.
+    The scores of the golden images are compared with those computed by the machine that exported the bundle.
     """
     from edgerec.errors import EdgerecError
 
     try:
         if on and (delegate is not None or delegate_option):
             raise typer.BadParameter(
-                "--delegate applies only to this machine and cannot be combined with --on: omit --delegate"
+                "--delegate cannot be combined with --on, because emulated systems have no delegates: omit --delegate"
             )
         if on:
             _verify_emulated(bundle, on, data, images, find_links, json)
         elif data or find_links:
-            raise typer.BadParameter("--data and --find-links apply only to an emulated system: add --on rpi")
+            raise typer.BadParameter("--data and --find-links require an emulated system: add --on rpi")
         else:
             library = "" if delegate == "none" else delegate
             _verify(bundle, library, parse_delegate_options(delegate_option), json)
@@ -91,8 +91,8 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
     if not report.exact:
         say(f"the predicted label is the same for {report.same_labels} of {report.images} golden images")
         say(
-            f"{report.decisive} of {report.images} golden images are decisive: their labels must be the same, "
-            f"because their two best scores are further apart than {report.tolerance:g}"
+            f"for {report.decisive} of {report.images} golden images the label must be the same, because the two best "
+            f"scores differ by more than {report.tolerance:g}"
         )
     say(f"exported with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
     with_delegate = f", delegate {report.delegate}" if report.delegate else ""
@@ -119,7 +119,7 @@ def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: 
 
 def _show(report: EmulationReport) -> None:
     has_images = any(result.images for result in report.results)
-    header = ("system", "CPU", "runtime", "golden", "top-1", "units off")
+    header = ("system", "CPU", "runtime", "golden", "top-1", "max diff")
     rows = [
         (
             f"{result.release}, Python {result.python}, {result.machine}",
@@ -131,7 +131,7 @@ def _show(report: EmulationReport) -> None:
         )
         for result in report.results
     ]
-    table((*header, *(("images", "top-1", "units off") if has_images else ()), "seconds"), rows, optional=("seconds",))
+    table((*header, *(("images", "top-1", "max diff") if has_images else ()), "seconds"), rows, optional=("seconds",))
     for result in report.results:
         for reason in result.import_errors:
             say(f"{result.release}, {result.cpu}: {reason}")

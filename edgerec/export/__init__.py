@@ -1,4 +1,4 @@
-"""Create bundles from a variant of a run, from an existing .tflite file, or from several bundles (an ensemble)."""
+"""Create bundles from runs, from existing .tflite files, or from several bundles (an ensemble)."""
 
 from edgerec.export.ensembles import EnsembleReport, ensemble
 from edgerec.export.exporter import ExportReport, export_bundle

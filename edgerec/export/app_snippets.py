@@ -1,4 +1,4 @@
-"""README sections for apps that use only the .tflite file of a bundle."""
+"""README sections for apps that use only a bundle's .tflite file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from edgerec.contract.target import Target
 from edgerec.contract.tensors import pixel_table
 
 _FIT_FIRST = {
-    "crop": "crop the center of each image to the aspect ratio of the input",
-    "pad": "pad each image with black to the aspect ratio of the input",
+    "crop": "center-crop each image to the input's aspect ratio",
+    "pad": "pad each image with black to the input's aspect ratio",
 }
 
-# Python code for each preprocessing version that halves an image while it is at least twice as large as the input.
+# Python code that repeatedly halves an image until it is less than twice as large as the input, by preprocessing
+# version.
 _PYTHON_HALVINGS = {
     version: [
         "while True:",
@@ -36,7 +37,7 @@ _PYTHON_HALVINGS = {
         ],
     }.items()
 }
-# Python code for the functions in edgerec.contract.tensors.ACTIVATIONS.
+# Python equivalents of the functions in edgerec.contract.tensors.ACTIVATIONS.
 _PYTHON_SIGMOID = ["scores = 0.5 + 0.5 * np.tanh(scores / 2)"]
 _PYTHON_BINARY = ["scores = np.concatenate([1 - scores, scores])"]
 _PYTHON_ACTIVATIONS = {
@@ -49,10 +50,10 @@ _PYTHON_ACTIVATIONS = {
 
 
 def usage(manifest: Manifest, target: Target) -> list[str]:
-    """Return the lines of the README that describe how an app uses the model file."""
+    """Return the README lines that explain how to use the model file in an app."""
     file = manifest.delegate_model or manifest.model
     lines = [
-        f"Your app needs only `{file}`, which also contains the labels and the normalization (TFLite metadata).",
+        f"Your app needs only `{file}`, whose TFLite metadata contains the labels and the normalization.",
         "",
     ]
     if target.delegate:
@@ -65,24 +66,23 @@ def usage(manifest: Manifest, target: Target) -> list[str]:
         lines += _mediapipe_fit(manifest.preprocess)
     return [
         *lines,
-        "On a computer, `edgerec verify .` checks the bundle, and `edgerec predict . image.jpg` classifies an image.",
+        "On a computer, `edgerec verify .` checks the bundle and `edgerec predict . image.jpg` classifies an image.",
         "",
     ]
 
 
 def _mediapipe_fit(spec: PreprocessSpec) -> list[str]:
     lines = [
-        f"MediaPipe resizes images to {spec.width}×{spec.height} pixels. Unlike edgerec, it does not average the",
-        "pixels of large images, so its predictions can differ from those of `edgerec predict`. To avoid this",
-        "difference, resize images to this size before you classify them. This code was not run in the tests of",
-        "edgerec.",
+        f"MediaPipe resizes images to {spec.width}×{spec.height} pixels. Unlike edgerec, it does not average pixels",
+        "when it shrinks large images, so its predictions can differ from those of `edgerec predict`. To avoid this,",
+        "resize images to this size before you classify them. edgerec's tests do not run this code.",
         "",
     ]
     lines += _grayscale(spec)
     if spec.fit != "stretch":
         lines += [
             f"The model was trained with `fit = {spec.fit}`, but MediaPipe stretches images. Therefore,",
-            f"{_FIT_FIRST[spec.fit]} before you classify it.",
+            f"{_FIT_FIRST[spec.fit]} before classifying it.",
             "",
         ]
     return lines
@@ -90,9 +90,9 @@ def _mediapipe_fit(spec: PreprocessSpec) -> list[str]:
 
 def _coral(manifest: Manifest, file: str) -> list[str]:
     lines = [
-        "This code needs PyCoral, NumPy and OpenCV (`python3 -m pip install opencv-python-headless`). It preprocesses",
-        "images as in training. The code was never run on a Coral board, so compare its predictions with those of",
-        "`edgerec predict`.",
+        "This code requires PyCoral, NumPy and OpenCV (`python3 -m pip install opencv-python-headless`). It",
+        "preprocesses images in the same way as training. It has not been tested on a Coral board, so compare its",
+        "predictions with those of `edgerec predict`.",
         "",
         "```python",
         *_python(manifest, file),
@@ -101,15 +101,15 @@ def _coral(manifest: Manifest, file: str) -> list[str]:
     ]
     if not manifest.delegate_model:
         lines += [
-            "The model was not compiled for the Edge TPU. Run `edgetpu_compiler -s model.tflite` (on x86-64 Debian or",
-            "Ubuntu), and use `model_edgetpu.tflite` instead.",
+            "The model has not been compiled for the Edge TPU. Run `edgetpu_compiler -s model.tflite` on x86-64 Debian",
+            "or Ubuntu, and use the resulting `model_edgetpu.tflite` instead.",
             "",
         ]
     return lines
 
 
 def _python(manifest: Manifest, file: str) -> list[str]:
-    """Return Python 3.7 code that classifies an image with the same arithmetic as edgerec, but without edgerec."""
+    """Return Python 3.7 code that classifies an image without edgerec but with the same arithmetic."""
     return [
         "import cv2",
         "import numpy as np",
@@ -129,9 +129,9 @@ def _python(manifest: Manifest, file: str) -> list[str]:
 
 
 def _python_resize(spec: PreprocessSpec) -> list[str]:
-    """Return Python code that is equivalent to :func:`edgerec.contract.preprocess.apply`.
+    """Return the Python equivalent of :func:`edgerec.contract.preprocess.apply`.
 
-    The code computes ``pixels`` from ``image`` (BGR).
+    The code computes ``pixels`` from the BGR image ``image``.
     """
     rows, columns = spec.height, spec.width
     size = [f"height, width = {rows}, {columns}"]
@@ -191,7 +191,7 @@ def _python_scores(manifest: Manifest) -> list[str]:
 
 def _android(file: str) -> list[str]:
     return [
-        "Copy the file to `app/src/main/assets` and add `com.google.mediapipe:tasks-vision` to the dependencies:",
+        "Copy the file to `app/src/main/assets`, and add `com.google.mediapipe:tasks-vision` to your dependencies:",
         "",
         "```kotlin",
         f'val classifier = ImageClassifier.createFromFile(context, "{file}")',
@@ -207,14 +207,14 @@ def _grayscale(spec: PreprocessSpec) -> list[str]:
     if spec.channels == 3:
         return []
     return [
-        "The model expects grayscale images. MediaPipe's Python package accepts only RGB images. If your app reports",
-        "an error about this, train the model with `--set data.channels=3`.",
+        "The model expects grayscale images, but MediaPipe's Python package accepts only RGB images. If your app",
+        "reports an error about the number of channels, train the model with `--set data.channels=3`.",
         "",
     ]
 
 
 def _javascript(spec: PreprocessSpec) -> list[str]:
-    """Return a JavaScript function that is equivalent to :func:`edgerec.contract.preprocess.apply` for ImageData."""
+    """Return the JavaScript equivalent of :func:`edgerec.contract.preprocess.apply` for ImageData."""
     rows, columns = spec.height, spec.width
     size = f"{rows}, width = {columns}"
     lines = ["function prepare(image) {", "  let top = 0, left = 0, rows = image.height, columns = image.width;"]
@@ -296,9 +296,9 @@ def _javascript_linear(version: int) -> list[str]:
 def _web(spec: PreprocessSpec, file: str) -> list[str]:
     fit = "" if spec.fit == "stretch" else f" (fit = {spec.fit})"
     return [
-        "Put the file on the web server of the page, and use the package `@mediapipe/tasks-vision`. `image` is an",
-        "`ImageData` object, for example from the method `getImageData` of a canvas. `prepare` resizes the image as in",
-        f"training{fit}, so that MediaPipe does not resize it. The tests of edgerec run `prepare`, but not MediaPipe.",
+        "Put the file on your page's web server, and use the package `@mediapipe/tasks-vision`. `image` is an",
+        "`ImageData` object, for example one returned by a canvas's `getImageData` method. `prepare` resizes the image",
+        f"as in training{fit}, so that MediaPipe does not have to. edgerec's tests run `prepare`, but not MediaPipe.",
         "",
         *_grayscale(spec),
         "```js",

@@ -1,4 +1,4 @@
-"""Fit the decision settings of a bundle (temperature and thresholds) on the validation images."""
+"""Fit a bundle's decision settings (temperature and thresholds) on the validation images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)
 
-# The scores of a stream are averaged over about 5 frames (1/6 s at 30 frames per second).
+# Number of frames over which a stream's scores are averaged (1/6 s at 30 frames per second).
 MEMORY = 5
 
 
@@ -27,21 +27,21 @@ def fit_decision(
     precision: float | None,
     listener: Listener,
 ) -> DecisionSpec:
-    """Fit the settings that determine how the scores of a variant are converted to a label.
+    """Fit the settings used to convert a variant's scores to a label.
 
     Args:
-        run: the run that provides the labels and the normalization.
+        run: the variant's run.
         content: content of the variant's .tflite file.
-        dataset: images of the run.
-        split: split of the run. The temperature, and the thresholds for ``precision``, are fitted on the validation
-            images.
-        threshold: score threshold for all labels, in [0, 1].
-        precision: precision that each label must reach on the validation images, in [0, 1]. None fits no thresholds.
-        listener: receives the progress.
+        dataset: the run's images.
+        split: the run's split. The temperature and the per-label thresholds are fitted on the validation images.
+        threshold: minimum score for all labels, in [0, 1].
+        precision: precision that each label must reach on the validation images, in [0, 1]. If None, no per-label
+            thresholds are fitted.
+        listener: receives progress updates.
     """
     decision = DecisionSpec(threshold=threshold, smoothing="mean", memory=MEMORY)
     if run.pseudo_labels() is not None:
-        return decision  # temperature scaling needs images with true labels
+        return decision  # temperature scaling requires true labels
     scores = tflite_scorer(ImageModel(content, run.recipe.normalise))(dataset.select(split.val), listener)
     classes = dataset.classes[split.val]
     temperature = fit_temperature(scores, classes)
@@ -50,7 +50,7 @@ def fit_decision(
         thresholds = fit_thresholds(calibrated(scores, temperature), classes, run.labels, precision)
         if always_unknown := [label for label, value in thresholds.items() if value == 1.0]:
             log.warning(
-                "no threshold reaches a precision of %g for these labels, so the bundle never predicts them: %s",
+                "no threshold achieves a precision of %g for these labels, so the bundle never predicts them: %s",
                 precision,
                 ", ".join(always_unknown),
             )

@@ -1,4 +1,4 @@
-"""Combine the models of several bundles or runs in one bundle (an ensemble)."""
+"""Combine the models from several bundles or runs into one bundle (an ensemble)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class EnsembleReport:
     """Result of :func:`ensemble`.
 
     Attributes:
-        bundle: path of the bundle's folder or .zip.
+        bundle: path of the bundle folder or .zip file.
         models: number of models.
-        combine: how the scores are combined: ``mean`` or ``vote``.
+        combine: method used to combine the scores, ``mean`` or ``vote``.
         size_bytes: total size of the model files.
-        files: names of the files in the bundle, sorted.
-        golden: number of golden images that were verified.
+        files: sorted names of the files in the bundle.
+        golden: number of verified golden images.
     """
 
     bundle: str
@@ -59,18 +59,18 @@ def ensemble(
     threshold: float = 0.0,
     overwrite: bool = False,
 ) -> EnsembleReport:
-    """Write one bundle that contains the models of several bundles or runs, and verify the bundle on this machine.
+    """Combine the models from several bundles or runs into one bundle, and verify it on this machine.
 
-    Each model keeps its own preprocessing. Therefore, the models may have inputs of different sizes, and may include
-    imported models.
+    Each model keeps its own preprocessing, so the models may have different input sizes and may include imported
+    models.
 
     Args:
-        bundles: paths of bundles (folders or .zip files) with the same labels and the same target, or of runs. Each run
-            is exported first, for the same target.
-        out: path of the new bundle: a folder, or a .zip.
-        combine: ``mean`` averages the scores. With ``vote``, the score of a label is the fraction of the models that
-            predict the label.
-        target: a name in ``targets/``, or a .toml file. None uses the target of the bundles, or desktop if there are
+        bundles: paths of runs, or of bundles (folders or .zip files) with the same labels and target. Runs are first
+            exported for this target.
+        out: output folder or .zip file for the new bundle.
+        combine: ``mean`` averages the scores; ``vote`` defines a label's score as the fraction of models that predict
+            it.
+        target: a name in ``targets/``, or a .toml file. If None, the bundles' target is used, or desktop if there are
             only runs.
         threshold: predict ``unknown`` if the combined score is below this value, in [0, 1].
         overwrite: replace an existing bundle.
@@ -89,8 +89,8 @@ def ensemble(
     device = Target.load(target) if target else Target.of_manifest(first.target)
     if device.kind != "bundle":
         raise BundleError(
-            f"target {device.name} supports only one model, but an ensemble has several: choose a target on which "
-            "edgerec runs, such as desktop or rpi"
+            f"target {device.name} supports only one model, but an ensemble has several: choose a target that runs "
+            "edgerec, such as desktop or rpi"
         )
     models: dict[str, bytes] = {}
     specs = [_add_model(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
@@ -109,7 +109,8 @@ def ensemble(
         combine=combine,
         novelty=novelty,
         delegate=next((bundle.manifest.delegate for bundle in opened if bundle.manifest.delegate), ""),
-        # The temperature and thresholds were fitted to the scores of one model, so they are wrong for combined scores.
+        # The temperature and thresholds were fitted to a single model's scores, so they do not apply to combined
+        # scores.
         decision=replace(first.decision, temperature=1.0, threshold=threshold, thresholds={}),
         metrics={"members": [_summary(bundle.manifest) for bundle in opened]},
         provenance={"members": members, "edgerec": __version__},
@@ -128,7 +129,7 @@ def ensemble(
 
 
 def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
-    """Open all bundles. Runs are exported to a temporary folder, and the exported bundles are read into memory."""
+    """Open all bundles, exporting runs to a temporary folder first."""
     bundles = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
     common_target = next((bundle.manifest.target for bundle in bundles.values()), "desktop")
     target_name = target or Target.of_manifest(common_target).name
@@ -141,19 +142,19 @@ def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
 
 
 def _check_consistent(bundles: Sequence[Bundle]) -> None:
-    """Check that there are at least two models, all different, and that the bundles have the same labels and target.
+    """Check that the bundles can form an ensemble.
 
     Raises:
-        BundleError: one of these checks fails.
+        BundleError: there are fewer than two models, two models are identical, or the labels or targets differ.
     """
     if len(bundles) < 2:
-        raise BundleError(f"an ensemble needs at least two bundles, got {len(bundles)}")
+        raise BundleError(f"an ensemble requires at least two bundles, got {len(bundles)}")
     first = bundles[0]
     models = [
         (sha256(bundle.files[spec.model]), spec.preprocess) for bundle in bundles for spec in bundle.manifest.models
     ]
     if len(set(models)) < len(models):
-        raise BundleError("the ensemble contains the same model twice: remove one of the two bundles")
+        raise BundleError("two of the bundles contain the same model: remove one of them")
     for other in bundles[1:]:
         if other.manifest.labels != first.manifest.labels:
             theirs, ours = other.manifest.labels, first.manifest.labels
@@ -161,18 +162,18 @@ def _check_consistent(bundles: Sequence[Bundle]) -> None:
                 (number, pair) for number, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1]
             )
             raise BundleError(
-                f"{other.path} and {first.path} have different labels (at index {number}: {their_label!r} and "
-                f"{our_label!r}), but all models of an ensemble must have the same labels in the same order"
+                f"all models in an ensemble must have the same labels in the same order, but at index {number}, "
+                f"{other.path} has {their_label!r} and {first.path} has {our_label!r}"
             )
         if other.manifest.target != first.manifest.target:
             raise BundleError(
-                f"{other.path} was exported for {other.manifest.target}, but {first.path} was exported for "
+                f"{other.path} was exported for target {other.manifest.target}, but {first.path} was exported for "
                 f"{first.manifest.target}: export both bundles for the same target"
             )
 
 
 def _add_model(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
-    """Copy a model's files from ``bundle`` to ``files`` under unused names, and return its spec with these names."""
+    """Copy a model's files from ``bundle`` to ``files``, and return its spec with any changed file names."""
 
     def add(name: str) -> str:
         stem, suffix = PurePosixPath(name).stem.partition("-")[0], PurePosixPath(name).suffix
@@ -185,7 +186,7 @@ def _add_model(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
 
 
 def _novelty(bundles: Sequence[Bundle], files: dict[str, bytes]) -> NoveltySpec | None:
-    """Add the files of the bundles' autoencoder to ``files``, and return its spec, or None if there is no autoencoder.
+    """Add the autoencoder shared by the bundles to ``files``, and return its spec, or None if there is none.
 
     Raises:
         BundleError: the bundles have different autoencoders.
@@ -200,7 +201,7 @@ def _novelty(bundles: Sequence[Bundle], files: dict[str, bytes]) -> NoveltySpec 
         None,
     ):
         raise BundleError(
-            f"{first.path} and {other.path} have different autoencoders, but an ensemble can have only one: "
+            f"an ensemble can have only one autoencoder, but {first.path} and {other.path} have different ones: "
             "export all but one of the bundles without --novelty"
         )
     return _add_model(first, spec, files)

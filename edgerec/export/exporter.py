@@ -1,4 +1,4 @@
-"""Export a variant of a run as a bundle for a target."""
+"""Export a run's variant as a bundle for a target."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
 
-# Maximum number of golden images, one for each class.
+# Maximum number of golden images. Each is from a different class.
 GOLDEN_IMAGES = 10
-# Golden images are shrunk so that no side is longer than this number of pixels.
+# Maximum side length of golden images, in pixels. Larger images are shrunk.
 GOLDEN_SIDE_PX = 320
 
 
@@ -39,16 +39,16 @@ class ExportReport:
     """Result of :func:`export_bundle`.
 
     Attributes:
-        bundle: path of the bundle's folder or .zip.
+        bundle: path of the bundle folder or .zip file.
         target: name of the target.
         variant: name of the exported variant.
-        top1: top-1 accuracy of the variant on the test images, in [0, 1].
+        top1: the variant's top-1 accuracy on the test images, in [0, 1].
         drop_points: loss of top-1 accuracy compared with the float Keras model, in percentage points.
         size_bytes: size of the model file.
-        files: names of the files in the bundle, sorted.
-        golden: number of golden images that were verified.
-        edgetpu: result of the Edge TPU compiler for Coral targets, or None for other targets.
-        novelty: the autoencoder of the bundle, or None if the bundle has none.
+        files: sorted names of the files in the bundle.
+        golden: number of verified golden images.
+        edgetpu: Edge TPU compiler result for Coral targets, or None for other targets.
+        novelty: the bundle's autoencoder, or None if it has none.
     """
 
     bundle: str
@@ -85,28 +85,27 @@ def export_bundle(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> ExportReport:
-    """Write a bundle from a variant of a run, and verify the bundle on this machine.
+    """Export a run's variant as a bundle, and verify the bundle on this machine.
 
     Args:
-        run: a finished run, or its path.
+        run: a finished run or its path.
         target: a name in ``targets/``, or a .toml file.
-        variant: name of the variant. None chooses the variant with the best validation accuracy among those that the
-            target can run.
-        out: path of the new bundle: a folder, or a .zip. None uses ``RUN-TARGET`` in the folder that contains the run.
-        max_drop: maximum loss of top-1 accuracy compared with the float Keras model, in percentage points. None uses
-            the limit with which the variant was quantized.
-        threshold: predict ``unknown`` if the calibrated score is below this value, in [0, 1].
-        precision: fit a threshold for each label, so that the predictions of the label on the validation images have
-            this precision, in [0, 1]. None fits no thresholds.
-        novelty: run of an autoencoder, or :class:`~edgerec.export.novelty.Novelty`. The bundle predicts ``unknown`` for
+        variant: name of the variant. If None, the variant with the best validation accuracy among those supported by
+            the target is chosen.
+        out: output folder or .zip file for the bundle. If None, ``RUN-TARGET`` next to the run is used.
+        max_drop: maximum loss of top-1 accuracy compared with the float Keras model, in percentage points. If None, the
+            limit used for quantization applies.
+        threshold: predict ``unknown`` if the score, after temperature scaling, is below this value, in [0, 1].
+        precision: fit a threshold for each label so that its precision on the validation images is at least this value,
+            in [0, 1]. If None, no per-label thresholds are fitted.
+        novelty: an autoencoder run, or :class:`~edgerec.export.novelty.Novelty`. The bundle predicts ``unknown`` for
             images with a large reconstruction error.
-        data: current location of the run's images, if they were moved.
+        data: current location of the run's images if they were moved.
         overwrite: replace an existing bundle.
-        listener: receives the progress.
+        listener: receives progress updates.
 
     Raises:
-        TargetError: the target cannot run the variant. The message contains the command that creates a suitable
-            variant.
+        TargetError: the target cannot run the variant. The message contains a command that creates a suitable variant.
         GateError: the variant loses more than ``max_drop``.
     """
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
@@ -174,7 +173,7 @@ def _manifest(
         decision=decision,
         target=target.name,
         variant=report["variant"],
-        files={},  # Bundle.write fills in the digests
+        files={},  # filled in by Bundle.write
         threads=target.threads,
         delegate=target.manifest_delegate if compiled else "",
         delegate_model=DELEGATE_MODEL if compiled else "",
@@ -186,7 +185,7 @@ def _manifest(
 
 
 def _golden_images(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
-    """Return one test image for each of the first ``GOLDEN_IMAGES`` classes, together with the image's name."""
+    """Return the name and pixels of one test image for each of the first ``GOLDEN_IMAGES`` classes."""
     chosen = [
         next(int(i) for i in split.test if dataset.classes[i] == index)
         for index in np.unique(dataset.classes[split.test])[:GOLDEN_IMAGES]
@@ -195,7 +194,7 @@ def _golden_images(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
 
 
 def shrink(image: Image) -> Image:
-    """Return the image resized so that no side is longer than ``GOLDEN_SIDE_PX``, as ``(height, width, channels)``."""
+    """Shrink an image so that no side exceeds ``GOLDEN_SIDE_PX``. The result has shape (height, width, channels)."""
     longest = max(image.shape[:2])
     if longest <= GOLDEN_SIDE_PX:
         return image if image.ndim == 3 else image[:, :, np.newaxis]

@@ -1,4 +1,4 @@
-"""Write a bundle from a .tflite image classifier that was created with another tool."""
+"""Import a .tflite image classifier made with another tool as a bundle."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ class ImportReport:
     """Result of :func:`import_tflite`.
 
     Attributes:
-        bundle: path of the bundle's folder or .zip.
+        bundle: path of the bundle folder or .zip file.
         labels: number of labels.
-        input, output: the tensors as the file declares them.
-        normalise: mean and standard deviation for normalizing the pixels, on the scale 0 to 255.
+        input, output: the model's input and output tensors.
+        normalise: mean and standard deviation for normalizing pixels in [0, 255].
         activation: function that converts the output to scores; ``none`` if the output contains scores.
         activation_reason: how the activation was determined.
         last_operator: operator that computes the output.
-        sums_to_one: whether the scores of an image add up to 1. Otherwise, several labels can apply to an image.
-        fit: how an image with another aspect ratio is fitted to the input: ``crop``, ``stretch`` or ``pad``.
+        sums_to_one: whether each image's scores add up to 1. Otherwise, several labels can apply to an image.
+        fit: how images with a different aspect ratio are fitted to the input: ``crop``, ``stretch`` or ``pad``.
         fit_reason: why this fit was chosen.
         family: the tool that created the model, such as ``Teachable Machine``; empty if the tool was not recognized.
         label_source: file that contains the labels.
-        layout: difference between the original input and ``(1, height, width, channels)``; empty if there is none.
-        golden: number of golden images that were verified.
-        edgetpu: result of the Edge TPU compiler for Coral targets, or None for other targets.
+        layout: how the original input differs from ``(1, height, width, channels)``; empty if it does not.
+        golden: number of verified golden images.
+        edgetpu: Edge TPU compiler result for Coral targets, or None for other targets.
     """
 
     bundle: str
@@ -97,28 +97,28 @@ def import_tflite(
     images: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> ImportReport:
-    """Write a bundle from an existing .tflite image classifier, and verify the bundle on this machine.
+    """Import a .tflite image classifier as a bundle, and verify the bundle on this machine.
 
     Args:
         model: a file with one input, float32, uint8 or int8 ``(1, height, width, 1 or 3)``, ``(1, height, width)``,
             ``(height, width)`` or ``(1, 1 or 3, height, width)``, and one score per label as its output.
-        out: the bundle's folder, or a .zip.
-        labels: a label file in a format of :func:`~edgerec.contract.labels.read_labels`. None uses the labels in the
-            model's metadata.
+        out: output folder or .zip file for the bundle.
+        labels: a label file in one of the formats supported by :func:`~edgerec.contract.labels.read_labels`. If None,
+            the labels in the model's metadata are used.
         target: a name in ``targets/``, or a .toml file.
-        normalise: the normalization that the model expects, in a format of ``parse_normalise``. With None, the pixels
-            for uint8 and int8 inputs are not changed, and the normalization in the metadata is used for float32 inputs.
-            If the normalization differs between channels, or the model expects BGR, a layer that applies the
-            normalization is added to the start of the graph.
-        activation: function that converts the output to scores: ``none``, ``softmax`` or ``sigmoid``. None runs the
-            model on test inputs to find out whether the outputs are already probabilities.
-        fit: how an image with another aspect ratio is fitted to the input. None uses the fit of the apps of the tool
-            that created the model, or ``stretch`` if the tool is not recognized.
-        images: image files for the golden vectors; if empty, images that are included in edgerec are used.
+        normalise: the normalization that the model expects, in the syntax of ``parse_normalise``. If None, pixels for
+            uint8 and int8 inputs are not changed, and the normalization in the metadata is used for float32 inputs. If
+            the normalization differs between channels or the model expects BGR, a normalization layer is added to the
+            start of the graph.
+        activation: function that converts the output to scores: ``none``, ``softmax`` or ``sigmoid``. If None, the
+            model is run on test inputs to find out whether the outputs are already probabilities.
+        fit: how images with a different aspect ratio are fitted to the input. If None, the method used by the tool that
+            created the model is used, or ``stretch`` if the tool is not recognized.
+        images: files to use as golden images; if empty, images included in edgerec are used.
         overwrite: replace an existing bundle.
 
     Raises:
-        ModelError: the model is not an image classifier, or its normalization is not known.
+        ModelError: the model is not an image classifier, or its normalization is unknown.
         DataError: the number of labels differs from the number of scores.
         TargetError: the target cannot run the model.
     """
@@ -136,7 +136,7 @@ def import_tflite(
     _, height, width, channels = finished.input.shape
     content = finished.content
     if device.kind == "model" and has_metadata(content) and _overridden(original, names if labels else None, normalise):
-        log.info("the metadata of %s is replaced, because it differs from --labels or --normalise", original.where)
+        log.info("replacing the metadata in %s, because it differs from --labels or --normalise", original.where)
         content = without_metadata(content)
     if not has_metadata(content) and (device.kind == "model" or finished is not original):
         content = with_metadata(content, names, pixels, source.stem)  # for apps
@@ -152,7 +152,7 @@ def import_tflite(
         decision=DecisionSpec(),
         target=device.name,
         variant=VARIANT,
-        files={},  # Bundle.write fills in the digests
+        files={},  # filled in by Bundle.write
         activation=finished.activation,
         threads=device.threads,
         delegate=device.manifest_delegate if DELEGATE_MODEL in models else "",
@@ -190,32 +190,35 @@ def import_tflite(
 
 
 def _overridden(finished: ThirdPartyModel, labels: tuple[str, ...] | None, normalise: str | None) -> bool:
-    """Return whether the user's labels or the user's normalization differ from those in the TFLite metadata."""
+    """Return whether the labels or normalization given by the user differ from the TFLite metadata."""
     metadata = finished.metadata or Metadata("", "", (), ())
     other_labels = labels is not None and metadata.labels != labels
     return other_labels or (normalise is not None and set(metadata.normalise) != {finished.expected(normalise)})
 
 
 def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[str, ...], str]:
-    """Return the labels, and the path or name of the file that contains them."""
+    """Return the labels and the path or name of the file they come from."""
     where, classes, metadata = finished.where, finished.classes, finished.metadata
     if path is not None:
         return distinct(read_labels(Path(path), classes, where), str(path)), str(path)
     labels, origin = in_order(metadata.labels if metadata else ()), f"the metadata of {where}"
     if not labels:
-        raise DataError(f"{where} contains no labels: add --labels with a text file of {classes} lines, one per label")
+        raise DataError(
+            f"{where} contains no labels: add --labels with a text file that lists {classes} labels, one per line"
+        )
     if len(labels) != classes:
         raise DataError(
             f"{origin} contains {len(labels)} labels, but {where} outputs {classes} scores: add --labels with a text "
-            f"file of {classes} lines, one per label"
+            f"file that lists {classes} labels, one per line"
         )
     return distinct(labels, origin), metadata.label_file if metadata else ""
 
 
 def _golden_images(images: Sequence[str | Path]) -> list[tuple[str, Image]]:
-    """Return the images with their file names. If there are none, use one image of each digit in ``calibration/``.
+    """Load the golden images and return them with their file names.
 
-    Images of digits are sufficient for a model with other labels, because golden images only test the arithmetic.
+    If no images are given, images of digits from ``calibration/`` are used. They suit any model, because golden images
+    only test the arithmetic.
     """
     paths = [Path(image) for image in images] or [
         sorted(folder.iterdir())[0] for folder in sorted((shipped("calibration") / "digits").glob("[0-9]"))

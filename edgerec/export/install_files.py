@@ -1,4 +1,4 @@
-"""Create the files that install a bundle on a device: install.sh, a systemd unit and a Dockerfile."""
+"""Generate the files for installing a bundle on a device: install.sh, a systemd unit and a Dockerfile."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
-# Debian release for each Python version, newest first. The Dockerfile uses the newest release that the target supports.
+# Debian releases by Python version, newest first. The Dockerfile uses the newest one that the target supports.
 _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
-# 32-bit ARM is missing, because pip in a 32-bit container on a 64-bit kernel would choose wheels for 64-bit systems.
+# 32-bit ARM is not included, because pip in a 32-bit container on a 64-bit kernel would choose 64-bit wheels.
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
-# Device names, as in /proc/devices, that the systemd unit must allow for each type of camera source.
+# Devices (named as in /proc/devices) to which the systemd unit must grant access, by type of camera source.
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
-# Debian packages for a camera module (CSI); only Raspberry Pi OS has them.
+# Packages required for a CSI camera module. They are only available in Raspberry Pi OS.
 CSI_PACKAGES = ("python3-picamera2",)
 _EDGETPU = ("char-usb_device", "char-apex")
 
 
 def install_files(target: Target) -> dict[str, bytes]:
-    """Return the contents of install.sh, the systemd unit and the Dockerfile, keyed by their paths in the bundle.
+    """Return the contents of install.sh, the systemd unit and the Dockerfile, keyed by path in the bundle.
 
-    Only values of the target are inserted into the files, and each value is validated or quoted. The bundle's name and
+    Only the target's values are inserted into the files, and each value is validated or quoted. The bundle's name and
     labels are never inserted.
 
     Raises:
-        TargetError: the target contains an invalid name of an architecture, a package or a Python version.
+        TargetError: the target contains an invalid architecture, package name or Python version.
     """
     packages = " ".join(_validated("system_packages", target.system_packages, r"[a-z0-9][a-z0-9+.-]+"))
     arch = _validated("arch", target.arch, r"\w+")
@@ -49,12 +49,12 @@ def install_files(target: Target) -> dict[str, bytes]:
 
 
 def _sees_system_packages(target: Target) -> bool:
-    """Return whether the virtual environment must include Debian's Python packages, e.g. for picamera2."""
+    """Return whether the virtual environment needs access to Debian's Python packages, e.g. for picamera2."""
     return "picamera2" in target.sources or any("--system-site-packages" in line for line in target.commands)
 
 
 def _unit(target: Target) -> dict[str, str]:
-    """Return the values for the systemd unit: the groups and the devices that the service may use."""
+    """Return the groups and devices that the systemd service may use."""
     devices = dict.fromkeys(name for source in target.sources for name in _DEVICES.get(source, ()))
     groups = ["video"]
     if target.delegate:
@@ -64,13 +64,13 @@ def _unit(target: Target) -> dict[str, str]:
 
 
 def _validated(key: str, values: tuple[str, ...], pattern: str) -> tuple[str, ...]:
-    """Return ``values`` if all of them match the regular expression, otherwise raise :class:`TargetError`."""
+    """Return ``values``, or raise :class:`TargetError` if one of them does not match the regular expression."""
     if invalid := [value for value in values if not re.fullmatch(pattern, value, re.ASCII)]:
-        raise TargetError(f"{key} of the target contains the invalid value {invalid[0]!r}: it must match {pattern}")
+        raise TargetError(f"the target's {key} contains the invalid value {invalid[0]!r}, which must match {pattern}")
     return values
 
 
 def _filled(name: str, values: dict[str, str]) -> str:
-    """Fill in a template of ``targets/service``: replace each ``@KEY@`` with its value."""
+    """Return a template from ``targets/service`` with each ``@KEY@`` replaced by its value."""
     text = (shipped("targets") / "service" / name).read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)

@@ -1,4 +1,4 @@
-"""Add an autoencoder to the bundle of a classifier, so that unfamiliar images get the label ``unknown``."""
+"""Add an autoencoder to a classifier's bundle so that unfamiliar images get the label ``unknown``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MODEL, DELEGATE_MODEL = "novelty.tflite", "novelty_edgetpu.tflite"
 
 @dataclass(frozen=True)
 class Novelty:
-    """Settings of the autoencoder that a bundle uses to detect unfamiliar images.
+    """Settings for the autoencoder that a bundle uses to detect unfamiliar images.
 
     Attributes:
-        run: run of the autoencoder, or its path.
-        variant: name of the autoencoder's variant. None chooses the variant with the best validation result among
-            those that the target can run.
-        known: fraction of the autoencoder's validation images that must be accepted as known, i.e. whose reconstruction
-            error is at most the threshold; greater than 0 and less than 1.
+        run: the autoencoder run or its path.
+        variant: name of the autoencoder's variant. If None, the variant with the best validation result among those
+            supported by the target is chosen.
+        known: fraction of the autoencoder's validation images to accept as known, i.e. whose reconstruction error must
+            not exceed the threshold; greater than 0 and less than 1.
     """
 
     run: str | Path
@@ -41,28 +41,28 @@ class Novelty:
 
     def __post_init__(self) -> None:
         if not 0 < self.known < 1:
-            raise EdgerecError(f"known must be a fraction between 0 and 1, such as 0.99, but is {self.known!r}")
+            raise EdgerecError(f"known must be greater than 0 and less than 1, such as 0.99, got {self.known!r}")
 
     @classmethod
     def of(cls, novelty: Novelty | str | Path) -> Novelty:
-        """Convert the path of an autoencoder run to a :class:`Novelty` with default settings, if necessary."""
+        """Return a :class:`Novelty` unchanged, or create one with default settings from a run's path."""
         return novelty if isinstance(novelty, Novelty) else cls(novelty)
 
 
 @dataclass(frozen=True)
 class NoveltyReport:
-    """The autoencoder of a bundle, and its metrics.
+    """A bundle's autoencoder and its metrics.
 
     Attributes:
         variant: name of the autoencoder's variant.
-        threshold: largest reconstruction error of images that are accepted as known.
-        known: fraction of the validation images that must be accepted as known.
-        validation_images: number of validation images to which the threshold was fitted.
+        threshold: maximum reconstruction error of images that are accepted as known.
+        known: fraction of the validation images to accept as known.
+        validation_images: number of validation images used to fit the threshold.
         known_held_out: fraction of the test images that are accepted as known.
         error: mean reconstruction error of the test images.
         images: number of test images.
         size_bytes: size of the .tflite file.
-        forms: metrics of each form of the autoencoder, see
+        forms: metrics of each form of the autoencoder; see
             :attr:`~edgerec.compress.variant_report.QuantizeReport.forms`.
     """
 
@@ -79,13 +79,13 @@ class NoveltyReport:
 
 @dataclass(frozen=True)
 class FittedAutoencoder:
-    """An autoencoder with a fitted threshold, which can be added to a bundle.
+    """An autoencoder with a fitted threshold, ready to be added to a bundle.
 
     Attributes:
-        spec: entry ``novelty`` of the manifest.
-        files: contents of the model files, keyed by their names in the bundle.
-        report: measurements, which become ``metrics["novelty"]`` of the manifest.
-        origin: recipe and digest of the training data, which become ``provenance["novelty"]`` of the manifest.
+        spec: the manifest's ``novelty`` entry.
+        files: contents of the model files, keyed by file name in the bundle.
+        report: metrics, stored as ``metrics["novelty"]`` in the manifest.
+        origin: recipe and digest of the training data, stored as ``provenance["novelty"]`` in the manifest.
     """
 
     spec: NoveltySpec
@@ -104,36 +104,38 @@ class FittedAutoencoder:
 
 
 def require_edgerec(target: Target) -> None:
-    """Raise :class:`BundleError` if the target does not run edgerec, because only edgerec can run an autoencoder."""
+    """Raise :class:`BundleError` if the target does not run edgerec, which is required for an autoencoder."""
     if target.kind != "bundle":
         raise BundleError(
             f"target {target.name} supports only one model, but --novelty adds a second one: omit --novelty, or choose "
-            "a target on which edgerec runs, such as desktop or rpi"
+            "a target that runs edgerec, such as desktop or rpi"
         )
 
 
 def fit_autoencoder(
     novelty: Novelty, classifier: Run, target: Target, data: DataSource | None, listener: Listener
 ) -> FittedAutoencoder:
-    """Choose the variant of the autoencoder, and fit the threshold to the .tflite model that will run on the device.
+    """Choose the autoencoder's variant and fit its threshold.
+
+    The threshold is fitted with the .tflite model rather than the Keras model, because their errors differ.
 
     Args:
-        novelty: settings of the autoencoder.
+        novelty: the autoencoder's settings.
         classifier: run of the classifier in the same bundle.
-        target: target of the bundle.
-        data: current location of the classifier's images, if they were moved. The same location is used for the
-            autoencoder if both runs were trained on the same data source.
-        listener: receives the progress.
+        target: the bundle's target.
+        data: current location of the classifier's images if they were moved. It also applies to the autoencoder if both
+            runs were trained on the same data source.
+        listener: receives progress updates.
 
     Raises:
-        EdgerecError: ``novelty.run`` is not the run of an autoencoder, its images do not exist, or the target cannot
-            run the autoencoder.
+        EdgerecError: ``novelty.run`` is not an autoencoder run, its images do not exist, or the target cannot run the
+            autoencoder.
     """
     run = Run.open(novelty.run)
     if not run.reconstructs:
         raise EdgerecError(
-            f"{novelty.run} is a classifier run, but --novelty needs an autoencoder run: create one with "
-            "edgerec train --arch autoencoder"
+            f"--novelty requires an autoencoder run, but {novelty.run} is a classifier run: create an autoencoder run "
+            "with edgerec train --arch autoencoder"
         )
     recipe = run.recipe
     data = data if recipe.data.source == classifier.recipe.data.source else None
@@ -145,7 +147,7 @@ def fit_autoencoder(
     threshold = fit_threshold(errors, novelty.known)
     if not threshold:
         raise EdgerecError(
-            f"{novelty.run} reconstructs its validation images without any error, so no threshold can be fitted: "
+            f"cannot fit a threshold because {novelty.run} reconstructs its validation images without any error: "
             "check that the validation images differ from each other"
         )
     files = {MODEL: chosen.content}

@@ -1,4 +1,4 @@
-"""Generate the README.md of a bundle. It contains the commands for the target and a model card."""
+"""Generate a bundle's README.md, with instructions for the target and a model card."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _APT_INSTALL = "sudo apt-get install --no-install-recommends"
 
 
 def requirements(target: Target) -> str:
-    """Return the content of the bundle's requirements.txt."""
+    """Return the contents of a bundle's requirements.txt."""
     return "".join(f"{_filled(line)}\n" for line in target.requirements)
 
 
 def readme(manifest: Manifest, target: Target, figures: EvaluationRecord | None, content: bytes = b"") -> str:
-    """Return the content of the bundle's README.md: the commands, and the model card.
+    """Return the contents of a bundle's README.md.
 
     Args:
         manifest: the bundle's manifest.
-        target: the device.
-        figures: metrics of the variant on the test images, see :class:`edgerec.train.metrics.EvaluationReport`. None
-            for an imported model or an ensemble, which were not measured.
-        content: the .tflite file, if C++ sources are generated from it.
+        target: the bundle's target.
+        figures: the variant's metrics on the test images (see :class:`edgerec.train.metrics.EvaluationReport`), or None
+            for an imported model or an ensemble, whose accuracy was not measured.
+        content: the .tflite file. Only required if C++ sources are generated from it.
     """
     if figures is not None:
         card = _card(manifest, figures)
@@ -40,7 +40,7 @@ def readme(manifest: Manifest, target: Target, figures: EvaluationRecord | None,
 
 
 def _beginning(manifest: Manifest, target: Target, content: bytes) -> list[str]:
-    """Return the title, and the instructions for using the bundle on the target."""
+    """Return the title and the instructions for using the bundle on the target."""
     if target.kind == "bundle":
         return _commands(manifest, target)
     title = [f"# {manifest.name}", "", f"An image classifier for: {target.title}.", ""]
@@ -52,7 +52,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         f"# {manifest.name}",
         "",
         f"An image classifier for: {target.title} ({', '.join(target.arch)}).",
-        "Copy this folder to the device, and open a terminal in the folder on the device.",
+        "Copy this folder to the device, and open a terminal in it there.",
         *_system_packages(target),
         "Then run these commands:",
         "",
@@ -68,9 +68,9 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         "`edgerec verify .` checks that the model computes the same scores on this device as on the machine that",
         "exported the bundle. `edgerec predict . image.jpg` classifies an image.",
         "",
-        "The options `--web`, `--mqtt` and `--metrics` of `edgerec camera` need additional packages:",
+        "The `--web`, `--mqtt` and `--metrics` options of `edgerec camera` require additional packages:",
         '`pip install --find-links wheels "edgerec[web,mqtt,prometheus]"`.',
-        "The folder `wheels` contains the version of edgerec that exported this bundle. pip downloads the other",
+        "The `wheels` folder contains the version of edgerec that exported this bundle. pip downloads all other",
         "packages.",
         "",
     ]
@@ -79,64 +79,64 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
 def _system_packages(target: Target) -> list[str]:
     lines = []
     if target.system_packages:
-        lines += [f"First install these system packages: `{_APT_INSTALL} {' '.join(target.system_packages)}`."]
+        lines += [f"First, install these system packages: `{_APT_INSTALL} {' '.join(target.system_packages)}`."]
     if "picamera2" in target.sources:
         lines += [
             "",
-            f"For a camera module (CSI) of a Raspberry Pi, also run `{_APT_INSTALL} {' '.join(CSI_PACKAGES)}`.",
+            f"For a Raspberry Pi camera module (CSI), also run `{_APT_INSTALL} {' '.join(CSI_PACKAGES)}`.",
             "`--source auto` uses the camera module if there is one, otherwise the first USB camera.",
             "",
         ]
     if "edgetpu" in target.delegate:
         lines += [
-            "The Edge TPU needs libedgetpu, which is not a package of Debian. Download `libedgetpu1-std` for the CPU",
-            "of the device from https://github.com/feranick/libedgetpu/releases, and install it with",
-            "`sudo apt install ./libedgetpu1-std_*.deb`. According to public reports, Google's own package (16.0),",
-            "which was built with TensorFlow 2.5, crashes with newer runtimes. The authors of edgerec tested neither",
-            "package on hardware. `edgerec doctor` finds known problems. `edgerec verify .` runs the model on the Edge",
-            "TPU, and compares its scores and labels with those of the machine that exported the bundle.",
+            "The Edge TPU requires libedgetpu, which is not available in Debian. Download `libedgetpu1-std` for the",
+            "device's CPU from https://github.com/feranick/libedgetpu/releases, and install it with",
+            "`sudo apt install ./libedgetpu1-std_*.deb`. Google's own package (16.0), which was built with TensorFlow",
+            "2.5, reportedly crashes with newer runtimes. Neither package has been tested with edgerec on hardware.",
+            "`edgerec doctor` finds known problems. `edgerec verify .` runs the model on the Edge TPU and compares its",
+            "scores and labels with those of the machine that exported the bundle.",
             "",
         ]
     return lines
 
 
 def _service(container: bool) -> list[str]:
-    """Return the section about install.sh and its service.
+    """Return the section about install.sh and the systemd service.
 
     Args:
         container: whether the bundle has a Dockerfile.
     """
     lines = [
         "Instead of running these commands, you can use `install.sh`, which installs the bundle in `/opt/edgerec`. The",
-        "script asks before it installs system packages. It does not install a wheel of this bundle that was modified.",
+        "script asks before it installs system packages, and does not install wheels that were modified after export.",
         "",
         "```sh",
         "sudo sh install.sh              # add --dry-run to show the steps, or --undo to remove the installation",
         "sudo sh install.sh --service    # also start the camera at boot",
         "```",
         "",
-        "To install without a network connection, add the wheels of all other packages to the folder `wheels`.",
-        "If the system packages are installed, `sh install.sh --prefix DIR` works without root permissions.",
+        "To install without a network connection, add wheels for all required packages to the `wheels` folder.",
+        "If the system packages are already installed, `sh install.sh --prefix DIR` does not need root permissions.",
         "",
         "## Where to find the predictions",
         "",
-        "The service shows the predictions on a web page. `install.sh` prints the address of the page, which includes",
-        "an access token. The page is available only on the device itself. To open it on another computer, run",
+        "The service shows its predictions on a web page. `install.sh` prints the page's address, which includes an",
+        "access token. The page can only be opened on the device itself. To open it on another computer, run",
         "`ssh -L 8000:127.0.0.1:8000 USER@DEVICE` on that computer, and open the same address there.",
         "",
-        "The file `/etc/default/edgerec`, which only root can read, contains the token and the options of",
-        "`edgerec camera`. After you change the options, run `sudo systemctl restart edgerec`. Useful options are:",
+        "The file `/etc/default/edgerec`, which only root can read, contains the token and the options for",
+        "`edgerec camera`. After changing the options, run `sudo systemctl restart edgerec`. Useful options:",
         "",
-        "- `--web 0.0.0.0:8000` makes the page, which asks for the token, available in the network.",
+        "- `--web 0.0.0.0:8000` makes the page available on the network. Visitors are asked for the token.",
         "- `--csv /var/lib/edgerec/predictions.csv --csv-append` writes one row per frame.",
         "- `--save changes --save-dir /var/lib/edgerec/images` saves an image whenever the prediction changes.",
         "- `--mqtt` and `--webhook` send each new decision to another machine (see `edgerec camera --help`).",
         "",
-        "`journalctl -u edgerec` shows errors and changes of the camera's state, but no predictions.",
+        "`journalctl -u edgerec` shows errors and camera state changes, but not the predictions.",
         "",
     ]
     if container:
-        lines += ["To run the bundle in a container, see the first lines of `Dockerfile`.", ""]
+        lines += ["To run the bundle in a container, see the instructions at the top of `Dockerfile`.", ""]
     return lines
 
 
@@ -147,9 +147,7 @@ def _card(manifest: Manifest, figures: EvaluationRecord) -> list[str]:
         model = f"{adopted['file']}, trained with another tool (SHA-256 {adopted['sha256'][:16]}…)"
         data_role = "Compressed with"
         reference = (
-            ""
-            if adopted["truth"] == "labels"
-            else f" without labels, so top-1 is the agreement with {adopted['truth']}"
+            "" if adopted["truth"] == "labels" else f" (unlabeled, so top-1 is the agreement with {adopted['truth']})"
         )
     lines = [
         "## Model card",
@@ -172,9 +170,9 @@ def _card(manifest: Manifest, figures: EvaluationRecord) -> list[str]:
     for label, row in rows.items():
         lines.append(f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |")
     limits = (
-        "The model knows only these labels. It also predicts one of them for an image of anything else, unless the "
-        "bundle was exported with a threshold or an autoencoder (`--novelty`). The metrics are valid only for images "
-        "that are similar to the test images."
+        "The model knows only these labels. It predicts one of them for any other image, too, unless the bundle was "
+        "exported with a threshold or an autoencoder (`--novelty`). The metrics are valid only for images similar to "
+        "the test images."
     )
     return [*lines, "", limits]
 
@@ -183,7 +181,7 @@ def _imported_card(manifest: Manifest) -> list[str]:
     source, normalise = manifest.provenance["imported"], manifest.normalise
     layer, layout = source.get("normalise"), source.get("layout")
     scores = {
-        "none": "the output of the model",
+        "none": "the model's output",
         "softmax": "softmax of the output",
         "sigmoid": "sigmoid of each output value",
         "binary": "the output is the score of the second label",
@@ -192,26 +190,26 @@ def _imported_card(manifest: Manifest) -> list[str]:
     return [
         "## Model card",
         "",
-        f"- Model: {source['file']}, created with another tool and imported (SHA-256 {source['sha256'][:16]}…)",
+        f"- Model: {source['file']}, imported from another tool (SHA-256 {source['sha256'][:16]}…)",
         _input(manifest),
         f"- Input tensor: {manifest.input.dtype}, (pixel − {normalise.mean:g}) / {normalise.std:g}",
-        *([f"- First layer: added by the import to normalize the pixels ({layer})"] if layer else []),
+        *([f"- First layer: added during import to normalize the pixels ({layer})"] if layer else []),
         *(
-            [f"- First operator: added by the import, because the input of the original model has {layout}"]
+            [f"- First operator: added during import, because the original model's input has {layout}"]
             if layout
             else []
         ),
         f"- Scores: {scores[manifest.activation]}",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",
-        "The accuracy is not known. To measure the accuracy, run `edgerec evaluate . --data FOLDER`, where FOLDER",
-        "contains one folder of images per label. The model knows only these labels, so it also predicts one of them",
-        "for an image of anything else.",
+        "The accuracy is unknown. To measure it, run `edgerec evaluate . --data FOLDER`, where FOLDER contains one",
+        "subfolder of images per label. The model knows only these labels, so it predicts one of them for any other",
+        "image, too.",
     ]
 
 
 def _ensemble_card(manifest: Manifest) -> list[str]:
-    how = {"mean": "the mean of their scores", "vote": "the fraction of the models that predict the label"}[
+    how = {"mean": "the mean of their scores", "vote": "the fraction of models that predict the label"}[
         manifest.combine
     ]
     lines = [
@@ -220,7 +218,7 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
         f"- {len(manifest.models)} models are combined: each score is {how}.",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",
-        "| bundle | variant | top-1 accuracy of this model |",
+        "| bundle | variant | top-1 accuracy (this model alone) |",
         "|---|---|---|",
     ]
     for member in manifest.metrics["members"]:
@@ -230,13 +228,13 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
     return [
         *lines,
         "",
-        "To measure the accuracy of the combined models, run `edgerec evaluate . --data FOLDER`, where FOLDER",
-        "contains one folder of images per label.",
+        "To measure the ensemble's accuracy, run `edgerec evaluate . --data FOLDER`, where FOLDER contains one",
+        "subfolder of images per label.",
     ]
 
 
 def _novelty(manifest: Manifest) -> list[str]:
-    """Return the section about the autoencoder, or an empty list if the bundle has none."""
+    """Return the section about the autoencoder, or an empty list if the bundle does not contain one."""
     spec = manifest.novelty
     if spec is None:
         return []
@@ -245,10 +243,10 @@ def _novelty(manifest: Manifest) -> list[str]:
         "## Unfamiliar images",
         "",
         f"An autoencoder ({spec.model}, {_input_format(spec.preprocess)}) reconstructs each image. If the mean squared",
-        f"error of the reconstruction is above the threshold {spec.threshold:.6g}, the image differs from the training",
-        "images, and the label is `unknown` regardless of the scores. The field `novelty` of a result is the error",
-        "divided by the threshold. `edgerec camera . --decision novelty=1.5` multiplies the threshold by 1.5, and",
-        "`novelty=0` disables the autoencoder.",
+        f"reconstruction error exceeds the threshold {spec.threshold:.6g}, the image is too different from the",
+        "training images, and its label is `unknown` regardless of the scores. Each result's `novelty` field contains",
+        "the error divided by the threshold. `edgerec camera . --decision novelty=1.5` multiplies the threshold by",
+        "1.5, and `novelty=0` disables the autoencoder.",
     ]
     about = manifest.metrics.get("novelty")
     if not about:
@@ -258,7 +256,7 @@ def _novelty(manifest: Manifest) -> list[str]:
     return [
         *lines,
         "",
-        f"{validation} and {test} are below this threshold. To see how many other images get",
+        f"{validation} and {test} are below this threshold. To check how many other images get",
         "the label `unknown`, run `edgerec predict . IMAGES --json`.",
     ]
 
@@ -276,7 +274,7 @@ def _input(manifest: Manifest) -> str:
 
 
 def _filled(line: str) -> str:
-    """Replace ``{edgerec}`` and ``{litert}`` in a line with the versions that are installed on this machine."""
+    """Replace ``{edgerec}`` and ``{litert}`` in a line with the versions installed on this machine."""
     return line.replace("{edgerec}", _version("edgerec")).replace("{litert}", _version("ai-edge-litert"))
 
 
@@ -285,6 +283,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise TargetError(
-            f"the target needs {package}, which is not installed on this machine, so its version is not known: run "
-            f"pip install {package}"
+            f"the target requires {package}, whose version cannot be determined because it is not installed on this "
+            f"machine: run pip install {package}"
         ) from None

@@ -1,4 +1,4 @@
-"""Choose the variant of a run for a target, and check that the target can run it."""
+"""Choose a run's variant for a target, and check that the target can run it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChosenVariant:
-    """A variant of a run that was chosen for the export.
+    """The variant chosen for export.
 
     Attributes:
         name: name of the variant.
@@ -47,28 +47,27 @@ def choose(
     data: DataSource | None,
     listener: Listener,
 ) -> ChosenVariant:
-    """Choose the variant of a run to export.
+    """Choose the variant to export.
 
     Args:
         run: the run.
         target: the target that will run the variant.
-        variant: name of the variant. None chooses the variant with the best validation accuracy among those that the
-            target can run.
-        max_drop: maximum loss of top-1 accuracy in percentage points. None uses the limit with which the variant was
-            quantized.
-        data: current location of the run's images, if they were moved.
-        listener: receives the progress if the variant ``float32`` must be created first.
+        variant: name of the variant. If None, the variant with the best validation accuracy among those supported by
+            the target is chosen.
+        max_drop: maximum loss of top-1 accuracy, in percentage points. If None, the limit used for quantization
+            applies.
+        data: current location of the run's images if they were moved.
+        listener: receives progress updates if the variant ``float32`` must be created first.
 
     Raises:
-        TargetError: the target cannot run the variant. The message contains the command that creates a suitable
-            variant.
+        TargetError: the target cannot run the variant. The message contains a command that creates a suitable variant.
         GateError: the variant loses more than ``max_drop``.
     """
     name = _choose_name(run, target, variant, data, listener)
     report, path = run.variants()[name], run.variant(name) / "model.tflite"
     content = path.read_bytes()
     if sha256(content) != report["model_sha256"]:
-        raise BundleError(f"{path} was modified after its accuracy was measured: run edgerec quantize again")
+        raise BundleError(f"{path} was modified after its accuracy was measured: create it again with edgerec quantize")
     require_fit(content, target, str(path))
     before, after = report["forms"][0]["top1"], report["forms"][-1]["top1"]
     check_drop(name, before, after, report["max_drop"] if max_drop is None else max_drop, metrics_of(run).top1_name)
@@ -76,7 +75,7 @@ def choose(
 
 
 def without_folders(recipe: Recipe) -> Recipe:
-    """Return the recipe with file names instead of paths for the data, the weights and the calibration set."""
+    """Return a copy of the recipe in which paths (data, weights and calibration set) are reduced to file names."""
     data = recipe.data.without_folders
     compress = replace(recipe.compress, calibration=Path(recipe.compress.calibration).name)
     return replace(
@@ -85,7 +84,7 @@ def without_folders(recipe: Recipe) -> Recipe:
 
 
 def _choose_name(run: Run, target: Target, variant: str | None, data: DataSource | None, listener: Listener) -> str:
-    """Return the name of the variant to export. Create the variant ``float32`` if it is needed but does not exist."""
+    """Return the name of the variant to export, creating the variant ``float32`` if necessary."""
     variants = run.variants()
     make_int8 = f"create an int8 variant with: {command('quantize', run.path, *data_options(data))}"
     if variant is None:
@@ -96,7 +95,7 @@ def _choose_name(run: Run, target: Target, variant: str | None, data: DataSource
             raise TargetError(
                 f"target {target.name} supports only int8 models, but {run.path} has no int8 variant: {make_int8}"
             )
-        log.warning("%s has no int8 variant, so float32 is exported; %s", run.path, make_int8)
+        log.warning("exporting float32, because %s has no int8 variant; %s", run.path, make_int8)
         variant = FLOAT32
     is_int8 = variant != FLOAT32 and (variant not in variants or variants[variant]["precision"] == "int8")
     if ("int8" if is_int8 else "float32") not in target.types:

@@ -1,6 +1,6 @@
-"""Build a wheel of the running edgerec. Bundles include this wheel, so that devices do not download edgerec.
+"""Build a wheel from the installed edgerec. Bundles include this wheel so that devices do not download edgerec.
 
-The package ``build`` cannot be used, because it needs the source tree, which an installed edgerec does not contain.
+The package ``build`` cannot be used, because it requires edgerec's source tree.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
 FOLDER = "wheels"
-# Data folders, which are at the top level of a source tree, but inside the package of an installed edgerec.
+# Data folders. They are at the top level of a source tree, but inside the package in an installation.
 _SHIPPED = ("targets", "calibration")
 _EXCLUDED_SUFFIXES = frozenset({".pyc", ".pyo", ".orig", ".rej"})
 _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def bundled_wheel(target: Target) -> dict[str, bytes]:
-    """Return edgerec's wheel, keyed by its path in the bundle, or no files if the target does not run edgerec."""
+    """Return edgerec's wheel, keyed by path in the bundle, or an empty dictionary if the target does not need it."""
     if not any("{edgerec}" in line for line in (*target.requirements, *target.commands)):
         return {}
     name, content = edgerec_wheel()
@@ -36,25 +36,25 @@ def bundled_wheel(target: Target) -> dict[str, bytes]:
 
 @cache
 def edgerec_wheel() -> tuple[str, bytes]:
-    """Return the file name and the content of a wheel that is built from the installed edgerec.
+    """Build a wheel from the installed edgerec, and return its file name and contents.
 
     The wheel is built from the imported package and its installed metadata, so neither a source tree nor build tools
-    are needed. The build is reproducible, because file names are sorted and timestamps are fixed.
+    are required. The build is reproducible: files are sorted and timestamps are fixed.
 
     Raises:
-        TargetError: edgerec is not installed, or the installed metadata belongs to another version.
+        TargetError: edgerec is not installed, or the installed metadata is for another version.
     """
     try:
         distribution = importlib.metadata.distribution("edgerec")
     except importlib.metadata.PackageNotFoundError:
         raise TargetError(
-            "edgerec is not installed, so no wheel can be built: run pip install . in the source folder"
+            "cannot build a wheel because edgerec is not installed: run pip install . in the source folder"
         ) from None
     metadata = distribution.read_text("METADATA") or ""
     if distribution.version != __version__ or not metadata:
         raise TargetError(
-            f"edgerec {__version__} is running, but the installed metadata is for version {distribution.version}: "
-            "run pip install again"
+            f"cannot build a wheel because edgerec {__version__} is running, but the installed metadata is for version "
+            f"{distribution.version}: run pip install again"
         )
     stem = f"edgerec-{distribution.version}"
     info = f"{stem}.dist-info"
@@ -78,7 +78,7 @@ def _package() -> dict[str, bytes]:
 
 
 def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
-    """Return the contents of a folder's files, keyed by path in the wheel. Caches and hidden files are skipped."""
+    """Return the contents of a folder, keyed by path in the wheel, without caches and hidden files."""
     files = {}
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder).as_posix())
@@ -89,7 +89,7 @@ def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
 
 
 def _packed(files: Mapping[str, bytes], info: str) -> bytes:
-    """Return a .zip archive with the files and RECORD. Timestamps are fixed, so that the build is reproducible."""
+    """Return a .zip archive of the files and RECORD, with fixed timestamps for a reproducible build."""
     record = "".join(f"{name},sha256={_digest(files[name])},{len(files[name])}\n" for name in sorted(files))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -101,5 +101,5 @@ def _packed(files: Mapping[str, bytes], info: str) -> bytes:
 
 
 def _digest(content: bytes) -> str:
-    """Return the SHA-256 in the format of a wheel's RECORD: URL-safe base64 without padding."""
+    """Return a SHA-256 digest in the RECORD format, i.e. as URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

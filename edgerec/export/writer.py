@@ -1,4 +1,4 @@
-"""Write a bundle with all of its files, and verify it."""
+"""Write a complete bundle and verify it."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from edgerec.train.run_files import EvaluationRecord
 
 log = logging.getLogger(__name__)
 
-# File name of the model that is compiled for the Edge TPU.
+# File name of the model compiled for the Edge TPU.
 DELEGATE_MODEL = "model_edgetpu.tflite"
 
 
 def bundle_name(path: Path) -> str:
-    """Return the name of a bundle: the name of its folder, or of its .zip file without the suffix."""
+    """Return a bundle's name, i.e. its folder or .zip file name without the suffix."""
     return path.stem if path.suffix.lower() == ".zip" else path.name
 
 
 def add_compiled(files: dict[str, bytes], content: bytes, target: Target, name: str) -> EdgeTpuReport | None:
-    """Compile a model for the Edge TPU if the target has one, and add the compiled model to ``files``.
+    """Compile a model for the target's Edge TPU, and add the compiled model to ``files``.
 
     Args:
         files: contents of the model files, keyed by file name.
         content: the .tflite file.
-        target: target of the bundle.
+        target: the bundle's target.
         name: file name of the compiled model.
 
     Returns:
-        The result of the compiler, or None if the target has no Edge TPU.
+        The compiler's result, or None if the target has no Edge TPU.
     """
     if not target.compiler:
         return None
@@ -61,19 +61,19 @@ def write_verified(
     *,
     overwrite: bool,
 ) -> tuple[tuple[str, ...], int]:
-    """Verify a bundle on this machine, and write it if the verification succeeds.
+    """Verify a bundle on this machine, and write it if verification succeeds.
 
     Args:
-        path: path of the bundle: a folder, or a .zip file.
-        manifest: manifest of the bundle. This function computes its digests.
-        models: contents of the model files that the manifest names, keyed by file name.
-        target: target of the bundle.
-        images: names and images for the golden vectors.
-        figures: metrics on the test images, see :func:`~edgerec.export.readme.readme`.
+        path: output folder or .zip file for the bundle.
+        manifest: the bundle's manifest, without digests.
+        models: contents of the model files listed in the manifest, keyed by file name.
+        target: the bundle's target.
+        images: names and pixels of the golden images.
+        figures: metrics on the test images; see :func:`~edgerec.export.readme.readme`.
         overwrite: replace an existing bundle.
 
     Returns:
-        The names of the bundle's files, sorted, and the number of golden images that were verified.
+        The sorted names of the bundle's files and the number of verified golden images.
     """
     files = {**models, "labels.txt": "".join(f"{label}\n" for label in manifest.labels).encode()}
     files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), images)
@@ -87,8 +87,8 @@ def write_verified(
     files["README.md"] = readme(manifest, target, figures, models[manifest.model]).encode()
     if target.delegate and not target.manifest_delegate:
         log.warning(
-            "the manifest of %s does not contain the delegate %s, because edgerec does not know this delegate: add "
-            "--delegate %s to edgerec camera",
+            "the manifest of %s does not include the target's delegate %s, because edgerec does not know it: run "
+            "edgerec camera with --delegate %s",
             path,
             target.delegate,
             target.delegate,
@@ -98,7 +98,7 @@ def write_verified(
     def check(partial: Path) -> None:
         nonlocal golden_images
         try:
-            golden_images = verify(partial, delegate="").images  # the delegate may be installed only on the device
+            golden_images = verify(partial, delegate="").images  # the delegate may only be installed on the device
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None
 

@@ -46,8 +46,8 @@ def test_csv_video_and_saved_images_contain_every_frame(bundle, video, tmp_path,
         (["--csv-append"], "--csv-append has no effect without --csv FILE"),
         (["--queue-dir", "x"], "--queue-dir has no effect without --mqtt URL"),
         (["--web-save", "x"], "--web-save has no effect without --web"),
-        (["--decision", "memory"], "'memory' is not in the form KEY=VALUE, such as smoothing=vote"),
-        (["--delegate-option", "=1"], "'=1' is not in the form KEY=VALUE, such as device=usb:1"),
+        (["--decision", "memory"], "expected KEY=VALUE, such as smoothing=vote, got 'memory"),
+        (["--delegate-option", "=1"], "expected KEY=VALUE, such as device=usb:1, got '=1"),
     ],
 )
 def test_invalid_combinations_and_values_are_usage_errors(bundle, video, edgerec, tmp_path, options, message):

@@ -34,7 +34,7 @@ def test_command_without_data_fails_and_says_what_to_provide(command, recipe, tm
         (tmp_path / "my.toml").write_text(recipe)
         arguments = [tmp_path / "my.toml"]
     message = error_of(command, *arguments, "--out", tmp_path / "out")
-    assert "no data set is given" in message
+    assert "no data set specified" in message
     assert "--data digits" in message
     assert not (tmp_path / "out").exists()
 
@@ -56,7 +56,7 @@ def test_argument_and_data_option_are_merged(command, tmp_path):
 def test_train_on_a_run_says_how_to_resume_it(tmp_path):
     (tmp_path / "recipe.toml").write_text(Recipe().to_toml())
     message = error_of("train", tmp_path, "--out", tmp_path / "out")
-    assert f"{tmp_path} is a run, not a data set" in message
+    assert f"expected a data set, but {tmp_path} is a run" in message
     assert f"--resume --out {tmp_path}" in message
 
 

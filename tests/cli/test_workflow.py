@@ -148,7 +148,7 @@ def test_diff_reports_settings_results_and_whether_the_change_is_significant(bui
     assert difference.accuracy_change == pytest.approx(-50)
     assert 0 < difference.noise_points < 10
     assert " points: statistically significant" in here("diff", built.run, second).stdout
-    assert "both are equal" in here("diff", built.run, built.run).stdout
+    assert "no change" in here("diff", built.run, built.run).stdout
     assert json.loads(here("diff", built.run, second, "--json").stdout) == json.loads(json.dumps(difference.to_dict()))
 
 

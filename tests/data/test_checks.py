@@ -123,7 +123,7 @@ def test_strict_exits_with_1_after_errors(clean, planted, tmp_path):
     call("check", clean, "--no-labels", "--strict")
     done = call("check", planted, "--no-labels")
     assert done.stdout.splitlines()[0].startswith("error    broken")
-    assert "faulty: " in done.stdout
+    assert "failed: " in done.stdout
     done = call("check", planted, "--no-labels", "--strict", "--json", "--out", tmp_path / "x.png", code=1)
     values = json.loads(done.stdout)
     assert values["ok"] is False

@@ -138,7 +138,7 @@ def test_ensemble_of_ensembles_contains_all_models(bundle, other, float32, tmp_p
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert [spec.model for spec in manifest.models] == ["model.tflite", "model-2.tflite", "model-3.tflite"]
     assert len(manifest.provenance["members"]) == 3
-    with pytest.raises(BundleError, match="the ensemble contains the same model twice"):
+    with pytest.raises(BundleError, match="two of the bundles contain the same model"):
         ensemble([tmp_path / "two", other], tmp_path / "e")
 
 
@@ -168,10 +168,10 @@ def test_ensemble_refuses_bundles_with_other_labels_or_targets(bundle, other, tm
     shutil.copytree(other, copy)
     labels = list(Bundle.open(bundle).manifest.labels)
     change(copy, labels=[*labels[:4], "vier", *labels[5:]])
-    with pytest.raises(BundleError, match=r"different labels \(at index 4: 'vier' and '4'\)"):
+    with pytest.raises(BundleError, match=r"at index 4, .* has 'vier' and .* has '4'"):
         ensemble([bundle, copy], tmp_path / "e")
     change(copy, labels=labels, target="desktop")
-    with pytest.raises(BundleError, match=r"was exported for desktop, but .* was exported for rpi"):
+    with pytest.raises(BundleError, match=r"was exported for target desktop, but .* was exported for rpi"):
         ensemble([bundle, copy], tmp_path / "e")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("mine")

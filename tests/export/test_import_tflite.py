@@ -276,7 +276,7 @@ def test_repeated_labels_are_numbered(caplog):
 
 def test_number_of_labels_must_equal_number_of_scores(given, tmp_path):
     path = given("uint8_softmax")
-    with pytest.raises(DataError, match=r"contains no labels: add --labels with a text file of 3 lines"):
+    with pytest.raises(DataError, match=r"contains no labels: add --labels with a text file that lists 3 labels"):
         import_tflite(path, tmp_path / "b")
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(DataError, match=r"labels.txt has 2 labels, .* needs 3"):
@@ -329,7 +329,7 @@ def test_import_writes_a_complete_bundle_atomically(given, tmp_path, picture):
     assert opened.manifest.name == "birds"
     assert json.loads(opened.files[GOLDEN])["vectors"][0]["from"] == "noise.png"
     readme = opened.files["README.md"].decode()
-    assert "created with another tool and imported" in readme
+    assert "imported from another tool" in readme
     assert "Scores: softmax of the output" in readme
     with pytest.raises(OutputExistsError):
         import_tflite(path, tmp_path / "birds.zip", **options)

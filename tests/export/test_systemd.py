@@ -207,7 +207,7 @@ def test_install_files_match_the_target(bundle):
 
 @pytest.mark.parametrize("key", ["arch", "python", "system_packages"])
 def test_install_files_refuse_shell_code_in_target_values(key):
-    with pytest.raises(TargetError, match=rf"{key} of the target contains the invalid value"):
+    with pytest.raises(TargetError, match=rf"the target's {key} contains the invalid value"):
         install_files(this_machine(**{key: ("$(reboot)",)}))
 
 

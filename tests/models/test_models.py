@@ -200,7 +200,7 @@ def test_architecture_with_other_input_size_is_measured():
         (["resnet8", "--width", 0], 1, "--width must be from 0.05 to 4, got 0"),
         (["auto"], 1, "is only supported by 'edgerec train'"),
         (["resnet8", "--classes", 1], 1, "--classes must be from 2 to"),
-        (["--width", 0.5], 2, "apply to one architecture: add its name"),
+        (["--width", 0.5], 2, "require the name of an architecture: add NAME"),
         (["nothing.py:build"], 1, "the file nothing.py does not exist"),
     ],
 )

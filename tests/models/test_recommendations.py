@@ -39,7 +39,7 @@ def test_models_command_states_the_device_of_the_estimate(here):
     assert "This is an estimate" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     done = here("models", "--target", "microcontroller")
-    assert "There is no estimate of the latency on microcontroller" in done.stdout
+    assert "No latency estimate is available for microcontroller" in done.stdout
     assert " ms " not in done.stdout
 
 
@@ -56,4 +56,4 @@ def test_recommendations_refuse_invalid_arguments(here):
     with pytest.raises(RecipeError, match="--input-size must be from 8 to 1024 pixels, got 4"):
         recommendations("rpi", input_size=4)
     done = here("models", "resnet8", "--target", "rpi")
-    assert (done.returncode, "can be combined only with --input-size and --json" in done.stderr) == (2, True)
+    assert (done.returncode, "can only be combined with --input-size and --json" in done.stderr) == (2, True)

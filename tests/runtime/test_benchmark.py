@@ -67,7 +67,7 @@ def test_latency_of_a_source_starts_at_the_grab_of_the_frame(bundle, video, edge
     stages = {stage["name"]: stage["p50_ms"] for stage in value["stages"]}
     assert stages["end to end"] >= stages["together"]
     again = edgerec("benchmark", bundle, "--source", "synthetic:64x48@0", "--seconds", "0.2", "--no-operators")
-    assert "at the pace of the source" in again.stdout, again.stderr
+    assert "limited by the source" in again.stdout, again.stderr
 
 
 def report(*p99_ms, source="", operators=()):
