@@ -146,7 +146,7 @@ class MetricsConfig:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """Host and port of :attr:`address`."""
+        """The host and port of :attr:`address`."""
         return _check_address("MetricsConfig.address", self.address, 9464)
 
 
@@ -176,7 +176,7 @@ class WebPageConfig:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """Host and port of :attr:`address`."""
+        """The host and port of :attr:`address`."""
         return _check_address("WebPageConfig.address", self.address, 8000)
 
 

@@ -47,7 +47,7 @@ class Frame:
 
     @property
     def captured_s(self) -> float:
-        """Monotonic capture time in seconds, for rates, durations and timestamps.
+        """Capture time in seconds on the monotonic clock, for rates, durations and timestamps.
 
         For video files, this time advances with the media time so that it does not depend on the speed of decoding.
         """
@@ -62,7 +62,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Result:
-    """The prediction for one frame.
+    """The prediction for a single frame.
 
     Attributes:
         frame: the frame, with the image that was classified.
@@ -87,7 +87,7 @@ class Result:
         return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as a JSON-serializable dictionary. ``captured_s`` is Unix time in seconds."""
+        """Return the result as a JSON-serializable dictionary, with ``captured_s`` as Unix time in seconds."""
         prediction = self.classification
         decision, decision_fields = self.decision, {}
         if decision is not None:

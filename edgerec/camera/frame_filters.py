@@ -116,7 +116,7 @@ class FrameSelector:
         self._references.pop(source, None)
 
     def select(self, frame: Frame) -> Frame | None:
-        """Return the cropped, rotated and mirrored frame, or None if the frame is skipped."""
+        """Return the frame cropped, rotated and mirrored, or None if it is skipped."""
         reason = self._reason(frame)
         self._check_region(frame)
         if not reason:

@@ -17,7 +17,7 @@ ClassifiedEvent = StateChange | tuple[Frame, Classification] | None
 
 
 def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
-    """Classify frames. Yield each frame with its classification, and each state change, in the original order.
+    """Yield each frame with its classification, and each state change, in the original order.
 
     A None in ``events`` stands for a skipped frame or a timeout, and is passed on. A single classifier finishes each
     frame before the next frame is requested. Several classifiers each run in their own thread, and up to twice as many

@@ -74,7 +74,7 @@ class RunReport:
 
 
 class Camera:
-    """A pipeline that classifies the frames of one or several sources.
+    """A pipeline that classifies frames from one or more sources.
 
     A lost live source is reconnected until it delivers frames again, or until ``timeouts.give_up_s`` has passed. Frames
     of files are never dropped.
@@ -217,7 +217,7 @@ class Camera:
         self._supervisor.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Result]:
-        """Yield the result of each frame. After the last frame, raise :class:`SourceError` if a source failed."""
+        """Yield the result for each frame. After the last frame, raise :class:`SourceError` if a source failed."""
         return (event for event in self.events() if isinstance(event, Result))
 
     def events(self) -> Iterator[Result | StateChange]:
@@ -356,7 +356,7 @@ class Camera:
 
 
 def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
-    """Append a number to duplicate names, e.g. of URLs that differ only in a hidden parameter."""
+    """Append numbers to duplicate names, e.g. of URLs that differ only in a hidden parameter."""
     names = [address.name for address in addresses]
     _refuse_duplicates([address.identity or address.name for address in addresses], names)
     counts: Counter[str] = Counter()

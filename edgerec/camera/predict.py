@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def predict(
     bundle: str | Path | Classifier, images: Iterable[str | Path], *, threshold: float | None = None
 ) -> Iterator[Result]:
-    """Classify image files, and yield one result per file.
+    """Classify image files, yielding one result per file.
 
     Args:
         bundle: a bundle's folder or .zip, or an open classifier.

@@ -10,7 +10,7 @@ from edgerec.errors import ConfigError
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Timeouts of live sources, in seconds.
+    """Timeouts for live sources, in seconds.
 
     Attributes:
         open_s: time after which a connection attempt is aborted and repeated if no frame has arrived.

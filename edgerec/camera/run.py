@@ -56,7 +56,7 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
                         "earlier"
                     )
                 with ExitStack() as running:
-                    with close_on_error(own_sinks):  # camera.run closes them itself
+                    with close_on_error(own_sinks):  # camera.run closes them from here on
                         running.enter_context(camera)
                     service = ServiceNotifier.from_environment()
                     camera.run([*own_sinks, *more_sinks], config.max_frames, service=service, keep_open=keep_open)
@@ -66,7 +66,7 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
 
 
 def _open_camera(config: CameraConfig) -> Camera:
-    """Create the camera. The sources are opened when the camera's context is entered.
+    """Create the camera. Its sources are opened when the camera's context is entered.
 
     Raises:
         SourceError: a source is not recognized, or is specified twice.

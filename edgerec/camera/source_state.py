@@ -10,7 +10,7 @@ from edgerec.utils.clock import unix_s
 
 
 class SourceState(StrEnum):
-    """State of a source: ``connecting`` → ``live`` ⇄ ``stale`` → ``lost`` → ``connecting``, and finally ``ended``."""
+    """A source's state: ``connecting`` → ``live`` ⇄ ``stale`` → ``lost`` → ``connecting``, and finally ``ended``."""
 
     CONNECTING = "connecting"
     LIVE = "live"
@@ -21,7 +21,7 @@ class SourceState(StrEnum):
 
 @dataclass(frozen=True)
 class StateChange:
-    """A change of a source's state.
+    """A change in a source's state.
 
     Attributes:
         source: name of the source as entered by the user, without passwords.
@@ -36,7 +36,7 @@ class StateChange:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the change as a JSON-serializable dictionary. ``since_s`` is Unix time in seconds."""
+        """Return the change as a JSON-serializable dictionary, with ``since_s`` as Unix time in seconds."""
         return {"source": self.source, "state": str(self.state), "since_s": unix_s(self.since_s)} | (
             {"reason": self.reason} if self.reason else {}
         )

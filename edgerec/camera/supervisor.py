@@ -106,7 +106,7 @@ class SourceSupervisor:
 
     @property
     def errors(self) -> list[SourceError]:
-        """Errors of the sources that failed."""
+        """Errors raised by the sources that failed."""
         return [source.error for source in self._sources if source.error is not None]
 
     @property
@@ -158,7 +158,7 @@ class _SupervisedSource:
             condition.notify_all()
 
     def join(self, deadline: float) -> None:
-        """Join the threads until the monotonic time ``deadline``. The caller must not hold the lock."""
+        """Wait for the threads until the monotonic time ``deadline``. The caller must not hold the lock."""
         if self._thread.ident is not None:  # the thread was not started if an earlier source failed to start
             self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
@@ -168,7 +168,7 @@ class _SupervisedSource:
                 atexit.register(connection.thread.join, EXIT_S)
 
     def pop(self) -> Event | None:
-        """Return the next frame or state change, or None. The change to ``ended`` is returned after the last frame."""
+        """Return the next frame or state change, or None. The change to ``ended`` comes after the last frame."""
         if self._changes and (self._changes[0].state is not SourceState.ENDED or not self._frames):
             return self._changes.popleft()
         self._room_available.notify()
@@ -244,7 +244,7 @@ class _SupervisedSource:
                     return
 
     def _watch(self, connection: _SourceConnection) -> SourceError | None:
-        """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
+        """Wait for the connection to end or time out; return the error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
             # If the source has a fixed interval, start counting when the next image is due.
@@ -339,7 +339,7 @@ class _SourceConnection:
         return self._reported - already_reported
 
     def interrupt(self) -> None:
-        """Stop reading, and interrupt a blocked read if the source supports this. May be called from any thread."""
+        """Stop reading, interrupting a blocked read if the source supports it. May be called from any thread."""
         self._interrupted = True
         if interrupt := getattr(self._source, "interrupt", None):
             interrupt()

@@ -1,4 +1,4 @@
-"""Run bundles on a device: interpreter, classifier, verification and benchmark. TensorFlow is never imported."""
+"""Run, verify and benchmark bundles on a device. TensorFlow is never imported."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class StageLatency:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """Latency, throughput and memory use of a bundle on this machine.
+    """A bundle's latency, throughput and memory use on this machine.
 
     Attributes:
         runtime: name and version of the runtime, and the CPU.

@@ -24,7 +24,7 @@ LONGEST_NAME = 60
 # If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95. Otherwise, a
 # single outlier would make all other bars too short to see.
 OUTLIER, CUT = 2.0, 1.5
-# Space for the numbers to the right of the bars, as a fraction of the axis length.
+# Room to the right of the bars for the numbers, as a fraction of the axis length.
 MARGIN = 0.36
 
 

@@ -1,4 +1,4 @@
-"""Classify images with the model of a bundle."""
+"""Classify images with a bundle's model."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Classifier:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for images with 16 bits per sample, to be passed to :func:`read_image`."""
+        """Black and white levels for 16-bit images, to be passed to :func:`read_image`."""
         return self.manifest.levels
 
     def classify(self, image: Image) -> Classification:

@@ -1,4 +1,4 @@
-"""Load delegates: shared libraries that run a model's operators on an Edge TPU, a GPU or another accelerator."""
+"""Load delegates: shared libraries that run models on an Edge TPU, a GPU or another accelerator."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class GpuInterpreter:
         except ImportError:
             raise DelegateError("--delegate gpu requires a newer LiteRT: run pip install -U ai-edge-litert") from None
         self._input_details, self._output_details = interpreter.get_input_details(), interpreter.get_output_details()
-        with captured_output() as output:  # LiteRT prints every library that it tries to load
+        with captured_output() as output:  # LiteRT prints every library it tries to load
             try:
                 litert_options = Options(
                     HardwareAccelerator.GPU, cpu_options=CpuOptions(), gpu_options=GpuOptions(fp32)

@@ -91,7 +91,7 @@ class ImageModel:
         self._reset()  # otherwise, an LSTM would keep state from the previous image
         try:
             self._interpreter.invoke()
-        except RuntimeError as error:  # e.g. a tensor without data, which allocate_tensors does not detect
+        except RuntimeError as error:  # e.g. a tensor without data, which allocate_tensors does not catch
             raise ModelError(f"{self._where} cannot be run: {first_sentence(error)}") from None
         return self._interpreter.get_tensor(self._output_index).reshape(-1)
 

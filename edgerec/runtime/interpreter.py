@@ -110,7 +110,7 @@ def open_interpreter(
     # load_delegate also tests the model in a child process.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
-        with captured_stderr():  # the runtime prints a message for every delegate that it creates
+        with captured_stderr():  # the runtime prints a message for every delegate it creates
             interpreter = module.Interpreter(
                 model_content=model, num_threads=threads or None, experimental_delegates=delegates
             )

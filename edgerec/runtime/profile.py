@@ -89,9 +89,9 @@ def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
-        del runs  # free the memory before the next group is loaded
+        del runs  # free memory before loading the next group
 
-        # An additional operator cannot make a model faster, so negative differences are noise.
+        # Adding an operator cannot make a model faster, so negative differences are noise.
         cumulative_ms = list(np.maximum.accumulate(cumulative_ms if begin else [0.0, *cumulative_ms]))
         times += [float(ms) for ms in np.diff(cumulative_ms)]
     return times

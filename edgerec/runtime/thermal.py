@@ -80,7 +80,7 @@ def _numbers(folder: Path, pattern: str) -> list[float]:
 
 
 def earlier_throttled() -> tuple[str, ...]:
-    """Return the reasons why a Raspberry Pi has been throttled since boot, or an empty tuple on other machines."""
+    """Return the reasons why a Raspberry Pi has been throttled since boot. Empty on other machines."""
     bits = _pi_bits()
     return tuple(reason for bit, reason in _PI_BITS.items() if (bits or 0) >> (bit + 16) & 1)
 

@@ -24,7 +24,7 @@ CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("
 
 _NONE = Metadata("", "", (), ())
 _DTYPES = ("FLOAT32", "UINT8", "INT8")
-# Operators that move, store, select or average the values of their first input, but do not scale them.
+# Operators that move, store, select or average their first input's values but do not scale them.
 _PASSING = {
     *("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST", "SLICE", "STRIDED_SLICE"),
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
@@ -187,7 +187,7 @@ def _check(graph: Graph, where: str) -> None:
             raise ModelError(
                 f"{where}: the dtype of the {what} is {dtype}, expected {' or '.join(_DTYPES)}: convert the model again"
             )
-        if -1 in shape[1:]:  # a dynamic batch axis is treated as an axis of size 1
+        if -1 in shape[1:]:  # treat a dynamic batch axis as having size 1
             raise ModelError(
                 f"{where}: the {what} has the dynamic shape {list(shape)} (-1 is any size): convert the model with a "
                 "fixed shape"
@@ -216,7 +216,7 @@ def _last_operator(graph: Graph) -> Operator | None:
     sources = _sources(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:
-        # Skip constant inputs, such as the axis of SPLIT.
+        # Skip constant inputs, e.g. the axis of SPLIT.
         tensor = next((t for t in operator.inputs if t is not None and id(t) in sources), None)
         if tensor is None:
             break

@@ -15,7 +15,7 @@ from edgerec.runtime.image_model import ImageModel
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency of a model in milliseconds, without preprocessing and postprocessing.
+    """A model's latency in milliseconds, without preprocessing and postprocessing.
 
     Attributes:
         median_ms, p95_ms: median and 95th percentile.

@@ -281,7 +281,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
         if not vectors:
             raise ValueError("the file contains no golden vectors")
         for vector in vectors:
-            # If the bundle has only one model, the first axis may be missing.
+            # The first axis may be missing if the bundle has only one model.
             vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
             shape, expected = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
             if shape != expected:
@@ -300,7 +300,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
 
 
 def _digest(classifier: Classifier, image: Image) -> str:
-    """Return the SHA-256 digest of the preprocessed image for all models."""
+    """Return the SHA-256 digest of an image as preprocessed for all models."""
     return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
 
 

@@ -43,12 +43,12 @@ class VideoDevice:
 
     @property
     def helper(self) -> bool:
-        """Whether the device is something other than a camera, e.g. a codec or an image signal processor."""
+        """Whether the device is not a camera but e.g. a codec or an image signal processor."""
         return not self.raw and (self.capture is False or bool(_HELPERS.search(f"{self.driver} {self.name}".lower())))
 
 
 def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]:
-    """Return the video devices with a file in ``/dev``, and the names of the others, which are common in containers.
+    """Return the video devices with a file in ``/dev``, and the names of those without one (common in containers).
 
     The devices are not opened. ``capture`` is False for a device without an image stream, such as the device for the
     metadata of a USB camera.

@@ -1,4 +1,4 @@
-"""Print results and state changes as lines of text or JSON."""
+"""Print results and state changes as text or JSON lines."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TextLines(_Lines):
 
 
 class StateLines(_Lines):
-    """Writes one line when a live source connects, becomes stale or is lost."""
+    """Writes a line whenever a live source connects, becomes stale or is lost."""
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)

@@ -126,7 +126,7 @@ class CsvFile:
             )
 
     def _prepare(self) -> None:
-        """Truncate or repair an existing file at the first event, when all sinks have been opened successfully."""
+        """Truncate or repair an existing file at the first event, once all sinks have been opened."""
         if self._prepared:
             return
         self._prepared = True
@@ -153,7 +153,7 @@ class CsvFile:
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:
-    # os.pread does not exist on Windows. lseek does not affect later writes, because the file is open in append mode.
+    # os.pread does not exist on Windows. Seeking does not affect later writes because the file is open in append mode.
     os.lseek(file, position, os.SEEK_SET)
     return os.read(file, count)
 

@@ -93,7 +93,7 @@ class ImageRecorder:
         self._lock = lock
 
     def write(self, result: Result) -> None:
-        """Save the frame if the rule selects it; raise :class:`EdgerecError` if there is not enough space."""
+        """Save the frame if the rule selects it; raise :class:`EdgerecError` if space runs out."""
         label = self._selected_label(result)
         if label is None:
             return
@@ -176,7 +176,7 @@ class ImageRecorder:
         self._total_bytes += disk_space(len(content))
 
     def _make_room(self, size: int) -> bool:
-        """Delete the oldest images until there is room for ``size`` bytes. Return False if this is not possible."""
+        """Delete the oldest images until there is room for ``size`` bytes. Return False if that is not possible."""
         config = self._config
         # Delete nothing if deleting all images would not free enough space, e.g. because other programs fill the disk.
         if not self._can_fit(size):

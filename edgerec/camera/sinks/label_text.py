@@ -22,7 +22,7 @@ SIZE_PX = 24
 # Scale and thickness of OpenCV's font for letters about SIZE_PX high.
 SCALE, THICKNESS = 0.8, 2
 MAX_CHARACTERS = 200
-# Font size in pixels of most bitmap fonts, e.g. Noto Color Emoji. Bitmap fonts have only one size.
+# Font size in pixels of most bitmap fonts, e.g. Noto Color Emoji, which come in only one size.
 _BITMAP_PX = 109
 
 
@@ -87,7 +87,7 @@ def label_text(label: str, index: int) -> LabelText:
 
 
 class _CannotDrawError(Exception):
-    """Raised when a label cannot be drawn, because software or fonts are missing."""
+    """Raised when a label cannot be drawn because software or fonts are missing."""
 
 
 @functools.cache
@@ -129,7 +129,7 @@ def _render_part(text: str, font: Font, layout: Any, pillow: tuple[Any, Any, Any
     size = SIZE_PX
     try:
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
-    except OSError:  # a bitmap font, which supports only _BITMAP_PX
+    except OSError:  # bitmap fonts support only _BITMAP_PX
         size = _BITMAP_PX
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
     left, _, right, _ = loaded.getbbox(text, anchor="ls")

@@ -32,7 +32,7 @@ RETRY_S = 5.0
 
 
 class Mqtt:
-    """Publishes results and state changes to an MQTT broker, with these topics below ``PREFIX/``:
+    """Publishes results and state changes to an MQTT broker, using these topics under ``PREFIX/``:
 
     ======================  ========================================================================
     ``status``              ``online``, or ``offline`` (also as the last will); retained
@@ -217,7 +217,7 @@ class Mqtt:
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._resent = set(self._in_flight)  # new messages must wait until paho has resent these messages
+        self._resent = set(self._in_flight)  # wait with new messages until paho has resent these
         if self._status_ids:  # paho resends these messages, so do not publish them again
             return
         self._announced.clear()

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PASSWORD = "EDGEREC_MQTT_PASSWORD"
 KEEPALIVE_S = 30
 CONNECT_S = 5.0
-# Initial and maximum delay between connection attempts, in seconds.
+# Initial and maximum delay between connection attempts in seconds.
 RETRY_S = (1, 2)
 # Delay in seconds before reconnecting if the broker rejected the user name or password.
 REJECTED_S = 60
@@ -68,7 +68,7 @@ class Broker:
 
     @classmethod
     def parse(cls, url: str, environment: Mapping[str, str] | None = None) -> Broker:
-        """Parse ``mqtt[s]://user:password@host:port/prefix``; user, password, port and prefix are optional.
+        """Parse ``mqtt[s]://user:password@host:port/prefix``. User, password, port and prefix are optional.
 
         ``env:NAME`` and ``@FILE`` read the address from an environment variable or from a file with mode 0600. The
         password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``, or in the file whose path is in
@@ -141,7 +141,7 @@ class BrokerConnection:
             client.tls_set_context(ssl.create_default_context())
         client.will_set(will_topic, will, qos=1, retain=True)
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(0)  # 0 means no limit: the caller limits the number of messages
+        client.max_inflight_messages_set(0)  # 0 means no limit; the caller limits the number of messages
         client.reconnect_delay_set(*RETRY_S)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_publish = self._on_connect_fail, self._on_publish
@@ -157,7 +157,7 @@ class BrokerConnection:
         return int(self._client.publish(topic, payload, qos=1, retain=retain).mid)
 
     def publish_qos0(self, topic: str, payload: bytes) -> None:
-        """Send a message with QoS 0. If it cannot be sent soon, drop it and count it in :attr:`missed`."""
+        """Send a message with QoS 0. If it cannot be sent promptly, drop it and count it in :attr:`missed`."""
         while self._unsent and _is_finished(self._unsent[0]):
             self.missed += self._unsent.popleft().rc > 0
         if not self.connected or len(self._unsent) >= MAX_UNSENT:
@@ -237,7 +237,7 @@ def _is_finished(message: Any) -> bool:
     """Return True if a message was sent, or was lost because the connection ended."""
     try:
         return bool(message.is_published())
-    except (RuntimeError, ValueError):  # paho raises these exceptions if the message was lost
+    except (RuntimeError, ValueError):  # paho raises these if the message was lost
         return True
 
 

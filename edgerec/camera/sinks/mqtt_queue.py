@@ -138,7 +138,7 @@ class MessageQueue:
         self.remove(number)
 
     def close(self) -> None:
-        """Close the file. Undelivered messages stay in the file, but messages that are only in memory are lost."""
+        """Close the file. Undelivered messages stay in it, but messages held only in memory are lost."""
         with self._lock:
             self._opened_s = float("-inf")
             self._save()
@@ -188,7 +188,7 @@ class MessageQueue:
         except BaseException:
             db.close()
             raise
-        # Messages in the file are older than messages in memory.
+        # Messages in the file are older than those in memory.
         self._sizes = sizes | self._sizes
         self._bytes += sum(sizes.values())
         self.newest = max(self.newest, *sizes, 0)

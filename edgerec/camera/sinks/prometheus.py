@@ -1,4 +1,4 @@
-"""An HTTP server that provides metrics for Prometheus at ``/metrics``.
+"""An HTTP server for Prometheus metrics at ``/metrics``.
 
 ``prometheus_client.start_http_server`` is not used, because it has neither a limit on the number of clients nor a time
 limit for their requests.
@@ -36,7 +36,7 @@ CLIENT_S = 10.0
 
 
 class Prometheus:
-    """Counts results and serves the counters as metrics. Leaving the context closes the server.
+    """Counts results and serves the counters as metrics. The server closes when the context exits.
 
     Attributes:
         port: port of the server.
@@ -129,7 +129,7 @@ class Prometheus:
         return source_name(source, self._sources)
 
     def close(self) -> None:
-        """Stop listening, disconnect all clients, and end the threads. May be called more than once."""
+        """Stop listening, disconnect all clients and end the threads. May be called more than once."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -165,7 +165,7 @@ class _CounterCollector:
 class _Server(ThreadingHTTPServer):
     """HTTP server that limits the number of clients and the duration of their connections."""
 
-    daemon_threads = False  # server_close() then waits for the threads of the clients
+    daemon_threads = False  # server_close() then waits for the client threads
 
     def __init__(self, listener: socket.socket, metrics_handler: Any) -> None:
         class Handler(metrics_handler):  # type: ignore[misc]
@@ -204,7 +204,7 @@ class _Server(ThreadingHTTPServer):
         self.disconnect(CLIENT_S)
 
     def disconnect(self, older_s: float) -> None:
-        """Close all connections that are older than ``older_s`` seconds."""
+        """Close all connections older than ``older_s`` seconds."""
         with self._clients_lock:
             for request, since_s in self._clients.items():
                 if time.monotonic() - since_s >= older_s:

@@ -1,4 +1,4 @@
-"""Write video files that show each frame with its prediction."""
+"""Write videos that show each frame with its prediction."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FRAGMENTED = ".ismv"
 _BRAND = b"isom\0\0\2\0isomiso6"
 # Gaps between frames of a live source are shortened to at most this many seconds.
 MAX_GAP_S = 5.0
-# Recording stops if fewer bytes are free on the disk, because the encoder does not report a full disk.
+# Recording stops below this free disk space in bytes, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
 
 
@@ -149,7 +149,7 @@ class _Recording:
             )
 
     def _check_space(self) -> None:
-        """Raise :class:`EdgerecError` if the disk is nearly full. Called for each frame."""
+        """Raise :class:`EdgerecError` if the disk is nearly full. Called for every frame."""
         if free_bytes(self._path) < RESERVE_BYTES:
             self._disk_full = True
             self.close()
@@ -177,7 +177,7 @@ class _Recording:
 
 
 def fit_with_bars(image: Image, size: tuple[int, int]) -> Image:
-    """Letterbox a uint8 image ``(H, W, 3)``: scale it to ``size`` (width, height) and add black bars."""
+    """Scale a uint8 image ``(H, W, 3)`` to fit ``size`` (width, height), and pad it with black bars (letterboxing)."""
     width, height = size
     rows, columns = image.shape[:2]
     if 0 <= rows - height <= 1 and 0 <= columns - width <= 1:

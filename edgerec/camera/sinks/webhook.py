@@ -1,4 +1,4 @@
-"""Send decisions to a web server with HTTP POST requests.
+"""Send decisions to a web server as HTTP POST requests.
 
 ``http.client`` is used instead of urllib3 or httpx because their timeouts apply to each operation and not to the whole
 request, and because devices should need as few packages as possible.
@@ -64,7 +64,7 @@ class WebhookAddress:
 
     @classmethod
     def parse(cls, url: str) -> WebhookAddress:
-        """Parse ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` with such an address.
+        """Parse ``http[s]://[user:password@]host[:port]/path``, given directly or as ``env:NAME`` or ``@FILE``.
 
         Raises:
             EdgerecError: the address is not valid. The message does not contain the address.

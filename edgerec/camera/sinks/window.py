@@ -1,4 +1,4 @@
-"""Show each frame with its prediction in a window."""
+"""Show each frame and its prediction in a window."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class FrameRate:
         now_s = time.monotonic()
         if self._last_s is not None:
             period_s = now_s - self._last_s
-            # Exponential moving average with a time constant of one second, independent of the frame rate.
+            # Exponential moving average with a time constant of one second at any frame rate.
             weight = min(1.0, max(period_s, 0.05)) if self._period_s else 1.0
             self._period_s += weight * (period_s - self._period_s)
         self._last_s = now_s

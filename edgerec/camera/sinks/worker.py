@@ -74,7 +74,7 @@ class SinkWorker:
 
     @property
     def closed(self) -> bool:
-        """Whether the sink asks the camera to stop."""
+        """Whether the sink is asking the camera to stop."""
         return self._sink.closed
 
     @property

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
-    """Open the first camera module (CSI) through picamera2 if there is one, otherwise the first USB camera.
+    """Open the first camera module (CSI) with picamera2 if there is one, otherwise the first USB camera.
 
     Args:
         requested: size, rate and format to request from the camera.

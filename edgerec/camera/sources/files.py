@@ -40,7 +40,7 @@ class FolderSource:
             raise SourceError(str(error)) from None
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each image with its path; raise :class:`SourceError` if no file is an image."""
+        """Yield each image with its path; raise :class:`SourceError` if none of the files is an image."""
         count = 0
         for path in self._files:
             try:
@@ -79,7 +79,7 @@ class LoopingSource:
         return self._source.format
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield the images in an endless loop; raise :class:`SourceError` if there are none."""
+        """Yield images in an endless loop; raise :class:`SourceError` if there are none."""
         start_s = 0.0
         while True:
             for image, name in self._source.images():

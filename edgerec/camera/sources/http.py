@@ -84,7 +84,7 @@ class HttpStream:
         self.close()
 
     def read(self) -> bytes:
-        """Return the next bytes of the body, or an empty byte string at its end.
+        """Return the next bytes of the body, or an empty byte string at the end.
 
         Raises:
             TimeoutError: no data arrived until ``deadline_s``.
@@ -92,7 +92,7 @@ class HttpStream:
         """
         try:
             return self._response.read1(_CHUNK)
-        except (http.client.HTTPException, ValueError) as error:  # an invalid chunked encoding, or a closed socket
+        except (http.client.HTTPException, ValueError) as error:  # an invalid chunked encoding or a closed socket
             raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:

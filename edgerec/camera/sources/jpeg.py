@@ -42,7 +42,7 @@ class JpegSplitter:
     """
 
     def __init__(self, boundary: bytes = b"") -> None:
-        """Create a splitter. ``boundary`` is the byte string that separates files, or empty if there is none."""
+        """Create a splitter. ``boundary`` is the byte string between files, or empty if there is none."""
         self._boundary = boundary
         self._bytes = bytearray()
         self._reparse_bytes = 0  # remaining bytes that may be parsed again after an invalid file
@@ -78,7 +78,7 @@ class JpegSplitter:
         return files
 
     def _restart(self) -> None:
-        self._at = 0  # parsing position in the buffer, or 0 if no file has been found yet
+        self._at = 0  # where to resume parsing the buffer, or 0 if no file has been found yet
         self._in_scan = False
         self._pixels = self._scans = 0
 

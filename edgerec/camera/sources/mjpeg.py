@@ -62,14 +62,14 @@ def open_web(url: Url, fps: float = 0.0) -> Source:
 
 
 class SnapshotSource:
-    """A source that requests a single image from an address at regular intervals.
+    """A source that requests one image at a time from an address, at regular intervals.
 
     Attributes:
         period_s: seconds between two requests.
     """
 
     def __init__(self, stream: HttpStream | None, url: Url, fps: float = 0.0) -> None:
-        """Create the source. ``stream`` is the response to the first request, or None if no request was sent yet."""
+        """Create the source. ``stream`` is the first request's response, or None if no request has been sent yet."""
         self.name, self.format = str(url), CaptureFormat()
         self.period_s = 1 / (fps or SNAPSHOT_FPS)
         self._url, self._stream = url, stream
@@ -146,7 +146,7 @@ class MjpegSource:
     """
 
     def __init__(self, stream: HttpStream, name: str, snapshots: Callable[[], SnapshotSource] | None = None) -> None:
-        """Create the source. If ``stream`` ends after one image, images come from the source ``snapshots()``."""
+        """Create the source. If ``stream`` ends after one image, ``snapshots()`` returns the source to use instead."""
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
         self._open_snapshots = snapshots
         self._snapshots: SnapshotSource | None = None
@@ -154,12 +154,12 @@ class MjpegSource:
         self.overtaken = 0
         self._received = 0
         self._stream = stream
-        # A short boundary may occur in image data by chance, so it counts only at the start of a line.
+        # A short boundary can occur in image data by chance, so it counts only at the start of a line.
         prefix = b"\r\n--" if len(stream.boundary) < 4 else b"--"
         self._splitter = JpegSplitter(prefix + stream.boundary.encode("latin-1", "replace") if stream.boundary else b"")
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield complete images. If several have arrived, yield only the newest.
+        """Yield complete images, skipping all but the newest if several have arrived.
 
         Raises:
             SourceError: the stream has ended, or no complete image arrives in time.

@@ -1,4 +1,4 @@
-"""A source that reads cameras, video files, RTSP streams and HTTP streams with OpenCV."""
+"""A source that uses OpenCV to read cameras, video files, and RTSP and HTTP streams."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class OpenCVSource:
 
     @classmethod
     def stream(cls, url: Url) -> OpenCVSource:
-        """Open an RTSP or HTTP stream; raise :class:`SourceError` if this fails."""
+        """Open an RTSP or HTTP stream; raise :class:`SourceError` on failure."""
         cv2 = require("cv2")
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
         peer, name = PeerSocket(), str(url)
@@ -96,7 +96,7 @@ class OpenCVSource:
 
     @classmethod
     def video(cls, path: Path) -> OpenCVSource:
-        """Open a video file; raise :class:`SourceError` if this fails."""
+        """Open a video file; raise :class:`SourceError` on failure."""
         capture = _open(str(path))
         if capture is None:
             raise SourceError(
@@ -105,7 +105,7 @@ class OpenCVSource:
         return cls(capture, str(path), live=False)
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each frame; raise :class:`SourceError` if a live source stops or if a video has no frames."""
+        """Yield frames; raise :class:`SourceError` if a live source stops or a video has no frames."""
         count, reported_s, cv2 = 0, 0.0, require("cv2")
         while True:
             ok, image = self._capture.read()
@@ -114,7 +114,7 @@ class OpenCVSource:
             count += 1
             if not self.live:
                 reported_s, last_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, reported_s
-                # The reported position may stay the same or jump back, e.g. in raw streams and concatenated files.
+                # The reported position may stall or jump back, e.g. in raw streams and concatenated files.
                 step_s = reported_s - last_s if reported_s > last_s else 1 / (self.format.fps or NOMINAL_FPS)
                 self.position_s = 0.0 if self.position_s is None else self.position_s + step_s
             yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[:, :, ::-1], self.name

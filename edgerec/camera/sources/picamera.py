@@ -56,7 +56,7 @@ class PicameraSource:
         self.format = CaptureFormat(width, height, requested.fps, "RGB3")
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each frame; raise :class:`SourceError` if the camera stops."""
+        """Yield frames; raise :class:`SourceError` if the camera stops."""
         while True:
             try:
                 request = self._camera.capture_request()
@@ -89,7 +89,7 @@ def camera_modules(name: str) -> list[int]:
 def _load(name: str) -> Any:
     try:
         from picamera2 import Picamera2
-    except Exception as error:  # picamera2 imports many packages, which may be incompatible with each other
+    except Exception as error:  # picamera2 imports many packages, which may be incompatible with one another
         if "size changed" in str(error):
             fix = "pip install --upgrade --force-reinstall simplejpeg"
         else:

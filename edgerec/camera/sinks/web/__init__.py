@@ -1,4 +1,4 @@
-"""A web page that shows the live image, the predictions and the source states, and can save labeled images."""
+"""A web page with the live image, predictions and source states, where users can label and save images."""
 
 from edgerec.camera.sinks.web.sink import WebSink
 

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Paths that need no token because the login page uses them.
 OPEN = frozenset({"/page.css", "/icon.svg"})
-# Maximum total size of the headers in bytes. The HTTP parser does not limit headers that arrive in one piece.
+# Maximum total size of the headers in bytes. The HTTP parser does not limit headers that arrive all at once.
 MAX_HEADER_BYTES = 16_384
 # Delay in seconds before responding to a wrong token.
 WRONG_TOKEN_S = 0.5
@@ -45,7 +45,7 @@ HEADERS = {
 
 
 class Lockout:
-    """Counts failed login attempts per client address. All addresses in an IPv6 /64 network count as one address."""
+    """Counts failed login attempts per client address. An IPv6 /64 network counts as one address."""
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()

@@ -1,4 +1,4 @@
-"""The web application that serves the page: routes, requests and responses."""
+"""The web application behind the page: routes, requests and responses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/java
 
 
 class Page:
-    """Handles the requests of the web page.
+    """Handles the web page's requests.
 
     Args:
         state: state of the page.
@@ -56,7 +56,7 @@ class Page:
         self._saving, self._encoding = asyncio.Lock(), asyncio.Lock()
 
     def app(self) -> Starlette:
-        """Return the web application, without access control."""
+        """Return the web application without access control."""
         routes = [
             Route("/", _serve_file("page.html")),
             *(Route(f"/{name}", _serve_file(name)) for name in FILES if name != "page.html"),
@@ -129,7 +129,7 @@ class Page:
         return _jpeg(self._pending_image(request.path_params["key"]))
 
     async def snapshot(self, request: Request) -> Response:
-        """Send a pending image as a full-resolution PNG file for download."""
+        """Send a pending image as a PNG download in full resolution."""
         key = request.path_params["key"]
         result = self._pending_image(key).result
         async with self._encoding:  # encode one image at a time because encoding a large image is slow

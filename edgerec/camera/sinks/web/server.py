@@ -31,7 +31,7 @@ STOP_S = 2.0
 
 
 class LimitedConnection(H11Protocol):
-    """A connection with timeouts for requests and responses, and a limit on the number of connections.
+    """A connection that limits the time for requests and responses and the number of connections.
 
     If there are too many connections from one address or in total, the oldest idle connection is closed. Idle
     connections therefore cannot prevent new connections.
@@ -128,7 +128,7 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the server, abort the remaining connections, and wait for the thread."""
+        """Stop the server, abort any remaining connections and wait for the thread."""
         self._uvicorn.should_exit = True
         self._thread.join(GRACE_S)
         if self._thread.is_alive() and self._loop is not None:

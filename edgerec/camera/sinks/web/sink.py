@@ -99,7 +99,7 @@ class WebSink:
         self.close()
 
     def write(self, result: Result) -> None:
-        """Store a result. The page shows only the newest image."""
+        """Store a result. Only the newest image is kept for the page."""
         self.page_state.write(result)
 
     def state(self, change: StateChange) -> None:

@@ -25,7 +25,7 @@ IMAGES_PER_S = 15
 # enough CPU time for the model.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
-# Number of recent images kept in memory, so that the displayed image is available when the user clicks a button.
+# Number of recent images kept in memory, so that the displayed image is still available after a click on a button.
 RECENT = 4
 # Maximum number of pending images, i.e. images selected on the page but not yet labeled.
 MAX_PENDING = 6
