@@ -93,7 +93,7 @@ def test_damaged_files_of_the_expected_format_have_another_message(tmp_path):
     np.savez(tmp_path / "x.npz", x_train=np.zeros((2, 2, 2), np.uint8))
     from edgerec.data.array_files import npz
 
-    with pytest.raises(EdgerecError, match="but not y_train"):
+    with pytest.raises(EdgerecError, match="but no y_train"):
         npz(tmp_path / "x.npz")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(EdgerecError, match="OpenCV cannot decode it"):

@@ -121,7 +121,7 @@ def test_evaluate_needs_a_normalization_for_a_float_file_without_metadata(run, b
     own = evaluate(run.variant("float32") / "model.tflite", "digits")
     assert own.labels == run.labels
     assert own.accuracy > 0.9
-    with pytest.raises(DataError, match="has the class 'blue', but the model does not"):
+    with pytest.raises(DataError, match="has a class 'blue' that the model does not know"):
         evaluate(run.variant("float32") / "model.tflite", str(image_folder))
     (tmp_path / "bare.tflite").write_bytes(bare)
     with pytest.raises(EdgerecError, match="does not specify its normalization: add --normalise"):
