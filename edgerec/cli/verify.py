@@ -119,7 +119,7 @@ def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: 
 
 def _show(report: EmulationReport) -> None:
     has_images = any(result.images for result in report.results)
-    header = ("system", "CPU", "runtime", "golden", "top-1", "max diff")
+    header = ("system", "CPU", "runtime", "golden", "top-1", "max diff (steps)")
     rows = [
         (
             f"{result.release}, Python {result.python}, {result.machine}",
@@ -131,7 +131,11 @@ def _show(report: EmulationReport) -> None:
         )
         for result in report.results
     ]
-    table((*header, *(("images", "top-1", "max diff") if has_images else ()), "seconds"), rows, optional=("seconds",))
+    table(
+        (*header, *(("images", "top-1", "max diff (steps)") if has_images else ()), "seconds"),
+        rows,
+        optional=("seconds",),
+    )
     for result in report.results:
         for reason in result.import_errors:
             say(f"{result.release}, {result.cpu}: {reason}")

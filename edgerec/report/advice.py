@@ -9,15 +9,16 @@ from edgerec.report.content import ReportContent, Step
 from edgerec.train.baseline import is_near
 from edgerec.utils.command_line import command, data_options
 
-# If the training accuracy exceeds the validation accuracy by this many percentage points, the model overfits.
+# The model is considered overfitted if the training accuracy exceeds the validation accuracy by more than this many
+# percentage points.
 OVERFIT_POINTS = 5.0
-# A class is reported as weak if its F1 score is more than this value below the mean F1 score.
+# Classes whose F1 score is lower than the mean by more than this value are reported as weak.
 WEAK_F1 = 0.1
-# An accuracy below this multiple of the accuracy of random guessing is reported as hardly better than guessing.
+# An accuracy below this multiple of chance level is reported as hardly better than guessing.
 GUESSING = 2
-# Minimum acceptable size of the smallest class, relative to the largest class, in the training data.
+# Minimum acceptable ratio of the smallest to the largest class in the training data.
 BALANCE = 1 / 3
-# Minimum number of test images of a class for meaningful metrics.
+# Minimum number of test images per class for meaningful metrics.
 MIN_TEST_IMAGES = 20
 # Maximum acceptable expected calibration error (ECE).
 UNCALIBRATED = 0.05
@@ -29,13 +30,13 @@ def advice(report: ReportContent, data: DataSource | None = None) -> tuple[Step,
     """Return the recommended next steps, most important first.
 
     Args:
-        report: content of the report.
-        data: new location of the images, if they were moved.
+        report: the report's content.
+        data: new location of the images if they were moved.
     """
     run, moved = report.run, data_options(data)
     if not report.finished:
         resume = command("train", "--resume", "--out", run)
-        return (Step(resume, "the training is not finished: resume the training after the last complete epoch"),)
+        return (Step(resume, "training is not finished: resume it after the last completed epoch"),)
     if _is_near_majority(report):
         return tuple(_training_steps(report))
     return (*_training_steps(report), *_quantize_steps(report, run, moved), *_export_steps(report, run, moved))
@@ -53,8 +54,8 @@ def _training_steps(report: ReportContent) -> Iterator[Step]:
     if _is_near_majority(report) or (report.top1 and report.top1.value < GUESSING / len(report.classes)):
         yield Step(
             command("data", "check", report.training.source),
-            "the accuracy is hardly better than random guessing, or than always predicting the most frequent class: "
-            "check the images and labels, and train with more images, more train.epochs or another train.learning_rate",
+            "the accuracy is hardly better than random guessing or always predicting the most frequent class: check "
+            "the images and labels, and train with more images, more train.epochs or a different train.learning_rate",
         )
     elif report.training.truth == "labels":
         yield from _class_steps(report)
@@ -62,12 +63,13 @@ def _training_steps(report: ReportContent) -> Iterator[Step]:
     if best and (gap := 100 * (best["accuracy"] - best["val_accuracy"])) > OVERFIT_POINTS:
         yield Step(
             "",
-            f"the training accuracy is {gap:.1f} points above the validation accuracy, so the model overfits: add "
-            "images, or use stronger augmentation (section augment of the recipe) or model.dropout",
+            f"the model overfits, because the training accuracy is {gap:.1f} points above the validation accuracy: add "
+            "images, or use stronger augmentation (the recipe's augment section) or model.dropout",
         )
     if best and report.training.best_epoch == report.training.epochs > 1:
         yield Step(
-            "", "the last epoch had the best validation accuracy, so more train.epochs may improve the accuracy further"
+            "",
+            "the last epoch had the best validation accuracy, so training for more train.epochs may improve it further",
         )
 
 
@@ -79,8 +81,8 @@ def _class_steps(report: ReportContent) -> Iterator[Step]:
         if weak := [label for f1, label in sorted(known) if f1 < mean - WEAK_F1]:
             yield Step(
                 "",
-                f"the F1 score of {_list(weak)} is clearly below the mean: check the misclassified images, "
-                "and add images",
+                f"the F1 score of {_list(weak)} is well below the mean: check the misclassified images, and add "
+                "more images",
             )
     few = [row.label for row in report.classes if row.test is not None and row.test < MIN_TEST_IMAGES]
     if few:
@@ -88,14 +90,14 @@ def _class_steps(report: ReportContent) -> Iterator[Step]:
         yield Step(
             "",
             f"{_list(few)} {verb} fewer than {MIN_TEST_IMAGES} test images, so the metrics are not reliable: "
-            "add images",
+            "add more images",
         )
     trained = [(row.train, row.label) for row in report.classes if row.train is not None]
     if trained and min(trained)[0] < BALANCE * max(trained)[0]:
         yield Step(
             "",
             f"{min(trained)[1]} has only {min(trained)[0]:,} training images, but {max(trained)[1]} has "
-            f"{max(trained)[0]:,}: add images, or train with train.class_weights=balanced",
+            f"{max(trained)[0]:,}: add more images, or train with train.class_weights=balanced",
         )
 
 
@@ -103,47 +105,46 @@ def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> It
     """Yield recommendations for quantization.
 
     Args:
-        report: content of the report.
+        report: the report's content.
         run: path of the run.
-        moved: command-line options that set the new location of the images.
+        moved: command-line options with the new location of the images.
     """
     compressed = [row for row in report.variants if row.variant != "float32"]
     if not compressed:
         yield Step(
             command("quantize", run, *moved),
-            "there is no int8 variant yet: quantize the model, because int8 models are smaller and faster, and most "
-            "devices support them",
+            "quantize the model: int8 models are smaller and faster, and most devices support them",
         )
         return
     over = [row for row in compressed if row.drop_points > row.max_drop]
     if over:
         worst = max(over, key=lambda row: row.drop_points)
-        others = f" (so do {len(over) - 1} other variants)" if len(over) > 1 else ""
+        others = f" (and so do {len(over) - 1} other variants)" if len(over) > 1 else ""
         yield Step(
             command("parity", run, "--variant", worst.variant, *moved),
-            f"{worst.variant} loses {worst.drop_points:.2f} points of accuracy, which is more than allowed{others}: "
-            "find the layers that cause the loss",
+            f"{worst.variant} loses more accuracy than allowed ({worst.drop_points:.2f} points){others}: find the "
+            "layers that cause the loss",
         )
     if not report.timed_on:
         yield Step(
             command("quantize", run, "--compare", *moved),
-            "compare all compression methods, and measure inference times on this machine",
+            "compare all compression methods and measure their inference times on this machine",
         )
 
 
 def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
-    """Yield a recommendation to export the chosen variant."""
+    """Yield a recommendation for exporting the chosen variant."""
     if report.chosen is None:
         return
     calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)
-    if report.chosen.exported:  # the exported variant may differ from the default
+    if report.chosen.exported:  # it may not be the default variant
         moved = ("--variant", report.chosen.variant, *moved)
     fitted = f" (the bundle will contain the fitted temperature {calibration.temperature:g})" if calibration else ""
     if calibration and calibration.after.ece > UNCALIBRATED:
         yield Step(
             command("export", run, "--target", "rpi", "--precision", "0.95", *moved),
             f"the calibration error is {calibration.after.ece:.0%} even with temperature scaling: fit a threshold for "
-            "each label, so that the prediction for uncertain images is 'unknown'",
+            "each label so that uncertain images get the label 'unknown'",
         )
         return
     yield Step(

@@ -1,4 +1,4 @@
-"""Draw the charts of the report with Matplotlib as inline SVG, which uses the fonts and the colors of the page."""
+"""Draw the report's charts with Matplotlib as inline SVG that uses the page's fonts and colors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.train.training_plots import learning_curve
 from edgerec.utils.figures import BLUE, DARK, GREY, ORANGE, glyph_warnings_logged, new_figure
 from edgerec.utils.optional import require
 
-# CSS variable of the page's style sheet for each color of edgerec's plots.
+# CSS variables that replace the colors of edgerec's plots.
 CSS_COLORS = {
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
@@ -31,26 +31,26 @@ FEW_IMAGES = 10
 
 
 def curves(report: ReportContent) -> list[str]:
-    """Return two charts: loss and accuracy of each epoch."""
+    """Draw the loss and accuracy per epoch as two SVG charts."""
     charts = []
     for key in ("loss", "accuracy"):
         figure = new_figure(4.6, 3.1)
         learning_curve(figure.subplots(), report.history, report.training.best_epoch, key)
-        charts.append(svg(figure, f"training and validation {key} over the epochs"))
+        charts.append(svg(figure, f"training and validation {key} per epoch"))
     return charts
 
 
 def comparison(report: ReportContent, float_top1: float) -> str:
-    """Draw accuracy, file size and time per image of the variants as SVG."""
+    """Draw the variants' accuracy, file size and time per image as an SVG chart."""
     exported = [row.variant for row in report.variants if row.exported]
     figure = comparison_figure(float_top1, report.variants, exported=exported)
-    return svg(figure, "accuracy, file size and time per image of each variant")
+    return svg(figure, "accuracy, file size and time per image for each variant")
 
 
 def reliability_diagram(calibration: Calibration) -> str:
-    """Draw the accuracy and the number of images for each range of scores (reliability diagram).
+    """Draw a reliability diagram (accuracy and image count by score range) as an SVG chart.
 
-    Bars show the accuracy with temperature scaling, and rings show the accuracy without temperature scaling.
+    Bars show the accuracy with temperature scaling, and rings the accuracy without it.
     """
     figure = new_figure(4.6, 4.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -75,7 +75,7 @@ def reliability_diagram(calibration: Calibration) -> str:
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
-    return svg(figure, f"reliability diagram of {calibration.model}")
+    return svg(figure, f"reliability diagram for {calibration.model}")
 
 
 def _points(before: Reliability) -> tuple[list[float], list[float]]:
@@ -84,21 +84,21 @@ def _points(before: Reliability) -> tuple[list[float], list[float]]:
 
 
 def svg(figure: Any, title: str) -> str:
-    """Return the figure as an ``<svg>`` element without external references. Screen readers read the ``title``."""
+    """Return a figure as a self-contained ``<svg>`` element, with ``title`` as its accessible name."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
         axes.tick_params(color=GREY, length=3)
         axes.title.set_fontsize(11)
     text = io.StringIO()
-    # Do not convert text to paths, so that the browser's fonts are used. The fixed salt makes the output reproducible.
+    # Keep text as text so that the browser's fonts are used. The fixed salt makes the output reproducible.
     with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgerec"}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        with glyph_warnings_logged(""):  # ignore missing glyphs, because the browser has other fonts
+        with glyph_warnings_logged(""):  # ignore missing glyphs, because the browser uses its own fonts
             figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # IDs must be unique on the page, but all figures use the same IDs
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # all figures use the same IDs, but IDs must be unique on the page
     drawn = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", drawn).replace("xlink:href", "href")
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.S)
     drawn = _COLOR.sub(lambda match: f"{match[1]}: {CSS_COLORS.get(match[2], match[2])}", drawn)

@@ -1,4 +1,4 @@
-"""Collect the content of the report about a run."""
+"""Collect the content for a run's report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def collect_content(
     images: bool,
     listener: Listener,
 ) -> tuple[ReportContent, PageImages]:
-    """Return the content of the report and the images of the page. The path and size of the page are not set."""
+    """Return the report's content and images. The path and size of the HTML file are not set."""
     metrics: Mapping[str, Any] = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
     chosen = run.shipped(variants)
@@ -71,7 +71,7 @@ def collect_content(
     )
     if images:
         return replace(content, next=advice(content, data)), page_images(run, loaded, content)
-    # Replace private paths with file names.
+    # Reduce private paths to file names.
     names = {source: Path(source).name for source in run.recipe.data.sources} | {content.run: content.name}
     without_paths = tuple(_replace_all(text, names) for text in content.missing)
     return replace(content, missing=without_paths, next=advice(replace(content, run=content.name))), PageImages()
@@ -84,12 +84,12 @@ def _replace_all(text: str, names: Mapping[str, str]) -> str:
 
 
 def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
-    """Call ``build``, which reads a file. Raise :class:`RunError` if the file is damaged.
+    """Call a function that reads a file, and raise :class:`RunError` if the file is damaged.
 
     Args:
         run: the run.
-        name: name of the file that the function reads.
-        build: the function.
+        name: name of the file.
+        build: the function that reads it.
     """
     try:
         return build()
@@ -97,13 +97,13 @@ def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
         if isinstance(error, EdgerecError):
             raise
         raise RunError(
-            f"{run.path}: {name} is damaged ({type(error).__name__}: {error}): restore this file, or create it again "
-            "with --overwrite"
+            f"{run.path}: {name} is damaged ({type(error).__name__}: {error}): restore the file, or recreate it with "
+            "--overwrite"
         ) from None
 
 
 def _training_info(run: Run, metrics: Mapping[str, Any], paths: bool) -> TrainingInfo:
-    """Return the description of the trained model. If ``paths`` is False, private paths are omitted."""
+    """Return a summary of the training. If ``paths`` is False, private paths are omitted."""
     recipe, adopted = run.recipe, metrics.get("adopted")
     side, color = recipe.data.input_size, "RGB" if recipe.data.channels == 3 else "grayscale"
     shown_recipe = recipe if paths else _without_paths(recipe)
@@ -125,7 +125,7 @@ def _training_info(run: Run, metrics: Mapping[str, Any], paths: bool) -> Trainin
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with file names instead of paths."""
+    """Return a copy of the recipe in which paths are reduced to file names."""
     teachers = ",".join(Path(teacher).name for teacher in recipe.distill.teachers.split(","))
     return replace(
         recipe,
@@ -152,9 +152,9 @@ def _splits(run: Run) -> dict[str, int]:
 def _figures(
     run: Run, metrics: Mapping[str, Any], variants: Mapping[str, VariantRecord], chosen: str | None
 ) -> tuple[str, Mapping[str, Any]]:
-    """Choose the model for the per-class metrics of the report. Return its name and metrics.
+    """Return the name and metrics of the model whose per-class metrics are shown.
 
-    This is the float model, or the chosen variant if the float model's predictions are used as labels.
+    This is the float model or, if the float model's predictions are used as labels, the chosen variant.
     """
     if run.pseudo_labels() is None:
         return FLOAT, metrics
@@ -197,7 +197,7 @@ def _confusion(figures: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple
         return ()
     counts = np.array(figures["confusion"], np.int64)
     if counts.shape != (len(labels), len(labels)):
-        raise ValueError(f"'confusion' has the shape {counts.shape}, expected {(len(labels), len(labels))}")
+        raise ValueError(f"'confusion' must have shape {(len(labels), len(labels))}, got {counts.shape}")
     return tuple(tuple(row) for row in counts.tolist())
 
 
@@ -214,10 +214,10 @@ def _confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tupl
 def _variants(
     run: Run, variants: Mapping[str, VariantRecord]
 ) -> tuple[tuple[VariantMetrics, ...], str, tuple[str, ...]]:
-    """Return the variants, and the machine and the notes that ``edgerec compare`` recorded."""
+    """Return the variants' metrics, and the machine and notes recorded by ``edgerec quantize --compare``."""
     order = [FLOAT32, *(method.variant for method in METHODS.values())]
     comparison = run.comparison() or ComparisonRecord(rows=[], machine="", threads=0, notes=[])
-    # Ignore the measured time if the variant was created again after the comparison, which changed its size.
+    # Ignore a measured time if the variant was recreated after the comparison, i.e. if its size has changed.
     times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
     chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
     for name in sorted(variants, key=lambda name: (order.index(name) if name in order else len(order), name)):
@@ -253,13 +253,13 @@ def _variants(
 
 
 def _changed_accuracy(metrics: Mapping[str, Any], measured: Measurements) -> list[str]:
-    """Return a note if the float model's accuracy differs from the accuracy that was measured after the training."""
+    """Return a note if the float model's accuracy has changed since training."""
     if measured.float_top1 is None or abs(measured.float_top1 - metrics["accuracy"]) < 1e-9:
         return []
     text = (
-        f"the float model now has a top-1 accuracy of {measured.float_top1:.2%}, but had {metrics['accuracy']:.2%} "
-        "after the training, probably because of other package versions or another CPU. Misclassified images and "
-        "calibration are from the new measurement"
+        f"the float model now has a top-1 accuracy of {measured.float_top1:.2%} instead of {metrics['accuracy']:.2%} "
+        "after training, probably due to different package versions or a different CPU. The misclassified images and "
+        "the calibration are from the new measurement"
     )
     return [text]
 

@@ -1,4 +1,4 @@
-"""Dataclasses with the content of the report about a run."""
+"""Dataclasses for the content of a run's report."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class TrainingInfo:
     """Summary of the trained model, its training data and its recipe.
 
     Attributes:
-        model: the architecture, or the name of the file of an adopted model.
+        model: the architecture, or the file name of an adopted model.
         adopted: whether the model was trained with another tool and adopted.
         input: size and color of the input, such as ``28×28 grayscale``.
-        parameters: number of parameters of the float model, or None until the training is finished.
+        parameters: number of parameters in the float model, or None until training is finished.
         epochs: number of training epochs; 0 for an adopted model.
         best_epoch: epoch whose weights were kept; 0 for an adopted model.
-        seconds: duration of the training.
+        seconds: training duration.
         source: location of the images, or only the file name if private paths are omitted.
         digest: digest of the data.
-        recipe: resolved recipe, as TOML.
-        versions: versions of the packages that were used for the training.
-        truth: reference for the predictions: ``labels``, or ``predictions of the adopted model``.
+        recipe: resolved recipe in TOML format.
+        versions: versions of the packages used for training.
+        truth: what predictions are compared with: ``labels`` or ``predictions of the adopted model``.
     """
 
     model: str
@@ -43,10 +43,10 @@ class TrainingInfo:
 
 @dataclass(frozen=True)
 class Top1:
-    """Top-1 accuracy of the float model.
+    """The float model's top-1 accuracy.
 
     Attributes:
-        value: fraction of the test images that are predicted correctly, in [0, 1].
+        value: fraction of test images that are classified correctly, in [0, 1].
         low, high: 95 % confidence interval (Wilson).
         images: number of test images.
     """
@@ -59,12 +59,12 @@ class Top1:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Number of images and metrics of one class. A value is None if it is not known.
+    """Image counts and metrics for one class. Unknown values are None.
 
     Attributes:
         train, val, test: number of images in each subset.
-        precision, recall, f1: metrics of the model :attr:`ReportContent.metrics_of` on the test images, in [0, 1].
-        variant_f1: F1 score of the variant :attr:`ReportContent.chosen`.
+        precision, recall, f1: metrics of :attr:`ReportContent.metrics_of` on the test images, in [0, 1].
+        variant_f1: F1 score of :attr:`ReportContent.chosen`.
     """
 
     label: str
@@ -79,15 +79,15 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A misclassified test image. :attr:`ReportContent.mistakes_of` is the name of the model.
+    """A test image misclassified by :attr:`ReportContent.mistakes_of`.
 
     Attributes:
-        position: position of the image in the dataset.
+        position: the image's index in the dataset.
         name: file name of the image; empty if names are omitted.
         truth: true label.
         prediction: predicted label.
-        score: score of the predicted label, 0 to 1.
-        float_prediction: label that the float model predicts; empty if the label is the same or was not measured.
+        score: score of the predicted label, in [0, 1].
+        float_prediction: the float model's predicted label; empty if it is the same or unknown.
     """
 
     position: int
@@ -104,8 +104,8 @@ class Calibration:
 
     Attributes:
         model: name of the variant, or ``float Keras``.
-        temperature: temperature that was fitted on the validation images, as in ``edgerec export``.
-        before, after: calibration without and with the temperature.
+        temperature: temperature fitted on the validation images, as in ``edgerec export``.
+        before, after: calibration without and with temperature scaling.
     """
 
     model: str
@@ -116,13 +116,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class VariantMetrics:
-    """Metrics of a variant of the run.
+    """Metrics for one of the run's variants.
 
     Attributes:
-        top1, top1_low, top1_high: accuracy on the test images, and its 95 % confidence interval (Wilson).
-        median_ms, p95_ms: inference time for one image in milliseconds, or None if it was not measured by ``compare``.
-        chosen: whether this variant was exported last. If no variant was exported, whether ``edgerec export`` chooses
-            this variant by default.
+        top1, top1_low, top1_high: accuracy on the test images and its 95 % confidence interval (Wilson).
+        median_ms, p95_ms: inference time per image in milliseconds, or None if it was not measured by ``compare``.
+        chosen: whether this variant was exported last or, if none was exported, whether it is the default of
+            ``edgerec export``.
         exported: targets for which this variant was exported.
     """
 
@@ -149,8 +149,8 @@ class Step:
     """A recommended next step.
 
     Attributes:
-        command: shell command, or an empty string if the step is not a command.
-        why: the recommendation and its reason.
+        command: shell command; empty if the step does not involve a command.
+        why: the recommendation and the reason for it.
     """
 
     command: str
@@ -159,32 +159,32 @@ class Step:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Content of the report about a run.
+    """Content of a run's report.
 
     Attributes:
-        run, name: path of the run, and its folder name.
+        run, name: path and folder name of the run.
         page, page_bytes: path and size of the HTML file.
         finished: whether training is finished.
-        training: description of the trained model.
-        top1: accuracy of the float model on the test images, or None until the training is finished.
-        loss: mean cross-entropy on the test images in nats, or None until the training is finished.
+        training: summary of the training.
+        top1: the float model's accuracy on the test images, or None until training is finished.
+        loss: mean cross-entropy on the test images in nats, or None until training is finished.
         splits: number of images in ``train``, ``val`` and ``test``.
         skipped: number of files in the data that are not images.
-        classes: metrics of each class.
-        metrics_of: the model to which ``classes`` and ``confusion`` belong: float Keras, or :attr:`chosen` if the
-            predictions of the float model are used as labels; empty if there are no metrics.
-        confusion: ``confusion[true][predicted]``, counts on the test images, in the order of ``classes``.
-        confused: true label, predicted label and count of the most frequent misclassifications, at most ten.
-        history: metrics of each epoch.
+        classes: metrics per class.
+        metrics_of: model whose metrics are in ``classes`` and ``confusion``: float Keras, or :attr:`chosen` if the
+            float model's predictions are used as labels; empty if there are no metrics.
+        confusion: number of test images as ``confusion[true][predicted]``, in the order of ``classes``.
+        confused: true label, predicted label and count for up to ten of the most frequent misclassifications.
+        history: metrics per epoch.
         mistakes_of: model whose misclassified images are shown: :attr:`chosen`, or float Keras if there is no variant;
             empty if the model was not run.
         mistakes: misclassified images with the highest scores.
-        mistakes_total: number of all misclassified images.
+        mistakes_total: total number of misclassified images.
         calibration: calibration of each model that was run.
-        variants: the variants in the order of the run, float32 first.
+        variants: the run's variants, with float32 first.
         timed_on: description of the machine on which times were measured; empty if no times were measured.
         notes: notes from ``compare``.
-        missing: missing parts of the report, with the reasons and how to add them.
+        missing: parts missing from the report, with the reasons and how to add them.
         next: recommended next steps.
     """
 
@@ -215,7 +215,7 @@ class ReportContent:
 
     @property
     def chosen(self) -> VariantMetrics | None:
-        """The variant that was exported last, or the default of ``edgerec export`` if no variant was exported."""
+        """The last exported variant or, if none was exported, the default of ``edgerec export``."""
         return next((row for row in self.variants if row.chosen), None)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Render the report as HTML. User data is escaped, and a Content Security Policy blocks network access."""
+"""Render a report as HTML. User data is escaped, and a Content Security Policy blocks network access."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from edgerec.report.scoring import FLOAT
 from edgerec.utils.optional import require
 from edgerec.utils.text import printable
 
-# With more classes, the confusion matrix is shown as an image instead of a table.
+# Maximum number of classes for which the confusion matrix is shown as a table rather than an image.
 MAX_TABLE_CLASSES = 20
-# If a label is longer, the column headers of the confusion matrix are rotated.
+# If any label is longer than this, the confusion matrix's column headers are rotated.
 MAX_HORIZONTAL_LABEL = 3
 
 
 def _printable(value: Any) -> Any:
-    """Escape unprintable characters. Line breaks are kept, because recipes contain them."""
+    """Escape unprintable characters except line breaks, which recipes contain."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(printable, value.split("\n")))
@@ -63,7 +63,7 @@ def _template(name: str) -> str:
 
 
 def _figures(report: ReportContent) -> dict[str, Any]:
-    """Return the charts as SVG, marked so that Jinja does not escape them."""
+    """Return the SVG charts, marked as safe so that Jinja does not escape them."""
     markup = require("markupsafe").Markup
     shown = {FLOAT, report.chosen.variant if report.chosen else FLOAT}
     return {
@@ -78,7 +78,7 @@ def _figures(report: ReportContent) -> dict[str, Any]:
 
 
 def _matrix(report: ReportContent) -> EmbeddedImage | None:
-    """Return the confusion matrix as an image, or None if the matrix is small enough for a table."""
+    """Return the confusion matrix as an image, or None if it is small enough to be shown as a table."""
     if len(report.confusion) <= MAX_TABLE_CLASSES:
         return None
     counts = np.array(report.confusion, np.float64)
@@ -106,5 +106,5 @@ def _ms(value: float | None) -> str:
 
 
 def _change(drop_points: float) -> str:
-    """Format the change of the accuracy in percentage points, with a typographic minus sign (U+2212)."""
+    """Format a change in accuracy in percentage points, with a typographic minus sign (U+2212)."""
     return f"{round(-drop_points, 2) + 0:+.2f}".replace("-", "−")

@@ -15,13 +15,13 @@ from edgerec.report.content import ReportContent
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
-# Maximum side of an embedded image in pixels. This is twice the size on the page, for high-resolution displays.
+# Maximum side length of embedded images, in pixels. This is twice the displayed size, for high-resolution displays.
 MAX_SIDE_PX = 144
-# Images up to this size are stored as PNG, because individual pixels are visible and JPEG would blur them.
+# Images up to this size are stored as PNG, because JPEG would visibly blur their enlarged pixels.
 EXACT_PX = 48
 JPEG_QUALITY = 82
 MAX_SAMPLES, MAX_SAMPLES_PER_CLASS = 80, 8
-# Maximum size of the plot that is shown if the images are not available.
+# Maximum file size of the plot that is embedded if the images are not available.
 MAX_PLOT_BYTES = 1_200_000
 
 
@@ -35,18 +35,18 @@ class EmbeddedImage:
 
     @property
     def exact(self) -> bool:
-        """Whether the browser must enlarge the image without smoothing."""
+        """Whether the browser should enlarge the image without smoothing."""
         return max(self.width, self.height) <= EXACT_PX
 
 
 @dataclass(frozen=True)
 class PageImages:
-    """Images that are embedded in the report page.
+    """Images embedded in the report page.
 
     Attributes:
         samples: training images for each label.
-        mistakes: the image of each item of :attr:`ReportContent.mistakes`.
-        plot: plot of misclassified images that was saved after the training, or None if ``mistakes`` are available.
+        mistakes: images for :attr:`ReportContent.mistakes`, in the same order.
+        plot: plot of misclassified images saved after training, or None if ``mistakes`` is available.
     """
 
     samples: dict[str, tuple[EmbeddedImage, ...]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class PageImages:
 
 
 def page_images(run: Run, data: tuple[Dataset, Split] | None, content: ReportContent) -> PageImages:
-    """Return the images of the page. If ``data`` is None, return only the saved plot of misclassified images."""
+    """Return the page's images or, if ``data`` is None, only the saved plot of misclassified images."""
     if data is None:
         return PageImages(plot=_mistakes_plot(run))
     dataset, split = data
@@ -64,10 +64,10 @@ def page_images(run: Run, data: tuple[Dataset, Split] | None, content: ReportCon
 
 
 def embed(image: Image) -> EmbeddedImage:
-    """Encode an image as PNG or JPEG. If a side is longer than ``MAX_SIDE_PX``, shrink the image first.
+    """Encode an image as PNG or JPEG, shrinking it first if a side exceeds ``MAX_SIDE_PX``.
 
     Args:
-        image: uint8 ``(height, width, 1 or 3)``.
+        image: uint8 array with shape ``(height, width, 1 or 3)``.
     """
     cv2 = require("cv2")
     height, width = image.shape[:2]
@@ -83,13 +83,13 @@ def embed(image: Image) -> EmbeddedImage:
 
 
 def matrix_image(fractions: npt.NDArray[np.float64]) -> EmbeddedImage:
-    """Draw a confusion matrix with one pixel per pair of classes: blue on the diagonal, otherwise orange.
+    """Draw a confusion matrix with one pixel per cell, blue on the diagonal and orange elsewhere.
 
     Args:
-        fractions: fraction of each row, in [0, 1], shape ``(N, N)``. A larger fraction is more opaque.
+        fractions: row-normalized confusion matrix with shape ``(N, N)``. Larger fractions are more opaque.
     """
     colors = np.zeros((*fractions.shape, 4), np.uint8)
-    colors[:, :, :3] = (0x2F, 0x7A, 0xE0)  # OpenCV's channel order is BGRA
+    colors[:, :, :3] = (0x2F, 0x7A, 0xE0)  # OpenCV uses BGRA
     colors[:, :, 3] = np.sqrt(fractions) * 255
     diagonal = np.arange(len(fractions))
     colors[diagonal, diagonal, :3] = (0xC8, 0x8A, 0x3A)
@@ -98,7 +98,7 @@ def matrix_image(fractions: npt.NDArray[np.float64]) -> EmbeddedImage:
 
 
 def _samples(dataset: Dataset, train: npt.NDArray[np.int64]) -> dict[str, tuple[EmbeddedImage, ...]]:
-    """Return evenly spaced training images for at most ``MAX_SAMPLES`` labels."""
+    """Return evenly spaced training images for up to ``MAX_SAMPLES`` labels."""
     present = np.unique(dataset.classes[train])
     chosen = present[np.linspace(0, len(present) - 1, num=min(len(present), MAX_SAMPLES)).astype(int)]
     per_class = min(MAX_SAMPLES_PER_CLASS, MAX_SAMPLES // len(chosen))
@@ -111,10 +111,7 @@ def _samples(dataset: Dataset, train: npt.NDArray[np.int64]) -> dict[str, tuple[
 
 
 def _mistakes_plot(run: Run) -> EmbeddedImage | None:
-    """Return the plot of misclassified images that was saved after the training.
-
-    The result is None if the plot is missing or too large.
-    """
+    """Return the plot of misclassified images saved after training, or None if it is missing or too large."""
     path = run.path / "plots" / "worst_mistakes.png"
     try:
         if path.stat().st_size > MAX_PLOT_BYTES:

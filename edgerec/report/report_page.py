@@ -1,4 +1,4 @@
-"""Write the HTML report about a run."""
+"""Write a run's HTML report."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ def write_report(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> ReportContent:
-    """Write an HTML report about a run. The page needs no network connection, no other file and no JavaScript.
+    """Write an HTML report for a run. The page works offline and without JavaScript or other files.
 
-    The models are run on the images to measure the calibration and to find misclassified images. If a part of the
-    report is not available, e.g. because the images were moved, the page states which part is missing and why.
+    The models are run on the images to measure calibration and find misclassified images. If a part of the report is
+    not available, e.g. because the images were moved, the page states which part is missing and why.
 
     Args:
-        run: a run, finished or not, or its path.
-        out: path of the page. None uses ``report.html`` in the run.
-        data: current location of the run's images, if they were moved.
+        run: a finished or unfinished run, or its path.
+        out: path of the HTML file. If None, ``report.html`` in the run folder is used.
+        data: current location of the run's images if they were moved.
         images: whether to include images. False omits images, their names and all private paths.
-        overwrite: replace an existing page.
-        listener: receives the progress.
+        overwrite: replace an existing file.
+        listener: receives progress updates.
 
     Raises:
-        EdgerecError: there is no run, the run is damaged, or ``data`` differs from the data of the training.
+        EdgerecError: the run does not exist or is damaged, or ``data`` differs from the training data.
     """
     run = run if isinstance(run, Run) else Run.at(run)
     if not run.begun:
         raise EdgerecError(f"{run.path} is not a run: create one with {command('train', 'DATA', '--out', run.path)}")
     if run.reconstructs:
         raise RunError(
-            f"{run.path} is an autoencoder run, but reports support only classifiers: see {run.path / 'plots'} and "
+            f"reports support only classifiers, but {run.path} is an autoencoder run: see {run.path / 'plots'} and "
             f"{run.path / 'metrics.json'} instead"
         )
     page = run.path / PAGE if out is None else user_path(out)
@@ -59,7 +59,7 @@ def write_report(
         raise OutputExistsError(f"{page} is a folder: choose a file name, such as {page / PAGE}")
     checked_output(page, [data or run.recipe.data.source], suffixes=(".html", ".htm"))
     refuse_existing(page, overwrite)
-    require("jinja2")  # fail before the expensive measurements
+    require("jinja2")  # fail early, before the expensive measurements
     require("matplotlib")
     loaded, missing = _load(run, data, listener)
     content, embedded = collect_content(run, loaded, missing, data, images, listener)
@@ -69,9 +69,9 @@ def write_report(
 
 
 def _load(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
-    """Return the run's images and split. If they cannot be loaded, return None and a list with the reason."""
+    """Load the run's images and split. If they cannot be loaded, return None and the reasons."""
     missing = [source for source in run.recipe.data.sources if source not in NAMED and not Path(source).exists()]
-    lost = "no images, no number of images per class, no misclassified images and no calibration"
+    lost = "images, image counts per class, misclassified images and calibration are missing"
     if data is None and missing:
         return None, [f"{lost}: {missing[0]} does not exist. If the images were moved, add --data"]
     try:

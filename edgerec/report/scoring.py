@@ -1,4 +1,4 @@
-"""Run the float model and the variants of a run on its images, to measure calibration and find misclassifications."""
+"""Run the float model and the variants on a run's images to measure calibration and find misclassified images."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from edgerec.utils.progress import Listener
 
 FLOAT = "float Keras"
 MAX_MISTAKES = 24
-# Maximum number of validation or test images on which a variant is run.
+# Maximum number of validation or test images to run a variant on.
 MAX_IMAGES = 10_000
-# After this time in seconds, the remaining variants are skipped.
+# Time in seconds after which the remaining variants are skipped.
 BUDGET_S = 60.0
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Results of :func:`measure`. :class:`~edgerec.report.content.ReportContent` describes the other attributes.
+    """Results of :func:`measure`. The other attributes are described in :class:`~edgerec.report.content.ReportContent`.
 
     Attributes:
-        float_top1: top-1 accuracy of the float model, or None if the float model was not run.
-        float_classes: predicted class of the float model for each test image.
+        float_top1: the float model's top-1 accuracy, or None if it was not run.
+        float_classes: the float model's predicted class for each test image.
     """
 
     calibration: tuple[Calibration, ...] = ()
@@ -50,7 +50,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class _Scoring:
-    """Computes the scores and the calibration of models on the images of a run."""
+    """Computes models' scores and calibration on a run's images."""
 
     run: Run
     dataset: Dataset
@@ -61,7 +61,7 @@ class _Scoring:
         scores = scorer(self.dataset.select(indices), self.listener)
         if scores.shape[1] != len(self.dataset.labels):
             raise RunError(
-                f"{self.run.path}: {model} returns {scores.shape[1]} scores, but labels.txt has "
+                f"{self.run.path}: {model} returns {scores.shape[1]} scores, but labels.txt contains "
                 f"{len(self.dataset.labels)} labels: train again with --overwrite"
             )
         return scores
@@ -85,12 +85,12 @@ def measure(
 
     Args:
         run: a finished run.
-        dataset: images of the run.
-        split: split of the run.
-        variants: report of each variant.
-        shipped: the variant that is measured first and whose misclassified images are shown. None shows those of the
-            float model.
-        listener: receives the progress.
+        dataset: the run's images.
+        split: the run's split.
+        variants: report of each variant, keyed by name.
+        shipped: the variant to measure first and whose misclassified images are shown. If None, those of the float
+            model are shown.
+        listener: receives progress updates.
     """
     scoring, has_labels = _Scoring(run, dataset, split, listener), run.pseudo_labels() is None
     measurements = _measure_float(scoring) if has_labels else Measurements()
@@ -100,7 +100,7 @@ def measure(
     for name in sorted(names, key=lambda name: name != shipped):
         if name != shipped and time.monotonic() - began_s > BUDGET_S:
             missing.append(
-                f"no calibration of {name}, because the measurement of the other variants took more than {BUDGET_S:g} s"
+                f"calibration of {name} is missing, because measuring the other variants took more than {BUDGET_S:g} s"
             )
             continue
         try:
@@ -112,11 +112,11 @@ def measure(
             if name == shipped:
                 measurements = _with_mistakes(measurements, name, dataset, split.test, test, scores)
             if has_labels:
-                # edgerec export uses all validation images, so use them for the chosen variant, too.
+                # Use all validation images for the chosen variant, as edgerec export does.
                 val = split.val if name == shipped else _subset(split.val)
                 calibrations.append(scoring.calibration(name, val, scoring.score(scorer, val, name), test, scores))
         except EdgerecError as error:
-            missing.append(f"no calibration and no misclassified images of {name}: {error}")
+            missing.append(f"calibration and misclassified images of {name} are missing: {error}")
     return replace(measurements, calibration=(*measurements.calibration, *calibrations))
 
 
@@ -127,7 +127,7 @@ def _measure_float(scoring: _Scoring) -> Measurements:
         scores = scoring.score(scorer, test, FLOAT)
         calibration = scoring.calibration(FLOAT, val, scoring.score(scorer, val, FLOAT), test, scores)
     except EdgerecError as error:
-        return Measurements(missing=[f"no calibration and no misclassified images of the float model: {error}"])
+        return Measurements(missing=[f"calibration and misclassified images of the float model are missing: {error}"])
     measurements = Measurements(
         (calibration,), float_top1=calibration.before.accuracy, float_classes=scores.argmax(axis=1).astype(np.int64)
     )
@@ -137,15 +137,15 @@ def _measure_float(scoring: _Scoring) -> Measurements:
 def _with_mistakes(
     measurements: Measurements, model: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
 ) -> Measurements:
-    """Return a copy of the measurements with the images that ``model`` misclassified.
+    """Return a copy of the measurements with the images misclassified by ``model``.
 
     Args:
-        measurements: measurements of the float model, or no measurements.
+        measurements: measurements of the float model, or empty measurements.
         model: name of the model.
-        dataset: images of the run.
+        dataset: the run's images.
         test: indices of the test images.
         measured: indices of the test images on which the model was run.
-        scores: scores of the model for the ``measured`` images.
+        scores: the model's scores for the ``measured`` images.
     """
     mistakes = list(_mistakes(dataset, measured, scores))
     shown = mistakes[:MAX_MISTAKES]
@@ -160,7 +160,7 @@ def _with_mistakes(
 
 
 def _mistakes(dataset: Dataset, indices: Indices, scores: Reals) -> Iterator[Mistake]:
-    """Yield the misclassified images, sorted by descending score of the predicted label."""
+    """Yield the misclassified images in descending order of the predicted label's score."""
     classes, predictions = dataset.classes[indices], scores.argmax(axis=1)
     wrong = np.flatnonzero(predictions != classes)
     for i in wrong[np.argsort(-scores[wrong, predictions[wrong]], kind="stable")]:
@@ -178,12 +178,14 @@ def _variant_scorer(run: Run, name: str, digest: str) -> Scorer:
     path = run.variant(name) / "model.tflite"
     content = path.read_bytes()
     if sha256(content) != digest:
-        raise RunError(f"{path} was modified after its accuracy was measured: quantize again with --overwrite")
+        raise RunError(
+            f"{path} was modified after its accuracy was measured: quantize the model again with --overwrite"
+        )
     return tflite_scorer(ImageModel(content, run.recipe.normalise, where=str(path)))
 
 
 def _subset(indices: Indices) -> Indices:
-    """Return at most ``MAX_IMAGES`` evenly spaced indices."""
+    """Select at most ``MAX_IMAGES`` evenly spaced indices."""
     if len(indices) <= MAX_IMAGES:
         return indices
     return indices[np.linspace(0, len(indices) - 1, MAX_IMAGES).astype(np.int64)]

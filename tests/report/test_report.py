@@ -334,7 +334,7 @@ def test_report_of_an_unfinished_run(copied):
     report = write_report(copied)
     page = Page(copied.path / "report.html").check()
     assert page.sections == ["data", "training", "next", "made"]
-    assert "is not finished. 4 epochs are complete" in page.text
+    assert "is not finished: 4 epochs have been completed" in page.text
     assert [step.command for step in report.next] == [f"edgerec train --resume --out {copied.path}"]
     assert (report.finished, report.top1, len(report.history)) == (False, None, 4)
     (copied.path / "history.csv").unlink()
@@ -363,7 +363,7 @@ def test_report_of_a_run_with_damaged_models(copied):
     with (copied.path / "int8-qat" / "model.tflite").open("ab") as file:
         file.write(b"another")
     report = write_report(copied)
-    assert "no calibration and no misclassified images of the float model" in report.missing[0]
+    assert "calibration and misclassified images of the float model are missing" in report.missing[0]
     assert "was modified after its accuracy was measured" in report.missing[1]
     assert report.top1 is not None
     assert Page(copied.path / "report.html").check().sections == [
@@ -390,7 +390,7 @@ def test_report_of_an_adopted_model_without_labels(copied):
     assert "trained with another tool and adopted" in page.text
     assert "the metrics show agreement instead of accuracy" in page.text
     assert (report.mistakes_of, report.metrics_of, report.calibration) == ("int8-qat", "int8-qat", ())
-    assert "int8-qat predicts a different label than the adopted model" in page.text
+    assert "int8-qat disagrees with the adopted model" in page.text
     assert report.mistakes_total == round((1 - report.variants[1].top1) * report.top1.images)
 
 
@@ -401,7 +401,7 @@ def test_variants_are_skipped_after_the_time_budget(copied, monkeypatch):
     report = write_report(copied)
     assert [row.model for row in report.calibration] == ["float Keras", "int8-qat"]
     assert report.missing == (
-        "no calibration of int8, because the measurement of the other variants took more than -1 s",
+        "calibration of int8 is missing, because measuring the other variants took more than -1 s",
     )
 
 
@@ -447,7 +447,7 @@ def test_advice_names_weak_classes_and_variants(report):
     steps = advice(replace(report, classes=tuple(rows), history=history, training=about, timed_on=""))
     text = "\n".join(f"{step.why} {step.command}" for step in steps)
     for part in (
-        "F1 score of rare is clearly",
+        "F1 score of rare is well below",
         "rare has fewer than 20",
         "class_weights",
         "9.0 points",
@@ -509,7 +509,7 @@ def test_report_command(copied, report):
     done = CliRunner().invoke(app, ["report", str(copied.path), "--out", str(copied.path / "b.html"), "--no-pictures"])
     assert done.exit_code == 0, done.output
     assert f"report   {copied.path / 'b.html'}" in done.stdout
-    assert "missing  no images" in done.stdout
+    assert "missing  images, image counts per class" in done.stdout
     done = CliRunner().invoke(app, ["report", str(copied.path)])
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")

@@ -32,7 +32,7 @@ def test_no_variant_is_marked_as_exported_before_an_export(exported):
     text = text_of(before.page)
     assert "int8-qat default for export" in text
     assert "exported for" not in text
-    assert "int8-qat (the variant that edgerec export chooses by default) misclassifies" in text
+    assert "int8-qat (the default variant for edgerec export) misclassifies" in text
 
 
 def test_exported_variant_is_marked(exported):
