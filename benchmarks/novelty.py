@@ -66,7 +66,8 @@ FOOTER = """
   images](../how-to/unknown-images.md) therefore recommends both methods.
 - **Augmentation** makes the autoencoder less sensitive, because it learns to reconstruct more images. With the
   default augmentation (learning rate 0.003), it detected 83 % of the CIFAR-10 images, and 1 % of the digits that were
-  not in the training data."""
+  not in the training data.
+"""
 
 
 @dataclass(frozen=True)
