@@ -59,7 +59,9 @@ def evaluate(
     path = Path(model)
     evaluated = open_model(path, normalise, activation, fit, labels)
     if data is None and not evaluated.own_data:
-        raise EdgerecError(f"evaluating {path} requires --data, because only runs record the location of their images")
+        raise EdgerecError(
+            f"cannot evaluate {path} on its own images, because only runs record their location: add --data"
+        )
     section = evaluated.data if data is None else replace(evaluated.data, source=one_or_tuple(data))
     dataset, _ = load(section, flat=evaluated.pseudo_labels is not None, listener=listener)
     same_data = any(origin.digest == dataset.digest for origin in evaluated.training_data)

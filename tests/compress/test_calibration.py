@@ -185,7 +185,7 @@ def test_other_size_or_number_of_channels_is_refused(run, data, tmp_path, change
     (finding,) = check(tmp_path / "set", run).findings
     assert (finding.severity, finding.kind) == ("error", kind)
     assert f"images have the size {message} (height, width, channels), but the model requires 28×28×1" in finding.what
-    with pytest.raises(DataError, match=r"cannot use the calibration set .* the model takes 28×28×1"):
+    with pytest.raises(DataError, match=r"cannot use the calibration set .* the model requires 28×28×1"):
         calibration.draw(str(tmp_path / "set"), *data)
 
 

@@ -380,7 +380,7 @@ def test_evaluate_accepts_imported_bundles_and_tflite_files(run, tmp_path, edger
     assert one == other
     assert one.accuracy > 0.9
     assert one.labels == run.labels
-    assert "only runs record the location of their images" in one_line(edgerec("evaluate", imported))
+    assert "only runs record their location" in one_line(edgerec("evaluate", imported))
 
 
 def test_evaluate_refuses_an_input_that_is_not_square(given, tmp_path, image_folder):
