@@ -41,7 +41,7 @@ class ImportedModel(AdoptedModel):
 
 
 class RunMetrics(TypedDict, total=False):
-    """The content of ``metrics.json``: metrics of the model on the test images, and properties of the training.
+    """Content of ``metrics.json``: the model's metrics on the test images, and facts about its training.
 
     Classifiers have ``accuracy`` and ``val_accuracy``. Autoencoders have ``error``, ``threshold`` and ``known``.
     """
@@ -69,7 +69,7 @@ class RunMetrics(TypedDict, total=False):
 
 
 class SplitDigests(TypedDict):
-    """Concatenated image digests of each part of a split, see :func:`~edgerec.train.split_record.split_record`."""
+    """Concatenated image digests for each subset of a split; see :func:`~edgerec.train.split_record.split_record`."""
 
     of: str
     train: str
@@ -80,7 +80,7 @@ class SplitDigests(TypedDict):
 
 
 class SplitRecord(TypedDict, total=False):
-    """The content of ``split.json``. Files of older versions contain only some of the keys."""
+    """Content of ``split.json``. Files written by older versions lack some of the keys."""
 
     digest: Required[str]
     train_images: int
@@ -97,7 +97,7 @@ class SplitRecord(TypedDict, total=False):
 
 
 class EvaluationRecord(TypedDict):
-    """Metrics of a variant on the test images, see :class:`~edgerec.train.metrics.EvaluationReport`."""
+    """A variant's metrics on the test images; see :class:`~edgerec.train.metrics.EvaluationReport`."""
 
     accuracy: float
     loss: float
@@ -110,7 +110,7 @@ class EvaluationRecord(TypedDict):
 
 
 class VariantRecord(TypedDict):
-    """The content of a variant's ``report.json``, see :class:`~edgerec.compress.variant_report.QuantizeReport`."""
+    """Content of a variant's ``report.json``; see :class:`~edgerec.compress.variant_report.QuantizeReport`."""
 
     variant: str
     method: str
@@ -133,7 +133,7 @@ class VariantRecord(TypedDict):
 
 
 class ComparisonRow(TypedDict):
-    """Size and latency of a variant."""
+    """A variant's size and latency."""
 
     variant: str
     size_bytes: int
@@ -144,7 +144,7 @@ class ComparisonRow(TypedDict):
 
 
 class ComparisonRecord(TypedDict):
-    """The content of ``compare.json``, see :func:`edgerec.compress.compare.compare`."""
+    """Content of ``compare.json``; see :func:`edgerec.compress.compare.compare`."""
 
     rows: list[ComparisonRow]
     machine: str
@@ -153,7 +153,7 @@ class ComparisonRecord(TypedDict):
 
 
 class ExportRecord(TypedDict):
-    """An exported bundle that ``exports.json`` lists."""
+    """An exported bundle, as listed in ``exports.json``."""
 
     variant: str
     target: str
@@ -162,12 +162,12 @@ class ExportRecord(TypedDict):
 
 
 class ExportRecords(TypedDict):
-    """The content of ``exports.json``."""
+    """Content of ``exports.json``."""
 
     exports: list[ExportRecord]
 
 
-# Maximum size of a text file in a run. The largest one is split.json, which lists all images.
+# Maximum size of a run's text files. The largest is split.json, which lists all images.
 MAX_FILE_BYTES = 256 << 20
 
 
@@ -176,7 +176,7 @@ def parse_object(expected: type[T], required: Sequence[str] = ()) -> Callable[[s
 
     Args:
         expected: a TypedDict, or another type that :func:`check_type` supports.
-        required: names of keys that are required in addition.
+        required: keys to require in addition to those of ``expected``.
     """
 
     def parse(text: str) -> T:
