@@ -69,9 +69,9 @@ class ImageRecorderConfig:
         rule: frames to save: ``low-confidence``, ``changes`` (frames that change the decision), or ``all``.
         max_bytes: maximum total size of the images. The oldest images are deleted first.
         reserve_bytes: minimum free disk space. Images are also deleted to keep this space free.
-        below: a frame has low confidence if its best score is less than this.
-        margin: a frame also has low confidence if its two best scores differ by at most this.
-        min_interval_s: minimum time in seconds between two saved images of a source.
+        below: frames with a best score below this threshold have low confidence.
+        margin: frames whose two best scores differ by at most this value also have low confidence.
+        min_interval_s: minimum time in seconds between saved images from the same source.
         png: save lossless PNG files, which are several times as large as JPEG files.
     """
 
@@ -99,8 +99,8 @@ class MqttConfig:
     """Settings for :class:`~edgerec.camera.sinks.mqtt.Mqtt`, which publishes states and decisions.
 
     Attributes:
-        url: ``mqtt[s]://user:password@host:port/prefix``, or ``env:NAME`` or ``@FILE`` with such a URL. The password
-            may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``.
+        url: ``mqtt[s]://user:password@host:port/prefix``, or ``env:NAME`` or ``@FILE`` to read the URL from.
+            The password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``.
         results_per_s: maximum number of results to publish per second and source. 0 publishes none.
         discovery_prefix: topic prefix of Home Assistant's MQTT discovery. An empty string disables discovery.
         queue_dir: folder that stores messages while the broker is unreachable. None selects the cache folder.
@@ -121,7 +121,7 @@ class WebhookConfig:
     """Settings for :class:`~edgerec.camera.sinks.webhook.Webhook`, which sends HTTP POST requests.
 
     Attributes:
-        url: ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` with such a URL.
+        url: ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` to read the URL from.
         secret: key for the signature of each request. None uses the environment variable ``EDGEREC_WEBHOOK_SECRET``.
         every_result: send every result instead of only new decisions.
     """
@@ -156,7 +156,7 @@ class WebPageConfig:
 
     Attributes:
         address: ``HOST:PORT``, ``HOST`` or ``PORT`` to listen on. Port 0 selects a free port.
-        token: token that visitors need, at least 8 characters, or ``env:NAME`` or ``@FILE`` with such a token. None
+        token: token required from visitors, at least 8 characters, or ``env:NAME`` or ``@FILE`` to read it from. None
             uses the environment variable ``EDGEREC_WEB_TOKEN``. If there is no token and other
             machines can reach the address, a random token is generated and printed.
         save_dir: folder for images that visitors label, with one subfolder per label. None disables saving.
@@ -186,18 +186,18 @@ class CameraConfig:
 
     Attributes:
         bundle: the bundle's folder or .zip.
-        sources: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Frames of
+        sources: one or more source URIs; see :func:`~edgerec.camera.sources.find_source`. Frames of
             several sources are classified in turn.
         requested: size, rate and format to request from cameras.
-        loop: whether video files and folders start again when they end.
-        timeouts: timeouts of live sources.
+        loop: whether to restart video files and folders when they end.
+        timeouts: timeouts for live sources.
         frame_options: selection of the frames to classify, and of the region and orientation of each frame.
         max_frames: stop after this many predictions. None means no limit.
         threads, delegate, delegate_options, fallback, threshold, decision: see :meth:`Camera.open` and
             :class:`~edgerec.runtime.classifier.Classifier`.
         output: ``window`` shows the frames, ``text`` and ``json`` print one line per frame to stdout, and ``none``
             prints nothing.
-        csv, video, images, mqtt, webhook, metrics, web: settings of the sinks. None disables a sink.
+        csv, video, images, mqtt, webhook, metrics, web: sink settings. None disables a sink.
     """
 
     bundle: str | Path

@@ -21,10 +21,10 @@ class Frame:
 
     Attributes:
         grabbed: uint8 ``(H, W, 3)`` RGB. May be a view of the BGR image that OpenCV decoded, and must not be changed.
-        index: number of the frame in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
+        index: frame number in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
         grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
             at which the image arrived.
-        origin: path of the image for a folder, otherwise the name of the source as entered by the user.
+        origin: path of the image for a folder, otherwise the source name as entered by the user.
         source: name of the source. State changes of the source have the same name.
         media_s: position in a video file, in seconds from its start, or None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
@@ -67,8 +67,8 @@ class Result:
     Attributes:
         frame: the frame, with the image that was classified.
         classification: the prediction for this image, without smoothing.
-        completed_s: monotonic time at which the prediction was complete, in seconds.
-        decision: the prediction smoothed over the frames of the source, or None for a single image.
+        completed_s: monotonic time in seconds at which the prediction was complete.
+        decision: the prediction smoothed over the source's frames, or None for a single image.
     """
 
     frame: Frame

@@ -47,11 +47,11 @@ class RunReport:
 
     Attributes:
         classified: number of classified frames.
-        overtaken: number of live frames that were dropped because a newer frame arrived.
-        skipped: number of frames that ``frame_options`` skipped, keyed by reason.
-        dropped: number of lost results, keyed by the name of the sink. A result is lost if it did not reach the sink,
+        overtaken: number of live frames dropped because a newer frame arrived.
+        skipped: number of frames skipped by ``frame_options``, keyed by reason.
+        dropped: number of lost results, keyed by sink name. A result is lost if it did not reach the sink,
             or if the sink could not process it.
-        incomplete: names of the sinks that lost results because of an error. A sink that was only too slow for a live
+        incomplete: names of sinks that lost results because of an error. A sink that was only too slow for a live
             source is not included.
         invalid: number of frames whose scores were NaN or infinite. The label of such a frame is unknown.
     """
@@ -82,8 +82,8 @@ class Camera:
     Attributes:
         manifest: the bundle's manifest, with the settings that were overridden for this camera.
         live: whether at least one source is live.
-        sources: names of the sources, without passwords.
-        inputs: names of the sources and the path of the bundle. No sink may write to these paths.
+        sources: source names, without passwords.
+        inputs: source names and the bundle's path. No sink may write to these paths.
 
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
@@ -104,7 +104,7 @@ class Camera:
             classifier: a classifier, or several classifiers of the same bundle, which run in parallel.
             addresses: addresses of the sources. The sources are opened when the camera's context is entered.
             frame_options: options that select the frames to classify, and crop, rotate and mirror them.
-            timeouts: timeouts of live sources.
+            timeouts: timeouts for live sources.
 
         Raises:
             SourceError: two sources have the same name.
@@ -142,17 +142,17 @@ class Camera:
 
         Args:
             bundle: the bundle's folder or .zip.
-            source: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Frames
+            source: one or more source URIs; see :func:`~edgerec.camera.sources.find_source`. Frames
                 of several sources are classified in turn.
-            threads: number of threads of the interpreter. 0 uses the number in the bundle. If the bundle has none, a
+            threads: number of interpreter threads. 0 uses the number in the bundle. If the bundle has none, a
                 short benchmark determines the fastest number of threads, which is then cached. If no source is live and
                 no delegate is used, this many interpreters with one thread each run in parallel instead, which
                 increases the throughput but does not reduce the latency of a frame. 0 then means one interpreter per
                 CPU, at most 4.
             requested: size, rate and format to request from cameras.
             frame_options: options that select the frames to classify, and crop, rotate and mirror them.
-            timeouts: timeouts of live sources.
-            loop: whether video files and folders start again when they end.
+            timeouts: timeouts for live sources.
+            loop: whether to restart video files and folders when they end.
             options: keyword arguments of :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:

@@ -28,7 +28,7 @@ class ServiceNotifier:
         """Create a notifier, which opens its socket only while sending a notification.
 
         Args:
-            address: path of the service manager's datagram socket. A leading ``@`` denotes Linux' abstract namespace.
+            address: path to the service manager's datagram socket. A leading ``@`` denotes Linux's abstract namespace.
                 If empty, nothing is sent.
             watchdog_s: watchdog timeout of the service manager in seconds, or 0 if there is no watchdog.
         """

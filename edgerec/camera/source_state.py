@@ -24,7 +24,7 @@ class StateChange:
     """A change in a source's state.
 
     Attributes:
-        source: name of the source as entered by the user, without passwords.
+        source: source name as entered by the user, without passwords.
         state: the new state.
         since_s: monotonic time of the change, in seconds.
         reason: reason for the change, or an empty string. For ``live``, the image format of the source.

@@ -21,7 +21,7 @@ class Autoencoder(ImageModel):
 
         Args:
             model: the .tflite file.
-            normalise: normalization of the input pixels.
+            normalise: input pixel normalization.
             options: further arguments of :class:`ImageModel`.
 
         Raises:

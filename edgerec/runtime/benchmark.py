@@ -131,7 +131,7 @@ def benchmark(
         source: name of the source, for the report.
         seconds: duration of each of the two measurements (stages and operators), in seconds.
         threads: number of interpreter threads. 0 uses the number in the bundle.
-        delegate: shared library of a delegate, ``gpu``, or an empty string for the CPU. None uses the bundle's
+        delegate: a delegate's shared library, ``gpu``, or an empty string for the CPU. None uses the bundle's
             delegate.
         operators: whether to measure the time of each operator.
         listener: called with the progress.

@@ -27,7 +27,7 @@ class Classifier:
     """Classifies images with a bundle. Not thread-safe: use one classifier per thread.
 
     Attributes:
-        manifest: manifest of the bundle, with the changes that the arguments of the constructor request.
+        manifest: the bundle's manifest, with the changes that the arguments of the constructor request.
         invalid: number of images for which a model returned NaN or infinite scores.
         models: the model, or all models of an ensemble.
         autoencoder: detects unknown images regardless of their scores, or None if the bundle has no autoencoder.
@@ -57,10 +57,10 @@ class Classifier:
         Args:
             bundle: the bundle, as returned by :meth:`Bundle.open`.
             threads: number of interpreter threads. 0 uses the number in the bundle.
-            delegate: shared library of a delegate, such as ``libedgetpu.so.1``, ``gpu`` for LiteRT's GPU accelerator,
+            delegate: a delegate's shared library, such as ``libedgetpu.so.1``, ``gpu`` for LiteRT's GPU accelerator,
                 or an empty string for the CPU. None uses the bundle's delegate. If the bundle has a model file that was
                 compiled for the delegate, the delegate runs this file.
-            delegate_options: options of the delegate, e.g. ``{"device": "usb:1"}``.
+            delegate_options: delegate options, e.g. ``{"device": "usb:1"}``.
             fallback: whether to log a warning and use the CPU if the delegate cannot be loaded, instead of raising
                 :class:`DelegateError`.
             threshold: minimum score of all labels in [0, 1]. It replaces the thresholds of the bundle.
@@ -139,7 +139,7 @@ class Classifier:
         """Return the models' combined scores, float32 ``(classes,)`` in [0, 1].
 
         Args:
-            pixels: the pixels of an image for each model, as returned by :meth:`pixels`.
+            pixels: an image's pixels for each model, as returned by :meth:`pixels`.
         """
         scores = [model.scores(model_pixels) for model, model_pixels in zip(self.models, pixels, strict=False)]
         return scores[0] if len(scores) == 1 else COMBINATIONS[self.manifest.combine](np.stack(scores))

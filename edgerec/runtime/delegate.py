@@ -46,7 +46,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
     Args:
         module: interpreter module of the runtime.
         library: path or name of the shared library. Names are never searched in the current folder.
-        options: options of the delegate, e.g. ``{"device": "usb:1"}`` for the second Edge TPU stick.
+        options: delegate options, e.g. ``{"device": "usb:1"}`` for the second Edge TPU stick.
         model: the .tflite file that the delegate will run. If empty, only the library is tested.
 
     Raises:
@@ -56,8 +56,8 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
     delegate_options = dict(options or {})
     if _in_current_folder(library):
         raise DelegateError(
-            f"the delegate {library} is not loaded from the current folder, because its code may be malicious: remove "
-            "the folder from LD_LIBRARY_PATH, or pass the full path of the library with --delegate"
+            f"refusing to load the delegate {library} from the current folder, because it may be malicious: remove "
+            "the folder from LD_LIBRARY_PATH, or pass the library's full path with --delegate"
         )
     if reason := try_delegate(library, delegate_options, model):
         raise _delegate_error(library, reason)

@@ -43,12 +43,12 @@ class ImageModel:
 
         Args:
             model: the .tflite file.
-            normalise: normalization of the input pixels.
+            normalise: input pixel normalization.
             activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
             threads: number of threads. 0 lets the runtime choose.
-            delegate: shared library of an external delegate, ``gpu``, or an empty string for the CPU.
-            delegate_options: options of the delegate.
-            where: name of the model for error messages.
+            delegate: an external delegate's shared library, ``gpu``, or an empty string for the CPU.
+            delegate_options: delegate options.
+            where: the model's name in error messages.
 
         Raises:
             ModelError: the file is not an image classifier, or this runtime cannot run it.

@@ -33,7 +33,7 @@ class Fingerprint:
         runtime: name of the runtime's Python package.
         version: version of this package, or ``unknown``.
         machine: CPU architecture.
-        cpu: name of the CPU.
+        cpu: CPU name.
     """
 
     runtime: str
@@ -90,9 +90,9 @@ def open_interpreter(
     Args:
         model: the .tflite file.
         threads: number of threads. 0 lets the runtime choose.
-        delegate: shared library of an external delegate, ``gpu``, or an empty string for the CPU.
-        delegate_options: options of the delegate.
-        where: name of the model for error messages.
+        delegate: an external delegate's shared library, ``gpu``, or an empty string for the CPU.
+        delegate_options: delegate options.
+        where: the model's name in error messages.
         trusted: whether this process has created the model, so that it need not be tested in a child process.
 
     Raises:
@@ -137,7 +137,7 @@ def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) 
         details = read()
     except UnicodeDecodeError:
         raise ModelError(
-            f"{where} is damaged, because the name of its {what} is not valid UTF-8: convert the model again"
+            f"{where} is damaged because its {what} name is not valid UTF-8: convert the model again"
         ) from None
     if len(details) != 1:
         raise ModelError(f"{where} has {len(details)} {what}s, but an image classifier must have exactly one")

@@ -45,10 +45,10 @@ class ThirdPartyModel:
     """A .tflite image classifier created by another tool.
 
     Attributes:
-        where: path of the file for error messages.
-        sha256: SHA-256 of the file.
+        where: the file's path in error messages.
+        sha256: the file's SHA-256 digest.
         content: the model's bytes. They differ from the file if an operator was added for ``layout``.
-        input, output: input and output tensor of the model.
+        input, output: the model's input and output tensors.
         last_operator: operator that computes the output, without subsequent operators that only move or average values.
         activation: function that converts the output to scores, or ``none`` if the model already returns scores.
         activation_reason: explanation of how the activation was determined.
@@ -266,8 +266,8 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
     total = probe.highest_sum
     if probe.runs and total > 1.5 and probe.lowest >= 0 and probe.sums_to(total, 0.01 * total) and not unbounded:
         raise ModelError(
-            f"the scores of {where} add up to {total:g}, expected 1: convert the model without the scaling of its "
-            "output, or add --activation with none, softmax or sigmoid"
+            f"the scores of {where} add up to {total:g}, expected 1: convert the model without scaling its output, "
+            "or specify --activation none, softmax or sigmoid"
         )
     return "softmax", f"the outputs of {name} were not probabilities"
 

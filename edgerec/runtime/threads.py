@@ -27,7 +27,7 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
 
     Args:
         content: the bytes of a .tflite image classifier.
-        normalise: normalization of the input pixels.
+        normalise: input pixel normalization.
     """
     available = available_cpus()
     if available == 1:

@@ -186,9 +186,9 @@ def verify(
 
     Args:
         path: the bundle's folder or .zip.
-        delegate: shared library of a delegate, ``gpu``, or an empty string for the CPU. None uses the bundle's
+        delegate: a delegate's shared library, ``gpu``, or an empty string for the CPU. None uses the bundle's
             delegate and the file compiled for it, as the camera does.
-        delegate_options: options of the delegate, e.g. ``{"device": "usb:1"}``.
+        delegate_options: delegate options, e.g. ``{"device": "usb:1"}``.
 
     Raises:
         BundleError: a check failed; the message describes the first failure.

@@ -21,8 +21,8 @@ class VideoDevice:
     """A device ``/dev/videoN``.
 
     Attributes:
-        path: path of the device file.
-        name: display name of the device.
+        path: device file path.
+        name: the device's display name.
         driver: name of the kernel driver, or an empty string if it is unknown.
         capture: whether the device delivers images, or None if it cannot be opened.
         reason: reason why the device cannot be opened.

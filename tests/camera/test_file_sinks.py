@@ -243,7 +243,7 @@ def test_video_is_complete_if_the_disk_becomes_full(tmp_path, monkeypatch):
     with pytest.raises(EdgerecError, match="disk is full"):
         sink.write(make_result())
     monkeypatch.undo()
-    with pytest.raises(EdgerecError, match="is incomplete, because the disk is full"):
+    with pytest.raises(EdgerecError, match="is incomplete because the disk is full"):
         sink.write(make_result())
     sink.close()
     assert len(read_video(tmp_path / "out.avi")[0]) == 5
@@ -542,9 +542,9 @@ def test_recorder_on_a_real_full_disk(small_disk, caplog):
 
 def test_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(EdgerecError, match="cannot be saved"):
+    with pytest.raises(EdgerecError, match="cannot save images"):
         recorder(tmp_path / "file")
-    with pytest.raises(EdgerecError, match="cannot be saved"):
+    with pytest.raises(EdgerecError, match="cannot save images"):
         recorder(tmp_path / "file" / "below")
 
 

@@ -13,12 +13,12 @@ class Sink(Protocol):
 
     A sink may have these optional attributes:
 
-    - ``name`` is the name of the sink in messages.
-    - ``uses_images`` is False if ``write`` does not use the image of a result. Queued results then have no image, which
+    - ``name`` is the sink's name in messages.
+    - ``uses_images`` is False if ``write`` does not use result images. Queued results then have no image, which
       saves memory.
-    - ``dropped`` is the number of accepted results that the sink has lost.
+    - ``dropped`` is the number of accepted results lost by the sink.
     - ``inline`` is True if the sink must be called in the thread of :meth:`Camera.run`.
-    - ``outputs`` contains the paths that the sink writes.
+    - ``outputs`` contains the paths written by the sink.
     """
 
     @property

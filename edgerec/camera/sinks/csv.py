@@ -121,7 +121,7 @@ class CsvFile:
         header = _line(COLUMNS)
         if not self._overwrite and _read_at(self._file, 0, len(header)) != header:
             raise EdgerecError(
-                f"cannot append to {self._path}, because its first line is not the CSV header of edgerec camera: "
+                f"cannot append to {self._path} because its first line is not the CSV header of edgerec camera: "
                 "choose another name"
             )
 

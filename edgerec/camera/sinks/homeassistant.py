@@ -21,10 +21,10 @@ def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[
     the score; and a binary sensor that shows whether the source is live. All sources of a bundle belong to one device.
 
     Args:
-        manifest: manifest of the bundle.
+        manifest: the bundle's manifest.
         prefix: prefix of the camera's topics.
-        source: name of the source as entered by the user.
-        sources: all sources of the camera, which are needed to give each source unique topics and IDs.
+        source: source name as entered by the user.
+        sources: all of the camera's sources, needed to give each one unique topics and IDs.
     """
     device, name = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources)
     decision, state = f"{prefix}/{name}/decision", f"{prefix}/{name}/state"

@@ -60,7 +60,7 @@ class ImageRecorder:
 
         Args:
             config: folder of the images, selection of the images to save, and size limits.
-            labels: labels of the bundle. Labels that differ only in case get different folder names.
+            labels: the bundle's labels. Labels that differ only in case get different folder names.
 
         Raises:
             InUseError: another process saves images in the folder.
@@ -88,7 +88,7 @@ class ImageRecorder:
             if isinstance(error, EdgerecError):
                 raise
             raise EdgerecError(
-                f"images cannot be saved in {self._folder} ({error.strerror}): choose another folder"
+                f"cannot save images in {self._folder} ({error.strerror}): choose another folder"
             ) from None
         self._lock = lock
 

@@ -65,14 +65,14 @@ class Mqtt:
         """Open the queue and start connecting to the broker in the background.
 
         Args:
-            broker: address of the broker.
+            broker: the broker's address.
             folder: folder for the file that stores the queued messages.
-            manifest: manifest of the bundle, which is used to announce the camera to Home Assistant.
+            manifest: the bundle's manifest, which is used to announce the camera to Home Assistant.
             results_per_s: maximum number of results per second and source. 0 publishes none; infinity publishes all.
             discovery_prefix: topic prefix of Home Assistant's MQTT discovery. An empty string disables discovery.
             max_messages: maximum number of queued messages. If it is exceeded, the oldest messages are dropped.
             max_bytes: maximum total size of the queued messages in bytes. If it is exceeded, the oldest are dropped.
-            sources: all sources of the camera, which are needed to give each source unique topics.
+            sources: all of the camera's sources, needed to give each one unique topics.
 
         Raises:
             EdgerecError: the folder cannot be used, another process uses it, or ``discovery_prefix`` is not valid.

@@ -49,7 +49,7 @@ class Broker:
     """An MQTT broker's address, credentials and topic prefix.
 
     Attributes:
-        host, port: host and port of the broker.
+        host, port: the broker's host and port.
         tls: whether to encrypt the connection and to check the broker's certificate.
         user, password: credentials, or empty strings if the broker needs none.
         prefix: first levels of every topic.
@@ -119,10 +119,10 @@ class BrokerConnection:
         """Start connecting in the background.
 
         Args:
-            broker: address of the broker.
+            broker: the broker's address.
             will_topic: topic of the last will. The broker publishes it as a retained message if the connection is lost.
             will: payload of the last will.
-            changed: function that is called in the network thread after an attribute has changed.
+            changed: function called in the network thread after an attribute has changed.
 
         Raises:
             MissingExtraError: paho-mqtt is not installed.

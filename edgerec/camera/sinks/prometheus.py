@@ -39,7 +39,7 @@ class Prometheus:
     """Counts results and serves the counters as metrics. The server closes when the context exits.
 
     Attributes:
-        port: port of the server.
+        port: server port.
     """
 
     closed = False
@@ -57,11 +57,11 @@ class Prometheus:
         """Start the HTTP server.
 
         Args:
-            manifest: manifest of the bundle.
+            manifest: the bundle's manifest.
             host: address to listen on.
             port: port to listen on. 0 selects a free port.
             counters: function that returns the camera's counters. It is called for each scrape.
-            sources: names of all sources of the camera, so that each source gets a unique label.
+            sources: names of all of the camera's sources, so that each one gets a unique label.
 
         Raises:
             EdgerecError: the address or the port cannot be used.

@@ -120,7 +120,7 @@ class _Recording:
 
     def write(self, result: Result) -> None:
         if self._disk_full:
-            raise EdgerecError(f"{self._path} is incomplete, because the disk is full: free some space and start again")
+            raise EdgerecError(f"{self._path} is incomplete because the disk is full: free some space and start again")
         image = overlay(result, self._rate.tick(), hint="")
         if self._encoder is None:
             self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2  # codecs require an even width and height

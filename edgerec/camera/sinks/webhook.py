@@ -47,7 +47,7 @@ class WebhookAddress:
     """A webhook's address. ``str()`` omits user, password, path and query, which often contain secrets.
 
     Attributes:
-        host, port: host and port of the server.
+        host, port: the server's host and port.
         tls: whether the server uses HTTPS.
         path: path and query of the address.
         authorization: value of the Authorization header, or an empty string if there are no credentials.

@@ -34,7 +34,7 @@ def find_source(
             file with mode 0600.
         requested: size, rate and format to request from a camera.
         levels: sample values of 16-bit image files that become black and white. None uses the bit depth of each file.
-        loop: whether a video file or a folder starts again when it ends.
+        loop: whether to restart a video file or folder when it ends.
 
     Raises:
         SourceError: the URI is not recognized, or the file does not exist. The message contains no secrets.

@@ -18,7 +18,7 @@ class CaptureFormat:
     """A source's image format. In a request, 0 and an empty string select the camera's default.
 
     Attributes:
-        width, height: size of the images in pixels.
+        width, height: image size in pixels.
         fps: frames per second.
         fourcc: four-character code of the pixel format, such as ``MJPG`` or ``YUYV``.
     """
@@ -46,10 +46,10 @@ class Source(Protocol):
     A source may have these optional members:
 
     - ``interrupt()`` ends the iteration over ``images`` from another thread, even while it waits for data.
-    - ``overtaken`` is the number of images that were dropped because a newer image had arrived.
+    - ``overtaken`` is the number of images dropped because a newer image had arrived.
     - ``captured_s`` is the monotonic time in seconds at which the last image was captured. Without it, the time at
       which the image arrived is used.
-    - ``period_s`` is the interval between two images in seconds, for sources with a low, fixed rate.
+    - ``period_s`` is the interval between images in seconds, for sources with a low, fixed rate.
     - ``position_s`` is the media time of the current image in seconds from the start of a file. Without it, media time
       is computed from ``format.fps``.
     """

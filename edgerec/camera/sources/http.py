@@ -67,7 +67,7 @@ class HttpStream:
         except (OSError, ValueError, http.client.HTTPException) as error:
             self.close()
             raise SourceError(
-                f"{self._name} cannot be opened ({failure(error)}): check the address, and that the stream is running"
+                f"{self._name} cannot be opened ({failure(error)}): check the address and that the stream is running"
             ) from None
         headers = self._response.headers
         self.content_type = headers.get_content_type() if "Content-Type" in headers else ""
@@ -168,7 +168,7 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
 
     Args:
         host: name or address of the server. If the name has several IP addresses, they are tried in turn.
-        port: port of the server.
+        port: server port.
         deadline_s: monotonic time in seconds at which the name lookup and all attempts time out.
         tls: TLS context, or None for an unencrypted connection. With TLS, the caller must then call
             :func:`handshake`, which can be interrupted by shutting down the returned socket.

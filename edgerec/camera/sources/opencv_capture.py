@@ -60,7 +60,7 @@ class OpenCVSource:
             paths = sorted(str(path) for path in Path("/dev").glob("video*"))
             available = f"the system has {', '.join(paths)}" if paths else "the system has no camera"
             raise SourceError(
-                f"camera {device} cannot be opened ({available}): check that the camera is connected, and that your "
+                f"camera {device} cannot be opened ({available}): check that the camera is connected and that your "
                 "user is in the group 'video'"
             )
         cv2 = require("cv2")
@@ -89,7 +89,7 @@ class OpenCVSource:
             capture = _open(url.raw, cv2.CAP_FFMPEG, limits)
         if capture is None:
             peer.close()
-            raise SourceError(f"{name} cannot be opened: check the address, and that the stream is running")
+            raise SourceError(f"{name} cannot be opened: check the address and that the stream is running")
         source = cls(capture, name, live=True)
         source._peer = peer
         return source

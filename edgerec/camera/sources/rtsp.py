@@ -31,7 +31,7 @@ def without_redirects(url: Url) -> Url:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or ("timed out" if isinstance(error, OSError) else "not RTSP")
             raise SourceError(
-                f"{url} cannot be opened ({reason}): check the address, and that the stream is running"
+                f"{url} cannot be opened ({reason}): check the address and that the stream is running"
             ) from None
         location = headers.get("Location", "")
         if 300 <= status < 400 and location:

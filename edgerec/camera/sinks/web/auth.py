@@ -69,10 +69,10 @@ class AccessControl:
 
     Args:
         app: the protected application.
-        token: token that visitors need, or None if no token is needed.
+        token: token required from visitors, or None if no token is needed.
         names: host names, without port, that are allowed in the Host header. None allows all. This prevents DNS
             rebinding because a site whose name resolves to this machine sends its own name in the header.
-        port: port of the server. It is part of the cookie's name because all ports of a host share their cookies.
+        port: server port. It is part of the cookie's name because all ports of a host share their cookies.
         login_page: HTML page for a browser that has sent no token or a wrong token.
     """
 

@@ -35,8 +35,8 @@ class LabelStore:
         """Create the folder.
 
         Args:
-            root: folder of the images.
-            labels: labels of the bundle.
+            root: image folder.
+            labels: the bundle's labels.
             max_bytes: maximum total size of the files in the folder.
 
         Raises:
@@ -48,10 +48,10 @@ class LabelStore:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise EdgerecError(f"images cannot be saved in {root} ({error.strerror}): choose another folder") from None
+            raise EdgerecError(f"cannot save images in {root} ({error.strerror}): choose another folder") from None
         if not os.access(root, os.W_OK | os.X_OK):
             raise EdgerecError(
-                f"images cannot be saved in {root}, because the folder is not writable: choose another folder"
+                f"cannot save images in {root} because the folder is not writable: choose another folder"
             )
         self._used_bytes = _size_of(root)
 
@@ -60,7 +60,7 @@ class LabelStore:
 
         Args:
             frame: the frame.
-            index: index of the label.
+            index: label index.
 
         Raises:
             LookupError: there is no label with this index.
@@ -88,7 +88,7 @@ class LabelStore:
             write_file(path, png)
             self._used_bytes += disk_space(len(png))
         except OSError as error:
-            raise EdgerecError(f"{folder} cannot be written ({error.strerror}): check the disk") from None
+            raise EdgerecError(f"cannot write to {folder} ({error.strerror}): check the disk") from None
         self.saved += 1
         return path
 

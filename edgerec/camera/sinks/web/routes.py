@@ -45,8 +45,8 @@ class Page:
     """Handles the web page's requests.
 
     Args:
-        state: state of the page.
-        labels: labels of the bundle.
+        state: the page's state.
+        labels: the bundle's labels.
         label_store: store for labeled images, or None if saving is disabled.
     """
 

@@ -30,8 +30,8 @@ class WebSink:
     Attributes:
         url: address of the page including the token. It is never logged.
         address: address of the page without the token.
-        page_state: state of the page.
-        token: token that visitors need, or None if every user of this machine may open the page.
+        page_state: the page's state.
+        token: token required from visitors, or None if every user of this machine may open the page.
         closed: always False because the page never stops the camera.
     """
 
@@ -50,8 +50,8 @@ class WebSink:
             host: address to listen on. All addresses except loopback addresses require a token. If ``token`` is None, a
                 random token is generated.
             port: port to listen on. 0 selects a free port.
-            labels: labels of the bundle, in the order of the model's outputs.
-            token: token that visitors need, at least 8 characters.
+            labels: the bundle's labels, in the order of the model's outputs.
+            token: token required from visitors, at least 8 characters.
             save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``. None disables saving.
             save_max_bytes: maximum total size of the files in ``save_dir``. No more images are saved when it is
                 reached.

@@ -167,8 +167,8 @@ class PageState:
         image yet, None is returned.
 
         Args:
-            number: index of the source.
-            frame: index of the frame.
+            number: source index.
+            frame: frame index.
 
         Raises:
             LookupError: there is no source with this index.
