@@ -1,4 +1,4 @@
-"""Sinks, which receive a camera's results, e.g. to write a CSV file or to publish them to an MQTT broker."""
+"""Sinks receive a camera's results, e.g. to write a CSV file or to publish them to an MQTT broker."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _with_digest(name: str, text: str) -> str:
 
 
 def source_name(source: str, sources: Collection[str]) -> str:
-    """Return a safe name for the source that is unique among ``sources``."""
+    """Return a safe source name that is unique among ``sources``."""
     name = safe_name(source)
     if any(other != source and safe_name(other) == name for other in sources):
         return _with_digest(name, source)

@@ -194,7 +194,7 @@ class ImageRecorder:
             path, freed_bytes = self._oldest.popleft()
             try:
                 path.unlink()
-            except FileNotFoundError:  # the user has moved or deleted the image
+            except FileNotFoundError:  # the user moved or deleted the image
                 self._scan()
                 return self._make_room(size)
             self._total_bytes -= freed_bytes

@@ -31,7 +31,7 @@ _FRAGMENTED = ".ismv"
 _BRAND = b"isom\0\0\2\0isomiso6"
 # Gaps between frames of a live source are shortened to at most this many seconds.
 MAX_GAP_S = 5.0
-# Recording stops below this free disk space in bytes, because the encoder does not report a full disk.
+# Minimum free disk space in bytes while recording, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
 
 

@@ -17,8 +17,8 @@ from edgerec.utils.atomic import write_file
 from edgerec.utils.names import file_names
 from edgerec.utils.sizes import disk_space
 
-# Saving stops if fewer bytes are free on the disk, to leave space for other programs. Labeled images are never
-# deleted to free space.
+# Minimum free disk space in bytes for saving, which leaves space for other programs. Labeled images are never deleted
+# to free space.
 MIN_FREE_BYTES = 100_000_000
 # Default limit in bytes, so that a visitor with the token cannot fill the disk.
 MAX_BYTES = 2_000_000_000
