@@ -132,7 +132,10 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
     height, width = _fitted_size(image, spec)
     is_bgr_view = image.strides[2] < 0
     image = _resize(image[:, :, ::-1] if is_bgr_view else image, height, width, spec)
-    if is_bgr_view:
+    if image.shape[2] == 4:
+        cv2 = require("cv2")
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if is_bgr_view else cv2.COLOR_BGRA2BGR)
+    elif is_bgr_view:
         image = contiguous(image[:, :, ::-1])
     image = _channels(image, spec.channels)
     if (height, width) != (spec.height, spec.width):
@@ -180,6 +183,7 @@ def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
 
 
 def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Image:
+    """Resize an image. If it has three channels, a fourth channel with arbitrary values may be appended."""
     if image.shape[:2] == (height, width):
         return image
     cv2 = require("cv2")
@@ -195,6 +199,8 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
                 image = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
             else:
                 image = _halve_rows(whole) if factors[0] == 2 else _halve_columns(whole)
+        if image.ndim == 3 and image.shape[2] == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)  # OpenCV interpolates four channels faster than three
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
     return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
 
@@ -220,7 +226,10 @@ def _halve_rows(image: Image) -> Image:
 
 
 def _halve_columns(image: Image) -> Image:
-    """Average pairs of columns. This is faster than OpenCV's ``INTER_AREA`` and returns the same pixels."""
+    """Average pairs of columns. This is faster than OpenCV's ``INTER_AREA`` and returns the same pixels.
+
+    A color image gets a fourth channel, so that each pixel can be processed as an int32 number.
+    """
     if image.ndim == 2 or image.shape[2] == 1:
         even, odd = image[:, ::2], image[:, 1::2]
         halved, differences, halves = np.empty((3, *even.shape), np.uint8)
@@ -228,20 +237,18 @@ def _halve_columns(image: Image) -> Image:
         return halved
     cv2 = require("cv2")
     rows, columns = image.shape[0], image.shape[1] // 2
-    halved = np.empty((rows, columns, 3), np.uint8)
-    step = max(1, _BLOCK_BYTES // (8 * columns))
-    # With four bytes per pixel, each pixel can be processed as an int32.
-    bgra = np.empty((min(step, rows), 2 * columns, 4), np.uint8)
-    temporary = [np.empty((len(bgra), columns), np.int32) for _ in range(3)]
+    means = np.empty((rows, columns), np.int32)
+    step = min(max(1, _BLOCK_BYTES // (4 * columns)), rows)
+    bgra = np.empty((step, 2 * columns, 4), np.uint8)
+    odd, differences = np.empty((2, step, columns), np.int32)
     for top in range(0, rows, step):
-        block = image[top : top + step]
-        pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA, dst=bgra[: len(block)]).view(np.int32)
-        buffers = [array[: len(block)] for array in temporary]
-        even, odd = cv2.split(pixels.reshape(len(block), columns, 2), buffers[:2])
-        _mean(even, odd, even, buffers[2], odd)
-        means = even.view(np.uint8).reshape(len(block), columns, 4)
-        cv2.cvtColor(means, cv2.COLOR_BGRA2BGR, dst=halved[top : top + step])
-    return halved
+        block, even = image[top : top + step], means[top : top + step]
+        if len(block) < step:
+            bgra, odd, differences = bgra[: len(block)], odd[: len(block)], differences[: len(block)]
+        pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA, dst=bgra) if block.shape[2] == 3 else block
+        pairs = pixels.reshape(len(block), -1).view(np.int32).reshape(len(block), columns, 2)
+        _mean(*cv2.split(pairs, [even, odd]), even, differences, odd)
+    return means.view(np.uint8).reshape(rows, columns, 4)
 
 
 def _mean(
@@ -260,7 +267,7 @@ def _mean(
         differences: temporary array.
         halves: temporary array. It can be ``a`` or ``b``.
     """
-    ones = np.full((), 0x01010101).astype(a.dtype)
+    ones = 0x01010101 if a.dtype == np.int32 else 1
     np.bitwise_xor(a, b, out=differences)
     np.bitwise_or(a, b, out=means)
     np.right_shift(differences, 1, out=halves)

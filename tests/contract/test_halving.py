@@ -29,3 +29,21 @@ def test_bytes_do_not_depend_on_the_implementation(rows, columns, channels):
     if channels == 3:
         bgr = np.ascontiguousarray(image[:, :, ::-1])
         assert np.array_equal(apply(bgr[:, :, ::-1], spec), expected)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_bytes_are_the_same_for_random_sizes_and_views(version):
+    rng = np.random.default_rng(version)
+    for _ in range(100):
+        rows, columns, height, width = (int(n) for n in rng.integers(1, (900, 900, 200, 200)))
+        frame = rng.integers(0, 256, (rows + 5, columns + 3, 3), np.uint8)
+        view = frame[5:, 3:, ::-1]  # a region of a BGR image, which is not contiguous
+        shrinks_both = rows >= 2 * height and columns >= 2 * width
+        if version == 1 and not shrinks_both:
+            expected = cv2.resize(view.copy(), (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+        elif version == 2:
+            expected = resized_by_opencv(view.copy(), height, width)
+        else:
+            continue
+        spec = PreprocessSpec(height, width, fit="stretch", version=version)
+        assert np.array_equal(apply(view, spec), expected)
