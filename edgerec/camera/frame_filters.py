@@ -120,7 +120,9 @@ class FrameSelector:
         reason = self._reason(frame)
         self._check_region(frame)
         if not reason:
-            frame = replace(frame, grabbed=self.options.apply(frame.grabbed))
+            image = self.options.apply(frame.grabbed)
+            if image is not frame.grabbed:
+                frame = replace(frame, grabbed=image)
             if frame.grabbed.size and (not self.options.motion or self._has_motion(frame)):
                 return frame
             reason = "motion" if frame.grabbed.size else "roi"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -235,10 +236,12 @@ def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: f
     Classes with equal scores are ordered by index. If any score is NaN or infinite, the label is unknown, and 0
     replaces these scores.
     """
-    finite = bool(np.isfinite(scores).all())
-    scores = scores if finite else np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0)
-    order = np.argsort(-scores, kind="stable")[: spec.top_k]
-    categories = tuple(Category(labels[i], int(i), float(scores[i])) for i in order)
+    order = np.argsort(-scores, kind="stable")
+    finite = math.isfinite(scores[order[0]]) and math.isfinite(scores[order[-1]])  # NaN is sorted last
+    if not finite:
+        scores = np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0)
+        order = np.argsort(-scores, kind="stable")
+    categories = tuple(Category(labels[i], i, float(scores[i])) for i in order[: spec.top_k].tolist())
     best = categories[0]
     unsure = float(calibrated(scores, spec.temperature)[best.index]) < spec.threshold_of(best.label)
     if unsure or not finite or spec.relative_novelty(novelty) > _MAX_RELATIVE_NOVELTY:
@@ -260,7 +263,7 @@ class Decider:
         self._recent: deque[int] = deque(maxlen=self._spec.memory)
         self._current: Decision | None = None
 
-    def update(self, scores: Scores, at_s: float, novelty: float | None = None, finite: bool = True) -> Decision:
+    def update(self, scores: Scores, at_s: float, novelty: float | None = None, finite: bool | None = None) -> Decision:
         """Add a frame's classification, and return the smoothed decision.
 
         Args:
@@ -268,9 +271,11 @@ class Decider:
             at_s: capture time of the frame, in seconds.
             novelty: the attribute ``novelty`` of the frame's :class:`Classification`.
             finite: the attribute ``finite`` of the frame's :class:`Classification`. If it is False, the frame counts as
-                unknown.
+                unknown. None checks whether the scores are finite.
         """
-        spec, finite = self._spec, bool(np.isfinite(scores).all()) and finite
+        spec = self._spec
+        if finite is None:
+            finite = bool(np.isfinite(scores).all())
         frame_scores = calibrated(scores, spec.temperature) if finite else np.zeros_like(scores)
         frame_novelty = spec.relative_novelty(novelty) if finite else 1.0
         if spec.smoothing == "mean" and self._mean is not None:

@@ -132,6 +132,8 @@ class Classifier:
 
         If the bundle has an autoencoder, the last array is for the autoencoder.
         """
+        if len(self._specs) == 1:
+            return (apply(image, self._specs[0].preprocess),)
         pixels = {preprocess: apply(image, preprocess) for preprocess in {spec.preprocess for spec in self._specs}}
         return tuple(pixels[spec.preprocess] for spec in self._specs)
 
