@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from typing import Any
@@ -35,9 +36,9 @@ _PACKAGES = {
 }
 
 
-def require(module: str) -> Any:
-    """Import ``module``, or raise :class:`MissingExtraError` with the command that installs it."""
-    package = module.partition(".")[0]
+@functools.cache  # because require() is called several times per frame
+def _set_environment(package: str) -> None:
+    """Set the environment variables that a package reads only once, when it is imported."""
     if package in ("tensorflow", "tf_keras"):
         # By default, TensorFlow uses the kernels of oneDNN only on CPUs with VNNI, but training with these kernels is
         # 1.2 to 4 times as fast on other CPUs too. TensorFlow reads this variable only once, when it is imported.
@@ -46,6 +47,12 @@ def require(module: str) -> Any:
         # Limit the image size, because even a small file can contain an image that takes gigabytes of memory. OpenCV
         # reads this variable only once, when it is imported.
         os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
+
+
+def require(module: str) -> Any:
+    """Import ``module``, or raise :class:`MissingExtraError` with the command that installs it."""
+    package = module.partition(".")[0]
+    _set_environment(package)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
