@@ -243,11 +243,12 @@ def _halve_columns(image: Image) -> Image:
     odd, differences = np.empty((2, step, columns), np.int32)
     for top in range(0, rows, step):
         block, even = image[top : top + step], means[top : top + step]
-        if len(block) < step:
+        if len(block) < step:  # the last block
             bgra, odd, differences = bgra[: len(block)], odd[: len(block)], differences[: len(block)]
         pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA, dst=bgra) if block.shape[2] == 3 else block
         pairs = pixels.reshape(len(block), -1).view(np.int32).reshape(len(block), columns, 2)
-        _mean(*cv2.split(pairs, [even, odd]), even, differences, odd)
+        left, right = cv2.split(pairs, [even, odd])
+        _mean(left, right, even, differences, odd)
     return means.view(np.uint8).reshape(rows, columns, 4)
 
 
