@@ -79,5 +79,5 @@ def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, me
         milder = ", ".join(next((method.milder for method in METHODS.values() if method.variant == variant), ()))
         raise GateError(
             f"{variant} loses {drop:.2f} percentage points of {metric} ({float_top1:.2%} to {top1:.2%}), "
-            f"but --max-drop only allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}increase --max-drop"
+            f"but --max-drop allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}increase --max-drop"
         )

@@ -218,7 +218,7 @@ def test_layer_that_mixes_channels_under_a_known_name_is_refused():
     def features(layers, x):
         return layers.GlobalAveragePooling2D()(Dropout()(layers.Conv2D(24, 3, activation="relu")(x)))
 
-    with pytest.raises(ModelError, match="custom layer with the name of a Keras layer"):
+    with pytest.raises(ModelError, match="custom layer with the same name as a Keras layer"):
         shrink(built(features), 0.5, None)
 
 
@@ -231,7 +231,7 @@ def test_error_explains_why_no_channels_can_be_removed():
         shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(8, 3)(x))), 0.5, None)
     with pytest.raises(ModelError, match=r"grouped \(Conv2D\) may need all of their channels"):
         shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(9, 3, groups=3, name="grouped")(x))), 0.5, None)
-    with pytest.raises(ModelError, match=r"fraction 0\.95: expected 0 to 0\.9"):
+    with pytest.raises(ModelError, match=r"by 0\.95: expected a fraction from 0 to 0\.9"):
         shrink(classes_only, 0.95, None)
 
 

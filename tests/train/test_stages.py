@@ -153,7 +153,7 @@ def test_extension_of_unsuitable_runs_is_refused(first_run, tmp_path, here):
         assert here("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2
     assert "create one with" in one_line(here("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
     assert here("train", "--resume", "--epochs", "+3", "--width", "2", "--out", first_run.path).returncode == 2
-    with pytest.raises(EdgerecError, match="expected a positive number together with resume=True"):
+    with pytest.raises(EdgerecError, match="more_epochs must be positive and requires resume=True"):
         fit(first_run.recipe, tmp_path / "run", more_epochs=3)
 
 
