@@ -10,6 +10,7 @@ import numpy as np
 
 from edgerec.errors import ModelError
 from edgerec.importing.graph_rewriter import Node, Rebuild, calls, flatten
+from edgerec.importing.unsupported import layers_of
 from edgerec.train.backend import keras
 
 
@@ -82,7 +83,7 @@ def with_indexing_layers(model: Any, where: str) -> Any:
     Raises:
         ModelError: an index is neither a selection of channels nor a crop.
     """
-    kinds = {type(layer).__name__ for layer in model._flatten_layers(include_self=False, recursive=True)}
+    kinds = {type(layer).__name__ for layer in layers_of(model)}
     if "SlicingOpLambda" not in kinds:
         return model
     if any(isinstance(node.layer, keras().Model) for node in calls(model)):

@@ -14,6 +14,7 @@ from edgerec.importing.image_input import with_image_input
 from edgerec.importing.indexing import selects_channels, with_indexing_layers
 from edgerec.importing.keras_files import check_keras_file, load_keras2
 from edgerec.importing.layer_allowlist import AUGMENTATION
+from edgerec.importing.unsupported import layers_of
 from edgerec.train.backend import reported_as
 from edgerec.train.precision import in_float32
 from edgerec.utils.optional import require
@@ -57,7 +58,7 @@ def read_third_party(path: str | Path) -> Any:
 
 def expects_pixels(model: Any) -> bool:
     """Return True if the model's first layers normalize raw pixels in [0, 255]."""
-    for layer in model._flatten_layers(include_self=False, recursive=True):
+    for layer in layers_of(model):
         kind = type(layer).__name__
         if kind in _VALUE_PRESERVING or selects_channels(layer):
             continue
