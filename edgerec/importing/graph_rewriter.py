@@ -267,3 +267,8 @@ def _source_layer(tensor: Any) -> Any:
 
 def _one_or_all(tensors: list[Any]) -> Any:
     return tensors[0] if len(tensors) == 1 else tensors
+
+
+def layers_of(model: Any) -> Iterator[Any]:
+    """Iterate over all layers, including those in nested models and wrappers."""
+    yield from model._flatten_layers(include_self=False, recursive=True)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.errors import ModelError
-from edgerec.importing.graph_rewriter import Node, Rebuild, calls, flatten
-from edgerec.importing.unsupported import layers_of
+from edgerec.importing.graph_rewriter import Node, Rebuild, calls, flatten, layers_of
 from edgerec.train.backend import keras
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.errors import ModelError
-from edgerec.importing.graph_rewriter import Node, Rebuild, calls, flatten
+from edgerec.importing.graph_rewriter import Node, Rebuild, calls, flatten, layers_of
 from edgerec.importing.lowering import lower
-from edgerec.importing.unsupported import Purpose, check_finite, layers_of, refuse, refuse_code
+from edgerec.importing.unsupported import Purpose, check_finite, refuse, refuse_code
 from edgerec.train.backend import keras
 from edgerec.utils.optional import require
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from edgerec.errors import ModelError
 from edgerec.importing.from_keras3 import from_keras3
+from edgerec.importing.graph_rewriter import layers_of
 from edgerec.importing.image_input import with_image_input
 from edgerec.importing.indexing import selects_channels, with_indexing_layers
 from edgerec.importing.keras_files import check_keras_file, load_keras2
 from edgerec.importing.layer_allowlist import AUGMENTATION
-from edgerec.importing.unsupported import layers_of
 from edgerec.train.backend import reported_as
 from edgerec.train.precision import in_float32
 from edgerec.utils.optional import require

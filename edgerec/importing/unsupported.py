@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 
 from edgerec.errors import ModelError
+from edgerec.importing.graph_rewriter import layers_of
 from edgerec.importing.lowering import ALONE, INSIDE, activation_name
 from edgerec.train.backend import keras
 
@@ -117,8 +117,3 @@ def _prunable(layer: Any) -> bool:
     from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry
 
     return hasattr(layer, "get_prunable_weights") or prune_registry.PruneRegistry.supports(layer)
-
-
-def layers_of(model: Any) -> Iterator[Any]:
-    """Iterate over all layers, including those in nested models and wrappers."""
-    yield from model._flatten_layers(include_self=False, recursive=True)
