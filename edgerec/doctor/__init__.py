@@ -1,7 +1,7 @@
-"""Check whether this machine can run cameras and training, and suggest commands that fix the problems.
+"""Check whether this machine can run edgerec, and suggest commands that fix any problems.
 
-Each module ``check_NAME`` collects information about one part of the machine (``collect``), and compares this
-information with the requirements of edgerec (``check``).
+Each ``check_NAME`` module collects information about one part of the machine (``collect``) and compares it with
+edgerec's requirements (``check``).
 """
 
 from __future__ import annotations
@@ -61,13 +61,12 @@ class Machine:
 
 
 def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = ROOT) -> DoctorReport:
-    """Check this machine. TensorFlow is not imported, and code that may crash or hang runs in child processes.
+    """Check this machine. Code that may crash or hang, such as importing TensorFlow, runs in child processes.
 
     Args:
-        target: target whose requirements are checked: a name in ``targets/``, or a .toml file.
-        bundle: path of a bundle. The requirements of the bundle's target are checked.
-        root: folder that contains ``sys``, ``proc`` and ``dev`` of the cameras, the Edge TPU and the board, e.g. a
-            copy from another machine.
+        target: target whose requirements are also checked: a name in ``targets/``, or a .toml file.
+        bundle: path of a bundle whose target's requirements are also checked.
+        root: folder that contains ``sys``, ``proc`` and ``dev``, e.g. a copy from another machine.
 
     Raises:
         TargetError: the target does not exist or is not valid.
@@ -75,18 +74,18 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
     """
     manifest = _manifest(bundle) if bundle else None
     name = target or (manifest.target if manifest else "")
-    # If the target of a bundle was the user's own .toml file, the bundle contains only the name of this file.
+    # If the bundle was exported for the user's own .toml file, it only contains the file's name.
     loaded_target = Target.load(name) if target or name in target_names() else None
     report = check_machine(inspect_machine(root), loaded_target, delegate=manifest.delegate if manifest else None)
     if manifest and loaded_target is None:
-        detail = "not compared with this machine, because edgerec has no target with this name: pass the target's file"
+        detail = "not checked, because edgerec does not include a target with this name: pass the target's .toml file"
         unknown = note(f"target {name}", detail, "edgerec doctor --target FILE.toml")
         report = DoctorReport((*report.results, unknown))
     return report
 
 
 def _manifest(bundle: str | Path) -> Manifest:
-    from edgerec.contract.bundle import Bundle  # not imported above, because it needs NumPy, which may be missing
+    from edgerec.contract.bundle import Bundle  # imported here because it requires NumPy, which may be missing
 
     return Bundle.open(bundle).manifest
 
@@ -121,12 +120,12 @@ def inspect_machine(root: str | Path = ROOT) -> Machine:
 
 
 def check_machine(machine: Machine, target: Target | None = None, *, delegate: str | None = None) -> DoctorReport:
-    """Compare a machine with the requirements of edgerec and of a target.
+    """Check a machine against the requirements of edgerec and, optionally, of a target.
 
     Args:
         machine: information about the machine.
-        target: target whose requirements are checked, or None to check only the requirements of edgerec.
-        delegate: delegate of the bundle. None uses the delegate of the target.
+        target: target whose requirements are also checked.
+        delegate: the bundle's delegate. If None, the target's delegate is used.
     """
     system, can_train = machine.system, "tensorflow" in machine.packages
     results = [

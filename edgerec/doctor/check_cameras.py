@@ -1,4 +1,4 @@
-"""Check the cameras, and check that picamera2 is installed if there is a camera module (CSI)."""
+"""Check the cameras and, if there is a CSI camera module, picamera2."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from edgerec.utils.child_process import ask_python
 from edgerec.utils.text import printable
 
 _SYSTEM_SITE = "usr/lib/python3/dist-packages/picamera2"
-# Python code that runs VIDIOC_QUERYCAP (linux/videodev2.h) for each device. A defective driver may hang, so the code is
-# run in a child process.
+# Python code that calls VIDIOC_QUERYCAP (linux/videodev2.h) for each device. It runs in a child process, because a
+# faulty driver may hang.
 _QUERY = """
 import fcntl, json, os, struct, sys
 replies = {}
@@ -46,13 +46,12 @@ _CAPTURE, _MEMORY_TO_MEMORY = 0x1 | 0x1000, 0x8000 | 0x4000
 
 @dataclass(frozen=True)
 class Cameras:
-    """The cameras of a machine.
+    """A machine's cameras.
 
     Attributes:
-        devices: video devices, in the order of their numbers.
-        hidden: names of devices that the kernel lists but that are missing in /dev, e.g. in a container.
-        picamera2: reason why picamera2 cannot be imported, an empty string if picamera2 can be imported, or None if
-            picamera2 is not installed.
+        devices: video devices, sorted by number.
+        hidden: names of devices listed by the kernel but missing from /dev, e.g. in a container.
+        picamera2: error if picamera2 cannot be imported, an empty string if it can, or None if it is not installed.
         system_has_picamera2: whether picamera2 is installed for the system's Python.
     """
 
@@ -63,7 +62,7 @@ class Cameras:
 
 
 def collect(root: Path = ROOT) -> Cameras:
-    """Return the cameras of this machine. On systems other than Linux, the result has no cameras.
+    """Return this machine's cameras. Cameras are only listed on Linux.
 
     Args:
         root: folder that contains ``sys``, ``dev`` and ``usr``.
@@ -79,11 +78,13 @@ def collect(root: Path = ROOT) -> Cameras:
 
 
 def check(cameras: Cameras, system: System) -> list[CheckResult]:
-    """Check each camera and other video device, and check that picamera2 is installed if it is needed."""
+    """Check all video devices and, if required, picamera2."""
     if system.os != "Linux":
-        detail = "edgerec doctor does not search for cameras on this system: try --source 0"
+        detail = "edgerec doctor cannot list cameras on this system: try --source 0"
         if system.os == "Darwin":
-            detail += ". macOS asks for permission once; change it in System Settings > Privacy & Security > Camera"
+            detail += (
+                ". macOS asks for permission once. To change it, open System Settings > Privacy & Security > Camera"
+            )
         return [ok("camera", detail)]
     modules = [device for device in cameras.devices if device.raw and device.capture is not None and not device.users]
     others = [device for device in cameras.devices if not device.helper and device not in modules]
@@ -97,12 +98,12 @@ def check(cameras: Cameras, system: System) -> list[CheckResult]:
         kind = "is not a camera" if len(helpers) == 1 else "are not cameras"
         results.append(ok("camera", f"{_range(helpers)} {kind}: {names}"))
     if cameras.hidden:
-        detail = f"{', '.join(cameras.hidden)}: not available in this container"
+        detail = f"{', '.join(cameras.hidden)} not available in this container"
         results.append(note("camera", detail, "docker run --device /dev/video0 …"))
     has_module = any(device.raw for device in cameras.devices)
     if all(device.helper for device in cameras.devices) and not cameras.hidden:
         command = "rpicam-hello --list-cameras" if system.pi else "v4l2-ctl --list-devices"
-        detail = "no camera was found: connect one, or use a stream, a video or a folder as the source"
+        detail = "no camera found: connect one, or use a stream, a video or a folder as the source"
         results.append(note("camera", detail, command))
     return [*results, *_check_picamera2(cameras, system, has_module)]
 
@@ -110,7 +111,7 @@ def check(cameras: Cameras, system: System) -> list[CheckResult]:
 def _check_camera(device: VideoDevice, system: System) -> CheckResult:
     camera = f"{device.path} ({device.name})"
     if device.capture is None and "ermission" in device.reason:
-        detail = f"permission denied for {camera}: only the group video may use this camera"
+        detail = f"permission denied for {camera}, which is only accessible to the group video"
         return problem("camera", detail, system.join("video"))
     if device.users:
         process = re.search(r"process (\d+)", device.users[0])
@@ -123,31 +124,31 @@ def _check_camera(device: VideoDevice, system: System) -> CheckResult:
 
 
 def _check_picamera2(cameras: Cameras, system: System, has_module: bool) -> list[CheckResult]:
-    report = problem if has_module else note  # picamera2 is needed only for a camera module
+    report = problem if has_module else note  # only camera modules require picamera2
     new_environment = "/usr/bin/python3 -m venv --clear --system-site-packages .venv"
     if cameras.picamera2 == "":
         return [ok("picamera2", "picamera2 can be imported")]
     if cameras.picamera2 is not None:
         if "size changed" in cameras.picamera2 or "numpy" in cameras.picamera2:
             detail = (
-                "picamera2 cannot be imported, because the system's simplejpeg was built for another version of NumPy"
+                "picamera2 cannot be imported, because the system's simplejpeg was built for a different NumPy version"
             )
             return [report("picamera2", detail, "pip install --upgrade --force-reinstall simplejpeg")]
         return [report("picamera2", f"picamera2 cannot be imported: {cameras.picamera2}", new_environment)]
     if cameras.system_has_picamera2:
-        detail = "picamera2 is installed for the system's Python, but this environment excludes the system's packages"
+        detail = "picamera2 is installed for the system's Python, but this environment does not include system packages"
         return [report("picamera2", detail, new_environment)]
     if has_module:
-        detail = "picamera2, which the camera module (CSI) needs, is not installed"
+        detail = "picamera2, which is required for the camera module (CSI), is not installed"
         install = f"{system.sudo}apt-get install --no-install-recommends python3-picamera2"
         return [problem("picamera2", detail, f"{install} && {new_environment}")]
     return []
 
 
 def _with_reply(device: VideoDevice, reply: Sequence[Any]) -> VideoDevice:
-    """Add the result of VIDIOC_QUERYCAP to a device: its name and capabilities, or the error if the call failed."""
+    """Return a copy of the device with the name and capabilities returned by VIDIOC_QUERYCAP, or the error."""
     reason, flags, card = reply
-    if reason == os.strerror(errno.ENOTTY):  # not a device file, but a copy from another machine
+    if reason == os.strerror(errno.ENOTTY):  # a copy from another machine rather than a device file
         return device
     if reason:
         return replace(device, capture=None, reason=str(reason))

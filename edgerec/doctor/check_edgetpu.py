@@ -1,4 +1,4 @@
-"""Check the Edge TPU: a Coral USB stick or PCIe card, its driver and libedgetpu."""
+"""Check the Edge TPU (Coral USB stick or PCIe card), its driver and libedgetpu."""
 
 from __future__ import annotations
 
@@ -31,35 +31,32 @@ _RULE = (
     "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
 )
 # Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer runtimes
-# crash with this library. The versions of rebuilt libraries contain "tf". docs/how-to/edge-tpu.md lists the public
-# reports.
+# crash with this library (see docs/how-to/edge-tpu.md). Version strings of rebuilt libraries contain "tf".
 _LAST_OLD_RUNTIME = (2, 11)
-# First version of the Linux kernel on which Google's gasket-dkms cannot be built.
+# First Linux kernel version on which Google's gasket-dkms does not build.
 _NEW_KERNEL = (6, 4)
-# Lines that config.txt of a Raspberry Pi 5 must contain for a PCIe card. The last line selects the kernel with 4 KiB
-# pages.
+# Lines required in config.txt on a Raspberry Pi 5 with a PCIe card. The last line selects the kernel with 4 KiB pages.
 _PI5_CONFIG = ("dtoverlay=pciex1-compat-pi5,no-mip", "dtoverlay=pcie-32bit-dma-pi5", "kernel=kernel8.img")
 
 
 @dataclass(frozen=True)
 class EdgeTpu:
-    """The Edge TPU of a machine, and the software for it.
+    """A machine's Edge TPU and the associated software.
 
     Attributes:
-        stick: device file of a USB stick; empty if there is no stick.
-        speed_mbps: speed of the stick's USB connection in Mbit/s; 0 if the speed is not known.
+        stick: the USB stick's device file; empty if there is no stick.
+        speed_mbps: speed of the stick's USB connection in Mbit/s; 0 if unknown.
         stick_open: whether the stick can be opened for writing.
         rule: whether there is a udev rule for the stick.
         card: whether there is a PCIe card.
-        apex: device file of the card; empty if the driver has not created a device file.
+        apex: the card's device file; empty if the driver has not created one.
         apex_open: whether ``apex`` can be opened for writing.
-        driver: whether the kernel module of the card is loaded.
-        config: lines for a PCIe card that are missing in config.txt of a Raspberry Pi 5.
+        driver: whether the card's kernel module is loaded.
+        config: lines required for the card but missing from config.txt on a Raspberry Pi 5.
         library: whether libedgetpu can be loaded.
-        reason: reason why the installed libedgetpu cannot be loaded; empty if it can be loaded or is missing.
-        version: version of the Debian package of libedgetpu; empty if libedgetpu was not installed as a package.
-        delegate: reason why the runtime cannot use libedgetpu; empty if the runtime can use libedgetpu, or if no device
-            is connected.
+        reason: error if the installed libedgetpu cannot be loaded; empty if it can be loaded or is missing.
+        version: version of libedgetpu's Debian package; empty if it was not installed as a package.
+        delegate: error if the runtime cannot use libedgetpu; empty if it can, or if no device is connected.
     """
 
     stick: str = ""
@@ -78,18 +75,18 @@ class EdgeTpu:
 
     @property
     def connected(self) -> bool:
-        """Whether an Edge TPU (a USB stick or a PCIe card) is connected."""
+        """Whether an Edge TPU is connected."""
         return bool(self.stick) or self.card
 
     @property
     def works(self) -> bool:
-        """Whether models can run on the Edge TPU, i.e. a device can be opened, and the runtime can use libedgetpu."""
+        """Whether models can run on the Edge TPU."""
         device = (self.stick and self.stick_open) or (self.apex and self.apex_open)
         return bool(device) and self.library and not self.delegate
 
 
 def collect(root: Path = ROOT) -> EdgeTpu:
-    """Return information about the Edge TPU of this machine.
+    """Return information about this machine's Edge TPU.
 
     Args:
         root: folder that contains ``sys``, ``proc``, ``dev``, ``etc``, ``boot`` and ``var``.
@@ -118,7 +115,7 @@ def collect(root: Path = ROOT) -> EdgeTpu:
 
 
 def check(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime] = ()) -> list[CheckResult]:
-    """Check the Edge TPU device (port, permissions and driver), libedgetpu and the TFLite runtime."""
+    """Check the Edge TPU's port, permissions, driver, libedgetpu and TFLite runtime."""
     if not tpu.connected:
         library = "; libedgetpu is installed" if tpu.library else ""
         return [ok("Edge TPU", f"no device on USB or PCIe{library}")] if system.os == "Linux" or tpu.library else []
@@ -133,10 +130,10 @@ def _check_stick(tpu: EdgeTpu, system: System) -> list[CheckResult]:
     result = []
     if tpu.stick and not tpu.stick_open:
         fix = system.join("plugdev") if tpu.rule else _RULE
-        reason = "you are not in the group plugdev" if tpu.rule else "udev has no rule for this device"
+        reason = "you are not in the group plugdev" if tpu.rule else "there is no udev rule for this device"
         result.append(problem("Edge TPU", f"the stick {tpu.stick} cannot be opened: {reason}", fix))
     if tpu.stick and 0 < tpu.speed_mbps < _USB3_MBPS:
-        detail = f"the stick is connected to a USB 2 port ({tpu.speed_mbps} Mbit/s): use a USB 3 port (blue) instead"
+        detail = f"the stick is connected to a USB 2 port ({tpu.speed_mbps} Mbit/s): use a (blue) USB 3 port instead"
         result.append(note("Edge TPU", detail))
     return result
 
@@ -146,24 +143,24 @@ def _check_card(tpu: EdgeTpu, system: System) -> list[CheckResult]:
         return []
     result = []
     if tpu.config and not tpu.apex:
-        detail = f"config.txt of this Raspberry Pi 5 lacks {' and '.join(tpu.config)}, which a PCIe card needs"
+        detail = f"config.txt lacks {' and '.join(tpu.config)}, which a PCIe card requires on a Raspberry Pi 5"
         lines = "".join(f"{line}\\n" for line in ("[all]", *tpu.config))
         fix = f"printf '{lines}' | sudo tee -a /boot/firmware/config.txt && sudo reboot"
         result.append(problem("Edge TPU", detail, fix))
     if not tpu.apex and tpu.driver:
-        detail = "the driver of the card is loaded, but there is no /dev/apex_0"
+        detail = "the card's driver is loaded, but /dev/apex_0 does not exist"
         result.append(
             problem("Edge TPU", detail, f"{system.sudo}dmesg | grep -i -e apex -e gasket   # shows the reason")
         )
     elif not tpu.apex:
-        detail = "no driver is loaded for the card, so there is no /dev/apex_0"
+        detail = "the card's driver is not loaded, so /dev/apex_0 does not exist"
         package = "gasket-dkms   # from Google's package source"
         if numbers(system.kernel)[:2] >= _NEW_KERNEL:
             detail += f". Google's gasket-dkms does not build on kernel {system.kernel}"
             package = "./gasket-dkms_*.deb   # download it from github.com/feranick/gasket-driver/releases"
         result.append(problem("Edge TPU", detail, f"{system.sudo}apt install {package}"))
     elif not tpu.apex_open:
-        detail = f"permission denied for {tpu.apex}: only the group apex may use this device"
+        detail = f"permission denied for {tpu.apex}, which is only accessible to the group apex"
         result.append(problem("Edge TPU", detail, system.join("apex")))
     return result
 
@@ -181,8 +178,8 @@ def _check_library(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime]) ->
     )
     if runtime and old_library and new_runtime:
         detail = (
-            f"libedgetpu {tpu.version} was built with TensorFlow 2.5. According to public reports, {runtime.package} "
-            f"{runtime.version} crashes with it: use a libedgetpu that was rebuilt with a newer TensorFlow"
+            f"libedgetpu {tpu.version}, which was built with TensorFlow 2.5, reportedly crashes with {runtime.package} "
+            f"{runtime.version}: use a libedgetpu rebuilt with a newer TensorFlow"
         )
         return [problem("Edge TPU", f"{detail}{f' (here: {tpu.delegate})' if tpu.delegate else ''}", fix)]
     if tpu.delegate:
@@ -202,7 +199,7 @@ def _find_stick(root: Path) -> tuple[str, int]:
 
 
 def _missing_config(root: Path) -> tuple[str, ...]:
-    """Return the required lines that are missing in config.txt of a Raspberry Pi 5, or no lines for other machines."""
+    """Return the required lines missing from config.txt. Only a Raspberry Pi 5 requires any."""
     if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
         return ()
     config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")
@@ -211,7 +208,7 @@ def _missing_config(root: Path) -> tuple[str, ...]:
 
 
 def _package_version(root: Path) -> str:
-    """Return the version of the installed Debian package of libedgetpu, e.g. ``16.0`` or ``16.0tf2.17.1-1``."""
+    """Return the version of libedgetpu's installed Debian package, e.g. ``16.0`` or ``16.0tf2.17.1-1``."""
     for entry in read_text(root / "var/lib/dpkg/status").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in entry.splitlines() if ": " in line and not line.startswith(" "))
         if fields.get("Package", "").startswith("libedgetpu1-") and fields.get("Status", "").endswith(" installed"):

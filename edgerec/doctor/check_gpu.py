@@ -1,4 +1,4 @@
-"""Check the GPU, which ``--delegate gpu`` and training use."""
+"""Check the GPU, which is used by ``--delegate gpu`` and training."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import run_program
 
-# Folders with the manifests of Vulkan drivers.
+# Folders that contain the manifests of Vulkan drivers.
 _DRIVERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPUs of a machine.
+    """A machine's GPUs.
 
     Attributes:
-        nvidia: names of NVIDIA GPUs, from nvidia-smi.
-        reason: reason why nvidia-smi failed; empty if nvidia-smi succeeded or is not installed.
-        nodes: device files of the GPUs (DRM render nodes).
-        denied: the ``nodes`` that this user may not open.
+        nvidia: names of the NVIDIA GPUs, as reported by nvidia-smi.
+        reason: error if nvidia-smi failed; empty if it succeeded or is not installed.
+        nodes: the GPUs' device files (DRM render nodes).
+        denied: ``nodes`` that this user does not have permission to open.
         vulkan: whether the Vulkan loader and a Vulkan driver are installed; True if there are no ``nodes``.
     """
 
@@ -36,7 +36,7 @@ class Gpu:
 
 
 def collect() -> Gpu:
-    """Return the GPUs of this machine."""
+    """Return this machine's GPUs."""
     tool = shutil.which("nvidia-smi")
     result = run_program([tool, "--query-gpu=name", "--format=csv,noheader"], timeout_s=10) if tool else None
     nodes = [str(path) for path in sorted(Path("/dev/dri").glob("renderD*"))]
@@ -50,21 +50,21 @@ def collect() -> Gpu:
 
 
 def check(gpu: Gpu, system: System) -> list[CheckResult]:
-    """Check the GPU drivers, the permissions of the GPU devices, and Vulkan."""
+    """Check the GPU drivers, device permissions and Vulkan."""
     result = []
     if gpu.nvidia:
         result.append(ok("GPU", ", ".join(gpu.nvidia)))
     if gpu.reason:
         result.append(problem("GPU", f"nvidia-smi failed: {gpu.reason}", f"{system.sudo}modprobe nvidia   # or reboot"))
     if gpu.denied:
-        detail = f"permission denied for {', '.join(gpu.denied)}: only the group render may use this device"
+        detail = f"permission denied for {', '.join(gpu.denied)}, which is only accessible to the group render"
         result.append(note("GPU", detail, system.join("render")))
     elif gpu.nodes and not gpu.vulkan:
         fix = f"{system.sudo}apt install libvulkan1 mesa-vulkan-drivers"
-        result.append(note("GPU", "--delegate gpu needs Vulkan, which is not installed", fix))
+        result.append(note("GPU", "--delegate gpu requires Vulkan, which is not installed", fix))
     elif gpu.nodes and not result:
         result.append(ok("GPU", f"{', '.join(gpu.nodes)} with Vulkan: --delegate gpu may work"))
-    return result or [ok("GPU", "no GPU was found: models run on the CPU")]
+    return result or [ok("GPU", "no GPU found, so models run on the CPU")]
 
 
 def _has_vulkan() -> bool:

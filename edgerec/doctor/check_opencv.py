@@ -1,4 +1,4 @@
-"""Check OpenCV, which edgerec uses to read images, preprocess them, and open windows."""
+"""Check OpenCV, which edgerec uses to read and preprocess images and to open windows."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ print(json.dumps([cv2.__version__, gui[1] if gui else ""]))
 
 @dataclass(frozen=True)
 class OpenCV:
-    """The installed OpenCV, and whether it can open windows.
+    """The OpenCV installation and its support for windows.
 
     Attributes:
-        version: version of OpenCV; empty if OpenCV cannot be imported.
-        gui: GUI library for windows, e.g. ``QT5``; ``NONE`` if this OpenCV cannot open windows.
-        reason: reason why OpenCV cannot be imported; empty if it can be imported.
-        display: whether there is a display for windows.
+        version: OpenCV version; empty if OpenCV cannot be imported.
+        gui: GUI library, e.g. ``QT5``; ``NONE`` if this OpenCV cannot open windows.
+        reason: error if OpenCV cannot be imported; empty if it can.
+        display: whether there is a display.
         ssh: whether this is an SSH session.
     """
 
@@ -44,7 +44,7 @@ class OpenCV:
 
 
 def collect() -> OpenCV:
-    """Return information about OpenCV in this environment."""
+    """Return information about the OpenCV installation."""
     value, reason = ask_python(_IMPORT)
     version, gui = value or ("", "")
     display = not sys.platform.startswith("linux") or bool(
@@ -54,11 +54,15 @@ def collect() -> OpenCV:
 
 
 def check(opencv: OpenCV, packages: Packages, system: System) -> list[CheckResult]:
-    """Check whether OpenCV can be imported, and whether it can open windows."""
+    """Check whether OpenCV can be imported and can open windows."""
     extra = "desktop" if opencv.display else "headless"
     if "No module named 'cv2'" in opencv.reason:
         return [
-            problem("OpenCV", "OpenCV is not installed, so images cannot be read", f'pip install "edgerec[{extra}]"')
+            problem(
+                "OpenCV",
+                "OpenCV, which is required to read images, is not installed",
+                f'pip install "edgerec[{extra}]"',
+            )
         ]
     if opencv.reason:
         return [problem("OpenCV", f"OpenCV cannot be imported: {opencv.reason}", _fix(opencv.reason, packages, system))]
@@ -72,13 +76,13 @@ def check(opencv: OpenCV, packages: Packages, system: System) -> list[CheckResul
         result.append(ok("display", "windows can be opened"))
     else:
         reason = "this is an SSH session" if opencv.ssh else "there is no display"
-        result.append(ok("display", f"{reason}, so edgerec camera needs --headless, --json or --web"))
+        result.append(ok("display", f"{reason}, so edgerec camera requires --headless, --json or --web"))
     return result
 
 
 def _fix(reason: str, packages: Packages, system: System) -> str:
     installed = [name for name in OPENCVS if name in packages]
-    if "has no attribute" in reason and installed:  # another OpenCV package was uninstalled, which deleted shared files
+    if "has no attribute" in reason and installed:  # uninstalling another OpenCV package deleted shared files
         return f"pip install --force-reinstall --no-deps {installed[0]}"
     if reason.startswith(TIMED_OUT):
         return 'python -c "import cv2"   # does it finish?'

@@ -1,4 +1,4 @@
-"""Check the installed Python packages and their version conflicts."""
+"""Check the installed Python packages for version conflicts."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _EXTRAS = {
     "plots": ("matplotlib",),
     "train": ("tensorflow", "tf-keras", "tensorflow-model-optimization", "scikit-learn", "matplotlib"),
 }
-# Only these packages are checked, because conflicts between other packages do not affect edgerec.
+# Packages to check. Conflicts between other packages do not affect edgerec.
 _OURS = (
     *("edgerec", "numpy", "typer", "ai-edge-litert", "tflite-runtime", "flatbuffers", "protobuf", "keras", "h5py"),
     *("ml-dtypes", *OPENCVS, *(name for names in _EXTRAS.values() for name in names)),
 )
-# tflite-runtime was built with NumPy 1, and OpenCV 4.12 needs NumPy 2.
+# tflite-runtime was built with NumPy 1, but OpenCV 4.12 and newer require NumPy 2.
 _OLD_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
-# Requirements with other characters are not inserted into commands, because users paste the commands into a shell.
+# Only requirements with these characters are inserted into suggested commands, which users paste into a shell.
 _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """A package that is missing or has the wrong version, although an installed package requires it.
+    """An installed package's unmet requirement.
 
     Attributes:
-        package: name and version of the package.
-        requirement: the requirement, e.g. ``numpy<2``.
-        installed: installed version of the required package; empty if the package is not installed.
+        package: name and version of the installed package.
+        requirement: its requirement, e.g. ``numpy<2``.
+        installed: installed version of the required package; empty if it is not installed.
     """
 
     package: str
@@ -50,7 +50,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Packages:
-    """Installed packages.
+    """The installed packages.
 
     Attributes:
         versions: versions of the checked packages, keyed by normalized name.
@@ -64,12 +64,12 @@ class Packages:
         return name in self.versions
 
     def major(self, name: str) -> int:
-        """Return the major version of a package, or 0 if the package is not installed."""
+        """Return a package's major version, or 0 if it is not installed."""
         return next(iter(numbers(self.versions.get(name, ""))), 0)
 
 
 def collect() -> Packages:
-    """Return the installed versions of edgerec's dependencies, and the version conflicts."""
+    """Return the installed versions of edgerec's dependencies and any conflicts between them."""
     versions = {}
     for name in _OURS:
         try:
@@ -80,7 +80,7 @@ def collect() -> Packages:
 
 
 def check(packages: Packages) -> list[CheckResult]:
-    """Check the optional dependencies of edgerec (extras), and conflicts between packages."""
+    """Check edgerec's optional dependencies and conflicts between packages."""
     extras = [name for name, needs in _EXTRAS.items() if all(need in packages for need in needs)]
     extras_text = f" with {', '.join(extras)}" if extras else ""
     result = [ok("packages", f"edgerec {packages.versions.get('edgerec', '(not installed)')}{extras_text}")]
@@ -101,7 +101,7 @@ def check(packages: Packages) -> list[CheckResult]:
 
 def _conflict_result(name: str, conflicts: Sequence[Conflict], old_numpy: bool) -> CheckResult:
     installed = conflicts[0].installed
-    needs = "; ".join(f"{conflict.package} needs {conflict.requirement}" for conflict in conflicts)
+    needs = "; ".join(f"{conflict.package} requires {conflict.requirement}" for conflict in conflicts)
     bounds = ",".join(dict.fromkeys(conflict.requirement.removeprefix(name) for conflict in conflicts))
     fix = f'pip install "{name}{bounds.strip(",")}"' if _PLAIN.fullmatch(name + bounds) else ""
     detail = f"{name} {installed} is incompatible: {needs}" if installed else f"{name} is not installed: {needs}"
@@ -109,8 +109,8 @@ def _conflict_result(name: str, conflicts: Sequence[Conflict], old_numpy: bool) 
 
 
 def find_conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
-    """Yield the unmet requirements of the packages. ``pip check`` finds the same conflicts, but is ten times slower."""
-    # For 32-bit programs on a 64-bit kernel, platform.machine() returns the 64-bit architecture.
+    """Yield the packages' unmet requirements. The result is the same as that of ``pip check``, but faster."""
+    # In a 32-bit process on a 64-bit kernel, platform.machine() returns the 64-bit architecture.
     environment = {"extra": "", "platform_machine": arch(platform.machine(), own_bits())}
     parse = _requirement_parser()
     for name, version in versions.items() if parse else ():
@@ -124,7 +124,7 @@ def find_conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
                     continue
             except importlib.metadata.PackageNotFoundError:
                 installed = ""
-            except ValueError:  # the line is not a valid requirement
+            except ValueError:  # invalid requirement
                 continue
             yield Conflict(f"{name} {version}", f"{needed.name}{needed.specifier}", installed)
 
@@ -139,6 +139,6 @@ def _requirement_parser() -> Any:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version, e.g. ``(2, 14, 0)`` for ``2.14.0rc1``."""
+    """Parse the release numbers of a version string, e.g. ``(2, 14, 0)`` for ``2.14.0rc1``."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()

@@ -14,7 +14,7 @@ from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import run_program
 
-# The first version of pip that supports all wheel tags that edgerec needs (manylinux_2_x and musllinux).
+# First pip version that supports all required wheel tags (manylinux_2_x and musllinux).
 _PIP = (21, 2)
 
 
@@ -23,14 +23,14 @@ class Python:
     """The Python interpreter that runs edgerec.
 
     Attributes:
-        version: version of Python, e.g. ``(3, 11, 2)``.
+        version: Python version, e.g. ``(3, 11, 2)``.
         executable: path of the interpreter.
         venv: whether the interpreter belongs to a virtual environment.
-        system_site_packages: whether the virtual environment includes the system's packages.
-        managed: whether pip refuses to install packages for this interpreter (PEP 668).
+        system_site_packages: whether the virtual environment includes system packages.
+        managed: whether the environment is externally managed, i.e. pip refuses to install packages (PEP 668).
         free_threaded: whether Python was built without the GIL.
         translated: whether this is an x86 Python on Apple silicon.
-        pip: version of pip; empty if pip is not installed.
+        pip: pip version; empty if pip is not installed.
     """
 
     version: tuple[int, int, int] = (3, 11, 2)
@@ -44,7 +44,7 @@ class Python:
 
     @property
     def short(self) -> str:
-        """Return the version without the patch number, e.g. ``3.11``."""
+        """Return the major and minor version, e.g. ``3.11``."""
         return f"{self.version[0]}.{self.version[1]}"
 
 
@@ -76,18 +76,18 @@ def check(python: Python, system: System) -> list[CheckResult]:
     result = [ok("Python", f"{version}, {kind}, {python.executable}")]
     new_environment = "py -m venv .venv" if system.os == "Windows" else "python3 -m venv .venv && . .venv/bin/activate"
     if python.managed and not python.venv:
-        detail = "pip refuses to install packages for the system's Python, so create a virtual environment"
+        detail = "pip refuses to install packages for the system's Python: create a virtual environment"
         result.append(note("Python", detail, new_environment))
     if python.free_threaded:
-        detail = "no TFLite runtime has a wheel for a Python without the GIL (free-threaded)"
+        detail = "no TFLite runtime provides wheels for free-threaded Python"
         result.append(problem("Python", detail, f"use {python.short}"))
     if python.translated:
-        detail = "this is an Intel Python on Apple silicon, but LiteRT has a wheel only for an ARM Python"
+        detail = "this is an Intel build of Python on Apple silicon, but LiteRT only provides wheels for ARM builds"
         result.append(problem("Python", detail, "arch -arm64 zsh"))
     if not python.pip:
         result.append(note("pip", "pip is not installed in this environment", "python -m ensurepip --upgrade"))
     elif numbers(python.pip) < _PIP:
-        detail = f"pip {python.pip} is too old to find all wheels that edgerec needs"
+        detail = f"pip {python.pip} is too old to find all required wheels"
         result.append(note("pip", detail, "python -m pip install --upgrade pip"))
     return result
 

@@ -1,4 +1,4 @@
-"""Check the memory, the disk space, the temperature and the power supply."""
+"""Check memory, disk space, temperature and power supply."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edgerec.runtime.thermal import earlier_throttled, processor_temperature_c, 
 from edgerec.utils.atomic import cache_folder
 
 MIB = 2**20
-# Memory that is needed for inference with a small model and OpenCV, and for training a small model with TensorFlow.
+# Memory required for inference with a small model and OpenCV, and for training a small model with TensorFlow.
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
-# A disk with less free space is reported as full.
+# Disks with less free space than this are reported as full.
 _FULL_BYTES = 100 * MIB
-# With less free space, training may fill the disk.
+# With less free space than this, training may fill the disk.
 _LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
-# Command that changes the location of each kind of folder.
+# Commands for using a different folder, by purpose.
 _OTHER_FOLDER = {
     "cache": 'export EDGEREC_CACHE="$HOME/.cache/edgerec"',
     "current folder": 'cd "$HOME"',
@@ -37,8 +37,8 @@ class Folder:
     Attributes:
         what: purpose of the folder, a key of ``_OTHER_FOLDER``.
         path: path of the folder.
-        free_bytes: disk space that is available to this user.
-        writable: whether this user may write to the folder.
+        free_bytes: disk space available to this user.
+        writable: whether this user has permission to write to the folder.
     """
 
     what: str
@@ -49,15 +49,15 @@ class Folder:
 
 @dataclass(frozen=True)
 class Resources:
-    """Memory, disk space, temperature and power supply of a machine.
+    """A machine's memory, disk space, temperature and power supply.
 
     Attributes:
-        memory_bytes: memory of the machine or of the container; 0 if not known.
-        available_bytes: memory that is available to programs; 0 if not known.
-        folders: folders that edgerec writes to.
-        temperature_c: CPU temperature in degrees Celsius, or None if not known.
-        throttled: reasons why a Raspberry Pi is throttled now.
-        earlier: reasons why a Raspberry Pi was throttled since it was started.
+        memory_bytes: total memory of the machine or container; 0 if unknown.
+        available_bytes: memory available to programs; 0 if unknown.
+        folders: folders to which edgerec writes.
+        temperature_c: CPU temperature in degrees Celsius, or None if unknown.
+        throttled: reasons why a Raspberry Pi is currently throttled.
+        earlier: reasons why a Raspberry Pi was throttled at any time since boot.
     """
 
     memory_bytes: int = 4 * 1024 * MIB
@@ -69,7 +69,7 @@ class Resources:
 
 
 def collect() -> Resources:
-    """Return the resources of this machine."""
+    """Return this machine's resources."""
     total, available = _memory()
     health = read_health()
     return Resources(
@@ -90,9 +90,9 @@ def check(resources: Resources, system: System, training: bool) -> list[CheckRes
     """Check memory, disk space, temperature and power supply.
 
     Args:
-        resources: resources of the machine.
+        resources: the machine's resources.
         system: the operating system.
-        training: whether the machine is also used for training, which needs more memory and disk space.
+        training: whether the machine is also used for training, which requires more memory and disk space.
     """
     return [
         *_check_memory(resources, training),
@@ -108,9 +108,9 @@ def _check_memory(resources: Resources, training: bool) -> list[CheckResult]:
     text = f"{total / MIB:,.0f} MiB, of which {available / MIB:,.0f} MiB are available"
     if available < _CAMERA_BYTES:
         fix = "ps aux --sort=-rss | head   # stop the largest processes"
-        return [problem("memory", f"{text}, which is too little for edgerec camera", fix)]
+        return [problem("memory", f"{text}, which is not enough for edgerec camera", fix)]
     if training and available < _TRAINING_BYTES:
-        return [note("memory", f"{text}, but training needs about 3 GiB", "edgerec train --batch-size 16 …")]
+        return [note("memory", f"{text}, but training requires about 3 GiB", "edgerec train --batch-size 16 …")]
     return [ok("memory", text)]
 
 
@@ -120,15 +120,15 @@ def _check_disks(resources: Resources, system: System, training: bool) -> list[C
         where = f"{folder.what} {folder.path}"
         if not folder.writable:
             report = note if folder.what == "current folder" else problem
-            result.append(report("disk", f"you have no permission to write to the {where}", _OTHER_FOLDER[folder.what]))
+            result.append(report("disk", f"no permission to write to the {where}", _OTHER_FOLDER[folder.what]))
         elif folder.free_bytes < _FULL_BYTES:
             fix = "pip cache purge" + (f"; {system.sudo}apt clean" if system.os == "Linux" else "")
-            result.append(problem("disk", f"{where} is full: only {folder.free_bytes / MIB:,.0f} MiB are free", fix))
+            result.append(problem("disk", f"{where}: disk full, only {folder.free_bytes / MIB:,.0f} MiB free", fix))
         elif folder.free_bytes < _LOW_BYTES and training:
-            result.append(note("disk", f"{where} has only {folder.free_bytes / MIB:,.0f} MiB free", "pip cache purge"))
+            result.append(note("disk", f"{where}: only {folder.free_bytes / MIB:,.0f} MiB free", "pip cache purge"))
     if not result and resources.folders:
         least = min(folder.free_bytes for folder in resources.folders)
-        result.append(ok("disk", f"at least {least / 1024 / MIB:,.1f} GiB are free in each folder that edgerec uses"))
+        result.append(ok("disk", f"at least {least / 1024 / MIB:,.1f} GiB free in each folder used by edgerec"))
     return result
 
 
@@ -138,10 +138,10 @@ def _check_heat_and_power(resources: Resources) -> list[CheckResult]:
         what = "power" if reason == "under-voltage" else "heat"
         result.append(problem(what, f"the Raspberry Pi currently reports: {reason}", _check_command(reason)))
     if earlier := [reason for reason in resources.earlier if reason not in resources.throttled]:
-        detail = f"the Raspberry Pi has reported since its start: {', '.join(earlier)}"
+        detail = f"the Raspberry Pi has reported since boot: {', '.join(earlier)}"
         result.append(note("power", detail, _check_command(earlier[0])))
     if degrees is not None and degrees >= _HOT_C and not resources.throttled:
-        detail = f"{degrees:.0f} degrees Celsius: the CPU will soon be slowed down, so add a fan or a heat sink"
+        detail = f"{degrees:.0f} degrees Celsius: add a fan or a heat sink, because the CPU will soon be throttled"
         result.append(note("heat", detail))
     if not result and degrees is not None:
         result.append(ok("heat", f"{degrees:.0f} degrees Celsius"))
@@ -155,7 +155,7 @@ def _check_command(reason: str) -> str:
 
 
 def _memory() -> tuple[int, int]:
-    """Return the total and the available memory of the machine or container in bytes, or 0 if they are not known."""
+    """Return the total and available memory of the machine or container in bytes, or 0 if unknown."""
     values = {}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -167,23 +167,23 @@ def _memory() -> tuple[int, int]:
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # there is no limit: the file does not exist or contains "max"
+    except (OSError, ValueError):  # the file does not exist or contains "max", i.e. there is no limit
         return total, available
     return min(total, limit), min(available, max(0, limit - used))
 
 
 def folder_state(what: str, find: Callable[[], Path]) -> Folder:
-    """Return the free space of a folder, and whether the folder is writable.
+    """Return a folder's free space and whether it is writable.
 
     Args:
         what: purpose of the folder.
-        find: function that returns the path of the folder, which may not exist yet.
+        find: function that returns the folder's path. The folder does not have to exist.
     """
     try:
         path = find()
-    except (OSError, RuntimeError) as error:  # the folder was removed, or the user has no home folder
+    except (OSError, RuntimeError) as error:  # e.g. the folder was removed, or the user has no home folder
         return Folder(what, f"({error})", 0, False)
-    # If the folder does not exist yet, it will be created in its nearest existing parent.
+    # A folder that does not exist yet will be created in its nearest existing parent.
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class CheckState(StrEnum):
-    """Result of a check: no problem (``ok``), a restriction (``note``) or a failure (``problem``)."""
+    """Outcome of a check: success (``ok``), a restriction (``note``) or a failure (``problem``)."""
 
     OK = "ok"
     NOTE = "note"
@@ -20,10 +20,10 @@ class CheckResult:
     """The result of one check.
 
     Attributes:
-        what: the checked part in one or two words, e.g. ``camera``.
-        state: whether this part works.
-        detail: result of the check in one sentence.
-        fix: shell command that fixes the problem, or an empty string if there is no problem or no such command.
+        what: what was checked, in one or two words, e.g. ``camera``.
+        state: outcome of the check.
+        detail: details in one sentence.
+        fix: shell command that fixes the problem; empty if there is no problem or no such command.
     """
 
     what: str
@@ -44,7 +44,7 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
-        """Whether all checks passed without a problem."""
+        """Whether no check found a problem."""
         return not self.of(CheckState.PROBLEM)
 
     def of(self, state: CheckState) -> list[CheckResult]:

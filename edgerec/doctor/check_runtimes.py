@@ -24,8 +24,8 @@ class Runtime:
     Attributes:
         package: name of the Python package.
         version: installed version.
-        reason: reason why the runtime cannot be imported; empty if it can be imported, or if it is TensorFlow, whose
-            import takes seconds and is not tried.
+        reason: error if the runtime cannot be imported; empty if it can, or if it is TensorFlow, whose import is slow
+            and therefore not tested.
     """
 
     package: str
@@ -34,7 +34,7 @@ class Runtime:
 
 
 def collect() -> tuple[Runtime, ...]:
-    """Return the installed runtimes, in the order in which edgerec chooses them."""
+    """Return the installed runtimes in edgerec's order of preference."""
     result = []
     for package, module in RUNTIMES.items():
         try:
@@ -47,7 +47,7 @@ def collect() -> tuple[Runtime, ...]:
 
 
 def check(runtimes: tuple[Runtime, ...], system: System, python: Python) -> list[CheckResult]:
-    """Check the runtime that edgerec uses, and report runtimes that cannot be imported."""
+    """Report the runtime that edgerec will use and any runtimes that cannot be imported."""
     result = []
     working = [runtime for runtime in runtimes if not runtime.reason]
     if working:
@@ -59,13 +59,13 @@ def check(runtimes: tuple[Runtime, ...], system: System, python: Python) -> list
     if not runtimes:
         result.append(_not_installed(system, python))
     elif working and working[0].package == "tensorflow" and "ai-edge-litert" in installable(system, python):
-        detail = "TensorFlow is used as the runtime, which takes longer to start than LiteRT"
+        detail = "TensorFlow is used as the runtime, but LiteRT starts faster"
         result.append(note("runtime", detail, "pip install ai-edge-litert"))
     return result
 
 
 def installable(system: System, python: Python) -> list[str]:
-    """Return the names of the runtimes that have a wheel for this system and Python."""
+    """Return the names of the runtimes that provide wheels for this system and Python version."""
     return [
         package
         for package, (systems, last) in WHEELS.items()
@@ -80,10 +80,10 @@ def _not_installed(system: System, python: Python) -> CheckResult:
     where = f"{system.os} on {system.arch}"
     newest = max((last for systems, last in WHEELS.values() if (system.os, system.arch) in systems), default=0)
     if not newest:
-        return problem("runtime", f"no TFLite runtime has a wheel for {where}: use a 64-bit operating system")
+        return problem("runtime", f"no TFLite runtime provides wheels for {where}: use a 64-bit operating system")
     return problem(
         "runtime",
-        f"no TFLite runtime has a wheel for Python {python.short} on {where}: use Python 3.{newest}",
+        f"no TFLite runtime provides wheels for Python {python.short} on {where}: use Python 3.{newest}",
         f"python3.{newest} -m venv .venv",
     )
 

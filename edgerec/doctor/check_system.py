@@ -1,4 +1,4 @@
-"""Check the operating system, the user, the clock and the locale."""
+"""Check the operating system, clock and locale."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.runtime.video_devices import ROOT, read_text
 from edgerec.utils.parallel import available_cpus
 
-# Release date of this version of edgerec. If the clock shows an earlier date, the clock is wrong.
+# Release date of this edgerec version. If the system time is earlier, the clock is wrong.
 _RELEASED_S = 1_761_955_200  # 2025-11-01
 _DAY_S = 86_400
 
 
 @dataclass(frozen=True)
 class System:
-    """Operating system, hardware, user and clock of a machine.
+    """A machine's operating system, hardware, user and clock.
 
     Attributes:
         os: ``Linux``, ``Darwin`` or ``Windows``.
         title: display name of the operating system.
-        machine: CPU architecture of the kernel.
+        machine: the kernel's CPU architecture.
         bits: word size of programs, 32 or 64. A 64-bit kernel can run 32-bit programs.
         board: name of the single-board computer; empty for other machines.
         kernel: release of the Linux kernel, e.g. ``6.12.47+rpt-rpi-v8``; empty on other systems.
@@ -38,9 +38,9 @@ class System:
         user: name of the user, for commands in messages.
         groups: groups of the current session.
         member_of: groups that the user will have after logging in again.
-        now_s: Unix time of the system clock.
-        installed_s: Unix time at which edgerec was installed.
-        encoding: encoding of the terminal or of file names if it is not UTF-8, otherwise empty.
+        now_s: system time as a Unix timestamp.
+        installed_s: installation time of edgerec as a Unix timestamp.
+        encoding: encoding of the terminal or of file names; empty if both are UTF-8.
     """
 
     os: str = "Linux"
@@ -61,12 +61,12 @@ class System:
 
     @property
     def arch(self) -> str:
-        """Return the CPU architecture of this machine's programs, which may differ from that of the kernel."""
+        """Return the CPU architecture of programs, which may differ from the kernel's."""
         return arch(self.machine, self.bits)
 
     @property
     def sudo(self) -> str:
-        """Return ``sudo`` for commands that need root permissions, or an empty string if the user is root."""
+        """Return the prefix for commands that require root permissions: ``sudo``, or nothing for root."""
         return "" if self.root else "sudo "
 
     @property
@@ -75,32 +75,36 @@ class System:
         return self.board.startswith("Raspberry Pi")
 
     def join(self, group: str) -> str:
-        """Return the command that adds the user to a group.
+        """Return a command that adds the user to a group.
 
-        If the user is already a member, return the command that starts a session in which the membership is active.
+        If the user is already a member, return a command that starts a session in which the membership is active.
         """
         if group in self.member_of:
-            return f"exec su - {self.user or '$USER'}"  # the user was added to the group after this session had started
+            return f"exec su - {self.user or '$USER'}"  # the user was added after this session had started
         return f"sudo usermod -aG {group} {self.user or '$USER'}   # then log out and in again"
 
 
 def arch(machine: str, bits: int) -> str:
-    """Return the CPU architecture of programs, which may be 32-bit programs on a 64-bit kernel.
+    """Return the CPU architecture of programs. 32-bit programs can run on a 64-bit kernel.
 
     Args:
-        machine: CPU architecture of the kernel.
+        machine: the kernel's CPU architecture.
         bits: word size of the programs.
     """
     return "armv7l" if bits == 32 and machine in ("aarch64", "armv8l") else machine
 
 
 def own_bits() -> int:
-    """Return the word size of this Python in bits."""
+    """Return this Python's word size in bits."""
     return struct.calcsize("P") * 8
 
 
 def collect(root: Path = ROOT) -> System:
-    """Return information about this system. ``root`` is the folder that contains ``proc``."""
+    """Return information about this system.
+
+    Args:
+        root: folder that contains ``proc``.
+    """
     groups, member_of = _groups()
     return System(
         os=platform.system(),
@@ -122,12 +126,12 @@ def collect(root: Path = ROOT) -> System:
 
 
 def check(system: System) -> list[CheckResult]:
-    """Check the system, 32-bit programs, the clock and the locale."""
+    """Check the system, clock and locale."""
     count = f"{system.processors} CPU core{'s' if system.processors > 1 else ''}"
     result = [ok("system", ", ".join(filter(None, [system.board, system.title, system.arch, count])))]
     if system.bits == 32 and system.machine in ("aarch64", "armv8l", "x86_64"):
         detail = (
-            f"pip evaluates requirements for {system.machine}, because the kernel is 64-bit, but programs are 32-bit"
+            f"pip may install packages for {system.machine}, because the kernel is 64-bit although programs are 32-bit"
         )
         fix = 'pip install --no-deps edgerec tflite-runtime && pip install typer "numpy<2"'
         result.append(note("system", detail, fix))
@@ -138,7 +142,9 @@ def check(system: System) -> list[CheckResult]:
         result.append(problem("clock", detail, fix))
     if system.encoding:
         fix = "set PYTHONUTF8=1" if system.os == "Windows" else "export LC_ALL=C.UTF-8"
-        detail = f"some labels and file names cannot be printed, because the encoding is {system.encoding}, not UTF-8"
+        detail = (
+            f"some labels and file names cannot be printed, because the encoding is {system.encoding} instead of UTF-8"
+        )
         result.append(note("locale", detail, fix))
     return result
 
@@ -155,7 +161,7 @@ def _title() -> str:
 
 
 def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the groups of the current session, and the groups in /etc/group that list the user as a member."""
+    """Return the current session's groups and the groups of which the user is a member in /etc/group."""
     try:
         import grp
         import pwd
@@ -164,7 +170,7 @@ def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
         all_groups = grp.getgrall()
-    except (KeyError, OSError):  # /etc/passwd has no entry for the user ID, e.g. in a container
+    except (KeyError, OSError):  # the user ID is not in /etc/passwd, e.g. in a container
         return (), ()
     session = set(os.getgroups()) | {os.getegid()}
     return (

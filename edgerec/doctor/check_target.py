@@ -29,37 +29,39 @@ def check(
     tpu: EdgeTpu,
     delegate: str,
 ) -> list[CheckResult]:
-    """Check the architecture, Python, runtimes, memory and Edge TPU of a machine against the requirements of a target.
+    """Check a machine against a target's requirements.
 
     Args:
         target: the target.
         system: the machine and its user.
         python: Python interpreter that runs edgerec.
         runtimes: installed TFLite runtimes.
-        resources: resources of the machine, such as its memory.
-        tpu: Edge TPU of the machine, and the software for it.
-        delegate: delegate of the bundle or the target, or an empty string for the CPU.
+        resources: the machine's resources, such as memory.
+        tpu: the machine's Edge TPU and the associated software.
+        delegate: the bundle's or target's delegate, or an empty string for the CPU.
     """
     what = f"target {target.name}"
     if target.kind != "bundle":
-        return [note(what, "edgerec does not run on this target: your own app or firmware runs the exported model")]
+        return [note(what, "this target does not run edgerec: use the exported model in your own app or firmware")]
     result = []
     if target.arch and system.arch not in target.arch:
-        detail = f"the target needs {' or '.join(target.arch)}, but this machine is {system.arch}"
+        detail = f"the target requires {' or '.join(target.arch)}, but this machine is {system.arch}"
         result.append(problem(what, detail, "edgerec targets   # lists all targets"))
     if target.python and python.short not in target.python:
-        detail = f"the target needs Python {' or '.join(target.python)}, but this is Python {python.short}"
+        detail = f"the target requires Python {' or '.join(target.python)}, but this is Python {python.short}"
         result.append(problem(what, detail, f"python{target.python[-1]} -m venv .venv"))
     if target.runtimes and not any(_meets(runtime, text) for runtime in runtimes for text in target.runtimes):
-        detail = f"the target needs {' or '.join(target.runtimes)}, which is not installed or cannot be imported"
+        detail = f"the target requires {' or '.join(target.runtimes)}, which is not installed or cannot be imported"
         result.append(problem(what, detail, f'pip install "{target.runtimes[0]}"'))
-    # The available memory may be 30 % below the nominal memory, because a Raspberry Pi reserves memory for the GPU.
+    # Allow 30 % less than the nominal memory, because a Raspberry Pi reserves memory for the GPU.
     if 0 < resources.memory_bytes < 0.7 * target.memory_bytes:
         available_mib, needed_mib = resources.memory_bytes / MIB, target.memory_bytes / MIB
         detail = f"the target has {needed_mib:,.0f} MiB of memory, but this machine has only {available_mib:,.0f} MiB"
         result.append(note(what, detail))
     if "edgetpu" in delegate and not tpu.works:
-        detail = f"the target needs {delegate}, but this machine has no working Edge TPU; --delegate none uses the CPU"
+        detail = (
+            f"the target requires {delegate}, but this machine has no working Edge TPU; --delegate none uses the CPU"
+        )
         result.append(problem(what, detail, "lsusb -d 1a6e: ; lsusb -d 18d1:9302   # lists connected Edge TPUs"))
     return result or [ok(what, "this machine meets the requirements")]
 
@@ -69,7 +71,7 @@ def _meets(runtime: Runtime, requirement: str) -> bool:
     name = re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]
     bounds = re.findall(r"(>=|<|==)\s*(\d+(?:\.\d+)*)", requirement.partition(";")[0])
     version = numbers(runtime.version)
-    length = 4  # versions are padded with zeros, so that 2 equals 2.0
+    length = 4  # pad versions with zeros so that 2 equals 2.0
     return (
         runtime.package == name
         and not runtime.reason

@@ -1,4 +1,4 @@
-"""Check the requirements of training if TensorFlow is installed."""
+"""Check the requirements for training if TensorFlow is installed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import ask_python
 
 _GPUS = "import json, tensorflow as tf; print(json.dumps(len(tf.config.list_physical_devices('GPU'))))"
-# Oldest version of TensorFlow with which edgerec is tested.
+# Oldest TensorFlow version that edgerec is tested with.
 _TENSORFLOW = (2, 19)
 
 
 def count_gpus(packages: Packages, nvidia: bool) -> int | None:
     """Return the number of GPUs that TensorFlow can use, or None if TensorFlow or an NVIDIA GPU is missing.
 
-    TensorFlow is not imported without an NVIDIA GPU, because the import takes seconds.
+    If there is no NVIDIA GPU, TensorFlow is not imported, because the import is slow.
     """
     if "tensorflow" not in packages or not nvidia:
         return None
@@ -24,21 +24,21 @@ def count_gpus(packages: Packages, nvidia: bool) -> int | None:
 
 
 def check(packages: Packages, system: System, gpus: int | None) -> list[CheckResult]:
-    """Check package versions, the CPU and the GPU. If TensorFlow is not installed, return no results."""
+    """Check package versions, the CPU and the GPU. If TensorFlow is not installed, the result is empty."""
     version = packages.versions.get("tensorflow")
     if version is None:
         return []
     result = []
     if system.avx is False:
         fix = "pip uninstall -y tensorflow && pip install ai-edge-litert   # train on another machine"
-        result.append(problem("training", "TensorFlow's wheels need AVX, which this CPU does not support", fix))
+        result.append(problem("training", "TensorFlow's wheels require AVX, which this CPU does not support", fix))
     if numbers(version) < _TENSORFLOW:
         result.append(problem("training", f"TensorFlow {version} is too old", 'pip install --upgrade "edgerec[train]"'))
     minor = ".".join(version.split(".")[:2])
     keras = packages.versions.get("tf-keras")
     if keras is None:
         fix = f'pip install "tf_keras~={minor}.0"'
-        result.append(problem("training", "tf_keras, which edgerec trains with, is not installed", fix))
+        result.append(problem("training", "tf_keras, which is required for training, is not installed", fix))
     elif numbers(keras)[:2] != numbers(version)[:2]:
         detail = f"tf_keras {keras} does not match TensorFlow {version}"
         result.append(problem("training", detail, f'pip install "tf_keras~={minor}.0"'))
@@ -48,11 +48,11 @@ def check(packages: Packages, system: System, gpus: int | None) -> list[CheckRes
     if "tensorflow-model-optimization" not in packages:
         fix = "pip install tensorflow-model-optimization"
         result.append(
-            problem("training", "tensorflow-model-optimization, which edgerec quantize needs, is not installed", fix)
+            problem("training", "tensorflow-model-optimization, which edgerec quantize requires, is not installed", fix)
         )
     if gpus == 0:
         detail = (
-            "TensorFlow cannot use the GPU that nvidia-smi lists, because CUDA libraries are missing or incompatible"
+            "TensorFlow cannot use the GPU listed by nvidia-smi, because CUDA libraries are missing or incompatible"
         )
         result.append(note("training", detail, 'pip install "edgerec[train-gpu]"'))
     if not any(one.state == "problem" for one in result):

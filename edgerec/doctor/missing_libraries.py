@@ -1,4 +1,4 @@
-"""Find the Debian package of a missing system library."""
+"""Find the Debian package that provides a missing system library."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _PACKAGES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
     "libvulkan.so.1": "libvulkan1",
 }
-# OpenCV needs all of these packages, but the error message names only the first missing library.
+# OpenCV requires all of these packages, but the error message only names the first missing library.
 _TOGETHER = {"libgl1", "libglib2.0-0", "libxcb1"}
 
 
 def install_command(reason: str, system: System) -> str:
-    """Return the command that installs a missing library, or an empty string if no library is missing.
+    """Return a command that installs a missing library, or an empty string if no library is missing.
 
     Args:
-        reason: the error message of the failed import.
-        system: the operating system; the command is for Debian and its derivatives.
+        reason: error message of the failed import.
+        system: the operating system. The command is for Debian and its derivatives.
     """
     missing = re.search(r"(lib[\w.+-]+\.so(?:\.\d+)*): cannot open shared object file", reason)
     if missing is None or system.os != "Linux":

@@ -1,4 +1,4 @@
-"""Verify a bundle in an emulated Debian system for ARM (QEMU) before copying the bundle to a device."""
+"""Verify a bundle in an emulated ARM Debian system (QEMU) before copying it to a device."""
 
 from edgerec.emulation.emulated_verification import EmulationReport, verify_emulated
 

@@ -1,6 +1,6 @@
-"""Unpack Debian packages for any architecture into a folder with mmdebstrap, without installing them.
+"""Unpack Debian packages for any architecture into a folder with mmdebstrap.
 
-Root permissions are not needed, and the packages of this machine do not change.
+Root permissions are not required, and the packages installed on this machine do not change.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from edgerec.utils.urls import redacted
 
 MIRROR = "EDGEREC_DEBIAN_MIRROR"
 UNPACK_TIMEOUT_S = 1800
-# Codenames and suites of Debian releases, as they appear in apt sources.
+# Debian release codenames and suites used in apt sources.
 _RELEASE = re.compile(r"(stable|oldstable|testing|unstable|sid|bullseye|bookworm|trixie|forky)\b")
 _SCHEMES = ("http", "https", "file", "copy")
-# mmdebstrap runs this shell code before it unpacks packages. In a Debian system, /bin, /lib and /sbin are links.
+# Shell code that mmdebstrap runs before it unpacks packages. In Debian, /bin, /lib and /sbin are links to /usr.
 _LINK_USR = 'for name in bin lib sbin; do mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name"; done'
 
 
 def find_mirror() -> str:
-    """Return the URL of a Debian mirror: ``$EDGEREC_DEBIAN_MIRROR``, or the mirror in the apt sources of this machine.
+    """Return the URL of a Debian mirror from ``$EDGEREC_DEBIAN_MIRROR`` or this machine's apt sources.
 
     Raises:
-        TargetError: the variable is not a valid URL, or is not set and the apt sources contain no Debian mirror.
+        TargetError: the variable is not a valid URL, or it is not set and the apt sources contain no Debian mirror.
     """
     if mirror := os.environ.get(MIRROR, "").strip():
-        # The URL becomes part of a line in a sources file, so it must not contain spaces or options.
+        # The URL is inserted into a sources file, so it must not contain spaces or options.
         if urlsplit(mirror).scheme not in _SCHEMES or re.search(r"[\s\[\]#]", mirror):
-            raise TargetError(f"{MIRROR} is {redacted(mirror)!r}, which is not the URL of a Debian mirror")
+            raise TargetError(f"{MIRROR} must be the URL of a Debian mirror, got {redacted(mirror)!r}")
         return mirror
     done = call(
         [require_program("apt-get", "apt"), "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(CREATED_BY)"],
@@ -46,33 +46,33 @@ def find_mirror() -> str:
         is_debian = _RELEASE.match(release) and urlsplit(url).scheme in _SCHEMES
         if kind == "Packages" and is_debian and "security" not in url + release:
             return url
-    raise TargetError(f"this machine's apt sources contain no Debian mirror: set {MIRROR} to the URL of a mirror")
+    raise TargetError(f"this machine's apt sources contain no Debian mirror: set {MIRROR} to the URL of one")
 
 
 def unpack_packages(release: str, architecture: str, packages: Sequence[str], folder: Path) -> None:
     """Download packages and their dependencies, and unpack them into an empty folder.
 
     Args:
-        release: codename of the Debian release, such as ``trixie``.
-        architecture: Debian's name of the architecture: ``arm64``, ``armhf`` or ``amd64``.
-        packages: names of the packages.
+        release: Debian release codename, such as ``trixie``.
+        architecture: Debian architecture name: ``arm64``, ``armhf`` or ``amd64``.
+        packages: package names.
         folder: an empty folder.
 
     Raises:
-        TargetError: mmdebstrap is missing, the mirror is not available, or the disk is full.
+        TargetError: mmdebstrap is missing, the mirror is unavailable, or the disk is full.
     """
     mmdebstrap, mirror = require_program("mmdebstrap", "mmdebstrap"), find_mirror()
-    # mmdebstrap ignores this machine's apt configuration, so pass on the settings for the proxy and certificates.
+    # mmdebstrap ignores this machine's apt configuration, so pass on its proxy and certificate settings.
     configuration = call([require_program("apt-config", "apt"), "dump", "Acquire"], timeout_s=60).stdout
     network = [line for line in configuration.splitlines() if line.startswith("Acquire::http")]
-    # URLs of the mirror and of proxies may contain passwords, so pass them in private files instead of as arguments.
+    # Mirror and proxy URLs may contain passwords, so pass them in private files rather than as arguments.
     with tempfile.TemporaryDirectory() as private_folder:
         settings, sources = Path(private_folder, "apt.conf"), Path(private_folder, "sources.list")
         settings.write_text("\n".join(('Acquire::Retries "3";', *network, "")), encoding="utf-8")
         sources.write_text(f"deb {mirror} {release} main\n", encoding="utf-8")
         command = [
             *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
-            "--skip=check/chrootless",  # this check is not needed, because scripts of packages are not run
+            "--skip=check/chrootless",  # not required, because package scripts are not run
             f"--include={','.join(packages)}",
             f"--setup-hook={_LINK_USR}",
             *(f"--aptopt={settings}", release, str(folder), str(sources)),
@@ -82,16 +82,16 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [done.error_line]
         hint = "apt install debian-archive-keyring" if "NO_PUBKEY" in done.stderr else f"set {MIRROR} to another mirror"
         raise TargetError(
-            f"packages of Debian {release} for {architecture} cannot be installed from {redacted(mirror)}: "
-            f"{errors[0]}: check the network and the free disk space, or {hint}"
+            f"cannot install Debian {release} packages for {architecture} from {redacted(mirror)}: {errors[0]}: check "
+            f"the network and the free disk space, or {hint}"
         )
 
 
 def call(command: Sequence[str | Path], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Outcome:
-    """Run a program with :func:`run_program`, and return its exit code and output.
+    """Run a program and return its exit code and output.
 
     Raises:
-        TargetError: the program cannot be started, or exceeds the time limit.
+        TargetError: the program cannot be started or exceeds the time limit.
     """
     outcome = run_program(command, timeout_s=timeout_s, env=env)
     if not outcome.finished:
@@ -102,15 +102,15 @@ def call(command: Sequence[str | Path], *, timeout_s: float, env: Mapping[str, s
 
 
 def require_program(program: str, package: str) -> str:
-    """Return the path of a program. If the program is missing, raise an error with the command that installs it.
+    """Return a program's path.
 
     Raises:
-        TargetError: the program is missing.
+        TargetError: the program is missing. The message contains a command that installs it.
     """
     path = shutil.which(program)
     if path is None:
         raise TargetError(
-            f"the program {program} is missing, but --on needs it to emulate a device: apt install {package} "
-            "(on a system other than Debian and Ubuntu, use a container)"
+            f"--on requires the program {program}, which is not installed: run apt install {package} (on systems other "
+            "than Debian and Ubuntu, use a container)"
         )
     return path

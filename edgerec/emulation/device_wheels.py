@@ -1,8 +1,8 @@
 """Use this machine's pip to install a bundle's requirements as wheels for the device's platform.
 
 pip's ``--platform`` selects wheels for another machine, but environment markers such as ``platform_machine`` are still
-evaluated for this machine. uv evaluates both for the device, but uv's ``--python-platform`` does not support armv7l.
-Therefore a few lines of Python start pip with the values of the device (see :func:`device_pip`).
+evaluated for this machine, and uv's ``--python-platform`` does not support armv7l. Therefore, a few lines of Python run
+pip with the device's values (see :func:`device_pip`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 INSTALL_TIMEOUT_S = 1200
 INDEX_TIMEOUT_S = 60
-# The name of each Debian architecture that platform.machine() and the file names of wheels use.
+# Machine names used by platform.machine() and in wheel file names, by Debian architecture.
 MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
-# If a package has no wheel for the device's version of Python, the error message lists its wheels for these versions.
+# Python versions for which available wheels are listed if there is no wheel for the device's version.
 _PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 _VERSION = r"(==|>=|<=|~=|!=|<|>)\s*[A-Za-z0-9.*+!_-]+"
 _REQUIREMENT = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[A-Za-z0-9, _-]*\])?\s*({_VERSION}(\s*,\s*{_VERSION})*)?"
 )
-# Python code that runs pip with the machine name and the Python version of the device.
+# Python code that runs pip with the device's machine name and Python version.
 _DEVICE_PIP = """
 import platform, runpy, sys
 machine, version = sys.argv.pop(1), sys.argv.pop(1)
@@ -52,9 +52,9 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def check_requirements(text: str, allowed: Sequence[str], where: str) -> None:
-    """Check that a bundle's requirements.txt contains only versions of the packages in ``allowed``.
+    """Check that a bundle's requirements.txt only contains packages in ``allowed``, in any version.
 
-    Other lines could make pip use another index, install any file, or execute a program.
+    Other lines could make pip use a different index, install arbitrary files or execute a program.
 
     Raises:
         BundleError: a line is not allowed.
@@ -65,25 +65,25 @@ def check_requirements(text: str, allowed: Sequence[str], where: str) -> None:
             continue
         if not _REQUIREMENT.fullmatch(line.strip()) or package_name(line) not in names:
             raise BundleError(
-                f"{where}: the requirement {line.strip()!r} is not allowed, because it is not a version of "
+                f"{where}: the requirement {line.strip()!r} is not allowed, only versions of "
                 f"{', '.join(sorted(names))}: export the bundle again"
             )
 
 
 def package_name(requirement: str) -> str:
-    """Return the normalized package name of a requirement (PEP 503)."""
+    """Return a requirement's normalized package name (PEP 503)."""
     match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
     return re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
 
 
 def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> Path | None:
-    """Return the path of the edgerec wheel to install, or None if pip has to download the required version.
+    """Return the path of the edgerec wheel to install, or None if pip has to download it.
 
     Args:
-        requirements: content of a requirements.txt.
+        requirements: contents of a requirements.txt.
         cache: folder in which the wheel is stored.
-        bundled: wheels of the bundle. If the bundle has none and requires the version of edgerec that is running, a
-            wheel of the running edgerec is built.
+        bundled: the bundle's wheels. If there are none and the bundle requires the running version of edgerec, a wheel
+            is built from it.
     """
     if f"=={__version__}" in requirements.replace(" ", ""):
         bundled = dict([edgerec_wheel()]) | dict(bundled)
@@ -100,16 +100,16 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
 
 
 def find_site(requirements: str, root: RootFileSystem, wheel: Path | None, find_links: str) -> Path:
-    """Return the folder in ``root`` that contains the required packages. Install them if the folder does not exist.
+    """Return the folder with the required packages in ``root``, installing them if necessary.
 
     Args:
-        requirements: content of a requirements.txt, already validated.
-        root: root file system, which determines the version of Python and the architecture.
-        wheel: wheel of edgerec, or None if pip has to download it.
-        find_links: folder or URL with more wheels, as for pip's ``--find-links``, or an empty string.
+        requirements: contents of a validated requirements.txt.
+        root: root file system, which determines the Python version and the architecture.
+        wheel: edgerec's wheel, or None if pip has to download it.
+        find_links: folder or URL with additional wheels, as for pip's ``--find-links``, or an empty string.
 
     Raises:
-        TargetError: pip fails. If there is no suitable wheel, the message lists the versions that exist.
+        TargetError: pip failed. If there is no suitable wheel, the message lists the available versions.
     """
     metadata = _metadata(wheel) if wheel else b""
     key = sha256(f"{requirements}\0{find_links}\0".encode() + metadata)[:16]
@@ -117,7 +117,7 @@ def find_site(requirements: str, root: RootFileSystem, wheel: Path | None, find_
     with Lock(folder, wait=True):
         if not folder.is_dir():
             log.info(
-                "installing wheels for Debian %s on %s; this is done only once",
+                "installing wheels for Debian %s on %s (only required once)",
                 root.release,
                 MACHINES[root.architecture],
             )
@@ -145,7 +145,7 @@ def _install(requirements: str, root: RootFileSystem, folder: Path, links: Seque
 
 
 def unpack_wheel(wheel: Path, folder: Path) -> None:
-    """Unpack a wheel into ``folder``, as pip would."""
+    """Unpack a wheel into ``folder``, as pip does."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
 
@@ -156,10 +156,10 @@ def _metadata(wheel: Path) -> bytes:
 
 
 def write_placeholder_wheels(root: RootFileSystem, folder: Path) -> list[str]:
-    """Write an empty wheel for each Python package of the root file system, so that pip does not replace the package.
+    """Write an empty wheel for each Python package in the root file system, so that pip does not replace it.
 
     Returns:
-        The names of the .dist-info folders of the empty wheels, which must be removed after the installation.
+        The names of the empty wheels' .dist-info folders, which must be removed after installation.
     """
     info_folders = []
     site = root.folder / "usr" / "lib" / "python3" / "dist-packages"
@@ -178,21 +178,21 @@ def write_placeholder_wheels(root: RootFileSystem, folder: Path) -> list[str]:
 
 
 def device_pip(root: RootFileSystem) -> list[str]:
-    """Return the command that runs pip so that it evaluates environment markers for the device, not for this machine.
+    """Return a command that runs pip with environment markers evaluated for the device rather than this machine.
 
     Raises:
         TargetError: pip is not installed.
     """
     if importlib.util.find_spec("pip") is None:
         raise TargetError(
-            f"pip, which downloads the wheels, is missing in this environment: run {sys.executable} -m ensurepip"
+            f"pip, which is required to download wheels, is not installed: run {sys.executable} -m ensurepip"
         )
     machine = MACHINES[root.architecture]
     return [*python_command(_DEVICE_PIP, machine, root.python), "--disable-pip-version-check", "--no-input"]
 
 
 def wheel_options(root: RootFileSystem, python: str) -> list[str]:
-    """Return the pip options that allow only wheels for the architecture and the glibc version of ``root``."""
+    """Return pip options that restrict wheels to the architecture and glibc version of ``root``."""
     machine = MACHINES[root.architecture]
     names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[root.release], 16, -1)]
     names += [f"manylinux2014_{machine}", f"linux_{machine}"]
@@ -200,7 +200,7 @@ def wheel_options(root: RootFileSystem, python: str) -> list[str]:
 
 
 def _explain(done: Outcome, root: RootFileSystem) -> str:
-    """Return a one-line error message for a failure of pip. If a wheel is missing, list the available versions."""
+    """Return a one-line error message for a pip failure. If a wheel is missing, it lists the available versions."""
     machine = MACHINES[root.architecture]
     missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
     if missing is None:
@@ -210,9 +210,9 @@ def _explain(done: Outcome, root: RootFileSystem) -> str:
         command = [*device_pip(root), "index", "versions", name, *wheel_options(root, python)]
         if match := re.search(r"Available versions: (.+)", call(command, timeout_s=INDEX_TIMEOUT_S).stdout):
             available.append(f"Python {python}: {', '.join(match[1].split(', ')[:3])}")
-    wheel = f"there is no wheel of {missing[1]} for Python {root.python} on {machine} (Debian {root.release})"
+    wheel = f"no wheel of {missing[1]} is available for Python {root.python} on {machine} (Debian {root.release})"
     if name == "edgerec":
-        return f"{wheel}: build a wheel with python -m build, and pass its folder with --find-links"
+        return f"{wheel}: build one with python -m build, and pass its folder with --find-links"
     if not available:
-        return f"{wheel} or any other version of Python"
+        return f"{wheel} or any other Python version"
     return f"{wheel}. Available versions: {'; '.join(available)}"

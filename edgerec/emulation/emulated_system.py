@@ -22,22 +22,21 @@ from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, Progress
 
 RUN_TIMEOUT_S = 1800
-# CPUs of the Raspberry Pi 4 and 5 (64-bit) and of the Raspberry Pi 2. All 32-bit boards support the instructions of the
-# Raspberry Pi 2.
+# CPUs of the Raspberry Pi 4 and 5 (64-bit), and of the Raspberry Pi 2, whose instructions all 32-bit boards support.
 CPUS = {"arm64": ("cortex-a72", "cortex-a76"), "armhf": ("cortex-a7",)}
 NATIVE = "this machine"
 
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """A temporary folder in an emulated system, in which programs can run.
+    """A temporary working folder for programs in an emulated system.
 
     Attributes:
-        root: root file system of the emulated system.
+        root: the emulated system's root file system.
         folder: path on this machine.
         inside: path inside the root file system.
-        packages: folders of Python packages.
-        cpu: QEMU's name of the CPU.
+        packages: folders with Python packages.
+        cpu: QEMU's name for the CPU.
     """
 
     root: RootFileSystem
@@ -47,10 +46,10 @@ class WorkFolder:
     cpu: str
 
     def run(self, script: Path, job: Mapping[str, Any]) -> tuple[Outcome, Any]:
-        """Run a Python script that reads job.json and writes result.json in the folder given as its first argument.
+        """Run a Python script that reads job.json from and writes result.json to the folder in its first argument.
 
         Returns:
-            The exit code and output of the script, and the content of result.json, or None if the script failed.
+            The script's exit code and output, and the contents of result.json, or None if the script failed.
         """
         shutil.copyfile(script, self.folder / script.name)
         (self.folder / "job.json").write_text(json.dumps(job))
@@ -74,13 +73,13 @@ class WorkFolder:
 
 @dataclass(frozen=True)
 class EmulatedSystem:
-    """An emulated Debian release and CPU, with the Python packages that a bundle requires.
+    """An emulated Debian release and CPU, with the Python packages required by a bundle.
 
     Attributes:
         root: root file system.
-        site: folder of the Python packages, inside the root file system.
-        wheel: wheel of edgerec that is used instead of the edgerec in ``site``, or None to use the edgerec in ``site``.
-        cpu: QEMU's name of the CPU.
+        site: folder with the Python packages, inside the root file system.
+        wheel: edgerec wheel that takes precedence over the version in ``site``, or None.
+        cpu: QEMU's name for the CPU.
     """
 
     root: RootFileSystem
@@ -95,12 +94,12 @@ class EmulatedSystem:
 
     @cached_property
     def site_bytes(self) -> int:
-        """Return the size of the Python packages, without compiled .pyc files."""
+        """Return the size of the Python packages, excluding .pyc files."""
         return sum(file.stat().st_size for file in self.site.rglob("*") if file.suffix != ".pyc" and file.is_file())
 
     @contextmanager
     def work_folder(self) -> Iterator[WorkFolder]:
-        """Context manager that creates a folder in which programs can run, and removes it on exit."""
+        """Context manager that creates a working folder for programs and removes it on exit."""
         with self.root.work_folder() as folder:
             packages = [self.site]
             if self.wheel is not None:
@@ -119,22 +118,22 @@ def emulated_systems(
     wheels: Mapping[str, bytes] = MappingProxyType({}),
     listener: Listener,
 ) -> Iterator[EmulatedSystem]:
-    """Yield an emulated system for each Debian release and CPU of a target. Systems that are not cached are installed.
+    """Yield an emulated system for each of a target's Debian releases and CPUs, installing it if it is not cached.
 
     Args:
         target: a target that runs Debian on ARM.
-        requirements: content of a requirements.txt, already validated.
-        releases: codenames of Debian releases; if empty, all releases of the target.
-        cpus: QEMU names of CPUs; if empty, the CPUs of the target's boards.
-        find_links: value of pip's ``--find-links``, or an empty string.
-        wheels: contents of the bundle's own wheels, keyed by file name.
-        listener: receives the progress.
+        requirements: contents of a validated requirements.txt.
+        releases: Debian release codenames; if empty, all releases supported by the target.
+        cpus: QEMU's names for the CPUs; if empty, the CPUs of the target's boards.
+        find_links: value for pip's ``--find-links``, or an empty string.
+        wheels: contents of the bundle's wheels, keyed by file name.
+        listener: receives progress updates.
 
     Raises:
         TargetError: the target does not run Debian on ARM, or its system cannot be installed on this machine.
     """
     architecture, chosen_releases = _choose(target, releases)
-    chroot_command()  # fail before anything is downloaded
+    chroot_command()  # fail early, before anything is downloaded
     cache = cache_folder() / "userland"
     links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
     listener(Progress("emulated system", 0, 1, "emulator"))
@@ -156,14 +155,13 @@ def emulated_systems(
 
 
 def _choose(target: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Return Debian's name of the target's architecture, and the Debian releases that the target supports."""
+    """Return Debian's name for the target's architecture and the Debian releases to emulate."""
     architectures = {machine: name for name, machine in MACHINES.items()}
     suitable = tuple(release for release, python in PYTHONS.items() if python in target.python)
     if target.kind != "bundle" or len(target.arch) != 1 or target.arch[0] not in architectures or not suitable:
         choices = [name for name in target_names() if name.startswith("rpi")]
         raise TargetError(
-            f"target {target.name} cannot be emulated, because it is not a Debian system on ARM: choose "
-            f"{' or '.join(choices)}"
+            f"cannot emulate target {target.name}, because it does not run Debian on ARM: choose {' or '.join(choices)}"
         )
     if unsuitable := [release for release in releases if release not in suitable]:
         raise TargetError(
@@ -173,5 +171,5 @@ def _choose(target: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ..
 
 
 def _debian_python_packages(target: Target) -> list[str]:
-    """Return the Python packages that the target installs as Debian packages instead of wheels."""
+    """Return the Python packages that the target installs as Debian packages rather than wheels."""
     return [name for name in target.system_packages if name.startswith("python3-") and name != "python3-venv"]

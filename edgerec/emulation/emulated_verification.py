@@ -1,4 +1,4 @@
-"""Verify a bundle in an emulated system for every Debian release and CPU of a target."""
+"""Verify a bundle in an emulated system for each of a target's Debian releases and CPUs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, ignore
 
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
-# Modules that edgerec predict, verify and camera import on a device.
+# Modules imported by edgerec predict, verify and camera on a device.
 _MODULES = (
     "numpy", "cv2", "edgerec.cli.app", "edgerec.cli.camera", "edgerec.cli.predict", "edgerec.cli.verify",
     "edgerec.runtime.verification", "edgerec.runtime.benchmark", "edgerec.camera",
@@ -41,19 +41,19 @@ class EmulationResult:
     """Result of verifying a bundle in one emulated system.
 
     Attributes:
-        release: codename of the Debian release.
-        python: version of Python in this release.
+        release: Debian release codename.
+        python: Python version in this release.
         machine: ``aarch64`` or ``armv7l``.
-        cpu: QEMU's name of the CPU.
-        runtime, version: name and version of the TFLite runtime; empty if the runtime was not loaded.
-        edgerec: version of edgerec in the emulated system; empty if edgerec was not loaded.
+        cpu: QEMU's name for the CPU.
+        runtime, version: name and version of the TFLite runtime; empty if it was not loaded.
+        edgerec: version of edgerec in the emulated system; empty if it was not loaded.
         golden: comparison with the bundle's golden vectors, or None if the model was not run.
-        images: comparison with the scores of this machine on other images, or None if there are no other images.
-        import_errors: modules that cannot be imported, and the reasons.
+        images: comparison with this machine's scores for other images, or None if there are none.
+        import_errors: modules that cannot be imported, with the errors.
         missing_libraries: names of missing shared libraries.
-        problem: the first problem, or an empty string if there is none.
+        problem: the first problem; empty if there is none.
         site_bytes: size of the installed packages.
-        seconds: duration of the emulated run, which does not indicate the speed of a device.
+        seconds: duration of the emulated run. It says nothing about the speed of a real device.
     """
 
     release: str
@@ -81,8 +81,8 @@ class EmulationReport:
         on: name of the target.
         made_on: the machine that exported the bundle.
         here: this machine.
-        results: one result for each Debian release and CPU.
-        seconds: total duration, including the installation of the emulated systems.
+        results: one result per Debian release and CPU.
+        seconds: total duration, including installation of the emulated systems.
     """
 
     bundle: str
@@ -94,7 +94,7 @@ class EmulationReport:
 
     @property
     def problem(self) -> str:
-        """Return the first problem with its Debian release and CPU, or an empty string if there is none."""
+        """Return the first problem, prefixed with its Debian release and CPU, or an empty string if there is none."""
         return next((f"Debian {r.release}, {r.cpu}: {r.problem}" for r in self.results if r.problem), "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,16 +104,16 @@ class EmulationReport:
 
 @dataclass(frozen=True)
 class Expectation:
-    """Inputs and expected results of a bundle. They are the same for all emulated systems.
+    """A bundle's inputs and expected results, which are the same for all emulated systems.
 
     Attributes:
         bundle: the bundle.
-        requirements: content of the requirements.txt to install.
+        requirements: contents of the requirements.txt to install.
         modules: modules to import.
-        golden: expected results of the golden images.
+        golden: expected results for the golden images.
         made_on: the machine that computed the golden vectors.
-        images: content of all image files, keyed by file name.
-        here: results of the other images on this machine.
+        images: contents of all image files, keyed by file name.
+        here: this machine's results for the other images.
         fingerprint: this machine.
     """
 
@@ -128,7 +128,7 @@ class Expectation:
 
     @classmethod
     def of(cls, bundle: Bundle, target: Target, data: str | Path | None = None, images: int = 0) -> Expectation:
-        """Read the golden vectors, and run the bundle on at most ``images`` of the images in ``data``.
+        """Load the golden vectors, and run the bundle on up to ``images`` images from ``data``.
 
         Raises:
             BundleError: the golden vectors are damaged, or requirements.txt contains a line that is not allowed.
@@ -136,7 +136,7 @@ class Expectation:
         """
         requirements = _requirements(bundle, target)
         made_on, vectors = read_golden(bundle)
-        # In the emulated system, the golden images and the other images are in the same folder.
+        # Golden images and other images share a folder in the emulated system.
         named_vectors = {f"golden-{number:03d}.png": vector for number, vector in enumerate(vectors)}
         others = select_images(str(data), images) if data is not None else {}
         classifier = Classifier(bundle, delegate="")
@@ -167,21 +167,22 @@ def verify_emulated(
     find_links: str = "",
     listener: Listener = ignore,
 ) -> EmulationReport:
-    """Run a bundle in the emulated systems of a target, and compare its scores with those of the exporting machine.
+    """Verify a bundle in emulations of a target.
 
-    For each Debian release of the target, a root file system with the bundle's requirements is installed once in
-    ``cache_folder()``. The golden vectors are recomputed in the root file system, under QEMU for each CPU.
+    For each of the target's Debian releases, a root file system with the bundle's requirements is installed in
+    ``cache_folder()``. The golden vectors are recomputed there under QEMU, once for each CPU, and compared with those
+    computed by the machine that exported the bundle.
 
     Args:
-        bundle: path of the bundle: a folder, or a .zip.
+        bundle: path of the bundle folder or .zip file.
         on: a target that runs Debian on ARM: ``rpi``, ``rpi-32bit``, or a .toml file based on one of them.
-        data: other images, in a format that :func:`edgerec.fit` accepts. Their scores in the emulated system are
-            compared with the scores on this machine.
+        data: other images, in any format that :func:`edgerec.fit` accepts. Their scores in the emulated system are
+            compared with those on this machine.
         images: maximum number of other images.
-        releases: codenames of Debian releases; if empty, all releases of the target.
-        cpus: QEMU's names of CPUs; if empty, the CPUs of the target's boards.
-        find_links: folder or URL with more wheels, as for pip's ``--find-links``.
-        listener: receives the progress.
+        releases: Debian release codenames; if empty, all releases supported by the target.
+        cpus: QEMU's names for the CPUs; if empty, the CPUs of the target's boards.
+        find_links: folder or URL with additional wheels, as for pip's ``--find-links``.
+        listener: receives progress updates.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -204,23 +205,23 @@ def verify_emulated(
 
 
 def _wheels(bundle: Bundle) -> dict[str, bytes]:
-    """Return the wheels of a bundle, keyed by their paths in the bundle.
+    """Return a bundle's wheels, keyed by path in the bundle.
 
     Raises:
-        BundleError: a wheel was modified. The wheel must not be installed, because its code would run.
+        BundleError: a wheel was modified. It must not be installed, because its code would run.
     """
     wheels = {name: content for name, content in bundle.files.items() if name.startswith(f"{FOLDER}/")}
     for name, content in wheels.items():
         if sha256(content) != bundle.manifest.files[name]:
             raise BundleError(
-                f"{bundle.path}: {name} was modified after the export, so it is not installed: copy or export the "
-                "bundle again"
+                f"{bundle.path}: {name} was not installed because it has been modified since the export: copy or "
+                "export the bundle again"
             )
     return wheels
 
 
 def _requirements(bundle: Bundle, target: Target) -> str:
-    """Return the bundle's validated requirements, or those of ``target`` if the bundle is for another target."""
+    """Return the bundle's validated requirements, or the target's if the bundle is for another target."""
     if bundle.manifest.target != target.name or "requirements.txt" not in bundle.files:
         return target_requirements(target)
     text = bundle.files["requirements.txt"].decode("utf-8", "replace")
@@ -245,14 +246,14 @@ def _run(expected: Expectation, system: EmulatedSystem) -> EmulationResult:
 
 
 def with_failure(result: EmulationResult, done: Outcome) -> EmulationResult:
-    """Return a copy of the result that reports a failure of the Python interpreter in the emulated system."""
+    """Return a copy of the result for a failed Python process."""
     how = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
-    problem = f"Python ended in the emulated system with {how}: {done.error_line}"
+    problem = f"Python exited in the emulated system with {how}: {done.error_line}"
     return replace(result, missing_libraries=_libraries(done.stderr), problem=problem)
 
 
 def with_output(result: EmulationResult, output: Mapping[str, Any], expected: Expectation) -> EmulationResult:
-    """Return a copy of the result with the output of probe.py, and the comparison with the expected scores."""
+    """Return a copy of the result with the output from probe.py and the comparison with the expected scores."""
     if output["imports"]:
         errors = tuple(f"{module}: {reason}" for module, reason in output["imports"].items())
         return replace(
@@ -278,20 +279,20 @@ _MISSING_LIBRARY = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared obje
 
 
 def _libraries(errors: str) -> tuple[str, ...]:
-    """Return the shared libraries that are missing according to error messages of the dynamic loader."""
+    """Extract the names of missing shared libraries from the dynamic loader's error messages."""
     return tuple(sorted(set(_MISSING_LIBRARY.findall(errors))))
 
 
 def _with_all_missing_libraries(result: EmulationResult, work: WorkFolder) -> EmulationResult:
-    """Return a copy of the result with all missing shared libraries of the packages that cannot be imported.
+    """Return a copy of the result with all missing shared libraries.
 
-    Python reports only the first missing library.
+    Python only reports the first one.
     """
     missing, loader = set(result.missing_libraries), LOADERS[work.root.architecture]
     packages = {line.partition(":")[0].partition(".")[0] for line in result.import_errors}
     folders = [site / package for site in work.packages for package in packages]
     for file in (file for folder in folders for file in folder.rglob("*.so*") if file.is_file()):
-        # The program ldd sets the same environment variable.
+        # Same mechanism as ldd.
         done = work.call([loader, work.root.inside(file)], ["LD_TRACE_LOADED_OBJECTS=1"], timeout_s=60)
         missing.update(re.findall(r"(\S+) => not found", done.stdout + done.stderr))
     problem = f"{result.problem}; missing libraries: {', '.join(sorted(missing))}"

@@ -1,4 +1,4 @@
-"""Select the images for comparing the scores of an emulated system with those of this machine."""
+"""Select images for comparing an emulated system's scores with this machine's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from edgerec.errors import DataError
 
 
 def select_images(source: str, limit: int) -> dict[str, bytes]:
-    """Select at most ``limit`` evenly spaced image files, and return their contents, keyed by file name.
+    """Select up to ``limit`` evenly spaced images, and return their file contents, keyed by file name.
 
-    Image files are not decoded, because the comparison includes the decoding.
+    Image files are not decoded, because decoding is part of the comparison.
 
     Args:
-        source: folder, .npz file or name of a dataset.
+        source: image folder, .npz file or data set name.
         limit: maximum number of images.
 
     Raises:
@@ -24,7 +24,7 @@ def select_images(source: str, limit: int) -> dict[str, bytes]:
     count = len(source_images.classes)
     if not count or limit < 1:
         raise DataError(
-            f"{source} contains no images, so there is nothing to compare: choose another source with --data"
+            f"cannot compare scores because {source} contains no images: choose another data set with --data"
         )
     images = {}
     for number in (index * count // min(limit, count) for index in range(min(limit, count))):

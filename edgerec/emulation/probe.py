@@ -1,6 +1,6 @@
-"""Script that runs in the emulated system: imports modules, runs a bundle on images, and writes result.json.
+"""Script that runs in the emulated system. It imports modules, runs a bundle on images and writes result.json.
 
-The emulated system may contain another version of edgerec, so the script uses only functions that open a bundle and
+The emulated system may contain a different version of edgerec, so the script only uses functions that open a bundle and
 classify images.
 """
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
-    """Return the digest of an image's preprocessed pixels, and the scores of each model.
+    """Return the digest of an image's preprocessed pixels and each model's scores.
 
     The result is None if the image cannot be decoded.
     """
     from edgerec.contract.image_files import decode
 
-    # Older versions of edgerec do not have the parameter ``levels``.
+    # Older versions of edgerec do not support ``levels``.
     image = decode(content, classifier.levels) if hasattr(classifier, "levels") else decode(content)
     if image is None:
         return None
@@ -34,12 +34,12 @@ def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
 
 
 def import_errors(modules: list[str]) -> dict[str, str]:
-    """Return a dictionary that maps the names of modules that cannot be imported to the reasons."""
+    """Import modules, and return the errors keyed by module name."""
     errors = {}
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # an import can raise any exception
+        except Exception as error:  # imports can raise any exception
             errors[name] = f"{type(error).__name__}: {error}"
     return errors
 
@@ -47,7 +47,7 @@ def import_errors(modules: list[str]) -> dict[str, str]:
 def trust_models(bundle: str) -> None:
     """Make edgerec load the models without testing them in child processes first.
 
-    The test is not needed, because this process is already isolated, and an emulated process cannot start child
+    The test is unnecessary because this process is already isolated, and an emulated process cannot start child
     processes.
     """
     from edgerec.contract.bundle import Bundle
@@ -62,7 +62,7 @@ def trust_models(bundle: str) -> None:
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the import errors, the runtime, the result of ``edgerec verify``, and the scores of all images."""
+    """Return the import errors, the runtime, the result of ``edgerec verify`` and the scores for all images."""
     result: dict[str, Any] = {"imports": import_errors(job["modules"])}
     if result["imports"]:
         return result

@@ -1,4 +1,4 @@
-"""Find the QEMU user emulator on this machine, or download it from Debian if it is missing or too old."""
+"""Find QEMU's user-mode emulator on this machine, or download it from Debian if it is missing or too old."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing
 from edgerec.utils.lock import Lock
 
-# With its default CPU, QEMU 7.2 silently computes wrong results in XNNPACK.
+# Older versions such as 7.2 silently compute wrong results in XNNPACK.
 MIN_VERSION = 10
-# Debian release from which QEMU is downloaded. This QEMU is statically linked, so it also runs on other distributions.
+# Debian release whose QEMU is downloaded. It is statically linked, so it also runs on other distributions.
 RELEASE = "trixie"
 PROGRAMS = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
-# Debian's name of each CPU architecture on which QEMU runs.
+# Debian architectures of machines on which QEMU runs, by platform.machine().
 _HOSTS = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
 def find_qemu(architecture: str, cache: Path) -> Path | None:
-    """Return the path of the emulator for a Debian architecture, or None if this machine needs no emulator.
+    """Return the path of the emulator for a Debian architecture, or None if this machine does not need one.
 
     Raises:
         TargetError: the emulator is missing and cannot be downloaded.
@@ -41,19 +41,20 @@ def find_qemu(architecture: str, cache: Path) -> Path | None:
         if not cached.is_file():
             if host is None:
                 raise TargetError(
-                    f"{program} is missing, and Debian has no package of it for {platform.machine()}: "
-                    f"install a statically linked {program}, version {MIN_VERSION} or newer"
+                    f"{program} is not installed, and Debian does not provide it for {platform.machine()}: install a "
+                    f"statically linked {program}, version {MIN_VERSION} or newer"
                 )
             _download(program, host, cached)
     if version(cached) < MIN_VERSION:
         raise TargetError(
-            f"{cached} is QEMU {version(cached)}, expected {MIN_VERSION} or newer: delete this file and try again"
+            f"expected QEMU {MIN_VERSION} or newer, but {cached} is version {version(cached)}: delete this file and "
+            "try again"
         )
     return cached
 
 
 def version(program: Path) -> int:
-    """Return the major version of an emulator, or 0 if it cannot be determined."""
+    """Return an emulator's major version, or 0 if it cannot be determined."""
     done = call([program, "--version"], timeout_s=30)
     match = re.search(r"version (\d+)\.", done.stdout)
     return int(match[1]) if match and not done.code else 0
@@ -72,6 +73,6 @@ def _download(program: str, host: str, path: Path) -> None:
 
 
 def _is_static(program: Path) -> bool:
-    """Return whether a program is statically linked. A dynamically linked one cannot run in a chroot."""
+    """Return whether a program is statically linked, which is required for running it in a chroot."""
     content = program.read_bytes()
     return content[:4] == b"\x7fELF" and b"/ld-linux" not in content[:4096]

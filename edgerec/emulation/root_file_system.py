@@ -1,4 +1,4 @@
-"""Create a Debian root file system for another architecture, and run programs in it."""
+"""Create Debian root file systems for other architectures, and run programs in them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from edgerec.utils.lock import Lock
 
 log = logging.getLogger(__name__)
 
-# Packages that Python and wheels need. Only packages of Raspberry Pi OS Lite are listed, so that libraries that are
-# missing on a device are missing here too.
+# Packages required for Python and wheels. They are limited to those in Raspberry Pi OS Lite, so that libraries missing
+# from a device are missing here, too.
 PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
-# Version of Python in each Debian release.
+# Python version of each Debian release.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-# glibc version in each Debian release: 36 means 2.36.
+# glibc minor version of each Debian release; 36 means 2.36.
 GLIBC = {"bookworm": 36, "trixie": 41}
-# Symbolic links that the packages' installation scripts would create. These scripts are not run.
+# Symbolic links that are normally created by the packages' installation scripts, which are not run.
 _ALTERNATIVES = {"blas/libblas.so.3": "libblas.so.3", "lapack/liblapack.so.3": "liblapack.so.3"}
 # Without these CPU topology files, XNNPACK uses slower kernels. A Raspberry Pi has four cores.
 _FILES = {"sys/devices/system/cpu/possible": "0-3\n", "sys/devices/system/cpu/present": "0-3\n"}
@@ -35,13 +35,13 @@ _FILES = {"sys/devices/system/cpu/possible": "0-3\n", "sys/devices/system/cpu/pr
 
 @dataclass(frozen=True)
 class RootFileSystem:
-    """Root file system of a Debian release.
+    """A Debian release's root file system.
 
     Attributes:
         folder: path of the root folder on this machine.
-        release: codename of the Debian release.
-        architecture: Debian's name of the architecture.
-        qemu: path of the emulator, or None if this machine needs no emulator.
+        release: Debian release codename.
+        architecture: Debian architecture name.
+        qemu: path of the emulator, or None if this machine does not need one.
     """
 
     folder: Path
@@ -51,12 +51,12 @@ class RootFileSystem:
 
     @property
     def python(self) -> str:
-        """Return the version of Python in this release, such as ``3.11``."""
+        """Return this release's Python version, such as ``3.11``."""
         return PYTHONS[self.release]
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
-        """Context manager that creates a folder in ``/tmp`` of the root file system, and removes it on exit."""
+        """Context manager that creates a folder in the root file system's ``/tmp`` and removes it on exit."""
         folder = Path(tempfile.mkdtemp(prefix="verify-", dir=self.folder / "tmp"))
         try:
             if self.qemu is not None:
@@ -82,12 +82,12 @@ class RootFileSystem:
         """Run a program in the root file system (chroot).
 
         Args:
-            work_folder: current folder of the program, created by :meth:`work_folder`.
+            work_folder: working folder for the program, created by :meth:`work_folder`.
             command: program and arguments, with paths inside the root file system.
-            cpu: QEMU's name of the CPU to emulate. It is ignored if no emulator is needed.
-            packages: folders of Python packages.
-            environment: additional environment variables, ``NAME=value``. They are ignored if no emulator is needed,
-                because they would affect programs of this machine.
+            cpu: QEMU's name for the CPU to emulate. It is ignored if no emulator is required.
+            packages: folders with Python packages.
+            environment: additional environment variables in the form ``NAME=value``. They are ignored if no emulator is
+                required, because they would affect this machine's programs.
             timeout_s: time in seconds after which the program is stopped.
         """
         emulator: list[str] = []
@@ -106,15 +106,13 @@ class RootFileSystem:
 
 
 def chroot_command() -> list[str]:
-    """Return the command that runs a program in a chroot, in a new user namespace if this process does not run as root.
+    """Return a command prefix for running a program in a chroot, within a user namespace if not running as root.
 
     Raises:
         TargetError: chroot and user namespaces are not permitted, or the system is not Linux.
     """
     if platform.system() != "Linux":
-        raise TargetError(
-            f"--on needs Linux to emulate a device, but this system is {platform.system()}: use a Linux container"
-        )
+        raise TargetError(f"--on requires Linux, but this system is {platform.system()}: use a Linux container")
     is_root = os.geteuid() == 0
     command = [require_program("unshare", "util-linux"), *([] if is_root else ["--map-root-user"])]
     done = call([*command, "--root=/", "true"], timeout_s=30)
@@ -125,16 +123,16 @@ def chroot_command() -> list[str]:
             else "run the command as root, or allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 "
             "(Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)"
         )
-        raise TargetError(f"--on needs root permissions or user namespaces ({done.error_line}): {fix}")
+        raise TargetError(f"--on requires root permissions or user namespaces ({done.error_line}): {fix}")
     return command
 
 
 def find_root(
     release: str, architecture: str, packages: Sequence[str], qemu: Path | None, cache: Path
 ) -> RootFileSystem:
-    """Return a root file system that contains the Debian packages in :data:`PACKAGES` and ``packages``.
+    """Return a root file system with the Debian packages in :data:`PACKAGES` and ``packages``.
 
-    The root file system is created if ``cache`` does not contain it.
+    If it is not in the cache, it is created.
 
     Raises:
         TargetError: the root file system cannot be created.
@@ -144,7 +142,7 @@ def find_root(
     folder = cache / f"{release}-{architecture}-{content_digest}"
     with Lock(folder, wait=True):
         if not folder.is_dir():
-            log.info("installing Debian %s for %s in %s; this is done only once", release, architecture, folder)
+            log.info("installing Debian %s for %s in %s (only required once)", release, architecture, folder)
             with replacing_folder(folder) as partial:
                 unpack_packages(release, architecture, all_packages, partial)
                 _add_links_and_files(partial)

@@ -1,4 +1,4 @@
-"""Compare the pixels and scores that two machines compute from the same images."""
+"""Compare the preprocessed pixels and scores of the same images on two machines."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import numpy as np
 
 from edgerec.contract.manifest import ModelSpec
 
-# Score differences are measured in quantization steps of an 8-bit output (1/256), even if the output is not quantized.
+# Score differences are measured in steps of 1/256, as in an 8-bit output, even if the output is not quantized.
 STEPS = 256
 
 
 class ImageResult(TypedDict):
-    """Results of one image.
+    """Results for one image.
 
     Attributes:
-        pixels: SHA-256 of the preprocessed pixels.
-        scores: the scores of each model.
+        pixels: SHA-256 digest of the preprocessed pixels.
+        scores: each model's scores.
     """
 
     pixels: str
     scores: Sequence[Sequence[float]]
 
 
-# Results of all images, keyed by image name. The result of an image that cannot be decoded is None.
+# Results for all images, keyed by image name; None for images that cannot be decoded.
 ImageResults = Mapping[str, ImageResult | None]
 
 
 @dataclass(frozen=True)
 class ScoreComparison:
-    """Differences between the results of two machines.
+    """Differences between two machines' results.
 
     Attributes:
         images: number of compared images.
-        same_pixels: number of images with the same pixels after preprocessing.
-        same_top1: number of images for which every model predicts the same label.
-        max_difference: largest difference of a score of any model. The unit is one step of a quantized output, or 1/256
+        same_pixels: number of images with identical pixels after preprocessing.
+        same_top1: number of images for which each model predicts the same label on both machines.
+        max_difference: largest score difference of any model, in quantization steps of its output, or in units of 1/256
             if the output is float32 or an activation is applied to it.
-        allowed: maximum difference that is expected between the two machines.
+        allowed: maximum expected difference between the two machines, in the same unit.
     """
 
     images: int
@@ -51,16 +51,16 @@ class ScoreComparison:
 
     @property
     def problem(self) -> str:
-        """Return a description of the difference if it exceeds the tolerance, otherwise an empty string."""
+        """Return a description of any unexpected difference, or an empty string if there is none."""
         if other := self.images - self.same_pixels:
             return (
                 f"preprocessing produces different pixels for {other} of {self.images} images: please report this as a "
-                "bug of edgerec"
+                "bug in edgerec"
             )
         if not self.max_difference <= self.allowed:  # also NaN
             return (
-                f"scores differ by up to {self.max_difference:.3g} units of 1/{STEPS}, but only {self.allowed:.3g} are "
-                f"allowed; the predicted label is the same for {self.same_top1} of {self.images} images"
+                f"scores differ by up to {self.max_difference:.3g} steps of 1/{STEPS}, but must not differ by more "
+                f"than {self.allowed:.3g}; the predicted label is the same for {self.same_top1} of {self.images} images"
             )
         return ""
 
@@ -68,13 +68,13 @@ class ScoreComparison:
 def compare(
     expected: ImageResults, actual: ImageResults, specs: Sequence[ModelSpec], tolerances: Sequence[float]
 ) -> ScoreComparison:
-    """Compare the results of two machines. Files that neither machine can decode are ignored.
+    """Compare two machines' results. Files that neither machine can decode are ignored.
 
     Args:
-        expected: results of the reference machine.
-        actual: results of the machine to compare with it.
+        expected: the reference machine's results.
+        actual: the other machine's results.
         specs: the models.
-        tolerances: allowed difference of each model's output, in units of the output.
+        tolerances: allowed difference for each model's output, in units of the output.
     """
     images, same_pixels, same_top1, max_difference = 0, 0, 0, 0.0
     units = [_units(spec) for spec in specs]
@@ -99,5 +99,5 @@ def compare(
 
 
 def _units(spec: ModelSpec) -> float:
-    """Return the factor that converts a difference of outputs to quantization steps of an 8-bit output."""
+    """Return the factor that converts a difference between outputs to steps of an 8-bit output."""
     return 1.0 if spec.output.quantized and spec.activation == "none" else float(STEPS)

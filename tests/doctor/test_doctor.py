@@ -116,19 +116,19 @@ def test_codecs_are_not_listed_as_cameras():
 
 def test_32_bit_programs_on_a_64_bit_kernel_get_a_note():
     ((state, text, fix),) = not_ok(PI32, target=Target.load("rpi-32bit"))
-    assert (state, "pip evaluates requirements for aarch64" in text) == ("note", True)
+    assert (state, "pip may install packages for aarch64" in text) == ("note", True)
     assert "--no-deps edgerec tflite-runtime" in fix
     states = {text: state for state, text, _ in not_ok(PI32, target=Target.load("rpi"))}
-    assert states["target rpi: the target needs aarch64, but this machine is armv7l"] == "problem"
+    assert states["target rpi: the target requires aarch64, but this machine is armv7l"] == "problem"
 
 
 # A machine, changes to it, and the expected result: state, part of the text, and part of the command.
 CASES = {
     "clock": (PI, {"system": {"now_s": 1e9}}, "problem", "2001-09-09", "timedatectl set-ntp true"),
-    "locale": (PI, {"system": {"encoding": "ANSI_X3.4-1968"}}, "note", "not UTF-8", "LC_ALL=C.UTF-8"),
+    "locale": (PI, {"system": {"encoding": "ANSI_X3.4-1968"}}, "note", "instead of UTF-8", "LC_ALL=C.UTF-8"),
     "managed": (PI, {"python": {"managed": True, "venv": False}}, "note", "pip refuses", "-m venv .venv"),
     "pip": (PI, {"python": {"pip": "20.3.4"}}, "note", "20.3.4", "install --upgrade pip"),
-    "intel": (MAC, {"python": {"translated": True}}, "problem", "Intel Python", "arch -arm64"),
+    "intel": (MAC, {"python": {"translated": True}}, "problem", "Intel build of Python", "arch -arm64"),
     "library": (
         PI,
         {"opencv": {"reason": "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"}},
@@ -163,12 +163,12 @@ CASES = {
         {"cameras": {"devices": (VideoDevice("/dev/video0", "C270", "uvcvideo", users=("cheese (process 812)",)),)}},
         *("note", "in use by cheese", "kill 812"),
     ),
-    "no camera": (PI, {"cameras": {"devices": CODECS}}, "note", "no camera was found", "rpicam-hello"),
+    "no camera": (PI, {"cameras": {"devices": CODECS}}, "note", "no camera found", "rpicam-hello"),
     "container": (PI, {"cameras": {"devices": (), "hidden": ("video0",)}}, "note", "container", "--device /dev/video0"),
     "ribbon": (
         PI,
         {"cameras": {"devices": (VideoDevice("/dev/video0", "unicam-image", "unicam"),), "system_has_picamera2": True}},
-        *("problem", "excludes the system's packages", "--system-site-packages"),
+        *("problem", "does not include system packages", "--system-site-packages"),
     ),
     "simplejpeg": (
         PI,
@@ -176,11 +176,11 @@ CASES = {
         *("problem", "simplejpeg", "pip install --upgrade --force-reinstall simplejpeg"),
     ),
     "power": (PI, {"resources": {"throttled": ("under-voltage",)}}, "problem", "under-voltage", "vcgencmd"),
-    "earlier": (PI, {"resources": {"earlier": ("throttled",)}}, "note", "since its start", "vcgencmd"),
+    "earlier": (PI, {"resources": {"earlier": ("throttled",)}}, "note", "since boot", "vcgencmd"),
     "hot": (PI, {"resources": {"temperature_c": 84.0}}, "note", "84 degrees", ""),
-    "memory": (PI, {"resources": {"available_bytes": 20 * MIB}}, "problem", "too little", "ps aux"),
-    "training": (LAPTOP, {"resources": {"available_bytes": 900 * MIB}}, "note", "training needs", "--batch-size"),
-    "full": (PI, {"resources": {"folders": (Folder("cache", "/c", MIB),)}}, "problem", "is full", "pip cache purge"),
+    "memory": (PI, {"resources": {"available_bytes": 20 * MIB}}, "problem", "not enough", "ps aux"),
+    "training": (LAPTOP, {"resources": {"available_bytes": 900 * MIB}}, "note", "training requires", "--batch-size"),
+    "full": (PI, {"resources": {"folders": (Folder("cache", "/c", MIB),)}}, "problem", "disk full", "pip cache purge"),
     "closed cache": (
         PI,
         {"resources": {"folders": (Folder("cache", "/c", writable=False),)}},
@@ -188,7 +188,7 @@ CASES = {
     ),
     "cuda": (LAPTOP, {"tensorflow_gpus": 0}, "note", "cannot use the GPU", "edgerec[train-gpu]"),
     "avx": (LAPTOP, {"system": {"avx": False}}, "problem", "AVX", "ai-edge-litert"),
-    "nvidia": (LAPTOP, {"gpu": {"nvidia": (), "reason": "no driver"}}, "problem", "nvidia-smi failed", "modprobe"),
+    "nvidia": (LAPTOP, {"gpu": {"nvidia": (), "reason": "not loaded"}}, "problem", "nvidia-smi failed", "modprobe"),
     "render": (PI, {"gpu": {"nodes": (RENDER,), "denied": (RENDER,)}}, "note", "group render", "exec su - pi"),
     "vulkan": (PI, {"gpu": {"nodes": (RENDER,), "vulkan": False}}, "note", "Vulkan", "mesa-vulkan-drivers"),
 }  # fmt: skip
@@ -218,7 +218,7 @@ PACKAGES = {
     "conflict": (
         {},
         (Conflict("opencv-python 5.0", "numpy>=2", "1.26"), Conflict("h5py 3", "numpy>=1.19", "1.26")),
-        *("numpy 1.26 is incompatible: opencv-python 5.0 needs numpy>=2; h5py 3", 'pip install "numpy>=2,>=1.19"'),
+        *("numpy 1.26 is incompatible: opencv-python 5.0 requires numpy>=2; h5py 3", 'pip install "numpy>=2,>=1.19"'),
     ),
     "missing": ({}, (Conflict("keras 3", "h5py", ""),), "h5py is not installed", 'pip install "h5py"'),
     "malice": ({}, (Conflict("x 1", 'h5py"; rm -rf ~ #', ""),), "is not installed", ""),
@@ -247,7 +247,7 @@ def test_incompatible_packages_are_found(name):
         ("armv7l", 32, 11, "no TFLite runtime is installed", 'pip install tflite-runtime "numpy<2"'),
         ("aarch64", 32, 11, "no TFLite runtime is installed", 'pip install tflite-runtime "numpy<2"'),
         ("armv7l", 32, 13, "no", "python3.11 -m venv"),
-        ("armv6l", 32, 11, "no TFLite runtime has a wheel for Linux on armv6l", ""),
+        ("armv6l", 32, 11, "no TFLite runtime provides wheels for Linux on armv6l", ""),
         ("x86_64", 64, 15, "use Python 3.14", "python3.14 -m venv"),
     ],
 )
@@ -281,13 +281,13 @@ def test_runtime_that_cannot_be_imported_is_reported(reason, fix):
     ("tpu", "groups", "state", "message", "fix"),
     [
         (replace(STICK, speed_mbps=480), (), "note", "USB 2 port", ""),
-        (replace(STICK, stick_open=False, rule=False), (), "problem", "udev has no rule", "udevadm control --reload"),
+        (replace(STICK, stick_open=False, rule=False), (), "problem", "no udev rule", "udevadm control --reload"),
         (replace(STICK, stick_open=False), (), "problem", "group plugdev", "usermod -aG plugdev pi"),
         (replace(STICK, stick_open=False), ("plugdev",), "problem", "group plugdev", "exec su - pi"),
         (replace(STICK, library=False), (), "problem", "libedgetpu is missing", "apt install ./libedgetpu1-std_"),
         (replace(STICK, library=False, reason="no libusb"), (), "problem", "loaded: no libusb", "libedgetpu1-std"),
         (replace(STICK, delegate="it crashed with SIGSEGV"), (), "problem", "SIGSEGV", "./libedgetpu1-std_"),
-        (EdgeTpu(card=True, library=True), (), "problem", "no driver", "gasket-dkms"),
+        (EdgeTpu(card=True, library=True), (), "problem", "driver is not loaded", "gasket-dkms"),
         (EdgeTpu(card=True, apex="/dev/apex_0", apex_open=False, library=True), (), "problem", "group apex", "apex"),
     ],
 )  # fmt: skip
@@ -305,13 +305,13 @@ def test_machine_is_compared_with_the_target():
     assert "no working Edge TPU" in not_ok(PI, target=coral)[0][1]
     assert not_ok(PI, target=coral, delegate="") == []  # the bundle runs on the CPU
     assert [text for _, text, _ in not_ok(PI, target=windows)] == [
-        "target desktop-windows: the target needs AMD64, but this machine is aarch64"
+        "target desktop-windows: the target requires AMD64, but this machine is aarch64"
     ]
     ((_, text, fix),) = not_ok(replace(PI, python=Python(version=(3, 12, 1))), target=Target.load("rpi"))
-    assert "the target needs Python 3.11 or 3.13, but this is Python 3.12" in text
+    assert "the target requires Python 3.11 or 3.13, but this is Python 3.12" in text
     assert fix == "python3.13 -m venv .venv"
     old = replace(PI, runtimes=(Runtime("ai-edge-litert", "1.4.0"),))
-    assert "the target needs ai-edge-litert>=2.0" in not_ok(old, target=Target.load("rpi"))[0][1]
+    assert "the target requires ai-edge-litert>=2.0" in not_ok(old, target=Target.load("rpi"))[0][1]
     assert not_ok(PI, target=Target.load("android"))[0][0] == "note"
 
 

@@ -58,7 +58,7 @@ def empty_path(tmp_path, monkeypatch) -> Path:
     ("arguments", "message"),
     [
         (["--on", "rip"], "did you mean 'rpi'"),
-        (["--on", "desktop"], "it is not a Debian system on ARM: choose rpi or rpi-32"),
+        (["--on", "desktop"], "it does not run Debian on ARM: choose rpi or rpi-32"),
         (["--on", "rpi", "--data", "nowhere"], "unknown data set 'nowhere'"),
     ],
 )
@@ -79,7 +79,9 @@ def test_json_output_reports_a_failure(bundle, edgerec):
 
 
 def test_missing_apt_is_reported(empty_path):
-    with pytest.raises(TargetError, match=r"the program apt-get is missing.*apt install apt"):
+    with pytest.raises(
+        TargetError, match=r"--on requires the program apt-get, which is not installed: run apt install apt"
+    ):
         find_mirror()
 
 
@@ -87,7 +89,7 @@ def test_missing_user_namespaces_are_reported(empty_path, monkeypatch):
     program(empty_path, "unshare", "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(
-        TargetError, match=r"needs root permissions or user namespaces \(unshare: .* run the command as root"
+        TargetError, match=r"requires root permissions or user namespaces \(unshare: .* run the command as root"
     ):
         root.chroot_command()
 
@@ -108,25 +110,27 @@ def test_mirror_is_read_from_apt_or_the_environment(empty_path, monkeypatch):
     monkeypatch.setenv(MIRROR, "https://four/debian")
     assert find_mirror() == "https://four/debian"
     monkeypatch.setenv(MIRROR, "https://four/debian main\ndeb [trusted=yes] https://evil/")
-    with pytest.raises(TargetError, match="is not the URL of a Debian mirror"):
+    with pytest.raises(TargetError, match="must be the URL of a Debian mirror"):
         find_mirror()
 
 
 def test_old_emulator_is_not_used(empty_path, monkeypatch, tmp_path):
     monkeypatch.setattr(qemu.platform, "machine", lambda: "x86_64")
     program(empty_path, "qemu-aarch64", "echo 'qemu-aarch64 version 7.2.15 (Debian 1:7.2+dfsg-7)'")
-    with pytest.raises(TargetError, match="mmdebstrap is missing"):  # because edgerec downloads a newer version
+    with pytest.raises(
+        TargetError, match="requires the program mmdebstrap"
+    ):  # because edgerec downloads a newer version
         qemu.find_qemu("arm64", tmp_path / "cache")
     old = program(empty_path, "old", "echo 'qemu-aarch64 version 7.2.15'")
     (tmp_path / "cache" / "qemu").mkdir(parents=True, exist_ok=True)
     shutil.copy2(old, tmp_path / "cache" / "qemu" / "qemu-aarch64")
-    with pytest.raises(TargetError, match=r"is QEMU 7, expected 10 or newer: delete this file"):
+    with pytest.raises(TargetError, match=r"expected QEMU 10 or newer, but .* is version 7: delete this file"):
         qemu.find_qemu("arm64", tmp_path / "cache")
 
 
 def test_emulator_cannot_be_downloaded_for_an_unknown_cpu(empty_path, monkeypatch, tmp_path):
     monkeypatch.setattr(qemu.platform, "machine", lambda: "loongarch64")
-    with pytest.raises(TargetError, match="Debian has no package of it for loongarch64"):
+    with pytest.raises(TargetError, match="Debian does not provide it for loongarch64"):
         qemu.find_qemu("armhf", tmp_path / "cache")
 
 
@@ -159,7 +163,7 @@ def test_error_for_a_missing_wheel_lists_available_versions(tmp_path, monkeypatc
     with pytest.raises(TargetError) as error:
         device_wheels.find_site("tflite-runtime==2.14.0\n", here, None, "")
     assert str(error.value) == (
-        "there is no wheel of tflite-runtime==2.14.0 for Python 3.13 on aarch64 (Debian trixie). "
+        "no wheel of tflite-runtime==2.14.0 is available for Python 3.13 on aarch64 (Debian trixie). "
         "Available versions: Python 3.9: 2.14.0, 2.13.0; Python 3.11: 2.14.0"
     )
     assert not list((tmp_path / "opt").glob("site-*[!k]"))
@@ -192,7 +196,9 @@ def test_failed_installation_leaves_no_files(empty_path, tmp_path, monkeypatch):
         f'echo "$proxy $source" >{tmp_path}/settings; '
         "echo 'I: running'; echo 'E: Failed to fetch it' >&2; echo 'E: mmdebstrap failed to run' >&2; exit 25",
     )
-    with pytest.raises(TargetError, match=r"cannot be installed from https://.*@?mirror/debian: E: Failed to") as error:
+    with pytest.raises(
+        TargetError, match=r"cannot install Debian .* from https://.*@?mirror/debian: E: Failed to"
+    ) as error:
         root.find_root("trixie", "arm64", ["python3-numpy"], None, tmp_path / "cache")
     assert "secret" not in str(error.value)
     assert not list((tmp_path / "cache").glob("*"))
@@ -216,7 +222,7 @@ def test_failed_installation_leaves_no_files(empty_path, tmp_path, monkeypatch):
 def test_requirements_with_other_packages_or_options_are_refused(line):
     allowed = Target.load("rpi").requirements
     device_wheels.check_requirements("# ours\nedgerec[headless]==0.1.0\nai_edge_litert>=2.0,<3\n", allowed, "here")
-    with pytest.raises(BundleError, match="is not allowed, because it is not a version of ai-edge-litert, edgerec"):
+    with pytest.raises(BundleError, match="is not allowed, only versions of ai-edge-litert, edgerec"):
         device_wheels.check_requirements(f"{line}\n", allowed, "here")
 
 
@@ -265,7 +271,8 @@ def test_compare_counts_differences_of_pixels_scores_and_labels(spec):
     off = compare(ours, theirs, [spec], [2])
     assert (off.same_top1, off.max_difference) == (1, 8)
     assert off.problem.startswith(
-        "scores differ by up to 8 units of 1/256, but only 2 are allowed; the predicted label is the same for 1 of 2"
+        "scores differ by up to 8 steps of 1/256, but must not differ by more than 2; the predicted label is the same "
+        "for 1 of 2"
     )
     assert "different pixels for 1 of 2" in compare(ours, ours | {"a": None}, [spec], [2]).problem
     assert compare(ours, ours | {"a": {"pixels": "x", "scores": [[np.nan, 1]]}}, [spec], [2]).problem
@@ -302,7 +309,7 @@ def test_emulated_scores_are_compared_with_the_golden_vectors(expected):
     output = {"imports": {}, "here": there, "edgerec": "0", "verify": "", "images": results}
     assert with_output(NOT_RUN, output, expected).problem == ""
     results["golden-000.png"]["scores"][0][0] += 17
-    assert "differ by up to 17 units" in with_output(NOT_RUN, output, expected).problem
+    assert "differ by up to 17 steps" in with_output(NOT_RUN, output, expected).problem
 
 
 def test_selected_images_are_evenly_spread_and_not_decoded(image_folder):
@@ -331,7 +338,7 @@ def test_packages_of_another_architecture_are_unpacked_with_merged_folders(emula
     try:
         unpack_packages("bookworm", "armhf", ["base-files", "zlib1g"], tmp_path)
     except TargetError as error:
-        if "cannot be installed from" in str(error):
+        if "cannot install Debian" in str(error):
             pytest.skip(str(error))
         raise
     assert (tmp_path / "lib").is_symlink()
@@ -346,7 +353,7 @@ def test_trained_bundle_gives_the_same_scores_on_an_emulated_raspberry_pi_4(bund
             bundle, "rpi", data=image_folder, images=20, releases=["bookworm"], cpus=["cortex-a72"]
         )
     except TargetError as error:
-        if "cannot be installed from" in str(error):
+        if "cannot install Debian" in str(error):
             pytest.skip(str(error))
         raise
     (only,) = report.results
