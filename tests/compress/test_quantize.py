@@ -124,7 +124,7 @@ def test_table_is_shown_although_gate_fails(run, monkeypatch):
     done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "dynamic"])
     assert done.exit_code == 1
     assert "keras float32" in done.stdout
-    assert "int8 loses 50.00 points" in done.stderr
+    assert "int8 loses 50.00 percentage points" in done.stderr
 
 
 def test_export_refuses_variant_that_fails_gate(run, tmp_path, here):
