@@ -72,7 +72,7 @@ def test_build_accepts_other_compression_settings_for_a_trained_run(built, tmp_p
     report = json.loads((run / "int8" / "report.json").read_text())
     report["forms"][-1]["top1"] = report["forms"][0]["top1"] - 0.1
     (run / "int8" / "report.json").write_text(json.dumps(report))
-    with pytest.raises(GateError, match=r"loses 10\.00 points"):
+    with pytest.raises(GateError, match=r"loses 10\.00 percentage points"):
         build(RECIPE.override({"compress.max_drop": 5.0}), run, "rpi")
     # The next call allows more, as the error suggests.
     again = build(RECIPE.override({"compress.max_drop": 15.0}), run, "rpi")
