@@ -50,7 +50,7 @@ def make(
 ) -> None:
     """Create a calibration set from training images."""
     if subject is None and not data:
-        raise typer.BadParameter("cannot select images without data: pass a run or a recipe, or use --data FOLDER")
+        raise typer.BadParameter("no images to select from: pass a run or a recipe, or use --data FOLDER")
     with progress() as listener:
         from edgerec.compress import calibration
 

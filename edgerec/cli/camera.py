@@ -396,7 +396,7 @@ def _capture_format(size: str | None, rate: float, pixel_format: str) -> Capture
 
     numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size or "0x0", re.IGNORECASE)
     if not numbers:
-        raise typer.BadParameter(f"--size is {size!r}; expected a size such as 1280x720")
+        raise typer.BadParameter(f"--size must have the form WxH, such as 1280x720, got {size!r}")
     return CaptureFormat(int(numbers[1]), int(numbers[2]), rate, pixel_format)
 
 
@@ -406,4 +406,4 @@ def _bytes(option: str, size: str) -> int:
     try:
         return parse_size(size)
     except ValueError:
-        raise typer.BadParameter(f"{option} is {size!r}; expected a size such as 500MB, 2GiB or 20G") from None
+        raise typer.BadParameter(f"{option} must be a size such as 500MB, 2GiB or 20G, got {size!r}") from None

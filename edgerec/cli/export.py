@@ -71,7 +71,7 @@ def export(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Fraction of the autoencoder's validation images that must be accepted as known. [default: 0.99]",
+        help="Fraction of the autoencoder's validation images to accept as known. [default: 0.99]",
         rich_help_panel=_NOVELTY,
     ),
 ) -> None:

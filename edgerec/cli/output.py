@@ -186,7 +186,7 @@ def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
 
 
 def show_edgetpu(report: EdgeTpuReport) -> None:
-    """Print the number of operators that the Edge TPU runs."""
+    """Print a summary of the Edge TPU compilation."""
     state = "compiled" if report.compiler else "checked, not compiled"
     say(f"edge tpu {report.operators} operators, all predicted to run on the Edge TPU; {state}")
     if report.differences:
@@ -234,7 +234,7 @@ class _Stderr(logging.Handler):
     """Handler that looks up ``sys.stderr`` for each message, because tests may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # a closed terminal must not stop the command
+        with suppress(OSError, ValueError):  # the terminal may have been closed
             typer.echo(self.format(record), err=True)
 
 

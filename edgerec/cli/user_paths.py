@@ -12,7 +12,7 @@ _NOT_PATHS = frozenset({"group_by", "skip", "float_layers", "study", "web_token"
 
 
 def expand_user_paths(command: Any) -> None:
-    """Make a Click command and its subcommands expand ``~`` in parameter values."""
+    """Make a Click command and its subcommands expand ``~`` in option and argument values."""
     for subcommand in getattr(command, "commands", {}).values():
         expand_user_paths(subcommand)
     for parameter in command.params:

@@ -46,7 +46,7 @@ __all__ = ["CheckResult", "CheckState", "DoctorReport", "Machine", "check_machin
 
 @dataclass(frozen=True)
 class Machine:
-    """Information about a machine. The defaults describe a machine without problems."""
+    """A machine to check. The defaults describe a machine without problems."""
 
     system: System = field(default_factory=System)
     python: Python = field(default_factory=Python)
@@ -91,7 +91,7 @@ def _manifest(bundle: str | Path) -> Manifest:
 
 
 def inspect_machine(root: str | Path = ROOT) -> Machine:
-    """Collect information about this machine in parallel, with a time limit for each part.
+    """Collect information about this machine, running the checks in parallel with time limits.
 
     Args:
         root: as for :func:`run_doctor`.

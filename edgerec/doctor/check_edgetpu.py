@@ -19,7 +19,7 @@ from edgerec.utils.child_process import ask_python
 
 LIBRARIES = {"Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
 _USB, _PCI = "sys/bus/usb/devices", "sys/bus/pci/devices"
-# Vendor and product IDs of the USB stick before and after its firmware is loaded, and of the PCIe card.
+# USB IDs of the stick before and after its firmware is loaded, and PCI IDs of the card.
 _STICK = {("1a6e", "089a"), ("18d1", "9302")}
 _CARD = ("0x1ac1", "0x089a")
 _RULES = ("etc/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d")

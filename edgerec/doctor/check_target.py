@@ -1,4 +1,4 @@
-"""Check whether this machine meets the requirements of a target."""
+"""Check whether this machine meets a target's requirements."""
 
 from __future__ import annotations
 

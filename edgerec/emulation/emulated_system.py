@@ -1,4 +1,4 @@
-"""Install a target's emulated systems (emulator, root file system and Python packages), and run programs in them."""
+"""Set up emulated systems for a target (emulator, root file system and Python packages), and run programs in them."""
 
 from __future__ import annotations
 

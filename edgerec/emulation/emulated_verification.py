@@ -74,7 +74,7 @@ class EmulationResult:
 
 @dataclass(frozen=True)
 class EmulationReport:
-    """Result of :func:`verify_emulated`.
+    """The result of :func:`verify_emulated`.
 
     Attributes:
         bundle: path of the bundle.

@@ -29,7 +29,7 @@ PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 GLIBC = {"bookworm": 36, "trixie": 41}
 # Symbolic links that are normally created by the packages' installation scripts, which are not run.
 _ALTERNATIVES = {"blas/libblas.so.3": "libblas.so.3", "lapack/liblapack.so.3": "liblapack.so.3"}
-# Without these CPU topology files, XNNPACK uses slower kernels. A Raspberry Pi has four cores.
+# CPU topology files of a Raspberry Pi, without which XNNPACK uses slower kernels.
 _FILES = {"sys/devices/system/cpu/possible": "0-3\n", "sys/devices/system/cpu/present": "0-3\n"}
 
 

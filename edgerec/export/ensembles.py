@@ -27,7 +27,7 @@ Spec = TypeVar("Spec", bound=ModelSpec)
 
 @dataclass(frozen=True)
 class EnsembleReport:
-    """Result of :func:`ensemble`.
+    """The result of :func:`ensemble`.
 
     Attributes:
         bundle: path of the bundle folder or .zip file.

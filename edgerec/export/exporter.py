@@ -36,7 +36,7 @@ GOLDEN_SIDE_PX = 320
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Result of :func:`export_bundle`.
+    """The result of :func:`export_bundle`.
 
     Attributes:
         bundle: path of the bundle folder or .zip file.

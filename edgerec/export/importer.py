@@ -34,7 +34,7 @@ VARIANT = "imported"
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Result of :func:`import_tflite`.
+    """The result of :func:`import_tflite`.
 
     Attributes:
         bundle: path of the bundle folder or .zip file.

@@ -26,7 +26,7 @@ CSS_COLORS = {
     "#b0b0b0": "var(--grey)",
 }
 _COLOR = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})")
-# Bins with fewer images are drawn in a lighter color.
+# Bins with fewer images than this are drawn in a lighter color.
 FEW_IMAGES = 10
 
 

@@ -10,7 +10,7 @@ from edgerec.train.confidence_calibration import Reliability
 
 @dataclass(frozen=True)
 class TrainingInfo:
-    """Summary of the trained model, its training data and its recipe.
+    """Summary of a run's model, training data and recipe.
 
     Attributes:
         model: the architecture, or the file name of an adopted model.

@@ -127,7 +127,7 @@ def test_invalid_frame_option_is_a_usage_error(bundle, video, edgerec):
     assert "expected x,y,width,height" in " ".join(done.stderr.split())
     done = edgerec("camera", bundle, "--source", video, "--rotate", "45", "--headless")
     assert "expected 0, 90, 180 or 270" in " ".join(done.stderr.split())
-    assert "expected a size such as 1280x720" in edgerec("camera", bundle, "--size", "big", "--headless").stderr
+    assert "must have the form WxH, such as 1280x720" in edgerec("camera", bundle, "--size", "big", "--headless").stderr
 
 
 def test_every_option_selects_every_nth_frame_of_a_video(bundle, video, edgerec):

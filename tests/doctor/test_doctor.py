@@ -188,7 +188,7 @@ CASES = {
     ),
     "cuda": (LAPTOP, {"tensorflow_gpus": 0}, "note", "cannot use the GPU", "edgerec[train-gpu]"),
     "avx": (LAPTOP, {"system": {"avx": False}}, "problem", "AVX", "ai-edge-litert"),
-    "nvidia": (LAPTOP, {"gpu": {"nvidia": (), "reason": "not loaded"}}, "problem", "nvidia-smi failed", "modprobe"),
+    "nvidia": (LAPTOP, {"gpu": {"nvidia": (), "reason": "no driver"}}, "problem", "nvidia-smi failed", "modprobe"),
     "render": (PI, {"gpu": {"nodes": (RENDER,), "denied": (RENDER,)}}, "note", "group render", "exec su - pi"),
     "vulkan": (PI, {"gpu": {"nodes": (RENDER,), "vulkan": False}}, "note", "Vulkan", "mesa-vulkan-drivers"),
 }  # fmt: skip
