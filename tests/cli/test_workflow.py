@@ -79,7 +79,7 @@ def test_build_accepts_other_compression_settings_for_a_trained_run(built, tmp_p
     assert again.reused == ("train", "quantize")
     calibration = tmp_path / "seven.toml"
     calibration.write_text("images = 7\n")
-    with pytest.raises(OutputExistsError, match="made with calibration stratified"):
+    with pytest.raises(OutputExistsError, match="created with calibration stratified"):
         build(RECIPE.override({"compress.calibration": str(calibration)}), run, "rpi")
 
 
