@@ -81,6 +81,7 @@ _FINE_TUNED = [AUTO, *(name for name, method in METHODS.items() if method.stages
 METHODS_BY_KEY = {
     "channels": _with_stage("channels"),
     "sparsity": _with_stage("prune"),
+    "schedule": _with_stage("prune"),
     "clusters": _with_stage("cluster"),
     "weight_bits": [name for name in _with_stage("qat") if "cluster" not in METHODS[name].stages],
     "skip": _with_stage("prune", "cluster"),

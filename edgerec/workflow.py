@@ -9,7 +9,7 @@ from typing import Any
 
 from edgerec.compress.accuracy_gate import check_drop
 from edgerec.compress.existing_variants import existing, used_differently
-from edgerec.compress.quantize import quantize
+from edgerec.compress.quantize import quantize_as
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.target import Target
@@ -103,11 +103,10 @@ def build(
     else:
         reused += ["train"] if run.finished else []
         run = fit(recipe, out, resume=True, listener=listener)
-    settings = vars(recipe.compress)
-    quantized = None if overwrite else _existing_variant(run, replace(run.recipe, compress=recipe.compress))
+    own_recipe = replace(run.recipe, compress=recipe.compress)
+    quantized = None if overwrite else _existing_variant(run, own_recipe)
     if quantized is None:
-        changed = {key: value for key, value in settings.items() if value != getattr(run.recipe.compress, key)}
-        quantized = quantize(run, **changed, resume=True, overwrite=overwrite, listener=listener)
+        quantized = quantize_as(run, own_recipe, resume=True, overwrite=overwrite, listener=listener)
     else:
         check_drop(quantized.variant, quantized.forms[0].top1, quantized.forms[-1].top1, recipe.compress.max_drop)
         reused.append("quantize")

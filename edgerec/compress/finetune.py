@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.errors import ModelError
 from edgerec.recipe import Recipe, TrainSection
 from edgerec.train.backend import cause, freeze_batch_normalization, keras, reseed
 from edgerec.train.distillation_loss import DistillationLoss
@@ -110,6 +112,7 @@ def fine_tune(
             measured with augmentation and dropout.
 
     Raises:
+        ModelError: the loss became NaN or infinite.
         RecipeError: the batch size is not a multiple of the number of devices times ``train.accumulate``.
     """
     tune.workers.check_batch(tune.train.batch_size, tune.train.accumulate)
@@ -127,7 +130,8 @@ def fine_tune(
     frozen_from = _frozen_from(tune.epochs) if freeze else tune.epochs
     keep_from = max(keep_from, frozen_from) if freeze else keep_from
     state = _StageState(state_path(tune.checkpoints, stage), stage, tune, keep_from)
-    rate = cosine(tune.retraining_rate if retraining else tune.learning_rate, tune.steps * tune.epochs)
+    peak_rate = tune.retraining_rate if retraining else tune.learning_rate
+    rate = cosine(peak_rate, tune.steps * tune.epochs)
     steps_per_call = 1 if callbacks else min(STEPS_PER_CALL, tune.steps)
     compiled = partial(
         compile_classifier,
@@ -160,7 +164,7 @@ def fine_tune(
                 epochs=last,
                 validation_data=tune.workers.distribute(tune.validation),
                 validation_steps=tune.validation_steps,
-                callbacks=[*callbacks, _recorder(state)],
+                callbacks=[*callbacks, _recorder(state, peak_rate)],
                 verbose=0,
             )
     for layer in frozen_bn:
@@ -321,7 +325,7 @@ def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> lis
     return values
 
 
-def _recorder(state: _StageState) -> Any:
+def _recorder(state: _StageState, peak_rate: float) -> Any:
     """Return a Keras callback that reports progress and saves states. The class is local to defer importing Keras."""
     tune, stage = state.tune, state.stage
 
@@ -330,12 +334,22 @@ def _recorder(state: _StageState) -> Any:
             self.epoch = epoch
             reseed(self.model, tune.seed, epoch)
 
+        def check(self, name: str, logs: Any) -> None:
+            """Raise :class:`ModelError` if the loss called ``name`` is NaN or infinite."""
+            if not math.isfinite(logs[name]):
+                raise ModelError(
+                    f"the {name} became {logs[name]} in epoch {self.epoch + 1} of {stage}: lower the learning rate "
+                    f"(now {peak_rate:g}) with --learning-rate and --overwrite"
+                )
+
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.check("loss", logs)
             done = self.epoch * tune.steps + batch + 1
             text = f"epoch {self.epoch + 1}/{tune.epochs}  {format_metrics(logs)}"
             tune.listener(Progress(stage, done, tune.epochs * tune.steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.check("val_loss", logs)
             # Autoencoders have no accuracy, so the epoch with the lowest loss is the best.
             state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
             tune.workers.merge_statistics(self.model)

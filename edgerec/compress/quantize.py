@@ -98,6 +98,20 @@ def quantize(
     }
     recipe = with_options(run.recipe, options)
     check_used([recipe.compress.method], recipe, options)
+    return quantize_as(run, recipe, data=data, resume=resume, overwrite=overwrite, listener=listener)
+
+
+def quantize_as(
+    run: Run,
+    recipe: Recipe,
+    *,
+    data: DataSource | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> QuantizeReport:
+    """Create a compressed variant of a run like :func:`quantize`, with the settings in a recipe."""
+    check_used([recipe.compress.method], recipe, {})
     auto = recipe.compress.method == AUTO
     # Check for existing results before loading the images.
     for name in AUTO_METHODS if auto else [recipe.compress.method]:

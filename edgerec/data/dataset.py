@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -207,7 +206,9 @@ def load(
         DataError: the data set does not exist, has too few classes, or has unreadable images with ``strict``.
     """
     if isinstance(section.source, str) and is_pack(section.source):
-        return _load_pack(Packed.open(section.source), section, least_size_px)
+        dataset, section = _load_pack(Packed.open(section.source), section, least_size_px)
+        _check_classes(dataset, section.title, least_classes, "")
+        return dataset, section
     source, section = list_images(section, least_size_px=least_size_px, flat=flat, listener=listener)
     spec = section.preprocess
     stored = merged_pixels(source, spec, listener) if isinstance(source, Merged) else pixels(source, spec, listener)
@@ -260,19 +261,8 @@ def read_fitted(source: RawDataset, position: int, spec: PreprocessSpec) -> Imag
 
 
 def _load_pack(pack: Packed, section: DataSection, least_size_px: int) -> tuple[Dataset, DataSection]:
-    spec = pack.preprocess
-    packed: dict[str, Any] = {
-        "input_size": spec.width,
-        "channels": spec.channels,
-        "fit": spec.fit,
-        "interpolation": spec.interpolation,
-        "preprocess_version": spec.version,
-        "black_level": spec.black_level,
-        "white_level": spec.white_level,
-        "group_by": pack.group_by,
-    }
-    default = DataSection()
-    for key, value in packed.items():
+    spec, default = pack.preprocess, DataSection()
+    for key, value in pack.data_settings.items():
         requested = getattr(section, key)
         if requested not in (getattr(default, key), value):
             raise RecipeError(
@@ -298,7 +288,7 @@ def _load_pack(pack: Packed, section: DataSection, least_size_px: int) -> tuple[
         positions,
         pack.contents,
     )
-    return dataset, replace(section, **packed)
+    return dataset, replace(section, **pack.data_settings)
 
 
 def _resolve(section: DataSection, source: RawDataset, least_size_px: int) -> DataSection:

@@ -145,6 +145,21 @@ class Packed:
                 raise DataError(f"{location}: {shard.file} {fault}. Copy this file again, or pack the data again")
         return pack
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Keys of the recipe's ``data`` section that the pack determines, and their values."""
+        spec = self.preprocess
+        return {
+            "input_size": spec.width,
+            "channels": spec.channels,
+            "fit": spec.fit,
+            "interpolation": spec.interpolation,
+            "preprocess_version": spec.version,
+            "black_level": spec.black_level,
+            "white_level": spec.white_level,
+            "group_by": self.group_by,
+        }
+
     def _check(self) -> None:
         """Raise :class:`ValueError` if the manifest is inconsistent."""
         if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):

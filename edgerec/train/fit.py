@@ -14,11 +14,12 @@ import numpy.typing as npt
 from edgerec.data import Dataset, Split, recorded_split
 from edgerec.data.quick_checks import quick_warnings
 from edgerec.data.readers import refuse_missing
+from edgerec.data.tfrecord_reader import Packed, is_pack
 from edgerec.errors import EdgerecError, OutputExistsError, RecipeError
 from edgerec.importing.keras_files import check_opens
 from edgerec.importing.keras_weights import load_weights
 from edgerec.models import BACKBONE, least_size_px, reconstructs, user_defined
-from edgerec.recipe import UNRESOLVED, Recipe
+from edgerec.recipe import UNRESOLVED, DataSection, Recipe
 from edgerec.train.anomaly import check_autoencoder
 from edgerec.train.automatic_recipe import resolved, with_absolute_paths
 from edgerec.train.backend import keras, prepare
@@ -138,13 +139,19 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         return False
     recorded = run.recipe
     requested = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
+    unset = UNRESOLVED | {"data.black_level": 0}
+    source = requested.data.source
+    if isinstance(source, str) and is_pack(source):
+        default = DataSection()
+        unset |= {f"data.{key}": getattr(default, key) for key in Packed.open(source).data_settings}
     for section, keys in requested.to_dict().items():
         for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
             name = f"{section}.{key}" if key else section
             old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
-            unset = UNRESOLVED | {"data.black_level": 0}
             # The target only affects the choice of architecture, so it may change.
             may_differ = name == "model.target" or (name in unset and value == unset[name])
+            if name == "train.batch_size":  # larger batch sizes were reduced to the number of training images
+                may_differ = may_differ or min(value, run.split_record["train_images"]) == old
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
             if value != old and not may_differ:
                 raise RecipeError(

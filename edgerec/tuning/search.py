@@ -63,6 +63,7 @@ class Search:
 
     def run(self, end: StopCondition, objective: Objective) -> None:
         """Run trials until the requested number of trials or the time limit is reached."""
+        fail_stale(self._study)  # otherwise, trials of a killed process would count as running
         rows = rows_of(self._study)
         if not rows:
             # Try the unchanged recipe first, so that the best trial is never worse than the recipe.

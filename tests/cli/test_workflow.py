@@ -81,6 +81,9 @@ def test_build_accepts_other_compression_settings_for_a_trained_run(built, tmp_p
     calibration.write_text("images = 7\n")
     with pytest.raises(OutputExistsError, match="created with calibration stratified"):
         build(RECIPE.override({"compress.calibration": str(calibration)}), run, "rpi")
+    pruning = {"compress.method": "prune", "compress.schedule": "constant", "compress.clusters": 8}
+    again = build(RECIPE.override({**pruning, "compress.epochs": 1, "compress.max_drop": 100.0}), run, "desktop")
+    assert (again.variant, again.reused) == ("int8-pruned", ("train",))
 
 
 @pytest.mark.slow

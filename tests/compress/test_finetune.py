@@ -16,6 +16,7 @@ from edgerec.compress.convert import to_int8
 from edgerec.compress.finetune import fine_tune
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
+from edgerec.errors import ModelError
 from edgerec.importing.graph_rewriter import copied
 from edgerec.recipe import TrainSection
 from edgerec.tflite.flatbuffer import read_graph
@@ -257,3 +258,14 @@ def test_intact_state_is_restored_with_optimizer(quick_run, tmp_path, caplog):
             model = fine_tune(small, tune, "fine-tuning")
     assert "fine-tuning: resuming after epoch 1/2" in caplog.text
     assert int(model.optimizer.iterations) == 2 * tune.steps
+
+
+def test_loss_that_becomes_nan_ends_fine_tuning(quick_run, tmp_path):
+    """Otherwise, a model with NaN weights is converted, and the error message describes a faulty .tflite file."""
+    with opened(quick_run, compress__teacher_weight=0.0) as context:
+        model = small()
+        model.set_weights([weight * np.nan for weight in model.get_weights()])
+        message = r"the loss became nan in epoch 1 of fine-tuning: lower the learning rate \(now .*--learning-rate"
+        with pytest.raises(ModelError, match=message):
+            fine_tune(lambda: copied(model), context.fine_tune(tmp_path), "fine-tuning")
+    assert not list(tmp_path.iterdir())

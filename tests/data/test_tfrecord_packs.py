@@ -18,6 +18,7 @@ from edgerec.compress.calibration.check import check
 from edgerec.data import load, split_dataset
 from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages
 from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
+from edgerec.train.fit import was_begun
 from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_batches
 
 NO_AUGMENTATION = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
@@ -192,6 +193,25 @@ def test_settings_that_differ_from_the_pack_are_refused(packed):
         load(recipe_for(packed).override({"data.input_size": 64}).data)
     with pytest.raises(RecipeError, match="needs at least 32"):
         load(recipe_for(packed).data, least_size_px=32)
+
+
+def test_same_command_continues_a_run_on_a_pack(packed, tmp_path):
+    source = pack_data(Recipe().override({"data.fit": "stretch"}), tmp_path / "stretched").location
+    recipe = Recipe().override({"data.source": source, "train.epochs": 1})
+    fit(recipe, tmp_path / "run", finish=False)
+    assert was_begun(recipe, tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"data\.normalise"):
+        was_begun(recipe.override({"data.normalise": "pixels"}), tmp_path / "run")
+
+
+def test_classifier_needs_a_pack_with_two_classes(tmp_path):
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8), np.zeros(60, int)
+    np.savez(tmp_path / "one.npz", x_train=images, y_train=labels)
+    pack = pack_data(Recipe().override({"data.source": str(tmp_path / "one.npz")}), tmp_path / "one")
+    recipe = Recipe().override({"data.source": pack.location})
+    with pytest.raises(DataError, match="has only one class"):
+        load(recipe.data)
+    assert load(recipe.data, least_classes=1)[0].labels == ("0",)  # an autoencoder can be trained
 
 
 def test_packing_skips_unreadable_files(image_folder, tmp_path, caplog, monkeypatch):

@@ -367,6 +367,15 @@ def test_same_recipe_continues_a_run_and_other_recipe_is_refused(tmp_path, first
     assert was_begun(as_typed, first_run.path)
     with pytest.raises(RecipeError, match=r"was started with train\.epochs=4, but this command sets train\.epochs=5"):
         was_begun(as_typed.override({"train.epochs": 5}), first_run.path)
+    # A batch size larger than the number of training images was reduced when the run was started.
+    images = first_run.split_record["train_images"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.json").write_bytes((first_run.path / "split.json").read_bytes())
+    reduced = first_run.recipe.override({"train.batch_size": images})
+    (tmp_path / "run" / "recipe.toml").write_text(reduced.to_toml())
+    assert was_begun(as_typed.override({"train.batch_size": images + 1}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"train\.batch_size"):
+        was_begun(as_typed.override({"train.batch_size": images - 1}), tmp_path / "run")
 
 
 def test_command_reports_invalid_tf_config_in_one_line(edgerec, tmp_path):

@@ -465,6 +465,22 @@ def test_the_command_line(study, edgerec, tmp_path):
     assert "none.toml: model.width is 3, expected {" in message
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
+def test_killed_trial_is_repeated_after_a_resume(base, tmp_path, monkeypatch, unmeasured):
+    search = {"train.learning_rate": {"low": 0.001, "high": 1}}
+    monkeypatch.setattr("edgerec.tuning.trial.Objective._train", lambda *_: 0.5)
+    tune(base, tmp_path / "study", trials=1, search=search)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study' / 'study.db'}", heartbeat_interval=1)
+    killed = optuna.load_study(study_name="study", storage=storage).ask()
+    learning_rate = killed.suggest_float("train.learning_rate", 0.001, 1)
+    storage.record_heartbeat(killed._trial_id)
+    storage.engine.dispose()
+    time.sleep(7)  # heartbeats are sent every second, and six missing heartbeats are tolerated
+    report = tune(None, tmp_path / "study", trials=2, resume=True, heartbeat_s=1)
+    assert report.counts == {"complete": 2, "failed": 1}
+    assert report.trials[2].params == {"train.learning_rate": learning_rate}
+
+
 # Shared studies
 
 
