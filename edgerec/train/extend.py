@@ -12,7 +12,7 @@ from pathlib import Path
 from edgerec.errors import EdgerecError, OutputExistsError, RunError
 from edgerec.train.checkpoints import checkpoints
 from edgerec.train.run import Run
-from edgerec.train.stages import stages
+from edgerec.train.stages import restarts, stages
 from edgerec.train.worker_handshake import Cluster
 from edgerec.utils.atomic import write_file
 
@@ -46,16 +46,17 @@ def extend(run: Run, epochs: int) -> None:
             f"with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
-    # If the only training stage ended early, the added epochs directly follow its last completed epoch.
-    planned = last if len(stages(recipe)) == 1 else train.epochs
-    before = f"{train.restarts}, " if train.restarts.strip() else ""
-    spent_hours = sum(row["seconds"] for row in history) / 3600
+    # If the training ended early, the plan is shortened, so that the added epochs directly follow the last epoch.
+    starts = [start for start in restarts(recipe) if start < last]
+    # An earlier extension has already added the time spent before it to the limit.
+    extended = max((start for start in starts if (run.path / f"after-{start}-epochs").is_dir()), default=0)
+    spent_hours = sum(row["seconds"] for row in history[extended:]) / 3600
     longer = replace(
         recipe,
         train=replace(
             train,
-            epochs=planned + epochs,
-            restarts=f"{before}{planned}",
+            epochs=last + epochs,
+            restarts=", ".join(map(str, [*starts, last])),
             max_hours=train.max_hours and spent_hours + train.max_hours,
         ),
     )
@@ -65,6 +66,8 @@ def extend(run: Run, epochs: int) -> None:
             f"Cannot extend {run.path}, because {archive} already exists: rename or move this folder"
         )
     _archive(run, archive)
+    before = len(stages(longer)) - 2  # the shortened plan may have fewer stages than the completed epochs
+    run.write_history([row | ({"stage": min(row["stage"], before)} if "stage" in row else {}) for row in history])
     write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(
         "adding %d epochs to the %d epochs of %s: the learning rate restarts at %g (schedule %s), and the split and "

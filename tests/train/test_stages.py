@@ -9,6 +9,8 @@ import pytest
 
 from edgerec import Recipe, Run, fit
 from edgerec.errors import EdgerecError, RecipeError
+from edgerec.train.early_stopping import next_stage
+from edgerec.train.extend import extend
 from edgerec.train.optimizer import plateau_rate
 from edgerec.train.stages import stage_rate, stages
 from tests.conftest import one_line
@@ -78,8 +80,6 @@ def test_time_limit_is_divided_among_the_stages(weights, tmp_path, caplog):
         run, learning = trained(tmp_path / "run", weights | {"train.epochs": 200, "train.max_hours": 1e-9})
     assert len(learning) == 1
     assert "training the head alone: ending after epoch 1/200: train.max_hours 1e-09" in caplog.text
-    from edgerec.train.early_stopping import next_stage
-
     recipe = run.recipe.override({"train.max_hours": 100 / 3600})
     rows = [{"epoch": n, "stage": 0, "seconds": 1.0, "val_loss": 1.0, "val_accuracy": 0.5} for n in range(1, 36)]
     assert next_stage(recipe, rows[:32]).number == 0
@@ -146,6 +146,38 @@ def test_extension_starts_at_the_last_epoch_of_a_run_that_ended_early(tmp_path):
     run, _ = trained(out, {}, resume=True, more_epochs=2)
     # The first stage has no epochs left, so that the extension does not continue it.
     assert (run.recipe.train.epochs, run.recipe.train.restarts) == (3, "1")
+
+
+@pytest.mark.parametrize("restarts", ["", "4, 12"])
+def test_extension_does_not_continue_a_stage_that_ended_early(tmp_path, restarts):
+    """Every epoch takes one second, so that the time limits determine the number of epochs."""
+    settings = {"model.weights": "imagenet", "model.arch": "mobilenet_v2", "train.batch_size": 8, "data.input_size": 32}
+    settings |= {"data.channels": 3, "data.preprocess_version": 2, "data.white_level": 65535, "model.width": 1.0}
+    recipe = Recipe().override(settings | {"train.epochs": 20, "train.restarts": restarts})
+    run = Run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("labels.txt", "split.json"):
+        (tmp_path / name).touch()
+
+    def finish(recipe):
+        (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+        rows = run.history()
+        while stage := next_stage(recipe, rows):
+            values = {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5, "learning_rate": 1.0}
+            rows.append(values | {"epoch": len(rows) + 1.0, "seconds": 1.0, "stage": float(stage.number)})
+        run.write_history(rows)
+        (tmp_path / "checkpoints" / f"epoch-{len(rows):05}.keras").touch()
+        (tmp_path / "metrics.json").touch()
+        return [row["stage"] for row in rows]
+
+    before = finish(recipe.override({"train.max_hours": 10 / 3600}))
+    assert len(before) == 10
+    extend(run, 3)
+    after = finish(run.recipe)
+    assert len(after) == 13
+    assert after[10:] == [after[9] + 1] * 3
+    extend(run, 100)
+    assert len(finish(run.recipe)) == 23  # the limit of 10 s applies only to the added epochs
 
 
 def test_extension_of_unsuitable_runs_is_refused(first_run, tmp_path, here):
