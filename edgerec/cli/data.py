@@ -127,7 +127,7 @@ def pack(
     group_by: str | None = typer.Option(None, metavar="REGEX", help=GROUP_BY_HELP),
     strict: bool | None = typer.Option(None, "--strict", help=STRICT_HELP),
     assignments: list[str] = _SET,
-    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted packing."),
+    resume: bool = typer.Option(False, "--resume", help="Resume packing after an interruption."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing pack in --out."),
     json: bool = JsonOption,
 ) -> None:

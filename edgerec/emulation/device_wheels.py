@@ -65,7 +65,7 @@ def check_requirements(text: str, allowed: Sequence[str], where: str) -> None:
             continue
         if not _REQUIREMENT.fullmatch(line.strip()) or package_name(line) not in names:
             raise BundleError(
-                f"{where}: the requirement {line.strip()!r} is not allowed, only versions of "
+                f"{where}: the requirement {line.strip()!r} is not allowed; expected only versions of "
                 f"{', '.join(sorted(names))}: export the bundle again"
             )
 

@@ -222,7 +222,7 @@ def test_failed_installation_leaves_no_files(empty_path, tmp_path, monkeypatch):
 def test_requirements_with_other_packages_or_options_are_refused(line):
     allowed = Target.load("rpi").requirements
     device_wheels.check_requirements("# ours\nedgerec[headless]==0.1.0\nai_edge_litert>=2.0,<3\n", allowed, "here")
-    with pytest.raises(BundleError, match="is not allowed, only versions of ai-edge-litert, edgerec"):
+    with pytest.raises(BundleError, match="is not allowed; expected only versions of ai-edge-litert, edgerec"):
         device_wheels.check_requirements(f"{line}\n", allowed, "here")
 
 
