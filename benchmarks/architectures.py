@@ -27,7 +27,7 @@ from common import data_folder
 
 from edgerec.compress.convert import to_int8
 from edgerec.compress.qat import with_fake_quantization
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.importing.passes import adapt
 from edgerec.runtime.interpreter import open_interpreter
@@ -69,7 +69,7 @@ def _resnet8() -> Any:
     from edgerec.models import build
     from edgerec.recipe import ModelSection
 
-    return build(keras(), ModelSection(arch="resnet8"), (32, 32, 3), CLASSES, Normalise.named("unit"))
+    return build(keras(), ModelSection(arch="resnet8"), (32, 32, 3), CLASSES, Normalize.named("unit"))
 
 
 def _recurrent(name: str) -> Callable[[], Any]:
@@ -140,7 +140,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], str, tuple[str, ...]]] = {
     "GRU": (_recurrent("GRU"), "unit", ("qat", "ptq")),
     "SimpleRNN": (_recurrent("SimpleRNN"), "unit", ("qat", "ptq")),
 }
-NORMALISE = {"unit": Normalise.named("unit"), "signed": Normalise.named("signed"), "raw": Normalise(0.0, 1.0)}
+NORMALIZE = {"unit": Normalize.named("unit"), "signed": Normalize.named("signed"), "raw": Normalize(0.0, 1.0)}
 
 
 @functools.cache
@@ -172,13 +172,13 @@ def pruned(model: Any, x: npt.NDArray[np.float32]) -> Any:
     return pruning.strip_pruning(wrapped)
 
 
-def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalise: Normalise) -> tuple[bytes, Any]:
+def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalize: Normalize) -> tuple[bytes, Any]:
     """Return the int8 file of an adapted model, and the Keras model whose output it should match."""
     if method == "ptq":
         x = x.copy()
-        x[0].reshape(-1)[:2] = normalise.apply(np.array([0.0, 255.0]))  # minimum and maximum of the input range
+        x[0].reshape(-1)[:2] = normalize.apply(np.array([0.0, 255.0]))  # minimum and maximum of the input range
         return to_int8(model, x), model
-    aware = with_fake_quantization(pruned(model, x) if method == "pqat" else model, normalise, pruned=method == "pqat")
+    aware = with_fake_quantization(pruned(model, x) if method == "pqat" else model, normalize, pruned=method == "pqat")
     train(aware, x)
     return to_int8(aware), aware
 
@@ -205,25 +205,25 @@ def stir(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 def measure(name: str, method: str) -> dict[str, Any]:
     """Return one row of the table."""
     build, range_name, _ = ARCHITECTURES[name]
-    normalise = NORMALISE[range_name]
+    normalize = NORMALIZE[range_name]
     keras().backend.clear_session()
     keras().utils.set_random_seed(0)
     model = build()
     _quick_to_settle(model)
     pixels = pictures(model.input_shape[1])
-    x = normalise.apply(pixels.astype(np.float32))
+    x = normalize.apply(pixels.astype(np.float32))
     train(model, x)
     row = {"architecture": name, "input": model.input_shape[1:], "parameters": model.count_params(), "method": method}
     started = time.monotonic()
     try:
         adapted = adapt(model, method, x[:4])
         row |= {"changes": Counter(c.what for c in adapted.changes), "difference": adapted.max_difference}
-        content, reference = to_int8_by(method, adapted.model, x, normalise)
+        content, reference = to_int8_by(method, adapted.model, x, normalize)
     except ModelError as error:
         return row | {"error": str(error)}
     graph = read_graph(content)
     said, expected = answers(content, pixels), np.asarray(reference(x, training=False))
-    stirred = np.asarray(reference(normalise.apply(stir(pixels)), training=False))
+    stirred = np.asarray(reference(normalize.apply(stir(pixels)), training=False))
     return row | {
         "bytes": len(content),
         "operators": Counter(operator.name for operator in graph.operators),

@@ -99,7 +99,7 @@ def generator(data: Any) -> Any:
 def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[], None]:
     """Return a function that trains this many steps. Without a setting, the same batch is used in each step."""
     one = recipe(name, setting or "none")
-    model = build(keras(), one.model, SHAPES[name], 10, one.normalise)
+    model = build(keras(), one.model, SHAPES[name], 10, one.normalize)
     compile_classifier(model, keras().optimizers.Adam(), steps)
     fed = batches(data, name, setting or "none")
     if setting is None:

@@ -33,14 +33,14 @@ from edgerec.utils.progress import ignore
 Case = Callable[[int], Any]
 
 
-def cases(dataset: Dataset, split: Split, normalise: Any) -> Iterator[tuple[str, Case]]:
+def cases(dataset: Dataset, split: Split, normalize: Any) -> Iterator[tuple[str, Case]]:
     """Return the calibration methods by name."""
 
     def picked(method: str, count: int, seed: int, part: Any = split.train) -> Any:
         return dataset.images[SAMPLING_METHODS[method](dataset, part, count, np.random.default_rng(seed))]
 
     def prepared(pixels: Any) -> Any:
-        return normalise.apply(calibration.pin_range(pixels).astype(np.float32))
+        return normalize.apply(calibration.pin_range(pixels).astype(np.float32))
 
     for count in (10, 100, 500):
         yield f"stratified, {count}", lambda seed, n=count: prepared(picked("stratified", n, seed))
@@ -50,7 +50,7 @@ def cases(dataset: Dataset, split: Split, normalise: Any) -> Iterator[tuple[str,
     yield "half the contrast", lambda seed: prepared(picked("stratified", 100, seed) // 2)
     yield "one class only", lambda seed: prepared(picked("random", 100, seed, _one_class(dataset, split, seed)))
     yield "all alike", lambda seed: prepared(_burst(picked("random", 1, seed)[0], 100, seed))
-    yield "[0, 1] normalized twice", lambda seed: normalise.apply(picked("stratified", 100, seed) / np.float32(255))
+    yield "[0, 1] normalized twice", lambda seed: normalize.apply(picked("stratified", 100, seed) / np.float32(255))
     yield "[-1, 1] for a [0, 1] model", lambda seed: picked("stratified", 100, seed) / np.float32(127.5) - 1
     yield "0 to 255, not normalized", lambda seed: picked("stratified", 100, seed).astype(np.float32)
 
@@ -87,15 +87,15 @@ def main() -> None:
     images, classes = np.asarray(dataset.images[part]), dataset.classes[part]
     metrics = ClassifierMetrics(dataset.labels)
     model = run.model()
-    reference = keras_scorer(model, recipe.normalise)(images, ignore)
+    reference = keras_scorer(model, recipe.normalize)(images, ignore)
     top1 = parity_row("float32", reference, reference, classes, metrics).top1
     print(f"{recipe.model.arch}, {len(part)} validation images, float Keras {top1:.2%}\n")
     print("| calibrated with | top-1 | agreement with float | scores moved |\n|---|---|---|---|")
-    for name, case in cases(dataset, split, recipe.normalise):
+    for name, case in cases(dataset, split, recipe.normalize):
         rows = []
         for seed in range(arguments.seeds):
             content = to_int8(model, case(seed).astype(np.float32))
-            scores = tflite_scorer(ImageModel(content, recipe.normalise))(images, ignore)
+            scores = tflite_scorer(ImageModel(content, recipe.normalize))(images, ignore)
             row = parity_row(name, scores, reference, classes, metrics)
             moved = float(np.abs(scores - reference).sum(axis=1).mean()) / 2
             rows.append((row.top1, row.agreement, moved))

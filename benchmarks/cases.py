@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 
 from edgerec import Classifier, read_image  # noqa: E402
 from edgerec.contract.decision import Classification  # noqa: E402
-from edgerec.contract.image_files import Levels, decode  # noqa: E402
+from edgerec.contract.image_decoding import Levels, decode  # noqa: E402
 from edgerec.contract.labels import read_labels  # noqa: E402
 from edgerec.data import load  # noqa: E402
 from edgerec.errors import DataError  # noqa: E402
@@ -158,7 +158,7 @@ def label_files(case: Path, work: Path) -> str:
     model.add("MEAN", (1, 3), np.array((1, 2), np.int32))
     model.add("FULLY_CONNECTED", (1, 5), np.ones((5, 3)), np.zeros(5)).add("SOFTMAX", (1, 5), beta=1.0)
     (work / "five.tflite").write_bytes(model.done())
-    options = ("--normalise", "unit", "--out", "b")
+    options = ("--normalize", "unit", "--out", "b")
     done = call("import", "five.tflite", "--labels", "manifest.json", *options, cwd=work, code=1)
     expect("manifest.json cannot be used as a label file" in one_error_line(done), "the reason is not named")
     expect(not (work / "b").exists(), "a bundle was written although the labels were refused")
@@ -201,7 +201,7 @@ def hidden_folders(case: Path, work: Path) -> str:
 
 
 def import_red(case: Path, work: Path, model: str, *options: object) -> str:
-    call("import", model, "--labels", "rgb.txt", "--normalise", "pixels", "--out", "b", *options, cwd=work)
+    call("import", model, "--labels", "rgb.txt", "--normalize", "pixels", "--out", "b", *options, cwd=work)
     discs(work / "d")
     for color in COLORS:
         images = sorted((work / "d" / color).iterdir())
@@ -351,11 +351,11 @@ def preprocess_input(case: Path, work: Path) -> str:
             ("k3_caffeinside.keras",),
             ("k2_caffeinside.h5",),
             ("k3_caffeoutside.keras",),
-            ("k3_caffeoutside.keras", "--normalise", "caffe"),
+            ("k3_caffeoutside.keras", "--normalize", "caffe"),
         )
     ):
         run = quantized(work, model, data, *options, out=f"r{number}")
-        chosen = json.loads((run / "metrics.json").read_text())["adopted"]["normalise"]
+        chosen = json.loads((run / "metrics.json").read_text())["adopted"]["normalize"]
         expect(chosen == ("caffe" if "outside" in model else "pixels"), f"{model}: the normalization is {chosen}")
     return RESULT
 
@@ -364,7 +364,7 @@ def no_channels(case: Path, work: Path) -> str:
     for shape in ((8, 8), (1, 8, 8)):
         (work / "model.tflite").write_bytes(tflite_models.without_channels(shape))
         (work / "labels.txt").write_text("top\nbottom\n")
-        options = ("--labels", "labels.txt", "--normalise", "pixels", "--out", "b", "--overwrite")
+        options = ("--labels", "labels.txt", "--normalize", "pixels", "--out", "b", "--overwrite")
         call("import", "model.tflite", *options, cwd=work)
         image = np.zeros((8, 8), np.uint8)
         image[:4] = 255
@@ -405,7 +405,7 @@ def not_a_model(case: Path, work: Path) -> str:
 def snapshot(case: Path, work: Path) -> str:
     (work / "model.tflite").write_bytes(tflite_models.softmax().done())
     (work / "labels.txt").write_text("a\nb\nc\n")
-    call("import", "model.tflite", "--labels", "labels.txt", "--normalise", "unit", "--out", "b", cwd=work)
+    call("import", "model.tflite", "--labels", "labels.txt", "--normalize", "unit", "--out", "b", cwd=work)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

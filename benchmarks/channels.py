@@ -48,13 +48,13 @@ class Bench:
         """Return the int8 file by post-training quantization with the calibration of the run's recipe."""
         recipe = self.run.recipe
         drawn = calibration.draw(recipe.compress.calibration, self.dataset, self.split)
-        content = to_int8(model, recipe.normalise.apply(calibration.pin_range(drawn.images).astype(np.float32)))
-        check_int8(content, recipe.normalise)
+        content = to_int8(model, recipe.normalize.apply(calibration.pin_range(drawn.images).astype(np.float32)))
+        check_int8(content, recipe.normalize)
         return content
 
     def opened(self, content: bytes) -> ImageModel:
         """Open the file in an interpreter with one thread."""
-        return ImageModel(content, self.run.recipe.normalise, threads=1)
+        return ImageModel(content, self.run.recipe.normalize, threads=1)
 
     def answers(self, scorer: Any, part: str) -> npt.NDArray[np.int64]:
         """Return the predicted class of each image of the subset."""
@@ -89,7 +89,7 @@ def row(given: Bench, part: float, model: Any, content: bytes, before: float) ->
         "estimated_times_faster": round(cost(given.run.model()) / cost(model), 3),
         "int8_bytes": len(content),
         "val_before_tuning": round(before, 4),
-        "val_float": round(given.top1(keras_scorer(model, given.run.recipe.normalise), "val"), 4),
+        "val_float": round(given.top1(keras_scorer(model, given.run.recipe.normalize), "val"), 4),
         "val_int8": round(given.top1(tflite_scorer(given.opened(content)), "val"), 4),
     }
 
@@ -97,12 +97,12 @@ def row(given: Bench, part: float, model: Any, content: bytes, before: float) ->
 TIMES = """
 import json, statistics, sys, time
 import numpy as np
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.image_model import ImageModel
-normalise, rounds, pictures, *paths = sys.argv[1:]
+normalize, rounds, pictures, *paths = sys.argv[1:]
 pictures = np.load(pictures)
-models = [ImageModel(open(path, "rb").read(), Normalise(*json.loads(normalise)), threads=1) for path in paths]
+models = [ImageModel(open(path, "rb").read(), Normalize(*json.loads(normalize)), threads=1) for path in paths]
 taken = [[] for _ in models]
 for number in range(int(rounds)):
     for model, times in zip(models, taken):
@@ -115,7 +115,7 @@ print(json.dumps({"measured_on": fingerprint().to_dict(), "ms": [1e3 * statistic
 
 def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
     """Return the median milliseconds of each file, measured alternately with the TFLite runtime of ``python``."""
-    normalise = given.run.recipe.normalise
+    normalize = given.run.recipe.normalize
     with tempfile.TemporaryDirectory() as folder:
         pictures, paths = Path(folder) / "pictures.npy", [Path(folder) / f"{i}.tflite" for i in range(len(contents))]
         np.save(pictures, given.dataset.images[given.split.val[:256]])
@@ -125,7 +125,7 @@ def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict
             python,
             "-c",
             TIMES,
-            json.dumps([normalise.mean, normalise.std]),
+            json.dumps([normalize.mean, normalize.std]),
             str(rounds),
             pictures,
             *paths,
@@ -139,14 +139,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Remove each fraction of the channels, and compare the results."""
     given = bench(arguments)
     whole = given.run.model()
-    normalise = given.run.recipe.normalise
+    normalize = given.run.recipe.normalize
     models, contents = [whole], [given.int8(whole)]
-    rows = [row(given, 0.0, whole, contents[0], given.top1(keras_scorer(whole, normalise), "val"))]
+    rows = [row(given, 0.0, whole, contents[0], given.top1(keras_scorer(whole, normalize), "val"))]
     for part in arguments.parts:
         judged = shrink(whole, part, replace(given.tune, epochs=0), multiple=arguments.multiple)
         models.append(shrink(whole, part, given.tune, multiple=arguments.multiple))
         contents.append(given.int8(models[-1]))
-        rows.append(row(given, part, models[-1], contents[-1], given.top1(keras_scorer(judged, normalise), "val")))
+        rows.append(row(given, part, models[-1], contents[-1], given.top1(keras_scorer(judged, normalize), "val")))
         print(json.dumps(rows[-1]), flush=True)
     times = [timed(python, given, contents, arguments.times) for python in arguments.pythons]
     for each in times:
@@ -158,7 +158,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     before = given.top1(tflite_scorer(given.opened(contents[0])), "test")
     answers = given.answers(tflite_scorer(given.opened(contents[chosen])), "test")
     after = given.right(answers, "test")
-    floats = [given.answers(keras_scorer(model, normalise), "test") for model in (whole, models[chosen])]
+    floats = [given.answers(keras_scorer(model, normalize), "test") for model in (whole, models[chosen])]
     agreements = [round(float(np.mean(answers == found)), 4) for found in floats]
     return {
         "run": given.run.path.name,

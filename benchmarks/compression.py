@@ -210,7 +210,7 @@ def brought(work: Path) -> dict[str, Any]:
         labels = work / "vww_labels.txt"
         labels.write_text("no person\nperson\n")
         network = data_folder() / "vww_96.h5"
-        run = adopt(network, str(pictures(work)), run.path, normalise="unit", labels=labels, overwrite=True)
+        run = adopt(network, str(pictures(work)), run.path, normalize="unit", labels=labels, overwrite=True)
     bundle = work / "brought-mobilenet_v1"
     mobilenet = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
     import_tflite(mobilenet, bundle, labels=data_folder() / "imagenet_labels.txt", overwrite=True)

@@ -1,6 +1,6 @@
 """Measure precision and recall of edgerec data check for label errors that were inserted on purpose.
 
-    python benchmarks/data_check.py --work FOLDER [--pictures 10000] [--part 0.05]
+    python benchmarks/data_check.py --work FOLDER [--images 10000] [--part 0.05]
 
 A fraction of the labels of MNIST, CIFAR-10 and the sign digits is replaced by random other labels. Precision is the
 fraction of the reported labels that were replaced. Recall is the fraction of the replaced labels that are reported. The
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from common import data_folder, signs_by_person, unpacked
 
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.data.label_errors import cross_validate
 from edgerec.data.raw_dataset import Arrays, Files
 from edgerec.data.readers import find
@@ -79,12 +79,12 @@ def main() -> None:
     """Print one JSON object for each dataset."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--pictures", type=int, default=10000, help="at most")
+    parser.add_argument("--images", type=int, default=10000, help="at most")
     parser.add_argument("--part", type=float, default=0.05, help="fraction of the labels that are replaced")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in ("mnist", "signs", "cifar10"):
-        print(json.dumps(measure(name, arguments.work, arguments.pictures, arguments.part), indent=1), flush=True)
+        print(json.dumps(measure(name, arguments.work, arguments.images, arguments.part), indent=1), flush=True)
 
 
 if __name__ == "__main__":

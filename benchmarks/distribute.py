@@ -73,7 +73,7 @@ def worker(batch: int) -> None:
             return tf.data.Dataset.from_tensors((pixels, np.arange(size) % 10)).cache().repeat()
 
         with workers.scope():
-            model = build(keras(), recipe.model, SHAPE, 10, recipe.normalise)
+            model = build(keras(), recipe.model, SHAPE, 10, recipe.normalize)
             compile_classifier(model, keras().optimizers.SGD(0.01), STEPS)
         model.fit(workers.distribute(feed), steps_per_epoch=STEPS, verbose=0)
         steps = []

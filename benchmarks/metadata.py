@@ -1,7 +1,7 @@
 """Compare the labels and scores that MediaPipe and edgerec compute from the same .tflite files.
 
     pip install mediapipe
-    python benchmarks/metadata.py RUN/float32/model.tflite [MODEL ...] --picture PICTURE
+    python benchmarks/metadata.py RUN/float32/model.tflite [MODEL ...] --image PICTURE
 
 TensorFlow is not needed. MediaPipe accepts only RGB inputs and float32 or uint8 tensors. For models with int8 outputs
 or grayscale inputs, its error message is printed. The image is first resized to the model's input size, so that
@@ -22,13 +22,13 @@ from edgerec import read_image
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import input_spec, open_interpreter
-from edgerec.tflite.metadata import normalise_for, read_metadata
+from edgerec.tflite.metadata import normalize_for, read_metadata
 
 
 def of_edgerec(content: bytes, picture: Image) -> tuple[Image, tuple[str, ...], npt.NDArray[np.float32]]:
     """Return the preprocessed pixels, the labels and the scores."""
     metadata, given = read_metadata(content), input_spec(open_interpreter(content))
-    model = ImageModel(content, normalise_for(given, metadata))
+    model = ImageModel(content, normalize_for(given, metadata))
     _, height, width, channels = given.shape
     pixels = apply(picture, PreprocessSpec(height, width, channels))
     return pixels, metadata.labels if metadata else (), model.scores(pixels)
@@ -48,7 +48,7 @@ def of_mediapipe(mediapipe: Any, content: bytes, pixels: Image) -> tuple[tuple[s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--image", type=Path, required=True)
     arguments = parser.parse_args()
     try:
         import mediapipe
@@ -58,7 +58,7 @@ def main() -> int:
     wrong = 0
     for path in arguments.models:
         content = path.read_bytes()
-        pixels, labels, ours = of_edgerec(content, read_image(arguments.picture))
+        pixels, labels, ours = of_edgerec(content, read_image(arguments.image))
         try:
             names, theirs = of_mediapipe(mediapipe, content, pixels)
         except (ValueError, RuntimeError) as error:

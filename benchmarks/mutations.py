@@ -357,8 +357,8 @@ MUTATIONS = (
     Mutation(
         "QAT: range of the input",
         "compress/qat.py",
-        "(255 - normalise.mean) / normalise.std",
-        "(200 - normalise.mean) / normalise.std",
+        "(255 - normalize.mean) / normalize.std",
+        "(200 - normalize.mean) / normalize.std",
         "compress/test_methods.py::test_ranges_are_calibrated_twice_and_frozen_in_the_last_third",
     ),
     Mutation(
@@ -596,21 +596,21 @@ MUTATIONS = (
     # contract
     Mutation(
         "zip files: number of files",
-        "utils/bounded.py",
+        "utils/bounded_parsing.py",
         "MAX_ZIP_ENTRIES = 10_000",
         "MAX_ZIP_ENTRIES = 1 << 40",
         "contract/test_limits.py::test_zip_with_very_many_files_is_refused",
     ),
     Mutation(
         "zip files: unpacked size",
-        "utils/bounded.py",
+        "utils/bounded_parsing.py",
         "MAX_COMPRESSION_RATIO = 50",
         "MAX_COMPRESSION_RATIO = 1 << 40",
         "contract/test_limits.py::test_zip_that_unpacks_to_far_more_than_its_size_is_refused",
     ),
     Mutation(
         "images: number of pixels",
-        "contract/image_files.py",
+        "contract/image_decoding.py",
         "    return width * height > MAX_PIXELS",
         "    return False",
         "contract/test_limits.py::test_image_with_too_many_pixels_is_refused",
@@ -631,7 +631,7 @@ MUTATIONS = (
     ),
     Mutation(
         "addresses: parameters that may be secrets",
-        "utils/urls.py",
+        "utils/url_redaction.py",
         "if _PUBLIC_PARAMETERS.fullmatch(name) and _PUBLIC_VALUE.fullmatch(value):",
         "if _PUBLIC_VALUE.fullmatch(value):",
         "test_secrets.py::test_name_of_a_source_has_no_secret",

@@ -125,13 +125,13 @@ def others(work: Path, name: str) -> dict[str, list[Image]]:
     cifar = sorted((unpacked("cifar10", work) / "test").glob("*/*.jpg"))
     signs = sorted(unpacked("sign-digits", work).rglob("*.JPG"))
     readers: dict[str, Callable[[], list[Image]]] = {
-        "CIFAR-10, gray 28×28": lambda: [grey(read_image(path)) for path in few(cifar)],
-        "hands signing digits": lambda: [grey(read_image(path)) for path in few(signs)],
+        "CIFAR-10, gray 28×28": lambda: [gray(read_image(path)) for path in few(cifar)],
+        "hands signing digits": lambda: [gray(read_image(path)) for path in few(signs)],
     }
     return found | {what: read() for what, read in readers.items()}
 
 
-def grey(image: Image) -> Image:
+def gray(image: Image) -> Image:
     """Return the image in grayscale and with 28×28 pixels, as in MNIST."""
     cv2 = require("cv2")
     return cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (28, 28), interpolation=cv2.INTER_AREA)

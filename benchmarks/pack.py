@@ -1,6 +1,6 @@
 """Measure packed data: training on a million images in constant memory, and the speed of the input pipeline.
 
-    python benchmarks/pack.py million --work FOLDER [--pictures 1000000] [--steps 2000]
+    python benchmarks/pack.py million --work FOLDER [--images 1000000] [--steps 2000]
     python benchmarks/pack.py feed --work FOLDER
 
 ``million`` creates images by shifting those of MNIST, packs them, and trains for a part of an epoch in a separate
@@ -52,7 +52,7 @@ def shifted(count: int, path: Path) -> None:
 def million(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the measurements of both sizes."""
     found = {}
-    for count in (arguments.pictures // 10, arguments.pictures):
+    for count in (arguments.images // 10, arguments.images):
         pack, source = arguments.work / f"pack-{count}", arguments.work / f"pictures-{count}.npz"
         if not pack.is_dir():
             shifted(count, source)
@@ -74,7 +74,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     dataset, section = load(recipe.data)
     recipe = Recipe(data=section).override({"train.batch_size": BATCH})
     parts = split_dataset(dataset, section, 0)
-    model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalise)
+    model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalize)
     compile_classifier(model, keras().optimizers.Adam(), 20)
     feed = training_batches(dataset, parts.train, recipe, first_epoch=0)
     memory, first = [], []
@@ -113,7 +113,7 @@ def feed(arguments: argparse.Namespace) -> dict[str, Any]:
             fed = training_batches(dataset, part, recipe, first_epoch=0)
             works[f"{name}, augmentation {key}"] = (take(fed, epoch), epoch * BATCH)
     recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | PLAIN)
-    model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalise)
+    model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalize)
     compile_classifier(model, keras().optimizers.Adam(), STEPS)
     one = training_batches(dataset, part, recipe, first_epoch=0).take(1).cache().repeat()
     works["step"] = (lambda: model.fit(one, steps_per_epoch=STEPS, epochs=1, verbose=0), STEPS * BATCH)
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("million", "feed", "train"))
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)

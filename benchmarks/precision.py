@@ -37,7 +37,7 @@ def stepper(name: str, mixed: bool, size: int) -> Callable[[], Any]:
         | {"train.mixed_precision": mixed}
     )
     prepare(recipe.train, recipe.seed)
-    model = in_training_precision(build(keras(), recipe.model, recipe.preprocess.shape, CLASSES, recipe.normalise))
+    model = in_training_precision(build(keras(), recipe.model, recipe.preprocess.shape, CLASSES, recipe.normalize))
     compile_classifier(model, optimizer("sgd", 0.01), 1)
     rng = np.random.default_rng(0)
     pixels = tf.constant(rng.random((BATCH, size, size, 3), np.float32))

@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Keys of recipes and manifests that were renamed, in their old and their new form.
+RENAMED = {"normalise": "normalize"}
 # Values that depend on the time or the checkout.
 VOLATILE = ("captured_s", "age_ms", "since_s", "source", "edgerec", "created", "seconds", "provenance")
 
@@ -51,6 +53,14 @@ def stable(value: Any) -> Any:
     return [stable(item) for item in value] if isinstance(value, list) else value
 
 
+def with_new_keys(path: Path) -> str:
+    """Return the text of a recipe or manifest with the current names of renamed keys."""
+    text = path.read_text(encoding="utf-8")
+    for old, new in RENAMED.items():
+        text = text.replace(old, new)
+    return text
+
+
 def digest(path: Path) -> str:
     """Return the SHA-256 digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -59,13 +69,14 @@ def digest(path: Path) -> str:
 def facts(work: Path) -> dict[str, Any]:
     """Return the values to compare."""
     lines = [json.loads(line) for line in (work / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    files = ("int8/model.tflite", "int8-qat/model.tflite", "split.json", "labels.txt", "recipe.toml")
+    files = ("int8/model.tflite", "int8-qat/model.tflite", "split.json", "labels.txt")
     with (work / "run" / "history.csv").open(newline="", encoding="utf-8") as file:
         history = [stable(row) for row in csv.DictReader(file)]
-    manifest = stable(json.loads((work / "bundle" / "manifest.json").read_text(encoding="utf-8")))
+    manifest = stable(json.loads(with_new_keys(work / "bundle" / "manifest.json")))
     golden = {path.name: digest(path) for path in sorted((work / "bundle" / "golden").iterdir())}
     return {
         **{f"run/{name}": digest(work / "run" / name) for name in files},
+        "run/recipe.toml": with_new_keys(work / "run" / "recipe.toml"),
         "history of the training": history,
         **{f"manifest: {key}": value for key, value in manifest.items() if key not in ("files", "sha256")},
         **{f"bundle/golden/{name}": value for name, value in golden.items()},

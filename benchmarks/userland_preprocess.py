@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from edgerec.contract.image_files import decode
+from edgerec.contract.image_decoding import decode
 from edgerec.contract.preprocess import PreprocessSpec, apply
 
 SPECS = [

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.contract.preprocess import UNRECORDED_VERSION, PreprocessSpec
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.contract.toml_settings import check_settings, number, read_settings
 from edgerec.errors import RecipeError, unknown
 from edgerec.recipe_sections import (
@@ -28,7 +28,7 @@ from edgerec.recipe_sections import (
     one_or_tuple,
 )
 from edgerec.utils.atomic import user_path
-from edgerec.utils.bounded import parse_toml
+from edgerec.utils.bounded_parsing import parse_toml
 from edgerec.utils.command_line import command
 
 __all__ = [
@@ -160,9 +160,9 @@ class Recipe:
         return replace(self, data=replace(self.data, source=""))
 
     @property
-    def normalise(self) -> Normalise:
+    def normalize(self) -> Normalize:
         """Normalization that converts uint8 pixels to the model's floating-point input."""
-        return Normalise.named(self.data.normalise)
+        return Normalize.named(self.data.normalize)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from edgerec.compression_methods import METHODS
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.contract.preprocess import PREPROCESS_VERSION, Fit, Interpolation, PreprocessSpec
-from edgerec.contract.tensors import NORMALISATIONS
+from edgerec.contract.tensors import NORMALIZATIONS
 from edgerec.contract.toml_settings import any_value, choice, number, setting
 from edgerec.errors import RecipeError
 
@@ -56,10 +56,10 @@ class DataSection:
         f"0 to {PREPROCESS_VERSION}",
         lambda value: 0 <= value <= PREPROCESS_VERSION,
     )
-    normalise: str = choice(
+    normalize: str = choice(
         "unit",
         "range of the model's input values: 0 to 1 (unit), -1 to 1 (signed) or 0 to 255 (pixels)",
-        NORMALISATIONS,
+        NORMALIZATIONS,
     )
     black_level: int = number(0, "sample value that maps to black in 16-bit images", -32768, 65534)
     white_level: int = number(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgerec import Recipe, Run
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.models import build
 from edgerec.train.backend import keras
 from tests.conftest import REPOSITORY, one_line
@@ -71,7 +71,7 @@ def folder(real_data, tmp_path_factory):
     for arch in ("vgg16", "resnet50"):
         # Random weights of a narrow network replace the weights that Keras would download.
         section = Recipe().override({"model.arch": arch, "model.width": 0.0625}).model
-        build(keras(), section, (32, 32, 3), 10, Normalise.named("unit")).save(folder / f"{arch}.keras")
+        build(keras(), section, (32, 32, 3), 10, Normalize.named("unit")).save(folder / f"{arch}.keras")
     return folder
 
 

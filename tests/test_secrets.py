@@ -454,7 +454,7 @@ FORMS = {
     "basic": lambda sink, guess: ask(sink, Authorization=f"Basic {guess}"),
     "query": lambda sink, guess: ask(sink, f"/?token={guess}"),
     "form": lambda sink, guess: ask(sink, f"/?token={guess}", Accept="text/html"),
-    "picture": lambda sink, guess: ask(sink, f"/picture/0?token={guess}"),
+    "image": lambda sink, guess: ask(sink, f"/image/0?token={guess}"),
 }
 
 

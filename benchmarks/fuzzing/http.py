@@ -93,7 +93,7 @@ TARGET = Target(start, make, use, timeout_s=120.0, memory_bytes=512 << 20, netwo
 
 
 def _page_request(rng: Random) -> bytes:
-    paths = ("/", "/page.js", "/events", "/picture/0?after=-1", "/held/0123456789abcdef", f"/?token={TOKEN[:-1]}x")
+    paths = ("/", "/page.js", "/events", "/image/0?after=-1", "/held/0123456789abcdef", f"/?token={TOKEN[:-1]}x")
     path, fields = rng.choice(paths), "Host: 127.0.0.1:@PORT@\r\n"
     if rng.random() < 0.4:
         body = damaged_json(rng, rng.choice(({"source": 0, "frame": 0}, {"hold": "0123456789abcdef", "index": 1})))

@@ -14,11 +14,11 @@ from edgerec.camera.frame_filters import FrameOptions, parse_roi
 from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.camera.sinks.webhook import WebhookAddress
 from edgerec.camera.sources import find_source
-from edgerec.contract.tensors import parse_normalise
+from edgerec.contract.tensors import parse_normalize
 from edgerec.errors import EdgerecError
 from edgerec.recipe import parse_assignment
+from edgerec.utils.byte_sizes import parse_size
 from edgerec.utils.host_port import parse_host_port
-from edgerec.utils.sizes import parse_size
 from fuzzing.mutate import damaged_text
 from fuzzing.tally import Attempt, Broken
 
@@ -36,7 +36,7 @@ _READERS: tuple[tuple[Callable[[str], Any], tuple[str, ...]], ...] = (
     (parse_size, ("500MB", "1.5GiB", "1000000")),
     (lambda text: FrameOptions(parse_roi(text)), ("0.25,0,0.5,1", "10,20,300,200")),
     (parse_assignment, ("smoothing=vote", "thresholds.stop=0.5", 'train.name="x"', "a=[1, 2]")),
-    (parse_normalise, ("127.5,127.5", "unit")),
+    (parse_normalize, ("127.5,127.5", "unit")),
 )  # fmt: skip
 
 _OPTIONS = (

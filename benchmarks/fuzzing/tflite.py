@@ -346,7 +346,7 @@ def use(path: Path, out: Path) -> None:
     refused = None
     for step in (
         lambda: inspect(path, "coral-usb", compiler=False),
-        lambda: import_tflite(path, out / "bundle", labels=path.parent / "labels.txt", normalise="unit"),
+        lambda: import_tflite(path, out / "bundle", labels=path.parent / "labels.txt", normalize="unit"),
     ):
         try:
             step()

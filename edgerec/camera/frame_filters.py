@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.camera.frame import Frame
-from edgerec.contract.decision import TIME_TOLERANCE_S
 from edgerec.contract.preprocess import Image, contiguous
+from edgerec.contract.smoothing import TIME_TOLERANCE_S
 from edgerec.errors import ConfigError, SourceError
 from edgerec.utils.optional import require
 

@@ -23,7 +23,7 @@ from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import Event, SourceSupervisor
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.decision import Decider
+from edgerec.contract.smoothing import Decider
 from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
@@ -168,7 +168,7 @@ class Camera:
             if not any(address.live for address in addresses):
                 threads, interpreters = 1, threads or min(available_cpus(), MAX_INTERPRETERS)
             elif not threads:
-                threads = best_threads(opened_bundle.model, manifest.normalise)
+                threads = best_threads(opened_bundle.model, manifest.normalize)
         classifiers = [Classifier(opened_bundle, threads=threads, **options) for _ in range(interpreters)]
         camera = cls(classifiers, addresses, frame_options=frame_options, timeouts=timeouts)
         camera.inputs = (*camera.inputs, str(bundle))

@@ -14,7 +14,7 @@ from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.factory import close_on_error, open_sinks
 from edgerec.utils.allocator import use_one_malloc_arena
 from edgerec.utils.optional import require
-from edgerec.utils.secrets import warn_about_secrets
+from edgerec.utils.secret_references import warn_about_secrets
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.models import ARCHITECTURES, build, find, user_defined
 from edgerec.tflite.cost import macs
@@ -128,13 +128,13 @@ def measured(
     listener(Progress("building", 0, 2))
     # An earlier training run in this process may have set another policy.
     keras().mixed_precision.set_global_policy("float32")
-    normalise = Normalise.named("unit")
-    model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalise)
+    normalize = Normalize.named("unit")
+    model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalize)
     methods, adapted = _supported_methods(model)
     listener(Progress("converting", 1, 2))
     pixels = np.random.default_rng(0).integers(0, 256, (CALIBRATION, input_size, input_size, 3), np.uint8)
-    content = plain_names(to_int8(adapted, normalise.apply(pin_range(pixels).astype(np.float32))))
-    check_int8(content, normalise)
+    content = plain_names(to_int8(adapted, normalize.apply(pin_range(pixels).astype(np.float32))))
+    check_int8(content, normalize)
     graph = read_graph(content)
     cost = {
         "parameters": int(model.count_params()),

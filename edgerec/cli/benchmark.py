@@ -11,7 +11,7 @@ import typer
 
 from edgerec.cli.options import DELEGATE_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
-from edgerec.utils.secrets import warn_about_secrets
+from edgerec.utils.secret_references import warn_about_secrets
 
 if TYPE_CHECKING:
     from edgerec.camera import Frame

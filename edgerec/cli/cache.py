@@ -24,7 +24,7 @@ def cache(
     or none for no limit).
     """
     from edgerec.data.cache_limit import pixel_cache
-    from edgerec.utils.sizes import parse_size
+    from edgerec.utils.byte_sizes import parse_size
 
     if clear and limit is not None:
         raise typer.BadParameter(

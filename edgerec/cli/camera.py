@@ -401,7 +401,7 @@ def _capture_format(size: str | None, rate: float, pixel_format: str) -> Capture
 
 
 def _bytes(option: str, size: str) -> int:
-    from edgerec.utils.sizes import parse_size
+    from edgerec.utils.byte_sizes import parse_size
 
     try:
         return parse_size(size)

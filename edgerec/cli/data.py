@@ -169,7 +169,7 @@ def _show_report(report: DataReport, out: Path | None) -> None:
     severities = Counter(finding.severity for finding in report.findings)
     counts = ", ".join(f"{count:,} {name}{'s' * (count > 1)}" for name, count in severities.items()) or "no findings"
     classes = f" of {len(report.counts)} classes" if len(report.counts) > 1 else ""
-    say(f"{'ok' if report.ok else 'failed'}: {report.pictures:,} images{classes}: {counts}")
+    say(f"{'ok' if report.ok else 'failed'}: {report.images:,} images{classes}: {counts}")
     if report.label_accuracy is not None:
         say(f"labels   checked with a quick classifier whose accuracy is {report.label_accuracy:.0%}")
     if out is not None:

@@ -34,7 +34,7 @@ def evaluate(
         "names. [default: the labels in the model's metadata]",
         rich_help_panel=_TFLITE,
     ),
-    normalise: str | None = typer.Option(
+    normalize: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
         help="Normalization that a float model expects (see 'edgerec import --help'): unit, signed, pixels, tf, torch, "
@@ -70,7 +70,7 @@ def evaluate(
             model,
             data or None,
             split=split,
-            normalise=normalise,
+            normalize=normalize,
             activation=activation,
             fit=cast(Fit | None, fit),
             labels=labels,

@@ -42,13 +42,13 @@ def import_(
     ),
     images: list[Path] = typer.Option(
         [],
-        "--picture",
+        "--image",
         metavar="IMAGE",
         help="Image to use as a golden image. May be repeated. [default: images included in edgerec]",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing bundle."),
     json: bool = JsonOption,
-    normalise: str | None = typer.Option(
+    normalize: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
         help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or "
@@ -84,7 +84,7 @@ def import_(
         out,
         labels=labels,
         target=target,
-        normalise=normalise,
+        normalize=normalize,
         activation=activation,
         fit=cast(Fit | None, fit),
         images=images,
@@ -93,7 +93,7 @@ def import_(
     if json:
         show_json(report.to_dict())
         return
-    mean, std = report.normalise
+    mean, std = report.normalize
     say(f"bundle   {report.bundle}  ({report.labels} labels, {report.size_bytes:,} bytes)")
     say(f"input    {report.input.dtype} {list(report.input.shape)}, (pixel - {mean:g}) / {std:g}")
     if report.layout:

@@ -74,8 +74,8 @@ def _show(report: InspectReport) -> None:
             say(f"{kind:<8} {tensor.dtype} {list(tensor.shape)}{_quantization(tensor)}  {tensor.name}")
     if report.labels:
         say(f"labels   {len(report.labels)}: {', '.join(report.labels[:5])}{' …' if len(report.labels) > 5 else ''}")
-    if report.normalise:
-        say(f"pixels   {', '.join(f'(pixel - {mean:g}) / {std:g}' for mean, std in report.normalise)}")
+    if report.normalize:
+        say(f"pixels   {', '.join(f'(pixel - {mean:g}) / {std:g}' for mean, std in report.normalize)}")
     say(
         f"file     {report.size_bytes:,} bytes, {report.gzip_bytes:,} compressed, {report.parameter_bytes:,} in weights"
     )

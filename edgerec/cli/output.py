@@ -201,7 +201,7 @@ def parity_table(forms: Sequence[dict[str, Any]]) -> None:
     """
     is_autoencoder = "error" in forms[0]
     table(
-        ("form", *(("error", "known") if is_autoencoder else ("top-1",)), "agreement", "bytes", "gzip bytes"),
+        ("variant", *(("error", "known") if is_autoencoder else ("top-1",)), "agreement", "bytes", "gzip bytes"),
         [
             (
                 row["name"],

@@ -134,7 +134,7 @@ def quantize(
         help="Output folder for the run created from the model. [default: next to the model]",
         rich_help_panel=_MODEL,
     ),
-    normalise: str | None = typer.Option(
+    normalize: str | None = typer.Option(
         None,
         metavar="NAME|NUMBERS",
         help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or R,G,B/R,G,B. "
@@ -174,11 +174,11 @@ def quantize(
         model = is_model(run)
         if model:
             run = open_or_adopt(
-                run, data or None, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
+                run, data or None, out, normalize=normalize, labels=labels, overwrite=overwrite, listener=listener
             ).path
-        elif out or normalise or labels:
+        elif out or normalize or labels:
             raise typer.BadParameter(
-                f"--out, --normalise and --labels require a model file, but {run} is not one: omit these options"
+                f"--out, --normalize and --labels require a model file, but {run} is not one: omit these options"
             )
         if compare:
             from edgerec.compress.compare import compare as compare_all

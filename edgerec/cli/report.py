@@ -22,8 +22,8 @@ def report(
     data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
     images: bool = typer.Option(
         True,
-        "--pictures/--no-pictures",
-        help="Include images in the report. --no-pictures omits the images, their file names and all private paths.",
+        "--images/--no-images",
+        help="Include images in the report. --no-images omits the images, their file names and all private paths.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing HTML file."),
     json: bool = JsonOption,

@@ -18,7 +18,7 @@ from edgerec.cli.output import (
 )
 from edgerec.cli.recipe_options import SET_HELP, SUBJECT_HELP, compose_recipe
 from edgerec.utils.command_line import command
-from edgerec.utils.secrets import warn_about_secrets
+from edgerec.utils.secret_references import warn_about_secrets
 
 if TYPE_CHECKING:
     from edgerec.tuning import TuneReport
@@ -181,7 +181,7 @@ def _show(report: TuneReport, json: bool) -> None:
     say(f"trials   {counts}  ({report.folder}/trials.csv)")
     pareto_front = f" and {report.folder}/pareto/" if len(report.objectives) > 1 else ""
     say(f"recipe   {report.folder}/best.toml{pareto_front}")
-    say(f"plot     {report.picture}")
+    say(f"plot     {report.plot}")
     if report.kept:
         suggest("train", "--resume", "--out", report.kept[0], note="evaluates it on the test images")
     else:

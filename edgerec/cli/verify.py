@@ -38,7 +38,7 @@ def verify(
     ),
     images: int = typer.Option(
         300,
-        "--pictures",
+        "--images",
         min=1,
         metavar="N",
         help="Maximum number of images from --data to compare.",

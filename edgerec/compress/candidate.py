@@ -85,7 +85,7 @@ def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool
     content = _converted(context, method, model, calibration)
     context.listener(Progress("converting", 1, 1))
     if method.precision == "int8":
-        check_int8(content, context.recipe.normalise)
+        check_int8(content, context.recipe.normalize)
     provenance: dict[str, Any] = {"adapted": [change.to_dict() for change in adapted.changes]}
     if calibration is not None:
         provenance["calibration"] = {
@@ -127,7 +127,7 @@ def _fine_tuned(
     if "qat" in stages:
         intermediate["qat"] = model = quantization_aware(
             model,
-            recipe.normalise,
+            recipe.normalize,
             tune,
             pruned="prune" in stages,
             clustered="cluster" in stages,
@@ -143,7 +143,7 @@ def _converted(context: CompressionContext, method: Method, model: Any, calibrat
         return to_dynamic(model)
     if calibration is None:
         return to_int8(model)
-    pixels = context.recipe.normalise.apply(pin_range(calibration.images).astype(np.float32))
+    pixels = context.recipe.normalize.apply(pin_range(calibration.images).astype(np.float32))
     if method.precision == "mixed":
         float_layers = named_layers(model, context.recipe.compress.float_layers, "compress.float_layers")
         return to_mixed(model, pixels, float_layers)

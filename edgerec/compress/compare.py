@@ -16,7 +16,7 @@ from edgerec.compress.variant_report import QuantizeReport
 from edgerec.compression_methods import FLOAT32, METHODS
 from edgerec.errors import ModelError, RecipeError, unknown
 from edgerec.recipe import DataSource
-from edgerec.runtime.timing import Timing, time_models
+from edgerec.runtime.latency_comparison import Timing, time_models
 from edgerec.train.confidence_calibration import wilson_interval
 from edgerec.train.run import Run
 from edgerec.utils.progress import Listener, ignore
@@ -156,7 +156,7 @@ def _compared(context: CompressionContext, methods: Sequence[str], overwrite: bo
 def _times(context: CompressionContext, reports: dict[str, QuantizeReport]) -> dict[str, Timing]:
     pixels = context.dataset.images[context.split.val[0]]
     models = {
-        name: (context.measure.model(Path(report.path).read_bytes(), context.recipe.normalise, threads=THREADS), pixels)
+        name: (context.measure.model(Path(report.path).read_bytes(), context.recipe.normalize, threads=THREADS), pixels)
         for name, report in reports.items()
     }
     return time_models(models)

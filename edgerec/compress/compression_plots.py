@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.utils.figures import BLUE, DARK, GREY, ORANGE, new_figure, plain, save_figure
+from edgerec.utils.figures import BLUE, DARK, GRAY, ORANGE, new_figure, plain, save_figure
 
 PALE = "#d5dbe1"
 # Latency bars longer than this multiple of the variants' median are truncated.
@@ -108,7 +108,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
 
 def _byte_bars(axes: Any, rows: Sequence[Measured]) -> None:
     sizes, packed = [row.size_bytes / 1024 for row in rows], [row.gzip_bytes / 1024 for row in rows]
-    axes.barh(range(len(rows)), sizes, height=0.66, color=GREY, label="file")
+    axes.barh(range(len(rows)), sizes, height=0.66, color=GRAY, label="file")
     axes.barh(range(len(rows)), packed, height=0.3, color=ORANGE, label="file compressed with gzip")
     for place, row in enumerate(rows):
         end = max(sizes[place], packed[place])
@@ -173,7 +173,7 @@ def layer_bars(
     ):
         if some.any():
             axes.barh(rows[some], np.nan_to_num(sqnr)[some], color=color, height=0.7, label=label)
-    axes.plot(own, rows, "o", color=GREY, markersize=4, label="only this layer quantized, at the layer")
+    axes.plot(own, rows, "o", color=GRAY, markersize=4, label="only this layer quantized, at the layer")
     axes.plot(alone, rows, "D", color="black", markersize=3.5, label="only this layer quantized, at the logits")
     low_label = f"{low_db:g} dB: the noise is a tenth of the signal"
     axes.axvline(low_db, color="black", linestyle=":", linewidth=1, label=low_label)

@@ -90,7 +90,7 @@ class CompressionContext:
             dataset, split = own.data(data, listener)
             workers.require_equal({"data": dataset.digest} | recipe.without_source.to_dict())
             model, measure = own.model(), metrics_of(own)
-            score = keras_scorer(model, recipe.normalise)
+            score = keras_scorer(model, recipe.normalize)
             val_top1 = measure.top1(score(dataset.select(split.val), listener), dataset.classes[split.val])
             reference = score(dataset.select(split.test), listener)
             with reporting_damaged_records(dataset):
@@ -124,7 +124,7 @@ class CompressionContext:
         """
         content, labels = plain_names(content), self.measure.labels
         if labels:
-            content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
+            content = with_metadata(content, labels, self.recipe.normalize, self.recipe.model.arch)
         if val_top1 is None:
             val_top1 = self.validate(content, method.variant)
         report = self._measure(method, content, provenance, float32, stages or {}, val_top1)
@@ -140,7 +140,7 @@ class CompressionContext:
 
     def validate(self, content: bytes, name: str) -> float:
         """Return a .tflite file's top-1 accuracy on the validation images, 0 to 1."""
-        score = tflite_scorer(self.measure.model(content, self.recipe.normalise, where=name))
+        score = tflite_scorer(self.measure.model(content, self.recipe.normalize, where=name))
         part = self.split.val
         return self.measure.top1(score(self.dataset.select(part), self.listener), self.dataset.classes[part])
 
@@ -154,7 +154,7 @@ class CompressionContext:
         val_top1: float,
     ) -> QuantizeReport:
         dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
-        score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
+        score = tflite_scorer(measure.model(content, self.recipe.normalize, where=name))
         outputs = score(dataset.select(split.test), self.listener)
         classes = dataset.classes[split.test]
         row = parity_row(name, outputs, self.reference, classes, measure, content)
@@ -162,7 +162,7 @@ class CompressionContext:
         if float32 is not None:
             rows.append(float32)
         for stage, model in stages.items():
-            stage_outputs = keras_scorer(model, self.recipe.normalise)(dataset.select(split.test), self.listener)
+            stage_outputs = keras_scorer(model, self.recipe.normalize)(dataset.select(split.test), self.listener)
             rows.append(parity_row(f"keras {stage}", stage_outputs, self.reference, classes, measure))
             agreements[rows[-1].name] = measure.agreement(outputs, stage_outputs)
         return QuantizeReport(
@@ -212,7 +212,7 @@ class CompressionContext:
             feed=feed,
             plain=training_batches(dataset, split.train, replace(recipe, augment=NOT_AUGMENTED), first_epoch=0),
             steps=steps_per_epoch(split.train, recipe),
-            validation=partial(evaluation_batches, dataset, split.val, recipe.normalise),
+            validation=partial(evaluation_batches, dataset, split.val, recipe.normalize),
             validation_steps=evaluation_steps(split.val, self.workers.replicas),
             workers=self.workers,
             epochs=compress.epochs,

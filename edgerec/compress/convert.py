@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.layer_comparison.graph_matching import layer_name
-from edgerec.contract.tensors import Normalise, pixel_table
+from edgerec.contract.tensors import Normalize, pixel_table
 from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import input_spec, open_interpreter
 from edgerec.tflite.flatbuffer import float_tensors, pack, parse, read_graph
@@ -140,7 +140,7 @@ def _plain(name: str) -> str:
     return ";".join([part for part in parts if not _FUSED.search(part)] or parts[:1])
 
 
-def check_int8(content: bytes, normalise: Normalise) -> None:
+def check_int8(content: bytes, normalize: Normalize) -> None:
     """Check that a .tflite file is full int8, and that its quantized input equals the uint8 pixel values.
 
     The file must have no float tensor, and ``quantize(normalize(p)) == p`` must hold for every pixel value p.
@@ -156,7 +156,7 @@ def check_int8(content: bytes, normalise: Normalise) -> None:
     if shape[:1] != (1,):
         raise ModelError(f"the converted model has the input shape {list(shape)}, expected a batch size of 1")
     spec = input_spec(open_interpreter(content, where="the converted model"), "the converted model")
-    if spec.dtype != "uint8" or pixel_table(normalise, spec) is not None:
+    if spec.dtype != "uint8" or pixel_table(normalize, spec) is not None:
         raise ModelError(
             "the converted model's quantized input does not equal the pixel values: the input is "
             f"{spec.dtype} with scale {spec.scale:.8f} and zero point {spec.zero_point}"

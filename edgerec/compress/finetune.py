@@ -29,7 +29,7 @@ from edgerec.train.optimizer import cosine, optimizer
 from edgerec.train.run import format_metrics
 from edgerec.train.training_step import STEPS_PER_CALL, compile_classifier
 from edgerec.utils.atomic import replacing
-from edgerec.utils.bounded import check_zip_file, parse_json
+from edgerec.utils.bounded_parsing import check_zip_file, parse_json
 from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.finetune import FineTune, fine_tune
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.importing.graph_rewriter import with_layers
 from edgerec.importing.unsupported import ANNOTATED
@@ -27,7 +27,7 @@ EMA_DECAY = 0.999
 
 def quantization_aware(
     model: Any,
-    normalise: Normalise,
+    normalize: Normalize,
     tune: FineTune,
     *,
     pruned: bool = False,
@@ -42,7 +42,7 @@ def quantization_aware(
 
     Args:
         model: a float model returned by :func:`~edgerec.importing.passes.adapt`; it may be pruned or clustered.
-        normalise: normalization, which determines the input's fixed range, so that the int8 input is the pixel value
+        normalize: normalization, which determines the input's fixed range, so that the int8 input is the pixel value
             minus 128.
         tune: data and schedule.
         pruned: keep zero weights at zero.
@@ -54,7 +54,7 @@ def quantization_aware(
         ModelError: a layer cannot be quantized; the message names the layer.
     """
     return fine_tune(
-        partial(with_fake_quantization, model, normalise, pruned=pruned, clustered=clustered, weight_bits=weight_bits),
+        partial(with_fake_quantization, model, normalize, pruned=pruned, clustered=clustered, weight_bits=weight_bits),
         tune,
         "quantization-aware training",
         calibrator=partial(range_calibrator, tune=tune),
@@ -63,7 +63,7 @@ def quantization_aware(
 
 
 def with_fake_quantization(
-    model: Any, normalise: Normalise, *, pruned: bool = False, clustered: bool = False, weight_bits: int = 8
+    model: Any, normalize: Normalize, *, pruned: bool = False, clustered: bool = False, weight_bits: int = 8
 ) -> Any:
     """Return an untrained copy of the model with int8 fake quantization in every layer."""
     tfmot = require("tensorflow_model_optimization")
@@ -80,7 +80,7 @@ def with_fake_quantization(
         raise ModelError(
             f"quantization-aware training does not support {model.name}: {cause(error)}; use --method ptq"
         ) from None
-    _fix_input_range(aware, normalise)
+    _fix_input_range(aware, normalize)
     if not clustered:
         _limit_weight_bits(aware, weight_bits)
     for wrapper in aware.layers:
@@ -115,7 +115,7 @@ def _limit_weight_bits(aware: Any, count: int) -> None:
             quantizer.num_bits = count
 
 
-def _fix_input_range(aware: Any, normalise: Normalise) -> None:
+def _fix_input_range(aware: Any, normalize: Normalize) -> None:
     """Set the input range to that of all normalized pixel values, instead of measuring it on the data.
 
     The scale is then 1/std and the zero point is the mean, so that ``quantize(normalize(p)) == p`` for pixel values p.
@@ -123,7 +123,7 @@ def _fix_input_range(aware: Any, normalise: Normalise) -> None:
     from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
     from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
 
-    low, high = (0 - normalise.mean) / normalise.std, (255 - normalise.mean) / normalise.std
+    low, high = (0 - normalize.mean) / normalize.std, (255 - normalize.mean) / normalize.std
     for layer in aware.layers:
         if isinstance(layer, QuantizeLayer):
             layer.quantizer = FixedQuantizer(num_bits=8, init_min=low, init_max=high, narrow_range=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from edgerec.contract.content import describe_file
+from edgerec.contract.file_format import describe_file
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
 from edgerec.utils.atomic import (
@@ -25,7 +25,7 @@ from edgerec.utils.atomic import (
     sha256,
     user_path,
 )
-from edgerec.utils.bounded import UnpackedSizeError, open_zip, parse_json
+from edgerec.utils.bounded_parsing import UnpackedSizeError, open_zip, parse_json
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from edgerec.contract.content import describe
+from edgerec.contract.file_format import describe
 from edgerec.errors import DataError
-from edgerec.utils.bounded import parse_json, parse_toml
+from edgerec.utils.bounded_parsing import parse_json, parse_toml
 from edgerec.utils.text import is_printable
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NotRequired, Self, TypedDict
 
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.contract.preprocess import PreprocessSpec
-from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
+from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalize, TensorSpec
 from edgerec.errors import BundleError, unknown
-from edgerec.utils.bounded import parse_json
+from edgerec.utils.bounded_parsing import parse_json
 from edgerec.utils.json_types import MinItems, check_type
 from edgerec.utils.text import is_printable, to_json
 
@@ -106,7 +106,7 @@ class ModelSpec:
         model: name of the .tflite file.
         input, output: dtype, shape and quantization of the model's input and output tensors.
         preprocess: settings for converting an image to the model's input pixels.
-        normalise: pixel normalization.
+        normalize: pixel normalization.
         activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
         delegate_model: name of the file compiled for the bundle's delegate, or an empty string.
     """
@@ -115,7 +115,7 @@ class ModelSpec:
     input: TensorSpec
     output: TensorSpec
     preprocess: PreprocessSpec
-    normalise: Normalise
+    normalize: Normalize
     activation: str = "none"
     delegate_model: str = ""
 
@@ -144,8 +144,8 @@ class ModelSpec:
                 f"{where}: the input shape is {list(self.input.shape)}, but preprocessing produces images of shape "
                 f"{list(self.preprocess.shape)}; export the bundle again"
             )
-        if not 0 < self.normalise.std < math.inf or not math.isfinite(self.normalise.mean):
-            raise BundleError(f"{where}: normalise is {self.normalise}, expected a finite mean and a positive std")
+        if not 0 < self.normalize.std < math.inf or not math.isfinite(self.normalize.mean):
+            raise BundleError(f"{where}: normalize is {self.normalize}, expected a finite mean and a positive std")
         for name in (self.model, *filter(None, [self.delegate_model])):
             if name not in files:
                 raise BundleError(
@@ -198,7 +198,7 @@ class Manifest:
     Attributes:
         name: display name of the model.
         labels: label of each output, in the order of the outputs.
-        input, output, preprocess, normalise, model, activation, delegate_model: fields of :class:`ModelSpec` for the
+        input, output, preprocess, normalize, model, activation, delegate_model: fields of :class:`ModelSpec` for the
             first model.
         decision: settings for converting scores to predictions.
         target: name of the target, never a path.
@@ -218,7 +218,7 @@ class Manifest:
     input: TensorSpec
     output: TensorSpec
     preprocess: PreprocessSpec
-    normalise: Normalise
+    normalize: Normalize
     decision: DecisionSpec
     target: str
     variant: str
@@ -402,7 +402,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "input": TensorSpec.from_dict,
     "output": TensorSpec.from_dict,
     "preprocess": PreprocessSpec.from_dict,
-    "normalise": lambda value: Normalise(float(value["mean"]), float(value["std"])),
+    "normalize": lambda value: Normalize(float(value["mean"]), float(value["std"])),
     "decision": lambda value: DecisionSpec(**value),
     "labels": _labels,
     "files": _files,
@@ -416,7 +416,7 @@ def _to_json_value(value: Any) -> Any:
     """Convert a manifest field to a JSON-serializable value."""
     if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
         return value.to_dict()
-    if isinstance(value, Normalise):
+    if isinstance(value, Normalize):
         return {"mean": value.mean, "std": value.std}
     if isinstance(value, Manifest | ModelSpec):
         return {item.name: _to_json_value(getattr(value, item.name)) for item in fields(value)}

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.utils.optional import require
 
 Image = npt.NDArray[np.uint8]

@@ -69,7 +69,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Normalise:
+class Normalize:
     """Normalization with the same mean and standard deviation for all channels: ``real = (pixel − mean) / std``.
 
     The named normalizations are ``unit`` (range [0, 1]), ``signed`` (range [−1, 1)) and ``pixels`` (no change, for
@@ -88,20 +88,20 @@ class Normalise:
         return (pixels - self.mean) / self.std
 
     def to_text(self) -> str:
-        """Format the normalization as a string that :func:`parse_normalise` accepts."""
+        """Format the normalization as a string that :func:`parse_normalize` accepts."""
         return f"{self.mean:.9g},{self.std:.9g}"
 
     @classmethod
-    def named(cls, name: str) -> Normalise:
+    def named(cls, name: str) -> Normalize:
         """Return a named normalization: ``unit``, ``signed`` or ``pixels``. Raise :class:`KeyError` for other names."""
-        return NORMALISATIONS[name]
+        return NORMALIZATIONS[name]
 
 
-NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.0), "pixels": Normalise(0.0, 1.0)}
+NORMALIZATIONS = {"unit": Normalize(0.0, 255.0), "signed": Normalize(128.0, 128.0), "pixels": Normalize(0.0, 1.0)}
 
 
 @dataclass(frozen=True)
-class ChannelNormalise:
+class ChannelNormalize:
     """Per-channel normalization, optionally in BGR order: ``real[c] = (image[c] - mean[c]) / std[c]``.
 
     A single input scale and zero point cannot express per-channel normalization. Export therefore adds it to the graph
@@ -128,49 +128,49 @@ class ChannelNormalise:
         return kernel.astype(np.float32), (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
 
     def to_text(self) -> str:
-        """Format the normalization as a string that :func:`parse_normalise` accepts."""
+        """Format the normalization as a string that :func:`parse_normalize` accepts."""
         mean, std = (",".join(f"{value:.9g}" for value in values) for values in (self.mean, self.std))
         return f"{'bgr:' if self.bgr else ''}{mean}/{std}"
 
 
-AnyNormalise = Normalise | ChannelNormalise
+AnyNormalize = Normalize | ChannelNormalize
 
 
 def input_convolution(
-    normalise: AnyNormalise, channels: int
+    normalize: AnyNormalize, channels: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the kernel and bias of the 1x1 convolution that normalizes an image with ``channels`` channels.
 
     Raises:
         ModelError: the normalization is per channel, but the image is grayscale.
     """
-    if isinstance(normalise, Normalise):
-        factor = np.eye(channels, dtype=np.float32) / np.float32(normalise.std)
-        return factor, np.full(channels, -normalise.mean / normalise.std, np.float32)
+    if isinstance(normalize, Normalize):
+        factor = np.eye(channels, dtype=np.float32) / np.float32(normalize.std)
+        return factor, np.full(channels, -normalize.mean / normalize.std, np.float32)
     if channels != 3:
         raise ModelError(
-            f"normalization {normalise.to_text()} requires RGB images, but the model's input has {channels} channel: "
+            f"normalization {normalize.to_text()} requires RGB images, but the model's input has {channels} channel: "
             "use a normalization of the form MEAN,STD"
         )
-    return normalise.convolution()
+    return normalize.convolution()
 
 
 # The three modes of keras.applications.imagenet_utils.preprocess_input. Most torchvision models use "torch".
-PREPROCESS_INPUT: dict[str, AnyNormalise] = {
-    "tf": Normalise(127.5, 127.5),
-    "torch": ChannelNormalise((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    "caffe": ChannelNormalise((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), bgr=True),
+PREPROCESS_INPUT: dict[str, AnyNormalize] = {
+    "tf": Normalize(127.5, 127.5),
+    "torch": ChannelNormalize((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "caffe": ChannelNormalize((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), bgr=True),
 }
-NORMALISE_CHOICES = (
+NORMALIZE_CHOICES = (
     "unit (to [0, 1]), signed (to [-1, 1)), pixels (unchanged), tf, torch or caffe (as Keras' preprocess_input), "
     "MEAN,STD or R,G,B/R,G,B in pixel units, with the prefix bgr: if the model's channel order is BGR"
 )
 
 
-def parse_normalise(text: str) -> AnyNormalise:
+def parse_normalize(text: str) -> AnyNormalize:
     """Parse a normalization, given by its name or its values.
 
-    Valid are the names in ``NORMALISATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3`` with
+    Valid are the names in ``NORMALIZATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3`` with
     one mean and one standard deviation per channel, or a single one for all channels. The values are in pixel units,
     in the channel order of the model. The prefix ``bgr:`` states that this order is blue, green, red.
 
@@ -180,19 +180,19 @@ def parse_normalise(text: str) -> AnyNormalise:
     order, colon, values = text.strip().rpartition(":")
     if colon and order not in ("rgb", "bgr"):
         raise EdgerecError(f"normalization {text!r} has the channel order {order!r}; expected rgb or bgr")
-    names = NORMALISATIONS | PREPROCESS_INPUT
+    names = NORMALIZATIONS | PREPROCESS_INPUT
     if values in names:
         named = names[values]
-        if order != "bgr" or (isinstance(named, ChannelNormalise) and named.bgr):
+        if order != "bgr" or (isinstance(named, ChannelNormalize) and named.bgr):
             return named
         mean, std = ((v,) * 3 if isinstance(v, float) else v for v in (named.mean, named.std))
-        return ChannelNormalise(mean[::-1], std[::-1], bgr=True)  # type: ignore[arg-type]
+        return ChannelNormalize(mean[::-1], std[::-1], bgr=True)  # type: ignore[arg-type]
     return _from_values(text, values, order == "bgr")
 
 
-def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
+def _from_values(text: str, values: str, bgr: bool) -> AnyNormalize:
     if "," not in values and "/" not in values:
-        choices = NORMALISATIONS | PREPROCESS_INPUT
+        choices = NORMALIZATIONS | PREPROCESS_INPUT
         raise EdgerecError(
             f"{unknown('normalization', values, choices)}; use one of these names, MEAN,STD or R,G,B/R,G,B"
         )
@@ -215,18 +215,18 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
             f"use {'bgr:' if bgr else ''}{shown}"
         )
     if not bgr and len(set(mean)) == len(set(std)) == 1:
-        return Normalise(mean[0], std[0])
+        return Normalize(mean[0], std[0])
     (m1, m2, m3), (s1, s2, s3) = (part * (3 // len(part)) for part in (mean, std))
-    return ChannelNormalise((m1, m2, m3), (s1, s2, s3), bgr)
+    return ChannelNormalize((m1, m2, m3), (s1, s2, s3), bgr)
 
 
-def identity_normalise(spec: TensorSpec) -> Normalise:
+def identity_normalize(spec: TensorSpec) -> Normalize:
     """Return the normalization that inverts a uint8 or int8 input's quantization.
 
-    For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8.
+    For every pixel value p, ``quantize(normalize(p), spec)`` is p for uint8 and p − 128 for int8.
     """
     lowest = -128 if spec.dtype == "int8" else 0
-    return Normalise(float(spec.zero_point - lowest), 1.0 / spec.scale)
+    return Normalize(float(spec.zero_point - lowest), 1.0 / spec.scale)
 
 
 def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArray[Any]:
@@ -248,13 +248,13 @@ def dequantize(stored: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.flo
     return ((stored.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
 
 
-def pixel_table(normalise: Normalise, spec: TensorSpec) -> npt.NDArray[Any] | None:
+def pixel_table(normalize: Normalize, spec: TensorSpec) -> npt.NDArray[Any] | None:
     """Return a lookup table ``(256,)`` that maps pixels to input values, or None if each pixel maps to itself.
 
     The result is None for quantized inputs of models that edgerec has converted.
     """
     pixels = np.arange(256)
-    table = quantize(normalise.apply(pixels), spec)
+    table = quantize(normalize.apply(pixels), spec)
     if spec.dtype == "uint8" and np.array_equal(table, pixels):
         return None
     return table

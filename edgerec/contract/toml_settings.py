@@ -11,9 +11,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from edgerec.contract.content import reason
+from edgerec.contract.file_format import reason
 from edgerec.errors import EdgerecError, unknown
-from edgerec.utils.bounded import read_toml
+from edgerec.utils.bounded_parsing import read_toml
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.content import reason
-from edgerec.contract.image_files import Levels, SampleRange
+from edgerec.contract.file_format import reason
+from edgerec.contract.image_decoding import Levels, SampleRange
 from edgerec.data.raw_dataset import Arrays
 from edgerec.data.tfrecord_reader import SPLITS
 from edgerec.errors import DataError
-from edgerec.utils.bounded import UnpackedSizeError, check_zip_file
+from edgerec.utils.bounded_parsing import UnpackedSizeError, check_zip_file
 from edgerec.utils.text import is_printable
 
 # Maximum accepted compression ratio of an .npz file, slightly above Deflate's maximum (1032).

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgerec.contract.image_files import Levels, SampleRange, decode_samples, memory_for, read_image_file
+from edgerec.contract.image_decoding import Levels, SampleRange, decode_samples, memory_for, read_image_file
 from edgerec.contract.image_headers import bits_per_sample
 from edgerec.data.raw_dataset import Arrays, Files, RawDataset
 from edgerec.errors import DataError

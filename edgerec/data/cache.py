@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import decode, memory_for, read_image_file
+from edgerec.contract.image_decoding import decode, memory_for, read_image_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.data import cache_limit
 from edgerec.data.raw_dataset import Arrays, Files
 from edgerec.errors import DataError
 from edgerec.utils.atomic import cache_folder, real_path, replacing, write_file
-from edgerec.utils.bounded import read_json
+from edgerec.utils.bounded_parsing import read_json
 from edgerec.utils.lock import Lock
 from edgerec.utils.parallel import map_in_threads
 from edgerec.utils.progress import Listener, track

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import cache_folder, delete_abandoned
-from edgerec.utils.bounded import read_json
+from edgerec.utils.bounded_parsing import read_json
+from edgerec.utils.byte_sizes import parse_size
 from edgerec.utils.lock import POLL_S, lock_descriptor
-from edgerec.utils.sizes import parse_size
 
 log = logging.getLogger(__name__)
 

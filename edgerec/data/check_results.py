@@ -74,7 +74,7 @@ class DataReport:
 
     Attributes:
         source: name of the data.
-        pictures: number of readable images.
+        images: number of readable images.
         counts: dictionary that maps each label to the number of its images in each split. If the data has no split of
             its own, this is the split that training would use.
         findings: problems, the most severe kind first.
@@ -83,7 +83,7 @@ class DataReport:
     """
 
     source: str
-    pictures: int
+    images: int
     counts: dict[str, dict[str, int]]
     findings: tuple[DataFinding, ...]
     label_accuracy: float | None

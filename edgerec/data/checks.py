@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.data import readers
 from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS

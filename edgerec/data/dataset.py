@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import Levels, decode, memory_for, read_image_file, why_unreadable
+from edgerec.contract.image_decoding import Levels, decode, memory_for, read_image_file, why_unreadable
 from edgerec.contract.preprocess import PREPROCESS_VERSION, Image, PreprocessSpec, apply
 from edgerec.data import readers
 from edgerec.data.bit_depth import determine_levels

@@ -57,7 +57,7 @@ def _draw(report: DataReport, images: CheckedImages, path: Path) -> None:
         findings = [finding for finding in findings if all(images.scan.valid[p] for p in finding.positions)]
         if findings:
             rows += _rows(kind, findings, images)
-    heading = f"{report.source}: {len(report.findings):,} findings in {report.pictures:,} images"
+    heading = f"{report.source}: {len(report.findings):,} findings in {report.images:,} images"
     caption = "The most important findings of each kind. Pairs are next to each other, the image to fix first."
     image_table(
         rows or [ImageRow("no findings", "", ())], (), heading, caption if rows else "No affected images.", path

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.errors import DataError
 from edgerec.utils.atomic import real_path
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerec.contract.content import describe_file
-from edgerec.contract.image_files import Levels
+from edgerec.contract.file_format import describe_file
+from edgerec.contract.image_decoding import Levels
 from edgerec.data.array_files import from_arrays, npz
 from edgerec.data.directory_layout import find_layout
 from edgerec.data.raw_dataset import Arrays, Files, Merged, RawDataset

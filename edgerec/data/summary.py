@@ -34,7 +34,7 @@ def summarize(section: DataSection) -> DataSummary:
     """Count images and classes, and estimate the image size. Raise :class:`DataError` if there are no images."""
     if isinstance(section.source, str) and is_pack(section.source):
         pack = Packed.open(section.source)
-        images = sum(shard.pictures for shard in pack.shards if shard.split != "test")
+        images = sum(shard.images for shard in pack.shards if shard.split != "test")
         return DataSummary(images, len(pack.labels), pack.preprocess.width, pack.preprocess.channels, packed=True)
     data = readers.find(section.source, levels=section.levels)
     parts = data.parts if isinstance(data, Merged) else (data,)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.errors import DataError, unknown
-from edgerec.utils.bounded import MAX_TEXT_BYTES, parse_json
+from edgerec.utils.bounded_parsing import MAX_TEXT_BYTES, parse_json
 from edgerec.utils.json_types import MinItems, check_type
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, Progress, ignore
@@ -49,14 +49,14 @@ class Shard:
     Attributes:
         file: name of the file in the pack's folder.
         split: ``train``, ``val`` or ``test``.
-        pictures: number of images.
+        images: number of images.
         size_bytes: size of the file.
         sha256: SHA-256 of the file.
     """
 
     file: str
     split: str
-    pictures: int
+    images: int
     size_bytes: int
     sha256: str
 
@@ -64,7 +64,7 @@ class Shard:
 class _ShardRecord(TypedDict):
     file: str
     split: str
-    pictures: int
+    images: int
     size_bytes: int
     sha256: str
 
@@ -173,9 +173,9 @@ class Packed:
                 raise ValueError(f"the shard {shard.file!r} is not a file name in the pack's folder")
             if shard.split not in SPLITS:
                 raise ValueError(f"{shard.file} belongs to {unknown('split', shard.split, SPLITS)}")
-            if not 0 <= shard.pictures * self._image_bytes <= shard.size_bytes:
+            if not 0 <= shard.images * self._image_bytes <= shard.size_bytes:
                 raise ValueError(
-                    f"{shard.pictures:,} images do not fit into the {shard.size_bytes:,} bytes of {shard.file}"
+                    f"{shard.images:,} images do not fit into the {shard.size_bytes:,} bytes of {shard.file}"
                 )
 
     @property
@@ -194,7 +194,7 @@ class Packed:
     def index(self) -> npt.NDArray[Any]:
         """Index entries (:data:`ENTRY`) of all images, in shard order, ``(N,)``."""
         index = self._array(INDEX, ENTRY)
-        ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.pictures for shard in self.shards])
+        ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.images for shard in self.shards])
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
         if not np.all(classes & (index["pixels"] <= (ends - self._image_bytes).astype(np.uint64))):
             raise DataError(
@@ -209,7 +209,7 @@ class Packed:
         return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
 
     def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        count = sum(shard.pictures for shard in self.shards)
+        count = sum(shard.images for shard in self.shards)
         content = read_file(self.location, name, count * dtype.itemsize + MAX_NPY_HEADER_BYTES)
         try:
             return parse_npy(content, dtype, count)
@@ -222,7 +222,7 @@ class Packed:
     @property
     def splits(self) -> npt.NDArray[np.str_]:
         """Split of each image, ``(N,)``."""
-        return np.repeat([shard.split for shard in self.shards], [shard.pictures for shard in self.shards])
+        return np.repeat([shard.split for shard in self.shards], [shard.images for shard in self.shards])
 
     @property
     def images(self) -> PackedImages:
@@ -237,12 +237,12 @@ class Packed:
     @cached_property
     def ends(self) -> Indices:
         """Cumulative image counts of the shards, ``(shards,)``."""
-        return np.cumsum([shard.pictures for shard in self.shards])
+        return np.cumsum([shard.images for shard in self.shards])
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of images in each split."""
-        return {split: sum(shard.pictures for shard in self.of(split)) for split in SPLITS}
+        return {split: sum(shard.images for shard in self.of(split)) for split in SPLITS}
 
     @property
     def size_bytes(self) -> int:
@@ -253,7 +253,7 @@ class Packed:
         """Return a summary of the pack as a JSON-serializable dictionary."""
         return {
             "pack": self.location,
-            "pictures": self.counts,
+            "images": self.counts,
             "labels": list(self.labels),
             "preprocess": asdict(self.preprocess),
             "shards": len(self.shards),
@@ -303,9 +303,9 @@ class PackedImages:
                 file.seek(int(entry["pixels"]))
                 content = file.read(size)
                 if len(content) != size or zlib.crc32(content) != entry["crc"]:
-                    first = self._pack.ends[self._pack.shards.index(shard)] - shard.pictures
+                    first = self._pack.ends[self._pack.shards.index(shard)] - shard.images
                     raise DataError(
-                        f"{self._pack.path(shard)}: record {position - first} of {shard.pictures} is damaged, because "
+                        f"{self._pack.path(shard)}: record {position - first} of {shard.images} is damaged, because "
                         "its checksum does not match: copy the shard again, or pack the data again"
                     )
                 images[row] = np.frombuffer(content, np.uint8).reshape(images.shape[1:])
@@ -331,7 +331,7 @@ class PackedNames(Sequence[str]):
         position = range(len(self))[index]
         number = int(np.searchsorted(self._pack.ends, position, side="right"))
         shard = self._pack.shards[number]
-        return f"{shard.file}#{position - (int(self._pack.ends[number]) - shard.pictures)}"
+        return f"{shard.file}#{position - (int(self._pack.ends[number]) - shard.images)}"
 
 
 def is_remote(location: str) -> bool:

@@ -46,7 +46,7 @@ from edgerec.utils.atomic import (
     system_error,
     write_file,
 )
-from edgerec.utils.bounded import read_json
+from edgerec.utils.bounded_parsing import read_json
 from edgerec.utils.json_types import check_type
 from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
@@ -275,7 +275,7 @@ def _finish(
         skipped += about["skipped"]
         shards.append(Shard(name, name.partition("-")[0], count, about["size_bytes"], about["sha256"]))
     index = np.concatenate(indices)
-    train = index["class"][: sum(shard.pictures for shard in shards if shard.split == "train")]
+    train = index["class"][: sum(shard.images for shard in shards if shard.split == "train")]
     if empty := set(range(len(writer.dataset.labels))) - set(np.unique(train).tolist()):
         raise DataError(f"class {writer.dataset.labels[min(empty)]!r} has no training images: add images to this class")
     if skipped:

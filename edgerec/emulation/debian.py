@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from edgerec.errors import TargetError
 from edgerec.utils.child_process import Outcome, run_program
-from edgerec.utils.urls import redacted
+from edgerec.utils.url_redaction import redacted
 
 MIRROR = "EDGEREC_DEBIAN_MIRROR"
 UNPACK_TIMEOUT_S = 1800

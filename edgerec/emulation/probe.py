@@ -22,7 +22,7 @@ def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
 
     The result is None if the image cannot be decoded.
     """
-    from edgerec.contract.image_files import decode
+    from edgerec.contract.image_decoding import decode
 
     # Older versions of edgerec do not support ``levels``.
     image = decode(content, classifier.levels) if hasattr(classifier, "levels") else decode(content)

@@ -170,8 +170,8 @@ def _python_resize(spec: PreprocessSpec) -> list[str]:
 
 def _python_input(manifest: Manifest) -> list[str]:
     lines = []
-    if pixel_table(manifest.normalise, manifest.input) is not None:
-        mean, std, spec = manifest.normalise.mean, manifest.normalise.std, manifest.input
+    if pixel_table(manifest.normalize, manifest.input) is not None:
+        mean, std, spec = manifest.normalize.mean, manifest.normalize.std, manifest.input
         limits = np.iinfo(spec.dtype)
         lines = [
             f"table = np.rint((np.arange(256) - {mean!r}) / {std!r} / {spec.scale!r}) + {spec.zero_point}",

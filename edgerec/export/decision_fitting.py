@@ -42,7 +42,7 @@ def fit_decision(
     decision = DecisionSpec(threshold=threshold, smoothing="mean", memory=MEMORY)
     if run.pseudo_labels() is not None:
         return decision  # temperature scaling requires true labels
-    scores = tflite_scorer(ImageModel(content, run.recipe.normalise))(dataset.select(split.val), listener)
+    scores = tflite_scorer(ImageModel(content, run.recipe.normalize))(dataset.select(split.val), listener)
     classes = dataset.classes[split.val]
     temperature = fit_temperature(scores, classes)
     thresholds = {}

@@ -162,14 +162,14 @@ def _manifest(
     provenance: dict[str, Any],
 ) -> Manifest:
     recipe = run.recipe
-    model = ImageModel(content, recipe.normalise, where=report["variant"])
+    model = ImageModel(content, recipe.normalize, where=report["variant"])
     return Manifest(
         name=name,
         labels=run.labels,
         input=model.input,
         output=model.output,
         preprocess=recipe.preprocess,
-        normalise=recipe.normalise,
+        normalize=recipe.normalize,
         decision=decision,
         target=target.name,
         variant=report["variant"],

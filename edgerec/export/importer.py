@@ -40,7 +40,7 @@ class ImportReport:
         bundle: path of the bundle folder or .zip file.
         labels: number of labels.
         input, output: the model's input and output tensors.
-        normalise: mean and standard deviation for normalizing pixels in [0, 255].
+        normalize: mean and standard deviation for normalizing pixels in [0, 255].
         activation: function that converts the output to scores; ``none`` if the output contains scores.
         activation_reason: how the activation was determined.
         last_operator: operator that computes the output.
@@ -59,7 +59,7 @@ class ImportReport:
     labels: int
     input: TensorSpec
     output: TensorSpec
-    normalise: tuple[float, float]
+    normalize: tuple[float, float]
     activation: str
     activation_reason: str
     last_operator: str
@@ -79,7 +79,7 @@ class ImportReport:
         return vars(self) | {
             "input": self.input.to_dict(),
             "output": self.output.to_dict(),
-            "normalise": list(self.normalise),
+            "normalize": list(self.normalize),
             "files": list(self.files),
             "edgetpu": self.edgetpu and self.edgetpu.to_dict(),
         }
@@ -91,7 +91,7 @@ def import_tflite(
     *,
     labels: str | Path | None = None,
     target: str = "desktop",
-    normalise: str | None = None,
+    normalize: str | None = None,
     activation: str | None = None,
     fit: Fit | None = None,
     images: Sequence[str | Path] = (),
@@ -106,7 +106,7 @@ def import_tflite(
         labels: a label file in one of the formats supported by :func:`~edgerec.contract.labels.read_labels`. If None,
             the labels in the model's metadata are used.
         target: a name in ``targets/``, or a .toml file.
-        normalise: the normalization that the model expects, in the syntax of ``parse_normalise``. If None, pixels for
+        normalize: the normalization that the model expects, in the syntax of ``parse_normalize``. If None, pixels for
             uint8 and int8 inputs are not changed, and the normalization in the metadata is used for float32 inputs. If
             the normalization differs between channels or the model expects BGR, a normalization layer is added to the
             start of the graph.
@@ -126,17 +126,17 @@ def import_tflite(
     path = checked_output(out, [source, labels, *images], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, replaceable=Bundle.exists_at(path))
     original = ThirdPartyModel.open(
-        source, activation=activation, own_labels=labels is not None, own_normalise=normalise is not None
+        source, activation=activation, own_labels=labels is not None, own_normalize=normalize is not None
     )
     names, label_source = _labels(labels, original)
     fit_reason = "chosen with --fit" if fit else original.family.reason
     fit = fit or original.family.fit
-    finished, pixels = original.normalised(normalise)
+    finished, pixels = original.normalized(normalize)
     require_fit(finished.content, device, finished.where)
     _, height, width, channels = finished.input.shape
     content = finished.content
-    if device.kind == "model" and has_metadata(content) and _overridden(original, names if labels else None, normalise):
-        log.info("replacing the metadata in %s, because it differs from --labels or --normalise", original.where)
+    if device.kind == "model" and has_metadata(content) and _overridden(original, names if labels else None, normalize):
+        log.info("replacing the metadata in %s, because it differs from --labels or --normalize", original.where)
         content = without_metadata(content)
     if not has_metadata(content) and (device.kind == "model" or finished is not original):
         content = with_metadata(content, names, pixels, source.stem)  # for apps
@@ -148,7 +148,7 @@ def import_tflite(
         input=finished.input,
         output=finished.output,
         preprocess=PreprocessSpec(height, width, channels, fit),
-        normalise=pixels,
+        normalize=pixels,
         decision=DecisionSpec(),
         target=device.name,
         variant=VARIANT,
@@ -160,7 +160,7 @@ def import_tflite(
         provenance={
             "imported": {"file": source.name, "sha256": original.sha256}
             | ({"layout": original.layout.description} if original.layout else {})
-            | ({} if finished is original else {"normalise": original.expected(normalise).to_text()}),
+            | ({} if finished is original else {"normalize": original.expected(normalize).to_text()}),
             "edgerec": __version__,
         },
     )
@@ -172,7 +172,7 @@ def import_tflite(
         labels=len(manifest.labels),
         input=finished.input,
         output=finished.output,
-        normalise=(manifest.normalise.mean, manifest.normalise.std),
+        normalize=(manifest.normalize.mean, manifest.normalize.std),
         activation=finished.activation,
         activation_reason=finished.activation_reason,
         last_operator=finished.last_operator,
@@ -189,11 +189,11 @@ def import_tflite(
     )
 
 
-def _overridden(finished: ThirdPartyModel, labels: tuple[str, ...] | None, normalise: str | None) -> bool:
+def _overridden(finished: ThirdPartyModel, labels: tuple[str, ...] | None, normalize: str | None) -> bool:
     """Return whether the labels or normalization given by the user differ from the TFLite metadata."""
     metadata = finished.metadata or Metadata("", "", (), ())
     other_labels = labels is not None and metadata.labels != labels
-    return other_labels or (normalise is not None and set(metadata.normalise) != {finished.expected(normalise)})
+    return other_labels or (normalize is not None and set(metadata.normalize) != {finished.expected(normalize)})
 
 
 def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[str, ...], str]:

@@ -141,7 +141,7 @@ def fit_autoencoder(
     data = data if recipe.data.source == classifier.recipe.data.source else None
     dataset, split = run.data(data, listener)
     chosen = choose(run, target, novelty.variant, max_drop=None, data=data, listener=listener)
-    model = Autoencoder(chosen.content, recipe.normalise, where=f"{novelty.run}/{chosen.name}")
+    model = Autoencoder(chosen.content, recipe.normalize, where=f"{novelty.run}/{chosen.name}")
     score = tflite_scorer(model)
     errors, held_out = (score(dataset.select(subset), listener)[:, 0] for subset in (split.val, split.test))
     threshold = fit_threshold(errors, novelty.known)
@@ -157,7 +157,7 @@ def fit_autoencoder(
         input=model.input,
         output=model.output,
         preprocess=recipe.preprocess,
-        normalise=recipe.normalise,
+        normalize=recipe.normalize,
         delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in files else "",
         threshold=threshold,
     )

@@ -178,8 +178,8 @@ def _card(manifest: Manifest, figures: EvaluationRecord) -> list[str]:
 
 
 def _imported_card(manifest: Manifest) -> list[str]:
-    source, normalise = manifest.provenance["imported"], manifest.normalise
-    layer, layout = source.get("normalise"), source.get("layout")
+    source, normalize = manifest.provenance["imported"], manifest.normalize
+    layer, layout = source.get("normalize"), source.get("layout")
     scores = {
         "none": "the model's output",
         "softmax": "softmax of the output",
@@ -192,7 +192,7 @@ def _imported_card(manifest: Manifest) -> list[str]:
         "",
         f"- Model: {source['file']}, imported from another tool (SHA-256 {source['sha256'][:16]}…)",
         _input(manifest),
-        f"- Input tensor: {manifest.input.dtype}, (pixel − {normalise.mean:g}) / {normalise.std:g}",
+        f"- Input tensor: {manifest.input.dtype}, (pixel − {normalize.mean:g}) / {normalize.std:g}",
         *([f"- First layer: added during import to normalize the pixels ({layer})"] if layer else []),
         *(
             [f"- First operator: added during import, because the original model's input has {layout}"]

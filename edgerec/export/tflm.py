@@ -183,7 +183,7 @@ def _table(manifest: Manifest) -> list[str]:
 
     The list is empty if pixel values are used unchanged.
     """
-    table = pixel_table(manifest.normalise, manifest.input)
+    table = pixel_table(manifest.normalize, manifest.input)
     if table is None:
         return []
     return [_float(float(n)) if manifest.input.dtype == "float32" else str(int(n)) for n in table]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.tensors import parse_normalise
+from edgerec.contract.tensors import parse_normalize
 from edgerec.data import Dataset, Split
 from edgerec.errors import EdgerecError
 from edgerec.importing.adopted_data import ModelData, read_model_data, read_model_labels
-from edgerec.importing.classifier import check_classifier, with_input_normalise, with_scores
+from edgerec.importing.classifier import check_classifier, with_input_normalize, with_scores
 from edgerec.importing.keras_files import SUFFIXES
 from edgerec.importing.normalization_choice import NormalizationChoice, choose_normalization, predictions
 from edgerec.importing.saved_model import FOLDER, SavedModel, load_saved_model
@@ -48,7 +48,7 @@ def adopt(
     data: DataSource,
     out: str | Path,
     *,
-    normalise: str | None = None,
+    normalize: str | None = None,
     labels: str | Path | None = None,
     recipe: Recipe | None = None,
     overwrite: bool = False,
@@ -69,8 +69,8 @@ def adopt(
         data: a data set as for training, with its classes in the order of the model's outputs. If the folder has no
             class folders, the model's own predictions are used as labels.
         out: the run's folder.
-        normalise: the normalization that the model expects, in the format of
-            :func:`edgerec.contract.tensors.parse_normalise`. A normalization for which recipes have no name becomes a
+        normalize: the normalization that the model expects, in the format of
+            :func:`edgerec.contract.tensors.parse_normalize`. A normalization for which recipes have no name becomes a
             layer of the model. With None, ``pixels`` is used if the model normalizes pixels itself, otherwise the
             normalization with the highest accuracy on training images.
         labels: file with the model's labels in the order of its outputs, or ``folders`` for the order of the data's
@@ -87,15 +87,15 @@ def adopt(
     path, run = user_path(model_path), Run.at(out)
     checked_output(run.path, [path, labels], data=data, folder=True)
     refuse_existing(run.path, overwrite, replaceable=run.begun)
-    if normalise is not None:
-        parse_normalise(normalise)  # rejects an invalid value before the slow import of TensorFlow
+    if normalize is not None:
+        parse_normalize(normalize)  # rejects an invalid value before the slow import of TensorFlow
     base = recipe or Recipe()
     prepare(replace(base.train, mixed_precision=False), base.seed)
     model = _read(path)
     model_data = read_model_data(model, path, data, labels, base, listener)
-    choice = choose_normalization(model, path, model_data, normalise, listener, explicit=labels is not None)
+    choice = choose_normalization(model, path, model_data, normalize, listener, explicit=labels is not None)
     if choice.layer:
-        model = with_input_normalise(model, parse_normalise(choice.layer))
+        model = with_input_normalize(model, parse_normalize(choice.layer))
     _write(run, path, model, model_data, choice, overwrite, listener)
     return run
 
@@ -105,7 +105,7 @@ def open_or_adopt(
     data: DataSource | None,
     out: str | Path | None = None,
     *,
-    normalise: str | None = None,
+    normalize: str | None = None,
     labels: str | Path | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
@@ -116,7 +116,7 @@ def open_or_adopt(
         model_path: as for :func:`adopt`.
         data: as for :func:`adopt`.
         out: the run's folder, by default next to the model, named after it with the suffix ``-run``.
-        normalise: as for :func:`adopt`.
+        normalize: as for :func:`adopt`.
         labels: as for :func:`adopt`.
         overwrite: as for :func:`adopt`.
         listener: as for :func:`adopt`.
@@ -131,12 +131,12 @@ def open_or_adopt(
     record = run.adopted if run.finished else None
     if record is None or not path.exists() or record["sha256"] != _digest(path):
         log.info("creating the run %s from %s", run.path, path)
-        return adopt(path, data, run.path, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener)
-    before = record["normalise"]
-    same_normalise = normalise is None or parse_normalise(normalise) == parse_normalise(before)
+        return adopt(path, data, run.path, normalize=normalize, labels=labels, overwrite=overwrite, listener=listener)
+    before = record["normalize"]
+    same_normalize = normalize is None or parse_normalize(normalize) == parse_normalize(before)
     own_labels = labels is not None and str(labels) != FOLDERS
     for name, same in (
-        ("normalise", same_normalise),
+        ("normalize", same_normalize),
         ("labels", not own_labels or read_model_labels(str(labels), len(run.labels), str(path)) == run.labels),
     ):
         if not same:
@@ -161,7 +161,7 @@ def _write(
     overwrite: bool,
     listener: Listener,
 ) -> None:
-    recipe = model_data.recipe.override({"data.normalise": choice.name})
+    recipe = model_data.recipe.override({"data.normalize": choice.name})
     dataset, parts, labels = model_data.dataset, model_data.parts, model_data.labels
     with run.locked(), replacing_folder(run.path, overwrite=overwrite) as folder:
         new = Run(folder)
@@ -171,7 +171,7 @@ def _write(
         parts.report()
         new.write_history([])
         if not dataset.labels:
-            best = predictions(model, recipe.normalise, dataset, np.arange(len(dataset.classes)), listener)
+            best = predictions(model, recipe.normalize, dataset, np.arange(len(dataset.classes)), listener)
             _warn_of_same_prediction(best, labels)
             pseudo_labels = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
             new.write_json(PSEUDO_LABELS, pseudo_labels)
@@ -181,7 +181,7 @@ def _write(
             "file": path.name,
             "sha256": _digest(path),
             "truth": "labels" if model_data.dataset.labels else "the model's own predictions",
-            "normalise": choice.text,
+            "normalize": choice.text,
             "input_layer": choice.layer,
             "tried": choice.tried,
         }
@@ -193,7 +193,7 @@ def _metrics(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, labels: tuple[str, ...], listener: Listener
 ) -> dict[str, Any]:
     """Return the contents of metrics.json for an imported model without training history."""
-    score = keras_scorer(model, recipe.normalise)
+    score = keras_scorer(model, recipe.normalize)
     result = classifier_report(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
     right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
     return result.to_dict() | {

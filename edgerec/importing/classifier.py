@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.tensors import AnyNormalise, input_convolution
+from edgerec.contract.tensors import AnyNormalize, input_convolution
 from edgerec.errors import ModelError
 from edgerec.importing.graph_rewriter import Rebuild, calls, flatten
 from edgerec.importing.saved_model import SavedModel, outputs_scores
@@ -88,23 +88,23 @@ def with_scores(model: Any, where: str) -> Any:
     return keras().Model(model.inputs, scores, name=model.name)
 
 
-def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
+def with_input_normalize(model: Any, normalize: AnyNormalize) -> Any:
     """Return the model with its normalization as the first layer, so that it accepts RGB pixels from 0 to 255.
 
     The layer is a fixed 1x1 convolution. It is depthwise if the channels keep their order.
 
     Args:
         model: a tf_keras model or a :class:`SavedModel`.
-        normalise: the normalization that the model expects.
+        normalize: the normalization that the model expects.
 
     Raises:
         ModelError: the model is grayscale, but the normalization has one scale and offset per channel.
     """
     if isinstance(model, SavedModel):
-        model.normalise(normalise)
+        model.normalize(normalize)
         return model
     channels, layers = model.input_shape[-1], keras().layers
-    kernel, bias = input_convolution(normalise, channels)
+    kernel, bias = input_convolution(normalize, channels)
     rebuild = Rebuild(flatten)
     inputs = keras().Input(model.input_shape[1:], name=rebuild.name("rgb_pixels"))
     name = rebuild.name("normalization")

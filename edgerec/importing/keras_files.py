@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.content import describe_file
+from edgerec.contract.file_format import describe_file
 from edgerec.errors import ModelError
 from edgerec.importing.layer_allowlist import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
 from edgerec.train.backend import keras, reported_as
-from edgerec.utils.bounded import MAX_TEXT_BYTES, check_zip_file, parse_json
+from edgerec.utils.bounded_parsing import MAX_TEXT_BYTES, check_zip_file, parse_json
 from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.tensors import NORMALISATIONS, NORMALISE_CHOICES, AnyNormalise, parse_normalise
+from edgerec.contract.tensors import NORMALIZATIONS, NORMALIZE_CHOICES, AnyNormalize, parse_normalize
 from edgerec.data import Dataset
 from edgerec.errors import DataError
 from edgerec.importing.adopted_data import ModelData
@@ -37,7 +37,7 @@ class NormalizationChoice:
     """The chosen normalization, and the accuracy with each normalization tried.
 
     Attributes:
-        text: the normalization in the format of :func:`edgerec.contract.tensors.parse_normalise`.
+        text: the normalization in the format of :func:`edgerec.contract.tensors.parse_normalize`.
         tried: maps each normalization to the accuracy on training images (0 to 1), or None if none was tried.
     """
 
@@ -47,17 +47,17 @@ class NormalizationChoice:
     @property
     def name(self) -> str:
         """Name of the recipe's normalization, or ``pixels`` if a layer in the model normalizes the input."""
-        normalise = parse_normalise(self.text)
-        return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
+        normalize = parse_normalize(self.text)
+        return next((name for name, known in NORMALIZATIONS.items() if known == normalize), "pixels")
 
     @property
     def layer(self) -> str:
         """Normalization to add to the model as a layer, or an empty string if no layer is needed."""
-        return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
+        return "" if parse_normalize(self.text) in NORMALIZATIONS.values() else self.text
 
 
 def choose_normalization(
-    model: Any, path: Path, model_data: ModelData, normalise: str | None, listener: Listener, *, explicit: bool
+    model: Any, path: Path, model_data: ModelData, normalize: str | None, listener: Listener, *, explicit: bool
 ) -> NormalizationChoice:
     """Choose the normalization and check the label order, using the same predictions for both.
 
@@ -65,25 +65,25 @@ def choose_normalization(
         DataError: the normalization is unknown and cannot be determined because the images have no labels, or the
             labels were not given explicitly and are in a different order than the outputs.
     """
-    if normalise is not None:
-        texts = [normalise]
+    if normalize is not None:
+        texts = [normalize]
     elif not isinstance(model, SavedModel) and expects_pixels(model):
         log.info("%s normalizes its input itself: using normalization 'pixels' (0 to 255)", path)
         texts = ["pixels"]
     else:
-        texts = [*NORMALISATIONS, *(PER_CHANNEL if model.input_shape[-1] == 3 else ())]
+        texts = [*NORMALIZATIONS, *(PER_CHANNEL if model.input_shape[-1] == 3 else ())]
     if not model_data.dataset.labels:
         if len(texts) > 1:
             raise DataError(
                 f"cannot determine which normalization {path} expects, because the images have no labels: "
-                f"add --normalise {NORMALISE_CHOICES}"
+                f"add --normalize {NORMALIZE_CHOICES}"
             )
         return NormalizationChoice(texts[0])
     rng = np.random.default_rng(model_data.recipe.seed)
     count = min(max(TRIED_IMAGES, IMAGES_PER_CLASS * len(model_data.labels)), MOST_IMAGES)
     some = np.sort(rng.permutation(len(model_data.dataset.classes))[:count])
     classes = model_data.dataset.classes[some]
-    predicted = {text: predictions(model, parse_normalise(text), model_data.dataset, some, listener) for text in texts}
+    predicted = {text: predictions(model, parse_normalize(text), model_data.dataset, some, listener) for text in texts}
     check_order(label_order(predicted, classes, model_data.labels), path, explicit=explicit)
     if len(texts) == 1:
         return NormalizationChoice(texts[0])
@@ -94,7 +94,7 @@ def choose_normalization(
 
 def _best(right: dict[str, float], path: Path, images: int, classes: int) -> NormalizationChoice:
     """Return the most accurate normalization. Only choose a per-channel one if it is clearly better."""
-    simple = max(NORMALISATIONS, key=right.__getitem__)
+    simple = max(NORMALIZATIONS, key=right.__getitem__)
     best = max(right, key=right.__getitem__)
     if (right[best] - right[simple]) * 100 < CLEAR_POINTS:
         best = simple
@@ -103,13 +103,13 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> Nor
     log.info("%s: normalization %r; correct on %d training images: %s", path, best, images, figures)
     if right[best] < 1.5 / classes:
         log.warning(
-            "%s is hardly better than guessing with all tried normalizations (%s): set the right one with --normalise",
+            "%s is hardly better than guessing with all tried normalizations (%s): set the right one with --normalize",
             path,
             ", ".join(right),
         )
     elif (right[best] - right[other]) * 100 < CLEAR_POINTS:
         log.warning(
-            "%s has about the same accuracy with the normalizations %r and %r: set the correct one with --normalise",
+            "%s has about the same accuracy with the normalizations %r and %r: set the correct one with --normalize",
             path,
             best,
             other,
@@ -118,7 +118,7 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> Nor
 
 
 def predictions(
-    model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener
+    model: Any, normalize: AnyNormalize, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener
 ) -> npt.NDArray[np.int64]:
     """Return the predicted class for each image index in ``part``."""
-    return keras_scorer(model, normalise)(dataset.select(part), listener).argmax(axis=1)
+    return keras_scorer(model, normalize)(dataset.select(part), listener).argmax(axis=1)

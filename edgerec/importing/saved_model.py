@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.tensors import AnyNormalise, input_convolution
+from edgerec.contract.tensors import AnyNormalize, input_convolution
 from edgerec.errors import ModelError
 from edgerec.importing.graph_operators import CHECKPOINT, OPERATORS, RANDOM
 from edgerec.train.backend import keras, reported_as
@@ -51,7 +51,7 @@ class SavedModel:
         self.output_shape = (None, output_spec.shape[1])
         self.variables = tuple(self._function.variables)
         self._softmax = False
-        self._normalise: AnyNormalise | None = None
+        self._normalize: AnyNormalize | None = None
 
     def __call__(self, pixels: Any, training: bool = False) -> Any:
         """Return float32 class scores ``(batch, classes)`` for float32 normalized pixels ``(batch, H, W, C)``."""
@@ -59,8 +59,8 @@ class SavedModel:
             raise ModelError(UNTRAINABLE)
         tf = require("tensorflow")
         pixels = tf.convert_to_tensor(pixels, tf.float32)
-        if self._normalise is not None:
-            kernel, bias = input_convolution(self._normalise, self.input_shape[-1])
+        if self._normalize is not None:
+            kernel, bias = input_convolution(self._normalize, self.input_shape[-1])
             pixels = tf.nn.bias_add(tf.nn.conv2d(pixels, kernel[None, None], 1, "VALID"), bias)
         pixels = pixels if self._has_channels else pixels[..., 0]
         if self._batch is None or self._batch == pixels.shape[0]:
@@ -74,9 +74,9 @@ class SavedModel:
         """Return the number of parameters."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
-    def normalise(self, normalise: AnyNormalise) -> None:
+    def normalize(self, normalize: AnyNormalize) -> None:
         """Normalize inputs before running the model, so that it accepts RGB pixels from 0 to 255."""
-        self._normalise = normalise
+        self._normalize = normalize
 
     def add_softmax(self) -> None:
         """Convert the model's logits to scores with a softmax."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import RecipeError, unknown
 from edgerec.models import imagenet, user_defined
 from edgerec.models.autoencoder import autoencoder
@@ -159,7 +159,7 @@ def find_classifier(name: str) -> Architecture:
     return architecture
 
 
-def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
+def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalize: Normalize) -> Any:
     """Build a Keras model with random weights or ImageNet weights.
 
     The model maps normalized images, float32 ``(batch, *shape)``, to softmax scores, float32 ``(batch, classes)``. An
@@ -172,7 +172,7 @@ def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classe
         pretrained_names = [name for name, each in ARCHITECTURES.items() if each.imagenet]
         pretrained = imagenet.require_weights(section, architecture.imagenet, shape[2], pretrained_names)
     inputs = keras.Input(shape, name="pixels")
-    x = imagenet.match_normalization(keras, inputs, normalise, pretrained.pixels) if pretrained else inputs
+    x = imagenet.match_normalization(keras, inputs, normalize, pretrained.pixels) if pretrained else inputs
     x = architecture.features(keras, x, section)
     if architecture.reconstructs:
         return keras.Model(inputs, x, name=section.arch)

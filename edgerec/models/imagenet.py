@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.recipe import ModelSection
 
@@ -74,7 +74,7 @@ def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: 
     return imagenet
 
 
-def match_normalization(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
+def match_normalization(keras: Any, x: Any, normalize: Normalize, pixels: str) -> Any:
     """Add a layer that converts the recipe's normalization to the one that the weights expect.
 
     The conversion is a 1×1 depthwise convolution with fixed weights, because every target supports this operator. In
@@ -84,15 +84,15 @@ def match_normalization(keras: Any, x: Any, normalise: Normalise, pixels: str) -
 
     Args:
         keras: the Keras module.
-        x: RGB tensor ``(batch, height, width, 3)``, normalized with ``normalise``.
-        normalise: normalization of the recipe.
+        x: RGB tensor ``(batch, height, width, 3)``, normalized with ``normalize``.
+        normalize: normalization of the recipe.
         pixels: normalization that the weights expect; a key of :data:`PIXELS`.
     """
     mean, deviation = (np.asarray(part) for part in PIXELS[pixels])
     convolution = keras.layers.DepthwiseConv2D(1, trainable=False, name=RANGE)
     x = convolution(x)
-    kernel = (normalise.std / deviation).reshape(1, 1, 3, 1)
-    convolution.set_weights([kernel, (normalise.mean - mean) / deviation])
+    kernel = (normalize.std / deviation).reshape(1, 1, 3, 1)
+    convolution.set_weights([kernel, (normalize.mean - mean) / deviation])
     return x
 
 

@@ -11,19 +11,19 @@ from edgerec.compress.compression_plots import PALE, comparison_figure
 from edgerec.report.content import Calibration, ReportContent
 from edgerec.train.confidence_calibration import Reliability
 from edgerec.train.training_plots import learning_curve
-from edgerec.utils.figures import BLUE, DARK, GREY, ORANGE, glyph_warnings_logged, new_figure
+from edgerec.utils.figures import BLUE, DARK, GRAY, ORANGE, glyph_warnings_logged, new_figure
 from edgerec.utils.optional import require
 
 # CSS variables that replace the colors of edgerec's plots.
 CSS_COLORS = {
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
-    GREY: "var(--grey)",
+    GRAY: "var(--gray)",
     DARK: "var(--quiet)",
     PALE: "var(--line)",
     "#000000": "currentColor",
     "#ffffff": "var(--card)",
-    "#b0b0b0": "var(--grey)",
+    "#b0b0b0": "var(--gray)",
 }
 _COLOR = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})")
 # Bins with fewer images than this are drawn in a lighter color.
@@ -55,7 +55,7 @@ def reliability_diagram(calibration: Calibration) -> str:
     figure = new_figure(4.6, 4.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     after, before = calibration.after, calibration.before
-    above.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+    above.plot([0, 1], [0, 1], "--", color=GRAY, linewidth=1)
     for bar in after.bins:
         if bar.accuracy is not None:
             alpha = 0.35 if bar.images < FEW_IMAGES else 1.0
@@ -68,7 +68,7 @@ def reliability_diagram(calibration: Calibration) -> str:
         [(bar.low + bar.high) / 2 for bar in after.bins],
         [bar.images for bar in after.bins],
         0.85 / len(after.bins),
-        color=GREY,
+        color=GRAY,
     )
     below.set(xlabel="score of the predicted label", ylabel="images")
     below.yaxis.get_major_locator().set_params(nbins=2, integer=True)
@@ -87,8 +87,8 @@ def svg(figure: Any, title: str) -> str:
     """Return a figure as a self-contained ``<svg>`` element, with ``title`` as its accessible name."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GREY)
-        axes.tick_params(color=GREY, length=3)
+        axes.spines[["left", "bottom"]].set_color(GRAY)
+        axes.tick_params(color=GRAY, length=3)
         axes.title.set_fontsize(11)
     text = io.StringIO()
     # Keep text as text so that the browser's fonts are used. The fixed salt makes the output reproducible.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import decode
+from edgerec.contract.image_decoding import decode
 from edgerec.contract.preprocess import Image
 from edgerec.data import Dataset, Split
 from edgerec.report.content import ReportContent

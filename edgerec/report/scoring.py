@@ -123,7 +123,7 @@ def measure(
 def _measure_float(scoring: _Scoring) -> Measurements:
     test, val = scoring.split.test, scoring.split.val
     try:
-        scorer = keras_scorer(scoring.run.model(), scoring.run.recipe.normalise)
+        scorer = keras_scorer(scoring.run.model(), scoring.run.recipe.normalize)
         scores = scoring.score(scorer, test, FLOAT)
         calibration = scoring.calibration(FLOAT, val, scoring.score(scorer, val, FLOAT), test, scores)
     except EdgerecError as error:
@@ -181,7 +181,7 @@ def _variant_scorer(run: Run, name: str, digest: str) -> Scorer:
         raise RunError(
             f"{path} was modified after its accuracy was measured: quantize the model again with --overwrite"
         )
-    return tflite_scorer(ImageModel(content, run.recipe.normalise, where=str(path)))
+    return tflite_scorer(ImageModel(content, run.recipe.normalize, where=str(path)))
 
 
 def _subset(indices: Indices) -> Indices:

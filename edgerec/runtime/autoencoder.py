@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image
-from edgerec.contract.tensors import Normalise, dequantize
+from edgerec.contract.tensors import Normalize, dequantize
 from edgerec.errors import ModelError
 from edgerec.runtime.image_model import ImageModel
 
@@ -16,19 +16,19 @@ from edgerec.runtime.image_model import ImageModel
 class Autoencoder(ImageModel):
     """Computes the reconstruction error of images. Not thread-safe: use one object per thread."""
 
-    def __init__(self, model: bytes, normalise: Normalise, **options: Any) -> None:
+    def __init__(self, model: bytes, normalize: Normalize, **options: Any) -> None:
         """Load an autoencoder.
 
         Args:
             model: the .tflite file.
-            normalise: input pixel normalization.
+            normalize: input pixel normalization.
             options: further arguments of :class:`ImageModel`.
 
         Raises:
             ModelError: the file is not a TFLite model, or its output does not have the shape of its input.
         """
-        super().__init__(model, normalise, **options)
-        self._normalise = normalise
+        super().__init__(model, normalize, **options)
+        self._normalize = normalize
 
     def _check_output(self, where: str) -> None:
         if self.output.shape != self.input.shape:
@@ -43,7 +43,7 @@ class Autoencoder(ImageModel):
 
     def error(self, pixels: Image) -> float:
         """Return the reconstruction error: the mean squared difference between input and output."""
-        difference = self.reconstruction(pixels) - self._normalise.apply(pixels.astype(np.float32))
+        difference = self.reconstruction(pixels) - self._normalize.apply(pixels.astype(np.float32))
         return float(np.mean(np.square(difference, dtype=np.float64)))
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:

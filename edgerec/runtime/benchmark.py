@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.decision import Decider, decide
+from edgerec.contract.decision import decide
 from edgerec.contract.preprocess import Image
+from edgerec.contract.smoothing import Decider
 from edgerec.errors import BundleError, MissingExtraError, SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
-from edgerec.runtime.profile import OperatorTime, profile_operators
+from edgerec.runtime.operator_profile import OperatorTime, profile_operators
 from edgerec.runtime.thermal import Health, read_health
 from edgerec.runtime.verification import golden_images
 from edgerec.tflite.schema import tflite_schema

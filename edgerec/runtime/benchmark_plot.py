@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from edgerec.runtime.benchmark import BenchmarkReport, StageLatency
-    from edgerec.runtime.profile import OperatorTime
+    from edgerec.runtime.operator_profile import OperatorTime
 
 BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"
 PERCENTILES = {"p50": BLUE, "p95": "#90cdf4", "p99": "#cbd5e0"}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS, Classification, decide
-from edgerec.contract.image_files import Levels, decode, read_image_file, why_unreadable
+from edgerec.contract.image_decoding import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
@@ -184,7 +184,7 @@ def _load_model(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str,
     model_class = Autoencoder if isinstance(spec, NoveltySpec) else ImageModel
     model = model_class(
         bundle.files[name],
-        spec.normalise,
+        spec.normalize,
         activation=spec.activation,
         threads=threads or bundle.manifest.threads,
         delegate=delegate,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image
-from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec, dequantize, pixel_table
+from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalize, TensorSpec, dequantize, pixel_table
 from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
 from edgerec.utils.messages import first_sentence
@@ -31,7 +31,7 @@ class ImageModel:
     def __init__(
         self,
         model: bytes,
-        normalise: Normalise,
+        normalize: Normalize,
         *,
         activation: str = "none",
         threads: int = 0,
@@ -43,7 +43,7 @@ class ImageModel:
 
         Args:
             model: the .tflite file.
-            normalise: input pixel normalization.
+            normalize: input pixel normalization.
             activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
             threads: number of threads. 0 lets the runtime choose.
             delegate: an external delegate's shared library, ``gpu``, or an empty string for the CPU.
@@ -68,7 +68,7 @@ class ImageModel:
         self.classes = 2 if activation in BINARY else self.output.size
         self._where = where
         self._activate = ACTIVATIONS[activation]
-        self._table = pixel_table(normalise, self.input)
+        self._table = pixel_table(normalize, self.input)
         self._reset: Callable[[], None] = getattr(self._interpreter, "reset_all_variables", lambda: None)
         self._input_index = self._interpreter.get_input_details()[0]["index"]
         self._output_index = self._interpreter.get_output_details()[0]["index"]

@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgerec.contract.tensors import BINARY, AnyNormalise, Normalise, TensorSpec, parse_normalise
+from edgerec.contract.tensors import BINARY, AnyNormalize, Normalize, TensorSpec, parse_normalize
 from edgerec.errors import ModelError, unknown
-from edgerec.runtime.families import Family, recognize
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
+from edgerec.runtime.tool_detection import Family, recognize
 from edgerec.tflite.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, read_graph, reading_graph
-from edgerec.tflite.metadata import Metadata, normalise_for, read_metadata
+from edgerec.tflite.metadata import Metadata, normalize_for, read_metadata
 from edgerec.tflite.model_input import InputLayout, layout_of, with_nhwc_input, with_normalization
 from edgerec.tflite.operators import EDGETPU_CUSTOM
 from edgerec.tflite.probing import Probe, probe_model
@@ -78,7 +78,7 @@ class ThirdPartyModel:
         *,
         activation: str | None = None,
         own_labels: bool = False,
-        own_normalise: bool = False,
+        own_normalize: bool = False,
     ) -> ThirdPartyModel:
         """Read a .tflite file and run its model on test inputs in a child process.
 
@@ -87,7 +87,7 @@ class ThirdPartyModel:
             activation: ``none``, ``softmax`` or ``sigmoid``. None determines the activation from the graph and from
                 the outputs for test inputs.
             own_labels: whether the caller provides labels, so that invalid labels in the metadata are not an error.
-            own_normalise: whether the caller provides a normalization, so that an invalid normalization in the
+            own_normalize: whether the caller provides a normalization, so that an invalid normalization in the
                 metadata is not an error.
 
         Raises:
@@ -105,8 +105,8 @@ class ThirdPartyModel:
         with reading_graph(where):
             _check(graph, where)
         needs = [] if own_labels else ["labels"]
-        if not own_normalise and graph.inputs[0].dtype == "FLOAT32":
-            needs.append("normalise")
+        if not own_normalize and graph.inputs[0].dtype == "FLOAT32":
+            needs.append("normalize")
         metadata = read_metadata(content, where, needs=needs)
         family = recognize(graph, metadata)
         layout = layout_of(graph.inputs[0].shape)
@@ -144,14 +144,14 @@ class ThirdPartyModel:
         """Number of classes, which equals the number of scores per image."""
         return 2 if self.activation in BINARY else self.output.size
 
-    def expected(self, text: str | None) -> AnyNormalise:
+    def expected(self, text: str | None) -> AnyNormalize:
         """Parse the normalization in ``text``, or return the one in the file's metadata if ``text`` is None."""
-        if not text and self.family.normalise and not self.input.quantized and not (self.metadata or _NONE).normalise:
-            text = self.family.normalise
+        if not text and self.family.normalize and not self.input.quantized and not (self.metadata or _NONE).normalize:
+            text = self.family.normalize
             log.info("%s: using normalization %s, as in %s models", self.where, text, self.family.name)
-        return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
+        return parse_normalize(text) if text else normalize_for(self.input, self.metadata, self.where)
 
-    def normalised(self, text: str | None) -> tuple[ThirdPartyModel, Normalise]:
+    def normalized(self, text: str | None) -> tuple[ThirdPartyModel, Normalize]:
         """Return an equivalent model without per-channel normalization, and the normalization of its input.
 
         If the normalization differs between channels, or if the model expects BGR,
@@ -159,15 +159,15 @@ class ThirdPartyModel:
         input of the returned model is then the unchanged image.
 
         Args:
-            text: the normalization in the format of :func:`parse_normalise`. If None, pixels are not changed for a
+            text: the normalization in the format of :func:`parse_normalize`. If None, pixels are not changed for a
                 quantized input, and the normalization in the metadata is used for a float input.
         """
-        normalise = self.expected(text)
-        if isinstance(normalise, Normalise):
-            return self, normalise
-        content = with_normalization(self.content, normalise, self.where)
+        normalize = self.expected(text)
+        if isinstance(normalize, Normalize):
+            return self, normalize
+        content = with_normalization(self.content, normalize, self.where)
         spec = input_spec(open_interpreter(content, where=self.where), self.where)
-        return replace(self, content=content, input=spec, metadata=None), Normalise.named("pixels")
+        return replace(self, content=content, input=spec, metadata=None), Normalize.named("pixels")
 
 
 def _check(graph: Graph, where: str) -> None:

@@ -7,10 +7,10 @@ import logging
 import numpy as np
 
 from edgerec.contract.preprocess import Image
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import fingerprint
-from edgerec.runtime.timing import time_models
+from edgerec.runtime.latency_comparison import time_models
 from edgerec.utils.atomic import cache_folder, sha256, write_file
 from edgerec.utils.parallel import available_cpus
 
@@ -22,12 +22,12 @@ ROUNDS, BUDGET_S = 30, 0.3
 MAX_TIME_RATIO = 0.9
 
 
-def best_threads(content: bytes, normalise: Normalise) -> int:
+def best_threads(content: bytes, normalize: Normalize) -> int:
     """Return the number of threads with the lowest latency, or fewer threads with a similar latency.
 
     Args:
         content: the bytes of a .tflite image classifier.
-        normalise: input pixel normalization.
+        normalize: input pixel normalization.
     """
     available = available_cpus()
     if available == 1:
@@ -38,7 +38,7 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
         cache_file = cache_folder() / f"threads-{sha256(content + machine)[:32]}"
         return min(available, max(1, int(cache_file.read_text(encoding="ascii"))))
     except (OSError, ValueError):
-        best = _measure(content, normalise, available)
+        best = _measure(content, normalize, available)
     if cache_file is None:  # the user has no home folder
         return best
     try:
@@ -49,9 +49,9 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
     return best
 
 
-def _measure(content: bytes, normalise: Normalise, available: int) -> int:
+def _measure(content: bytes, normalize: Normalize, available: int) -> int:
     counts = [n for n in (1, 2, 3, 4, 6, 8) if n <= available]
-    models = {count: ImageModel(content, normalise, threads=count) for count in counts}
+    models = {count: ImageModel(content, normalize, threads=count) for count in counts}
     pixels: Image = np.zeros(models[1].input.shape[1:], np.uint8)
     timings = time_models(
         {str(count): (model, pixels) for count, model in models.items()},

@@ -12,14 +12,14 @@ import numpy as np
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import UNKNOWN
-from edgerec.contract.image_files import MAX_PIXELS, decode
+from edgerec.contract.image_decoding import MAX_PIXELS, decode
 from edgerec.contract.manifest import ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import BundleError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
 from edgerec.utils.atomic import sha256
-from edgerec.utils.bounded import parse_json
+from edgerec.utils.bounded_parsing import parse_json
 from edgerec.utils.text import to_json
 
 GOLDEN = "golden/golden.json"
@@ -112,7 +112,7 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a JSON-serializable dictionary."""
-        counts = {"pictures": self.images, "same_labels": self.same_labels, "decisive": self.decisive}
+        counts = {"images": self.images, "same_labels": self.same_labels, "decisive": self.decisive}
         return {"ok": True} | counts | asdict(self)
 
 

@@ -112,7 +112,7 @@ class InspectReport:
         subgraphs: number of subgraphs; more than one if the model contains control flow.
         inputs, outputs, tensors, operators: tensors and operators of the first subgraph.
         labels: labels in the metadata.
-        normalise: pairs of mean and standard deviation in the metadata: one for all channels, or one per channel.
+        normalize: pairs of mean and standard deviation in the metadata: one for all channels, or one per channel.
         targets: result of :func:`target_problems`.
         target: the target that was checked in detail, or an empty string if none was.
         findings: all reasons why ``target`` cannot run the model.
@@ -139,7 +139,7 @@ class InspectReport:
     tensors: tuple[InspectedTensor, ...]
     operators: tuple[InspectedOperator, ...]
     labels: tuple[str, ...]
-    normalise: tuple[tuple[float, float], ...]
+    normalize: tuple[tuple[float, float], ...]
     targets: dict[str, str]
     target: str = ""
     findings: tuple[Incompatibility, ...] = ()
@@ -203,7 +203,7 @@ def _inspect(where: Path, target: Target | None, compiler: bool) -> InspectRepor
         tensors=tuple(_tensor(tensor) for tensor in _used(graph)),
         operators=operators,
         labels=metadata.labels,
-        normalise=tuple((each.mean, each.std) for each in metadata.normalise),
+        normalize=tuple((each.mean, each.std) for each in metadata.normalize),
         targets=target_problems(graph, content, error),
         interpreter_error=error,
         metadata_faults=tuple(f"{part}: {fault}" for part, fault in metadata.faults.items()),

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from edgerec.contract.tensors import (
-    NORMALISE_CHOICES,
-    AnyNormalise,
-    ChannelNormalise,
-    Normalise,
+    NORMALIZE_CHOICES,
+    AnyNormalize,
+    ChannelNormalize,
+    Normalize,
     TensorSpec,
-    identity_normalise,
+    identity_normalize,
 )
 from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import pack, parse
@@ -46,7 +46,7 @@ _IDENTIFIER = b"M001"
 # Class identifiers from Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
 # Command-line options that override parts of the metadata.
-_OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
+_OPTIONS = {"labels": "--labels", "normalize": "--normalize"}
 
 # Field numbers in metadata_schema.fbs. A union has two fields, its type and its table.
 # Most tables begin with a name and a description.
@@ -71,27 +71,27 @@ class Metadata:
     Attributes:
         name, description: human-readable name and description of the model.
         labels: label of each output, or an empty tuple if there are none.
-        normalise: pixel normalization, with one entry for all channels or one per channel, or an empty tuple if the
+        normalize: pixel normalization, with one entry for all channels or one per channel, or an empty tuple if the
             metadata does not specify it.
         label_file: name of the embedded label file, followed by its locale if it has one.
-        faults: the reason why a part cannot be used, by part (``labels`` or ``normalise``).
+        faults: the reason why a part cannot be used, by part (``labels`` or ``normalize``).
     """
 
     name: str
     description: str
     labels: tuple[str, ...]
-    normalise: tuple[Normalise, ...]
+    normalize: tuple[Normalize, ...]
     label_file: str = ""
     faults: Mapping[str, str] = field(default_factory=dict)
 
 
-def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, name: str) -> bytes:
+def with_metadata(content: bytes, labels: Sequence[str], normalize: Normalize, name: str) -> bytes:
     """Add metadata to a classifier and return the new .tflite bytes. The result is reproducible.
 
     Args:
         content: .tflite bytes of a model with one image input. Its operators and tensors are not changed.
         labels: label of each output.
-        normalise: pixel normalization.
+        normalize: pixel normalization.
         name: human-readable name of the model.
 
     Raises:
@@ -103,7 +103,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     subgraph = model.subgraphs[0]
     channels = int(subgraph.tensors[subgraph.inputs[0]].shape[-1])
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(_metadata_buffer(labels, normalise, name, channels), np.uint8)
+    buffer.data = np.frombuffer(_metadata_buffer(labels, normalize, name, channels), np.uint8)
     entry.name, entry.buffer = METADATA_ENTRY, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]
@@ -128,14 +128,14 @@ def has_metadata(content: bytes) -> bool:
 
 
 def read_metadata(
-    content: bytes, where: str = "the model", *, needs: Collection[str] = ("labels", "normalise")
+    content: bytes, where: str = "the model", *, needs: Collection[str] = ("labels", "normalize")
 ) -> Metadata | None:
     """Read a .tflite file's TFLite metadata, or return None if it has none.
 
     Args:
         content: the bytes of the file.
         where: name of the file for error messages.
-        needs: the parts that the caller uses (``labels``, ``normalise``). Faults in other parts are recorded in
+        needs: the parts that the caller uses (``labels``, ``normalize``). Faults in other parts are recorded in
             :attr:`Metadata.faults` instead of raising an error.
 
     Raises:
@@ -155,7 +155,7 @@ def read_metadata(
     return metadata
 
 
-def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalise:
+def normalize_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalize:
     """Return the normalization that a model expects for its input.
 
     For uint8 and int8 inputs, pixels are not normalized, as in TFLite's own tools. For other dtypes, the normalization
@@ -170,24 +170,24 @@ def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
         ModelError: the metadata does not specify the normalization, or specifies it for another number of channels.
     """
     if spec.dtype in ("uint8", "int8"):
-        return identity_normalise(spec)
-    if metadata is None or not metadata.normalise:
+        return identity_normalize(spec)
+    if metadata is None or not metadata.normalize:
         raise ModelError(
-            f"{where} has a {spec.dtype} input, but does not specify its normalization: add --normalise "
-            f"{NORMALISE_CHOICES}"
+            f"{where} has a {spec.dtype} input, but does not specify its normalization: add --normalize "
+            f"{NORMALIZE_CHOICES}"
         )
-    if len(set(metadata.normalise)) == 1:
-        return metadata.normalise[0]
-    if len(metadata.normalise) != 3 or spec.shape[-1] != 3:
+    if len(set(metadata.normalize)) == 1:
+        return metadata.normalize[0]
+    if len(metadata.normalize) != 3 or spec.shape[-1] != 3:
         raise ModelError(
-            f"the metadata of {where} has {len(metadata.normalise)} normalizations for {spec.shape[-1]} channels: "
-            "set the correct normalization with --normalise"
+            f"the metadata of {where} has {len(metadata.normalize)} normalizations for {spec.shape[-1]} channels: "
+            "set the correct normalization with --normalize"
         )
-    first, second, third = metadata.normalise
-    return ChannelNormalise((first.mean, second.mean, third.mean), (first.std, second.std, third.std))
+    first, second, third = metadata.normalize
+    return ChannelNormalize((first.mean, second.mean, third.mean), (first.std, second.std, third.std))
 
 
-def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
+def _metadata_buffer(labels: Sequence[str], normalize: Normalize, name: str, channels: int) -> bytes:
     """Return the metadata as a flatbuffer, writing each table after the objects it refers to."""
     builder = require("flatbuffers").Builder(1024)
     text = builder.CreateString
@@ -210,8 +210,8 @@ def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, cha
         return vector(builder.PrependUOffsetTRelative, offset)
 
     image = table({}, {_COLOR_SPACE: _RGB if channels == 3 else _GRAYSCALE})
-    mean = vector(builder.PrependFloat32, normalise.mean)
-    normalization = table({_MEAN: mean, _STD: vector(builder.PrependFloat32, normalise.std)})
+    mean = vector(builder.PrependFloat32, normalize.mean)
+    normalization = table({_MEAN: mean, _STD: vector(builder.PrependFloat32, normalize.std)})
     image_input = table(
         {
             _NAME: text("image"),
@@ -297,7 +297,7 @@ def _metadata(root: Table, content: bytes) -> Metadata:
         name=_text(root, _NAME),
         description=_text(root, _DESCRIPTION),
         labels=chosen[0] if chosen else (),
-        normalise=usable("normalise", lambda: _normalise(inputs[0]) if inputs else ()),
+        normalize=usable("normalize", lambda: _normalize(inputs[0]) if inputs else ()),
         label_file=chosen[1] if chosen else "",
         faults=faults,
     )
@@ -339,7 +339,7 @@ def _user_languages() -> list[str]:
     return []
 
 
-def _normalise(tensor: Table) -> tuple[Normalise, ...]:
+def _normalize(tensor: Table) -> tuple[Normalize, ...]:
     for unit in tensor.tables(_PROCESS_UNITS, MAX_ITEMS):
         options = unit.table(_UNION)
         if unit.number(_UNION_TYPE, "<B") == _NORMALIZATION_OPTIONS and options is not None:
@@ -348,7 +348,7 @@ def _normalise(tensor: Table) -> tuple[Normalise, ...]:
                 raise ValueError(
                     f"the normalization must have finite means and positive standard deviations, got {means} and {stds}"
                 )
-            return tuple(Normalise(mean, std) for mean, std in zip(means, stds, strict=True))
+            return tuple(Normalize(mean, std) for mean, std in zip(means, stds, strict=True))
     return ()
 
 

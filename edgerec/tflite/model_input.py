@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.tensors import ChannelNormalise
+from edgerec.contract.tensors import ChannelNormalize
 from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import pack, parse
 from edgerec.tflite.metadata import remove_metadata, with_files
@@ -92,7 +92,7 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
     return _with_files(pack(edit.model), content)
 
 
-def with_normalization(content: bytes, normalise: ChannelNormalise, where: str = "the model") -> bytes:
+def with_normalization(content: bytes, normalize: ChannelNormalize, where: str = "the model") -> bytes:
     """Insert a normalization before a model's input, so that it accepts RGB pixels. Return the .tflite bytes.
 
     The new input takes RGB pixels from 0 to 255. Its dtype is float32 if the model's input is float32, otherwise uint8
@@ -101,7 +101,7 @@ def with_normalization(content: bytes, normalise: ChannelNormalise, where: str =
 
     Args:
         content: .tflite bytes of a model with one input ``(1, height, width, 3)``, float32, uint8 or int8.
-        normalise: the normalization that the model expects.
+        normalize: the normalization that the model expects.
         where: name of the model for error messages.
 
     Raises:
@@ -118,18 +118,18 @@ def with_normalization(content: bytes, normalise: ChannelNormalise, where: str =
         raise ModelError(f"the input of {where} cannot be normalized, because its dtype is not float32, uint8 or int8")
     if old.type == types.FLOAT32:
         image = edit.tensor("rgb_pixels", types.FLOAT32, None)
-        kernel, bias = normalise.convolution()
+        kernel, bias = normalize.convolution()
         weights = edit.constant("normalization/kernel", types.FLOAT32, kernel.T.reshape(3, 1, 1, 3))
         biases = edit.constant("normalization/bias", types.FLOAT32, bias)
         operators = [edit.convolution(1, image, weights, biases, edit.old_index)]
     else:
-        image, operators = _quantized_normalization(edit, normalise, where)
+        image, operators = _quantized_normalization(edit, normalize, where)
     edit.start_with(image, operators)
     remove_metadata(edit.model)
     return pack(edit.model)
 
 
-def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, where: str) -> tuple[int, list[Any]]:
+def _quantized_normalization(edit: _InputEdit, normalize: ChannelNormalize, where: str) -> tuple[int, list[Any]]:
     """Add a uint8 image input. Return its tensor index and the operators that compute the original quantized input."""
     types, old = edit.schema.TensorType, edit.old
     if old.quantization is None or old.quantization.scale is None or len(old.quantization.scale) == 0:
@@ -138,7 +138,7 @@ def _quantized_normalization(edit: _InputEdit, normalise: ChannelNormalise, wher
     pixels = edit.tensor("rgb_pixels", types.UINT8, edit.quantization([1.0], [0]))
     signed = edit.tensor("normalization/pixels", types.INT8, edit.quantization([1.0], [-128]))
     operators = [edit.operator("QUANTIZE", 2, [pixels], signed)]
-    real, bias = normalise.convolution()
+    real, bias = normalize.convolution()
     # Each output channel's only nonzero weight is exact, because it is quantized to the int8 maximum.
     scales = [float(value) / 127 for value in real.max(axis=0)]
     stored = np.rint(real / np.array(scales)).astype(np.int8).T.reshape(3, 1, 1, 3)

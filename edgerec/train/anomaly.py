@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.data import Dataset, Split
 from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe
 from edgerec.train.scorers import keras_scorer
-from edgerec.utils.figures import BLUE, GREY, ORANGE, label_log_axis, new_figure, save_figure
+from edgerec.utils.figures import BLUE, GRAY, ORANGE, label_log_axis, new_figure, save_figure
 from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,10 @@ Errors = npt.NDArray[np.float32]
 def check_autoencoder(recipe: Recipe) -> None:
     """Raise :class:`RecipeError` if a recipe key has a value that autoencoders do not support."""
     arch = f"an autoencoder (model.arch={recipe.model.arch!r})"
-    if recipe.data.normalise == "pixels":
+    if recipe.data.normalize == "pixels":
         raise RecipeError(
-            f"Cannot train {arch} with data.normalise='pixels', because reconstruction errors are measured in "
-            "normalized pixels: set data.normalise to unit or signed"
+            f"Cannot train {arch} with data.normalize='pixels', because reconstruction errors are measured in "
+            "normalized pixels: set data.normalize to unit or signed"
         )
     if recipe.model.pretrained:
         raise RecipeError(
@@ -76,10 +76,10 @@ def evaluate_autoencoder(
         ``threshold``, the ``KNOWN_FRACTION`` quantile of the errors of the validation images; ``known``, the fraction
         of the test images whose error does not exceed the threshold; and ``images``, the number of test images.
     """
-    score = keras_scorer(model, recipe.normalise)
+    score = keras_scorer(model, recipe.normalize)
     errors, val_errors = (score(dataset.select(part), listener)[:, 0] for part in (parts.test, parts.val))
     threshold = fit_threshold(val_errors, KNOWN_FRACTION)
-    plot_reconstructions(model, recipe.normalise, dataset, parts.test, errors, plots / "reconstructions.png")
+    plot_reconstructions(model, recipe.normalize, dataset, parts.test, errors, plots / "reconstructions.png")
     plot_error_histogram(errors, threshold, plots / "errors.png")
     classes = dataset.classes[parts.test]
     return {
@@ -97,7 +97,7 @@ def evaluate_autoencoder(
 
 
 def plot_reconstructions(
-    model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
+    model: Any, normalize: Normalize, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
 ) -> None:
     """Draw images and their reconstructions, sorted by reconstruction error.
 
@@ -106,8 +106,8 @@ def plot_reconstructions(
     order = np.argsort(errors, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
     originals = dataset.images[part[chosen]]
-    outputs = np.asarray(model(normalise.apply(originals.astype(np.float32)), training=False))
-    reconstructed = np.clip(np.rint(outputs * normalise.std + normalise.mean), 0, 255).astype(np.uint8)
+    outputs = np.asarray(model(normalize.apply(originals.astype(np.float32)), training=False))
+    reconstructed = np.clip(np.rint(outputs * normalize.std + normalize.mean), 0, 255).astype(np.uint8)
     figure = new_figure(1.5 * len(chosen), 3.7)
     figure.suptitle("images (above) and their reconstructions, from the smallest error to the largest", fontsize=10)
     for row, images in zip(figure.subplots(2, len(chosen), squeeze=False), (originals, reconstructed), strict=True):
@@ -130,6 +130,6 @@ def plot_error_histogram(errors: Errors, threshold: float, path: Path) -> None:
     axes.set(xscale="log", xlabel="reconstruction error", ylabel="number of images")
     axes.margins(x=0.02)
     label_log_axis(axes.xaxis)
-    axes.grid(alpha=0.25, color=GREY)
+    axes.grid(alpha=0.25, color=GRAY)
     axes.legend(frameon=False)
     save_figure(figure, path)

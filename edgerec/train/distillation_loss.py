@@ -17,7 +17,7 @@ DistillationLoss = Callable[..., Any]
 
 # Recipe keys for the preprocessing and the split, which must have the same values for teacher and student.
 _SAME = (
-    *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise"),
+    *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize"),
     "data.preprocess_version",
     *("data.black_level", "data.white_level"),
     *("data.group_by", "data.val_fraction", "data.test_fraction", "seed"),

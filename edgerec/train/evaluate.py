@@ -27,7 +27,7 @@ def evaluate(
     data: DataSource | None = None,
     *,
     split: str | None = None,
-    normalise: str | None = None,
+    normalize: str | None = None,
     activation: str | None = None,
     fit: Fit | None = None,
     labels: str | Path | None = None,
@@ -41,7 +41,7 @@ def evaluate(
         split: ``train``, ``val``, ``test`` or ``all``. None chooses the split. If the data contains images from the
             model's training data, even in other folders, the model is evaluated on the images it was not trained on.
             Otherwise it is evaluated on the data's own test split, or on all images if there is no such split.
-        normalise: normalization of the input of a plain .tflite file, in the syntax of :func:`parse_normalise`. None
+        normalize: normalization of the input of a plain .tflite file, in the syntax of :func:`parse_normalize`. None
             uses the file's metadata; a quantized input takes unchanged pixels.
         activation: activation to apply to the output of a plain .tflite file: ``none``, ``softmax`` or ``sigmoid``.
             None checks whether the outputs are probabilities already.
@@ -57,7 +57,7 @@ def evaluate(
         EdgerecError: the model does not exist, or the data does not match the model.
     """
     path = Path(model)
-    evaluated = open_model(path, normalise, activation, fit, labels)
+    evaluated = open_model(path, normalize, activation, fit, labels)
     if data is None and not evaluated.own_data:
         raise EdgerecError(
             f"cannot evaluate {path} on its own images, because only runs record their location: add --data"

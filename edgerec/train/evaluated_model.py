@@ -83,15 +83,15 @@ class EvaluatedModel:
 
 
 def open_model(
-    path: Path, normalise: str | None, activation: str | None, fit: Fit | None, labels: str | Path | None
+    path: Path, normalize: str | None, activation: str | None, fit: Fit | None, labels: str | Path | None
 ) -> EvaluatedModel:
     """Open a run, a bundle or a .tflite file. The arguments are those of :func:`edgerec.train.evaluate.evaluate`."""
     if path.suffix != ".tflite":
-        options = {"normalise": normalise, "activation": activation, "fit": fit, "labels": labels}
+        options = {"normalize": normalize, "activation": activation, "fit": fit, "labels": labels}
         if name := next((name for name, value in options.items() if value is not None), None):
             raise EdgerecError(f"--{name} requires a .tflite file, but {path} contains its own {name}: omit --{name}")
     elif path.is_file():
-        return _open_tflite(path, normalise, activation, fit, labels)
+        return _open_tflite(path, normalize, activation, fit, labels)
     if Run(path).begun:
         return _open_run(Run.open_classifier(path))
     if path.is_file() or (path / "manifest.json").is_file():
@@ -101,7 +101,7 @@ def open_model(
 
 def _open_run(run: Run) -> EvaluatedModel:
     recipe, labels = run.recipe, run.labels
-    scorer = keras_scorer(run.model(), recipe.normalise)
+    scorer = keras_scorer(run.model(), recipe.normalize)
     return EvaluatedModel(
         lambda dataset, part, listener: scorer(dataset.select(part), listener),
         labels,
@@ -135,9 +135,9 @@ def _open_bundle(bundle: Bundle) -> EvaluatedModel:
 def _open_tflite(
     path: Path, text: str | None, activation: str | None, fit: Fit | None, label_file: str | Path | None
 ) -> EvaluatedModel:
-    original = ThirdPartyModel.open(path, activation=activation, own_labels=True, own_normalise=text is not None)
-    finished, normalise = original.normalised(text)
-    model = ImageModel(finished.content, normalise, activation=finished.activation, where=finished.where)
+    original = ThirdPartyModel.open(path, activation=activation, own_labels=True, own_normalize=text is not None)
+    finished, normalize = original.normalized(text)
+    model = ImageModel(finished.content, normalize, activation=finished.activation, where=finished.where)
     metadata, _, height, width, channels = original.metadata, *finished.input.shape
     reason = "chosen with --fit" if fit else original.family.reason
     fit = fit or original.family.fit

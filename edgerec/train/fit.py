@@ -201,7 +201,7 @@ class _Training:
             initial_epoch=first,
             epochs=stage.last,
             validation_data=self.workers.distribute(
-                partial(evaluation_batches, dataset, parts.val, recipe.normalise, soft_labels=soft_labels)
+                partial(evaluation_batches, dataset, parts.val, recipe.normalize, soft_labels=soft_labels)
             ),
             validation_steps=evaluation_steps(parts.val, self.workers.replicas),
             callbacks=[*_tensorboard(self.run, recipe), record],

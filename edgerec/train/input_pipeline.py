@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.data import Dataset
-from edgerec.data.augment import augmenter, mixer
+from edgerec.data.augmentation.pipeline import augmenter, mixer
 from edgerec.data.split import Indices
 from edgerec.data.tfrecord_reader import Packed
 from edgerec.models import reconstructs
@@ -96,7 +96,7 @@ def training_batches(
     steps = steps_per_epoch(part, recipe)
     size = recipe.train.batch_size // replicas.total
     finish = batch_finisher(dataset, recipe, class_weights(dataset, part, recipe))
-    if dataset.packed is not None and len(part) == sum(shard.pictures for shard in dataset.packed.of("train")):
+    if dataset.packed is not None and len(part) == sum(shard.images for shard in dataset.packed.of("train")):
         return _batches_of_packed_data(dataset.packed, recipe, replicas, steps, finish, first_epoch)
 
     def positions(epoch: Any) -> Any:
@@ -139,7 +139,7 @@ def _batches_of_packed_data(
     size = recipe.train.batch_size // replicas.total
     own = steps * size * replicas.count  # number of images that this process reads per epoch
     paths = tf.constant([pack.path(shard) for shard in shards])
-    counts = tf.constant([shard.pictures for shard in shards], tf.int64)
+    counts = tf.constant([shard.images for shard in shards], tf.int64)
     features = {
         "image": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.int64),
@@ -232,7 +232,7 @@ def batch_finisher(
     The function takes the pixels, the classes and the number of the batch. The batch number seeds the augmentation.
     """
     tf = require("tensorflow")
-    change, mix, normalise = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalise
+    change, mix, normalize = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalize
 
     def finish(pixels: Any, classes: Any, number: Any) -> tuple[Any, ...]:
         pixels = tf.cast(pixels, tf.float32)
@@ -242,10 +242,10 @@ def batch_finisher(
         if mix is not None:
             pixels, classes = mix(pixels, tf.one_hot(classes, len(dataset.labels)), seed)
         if weights is None:
-            return normalise.apply(pixels), classes
+            return normalize.apply(pixels), classes
         # A mixed image's weight is the average of the class weights, weighted by the image's soft label.
         weight = tf.gather(weights, classes) if mix is None else tf.linalg.matvec(classes, weights)
-        return normalise.apply(pixels), classes, weight
+        return normalize.apply(pixels), classes, weight
 
     return finish
 
@@ -258,7 +258,7 @@ def evaluation_steps(part: Indices, replicas: Replicas = ONE_REPLICA) -> int:
 def evaluation_batches(
     dataset: Dataset,
     part: Indices,
-    normalise: Normalise,
+    normalize: Normalize,
     replicas: Replicas = ONE_REPLICA,
     *,
     soft_labels: bool = False,
@@ -277,7 +277,7 @@ def evaluation_batches(
     def gather(batch: Any) -> tuple[Any, Any]:
         pixels = tf.ensure_shape(_pixels(dataset, batch), [None, *dataset.images.shape[1:]])
         classes = tf.gather(tf.constant(dataset.classes), batch)
-        return normalise.apply(tf.cast(pixels, tf.float32)), (
+        return normalize.apply(tf.cast(pixels, tf.float32)), (
             tf.one_hot(classes, len(dataset.labels)) if soft_labels else classes
         )
 

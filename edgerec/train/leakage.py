@@ -21,7 +21,7 @@ from edgerec.train.run import TRAINED_IMAGES, Run
 from edgerec.train.run_files import SplitDigests
 from edgerec.train.split_record import separated_digests, shortened
 from edgerec.utils.atomic import real_path
-from edgerec.utils.bounded import parse_json
+from edgerec.utils.bounded_parsing import parse_json
 
 log = logging.getLogger(__name__)
 

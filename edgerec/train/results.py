@@ -65,7 +65,7 @@ def _evaluate_classifier(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
 ) -> dict[str, Any]:
     """Return a classifier's metrics on the test images, and write plots to ``folder``."""
-    scores = keras_scorer(model, recipe.normalise)(dataset.select(parts.test), listener)
+    scores = keras_scorer(model, recipe.normalize)(dataset.select(parts.test), listener)
     result = classifier_report(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.confusion_matrix(result, folder / "confusion_matrix.png")
     plots.worst_mistakes(dataset, parts.test, scores, folder / "worst_mistakes.png")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgerec.contract.tensors import parse_normalise
+from edgerec.contract.tensors import parse_normalize
 from edgerec.data import Dataset, Split, load, recorded_split
 from edgerec.errors import DataError, EdgerecError, RunError
 from edgerec.importing import saved_model
@@ -52,7 +52,7 @@ KERAS3 = "model_keras3.keras"
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
 # File with an imported model's predictions for its training images, if these have no labels.
-PSEUDO_LABELS = "answers.json"
+PSEUDO_LABELS = "pseudo_labels.json"
 # Warning for metrics measured with pseudo-labels.
 AGREEMENT = "the images have no labels: all accuracies measure agreement with the predictions of the float model"
 
@@ -64,7 +64,7 @@ class Run:
     The folder contains ``recipe.toml``, ``model.keras``, ``model_keras3.keras`` (the same model for Keras 3),
     ``labels.txt``, ``split.json``, ``history.csv``, ``metrics.json``, ``plots/``, ``checkpoints/``, and one folder for
     each variant. The run of an imported SavedModel has ``saved_model/`` instead of ``model.keras``. If a model was
-    imported with unlabeled images, its run has ``answers.json`` with the model's predictions.
+    imported with unlabeled images, its run has ``pseudo_labels.json`` with the model's predictions.
 
     ``metrics.json`` is written last. A run is finished when it has this file.
     """
@@ -175,7 +175,7 @@ class Run:
         if (self.path / saved_model.FOLDER).is_dir():
             model = saved_model.load_saved_model(self.path / saved_model.FOLDER)
             if layer := self.metrics.get("adopted", {}).get("input_layer"):
-                model.normalise(parse_normalise(layer))
+                model.normalize(parse_normalize(layer))
             return model
         model, data = load_model(self.path / "model.keras"), self.recipe.data
         image = (None, data.input_size, data.input_size, data.channels)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NotRequired, Required, TypedDict, TypeVar, cast
 
 from edgerec.contract.manifest import AdoptedModel, VariantForm
-from edgerec.utils.bounded import parse_json
+from edgerec.utils.bounded_parsing import parse_json
 from edgerec.utils.json_types import MinItems, check_type
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class PerClassError(TypedDict):
 class ImportedModel(AdoptedModel):
     """Origin of a Keras model that edgerec imported."""
 
-    normalise: str
+    normalize: str
     input_layer: NotRequired[str | None]
 
 

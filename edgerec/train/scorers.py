@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.tensors import AnyNormalise
+from edgerec.contract.tensors import AnyNormalize
 from edgerec.data import SelectedImages
 from edgerec.runtime.image_model import ImageModel
 from edgerec.train.input_pipeline import EVALUATION_BATCH
@@ -20,14 +20,14 @@ from edgerec.utils.progress import Listener, Progress, steps
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
-def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
+def keras_scorer(model: Any, normalize: AnyNormalize) -> Scorer:
     """Return a function that computes a Keras classifier's scores or a Keras autoencoder's errors."""
 
     def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
         listener(Progress("evaluating", 0, len(pixels)))
         for start in range(0, len(pixels), EVALUATION_BATCH):
-            batch = normalise.apply(pixels[start : start + EVALUATION_BATCH].astype(np.float32))
+            batch = normalize.apply(pixels[start : start + EVALUATION_BATCH].astype(np.float32))
             outputs = np.asarray(model(batch, training=False))
             parts.append(_errors(outputs, batch) if outputs.shape == batch.shape else outputs)
             listener(Progress("evaluating", min(start + EVALUATION_BATCH, len(pixels)), len(pixels)))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgerec.data import Dataset
 from edgerec.train.metrics import EvaluationReport
-from edgerec.utils.figures import BLUE, GREY, ORANGE, new_figure, plain, save_figure
+from edgerec.utils.figures import BLUE, GRAY, ORANGE, new_figure, plain, save_figure
 
 # Learning curves with at most this many epochs are drawn with a dot for each epoch.
 MAX_DOTS = 40
@@ -43,7 +43,7 @@ def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int,
     """
     epochs = [row["epoch"] for row in history]
     style = ".-" if len(epochs) <= MAX_DOTS else "-"
-    axes.plot(epochs, [row[key] for row in history], style, color=GREY, label="training")
+    axes.plot(epochs, [row[key] for row in history], style, color=GRAY, label="training")
     axes.plot(epochs, [row[f"val_{key}"] for row in history], style, color=BLUE, label="validation")
     if best:
         axes.axvline(best, color=ORANGE, linewidth=1, label=f"selected: epoch {best}")

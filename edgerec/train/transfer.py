@@ -56,7 +56,7 @@ def network(recipe: Recipe, classes: int) -> Any:
     """Build a resolved recipe's untrained model: an architecture, or a network loaded from a file with a new head."""
     if recipe.model.arch == BACKBONE:
         return with_new_head(backbone_file(recipe), classes, recipe)
-    return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+    return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalize)
 
 
 def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
@@ -79,10 +79,10 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
             f"The network in {path} requires images with {shape[3]} channels, but the data has {channels}: set "
             f"data.channels to {shape[3]}"
         )
-    if expects_pixels(model) and recipe.data.normalise != "pixels":
+    if expects_pixels(model) and recipe.data.normalize != "pixels":
         raise ModelError(
             f"The network in {path} already normalizes pixels from 0 to 255: disable the normalization with --set "
-            "data.normalise=pixels"
+            "data.normalize=pixels"
         )
     layers, model = keras().layers, Rebuild(flatten).run(model)
     x = features(model)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from edgerec.errors import TrainError
-from edgerec.utils.bounded import parse_json
+from edgerec.utils.bounded_parsing import parse_json
 from edgerec.utils.host_port import parse_host_port
 
 # Connections are closed after this many seconds without a message.

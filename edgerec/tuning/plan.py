@@ -14,7 +14,7 @@ from edgerec.runtime.interpreter import fingerprint
 from edgerec.tuning.search_space import Space, read_space, to_toml, to_values
 from edgerec.tuning.trial_cost import TIMING_CONDITIONS, Limits
 from edgerec.utils.atomic import write_file
-from edgerec.utils.bounded import read_json
+from edgerec.utils.bounded_parsing import read_json
 from edgerec.utils.text import to_json
 
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")

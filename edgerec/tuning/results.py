@@ -92,7 +92,7 @@ class TuneReport:
         on: description of how milliseconds are measured or estimated.
         best: the best trial. With several objectives, the trials on the Pareto front, the most accurate trial first.
         trials: all trials.
-        picture: path of the plot of accuracy over trials and against the costs, or an empty string without results.
+        plot: path of the plot of accuracy over trials and against the costs, or an empty string without results.
         kept: folders of the best trials' runs, which are not yet evaluated on the test images.
         counts: number of trials by state.
     """
@@ -105,7 +105,7 @@ class TuneReport:
     on: str
     best: tuple[TrialRow, ...]
     trials: tuple[TrialRow, ...]
-    picture: str
+    plot: str
     kept: tuple[str, ...]
     counts: dict[str, int] = field(default_factory=dict)
 

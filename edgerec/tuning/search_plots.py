@@ -13,10 +13,10 @@ import numpy as np
 
 from edgerec.tuning.plan import Plan
 from edgerec.tuning.results import TrialRow
-from edgerec.utils.figures import BLUE, GREY, ORANGE, label_log_axis, label_points, new_figure, save_figure
+from edgerec.utils.figures import BLUE, GRAY, ORANGE, label_log_axis, label_points, new_figure, save_figure
 
 _UNITS = {"ms": (1.0, "ms"), "bytes": (1024.0, "KiB of the .tflite"), "memory": (1024.0, "KiB of working memory")}
-_STATES = {"complete": ("o", BLUE), "pruned": ("x", GREY)}
+_STATES = {"complete": ("o", BLUE), "pruned": ("x", GRAY)}
 _PLACES = {"this": "this machine, 1 thread", "rpi": "Raspberry Pi 4, estimated"}
 
 

@@ -18,7 +18,7 @@ from edgerec.recipe import Recipe
 # Its value scales all floating-point values in the recipe's ``augment`` section.
 STRENGTH = "augment"
 # Keys of the ``data`` section that can be tuned, because they do not affect the split.
-_DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise")
+_DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize")
 # Prefixes of all other recipe keys that can be searched.
 _SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
 # Architectures in the default search space, all of which are fast. Search files can name others.

@@ -15,8 +15,8 @@ from edgerec.errors import EdgerecError, RecipeError, StudyError, unknown
 from edgerec.train.backend import cause
 from edgerec.tuning.plan import PRUNERS, refuse_other_settings
 from edgerec.utils.optional import require
-from edgerec.utils.secrets import read_secret
-from edgerec.utils.urls import redacted
+from edgerec.utils.secret_references import read_secret
+from edgerec.utils.url_redaction import redacted
 
 log = logging.getLogger(__name__)
 

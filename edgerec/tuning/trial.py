@@ -99,7 +99,7 @@ class Objective:
     def _cost(self, trial: Any, recipe: Recipe) -> Cost:
         """Measure the cost of the trial's model, store it in the trial, and return it."""
         data, model = recipe.data, replace(recipe.model, dropout=0.0)
-        network = repr((model, data.input_size, data.channels, data.normalise))
+        network = repr((model, data.input_size, data.channels, data.normalize))
         cost = self._stored_cost(trial, network) or self._measure(trial, recipe)
         trial.set_user_attr(NETWORK, network)
         trial.set_user_attr(COST, cost.to_dict())

@@ -13,7 +13,7 @@ from edgerec.errors import EdgerecError
 from edgerec.importing.passes import adapt
 from edgerec.recipe import Recipe
 from edgerec.runtime.image_model import ImageModel
-from edgerec.runtime.timing import time_models
+from edgerec.runtime.latency_comparison import time_models
 from edgerec.tflite.cost import macs
 from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.memory import plan_bytes
@@ -125,9 +125,9 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
     # Set random biases, as in a trained model, because the converter would merge zero biases into one tensor.
     model.set_weights([w + rng.uniform(0, 0.1, w.shape) if w.ndim == 1 else w for w in model.get_weights()])
     pixels = rng.integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
-    samples = recipe.normalise.apply(pin_range(pixels).astype(np.float32))
+    samples = recipe.normalize.apply(pin_range(pixels).astype(np.float32))
     content = plain_names(to_int8(adapt(model, "ptq").model, samples))
-    content = with_metadata(content, labels, recipe.normalise, recipe.model.arch)
+    content = with_metadata(content, labels, recipe.normalize, recipe.model.arch)
     graph = read_graph(content, "the converted model")
     ms = pi4_ms(graph) if on == "rpi" else _measured_ms(content, recipe, pixels[0])
     return Cost(
@@ -140,5 +140,5 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
 
 
 def _measured_ms(content: bytes, recipe: Recipe, pixels: Any) -> float:
-    model = ImageModel(content, recipe.normalise, threads=THREADS)
+    model = ImageModel(content, recipe.normalize, threads=THREADS)
     return time_models({"": (model, pixels)}, budget_s=BUDGET_S)[""].median_ms

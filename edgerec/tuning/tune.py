@@ -33,7 +33,6 @@ from edgerec.tuning.results import (
     rows_of,
     run_folder,
 )
-from edgerec.tuning.search import Search, StopCondition
 from edgerec.tuning.search_plots import draw_study
 from edgerec.tuning.search_space import Choices, default_space, read_space
 from edgerec.tuning.storage import (
@@ -45,6 +44,7 @@ from edgerec.tuning.storage import (
 )
 from edgerec.tuning.trial import Objective
 from edgerec.tuning.trial_cost import TIMING_CONDITIONS, Limits
+from edgerec.tuning.trial_loop import Search, StopCondition
 from edgerec.utils.atomic import checked_output, real_path
 from edgerec.utils.lock import Lock
 from edgerec.utils.progress import Listener, ignore
@@ -239,7 +239,7 @@ def _report(study: Any, plan: Plan, folder: Path, database_location: str) -> Tun
         on=TIMING_CONDITIONS[plan.on],
         best=best,
         trials=rows,
-        picture=str(folder / PLOT) if best else "",
+        plot=str(folder / PLOT) if best else "",
         kept=tuple(str(path) for path in folders if path.is_dir()),
         counts=dict(Counter(row.state for row in rows)),
     )

@@ -18,7 +18,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
+BLUE, ORANGE, GRAY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
 DPI = 120
 # Candidate tick positions within a decade, from sparse to dense.
@@ -150,7 +150,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Seque
                 textcoords="offset points",
                 ha=side,
                 va="center",
-                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5} if abs(dy) > 12 else None,
+                arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.5} if abs(dy) > 12 else None,
                 **style,
             )
             note.set_in_layout(False)

@@ -10,7 +10,8 @@ import pytest
 
 from edgerec import Bundle, Classifier, evaluate, import_tflite
 from edgerec.camera.pipeline import Camera
-from edgerec.contract.decision import COMBINATIONS, Decider, DecisionSpec, decide
+from edgerec.contract.decision import COMBINATIONS, DecisionSpec, decide
+from edgerec.contract.smoothing import Decider
 from edgerec.errors import EdgerecError
 from edgerec.tflite.flatbuffer import pack, parse
 from edgerec.utils.atomic import sha256
@@ -35,7 +36,7 @@ def nan_bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nan")
     (folder / "model.tflite").write_bytes(softmax().done())
     (folder / "labels.txt").write_text("\n".join(LABELS))
-    import_tflite(folder / "model.tflite", folder / "bundle", labels=folder / "labels.txt", normalise="unit")
+    import_tflite(folder / "model.tflite", folder / "bundle", labels=folder / "labels.txt", normalize="unit")
     manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
     (folder / "bundle" / "model.tflite").write_bytes(nan_classifier())
     manifest["files"]["model.tflite"] = sha256(nan_classifier())
@@ -94,14 +95,14 @@ def test_model_with_nan_scores_does_not_replace_a_bundle(tmp_path, name):
     path, labels, out = tmp_path / "model.tflite", tmp_path / "labels.txt", tmp_path / name
     labels.write_text("\n".join(LABELS))
     path.write_bytes(softmax().done())
-    import_tflite(path, out, labels=labels, normalise="unit")
+    import_tflite(path, out, labels=labels, normalize="unit")
     before = Bundle.open(out).model
     path.write_bytes(nan_classifier())
     with pytest.raises(EdgerecError, match="NaN"):
-        import_tflite(path, out, labels=labels, normalise="unit", activation="none", overwrite=True)
+        import_tflite(path, out, labels=labels, normalize="unit", activation="none", overwrite=True)
     assert Bundle.open(out).model == before
     with pytest.raises(EdgerecError, match="NaN"):
-        import_tflite(path, tmp_path / "new", labels=labels, normalise="unit", activation="none")
+        import_tflite(path, tmp_path / "new", labels=labels, normalize="unit", activation="none")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "labels.txt", "model.tflite"])
 
 

@@ -152,7 +152,7 @@ def test_page_and_its_files_are_served_without_external_resources(shared_web):
 
 
 def test_every_response_has_security_headers(shared_web):
-    for path in ("/", "/nothing", "/picture/0", "/picture/9"):
+    for path in ("/", "/nothing", "/image/0", "/image/9"):
         headers = send_request(shared_web, path).headers
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "unsafe" not in headers["Content-Security-Policy"]
@@ -168,7 +168,7 @@ def test_events_contain_results_and_states(web):
         _, news = following()
         (source,) = news["sources"]
         assert (source["name"], source["state"], source["frame"]) == ("front", "live", 7)
-        assert source["answer"] == {"label": "stop", "index": 0, "score": 0.8}
+        assert source["prediction"] == {"label": "stop", "index": 0, "score": 0.8}
         assert source["categories"][0] == ["stop", 0, 0.8]
         assert source["age_ms"] == pytest.approx(5, abs=0.2)
         assert [entry.get("state") or entry["label"] for entry in news["story"]] == ["live", "stop"]
@@ -183,12 +183,12 @@ def test_events_contain_results_and_states(web):
 
 
 def test_image_is_the_newest_frame(web):
-    response = send_request(web, "/picture/0")
+    response = send_request(web, "/image/0")
     assert (response.status, response.headers["X-Frame"]) == (200, "7")
     shown = cv2.imdecode(np.frombuffer(response.body, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (48, 64, 3)
     assert abs(int(shown.mean()) - 7) <= 2
-    assert send_request(web, "/picture/1").status == 404
+    assert send_request(web, "/image/1").status == 404
 
 
 def test_image_has_the_right_colors_and_is_scaled_down(web):
@@ -196,7 +196,7 @@ def test_image_has_the_right_colors_and_is_scaled_down(web):
     image[:, :, 0] = 200  # red
     template = result(8)
     web.write(Result(Frame(image, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
-    response = send_request(web, "/picture/0?after=7")
+    response = send_request(web, "/image/0?after=7")
     shown = cv2.imdecode(np.frombuffer(response.body, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (720, 1280, 3)
     assert shown[360, 640].tolist() == pytest.approx([0, 0, 200], abs=6)
@@ -204,12 +204,12 @@ def test_image_has_the_right_colors_and_is_scaled_down(web):
 
 def test_image_request_waits_for_a_new_frame(web):
     threading.Timer(0.2, lambda: web.write(result(8))).start()
-    assert send_request(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    assert send_request(web, "/image/0?after=7").headers["X-Frame"] == "8"
 
 
 def test_image_request_without_a_new_frame_returns_204(web, monkeypatch):
     monkeypatch.setattr(routes, "IMAGE_WAIT_S", 0.1)
-    assert send_request(web, "/picture/0?after=7").status == 204
+    assert send_request(web, "/image/0?after=7").status == 204
 
 
 def test_image_is_encoded_once_and_only_on_request(web):
@@ -217,7 +217,7 @@ def test_image_is_encoded_once_and_only_on_request(web):
         web.write(result(number))
     assert web.page_state.encoded == 0
     answers = []
-    clients = [threading.Thread(target=lambda: answers.append(send_request(web, "/picture/0"))) for _ in range(8)]
+    clients = [threading.Thread(target=lambda: answers.append(send_request(web, "/image/0"))) for _ in range(8)]
     for client in clients:
         client.start()
     for client in clients:
@@ -259,7 +259,7 @@ def test_cpu_time_for_encoding_is_limited(monkeypatch):
 def test_events_contain_all_sources(web):
     web.state(state_change("connecting", "yard"))
     web.write(result(3, 1, "yard", gray=200))
-    assert send_request(web, "/picture/1").headers["X-Frame"] == "3"
+    assert send_request(web, "/image/1").headers["X-Frame"] == "3"
     with stream(web) as following:
         following()
         assert [source["name"] for source in following()[1]["sources"]] == ["front", "yard"]
@@ -270,7 +270,7 @@ def test_result_without_a_decision_is_shown(web):
     web.write(Result(template.frame, template.classification, template.completed_s))
     with stream(web) as following:
         following()
-        assert following()[1]["sources"][0]["answer"]["label"] == "yield"
+        assert following()[1]["sources"][0]["prediction"]["label"] == "yield"
 
 
 def test_number_of_stored_decisions_is_limited(web):
@@ -294,7 +294,7 @@ def test_decisions_of_one_source_do_not_displace_those_of_others(web):
 def test_unknown_label_is_sent_with_the_best_class(web):
     def entries():
         news = web.page_state.news(0)
-        return news["sources"][0]["answer"], news["story"][-1]
+        return news["sources"][0]["prediction"], news["story"][-1]
 
     web.write(uncertain_result(8, 1))
     for fields in entries():
@@ -360,12 +360,12 @@ def test_labeled_image_is_saved_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     template = result(8)
     web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
-    assert send_request(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    assert send_request(web, "/image/0?after=7").headers["X-Frame"] == "8"
     held = hold_frame(web, 8)
     assert (held["frame"], held["label"], held["index"]) == (8, "stop", 0)
     for number in range(9, 30):  # newer frames arrive while the user selects the label
         web.write(result(number))
-        send_request(web, "/picture/0")
+        send_request(web, "/image/0")
     assert send_request(web, f"/held/{held['hold']}").headers["X-Frame"] == "8"
     response = send_request(web, "/save", "POST", {"hold": held["hold"], "index": 2})
     assert response.status == 200
@@ -378,10 +378,10 @@ def test_labeled_image_is_saved_without_loss(web, tmp_path):
 
 
 def test_recently_shown_frame_can_be_selected(web):
-    send_request(web, "/picture/0")
+    send_request(web, "/image/0")
     time.sleep(0.1)
     web.write(result(8))
-    assert send_request(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    assert send_request(web, "/image/0?after=7").headers["X-Frame"] == "8"
     assert hold_frame(web, 7)["frame"] == 7
 
 
@@ -557,10 +557,10 @@ def test_unknown_key_of_a_pending_image_is_refused(shared_web, hold):
         "/held/x/file",
         "/held/..%2f..%2fetc%2fpasswd/file",
         "/held/x/../../etc/passwd",
-        "/picture/-1",
-        "/picture/1e3",
-        "/picture/99999999999999999999",
-        "/picture/0?after=x",
+        "/image/-1",
+        "/image/1e3",
+        "/image/99999999999999999999",
+        "/image/0?after=x",
         "//etc/passwd",
         "/static/",
         "/docs",
@@ -592,7 +592,7 @@ def locked():
         yield sink
 
 
-@pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/events", "/image/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
 def test_request_without_the_token_is_refused(locked, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "a=b"}):
         response = send_request(locked, path, **headers)
@@ -610,9 +610,9 @@ def test_token_in_the_address_sets_a_cookie(locked):
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
     assert TOKEN not in cookie
-    assert send_request(locked, "/picture/0", Cookie=cookie.partition(";")[0]).status == 200
-    assert send_request(locked, "/picture/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
-    assert send_request(locked, "/picture/0", Authorization=f"Bearer {TOKEN}").status == 200
+    assert send_request(locked, "/image/0", Cookie=cookie.partition(";")[0]).status == 200
+    assert send_request(locked, "/image/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
+    assert send_request(locked, "/image/0", Authorization=f"Bearer {TOKEN}").status == 200
     with stream(locked, Authorization=f"Bearer {TOKEN}") as following:
         assert following()[0] == "hello"
 
@@ -662,7 +662,7 @@ def test_short_token_is_refused():
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "localhost.x"])
 def test_foreign_host_names_are_refused(shared_web, host):
-    for path in ("/", "/events", "/picture/0"):
+    for path in ("/", "/events", "/image/0"):
         assert send_request(shared_web, path, Host=host).status == 421
 
 
@@ -698,7 +698,7 @@ def test_request_of_a_form_cannot_save(shared_web):
 def test_other_sites_may_link_to_the_page_but_not_read_it(shared_web):
     elsewhere = {"Sec-Fetch-Site": "cross-site"}
     assert send_request(shared_web, "/", **elsewhere, **{"Sec-Fetch-Mode": "navigate"}).status == 200
-    for path in ("/picture/0", "/events", "/page.js"):
+    for path in ("/image/0", "/events", "/page.js"):
         assert send_request(shared_web, path, **elsewhere, **{"Sec-Fetch-Mode": "no-cors"}).status == 403
 
 
@@ -735,7 +735,7 @@ def test_mutated_requests_do_not_crash_the_page(shared_web, capfd):
     length = f"Content-Length: {len(save)}"
     right = [
         f"GET / HTTP/1.1\r\n{host}Connection: close\r\n\r\n",
-        f"GET /picture/0?after=3 HTTP/1.1\r\n{host}Cookie: a=b; c\r\nConnection: close\r\n\r\n",
+        f"GET /image/0?after=3 HTTP/1.1\r\n{host}Cookie: a=b; c\r\nConnection: close\r\n\r\n",
         f"POST /save HTTP/1.1\r\n{host}Connection: close\r\nContent-Type: application/json\r\n{length}\r\n\r\n{save}",
     ]
     for number in range(300):
@@ -802,7 +802,7 @@ def test_number_of_event_streams_is_limited(web):
         web.write(result(8, 1))
         for following in streams:
             wait_for(lambda following=following: "yield" in str(following()[1]))
-        assert send_request(web, "/picture/0").status == 200
+        assert send_request(web, "/image/0").status == 200
     # A closed stream makes room for another one.
     wait_for(lambda: is_stream_accepted(web))
 
@@ -856,7 +856,7 @@ def test_connection_of_a_client_that_does_not_read_is_closed(web, monkeypatch):
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(("127.0.0.1", port_of(web)))
-        request = f"GET /picture/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(web)}\r\n\r\n".encode()
+        request = f"GET /image/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(web)}\r\n\r\n".encode()
         connection.sendall(request * 8)
         assert lost.wait(10)
 
@@ -889,7 +889,7 @@ def test_closing_ends_the_thread_and_frees_the_port(tmp_path):
     port = port_of(sink)
     with stream(sink) as following, socket.create_connection(("127.0.0.1", port)):
         following()
-        waits = threading.Thread(target=lambda: _status_of(sink, "/picture/0?after=1"))
+        waits = threading.Thread(target=lambda: _status_of(sink, "/image/0?after=1"))
         waits.start()
         sink.close()
         waits.join(5)
@@ -915,7 +915,7 @@ def test_closing_does_not_wait_for_clients_that_do_not_read():
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(("127.0.0.1", port_of(sink)))
-        request = f"GET /picture/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(sink)}\r\n\r\n".encode()
+        request = f"GET /image/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(sink)}\r\n\r\n".encode()
         connection.sendall(request * 8)
         wait_for(lambda: sink.page_state.encoded)
         sink.close()
@@ -952,7 +952,7 @@ def test_web_sink_works_in_a_sink_worker():
     for number in range(200):
         worker.put(result(number))
     wait_for(lambda: worker.written == 200)
-    assert send_request(sink, "/picture/0").headers["X-Frame"] == "199"
+    assert send_request(sink, "/image/0").headers["X-Frame"] == "199"
     worker.close()
     assert (worker.dropped, worker.failed, sink.closed) == (0, 0, False)
 
@@ -999,7 +999,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         page.goto(sink.url)
         assert page.url == sink.url.partition("?")[0]  # the token is removed from the address
 
-        expect(page.locator("#picture[data-frame='7']")).to_be_visible()
+        expect(page.locator("#image[data-frame='7']")).to_be_visible()
         assert gray_value_of(page) == pytest.approx(200, abs=3)
         expect(page.locator("#label")).to_have_text("stop")
         expect(page.locator("#bars li").first).to_contain_text("stop")
@@ -1019,7 +1019,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         assert [path.parent.name for path in saved.rglob("*.png")] == ["stop"]
 
         sink.write(result(8, 1, gray=90))
-        expect(page.locator("#picture[data-frame='8']")).to_be_visible()
+        expect(page.locator("#image[data-frame='8']")).to_be_visible()
         assert gray_value_of(page) == pytest.approx(90, abs=3)
         expect(page.locator("#bars li").first).to_contain_text("yield")
         expect(page.locator("#story li").first).to_contain_text("yield")
@@ -1027,7 +1027,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         page.click("#wrong")
         expect(page.locator("#chooser")).to_be_visible()
         sink.write(result(9, 1, gray=10))
-        expect(page.locator("#picture[data-frame='9']")).to_be_visible()
+        expect(page.locator("#image[data-frame='9']")).to_be_visible()
         page.click("#labels >> text=no entry")
         expect(page.locator("#toast")).to_have_text("Saved as “no entry” · 2 so far")
         (corrected,) = (saved / "no entry").iterdir()
@@ -1044,7 +1044,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         sink.state(state_change("connecting", "yard"))
         page.locator(".source").nth(1).click()
         expect(page.locator("#label")).to_have_text("–")
-        expect(page.locator("#picture[data-frame]")).to_have_count(0)
+        expect(page.locator("#image[data-frame]")).to_have_count(0)
         sink.close()
         expect(page.locator("#veil")).to_contain_text("no connection to the camera")
         page.close()
@@ -1059,7 +1059,7 @@ def test_login_page_accepts_the_token(browser):
         page.goto(sink.url.partition("?")[0])
         page.fill("#token", TOKEN)
         page.click("button")
-        expect(page.locator("#picture")).to_be_visible()
+        expect(page.locator("#image")).to_be_visible()
         expect(page.locator("#no-saving")).to_be_visible()
         sink.write(result(7, gray=200))
         expect(page.locator("#snapshot")).to_be_enabled()
@@ -1069,7 +1069,7 @@ def test_login_page_accepts_the_token(browser):
         assert (cv2.imread(str(download.value.path())) == 200).all()
         expect(page.locator("#toast")).to_have_text(f"Downloading {download.value.suggested_filename}")
         page.reload()
-        expect(page.locator("#picture")).to_be_visible()
+        expect(page.locator("#image")).to_be_visible()
         page.close()
 
 
@@ -1089,7 +1089,7 @@ def test_page_selects_a_live_source(browser):
         sink.state(state_change("live", "yard"))
         sink.write(result(9, 1, "yard", gray=90))
         expect(shown).to_have_text("yard")
-        expect(page.locator("#picture[data-frame='9']")).to_be_visible()
+        expect(page.locator("#image[data-frame='9']")).to_be_visible()
         sink.state(state_change("live", "hall"))
         sink.write(result(3, 2, "hall", gray=10))
         expect(page.locator(".source")).to_have_count(3)
@@ -1097,7 +1097,7 @@ def test_page_selects_a_live_source(browser):
 
         began = time.monotonic()
         page.locator(".source").nth(2).click()
-        expect(page.locator("#picture[data-frame='3']")).to_be_visible()
+        expect(page.locator("#image[data-frame='3']")).to_be_visible()
         # The pending request for the next image of "yard" is aborted.
         assert time.monotonic() - began < routes.IMAGE_WAIT_S - 1
         page.locator(".source").nth(0).click()
@@ -1178,7 +1178,7 @@ def test_page_fits_a_phone_and_escapes_hostile_labels(browser):
         expect(page.locator("#story li")).to_have_count(3)
         assert page.locator("main img").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        for name in ("#wrong", "#picture", "#band", "#figures"):
+        for name in ("#wrong", "#image", "#band", "#figures"):
             box = page.locator(name).bounding_box()
             assert (box["x"] >= 0, box["x"] + box["width"] <= 360) == (True, True), name
         assert asked == []
@@ -1187,7 +1187,7 @@ def test_page_fits_a_phone_and_escapes_hostile_labels(browser):
 
 def gray_value_of(page) -> int:
     """Return the red value of a pixel of the image on the page."""
-    return page.locator("#picture").evaluate("canvas => canvas.getContext('2d').getImageData(9, 9, 1, 1).data[0]")
+    return page.locator("#image").evaluate("canvas => canvas.getContext('2d').getImageData(9, 9, 1, 1).data[0]")
 
 
 def test_page_files_are_package_data():

@@ -37,13 +37,13 @@ def model(tmp_path):
 
 
 def test_evaluate_uses_the_given_fit(model, wide_images):
-    options = {"normalise": "pixels", "labels": "folders"}
+    options = {"normalize": "pixels", "labels": "folders"}
     assert evaluate(model, str(wide_images), fit="crop", **options).accuracy == 1.0
     assert evaluate(model, str(wide_images), fit="stretch", **options).accuracy == 0.0
 
 
 def test_evaluate_uses_the_given_activation(model, wide_images):
-    options = {"normalise": "pixels", "labels": "folders", "fit": "crop"}
+    options = {"normalize": "pixels", "labels": "folders", "fit": "crop"}
     losses = {name: evaluate(model, str(wide_images), activation=name, **options).loss for name in ("softmax", "none")}
     assert losses["none"] == 0.0  # the logits themselves, which are larger than 1
     assert losses["softmax"] > 0.0
@@ -51,7 +51,7 @@ def test_evaluate_uses_the_given_activation(model, wide_images):
 
 def test_command_line_accepts_the_same_options(model, wide_images, here, tmp_path):
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
-    options = ("--normalise", "pixels", "--labels", tmp_path / "labels.txt")
+    options = ("--normalize", "pixels", "--labels", tmp_path / "labels.txt")
     done = here(
         "evaluate", model, "--data", wide_images, *options, "--fit", "crop", "--activation", "softmax", "--json"
     )
@@ -64,7 +64,7 @@ def test_command_line_accepts_the_same_options(model, wide_images, here, tmp_pat
 
 
 def test_options_for_tflite_files_are_refused_for_bundles(bundle, here):
-    for option, value in (("--fit", "crop"), ("--activation", "none"), ("--normalise", "unit"), ("--labels", "x.txt")):
+    for option, value in (("--fit", "crop"), ("--activation", "none"), ("--normalize", "unit"), ("--labels", "x.txt")):
         error = one_line(here("evaluate", bundle, "--data", "digits", option, value))
         assert f"{option} requires a .tflite file" in error
     with pytest.raises(EdgerecError, match="contains its own fit"):
@@ -73,4 +73,4 @@ def test_options_for_tflite_files_are_refused_for_bundles(bundle, here):
 
 def test_unknown_activation_is_refused(model, wide_images):
     with pytest.raises(ModelError, match="sigmoid"):
-        evaluate(model, str(wide_images), normalise="pixels", activation="sigmoidal")
+        evaluate(model, str(wide_images), normalize="pixels", activation="sigmoidal")

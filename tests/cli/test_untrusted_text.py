@@ -172,7 +172,7 @@ print("drawn")
 def test_report_of_a_run_shows_no_control_characters(run, tmp_path, edgerec):
     folder = tmp_path / "run \u202e\x1b[31m"
     shutil.copytree(run.path, folder)
-    done = edgerec("report", folder, "--no-pictures", "--out", tmp_path / "report.html")
+    done = edgerec("report", folder, "--no-images", "--out", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report.html").read_text()
     assert "run \\u202e\\x1b[31m" in page

@@ -91,7 +91,7 @@ def test_set_is_an_image_folder(good, data):
     assert about["recipe"] == {"name": "stratified", "method": "stratified", "images": 40, "seed": 0}
     assert about["counts"] == {str(digit): 4 for digit in range(10)}
     assert (about["source"], about["data_digest"]) == ("digits", data[0].digest)
-    for number, entry in enumerate(about["pictures"]):
+    for number, entry in enumerate(about["images"]):
         image = cv2.imread(str(good / entry["file"]), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(image, drawn(data)[0][number][..., 0])
         assert entry["file"].startswith(f"{entry['label']}/")
@@ -322,15 +322,15 @@ def test_other_preprocessing_is_detected(run, good, tmp_path):
 
 
 def _without_image(folder, about):
-    (folder / about["pictures"][0]["file"]).unlink()
+    (folder / about["images"][0]["file"]).unlink()
 
 
 def _other_size(folder, about):
-    cv2.imwrite(str(folder / about["pictures"][0]["file"]), np.zeros((9, 9), np.uint8))
+    cv2.imwrite(str(folder / about["images"][0]["file"]), np.zeros((9, 9), np.uint8))
 
 
 def _cut_off(folder, about):
-    file = folder / about["pictures"][0]["file"]
+    file = folder / about["images"][0]["file"]
     file.write_bytes(file.read_bytes()[:40])
 
 
@@ -342,10 +342,10 @@ def _cut_off(folder, about):
         (_cut_off, "damaged PNG"),
         (lambda folder, about: about.update(schema=99), "only supports up to 1"),
         (lambda folder, about: about.update(schema="1"), "has schema version '1'"),
-        (lambda folder, about: about.update(pictures=[]), "lists no images"),
+        (lambda folder, about: about.update(images=[]), "lists no images"),
         (lambda folder, about: about.pop("digest"), "is damaged"),
         (
-            lambda folder, about: about["pictures"][0].update(file="../../x.png"),
+            lambda folder, about: about["images"][0].update(file="../../x.png"),
             "outside the calibration set's folder",
         ),
         (lambda folder, about: about["preprocess"].update(height=-1), "preprocess.height is -1"),
@@ -388,7 +388,7 @@ def test_image_folder_and_single_array_are_accepted(run, data, good, tmp_path):
     (tmp_path / "set" / "calibration.json").unlink()
     (tmp_path / "set" / "3" / "notes.txt").write_text("x")
     report = check(tmp_path / "set", run)
-    assert [(finding.kind, finding.where) for finding in report.findings] == [("no-picture", "3/notes.txt")]
+    assert [(finding.kind, finding.where) for finding in report.findings] == [("not-an-image", "3/notes.txt")]
     np.save(tmp_path / "lone.npy", drawn(data)[0][..., 0])
     offered = open_candidate(tmp_path / "lone.npy", run.recipe.preprocess, run.labels)
     assert offered.digest == calibration_set.read(good).digest
@@ -421,7 +421,7 @@ def test_calibration_commands(run, data, good, tmp_path):
     done = call("make", run.path, "--out", tmp_path / "set", "--recipe", "random", "--images", 50, "--json")
     assert done.exit_code == 0, done.stderr
     written = json.loads(done.stdout)
-    assert (written["recipe"]["name"], len(written["pictures"])) == ("random", 50)
+    assert (written["recipe"]["name"], len(written["images"])) == ("random", 50)
     done = call("check", tmp_path / "set", "--run", run.path)
     assert (done.exit_code, done.stdout.splitlines()[-1][:14]) == (0, "ok: 50 images ")
     np.savez(tmp_path / "bad.npz", x=drawn(data)[0] / 255)

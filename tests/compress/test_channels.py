@@ -14,7 +14,7 @@ from edgerec.compress.channel_selection import choose_channels, cost, macs, remo
 from edgerec.compress.channels import shrink, without_channels
 from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_int8
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.models import build
 from edgerec.recipe import ModelSection
@@ -22,7 +22,7 @@ from edgerec.train.backend import keras
 from edgerec.train.scorers import keras_scorer
 from edgerec.utils.progress import ignore
 
-UNIT = Normalise.named("unit")
+UNIT = Normalize.named("unit")
 
 
 def pixels(model, count=4):
@@ -243,7 +243,7 @@ def test_fine_tuning_restores_accuracy(run, tmp_path):
         tune = context.fine_tune(tmp_path)
 
     def scored(model, part):
-        return keras_scorer(model, recipe.normalise)(dataset.images[part], ignore), dataset.classes[part]
+        return keras_scorer(model, recipe.normalize)(dataset.images[part], ignore), dataset.classes[part]
 
     def top1(model):
         scores, classes = scored(model, split.val)

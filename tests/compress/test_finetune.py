@@ -166,7 +166,7 @@ def test_dropout_does_not_widen_ranges(quick_run, tmp_path, kind):
         scales = []
         for number, model in enumerate((plain, dropping)):
             tune = context.fine_tune(tmp_path / str(number))
-            scales.append(logits_scale(quantization_aware(model, context.recipe.normalise, tune)))
+            scales.append(logits_scale(quantization_aware(model, context.recipe.normalize, tune)))
     assert scales[1] == pytest.approx(scales[0], rel=0.01)
 
 
@@ -175,14 +175,14 @@ def test_final_ranges_are_those_of_images_without_augmentation(quick_run, tmp_pa
     with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=epochs) as context:
         model = small()
         tune = context.fine_tune(tmp_path / "plain")
-        expected = logits_scale(quantization_aware(model, context.recipe.normalise, tune))
+        expected = logits_scale(quantization_aware(model, context.recipe.normalize, tune))
 
         def white(epoch, places):
             return tune.feed(epoch, places).map(lambda pixels, *rest: (0 * pixels + 1, *rest))
 
         # If the ranges followed the training batches, they would change by a third after 400 steps with white images.
         white_tune = replace(tune, feed=white, steps=400, checkpoints=tmp_path / "white")
-        scale = logits_scale(quantization_aware(model, context.recipe.normalise, white_tune))
+        scale = logits_scale(quantization_aware(model, context.recipe.normalize, white_tune))
     assert scale == pytest.approx(expected, rel=0.02)
 
 

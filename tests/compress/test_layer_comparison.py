@@ -15,14 +15,14 @@ from edgerec.compress.layer_comparison.extra_outputs import dequantized, with_al
 from edgerec.compress.layer_comparison.findings import LOW_DB, costliest, find_input, find_layers, find_outputs
 from edgerec.compress.layer_comparison.graph_matching import layer_name, match
 from edgerec.compress.layer_comparison.runner import DEQUANTIZED, FLOAT_MODEL, layer_parity
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError, RunError
 from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
 from tests.conftest import one_line
 
-UNIT = Normalise.named("unit")
+UNIT = Normalize.named("unit")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_input_that_equals_the_pixels_has_no_finding(ptq, floating):
     for content in (ptq, floating):
         assert list(find_input(ImageModel(content, UNIT).input, UNIT)) == []
     # The same model used with another normalization.
-    (finding,) = find_input(ImageModel(ptq, UNIT).input, Normalise.named("signed"))
+    (finding,) = find_input(ImageModel(ptq, UNIT).input, Normalize.named("signed"))
     assert "-1 to 0.99" in finding.text
 
 

@@ -277,7 +277,7 @@ def test_fine_tuning_with_teacher_approaches_float_outputs(run, tmp_path):
 def test_plain_names_make_file_smaller_without_changing_model(residual):
     from edgerec.compress.qat import with_fake_quantization
 
-    aware = with_fake_quantization(residual.model(), residual.recipe.normalise)
+    aware = with_fake_quantization(residual.model(), residual.recipe.normalize)
     content = to_int8(aware)
     plain = plain_names(content)
     before, after = read_graph(content), read_graph(plain)
@@ -294,7 +294,7 @@ def test_plain_names_make_file_smaller_without_changing_model(residual):
         )
         assert (old.data is None) == (new.data is None)
         assert old.data is None or np.array_equal(old.data, new.data)
-    models = [ImageModel(c, residual.recipe.normalise) for c in (content, plain)]
+    models = [ImageModel(c, residual.recipe.normalize) for c in (content, plain)]
     for image in residual.data()[0].images[:20]:
         assert np.array_equal(*(model.invoke(image) for model in models))
 

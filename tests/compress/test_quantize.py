@@ -15,7 +15,7 @@ from edgerec.compress import calibration
 from edgerec.compress.accuracy_gate import check_drop
 from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.variant_report import QuantizeReport
-from edgerec.contract.tensors import Normalise, pixel_table
+from edgerec.contract.tensors import Normalize, pixel_table
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.edgetpu import diagnose
@@ -23,15 +23,15 @@ from edgerec.tflite.flatbuffer import float_tensors, pack, parse, read_graph, we
 from tests.conftest import one_line
 
 
-def is_full_int8(content: bytes, normalise: str = "unit") -> None:
+def is_full_int8(content: bytes, normalize: str = "unit") -> None:
     graph = read_graph(content)
     assert float_tensors(graph) == []
     (image,), (scores,) = graph.inputs, graph.outputs
     assert (image.dtype, scores.dtype) == ("UINT8", "UINT8")
     assert image.shape[0] == scores.shape[0] == 1
     assert all(-1 not in tensor.shape for tensor in graph.tensors)
-    model = ImageModel(content, Normalise.named(normalise))
-    assert pixel_table(Normalise.named(normalise), model.input) is None
+    model = ImageModel(content, Normalize.named(normalize))
+    assert pixel_table(Normalize.named(normalize), model.input) is None
 
 
 def test_qat_is_full_int8_and_small(run):
@@ -171,24 +171,24 @@ def test_pin_range_changes_two_values():
 def test_check_int8_refuses_float_tensors_and_wrong_input_scale(run):
     float32 = to_float32(run.model())
     with pytest.raises(ModelError, match="float tensors"):
-        check_int8(float32, Normalise.named("unit"))
+        check_int8(float32, Normalize.named("unit"))
     # The model is calibrated on dark images only, so its input scale does not match the pixels.
     dark = np.random.default_rng(0).random((20, 28, 28, 1), np.float32) / 2
     with pytest.raises(ModelError, match="does not equal the pixel values"):
-        check_int8(to_int8(run.model(), dark), Normalise.named("unit"))
+        check_int8(to_int8(run.model(), dark), Normalize.named("unit"))
 
 
 @pytest.mark.parametrize("batch", [2, -1])
 def test_check_int8_refuses_other_batch_sizes(run, bundle, batch):
     model = parse((bundle / "model.tflite").read_bytes())
     image = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
-    check_int8(pack(model), run.recipe.normalise)
+    check_int8(pack(model), run.recipe.normalize)
     if batch == -1:
         image.shapeSignature = [batch, *image.shape[1:]]
     else:
         image.shape, image.shapeSignature = [batch, *image.shape[1:]], None
     with pytest.raises(ModelError, match=rf"input shape \[{batch}, 28, 28, 1\], expected a batch size of 1"):
-        check_int8(pack(model), run.recipe.normalise)
+        check_int8(pack(model), run.recipe.normalize)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1c\0\0\0TFL3" + b"\xff" * 200])
@@ -217,7 +217,7 @@ def test_architecture_becomes_full_int8(arch, methods, image_folder, tmp_path, m
     monkeypatch.setattr(tf_keras.applications, "MobileNet", lambda **options: real(**(options | {"weights": None})))
     recipe = Recipe.from_dict(
         {
-            "data": {"source": str(image_folder), "input_size": 32, "normalise": "signed"},
+            "data": {"source": str(image_folder), "input_size": 32, "normalize": "signed"},
             "model": {"arch": arch, "width": 0.25, "weights": "imagenet" if arch == "mobilenet_v1" else "none"},
             "train": {"epochs": 1},
             "compress": {"epochs": 1, "max_drop": 100.0},

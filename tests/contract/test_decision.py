@@ -5,15 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerec.contract.decision import (
-    UNKNOWN,
-    Decider,
-    DecisionSpec,
-    calibrated,
-    decide,
-    fit_temperature,
-    fit_thresholds,
-)
+from edgerec.contract.decision import UNKNOWN, DecisionSpec, calibrated, decide, fit_temperature, fit_thresholds
+from edgerec.contract.smoothing import Decider
 
 LABELS = ("cat", "dog", "owl")
 

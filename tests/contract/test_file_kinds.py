@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgerec import Bundle, Recipe, import_tflite, inspect, read_image
-from edgerec.contract.content import describe_file
+from edgerec.contract.file_format import describe_file
 from edgerec.contract.target import Target
 from edgerec.errors import EdgerecError
 
@@ -119,7 +119,7 @@ def test_archive_is_recognized_without_reading_all_of_it(tmp_path):
 
 
 def test_endless_device_is_not_read(monkeypatch):
-    monkeypatch.setattr("edgerec.contract.image_files.MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr("edgerec.contract.image_decoding.MAX_FILE_BYTES", 1 << 20)
     with pytest.raises(EdgerecError, match="/dev/zero cannot be read: the file is larger than 1 MiB"):
         read_image("/dev/zero")
     monkeypatch.setattr("edgerec.runtime.third_party.MAX_MODEL_BYTES", 1 << 20)

@@ -16,11 +16,11 @@ import pytest
 
 from edgerec import Bundle, EdgerecError, Recipe, check_data, pack_data, read_image
 from edgerec.camera.sources import find_source
-from edgerec.contract.image_files import decode, why_unreadable
+from edgerec.contract.image_decoding import decode, why_unreadable
 from edgerec.data import load
 from edgerec.errors import BundleError, DataError
 from edgerec.recipe import DataSection
-from edgerec.utils import bounded
+from edgerec.utils import bounded_parsing
 
 # Just above the largest image that is decoded. The file has 20 kB.
 WIDTH, HEIGHT = 16000, 13000
@@ -153,7 +153,7 @@ def test_absurd_tensor_shapes_are_refused(files, tmp_path, shape):
 
 def test_ensemble_with_very_many_members_is_refused(files, tmp_path):
     manifest = json.loads(files["manifest.json"])
-    member = {key: manifest[key] for key in ("model", "input", "output", "preprocess", "normalise")}
+    member = {key: manifest[key] for key in ("model", "input", "output", "preprocess", "normalize")}
     manifest["members"] = [member] * 65
     path = zipped(tmp_path / "b.zip", files | {"manifest.json": json.dumps(manifest)})
     with pytest.raises(BundleError, match="members: expected at most 64 models, got 65"):
@@ -173,7 +173,7 @@ def test_calibration_set_that_lists_an_image_twice_is_refused(run, tmp_path, her
     assert here("calibration", "make", run.path, "--out", tmp_path / "set", "--images", "10").returncode == 0
     about = next(path for path in (tmp_path / "set").glob("*.json"))
     values = json.loads(about.read_text())
-    values["pictures"] *= 2
+    values["images"] *= 2
     about.write_text(json.dumps(values))
     done = here("calibration", "check", tmp_path / "set", "--run", run.path)
     assert done.returncode == 1
@@ -197,7 +197,7 @@ def test_toml_with_a_very_long_dotted_key_is_refused(tmp_path):
 
 def test_zip_file_on_disk_with_very_many_files_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
-        for number in range(bounded.MAX_ZIP_ENTRIES + 1):
+        for number in range(bounded_parsing.MAX_ZIP_ENTRIES + 1):
             archive.writestr(str(number), b"")
     with pytest.raises(zipfile.BadZipFile, match="more than 10,000 files"):
-        bounded.check_zip_file(tmp_path / "many.zip", 1 << 30)
+        bounded_parsing.check_zip_file(tmp_path / "many.zip", 1 << 30)

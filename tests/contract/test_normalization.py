@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from edgerec import Classifier, evaluate, import_tflite, verify
 from edgerec.cli.app import app
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.tensors import Normalise, parse_normalise
+from edgerec.contract.tensors import Normalize, parse_normalize
 from edgerec.errors import EdgerecError, ModelError
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.metadata import read_metadata, with_metadata
@@ -67,11 +67,11 @@ def labels(tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_named_normalizations_are_those_of_keras(images, mode):
-    normalise = parse_normalise(mode)
-    if isinstance(normalise, Normalise):
-        real = normalise.apply(images.astype(np.float32))
+    normalize = parse_normalize(mode)
+    if isinstance(normalize, Normalize):
+        real = normalize.apply(images.astype(np.float32))
     else:
-        kernel, bias = normalise.convolution()
+        kernel, bias = normalize.convolution()
         real = images.astype(np.float32) @ kernel + bias
     np.testing.assert_allclose(real, keras_preprocessed(images, mode), atol=1e-4)
 
@@ -90,8 +90,8 @@ def test_named_normalizations_are_those_of_keras(images, mode):
     ],
 )
 def test_names_and_values_give_the_same_normalization(text, same_as):
-    assert parse_normalise(text) == parse_normalise(same_as)
-    assert parse_normalise(parse_normalise(text).to_text()) == parse_normalise(same_as)
+    assert parse_normalize(text) == parse_normalize(same_as)
+    assert parse_normalize(parse_normalize(text).to_text()) == parse_normalize(same_as)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_names_and_values_give_the_same_normalization(text, same_as):
 )
 def test_invalid_normalization_is_refused_with_a_reason(text, reason):
     with pytest.raises(EdgerecError, match=reason):
-        parse_normalise(text)
+        parse_normalize(text)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -116,7 +116,7 @@ def test_imported_float_model_computes_the_normalization(images, labels, tmp_pat
     model = network()
     (tmp_path / "m.tflite").write_bytes(converted(model))
     out = tmp_path / "bundle"
-    call = ["import", str(tmp_path / "m.tflite"), "--labels", str(labels), "--normalise", mode, "--out", str(out)]
+    call = ["import", str(tmp_path / "m.tflite"), "--labels", str(labels), "--normalize", mode, "--out", str(out)]
     done = CliRunner().invoke(app, [*call, "--json"])
     assert done.exit_code == 0, done.output
     classifier = Classifier(Bundle.open(out))
@@ -124,9 +124,9 @@ def test_imported_float_model_computes_the_normalization(images, labels, tmp_pat
     np.testing.assert_allclose(scores, model(keras_preprocessed(images, mode)), atol=1e-5)
     verify(out)
     if mode != "tf":
-        assert json.loads(done.stdout)["normalise"] == [0.0, 1.0]
+        assert json.loads(done.stdout)["normalize"] == [0.0, 1.0]
         content = (out / "model.tflite").read_bytes()
-        assert read_metadata(content).normalise == (Normalise.named("pixels"),)
+        assert read_metadata(content).normalize == (Normalize.named("pixels"),)
         assert read_metadata(content).labels == ("a", "b", "c")
 
 
@@ -135,7 +135,7 @@ def test_imported_int8_model_computes_the_normalization(images, labels, tmp_path
     real = keras_preprocessed(images, mode)
     content = converted(network(), real)
     (tmp_path / "m.tflite").write_bytes(content)
-    import_tflite(tmp_path / "m.tflite", tmp_path / "bundle", labels=labels, normalise=mode)
+    import_tflite(tmp_path / "m.tflite", tmp_path / "bundle", labels=labels, normalize=mode)
     interpreter = open_interpreter(content)
     given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     scale, zero_point = given["quantization"]
@@ -153,7 +153,7 @@ def test_grayscale_model_refuses_a_normalization_per_channel(labels, tmp_path):
     gray = keras().Sequential([keras().Input((8, 8, 1)), layers.Flatten(), layers.Dense(3, activation="softmax")])
     (tmp_path / "m.tflite").write_bytes(converted(gray))
     with pytest.raises(ModelError, match=r"requires 3 channels: use .*MEAN,STD"):
-        import_tflite(tmp_path / "m.tflite", tmp_path / "bundle", labels=labels, normalise="torch")
+        import_tflite(tmp_path / "m.tflite", tmp_path / "bundle", labels=labels, normalize="torch")
 
 
 def test_evaluate_of_a_file_without_metadata_computes_the_normalization(images, tmp_path):
@@ -166,6 +166,6 @@ def test_evaluate_of_a_file_without_metadata_computes_the_normalization(images, 
         folder = tmp_path / "data" / "abc"[label]
         folder.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f"{index}.png"), image[:, :, ::-1])
-    (tmp_path / "m.tflite").write_bytes(with_metadata(converted(model), "abc", parse_normalise("unit"), "m"))
-    figures = evaluate(tmp_path / "m.tflite", str(tmp_path / "data"), normalise="caffe")
+    (tmp_path / "m.tflite").write_bytes(with_metadata(converted(model), "abc", parse_normalize("unit"), "m"))
+    figures = evaluate(tmp_path / "m.tflite", str(tmp_path / "data"), normalize="caffe")
     assert figures.accuracy == 1.0

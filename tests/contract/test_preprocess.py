@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.contract.image_files import decode
+from edgerec.contract.image_decoding import decode
 from edgerec.contract.preprocess import PreprocessSpec, apply, contiguous, encode_png
 
 

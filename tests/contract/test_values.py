@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 
 from edgerec.contract.decision import DecisionSpec, decide
-from edgerec.contract.tensors import NORMALISATIONS, Normalise, TensorSpec, dequantize, pixel_table, quantize
+from edgerec.contract.tensors import NORMALIZATIONS, Normalize, TensorSpec, dequantize, pixel_table, quantize
 from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe, parse_assignment
 from edgerec.utils.package_data import shipped_names
 
 
-@pytest.mark.parametrize("name", NORMALISATIONS)
+@pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_named_normalizations_do_not_change_pixels_of_uint8_inputs(name):
-    normalise = Normalise.named(name)
-    spec = TensorSpec("uint8", (1, 8, 8, 3), float(np.float32(1 / normalise.std)), int(normalise.mean))
-    assert pixel_table(normalise, spec) is None
+    normalize = Normalize.named(name)
+    spec = TensorSpec("uint8", (1, 8, 8, 3), float(np.float32(1 / normalize.std)), int(normalize.mean))
+    assert pixel_table(normalize, spec) is None
 
 
 def test_int8_input_is_the_pixel_minus_128():
-    table = pixel_table(Normalise.named("unit"), TensorSpec("int8", (1, 8, 8, 3), 1 / 255, -128))
+    table = pixel_table(Normalize.named("unit"), TensorSpec("int8", (1, 8, 8, 3), 1 / 255, -128))
     assert np.array_equal(table, np.arange(256) - 128)
 
 
 def test_float_input_is_normalized():
-    table = pixel_table(Normalise.named("signed"), TensorSpec("float32", (1, 8, 8, 3)))
+    table = pixel_table(Normalize.named("signed"), TensorSpec("float32", (1, 8, 8, 3)))
     assert table.dtype == np.float32
     assert table[0] == -1
     assert table[128] == 0

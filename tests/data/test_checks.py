@@ -157,7 +157,7 @@ def test_arrays_and_unlabeled_images_are_checked(tmp_path, clean):
     assert [finding.kind for finding in report.findings].count("few") == 3
     assert report.label_accuracy is None  # a classifier cannot learn from noise
     flat = shutil.copytree(clean / "train" / "d0", tmp_path / "flat")
-    assert check_data(recipe_for(flat)).pictures == 40
+    assert check_data(recipe_for(flat)).images == 40
 
 
 def test_near_pairs_match_a_comparison_of_all_pairs():

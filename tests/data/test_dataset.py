@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.contract.image_files import decode
+from edgerec.contract.image_decoding import decode
 from edgerec.contract.preprocess import PreprocessSpec, apply
 from edgerec.data import cache, load, split_dataset
 from edgerec.data import readers as sources
@@ -348,7 +348,7 @@ def test_input_size_below_the_minimum_is_refused():
 def test_augmentation_is_seeded_and_within_its_limits():
     import tensorflow as tf
 
-    from edgerec.data.augment import augmenter
+    from edgerec.data.augmentation.pipeline import augmenter
     from edgerec.recipe import AugmentSection
 
     off = {"shift": 0.0, "rotate_deg": 0.0, "zoom": 0.0, "brightness": 0.0, "contrast": 0.0}

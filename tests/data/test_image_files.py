@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from edgerec import Bundle, Camera, Classifier, Recipe, predict, read_image
-from edgerec.contract.image_files import decode, why_unreadable
+from edgerec.contract.image_decoding import decode, why_unreadable
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.data import load
 from edgerec.data.checks import check_data

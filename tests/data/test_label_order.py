@@ -173,10 +173,10 @@ def test_evaluate_of_a_tflite_file_refuses_another_label_order(tmp_path, images)
     model = tmp_path / "m.tflite"
     model.write_bytes(tf.lite.TFLiteConverter.from_keras_model(color_model((1, 0, 2, 3))).convert())
     with pytest.raises(DataError, match="are correct with the order: berry, apple, cress, date"):
-        evaluate(model, str(images), normalise="pixels")
-    assert evaluate(model, str(images), normalise="pixels", labels="folders").accuracy == 0.5
+        evaluate(model, str(images), normalize="pixels")
+    assert evaluate(model, str(images), normalize="pixels", labels="folders").accuracy == 0.5
     (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")
-    call = ["evaluate", str(model), "--data", str(images), "--normalise", "pixels", "--json"]
+    call = ["evaluate", str(model), "--data", str(images), "--normalize", "pixels", "--json"]
     done = CliRunner().invoke(app, [*call, "--labels", str(tmp_path / "order.txt")])
     assert json.loads(done.stdout)["accuracy"] == 1.0
 

@@ -184,4 +184,4 @@ def test_file_names_that_are_not_utf8_are_accepted(tmp_path, here):
         assert done.returncode == 0, (command, done.stderr, done.stdout)
     about = json.loads((tmp_path / "set" / "calibration.json").read_text(encoding="utf-8"))
     originals = {os.fsencode(path.relative_to(folder)) for path in folder.rglob("*.png")}
-    assert {os.fsencode(entry["from"]) for entry in about["pictures"]} <= originals
+    assert {os.fsencode(entry["from"]) for entry in about["images"]} <= originals

@@ -143,13 +143,13 @@ def test_damaged_record_is_reported_with_its_shard(copy, tmp_path):
     shard = copy.of("train")[2]
     entry = copy.index[int(copy.ends[1]) + 7]
     flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)
-    message = rf"{shard.file}: record 7 of {shard.pictures} is damaged"
+    message = rf"{shard.file}: record 7 of {shard.images} is damaged"
     with pytest.raises(DataError, match=message):
         fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
     flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)  # repair the record
     val_shard = copy.of("val")[0]
     flip_bit(Path(copy.location) / val_shard.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
-    with pytest.raises(DataError, match=rf"{val_shard.file}: record {val_shard.pictures - 1} of"):  # in the validation
+    with pytest.raises(DataError, match=rf"{val_shard.file}: record {val_shard.images - 1} of"):  # in the validation
         fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
     flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)
     done = CliRunner().invoke(app, ["data", "check", copy.location])
@@ -200,8 +200,8 @@ def test_same_command_continues_a_run_on_a_pack(packed, tmp_path):
     recipe = Recipe().override({"data.source": source, "train.epochs": 1})
     fit(recipe, tmp_path / "run", finish=False)
     assert was_begun(recipe, tmp_path / "run")
-    with pytest.raises(RecipeError, match=r"data\.normalise"):
-        was_begun(recipe.override({"data.normalise": "pixels"}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"data\.normalize"):
+        was_begun(recipe.override({"data.normalize": "pixels"}), tmp_path / "run")
 
 
 def test_classifier_needs_a_pack_with_two_classes(tmp_path):
@@ -262,7 +262,7 @@ def test_pack_command_writes_and_checks_a_pack(tmp_path):
     made = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
     assert made.exit_code == 0, made.output
     summary = json.loads(made.stdout)
-    assert sum(summary["pictures"].values()) == 1797
+    assert sum(summary["images"].values()) == 1797
     checked = run.invoke(app, ["data", "check", str(tmp_path / "pack")])
     assert "ok: 1,797 packed images are unchanged" in checked.stdout
     refused = run.invoke(app, ["data", "check", str(tmp_path / "pack" / "nothing")])

@@ -15,13 +15,13 @@ import pytest
 from edgerec import Bundle, Classifier, read_image
 from edgerec.contract.preprocess import PreprocessSpec, apply
 from edgerec.contract.target import Target
-from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec, dequantize, pixel_table
+from edgerec.contract.tensors import ACTIVATIONS, Normalize, TensorSpec, dequantize, pixel_table
 from edgerec.export import app_snippets as apps
 from edgerec.export import tflm as sources
 
-UINT8 = (Normalise.named("unit"), TensorSpec("uint8", (1, 40, 56, 3), 1 / 255, 0))
-INT8 = (Normalise.named("unit"), TensorSpec("int8", (1, 40, 56, 3), 1 / 255, -128))
-SIGNED = (Normalise(127.5, 127.5), TensorSpec("int8", (1, 40, 56, 3), 0.0078431377, -1))
+UINT8 = (Normalize.named("unit"), TensorSpec("uint8", (1, 40, 56, 3), 1 / 255, 0))
+INT8 = (Normalize.named("unit"), TensorSpec("int8", (1, 40, 56, 3), 1 / 255, -128))
+SIGNED = (Normalize(127.5, 127.5), TensorSpec("int8", (1, 40, 56, 3), 0.0078431377, -1))
 
 
 def code(text: str, language: str) -> str:
@@ -102,19 +102,19 @@ def photo(rows: int, columns: int) -> np.ndarray:
 def test_coral_code_gives_the_model_the_pixels_of_the_training(
     bundle, tmp_path, monkeypatch, size, fit, interpolation, version, channels, tensors
 ):
-    normalise, spec = tensors
+    normalize, spec = tensors
     spec = replace(spec, shape=(1, 40, 56, channels))
     preprocess = PreprocessSpec(40, 56, channels, fit, interpolation, version)
     output = TensorSpec("uint8", (1, 10), 1 / 256, 0)
     manifest = replace(
-        Bundle.open(bundle).manifest, input=spec, output=output, normalise=normalise, preprocess=preprocess
+        Bundle.open(bundle).manifest, input=spec, output=output, normalize=normalize, preprocess=preprocess
     )
     cv2.imwrite(str(tmp_path / "image.jpg"), photo(*size))
     (tmp_path / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
     interpreter = Interpreter(np.zeros((1, 10), np.uint8))
     execute(manifest, tmp_path, monkeypatch, interpreter)
     pixels = apply(read_image(tmp_path / "image.jpg"), preprocess)
-    table = pixel_table(normalise, spec)
+    table = pixel_table(normalize, spec)
     expected = pixels if table is None else table[pixels]
     assert interpreter.input.dtype == expected.dtype
     assert np.array_equal(interpreter.input, expected[np.newaxis])
@@ -201,16 +201,16 @@ int main() {
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
 @pytest.mark.parametrize(
     "tensors",
-    [(UINT8, "uint8"), (SIGNED, "int8"), ((Normalise(3.0, 58.0), TensorSpec("float32", (1, 9, 8, 3))), "float32")],
+    [(UINT8, "uint8"), (SIGNED, "int8"), ((Normalize(3.0, 58.0), TensorSpec("float32", (1, 9, 8, 3))), "float32")],
 )
 def test_microcontroller_code_gives_the_model_the_pixels_of_the_training(bundle, tmp_path, tensors):
     """The function is compiled against a stand-in for TensorFlow Lite Micro that records the input."""
-    (normalise, spec), kind = tensors
+    (normalize, spec), kind = tensors
     opened = Bundle.open(bundle)
     spec = replace(spec, shape=(1, 9, 8, 3))
     preprocess = PreprocessSpec(9, 8, 3)
     output = TensorSpec(kind, (1, 10), *(() if kind == "float32" else (1 / 256, 0)))
-    manifest = replace(opened.manifest, input=spec, output=output, normalise=normalise, preprocess=preprocess)
+    manifest = replace(opened.manifest, input=spec, output=output, normalize=normalize, preprocess=preprocess)
     micro = tmp_path / "tensorflow" / "lite" / "micro"
     (tmp_path / "tensorflow" / "lite" / "schema").mkdir(parents=True)
     micro.mkdir()
@@ -231,7 +231,7 @@ def test_microcontroller_code_gives_the_model_the_pixels_of_the_training(bundle,
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     pixels = apply(photo(100, 80), preprocess)
     done = subprocess.run([tmp_path / "classify"], input=pixels.tobytes(), capture_output=True, check=False, timeout=30)
-    table = pixel_table(normalise, spec)
+    table = pixel_table(normalize, spec)
     assert done.stdout == (pixels if table is None else table[pixels]).tobytes()
     assert done.returncode == 7
 

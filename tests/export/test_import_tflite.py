@@ -13,7 +13,7 @@ import pytest
 from edgerec import Bundle, Classifier, evaluate, import_tflite, read_image, verify
 from edgerec.contract.labels import distinct, read_labels
 from edgerec.contract.preprocess import apply
-from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec, identity_normalise, parse_normalise, quantize
+from edgerec.contract.tensors import ACTIVATIONS, Normalize, TensorSpec, identity_normalize, parse_normalize, quantize
 from edgerec.errors import BundleError, DataError, EdgerecError, ModelError, OutputExistsError, TargetError
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.runtime.verification import GOLDEN
@@ -158,7 +158,7 @@ def softmax(real: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "normalise", "stored", "activation"),
+    ("name", "normalize", "stored", "activation"),
     [
         ("float_softmax", "unit", lambda p: p / 255, lambda y: y),
         ("float_softmax", "127.5,127.5", lambda p: p / 127.5 - 1, lambda y: y),
@@ -172,12 +172,12 @@ def softmax(real: np.ndarray) -> np.ndarray:
         ("four_dimensions", "unit", lambda p: p / 255, lambda y: y),
     ],
 )
-def test_bundle_predicts_the_same_as_the_model_alone(given, tmp_path, picture, name, normalise, stored, activation):
+def test_bundle_predicts_the_same_as_the_model_alone(given, tmp_path, picture, name, normalize, stored, activation):
     path = given(name)
     labels = tmp_path / "labels.txt"
     if name == "int8_sigmoid":
         labels.write_text("cat\ndog\n")
-    report = import_tflite(path, tmp_path / "b", labels=labels, normalise=normalise)
+    report = import_tflite(path, tmp_path / "b", labels=labels, normalize=normalize)
     classifier = Classifier.open(report.bundle)
     image = read_image(picture)
     pixels = apply(image, classifier.manifest.preprocess)
@@ -195,7 +195,7 @@ def test_bundle_predicts_the_same_as_the_model_alone(given, tmp_path, picture, n
 def test_model_with_odd_scales_has_no_standard_normalization(models):
     spec = import_spec(models("int8_odd_logits"))
     assert spec.dtype == "int8"
-    assert identity_normalise(spec) not in (Normalise(0.0, 255.0), Normalise(128.0, 128.0))
+    assert identity_normalize(spec) not in (Normalize(0.0, 255.0), Normalize(128.0, 128.0))
 
 
 def import_spec(content: bytes) -> TensorSpec:
@@ -213,7 +213,7 @@ def test_pixels_pass_unchanged_for_every_scale_and_zero_point(dtype):
     for scale in [1e-38, 1 / 255, 1.0, 3e38, *rng.lognormal(0, 9, 200).astype(np.float32)]:
         zero_point = int(rng.integers(limits.min, limits.max + 1))
         spec = TensorSpec(dtype, (1, 8, 8, 3), float(scale), zero_point)
-        assert np.array_equal(quantize(identity_normalise(spec).apply(pixels), spec), expected), spec
+        assert np.array_equal(quantize(identity_normalize(spec).apply(pixels), spec), expected), spec
 
 
 def test_activations_handle_extreme_values():
@@ -224,17 +224,17 @@ def test_activations_handle_extreme_values():
 
 def test_float_model_needs_a_normalization(given, models, tmp_path):
     path = given("float_softmax")
-    with pytest.raises(ModelError, match=r"has a float32 input, but does not specify .* --normalise unit .*MEAN,STD"):
+    with pytest.raises(ModelError, match=r"has a float32 input, but does not specify .* --normalize unit .*MEAN,STD"):
         import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
     assert not (tmp_path / "b").exists()
-    path.write_bytes(with_metadata(models("float_softmax"), LABELS, Normalise(100.0, 50.0), "birds"))
+    path.write_bytes(with_metadata(models("float_softmax"), LABELS, Normalize(100.0, 50.0), "birds"))
     report = import_tflite(path, tmp_path / "b")
     manifest = Bundle.open(report.bundle).manifest
-    assert (manifest.labels, manifest.normalise) == (LABELS, Normalise(100.0, 50.0))
+    assert (manifest.labels, manifest.normalize) == (LABELS, Normalize(100.0, 50.0))
 
 
 def test_normalization_options_are_parsed():
-    assert parse_normalise("127.5, 127.5") == Normalise(127.5, 127.5)
+    assert parse_normalize("127.5, 127.5") == Normalize(127.5, 127.5)
     for wrong, message in (
         ("sign", "did you mean 'signed'"),
         ("1,x", "cannot parse normalization"),
@@ -242,7 +242,7 @@ def test_normalization_options_are_parsed():
         ("nan,1", "finite"),
     ):
         with pytest.raises(EdgerecError, match=message):
-            parse_normalise(wrong)
+            parse_normalize(wrong)
 
 
 def test_label_files_of_different_formats_are_read(tmp_path):
@@ -294,7 +294,7 @@ def test_number_of_labels_must_equal_number_of_scores(given, tmp_path):
 )
 def test_models_that_are_not_image_classifiers_are_refused(given, tmp_path, name, message):
     with pytest.raises(ModelError, match=message):
-        import_tflite(given(name), tmp_path / "b", labels=tmp_path / "labels.txt", normalise="unit")
+        import_tflite(given(name), tmp_path / "b", labels=tmp_path / "labels.txt", normalize="unit")
     assert not (tmp_path / "b").exists()
 
 
@@ -312,7 +312,7 @@ def test_damaged_and_missing_model_files_are_refused(given, tmp_path, edgerec):
 def test_target_refuses_models_that_it_cannot_run(given, tmp_path):
     labels = given("float_logits").parent / "labels.txt"
     with pytest.raises(TargetError, match=r"coral cannot run .*float_logits.tflite: .*FLOAT32.*quantize it"):
-        import_tflite(given("float_logits"), tmp_path / "b", labels=labels, target="coral", normalise="unit")
+        import_tflite(given("float_logits"), tmp_path / "b", labels=labels, target="coral", normalize="unit")
     # The interpreter uses 1 for a dynamic batch size, but the Edge TPU compiler needs a fixed batch size.
     with pytest.raises(TargetError, match="dynamic shape"):
         import_tflite(given("uint8_softmax"), tmp_path / "b", labels=labels, target="coral")
@@ -403,8 +403,8 @@ def test_import_does_not_load_tensorflow(given, tmp_path):
 def test_import_command(given, tmp_path, picture, edgerec):
     path = given("float_logits")
     labels = ("--labels", tmp_path / "labels.txt")
-    assert "--normalise unit" in one_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))
-    command = ("import", path, *labels, "--out", tmp_path / "b", "--normalise", "unit", "--picture", picture)
+    assert "--normalize unit" in one_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))
+    command = ("import", path, *labels, "--out", tmp_path / "b", "--normalize", "unit", "--image", picture)
     done = edgerec(*command, "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
@@ -453,6 +453,6 @@ def test_loss_of_logits_equals_loss_of_their_softmax(tmp_path):
     for name, end in (("logits", logits), ("softmax", tf_keras.layers.Softmax()(logits))):
         path = tmp_path / f"{name}.tflite"
         path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(tf_keras.Model(inputs, end)).convert())
-        results[name] = evaluate(path, "digits", normalise="unit", labels="folders")
+        results[name] = evaluate(path, "digits", normalize="unit", labels="folders")
     assert results["logits"].loss == pytest.approx(results["softmax"].loss, rel=1e-5)
     assert results["logits"].accuracy == results["softmax"].accuracy

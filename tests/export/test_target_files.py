@@ -119,7 +119,7 @@ def test_float_model_gets_a_table_of_normalized_pixels(run, tmp_path):
     assert compiled(files, tmp_path).stdout == bundle.model
     table = files["model.cc"].decode().split("kStored[256] = {")[1].split("}")[0]
     numbers = np.array([float(number.strip().rstrip("f")) for number in table.split(",") if number.strip()])
-    assert numbers == pytest.approx(bundle.manifest.normalise.apply(np.arange(256)), rel=1e-6)
+    assert numbers == pytest.approx(bundle.manifest.normalize.apply(np.arange(256)), rel=1e-6)
     assert "data.f[i] = edgerec::kStored[pixels[i]];" in bundle.files["README.md"].decode()
 
 

@@ -26,6 +26,6 @@ def test_unexpected_values_are_found(run_files, tmp_path, monkeypatch):
 
 
 def test_zip_files_that_unpack_to_more_memory_are_found(run_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgerec.utils.bounded.MAX_COMPRESSION_RATIO", 1 << 40)
+    monkeypatch.setattr("edgerec.utils.bounded_parsing.MAX_COMPRESSION_RATIO", 1 << 40)
     figures = run_files("zips", tmp_path, 8, memory_bytes=30 << 20)
     assert any("MiB of memory" in example for example in figures.examples)

@@ -21,6 +21,6 @@ def test_password_in_an_error_is_found(fuzz_target, tmp_path, monkeypatch):
 
 
 def test_password_that_follows_a_redirect_is_found(fuzz_target, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgerec.utils.urls.Url.origin", property(lambda url: url.host))
+    monkeypatch.setattr("edgerec.utils.url_redaction.Url.origin", property(lambda url: url.host))
     figures = fuzz_target("http", tmp_path, 1, first=43, seed=1)
     assert "sent to another server" in figures.examples[0]

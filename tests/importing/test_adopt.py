@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from edgerec import Run, adopt, evaluate, export_bundle, fit, quantize
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError
 from edgerec.importing.adopt import open_or_adopt
 from edgerec.importing.saved_model import check_operators, load_saved_model
@@ -196,7 +196,7 @@ def test_adopted_model_can_be_used_like_a_run(keras3_models, adopted_run, tmp_pa
     assert run.metrics["accuracy"] == 1.0
     # Only one normalization makes this model right, and its logits got a softmax.
     record = run.metrics["adopted"]
-    assert (record["normalise"], record["file"], record["truth"]) == ("unit", "red_or_blue.keras", "labels")
+    assert (record["normalize"], record["file"], record["truth"]) == ("unit", "red_or_blue.keras", "labels")
     assert record["tried"]["unit"] == 1.0 > max(record["tried"]["signed"], record["tried"]["pixels"])
     assert run.model().layers[-1].get_config()["activation"] == "softmax"
     for method in ("ptq", "qat"):
@@ -214,8 +214,8 @@ def test_second_call_reuses_the_run(keras3_models, adopted_run, image_folder, tm
     before = (adopted_run.path / "metrics.json").stat().st_mtime_ns
     assert open_or_adopt(model, str(image_folder), adopted_run.path).path == adopted_run.path
     assert (adopted_run.path / "metrics.json").stat().st_mtime_ns == before
-    with pytest.raises(EdgerecError, match="another value for --normalise"):
-        open_or_adopt(model, str(image_folder), adopted_run.path, normalise="signed")
+    with pytest.raises(EdgerecError, match="another value for --normalize"):
+        open_or_adopt(model, str(image_folder), adopted_run.path, normalize="signed")
     with pytest.raises(OutputExistsError):
         open_or_adopt(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
     with pytest.raises(EdgerecError, match="add --data"):
@@ -246,7 +246,7 @@ def test_quantize_command_accepts_a_model(keras3_models, image_folder, tmp_path)
 
 def test_one_output_becomes_two_classes_and_input_stays_pixels(keras3_models, image_folder, tmp_path):
     run = adopt(keras3_models / "nested.keras", str(image_folder), tmp_path / "run")
-    assert run.recipe.data.normalise == "pixels"  # the first layer of the model normalizes pixels
+    assert run.recipe.data.normalize == "pixels"  # the first layer of the model normalizes pixels
     outputs = np.load(keras3_models / "outputs.npz")
     scores = run.model()(outputs["images"], training=False)
     np.testing.assert_allclose(scores, np.hstack([1 - outputs["nested"], outputs["nested"]]), atol=1e-5)
@@ -259,17 +259,17 @@ def test_classes_without_images_are_accepted(keras3_models, image_folder, tmp_pa
     classifier(classes=4).save(tmp_path / "m.keras")
     labels = tmp_path / "labels.txt"
     labels.write_text("green\nred\nyellow\nblue\n")
-    run = adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run", normalise="unit", labels=labels)
+    run = adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run", normalize="unit", labels=labels)
     assert run.labels == ("green", "red", "yellow", "blue")
     dataset, split = run.data()
     assert set(dataset.classes[split.test]) == {1, 3}
     assert evaluate(run.path).per_class["green"]["support"] == 0
     labels.write_text("green\nred\nyellow\nviolet\n")
     with pytest.raises(DataError, match="'blue', but the model does not"):
-        adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalise="unit", labels=labels)
+        adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalize="unit", labels=labels)
     labels.write_text("green\nred\nred\nblue\n")
     with pytest.raises(DataError, match="duplicate label 'red'"):
-        adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalise="unit", labels=labels)
+        adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalize="unit", labels=labels)
 
 
 def test_unlabeled_images_get_predictions_as_labels(keras3_models, image_folder, tmp_path, caplog):
@@ -278,10 +278,10 @@ def test_unlabeled_images_get_predictions_as_labels(keras3_models, image_folder,
     for path in image_folder.rglob("*.jpg"):
         shutil.copy(path, flat / f"{path.parent.name}_{path.name}")
     model = keras3_models / "red_or_blue.keras"
-    with pytest.raises(DataError, match="add --normalise"):
+    with pytest.raises(DataError, match="add --normalize"):
         adopt(model, str(flat), tmp_path / "run")
     with caplog.at_level(logging.WARNING, "edgerec"):
-        run = adopt(model, str(flat), tmp_path / "run", normalise="unit")
+        run = adopt(model, str(flat), tmp_path / "run", normalize="unit")
         report = quantize(run, "ptq", max_drop=20)
     assert "agreement with the predictions of the float model" in caplog.text
     assert run.labels == ("0", "1")
@@ -303,7 +303,7 @@ def test_unlabeled_images_get_predictions_as_labels(keras3_models, image_folder,
 
 def test_saved_model_is_quantized_but_not_trained(keras3_models, image_folder, tmp_path):
     run = adopt(keras3_models / "red_or_blue", str(image_folder), tmp_path / "run")
-    assert (run.recipe.data.normalise, run.metrics["accuracy"]) == ("unit", 1.0)
+    assert (run.recipe.data.normalize, run.metrics["accuracy"]) == ("unit", 1.0)
     report = quantize(run, "ptq", max_drop=20)
     is_full_int8((run.variant("int8") / "model.tflite").read_bytes())
     assert report.forms[1].agreement == 1.0
@@ -396,7 +396,7 @@ def test_edgerec_architectures_open_in_keras_3(tmp_path):
     outputs = {"images": images}
     for arch in ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2", "lstm", "gru", "vgg_small", "ds_cnn"):
         section = ModelSection(arch, 0.25 if "mobilenet" in arch else 0.5, 0.1)
-        model = build(keras(), section, (32, 32, 3), 3, Normalise.named("unit"))
+        model = build(keras(), section, (32, 32, 3), 3, Normalize.named("unit"))
         outputs[arch] = np.asarray(model(images, training=False))
         write_keras3(model, tmp_path / f"{arch}.keras")
     np.savez(tmp_path / "outputs.npz", **outputs)
@@ -428,7 +428,7 @@ def test_run_contains_model_for_keras_3(run):
 
 
 def test_visual_wake_words_model(real_data, image_folder, tmp_path):
-    run = adopt(real_data / "vww_96.h5", str(image_folder), tmp_path / "run", normalise="unit")
+    run = adopt(real_data / "vww_96.h5", str(image_folder), tmp_path / "run", normalize="unit")
     assert Run.open(run.path).recipe.data.input_size == 96
     quantize(run, "ptq", max_drop=100)
     content = (run.variant("int8") / "model.tflite").read_bytes()

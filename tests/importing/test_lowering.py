@@ -7,7 +7,7 @@ import pytest
 
 from edgerec.compress.convert import to_int8
 from edgerec.compress.qat import with_fake_quantization
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.importing import passes
 from edgerec.importing.passes import adapt
@@ -16,7 +16,7 @@ from edgerec.tflite.edgetpu import diagnose
 from edgerec.tflite.flatbuffer import float_tensors, read_graph
 from edgerec.train.backend import keras
 
-RAW = Normalise(0.0, 1.0)
+RAW = Normalize(0.0, 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from edgerec import Classifier, adopt, export_bundle, quantize, verify
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.importing.passes import adapt
 from edgerec.importing.third_party_keras import expects_pixels, read_third_party
@@ -124,29 +124,29 @@ def caffe_model():
     return model
 
 
-@pytest.mark.parametrize("normalise", [None, "caffe", "bgr:103.939,116.779,123.68/1"])
-def test_caffe_preprocessing_outside_the_model_is_measured_or_set(tmp_path, normalise):
+@pytest.mark.parametrize("normalize", [None, "caffe", "bgr:103.939,116.779,123.68/1"])
+def test_caffe_preprocessing_outside_the_model_is_measured_or_set(tmp_path, normalize):
     folder = color_folder(tmp_path / "images")
     caffe_model().save(tmp_path / "m.keras")
-    run = adopt(tmp_path / "m.keras", str(folder), tmp_path / "run", normalise=normalise)
+    run = adopt(tmp_path / "m.keras", str(folder), tmp_path / "run", normalize=normalize)
     assert run.metrics["accuracy"] == 1.0
-    if normalise:
-        assert run.metrics["adopted"]["normalise"] == normalise
+    if normalize:
+        assert run.metrics["adopted"]["normalize"] == normalize
     images = np.random.default_rng(2).integers(0, 256, (8, *SHAPE)).astype(np.uint8)
     expected = caffe_model()(
         keras().applications.imagenet_utils.preprocess_input(images.astype(np.float32), mode="caffe")
     )
-    if normalise:
+    if normalize:
         np.testing.assert_allclose(
-            run.model()(run.recipe.normalise.apply(images.astype(np.float32))), expected, atol=1e-4
+            run.model()(run.recipe.normalize.apply(images.astype(np.float32))), expected, atol=1e-4
         )
 
 
 def test_normalization_becomes_a_layer_and_pixels_pass_through(tmp_path):
     folder = color_folder(tmp_path / "images")
     caffe_model().save(tmp_path / "m.keras")
-    run = adopt(tmp_path / "m.keras", str(folder), tmp_path / "run", normalise="caffe")
-    assert run.recipe.normalise == Normalise.named("pixels")
+    run = adopt(tmp_path / "m.keras", str(folder), tmp_path / "run", normalize="caffe")
+    assert run.recipe.normalize == Normalize.named("pixels")
     for method in ("ptq", "qat", "prune+qat"):
         report = quantize(run, method, epochs=1 if "qat" in method else None, max_drop=100)
         content = (run.variant(report.variant) / "model.tflite").read_bytes()
@@ -160,14 +160,14 @@ def test_normalization_becomes_a_layer_and_pixels_pass_through(tmp_path):
         assert classifier.classify(np.ascontiguousarray(image)).label == name
 
 
-@pytest.mark.parametrize("normalise", ["caffe", "torch", "tf"])
-def test_saved_model_keeps_its_normalization_when_opened_again(keras3_models, tmp_path, normalise):
+@pytest.mark.parametrize("normalize", ["caffe", "torch", "tf"])
+def test_saved_model_keeps_its_normalization_when_opened_again(keras3_models, tmp_path, normalize):
     folder = color_folder(tmp_path / "images")
-    run = adopt(keras3_models / "plain", str(folder), tmp_path / "run", normalise=normalise, labels="folders")
+    run = adopt(keras3_models / "plain", str(folder), tmp_path / "run", normalize=normalize, labels="folders")
     images = np.random.default_rng(2).integers(0, 256, (4, *SHAPE)).astype(np.float32)
-    real = keras().applications.imagenet_utils.preprocess_input(images.copy(), mode=normalise)
+    real = keras().applications.imagenet_utils.preprocess_input(images.copy(), mode=normalize)
     expected = read_third_party(keras3_models / "plain.keras")(real)
-    np.testing.assert_allclose(run.model()(run.recipe.normalise.apply(images)), expected, atol=1e-4)
+    np.testing.assert_allclose(run.model()(run.recipe.normalize.apply(images)), expected, atol=1e-4)
 
 
 # Nested models
@@ -262,11 +262,11 @@ def test_input_without_channel_axis_is_accepted(tmp_path, shape, suffix):
         [keras().Input(shape), layers.Reshape((8, 8, 1)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(10)]
     )
     spread(model).save(tmp_path / f"m{suffix}")
-    run = adopt(tmp_path / f"m{suffix}", "digits", tmp_path / "run", normalise="unit", labels="folders")
+    run = adopt(tmp_path / f"m{suffix}", "digits", tmp_path / "run", normalize="unit", labels="folders")
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.float32)
     logits = np.asarray(model(images.reshape(4, *shape) / 255), np.float64)
     expected = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores = run.model()(run.recipe.normalise.apply(images))
+    scores = run.model()(run.recipe.normalize.apply(images))
     np.testing.assert_allclose(scores, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
     if suffix == ".h5":
         report = quantize(run, "ptq", max_drop=100)

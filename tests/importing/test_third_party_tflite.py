@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgerec import Bundle, Classifier, evaluate, import_tflite, inspect, verify
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.metadata import read_metadata
@@ -36,7 +36,7 @@ def write(tmp_path):
 
 
 def imported(path, **options):
-    options = {"labels": path.with_name("labels.txt"), "normalise": "pixels", "overwrite": True} | options
+    options = {"labels": path.with_name("labels.txt"), "normalize": "pixels", "overwrite": True} | options
     return import_tflite(path, path.with_name("bundle"), **options)
 
 
@@ -102,7 +102,7 @@ def test_logits_get_a_softmax_and_the_report_says_why(write, tmp_path, edgerec):
     report = imported(path)
     assert report.activation == "softmax"
     assert sum(scores(report)) == pytest.approx(1)
-    command = ("import", path, "--labels", tmp_path / "labels.txt", "--normalise", "pixels", "--out", tmp_path / "c")
+    command = ("import", path, "--labels", tmp_path / "labels.txt", "--normalize", "pixels", "--out", tmp_path / "c")
     done = edgerec(*command)
     assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in done.stdout
     done = edgerec(*command, "--activation", "sigmoid", "--overwrite")
@@ -139,7 +139,7 @@ def test_scores_in_percent_are_refused(write):
         imported(write(softmax().add("MUL", (1, 3), np.full((1, 3), 100.0)).done()))
 
 
-@pytest.mark.parametrize("use", [imported, lambda path: evaluate(path, "digits", normalise="unit")])
+@pytest.mark.parametrize("use", [imported, lambda path: evaluate(path, "digits", normalize="unit")])
 def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(write, use):
     with pytest.raises(ModelError, match="cannot be run") as raised:
         use(write(tflite_models.unloadable()))
@@ -195,7 +195,7 @@ def test_integer_channels_first_input_keeps_its_quantization(write):
     image.quantization = model.schema.QuantizationParametersT()
     image.quantization.scale, image.quantization.zeroPoint = np.array([1.0], np.float32), np.array([-128], np.int64)
     model.add("DEQUANTIZE", (1, 3, SIZE, SIZE))
-    report = imported(write(softmax(model, axes=(2, 3)).done()), normalise=None)
+    report = imported(write(softmax(model, axes=(2, 3)).done()), normalize=None)
     assert (report.input.dtype, report.input.scale, report.input.zero_point) == ("int8", 1.0, -128)
     assert Classifier.open(report.bundle).classify(RED).label == "red"
 
@@ -209,8 +209,8 @@ def test_teachable_machine_models_are_recognized(write):
     model.add("FULLY_CONNECTED", (1, 3), np.eye(3), np.zeros(3), name="dense_Dense2/bias").add(
         "SOFTMAX", (1, 3), beta=1.0
     )
-    report = imported(write(model.done()), normalise=None)
-    assert (report.family, report.fit, report.normalise) == ("Teachable Machine", "crop", (127.5, 127.5))
+    report = imported(write(model.done()), normalize=None)
+    assert (report.family, report.fit, report.normalize) == ("Teachable Machine", "crop", (127.5, 127.5))
     assert "sequential_5_input" in report.fit_reason
     wide = np.zeros((SIZE, 3 * SIZE, 3), np.uint8)
     wide[:, :, 2] = 255
@@ -240,15 +240,15 @@ def test_labels_have_the_users_language_or_english(write, monkeypatch, files, la
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LANG", language)
     path = write(tflite_models.with_label_files(softmax().done(), files))
-    report = imported(path, labels=None, normalise=None)
+    report = imported(path, labels=None, normalize=None)
     assert Classifier.open(report.bundle).manifest.labels[0] == first
     assert report.label_source.split()[0] in files
 
 
 def test_unusable_metadata_can_be_overridden(write, edgerec):
     path = write(tflite_models.with_label_files(softmax().done(), FILES, std=0.0))
-    with pytest.raises(ModelError, match=r"positive standard deviations, got .*\[0\.0\].* --normalise"):
-        imported(path, labels=None, normalise=None)
+    with pytest.raises(ModelError, match=r"positive standard deviations, got .*\[0\.0\].* --normalize"):
+        imported(path, labels=None, normalize=None)
     assert scores(imported(path, labels=None))[0] > 0.9
     damaged = path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03")
     path.write_bytes(damaged)
@@ -256,13 +256,13 @@ def test_unusable_metadata_can_be_overridden(write, edgerec):
         imported(path, labels=None)
     assert scores(imported(path))[0] > 0.9
     faults = json.loads(edgerec("inspect", path, "--json").stdout)["metadata_faults"]
-    assert [fault.split(":")[0] for fault in faults] == ["labels", "normalise"]
+    assert [fault.split(":")[0] for fault in faults] == ["labels", "normalize"]
 
 
 def test_layout_is_found_without_normalization_metadata(write):
     """The label files are kept if an operator is added to the model."""
     content = tflite_models.with_label_files(tflite_models.channels_first(), FILES)
-    report = imported(write(content), labels=None, normalise=None)
+    report = imported(write(content), labels=None, normalize=None)
     assert (report.layout, report.labels) == ("channels first", 3)
     assert inspect(report.bundle).labels
 
@@ -279,7 +279,7 @@ def test_edge_tpu_file_is_refused_with_advice(write, tmp_path, edgerec):
 
 
 def test_probabilities_that_overflow_outside_the_input_range_get_no_second_softmax(write):
-    report = imported(write(expanded_softmax(logits(scale=5.0)).done()), normalise="unit")
+    report = imported(write(expanded_softmax(logits(scale=5.0)).done()), normalize="unit")
     assert report.activation == "none"
     assert report.sums_to_one
 
@@ -302,12 +302,12 @@ def test_damaged_files_appended_to_a_model_are_removed(write, damage):
 def test_app_reads_the_chosen_labels_and_normalization_from_the_model(write, target):
     content = tflite_models.with_label_files(softmax().done(), {"old.txt": ("a\nb\nc\n", "")}, std=2.0)
     path = write(content)
-    report = imported(path, normalise="unit", target=target)
+    report = imported(path, normalize="unit", target=target)
     bundle = Bundle.open(report.bundle)
     metadata = read_metadata(bundle.files[bundle.manifest.model])
     assert metadata.labels == COLORS
-    assert metadata.normalise == (Normalise.named("unit"),)
-    unchanged = imported(path, labels=None, normalise=None, target=target)
+    assert metadata.normalize == (Normalize.named("unit"),)
+    unchanged = imported(path, labels=None, normalize=None, target=target)
     bundle = Bundle.open(unchanged.bundle)
     assert bundle.files[bundle.manifest.model] == content
 

@@ -33,7 +33,7 @@ def error(done) -> str:
 
 def test_model_that_tensorflow_cannot_run_is_reported_in_one_line(run, tmp_path, here):
     model = save_unusable_model(tmp_path / "model.keras", (8, 8, 3))
-    command = ["quantize", model, "--data", "digits", "--normalise", "pixels", "--out", tmp_path / "run"]
+    command = ["quantize", model, "--data", "digits", "--normalize", "pixels", "--out", tmp_path / "run"]
     assert "TensorFlow cannot run the model: Cast string to float is not supported;" in error(here(*command))
     shutil.copytree(run.path, tmp_path / "copy")
     save_unusable_model(tmp_path / "copy" / "model.keras", (28, 28, 1))
@@ -58,7 +58,7 @@ def test_layers_that_cannot_be_connected_are_refused(run, tmp_path, edgerec, lay
         layers[2]["inbound_nodes"][0][0][:2] = [layers[layer]["name"], output]
 
     rewrite(tmp_path / "copy" / "model.keras", change)
-    quantize = ["quantize", tmp_path / "copy" / "model.keras", "--data", "digits", "--normalise", "pixels"]
+    quantize = ["quantize", tmp_path / "copy" / "model.keras", "--data", "digits", "--normalize", "pixels"]
     for command in (["evaluate", tmp_path / "copy"], [*quantize, "--out", tmp_path / "run"]):
         done = edgerec(*command, timeout=60)
         assert "the model's layers form a cycle, or refer to an output that does not exist" in error(done)

@@ -17,7 +17,7 @@ from edgerec.catalog.architectures import measured
 from edgerec.cli.app import app
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.qat import with_fake_quantization
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import EdgerecError, ModelError, RecipeError, RunError
 from edgerec.importing.keras_files import load_model
 from edgerec.importing.passes import adapt
@@ -27,7 +27,7 @@ from edgerec.runtime.image_model import ImageModel
 from edgerec.train.backend import keras
 from tests.conftest import one_line
 
-UNIT = Normalise.named("unit")
+UNIT = Normalize.named("unit")
 REPORTS = {report.name: report for report in architectures()}
 # Architectures that edgerec builds itself, and that are compared with the Keras application of the same name.
 AS_KERAS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_small")

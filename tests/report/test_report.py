@@ -380,8 +380,8 @@ def test_report_of_an_adopted_model_without_labels(copied):
     """The predictions of the adopted model serve as labels, so there is no calibration."""
     dataset, _ = copied.data()
     answers = {name: dataset.labels[index] for name, index in zip(dataset.names, dataset.classes, strict=True)}
-    copied.write_json("answers.json", answers)
-    adopted = {"file": "theirs.keras", "sha256": "0" * 64, "truth": "predictions", "normalise": "unit"}
+    copied.write_json("pseudo_labels.json", answers)
+    adopted = {"file": "theirs.keras", "sha256": "0" * 64, "truth": "predictions", "normalize": "unit"}
     edited(copied, "metrics.json", adopted=adopted, epochs=0, best_epoch=0, seconds=0.0)
     copied.write_history([])
     report = write_report(copied)
@@ -506,7 +506,7 @@ def test_report_command(copied, report):
     assert shown["page"] == str(copied.path / "report.html")
     assert shown["top1"]["value"] == report.top1.value
     assert shown["variants"][1]["chosen"] is True
-    done = CliRunner().invoke(app, ["report", str(copied.path), "--out", str(copied.path / "b.html"), "--no-pictures"])
+    done = CliRunner().invoke(app, ["report", str(copied.path), "--out", str(copied.path / "b.html"), "--no-images"])
     assert done.exit_code == 0, done.output
     assert f"report   {copied.path / 'b.html'}" in done.stdout
     assert "missing  images, image counts per class" in done.stdout

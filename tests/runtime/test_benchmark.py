@@ -14,7 +14,7 @@ from edgerec.errors import BundleError
 from edgerec.runtime import thermal
 from edgerec.runtime.benchmark import BenchmarkReport, StageLatency, benchmark, throttling_reasons
 from edgerec.runtime.interpreter import Fingerprint
-from edgerec.runtime.profile import profile_operators
+from edgerec.runtime.operator_profile import profile_operators
 from edgerec.runtime.thermal import Health
 from edgerec.tflite.flatbuffer import read_graph
 from tests.conftest import one_line
@@ -176,7 +176,7 @@ def test_throttling_and_temperature_are_reported(tmp_path, monkeypatch):
 
 
 def test_number_of_open_truncated_models_is_limited(bundle, monkeypatch):
-    from edgerec.runtime import profile
+    from edgerec.runtime import operator_profile
     from edgerec.runtime.interpreter import open_interpreter
 
     open_models, counts = weakref.WeakSet(), []
@@ -187,9 +187,9 @@ def test_number_of_open_truncated_models_is_limited(bundle, monkeypatch):
         counts.append(len(open_models))
         return interpreter
 
-    monkeypatch.setattr(profile, "open_interpreter", recording_open_interpreter)
+    monkeypatch.setattr(operator_profile, "open_interpreter", recording_open_interpreter)
     content = Bundle.open(bundle).model
-    monkeypatch.setattr(profile, "OPEN_BYTES", 4 * len(content))  # as for a large model
+    monkeypatch.setattr(operator_profile, "OPEN_BYTES", 4 * len(content))  # as for a large model
     times = profile_operators([content, content], threads=1, budget_s=0.0)
     assert [(t.model, t.index) for t in times] == [(m, i) for m in (0, 1) for i in range(len(times) // 2)]
     assert sum(t.part for t in times) == pytest.approx(1, abs=0.01)
@@ -197,11 +197,13 @@ def test_number_of_open_truncated_models_is_limited(bundle, monkeypatch):
 
 
 def test_longest_truncated_model_has_the_output_of_the_model(bundle, monkeypatch):
-    from edgerec.runtime import profile
+    from edgerec.runtime import operator_profile
     from edgerec.runtime.interpreter import open_interpreter
 
     content, truncated = Bundle.open(bundle).model, []
-    monkeypatch.setattr(profile, "open_interpreter", lambda m, **k: truncated.append(m) or open_interpreter(m, **k))
+    monkeypatch.setattr(
+        operator_profile, "open_interpreter", lambda m, **k: truncated.append(m) or open_interpreter(m, **k)
+    )
     profile_operators([content], threads=1, budget_s=0.0)
     outputs = []
     for model in (content, max(truncated, key=lambda model: len(read_graph(model).operators))):

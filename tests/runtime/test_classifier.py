@@ -32,7 +32,7 @@ def test_model_input_equals_the_preprocessed_pixels(bundle, pictures):
     """The pixels are not converted, because the normalization is part of the quantized model."""
     classifier = Classifier.open(bundle)
     (model,) = classifier.models
-    assert pixel_table(classifier.manifest.normalise, classifier.manifest.input) is None
+    assert pixel_table(classifier.manifest.normalize, classifier.manifest.input) is None
     pixels = apply(read_image(pictures[0]), classifier.manifest.preprocess)
     tflite = interpreter.open_interpreter(Bundle.open(bundle).model)
     tflite.set_tensor(tflite.get_input_details()[0]["index"], pixels[np.newaxis])
@@ -78,10 +78,10 @@ def test_predict_refuses_files_that_are_not_images(bundle, tmp_path, edgerec):
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\0\0\0\0TFL3", b"\x1c\0\0\0TFL3" + b"\xff" * 200])
 def test_files_that_are_not_tflite_models_are_refused(content):
-    from edgerec.contract.tensors import Normalise
+    from edgerec.contract.tensors import Normalize
 
     with pytest.raises(ModelError):
-        ImageModel(content, Normalise.named("unit"))
+        ImageModel(content, Normalize.named("unit"))
 
 
 def test_missing_delegate_is_an_error_without_fallback(bundle, pictures, caplog):
@@ -135,17 +135,17 @@ def test_number_of_threads_is_measured_once_and_cached(bundle, monkeypatch, tmp_
         return ImageModel(*arguments, **options)
 
     monkeypatch.setattr(threads, "ImageModel", open_model)
-    first = threads.best_threads(opened.model, opened.manifest.normalise)
+    first = threads.best_threads(opened.model, opened.manifest.normalize)
     assert first in (1, 2, 3, 4)
-    assert threads.best_threads(opened.model, opened.manifest.normalise) == first
+    assert threads.best_threads(opened.model, opened.manifest.normalize) == first
     assert measured_threads == [1, 2, 3, 4]
     (cache_file,) = (tmp_path / "cache").iterdir()
     for damaged in ("many", "", "4000"):
         cache_file.write_text(damaged)
-        assert 1 <= threads.best_threads(opened.model, opened.manifest.normalise) <= 4
+        assert 1 <= threads.best_threads(opened.model, opened.manifest.normalize) <= 4
     # If the cache folder is not writable, the result is not cached.
     monkeypatch.setenv("EDGEREC_CACHE", "/proc/nothing")
-    assert threads.best_threads(opened.model, opened.manifest.normalise) in (1, 2, 3, 4)
+    assert threads.best_threads(opened.model, opened.manifest.normalize) in (1, 2, 3, 4)
 
 
 def test_litert_and_tensorflow_return_similar_scores(bundle, pictures, monkeypatch):

@@ -155,7 +155,7 @@ def flat(tmp_path):
         tmp_path / "model.tflite",
         tmp_path / "b",
         labels=tmp_path / "labels.txt",
-        normalise="pixels",
+        normalize="pixels",
         activation="none",
         images=pictures,
     )
@@ -174,7 +174,7 @@ def test_the_number_of_decisive_images_is_reported(flat, bundle, tmp_path, edger
     indecisive = exported_elsewhere(flat, tmp_path / "indecisive", lambda index, scores: scores + 1e-4 * (index == 0))
     for path, decisive, total in ((clear, 10, 10), (indecisive, 0, 3)):
         value = json.loads(edgerec("verify", path, "--json").stdout)
-        counts = {"pictures": total, "same_labels": total, "decisive": decisive}
+        counts = {"images": total, "same_labels": total, "decisive": decisive}
         assert counts.items() <= value.items()
         done = edgerec("verify", path)
         assert f"{decisive} of {total} golden images are decisive" in done.stdout

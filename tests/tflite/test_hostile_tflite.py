@@ -97,7 +97,7 @@ def test_model_that_ends_its_process_is_refused(name, tmp_path, labels, monkeypa
     path.write_bytes(HOSTILE[name]())
     assert inspect(path).interpreter_error
     with pytest.raises(ModelError, match="cannot be run: "):
-        import_tflite(path, tmp_path / "bundle", labels=labels, normalise="unit")
+        import_tflite(path, tmp_path / "bundle", labels=labels, normalize="unit")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["labels.txt", "model.tflite"]
 
 
@@ -115,8 +115,8 @@ def test_every_command_reports_a_model_that_crashes_in_one_line(tmp_path, labels
     (tmp_path / "model.tflite").write_bytes(crashing())
     copy = with_model(bundle, crashing(), tmp_path / "copy")
     for arguments in (
-        ("import", tmp_path / "model.tflite", "--labels", labels, "--normalise", "unit", "--out", tmp_path / "new"),
-        ("evaluate", tmp_path / "model.tflite", "--labels", labels, "--normalise", "unit", "--data", "digits"),
+        ("import", tmp_path / "model.tflite", "--labels", labels, "--normalize", "unit", "--out", tmp_path / "new"),
+        ("evaluate", tmp_path / "model.tflite", "--labels", labels, "--normalize", "unit", "--data", "digits"),
         ("predict", copy, pictures[0]),
         ("verify", copy),
         ("benchmark", copy, "--seconds", "0.1"),
@@ -193,8 +193,8 @@ def test_an_invalid_graph_is_refused_before_a_runtime_reads_it(name, tmp_path, l
     for use in (
         lambda: read_graph(content),
         lambda: inspect(path),
-        lambda: import_tflite(path, tmp_path / "bundle", labels=labels, normalise="unit"),
-        lambda: evaluate(path, data="digits", labels=labels, normalise="unit"),
+        lambda: import_tflite(path, tmp_path / "bundle", labels=labels, normalize="unit"),
+        lambda: evaluate(path, data="digits", labels=labels, normalize="unit"),
     ):
         with pytest.raises(ModelError, match=r"is a damaged TFLite model \(.*\): copy or convert it again"):
             use()

@@ -10,15 +10,15 @@ import pytest
 
 from edgerec import evaluate
 from edgerec.compress.convert import to_float32
-from edgerec.contract.tensors import ChannelNormalise, Normalise, TensorSpec
+from edgerec.contract.tensors import ChannelNormalize, Normalize, TensorSpec
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite import metadata as module
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
-from edgerec.tflite.metadata import Metadata, has_metadata, normalise_for, read_metadata, with_metadata
+from edgerec.tflite.metadata import Metadata, has_metadata, normalize_for, read_metadata, with_metadata
 from edgerec.tflite.schema import tflite_schema
 
-UNIT = Normalise(0.0, 255.0)
+UNIT = Normalize(0.0, 255.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_every_variant_has_metadata(run):
         content = (run.variant(name) / "model.tflite").read_bytes()
         metadata = read_metadata(content)
         assert metadata.labels == run.labels
-        assert metadata.normalise == (run.recipe.normalise,)
+        assert metadata.normalize == (run.recipe.normalize,)
         assert metadata.name == "simple_cnn"
         assert "10 labels" in metadata.description
         assert report["forms"][-1]["size_bytes"] == len(content)
@@ -98,23 +98,23 @@ def test_metadata_of_a_model_from_google_is_read(real_data):
     metadata = read_metadata(content)
     assert metadata.name == "ImageClassifier"
     assert list(metadata.labels) == (real_data / "imagenet_labels.txt").read_text().splitlines()
-    assert metadata.normalise == (Normalise(127.5, 127.5),)
+    assert metadata.normalize == (Normalize(127.5, 127.5),)
 
 
 def test_normalization_is_read_from_metadata_for_float_inputs_only():
     spec = TensorSpec("float32", (1, 8, 8, 3))
-    common, per_channel = (UNIT,), (UNIT, UNIT, Normalise(1.0, 255.0))
-    assert normalise_for(spec, Metadata("", "", (), common)) == UNIT
-    assert normalise_for(spec, Metadata("", "", (), per_channel)) == ChannelNormalise((0, 0, 1), (255, 255, 255))
+    common, per_channel = (UNIT,), (UNIT, UNIT, Normalize(1.0, 255.0))
+    assert normalize_for(spec, Metadata("", "", (), common)) == UNIT
+    assert normalize_for(spec, Metadata("", "", (), per_channel)) == ChannelNormalize((0, 0, 1), (255, 255, 255))
     with pytest.raises(
-        ModelError, match="2 normalizations for 3 channels: set the correct normalization with --normalise"
+        ModelError, match="2 normalizations for 3 channels: set the correct normalization with --normalize"
     ):
-        normalise_for(spec, Metadata("", "", (), per_channel[1:]))
+        normalize_for(spec, Metadata("", "", (), per_channel[1:]))
     with pytest.raises(ModelError, match="has a float32 input, but does not specify its normalization"):
-        normalise_for(spec, Metadata("", "", (), ()))
+        normalize_for(spec, Metadata("", "", (), ()))
     # Pixels are not normalized for integer inputs, regardless of the metadata.
     quantized = TensorSpec("uint8", (1, 8, 8, 3), 0.5, 3)
-    assert normalise_for(quantized, Metadata("", "", (), per_channel)) == Normalise(3.0, 2.0)
+    assert normalize_for(quantized, Metadata("", "", (), per_channel)) == Normalize(3.0, 2.0)
 
 
 def test_evaluate_needs_a_normalization_for_a_float_file_without_metadata(run, bare, tmp_path, image_folder):
@@ -124,9 +124,9 @@ def test_evaluate_needs_a_normalization_for_a_float_file_without_metadata(run, b
     with pytest.raises(DataError, match="has a class 'blue' that the model does not know"):
         evaluate(run.variant("float32") / "model.tflite", str(image_folder))
     (tmp_path / "bare.tflite").write_bytes(bare)
-    with pytest.raises(EdgerecError, match="does not specify its normalization: add --normalise"):
+    with pytest.raises(EdgerecError, match="does not specify its normalization: add --normalize"):
         evaluate(tmp_path / "bare.tflite", "digits")
-    assert evaluate(tmp_path / "bare.tflite", "digits", normalise="unit").accuracy == own.accuracy
+    assert evaluate(tmp_path / "bare.tflite", "digits", normalize="unit").accuracy == own.accuracy
 
 
 def test_damaged_metadata_causes_only_model_errors(with_labels, monkeypatch):
@@ -179,5 +179,5 @@ def outcome(content: bytes) -> str:
         metadata = read_metadata(content)
     except ModelError:
         return "refused"
-    assert metadata is None or all(one.std > 0 for one in metadata.normalise)
+    assert metadata is None or all(one.std > 0 for one in metadata.normalize)
     return "read"

@@ -11,15 +11,16 @@ from typer.testing import CliRunner
 
 from edgerec import Bundle, Camera, Classifier, Novelty, Recipe, Run, ensemble, export_bundle, fit, quantize, verify
 from edgerec.cli.app import app
-from edgerec.contract.decision import Decider, DecisionSpec, decide
+from edgerec.contract.decision import DecisionSpec, decide
 from edgerec.contract.manifest import Manifest
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.smoothing import Decider
+from edgerec.contract.tensors import Normalize
 from edgerec.errors import BundleError, EdgerecError, GateError, ModelError, RecipeError, RunError
 from edgerec.runtime.autoencoder import Autoencoder
 from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.flatbuffer import float_tensors, read_graph
 
-UNIT = Normalise.named("unit")
+UNIT = Normalize.named("unit")
 LABELS = ("cat", "dog")
 # The digits in their original size of 8×8 pixels. The classifier of the other tests takes enlarged images.
 RECIPE = {
@@ -113,7 +114,7 @@ def test_images_need_no_labels(tmp_path, image_folder):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.normalise", "pixels", "set data.normalise to unit or signed"),
+        ("data.normalize", "pixels", "set data.normalize to unit or signed"),
         ("model.weights", "imagenet", "set model.weights to none"),
         ("distill.teachers", "somewhere", "only classifiers can be distilled"),
     ],
@@ -227,7 +228,7 @@ def test_threshold_is_measured_with_the_exported_model(novelty_bundle, autoencod
     bundle = Bundle.open(novelty_bundle)
     spec, about = bundle.manifest.novelty, bundle.manifest.metrics["novelty"]
     dataset, split = autoencoder.data()
-    model = Autoencoder(bundle.files["novelty.tflite"], spec.normalise)
+    model = Autoencoder(bundle.files["novelty.tflite"], spec.normalize)
     errors = [model.error(dataset.images[i]) for i in split.val]
     assert np.mean(np.array(errors) <= spec.threshold * (1 + 1e-6)) == pytest.approx(0.95, abs=0.01)
     assert about["variant"] == "int8"

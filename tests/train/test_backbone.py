@@ -71,12 +71,12 @@ SMALL = ("simple_cnn", "resnet8", "mobilenet_v3_small_minimalistic", "ds_cnn", "
 
 
 def test_features_of_edgerec_architectures():
-    from edgerec.contract.tensors import Normalise
+    from edgerec.contract.tensors import Normalize
     from edgerec.models import build
 
     for arch in SMALL:
         section = Recipe().override({"model.arch": arch, "model.width": 0.25, "model.dropout": 0.2}).model
-        model = build(keras(), section, (32, 32, 3), 7, Normalise.named("unit"))
+        model = build(keras(), section, (32, 32, 3), 7, Normalize.named("unit"))
         check_features(model, model.get_layer("logits").input.shape[-1])
 
 

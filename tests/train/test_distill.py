@@ -17,7 +17,7 @@ def test_distillation_loss_is_the_divergence_of_softened_scores(run):
     recipe = replace(run.recipe, distill=replace(run.recipe.distill, teachers=str(run.path), temperature=2.0))
     distance = distillation_loss(recipe, run.labels)
     dataset, parts = run.data()
-    pixels = recipe.normalise.apply(dataset.images[parts.val[:8]].astype(np.float32))
+    pixels = recipe.normalize.apply(dataset.images[parts.val[:8]].astype(np.float32))
     scores = np.asarray(run.model()(pixels, training=False), np.float64)
     assert float(distance(pixels, scores.astype(np.float32))) == pytest.approx(0, abs=1e-4)
     other = np.full_like(scores, 0.1)
@@ -45,7 +45,7 @@ def test_student_is_trained_with_the_distillation_loss(run, tmp_path, here):
 
 def test_teacher_with_other_preprocessing_or_split_is_refused(run, tmp_path):
     recipe = student_recipe([run.path], "simple_cnn")
-    for key, value in (("data.normalise", "signed"), ("seed", 7)):
+    for key, value in (("data.normalize", "signed"), ("seed", 7)):
         with pytest.raises(RecipeError, match=f"its {key} is .*, but the student's is"):
             fit(recipe.override({key: value}), tmp_path / "run")
         assert not (tmp_path / "run").exists()

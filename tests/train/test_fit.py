@@ -292,7 +292,7 @@ def test_options_of_training_work_together(image_folder, tmp_path):
         **{
             "data.source": str(image_folder),
             "data.input_size": 32,
-            "data.normalise": "signed",
+            "data.normalize": "signed",
             "model.arch": "resnet8",
             "model.width": 0.5,
             "model.dropout": 0.2,

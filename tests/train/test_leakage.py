@@ -127,7 +127,7 @@ def test_search_refuses_weights_before_its_first_trial(trained, folder, tmp_path
 
 def test_model_of_a_run_with_another_split_is_not_imported(trained, folder, tmp_path):
     with pytest.raises(RecipeError, match="was trained on"):
-        adopt(trained.path / "model.keras", str(folder), tmp_path / "run", normalise="unit", recipe=Recipe(seed=1))
+        adopt(trained.path / "model.keras", str(folder), tmp_path / "run", normalize="unit", recipe=Recipe(seed=1))
 
 
 def test_teacher_of_a_grown_data_set_keeps_its_split(folder, tmp_path):

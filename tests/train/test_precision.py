@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from edgerec import Recipe
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalize
 from edgerec.models import build
 from edgerec.recipe import ModelSection, TrainSection
 from edgerec.train import backend as module
@@ -36,7 +36,7 @@ def chosen(section):
 
 
 def network(arch, width=1.0):
-    return build(keras(), ModelSection(arch, width), (32, 32, 3), 10, Normalise.named("unit"))
+    return build(keras(), ModelSection(arch, width), (32, 32, 3), 10, Normalize.named("unit"))
 
 
 def test_policy_depends_on_the_device(monkeypatch, caplog):
@@ -114,7 +114,7 @@ def test_outputs_in_float32_and_bfloat16_are_similar(monkeypatch):
 def test_teacher_computes_in_the_training_precision(monkeypatch, run):
     recipe = run.recipe.override({"distill.teachers": str(run.path)})
     dataset, parts = run.data()
-    pixels = recipe.normalise.apply(dataset.images[parts.val[:8]].astype(np.float32))
+    pixels = recipe.normalize.apply(dataset.images[parts.val[:8]].astype(np.float32))
     scores = run.model()(pixels, training=False)
     assert float(distillation_loss(recipe, run.labels)(pixels, scores)) == pytest.approx(0, abs=1e-6)
     set_bfloat16_units(monkeypatch, True)

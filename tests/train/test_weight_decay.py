@@ -80,14 +80,14 @@ def test_decay_is_the_same_after_a_resume_with_gradient_accumulation(settings, t
 
 
 def test_only_kernels_decay():
-    from edgerec.contract.tensors import Normalise
+    from edgerec.contract.tensors import Normalize
     from edgerec.models import build
     from edgerec.train.backend import keras
     from edgerec.train.optimizer import optimizer, restored_optimizer
 
     for arch in ("mobilenet_v1", "lstm"):
         section = Recipe().override({"model.arch": arch, "model.width": 0.25}).model
-        model = build(keras(), section, (32, 32, 3), 10, Normalise.named("unit"))
+        model = build(keras(), section, (32, 32, 3), 10, Normalize.named("unit"))
         for variable in model.trainable_variables:
             variable.assign(np.full(variable.shape, 0.5))
         zeros = [np.zeros(variable.shape, np.float32) for variable in model.trainable_variables]

@@ -254,7 +254,7 @@ def test_files_of_a_study_folder(study, base):
     front = sorted(path.name for path in (folder / "pareto").iterdir())
     assert front == sorted(f"trial-{one.number:05d}.toml" for one in study.best)
     assert sorted(path.name for path in (folder / "trials").iterdir()) == sorted(str(one.number) for one in study.best)
-    assert cv2.imread(study.picture).std() > 5
+    assert cv2.imread(study.plot).std() > 5
     assert json.loads(json.dumps(study.to_dict()))["best"][0]["number"] == study.best[0].number
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
 
@@ -270,8 +270,8 @@ def test_test_images_are_evaluated_only_after_the_study(study, tmp_path):
     # The size that was measured before training is that of the trained model.
     dataset, _ = finished.data()
     recipe = finished.recipe
-    content = to_int8(finished.model(), recipe.normalise.apply(pin_range(dataset.images[:4]).astype(np.float32)))
-    content = with_metadata(plain_names(content), finished.labels, recipe.normalise, recipe.model.arch)
+    content = to_int8(finished.model(), recipe.normalize.apply(pin_range(dataset.images[:4]).astype(np.float32)))
+    content = with_metadata(plain_names(content), finished.labels, recipe.normalize, recipe.model.arch)
     assert abs(len(content) - study.best[0].bytes) < 64
 
 
@@ -341,7 +341,7 @@ def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, unmeasure
     report = tune(base, tmp_path / "nan", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
     assert [one.reason for one in report.trials] == ["its weights do not fit", "the loss became nan in epoch 1"]
     assert [one.state for one in report.trials] == ["refused", "pruned"]
-    assert (report.best, report.picture) == ((), "")
+    assert (report.best, report.plot) == ((), "")
 
 
 def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monkeypatch, unmeasured, caplog):
@@ -362,7 +362,7 @@ def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monk
 
 
 def test_study_ends_if_no_trial_meets_the_limits(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgerec.tuning.search.MAX_REFUSED", 3)
+    monkeypatch.setattr("edgerec.tuning.trial_loop.MAX_REFUSED", 3)
     with pytest.raises(StudyError, match=r"3 consecutive trials were refused.*\(limit 10\): raise the limits"):
         tune(base, tmp_path / "tight", limit_bytes=10, search=SEARCH)
     assert (tmp_path / "tight" / "trials.csv").read_text().count("refused") == 3

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from edgerec.camera.frame import Result
-from edgerec.utils.urls import redacted
+from edgerec.utils.url_redaction import redacted
 
 _MAX_LENGTH = 64
 

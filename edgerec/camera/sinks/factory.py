@@ -14,7 +14,7 @@ from edgerec.camera.sinks import Sink
 from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import cache_folder, checked_output
 from edgerec.utils.optional import require
-from edgerec.utils.secrets import read_secret, secret_variable
+from edgerec.utils.secret_references import read_secret, secret_variable
 
 if TYPE_CHECKING:
     from edgerec.camera.config import CameraConfig, WebPageConfig

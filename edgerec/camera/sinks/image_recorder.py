@@ -19,15 +19,16 @@ from edgerec.camera.config import ImageRecorderConfig
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import safe_name, source_of
 from edgerec.camera.source_state import StateChange
-from edgerec.contract.decision import TIME_TOLERANCE_S, UNKNOWN
+from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.preprocess import Image, encode_png
+from edgerec.contract.smoothing import TIME_TOLERANCE_S
 from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import checked_output
+from edgerec.utils.byte_sizes import disk_space
 from edgerec.utils.clock import unix_s
 from edgerec.utils.lock import Lock
 from edgerec.utils.names import file_name, file_names
 from edgerec.utils.optional import require
-from edgerec.utils.sizes import disk_space
 
 JPEG_QUALITY = 95
 # Maximum number of paths kept in memory, for the oldest images. Once these are deleted, the folder is scanned again.

@@ -19,8 +19,8 @@ from urllib.parse import unquote
 from edgerec.camera.sinks.events import safe_name
 from edgerec.errors import AddressError, EdgerecError
 from edgerec.utils.optional import require
-from edgerec.utils.secrets import read_secret, secret_variable
-from edgerec.utils.urls import Url
+from edgerec.utils.secret_references import read_secret, secret_variable
+from edgerec.utils.url_redaction import Url
 
 log = logging.getLogger(__name__)
 

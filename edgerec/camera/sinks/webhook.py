@@ -27,9 +27,9 @@ from edgerec.camera.sinks.events import DecisionChanges, decision_event
 from edgerec.camera.source_state import StateChange
 from edgerec.camera.sources.http import Reader, connect, failure, handshake, remaining_s, status_text
 from edgerec.errors import AddressError, EdgerecError
-from edgerec.utils.secrets import read_secret
+from edgerec.utils.secret_references import read_secret
 from edgerec.utils.text import to_json
-from edgerec.utils.urls import Url
+from edgerec.utils.url_redaction import Url
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgerec.camera.sources.base import Address, CaptureFormat, Source
-from edgerec.contract.image_files import Levels
+from edgerec.contract.image_decoding import Levels
 from edgerec.errors import AddressError, SourceError
-from edgerec.utils.secrets import read_secret
-from edgerec.utils.urls import Url, redacted
+from edgerec.utils.secret_references import read_secret
+from edgerec.utils.url_redaction import Url, redacted
 
 __all__ = ["Address", "CaptureFormat", "Source", "find_source"]
 

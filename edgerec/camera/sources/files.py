@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgerec.camera.sources.base import NOMINAL_FPS, CaptureFormat, Source
-from edgerec.contract.image_files import Levels, decode, read_image_file, why_unreadable
+from edgerec.contract.image_decoding import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.preprocess import Image
 from edgerec.errors import DataError, SourceError
 from edgerec.utils.folders import visible_files, visible_folders

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from edgerec.errors import AddressError, SourceError
-from edgerec.utils.urls import Url
+from edgerec.utils.url_redaction import Url
 
 # Timeouts in seconds. TCP retransmits an unanswered connection request after 1, 3 and 7 s. CONNECT_S is below 7 s
 # because a new attempt is faster than waiting for the third retransmission.

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from edgerec.camera.sources.base import CaptureFormat, Source
 from edgerec.camera.sources.http import HttpStream
 from edgerec.camera.sources.jpeg import END_MARKER, START_MARKER, JpegSplitter, decoded
-from edgerec.contract.image_files import decode
+from edgerec.contract.image_decoding import decode
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 from edgerec.utils.optional import require
-from edgerec.utils.urls import Url
+from edgerec.utils.url_redaction import Url
 
 # Maximum time in seconds between complete images. The supervisor usually reconnects sooner.
 IMAGE_S = 10.0

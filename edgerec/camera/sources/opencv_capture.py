@@ -14,7 +14,7 @@ from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 from edgerec.runtime.device_users import programs_using
 from edgerec.utils.optional import require
-from edgerec.utils.urls import Url
+from edgerec.utils.url_redaction import Url
 
 # FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg returns only after three times READ_MS
 # unless interrupt() is called. A shorter timeout would end the stream when the server pauses briefly.

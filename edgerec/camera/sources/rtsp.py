@@ -10,7 +10,7 @@ import time
 
 from edgerec.camera.sources.http import CONNECT_S, MAX_REDIRECTS, RESPONSE_S, authorization, connect
 from edgerec.errors import AddressError, SourceError
-from edgerec.utils.urls import Url
+from edgerec.utils.url_redaction import Url
 
 _MAX_HEAD_BYTES = 65536
 

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.calibration.sampling import SAMPLING_METHODS
-from edgerec.contract.image_files import decode
+from edgerec.contract.image_decoding import decode
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, encode_png
 from edgerec.contract.toml_settings import choice, setting
 from edgerec.errors import DataError
 from edgerec.utils.atomic import real_path, refuse_existing, replacing_folder, sha256, write_file
-from edgerec.utils.bounded import read_json
+from edgerec.utils.bounded_parsing import read_json
 from edgerec.utils.names import file_names
 from edgerec.utils.text import to_json
 
@@ -78,7 +78,7 @@ class CalibrationSet:
             "preprocess": preprocess.to_dict(),
             "digest": self.digest,
             "counts": dict(sorted(Counter(self.labels).items())),
-            "pictures": [
+            "images": [
                 {"file": file, "label": label, "from": name}
                 for file, label, name in zip(_files(self.labels), self.labels, self.names, strict=True)
             ],
@@ -104,7 +104,7 @@ def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool 
     refuse_existing(path, overwrite, replaceable=is_set(path))
     about = calibration_set.to_dict()
     with replacing_folder(path, overwrite=overwrite) as partial:
-        for entry, image in zip(about["pictures"], calibration_set.images, strict=True):
+        for entry, image in zip(about["images"], calibration_set.images, strict=True):
             file = partial / entry["file"]
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(encode_png(image))
@@ -151,7 +151,7 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
         raise DataError(f"{path}/{ABOUT} has schema version {schema!r}, expected {SCHEMA_VERSION}: {COPY_AGAIN}")
     try:
         spec = PreprocessSpec.from_dict(values["preprocess"])
-        entries = [(_string(p["file"]), _string(p["label"]), _string(p["from"])) for p in values["pictures"]]
+        entries = [(_string(p["file"]), _string(p["label"]), _string(p["from"])) for p in values["images"]]
         if not entries:
             raise ValueError("it lists no images")
         if len({file for file, _, _ in entries}) < len(entries):

@@ -126,7 +126,7 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
         )
     images = np.stack([image for _, image in valid])
     findings = (
-        [CalibrationFinding("warning", "no-picture", listed(skipped), "not an image", "remove it")] if skipped else []
+        [CalibrationFinding("warning", "not-an-image", listed(skipped), "not an image", "remove it")] if skipped else []
     )
     return CandidateSet(
         str(path),

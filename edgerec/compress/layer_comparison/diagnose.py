@@ -96,19 +96,19 @@ def parity(
         raise DataError(f"cannot compare layers: images must be at least 1, but is {images}")
     if FLOAT32 not in run.variants():
         make_float32(run, data, listener)
-    normalise = run.recipe.normalise
+    normalize = run.recipe.normalize
     dataset, split = run.data(data, listener)
     contents = [(run.variant(each) / "model.tflite").read_bytes() for each in (FLOAT32, name)]
     pixels = dataset.images[_sample(dataset, split.val, images)]
-    layers = layer_parity(contents[0], contents[1], pixels, normalise, listener)
+    layers = layer_parity(contents[0], contents[1], pixels, normalize, listener)
     models = [
-        ImageModel(content, normalise, where=model_name)
+        ImageModel(content, normalize, where=model_name)
         for content, model_name in zip(contents, (FLOAT32, name), strict=True)
     ]
     scores = [tflite_scorer(model)(dataset.select(split.val), listener) for model in models]
     predicted, classes = [output.argmax(axis=1) for output in scores], dataset.classes[split.val]
     findings = (
-        *find_input(models[1].input, normalise),
+        *find_input(models[1].input, normalize),
         *find_outputs(scores[0], scores[1], dataset.labels),
         *find_layers(layers, str(run.path), data),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.layer_comparison.runner import FLOAT_MODEL, LayerParity, LayerResult
-from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_table
+from edgerec.contract.tensors import Normalize, TensorSpec, dequantize, pixel_table
 from edgerec.recipe import DataSource
 from edgerec.utils.command_line import command, data_options
 
@@ -50,17 +50,17 @@ class ParityFinding:
     text: str
 
 
-def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[ParityFinding]:
+def find_input(spec: TensorSpec, normalize: Normalize) -> Iterator[ParityFinding]:
     """Yield a finding if the input quantization maps many different pixel values to the same integer."""
     if not spec.quantized:
         return
-    table = pixel_table(normalise, spec)
+    table = pixel_table(normalize, spec)
     levels = 256 if table is None else len(np.unique(table))
     if levels >= _PIXEL_LEVELS:
         return
     limits = np.iinfo(spec.dtype)
     least, most = dequantize(np.array([limits.min, limits.max]), spec)
-    low, high = normalise.apply(0.0), normalise.apply(255.0)
+    low, high = normalize.apply(0.0), normalize.apply(255.0)
     yield ParityFinding(
         "input-scale",
         "input",

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, dequantized, image_operators, open_graph
 from edgerec.compress.layer_comparison.graph_matching import Match, Pair, fine_tuned, layer_name, match, weights
 from edgerec.compress.layer_comparison.instrumentation import ComparisonPlan, LayerInterpreters, LayerSums, power
-from edgerec.contract.tensors import Normalise, TensorSpec, pixel_table, quantize
+from edgerec.contract.tensors import Normalize, TensorSpec, pixel_table, quantize
 from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_constant
 from edgerec.utils.progress import Listener, Progress, ignore
@@ -120,7 +120,7 @@ def layer_parity(
     float_content: bytes | None,
     variant_content: bytes,
     pixels: npt.NDArray[np.uint8],
-    normalise: Normalise,
+    normalize: Normalize,
     listener: Listener = ignore,
 ) -> LayerParity:
     """Compare a variant with its float model, layer by layer.
@@ -129,7 +129,7 @@ def layer_parity(
         float_content: the float32 .tflite file, or None if there is none, e.g. for a quantized model from another tool.
         variant_content: the compressed .tflite file.
         pixels: images, uint8 ``(N, H, W, C)``. A few dozen images are enough.
-        normalise: normalization of the float model's input.
+        normalize: normalization of the float model's input.
         listener: receives the progress.
 
     Raises:
@@ -151,8 +151,8 @@ def layer_parity(
     plan = _plan((reference_content, variant_content), (reference, variant), matched)
     measurement = LayerInterpreters(plan)
     alone = min(_ALONE_IMAGES, max(2, _ALONE_RUNS // len(plan.rows)))
-    table = pixel_table(normalise, spec)
-    real_table = quantize(normalise.apply(np.arange(256)), TensorSpec("float32", ()))
+    table = pixel_table(normalize, spec)
+    real_table = quantize(normalize.apply(np.arange(256)), TensorSpec("float32", ()))
     for i, image in enumerate(pixels):
         stored = image if table is None else table[image]
         with np.errstate(invalid="ignore", over="ignore"):  # hide warnings, because NaN is reported as a finding

@@ -14,8 +14,8 @@ from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import write_file
+from edgerec.utils.byte_sizes import disk_space
 from edgerec.utils.names import file_names
-from edgerec.utils.sizes import disk_space
 
 # Minimum free disk space in bytes for saving, which leaves space for other programs. Labeled images are never deleted
 # to free space.

@@ -22,7 +22,7 @@ from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.camera.sinks.web.state import PageState, ShownImage
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
-from edgerec.utils.bounded import parse_json
+from edgerec.utils.bounded_parsing import parse_json
 from edgerec.utils.clock import unix_s
 from edgerec.utils.text import to_json
 
@@ -61,7 +61,7 @@ class Page:
             Route("/", _serve_file("page.html")),
             *(Route(f"/{name}", _serve_file(name)) for name in FILES if name != "page.html"),
             Route("/events", self.events),
-            Route("/picture/{source:int}", self.picture),
+            Route("/image/{source:int}", self.image),
             Route("/held/{key}", self.held),
             Route("/held/{key}/file", self.snapshot),
             Route("/hold", self.hold, methods=["POST"]),
@@ -90,7 +90,7 @@ class Page:
 
         return Stream(self._news(), media_type="text/event-stream")
 
-    async def picture(self, request: Request) -> Response:
+    async def image(self, request: Request) -> Response:
         """Send a source's newest image as JPEG.
 
         The response is delayed until the frame index differs from the query parameter ``after``. The status is 204 if

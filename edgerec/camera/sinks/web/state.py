@@ -255,7 +255,7 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
         yield "fps", round(source.fps if silent_s < 2 else 0.0, 1)
         yield "age_ms", round(result.age_ms, 1)
         yield "silent_s", round(silent_s, 2)
-        yield "answer", _prediction_fields(result)
+        yield "prediction", _prediction_fields(result)
         yield "categories", [[c.label, c.index, round(c.score, 4)] for c in result.classification.categories]
 
 

@@ -74,7 +74,7 @@ function listen() {
 
 // Show the current score of the last decision in the list instead of the score at its start.
 function updateScore(source) {
-  const last = (entries[source.name] || []).findLast((entry) => !entry.state), prediction = source.answer;
+  const last = (entries[source.name] || []).findLast((entry) => !entry.state), prediction = source.prediction;
   if (!last || !prediction || last.label !== prediction.label || last.index !== prediction.index) return;
   for (const key of ["score", "best", "novelty"]) last[key] = prediction[key];
 }
@@ -102,7 +102,7 @@ function drawNews(news) {
   drawStage();
   byId("heat").hidden = news.temperature_c === null;
   if (news.temperature_c !== null) byId("temperature").textContent = Math.round(news.temperature_c);
-  if (!source || !source.answer) {
+  if (!source || !source.prediction) {
     clear();
     return;
   }
@@ -110,11 +110,11 @@ function drawNews(news) {
   byId("fps").textContent = isLive ? source.fps.toFixed(source.fps < 9.95 ? 1 : 0) : "–";
   byId("age").textContent = !isLive ? "–" : age < 1000 ? Math.round(age) : (age / 1000).toFixed(1);
   byId("age-unit").textContent = age < 1000 ? "ms" : "s";
-  byId("label").textContent = source.answer.label;
-  byId("score").textContent = scoreText(source.answer);
-  byId("best").textContent = bestText(source.answer);
-  byId("swatch").style.background = color(source.answer.index);
-  document.title = `${source.answer.label} · edgerec`;
+  byId("label").textContent = source.prediction.label;
+  byId("score").textContent = scoreText(source.prediction);
+  byId("best").textContent = bestText(source.prediction);
+  byId("swatch").style.background = color(source.prediction.index);
+  document.title = `${source.prediction.label} · edgerec`;
   drawBars(source.categories);
   drawLast();
 }
@@ -157,7 +157,7 @@ function select(number) {
   shownFrame = -1;
   if (imageRequest) imageRequest.abort();
   byId("toast").classList.remove("up");
-  const canvas = byId("picture");
+  const canvas = byId("image");
   canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   delete canvas.dataset.frame;
   clear();
@@ -272,7 +272,7 @@ async function pollImages() {
     const request = imageRequest = new AbortController();
     const timeout = setTimeout(() => request.abort(), 20000);
     try {
-      const response = await fetch(`picture/${number}?after=${shownFrame}`, { signal: request.signal });
+      const response = await fetch(`image/${number}?after=${shownFrame}`, { signal: request.signal });
       if (response.status === 200) {
         const image = await createImageBitmap(await response.blob());
         if (number === selected) show(image, Number(response.headers.get("X-Frame")));
@@ -287,7 +287,7 @@ async function pollImages() {
 }
 
 function show(image, frame) {
-  const canvas = byId("picture");
+  const canvas = byId("image");
   if (canvas.width !== image.width || canvas.height !== image.height) {
     canvas.width = image.width;
     canvas.height = image.height;

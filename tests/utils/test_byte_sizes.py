@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgerec.data.cache_limit import limit
-from edgerec.utils.sizes import disk_space, parse_size
+from edgerec.utils.byte_sizes import disk_space, parse_size
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ class Family:
         name: name of the tool, or an empty string if the tool was not recognized.
         reason: how the tool was recognized, or why ``fit`` is assumed.
         fit: conversion to the aspect ratio of the input: ``crop``, ``stretch`` or ``pad``.
-        normalise: normalization of float models in the format of :func:`~edgerec.contract.tensors.parse_normalise`, or
+        normalize: normalization of float models in the format of :func:`~edgerec.contract.tensors.parse_normalize`, or
             an empty string if the tool does not define it.
     """
 
     name: str
     reason: str
     fit: Fit
-    normalise: str = ""
+    normalize: str = ""
 
 
 def recognize(graph: Graph, metadata: Metadata | None) -> Family:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from edgerec.errors import AddressError
-from edgerec.utils.urls import has_secret
+from edgerec.utils.url_redaction import has_secret
 
 log = logging.getLogger(__name__)
 
