@@ -187,7 +187,10 @@ def _sized_data_section(recipe: Recipe) -> DataSection:
     """Return the recipe's data section. If the network is loaded from a file, use its input size."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
-    size = input_size_px(backbone_file(recipe))
+    path = backbone_file(recipe)
+    if recipe.data.input_size and not path.exists():  # a checkpoint can be resumed without the file
+        return recipe.data
+    size = input_size_px(path)
     if recipe.data.input_size not in (0, size):
         raise RecipeError(
             f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} requires images "
