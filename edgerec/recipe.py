@@ -128,8 +128,20 @@ class Recipe:
     @property
     def unresolved(self) -> list[str]:
         """Dotted keys whose values training will choose automatically."""
-        values = self.to_dict()
-        return [key for key, value in UNRESOLVED.items() if value == _at(values, key)]
+        values = self.flattened
+        return [key for key, value in UNRESOLVED.items() if value == values[key]]
+
+    @property
+    def flattened(self) -> dict[str, Any]:
+        """All values, with dotted keys such as ``train.epochs``."""
+        flat: dict[str, Any] = {}
+        for section, value in self.to_dict().items():
+            flat |= (
+                {f"{section}.{key}": item for key, item in value.items()}
+                if isinstance(value, dict)
+                else {section: value}
+            )
+        return flat
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the recipe to nested dictionaries. :meth:`from_dict` is the inverse."""
@@ -174,11 +186,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return path.strip(), parse_toml(f"value = {value}")["value"]
     except ValueError:
         return path.strip(), value.strip()
-
-
-def _at(values: Mapping[str, Any], key: str) -> Any:
-    section, _, name = key.rpartition(".")
-    return values[section][name]
 
 
 def _toml_lines(section: Any, comments: bool) -> list[str]:

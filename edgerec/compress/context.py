@@ -88,7 +88,7 @@ class CompressionContext:
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         with run.locked(), connect_workers(recipe.train) as workers, run_to_write(run, workers) as own:
             dataset, split = own.data(data, listener)
-            workers.require_equal({"data": dataset.digest} | recipe.without_source.to_dict())
+            workers.require_equal({"data": dataset.digest} | recipe.without_source.flattened)
             model, measure = own.model(), metrics_of(own)
             score = keras_scorer(model, recipe.normalize)
             val_top1 = measure.top1(score(dataset.select(split.val), listener), dataset.classes[split.val])

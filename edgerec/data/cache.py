@@ -56,7 +56,7 @@ class Pixels:
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:
     """Return a source's preprocessed pixels from the cache. On first use, preprocess and store the images."""
     digest = _arrays_digest(source) if isinstance(source, Arrays) else ""
-    if isinstance(source, Arrays) and _shape(source.images) == spec.shape:
+    if isinstance(source, Arrays) and source.shape == spec.shape:
         valid = np.ones(len(source.images), bool)
         return Pixels(source.images.reshape(-1, *spec.shape), valid, digest, content_digests(source.images))
     store = cache_folder() / f"{_key(source, digest, spec)}.raw"
@@ -107,10 +107,6 @@ def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
         return None
     cache_limit.unlock_with(images, lock)
     return Pixels(images, valid, str(values["digest"]), contents)
-
-
-def _shape(images: npt.NDArray[np.uint8]) -> tuple[int, ...]:
-    return (*images.shape[1:3], images.shape[3] if images.ndim == 4 else 1)
 
 
 def _arrays_digest(source: Arrays) -> str:

@@ -300,8 +300,8 @@ def _resolve(section: DataSection, source: RawDataset, least_size_px: int) -> Da
     if size and size < least_size_px:
         raise RecipeError(f"data.input_size is {size}, but this architecture needs at least {least_size_px} pixels")
     if isinstance(source, Arrays):
-        own_size = min(source.images.shape[1:3])
-        own_channels = source.images.shape[3] if source.images.ndim == 4 else 1
+        height, width, own_channels = source.shape
+        own_size = min(height, width)
     else:
         own_size, own_channels = (size or typical_side_px(source)), 3
     low, high = AUTO_SIZE_PX

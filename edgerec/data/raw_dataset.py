@@ -39,6 +39,12 @@ class Arrays:
     levels: Levels | None = None
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and number of channels of each image."""
+        height, width, *channels = self.images.shape[1:]
+        return height, width, *(channels or [1])
+
+    @property
     def names(self) -> list[str]:
         """Name of each image, such as ``digits[7]``."""
         return [f"{self.name}[{i}]" for i in range(len(self.classes))]

@@ -50,9 +50,9 @@ def scan(source: RawDataset, levels: Levels, listener: Listener) -> Scan:
         listener: called with the progress.
     """
     count = len(source.classes)
-    gray = isinstance(source, Arrays) and (source.images.ndim == 3 or source.images.shape[3] == 1)
+    channels = source.shape[2] if isinstance(source, Arrays) else 3
     spec = PreprocessSpec(
-        THUMBNAIL_PX, THUMBNAIL_PX, 1 if gray else 3, "stretch", black_level=levels.black, white_level=levels.white
+        THUMBNAIL_PX, THUMBNAIL_PX, channels, "stretch", black_level=levels.black, white_level=levels.white
     )
     with tempfile.TemporaryFile() as file:
         thumbnails = np.memmap(file, np.uint8, "w+", shape=(count, *spec.shape))
@@ -75,20 +75,18 @@ def _read_images(
         part, index = source.locate(position)
         if isinstance(part, Arrays):
             image = part.images[index]
-            digest, fault = sha256(np.ascontiguousarray(image).tobytes()), ""
-        else:
-            try:
-                content = read_image_file(part.paths[index])
-            except OSError as error:
-                return "", f"cannot be read ({error.strerror})", None
-            with memory_for(content):
-                image = decode(content, spec.levels)
-                if image is None:
-                    return sha256(content), why_unreadable(content), None
-                sizes_px[position] = image.shape[:2]
-                return sha256(content), truncation(content), apply(image, spec)
-        sizes_px[position] = image.shape[:2]
-        return digest, fault, apply(image, spec)
+            sizes_px[position] = image.shape[:2]
+            return sha256(np.ascontiguousarray(image).tobytes()), "", apply(image, spec)
+        try:
+            content = read_image_file(part.paths[index])
+        except OSError as error:
+            return "", f"cannot be read ({error.strerror})", None
+        with memory_for(content):
+            image = decode(content, spec.levels)
+            if image is None:
+                return sha256(content), why_unreadable(content), None
+            sizes_px[position] = image.shape[:2]
+            return sha256(content), truncation(content), apply(image, spec)
 
     return map_in_threads(read, range(len(source.classes)))
 

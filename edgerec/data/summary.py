@@ -46,4 +46,5 @@ def _shape(data: Arrays | Files) -> tuple[int, int]:
     """Return a typical image's shorter side in pixels, and its number of channels."""
     if isinstance(data, Files):
         return typical_side_px(data), 3
-    return min(data.images.shape[1:3]), data.images.shape[3] if data.images.ndim == 4 else 1
+    height, width, channels = data.shape
+    return min(height, width), channels

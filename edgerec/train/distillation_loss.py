@@ -27,7 +27,7 @@ _SAME = (
 def check_same_data(run: Run, recipe: Recipe) -> None:
     """Raise :class:`RecipeError` if a teacher's preprocessing or split differs from the student's."""
     for key in _SAME:
-        theirs, ours = _value(run.recipe, key), _value(recipe, key)
+        theirs, ours = run.recipe.flattened[key], recipe.flattened[key]
         if theirs != ours:
             raise RecipeError(
                 f"Cannot use the teacher {run.path}, because its {key} is {theirs!r}, but the student's is {ours!r}: "
@@ -75,9 +75,3 @@ def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> Distillatio
         return temperature**2 * tf.reduce_mean(divergence)
 
     return loss
-
-
-def _value(recipe: Recipe, key: str) -> Any:
-    """Return the value of a recipe key such as ``data.fit``."""
-    section, _, name = key.rpartition(".")
-    return getattr(getattr(recipe, section) if section else recipe, name)

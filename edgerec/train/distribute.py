@@ -94,7 +94,7 @@ class Workers:
         """Raise an error in all workers if a worker's values differ from the chief's.
 
         Args:
-            values: a JSON-serializable dictionary, which may be nested, such as the recipe.
+            values: a JSON-serializable dictionary, such as the recipe's values.
 
         Raises:
             TrainError: a value differs. The message names the first such value and the worker.
@@ -108,7 +108,7 @@ class Workers:
         )
         chief: dict[str, Any] = {}
         for index, end in enumerate(sizes.cumsum()):
-            worker = _flattened(json.loads(gathered[end - sizes[index] : end].astype(np.uint8).tobytes()))
+            worker = json.loads(gathered[end - sizes[index] : end].astype(np.uint8).tobytes())
             chief = chief or worker
             if different := [key for key in chief if worker.get(key) != chief[key]]:
                 raise TrainError(
@@ -229,11 +229,3 @@ def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
         yield Run(own)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested dictionary, joining keys with dots, such as ``train.epochs``."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

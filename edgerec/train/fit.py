@@ -110,7 +110,7 @@ def fit(
                     model = _initial_model(recipe, len(dataset.labels))
             if resume:  # an older version of edgerec may have split the images in a different way
                 parts = recorded_split(dataset, own_run.split_record)
-            workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
+            workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.flattened)
             # Load the teachers after building the model, because loading them changes the random state.
             teacher = distillation_loss(recipe, dataset.labels)
             if not resume:
@@ -137,28 +137,26 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
     run = Run.at(out)
     if not run.begun:
         return False
-    recorded = run.recipe
+    recorded = run.recipe.flattened
     requested = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
     unset = UNRESOLVED | {"data.black_level": 0}
     source = requested.data.source
     if isinstance(source, str) and is_pack(source):
         default = DataSection()
         unset |= {f"data.{key}": getattr(default, key) for key in Packed.open(source).data_settings}
-    for section, keys in requested.to_dict().items():
-        for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
-            name = f"{section}.{key}" if key else section
-            old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
-            # The target only affects the choice of architecture, so it may change.
-            may_differ = name == "model.target" or (name in unset and value == unset[name])
-            if name == "train.batch_size":  # larger batch sizes were reduced to the number of training images
-                may_differ = may_differ or min(value, run.split_record["train_images"]) == old
-            more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
-            if value != old and not may_differ:
-                raise RecipeError(
-                    f"{run.path} was started with {name}={old!r}, but this command sets {name}={value!r}: resume "
-                    f"the run unchanged with {command('train', '--resume', '--out', run.path)}, or choose another "
-                    f"--out{more}"
-                )
+    for name, value in requested.flattened.items():
+        old = recorded[name]
+        # The target only affects the choice of architecture, so it may change.
+        may_differ = name == "model.target" or (name in unset and value == unset[name])
+        if name == "train.batch_size":  # larger batch sizes were reduced to the number of training images
+            may_differ = may_differ or min(value, run.split_record["train_images"]) == old
+        more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
+        if value != old and not may_differ:
+            raise RecipeError(
+                f"{run.path} was started with {name}={old!r}, but this command sets {name}={value!r}: resume "
+                f"the run unchanged with {command('train', '--resume', '--out', run.path)}, or choose another "
+                f"--out{more}"
+            )
     return True
 
 

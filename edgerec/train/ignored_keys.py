@@ -17,13 +17,8 @@ def ignored_keys(recipe: Recipe) -> dict[str, str]:
     The result maps each key to the reason why it has no effect. The recipe must be resolved, i.e. contain no automatic
     values.
     """
-    default, values = Recipe().to_dict(), recipe.to_dict()
-    ignored = {}
-    for key, reason in _without_effect(recipe):
-        section, _, name = key.partition(".")
-        if values[section][name] != default[section][name]:
-            ignored[key] = reason
-    return ignored
+    default, values = Recipe().flattened, recipe.flattened
+    return {key: reason for key, reason in _without_effect(recipe) if values[key] != default[key]}
 
 
 def warn_ignored(recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -212,16 +212,10 @@ def _runs(folder: Path, depth: int) -> Iterator[Run]:
 
 
 def _settings(first: Recipe, second: Recipe) -> Iterator[Setting]:
-    for item in fields(first):
-        one, other = getattr(first, item.name), getattr(second, item.name)
-        if not is_dataclass(one):
-            if one != other:
-                yield Setting(item.name, one, other)
-            continue
-        for key in fields(one):
-            values = getattr(one, key.name), getattr(other, key.name)
-            if values[0] != values[1]:
-                yield Setting(f"{item.name}.{key.name}", *values)
+    others = second.flattened
+    for key, value in first.flattened.items():
+        if value != others[key]:
+            yield Setting(key, value, others[key])
 
 
 def _metrics(runs: tuple[Run, Run], metrics: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

@@ -49,7 +49,7 @@ class Plan:
 
     def shared_settings(self) -> dict[str, Any]:
         """Return the settings that must be equal in all of the study's processes, as a dictionary with dotted keys."""
-        recipe = _dotted(self.recipe.to_dict())
+        recipe = self.recipe.flattened
         shared = {key: value for key, value in recipe.items() if key not in (*_UNCHECKED_KEYS, *self.space)}
         shared = {key: value for key, value in shared.items() if not key.startswith("compress.")}
         shared |= {f"search {key}": value for key, value in to_values(self.space).items()}
@@ -181,7 +181,7 @@ def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any],
         study: description of the study, which is the beginning of the error message.
     """
     # Add defaults for recipe keys that did not exist when the study was created.
-    stored = {key: value for key, value in _dotted(Recipe().to_dict()).items() if key in current} | dict(stored)
+    stored = {key: value for key, value in Recipe().flattened.items() if key in current} | dict(stored)
     for key in sorted(set(current) | set(stored)):
         if stored.get(key) == current.get(key):
             continue
@@ -192,11 +192,3 @@ def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any],
         else:
             difference = f"another recipe or search space: {key} is {stored.get(key)!r}, but now {current.get(key)!r}"
         raise StudyError(f"{study} was created for {difference}: choose another --study and --out")
-
-
-def _dotted(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _dotted(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return flat

@@ -152,7 +152,7 @@ def with_augment_strength(recipe: Recipe, factor: float) -> Recipe:
 
 def own_point(recipe: Recipe, space: Space) -> dict[str, Any]:
     """Return the recipe's values for the hyperparameters being tuned, without values outside the search space."""
-    own = {key: 1.0 if key == STRENGTH else _value(recipe, key) for key in space}
+    own = {key: 1.0 if key == STRENGTH else recipe.flattened[key] for key in space}
     return {key: value for key, value in own.items() if space[key].contains(value)}
 
 
@@ -193,7 +193,7 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
         return _choices(where, key, value, recipe)
     if wrong := set(value) - {"low", "high", "step", "log"}:
         raise RecipeError(f"{where}: {key}: {unknown('bound', min(wrong), ('low', 'high', 'step', 'log'))}")
-    own = 1.0 if key == STRENGTH else _value(recipe, key)
+    own = 1.0 if key == STRENGTH else recipe.flattened[key]
     if isinstance(own, bool | str):
         raise RecipeError(
             f"{where}: {key} is not a number and cannot have a range: use a list of choices, such as "
@@ -242,14 +242,8 @@ def _choices(where: str, key: str, values: Any, recipe: Recipe) -> Choices:
 
 
 def _check_key(where: str, key: str, recipe: Recipe) -> None:
-    known = [
-        f"{section}.{name}"
-        for section, values in recipe.to_dict().items()
-        if isinstance(values, dict)
-        for name in values
-    ]
-    if key not in (*known, "seed"):
-        raise RecipeError(f"{where}: {unknown('recipe key', key, [*known, STRENGTH])}")
+    if key not in recipe.flattened:
+        raise RecipeError(f"{where}: {unknown('recipe key', key, [*recipe.flattened, STRENGTH])}")
     if key.startswith("compress."):
         raise RecipeError(
             f"{where}: {key} affects only compression, but a study compares trained models: remove the key, and "
@@ -278,7 +272,7 @@ def _checked_value(where: str, key: str, value: Any, recipe: Recipe) -> Any:
     except RecipeError as error:
         text = str(error)
         raise RecipeError(text if text.startswith(where) else f"{where}: {key}: {text}") from None
-    return _value(changed_recipe, key)
+    return changed_recipe.flattened[key]
 
 
 def _allows_strength(recipe: Recipe, factor: float) -> bool:
@@ -292,8 +286,3 @@ def _allows_strength(recipe: Recipe, factor: float) -> bool:
 def _augment_names(recipe: Recipe) -> list[str]:
     """Return the names of the floating-point fields of the ``augment`` section."""
     return [item.name for item in fields(recipe.augment) if type(getattr(recipe.augment, item.name)) is float]
-
-
-def _value(recipe: Recipe, key: str) -> Any:
-    section, _, name = key.rpartition(".")
-    return getattr(getattr(recipe, section), name) if section else getattr(recipe, name)
