@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,7 +107,7 @@ def _write_pack(
         )
     dataset = Dataset.of(source, section)
     unfinished = out.with_name(f".{out.name}.packing")
-    settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(dataset.names)}
+    settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "images": _fingerprint(source)}
     _begin(unfinished, settings, resume)
     dataset = replace(dataset, contents=_contents(source, unfinished / CONTENTS, listener))
     parts = split_dataset(dataset, section, recipe.seed)
@@ -300,8 +300,14 @@ def _finish(
     return Packed.open(str(out))
 
 
-def _digest(texts: Iterable[str]) -> str:
+def _fingerprint(source: RawDataset) -> str:
+    """Return a digest of the names, sizes and times of all files, or of the contents and classes of arrays."""
     digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode(errors="surrogateescape") + b"\0")
+    for part in source.parts if isinstance(source, Merged) else (source,):
+        if isinstance(part, Arrays):
+            digest.update(content_digests(part.images).tobytes() + part.classes.tobytes())
+            continue
+        for name, path in zip(part.names, part.paths, strict=True):
+            status = path.stat()
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

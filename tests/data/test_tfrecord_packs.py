@@ -257,6 +257,23 @@ def test_interrupted_pack_is_resumed(image_folder, tmp_path, caplog):
     assert not (tmp_path / ".pack.packing").exists()
 
 
+def test_interrupted_pack_of_changed_images_starts_again(image_folder, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def listener(progress):
+        if progress.stage == "packing" and progress.done == progress.total:
+            raise Stop
+
+    recipe = Recipe().override({"data.source": str(image_folder)})
+    with pytest.raises(Stop):
+        pack_data(recipe, tmp_path / "pack", listener=listener)
+    first, second, *_ = sorted((image_folder / "red").iterdir())
+    first.write_bytes(second.read_bytes())
+    again = pack_data(recipe, tmp_path / "pack", resume=True)
+    assert again.digest == pack_data(recipe, tmp_path / "new").digest
+
+
 def test_pack_command_writes_and_checks_a_pack(tmp_path):
     run = CliRunner()
     made = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
