@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from edgerec.compress import calibration
-from edgerec.compress.accuracy_gate import parity_row
+from edgerec.compress.accuracy_drop import parity_row
 from edgerec.compress.calibration.sampling import SAMPLING_METHODS
 from edgerec.compress.convert import to_int8
 from edgerec.data import Dataset, Split

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.compress.accuracy_gate import check_drop
+from edgerec.compress.accuracy_drop import check_drop
 from edgerec.compress.existing_variants import existing, used_differently
 from edgerec.compress.quantize import quantize_as
 from edgerec.compress.variant_report import QuantizeReport

@@ -18,7 +18,7 @@ from edgerec.camera.interrupts import Interrupts
 from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.service_notifier import ServiceNotifier
 from edgerec.camera.sinks import Sink
-from edgerec.camera.sinks.worker import CLOSE_S, STALLED_S, SinkWorker
+from edgerec.camera.sinks.sink_thread import CLOSE_S, STALLED_S, SinkWorker
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import Event, SourceSupervisor

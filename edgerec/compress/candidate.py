@@ -16,9 +16,9 @@ from edgerec.compress.cluster import cluster
 from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
 from edgerec.compress.existing_variants import interrupted_folder, refuse_interrupted
+from edgerec.compress.layer_wrappers import named_layers
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
-from edgerec.compress.tfmot_wrappers import named_layers
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.compression_methods import METHODS, Method
 from edgerec.importing.passes import Adapted, adapt

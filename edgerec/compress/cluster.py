@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgerec.compress.finetune import FineTune, fine_tune
-from edgerec.compress.tfmot_wrappers import wrap
+from edgerec.compress.layer_wrappers import wrap
 from edgerec.recipe import CompressSection
 from edgerec.utils.optional import require
 

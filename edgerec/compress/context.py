@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.accuracy_gate import ParityRow, parity_row
+from edgerec.compress.accuracy_drop import ParityRow, parity_row
 from edgerec.compress.convert import plain_names, to_float32
 from edgerec.compress.finetune import FineTune, resumable_settings
 from edgerec.compress.variant_report import QuantizeReport

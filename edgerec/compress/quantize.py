@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerec.compress.accuracy_gate import check_drop
+from edgerec.compress.accuracy_drop import check_drop
 from edgerec.compress.automatic_method import AUTO_METHODS, choose_method
 from edgerec.compress.candidate import make_candidate
 from edgerec.compress.context import CompressionContext

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from edgerec.compress.accuracy_gate import ParityRow
+from edgerec.compress.accuracy_drop import ParityRow
 from edgerec.train.metrics import EvaluationReport
 
 T = TypeVar("T")

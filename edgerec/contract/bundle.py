@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from edgerec.contract.file_format import describe_file
+from edgerec.contract.format_detection import describe_file
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
 from edgerec.utils.atomic import (

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.file_format import describe
+from edgerec.contract.format_detection import describe
 from edgerec.contract.image_headers import (
     TIFF_MARKS,
     bits_per_sample,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from edgerec.contract.file_format import describe
+from edgerec.contract.format_detection import describe
 from edgerec.errors import DataError
 from edgerec.utils.bounded_parsing import parse_json, parse_toml
 from edgerec.utils.text import is_printable

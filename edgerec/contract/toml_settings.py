@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from edgerec.contract.file_format import reason
+from edgerec.contract.format_detection import reason
 from edgerec.errors import EdgerecError, unknown
 from edgerec.utils.bounded_parsing import read_toml
 

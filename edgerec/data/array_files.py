@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.file_format import reason
+from edgerec.contract.format_detection import reason
 from edgerec.contract.image_decoding import Levels, SampleRange
 from edgerec.data.raw_dataset import Arrays
 from edgerec.data.tfrecord_reader import SPLITS

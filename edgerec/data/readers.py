@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerec.contract.file_format import describe_file
+from edgerec.contract.format_detection import describe_file
 from edgerec.contract.image_decoding import Levels
 from edgerec.data.array_files import from_arrays, npz
 from edgerec.data.directory_layout import find_layout

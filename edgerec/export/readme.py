@@ -11,7 +11,7 @@ from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.export import app_snippets, tflm
-from edgerec.export.install_files import CSI_PACKAGES, install_files
+from edgerec.export.install_and_service_files import CSI_PACKAGES, install_files
 from edgerec.train.run_files import EvaluationRecord
 
 _APT_INSTALL = "sudo apt-get install --no-install-recommends"

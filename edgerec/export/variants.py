@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgerec.compress.accuracy_gate import check_drop
+from edgerec.compress.accuracy_drop import check_drop
 from edgerec.compress.quantize import make_float32
 from edgerec.compression_methods import FLOAT32
 from edgerec.contract.target import Target

@@ -11,7 +11,7 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
-from edgerec.export.install_files import install_files
+from edgerec.export.install_and_service_files import install_files
 from edgerec.export.readme import readme, requirements
 from edgerec.export.tflm import sources
 from edgerec.export.wheel import bundled_wheel

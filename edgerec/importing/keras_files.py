@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.file_format import describe_file
+from edgerec.contract.format_detection import describe_file
 from edgerec.errors import ModelError
 from edgerec.importing.layer_allowlist import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
 from edgerec.train.backend import keras, reported_as

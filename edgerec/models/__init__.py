@@ -13,20 +13,19 @@ from typing import Any
 from edgerec.contract.tensors import Normalize
 from edgerec.errors import RecipeError, unknown
 from edgerec.models import imagenet, user_defined
-from edgerec.models.autoencoder import autoencoder
-from edgerec.models.densenet import densenet121
-from edgerec.models.ds_cnn import ds_cnn
-from edgerec.models.efficientnet import efficientnet_b0, efficientnet_v2_b0
-from edgerec.models.imagenet import ImageNet
-from edgerec.models.mobilenet import mobilenet_v1, mobilenet_v2
-from edgerec.models.mobilenet_v3 import (
+from edgerec.models.families.autoencoder import autoencoder
+from edgerec.models.families.densenet import densenet121
+from edgerec.models.families.ds_cnn import ds_cnn
+from edgerec.models.families.efficientnet import efficientnet_b0, efficientnet_v2_b0
+from edgerec.models.families.mobilenet import mobilenet_v1, mobilenet_v2
+from edgerec.models.families.mobilenet_v3 import (
     mobilenet_v3_large,
     mobilenet_v3_large_minimalistic,
     mobilenet_v3_small,
     mobilenet_v3_small_minimalistic,
 )
-from edgerec.models.recurrent import gru, lstm
-from edgerec.models.resnet import (
+from edgerec.models.families.recurrent import gru, lstm
+from edgerec.models.families.resnet import (
     ds_resnet,
     resnet8,
     resnet14,
@@ -35,8 +34,9 @@ from edgerec.models.resnet import (
     resnet50,
     se_resnet16,
 )
-from edgerec.models.simple import simple_cnn
-from edgerec.models.vgg import vgg16, vgg_small
+from edgerec.models.families.simple import simple_cnn
+from edgerec.models.families.vgg import vgg16, vgg_small
+from edgerec.models.imagenet import ImageNet
 from edgerec.recipe import AUTO, ModelSection
 
 Builder = Callable[[Any, Any, ModelSection], Any]

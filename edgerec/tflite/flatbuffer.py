@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.file_format import describe
+from edgerec.contract.format_detection import describe
 from edgerec.errors import EdgerecError, ModelError
 from edgerec.tflite.operators import OPTIONS_TYPES
 from edgerec.tflite.schema import tflite_schema

@@ -26,8 +26,8 @@ from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks import video as video_module
 from edgerec.camera.sinks.csv import COLUMNS, CsvFile
 from edgerec.camera.sinks.image_recorder import ImageRecorder
+from edgerec.camera.sinks.sink_thread import SinkWorker
 from edgerec.camera.sinks.video import MAX_GAP_S, VideoFile, fit_with_bars
-from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.contract.decision import Category, Classification, Decision
 from edgerec.data.readers import folder as image_folder
 from edgerec.errors import EdgerecError, OutputExistsError

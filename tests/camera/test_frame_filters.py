@@ -13,7 +13,7 @@ import pytest
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.frame_filters import FrameOptions, FrameSelector, parse_roi
 from edgerec.camera.sinks.console import StateLines
-from edgerec.camera.sinks.worker import MAX_EVENTS, SinkWorker
+from edgerec.camera.sinks.sink_thread import MAX_EVENTS, SinkWorker
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import Classification
 from edgerec.errors import SourceError
@@ -205,7 +205,7 @@ def test_exceptions_of_a_sink_are_counted_and_later_results_are_sent(caplog):
 
 
 def test_hung_sink_is_abandoned(monkeypatch, caplog):
-    monkeypatch.setattr("edgerec.camera.sinks.worker.CLOSE_S", 0.1)
+    monkeypatch.setattr("edgerec.camera.sinks.sink_thread.CLOSE_S", 0.1)
     forever = threading.Event()
     worker = SinkWorker(CallbackSink(lambda _: forever.wait(30)), lossless=False)
     for index in range(3):

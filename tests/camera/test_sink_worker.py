@@ -19,7 +19,7 @@ import pytest
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.interrupts import Interrupts
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.sinks.worker import MAX_EVENTS, SinkWorker
+from edgerec.camera.sinks.sink_thread import MAX_EVENTS, SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.contract.decision import Classification, DecisionSpec
 from tests.conftest import REPOSITORY
@@ -193,7 +193,7 @@ def test_failing_sink_does_not_block_the_camera_if_the_log_is_blocked():
     def fail(result):
         raise OSError("no")
 
-    log, handler = logging.getLogger("edgerec.camera.sinks.worker"), Blocked()
+    log, handler = logging.getLogger("edgerec.camera.sinks.sink_thread"), Blocked()
     log.addHandler(handler)
     try:
         worker = SinkWorker(Recorder(fail), lossless=False)

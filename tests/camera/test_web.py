@@ -26,10 +26,10 @@ pytest.importorskip("starlette", reason='no Starlette (pip install "edgerec[web]
 pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 
 from edgerec.camera.frame import Frame, Result
+from edgerec.camera.sinks.sink_thread import SinkWorker
 from edgerec.camera.sinks.web import WebSink, label_store, routes, server
 from edgerec.camera.sinks.web import state as page_state
 from edgerec.camera.sinks.web.label_store import LabelStore
-from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
 from edgerec.errors import EdgerecError, MissingExtraError

@@ -20,7 +20,7 @@ from edgerec.camera.sinks.web import WebSink
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.contract.target import Target
 from edgerec.errors import EdgerecError
-from edgerec.export.install_files import install_files
+from edgerec.export.install_and_service_files import install_files
 from tests.network import MANIFEST, result
 
 LABELS = ("stop", "go")

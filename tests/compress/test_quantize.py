@@ -12,7 +12,7 @@ import pytest
 
 from edgerec import Recipe, Run, fit, quantize
 from edgerec.compress import calibration
-from edgerec.compress.accuracy_gate import check_drop
+from edgerec.compress.accuracy_drop import check_drop
 from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.contract.tensors import Normalize, pixel_table

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgerec import Bundle, Recipe, import_tflite, inspect, read_image
-from edgerec.contract.file_format import describe_file
+from edgerec.contract.format_detection import describe_file
 from edgerec.contract.target import Target
 from edgerec.errors import EdgerecError
 

@@ -16,7 +16,7 @@ import pytest
 from edgerec import Bundle, Classifier, import_tflite, verify
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
-from edgerec.export.install_files import install_files
+from edgerec.export.install_and_service_files import install_files
 from edgerec.utils.atomic import sha256
 
 

@@ -14,7 +14,7 @@ import pytest
 from edgerec import verify_emulated
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
-from edgerec.export.install_files import install_files
+from edgerec.export.install_and_service_files import install_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="install.sh is for Linux")
 

@@ -30,7 +30,7 @@ from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.contract.decision import Classification, DecisionSpec
 from edgerec.contract.target import Target
 from edgerec.errors import SourceError, TargetError
-from edgerec.export.install_files import install_files
+from edgerec.export.install_and_service_files import install_files
 from edgerec.export.readme import readme
 from tests.conftest import REPOSITORY
 

@@ -1,0 +1,1 @@
+"""Architectures, one module for each family."""
