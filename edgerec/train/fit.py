@@ -148,8 +148,8 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         old = recorded[name]
         # The target only affects the choice of architecture, so it may change.
         may_differ = name == "model.target" or (name in unset and value == unset[name])
-        if name == "train.batch_size":  # larger batch sizes were reduced to the number of training images
-            may_differ = may_differ or min(value, run.split_record["train_images"]) == old
+        if name == "train.batch_size" and value > old:  # it may have been reduced to the number of training images
+            may_differ = may_differ or run.split_record.get("train_images") == old
         more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
         if value != old and not may_differ:
             raise RecipeError(

@@ -376,6 +376,11 @@ def test_same_recipe_continues_a_run_and_other_recipe_is_refused(tmp_path, first
     assert was_begun(as_typed.override({"train.batch_size": images + 1}), tmp_path / "run")
     with pytest.raises(RecipeError, match=r"train\.batch_size"):
         was_begun(as_typed.override({"train.batch_size": images - 1}), tmp_path / "run")
+    # Older versions did not record the number of training images.
+    (tmp_path / "run" / "split.json").write_text('{"digest": "0", "val": [], "test": []}')
+    assert was_begun(as_typed.override({"train.batch_size": images}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"train\.batch_size"):
+        was_begun(as_typed.override({"train.batch_size": images + 1}), tmp_path / "run")
 
 
 def test_command_reports_invalid_tf_config_in_one_line(edgerec, tmp_path):
