@@ -407,6 +407,12 @@ def test_password_on_the_command_line_causes_a_warning(bundle, edgerec):
     assert not leaked(done.stderr)
     done = edgerec("camera", bundle, "--source", "synthetic:8x8@30", *options)
     assert "process list" not in done.stderr
+    page = ["--web", "127.0.0.1:0", "--web-token"]
+    for token, warned in {"env:TOKEN": False, "SECRET-SECRET": True}.items():
+        environment = os.environ | {"TOKEN": "SECRET-SECRET"}
+        done = edgerec("camera", bundle, "--source", "synthetic:8x8@30", *options, *page, token, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert ("process list" in done.stderr) == warned
 
 
 # The token of the web page.

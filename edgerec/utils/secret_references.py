@@ -27,8 +27,7 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
     Raises:
         AddressError: the variable or the file does not exist or is empty, or other users can read the file.
     """
-    kind, _, name = value.partition(":")
-    if kind == "env" and name.isidentifier():
+    if name := _variable(value):
         secret = (os.environ if environment is None else environment).get(name, "").strip()
         if not secret:
             raise AddressError(
@@ -61,9 +60,10 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
 
     Args:
         addresses: addresses that may contain passwords.
-        secrets: other secrets. Empty strings are ignored.
+        secrets: other secrets. Empty strings and references, ``env:NAME`` or ``@FILE``, are ignored.
     """
-    for value in [*filter(has_secret, addresses), *filter(None, secrets)]:
+    literal = [secret for secret in secrets if secret and not secret.startswith("@") and not _variable(secret)]
+    for value in [*filter(has_secret, addresses), *literal]:
         if any(value in argument for argument in sys.argv[1:]):
             log.warning(
                 "a password or token on the command line can be read by all users of this machine in the process "
@@ -71,6 +71,12 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
                 "instead of an address"
             )
             return
+
+
+def _variable(value: str) -> str:
+    """Return the name of the environment variable if ``value`` is ``env:NAME``, otherwise an empty string."""
+    kind, _, name = value.partition(":")
+    return name if kind == "env" and name.isidentifier() else ""
 
 
 def _file_content(path: str) -> str:
