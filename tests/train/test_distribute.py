@@ -85,7 +85,10 @@ def test_cluster_is_read_from_tf_config(monkeypatch):
         ("{", "TF_CONFIG cannot be used"),
         ("[]", "TF_CONFIG cannot be used"),
         ('{"cluster": {"ps": ["a:1"], "worker": ["b:1"]}, "task": {}}', "unknown job 'ps'"),
-        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "there is no worker 2"),
+        (
+            '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
+            "the cluster has no worker 2",
+        ),
         (
             '{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}',
             "'b' is not a valid network address",
