@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerec._version import __version__
 
-# Modules of the public names. They are imported on first use, so that devices never import training code.
+# Maps public names to their modules, which are imported on first use so that devices never import training code.
 _PUBLIC = {
     "Bundle": "edgerec.contract.bundle",
     "Camera": "edgerec.camera",

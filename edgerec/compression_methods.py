@@ -77,7 +77,7 @@ def _with_stage(*stages: FineTuningStage) -> list[str]:
 
 
 _FINE_TUNED = [AUTO, *(name for name, method in METHODS.items() if method.stages)]
-# Keys of the recipe's compress section, with the methods that use them. Keys used by all methods are omitted.
+# Maps keys of the recipe's compress section to the methods that use them. Keys used by all methods are omitted.
 METHODS_BY_KEY = {
     "channels": _with_stage("channels"),
     "sparsity": _with_stage("prune"),

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 # Keys that training can choose automatically, and the values that request this.
-# A run's recipe.toml contains the chosen values instead.
+# The values that training has chosen are saved in the run's recipe.toml.
 UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
@@ -108,7 +108,7 @@ class Recipe:
 
     @property
     def unversioned(self) -> Recipe:
-        """Copy of the recipe with the preprocessing version and white level of old runs that do not record them."""
+        """Copy of the recipe with the preprocessing version and white level of runs that do not record these keys."""
         data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
         return replace(self, data=data)
 
@@ -152,7 +152,7 @@ class Recipe:
         }
 
     def to_toml(self, comments: bool = False) -> str:
-        """Return the recipe as TOML, with a help text comment for each key if ``comments`` is true."""
+        """Return the recipe as TOML. If ``comments`` is true, a comment explains each key."""
         lines = _toml_lines(self, comments)
         for item in fields(self):
             section = getattr(self, item.name)

@@ -154,7 +154,7 @@ class AugmentSection:
 
     @property
     def active(self) -> dict[str, Any]:
-        """The enabled augmentations' values, by name."""
+        """Maps the name of each enabled augmentation to its value."""
         chosen = {item.name: getattr(self, item.name) for item in fields(self)}
         if not self.randaugment:
             del chosen["randaugment_strength"]
@@ -195,7 +195,7 @@ class ModelSection:
 
     @property
     def pretrained(self) -> bool:
-        """Whether training starts from ImageNet weights or from weights in a file or run."""
+        """Whether training starts from pretrained weights (from ImageNet, a file or another run)."""
         return self.weights not in ("none", AUTO)
 
 

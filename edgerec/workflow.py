@@ -87,7 +87,7 @@ def build(
         GateError: the accuracy loss of the variant exceeds ``compress.max_drop``.
         EdgerecError: a step failed.
     """
-    loaded_target = Target.load(target)  # reports an unknown target before training
+    loaded_target = Target.load(target)  # fail before training if the target is unknown
     if reconstructs(recipe.model.arch):
         raise RecipeError(
             f"model.arch is {recipe.model.arch!r}, which is not a classifier: train it with edgerec train, then "
@@ -129,7 +129,7 @@ def build(
             overwrite=overwrite,
             listener=listener,
         )
-    verified = verify(bundle_path, delegate="")  # no delegate, because delegates are only installed on the device
+    verified = verify(bundle_path, delegate="")  # no delegate, because delegates are installed only on the device
     page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
         run=str(run.path),

@@ -18,8 +18,8 @@ from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import say
 from edgerec.cli.user_paths import expand_user_paths
 
-# Commands and their summaries, by section of --help. Command NAME is implemented in edgerec.cli.NAME. The summaries are
-# duplicated here because importing every command would make --help slow.
+# Commands and their summaries, by section of --help. The module edgerec.cli.NAME implements command NAME.
+# The summaries are duplicated here because importing every command would make --help slow.
 COMMANDS = {
     "Train": {
         "build": "Train, quantize, export, verify and write a report.",

@@ -175,8 +175,8 @@ def camera(
     decision: list[str] = typer.Option(
         [],
         metavar="KEY=VALUE",
-        help="Override one of the bundle's decision settings, such as smoothing=vote, memory=9, votes=5, "
-        "hysteresis=0.1, least_s=1 or temperature=1.5. May be repeated.",
+        help="Override one of the bundle's decision settings, given as KEY=VALUE (e.g. smoothing=vote, memory=9, "
+        "votes=5, hysteresis=0.1, least_s=1 or temperature=1.5). May be repeated.",
         rich_help_panel=_MODEL,
     ),
     threads: int = typer.Option(
@@ -317,7 +317,7 @@ def camera(
     from edgerec.camera.reconnection import Timeouts
     from edgerec.camera.run import run_camera
 
-    gc.freeze()  # exclude the imported modules from later collections, which would pause the camera for several ms
+    gc.freeze()  # garbage collections of the imported modules would pause the camera for several ms
     gc.enable()
     saving = "--save low-confidence|changes|all"
     _require("--csv-append", csv_append, "--csv FILE", csv)

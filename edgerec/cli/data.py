@@ -65,7 +65,7 @@ def show(
     say(f"sheet    {sheet.path}  ({sum(sheet.counts.values()):,} images of {len(sheet.counts)} classes)")
 
 
-# Maximum number of findings to print for each kind. --json and --out are not limited.
+# Maximum number of findings of each kind to print. The output of --json and --out contains all findings.
 MAX_LINES = 10
 
 

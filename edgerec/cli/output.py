@@ -257,8 +257,8 @@ def progress() -> Iterator[Listener]:
     from edgerec.utils.progress import Progress as Step
 
     console = Console(stderr=True)
-    # Shorten the bar and truncate the text so that both fit on one line of the terminal. Disable markup because file
-    # names may contain brackets.
+    # Shorten the bar and truncate the text so that both fit on one line of the terminal.
+    # Disable markup, because file names may contain brackets.
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=max(8, min(40, console.width // 6))),

@@ -33,8 +33,8 @@ MAX_BYTES = 1 << 30  # total size of all files
 # Windows path separators, and characters that are not valid in file names.
 _FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Function that reads a file in a bundle, given its relative path and the maximum size in bytes.
-# It returns None if the file does not exist.
+# Function that returns a bundled file's content, or None if the file does not exist.
+# The arguments are the file's path in the bundle and the maximum size in bytes.
 Reader = Callable[[str, int], bytes | None]
 
 
@@ -90,7 +90,7 @@ class Bundle:
         return cls(path, manifest, files, tuple(warnings))
 
     def added(self) -> list[str]:
-        """Return the sorted names of files and folders in the bundle that the manifest does not list.
+        """Return the sorted names of the bundle's files and folders that are not listed in the manifest.
 
         Names that begin with a dot are skipped, e.g. the virtual environment that the README creates.
         """
@@ -174,7 +174,7 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool, check: Cal
 
 
 def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
-    """Add a listed file's content to ``files``. Return an error message, or an empty string if the file is intact."""
+    """Add a bundled file's content to ``files``. Return an error message, or an empty string if the file is intact."""
     content = read(name, max_bytes)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"
@@ -188,7 +188,7 @@ def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: st
 
 
 def _added(path: Path, listed: set[str]) -> set[str]:
-    """Return the files that the manifest does not list. A folder without any listed files is a single entry."""
+    """Return the files not listed in the manifest. A folder without listed files is returned as a single entry."""
     folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
@@ -292,7 +292,7 @@ def _refuse_larger(path: Path, name: str, size_bytes: int, max_bytes: int) -> No
 
 
 def _zip_prefix(names: Sequence[str]) -> str:
-    """Return the folder within a .zip file that contains the bundle, or an empty string for the top level."""
+    """Return the path of the bundle's folder in a .zip file, or an empty string if the bundle is at the top level."""
     manifests = [name for name in names if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
     return manifests[0].removesuffix(MANIFEST) if manifests else ""
 

@@ -172,7 +172,7 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for the bit depth in the file headers, or for the smallest one that fits all samples.
+        """Black and white levels for the bit depth in the file headers, or for the smallest that fits all samples.
 
         If the samples occupy only a small fraction of this range, as in thermal images, the levels are the smallest
         and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
@@ -195,7 +195,7 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
-# Histogram bin of the sample value 0, and number of bins.
+# Histogram bin for sample value 0, and the number of bins.
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 

@@ -213,7 +213,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_exif(content: bytes) -> Iterator[bytes]:
-    """Yield a PNG file's EXIF data, from the eXIf chunk or from a text chunk written by an older ImageMagick."""
+    """Yield a PNG file's EXIF data, from the eXIf chunk or from a text chunk written by old versions of ImageMagick."""
     profile = b""
     for kind, data in _png_chunks(content):
         if kind == b"eXIf":

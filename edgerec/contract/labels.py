@@ -300,7 +300,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
             if meant and len(set(names)) > 1 and not all(name.isdigit() for name in names):
                 raise
     if len({tuple(interpretation) for interpretation in interpretations}) > 1:
-        raise _NotLabels("each line has two numbers, and either could be the index")
+        raise _NotLabels("each line has two numbers, so labels and indices cannot be told apart")
     return interpretations[0] if interpretations else None
 
 

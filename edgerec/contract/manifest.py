@@ -37,7 +37,7 @@ class VariantForm(TypedDict):
 
 
 class MemberMetrics(TypedDict, total=False):
-    """Metrics of a model. The first form is the float model, and the last one is the exported model."""
+    """A model's metrics. The first item of ``forms`` describes the float model, and the last one the exported model."""
 
     forms: Annotated[list[VariantForm], MinItems(1)]
 
@@ -381,7 +381,7 @@ def _files(value: Any) -> dict[str, str]:
         raise ValueError("expected an object that maps file names to SHA-256 digests")
     for name, digest in value.items():
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise ValueError(f"the digest of {name!r} is {digest!r}, expected a SHA-256 digest (64 hexadecimal digits)")
+            raise ValueError(f"invalid digest {digest!r} for {name!r}: expected a SHA-256 digest (64 hex digits)")
     return value
 
 

@@ -160,7 +160,7 @@ def _read(name: str, descendants: tuple[str, ...]) -> tuple[Path, dict[str, Any]
 
 
 def _contradiction(target: Target) -> str | None:
-    """Describe a contradiction between the target's fields. Return None if there is none."""
+    """Return an error message if the target's fields contradict each other, otherwise None."""
     if not target.types:
         return "types is empty: expected int8, float32 or both"
     if "int8" in target.types and not {"int8", "uint8"}.intersection(target.inputs):

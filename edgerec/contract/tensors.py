@@ -41,7 +41,7 @@ class TensorSpec:
 
     @property
     def quantized(self) -> bool:
-        """Whether the tensor stores integers that represent real values."""
+        """Whether the tensor is quantized, i.e. stores integers that represent real values."""
         return self.dtype != "float32"
 
     @property

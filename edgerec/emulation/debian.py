@@ -22,7 +22,7 @@ UNPACK_TIMEOUT_S = 1800
 # Debian release codenames and suites used in apt sources.
 _RELEASE = re.compile(r"(stable|oldstable|testing|unstable|sid|bullseye|bookworm|trixie|forky)\b")
 _SCHEMES = ("http", "https", "file", "copy")
-# Shell code that mmdebstrap runs before it unpacks packages. In Debian, /bin, /lib and /sbin are links to /usr.
+# Shell code that mmdebstrap runs before unpacking packages. In Debian, /bin, /lib and /sbin are links to /usr.
 _LINK_USR = 'for name in bin lib sbin; do mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name"; done'
 
 

@@ -46,7 +46,7 @@ class WorkFolder:
     cpu: str
 
     def run(self, script: Path, job: Mapping[str, Any]) -> tuple[Outcome, Any]:
-        """Run a Python script that reads job.json from and writes result.json to the folder in its first argument.
+        """Run a Python script that reads job.json and writes result.json in the folder given as its first argument.
 
         Returns:
             The script's exit code and output, and the contents of result.json, or None if the script failed.

@@ -94,7 +94,7 @@ class EmulationReport:
 
     @property
     def problem(self) -> str:
-        """Return the first problem, prefixed with its Debian release and CPU, or an empty string if there is none."""
+        """Return the first problem found, with its Debian release and CPU, or an empty string if there is none."""
         return next((f"Debian {r.release}, {r.cpu}: {r.problem}" for r in self.results if r.problem), "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -246,14 +246,14 @@ def _run(expected: Expectation, system: EmulatedSystem) -> EmulationResult:
 
 
 def with_failure(result: EmulationResult, done: Outcome) -> EmulationResult:
-    """Return a copy of the result for a failed Python process."""
+    """Return a copy of ``result`` that states why Python failed in the emulated system."""
     how = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
     problem = f"Python exited in the emulated system with {how}: {done.error_line}"
     return replace(result, missing_libraries=_libraries(done.stderr), problem=problem)
 
 
 def with_output(result: EmulationResult, output: Mapping[str, Any], expected: Expectation) -> EmulationResult:
-    """Return a copy of the result with the output from probe.py and the comparison with the expected scores."""
+    """Return a copy of ``result`` with probe.py's output and its comparison with the expected scores."""
     if output["imports"]:
         errors = tuple(f"{module}: {reason}" for module, reason in output["imports"].items())
         return replace(
@@ -284,7 +284,7 @@ def _libraries(errors: str) -> tuple[str, ...]:
 
 
 def _with_all_missing_libraries(result: EmulationResult, work: WorkFolder) -> EmulationResult:
-    """Return a copy of the result with all missing shared libraries.
+    """Return a copy of ``result`` that lists all missing shared libraries.
 
     Python only reports the first one.
     """

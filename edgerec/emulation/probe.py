@@ -1,4 +1,4 @@
-"""Script that runs in the emulated system. It imports modules, runs a bundle on images and writes result.json.
+"""Script run in the emulated system: imports modules, runs a bundle on images and writes result.json.
 
 The emulated system may contain a different version of edgerec, so the script only uses functions that open a bundle and
 classify images.
@@ -34,7 +34,7 @@ def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
 
 
 def import_errors(modules: list[str]) -> dict[str, str]:
-    """Import modules, and return the errors keyed by module name."""
+    """Import modules, and return any import errors, keyed by module name."""
     errors = {}
     for name in modules:
         try:

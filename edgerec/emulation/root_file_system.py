@@ -20,8 +20,8 @@ from edgerec.utils.lock import Lock
 
 log = logging.getLogger(__name__)
 
-# Packages required for Python and wheels. They are limited to those in Raspberry Pi OS Lite, so that libraries missing
-# from a device are missing here, too.
+# Debian packages required for Python and wheels. All of them are part of Raspberry Pi OS Lite.
+# No others are installed, so that any library that a device lacks is also missing here.
 PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
 # Python version of each Debian release.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}

@@ -32,7 +32,7 @@ ImageResults = Mapping[str, ImageResult | None]
 
 @dataclass(frozen=True)
 class ScoreComparison:
-    """Differences between two machines' results.
+    """How the results for the same images differ between two machines.
 
     Attributes:
         images: number of compared images.

@@ -14,8 +14,7 @@ _FIT_FIRST = {
     "pad": "pad each image with black to the input's aspect ratio",
 }
 
-# Python code that repeatedly halves an image until it is less than twice as large as the input, by preprocessing
-# version.
+# Maps preprocessing versions to Python code that halves an image until it is less than twice the input size.
 _PYTHON_HALVINGS = {
     version: [
         "while True:",

@@ -109,8 +109,7 @@ def ensemble(
         combine=combine,
         novelty=novelty,
         delegate=next((bundle.manifest.delegate for bundle in opened if bundle.manifest.delegate), ""),
-        # The temperature and thresholds were fitted to a single model's scores, so they do not apply to combined
-        # scores.
+        # The temperature and thresholds were fitted to one model's scores, so they do not apply to combined scores.
         decision=replace(first.decision, temperature=1.0, threshold=threshold, thresholds={}),
         metrics={"members": [_summary(bundle.manifest) for bundle in opened]},
         provenance={"members": members, "edgerec": __version__},

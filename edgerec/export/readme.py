@@ -101,7 +101,7 @@ def _system_packages(target: Target) -> list[str]:
 
 
 def _service(container: bool) -> list[str]:
-    """Return the section about install.sh and the systemd service.
+    """Return the README section about install.sh and the systemd service.
 
     Args:
         container: whether the bundle has a Dockerfile.
@@ -234,7 +234,7 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
 
 
 def _novelty(manifest: Manifest) -> list[str]:
-    """Return the section about the autoencoder, or an empty list if the bundle does not contain one."""
+    """Return the README section about the autoencoder, or an empty list if the bundle does not contain one."""
     spec = manifest.novelty
     if spec is None:
         return []

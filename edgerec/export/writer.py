@@ -98,7 +98,7 @@ def write_verified(
     def check(partial: Path) -> None:
         nonlocal golden_images
         try:
-            golden_images = verify(partial, delegate="").images  # the delegate may only be installed on the device
+            golden_images = verify(partial, delegate="").images  # the delegate may be installed only on the device
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None
 

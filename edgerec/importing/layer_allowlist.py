@@ -38,12 +38,12 @@ ACTIVATIONS = {
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
-# Layer options with these values have no effect, so a Keras version without the option is equivalent.
+# Values with which a layer option has no effect, so that the other Keras version does not need to support the option.
 NO_EFFECT = (None, False, "auto", "channels_last")
 
 # Arithmetic operators in a Keras 3 graph, as in ``x / 127.5 - 1``.
 ARITHMETIC = frozenset({"Add", "Subtract", "Multiply", "Divide", "TrueDivide"})
-# Functions in a Keras 3 graph, and the equivalent activations.
+# Maps functions in a Keras 3 graph to the equivalent activations.
 FUNCTIONS = {
     "Relu": "relu",
     "Relu6": "relu6",

@@ -28,13 +28,13 @@ TRIED_IMAGES = 500
 CLEAR_POINTS = 2.0
 # Per-channel normalizations to try in addition to those with a single scale.
 PER_CHANNEL = ("torch", "caffe")
-# Number of images per class for checking the label order, and maximum total number of images.
+# Limits for the label order check: images per class, and images in total.
 IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
 
 
 @dataclass(frozen=True)
 class NormalizationChoice:
-    """The chosen normalization, and the accuracy with each normalization tried.
+    """The normalization chosen for a model, and the accuracy with each normalization that was tried.
 
     Attributes:
         text: the normalization in the format of :func:`edgerec.contract.tensors.parse_normalize`.

@@ -23,7 +23,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Number of random inputs, and maximum difference between outputs as a fraction of the largest output.
+# Number of random inputs for comparing models, and the maximum output difference relative to the largest output.
 SAMPLES, TOLERANCE = 4, 1e-2
 # Number of random input perturbations for estimating the original model's rounding error.
 # Differences of up to twice this error are accepted, even if they exceed the tolerance.
@@ -96,8 +96,8 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
         allowed = TOLERANCE * max(1.0, *(float(np.abs(r).max()) for r in reference))
         if not (difference <= allowed or difference <= 2 * _sensitivity(model, pixels, reference)):
             raise ModelError(
-                f"rewriting {model.name} for compression changed its outputs by {difference:.3g} (the first rewritten "
-                f"layer is {rebuild.changes[0][0]!r}): use --method ptq"
+                f"rewriting {model.name} for compression changed its outputs by up to {difference:.3g} (the first "
+                f"rewritten layer is {rebuild.changes[0][0]!r}): use --method ptq"
             )
         changes += [Change(layer, what, why, difference) for layer, what in rebuild.changes]
         current = after
@@ -136,7 +136,7 @@ def _has_inactive(model: Any, purpose: Purpose) -> bool:
 
 
 def _remove_inactive(rebuild: Rebuild, node: Node) -> Any:
-    """Remove augmentation and noise layers, and resizing layers that keep the size."""
+    """Remove augmentation and noise layers, and resizing layers that do not change the size."""
     if node.kind not in (*INACTIVE, *SIZING):
         return None
     size = tuple(node.inputs[0].shape[1:3])

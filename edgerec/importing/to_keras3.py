@@ -50,7 +50,7 @@ def _copy_weights(model: Any, converted: Any) -> None:
 
 
 def offer_keras3(model: Any, path: Path) -> None:
-    """Save the model with :func:`write_keras3` if Keras 3 supports all of its layers, otherwise log why not."""
+    """Save the model with :func:`write_keras3` if Keras 3 supports all of its layers, otherwise log the reason."""
     try:
         write_keras3(model, path)
     except ModelError as error:

@@ -9,8 +9,7 @@ from edgerec.report.content import ReportContent, Step
 from edgerec.train.baseline import is_near
 from edgerec.utils.command_line import command, data_options
 
-# The model is considered overfitted if the training accuracy exceeds the validation accuracy by more than this many
-# percentage points.
+# Difference between training and validation accuracy, in percentage points, above which a model counts as overfitted.
 OVERFIT_POINTS = 5.0
 # Classes whose F1 score is lower than the mean by more than this value are reported as weak.
 WEAK_F1 = 0.1
@@ -137,7 +136,7 @@ def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iter
     if report.chosen is None:
         return
     calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)
-    if report.chosen.exported:  # it may not be the default variant
+    if report.chosen.exported:  # the exported variant may not be the default
         moved = ("--variant", report.chosen.variant, *moved)
     fitted = f" (the bundle will contain the fitted temperature {calibration.temperature:g})" if calibration else ""
     if calibration and calibration.after.ece > UNCALIBRATED:

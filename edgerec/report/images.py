@@ -98,7 +98,7 @@ def matrix_image(fractions: npt.NDArray[np.float64]) -> EmbeddedImage:
 
 
 def _samples(dataset: Dataset, train: npt.NDArray[np.int64]) -> dict[str, tuple[EmbeddedImage, ...]]:
-    """Return evenly spaced training images for up to ``MAX_SAMPLES`` labels."""
+    """Return sample training images for up to ``MAX_SAMPLES`` classes, evenly spaced within each class."""
     present = np.unique(dataset.classes[train])
     chosen = present[np.linspace(0, len(present) - 1, num=min(len(present), MAX_SAMPLES)).astype(int)]
     per_class = min(MAX_SAMPLES_PER_CLASS, MAX_SAMPLES // len(chosen))

@@ -50,7 +50,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class _Scoring:
-    """Computes models' scores and calibration on a run's images."""
+    """Measures the accuracy and calibration of a run's models."""
 
     run: Run
     dataset: Dataset

@@ -85,7 +85,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SavedStudy:
-    """A study that was read from its folder.
+    """A study loaded from its folder.
 
     Attributes:
         plan: settings of the study.
@@ -99,7 +99,7 @@ class SavedStudy:
 
     @classmethod
     def read(cls, folder: Path) -> SavedStudy:
-        """Read a study from its folder.
+        """Load a study from its folder.
 
         Raise :class:`StudyError` if the folder contains no study, or if it is damaged.
         """

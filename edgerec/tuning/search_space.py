@@ -14,12 +14,11 @@ from edgerec.errors import RecipeError, unknown
 from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
 
-# Hyperparameter for the augmentation strength. Unlike the others, it is not a recipe key.
-# Its value scales all floating-point values in the recipe's ``augment`` section.
+# Hyperparameter that scales all floating-point values in the recipe's ``augment`` section. It is not a recipe key.
 STRENGTH = "augment"
 # Keys of the ``data`` section that can be tuned, because they do not affect the split.
 _DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize")
-# Prefixes of all other recipe keys that can be searched.
+# Prefixes of all other recipe keys that can be tuned.
 _SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
 # Architectures in the default search space, all of which are fast. Search files can name others.
 _ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
@@ -151,7 +150,7 @@ def with_augment_strength(recipe: Recipe, factor: float) -> Recipe:
 
 
 def own_point(recipe: Recipe, space: Space) -> dict[str, Any]:
-    """Return the recipe's values for the hyperparameters being tuned, without values outside the search space."""
+    """Return the recipe's values for the hyperparameters being tuned, omitting values outside the search space."""
     own = {key: 1.0 if key == STRENGTH else recipe.flattened[key] for key in space}
     return {key: value for key, value in own.items() if space[key].contains(value)}
 

@@ -145,10 +145,13 @@ def make_sampler(seed: int) -> Any:
 
 
 def make_pruner(name: str, epochs: int) -> Any:
-    """Create the Optuna pruner with a name from :data:`PRUNERS`. Raise :class:`RecipeError` for other names.
+    """Create the Optuna pruner called ``name``.
 
     The median pruner compares a trial with the median of at least five other trials at the same epoch, after the first
     quarter of the epochs.
+
+    Raises:
+        RecipeError: if ``name`` is not one of :data:`PRUNERS`.
     """
     pruners = require("optuna").pruners
     match name:

@@ -1,4 +1,4 @@
-"""Run one trial: choose parameters, measure the cost of the model, and train it if it meets the limits."""
+"""Run one trial: choose parameters, measure the model's cost, and train the model if it meets the limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgerec.utils.progress import Listener, Progress
 
 
 class TimeLimitError(Exception):
-    """Raised when the time limit of the study is reached during a trial."""
+    """Raised when the study's time limit is reached during a trial."""
 
 
 class Objective:
@@ -81,7 +81,7 @@ class Objective:
         return tuple(accuracy if name == "accuracy" else getattr(cost, name) for name in self._plan.objectives)
 
     def _duplicate(self, trial: Any) -> Any:
-        """Return a finished trial with the same parameters, whose results can be reused, or None."""
+        """Return a finished trial with the same parameters if its results can be reused, otherwise None."""
         states = require("optuna").trial.TrialState
         finished = trial.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
         return next((other for other in finished if other.params == trial.params), None)
@@ -191,7 +191,7 @@ def _accuracy(history: list[dict[str, float]]) -> float:
 
 
 def _refusal(trial: Any, reason: str) -> Any:
-    """Mark a trial as refused (it is not trained), store the reason, and return the exception to raise."""
+    """Mark a trial as refused (not trained), store the reason, and return the exception to raise."""
     trial.set_user_attr(REASON, reason)
     trial.set_user_attr(REFUSED, True)
     return require("optuna").TrialPruned(reason)

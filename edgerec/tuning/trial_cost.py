@@ -27,7 +27,7 @@ TIMING_CONDITIONS = {
     "this": "measured on this machine, 1 thread",
     "rpi": CONDITIONS,
 }
-# Number of threads and duration in seconds of a latency measurement.
+# Number of threads and duration in seconds for measuring latency.
 THREADS, BUDGET_S = 1, 0.5
 # Number of random calibration images. Their content affects neither the size nor the time of the model.
 CALIBRATION_IMAGES = 4

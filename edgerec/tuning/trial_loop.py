@@ -28,7 +28,7 @@ MAX_REFUSED = 30
 
 @dataclass(frozen=True)
 class StopCondition:
-    """When to end a study: after a number of trained trials or at a deadline, whichever comes first.
+    """A study's stopping condition: a number of trained trials or a deadline, whichever is reached first.
 
     Attributes:
         trials: number of trained trials.
@@ -40,7 +40,7 @@ class StopCondition:
 
     @classmethod
     def of(cls, trials: int | None, max_time_s: float | None) -> StopCondition:
-        """Create the condition from command-line options. If both are None, stop after :data:`TRIALS` trials."""
+        """Create the stopping condition. If both arguments are None, the study ends after :data:`TRIALS` trials."""
         for name, value in {"trials": trials, "max-time": max_time_s}.items():
             if value is not None and not value > 0:
                 raise RecipeError(f"--{name} must be greater than 0, got {value:g}")

@@ -192,7 +192,7 @@ class _Goal:
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """The recipe with all automatic values resolved, and properties of its training data."""
+    """The recipe with all automatic values filled in, and properties of its training data."""
 
     recipe: Recipe
     labels: tuple[str, ...]
