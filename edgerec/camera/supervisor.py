@@ -57,7 +57,7 @@ class SourceSupervisor:
         self._stopped = False
 
     def stop(self) -> None:
-        """End the iteration within ``_POLL_S``. Takes no lock, so any thread or signal handler may call it."""
+        """End the iteration within ``_POLL_S`` seconds. Takes no lock, so any thread or signal handler may call it."""
         self._stopped = True
 
     def __enter__(self) -> SourceSupervisor:
@@ -247,7 +247,7 @@ class _SupervisedSource:
         """Wait for the connection to end or time out; return the error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
-            # If the source has a fixed interval, start counting when the next image is due.
+            # If the source has a fixed interval, the timeout starts when the next image is due.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = math.inf

@@ -74,7 +74,7 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
     """
     manifest = _manifest(bundle) if bundle else None
     name = target or (manifest.target if manifest else "")
-    # If the bundle was exported for the user's own .toml file, it only contains the file's name.
+    # A bundle exported for a user's own target (a .toml file) contains only the file's name.
     loaded_target = Target.load(name) if target or name in target_names() else None
     report = check_machine(inspect_machine(root), loaded_target, delegate=manifest.delegate if manifest else None)
     if manifest and loaded_target is None:

@@ -146,7 +146,7 @@ def _check_picamera2(cameras: Cameras, system: System, has_module: bool) -> list
 
 
 def _with_reply(device: VideoDevice, reply: Sequence[Any]) -> VideoDevice:
-    """Return a copy of the device with the name and capabilities returned by VIDIOC_QUERYCAP, or the error."""
+    """Return a copy of the device with its VIDIOC_QUERYCAP results: the name and capabilities, or the error message."""
     reason, flags, card = reply
     if reason == os.strerror(errno.ENOTTY):  # a copy from another machine rather than a device file
         return device

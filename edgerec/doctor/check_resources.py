@@ -32,7 +32,7 @@ _OTHER_FOLDER = {
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder to which edgerec writes.
+    """A folder that edgerec must be able to write to.
 
     Attributes:
         what: purpose of the folder, a key of ``_OTHER_FOLDER``.

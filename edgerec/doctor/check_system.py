@@ -161,7 +161,7 @@ def _title() -> str:
 
 
 def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the current session's groups and the groups of which the user is a member in /etc/group."""
+    """Return the process's groups, and the user's groups according to /etc/group."""
     try:
         import grp
         import pwd

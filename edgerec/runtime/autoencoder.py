@@ -1,4 +1,4 @@
-"""Compute an image's reconstruction error with an autoencoder to detect unknown images."""
+"""Detect images that belong to none of the classes by an autoencoder's reconstruction error."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Fingerprint:
 
 
 def find_runtime() -> tuple[str, Any]:
-    """Return the first installed runtime's package name and interpreter module.
+    """Return the package name and interpreter module of the preferred installed runtime.
 
     Raises:
         MissingExtraError: no runtime is installed.

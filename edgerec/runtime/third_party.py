@@ -152,7 +152,7 @@ class ThirdPartyModel:
         return parse_normalize(text) if text else normalize_for(self.input, self.metadata, self.where)
 
     def normalized(self, text: str | None) -> tuple[ThirdPartyModel, Normalize]:
-        """Return an equivalent model without per-channel normalization, and the normalization of its input.
+        """Return an equivalent model that needs no per-channel normalization, and its input normalization.
 
         If the normalization differs between channels, or if the model expects BGR,
         :func:`~edgerec.tflite.model_input.with_normalization` adds a normalization layer to the start of the graph. The

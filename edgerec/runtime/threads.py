@@ -1,4 +1,4 @@
-"""Find the best number of interpreter threads for a model on this machine, and cache it."""
+"""Find the fastest number of interpreter threads for a model on this machine, and cache the result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_TIME_RATIO = 0.9
 
 
 def best_threads(content: bytes, normalize: Normalize) -> int:
-    """Return the number of threads with the lowest latency, or fewer threads with a similar latency.
+    """Return the fastest number of threads, or a smaller number with a similar latency.
 
     Args:
         content: the bytes of a .tflite image classifier.

@@ -24,10 +24,10 @@ from edgerec.utils.text import to_json
 
 GOLDEN = "golden/golden.json"
 
-# Maximum difference from a golden score on another machine, in quantization steps of the int8 output.
+# Tolerance for golden scores on another machine, in quantization steps of the int8 output.
 # Deep networks amplify rounding differences: MobileNetV2 0.35 differed by 13 steps between x86-64 and a Cortex-A72.
 UNITS_OTHER_MACHINE = 16
-# Maximum difference from a golden score with another runtime or a delegate, in quantization steps of the int8 output.
+# Tolerance for golden scores with another runtime or a delegate, in quantization steps of the int8 output.
 # tflite-runtime differed from LiteRT by up to 48 steps; differences with delegates were not measured.
 UNITS_OTHER_RUNTIME = 50
 # Relative tolerance for reconstruction errors, because NumPy versions add numbers in different orders.
@@ -63,7 +63,7 @@ class GoldenResult:
 
     @property
     def decisive(self) -> bool:
-        """Whether the margin exceeds the tolerance, so that every runtime must predict the same label."""
+        """Whether the margin exceeds the tolerance, i.e. whether every runtime must predict the same label."""
         return self.margin > self.tolerance
 
 
@@ -107,7 +107,7 @@ class VerifyReport:
 
     @property
     def decisive(self) -> int:
-        """Number of golden images for which every runtime must predict the same label with every model."""
+        """Number of golden images whose label must be the same with every runtime, for all models."""
         return self.images - len({result.image for result in self.golden if not result.decisive})
 
     def to_dict(self) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def _recomputed_error(
 def error_tolerance(
     made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
 ) -> float:
-    """Return the allowed difference between two machines' reconstruction errors for the same image.
+    """Return the tolerance for comparing two machines' reconstruction errors for the same image.
 
     ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
     (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
@@ -372,7 +372,7 @@ def error_tolerance(
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
-    """Return the allowed difference between two machines' scores, in units of the model's output."""
+    """Return the tolerance for comparing two machines' scores, in units of the model's output."""
     if made_on == here and not delegate:
         return 0.0
     if not spec.output.quantized:

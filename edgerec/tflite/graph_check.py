@@ -39,7 +39,7 @@ class GraphCheck:
         self._subgraphs = root.tables(2)
 
     def check(self) -> None:
-        """Raise :class:`ValueError` for the first error in the subgraphs."""
+        """Check all subgraphs. Raise :class:`ValueError` for the first error."""
         if not self._subgraphs:
             raise ValueError("the model has no subgraph")
         self._check_calls([self._check_subgraph(subgraph) for subgraph in self._subgraphs])

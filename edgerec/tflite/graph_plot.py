@@ -89,7 +89,7 @@ def graph_plot(report: InspectReport, path: Path) -> None:
 
 
 def layout(report: InspectReport) -> dict[int, BoxPosition]:
-    """Return the position of each operator in the drawing, by operator index.
+    """Return each operator's position in the drawing, keyed by operator index.
 
     Each operator is placed below all operators that compute its inputs, if possible in the first one's lane.
     """
@@ -116,7 +116,7 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
 
 
 def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, int]]:
-    """Return two dictionaries with the row and lane of each operator, by operator index."""
+    """Return each operator's row and lane, as two dictionaries keyed by operator index."""
     predecessors = _predecessors(report)
     rows: dict[int, int] = {}
     lanes: dict[int, int] = {}
@@ -134,7 +134,7 @@ def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, in
 
 
 def _predecessors(report: InspectReport) -> dict[int, list[int]]:
-    """Return the indices of the operators that compute each operator's inputs, by operator index."""
+    """For each operator index, return the indices of the operators that compute its inputs."""
     producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     return {
         operator.index: list(dict.fromkeys(producers[t] for t in operator.inputs if t is not None and t in producers))

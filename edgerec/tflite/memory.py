@@ -75,7 +75,7 @@ def parameter_bytes(graph: Graph) -> int:
 
 
 def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Return all inputs and operator outputs, each with the indices of its first and last operators."""
+    """Return all inputs and operator outputs, each with the indices of the first and last operators that use it."""
     lifetimes = {id(tensor): (tensor, -1, -1) for tensor in graph.inputs}
     for operator in graph.operators:
         lifetimes |= {id(tensor): (tensor, operator.index, operator.index) for tensor in operator.outputs}

@@ -25,7 +25,7 @@ from edgerec.tflite.operators import RESHAPING
 # Operations per millisecond.
 CONVOLUTION_PER_MS = 31.85e6
 OTHER_PER_MS = 2.746e6
-# Text to show with each estimate.
+# Description shown with each estimate.
 CONDITIONS = "estimated for a Raspberry Pi 4, all its cores"
 
 
@@ -40,7 +40,7 @@ def estimated_ms(convolution: float, other: float) -> float:
 
 
 def operation_counts(graph: Graph) -> tuple[int, int]:
-    """Return the operation counts of convolutions and of all other operators.
+    """Return the number of operations in convolutions and in all other operators.
 
     The operation count is the number of multiply-accumulates or, for operators without multiply-accumulates, the number
     of values read.

@@ -73,7 +73,7 @@ class Probe:
 
     @property
     def within_unit(self) -> bool:
-        """True if all outputs were in [0, 1], within rounding errors."""
+        """True if all outputs were in [0, 1], apart from rounding errors."""
         return self.runs > 2 and self.lowest >= -1e-3 and self.highest <= 1.005
 
     def sums_to(self, total: float, tolerance: float) -> bool:
@@ -137,7 +137,7 @@ def _folder() -> Path:
 
 
 def _key(content: bytes) -> str:
-    """Return a model's cache file name, which depends on the installed runtimes' versions."""
+    """Return the name of a model's cache file, which depends on the versions of the installed runtimes."""
     return f"{sha256(content)}-{_runtimes_digest()}"
 
 

@@ -1,4 +1,4 @@
-"""Parse untrusted JSON, TOML and zip files with limits, so that a small file cannot use up the memory."""
+"""Parse untrusted JSON, TOML and zip files with limits, so that a small file cannot exhaust memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run programs and Python code that may crash, hang or use up memory in child processes with a time limit."""
+"""Run untrusted programs and Python code in child processes, with limits on time and memory."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-# Smaller adjustments of the system clock, e.g. by NTP, are ignored.
+# System clock adjustments of up to this many seconds, e.g. by NTP, are ignored.
 TOLERANCE_S = 0.1
 _offset_s = 0.0
 

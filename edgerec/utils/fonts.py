@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgerec.utils.child_process import run_program
 
-# Time limit for listing the installed fonts, which fontconfig caches.
+# Time limit in seconds for listing the installed fonts. fontconfig caches the list.
 TIMEOUT_S = 10.0
 MAX_FONTS = 20_000
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
@@ -85,7 +85,7 @@ def _font(fields: Sequence[str]) -> Font:
 
 
 def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
-    """Split a string into runs that can each be drawn with one font, or return None if a character is in no font."""
+    """Split a string into runs that can each be drawn with one font, or return None if no font contains a character."""
     whole = next((font for font in fonts if font.has(text)), None)
     if whole is not None:
         return [(text, whole)]

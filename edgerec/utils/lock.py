@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 MAX_NAME_BYTES = 200
-# Offset of the locked byte, after the process ID, because other processes cannot read locked bytes on Windows.
+# Offset of the locked byte. It follows the process ID, because other processes cannot read locked bytes on Windows.
 _LOCKED_BYTE = 1 << 20
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -115,7 +115,7 @@ class Url:
 
 
 def redacted(address: str) -> str:
-    """Remove secrets from an address, for display and logs. The address need not be valid.
+    """Remove secrets from an address before it is displayed or logged. The address need not be valid.
 
     User, password and fragment are removed, and so are all parameters that are not known to be harmless. If it is not
     clear where the password ends, only the scheme is kept.

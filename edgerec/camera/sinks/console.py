@@ -61,7 +61,7 @@ class TextLines(_Lines):
         self._write_line(f"{source}frame {result.frame.index}  {label}  {result.age_ms:.1f} ms")
 
     def state(self, change: StateChange) -> None:
-        """Do nothing; :class:`StateLines` writes state changes."""
+        """Do nothing; state changes are written by :class:`StateLines`."""
 
 
 class StateLines(_Lines):
@@ -75,7 +75,7 @@ class StateLines(_Lines):
         """Do nothing; this sink writes only state changes."""
 
     def state(self, change: StateChange) -> None:
-        """Write the new state and its reason, omitting changes without a reason and repeated lines."""
+        """Write the new state and its reason. Changes without a reason and repeated lines are skipped."""
         if not change.reason or change.state not in (SourceState.LIVE, SourceState.STALE, SourceState.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"

@@ -33,7 +33,7 @@ from edgerec.utils.optional import require
 JPEG_QUALITY = 95
 # Maximum number of paths kept in memory, for the oldest images. Once these are deleted, the folder is scanned again.
 MAX_LISTED = 4096
-# Minimum time in seconds between folder scans while a size limit is reached.
+# Minimum time in seconds between folder scans once the size limit is reached.
 RESCAN_S = 10.0
 # File name pattern of saved images. The name contains a digest of the folder's path, which no longer matches if a user
 # has moved the image, e.g. to correct its label. Older versions of edgerec wrote no digest.

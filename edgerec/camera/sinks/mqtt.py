@@ -217,7 +217,7 @@ class Mqtt:
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._resent = set(self._in_flight)  # wait with new messages until paho has resent these
+        self._resent = set(self._in_flight)  # do not send new messages until paho has resent these
         if self._status_ids:  # paho resends these messages, so do not publish them again
             return
         self._announced.clear()

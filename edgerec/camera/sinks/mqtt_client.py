@@ -1,4 +1,4 @@
-"""An MQTT broker's address, and a broker connection that reconnects automatically."""
+"""MQTT broker addresses, and broker connections that reconnect automatically."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class _QueuedEvent(NamedTuple):
 
 
 class SinkWorker:
-    """Passes events to a sink in a separate thread, through a queue limited in length and size.
+    """Passes events to a sink in a separate thread, through a bounded queue.
 
     If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
 
@@ -120,7 +120,7 @@ class SinkWorker:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Ask the thread to process all queued events and then close the sink, without waiting for it."""
+        """Ask the thread to process all queued events and then close the sink. Return immediately."""
         with self._changed:
             if not self._finishing:  # a second call must not restart the timeout
                 self._finishing, self._progress_s = True, time.monotonic()

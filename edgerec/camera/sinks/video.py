@@ -24,12 +24,12 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-# FFmpeg's suffix for fragmented MP4 files. They stay playable if the process is killed or the disk is full, whereas an
-# ordinary MP4 file needs the index at its end.
+# File suffix that makes FFmpeg write fragmented MP4. A fragmented file stays playable if the process is killed or the
+# disk is full, whereas an ordinary MP4 file needs the index at its end.
 _FRAGMENTED = ".ismv"
 # MP4 brand (file type) that video players support. It replaces FFmpeg's Smooth Streaming brand.
 _BRAND = b"isom\0\0\2\0isomiso6"
-# Gaps between frames of a live source are shortened to at most this many seconds.
+# Maximum gap between frames of a live source, in seconds. Longer gaps are capped at this value.
 MAX_GAP_S = 5.0
 # Minimum free disk space in bytes while recording, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000

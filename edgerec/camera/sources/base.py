@@ -15,7 +15,7 @@ NOMINAL_FPS = 25.0
 
 @dataclass(frozen=True)
 class CaptureFormat:
-    """A source's image format. In a request, 0 and an empty string select the camera's default.
+    """A source's image format. When requesting a format, leave a field at 0 or ``""`` to use the camera's default.
 
     Attributes:
         width, height: image size in pixels.

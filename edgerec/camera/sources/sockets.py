@@ -25,7 +25,7 @@ class PeerSocket:
 
     @contextlib.contextmanager
     def detect(self, port: int) -> Iterator[None]:
-        """Context manager that finds the socket connected to ``port`` within its block, if there is exactly one."""
+        """Context manager that finds the socket that its block connects to ``port``, if there is exactly one."""
         before = _descriptors()
         yield
         new = {inode: number for inode, number in _descriptors().items() if inode not in before}

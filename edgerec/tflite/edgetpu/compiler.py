@@ -37,11 +37,11 @@ _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 @dataclass(frozen=True)
 class CompilerStatus:
-    """A row in the compiler's report: the number of operators of one kind, and what the compiler did with them.
+    """A row in the Edge TPU compiler's report: an operator type, its number of operators, and their status.
 
     Attributes:
-        op: kind of the operators, such as ``CONV_2D``.
-        count: number of operators of this kind.
+        op: operator type, such as ``CONV_2D``.
+        count: number of operators of this type.
         status: what the compiler did with these operators, such as ``Mapped to Edge TPU``.
     """
 

@@ -43,7 +43,7 @@ class OperatorPlacement:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The Edge TPU compiler's predicted result for a model.
+    """Predicted result of compiling a model for the Edge TPU.
 
     Attributes:
         findings: operators and properties of the model that the compiler refuses, each with a solution. Empty if the
@@ -62,12 +62,12 @@ class Diagnosis:
 
     @property
     def macs(self) -> int:
-        """Total number of multiply-accumulates for one image."""
+        """Total number of multiply-accumulate operations per image."""
         return sum(operator.macs for operator in self.operators)
 
     @property
     def cpu_macs(self) -> int:
-        """Number of multiply-accumulates on the CPU for one image."""
+        """Number of multiply-accumulate operations on the CPU per image."""
         return sum(operator.macs for operator in self.operators if operator.on == "cpu")
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Diagnosis:
 
 
 def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
-    """Predict which operators the Edge TPU compiler maps, and why it refuses the others.
+    """Predict which operators the compiler maps to the Edge TPU, and why the others stay on the CPU.
 
     Args:
         graph: the model before compilation.
@@ -97,7 +97,7 @@ def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
         if (reason := refusal_reason(operator, target.operators or {}))
     }
     findings = [*model_findings, *(_finding(graph.operators[index], reason) for index, reason in refusals.items())]
-    # The compiler refuses a graph with control flow or dynamic shapes before it checks any operator.
+    # The compiler rejects graphs with control flow or dynamic shapes before it checks any operator.
     graph_refusal = next((finding.reason for finding in model_findings if finding.op in ("model", "batch")), "")
     on_chip = set() if graph_refusal else mapped_operators(graph, refusals)
     operators = tuple(_placement(operator, graph, on_chip, refusals, graph_refusal) for operator in graph.operators)

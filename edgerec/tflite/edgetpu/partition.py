@@ -1,4 +1,4 @@
-"""Predict which operators are mapped to the Edge TPU if the compiler cannot map all of them."""
+"""Predict which operators run on the Edge TPU if some cannot be compiled for it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _next_subset(
     refused: Collection[int],
     is_refused: bool,
 ) -> set[int]:
-    """Return the next subset of refused operators if ``is_refused`` is true, otherwise of supported operators.
+    """Return the next subset of operators: unsupported ones if ``is_refused`` is true, otherwise supported ones.
 
     The subset contains all operators of its kind whose inputs come only from operators in ``done`` or in the subset.
     """

@@ -1,4 +1,4 @@
-"""Rules about which operators the Edge TPU can run.
+"""Rules that determine which operators the Edge TPU can run.
 
 Source: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". Limits
 not stated on this page lie between operators that the compiler mapped and operators that it refused in the published
@@ -29,9 +29,11 @@ _MAX_SOFTMAX_VALUES = 16_384
 # In published compiler logs, upsampling from 256 to 512 pixels or by a factor of 16 stays on the CPU.
 # Upsampling to 128 pixels by a factor of 2 is mapped to the Edge TPU.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
-# In published compiler logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped.
+# In published compiler logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped to
+# the Edge TPU.
 _MAX_TRANSPOSE_VALUES = 65_536
-# In published compiler logs, a MEAN over 256×128 values stays on the CPU, but one over 64×128 values is mapped.
+# In published compiler logs, a MEAN over 256×128 values stays on the CPU, but one over 64×128 values is mapped to the
+# Edge TPU.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {
@@ -133,7 +135,7 @@ def _constant_parameters(operator: Operator) -> str | None:
 
 
 def _transpose_conv(operator: Operator) -> str | None:
-    # The inputs are output shape, weights, input and bias. All but the input (index 2) must be constant.
+    # TRANSPOSE_CONV has the inputs output shape, weights, input and bias. All but the input (index 2) must be constant.
     if any(t is not None and not t.constant for i, t in enumerate(operator.inputs) if i != 2):
         return "its weights, bias or output shape is not constant"
     return None

@@ -124,7 +124,7 @@ class AccessControl:
         return self._unauthorized(headers, message, 401, {"WWW-Authenticate": "Bearer"}), expired
 
     def _reject_foreign(self, scope: Scope, headers: Headers) -> Response | None:
-        """Return an error response if the request's headers are too large or it is cross-site, otherwise None."""
+        """Return an error response if the request is cross-site or its headers are too large, otherwise None."""
         host = headers.get("host", "")
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
             return PlainTextResponse(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.\n", 431)

@@ -106,7 +106,7 @@ class Page:
         return Response(status_code=204)
 
     async def hold(self, request: Request) -> Response:
-        """Keep the image that the user sees as a pending image until its label is selected."""
+        """Add the displayed image to the pending images, until the user selects its label."""
         fields = await _body(request)
         source, frame = _integer(fields, "source"), _integer(fields, "frame")
         self._newest_image(source)
@@ -225,7 +225,7 @@ def _parse_frame_index(text: str) -> int:
 
 
 def snapshot_name(result: Result) -> str:
-    """Return ``SOURCE-TIME.png`` with the capture time, using only ASCII letters, digits, ``_`` and ``-``."""
+    """Return the download's name, ``SOURCE-TIME.png``, in ASCII letters, digits, ``_`` and ``-``."""
     grabbed_s = unix_s(result.frame.captured_s)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(grabbed_s))
     return f"{safe_name(source_of(result))}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"

@@ -31,7 +31,7 @@ STOP_S = 2.0
 
 
 class LimitedConnection(H11Protocol):
-    """A connection that limits the time for requests and responses and the number of connections.
+    """An HTTP connection with time limits for requests and responses, and a limit on open connections.
 
     If there are too many connections from one address or in total, the oldest idle connection is closed. Idle
     connections therefore cannot prevent new connections.

@@ -125,7 +125,7 @@ class PageState:
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
-        """Return each source's state, and all entries numbered above ``after``, as JSON-serializable data."""
+        """Return each source's state, and all entries after number ``after``, as JSON-serializable data."""
         with self._lock:
             sources = list(self._sources.values())
             # Each source has its own list so that a busy source does not displace other sources' entries.
