@@ -250,9 +250,9 @@ trained. [Results](../results.md) has trained models.
 
 | column | meaning |
 |---|---|
-| method | quantization-aware training (`qat`), with 50 % zeros (`pqat`), or post-training quantization (`ptq`) |
-| changes | layers that were replaced, and in parentheses the largest resulting change of the output |
-| operators | number of operators in the file, and number of different kinds |
+| method | `qat`: quantization-aware training; `pqat`: 50 % pruning, then QAT; `ptq`: post-training quantization |
+| changes | replaced layers, and in parentheses the largest difference between the outputs before and after |
+| operators | number of operators in the file; "9 of 6 kinds" means 9 operators of 6 different types |
 | float tensors | number of tensors that are not integers; 0 means full int8 |
 | int8 − Keras | largest difference between scores of the int8 file and the Keras model; one step is 1/256 = 0.004 |
 | pixels ± 1 | largest change of the Keras model's scores if each pixel changes by at most 1 |

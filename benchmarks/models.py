@@ -28,9 +28,9 @@ HEADER = """# Architectures
 Pass one of these names to `edgerec train --arch NAME`. [Choose an architecture](../how-to/choose-architecture.md) helps
 you to select one. `edgerec models` prints this list.
 
-The table shows the cost of each architecture for 96×96 RGB images, 10 classes and width 1, after post-training
-quantization. For another size, run `edgerec models NAME --input-size 64 --width 0.5`. This command also shows the
-targets that can run the model.
+The table shows the cost of each architecture after post-training quantization, for 96×96 RGB images, 10 classes and
+width 1. The *width* multiplies the number of channels. For another input size or width, run for example
+`edgerec models NAME --input-size 64 --width 0.5`. The command prints the cost, and the targets that can run the model.
 
 | column | meaning |
 |---|---|
@@ -39,8 +39,8 @@ targets that can run the model.
 | int8 bytes | size of the quantized .tflite file |
 | min px | smallest supported width and height of the input |
 | ImageNet | widths for which Keras provides ImageNet weights |
-| methods | supported compression methods |
-| not on | targets that cannot run the architecture at this size; `edgerec models NAME` prints the reason |
+| methods | supported methods of `edgerec quantize` |
+| not on | targets that cannot run the model; `edgerec models NAME` prints the reason |
 
 """
 FOOTER = """
