@@ -186,12 +186,12 @@ class CameraConfig:
 
     Attributes:
         bundle: the bundle's folder or .zip.
-        sources: one or more source URIs; see :func:`~edgerec.camera.sources.find_source`. Frames of
-            several sources are classified in turn.
+        sources: one or more source URIs; see :func:`~edgerec.camera.sources.find_source`. Frames from several sources
+            are classified in turn.
         requested: size, rate and format to request from cameras.
         loop: whether to restart video files and folders when they end.
         timeouts: timeouts for live sources.
-        frame_options: selection of the frames to classify, and of the region and orientation of each frame.
+        frame_options: which frames to classify, and how to crop and orient them.
         max_frames: stop after this many predictions. None means no limit.
         threads, delegate, delegate_options, fallback, threshold, decision: see :meth:`Camera.open` and
             :class:`~edgerec.runtime.classifier.Classifier`.

@@ -25,10 +25,10 @@ class Frame:
         grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
             at which the image arrived.
         origin: path of the image for a folder, otherwise the source name as entered by the user.
-        source: name of the source. State changes of the source have the same name.
+        source: the source's name, which is the same in its state changes.
         media_s: position in a video file, in seconds from its start, or None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
-        stream: True if the frame is part of a continuous video; False for the images of a folder.
+        stream: True if the frame is part of a continuous video, False for images from a folder.
     """
 
     grabbed: Image
@@ -49,7 +49,7 @@ class Frame:
     def captured_s(self) -> float:
         """Capture time in seconds on the monotonic clock, for rates, durations and timestamps.
 
-        For video files, this time advances with the media time so that it does not depend on the speed of decoding.
+        For video files, this time advances with the media time so that it does not depend on decoding speed.
         """
         return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 

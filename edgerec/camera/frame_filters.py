@@ -31,9 +31,9 @@ class FrameOptions:
         roi: region ``(x, y, width, height)`` in pixels, or as fractions of the frame if all four values are at most 1.
         rotate: clockwise rotation after cropping: 0, 90, 180 or 270 degrees.
         mirror: flip the image horizontally after the rotation.
-        every: classify only every n-th frame of a source.
-        max_fps: maximum number of frames per second of a source. 0 means no limit. For video files, the rate refers to
-            media time. The limit does not apply to the images of a folder.
+        every: classify only every n-th frame of each source.
+        max_fps: maximum number of frames per second and source. 0 means no limit. For video files, the rate refers to
+            media time. The limit does not apply to image folders.
         max_age_s: skip frames of live sources that are older than this many seconds. 0 disables this check.
         motion: skip a frame if at most this fraction of its pixels (0 to 1) has changed since the last classified
             frame. 0 disables this check.
@@ -100,8 +100,8 @@ def parse_roi(text: str) -> tuple[float, float, float, float]:
 class FrameSelector:
     """Selects, crops, rotates and mirrors the frames of all sources, and counts the skipped frames by reason.
 
-    A region outside the first frame of a source is an error. If the resolution changes later and the region is then
-    outside, frames are only skipped, because the source may return to the earlier resolution.
+    A region outside a source's first frame is an error. If the resolution changes later and the region is then outside,
+    frames are only skipped, because the source may return to the earlier resolution.
     """
 
     options: FrameOptions
@@ -152,7 +152,7 @@ class FrameSelector:
         """Log a warning if the region extends beyond the frame and the source's frame size has changed.
 
         Raises:
-            SourceError: the region is outside the first frame of the source.
+            SourceError: the region is outside the source's first frame.
         """
         size, last_size = frame.grabbed.shape[:2], self._sizes.get(frame.source)
         if self.options.roi is None or size == last_size:

@@ -80,7 +80,7 @@ class Camera:
     of files are never dropped.
 
     Attributes:
-        manifest: the bundle's manifest, with the settings that were overridden for this camera.
+        manifest: the bundle's manifest, with the settings overridden for this camera.
         live: whether at least one source is live.
         sources: source names, without passwords.
         inputs: source names and the bundle's path. No sink may write to these paths.
@@ -142,8 +142,8 @@ class Camera:
 
         Args:
             bundle: the bundle's folder or .zip.
-            source: one or more source URIs; see :func:`~edgerec.camera.sources.find_source`. Frames
-                of several sources are classified in turn.
+            source: one or more source URIs; see :func:`~edgerec.camera.sources.find_source`. Frames from several
+                sources are classified in turn.
             threads: number of interpreter threads. 0 uses the number in the bundle. If the bundle has none, a
                 short benchmark determines the fastest number of threads, which is then cached. If no source is live and
                 no delegate is used, this many interpreters with one thread each run in parallel instead, which
@@ -280,13 +280,13 @@ class Camera:
             sinks: receivers of the results. A sink whose attribute ``inline`` is True, such as a window, is called in
                 this thread. Each other sink has its own thread.
             max_frames: stop after this many predictions. None means no limit.
-            service: notifier of the service manager. If the model, a window or all connections hang, the notifications
-                stop so that the watchdog of the service manager restarts the service.
+            service: notifies the service manager. If the model, a window or all connections hang, the notifications
+                stop so that the service manager's watchdog restarts the service.
             keep_open: keep the sinks open after the last frame so that a web page can still be viewed. The call then
                 returns when a sink closes or :meth:`stop` is called.
 
         Raises:
-            OutputIsInputError: a sink would write to the path of a source.
+            OutputIsInputError: a sink would write to a source's path.
             KeyboardInterrupt: a signal has stopped the camera.
         """
         with Interrupts(self.stop):

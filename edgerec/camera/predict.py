@@ -22,10 +22,10 @@ def predict(
 
     Args:
         bundle: a bundle's folder or .zip, or an open classifier.
-        images: paths of image files, or of folders. The files of a folder and its subfolders are classified in the
-            order of their paths; files that are not images are skipped with a warning.
-        threshold: minimum score, 0 to 1. If the score is lower, the label is ``unknown``. None uses the threshold of
-            the bundle.
+        images: paths of image files, or of folders. The files in a folder and its subfolders are classified in order of
+            their paths. Files that are not images are skipped with a warning.
+        threshold: minimum score, 0 to 1. If the score is lower, the label is ``unknown``. None uses the bundle's
+            threshold.
 
     Raises:
         DataError: a file is not an image, or a folder contains no image.

@@ -26,12 +26,12 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
     to the service manager, and stops cleanly on Ctrl-C and SIGTERM if it is called in the main thread. If all sources
     are files, the web page stays open after the last frame until the camera is stopped, unless ``max_frames`` is set.
 
-    While the camera runs, OpenCV uses one thread. From then on, new threads of the process share one arena of glibc's
-    malloc.
+    While the camera runs, OpenCV uses one thread. From then on, new threads in this process share one glibc malloc
+    arena.
 
     Args:
         config: all settings.
-        sinks: additional sinks, see :meth:`Camera.run`. They are closed at the end if the camera was started.
+        sinks: additional sinks; see :meth:`Camera.run`. They are closed at the end if the camera was started.
 
     Raises:
         EdgerecError: the bundle, a source or a sink cannot be opened, or all sources failed.

@@ -30,7 +30,7 @@ class ServiceNotifier:
         Args:
             address: path to the service manager's datagram socket. A leading ``@`` denotes Linux's abstract namespace.
                 If empty, nothing is sent.
-            watchdog_s: watchdog timeout of the service manager in seconds, or 0 if there is no watchdog.
+            watchdog_s: the service manager's watchdog timeout in seconds, or 0 if there is no watchdog.
         """
         # sd_watchdog_enabled(3) recommends half the timeout. A quarter leaves more time for a slow frame.
         self._interval_s = watchdog_s / 4

@@ -27,7 +27,7 @@ class StateChange:
         source: source name as entered by the user, without passwords.
         state: the new state.
         since_s: monotonic time of the change, in seconds.
-        reason: reason for the change, or an empty string. For ``live``, the image format of the source.
+        reason: reason for the change, or an empty string. For ``live``, the source's image format.
     """
 
     source: str

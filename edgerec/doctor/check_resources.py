@@ -54,7 +54,7 @@ class Resources:
     Attributes:
         memory_bytes: total memory of the machine or container; 0 if unknown.
         available_bytes: memory available to programs; 0 if unknown.
-        folders: folders to which edgerec writes.
+        folders: folders that edgerec must be able to write to.
         temperature_c: CPU temperature in degrees Celsius, or None if unknown.
         throttled: reasons why a Raspberry Pi is currently throttled.
         earlier: reasons why a Raspberry Pi was throttled at any time since boot.

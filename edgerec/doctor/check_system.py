@@ -36,7 +36,7 @@ class System:
         avx: whether an x86 CPU has AVX; None for other CPUs.
         root: whether this process runs as root.
         user: name of the user, for commands in messages.
-        groups: groups of the current session.
+        groups: the current session's groups.
         member_of: groups that the user will have after logging in again.
         now_s: system time as a Unix timestamp.
         installed_s: installation time of edgerec as a Unix timestamp.

@@ -27,10 +27,11 @@ class Classifier:
     """Classifies images with a bundle. Not thread-safe: use one classifier per thread.
 
     Attributes:
-        manifest: the bundle's manifest, with the changes that the arguments of the constructor request.
+        manifest: the bundle's manifest, with the changes requested by the constructor's arguments.
         invalid: number of images for which a model returned NaN or infinite scores.
         models: the model, or all models of an ensemble.
-        autoencoder: detects unknown images regardless of their scores, or None if the bundle has no autoencoder.
+        autoencoder: detects images that belong to none of the classes, regardless of their scores. None if the bundle
+            has no autoencoder.
 
     >>> Classifier.open("signs-rpi").classify(image).label   # doctest: +SKIP
     'three'
@@ -63,8 +64,8 @@ class Classifier:
             delegate_options: delegate options, e.g. ``{"device": "usb:1"}``.
             fallback: whether to log a warning and use the CPU if the delegate cannot be loaded, instead of raising
                 :class:`DelegateError`.
-            threshold: minimum score of all labels in [0, 1]. It replaces the thresholds of the bundle.
-            decision: fields of :class:`DecisionSpec` that replace those of the bundle.
+            threshold: minimum score in [0, 1] for all labels. Overrides the bundle's thresholds.
+            decision: fields of :class:`DecisionSpec` that override the bundle's.
 
         Raises:
             BundleError: a model does not match the manifest.

@@ -52,9 +52,9 @@ class ThirdPartyModel:
         last_operator: operator that computes the output, without subsequent operators that only move or average values.
         activation: function that converts the output to scores, or ``none`` if the model already returns scores.
         activation_reason: explanation of how the activation was determined.
-        sums_to_one: whether the scores of an image add up to 1. This is False if several labels can apply to an image.
+        sums_to_one: whether an image's scores add up to 1. False if several labels can apply to an image.
         metadata: TFLite metadata in the file, or None.
-        family: preprocessing of the tool that created the file.
+        family: preprocessing used by the tool that created the file.
         layout: input layout if the input has no channel axis or its channel axis comes first, otherwise None.
     """
 

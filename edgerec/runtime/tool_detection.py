@@ -20,7 +20,7 @@ class Family:
     Attributes:
         name: name of the tool, or an empty string if the tool was not recognized.
         reason: how the tool was recognized, or why ``fit`` is assumed.
-        fit: conversion to the aspect ratio of the input: ``crop``, ``stretch`` or ``pad``.
+        fit: how images are converted to the input's aspect ratio: ``crop``, ``stretch`` or ``pad``.
         normalize: normalization of float models in the format of :func:`~edgerec.contract.tensors.parse_normalize`, or
             an empty string if the tool does not define it.
     """

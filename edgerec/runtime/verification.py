@@ -45,7 +45,7 @@ class GoldenResult:
     are ``known`` and ``unknown``.
 
     Attributes:
-        difference, tolerance: largest and allowed difference from a golden score.
+        difference, tolerance: largest difference from a golden score, and its tolerance.
         margin: difference between the two best golden scores. For an autoencoder, distance of the golden error from the
             threshold.
         deficit: difference between the best golden score and the golden score of ``label``, or 0 if the label is the
@@ -78,7 +78,7 @@ class VerifyReport:
             bit-identical.
         delegate: shared library that ran the models, or an empty string for the CPU.
         exact: whether every score is bit-identical to the golden score.
-        max_difference, tolerance: largest and allowed difference from a golden score.
+        max_difference, tolerance: largest difference from a golden score, and its tolerance.
         golden: results for each image and each model.
     """
 

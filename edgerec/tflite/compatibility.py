@@ -24,9 +24,9 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
     """Check that a target can run a model, and return the model's graph.
 
     Args:
-        content: bytes of the .tflite file.
+        content: the .tflite file's bytes.
         target: the target.
-        where: name of the model for error messages.
+        where: the model's name in error messages.
 
     Raises:
         TargetError: the target cannot run the model. The message states the first reason, a solution, and the number
@@ -48,8 +48,8 @@ def findings(graph: Graph, content: bytes, target: Target) -> list[Incompatibili
     """Return all reasons why ``target`` cannot run a model, or an empty list if it can.
 
     Args:
-        graph: graph of the model.
-        content: bytes of the .tflite file.
+        graph: the model's graph.
+        content: the .tflite file's bytes.
         target: the target, with its data types, operators and their versions, rules and memory.
     """
     if target.rules == "edgetpu":

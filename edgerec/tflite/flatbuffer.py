@@ -32,12 +32,12 @@ class Tensor:
 
     Attributes:
         name: name of the tensor.
-        dtype: name of the type in the TFLite schema, such as ``INT8``.
+        dtype: data type in the TFLite schema, such as ``INT8``.
         shape: shape of the tensor; dynamic dimensions are −1.
         scales, zero_points: quantization parameters: none, one, or one per channel.
         data: a constant tensor's content, uint8 ``(bytes,)``, or None for other tensors.
-        axis: axis of the channels if there are several ``scales``.
-        index: index of the tensor in its subgraph, which is also its index in an interpreter.
+        axis: channel axis if there are several ``scales``.
+        index: the tensor's index in its subgraph and in interpreters.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Operator:
 
     Attributes:
         index: position of the operator in the first subgraph.
-        name: builtin name in the TFLite schema, e.g. ``CONV_2D``, or ``CUSTOM`` followed by the name of the operator.
+        name: builtin name in the TFLite schema, e.g. ``CONV_2D``, or ``CUSTOM`` followed by the operator's name.
         version: version of the operator.
         inputs, outputs: the operator's tensors; absent optional inputs are None.
         options: options object from the TFLite schema.
@@ -86,7 +86,7 @@ class Graph:
 
     Attributes:
         tensors: tensors of all subgraphs.
-        operators: operators of the first subgraph, in the order of execution.
+        operators: the first subgraph's operators, in execution order.
         inputs, outputs: inputs and outputs of the first subgraph.
         subgraphs: number of subgraphs; more than one if the model contains control flow.
     """

@@ -65,7 +65,7 @@ def graph_plot(report: InspectReport, path: Path) -> None:
 
     Args:
         report: result of :func:`~edgerec.tflite.inspection.inspect`.
-        path: path of the PNG file.
+        path: output path of the PNG file.
     """
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -10,11 +10,11 @@ class Incompatibility:
     """A reason why a target cannot run a model.
 
     Attributes:
-        index: index of the operator, or −1 if the reason concerns the whole model.
+        index: the operator's index, or −1 if the reason concerns the whole model.
         op: name of the operator, or of the part of the model, such as ``input``.
         layer: name of the operator's first output, or an empty string if there is none.
         reason: why the target cannot run the operator.
-        way_out: how to solve the problem.
+        way_out: suggested solution.
     """
 
     index: int

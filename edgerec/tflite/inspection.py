@@ -35,7 +35,7 @@ class InspectedTensor:
         dtype: data type in lowercase, such as ``int8``.
         shape: shape of the tensor; dynamic dimensions are −1.
         scales, zero_points: quantization parameters: none, one, or one per channel.
-        axis: axis of the channels if there are several ``scales``.
+        axis: channel axis if there are several ``scales``.
         constant: whether the tensor's values are stored in the file.
         size_bytes: size of the values.
     """
@@ -57,16 +57,15 @@ class InspectedOperator:
 
     Attributes:
         index: position of the operator in the first subgraph.
-        op: builtin name in the TFLite schema, such as ``CONV_2D``, or ``CUSTOM`` followed by the name of the operator.
+        op: builtin name in the TFLite schema, such as ``CONV_2D``, or ``CUSTOM`` followed by the operator's name.
         version: version of the operator.
         layer: name of the first output.
         inputs, outputs: tensor indices; absent optional inputs are None.
         shape: shape of the first output.
-        macs: multiply-accumulates for one image.
+        macs: multiply-accumulate operations per image.
         parameter_bytes: size of the constant inputs.
-        on: where the operator runs on the target, ``edgetpu`` or ``cpu``, or an empty string without a target.
-        reason: why the operator does not run on the Edge TPU, or why the target cannot run the operator, or an empty
-            string.
+        on: the device that runs the operator, ``edgetpu`` or ``cpu``, or an empty string if no target was specified.
+        reason: why the operator cannot run on the Edge TPU or on the target, or an empty string if it can.
     """
 
     index: int
@@ -106,8 +105,8 @@ class InspectReport:
         model: name of the model file, which differs from ``file`` if a bundle was inspected.
         size_bytes, gzip_bytes: size of the model before and after gzip compression.
         parameter_bytes: size of the constants.
-        macs: multiply-accumulates for one image.
-        arena_bytes: working memory for the tensors on a computer, according to TFLite's memory plan.
+        macs: multiply-accumulate operations per image.
+        arena_bytes: working memory for the tensors on a computer, as planned by TFLite.
         microcontroller_bytes: estimated arena size for TensorFlow Lite Micro, with a safety margin.
         subgraphs: number of subgraphs; more than one if the model contains control flow.
         inputs, outputs, tensors, operators: tensors and operators of the first subgraph.
@@ -116,8 +115,8 @@ class InspectReport:
         targets: result of :func:`target_problems`.
         target: the target that was checked in detail, or an empty string if none was.
         findings: all reasons why ``target`` cannot run the model.
-        edgetpu: predicted placement of the operators, or None if the target has no Edge TPU.
-        compiler: result of the Edge TPU compiler, or None if the compiler failed or was not run.
+        edgetpu: predicted placement of each operator, or None if the target has no Edge TPU.
+        compiler: the Edge TPU compiler's result, or None if the compiler failed or was not run.
         compiler_error: why the compiler failed, or an empty string if it succeeded or was not run.
         interpreter_error: why the interpreter on this machine cannot load or run the model, or an empty string if it
             can.
@@ -220,8 +219,8 @@ def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, 
     """Check which built-in targets can run a model.
 
     Args:
-        graph: graph of the model.
-        content: bytes of the .tflite file.
+        graph: the model's graph.
+        content: the .tflite file's bytes.
         error: why the interpreter on this machine cannot load the model, or an empty string if it can.
 
     Returns:

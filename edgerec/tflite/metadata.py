@@ -69,12 +69,12 @@ class Metadata:
     """A model file's TFLite metadata.
 
     Attributes:
-        name, description: human-readable name and description of the model.
+        name, description: the model's human-readable name and description.
         labels: label of each output, or an empty tuple if there are none.
         normalize: pixel normalization, with one entry for all channels or one per channel, or an empty tuple if the
             metadata does not specify it.
         label_file: name of the embedded label file, followed by its locale if it has one.
-        faults: the reason why a part cannot be used, by part (``labels`` or ``normalize``).
+        faults: reason why a part cannot be used, keyed by part (``labels`` or ``normalize``).
     """
 
     name: str
@@ -92,7 +92,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalize: Normalize, n
         content: .tflite bytes of a model with one image input. Its operators and tensors are not changed.
         labels: label of each output.
         normalize: pixel normalization.
-        name: human-readable name of the model.
+        name: the model's human-readable name.
 
     Raises:
         ModelError: the model already has metadata.
@@ -134,7 +134,7 @@ def read_metadata(
 
     Args:
         content: the bytes of the file.
-        where: name of the file for error messages.
+        where: the file's name in error messages.
         needs: the parts that the caller uses (``labels``, ``normalize``). Faults in other parts are recorded in
             :attr:`Metadata.faults` instead of raising an error.
 
@@ -162,9 +162,9 @@ def normalize_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
     is read from the metadata.
 
     Args:
-        spec: input tensor of the model.
-        metadata: TFLite metadata of the model, or None if the model has none.
-        where: name of the model for error messages.
+        spec: the model's input tensor.
+        metadata: the model's TFLite metadata, or None if it has none.
+        where: the model's name in error messages.
 
     Raises:
         ModelError: the metadata does not specify the normalization, or specifies it for another number of channels.
@@ -309,9 +309,9 @@ def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[s
     If there is none, an English file is preferred, then a file without a locale, then any other file.
 
     Args:
-        content: the bytes of the .tflite file.
-        files: locale of each embedded label file, such as ``en`` or ``de-DE``, by file name. The locale is an empty
-            string if a file has none.
+        content: the .tflite file's bytes.
+        files: embedded label files: a dictionary that maps file names to locales, such as ``en`` or ``de-DE``, or to an
+            empty string for a file without a locale.
 
     Returns:
         The labels, and the name of the selected file followed by its locale.

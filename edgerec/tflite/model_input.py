@@ -33,8 +33,8 @@ class InputLayout:
     """An operator that converts an image to a model's input shape.
 
     Attributes:
-        shape: shape of the image, ``(1, height, width, channels)``.
-        operator: name of the operator, ``RESHAPE`` or ``TRANSPOSE``.
+        shape: the image's shape, ``(1, height, width, channels)``.
+        operator: the operator's name, ``RESHAPE`` or ``TRANSPOSE``.
         description: how the input shape differs from the image, for messages.
     """
 
@@ -73,7 +73,7 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
     Args:
         content: .tflite bytes of a model with one input.
         layout: result of :func:`layout_of` for the model's input shape.
-        where: name of the model for error messages.
+        where: the model's name in error messages.
     """
     edit = _InputEdit(content, where)
     schema, old = edit.schema, edit.old
@@ -102,7 +102,7 @@ def with_normalization(content: bytes, normalize: ChannelNormalize, where: str =
     Args:
         content: .tflite bytes of a model with one input ``(1, height, width, 3)``, float32, uint8 or int8.
         normalize: the normalization that the model expects.
-        where: name of the model for error messages.
+        where: the model's name in error messages.
 
     Raises:
         ModelError: the input is not an RGB image, or has another dtype.

@@ -42,8 +42,8 @@ def estimated_ms(convolution: float, other: float) -> float:
 def operation_counts(graph: Graph) -> tuple[int, int]:
     """Return the number of operations in convolutions and in all other operators.
 
-    The operation count is the number of multiply-accumulates or, for operators without multiply-accumulates, the number
-    of values read.
+    The operation count is the number of multiply-accumulate operations or, for operators without any, the number of
+    values read.
     """
     convolution = sum(macs(operator) for operator in graph.operators if operator.name == "CONV_2D")
     return convolution, sum(_other(operator) for operator in graph.operators)

@@ -86,7 +86,7 @@ def require_runnable(content: bytes, where: str) -> None:
 
     Args:
         content: the .tflite file.
-        where: name of the model, for messages.
+        where: the model's name in error messages.
 
     Raises:
         ModelError: the file is damaged, or the model cannot be loaded or run within the time and memory limits.

@@ -27,7 +27,7 @@ class Table:
 
     Attributes:
         data: content of the file.
-        fields: offset in the file of each field in the table, by field number.
+        fields: file offset of each field in the table, keyed by field number.
     """
 
     def __init__(self, data: bytes, at: int) -> None:
@@ -63,7 +63,7 @@ class Table:
         """Return the offsets of a vector's or string's items, or an empty range if the field is absent.
 
         Args:
-            field: number of the field.
+            field: field number.
             width: size of an item in bytes.
             max_items: maximum number of items, or None for no limit.
         """

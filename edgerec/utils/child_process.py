@@ -31,7 +31,7 @@ class Outcome:
 
     Attributes:
         code: exit code, or the negative signal number if a signal ended the program.
-        stdout, stderr: output of the program, empty if it was redirected to a file.
+        stdout, stderr: the program's output, empty if it was redirected to a file.
         failure: description of an abnormal end without a subject, e.g. ``timed out after 5 s``. It is empty if the
             program exited by itself.
         finished: False if the program could not be started or was stopped because of its time limit.
@@ -73,7 +73,7 @@ def run_python(code: str, *arguments: str, content: bytes = b"", timeout_s: floa
 
     Args:
         code: the Python code.
-        arguments: command-line arguments of the code in ``sys.argv``.
+        arguments: the code's command-line arguments, in ``sys.argv``.
         content: bytes that the process can read from standard input.
         timeout_s: time limit in seconds.
 
@@ -101,7 +101,7 @@ def run_program(
 ) -> Outcome:
     """Run a program, and stop it and its child processes if it exceeds the time limit.
 
-    Unlike :func:`subprocess.run`, this function also kills the child processes of the program.
+    Unlike :func:`subprocess.run`, this function also kills the program's child processes.
 
     Args:
         command: program and its arguments.

@@ -61,7 +61,7 @@ def glyph_warnings_logged(name: str) -> Iterator[None]:
     """Replace Matplotlib's warnings about missing glyphs with a single log message.
 
     Args:
-        name: name of the figure in the log line. If empty, nothing is logged.
+        name: the figure's name in the log line. If empty, nothing is logged.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -31,8 +31,8 @@ class Font:
     """An installed font.
 
     Attributes:
-        path, index: path of the font file, and index of the font in the file.
-        family: name of the font family.
+        path, index: the font file's path, and the font's index in this file.
+        family: font family name.
         scalable: False for bitmap fonts, which have only a few sizes.
         ranges: first and last code point of each range of supported characters.
     """

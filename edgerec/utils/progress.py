@@ -14,9 +14,9 @@ class Progress:
     """A progress report.
 
     Attributes:
-        stage: name of the current stage of the operation.
-        done, total: number of completed steps, and total number of steps of the stage.
-        text: additional text that is shown beside the progress bar.
+        stage: name of the operation's current stage.
+        done, total: the stage's number of completed steps, and its total number of steps.
+        text: additional text shown beside the progress bar.
     """
 
     stage: str

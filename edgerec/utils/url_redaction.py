@@ -31,7 +31,7 @@ class Url:
     Attributes:
         scheme: scheme in lowercase, e.g. ``https``.
         host: host name or IP address, without brackets. International names are encoded with IDNA.
-        port: port number. If the address has none, the default port of the scheme.
+        port: port number. If the address has none, the scheme's default port.
         path: percent-encoded path, may be empty.
         query: percent-encoded query without the question mark.
         user, password: decoded user name and password, or empty strings.

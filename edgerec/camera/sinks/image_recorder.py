@@ -46,8 +46,8 @@ class ImageRecorder:
 
     Each image shows the region that was classified. LABEL is the predicted label; a user can correct it by moving the
     file to another subfolder. If the total size would exceed the limit, the oldest images are deleted, including images
-    of earlier runs. Only files that this class has written and that were not moved are deleted. Images that were moved
-    within the folder are never deleted, but count toward the limit.
+    from earlier runs. Only files that this class has written and that were not moved are deleted. Images that were
+    moved within the folder are never deleted, but count toward the limit.
 
     Attributes:
         saved: number of saved files.
@@ -60,7 +60,7 @@ class ImageRecorder:
         """Create and lock the folder, and find the images saved by earlier runs.
 
         Args:
-            config: folder of the images, selection of the images to save, and size limits.
+            config: the image folder, which images to save, and size limits.
             labels: the bundle's labels. Labels that differ only in case get different folder names.
 
         Raises:

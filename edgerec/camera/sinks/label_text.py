@@ -46,9 +46,9 @@ def draw_label(image: Image, label: str, index: int, left: int, baseline: int) -
     Args:
         image: uint8 RGB, changed in place.
         label: text in any script.
-        index: index of the class, which is used if the label cannot be drawn.
-        left: x coordinate of the left end of the text, in pixels.
-        baseline: y coordinate of the baseline of the text, in pixels.
+        index: class index, drawn if the label cannot be drawn.
+        left: x coordinate of the text's left end, in pixels.
+        baseline: y coordinate of the text's baseline, in pixels.
 
     Returns:
         The x coordinate at the right end of the text, in pixels.

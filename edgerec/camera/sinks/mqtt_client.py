@@ -109,10 +109,9 @@ class BrokerConnection:
 
     Attributes:
         connected: whether the broker has accepted the connection.
-        sessions: number of connections that the broker has accepted.
-        acknowledged: packet IDs of messages with QoS 1 that the broker has acknowledged. The caller removes them from
-            the left.
-        missed: number of messages with QoS 0 that were not sent.
+        sessions: number of connections accepted by the broker.
+        acknowledged: packet IDs of QoS 1 messages acknowledged by the broker. The caller removes them from the left.
+        missed: number of QoS 0 messages that were not sent.
     """
 
     def __init__(self, broker: Broker, *, will_topic: str, will: str, changed: Callable[[], None]) -> None:

@@ -36,13 +36,13 @@ class _QueuedEvent(NamedTuple):
 class SinkWorker:
     """Passes events to a sink in a separate thread, through a bounded queue.
 
-    If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
+    If the sink's attribute ``uses_images`` is False, the queue holds results without their images.
 
     Attributes:
-        name: name of the sink, by default the name of its class.
+        name: the sink's name, by default its class name.
         written: number of results that the sink has accepted.
         dropped: number of results that did not reach the sink because it was too slow, failed or hung.
-        failed: number of exceptions that the sink has raised.
+        failed: number of exceptions raised by the sink.
         incomplete: whether results were lost because of an error, and not only because the sink was too slow for a live
             source.
     """

@@ -39,10 +39,10 @@ class VideoFile:
     """Writes each frame to a video file with its label and score, as shown in the window.
 
     A file has a constant frame rate and size. Frames of a live source are repeated or skipped so that the video lasts
-    as long as the stream; gaps are shortened to ``MAX_GAP_S``. If the frame size changes, later frames are scaled to
-    the size of the first frame, with black bars. The second source is written to ``NAME-2``, the third to ``NAME-3``,
-    and so on. The file can be played at any time, even if the process was killed. The file is created or replaced when
-    the first frame arrives.
+    as long as the stream; gaps are capped at ``MAX_GAP_S``. If the frame size changes, later frames are scaled to the
+    size of the first frame, with black bars. The second source is written to ``NAME-2``, the third to ``NAME-3``, and
+    so on. The file can be played at any time, even if the process was killed. The file is created or replaced when the
+    first frame arrives.
     """
 
     closed = False

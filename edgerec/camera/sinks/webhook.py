@@ -49,7 +49,7 @@ class WebhookAddress:
     Attributes:
         host, port: the server's host and port.
         tls: whether the server uses HTTPS.
-        path: path and query of the address.
+        path: the address's path and query.
         authorization: value of the Authorization header, or an empty string if there are no credentials.
     """
 
@@ -93,8 +93,8 @@ class Webhook:
     body in hexadecimal. Redirects are not followed.
 
     Attributes:
-        sent: number of requests that the server has accepted.
-        dropped: number of requests that the server has not accepted, or that were dropped because the queue was full.
+        sent: number of requests accepted by the server.
+        dropped: number of requests that the server did not accept, or that were dropped because the queue was full.
     """
 
     closed = False
@@ -115,10 +115,10 @@ class Webhook:
         """Start the thread that sends requests.
 
         Args:
-            address: address and credentials of the server.
+            address: the server's address and credentials.
             secret: key for the signature of each request. If empty, no signature is sent.
             every_result: send every result instead of only new decisions.
-            timeout_s: total time limit of one attempt, in seconds.
+            timeout_s: total time limit for one attempt, in seconds.
             tries: maximum number of attempts for each request.
             first_wait_s: delay before the first retry, in seconds. Each further delay is twice as long.
             live: drop the oldest request if the server is too slow. Otherwise, e.g. for a video file, :meth:`write`

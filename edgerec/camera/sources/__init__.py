@@ -33,7 +33,7 @@ def find_source(
             ``synthetic:640x480@30``. ``env:NAME`` and ``@FILE`` read the URI from an environment variable or from a
             file with mode 0600.
         requested: size, rate and format to request from a camera.
-        levels: sample values of 16-bit image files that become black and white. None uses the bit depth of each file.
+        levels: sample values of 16-bit image files that become black and white. None uses each file's bit depth.
         loop: whether to restart a video file or folder when it ends.
 
     Raises:

@@ -78,8 +78,8 @@ class Address:
             a local camera cannot be opened at the start, this is an error.
         open: function that opens the source, or raises :class:`SourceError`.
         requested: size, rate and format to request from a camera.
-        stream: True if the images form a continuous video; False for the images of a folder.
-        identity: the URI without user name and password. Addresses of the same source have the same identity.
+        stream: True if the images form a continuous video, False for images from a folder.
+        identity: the URI without user name and password, which is the same for all addresses of a source.
     """
 
     name: str

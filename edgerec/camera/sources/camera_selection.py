@@ -20,7 +20,7 @@ def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
 
     Args:
         requested: size, rate and format to request from the camera.
-        root: folder that contains the folders ``sys`` and ``dev`` of the system.
+        root: folder that contains the system's ``sys`` and ``dev`` folders.
 
     Raises:
         SourceError: there is no camera, or there is a camera module but picamera2 cannot be imported.

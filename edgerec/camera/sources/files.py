@@ -20,7 +20,7 @@ class FolderSource:
 
     Args:
         folder: the folder with the images.
-        levels: sample values of 16-bit image files that become black and white. None uses the bit depth of each file.
+        levels: sample values of 16-bit image files that become black and white. None uses each file's bit depth.
 
     Raises:
         SourceError: the folder cannot be read or contains no files.

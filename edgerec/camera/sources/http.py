@@ -35,9 +35,9 @@ class HttpStream:
     """A GET response's body, read as a stream.
 
     Attributes:
-        content_type: content type of the response in lowercase, without parameters.
-        length: Content-Length of the response in bytes, or None if the server does not send it.
-        boundary: boundary of a multipart response without the leading dashes, or an empty string.
+        content_type: the response's content type in lowercase, without parameters.
+        length: the response's Content-Length in bytes, or None if the server does not send it.
+        boundary: a multipart response's boundary without the leading dashes, or an empty string.
         deadline_s: monotonic time after which :meth:`read` raises TimeoutError if no data has arrived.
     """
 
@@ -167,7 +167,7 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
     """Connect to a server.
 
     Args:
-        host: name or address of the server. If the name has several IP addresses, they are tried in turn.
+        host: the server's name or address. If the name has several IP addresses, they are tried in turn.
         port: server port.
         deadline_s: monotonic time in seconds at which the name lookup and all attempts time out.
         tls: TLS context, or None for an unencrypted connection. With TLS, the caller must then call
@@ -267,10 +267,10 @@ def authorization(
 
     Args:
         credentials_url: URL with user name and password.
-        current_url: URL of the request.
-        challenges: the WWW-Authenticate headers of the response.
-        method: method of the request.
-        uri: URI of the request. An empty string means the path and query of ``current_url``.
+        current_url: the request's URL.
+        challenges: the response's WWW-Authenticate headers.
+        method: the request's method.
+        uri: the request's URI. An empty string means the path and query of ``current_url``.
     """
     from urllib.request import (
         AbstractDigestAuthHandler,

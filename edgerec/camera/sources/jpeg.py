@@ -136,7 +136,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
     """Decode a JPEG file to uint8 ``(H, W, 3)`` RGB, as a view of OpenCV's BGR image.
 
     Return None if OpenCV cannot decode the file or if image data are missing. Other damage cannot be detected, because
-    JPEG has no checksum.
+    JPEG has no checksums.
     """
     if not _restart_markers_in_order(jpeg):
         return None

@@ -65,7 +65,7 @@ class SnapshotSource:
     """A source that requests one image at a time from an address, at regular intervals.
 
     Attributes:
-        period_s: seconds between two requests.
+        period_s: seconds between requests.
     """
 
     def __init__(self, stream: HttpStream | None, url: Url, fps: float = 0.0) -> None:

@@ -26,7 +26,7 @@ class OpenCVSource:
     """A source that reads an open ``cv2.VideoCapture``.
 
     Attributes:
-        position_s: media time of the current image of a video file in seconds, or None for live sources.
+        position_s: media time of a video file's current image in seconds, or None for live sources.
     """
 
     def __init__(self, capture: Any, name: str, *, live: bool) -> None:

@@ -58,7 +58,7 @@ class EdgeTpuReport:
         operators: number of operators in the model before compilation.
         compiler: path of the compiler, or an empty string if it is not installed.
         log: the compiler's output, or instructions for installing it.
-        content: bytes of the compiled file. Empty if the compiler is not installed.
+        content: the compiled file's bytes. Empty if the compiler is not installed.
         statuses: rows of the compiler's report.
         differences: one sentence for each operator whose placement differs from the prediction.
     """
@@ -139,7 +139,7 @@ def left_on_cpu(before: Graph, after: Graph) -> set[int]:
     """Return the indices of the original model's operators that the compiler left on the CPU.
 
     In the compiled file, these are all operators except ``edgetpu-custom-op``. The compiler keeps tensor names, so
-    operators can be matched by their kind and the names of their outputs.
+    operators can be matched by type and output names.
 
     Args:
         before: the model before compilation.
@@ -165,7 +165,7 @@ def compare(
     Args:
         graph: the model before compilation.
         diagnosis: the prediction.
-        content: bytes of the compiled file.
+        content: the compiled file's bytes.
         statuses: rows of the compiler's report.
     """
     try:

@@ -27,10 +27,10 @@ class OperatorPlacement:
     """An operator's predicted placement on the Edge TPU or the CPU.
 
     Attributes:
-        index, op, layer: the operator's position, its kind, and its first output's name.
+        index, op, layer: the operator's position, type and first output name.
         on: where the operator will run.
         reason: why the operator does not run on the Edge TPU, or an empty string if it does.
-        macs: multiply-accumulates of the operator for one image.
+        macs: the operator's multiply-accumulate operations per image.
     """
 
     index: int
@@ -46,12 +46,12 @@ class Diagnosis:
     """Predicted result of compiling a model for the Edge TPU.
 
     Attributes:
-        findings: operators and properties of the model that the compiler refuses, each with a solution. Empty if the
-            compiler maps all operators.
+        findings: operators and properties of the model that the compiler rejects, each with a solution. Empty if all
+            operators can run on the Edge TPU.
         operators: predicted placement of each operator.
         parameter_bytes: size of the weights for the operators on the Edge TPU.
         chip_bytes: size of the weights that fit into on-chip memory. Others are transferred over USB for each image.
-        remarks: notes that do not prevent the mapping, e.g. about speed.
+        remarks: notes that do not prevent compilation, e.g. about speed.
     """
 
     findings: tuple[Incompatibility, ...]

@@ -11,13 +11,13 @@ def mapped_operators(graph: Graph, refused: Collection[int]) -> set[int]:
     """Return the indices of the operators that the compiler maps to the Edge TPU.
 
     The compiler is a TensorFlow Lite delegate. TFLite partitions the graph into alternating subsets of supported and
-    refused operators (``PartitionGraphIntoIndependentNodeSubsets`` in TensorFlow's lite/graph_info.cc). Each subset
+    unsupported operators (``PartitionGraphIntoIndependentNodeSubsets`` in TensorFlow's lite/graph_info.cc). Each subset
     contains all operators of its kind whose inputs come from earlier subsets or from the subset itself. The compiler
     maps only the first subset of supported operators, and leaves all other operators on the CPU.
 
-    An operator is therefore mapped even if it comes after a refused operator, as long as it does not depend on it.
-    Operators on the CPU at the start of the graph, e.g. the conversion of a float input, do not prevent the mapping of
-    the operators after them.
+    An operator is therefore mapped even if it comes after an unsupported operator, as long as it does not depend on it.
+    Operators on the CPU at the start of the graph, e.g. the conversion of a float input, do not prevent later operators
+    from being mapped.
 
     Args:
         graph: the model before compilation.

@@ -1,9 +1,9 @@
 """Rules that determine which operators the Edge TPU can run.
 
 Source: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". Limits
-not stated on this page lie between operators that the compiler mapped and operators that it refused in the published
-models and compiler logs listed in ``docs/concepts/edge-tpu.md``. The supported operators and
-their versions are in ``targets/coral-usb.toml``.
+not stated on this page are inferred from the operators that the compiler accepted or rejected in the published models
+and compiler logs listed in ``docs/concepts/edge-tpu.md``. The supported operators and their versions are in
+``targets/coral-usb.toml``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Access control for the web page: check each request's token and its Host and Origin headers.
 
-Starlette's ``TrustedHostMiddleware`` is not used, because it does not accept IPv6 addresses in the header Host.
+Starlette's ``TrustedHostMiddleware`` is not used, because it does not accept IPv6 addresses in the Host header.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class AccessControl:
         token: token required from visitors, or None if no token is needed.
         names: host names, without port, that are allowed in the Host header. None allows all. This prevents DNS
             rebinding because a site whose name resolves to this machine sends its own name in the header.
-        port: server port. It is part of the cookie's name because all ports of a host share their cookies.
+        port: server port. It is part of the cookie's name because all ports of a host share cookies.
         login_page: HTML page for a browser that has sent no token or a wrong token.
     """
 

@@ -28,8 +28,8 @@ class WebSink:
     """Serves a web page with the live image and the predictions until :meth:`close` is called.
 
     Attributes:
-        url: address of the page including the token. It is never logged.
-        address: address of the page without the token.
+        url: the page's address including the token. It is never logged.
+        address: the page's address without the token.
         page_state: the page's state.
         token: token required from visitors, or None if every user of this machine may open the page.
         closed: always False because the page never stops the camera.

@@ -60,7 +60,7 @@ class SourceView:
         name: name of the source.
         state: the last state change.
         result: the newest result.
-        label: label of the last decision, or None if the next result starts a new decision.
+        label: the last decision's label, or None if the next result starts a new decision.
         fps: results per second.
         rate: computes ``fps``.
         recent: images that were recently sent to the page.
@@ -82,8 +82,8 @@ class SourceView:
 class PageState:
     """Each source's newest result, and the last decisions and state changes.
 
-    The thread of the sink calls :meth:`write` and :meth:`state`, and the thread of the server calls all other methods.
-    An image is encoded only when a client requests it, and only once for all clients.
+    The sink's thread calls :meth:`write` and :meth:`state`, and the server's thread calls all other methods. An image
+    is encoded only when a client requests it, and only once for all clients.
 
     Attributes:
         version: number of changes, so that clients can detect new data.
@@ -163,8 +163,8 @@ class PageState:
     def add_pending(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
         """Add a frame's image to the pending images, and return its key and the image.
 
-        If the image of this frame is no longer in memory, the image of the nearest frame is used. If the source has no
-        image yet, None is returned.
+        If this frame's image is no longer in memory, the nearest frame's image is used. If the source has no image yet,
+        None is returned.
 
         Args:
             number: source index.
@@ -262,8 +262,8 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
 def _prediction_fields(result: Result) -> dict[str, Any]:
     """Return the prediction shown on the page as a JSON-serializable dictionary.
 
-    If the label is ``unknown``, ``best`` has the label and the score of the best class of the frame, and ``novelty``
-    has the novelty if the model computes it.
+    If the label is ``unknown``, ``best`` has the label and score of the frame's best class, and ``novelty`` has the
+    anomaly score if there is one.
     """
     prediction = result.decision or result.classification
     fields = {"label": prediction.label, "index": prediction.index, "score": round(prediction.score, 4)}
