@@ -262,7 +262,7 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class TransferSection:
-    """Stages of transfer learning, used if model.weights selects pretrained weights."""
+    """Transfer learning stages, used only if model.weights selects pretrained weights."""
 
     frozen: float = number(0.1, "fraction of the epochs in which only the head is trained", 0, 1)
     unfreeze: float = number(

@@ -114,7 +114,7 @@ class Bundle:
 
     @staticmethod
     def exists_at(path: Path) -> bool:
-        """Return whether ``path`` is a bundle, possibly a damaged one, that ``--overwrite`` may replace."""
+        """Return whether ``path`` is a bundle (intact or damaged) that ``--overwrite`` may replace."""
         try:
             content = _reader(path)(MANIFEST, MAX_MANIFEST_BYTES)
             values = parse_json(content or b"")

@@ -173,7 +173,7 @@ COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _v
 
 
 def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
-    """Return the temperature from 0.05 to 20 that minimizes the negative log-likelihood of the true classes.
+    """Return the temperature between 0.05 and 20 that minimizes the negative log-likelihood of the true classes.
 
     The loss is convex in the inverse temperature (arXiv:1706.04599, section 4.2), so a ternary search over the
     logarithm of the temperature finds the minimum. If every image is classified correctly, the loss has no minimum and

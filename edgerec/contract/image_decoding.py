@@ -227,7 +227,7 @@ def _decode_heic(content: bytes) -> npt.NDArray[np.uint8] | None:
 
 
 def why_unreadable(content: bytes) -> str:
-    """Explain why :func:`decode` cannot read a file, and how to fix it."""
+    """Explain why :func:`decode` cannot read an image file, and how to fix the problem."""
     if _is_too_large(content):
         width, height = image_size(content)
         return f"it has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize it"

@@ -51,7 +51,7 @@ class Member(TypedDict):
 
 
 class Metrics(MemberMetrics, total=False):
-    """The field ``metrics`` of a manifest."""
+    """A manifest's ``metrics`` field."""
 
     members: list[Member]
     novelty: dict[str, Any]
@@ -88,7 +88,7 @@ class Origin(TypedDict, total=False):
 
 
 class Provenance(Origin, total=False):
-    """The field ``provenance`` of a manifest."""
+    """A manifest's ``provenance`` field."""
 
     members: list[Origin]
 
@@ -130,7 +130,7 @@ class ModelSpec:
         return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
-        """Raise :class:`BundleError` if the fields do not match each other, the labels or the files.
+        """Raise :class:`BundleError` if the fields are inconsistent with each other, the labels or the files.
 
         Args:
             where: name of the manifest for error messages.

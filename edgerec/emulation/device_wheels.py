@@ -156,7 +156,7 @@ def _metadata(wheel: Path) -> bytes:
 
 
 def write_placeholder_wheels(root: RootFileSystem, folder: Path) -> list[str]:
-    """Write an empty wheel for each Python package in the root file system, so that pip does not replace it.
+    """Write an empty wheel for each Python package in the root file system, so that pip does not replace the package.
 
     Returns:
         The names of the empty wheels' .dist-info folders, which must be removed after installation.

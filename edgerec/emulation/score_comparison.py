@@ -51,7 +51,7 @@ class ScoreComparison:
 
     @property
     def problem(self) -> str:
-        """Return a description of any unexpected difference, or an empty string if there is none."""
+        """Describe any unexpected difference. Return an empty string if there is none."""
         if other := self.images - self.same_pixels:
             return (
                 f"preprocessing produces different pixels for {other} of {self.images} images: please report this as a "

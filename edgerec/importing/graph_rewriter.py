@@ -236,7 +236,7 @@ def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
 
 
 def flatten(rebuild: Rebuild, node: Node) -> Any:
-    """Rule for :class:`Rebuild` that inlines nested models and removes ``training`` arguments from calls."""
+    """Rule for :class:`Rebuild`: inline nested models, and remove ``training`` arguments from calls."""
     own_training = node.kwargs.pop("training", None)
     training = node.training if own_training is None else own_training
     if isinstance(node.layer, keras().Model):

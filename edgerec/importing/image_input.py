@@ -92,7 +92,7 @@ def _channels_last(model: Any) -> Any:
 
 
 def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
-    """Rule for :class:`Rebuild` that converts a layer to channels last, or returns None to copy it unchanged."""
+    """Rule for :class:`Rebuild`: convert a layer to channels last, or return None to copy it unchanged."""
     nest = require("tensorflow").nest
     values = nest.flatten((node.args, node.kwargs))
     if node.kind == "Permute" and isinstance(node.args[0], ChannelsFirst) and tuple(node.layer.dims) == (2, 3, 1):

@@ -74,7 +74,7 @@ def _captured_warnings() -> Iterator[list[str]]:
 
 
 # Patterns for Keras' warnings about shape mismatches, in .keras and .h5 files.
-# Groups: variable name, shape in the model, shape in the file.
+# The groups are the variable's name, its shape in the model and its shape in the file.
 _OTHER_SHAPES = (
     re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
     re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),

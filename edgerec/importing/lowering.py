@@ -29,7 +29,7 @@ Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 
 def lower(rebuild: Rebuild, node: Node) -> Any:
-    """Rule for :class:`Rebuild` that rewrites a node for quantization-aware training, or returns None to copy it."""
+    """Rule for :class:`Rebuild`: rewrite a node for quantization-aware training, or return None to copy it."""
     if node.kind in _LAYERS:
         return _LAYERS[node.kind](rebuild, node, node.args[0])
     if hasattr(node.layer, "symbol"):

@@ -116,7 +116,7 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
 
 # Conditions and rules for the rewriting steps
 
-# Layers that are random during training and do nothing during inference.
+# Layers that are random during training and have no effect during inference.
 INACTIVE = (
     *("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness"),
     *("RandomHeight", "RandomWidth", "GaussianNoise", "GaussianDropout", "AlphaDropout"),
@@ -172,7 +172,7 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
     return rebuild.copy(replace(node, kwargs=kwargs), unroll=True)
 
 
-# Rewriting steps in order, each with its condition, its rule and the reason to report for its changes.
+# Rewriting steps, in order. Each has a condition, a rule, and the reason to report for its changes.
 _STEPS = (
     (_is_nested, flatten, "tensorflow-model-optimization supports only models without nested models"),
     (_has_inactive, _remove_inactive, "it does nothing during inference"),

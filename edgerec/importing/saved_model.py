@@ -178,9 +178,9 @@ def _graphs(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _called(functions: Any) -> Iterator[str]:
-    """Yield the names of functions called by other functions."""
+    """Yield the names of the operators and functions that the given functions call."""
     for function in functions:
         for node in function.node_def:
-            yield node.op  # a function name if the node calls a function
+            yield node.op  # the function's name if the node calls a function
             for value in node.attr.values():
                 yield from (value.func.name, *(item.name for item in value.list.func))

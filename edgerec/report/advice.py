@@ -19,7 +19,7 @@ GUESSING = 2
 BALANCE = 1 / 3
 # Minimum number of test images per class for meaningful metrics.
 MIN_TEST_IMAGES = 20
-# Maximum acceptable expected calibration error (ECE).
+# Models with a higher expected calibration error (ECE) count as poorly calibrated.
 UNCALIBRATED = 0.05
 # Maximum number of labels in a message.
 MAX_LABELS = 3

@@ -253,7 +253,7 @@ def _variants(
 
 
 def _changed_accuracy(metrics: Mapping[str, Any], measured: Measurements) -> list[str]:
-    """Return a note if the float model's accuracy has changed since training."""
+    """Return a note if the float model's accuracy has changed since training, otherwise an empty list."""
     if measured.float_top1 is None or abs(measured.float_top1 - metrics["accuracy"]) < 1e-9:
         return []
     text = (

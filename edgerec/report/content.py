@@ -79,7 +79,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image misclassified by :attr:`ReportContent.mistakes_of`.
+    """A test image that the model named by :attr:`ReportContent.mistakes_of` misclassified.
 
     Attributes:
         position: the image's index in the dataset.

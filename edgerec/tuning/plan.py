@@ -48,7 +48,7 @@ class Plan:
     data_digest: str
 
     def shared_settings(self) -> dict[str, Any]:
-        """Return the settings that must be equal in all of the study's processes, as a dictionary with dotted keys."""
+        """Return the settings that all of the study's processes must share, keyed by dotted name."""
         recipe = self.recipe.flattened
         shared = {key: value for key, value in recipe.items() if key not in (*_UNCHECKED_KEYS, *self.space)}
         shared = {key: value for key, value in shared.items() if not key.startswith("compress.")}

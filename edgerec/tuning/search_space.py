@@ -49,7 +49,7 @@ class Numbers:
         return self.low <= value <= self.high and math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that an Optuna trial suggests for this key."""
+        """Return the value that an Optuna trial suggests for this hyperparameter."""
         if self.integer:
             return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step) or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step or None, log=self.log)
@@ -71,7 +71,7 @@ class Choices:
         return value in self.values
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """Return the value that an Optuna trial suggests for this key."""
+        """Return the value that an Optuna trial suggests for this hyperparameter."""
         return trial.suggest_categorical(key, list(self.values))
 
     def to_value(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Measure a model's cost before training: its int8 model's latency, size and memory."""
+"""Measure a network's cost before training: the int8 model's latency, size and memory use."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class StopCondition:
 
 
 class Search:
-    """Runs trials one after another. After each trial, it logs one line and updates the study's files."""
+    """Runs trials one after another. Logs one line and updates the study's files after each trial."""
 
     def __init__(self, study: Any, plan: Plan, folder: Path, keep: str) -> None:
         self._study, self._plan, self._folder, self._keep = study, plan, folder, keep
