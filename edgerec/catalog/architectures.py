@@ -16,7 +16,7 @@ from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# Settings of the included measurements: RGB input size in pixels, width multiplier, and number of classes.
+# Settings used for the included measurements: RGB input size in pixels, width multiplier, and number of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
 # Measured cost of each architecture, written by benchmarks/models.py.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"

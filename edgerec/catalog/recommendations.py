@@ -19,7 +19,7 @@ from edgerec.utils.progress import Listener, ignore
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
 # Input size in pixels for measuring networks for small images.
 SMALL_INPUT_PX = 32
-# Maps targets whose latency can be estimated to the assumptions of the estimate.
+# Assumptions of the latency estimates, by target. Other targets have no estimate.
 ESTIMATES = {"rpi": CONDITIONS}
 
 

@@ -1,4 +1,4 @@
-"""Compare a variant with the float model in a table, and limit its loss of accuracy."""
+"""Compare a variant with the float model in a table, and check that its loss of accuracy is acceptable."""
 
 from __future__ import annotations
 

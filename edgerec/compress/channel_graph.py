@@ -101,9 +101,9 @@ def other_axes(axes: str, letter: str) -> tuple[int, ...]:
 
 
 def trace(model: Any) -> ChannelGraph:
-    """Trace the channels of a functional or Sequential tf_keras model in channels-last format.
+    """Find out which layers of a functional or Sequential tf_keras model share channels.
 
-    The model's input and output channels are fixed, and so are the channels of unknown layer classes.
+    The data format must be channels-last. The input and output channels, and those of unknown layers, are fixed.
     """
     return _Tracer().trace(model)
 
@@ -138,7 +138,7 @@ class _Tracer:
         return self._channel_graph(np.concatenate(ends), {layer.name: type(layer).__name__ for layer in model.layers})
 
     def _entry(self, layer: Any, inputs: list[Channels], shape: tuple[int | None, ...]) -> LayerChannels | None:
-        """Return the layer's channels, or None if the way the layer processes channels is unknown."""
+        """Return the layer's channels, or None if the layer is not supported."""
         kind, config = type(layer).__name__, layer.get_config()
         if not inputs or config.get("data_format") == "channels_first" or config.get("groups", 1) != 1:
             return None
@@ -148,7 +148,7 @@ class _Tracer:
         if outputs is None:
             return None
         if kind == "Softmax" or config.get("activation") == "softmax":
-            self.blocked[layer.name] = outputs  # softmax depends on all channels, so none can be removed
+            self.blocked[layer.name] = outputs  # softmax combines all channels, so none can be removed
         counted = layer.input_shape if kind == "Conv2DTranspose" else shape
         axes = CREATING.get(kind) or PASSING.get(kind, ())
         first = outputs if kind in MERGING else inputs[0]

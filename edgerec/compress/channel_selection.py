@@ -25,7 +25,7 @@ MIN_FRACTION = 0.125
 DEPTHWISE_COST = 4.0  # cost of one depthwise convolution MAC
 WRITE_COST = 20.0  # cost of writing one output value
 # Int8 kernels process blocks of 8 or 16 channels, so 12 channels take as long as 16.
-# Layers with fewer than ``SMALL`` channels use blocks of 8, because 16 channels would be too large a fraction.
+# In layers with fewer than ``SMALL`` channels, blocks of 16 would be too large a fraction, so use blocks of 8.
 SMALL, MULTIPLES = 32, (8, 16)
 
 
@@ -70,7 +70,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
         multiple: number of channels per block, as for :func:`block_size`.
     """
     original = costs = _Costs.of(graph)
-    counts = np.zeros((2, len(costs.inputs), len(scores)), np.float32)  # reads and writes by layer and channel
+    counts = np.zeros((2, len(costs.inputs), len(scores)), np.float32)  # read and write counts
     for number, entry in enumerate(graph.layers.values()):
         np.add.at(counts[0, number], entry.inputs, 1)
         np.add.at(counts[1, number], entry.outputs, 1)
@@ -114,7 +114,7 @@ def _blocks(order: Channels, size: int) -> list[Channels]:
 
 @dataclass(frozen=True)
 class _Costs:
-    """Each layer's cost as a function of its numbers of input and output channels.
+    """A cost model for each layer, based on the number of its input and output channels.
 
     ``per_pair``, ``per_input`` and ``per_output`` are the cost factors for inputs × outputs, inputs, and outputs.
     """

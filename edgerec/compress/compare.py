@@ -24,7 +24,7 @@ from edgerec.utils.progress import Listener, ignore
 log = logging.getLogger(__name__)
 
 THREADS = 1
-# Ignore speedups below 10 %, because a model's median latency can vary by this much between measurements.
+# Ignore speedups below 10 %, because repeated latency measurements vary by this much.
 FASTER = 0.9
 
 

@@ -18,7 +18,7 @@ OUTLIER = 4.0
 
 
 class Measured(Protocol):
-    """A variant's plotted values; see :class:`edgerec.compress.compare.VariantRow`."""
+    """The values to plot for a variant; see :class:`edgerec.compress.compare.VariantRow`."""
 
     @property
     def variant(self) -> str: ...
@@ -135,7 +135,7 @@ def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
 
 
 def _number(axes: Any, x: float, y: float, text: str) -> None:
-    # Use an offset instead of leading spaces, which SVG ignores.
+    # Use an offset instead of leading spaces, because SVG ignores spaces.
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 

@@ -168,7 +168,7 @@ def _converter(model: Any) -> Any:
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
     # The converter first saves its argument as a SavedModel.
     # Saving a Keras model would trace every layer again, which takes half a minute for MobileNetV2.
-    # Passing a module with only this function and its variables avoids this.
+    # This is avoided by passing a module that contains only this function and its variables.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)

@@ -19,7 +19,7 @@ def existing(run: Run, recipe: Recipe) -> QuantizeReport | None:
 
 
 def used_differently(run: Run, recipe: Recipe) -> str:
-    """Describe how the existing variant's settings differ from the recipe's.
+    """Describe how the existing variant's settings differ from those in the recipe.
 
     Return an empty string if all settings are the same.
     """

@@ -174,7 +174,7 @@ def fine_tune(
 
 
 def _frozen_from(epochs: int) -> int:
-    """Return the first epoch with frozen activation ranges, counted from 0. At least the last epoch is frozen."""
+    """Return the index of the first epoch with frozen activation ranges. It is at most ``epochs - 1``."""
     return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 
@@ -233,7 +233,7 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 MAX_STATE_BYTES = 8 << 30
-# Exceptions that NumPy and the JSON parser raise for files that are damaged or are not state files.
+# Exceptions that NumPy and the JSON parser raise for damaged files and for files that are not state files.
 UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -277,7 +277,7 @@ class _StageState:
         except UNREADABLE_STATE as error:
             log.warning("%s cannot be used (%s): starting %s again", self.path, cause(error), self.stage)
             return 0
-        # Everything was validated above, so the assignments cannot fail and leave the model partly restored.
+        # Everything has been validated, so that no assignment can fail and leave the model partly restored.
         model.set_weights(weights)
         for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
             variable.assign(value)
@@ -305,7 +305,7 @@ class _StageState:
 
 
 def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> list[Any]:
-    """Return the saved arrays of one kind, matched to the variables to restore.
+    """Return the saved arrays in the order of the variables to restore.
 
     Raises:
         ValueError: an array does not match its variable, or contains NaN or infinite values.

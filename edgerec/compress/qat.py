@@ -109,7 +109,7 @@ def _annotated(model: Any) -> Any:
 
 
 def _limit_weight_bits(aware: Any, count: int) -> None:
-    """Limit weights to ``2**count - 1`` evenly spaced values. The converter stores them as int8."""
+    """Round weights to ``2**count - 1`` evenly spaced values, which the converter stores as int8."""
     for wrapper in aware.layers:
         for _, quantizer, _ in getattr(wrapper, "_weight_vars", ()):
             quantizer.num_bits = count

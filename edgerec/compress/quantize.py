@@ -136,9 +136,9 @@ def make(context: CompressionContext, *, resume: bool = False, overwrite: bool =
 
 
 def reuse_or_make(context: CompressionContext, overwrite: bool) -> QuantizeReport:
-    """Return the report of the existing variant for the context's method.
+    """Return the report of the context's variant, creating the variant if necessary.
 
-    Create the variant if it does not exist or if ``overwrite`` is set.
+    An existing variant is reused unless ``overwrite`` is set.
     """
     run, recipe = context.run, context.recipe
     report = None if overwrite else existing(run, recipe)

@@ -167,6 +167,6 @@ def _pixels(x: npt.NDArray[Any], where: str, levels: Levels | None) -> npt.NDArr
         raise DataError(f"{where} has dtype {x.dtype}, expected uint8: convert the pixels to uint8")
     low, high = float(x.min()), float(x.max())
     factor = 255 if x.dtype.kind == "f" and high <= 1 else 1
-    if not 0 <= low <= high <= 255:  # a comparison with NaN is false, so NaN is rejected as well
+    if not 0 <= low <= high <= 255:  # also rejects NaN
         raise DataError(f"{where} has {x.dtype} values from {low:g} to {high:g}, expected pixel values in 0…255 or 0…1")
     return np.rint(x * factor).astype(np.uint8)

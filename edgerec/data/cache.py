@@ -64,7 +64,7 @@ def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> 
     for _ in range(ATTEMPTS):
         if stored is None:
             with Lock(store, wait=True):
-                stored = _stored(store, spec)  # another process may have written the entry while this one waited
+                stored = _stored(store, spec)  # another process may have written the entry while this process waited
                 if stored is None:
                     expected_bytes = len(source.classes) * (math.prod(spec.shape) + DIGEST_CHARS)
                     cache_limit.make_room(expected_bytes, keep=store)

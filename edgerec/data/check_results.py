@@ -90,7 +90,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the data passed the checks, that is, no finding has the severity ``error``."""
+        """True if the data passed the checks, i.e. has no findings with the severity ``error``."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class CheckedImages:
         return np.asarray(self.dataset.images)
 
     def index(self, position: int) -> int:
-        """Convert an image's position in the source to its index among the readable images."""
+        """Return a readable image's index, given its position in the data set."""
         return int(np.searchsorted(self.positions, position))
 
     def finding(

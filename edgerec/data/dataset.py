@@ -119,7 +119,7 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """What the content digests are computed from: ``files`` (file bytes), ``arrays`` (pixels) or both.
+        """Data that the content digests are computed from: ``files`` (file contents), ``arrays`` (pixels) or both.
 
         The value for both is ``arrays+files``.
         """

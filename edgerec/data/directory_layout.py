@@ -58,7 +58,7 @@ class FolderLayout:
 
 
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the split that a folder name denotes, and its remaining words, or None if it denotes no split.
+    """Parse a folder name. Return the split and the name's other words, or None if the name contains no split.
 
     >>> split_of("Training"), split_of("seg_test"), split_of("trousers")
     (('train', ()), ('test', ('seg',)), None)
@@ -185,7 +185,7 @@ def _refuse_unclear(root: Path, labeled: dict[Path, str], unrecognized: Sequence
 
 
 def _innermost_split_folder(split: Path) -> Path:
-    """Return ``split``, or its only subfolder if it repeats the name, such as ``seg_train/seg_train``."""
+    """Skip subfolders that repeat the split's name, as in ``seg_train/seg_train``, and return the innermost folder."""
     for _ in range(DEEPEST):
         inner = visible_folders(split)
         if len(inner) != 1 or _has_images(split) or not _only_folders(inner[0]):

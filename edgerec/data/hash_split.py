@@ -31,7 +31,7 @@ TOLERANCE = 0.05
 DEVIATIONS = 4.0
 # Number of other seeds to try, so that an error message can recommend a seed.
 OTHER_SEEDS = 200
-# Maximum number of passes over the classes until every set contains every class.
+# Maximum number of passes over the classes to put every class into every set.
 # Moving a group can remove another class's last image from a set, so one pass may not be enough.
 MAX_PASSES = 10
 
@@ -88,7 +88,7 @@ class HashKeys:
         return cls(tuple(map(os.fsencode, dataset.names)), np.arange(len(dataset.names)))
 
     def at(self, positions: Indices) -> HashKeys:
-        """Return the keys of the images at ``positions``."""
+        """Return the hash keys of the images at ``positions``."""
         used, of_image = np.unique(self.of_image[positions], return_inverse=True)
         copies = None if self.copies is None else np.unique(self.copies[positions], return_inverse=True)[1]
         return HashKeys(tuple(self.keys[i] for i in used), of_image, copies)
@@ -103,7 +103,7 @@ class HashKeys:
         return hashes[self.of_image if self.copies is None else self._first_linked_keys(self.copies)[self.of_image]]
 
     def _first_linked_keys(self, copies: Indices) -> Indices:
-        """Return, for each key, the index of the first key in its connected component, ``(keys,)``.
+        """Return each key's connected component, identified by the index of its first key, ``(keys,)``.
 
         Two keys are connected if an image with one key is an exact copy of an image with the other key.
         """
@@ -254,7 +254,7 @@ class _ImageGroups:
         return float(counts[TEST]), float(counts[VAL])
 
     def count(self, sets: Indices) -> Indices:
-        """Count the groups per class and set, ``(classes, 3)``. A group counts for every class of its images."""
+        """Count the groups that contain each class in each set, ``(classes, 3)``."""
         classes, of_pair = self.pairs
         counts = np.zeros((classes.max() + 1, 3), np.int64)
         np.add.at(counts, (classes, sets[of_pair]), 1)
@@ -267,7 +267,7 @@ class _ImageGroups:
 
 
 def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, request: SplitRequest) -> str:
-    """Describe the first fraction that deviates too much from the requested one, or return an empty string.
+    """Describe the first set whose size differs too much from the request, or return an empty string.
 
     A difference is accepted if it is caused only by images that were moved so that each class is in each set.
     """

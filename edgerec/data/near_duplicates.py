@@ -54,13 +54,13 @@ def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbna
 
 
 def distances(first: Thumbnails, second: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return the pairwise RMS differences in gray levels, ``(len(first), len(second))``."""
+    """Return the RMS difference between each pair of thumbnails in gray levels, ``(len(first), len(second))``."""
     squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None] - 2 * first @ second.T
     return np.sqrt(np.maximum(squares, 0) / first.shape[1])
 
 
 def nearest_neighbor_distances(images: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return each image's distance to its nearest neighbor, ``(N,)``. There must be at least two images."""
+    """Return each image's distance to its nearest neighbor, ``(N,)``, for two or more images."""
     levels = distances(images, images)
     np.fill_diagonal(levels, np.inf)
     return levels.min(axis=1)
@@ -150,7 +150,7 @@ class _Nearest:
         self._levels[candidates[nearer]] = levels[rows[nearer]]
 
     def pairs(self, order: Indices) -> tuple[Indices, npt.NDArray[np.float32]]:
-        """Return pairs of original positions ``(M, 2)``, sorted within each pair, and their distances ``(M,)``."""
+        """Return the positions of neighbors as sorted pairs, ``(M, 2)``, and their distances, ``(M,)``."""
         images = np.flatnonzero(self._partner >= 0)
         pairs = np.stack([order[images], order[self._partner[images]]], axis=1)
         return np.sort(pairs, axis=1), self._levels[images]

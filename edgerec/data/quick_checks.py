@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.int64]
 
 # Maximum number of validation and test images in the duplicate check.
 HELD_OUT = 500
-# Maximum number of training images in the duplicate check, and their maximum total size.
+# Limits for the training images in the duplicate check: number of images, and total size in bytes.
 TRAINING, SAMPLE_BYTES = 20_000, 1 << 28
 # Number of training images to compare at once.
 CHUNK = 2048

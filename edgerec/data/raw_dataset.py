@@ -151,7 +151,7 @@ class Merged:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """Each image's split: ``train``, ``val``, ``test``, or empty if its data set has no splits, ``(N,)``."""
+        """Split of each image (``train``, ``val`` or ``test``), or an empty string if it has none, ``(N,)``."""
         return np.concatenate([part.splits for part in self.parts])
 
     @property
@@ -165,7 +165,7 @@ class Merged:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings about unusual folder structures."""
+        """Warnings about unusual folder layouts."""
         return tuple(text for part in self.parts if isinstance(part, Files) for text in part.warnings)
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:

@@ -37,7 +37,7 @@ class Scan:
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """Mask of the readable images, including truncated ones, ``(N,)``."""
+        """Boolean mask of the readable images, which include truncated images, ``(N,)``."""
         return self.sizes_px[:, 0] > 0
 
 

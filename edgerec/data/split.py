@@ -51,7 +51,7 @@ class Split:
     notes: tuple[str, ...] = ()
 
     def report(self) -> None:
-        """Log the notes. Call this after all checks have passed, so that notes are not followed by an error."""
+        """Log the notes. Call this method after all checks have passed, so that no error follows the notes."""
         for note in self.notes:
             log.info(note)
 

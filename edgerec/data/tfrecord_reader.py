@@ -38,7 +38,7 @@ MANIFEST, INDEX = "pack.json", "index.npy"
 # File with each image's content digest. Packs written by older versions do not have it.
 CONTENTS = "contents.npy"
 MAX_NPY_HEADER_BYTES = 1 << 16
-# Index entry of an image: offset of its pixels in the shard in bytes, index of its class, and zlib.crc32 of its pixels.
+# An image's entry in the index: byte offset of its pixels in the shard, class index, and zlib.crc32 of its pixels.
 ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
 
@@ -192,7 +192,7 @@ class Packed:
 
     @cached_property
     def index(self) -> npt.NDArray[Any]:
-        """Index entries (:data:`ENTRY`) of all images, in shard order, ``(N,)``."""
+        """The index, with one :data:`ENTRY` for each image in shard order, ``(N,)``."""
         index = self._array(INDEX, ENTRY)
         ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.images for shard in self.shards])
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
@@ -226,7 +226,7 @@ class Packed:
 
     @property
     def images(self) -> PackedImages:
-        """The images of the pack, which are loaded lazily."""
+        """The pack's images, which are loaded lazily."""
         return PackedImages(self)
 
     @property

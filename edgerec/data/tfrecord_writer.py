@@ -164,7 +164,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 
 
 def _plan_shards(split: str, positions: Indices, image_bytes: int, seed: int) -> list[tuple[str, Indices]]:
-    """Return the name of each of a split's shards, and its images' positions in the data set."""
+    """Assign a split's shuffled images to shards. Return each shard's name and image positions."""
     shuffled = np.random.default_rng([seed, SPLITS.index(split)]).permutation(positions)
     count_by_size = -(-len(positions) * image_bytes // SHARD_BYTES)
     count = max(count_by_size, min(MIN_SHARDS, len(positions) // MIN_IMAGES), 1)

@@ -113,7 +113,7 @@ def least_size_px(name: str) -> int:
 
 
 def reconstructs(name: str) -> bool:
-    """Return whether the network is an autoencoder."""
+    """Return whether the architecture called ``name`` is an autoencoder."""
     return name in ARCHITECTURES and ARCHITECTURES[name].reconstructs
 
 

@@ -16,13 +16,13 @@ SMALL_PX = 40
 # A target with less memory than this counts as a microcontroller.
 # Without a target, the model must be small enough for a microcontroller.
 SMALL_MEMORY_BYTES = 16 << 20
-# Train for about UPDATES steps, but never for fewer or more epochs than these limits.
+# The number of epochs is chosen to give about UPDATES training steps, and is clamped to this range.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60
 
 
 @dataclass(frozen=True)
 class Situation:
-    """Properties of the data set and the target that determine the architecture.
+    """Properties of the data set and the target, used to choose an architecture.
 
     Attributes:
         side_px: shorter side of a typical image, in pixels.
@@ -42,12 +42,12 @@ class Situation:
 
     @property
     def small(self) -> bool:
-        """Whether the model's input is small (at most :data:`SMALL_PX`)."""
+        """True if the model's input size is at most :data:`SMALL_PX`."""
         return (self.input_px or self.side_px) <= SMALL_PX
 
     @property
     def large_target(self) -> bool:
-        """Whether a target is set and is not a microcontroller."""
+        """True if a target is set and is not a microcontroller."""
         return self.target is not None and not 0 < self.target.memory_bytes < SMALL_MEMORY_BYTES
 
     def __str__(self) -> str:
@@ -135,7 +135,7 @@ def choose(situation: Situation, *, imagenet: bool | None) -> Rule:
 
 
 def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
-    """Return the rules that can apply to this target, in the order of :data:`RULES`.
+    """Return the rules that can be chosen for a target, in the order of :data:`RULES`.
 
     Args:
         target: the target that will run the model.

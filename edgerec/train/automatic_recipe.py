@@ -188,7 +188,7 @@ def _sized_data_section(recipe: Recipe) -> DataSection:
     if recipe.model.arch != BACKBONE:
         return recipe.data
     path = backbone_file(recipe)
-    if recipe.data.input_size and not path.exists():  # a checkpoint can be resumed without the file
+    if recipe.data.input_size and not path.exists():  # resuming from a checkpoint does not need the file
         return recipe.data
     size = input_size_px(path)
     if recipe.data.input_size not in (0, size):

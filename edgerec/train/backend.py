@@ -44,7 +44,7 @@ def keras() -> Any:
         log.info("starting TensorFlow …")
     with captured_stderr():
         tensorflow = require("tensorflow")
-        tensorflow.config.list_physical_devices("GPU")  # prints driver messages, which are captured here
+        tensorflow.config.list_physical_devices("GPU")  # TensorFlow prints driver messages, which are captured here
         module = require("tf_keras")
     tensorflow.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel("ERROR")
@@ -166,7 +166,7 @@ UNREADABLE = (
 )
 
 
-# Lines that Keras and TensorFlow write before the line with the cause.
+# Lines of a Keras or TensorFlow error message that precede the line with the cause.
 _CONTEXT = re.compile(
     r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
 )

@@ -183,7 +183,7 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # a second strategy's all-reduce keys would conflict with the first's
+@functools.cache  # a second strategy would use the same all-reduce keys as the first
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
@@ -212,7 +212,7 @@ def _lost_worker_message(cluster: Cluster, message: str) -> str:
 
 @contextlib.contextmanager
 def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
-    """Context manager that returns the run this worker writes to.
+    """Context manager that provides the run folder this worker writes to.
 
     The chief writes to ``run``, and the other workers write to temporary copies, which are deleted at the end.
     """

@@ -46,9 +46,9 @@ def extend(run: Run, epochs: int) -> None:
             f"with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
-    # If the training ended early, the plan is shortened, so that the added epochs directly follow the last epoch.
+    # If training ended early, shorten the original schedule, so that the new epochs follow the last completed epoch.
     starts = [start for start in restarts(recipe) if start < last]
-    # An earlier extension has already added the time spent before it to the limit.
+    # If the run was extended before, the time limit already includes the time spent until then.
     extended = max((start for start in starts if (run.path / f"after-{start}-epochs").is_dir()), default=0)
     spent_hours = sum(row["seconds"] for row in history[extended:]) / 3600
     longer = replace(
@@ -66,7 +66,7 @@ def extend(run: Run, epochs: int) -> None:
             f"Cannot extend {run.path}, because {archive} already exists: rename or move this folder"
         )
     _archive(run, archive)
-    before = len(stages(longer)) - 2  # the shortened plan may have fewer stages than the completed epochs
+    before = len(stages(longer)) - 2  # the completed epochs may have had more stages than the shortened recipe
     run.write_history([row | ({"stage": min(row["stage"], before)} if "stage" in row else {}) for row in history])
     write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(

@@ -108,7 +108,7 @@ def fit(
                 first_epoch, model = load_last_checkpoint(own_run, dataset) if resume else (0, None)
                 if model is None:
                     model = _initial_model(recipe, len(dataset.labels))
-            if resume:  # an older version of edgerec may have split the images in a different way
+            if resume:  # an older version of edgerec may have split the images differently
                 parts = recorded_split(dataset, own_run.split_record)
             workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.flattened)
             # Load the teachers after building the model, because loading them changes the random state.
@@ -264,7 +264,7 @@ def _initial_model(recipe: Recipe, classes: int) -> Any:
 
 
 def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
-    """Return a list containing the TensorBoard callback, or an empty list if ``train.tensorboard`` is not set."""
+    """Return a list with the TensorBoard callback, or an empty list if ``train.tensorboard`` is not set."""
     if not recipe.train.tensorboard:
         return []
     require("tensorboard")

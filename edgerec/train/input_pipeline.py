@@ -1,4 +1,4 @@
-"""Create batches for training (shuffled, augmented and normalized) and evaluation."""
+"""Create batches of images for training and evaluation."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ FOLDERS = "folders"
 DEVIATIONS = 2.33
 # Another order must correct at least this many predictions for each one that it makes wrong.
 RATIO = 2.0
-# An order without any correct predictions counts as wrong if the probability of this by chance is below this value.
+# A label order with no correct predictions counts as wrong if random guessing would give none correct with a
+# probability below this value.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
 # Common label file names, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.
@@ -69,7 +70,7 @@ class LabelOrder:
         return self.clear or self.none_correct
 
     def describe(self) -> str:
-        """Return a message with the number of correct predictions and, if it is clearly better, the best order."""
+        """Describe the accuracy of the assumed label order, and the best order if it is clearly better."""
         assumed = f"{self.correct} of {self.images} images are classified correctly"
         if not self.clear:
             return assumed

@@ -53,7 +53,7 @@ class EvaluationReport:
 
     @property
     def measured(self) -> str:
-        """Number of images and their origin, such as ``on 280 images (test; none of them was used for training)``."""
+        """Description of the images used, e.g. ``on 280 images (test; none of them was used for training)``."""
         if self.training_images is None:
             origin = "it is unknown whether the model was trained on them"
         elif self.training_images:
@@ -137,7 +137,7 @@ class ClassifierMetrics:
         return None
 
     def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
-        """Compute all metrics from the outputs for the test images."""
+        """Compute all metrics from the model's outputs for the test images."""
         return classifier_report(outputs, classes, tuple(labels), "test")
 
 
@@ -178,10 +178,10 @@ class AutoencoderMetrics:
         )
 
 
-# The two kinds of metrics. ``metrics_of`` returns those for a run's model.
+# Metrics for either type of model. :func:`metrics_of` chooses between them.
 ModelMetrics = ClassifierMetrics | AutoencoderMetrics
 
 
 def metrics_of(run: Run) -> ModelMetrics:
-    """Return the kind of metrics for a run's model: classifier or autoencoder metrics."""
+    """Return the metrics to compute for a run's model, a classifier or an autoencoder."""
     return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)

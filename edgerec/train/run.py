@@ -247,7 +247,7 @@ class Run:
         )
 
     def exports(self, variants: Mapping[str, VariantRecord] | None = None) -> list[ExportRecord]:
-        """Return the recorded exports, oldest first, omitting variants that have changed since.
+        """Return the recorded exports, oldest first, excluding those whose variant has changed since the export.
 
         Args:
             variants: result of :meth:`variants`, or None to call this method.

@@ -75,7 +75,7 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
 
 
 def summarize(run: Run) -> RunSummary:
-    """Summarize a run. If the run is damaged, ``state`` is the reason."""
+    """Summarize a run. If the run is damaged, the summary's ``state`` says why."""
     path, modified_s = str(run.path), run.path.stat().st_mtime
     try:
         recipe, best = run.recipe, None
@@ -185,7 +185,7 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
 
 
 def _same_test(first: SplitRecord, second: SplitRecord) -> bool:
-    """Return whether two runs have the same test images, compared by content or, for older runs, by name."""
+    """Return whether two runs have the same test images. Older runs are compared by image name, others by content."""
     contents, others = first.get("contents"), second.get("contents")
     if contents and others and contents["of"] == others["of"]:
         one, other = (np.unique(separated_digests(each["test"])) for each in (contents, others))

@@ -16,7 +16,7 @@ from edgerec.train.metrics import Reals
 from edgerec.utils.progress import Listener, Progress, steps
 
 # Function ``(pixels, listener) -> scores`` for uint8 pixels ``(N, H, W, C)``.
-# The result is a classifier's scores, float32 ``(N, classes)``, or an autoencoder's errors, float32 ``(N, 1)``.
+# It returns a classifier's scores, float32 ``(N, classes)``, or an autoencoder's errors, float32 ``(N, 1)``.
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 

@@ -76,7 +76,7 @@ def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
-    """Concatenate the digests into one string, truncated to 16 hexadecimal digits each."""
+    """Truncate each digest to 16 hexadecimal digits, and join the digests into one string."""
     return b"".join(shortened(contents).tolist()).decode()
 
 

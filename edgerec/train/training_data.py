@@ -17,7 +17,7 @@ from edgerec.train.run import Run
 from edgerec.train.split_record import separated_digests, shortened
 
 # The split that each image belonged to during training (``train``, ``val`` or ``test``), as strings ``(N,)``.
-# The string is empty for images that were not in the data set at that time.
+# The string is empty for images that have since been added to the data set.
 ImageSplits = npt.NDArray[np.str_]
 
 

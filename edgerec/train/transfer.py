@@ -159,7 +159,7 @@ def _applies_softmax(layer: Any) -> bool:
 
 
 def _is_head(layer: Any, tensor: Any, model: Any, scores: bool) -> bool:
-    """Return whether a convolution computes the scores of a classifier rather than features."""
+    """Return whether a convolution computes class scores rather than features."""
     output = model.outputs[0].shape
     if len(output) != 2 or output[1] != tensor.shape[-1]:
         return False

@@ -84,7 +84,7 @@ class Cluster:
         return task + (self.chiefs if job == "worker" else 0)
 
     def name(self, index: int) -> str:
-        """Return a worker's name and address, for use in messages."""
+        """Return a worker's name and address for messages."""
         return f"{'the chief' if index == 0 else f'worker {index}'} ({self.addresses[index]})"
 
 
@@ -144,7 +144,7 @@ def _call(
 
 
 def _difference(cluster: Cluster, index: int, versions: dict[str, Any], reply: dict[str, Any]) -> str:
-    """Return an error message if a worker's cluster or package versions differ, otherwise an empty string."""
+    """Return an error message if a worker's settings differ from the chief's, otherwise an empty string."""
     if reply.get("index") != index:
         return (
             f"{cluster.name(index)} replied that it is worker {reply.get('index')}: give all workers the same cluster "

@@ -13,7 +13,7 @@ from edgerec.utils.optional import require
 SIDE_PX = 16
 # Colors are compared in a grid with this many rows and columns.
 CELLS = 4
-# The channel order is certain if the mean score differs from zero by more than this many standard errors.
+# The channel order counts as certain if the mean score is more than this many standard errors from zero.
 # With normally distributed scores, about 1 in 700 correct sets is reported as swapped.
 CERTAIN = 3.0
 
@@ -67,13 +67,13 @@ def estimate_channel_order(
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
     reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
-    # The result is uncertain if even an equal number of training images could not be classified with certainty.
+    # The result is also uncertain if the same number of training images would give an uncertain result.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)
 
 
 def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return features, float64 ``(N, 18)``, whose signs flip if red and blue are swapped."""
+    """Return features that change their sign if red and blue are swapped, float64 ``(N, 18)``."""
     cv2 = require("cv2")
     rows = []
     for image in images:

@@ -160,7 +160,7 @@ def _choose(run: Run, variant: str | None) -> str:
 
 
 def _sample(dataset: Dataset, part: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return ``count`` random positions from ``part``, balanced across classes as far as possible."""
+    """Return ``count`` randomly chosen positions from ``part``, balanced across classes as far as possible."""
     order = np.random.default_rng(0).permutation(part)
     classes = dataset.classes[order]
     turn = np.empty(len(order), np.int64)

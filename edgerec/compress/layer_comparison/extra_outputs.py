@@ -78,7 +78,7 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 
 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """Return a copy of a float model with new inputs that are added to ``tensors``, for injecting noise.
+    """Return a copy of a float model with one new input per tensor, which adds noise to this tensor.
 
     The copy outputs all operators' results and the sums.
 

@@ -51,7 +51,7 @@ class ParityFinding:
 
 
 def find_input(spec: TensorSpec, normalize: Normalize) -> Iterator[ParityFinding]:
-    """Yield a finding if the input quantization maps many different pixel values to the same integer."""
+    """Yield a finding if the input quantization maps many different pixel values to the same quantized value."""
     if not spec.quantized:
         return
     table = pixel_table(normalize, spec)

@@ -74,7 +74,7 @@ def fine_tuned(pairs: Sequence[Pair], reference: Graph, variant: Graph) -> bool:
 
 
 def weights(operator: Operator, graph: Graph) -> Tensor | None:
-    """Return an operator's weights, or None if it has none.
+    """Return an operator's weight tensor, or None if the operator has no weights.
 
     The weights are the first constant input with two or more axes. The input of a ``DEQUANTIZE`` operator is used
     instead of its output.
@@ -97,7 +97,7 @@ def layer_name(operator: Operator) -> str:
     if not named:
         return operator.name.lower()
     # Remove the model's name from the start of the path, and the kernel's name from the end.
-    # Keep everything in between, because layer names may contain slashes, as in MobileNetV3.
+    # Keep everything in between, because layer names can contain slashes, as in MobileNetV3.
     inner = named[0][1:-1] or named[0][:1]
     return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 
@@ -108,7 +108,7 @@ def _without_conversions(graph: Graph) -> list[Operator]:
 
 def _kind(operator: Operator) -> Hashable:
     fused = getattr(operator.options, "fusedActivationFunction", 0)
-    # Ignore the batch size, because it is undefined in some files.
+    # Compare shapes without the batch size, which some files do not define.
     return operator.name, fused, *(tensor.shape[1:] for tensor in operator.outputs)
 
 
@@ -143,7 +143,7 @@ def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
 
 
 def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
-    """Return whether the operators share a matched input, or True if either has no matched inputs."""
+    """Return False if both operators have matched inputs but none in common."""
     mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
     expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}

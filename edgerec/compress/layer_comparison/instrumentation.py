@@ -49,8 +49,8 @@ class LayerSums:
     pair: Pair | None  # matching operators of the reference and the variant; None for the input and for requantizations
     sources: tuple[int, ...]  # indices of the variant's tensors that the operator reads
     readers: tuple[str, ...]
-    reference: int  # the output tensor's index in the reference
-    variant: int  # the output tensor's index in the variant
+    reference: int  # index of the layer's output tensor in the reference
+    variant: int  # index of the layer's output tensor in the variant
     spec: TensorSpec
     own_known: bool
     before_logits: bool

@@ -46,9 +46,9 @@ EXACT_DB = 120.0
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
 # Operators whose output has the same quantization range as their input.
 _RANGE_PRESERVING = {*_MOVING, *CONVERSIONS, "MAX_POOL_2D"}
-# Maximum number of images for measuring ``alone_db``.
+# Maximum number of images used to measure ``alone_db``.
 _ALONE_IMAGES = 16
-# Maximum number of inferences for ``alone_db``, which takes one inference per layer and image.
+# Maximum number of inferences used to measure ``alone_db``: one for each layer and image.
 _ALONE_RUNS = 1500
 
 

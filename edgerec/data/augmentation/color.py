@@ -9,7 +9,7 @@ from edgerec.data.augmentation.draw import Stream, per_image, uniform
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
-# Weights of red, green and blue in the luma (ITU-R BT.709).
+# Luma coefficients for red, green and blue (ITU-R BT.709).
 LUMA = (0.213, 0.715, 0.072)
 # Sine term of the hue rotation matrix, which rotates colors about the gray axis and preserves luma.
 # LUMA and HUE_ROTATION come from feColorMatrix "saturate" and "hueRotate" (W3C Filter Effects, section 9.6).

@@ -1,4 +1,4 @@
-"""Random numbers that depend only on the batch's seed and the name of the random parameter."""
+"""Draw random numbers that depend only on a batch's seed and the parameter's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STREAMS = 64
 
 
 class Stream(IntEnum):
-    """Random number streams, one per random parameter of an augmentation.
+    """Random number streams, one for each random augmentation parameter.
 
     The numbers never change, so that a seed gives the same augmentations in every version.
     """

@@ -20,7 +20,7 @@ SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 
 class _Draw:
-    """Random choice of each image's ``number``-th operation and its sign (-1 or 1)."""
+    """The randomly drawn type and sign (-1 or 1) of each image's ``number``-th operation."""
 
     def __init__(self, count: Any, seed: Any, number: int) -> None:
         tf = require("tensorflow")
@@ -92,7 +92,7 @@ def _contrast(pixels: Any, sign: Any, strength: float) -> Any:
 def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
     tf = require("tensorflow")
     # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH (1, with 5 in the center, divided by 13).
-    # Sum slices instead of using a convolution, because TensorFlow cannot convolve an empty batch.
+    # Add shifted slices instead of using a convolution, because TensorFlow cannot convolve an empty batch.
     padded = tf.pad(pixels, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     smooth = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * pixels) / 13
