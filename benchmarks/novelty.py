@@ -59,8 +59,8 @@ unknown image as more unusual than a random known image: 0.5 is as good as guess
 
 """
 FOOTER = """
-- **Images of another kind** are nearly all detected by the autoencoder. The scores detect few of them, because a
-  classifier can have a high score for any image.
+- **Images of another kind**, such as CIFAR-10, are nearly all detected by the autoencoder. The scores detect few of
+  them, because a classifier can have a high score for any image.
 - **New classes of the same kind**, such as other digits, are rarely detected. An autoencoder that reconstructs 0 to 4
   can also reconstruct 7. For such images, the scores are more useful. [Detect unknown
   images](../how-to/unknown-images.md) therefore recommends both methods.
