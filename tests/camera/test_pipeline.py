@@ -291,7 +291,7 @@ def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, pic
         shutil.copy(picture, tmp_path)
     assert len(set(decided(tmp_path))) >= 7
     done = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
-    assert "decision.smoothing is 'often'; expected none, mean, vote" in one_line(done)
+    assert "decision.smoothing is 'often'; expected one of none, mean, vote" in one_line(done)
     assert "unknown decision setting 'smooth'; did you mean 'smoothing'?" in one_line(
         edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smooth=1")
     )

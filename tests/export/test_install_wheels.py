@@ -101,5 +101,5 @@ def test_wheels_are_not_installed_without_a_manifest(install, content):
 
 def test_emulated_device_does_not_install_a_changed_wheel(install):
     edit(install.wheel)
-    with pytest.raises(BundleError, match="is not installed"):
+    with pytest.raises(BundleError, match="was not installed"):
         verify_emulated(install.bundle, "rpi")

@@ -177,7 +177,7 @@ def test_the_number_of_decisive_images_is_reported(flat, bundle, tmp_path, edger
         counts = {"images": total, "same_labels": total, "decisive": decisive}
         assert counts.items() <= value.items()
         done = edgerec("verify", path)
-        assert f"{decisive} of {total} golden images are decisive" in done.stdout
+        assert f"for {decisive} of {total} golden images the label must be the same" in done.stdout
         warning = f"the labels of only {decisive} of {total} golden images must be the same"
         assert (warning in done.stderr, warning in " ".join(value["warnings"])) == (decisive == 0, decisive == 0)
 

@@ -214,7 +214,7 @@ def test_export_refuses_unsuitable_novelty_options(run, autoencoder, tmp_path):
         export_bundle(run, "rpi", novelty=run.path, out=tmp_path / "out")
     with pytest.raises(BundleError, match="omit --novelty"):
         export_bundle(run, "web", novelty=autoencoder.path, out=tmp_path / "out")
-    with pytest.raises(EdgerecError, match="between 0 and 1"):
+    with pytest.raises(EdgerecError, match="greater than 0 and less than 1"):
         Novelty(autoencoder.path, known=1.0)
     done = CliRunner().invoke(app, ["export", str(run.path), "--known", "0.9"])
     assert done.exit_code == 2

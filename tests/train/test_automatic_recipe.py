@@ -188,5 +188,5 @@ def test_unknown_target_and_unsuitable_weights_are_refused(run, tmp_path, here):
     error = one_line(here("train", "--data", "digits", "--target", "rpy", "--out", tmp_path / "run"))
     assert "unknown target 'rpy'; did you mean 'rpi'" in error
     (run.path / "recipe.toml").write_text(run.recipe.override({"model.arch": "auto"}).to_toml())
-    with pytest.raises(RunError, match=r"recipe.toml is damaged \(model.arch has no value"):
+    with pytest.raises(RunError, match=r"recipe.toml is damaged \(it has no value for model.arch"):
         _ = run.recipe

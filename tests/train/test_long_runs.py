@@ -50,7 +50,7 @@ def test_durations_are_parsed(text, expected):
 
 @pytest.mark.parametrize("text", ["", "90", "0h", "-1h", "2x", "1h30m", "nan h"])
 def test_invalid_durations_are_refused(text):
-    with pytest.raises(typer.BadParameter, match="is not a duration"):
+    with pytest.raises(typer.BadParameter, match="expected a duration"):
         parse_duration_s(text)
 
 
@@ -117,4 +117,4 @@ def test_time_limit_cost_and_tensorboard_logs(tmp_path, here):
     assert "leaves no time for epoch" in done.stderr
     assert "to come)" in done.stderr
     assert list((finished.path / "tensorboard" / "train").glob("events.out.tfevents.*"))
-    assert "2x is not a duration" in here("train", "--out", tmp_path / "b", "--max-time", "2x").stderr
+    assert "such as 90s, 90m, 8h or 2d, got '2x'" in here("train", "--out", tmp_path / "b", "--max-time", "2x").stderr
