@@ -33,11 +33,11 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Default maximum number of parallel interpreters for files. One reading thread cannot keep more of them busy.
+# Default maximum number of parallel interpreters for files. A single reading thread cannot supply more.
 MAX_INTERPRETERS = 4
-# How often window events are processed and closed sinks are detected while no frame arrives, in seconds.
+# Interval in seconds at which window events are processed and closed sinks are detected while no frame arrives.
 _POLL_S = 0.05
-# How often freed memory is returned to the system, in seconds, to limit memory use during long runs.
+# Interval in seconds at which freed memory is returned to the system, to limit memory use during long runs.
 _RETURN_MEMORY_S = 60.0
 
 

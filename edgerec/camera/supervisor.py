@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 2
 # Maximum time in seconds to wait for the threads of closed sources.
 JOIN_S = 1.0
-# How long Python waits for a hanging connection on exit, in seconds. FFmpeg and V4L2 return sooner.
+# Maximum time in seconds that Python waits for a hanging connection on exit. FFmpeg and V4L2 return sooner.
 EXIT_S = 16.0
-# Maximum number of hanging threads per source. Python cannot stop a thread that hangs in a driver.
+# Maximum number of hung threads per source. Python cannot stop a thread that hangs in a driver.
 MAX_HUNG = 3
 # Maximum number of queued state changes. Beyond this, e.g. if the consumer hangs, the oldest are dropped.
 MAX_CHANGES = 1000
-# How often a thread waiting for an event checks whether stop() was called, in seconds.
+# Interval in seconds at which a thread waiting for an event checks whether stop() was called.
 _POLL_S = 0.1
 
 Event = Frame | StateChange

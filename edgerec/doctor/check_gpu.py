@@ -12,7 +12,7 @@ from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import run_program
 
-# Folders that contain the manifests of Vulkan drivers.
+# Folders that contain Vulkan driver manifests.
 _DRIVERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d")
 
 

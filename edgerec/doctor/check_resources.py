@@ -19,10 +19,10 @@ MIB = 2**20
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
 # Disks with less free space than this are reported as full.
 _FULL_BYTES = 100 * MIB
-# With less free space than this, training may fill the disk.
+# Training may fill the disk if less space than this is free.
 _LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
-# Commands for using a different folder, by purpose.
+# Commands that select a different folder, keyed by the folder's purpose.
 _OTHER_FOLDER = {
     "cache": 'export EDGEREC_CACHE="$HOME/.cache/edgerec"',
     "current folder": 'cd "$HOME"',

@@ -259,7 +259,7 @@ def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[
 
 
 def throttling_reasons(before: Health, after: Health) -> tuple[str, ...]:
-    """Return the reasons for CPU throttling between two snapshots of the machine's state."""
+    """Return why the CPU was throttled between two snapshots of the machine's state."""
     reasons = list(after.throttled or ())
     if before.clock_mhz and after.clock_mhz and after.clock_mhz < THROTTLED * before.clock_mhz:
         reasons.append(f"the CPU clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")

@@ -112,7 +112,7 @@ class Classifier:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for 16-bit images, to be passed to :func:`read_image`."""
+        """Black and white levels for 16-bit images, for use with :func:`read_image`."""
         return self.manifest.levels
 
     def classify(self, image: Image) -> Classification:

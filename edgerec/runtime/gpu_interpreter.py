@@ -139,7 +139,7 @@ def _precision(options: Mapping[str, str]) -> str:
     if options.keys() - {"precision"} or precision not in PRECISIONS:
         text = ", ".join(f"{key}={value}" for key, value in options.items())
         raise DelegateError(
-            f"the options for --delegate gpu are {text!r}, expected precision={' or precision='.join(PRECISIONS)}"
+            f"invalid options for --delegate gpu: {text!r}; expected precision={' or precision='.join(PRECISIONS)}"
         )
     return precision
 

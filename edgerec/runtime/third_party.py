@@ -152,7 +152,7 @@ class ThirdPartyModel:
         return parse_normalize(text) if text else normalize_for(self.input, self.metadata, self.where)
 
     def normalized(self, text: str | None) -> tuple[ThirdPartyModel, Normalize]:
-        """Return an equivalent model that needs no per-channel normalization, and its input normalization.
+        """Return an equivalent model that needs no per-channel normalization, and its normalization.
 
         If the normalization differs between channels, or if the model expects BGR,
         :func:`~edgerec.tflite.model_input.with_normalization` adds a normalization layer to the start of the graph. The
@@ -185,7 +185,7 @@ def _check(graph: Graph, where: str) -> None:
         shape, dtype = tensors[0].shape, tensors[0].dtype
         if dtype not in _DTYPES:
             raise ModelError(
-                f"{where}: the dtype of the {what} is {dtype}, expected {' or '.join(_DTYPES)}: convert the model again"
+                f"{where}: the {what} has dtype {dtype} instead of {' or '.join(_DTYPES)}: convert the model again"
             )
         if -1 in shape[1:]:  # treat a dynamic batch axis as having size 1
             raise ModelError(
@@ -207,7 +207,7 @@ def _check(graph: Graph, where: str) -> None:
 
 
 def _sources(graph: Graph) -> dict[int, Operator]:
-    """Return the operator that computes each tensor, keyed by the tensor's ``id``."""
+    """Return a dictionary that maps each tensor's ``id`` to the operator that computes the tensor."""
     return {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
 
 

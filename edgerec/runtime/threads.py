@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # Limits for the measurement: number of rounds, and approximate time in seconds.
 ROUNDS, BUDGET_S = 30, 0.3
-# Use more threads only if latency falls below this fraction, to leave CPU cores for the camera and the sinks.
+# Use more threads only if the latency falls below this fraction. This leaves CPU cores for the camera and the sinks.
 MAX_TIME_RATIO = 0.9
 
 

@@ -43,7 +43,7 @@ class VideoDevice:
 
     @property
     def helper(self) -> bool:
-        """Whether the device is not a camera but e.g. a codec or an image signal processor."""
+        """Whether the device is something other than a camera, e.g. a codec or an image signal processor."""
         return not self.raw and (self.capture is False or bool(_HELPERS.search(f"{self.driver} {self.name}".lower())))
 
 
@@ -74,7 +74,7 @@ def _number(entry: Path) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a system file, e.g. in ``/sys``, or an empty string if it cannot be read."""
+    """Return a system file's content, e.g. in ``/sys``, or an empty string if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
     except OSError:

@@ -183,7 +183,7 @@ def float_tensors(graph: Graph) -> list[Tensor]:
 
 
 def weight_sparsity(graph: Graph) -> float:
-    """Return the fraction of zeros among the int8 weights of convolutions and dense layers (whose zero point is 0)."""
+    """Return the fraction of zeros among the int8 weights of convolutions and dense layers, whose zero point is 0."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
 

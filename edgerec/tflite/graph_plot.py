@@ -28,7 +28,7 @@ MAX_LANES = 4
 # Preferred aspect ratio of the drawing, width divided by height.
 ASPECT = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
-# Fill and edge colors, by device if the target has an Edge TPU, otherwise by kind of operator.
+# Fill and edge colors: by device if the target has an Edge TPU, otherwise by kind of operator.
 PLACEMENT_COLORS = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
 KIND_COLORS = {
     "weights": ("#bee3f8", "#2b6cb0"),

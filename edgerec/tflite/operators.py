@@ -11,7 +11,7 @@ from __future__ import annotations
 MAX_CODE = 400
 CUSTOM_CODE, WHILE_CODE, IF_CODE, CALL_ONCE_CODE = 32, 119, 118, 129
 
-# Minimum and maximum numbers of inputs and outputs, by operator code.
+# Minimum and maximum numbers of inputs and outputs, keyed by operator code.
 # All other operators may have any number of inputs, and must have at least one output.
 _UNARY: tuple[int, ...] = (
     *(1, 5, 6, 8, 11, 12, 13, 14, 17, 19, 20, 21, 25, 26, 28, 43, 47, 50, 53, 59, 66, 73, 75, 76, 77, 80, 87, 92, 93),
@@ -34,13 +34,13 @@ INPUTS |= {121: (6, 6)}
 _ONE_OUTPUT = (*_UNARY, *_BINARY, 2, 3, 4, 22, 33, 37, 38, 44, 45, 60, 64, 65, 67, 83, 106, 123, 151)
 OUTPUTS: dict[int, tuple[int, int]] = dict.fromkeys(_ONE_OUTPUT, (1, 1)) | dict.fromkeys((48, 103), (2, 2))
 OUTPUTS |= dict.fromkeys((CALL_ONCE_CODE, 138, 144), (0, 0)) | {9: (1, 2)}
-# Positions of optional inputs, such as biases and LSTM gates, by operator code.
+# Positions of optional inputs, such as biases and LSTM gates, keyed by operator code.
 # An absent optional input has the tensor index -1.
 OPTIONAL_INPUTS: dict[int, range] = dict.fromkeys((3, 4, 9, 132), range(2, 3)) | dict.fromkeys(
     (27, 67, 141), range(3, 4)
 )
 OPTIONAL_INPUTS |= dict.fromkeys((16, 44, 46, 52), range(64)) | {CUSTOM_CODE: range(UNLIMITED)}
-# Numbers of the option fields that hold subgraph indices, by operator code.
+# Numbers of the option fields that hold subgraph indices, keyed by operator code.
 SUBGRAPH_FIELDS = {WHILE_CODE: (0, 1), IF_CODE: (0, 1), CALL_ONCE_CODE: (0,)}
 
 # Operators whose options type is not named after the operator.
@@ -63,7 +63,7 @@ TFLITE_CUSTOM = {
 }
 # Operators that only change a tensor's shape.
 RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-# Operators by kind, for coloring graph drawings. All other operators have the kind "other".
+# Operators by kind, which determines their color in graph drawings. All other operators have the kind "other".
 KINDS = {
     "weights": {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM"},
     "pooling": {"AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "SUM", "REDUCE_MAX", "RESIZE_BILINEAR"},

@@ -1,4 +1,4 @@
-"""Import the classes generated from the TFLite schema, from LiteRT or TensorFlow."""
+"""Import the classes generated from the TFLite schema, which come with LiteRT and TensorFlow."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import struct
 
 
 def read_number(data: bytes, form: str, at: int) -> int:
-    """Read a number in :mod:`struct` format ``form`` from offset ``at`` of ``data``.
+    """Unpack a number with :mod:`struct` format ``form`` at offset ``at`` of ``data``.
 
     Raises:
         struct.error, ValueError: the number is not inside ``data``.

@@ -17,7 +17,7 @@ _TABLE_BYTES = 8
 # Limit on the total size of all tables, counting shared tables repeatedly: MAX_GROWTH · file size + MIN_BYTES.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# Field types of each table, by field number. An integer is the item size in bytes of a vector of numbers.
+# Field types of each table, keyed by field number. An integer is the item size in bytes of a vector of numbers.
 # A string is the type of a table, and a tuple with a string stands for a vector of such tables.
 # Scalar fields are omitted, because they are stored in the table itself.
 _STRING = "string"
@@ -51,7 +51,8 @@ _TABLES: dict[str, dict[int, _Kind]] = {
 }
 # Numbers of each table's required fields. Runtimes do not check that they are present.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
-# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by options type. All other options have only scalar fields.
+# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, keyed by options type. All other options have only scalar
+# fields.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 

@@ -1,4 +1,4 @@
-"""Reduce the memory that glibc's malloc keeps after it was freed."""
+"""Reduce the amount of freed memory that glibc's malloc keeps."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
 
 
 def use_fallback_fonts(figure: Any) -> None:
-    """Set fallback fonts for a figure's texts that contain characters missing from Matplotlib's default font."""
+    """Set fallback fonts for a figure's text that contains characters missing from Matplotlib's default font."""
     manager = require("matplotlib.font_manager")
     for text in figure.findobj(require("matplotlib.text").Text):
         if text.get_text().isascii():

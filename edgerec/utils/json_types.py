@@ -15,7 +15,7 @@ MAX_NUMBER = 1e300  # larger integers may overflow when they are converted to fl
 
 @dataclass(frozen=True)
 class MinItems:
-    """Minimum number of items of a list, as in ``Annotated[list[str], MinItems(1)]``."""
+    """Minimum number of items in a list, as in ``Annotated[list[str], MinItems(1)]``."""
 
     count: int
 

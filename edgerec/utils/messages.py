@@ -1,4 +1,4 @@
-"""Shorten the error messages of TFLite runtimes."""
+"""Shorten TFLite runtimes' error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress reports of long operations, passed to a callback, e.g. to draw a progress bar."""
+"""Report the progress of long operations to a callback, e.g. to draw a progress bar."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Listener = Callable[[Progress], None]
 
 
 def ignore(_: Progress) -> None:
-    """Ignore a progress report. This is the default callback."""
+    """Ignore a progress report. This function is the default callback."""
 
 
 def track(items: Iterable[T], stage: str, total: int, listener: Listener) -> Iterator[T]:

@@ -100,7 +100,7 @@ class Url:
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
 
     def with_credentials(self, account: Url) -> Url:
-        """Return this URL with the user name and password of the URL ``account``."""
+        """Return this URL with the user name and password from another URL, ``account``."""
         user = _authority(account.raw.partition("://")[2]).rpartition("@")[0]
         raw = f"{self.scheme}://{user}@{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
         return replace(self, user=account.user, password=account.password, raw=raw)

@@ -23,7 +23,7 @@ class Sink(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the sink is asking the camera to stop."""
+        """Whether the sink requests that the camera stop."""
         ...
 
     def write(self, result: Result) -> None:

@@ -1,4 +1,4 @@
-"""Functions shared by several sinks: safe source names, and detection of changed decisions."""
+"""Functions shared by several sinks: create safe source names, and detect changed decisions."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ MAX_CHOICES = 100
 
 
 def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return a source's retained discovery messages, keyed by topic relative to the discovery prefix.
+    """Return a source's retained discovery messages, keyed by topic without the discovery prefix.
 
     Each source has three entities: a sensor with the label, which has the whole decision as attributes; a sensor with
     the score; and a binary sensor that shows whether the source is live. All sources of a bundle belong to one device.

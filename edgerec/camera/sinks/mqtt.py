@@ -27,7 +27,7 @@ WINDOW = 16
 FLUSH_S = 1.0
 # Maximum time in seconds to publish the status "offline" and disconnect.
 GOODBYE_S = 0.5
-# How often unsent messages are retried, in seconds.
+# Interval in seconds at which unsent messages are retried.
 RETRY_S = 5.0
 
 
@@ -87,7 +87,7 @@ class Mqtt:
         self._interval_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = DecisionChanges()
-        self._lock = threading.Lock()  # guards the next three attributes
+        self._lock = threading.Lock()  # protects the next three attributes
         self._sources = dict.fromkeys(sources)
         self._seen_sources: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}

@@ -23,7 +23,7 @@ MAX_BYTES = 64_000_000
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
-# Minimum time in seconds between warnings about a sink, so that they do not fill the disk.
+# Minimum time in seconds between warnings about a sink, so that the log does not fill the disk.
 _WARN_S = 60.0
 
 
@@ -74,7 +74,7 @@ class SinkWorker:
 
     @property
     def closed(self) -> bool:
-        """Whether the sink is asking the camera to stop."""
+        """Whether the sink requests that the camera stop."""
         return self._sink.closed
 
     @property

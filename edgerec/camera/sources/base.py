@@ -68,7 +68,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a source that is not open yet.
+    """The address of a source that has not been opened yet.
 
     Attributes:
         name: the URI without secrets, for display.

@@ -1,4 +1,4 @@
-"""Sources that read an image folder, or that endlessly repeat a video file or a folder."""
+"""Sources that read image folders, or that loop video files or image folders endlessly."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class FolderSource:
 
 
 class LoopingSource:
-    """A source that endlessly repeats a video file or an image folder.
+    """A source that loops a video file or an image folder endlessly.
 
     Attributes:
         position_s: media time of the current image in seconds from the start of the first repetition, or None for a

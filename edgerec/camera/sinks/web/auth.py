@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 OPEN = frozenset({"/page.css", "/icon.svg"})
 # Maximum total size of the headers in bytes. The HTTP parser does not limit headers that arrive all at once.
 MAX_HEADER_BYTES = 16_384
-# Delay in seconds before responding to a wrong token.
+# Delay in seconds before the response to a wrong token.
 WRONG_TOKEN_S = 0.5
 # After MAX_FAILURES wrong tokens within LOCKOUT_S seconds, an address is locked out for the rest of that period.
 MAX_FAILURES, LOCKOUT_S = 10, 60.0
@@ -51,12 +51,12 @@ class Lockout:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def remaining_s(self, address: str) -> float:
-        """Return an address's remaining lockout in seconds, or 0 if it is not locked out."""
+        """Return how long an IP address is still locked out, in seconds, or 0 if it is not."""
         failures = self._failures.get(_network(address), deque())
         return max(0.0, failures[0] + LOCKOUT_S - time.monotonic()) if len(failures) == MAX_FAILURES else 0.0
 
     def add(self, address: str, count: int) -> None:
-        """Record ``count`` failed login attempts from an address."""
+        """Record ``count`` failed login attempts from an IP address."""
         failures = self._failures.setdefault(_network(address), deque(maxlen=MAX_FAILURES))
         failures.extend([time.monotonic()] * count)
         self._failures.move_to_end(_network(address))

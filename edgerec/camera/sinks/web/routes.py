@@ -1,4 +1,4 @@
-"""The web application behind the page: routes, requests and responses."""
+"""The web page's application: routes, requests and responses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MAX_CLIENTS = 16
 MAX_BODY_BYTES = 1024
 BODY_S = 5.0
-# How often a client's event stream checks for new data, in seconds.
+# Interval in seconds at which a client's event stream checks for new data.
 POLL_S = 1 / 15
 # Maximum time in seconds between events in an event stream.
 HEARTBEAT_S = 1.0
@@ -240,7 +240,7 @@ def _event(kind: str, fields: dict[str, Any]) -> str:
 
 
 def page_file(name: str) -> str:
-    """Return the content of one of the page's files, e.g. ``page.html``."""
+    """Return the content of one of the web page's files, e.g. ``page.html``."""
     return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 

@@ -54,7 +54,7 @@ class PendingImage:
 
 @dataclass
 class SourceView:
-    """A source's state as shown on the page.
+    """A source's state as shown on the web page.
 
     Attributes:
         name: name of the source.
@@ -260,7 +260,7 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
 
 
 def _prediction_fields(result: Result) -> dict[str, Any]:
-    """Return the prediction shown on the page as a JSON-serializable dictionary.
+    """Return the prediction shown on the web page, as a JSON-serializable dictionary.
 
     If the label is ``unknown``, ``best`` has the label and score of the frame's best class, and ``novelty`` has the
     anomaly score if there is one.
