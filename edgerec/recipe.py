@@ -133,7 +133,7 @@ class Recipe:
 
     @property
     def flattened(self) -> dict[str, Any]:
-        """All values, with dotted keys such as ``train.epochs``."""
+        """All of the recipe's values, with dotted keys such as ``train.epochs``."""
         flat: dict[str, Any] = {}
         for section, value in self.to_dict().items():
             flat |= (

@@ -32,7 +32,7 @@ def _strings(default: str, help_text: str, expected: str) -> Any:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Images, their preprocessing and their split."""
+    """Data settings: the images, their preprocessing and their split."""
 
     source: str | tuple[str, ...] = _strings(
         "digits",
@@ -172,7 +172,7 @@ NOT_AUGMENTED = AugmentSection(**{name: type(value)(0) for name, value in vars(A
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Architecture and initial weights."""
+    """Model settings: architecture and initial weights."""
 
     arch: str = any_value(
         AUTO,
@@ -262,7 +262,7 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class TransferSection:
-    """Transfer learning stages, used only if model.weights selects pretrained weights."""
+    """Transfer learning settings, used only if model.weights selects pretrained weights."""
 
     frozen: float = number(0.1, "fraction of the epochs in which only the head is trained", 0, 1)
     unfreeze: float = number(
@@ -274,7 +274,7 @@ class TransferSection:
 
 @dataclass(frozen=True)
 class DistillSection:
-    """Knowledge distillation from other runs (edgerec distill)."""
+    """Settings for knowledge distillation from other runs (edgerec distill)."""
 
     teachers: str = any_value(
         "", "teacher runs, separated by commas, whose mean output the model learns; empty = learn from labels only"
@@ -290,7 +290,7 @@ class DistillSection:
 
 @dataclass(frozen=True)
 class CompressSection:
-    """Pruning, clustering and quantization."""
+    """Compression settings: pruning, clustering and quantization."""
 
     method: str = choice(
         "auto", "compression method; auto = ptq, or qat if ptq loses too much accuracy", ("auto", *METHODS)

@@ -24,7 +24,7 @@ _DATA = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP)
 @app.command(cls=GroupedCommand)
 def make(
     subject: str | None = typer.Argument(
-        None, metavar="RUN|RECIPE.toml", help="Run or training recipe from whose training images the set is selected."
+        None, metavar="RUN|RECIPE.toml", help="Run or training recipe whose training images to select from."
     ),
     out: Path = typer.Option(..., metavar="FOLDER", help="Output folder for the calibration set."),
     data: list[str] | None = typer.Option(

@@ -94,7 +94,7 @@ def camera(
         metavar="[HOST:PORT]",
         help="Serve a web page with the live image. HOST:PORT defaults to 127.0.0.1:8000.",
     ),
-    csv: Path | None = typer.Option(None, metavar="FILE", help="CSV file to which one row per frame is written."),
+    csv: Path | None = typer.Option(None, metavar="FILE", help="Output CSV file with one row per frame."),
     max_frames: int | None = typer.Option(
         None, min=1, metavar="N", help="Stop after this many predictions. [default: never]"
     ),
@@ -201,7 +201,7 @@ def camera(
     video: Path | None = typer.Option(
         None,
         metavar="FILE",
-        help=".mp4 or .avi file to which the frames are written, annotated with their predictions.",
+        help="Output .mp4 or .avi file for the frames, annotated with their predictions.",
         rich_help_panel=_FILES,
     ),
     save: str = typer.Option(

@@ -33,7 +33,7 @@ def verify(
     data: str = typer.Option(
         "",
         metavar="DATA",
-        help="Images whose predictions are also compared with those of this machine. Requires --on.",
+        help="Images on which to compare the predictions with this machine's. Requires --on.",
         rich_help_panel=_EMULATED,
     ),
     images: int = typer.Option(

@@ -82,7 +82,7 @@ class DecisionSpec:
         return vars(self) | {"thresholds": dict(self.thresholds)}
 
     def for_single(self) -> DecisionSpec:
-        """Return a copy of the settings for independent images, without smoothing."""
+        """Return a copy of the settings with smoothing disabled, for classifying independent images."""
         return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)
 
     def threshold_of(self, label: str) -> float:

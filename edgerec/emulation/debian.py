@@ -72,7 +72,7 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         sources.write_text(f"deb {mirror} {release} main\n", encoding="utf-8")
         command = [
             *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
-            "--skip=check/chrootless",  # not required, because package scripts are not run
+            "--skip=check/chrootless",  # the checks are not needed, because package scripts are not run
             f"--include={','.join(packages)}",
             f"--setup-hook={_LINK_USR}",
             *(f"--aptopt={settings}", release, str(folder), str(sources)),

@@ -24,7 +24,7 @@ def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
     """
     from edgerec.contract.image_decoding import decode
 
-    # Older versions of edgerec do not support ``levels``.
+    # Classifiers in older versions of edgerec have no ``levels``.
     image = decode(content, classifier.levels) if hasattr(classifier, "levels") else decode(content)
     if image is None:
         return None

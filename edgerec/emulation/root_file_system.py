@@ -21,7 +21,7 @@ from edgerec.utils.lock import Lock
 log = logging.getLogger(__name__)
 
 # Debian packages required for Python and wheels. All of them are part of Raspberry Pi OS Lite.
-# No others are installed, so that any library that a device lacks is also missing here.
+# Installing other packages could hide that a device lacks a library.
 PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
 # Python version of each Debian release.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}

@@ -15,7 +15,7 @@ _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
 # Devices (named as in /proc/devices) to which the systemd unit must grant access, by type of camera source.
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
-# Packages required for a CSI camera module. They are only available in Raspberry Pi OS.
+# Packages required for a CSI camera module. They are available only in Raspberry Pi OS.
 CSI_PACKAGES = ("python3-picamera2",)
 _EDGETPU = ("char-usb_device", "char-apex")
 

@@ -93,7 +93,7 @@ class ChannelsFirst:
 
 @dataclass
 class Rebuild:
-    """Rewrites a model node by node, copying the nodes that the rule does not replace.
+    """Rewrites a model node by node, using a rule that either replaces or copies each node.
 
     Attributes:
         rule: function that returns the replacements for a node's outputs, or None to copy the node.

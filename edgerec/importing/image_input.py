@@ -1,4 +1,4 @@
-"""Convert models with other input layouts to ``(batch, height, width, channels)``.
+"""Convert models with other input layouts to channels last, ``(batch, height, width, channels)``.
 
 The supported layouts are ``(batch, height, width)``, as in TensorFlow's first tutorial, ``(batch, height · width)``,
 and channels first, ``(batch, channels, height, width)``.

@@ -93,7 +93,7 @@ def choose_normalization(
 
 
 def _best(right: dict[str, float], path: Path, images: int, classes: int) -> NormalizationChoice:
-    """Return the most accurate normalization. Only choose a per-channel one if it is clearly better."""
+    """Return the most accurate normalization. A per-channel normalization is chosen only if it is clearly better."""
     simple = max(NORMALIZATIONS, key=right.__getitem__)
     best = max(right, key=right.__getitem__)
     if (right[best] - right[simple]) * 100 < CLEAR_POINTS:

@@ -152,7 +152,7 @@ def _splits(run: Run) -> dict[str, int]:
 def _figures(
     run: Run, metrics: Mapping[str, Any], variants: Mapping[str, VariantRecord], chosen: str | None
 ) -> tuple[str, Mapping[str, Any]]:
-    """Return the name and metrics of the model whose per-class metrics are shown.
+    """Return the name and metrics of the model whose per-class metrics the report shows.
 
     This is the float model or, if the float model's predictions are used as labels, the chosen variant.
     """

@@ -215,7 +215,7 @@ class ReportContent:
 
     @property
     def chosen(self) -> VariantMetrics | None:
-        """The last exported variant or, if none was exported, the default of ``edgerec export``."""
+        """The last exported variant or, if none was exported, the default variant of ``edgerec export``."""
         return next((row for row in self.variants if row.chosen), None)
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ BUDGET_S = 60.0
 
 @dataclass(frozen=True)
 class Measurements:
-    """Results of :func:`measure`. The other attributes are described in :class:`~edgerec.report.content.ReportContent`.
+    """Results of :func:`measure`. See :class:`~edgerec.report.content.ReportContent` for the other attributes.
 
     Attributes:
         float_top1: the float model's top-1 accuracy, or None if it was not run.

@@ -27,7 +27,7 @@ _EXPECTED = "{ low = 0.1, high = 1.0 }, optionally with log = true or step = 0.1
 
 @dataclass(frozen=True)
 class Numbers:
-    """Range of numbers.
+    """A numeric hyperparameter's range.
 
     Attributes:
         low: smallest value.
@@ -62,7 +62,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Choices:
-    """List of values. Each trial uses one of them."""
+    """A hyperparameter's possible values. Each trial uses one of them."""
 
     values: tuple[Any, ...]
 

@@ -104,7 +104,7 @@ class Objective:
         trial.set_user_attr(NETWORK, network)
         trial.set_user_attr(COST, cost.to_dict())
         for name, excess in self._plan.limits.excess(cost).items():
-            if name not in trial.constraints:  # a repeated trial already has its constraints
+            if name not in trial.constraints:  # the constraints of a repeated trial are already set
                 trial.set_constraint(name, excess)
         return cost
 
