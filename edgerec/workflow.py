@@ -102,7 +102,7 @@ def build(
         run = fit(for_target, out, overwrite=overwrite, listener=listener)
     else:
         reused += ["train"] if run.finished else []
-        run = fit(recipe, out, resume=True, listener=listener)
+        run = fit(recipe, out, resume=True, data=recipe.data.source, listener=listener)
     own_recipe = replace(run.recipe, compress=recipe.compress)
     quantized = None if overwrite else _existing_variant(run, own_recipe)
     if quantized is None:

@@ -22,9 +22,7 @@ GROUP_BY_HELP = (
 STRICT_HELP = "Fail if the data contains files that are not images, instead of skipping them."
 
 
-def compose_recipe(
-    subject: str | None, options: Mapping[str, Any], assignments: Sequence[str], *, needs_data: bool = True
-) -> Recipe:
+def compose_recipe(subject: str | None, options: Mapping[str, Any], assignments: Sequence[str]) -> Recipe:
     """Build a recipe from a command's argument and options.
 
     Args:
@@ -32,7 +30,6 @@ def compose_recipe(
             omitted.
         options: values of the command's options, keyed by dotted recipe key; None for options that were not given.
         assignments: ``KEY=VALUE`` strings, which take precedence over ``options``.
-        needs_data: raise an error if ``data.source`` is empty, so that nobody trains on the default data by mistake.
 
     Raises:
         RecipeError: a key or value is invalid, or no data set is given.
@@ -48,7 +45,7 @@ def compose_recipe(
         _refuse_run(Path(subject))
         changes["data.source"] = [subject, *changes.get("data.source", [])]
     recipe = recipe.override(changes, "command line").override(dict(map(parse_assignment, assignments)))
-    if needs_data and not recipe.data.source:
+    if not recipe.data.source:
         raise RecipeError(
             "no data set specified: pass an image folder with one subfolder per class (edgerec train photos/ …) or an "
             ".npz file, or use --data digits to try edgerec on handwritten digits"

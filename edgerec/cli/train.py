@@ -15,6 +15,7 @@ from edgerec.cli.recipe_options import GROUP_BY_HELP, SET_HELP, STRICT_HELP, SUB
 from edgerec.utils.command_line import command
 
 if TYPE_CHECKING:
+    from edgerec.recipe import DataSource
     from edgerec.train.run import Run
 
 
@@ -31,7 +32,7 @@ def train(
         None,
         metavar="DATA",
         help="Data set: an image folder, an .npz file, digits, mnist, fashion_mnist, cifar10 or cifar100. May be "
-        "repeated to merge several data sets.",
+        "repeated to merge several data sets. With --resume: the new location of the run's images if they were moved.",
     ),
     arch: str | None = typer.Option(
         None,
@@ -142,19 +143,34 @@ def train(
             param_hint="--resume",
         )
     with progress() as listener:
+        from edgerec.recipe import Recipe
         from edgerec.train.fit import fit, was_begun
+        from edgerec.train.run import Run
 
-        continues = resume and subject is None and not assignments and all(value is None for value in options.values())
+        changes = [subject, *(value for key, value in options.items() if key != "data.source"), *assignments]
+        continues = resume and all(value is None for value in changes)
         if more_epochs and not continues:
             raise typer.BadParameter(
                 "--epochs +N continues training with the run's own recipe: omit DATA and all other training options",
                 param_hint="--epochs",
             )
-        recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
-        if resume and not continues:
-            resume = was_begun(recipe, out)
+        source: DataSource | None = None
+        if continues and (data is None or Run.at(out).begun):
+            recipe, source = Recipe(), data  # fit uses the run's own recipe
+        else:
+            recipe = compose_recipe(subject, options, assignments)
+            resume = resume and was_begun(recipe, out)
+            source = recipe.data.source if resume else None
         with resume_hint(out):
-            run = fit(recipe, out, resume=resume, overwrite=overwrite, listener=listener, more_epochs=more_epochs)
+            run = fit(
+                recipe,
+                out,
+                resume=resume,
+                overwrite=overwrite,
+                listener=listener,
+                more_epochs=more_epochs,
+                data=source,
+            )
     if not report_worker(json):
         show_run(run, json)
 

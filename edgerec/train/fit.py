@@ -19,9 +19,9 @@ from edgerec.errors import EdgerecError, OutputExistsError, RecipeError
 from edgerec.importing.keras_files import check_opens
 from edgerec.importing.keras_weights import load_weights
 from edgerec.models import BACKBONE, least_size_px, reconstructs, user_defined
-from edgerec.recipe import UNRESOLVED, DataSection, Recipe
+from edgerec.recipe import UNRESOLVED, DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.train.anomaly import check_autoencoder
-from edgerec.train.automatic_recipe import resolved, with_absolute_paths
+from edgerec.train.automatic_recipe import load_images, resolved, with_absolute_paths
 from edgerec.train.backend import keras, prepare
 from edgerec.train.callbacks import OnEpoch, epoch_recorder
 from edgerec.train.checkpoints import load_last_checkpoint
@@ -46,6 +46,7 @@ from edgerec.train.split_record import split_record
 from edgerec.train.stages import TrainingStage, stage_rate, stages
 from edgerec.train.training_step import STEPS_PER_CALL, compile_classifier
 from edgerec.train.transfer import freeze_for_stage, network
+from edgerec.train.worker_handshake import Cluster
 from edgerec.utils.atomic import checked_output, refuse_existing, replacing_folder, write_file
 from edgerec.utils.command_line import command
 from edgerec.utils.optional import require
@@ -64,6 +65,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     finish: bool = True,
     more_epochs: int = 0,
+    data: DataSource | None = None,
 ) -> Run:
     """Train a model from a recipe, and save the training run.
 
@@ -77,6 +79,7 @@ def fit(
         finish: whether to evaluate the model on the test images after the last epoch. If False, the run stays
             unfinished, and a later call with ``resume`` can finish the run.
         more_epochs: with ``resume``, add this many epochs to a finished run; see :func:`edgerec.train.extend.extend`.
+        data: with ``resume``, the current location of the run's images, if they were moved. The run records it.
 
     Raises:
         EdgerecError: the recipe, the data or the folder cannot be used.
@@ -85,12 +88,15 @@ def fit(
     """
     run = Run.at(out)
     with run.locked():
+        if resume and data is not None:
+            _record_location(run, data, listener)
         if more_epochs:
             if not resume or more_epochs < 0:
                 raise RecipeError(f"more_epochs must be positive and requires resume=True, but is {more_epochs}")
             extend(run, more_epochs)
         if resume:
-            recipe = _existing_recipe(run)
+            # Workers on other machines may read the images from another path than the chief, which writes the recipe.
+            recipe = _existing_recipe(run) if data is None else _at_location(_existing_recipe(run), data)
             if run.finished:
                 log.info("the run %s is already finished", run.path)
                 return run
@@ -131,8 +137,12 @@ def fit(
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
     """Return whether ``out`` contains a run with the same recipe that can be resumed.
 
+    ``data.source`` may differ if it contains the same images. To resume the run with the images in their new location,
+    call :func:`fit` with ``data=recipe.data.source``.
+
     Raises:
-        RecipeError: ``out`` contains a training run with another recipe.
+        DataError: the images in ``data.source`` cannot be read.
+        RecipeError: ``out`` contains a training run with another recipe or with other images.
     """
     run = Run.at(out)
     if not run.begun:
@@ -146,8 +156,8 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         unset |= {f"data.{key}": getattr(default, key) for key in Packed.open(source).data_settings}
     for name, value in requested.flattened.items():
         old = recorded[name]
-        # The target only affects the choice of architecture, so it may change.
-        may_differ = name == "model.target" or (name in unset and value == unset[name])
+        # The target only affects the choice of architecture, so it may change. The images are compared below.
+        may_differ = name in ("model.target", "data.source") or (name in unset and value == unset[name])
         if name == "train.batch_size" and value > old:  # it may have been reduced to the number of training images
             may_differ = may_differ or run.split_record.get("train_images") == old
         more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
@@ -157,7 +167,20 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
                 f"the run unchanged with {command('train', '--resume', '--out', run.path)}, or choose another "
                 f"--out{more}"
             )
+    if source != recorded["data.source"]:
+        check_same_images(run, source)
     return True
+
+
+def check_same_images(run: Run, source: DataSource, listener: Listener = ignore) -> None:
+    """Raise :class:`RecipeError` if ``source`` does not contain the images that a run was started with."""
+    recorded = run.recipe
+    dataset, section = load_images(recorded.override({"data.source": source}, "--data"), listener)
+    if dataset.digest != run.split_record["digest"]:
+        raise RecipeError(
+            f"{run.path} was started with other images than those in {section.title} (the digests differ): resume the "
+            "run with its own images, or choose another --out"
+        )
 
 
 @dataclass(frozen=True)
@@ -224,6 +247,24 @@ def _check_names(recipe: Recipe) -> None:
     if user_defined.is_user_defined(recipe.model.arch):
         user_defined.find_function(recipe.model.arch)
     refuse_missing(recipe.data.sources)
+
+
+def _record_location(run: Run, source: DataSource, listener: Listener) -> None:
+    """Check the images in their current location, and change ``data.source`` in the run's recipe to this location."""
+    recipe = _existing_recipe(run)
+    moved = _at_location(recipe, source)
+    if moved == recipe:
+        return
+    check_same_images(run, moved.data.source, listener)
+    cluster = Cluster.from_environment()
+    if cluster is None or cluster.chief:
+        log.info("%s now reads its images from %s", run.path, moved.data.title)
+        write_file(run.path / "recipe.toml", moved.to_toml())
+
+
+def _at_location(recipe: Recipe, source: DataSource) -> Recipe:
+    """Return a copy of the recipe with another location of the images, as an absolute path."""
+    return replace(recipe, data=with_absolute_paths(replace(recipe.data, source=one_or_tuple(source))))
 
 
 def _existing_recipe(run: Run) -> Recipe:

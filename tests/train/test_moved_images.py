@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edgerec import Recipe, fit
+from edgerec import Recipe, Run, fit
 from edgerec.data.readers import find
-from edgerec.errors import DataError
+from edgerec.errors import DataError, RecipeError
+from edgerec.train.fit import was_begun
 from tests.conftest import one_line, red_and_blue
 
 
@@ -47,6 +49,98 @@ def test_quantize_accepts_the_new_folder_of_moved_images(moved, here):
     done = here("quantize", copy, "--method", "ptq", "--max-drop", 100, "--data", new)
     assert done.returncode == 0, done.stderr
     assert (copy / "int8" / "model.tflite").is_file()
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that was interrupted after one of two epochs, and the same run without interruption."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    recipe = Recipe.from_dict(
+        {
+            "data": {"source": str(red_and_blue(folder / "old" / "signs")), "input_size": 28},
+            "model": {"arch": "simple_cnn", "width": 0.25},
+            "train": {"epochs": 2},
+        }
+    )
+
+    def stop(epoch, model):
+        raise KeyboardInterrupt
+
+    uninterrupted = fit(recipe, folder / "uninterrupted")
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, folder / "run", on_epoch=stop)
+    (folder / "old").rename(folder / "new")
+    red_and_blue(folder / "other" / "signs")
+    (folder / "other" / "signs" / "red" / "person0_00.jpg").unlink()
+    return folder, recipe, uninterrupted
+
+
+@pytest.fixture
+def interrupted_copy(interrupted, tmp_path):
+    shutil.copytree(interrupted[0] / "run", tmp_path / "run")
+    return Run.at(tmp_path / "run")
+
+
+def assert_equal_results(run, expected):
+    """Check that two runs have the same weights, test results and split."""
+    for ours, theirs in zip(run.model().get_weights(), expected.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    changing = ("seconds", "versions")
+    assert {key: value for key, value in run.metrics.items() if key not in changing} == {
+        key: value for key, value in expected.metrics.items() if key not in changing
+    }
+    assert run.split_record == expected.split_record
+
+
+def test_message_about_moved_images_names_an_option_that_resumes_the_run(interrupted, interrupted_copy, here):
+    folder, _, uninterrupted = interrupted
+    assert "set --data to their new location" in one_line(here("train", "--resume", "--out", interrupted_copy.path))
+    done = here("train", "--resume", "--data", folder / "new" / "signs", "--out", interrupted_copy.path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch 1" in done.stderr
+    assert_equal_results(interrupted_copy, uninterrupted)
+    assert interrupted_copy.recipe.data.source == str(folder / "new" / "signs")
+    extended = here("train", "--resume", "--epochs", "+1", "--out", interrupted_copy.path)
+    assert extended.returncode == 0, extended.stderr
+
+
+def test_recipe_with_the_new_location_resumes_the_run(interrupted, interrupted_copy):
+    folder, recipe, uninterrupted = interrupted
+    moved = recipe.override({"data.source": str(folder / "new" / "signs")})
+    assert was_begun(moved, interrupted_copy.path)
+    fit(moved, interrupted_copy.path, resume=True, data=moved.data.source)
+    assert_equal_results(interrupted_copy, uninterrupted)
+
+
+def test_resume_refuses_other_images(interrupted, interrupted_copy, here):
+    folder, recipe, uninterrupted = interrupted
+    other = folder / "other" / "signs"
+    before = (interrupted_copy.path / "recipe.toml").read_bytes()
+    for run in (interrupted_copy, uninterrupted):
+        error = one_line(here("train", "--resume", "--data", other, "--out", run.path))
+        assert f"was started with other images than those in {other}" in error
+    assert (interrupted_copy.path / "recipe.toml").read_bytes() == before
+    with pytest.raises(RecipeError, match="was started with other images"):
+        was_begun(recipe.override({"data.source": str(other)}), interrupted_copy.path)
+
+
+def test_build_continues_with_moved_images_and_refuses_other_images(interrupted, interrupted_copy, here):
+    folder, recipe, uninterrupted = interrupted
+    file = interrupted_copy.path.parent / "signs.toml"
+    file.write_text(recipe.to_toml())
+    options = ("--method", "ptq", "--max-drop", 100, "--no-open", "--out", interrupted_copy.path)
+    other = folder / "other" / "signs"
+    error = one_line(here("build", file, "--data", other, *options))
+    assert f"was started with other images than those in {other}" in error
+    done = here("build", file, "--data", folder / "new" / "signs", *options)
+    assert done.returncode == 0, done.stderr
+    assert_equal_results(interrupted_copy, uninterrupted)
+    # The images are moved again after the training, but before the other steps.
+    shutil.rmtree(interrupted_copy.path / "int8")
+    shutil.copytree(folder / "new" / "signs", interrupted_copy.path.parent / "signs")
+    again = here("build", file, "--data", interrupted_copy.path.parent / "signs", *options)
+    assert again.returncode == 0, again.stderr
+    assert "result of train" in again.stdout
 
 
 @pytest.fixture
