@@ -120,6 +120,7 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
         images.append(x)
         targets.append(y)
         splits += [split] * len(x)
+    _refuse_different_ranges(values, where)
     known, classes = np.unique(np.concatenate(targets), return_inverse=True)
     labels = tuple(str(value) for value in known)
     if "labels" in values:
@@ -170,3 +171,21 @@ def _pixels(x: npt.NDArray[Any], where: str, levels: Levels | None) -> npt.NDArr
     if not 0 <= low <= high <= 255:  # also rejects NaN
         raise DataError(f"{where} has {x.dtype} values from {low:g} to {high:g}, expected pixel values in 0…255 or 0…1")
     return np.rint(x * factor).astype(np.uint8)
+
+
+def _refuse_different_ranges(values: dict[str, Any], where: str) -> None:
+    """Raise :class:`DataError` if some floating-point images have values in 0…1 and others in 0…255.
+
+    The range of an array is inferred from its values. Arrays with different ranges are probably a mistake, and an array
+    of dark images in 0…255 must not be taken for images in 0…1.
+    """
+    images = {name: values[name] for name in (f"x_{split}" for split in SPLITS) if name in values}
+    highest = {name: float(x.max()) for name, x in images.items() if x.dtype.kind == "f"}
+    if not highest:
+        return
+    low, high = min(highest, key=lambda name: highest[name]), max(highest, key=lambda name: highest[name])
+    if highest[low] <= 1 < highest[high]:
+        raise DataError(
+            f"{where}: the values of {low} are at most {highest[low]:g}, but those of {high} are up to "
+            f"{highest[high]:g}: use the same range in all arrays, 0…1 or 0…255, or convert them to uint8"
+        )

@@ -203,6 +203,19 @@ def test_npz_floats_are_converted_to_uint8(tmp_path):
     assert np.array_equal(load(section(path))[0].images, pixels)
 
 
+@pytest.mark.parametrize("train_in_unit_range", [False, True])
+def test_npz_with_floats_in_different_ranges_is_refused(tmp_path, train_in_unit_range):
+    bright = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.float32)
+    dark = np.minimum(bright, 1)  # e.g. images of a dark scene in 0…255, or images in 0…1
+    train, test = (dark, bright) if train_in_unit_range else (bright, dark)
+    path = write_npz(tmp_path / "a.npz", x_train=train, x_test=test, y_test=np.arange(40) % 4)
+    low, high = ("x_train", "x_test") if train_in_unit_range else ("x_test", "x_train")
+    with pytest.raises(DataError, match=f"the values of {low} are at most 1, but those of {high} are up to 255"):
+        load(section(path))
+    write_npz(path, x_train=train, x_test=test.astype(np.uint8), y_test=np.arange(40) % 4)
+    assert load(section(path))[0].images.max() == 255  # the data type states the range of integers
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
