@@ -32,7 +32,7 @@ def train(
         None,
         metavar="DATA",
         help="Data set: an image folder, an .npz file, digits, mnist, fashion_mnist, cifar10 or cifar100. May be "
-        "repeated to merge several data sets. With --resume: the new location of the run's images if they were moved.",
+        "repeated to merge several data sets.",
     ),
     arch: str | None = typer.Option(
         None,

@@ -75,11 +75,13 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
 
     Raises:
         DataError: a class has too few images or groups, a group is in two of the data's own splits, or the requested
-            fractions cannot be met with this seed.
+            fractions cannot be met with this seed, or a pack has no images in one of the sets.
         RecipeError: the fractions leave no images for training, or ``group_by`` is not a regular expression.
     """
     everything = np.arange(len(dataset.classes))
     tagged = {name: everything[dataset.splits == name] for name in ("train", "val", "test")}
+    if dataset.packed is not None:
+        _refuse_empty(tagged, dataset.packed.location, "pack the data again")
     # In merged data sets, images without a split are used for training if other images do have one.
     own, unassigned = bool(np.any(dataset.splits != "")), dataset.splits == ""
     train, val, test = everything[(dataset.splits == "train") | unassigned], tagged["val"], tagged["test"]
@@ -116,10 +118,11 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
         record: the content of ``split.json``.
 
     Raises:
-        DataError: the record names images that are not in the data.
+        DataError: the record names images that are not in the data, or a set has no images.
     """
     if dataset.packed is not None:  # each shard of a pack belongs to one split
         train, val, test = (np.flatnonzero(dataset.splits == name) for name in ("train", "val", "test"))
+        _refuse_empty({"train": train, "val": val, "test": test}, dataset.packed.location, "pack the data again")
         return Split(train, val, test, bool(record.get("held_out_here", False)))
     position = {name: i for i, name in enumerate(dataset.names)}
     try:
@@ -133,6 +136,7 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
         ) from None
     used = np.concatenate([val, test, excluded])
     train = np.setdiff1d(np.arange(len(dataset.classes)), used)
+    _refuse_empty({"train": train, "val": val, "test": test}, "split.json", "restore this file, or train again")
     return Split(train, val, test, bool(record.get("held_out_here", False)), moved, excluded)
 
 
@@ -150,6 +154,14 @@ def expected_subsets(dataset: Dataset, section: DataSection, seed: int) -> npt.N
         return None
     limits = (section.test_fraction, section.test_fraction + section.val_fraction)
     return np.array(["test", "val", "train"])[np.searchsorted(limits, hashes, side="right")]
+
+
+def _refuse_empty(subsets: Mapping[str, Indices], where: str, fix: str) -> None:
+    """Raise :class:`DataError` if the training, validation or test set has no images."""
+    titles = {"train": "training", "val": "validation", "test": "test"}
+    for name, positions in subsets.items():
+        if not len(positions):
+            raise DataError(f"{where} has no {titles[name]} images: {fix}")
 
 
 def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], subsets: Mapping[str, Indices]) -> None:

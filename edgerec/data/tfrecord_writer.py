@@ -278,6 +278,13 @@ def _finish(
     train = index["class"][: sum(shard.images for shard in shards if shard.split == "train")]
     if empty := set(range(len(writer.dataset.labels))) - set(np.unique(train).tolist()):
         raise DataError(f"class {writer.dataset.labels[min(empty)]!r} has no training images: add images to this class")
+    for split, title in zip(SPLITS, ("training", "validation", "test"), strict=True):
+        if not any(shard.images for shard in shards if shard.split == split):
+            files = f" (skipped {len(skipped)} files, such as {skipped[0]})" if skipped else ""
+            raise DataError(
+                f"{section.title} has no readable {title} images{files}: restore the files that are not readable, or "
+                "remove them so that other images are chosen"
+            )
     if skipped:
         log.warning("skipped %d files that are not readable images: %s", len(skipped), ", ".join(skipped[:5]))
     about = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from edgerec import Recipe, fit, pack_data, quantize
 from edgerec.cli.app import app
 from edgerec.compress import calibration
 from edgerec.compress.calibration.check import check
-from edgerec.data import load, split_dataset
-from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages
+from edgerec.data import load, recorded_split, split_dataset
+from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages, manifest_digest
 from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
 from edgerec.train.fit import was_begun
 from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_batches
+from tests.conftest import red_and_blue
 
 NO_AUGMENTATION = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
 
@@ -327,3 +329,34 @@ def test_labels_with_joiners_are_packed_and_read(tmp_path):
     recipe = Recipe().override({"data.source": str(tmp_path / "images.npz")})
     assert set(pack_data(recipe, tmp_path / "pack").labels) == set(labels)
     assert set(Packed.open(str(tmp_path / "pack")).labels) == set(labels)
+
+
+@pytest.mark.parametrize(("split", "title"), [("val", "validation"), ("test", "test")])
+def test_pack_whose_validation_or_test_images_are_unreadable_is_refused(tmp_path, split, title):
+    for name in ("train", "val", "test"):
+        red_and_blue(tmp_path / "images" / name)
+    for number, path in enumerate(sorted((tmp_path / "images").rglob("*.jpg"))):
+        readable = split not in path.relative_to(tmp_path).parts
+        path.write_bytes(path.read_bytes() + str(number).encode() if readable else f"damaged {number}".encode())
+    recipe = Recipe().override({"data.source": str(tmp_path / "images"), "data.input_size": 28})
+    with pytest.raises(DataError, match=f"has no readable {title} images") as raised:
+        pack_data(recipe, tmp_path / "pack")
+    assert "skipped 40 files" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "pack").exists()
+
+
+def test_pack_without_validation_images_is_refused(packed, tmp_path):
+    """Older versions of edgerec wrote such packs if all validation images were unreadable."""
+    shutil.copytree(packed.location, tmp_path / "pack")
+    about = json.loads((tmp_path / "pack" / "pack.json").read_text())
+    about["shards"] = [shard for shard in about["shards"] if shard["split"] != "val"]
+    del about["digest"]
+    about["digest"] = manifest_digest(about)
+    (tmp_path / "pack" / "pack.json").write_text(json.dumps(about))
+    for name, array in (("index.npy", packed.index), ("contents.npy", packed.contents)):
+        np.save(tmp_path / "pack" / name, array[packed.splits != "val"])
+    recipe = recipe_for(Packed.open(str(tmp_path / "pack")))
+    for use in (split_dataset, lambda dataset, *_: recorded_split(dataset, {})):
+        with pytest.raises(DataError, match="pack has no validation images: pack the data again"):
+            use(load(recipe.data)[0], recipe.data, 0)

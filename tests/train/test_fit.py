@@ -501,3 +501,16 @@ def test_file_names_need_not_be_valid_utf8(image_folder, tmp_path, edgerec, here
     done = edgerec("camera", tmp_path / "run-desktop", "--source", image_folder / "red", "--headless", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"event": "result"') == 20
+
+
+def test_split_without_validation_images_is_refused(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "split.json").read_text())
+    for key, title in (("val", "validation"), ("test", "test")):
+        (tmp_path / "run" / "split.json").write_text(json.dumps(record | {key: []}))
+        with pytest.raises(DataError, match=f"split.json has no {title} images: restore this file"):
+            Run.open(tmp_path / "run").data()
+        (tmp_path / "run" / "metrics.json").rename(tmp_path / "metrics.json")
+        with pytest.raises(DataError, match=f"split.json has no {title} images: restore this file"):
+            fit(run.recipe, tmp_path / "run", resume=True)
+        (tmp_path / "metrics.json").rename(tmp_path / "run" / "metrics.json")
