@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Options whose value may be omitted, and the value used in this case.
 _OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
-# HOST:PORT, PORT, localhost or an IPv4 address. Any other host name without a port could be the name of a bundle.
+# Matches HOST:PORT, PORT, localhost or an IPv4 address. Any other name without a port could be the name of a bundle.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
 # Maps configuration fields to the options that set them, for error messages.
 _OPTIONS = {

@@ -177,7 +177,7 @@ def _show_report(report: DataReport, out: Path | None) -> None:
 
 
 def _recipe(subjects: list[str], assignments: list[str]) -> Recipe:
-    """Build a recipe from the arguments of a command.
+    """Build a recipe from a command's arguments.
 
     Args:
         subjects: a recipe file, a run, or one or more data sets to use with the default recipe.

@@ -96,6 +96,6 @@ def _decibels(value: float | None) -> str:
 
 
 def _bar(value: float | None) -> str:
-    """Draw a value from 0 to 50 dB as a bar of up to ten characters."""
+    """Return a bar of up to ten characters that represents a value from 0 to 50 dB."""
     halves = round(min(max(value or 0.0, 0.0), 50.0) / 2.5)
     return ("█" * (halves // 2) + "▌" * (halves % 2)).ljust(10)

@@ -187,7 +187,7 @@ def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
         return int(text), 0
     if not resume or int(text) < 1:
         raise typer.BadParameter(
-            f"got {text!r}: to add epochs to a finished run, use --resume --epochs +N with N at least 1",
+            f"to add epochs to a finished run, use --resume --epochs +N with N at least 1 (got {text!r})",
             param_hint="--epochs",
         )
     return None, int(text)
