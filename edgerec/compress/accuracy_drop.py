@@ -49,7 +49,7 @@ def parity_row(
     measure: ModelMetrics,
     content: bytes = b"",
 ) -> ParityRow:
-    """Compute a model's accuracy, agreement and size, for one row of the table.
+    """Return a row of the comparison table, with a model's accuracy, agreement and size.
 
     Args:
         name: name of the row.

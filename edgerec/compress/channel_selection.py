@@ -53,7 +53,7 @@ def removable_groups(graph: ChannelGraph) -> list[Channels]:
 
 
 def block_size(group: Channels, multiple: int) -> int:
-    """Return the number of channels to remove at once. If ``multiple`` is 0, choose it by the group's size."""
+    """Return the number of channels to remove at once: ``multiple`` if it is not 0, otherwise 8 or 16."""
     return multiple or MULTIPLES[len(group) >= SMALL]
 
 

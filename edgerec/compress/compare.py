@@ -61,7 +61,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """Comparison of all of a run's variants.
+    """A comparison of all variants of a run.
 
     Attributes:
         run: the run's folder.

@@ -82,7 +82,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
     places = range(len(rows))
     values = np.array([[row.top1, row.top1_low, row.top1_high] for row in rows]) * 100
     lowest = min(values[:, 1].min(), 100 * float_top1)
-    # Start above zero if all accuracies are high, so that differences of a few percentage points remain visible.
+    # Start the axis above zero if all accuracies are high, so that small differences remain visible.
     start = 5 * math.floor(lowest / 5 - 0.2) if lowest > 50 else 0
     axes.barh(places, values[:, 0] - start, left=start, height=0.66, color=BLUE, label=accuracy)
     errors = np.abs(values[:, 1:] - values[:, :1]).T
@@ -222,7 +222,7 @@ def contact_sheet(
     shown = f", {len(some)} of them shown" if len(some) < len(images) else ""
     figure.suptitle(f"{name}: {len(images)} images{shown}".replace("$", r"\$"))
     above, below = figure.subplots(2, 1, height_ratios=(tall, 3))
-    # Draw one large image that contains all images, because one axes object per image would take seconds.
+    # Combine all images into one large image, because creating axes for each image would take seconds.
     sheet = np.full((int(rows * height * 1.25), int(columns * width * 1.05), 3), 255, np.uint8)
     for cell, i in enumerate(some):
         top, left = int((cell // columns + 0.2) * height * 1.25), int(cell % columns * width * 1.05)

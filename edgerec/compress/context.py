@@ -193,7 +193,7 @@ class CompressionContext:
     def fine_tune(self, checkpoints: Path) -> FineTune:
         """Return the recipe's fine-tuning settings. Each stage saves its state in the folder ``checkpoints``."""
         dataset, split = self.dataset, self.split
-        # Disable mixup and cutmix, so that these few epochs use images that look like the device's.
+        # Disable mixup and cutmix, because the device classifies unmixed images.
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
         # An autoencoder is trained to reproduce its input, so it needs no teacher.

@@ -1,4 +1,4 @@
-"""Report saved with each variant."""
+"""The report saved with each variant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List the entries of the pixel cache, and delete the least recently used ones when the size limit is exceeded.
+"""List the pixel cache's entries, and delete the least recently used entries when the cache exceeds its size limit.
 
 An entry consists of ``KEY.raw`` (the pixels) and ``KEY.json`` (the description). A process that has mapped an entry
 holds a shared lock on ``KEY.raw``. Deleting an entry requires an exclusive lock, so that no process loses pixels that
@@ -221,7 +221,7 @@ def _delete(store: Path) -> bool:
     with _exclusive_lock(store) as locked:
         if locked:
             try:
-                # Delete the pixel file last, because it carries the lock.
+                # Delete the pixel file last, because the lock is held on this file.
                 store.with_suffix(".json").unlink(missing_ok=True)
                 store.unlink(missing_ok=True)
             except OSError:

@@ -70,7 +70,7 @@ class DataFinding:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Result of the checks of a data set.
+    """The result of checking a data set.
 
     Attributes:
         source: name of the data.

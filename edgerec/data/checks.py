@@ -157,7 +157,7 @@ def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
-    """Return the most harmful copy of image ``i``: one in another split, otherwise one of another class."""
+    """Return a copy of image ``i``, preferably one in another split, then one with another class."""
     classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])

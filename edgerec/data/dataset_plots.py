@@ -82,7 +82,7 @@ def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, c
 
 
 def _strip(row: ImageRow) -> npt.NDArray[np.uint8]:
-    """Combine the images of a row into one image, because drawing separate axes for each image would be slow."""
+    """Combine a row's images into one image, because drawing separate axes for each image would be slow."""
     strip = np.full((CELL_PX, CELL_PX * len(row.images), 3), 255, np.uint8)
     for column, image in enumerate(row.images):
         fitted = fit_cell(image)

@@ -120,7 +120,7 @@ def _only_folders(folder: Path) -> bool:
 
 
 def _only_child(children: Sequence[Path]) -> Path | None:
-    """Return the folder that contains images, or None unless there is exactly one."""
+    """Return the only folder that contains images, or None if there are none or several."""
     with_images = itertools.islice((child for child in children if _has_images_below(child)), 2)
     first = next(with_images, None)
     return first if first is not None and next(with_images, None) is None else None
@@ -291,7 +291,7 @@ def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
 
 
 def _repeated(root: Path, labels: Sequence[str]) -> Iterator[str]:
-    """Yield a warning for labels that are probably equal, because they differ only in case, spaces or Unicode form."""
+    """Yield a warning for labels that differ only in case, spacing, hyphens or Unicode form."""
     spellings_of: dict[str, set[str]] = defaultdict(set)
     for label in labels:
         spellings_of[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)

@@ -13,7 +13,7 @@ from edgerec.utils.text import to_json
 
 # Number of images per row, and maximum number of rows per kind of finding.
 COLUMNS, MAX_ROWS = 8, 3
-# Titles of the kinds of findings that refer to readable images.
+# Titles for the kinds of findings that can be plotted, i.e. that refer to readable images.
 TITLES = {
     "cut-off": "truncated files",
     "copy-across-splits": "copies across splits",
@@ -77,7 +77,7 @@ def _rows(kind: str, findings: Sequence[DataFinding], images: CheckedImages) -> 
 
 
 def _note(images: CheckedImages, finding: DataFinding, number: int) -> str:
-    """Return an image's caption: its name, plus its label, size or split, depending on the kind of finding."""
+    """Return an image's caption: its name and its label, size or split, depending on the kind of finding."""
     name = PurePosixPath(finding.names[number]).name
     name = name if len(name) <= 17 else f"…{name[-16:]}"
     i = images.index(finding.positions[number])

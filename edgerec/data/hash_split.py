@@ -27,7 +27,7 @@ TEST, VAL, TRAIN = range(3)
 SET_NAMES = ("test", "validation", "training")
 # Maximum accepted difference between a set's actual and requested fraction.
 TOLERANCE = 0.05
-# Small data sets may also deviate by this many standard deviations of the binomial distribution.
+# For small data sets, the accepted difference is at least this many binomial standard deviations.
 DEVIATIONS = 4.0
 # Number of other seeds to try, so that an error message can recommend a seed.
 OTHER_SEEDS = 200
@@ -261,7 +261,7 @@ class _ImageGroups:
         return counts
 
     def is_spare(self, group: int, sets: Indices) -> bool:
-        """Return whether every class in this group also occurs in another group of the same set."""
+        """Return whether this group can leave its set without removing the last example of any class."""
         classes, of_pair = self.pairs
         return bool((self.count(sets)[classes[of_pair == group], sets[group]] > 1).all())
 
@@ -307,7 +307,7 @@ def _with_every_class(
             distance = np.maximum(limits[number] - hashes, hashes - limits[number + 1])
             movable = [group for group in of_class[np.argsort(distance, kind="stable")] if not was_moved[group]]
             # Prefer groups that can be moved without removing the last example of any class from their set.
-            # Otherwise, only require that another example of this class remains there.
+            # If there are none, only require that the set keeps another example of this class.
             spare = [group for group in movable if groups.is_spare(group, sets)]
             spare = spare or [group for group in movable if np.count_nonzero(sets[of_class] == sets[group]) > 1]
             if not spare:

@@ -136,7 +136,7 @@ def _patches(images: npt.NDArray[np.uint8]) -> Reals:
 
 
 def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
-    """Return the scores that a ridge regression on all other images predicts for each image, ``(N, count)``.
+    """Return each image's scores from a ridge regression fitted to all other images, ``(N, count)``.
 
     The penalty and the temperature are those with the lowest cross-entropy loss.
     """

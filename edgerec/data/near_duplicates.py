@@ -141,7 +141,7 @@ class _Nearest:
         self._levels = np.full(count, np.inf, np.float32)
 
     def update(self, images: Indices, partners: Indices, levels: npt.NDArray[np.float32]) -> None:
-        """Update the nearest neighbor of each image in ``images`` if its new partner is nearer."""
+        """Update the nearest neighbor of each image in ``images`` for which the new candidate is nearer."""
         by_distance = np.argsort(levels, kind="stable")
         candidates, first = np.unique(images[by_distance], return_index=True)
         rows = by_distance[first]

@@ -111,7 +111,7 @@ class Merged:
 
     @classmethod
     def of(cls, parts: Sequence[Arrays | Files]) -> Merged:
-        """Merge data sets: the classes are the union of their labels, and each part keeps its own splits.
+        """Merge data sets. The result has the labels and splits of all parts.
 
         Raises:
             DataError: one data set has labels and another one has none.
@@ -178,7 +178,7 @@ class Merged:
 
 
 def _identity(part: Arrays | Files) -> bytes:
-    """Return a digest that distinguishes data sets of the same name, regardless of their location."""
+    """Return a digest of the pixels or file names, which tells data sets of the same name apart."""
     if isinstance(part, Arrays):
         return hashlib.sha256(np.ascontiguousarray(part.images).tobytes()).digest()
     return hashlib.sha256(b"\0".join(map(os.fsencode, part.names))).digest()

@@ -114,7 +114,7 @@ def download_weights(keras: Any, section: ModelSection, shape: tuple[int, int, i
 
 
 def load_weights(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> None:
-    """Copy ImageNet weights to the layers of ``model`` with the same names. Keras downloads the weights once.
+    """Copy ImageNet weights to the layers of ``model`` that have the same names. Keras caches the downloaded weights.
 
     Raises:
         ModelError: the download failed, or the layers of the Keras application have other names.
@@ -162,7 +162,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
 
 @contextlib.contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Set a network timeout, because Keras downloads files without one."""
+    """Context manager that sets a network timeout, because Keras sets none for downloads."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:

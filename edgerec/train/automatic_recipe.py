@@ -1,4 +1,4 @@
-"""Choose recipe values to suit the images: architecture, width, weights, batch size and epochs."""
+"""Choose recipe values that suit the images: architecture, width, weights, batch size and epochs."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def reseed(model: Any, seed: int, epoch: int) -> None:
     """
     wrappers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     states = [getattr(wrapper, "_generator", None) for wrapper in wrappers]
-    # Use numbers, because the names of the random layers depend on which other models the process has created.
+    # Use the position instead of the layer's name, which depends on the other models created in this process.
     for number, generator in enumerate(state for state in states if state is not None):
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 

@@ -133,7 +133,7 @@ class Workers:
             )
 
 
-# A single device in a single worker.
+# Training on a single device, with a single worker.
 SINGLE_DEVICE = Workers()
 
 

@@ -16,7 +16,7 @@ def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> TrainingStage
     number = _stage_number(recipe, history[-1]) if history else 0
     for stage in stages(recipe)[number:]:
         actual = stage.starting_at(len(history) - len(_rows_of_stage(recipe, stage, history)))
-        # In an extended run, earlier stages may have ended after more epochs than the shortened plan contains.
+        # In an extended run, a stage may have ended later than the shortened recipe allows.
         if len(history) < min(actual.last, stage.last) and not early_end(recipe, actual, history):
             return actual
     return None

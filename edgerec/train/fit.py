@@ -92,7 +92,7 @@ def fit(
             _record_location(run, data, listener)
         if more_epochs:
             if not resume or more_epochs < 0:
-                raise RecipeError(f"more_epochs must be positive and requires resume=True, but is {more_epochs}")
+                raise RecipeError(f"more_epochs must be positive and requires resume=True, got {more_epochs}")
             extend(run, more_epochs)
         if resume:
             # Workers on other machines may read the images from another path than the chief, which writes the recipe.

@@ -50,7 +50,7 @@ class Replicas:
         return range(self.first, self.first + self.count)
 
 
-# A single device in a single process.
+# Training on a single device, in a single process.
 ONE_REPLICA = Replicas()
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # Value of --labels that selects the data's class order.
 FOLDERS = "folders"
-# Another order is only preferred if its gain in correct predictions exceeds this many standard deviations.
+# Prefer another order only if its gain in correct predictions exceeds this many standard deviations.
 DEVIATIONS = 2.33
 # Another order must correct at least this many predictions for each one that it makes wrong.
 RATIO = 2.0
@@ -138,7 +138,7 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
 
 
 def _belongs(path: Path, model: Path) -> bool:
-    """Return whether a label file's name shows that the file belongs to this model."""
+    """Return whether a label file belongs to this model, judging by its name."""
     own = path.stem.casefold().removeprefix(model.stem.casefold())
     return _GENERAL.fullmatch(own.strip(" _.-")) is not None or not own
 
@@ -197,7 +197,7 @@ def _preview(labels: Sequence[str]) -> str:
 
 
 def _rank_in_class(classes: Classes) -> Classes:
-    """Return the number of preceding images of the same class for each image."""
+    """Return, for each image, the number of preceding images of the same class."""
     ranks = np.zeros(len(classes), np.int64)
     for value in np.unique(classes):
         ranks[classes == value] = np.arange((classes == value).sum())

@@ -51,7 +51,7 @@ TRAINED_IMAGES = "edgerec_trained_images.json"
 KERAS3 = "model_keras3.keras"
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
-# File with an imported model's predictions for its training images, if these have no labels.
+# File with an imported model's predictions for its training images, if the images have no labels.
 PSEUDO_LABELS = "pseudo_labels.json"
 # Warning for metrics measured with pseudo-labels.
 AGREEMENT = "the images have no labels: all accuracies measure agreement with the predictions of the float model"

@@ -144,7 +144,7 @@ def _call(
 
 
 def _difference(cluster: Cluster, index: int, versions: dict[str, Any], reply: dict[str, Any]) -> str:
-    """Return an error message if a worker's settings differ from the chief's, otherwise an empty string."""
+    """Return an error message if a worker has the wrong index or package versions, otherwise an empty string."""
     if reply.get("index") != index:
         return (
             f"{cluster.name(index)} replied that it is worker {reply.get('index')}: give all workers the same cluster "

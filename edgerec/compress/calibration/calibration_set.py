@@ -193,7 +193,7 @@ def _read_image(path: Path, name: str, spec: PreprocessSpec) -> Image:
 
 
 def _files(labels: tuple[str, ...]) -> list[str]:
-    """Return each image's path within the set's folder, such as ``cat/0003.png``."""
+    """Return each image's path within the calibration set's folder, such as ``cat/0003.png``."""
     folders = file_names(labels)
     return [f"{folders[label]}/{number:04d}.png" for number, label in enumerate(labels)]
 

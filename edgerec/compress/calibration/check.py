@@ -80,7 +80,7 @@ def check(
 def examine(
     candidate: CandidateSet, dataset: Dataset, split: Split, spec: PreprocessSpec | None = None
 ) -> Iterator[CalibrationFinding]:
-    """Check images used for calibration, and yield all findings.
+    """Check calibration images, and yield all findings.
 
     Sets sampled from the same data's training images have no findings.
 

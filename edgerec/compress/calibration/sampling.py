@@ -27,7 +27,7 @@ def random(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator
 
 
 def diverse(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Sample the same number of images from each class, choosing images that differ from each other.
+    """Sample the same number of diverse images from each class.
 
     The method is greedy k-center (O. Sener, S. Savarese, arXiv:1708.00489) on thumbnails instead of features.
     """

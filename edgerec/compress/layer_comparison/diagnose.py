@@ -93,7 +93,7 @@ def parity(
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     name = _choose(run, variant)
     if images < 1:
-        raise DataError(f"cannot compare layers: images must be at least 1, but is {images}")
+        raise DataError(f"cannot compare layers: the number of images must be at least 1, got {images}")
     if FLOAT32 not in run.variants():
         make_float32(run, data, listener)
     normalize = run.recipe.normalize

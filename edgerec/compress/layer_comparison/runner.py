@@ -91,7 +91,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class LayerParity:
-    """Measurements of all comparable layers.
+    """Measurements for all layers that can be compared.
 
     Attributes:
         reference: ``float model`` or ``dequantized version``.
@@ -276,7 +276,7 @@ def _changes_nothing(operator: Operator) -> bool:
 
 
 def _logits(graph: Graph) -> tuple[int, bool]:
-    """Return the index of the logits tensor, and whether a softmax follows it."""
+    """Return the logits tensor's index, and whether a softmax follows."""
     scores = graph.outputs[0].index
     for operator in image_operators(graph):
         if operator.name == "SOFTMAX" and operator.outputs[0].index == scores and operator.inputs[0] is not None:

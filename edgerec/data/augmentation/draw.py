@@ -67,5 +67,5 @@ def sign(count: Any, seed: Any, stream: int) -> Any:
 
 
 def per_image(values: Any) -> Any:
-    """Reshape ``(batch,)`` to ``(batch, 1, 1, 1)``, so that each value applies to all pixels of one image."""
+    """Reshape ``(batch,)`` to ``(batch, 1, 1, 1)``, so that each value is broadcast over one image's pixels."""
     return values[:, None, None, None]
