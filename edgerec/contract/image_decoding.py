@@ -84,7 +84,7 @@ def _scaled(samples: npt.NDArray[Any], black: int, white: int) -> npt.NDArray[np
 def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8] | None:
     """Decode an image file to uint8 ``(H, W, 3)`` RGB. Return None if the image cannot be read.
 
-    Images with more than :data:`MAX_PIXELS` pixels are refused, because even a small file can contain such an image.
+    Images with more than :data:`MAX_PIXELS` pixels are rejected, because even a small file can contain such an image.
     The orientation in the header is applied, grayscale is converted to RGB, and an alpha channel is dropped.
 
     Args:

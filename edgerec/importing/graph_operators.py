@@ -1,6 +1,6 @@
 """Allowlist of TensorFlow operators in SavedModels: operators that compute with tensors and have no side effects.
 
-All other operators are refused, because some of them read and write files, open connections or call Python. Even
+All other operators are rejected, because some of them read and write files, open connections or call Python. Even
 stateless operators can do so, such as DebugIdentity and ImmutableConst.
 """
 

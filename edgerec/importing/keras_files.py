@@ -195,7 +195,7 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
         raise ModelError(f"{where}: operator {name!r} ({kind}) cannot be loaded from .h5: save the model as .keras")
     if not known:
         reason = _REASONS.get(kind, "only common Keras layers and activations are accepted, and no code from a file")
-        raise ModelError(f"{where}: {layer} is a {kind}, which is refused because {reason}. {_ADVICE}")
+        raise ModelError(f"{where}: {layer} is a {kind}, which is not allowed because {reason}. {_ADVICE}")
     return layer
 
 

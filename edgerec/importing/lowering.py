@@ -77,7 +77,7 @@ def _normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _batch_normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Convert a batch normalization that cannot be folded to a scale and offset computed from its moving statistics.
+    """Convert a batch normalization to a scale and offset if it cannot be folded into a convolution.
 
     tfmot does not support batch normalization without a convolution. With a quantize config, training
     would use batch statistics but inference would not, and the layer would become two operators, MUL and ADD. A

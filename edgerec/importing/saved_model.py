@@ -146,8 +146,8 @@ def check_operators(folder: Path) -> None:
             allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
             if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
                 raise ModelError(
-                    f"{folder}: its graph has the operator {refused[0]}, which is refused because it could execute "
-                    "code or access files or the network: save the model without it"
+                    f"{folder}: its graph contains the operator {refused[0]}, which is not allowed because it could "
+                    "execute code or access files or the network: save the model without it"
                 )
 
 

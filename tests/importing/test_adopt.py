@@ -81,7 +81,7 @@ def test_mixed_precision_is_read_as_float32(tmp_path):
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_lambda_in_a_file_is_not_executed(keras3_models, tmp_path, suffix):
     with pytest.raises(
-        ModelError, match="layer 'innocent' is a Lambda, which is refused because its code is in the file"
+        ModelError, match="layer 'innocent' is a Lambda, which is not allowed because its code is in the file"
     ):
         read_third_party(keras3_models / f"harmful{suffix}")
     assert not (keras3_models / "marker").exists()
@@ -111,11 +111,11 @@ def changed(path, target, change):
         ({"module": "os", "class_name": "system"}, "a system of the package os"),
         (
             {"class_name": "MyLayer", "registered_name": "mine>MyLayer"},
-            r"layer 'conv2d_\d' is a MyLayer, which is refused",
+            r"layer 'conv2d_\d' is a MyLayer, which is not allowed",
         ),
-        ({"class_name": "TFSMLayer"}, "a TFSMLayer, which is refused"),
-        ({"module": "keras.utils", "class_name": "get_file"}, "a get_file, which is refused"),
-        ({"module": "keras.src.ops.core", "class_name": "Map"}, "a Map, which is refused"),
+        ({"class_name": "TFSMLayer"}, "a TFSMLayer, which is not allowed"),
+        ({"module": "keras.utils", "class_name": "get_file"}, "a get_file, which is not allowed"),
+        ({"module": "keras.src.ops.core", "class_name": "Map"}, "a Map, which is not allowed"),
         ({"config": {"name": "c", "activation": {"class_name": "function", "config": "popen"}}}, "is a function"),
         ({"class_name": "TFOpLambda", "config": {"name": "c", "function": "io.write_file"}}, "io.write_file"),
     ],
@@ -383,7 +383,7 @@ def test_saved_model_with_harmful_operator_is_refused(tmp_path, operator):
 
     model = Harmful()
     tf.saved_model.save(model, str(tmp_path / "model"), signatures=model.predict)
-    with pytest.raises(ModelError, match=f"has the operator {operator}, which is refused"):
+    with pytest.raises(ModelError, match=f"contains the operator {operator}, which is not allowed"):
         load_saved_model(tmp_path / "model")
     assert not list(tmp_path.glob("marker*"))
 

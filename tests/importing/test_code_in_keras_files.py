@@ -61,7 +61,7 @@ def test_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
         lambda: adopt(copy / "model.keras", "digits", out=tmp_path / "adopted"),
     ]
     for use in uses:
-        with pytest.raises(EdgerecError, match="'x' is a Lambda, which is refused because its code"):
+        with pytest.raises(EdgerecError, match="'x' is a Lambda, which is not allowed because its code"):
             use()
     assert list((tmp_path / "here").iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_lambda_layer_in_a_checkpoint_is_not_executed(copy, tmp_path, caplog):
     for checkpoint in (copy / "checkpoints").glob("*.keras"):
         add_lambda(checkpoint)
     fit(Recipe(), copy, resume=True)  # starts at the first epoch, because no checkpoint can be used
-    assert "'x' is a Lambda, which is refused" in caplog.text
+    assert "'x' is a Lambda, which is not allowed" in caplog.text
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -92,7 +92,7 @@ def test_compile_config_of_a_checkpoint_is_checked(copy, tmp_path, name):
         config["compile_config"][name] = [EVAL] if name == "metrics" else EVAL
 
     rewrite(checkpoint, change)
-    with pytest.raises(ModelError, match=r"function \(exec\), which is refused"):
+    with pytest.raises(ModelError, match=r"function \(exec\), which is not allowed"):
         load_checkpoint(checkpoint)
 
 
@@ -118,7 +118,7 @@ def test_nested_compile_config_is_checked(tmp_path, major):
     rewrite(tmp_path / "net.keras", change("mse"))
     assert read_third_party(tmp_path / "net.keras").output_shape == (None, 10)
     rewrite(tmp_path / "net.keras", change(EVAL))
-    with pytest.raises(ModelError, match=r"function \(exec\), which is refused"):
+    with pytest.raises(ModelError, match=r"function \(exec\), which is not allowed"):
         read_third_party(tmp_path / "net.keras")
 
 

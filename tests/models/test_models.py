@@ -323,7 +323,7 @@ def test_layers_that_cannot_be_loaded_without_user_code_are_refused_before_train
     )
     for name, message in (
         ("unnamed", "could not be opened again without this code"),
-        ("named", r"layer 'mine' is a function \(twice\), which is refused"),
+        ("named", r"layer 'mine' is a function \(twice\), which is not allowed"),
         ("layer", r"layer 'mine' is a Mine of the package net, whose code is not executed"),
     ):
         recipe = Recipe().override({"data.source": str(image_folder), "model.arch": f"{tmp_path}/net.py:{name}"})
