@@ -38,7 +38,7 @@ def weight_importance(graph: ChannelGraph) -> Numbers:
 
 
 def taylor_importance(model: Any, graph: ChannelGraph, tune: FineTune) -> Numbers:
-    """Return each channel's importance, measured as its effect on the loss, float64 ``(channels,)``.
+    """Return each channel's importance, measured by its effect on the loss, float64 ``(channels,)``.
 
     The importance is the root mean square of the first-order change of the loss if the channel is removed: the sum of
     gradient times weight over the kernels that use the channel (arXiv:1906.10771, up to a constant factor).

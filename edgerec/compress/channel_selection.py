@@ -35,7 +35,7 @@ def macs(model: Any) -> int:
 
 
 def cost(model: Any) -> float:
-    """Estimate the int8 model's inference time, as the equivalent number of standard-convolution MACs."""
+    """Estimate the int8 model's inference time, expressed as an equivalent number of standard convolution MACs."""
     return _Costs.of(trace(model)).total
 
 

@@ -189,7 +189,7 @@ def state_path(checkpoints: Path, stage: str) -> Path:
 
 
 def resumable_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that must be unchanged when interrupted fine-tuning is resumed."""
+    """Return the settings that must not change when interrupted fine-tuning is resumed."""
     recipe = replace(recipe, augment=recipe.augment.unmixed)
     values = {key: value for key, value in recipe.to_dict().items() if key != "data"}
     for section, keys in _IRRELEVANT.items():
@@ -218,7 +218,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
 
 
 def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
-    """Return whether the folder contains the final states of ``stages`` stages with ``epochs`` epochs each."""
+    """Return whether the folder contains the final states of all ``stages`` stages, each after ``epochs`` epochs."""
     try:
         done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
     except UNREADABLE_STATE:
@@ -268,7 +268,7 @@ class _StageState:
                 return 0
             epoch, accuracy = int(about["epoch"]), float(about["accuracy"])
             if not 0 < epoch <= self.tune.epochs:
-                raise ValueError(f"epoch must be from 1 to {self.tune.epochs}, but is {epoch}")
+                raise ValueError(f"epoch must be from 1 to {self.tune.epochs}, got {epoch}")
             weights = _fitting(arrays, "weights", model.weights)
             optimizer_state = _fitting(arrays, "optimizer", model.optimizer.variables)
             best = _fitting(arrays, "best", model.weights)

@@ -11,7 +11,7 @@ from edgerec.utils.optional import require
 
 
 def prune(model: Any, section: CompressSection, tune: FineTune) -> Any:
-    """Set the fraction ``section.sparsity`` of each layer's weights to zero, and fine-tune the model.
+    """Set a fraction of each layer's weights (``section.sparsity``) to zero, and fine-tune the model.
 
     With the polynomial schedule, the sparsity rises during the first half of the fine-tuning and then stays constant.
     With the constant schedule, the sparsity has its final value from the first step.

@@ -211,7 +211,7 @@ class _Frozen:
 
 
 def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the two variables that hold each activation range's minimum and maximum."""
+    """Yield the variables for each activation range's minimum and maximum."""
     for wrapper in aware.layers:
         owners = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):

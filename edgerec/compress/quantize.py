@@ -110,7 +110,7 @@ def quantize_as(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Create a compressed variant of a run like :func:`quantize`, with the settings in a recipe."""
+    """Create a compressed variant of a run, like :func:`quantize`, but with the settings in a recipe."""
     check_used([recipe.compress.method], recipe, {})
     auto = recipe.compress.method == AUTO
     # Check for existing results before loading the images.

@@ -1,4 +1,4 @@
-"""Read images from .npz files, or from arrays in memory, without unpickling."""
+"""Read images from .npz files, without unpickling, or from arrays in memory."""
 
 from __future__ import annotations
 

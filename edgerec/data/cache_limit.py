@@ -124,7 +124,7 @@ def limit() -> int | None:
 
 
 def make_room(size_bytes: int, *, keep: Path) -> None:
-    """Delete the least recently used entries, except ``keep``, until ``size_bytes`` more fit within the limit."""
+    """Delete the least recently used entries, except ``keep``, until another ``size_bytes`` fit within the limit."""
     limit_bytes = limit()
     if limit_bytes is None:
         return
@@ -157,7 +157,7 @@ def lock_shared(store: Path) -> int | None:
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
-    """Close ``descriptor``, which releases the lock of :func:`lock_shared`, when ``images`` is garbage-collected."""
+    """Release the lock of :func:`lock_shared`, by closing ``descriptor``, when ``images`` is garbage-collected."""
     mapping = getattr(images, "_mmap", None)
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 

@@ -249,7 +249,7 @@ def _balance_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _find_label_errors(images: CheckedImages, findings: list[DataFinding], listener: Listener) -> float | None:
-    """Append likely label errors to ``findings``, and return the cross-validated accuracy of the classifier.
+    """Append likely label errors to ``findings``, and return the classifier's cross-validated accuracy.
 
     Return None if there are too few images, or if the accuracy is too low for reliable findings.
     """

@@ -162,7 +162,7 @@ class Dataset:
         return image
 
     def relabeled(self, labels: Sequence[str], true_labels: Mapping[str, str] | None = None) -> Dataset:
-        """Return a copy of the data set that uses a model's labels. The model may have additional classes.
+        """Return a copy of the data set with a model's labels. The model may have additional classes.
 
         Args:
             labels: labels of the model.
@@ -319,7 +319,7 @@ def typical_side_px(files: Files) -> int:
 
 
 def _skip_reason(source: RawDataset, dataset: Dataset) -> str:
-    """Return the reason why the first skipped file is not readable, or an empty string if no file was skipped."""
+    """Return the reason why the first skipped file could not be read, or an empty string if no file was skipped."""
     if not dataset.skipped:
         return ""
     position = source.names.index(dataset.skipped[0])

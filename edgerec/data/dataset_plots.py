@@ -14,7 +14,7 @@ from edgerec.contract.preprocess import Image
 from edgerec.utils.figures import DARK, new_figure, plain, save_figure
 from edgerec.utils.optional import require
 
-# Width and height of a cell in pixels, including a gap of GAP_PX on each side.
+# Cell width and height in pixels, including a gap of GAP_PX on each side.
 CELL_PX, GAP_PX = 128, 6
 # Width and height of a cell in the figure.
 CELL_INCHES = 0.95

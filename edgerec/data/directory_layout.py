@@ -30,7 +30,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
-# Maximum number of nested single subfolders to descend into when searching for class folders.
+# Maximum depth of the search for class folders that are nested in single subfolders.
 DEEPEST = 4
 
 
@@ -230,7 +230,8 @@ def _splits_in_classes(children: Sequence[Path]) -> FolderLayout | None:
 
 
 def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
-    """Raise :class:`DataError` if the class folders are at a deeper level, or if the data contains a copy of itself."""
+    """Raise :class:`DataError` if the class folders are at a deeper level, or if the folder contains a second copy of
+    them."""
     if not children:
         where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
         raise DataError(f"{root} {where}: move the images of each class into a folder {root}/<class>")

@@ -228,7 +228,7 @@ def _assign_with_seed(
 
 @dataclass(frozen=True)
 class _ImageGroups:
-    """Groups of images that must not be divided between sets, because their hashes are equal.
+    """Groups of images with equal hashes, which must not be divided between sets.
 
     Attributes:
         hashes: ``(groups,)``, hash of each group, ascending.

@@ -24,7 +24,7 @@ Reals = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 PATCH_PX, STRIDE_PX, FILTERS = 6, 2, 128
-# Maximum number of images per cross-validation, which bounds memory and keeps the run time linear in the data size.
+# Maximum number of images per cross-validation. The limit bounds memory and keeps the run time linear in the data size.
 BLOCK = 20000
 # Batch size of the feature extraction.
 CHUNK = 128

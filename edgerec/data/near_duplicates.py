@@ -34,7 +34,7 @@ FINE_PX, FINE_LEVELS = 16, 5.5
 
 
 def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbnails:
-    """Return a mean-free ``side_px`` × ``side_px`` thumbnail of each image.
+    """Return a ``side_px`` × ``side_px`` thumbnail of each image, with its mean subtracted.
 
     Subtracting the mean makes the distance of two images independent of their brightness.
 

@@ -1,4 +1,4 @@
-"""Write a data set as a pack of TFRecord shards, from which training can stream data that does not fit into memory."""
+"""Write a data set as a pack of TFRecord shards, which training can stream if the data does not fit into memory."""
 
 from __future__ import annotations
 

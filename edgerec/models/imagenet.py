@@ -49,7 +49,7 @@ class ImageNet:
 
 
 def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: int, available: list[str]) -> ImageNet:
-    """Raise an error if Keras provides no ImageNet weights for a recipe, otherwise return ``imagenet``.
+    """Return ``imagenet``, or raise an error if Keras provides no ImageNet weights for a recipe.
 
     Args:
         section: the architecture and its width.

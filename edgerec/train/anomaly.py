@@ -120,7 +120,7 @@ def plot_reconstructions(
 
 
 def plot_error_histogram(errors: Errors, threshold: float, path: Path) -> None:
-    """Draw a histogram of the reconstruction errors with the threshold."""
+    """Draw a histogram of the reconstruction errors, and mark the threshold."""
     low = max(float(errors.min()), 1e-9)
     bins = np.geomspace(low, max(float(errors.max()), threshold, 1.01 * low), 60)
     figure = new_figure(7, 3.6)

@@ -196,7 +196,7 @@ def reported_as(failure: str) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Return the line of an exception's message that states the cause, without layer settings or stack frames."""
+    """Return the line of an exception's message that states the cause, without layer settings and stack frames."""
     text = _ADDITIONS.sub("", str(error)).rpartition("Exception encountered: ")[2]
     lines = (line.strip() for line in text.splitlines() if line.strip() and not _CONTEXT.match(line))
     return next(lines, type(error).__name__)[:300]

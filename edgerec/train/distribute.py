@@ -56,7 +56,7 @@ class Workers:
         return self.cluster is None or self.cluster.chief
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context manager that must be active when the trained model's variables are created."""
+        """Return the context in which to create the trained model's variables."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def distribute(self, batches: Callable[[Replicas], Any]) -> Any:
@@ -117,7 +117,7 @@ class Workers:
                 )
 
     def check_batch(self, size: int, accumulate: int = 1) -> None:
-        """Check that batches can be divided equally among the devices and their gradient-accumulation steps.
+        """Check that each batch can be divided equally among the devices and gradient accumulation steps.
 
         Raises:
             RecipeError: the batch size is not a multiple of the number of devices times ``accumulate``.

@@ -109,7 +109,7 @@ def fit(
         with connect_workers(recipe.train) as workers, run_to_write(run, workers) as own_run:
             recipe, dataset, parts = resolved(recipe, listener)
             workers.check_batch(recipe.train.batch_size, recipe.train.accumulate)
-            stages(recipe)  # raises an error for an invalid recipe before anything is written
+            stages(recipe)  # reject an invalid recipe before anything is written
             with workers.scope():
                 first_epoch, model = load_last_checkpoint(own_run, dataset) if resume else (0, None)
                 if model is None:

@@ -227,7 +227,7 @@ def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArra
 def batch_finisher(
     dataset: Dataset, recipe: Recipe, weights: npt.NDArray[np.float32] | None
 ) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
-    """Return a function that augments and normalizes a batch, and adds image weights.
+    """Return a function that augments and normalizes a batch, and adds sample weights.
 
     The function takes the pixels, the classes and the number of the batch. The batch number seeds the augmentation.
     """

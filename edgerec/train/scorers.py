@@ -43,7 +43,7 @@ def _errors(outputs: Reals, images: Reals) -> Reals:
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
-    """Return a function that computes a .tflite model's scores with the same interpreter as the device."""
+    """Return a function that computes a .tflite model's scores with the interpreter that the device uses."""
 
     return lambda pixels, listener: one_by_one(map(model.scores, pixels), len(pixels), listener)
 

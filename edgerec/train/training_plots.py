@@ -79,7 +79,7 @@ def confusion_matrix(report: EvaluationReport, path: Path) -> None:
 def worst_mistakes(
     dataset: Dataset, part: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], path: Path, most: int = 24
 ) -> None:
-    """Draw the misclassified images with the highest scores, at the model's input resolution.
+    """Draw the most confidently misclassified images, at the model's input resolution.
 
     Args:
         dataset: the images.

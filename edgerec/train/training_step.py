@@ -93,7 +93,7 @@ def reconstructs(model: Any) -> bool:
 
 
 def _reconstruction_step(step: Callable[..., Any], data: Any) -> Any:
-    """Run a Keras training or test step that uses the input images as targets."""
+    """Run a Keras training or test step with the input images as targets."""
     pixels = keras().utils.unpack_x_y_sample_weight(data)[0]
     return step((pixels, pixels))
 

@@ -207,7 +207,7 @@ def _listening(cluster: Cluster) -> socket.socket:
 
 @contextlib.contextmanager
 def _stream(connection: socket.socket, deadline: float) -> Iterator[IO[str]]:
-    """Context manager that returns the connection as a text stream whose reads time out at ``deadline``."""
+    """Context manager that provides the connection as a text stream whose reads time out at ``deadline``."""
     connection.settimeout(max(0.1, deadline - time.monotonic()))
     with connection, connection.makefile("rw", encoding="utf-8", newline="\n") as stream:
         yield stream

@@ -39,7 +39,7 @@ def estimate_channel_order(
     known: npt.NDArray[np.uint8],
     known_classes: npt.NDArray[np.int64],
 ) -> ChannelOrder:
-    """Estimate whether the images have their red and blue channels swapped.
+    """Estimate whether the images' red and blue channels are swapped.
 
     An image's features are red minus blue in 4×4 cells, and a comparison of the red and blue contrasts. Their signs
     flip if red and blue are swapped. A linear discriminant between known images and their swapped copies computes a
@@ -73,7 +73,7 @@ def estimate_channel_order(
 
 
 def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return features that change their sign if red and blue are swapped, float64 ``(N, 18)``."""
+    """Return features that change sign if red and blue are swapped, float64 ``(N, 18)``."""
     cv2 = require("cv2")
     rows = []
     for image in images:

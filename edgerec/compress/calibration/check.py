@@ -48,7 +48,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """True if the set can be used, i.e. has no findings with the severity ``error``."""
+        """True if the calibration set can be used, i.e. has no findings with the severity ``error``."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from edgerec.data.near_duplicates import Indices, farthest_first, thumbnails
 # Maximum number of candidates per class for :func:`diverse`.
 MOST_CANDIDATES = 500
 
-# Function ``(dataset, part, count, rng)`` that samples ``count`` of a data set's positions ``part``.
+# Function ``(dataset, part, count, rng)`` that samples ``count`` of the data set positions in ``part``.
 Sampler = Callable[[Dataset, Indices, int, np.random.Generator], Indices]
 
 

@@ -108,7 +108,7 @@ def find_outputs(
 
 
 def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -> Iterator[ParityFinding]:
-    """Yield findings about layers with NaN or infinite outputs, much quantization noise, or constant outputs.
+    """Yield findings about layers with NaN or infinite outputs, high quantization noise, or constant outputs.
 
     Args:
         parity: result of the layer comparison.
