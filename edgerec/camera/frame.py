@@ -83,7 +83,7 @@ class Result:
 
     @property
     def age_ms(self) -> float:
-        """Age of the result in milliseconds, from ``frame.grabbed_s`` to ``completed_s``."""
+        """Time from capture (``frame.grabbed_s``) to prediction (``completed_s``), in milliseconds."""
         return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:

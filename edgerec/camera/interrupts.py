@@ -41,7 +41,7 @@ def raise_on_signals() -> Iterator[None]:
 
 
 class Interrupts:
-    """Context manager that calls ``stop`` on a signal, and raises ``KeyboardInterrupt`` only when the block ends.
+    """Context manager that calls ``stop`` on a signal, and delays ``KeyboardInterrupt`` until the block ends.
 
     Python can raise ``KeyboardInterrupt`` between any two instructions, e.g. after a lock was acquired and before the
     block that releases the lock. The lock would then stay acquired, and other threads would wait for it forever.

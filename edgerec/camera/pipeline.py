@@ -187,7 +187,7 @@ class Camera:
         )
 
     def _totals(self) -> RunReport:
-        """Return the counters since the camera was created. Lost results are counted only for the most recent run."""
+        """Return the counters since the camera was created. Lost results are counted only for the latest run."""
         return RunReport(
             self._classified,
             self._supervisor.overtaken,

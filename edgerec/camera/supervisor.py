@@ -158,7 +158,7 @@ class _SupervisedSource:
             condition.notify_all()
 
     def join(self, deadline: float) -> None:
-        """Wait for the threads until the monotonic time ``deadline``. The caller must not hold the lock."""
+        """Wait for the threads to end, until the monotonic time ``deadline``. The caller must not hold the lock."""
         if self._thread.ident is not None:  # the thread was not started if an earlier source failed to start
             self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):

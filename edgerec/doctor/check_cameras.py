@@ -62,7 +62,7 @@ class Cameras:
 
 
 def collect(root: Path = ROOT) -> Cameras:
-    """Return this machine's cameras. Cameras are only listed on Linux.
+    """Return this machine's cameras. On systems other than Linux, no cameras are listed.
 
     Args:
         root: folder that contains ``sys``, ``dev`` and ``usr``.

@@ -30,7 +30,8 @@ _RULE = (
     'SUBSYSTEM=="usb", ATTRS{idVendor}=="18d1", ATTRS{idProduct}=="9302", GROUP="plugdev"\\n\' | '
     "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
 )
-# Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer runtimes
+# Newest tflite-runtime version that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer
+# runtimes
 # crash with this library (see docs/how-to/edge-tpu.md). Version strings of rebuilt libraries contain "tf".
 _LAST_OLD_RUNTIME = (2, 11)
 # First Linux kernel version on which Google's gasket-dkms does not build.

@@ -1,4 +1,4 @@
-"""Check the GPU, which is used by ``--delegate gpu`` and training."""
+"""Check the GPU, which ``--delegate gpu`` and training use."""
 
 from __future__ import annotations
 

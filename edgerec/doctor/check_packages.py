@@ -109,7 +109,7 @@ def _conflict_result(name: str, conflicts: Sequence[Conflict], old_numpy: bool) 
 
 
 def find_conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
-    """Yield the packages' unmet requirements. This is faster than ``pip check``, which finds the same conflicts."""
+    """Yield the packages' unmet requirements. This is faster than ``pip check`` and finds the same conflicts."""
     # In a 32-bit process on a 64-bit kernel, platform.machine() returns the 64-bit architecture.
     environment = {"extra": "", "platform_machine": arch(platform.machine(), own_bits())}
     parse = _requirement_parser()

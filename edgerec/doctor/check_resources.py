@@ -155,7 +155,7 @@ def _check_command(reason: str) -> str:
 
 
 def _memory() -> tuple[int, int]:
-    """Return the total and available memory of the machine or container in bytes, or 0 if unknown."""
+    """Return the machine's or container's total and available memory in bytes, or 0 if unknown."""
     values = {}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

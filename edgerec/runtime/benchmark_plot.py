@@ -35,7 +35,7 @@ def benchmark_plot(report: BenchmarkReport, path: Path) -> None:
 
 
 def benchmark_figure(report: BenchmarkReport) -> Figure:
-    """Return a Matplotlib figure of the latency of each stage and of the slowest operators."""
+    """Return a Matplotlib figure that shows the latency of each stage and of the slowest operators."""
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

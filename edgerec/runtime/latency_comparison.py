@@ -15,7 +15,7 @@ from edgerec.runtime.image_model import ImageModel
 
 @dataclass(frozen=True)
 class Timing:
-    """A model's latency in milliseconds, without preprocessing and postprocessing.
+    """A model's latency in milliseconds, excluding preprocessing and postprocessing.
 
     Attributes:
         median_ms, p95_ms: median and 95th percentile.
@@ -56,7 +56,7 @@ def time_models(
             break
         for name in generator.permutation(list(models)):
             model, pixels = models[name]
-            model.invoke(pixels)  # warm up the CPU caches, which hold another model's data
+            model.invoke(pixels)  # warm up the CPU caches, which still hold another model's data
             start = time.perf_counter_ns()
             model.invoke(pixels)
             times_ms[name].append((time.perf_counter_ns() - start) / 1e6)

@@ -142,7 +142,7 @@ class _Run:
 
     def sample(self) -> None:
         """Measure the mean latency of several runs and append it to ``samples_ms``."""
-        self._interpreter.invoke()  # warm up the CPU caches, which hold another model's data
+        self._interpreter.invoke()  # warm up the CPU caches, which still hold another model's data
         start = time.perf_counter_ns()
         for _ in range(self._repetitions):
             self._interpreter.invoke()

@@ -8,7 +8,7 @@ from edgerec.tflite.flatbuffer import Operator, Tensor
 
 
 def macs(operator: Operator) -> int:
-    """Return an operator's number of multiply-accumulate operations per image.
+    """Return the number of multiply-accumulate operations that an operator performs per image.
 
     Bias additions, activations, pooling and means are not counted. The result is 0 for operators without weights, such
     as additions and reshapes. A dynamic dimension counts as 1.

@@ -76,7 +76,7 @@ class Operator:
 
     @property
     def layer(self) -> str:
-        """Name of the first output, or an empty string if the operator has no output."""
+        """Name of the first output, or an empty string if the operator has no outputs."""
         return self.outputs[0].name if self.outputs else ""
 
 

@@ -259,5 +259,5 @@ def _count(number: int) -> str:
 
 
 def _dpi(width: float, height: float) -> int:
-    """Return the resolution in dots per inch, which is lower for large graphs so that viewers can open the image."""
+    """Return the resolution in dots per inch. It is lower for large graphs so that viewers can open the image."""
     return max(50, min(130, int(12_000 / max(width, height))))

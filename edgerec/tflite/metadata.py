@@ -43,7 +43,7 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-# Class identifiers from Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable.
+# Class identifiers from Google's Knowledge Graph, WordNet and Wikidata. They are not human-readable.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
 # Command-line options that override parts of the metadata.
 _OPTIONS = {"labels": "--labels", "normalize": "--normalize"}

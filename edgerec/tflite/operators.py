@@ -7,7 +7,7 @@ schema.
 
 from __future__ import annotations
 
-# Highest accepted operator code, which leaves room for future operators.
+# Highest accepted operator code. It leaves room for future operators.
 MAX_CODE = 400
 CUSTOM_CODE, WHILE_CODE, IF_CODE, CALL_ONCE_CODE = 32, 119, 118, 129
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 60.0
 # Default maximum number of test runs, and the time in seconds after which no new run starts.
 RUNS, RUNS_S = 12, 5.0
-# Number of test runs to check only for crashes and hangs.
+# Number of test runs if the model is only checked for crashes and hangs.
 SAFETY_RUNS = 4
 # Memory limit for running a model: MEMORY_BYTES plus MEMORY_FACTOR times its file size.
 MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
@@ -137,7 +137,7 @@ def _folder() -> Path:
 
 
 def _key(content: bytes) -> str:
-    """Return the name of a model's cache file, which depends on the versions of the installed runtimes."""
+    """Return the name of a model's cache file. The name depends on the installed runtime versions."""
     return f"{sha256(content)}-{_runtimes_digest()}"
 
 
@@ -189,7 +189,7 @@ def child(open_interpreter: Callable[..., Any], memory: str, runs: str) -> None:
     with captured_output():
         probe = _probe(int(runs), lambda: open_interpreter(content, trusted=True))
     print(json.dumps(asdict(probe)), flush=True)
-    os._exit(0)  # skips the interpreter's destructor, which can crash if the model is damaged
+    os._exit(0)  # skip the interpreter's destructor, because it can crash if the model is damaged
 
 
 def _probe(runs: int, load: Callable[[], Any]) -> Probe:

@@ -56,7 +56,7 @@ class Table:
         return read_number(self.data, form, self.fields[field]) if field in self.fields else default
 
     def target(self, field: int) -> int:
-        """Return the offset of the table, vector or string that a field refers to."""
+        """Return the offset of the table, vector or string referenced by a field."""
         return self.fields[field] + read_number(self.data, "<I", self.fields[field])
 
     def vector(self, field: int, width: int, max_items: int | None = None) -> range:
@@ -88,7 +88,7 @@ class Table:
         return self.data[items.start : items.stop]
 
     def table(self, field: int) -> Table | None:
-        """Return the table that a field refers to, or None if the field is absent."""
+        """Return the table referenced by a field, or None if the field is absent."""
         return Table(self.data, self.target(field)) if field in self.fields else None
 
     def tables(self, field: int, max_items: int | None = None) -> list[Table]:

@@ -75,7 +75,7 @@ class _Walk:
         self._sizes: dict[tuple[int, str], int] = {}
 
     def table(self, at: int, name: str) -> int:
-        """Check a table and everything it refers to, and return the total size in bytes."""
+        """Check a table and everything it references, and return the total size in bytes."""
         if (at, name) in self._sizes:
             return self._sizes[at, name]
         self._sizes[at, name] = 0
@@ -94,7 +94,7 @@ class _Walk:
         return size
 
     def _content(self, table: Table, field: int, kind: _Kind) -> int:
-        """Check the table, vector or string that a field refers to, and return its size in bytes."""
+        """Check the table, vector or string referenced by a field, and return its size in bytes."""
         if isinstance(kind, tuple):
             items = table.vector(field, 4)
             return sum(self.table(at + read_number(self._data, "<I", at), kind[0]) for at in items)

@@ -184,7 +184,7 @@ def delete_abandoned(parent: Path) -> None:
         for folder in parent.glob(".*.partial/"):
             with suppress(OSError):
                 if not (folder / _LOCK).exists():
-                    folder.rmdir()  # rmdir only deletes empty folders
+                    folder.rmdir()  # rmdir deletes only empty folders
                 elif (lock := try_lock(folder / _LOCK, certain=True)) is not None:
                     shutil.rmtree(folder, ignore_errors=True)
                     os.close(lock)

@@ -10,7 +10,7 @@ _offset_s = 0.0
 
 
 def unix_s(monotonic_s: float) -> float:
-    """Convert a result of ``time.monotonic()`` to Unix time in seconds, rounded to microseconds.
+    """Convert a ``time.monotonic()`` value to Unix time in seconds, rounded to microseconds.
 
     Equal arguments give equal results, so that a decision has the same start time in every output. The results only
     change if the system clock deviates from the monotonic clock by more than ``TOLERANCE_S``.

@@ -115,7 +115,7 @@ def _limits(axis: Any) -> None:
 
 
 def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Sequence[str], **style: Any) -> None:
-    """Label points, so that the labels overlap neither each other nor the points.
+    """Label points so that the labels overlap neither each other nor the points.
 
     Call this after everything is drawn and the margins are set. If there is no space beside
     a point, its label is placed further away and connected to the point with a line.

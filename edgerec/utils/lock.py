@@ -33,7 +33,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Lock:
-    """An exclusive lock on a file or folder, which is held until :meth:`close` or the end of the process.
+    """An exclusive lock on a file or folder, held until :meth:`close` is called or the process ends.
 
     The lock is a hidden file that contains the ID of the process that holds the lock. It excludes other processes on
     the same machine, and other threads and :class:`Lock` objects of the same process. Whether it excludes processes on

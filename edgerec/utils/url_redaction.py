@@ -52,12 +52,12 @@ class Url:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port. The URL's credentials must be sent only to this server."""
+        """Scheme, host and port of the only server to which the URL's credentials may be sent."""
         return self.scheme, self.host, self.port
 
     @property
     def identity(self) -> str:
-        """The address without user and password. Two URLs of the same resource have equal identities."""
+        """The address without user and password. URLs of the same resource have equal identities."""
         return f"{self.scheme}://{self.netloc}{self.path}?{self.query}"
 
     @property

@@ -1,4 +1,4 @@
-"""Publish states, decisions and results to an MQTT broker."""
+"""Publish state changes, decisions and results to an MQTT broker."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Mqtt:
 
     @property
     def dropped(self) -> int:
-        """Number of states and decisions lost because the queue was full, damaged or not writable."""
+        """Number of state changes and decisions lost because the queue was full, damaged or not writable."""
         return self._queue.dropped
 
     @property
@@ -130,7 +130,7 @@ class Mqtt:
 
     @property
     def waiting(self) -> int:
-        """Number of states and decisions not yet acknowledged by the broker."""
+        """Number of state changes and decisions not yet acknowledged by the broker."""
         return len(self._queue)
 
     def write(self, result: Result) -> None:
@@ -177,7 +177,7 @@ class Mqtt:
         self._wake.set()
 
     def _send(self) -> None:
-        """Run the sending thread, the only one that sends QoS 1 messages, so that they stay in order."""
+        """Run the sending thread. QoS 1 messages are sent only by this thread so that they stay in order."""
         while True:
             self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._closing else RETRY_S)
             self._wake.clear()

@@ -222,7 +222,7 @@ class BrokerConnection:
         self._changed()
 
     def _warn(self, problem: str) -> None:
-        """Log a problem unless one of the same kind was logged during this outage or in the last minute."""
+        """Log a problem, unless one of the same kind was logged during this outage or in the last minute."""
         kind, now = problem.partition("(")[0], time.monotonic()
         if self._closing.is_set() or kind == self._problem:
             return

@@ -91,7 +91,7 @@ class VideoFile:
         self._recordings[source].write(result)
 
     def state(self, change: StateChange) -> None:
-        """Do nothing; a video does not show state changes."""
+        """Do nothing; videos do not show state changes."""
 
     def close(self) -> None:
         """Finalize all files; raise :class:`EdgerecError` if a file is missing frames."""
@@ -158,7 +158,7 @@ class _Recording:
             )
 
     def _frame_index(self, grabbed_s: float) -> int:
-        """Return the index of the video frame for capture time ``grabbed_s``."""
+        """Return the index of the video frame captured at ``grabbed_s``."""
         due_s = self._start_s + self._count / self._fps
         if grabbed_s - due_s > MAX_GAP_S:
             self._start_s += grabbed_s - due_s - MAX_GAP_S

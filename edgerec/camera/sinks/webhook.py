@@ -44,7 +44,7 @@ _TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
 @dataclass(frozen=True)
 class WebhookAddress:
-    """A webhook's address. ``str()`` omits user, password, path and query, which often contain secrets.
+    """A webhook's address. ``str()`` omits the user, password, path and query because they often contain secrets.
 
     Attributes:
         host, port: the server's host and port.
@@ -64,7 +64,7 @@ class WebhookAddress:
 
     @classmethod
     def parse(cls, url: str) -> WebhookAddress:
-        """Parse ``http[s]://[user:password@]host[:port]/path``, given directly or as ``env:NAME`` or ``@FILE``.
+        """Parse ``http[s]://[user:password@]host[:port]/path``, or read it from ``env:NAME`` or ``@FILE`` and parse it.
 
         Raises:
             EdgerecError: the address is not valid. The message does not contain the address.

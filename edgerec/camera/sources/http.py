@@ -84,7 +84,7 @@ class HttpStream:
         self.close()
 
     def read(self) -> bytes:
-        """Return the next bytes of the body, or an empty byte string at the end.
+        """Return the body's next bytes, or an empty byte string at the end.
 
         Raises:
             TimeoutError: no data arrived until ``deadline_s``.
@@ -235,7 +235,7 @@ def status_text(status: int) -> str:
 
 
 def failure(error: Exception) -> str:
-    """Return the reason why a request failed, without text from the server, which may contain secrets."""
+    """Return the reason why a request failed. Text from the server is omitted because it may contain secrets."""
     if isinstance(error, http.client.HTTPException) or not isinstance(error, OSError):
         return f"the response is not valid HTTP: {type(error).__name__}"
     return error.strerror or str(error) or type(error).__name__
@@ -261,7 +261,7 @@ class Reader(io.RawIOBase):
 def authorization(
     credentials_url: Url, current_url: Url, challenges: list[str], method: str = "GET", uri: str = ""
 ) -> str:
-    """Return the Authorization header's value, or an empty string if none of the server's challenges is supported.
+    """Return the Authorization header's value, or an empty string if the server's challenges are not supported.
 
     Digest authentication is preferred to Basic authentication.
 

@@ -72,7 +72,7 @@ def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | Non
 
 
 def way_out(operator: Operator, reason: str) -> str:
-    """Suggest a solution for an operator that the Edge TPU cannot run, given the reason."""
+    """Suggest a solution for an operator that the Edge TPU cannot run for this reason."""
     if "dynamic shape" in reason:
         return ONE_IMAGE
     if "it has version" in reason:

@@ -17,7 +17,7 @@ from edgerec.utils.atomic import write_file
 from edgerec.utils.byte_sizes import disk_space
 from edgerec.utils.names import file_names
 
-# Minimum free disk space in bytes for saving, which leaves space for other programs. Labeled images are never deleted
+# Minimum free disk space in bytes for saving, to leave space for other programs. Labeled images are never deleted
 # to free space.
 MIN_FREE_BYTES = 100_000_000
 # Default limit in bytes, so that a visitor with the token cannot fill the disk.
