@@ -1,4 +1,4 @@
-"""Estimate a model's working memory (arena) from its file.
+"""Estimate how much working memory (arena size) a .tflite model needs.
 
 LiteRT's Python interpreter does not report its arena size.
 """

@@ -93,7 +93,7 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
 
 
 def with_normalization(content: bytes, normalize: ChannelNormalize, where: str = "the model") -> bytes:
-    """Insert a normalization so that the model accepts unnormalized RGB pixels. Return the .tflite bytes.
+    """Insert a normalization layer so that the model accepts unnormalized RGB pixels. Return the .tflite bytes.
 
     The new input takes RGB pixels from 0 to 255. Its dtype is float32 if the model's input is float32, otherwise uint8
     with scale 1. A 1x1 convolution computes the original input. TFLite metadata is removed, because it describes the

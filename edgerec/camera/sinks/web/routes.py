@@ -106,7 +106,7 @@ class Page:
         return Response(status_code=204)
 
     async def hold(self, request: Request) -> Response:
-        """Add the displayed image to the pending images, until the user selects its label."""
+        """Add the displayed image to the pending images. It stays there until the user selects its label."""
         fields = await _body(request)
         source, frame = _integer(fields, "source"), _integer(fields, "frame")
         self._newest_image(source)
