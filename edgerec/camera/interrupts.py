@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# Signals sent by Ctrl-C, by a service manager, by a closing terminal, and by Ctrl-Break on Windows.
+# Signals sent by Ctrl-C, a service manager or a closing terminal, or by Ctrl-Break on Windows.
 SIGNALS = tuple(
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")

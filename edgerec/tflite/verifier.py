@@ -18,7 +18,7 @@ _TABLE_BYTES = 8
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
 # Field types of each table, keyed by field number. An integer is the item size in bytes of a vector of numbers.
-# A string is the type of a table, and a tuple with a string stands for a vector of such tables.
+# A string stands for a table of this type, and a tuple with a string for a vector of such tables.
 # Scalar fields are omitted, because they are stored in the table itself.
 _STRING = "string"
 _Kind = str | int | tuple[str]
@@ -49,7 +49,7 @@ _TABLES: dict[str, dict[int, _Kind]] = {
     "Shape": {0: 4},
     "Embeddings": {1: 4, 2: 4},
 }
-# Numbers of each table's required fields. Runtimes do not check that they are present.
+# Field numbers of each table's required fields. Runtimes do not check that they are present.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
 # Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, keyed by options type. All other options have only scalar
 # fields.

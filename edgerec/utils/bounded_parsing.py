@@ -19,7 +19,7 @@ MAX_TOML_BYTES, MAX_DOTS_PER_LINE = 1 << 20, 1000
 # Maximum number of objects and arrays in a document. Each one takes at least 56 bytes of memory, but only 2 bytes of
 # JSON.
 MAX_CONTAINERS = 1_000_000
-# Archives up to this unpacked size are accepted whatever their compression ratio.
+# Archives of up to this unpacked size are accepted whatever their compression ratio.
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000

@@ -16,11 +16,11 @@ from typing import Any
 
 # Maximum size of files that a child process may write.
 MAX_FILE_BYTES = 64 << 20
-# Default time limit. The first import of a large library from a slow SD card takes many seconds.
+# Default time limit in seconds. The first import of a large library from a slow SD card takes many seconds.
 TIMEOUT_S = 60.0
 # Start of ``Outcome.reason`` if the program timed out.
 TIMED_OUT = "it timed out"
-# Patterns of lines that report an error of pip, apt, mkdir, tar, unshare or the dynamic linker.
+# Patterns of lines in which pip, apt, mkdir, tar, unshare or the dynamic linker report an error.
 _ERROR_LINE = re.compile(r"(?:e:|error|mkdir:|tar:|unshare:|.*cannot open shared object file)", re.IGNORECASE)
 _PATH = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))\n"
 
@@ -133,7 +133,7 @@ def run_program(
 
 
 def limit_resources(memory_bytes: int) -> None:
-    """Limit the memory and the size of output files of this process, and prevent core dumps.
+    """Limit this process's memory and output file size, and prevent core dumps.
 
     This function is called in the child process.
 

@@ -22,7 +22,7 @@ SYSTEM_NAMES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder name is hidden, or typical of operating systems or programs (e.g. Thumbs.db)."""
+    """Return whether a file or folder name is hidden or used by operating systems or programs (e.g. Thumbs.db)."""
     return name.startswith((".", "~$")) or name.casefold() in SYSTEM_NAMES
 
 

@@ -119,7 +119,7 @@ def _invisible(char: str) -> bool:
 
 
 def needs_shaping(text: str) -> bool:
-    """Return whether a string needs a layout engine, e.g. because of right-to-left text, combining marks or joined emoji."""
+    """Return whether a string needs a layout engine, e.g. for right-to-left text, combining marks or joined emoji."""
     return any(
         unicodedata.bidirectional(char) in ("R", "AL") or unicodedata.category(char) in ("Mn", "Mc", "Me", "Cf")
         for char in text

@@ -22,7 +22,7 @@ SIZE_PX = 24
 # Scale and thickness of OpenCV's font for letters about SIZE_PX high.
 SCALE, THICKNESS = 0.8, 2
 MAX_CHARACTERS = 200
-# Font size in pixels of most bitmap fonts, e.g. Noto Color Emoji, which come in only one size.
+# The only size of most bitmap fonts, e.g. Noto Color Emoji, in pixels.
 _BITMAP_PX = 109
 
 

@@ -79,7 +79,7 @@ class SinkWorker:
 
     @property
     def lost(self) -> int:
-        """Number of results that did not reach the sink, plus the results lost by the sink itself."""
+        """Number of results that did not reach the sink or were lost by the sink."""
         return self.dropped + self._dropped_by_sink
 
     @property

@@ -213,7 +213,7 @@ def remaining_s(deadline_s: float) -> float:
 
 
 def _look_up(host: str, port: int, deadline_s: float) -> list[Any]:
-    """Return a host's addresses, looked up in a thread because ``getaddrinfo`` has no timeout."""
+    """Look up a host's addresses in a thread, because ``getaddrinfo`` has no timeout."""
     result: Future[list[Any]] = Future()
 
     def look_up() -> None:

@@ -217,7 +217,7 @@ class PageState:
         source.entries.append({"number": self._last_number, "at_s": unix_s(at_s), "source": source.name, **fields})
 
     def _update_last(self, source: SourceView, fields: dict[str, Any]) -> None:
-        """Update the last decision's score. The entry is replaced because another thread may use the old one."""
+        """Update the last decision's score. Its entry is replaced because another thread may be using the old one."""
         for index in range(len(source.entries) - 1, -1, -1):
             entry = source.entries[index]
             if "state" not in entry:
