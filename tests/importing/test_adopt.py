@@ -340,7 +340,7 @@ def test_function_that_a_saved_model_calls_by_name_is_checked(tmp_path):
     )
     called.node_def.add(name="call", op="saver")
     path.write_bytes(saved.SerializeToString())
-    with pytest.raises(ModelError, match="has the operator SaveV2"):
+    with pytest.raises(ModelError, match="contains the operator SaveV2"):
         check_operators(tmp_path / "model")
 
 
