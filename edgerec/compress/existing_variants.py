@@ -51,16 +51,15 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
     if not any(folder.glob("*.npz")):
         return
     difference = other_setting(folder, resumable_settings(recipe))
+    settings = f" with {difference}" if difference else ""
+    checkpoints = f"{folder} contains checkpoints from an interrupted {method}{settings}"
     if resume and difference:
+        # Commands without --resume, such as build, get here as well, so the message names no options.
         raise OutputExistsError(
-            f"{folder} contains checkpoints from an interrupted {method} with {difference}: use the same options to "
-            "resume, or --overwrite without --resume to start again"
+            f"{checkpoints}: use the same settings to resume it, or delete this folder to start again"
         )
     if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
         return  # "auto" finished fine-tuning, but chose another method
     if not resume and not overwrite:
-        settings = "" if not difference else f" with {difference}"
-        raise OutputExistsError(
-            f"{folder} contains checkpoints from an interrupted {method}{settings}: add --resume to resume it, or "
-            "--overwrite to start again"
-        )
+        same = "use the same settings and " if difference else ""
+        raise OutputExistsError(f"{checkpoints}: {same}add --resume to resume it, or --overwrite to start again")

@@ -198,6 +198,27 @@ def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted,
     assert not states[0].exists()
 
 
+def test_message_about_other_settings_names_only_options_of_the_command(interrupted, here):
+    """``quantize --compare`` and ``build`` always resume, and ``build`` has no option --resume."""
+    folder = interrupted.path / "checkpoints" / "int8-qat"
+    shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
+    recipe = interrupted.path.parent / "recipe.toml"
+    recipe.write_text(interrupted.recipe.override({"compress.epochs": 3}).to_toml())
+    build = ("build", recipe, "--method", "qat", "--no-open", "--out", interrupted.path)
+    for command in (("quantize", interrupted.path, "--compare", "--method", "qat", "--epochs", 3), build):
+        done = here(*command)
+        message = done.stderr.splitlines()[-1]
+        assert done.returncode == 1
+        assert f"{folder} contains checkpoints from an interrupted qat with compress.epochs 2 instead of 3" in message
+        assert "use the same settings to resume it, or delete this folder to start again" in message
+        assert "--" not in message
+    message = one_line(here("quantize", interrupted.path, "--method", "qat", "--epochs", 3))
+    assert "use the same settings and add --resume to resume it, or --overwrite to start again" in message
+    shutil.rmtree(folder)
+    report = quantize(interrupted, "qat", epochs=1, max_drop=100, resume=True)
+    assert report.variant == "int8-qat"
+
+
 def test_overwrite_starts_fine_tuning_again(interrupted, caplog):
     with caplog.at_level(logging.INFO, "edgerec"):
         quantize(interrupted, "qat", epochs=2, overwrite=True)
