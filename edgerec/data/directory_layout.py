@@ -230,8 +230,7 @@ def _splits_in_classes(children: Sequence[Path]) -> FolderLayout | None:
 
 
 def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
-    """Raise :class:`DataError` if the class folders are at a deeper level, or if the folder contains a second copy of
-    them."""
+    """Raise :class:`DataError` if the class folders are at a deeper level, or if there is a second copy of them."""
     if not children:
         where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
         raise DataError(f"{root} {where}: move the images of each class into a folder {root}/<class>")

@@ -55,7 +55,7 @@ class TrainingCost:
 
 
 def training_cost(history: list[dict[str, float]], recipe: Recipe) -> TrainingCost:
-    """Return the time and cost of the completed epochs, and an estimate for the recipe's remaining epochs."""
+    """Return the time and cost of the completed epochs, and an estimate for the remaining epochs."""
     recent = [row["seconds"] for row in history[-_RECENT:]]
     left = (planned_epochs(recipe, history) - len(history)) * sum(recent) / max(1, len(recent))
     return TrainingCost(sum(row["seconds"] for row in history), left, recipe.train.price_per_hour)

@@ -47,7 +47,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Calibration of a model's scores: the expected calibration error and the reliability diagram.
+    """A model's score calibration: the expected calibration error and the reliability diagram.
 
     Attributes:
         ece: expected calibration error, 0 to 1: mean difference between score and accuracy over the bins, weighted by

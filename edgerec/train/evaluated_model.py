@@ -60,7 +60,7 @@ class EvaluatedModel:
     pseudo_labels: dict[str, str] | None = None
 
     def image_splits(self, dataset: Dataset) -> list[ImageSplits] | None:
-        """Return, for each model, the split of every image during training, or None if any split is unknown."""
+        """Return each image's split during the training of each model, or None if any split is unknown."""
         known = [splits for origin in self.training_data if (splits := origin.image_splits(dataset)) is not None]
         return known if known and len(known) == len(self.training_data) else None
 

@@ -30,7 +30,7 @@ _CLIPPED = 0.005
 _RANGE = 1 / 4
 # Minimum fraction of the quantized range that a layer's median channel must use.
 _CHANNEL_RANGE = 1 / 32
-# Layers whose weights have a lower SQNR, in dB, are reported.
+# Layers whose weights have a lower SQNR (in dB) are reported.
 _WEIGHT_DB = 30.0
 
 
