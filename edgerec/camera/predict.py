@@ -1,4 +1,4 @@
-"""Classify image files the same way as camera frames."""
+"""Classify image files in the same way as camera frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Result types for the checks of ``edgerec doctor``."""
+"""Result types of the checks performed by ``edgerec doctor``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no check found a problem."""
+        """True if no check found a problem."""
         return not self.of(CheckState.PROBLEM)
 
     def of(self, state: CheckState) -> list[CheckResult]:

@@ -85,7 +85,7 @@ def try_delegate(library: str, options: Mapping[str, str] | None = None, model: 
 
 
 def probe(code: str, *arguments: str, content: bytes = b"") -> str:
-    """Run Python code that may crash or hang in a child process.
+    """Run Python code in a child process, because it may crash or hang.
 
     Args:
         code: Python code that prints ``loaded`` if it succeeds. If it fails for a known reason, it prints the reason

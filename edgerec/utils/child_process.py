@@ -144,7 +144,7 @@ def limit_resources(memory_bytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    with contextlib.suppress(OSError):  # if memory runs out, the kernel should kill this process first
+    with contextlib.suppress(OSError):  # tell the kernel to kill this process first if memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_FILE_BYTES}
     with contextlib.suppress(OSError, ValueError):

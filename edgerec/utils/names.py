@@ -1,4 +1,4 @@
-"""Convert labels to valid names of files and folders.
+"""Convert labels to valid file and folder names.
 
 A library such as pathvalidate is not sufficient, because it removes invalid characters, so that different labels may
 get the same name.

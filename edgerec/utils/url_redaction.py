@@ -52,7 +52,7 @@ class Url:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port of the only server to which the URL's credentials may be sent."""
+        """Scheme, host and port of the server. The URL's credentials must not be sent to any other server."""
         return self.scheme, self.host, self.port
 
     @property

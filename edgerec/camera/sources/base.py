@@ -9,7 +9,7 @@ from typing import Protocol
 from edgerec.contract.preprocess import Image
 from edgerec.errors import ConfigError
 
-# Frame rate assumed for files that do not specify one.
+# Frame rate to assume for files that do not specify one.
 NOMINAL_FPS = 25.0
 
 

@@ -31,7 +31,7 @@ def mapped_operators(graph: Graph, refused: Collection[int]) -> set[int]:
     remaining, done = [operator.index for operator in graph.operators], set[int]()
     while remaining:
         first = next((index for index in remaining if dependencies[index] <= done), None)
-        if first is None:  # only a damaged file has a cycle
+        if first is None:  # a cycle occurs only in damaged files
             return set()
         is_refused = first in refused
         subset = _next_subset(remaining, dependencies, done, refused, is_refused)
