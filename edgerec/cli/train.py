@@ -155,7 +155,7 @@ def train(
                 param_hint="--epochs",
             )
         source: DataSource | None = None
-        if continues and (data is None or Run.at(out).begun):
+        if continues and (data is None or more_epochs or Run.at(out).begun):
             recipe, source = Recipe(), data  # fit uses the run's own recipe
         else:
             recipe = compose_recipe(subject, options, assignments)

@@ -88,7 +88,9 @@ def fit(
     """
     run = Run.at(out)
     with run.locked():
-        if resume and data is not None:
+        if data is not None:
+            if not resume:
+                raise RecipeError("the argument data requires resume=True: set data.source in the recipe instead")
             _record_location(run, data, listener)
         if more_epochs:
             if not resume or more_epochs < 0:

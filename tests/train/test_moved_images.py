@@ -120,6 +120,10 @@ def test_resume_refuses_other_images(interrupted, interrupted_copy, here):
         error = one_line(here("train", "--resume", "--data", other, "--out", run.path))
         assert f"was started with other images than those in {other}" in error
     assert (interrupted_copy.path / "recipe.toml").read_bytes() == before
+    error = one_line(here("train", "--resume", "--epochs", "+1", "--data", other, "--out", folder / "no run"))
+    assert "because it is not a run" in error
+    with pytest.raises(RecipeError, match="requires resume=True"):
+        fit(recipe, folder / "no run", data=str(other))
     with pytest.raises(RecipeError, match="was started with other images"):
         was_begun(recipe.override({"data.source": str(other)}), interrupted_copy.path)
 
