@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image
-from edgerec.data.augmentation.pipeline import augmenter, mixer
+from edgerec.data.augmentation.batch_augmenter import augmenter, mixer
 from edgerec.data.dataset import Dataset, load
 from edgerec.data.dataset_plots import ImageRow, image_table
 from edgerec.data.tfrecord_reader import SPLITS

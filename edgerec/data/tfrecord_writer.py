@@ -185,7 +185,7 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
     write_file(plan, text)
 
 
-class _ShardRecord(TypedDict):
+class _FinishedShard(TypedDict):
     size_bytes: int
     sha256: str
     skipped: list[str]
@@ -267,7 +267,7 @@ def _finish(
     for name, positions in plan:
         with _damage_explained(writer.folder):
             about = read_json(writer.folder / f"{name}.json")
-            check_type(about, _ShardRecord)
+            check_type(about, _FinishedShard)
             count = len(positions) - len(about["skipped"])
             indices.append(parse_npy((writer.folder / f"{name}.npy").read_bytes(), ENTRY, count))
             digests = (writer.folder / f"{name}.{CONTENTS}").read_bytes()

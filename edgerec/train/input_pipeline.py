@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgerec.contract.tensors import Normalize
 from edgerec.data import Dataset
-from edgerec.data.augmentation.pipeline import augmenter, mixer
+from edgerec.data.augmentation.batch_augmenter import augmenter, mixer
 from edgerec.data.split import Indices
 from edgerec.data.tfrecord_reader import Packed
 from edgerec.models import reconstructs

@@ -49,7 +49,7 @@ def blobs(count=24, side=20, channels=3):
 
 def augmented(tf, pixels, number=1, **keys):
     """Augment a batch with only the given augmentations enabled."""
-    from edgerec.data.augmentation.pipeline import augmenter
+    from edgerec.data.augmentation.batch_augmenter import augmenter
 
     augment = augmenter(replace(NOT_AUGMENTED, **keys))
     # The input pipeline also gives the augmenter a batch with a static shape.
@@ -68,7 +68,7 @@ def test_default_and_disabled_augmentations():
 
 def test_augmentation_of_a_seed_is_the_same_in_every_version(tf):
     """The expected means of an image corner were computed by the first version of edgerec."""
-    from edgerec.data.augmentation.pipeline import augmenter
+    from edgerec.data.augmentation.batch_augmenter import augmenter
 
     rng = np.random.default_rng(0)
     for channels, means in ((1, [135.4, 148.549, 153.161]), (3, [116.933, 138.142, 159.404])):
@@ -169,7 +169,7 @@ def test_randaugment_operations_accept_batches_of_zero_and_one(tf):
 
 @pytest.mark.parametrize("keys", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
 def test_soft_labels_match_the_mixed_pixels(tf, keys):
-    from edgerec.data.augmentation.pipeline import augmenter, mixer
+    from edgerec.data.augmentation.batch_augmenter import augmenter, mixer
 
     section = replace(NOT_AUGMENTED, **keys)
     assert augmenter(section) is None

@@ -361,7 +361,7 @@ def test_input_size_below_the_minimum_is_refused():
 def test_augmentation_is_seeded_and_within_its_limits():
     import tensorflow as tf
 
-    from edgerec.data.augmentation.pipeline import augmenter
+    from edgerec.data.augmentation.batch_augmenter import augmenter
     from edgerec.recipe import AugmentSection
 
     off = {"shift": 0.0, "rotate_deg": 0.0, "zoom": 0.0, "brightness": 0.0, "contrast": 0.0}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgerec import Recipe, fit
-from edgerec.data.augmentation.pipeline import augmenter
+from edgerec.data.augmentation.batch_augmenter import augmenter
 from edgerec.recipe import NOT_AUGMENTED
 
 
