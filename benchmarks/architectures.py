@@ -251,8 +251,8 @@ trained. [Results](../results.md) has trained models.
 | column | meaning |
 |---|---|
 | method | `qat`: quantization-aware training; `pqat`: 50 % pruning, then QAT; `ptq`: post-training quantization |
-| changes | replaced layers, and in parentheses the largest difference between the outputs before and after |
-| operators | number of operators in the file; "9 of 6 kinds" means 9 operators of 6 different types |
+| changes | replaced layers (largest change of the outputs), or the reason why edgerec rejects the model |
+| operators | number of operators in the file; "9 of 6 types" means 9 operators of 6 different types |
 | float tensors | number of tensors that are not integers; 0 means full int8 |
 | int8 − Keras | largest difference between scores of the int8 file and the Keras model; one step is 1/256 = 0.004 |
 | pixels ± 1 | largest change of the Keras model's scores if each pixel changes by at most 1 |
@@ -283,17 +283,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         changes = _counted(row["changes"]) + f" ({row['difference']:.0e})" if row.get("changes") else "none"
         if "error" in row:
-            cells = [f"refused: {row['error']}", *[""] * 6]
+            cells = [f"rejected: {row['error']}", *[""] * 6]
         else:
             operators = row["operators"]
             cells = [
                 changes,
-                f"{sum(operators.values())} of {len(operators)} kinds",
+                f"{sum(operators.values())} of {len(operators)} types",
                 str(row["float_tensors"]),
                 f"{row['int8_difference']:.3f}",
                 f"{row['stirred_difference']:.3f}",
                 f"{row['sparsity']:.0%}",
-                f"refuses {_counted(row['refused'])}" if row["refused"] else "all mapped",
+                f"unsupported: {_counted(row['refused'])}" if row["refused"] else "all mapped",
             ]
         lines.append("| " + " | ".join([row["architecture"], row["method"], *cells]) + " |")
     return "\n".join(lines) + "\n"

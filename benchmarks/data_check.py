@@ -4,8 +4,8 @@
 
 A fraction of the labels of MNIST, CIFAR-10 and the sign digits is replaced by random other labels. Precision is the
 fraction of the reported labels that were replaced. Recall is the fraction of the replaced labels that are reported. The
-first reports are the ones that a user checks first. Reports on the original data count as false alarms, although some
-of these labels are really wrong. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
+first reports are the ones that a user checks first. Reports on the original data count as false positives, although
+some of these labels are really wrong. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
 """
 
 from __future__ import annotations

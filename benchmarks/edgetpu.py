@@ -72,7 +72,7 @@ def show_pairs(folders: list[Path]) -> None:
             print(f"    {line}")
     fixed = [pair for pair in found if not pair.open_batch]
     right = sum(pair.operators - len(pair.wrong) for pair in fixed)
-    print(f"\n{len(found)} pairs, {len(found) - len(fixed)} of them with a dynamic batch size, which edgerec refuses")
+    print(f"\n{len(found)} pairs, {len(found) - len(fixed)} of them with a dynamic batch size, which edgerec rejects")
     total = sum(pair.operators for pair in fixed)
     print(
         f"The predictions are correct for {sum(not pair.wrong for pair in fixed)} of the other {len(fixed)} pairs, and "

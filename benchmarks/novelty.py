@@ -36,8 +36,9 @@ AUTOENCODER: dict[str, Any] = {
 }
 PLAIN = {f"augment.{key}": value for key, value in vars(NOT_AUGMENTED).items()}
 COLUMNS = (
-    *("known images", "unknown images", "autoencoder: AUROC", "autoencoder: detected", "autoencoder: false alarms"),
-    *("score: AUROC", "score: detected", "score: false alarms", "both: detected"),
+    *("known images", "unknown images"),
+    *("autoencoder: AUROC", "autoencoder: detection rate", "autoencoder: false-positive rate"),
+    *("score: AUROC", "score: detection rate", "score: false-positive rate", "both: detection rate"),
 )
 HEADER = """# Unknown images
 
@@ -53,9 +54,10 @@ The table compares three ways to detect unknown images:
   is the usual baseline.
 - **both**: at least one of these two methods detects the image.
 
-*Detected* is the fraction of the unknown images that get the label `unknown`. *False alarms* is the fraction of the
-known images that get this label. *AUROC* (area under the ROC curve) is the probability that the method ranks a random
-unknown image as more unusual than a random known image: 0.5 is as good as guessing, and 1 is perfect.
+*Detection rate* is the fraction of the unknown images that get the label `unknown` (true-positive rate).
+*False-positive rate* is the fraction of the known images that get this label. *AUROC* (area under the ROC curve) is the
+probability that the method ranks a random unknown image as more unusual than a random known image: 0.5 is as good as
+guessing, and 1 is perfect.
 
 """
 FOOTER = """
