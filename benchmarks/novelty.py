@@ -44,8 +44,8 @@ HEADER = """# Unknown images
 
 `python benchmarks/novelty.py --write docs/results/unknown-images.md` measures how many unknown images a bundle detects.
 The bundle contains a classifier (`simple_cnn`, trained for 4 epochs) and an autoencoder (trained for 8 epochs without
-augmentation). Both were trained on 10,000 images of MNIST and quantized with `ptq`. The bundle classifies 2,000 unknown
-images, and 2,000 test images of the digits that it was trained on (known images).
+augmentation). Both were trained on 10,000 images of MNIST and quantized with `ptq`. The bundle then classifies 2,000
+*known images* (test images of the digits in the training set) and 2,000 *unknown images* (anything else).
 
 The table compares three ways to detect unknown images:
 
@@ -66,9 +66,9 @@ FOOTER = """
 - **New classes of the same kind**, such as other digits, are rarely detected. An autoencoder that reconstructs 0 to 4
   can also reconstruct 7. For such images, the scores are more useful. [Detect unknown
   images](../how-to/unknown-images.md) therefore recommends both methods.
-- **Augmentation** makes the autoencoder less sensitive, because it learns to reconstruct more images. When it was
-  trained with the default augmentation and a learning rate of 0.003, it detected 83 % of the CIFAR-10 images, and 1 %
-  of the digits that were not in the training data.
+- **Augmentation** makes the autoencoder less sensitive, because it learns to reconstruct more images. An autoencoder
+  that was trained with the default augmentation and a learning rate of 0.003 detected only 83 % of the CIFAR-10 images,
+  and 1 % of the digits that were not in the training set.
 """
 
 
