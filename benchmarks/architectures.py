@@ -245,8 +245,8 @@ docs/results/architectures.md` does the following for each architecture:
 2. Replace layers that cannot be quantized, and convert the model to full int8.
 3. Run the int8 file in LiteRT, and check whether the Edge TPU supports it.
 
-The table shows whether the conversion works. It does not show how accurate the models are, because they are hardly
-trained. [Results](../results.md) has trained models.
+The table shows whether the conversion works. It does not show how accurate the models are, because they were trained
+for only two steps. For the accuracy of trained models, see [Results](../results.md).
 
 | column | meaning |
 |---|---|
