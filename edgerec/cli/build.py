@@ -36,6 +36,7 @@ def build(
     epochs: int | None = typer.Option(
         None,
         metavar="N",
+        min=1,
         help="Number of training epochs. [default: 15 to 60, depending on the number of images]",
     ),
     method: str | None = typer.Option(

@@ -26,7 +26,7 @@ def distill(
         None, metavar="FACTOR", help="The student's width multiplier. [default: the first teacher's]"
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs. [default: the same as for the first teacher]"
+        None, metavar="N", min=1, help="Number of training epochs. [default: the same as for the first teacher]"
     ),
     weight: float | None = typer.Option(
         None,

@@ -43,7 +43,7 @@ def tune(
         help="Maximum time, such as 90m, 8h or 2d, after which the running trial is discarded. [default: no limit]",
     ),
     epochs: int | None = typer.Option(
-        None, metavar="N", help="Number of training epochs per trial. [default: the recipe's number of epochs]"
+        None, metavar="N", min=1, help="Number of training epochs per trial. [default: the recipe's number of epochs]"
     ),
     resume: bool = typer.Option(False, "--resume", help="Resume the study in --out."),
     json: bool = JsonOption,

@@ -78,3 +78,11 @@ def test_arch_that_names_a_file_without_a_function_says_how_to_name_one(tmp_path
     (tmp_path / "empty.py").write_text("")
     message = error_of("train", "--data", "digits", "--arch", f"{tmp_path}/empty.py:build", "--out", tmp_path / "out")
     assert "defines no function" in message
+
+
+@pytest.mark.parametrize("command", ["train", "build", "tune", "distill"])
+def test_zero_epochs_are_refused(command, tmp_path):
+    done = CliRunner().invoke(app, [command, "digits", "--out", str(tmp_path / "run"), "--epochs", "0"])
+    assert done.exit_code == 2
+    assert "--epochs" in done.stderr
+    assert not (tmp_path / "run").exists()
