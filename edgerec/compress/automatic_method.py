@@ -13,11 +13,11 @@ from edgerec.errors import GateError, ModelError, OutputExistsError
 
 log = logging.getLogger(__name__)
 
-# Methods that "auto" tries, in this order.
-# Prefer PTQ, because QAT requires training. Float16 is the last resort, because it is not int8.
+# Compression methods that the method "auto" tries, in this order.
+# Prefer PTQ, because QAT requires training, and try float16 last, because it is not int8.
 AUTO_METHODS = ("ptq", "qat", "float16")
-# Try QAT if PTQ loses more validation accuracy than this fraction of ``max_drop``.
-# With this safety margin, most PTQ variants also stay within ``max_drop`` on the test images.
+# Fraction of ``max_drop`` that PTQ may lose on the validation images before QAT is tried.
+# Trying QAT early is a safety margin, so that most PTQ variants also stay within ``max_drop`` on the test images.
 WORTH_QAT = 0.5
 
 

@@ -48,7 +48,7 @@ class Candidate:
 
     @property
     def val_drop_points(self) -> float:
-        """Loss of top-1 validation accuracy relative to the float Keras model, in percentage points."""
+        """Drop in top-1 validation accuracy relative to the float Keras model, in percentage points."""
         return (self.context.val_top1 - self.val_top1) * 100
 
     def save(self, overwrite: bool) -> QuantizeReport:

@@ -20,9 +20,9 @@ from edgerec.utils.optional import require
 
 Channels = npt.NDArray[np.int64]
 
-# One string per weight, in the order of ``layer.get_weights()``, with one letter per axis.
-# "i" denotes input channels, "o" output channels, and "e" input channels times the depth multiplier.
-# Other letters, such as "h" and "w", denote axes that are not channels.
+# Axes of each layer type's weights: one string per weight, as in ``layer.get_weights()``, with one letter per axis.
+# The axis letters are "i" (input channels), "o" (output channels) and "e" (input channels × depth multiplier).
+# All other axis letters, such as "h" and "w", denote axes that are not channels.
 CREATING = {
     "Conv2D": ("hwio", "o"),
     "Conv2DTranspose": ("hwoi", "o"),

@@ -16,12 +16,12 @@ from edgerec.utils.optional import require
 
 Numbers = npt.NDArray[np.float64]
 
-# Number of images used to measure importance, and the batch size for each gradient computation.
+# Number of images used to measure channel importance, and the batch size for computing gradients.
 IMAGES, BATCH_SIZE = 1024, 16
 
 
 def weight_importance(graph: ChannelGraph) -> Numbers:
-    """Return each channel's importance, computed from the weights alone, float64 ``(channels,)``.
+    """Return each channel's importance, computed from the weights alone, as a float64 array.
 
     The importance is the sum of the squared weights that create or use the channel, divided by the mean over the
     layer's channels (arXiv:1608.08710, arXiv:2301.12900).
@@ -38,7 +38,7 @@ def weight_importance(graph: ChannelGraph) -> Numbers:
 
 
 def taylor_importance(model: Any, graph: ChannelGraph, tune: FineTune) -> Numbers:
-    """Return each channel's importance, measured by its effect on the loss, float64 ``(channels,)``.
+    """Return each channel's importance, measured by its effect on the loss, as a float64 array.
 
     The importance is the root mean square of the first-order change of the loss if the channel is removed: the sum of
     gradient times weight over the kernels that use the channel (arXiv:1906.10771, up to a constant factor).

@@ -19,13 +19,13 @@ Mask = npt.NDArray[np.bool_]
 
 # Minimum fraction of each layer's channels to keep.
 MIN_FRACTION = 0.125
-# Costs relative to one multiply-accumulate (MAC) of a standard convolution.
-# The costs were measured with int8 models on x86-64, using XNNPACK with one thread.
-# Estimates are optimistic, because they ignore per-layer overhead and kernels that always compute 16 channels.
-DEPTHWISE_COST = 4.0  # cost of one depthwise convolution MAC
-WRITE_COST = 20.0  # cost of writing one output value
+# Operator costs are relative to one multiply-accumulate (MAC) of a standard convolution.
+# Operator costs were measured with int8 models on x86-64, using XNNPACK with one thread.
+# Cost estimates are optimistic, because they ignore per-layer overhead and kernels that always compute 16 channels.
+DEPTHWISE_COST = 4.0  # relative cost of one depthwise convolution MAC
+WRITE_COST = 20.0  # relative cost of writing one output value
 # Int8 kernels process blocks of 8 or 16 channels, so 12 channels take as long as 16.
-# In layers with fewer than ``SMALL`` channels, blocks of 16 would be too large a fraction, so use blocks of 8.
+# Layers with fewer than ``SMALL`` channels use blocks of 8, because 16 channels would be too large a fraction.
 SMALL, MULTIPLES = 32, (8, 16)
 
 
@@ -89,7 +89,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
             break
         chosen = min(smaller, key=lambda i: loss(i, removed[i], costs.total - smaller[i].total))
         removed[chosen], costs = removed[chosen] + 1, smaller[chosen]
-    while True:  # restore blocks that no longer need to be removed, because a larger block was removed later
+    while True:  # restore blocks that need not be removed after all, because a larger block was removed later
         larger = {i: costs.without(*-block_counts[i][n - 1]) for i, n in enumerate(removed) if n}
         larger = {i: restored for i, restored in larger.items() if restored.total <= target}
         if not larger:

@@ -20,7 +20,7 @@ def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sp
         preserve_sparsity: keep zero weights at zero, which takes up one cluster.
     """
     clustering = require("tensorflow_model_optimization").clustering.keras
-    # Use the experimental module, because the public function has no argument ``preserve_sparsity``.
+    # Import the experimental clustering module, because the public function lacks the argument ``preserve_sparsity``.
     from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as experimental
 
     options = {

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgerec.utils.figures import BLUE, DARK, GRAY, ORANGE, new_figure, plain, save_figure
 
 PALE = "#d5dbe1"
-# Latency bars longer than this multiple of the variants' median are truncated.
+# Maximum length of a latency bar, as a multiple of the median of all bars.
 OUTLIER = 4.0
 
 
@@ -135,7 +135,7 @@ def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
 
 
 def _number(axes: Any, x: float, y: float, text: str) -> None:
-    # Use an offset instead of leading spaces, because SVG ignores spaces.
+    # Indent the text with an offset, because SVG ignores leading spaces.
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
@@ -214,7 +214,7 @@ def contact_sheet(
     some = [by_title[i] for i in np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)]
     columns = int(np.clip(len(some), 5, 10))
     rows = -(-len(some) // columns)
-    # Images are shown with at most 128×128 pixels.
+    # Reduce the displayed images to at most 128×128 pixels.
     small = images[some, :: -(-images.shape[1] // 128), :: -(-images.shape[2] // 128)]
     height, width = small.shape[1:3]
     tall = 11 / columns * height / width * 1.25 * rows

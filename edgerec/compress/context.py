@@ -41,11 +41,10 @@ from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
 
-# The rates below are fractions of the training's learning rate.
-# The rates were chosen by validation accuracy; see docs/results.md.
+# Fine-tuning learning rates are fractions of the original training's learning rate; see docs/results.md.
 QAT_WITH_TEACHER_RATE = 0.01  # learning rate for QAT with knowledge distillation
-FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}  # learning rates for all other fine-tuning
-RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}  # learning rates for retraining after removing weights or channels
+FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}  # learning rates for fine-tuning, except for QAT with distillation
+RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}  # learning rates for retraining after weights or channels were removed
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ class CompressionContext:
         )
 
         def feed(epoch: int, replicas: Replicas) -> Any:
-            # Continue the training's epoch numbers, so that image order and augmentation are not repeated.
+            # Continue the original training's epoch numbers, so that image order and augmentation are not repeated.
             return training_batches(dataset, split.train, recipe, replicas, first_epoch=train.epochs + epoch)
 
         return FineTune(

@@ -27,7 +27,7 @@ _FAKE_QUANTIZED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
 
 
 def to_float32(model: Any) -> bytes:
-    """Convert to float32 TFLite, with the input float32 ``(1, H, W, C)`` and the output float32 ``(1, classes)``."""
+    """Convert to float32 TFLite, with an input of shape ``(1, H, W, C)`` and an output of shape ``(1, classes)``."""
     return _convert(_converter(model))
 
 
@@ -166,9 +166,7 @@ def check_int8(content: bytes, normalize: Normalize) -> None:
 def _converter(model: Any) -> Any:
     tf = require("tensorflow")
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
-    # The converter first saves its argument as a SavedModel.
-    # Saving a Keras model would trace every layer again, which takes half a minute for MobileNetV2.
-    # This is avoided by passing a module that contains only this function and its variables.
+    # Wrap the model in a tf.Module, because the converter would slowly trace every layer of a Keras model again.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)

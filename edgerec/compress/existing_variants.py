@@ -54,12 +54,12 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
     settings = f" with {difference}" if difference else ""
     checkpoints = f"{folder} contains checkpoints from an interrupted {method}{settings}"
     if resume and difference:
-        # Commands without --resume, such as build, get here as well, so the message names no options.
+        # Name no options in the message, because commands without --resume, such as build, raise this error, too.
         raise OutputExistsError(
             f"{checkpoints}: use the same settings to resume it, or delete this folder to start again"
         )
     if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
-        return  # "auto" finished fine-tuning, but chose another method
+        return  # the method "auto" completed this fine-tuning, but chose another method's variant
     if not resume and not overwrite:
         same = "use the same settings and " if difference else ""
         raise OutputExistsError(f"{checkpoints}: {same}add --resume to resume it, or --overwrite to start again")

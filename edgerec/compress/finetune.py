@@ -120,7 +120,7 @@ def fine_tune(
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
-    # With several devices, train a mirrored copy. Mirrored models cannot be saved or converted.
+    # With several devices, train a mirrored copy of the model, because mirrored models cannot be saved or converted.
     trained = model
     if tune.workers.strategy is not None:
         with tune.workers.scope():
@@ -154,7 +154,7 @@ def fine_tune(
                 _copy(model, trained)
             freeze(trained)
             with tune.workers.scope():
-                # Compile again, because the previously traced training step would still update the ranges.
+                # Compile the model again, because its traced training step would still update the activation ranges.
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
@@ -277,7 +277,7 @@ class _StageState:
         except UNREADABLE_STATE as error:
             log.warning("%s cannot be used (%s): starting %s again", self.path, cause(error), self.stage)
             return 0
-        # Everything has been validated, so that no assignment can fail and leave the model partly restored.
+        # Restore the state only after validating all of it, so that no error can leave the model partly restored.
         model.set_weights(weights)
         for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
             variable.assign(value)

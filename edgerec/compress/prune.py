@@ -29,8 +29,8 @@ def prune(model: Any, section: CompressSection, tune: FineTune) -> Any:
     def wrapped() -> Any:
         return wrap(model, lambda layer: pruning.prune_low_magnitude(layer, schedule), section.skip)
 
-    # Choose the best epoch from the second half, because earlier epochs do not have the final sparsity.
-    # The learning rate is close to the original training's, as recommended in arXiv:2003.02389.
+    # Choose the best epoch from the second half, because the model reaches its final sparsity only then.
+    # Use a learning rate close to the original training's, as recommended in arXiv:2003.02389.
     pruned = fine_tune(
         wrapped,
         tune,

@@ -86,7 +86,7 @@ def with_fake_quantization(
     for wrapper in aware.layers:
         layer = getattr(wrapper, "layer", wrapper)
         if isinstance(layer, keras().layers.BatchNormalization):
-            # Freeze the statistics. The scale and offset are still trained, because they belong to the wrapper.
+            # Freeze only the batch normalization statistics. The scale and offset remain trainable in the wrapper.
             layer.trainable = False
     return aware
 
@@ -187,7 +187,7 @@ def _call_in_inference(call: Callable[..., Any], inputs: Any) -> Any:
 
 
 def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
-    """Return each range's minimum and maximum, float64 ``(ranges, 2)``."""
+    """Return each range's minimum and maximum, as a float64 array of shape ``(ranges, 2)``."""
     return np.array([[float(end.numpy()) for end in pair] for pair in ranges])
 
 

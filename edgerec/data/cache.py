@@ -78,7 +78,7 @@ def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> 
 
 
 def content_digests(images: npt.NDArray[np.uint8]) -> Digests:
-    """Return the content digest of each image in an array, ``(N,)``."""
+    """Return the content digest of each image in an array."""
     digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:DIGEST_CHARS] for image in images]
     return np.array(digests, f"S{DIGEST_CHARS}")
 
@@ -119,7 +119,7 @@ def _arrays_digest(source: Arrays) -> str:
 def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
     key = hashlib.sha256(f"{FORMAT} {spec} {digest}".encode())
     if isinstance(source, Files):
-        # Compare sizes and modification times, because hashing the files would take as long as reading them again.
+        # Compare file sizes and modification times, because hashing the files would take as long as reading them again.
         for path in source.paths:
             status = path.stat()
             key.update(os.fsencode(real_path(path)) + b"\0" + os.fsencode(path.relative_to(source.root)))

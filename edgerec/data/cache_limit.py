@@ -146,7 +146,7 @@ def lock_shared(store: Path) -> int | None:
             return None
         locked = lock_descriptor(descriptor, shared=True)
         try:
-            # The file may have been deleted or replaced before the lock was granted.
+            # Check that the file was not deleted or replaced before the lock was granted.
             if locked and os.path.samestat(os.fstat(descriptor), store.stat()):
                 return descriptor
         except OSError:
@@ -221,7 +221,7 @@ def _delete(store: Path) -> bool:
     with _exclusive_lock(store) as locked:
         if locked:
             try:
-                # Delete the pixel file last, because the lock is held on this file.
+                # Delete the pixel file last, because it carries the entry's lock.
                 store.with_suffix(".json").unlink(missing_ok=True)
                 store.unlink(missing_ok=True)
             except OSError:

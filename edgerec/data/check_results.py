@@ -117,7 +117,7 @@ class CheckedImages:
 
     @property
     def thumbnails(self) -> npt.NDArray[np.uint8]:
-        """Thumbnails of the readable images, uint8 ``(N, 32, 32, C)``."""
+        """Thumbnails of the readable images, as a uint8 array of shape ``(N, 32, 32, C)``."""
         return np.asarray(self.dataset.images)
 
     def index(self, position: int) -> int:

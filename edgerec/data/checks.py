@@ -28,13 +28,13 @@ from edgerec.utils.atomic import checked_output
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
-# Report classes with fewer than FEW images, or with less than 1/UNBALANCED of the largest class's images.
+# Classes are reported if they have fewer than FEW images, or fewer than 1/UNBALANCED of the largest class's images.
 FEW, UNBALANCED = 20, 5
-# Images whose pixel values have a standard deviation below this count as blank (in gray levels).
+# Minimum standard deviation of a non-blank image's pixel values, in gray levels.
 BLANK_LEVELS = 2.0
 # Report images as small if preprocessing enlarges them by more than this factor.
 ENLARGED = 2.0
-# Report images whose aspect ratio exceeds ELONGATED times the median aspect ratio.
+# Images are reported as elongated if their aspect ratio exceeds the data set's median by more than this factor.
 ELONGATED = 2.0
 # Minimum number of images for the label check. A classifier trained on fewer images is unreliable.
 MIN_IMAGES_FOR_LABELS = 100
@@ -157,7 +157,7 @@ def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
-    """Return a copy of image ``i``, preferably one in another split, then one with another class."""
+    """Return a copy of image ``i``, preferably one in another split, otherwise one with another class."""
     classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])

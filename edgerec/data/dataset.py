@@ -23,7 +23,7 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Range of input sizes that are chosen automatically, in pixels.
+# Minimum and maximum of automatically chosen input sizes, in pixels.
 AUTO_SIZE_PX = (28, 96)
 # Number of images that SelectedImages reads at once during iteration.
 _READ_BATCH = 256
@@ -42,7 +42,7 @@ class SelectedImages:
         return len(self._positions)
 
     def __getitem__(self, selection: slice) -> npt.NDArray[np.uint8]:
-        """Return the images of a slice, uint8 ``(n, height, width, channels)``."""
+        """Return the images of a slice, as a uint8 array of shape ``(n, height, width, channels)``."""
         return self._images[self._positions[selection]]
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
@@ -250,7 +250,7 @@ def read_original(source: RawDataset, position: int, levels: Levels | None) -> I
 
 
 def read_fitted(source: RawDataset, position: int, spec: PreprocessSpec) -> Image | None:
-    """Return a preprocessed image, uint8 of shape ``spec.shape``, or None if the file is not a readable image."""
+    """Return a preprocessed image as a uint8 array of shape ``spec.shape``, or None if the file cannot be read."""
     part, index = source.locate(position)
     if isinstance(part, Arrays):
         return apply(part.images[index], spec)

@@ -57,7 +57,7 @@ def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, c
     above, below = 0.66 if titles else 0.5, 0.25 + 0.17 * len(lines)
     height = above + len(rows) * row_inches + below
     figure = new_figure(width, height)
-    figure.set_layout_engine("none")  # the positions of all elements are computed below
+    figure.set_layout_engine("none")  # place all elements at explicit positions instead
     figure.text(0.15 / width, 1 - 0.12 / height, plain(heading, int(width * 9)), va="top", fontsize=11, weight="bold")
     figure.text(0.15 / width, 0.1 / height, plain("\n".join(lines)), va="bottom", fontsize=8, color=DARK)
     for number, title in enumerate(titles):

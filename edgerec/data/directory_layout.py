@@ -30,7 +30,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
-# Maximum depth of the search for class folders that are nested in single subfolders.
+# Maximum search depth for class folders nested inside single subfolders.
 DEEPEST = 4
 
 
@@ -149,10 +149,10 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> FolderLayout
     unrecognized = [child for child in children if child not in named and _has_images_below(child)]
     with_classes = [child for child in labeled if visible_folders(child)]
     if unrecognized and ("train" not in labeled.values() or not with_classes):
-        return None  # class names that look like splits, e.g. train (the vehicle), bus and car
+        return None  # class names can look like splits, e.g. train (the vehicle) besides bus and car
     _refuse_unclear(root, labeled, unrecognized)
     if not with_classes and len(labeled) == 1 and usual[0][0]:
-        return None  # a class whose name contains the name of a split, such as "train_station"
+        return None  # a class name can contain the name of a split, as in "train_station"
     if not with_classes:
         return _unlabeled_splits(root, labeled, flat=flat)
     folders, warnings = [], []

@@ -29,10 +29,10 @@ SET_NAMES = ("test", "validation", "training")
 TOLERANCE = 0.05
 # For small data sets, the accepted difference is at least this many binomial standard deviations.
 DEVIATIONS = 4.0
-# Number of other seeds to try, so that an error message can recommend a seed.
+# Number of other seeds to try before raising an error, so that the error message can recommend a seed.
 OTHER_SEEDS = 200
-# Maximum number of passes over the classes to put every class into every set.
-# Moving a group can remove another class's last image from a set, so one pass may not be enough.
+# Maximum number of passes over the classes for moving image groups until every set contains every class.
+# Several passes can be necessary, because moving an image group can remove another class's last image from a set.
 MAX_PASSES = 10
 
 
@@ -78,7 +78,7 @@ class HashKeys:
 
     @classmethod
     def of(cls, dataset: Dataset, group_by: str) -> HashKeys:
-        """Return the hash keys of a data set's images; ``group_by`` is the regular expression for group names."""
+        """Return the hash keys of a data set's images. The regular expression ``group_by`` extracts group names."""
         contents = None if dataset.contents is None else np.unique(dataset.contents, return_inverse=True)
         if group_by:
             names, of_image = np.unique(group_names(dataset, group_by), return_inverse=True)
@@ -94,7 +94,7 @@ class HashKeys:
         return HashKeys(tuple(self.keys[i] for i in used), of_image, copies)
 
     def hashes(self, seed: int) -> Hashes:
-        """Hash each image's key to a uniformly distributed number in [0, 1), ``(N,)``.
+        """Hash each image's key to a uniformly distributed number in [0, 1), and return the numbers as an array.
 
         Groups that contain copies of the same image all get the hash of the group whose name is first in alphabetical
         order.
@@ -103,12 +103,12 @@ class HashKeys:
         return hashes[self.of_image if self.copies is None else self._first_linked_keys(self.copies)[self.of_image]]
 
     def _first_linked_keys(self, copies: Indices) -> Indices:
-        """Return each key's connected component, identified by the index of its first key, ``(keys,)``.
+        """Return each key's connected component, as an array of shape ``(keys,)``.
 
-        Two keys are connected if an image with one key is an exact copy of an image with the other key.
+        A component is identified by the index of its first key. Two keys are connected if an image with one key is an exact copy of an image with the other key.
         """
         count = len(self.keys)
-        # A bipartite graph: the keys are the first nodes, followed by the distinct images.
+        # Build a bipartite graph whose nodes are the keys, followed by the distinct images.
         nodes = count + int(copies.max()) + 1
         edges = (np.ones(len(self.of_image), bool), (self.of_image, count + copies))
         graph = require("scipy.sparse").coo_array(edges, shape=(nodes, nodes))
@@ -123,7 +123,7 @@ def _uniform(seed: int, key: bytes) -> float:
 
 
 def group_names(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
-    """Return each image's group name, ``(N,)``.
+    """Return the images' group names, as an array of shape ``(N,)``.
 
     The name is the part of the image's path inside its class folder that matches the regular expression
     ``expression``. If the expression contains a group, the name is the match of the first group.
@@ -254,7 +254,7 @@ class _ImageGroups:
         return float(counts[TEST]), float(counts[VAL])
 
     def count(self, sets: Indices) -> Indices:
-        """Count the groups that contain each class in each set, ``(classes, 3)``."""
+        """Return the number of groups per class and set, as an array of shape ``(classes, 3)``."""
         classes, of_pair = self.pairs
         counts = np.zeros((classes.max() + 1, 3), np.int64)
         np.add.at(counts, (classes, sets[of_pair]), 1)
@@ -289,7 +289,7 @@ def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, r
 def _with_every_class(
     groups: _ImageGroups, by_hash: Indices, request: SplitRequest, labels: tuple[str, ...]
 ) -> Indices:
-    """Move image groups until every class is in every required set, and return each group's set, ``(groups,)``."""
+    """Move image groups until every class is in every required set, and return an array with each group's set."""
     classes, of_pair = groups.pairs
     counts = np.bincount(classes)
     for few in np.flatnonzero((counts > 0) & (counts < len(request.required_sets))):
@@ -307,7 +307,7 @@ def _with_every_class(
             distance = np.maximum(limits[number] - hashes, hashes - limits[number + 1])
             movable = [group for group in of_class[np.argsort(distance, kind="stable")] if not was_moved[group]]
             # Prefer groups that can be moved without removing the last example of any class from their set.
-            # If there are none, only require that the set keeps another example of this class.
+            # If there are no such groups, accept any group whose set keeps another example of the class.
             spare = [group for group in movable if groups.is_spare(group, sets)]
             spare = spare or [group for group in movable if np.count_nonzero(sets[of_class] == sets[group]) > 1]
             if not spare:

@@ -26,13 +26,13 @@ Indices = npt.NDArray[np.int64]
 PATCH_PX, STRIDE_PX, FILTERS = 6, 2, 128
 # Maximum number of images per cross-validation. The limit bounds memory and keeps the run time linear in the data size.
 BLOCK = 20000
-# Batch size of the feature extraction.
+# Batch size for feature extraction.
 CHUNK = 128
-# Candidate values for the ridge penalty and the inverse softmax temperature.
+# Candidate values for the label check's ridge penalty and inverse softmax temperature.
 PENALTIES = (0.003, 0.03, 0.3)
 INVERSE_TEMPERATURES = tuple(2.0**power for power in np.arange(-1, 6.01, 0.25))
-# A label is a likely error if the score of another class is more than R times the score of the label,
-# with R = BASE_RATIO + RATIO_PER_ERROR * (1 - accuracy).
+# A label is a likely error if the score of another class is more than R times the score of the label.
+# The ratio R for likely label errors is BASE_RATIO + RATIO_PER_ERROR * (1 - accuracy).
 BASE_RATIO, RATIO_PER_ERROR = 20.0, 200.0
 
 
@@ -95,7 +95,7 @@ def cross_validate(images: npt.NDArray[np.uint8], classes: Indices, listener: Li
 
 
 def _features(images: npt.NDArray[np.uint8], positions: Indices) -> Iterator[Reals]:
-    """Yield the features of the images at ``positions`` in chunks, float32 ``(n, features)``."""
+    """Yield the features of the images at ``positions`` in chunks of shape ``(n, features)``."""
     rng = np.random.default_rng(0)
     sample = _patches(np.asarray(images[np.sort(rng.permutation(positions)[:500])])).reshape(
         -1, PATCH_PX**2 * images.shape[3]
@@ -122,7 +122,7 @@ def _halves(middle: int) -> tuple[slice, slice]:
 
 
 def _patches(images: npt.NDArray[np.uint8]) -> Reals:
-    """Return each image's patches, normalized to mean 0 and a standard deviation of about 1.
+    """Return each image's patches, normalized to a mean of 0 and a standard deviation of about 1.
 
     Returns:
         float32 ``(n, rows, columns, values)``.
@@ -136,7 +136,7 @@ def _patches(images: npt.NDArray[np.uint8]) -> Reals:
 
 
 def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
-    """Return each image's scores from a ridge regression fitted to all other images, ``(N, count)``.
+    """Return each image's scores from a ridge regression fitted to all other images, as a ``(N, count)`` array.
 
     The penalty and the temperature are those with the lowest cross-entropy loss.
     """

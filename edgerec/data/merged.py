@@ -16,7 +16,7 @@ from edgerec.utils.progress import Listener
 
 
 class MergedImages:
-    """A view of several concatenated uint8 arrays ``(N, height, width, channels)``, without copying them."""
+    """A view of several concatenated uint8 arrays of shape ``(N, height, width, channels)``, which are not copied."""
 
     dtype = np.dtype(np.uint8)
 

@@ -21,15 +21,14 @@ Thumbnails = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 SIDE_PX = 8
-# Thumbnails are compared in blocks of this many images.
+# Number of thumbnails to compare at once.
 BLOCK = 2048
 # Maximum distance of near-duplicates: root mean square difference of 8×8 thumbnails in gray levels.
-# Copies with JPEG compression, noise or changed brightness have a distance of 0.5 to 4 from the original.
-# Different images usually have a distance of at least 9.
+# Copies of an image with JPEG compression, noise or changed brightness have a distance of 0.5 to 4 from the original.
+# Thumbnails of different images usually have a distance of at least 9.
 NEAR_LEVELS = 4.0
-# Different images of thin strokes, such as handwritten digits, can be closer than NEAR_LEVELS, but their larger
-# thumbnails usually differ by more than FINE_LEVELS. The thumbnails of recompressed, enlarged or brightened copies
-# do not.
+# Side of the larger thumbnails that confirm near-duplicates, in pixels, and their maximum distance in gray levels.
+# Different images of thin strokes, such as handwritten digits, can only be distinguished by larger thumbnails.
 FINE_PX, FINE_LEVELS = 16, 5.5
 
 
@@ -54,13 +53,13 @@ def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbna
 
 
 def distances(first: Thumbnails, second: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return the RMS difference between each pair of thumbnails in gray levels, ``(len(first), len(second))``."""
+    """Return the RMS differences between all thumbnails in ``first`` and all in ``second``, in gray levels."""
     squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None] - 2 * first @ second.T
     return np.sqrt(np.maximum(squares, 0) / first.shape[1])
 
 
 def nearest_neighbor_distances(images: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return each image's distance to its nearest neighbor, ``(N,)``, for two or more images."""
+    """Return each image's distance to its nearest neighbor. At least two images are required."""
     levels = distances(images, images)
     np.fill_diagonal(levels, np.inf)
     return levels.min(axis=1)
@@ -150,7 +149,7 @@ class _Nearest:
         self._levels[candidates[nearer]] = levels[rows[nearer]]
 
     def pairs(self, order: Indices) -> tuple[Indices, npt.NDArray[np.float32]]:
-        """Return the positions of neighbors as sorted pairs, ``(M, 2)``, and their distances, ``(M,)``."""
+        """Return the neighbors' positions as an array of sorted pairs, and the distance between each pair."""
         images = np.flatnonzero(self._partner >= 0)
         pairs = np.stack([order[images], order[self._partner[images]]], axis=1)
         return np.sort(pairs, axis=1), self._levels[images]

@@ -16,11 +16,11 @@ Indices = npt.NDArray[np.int64]
 
 # Maximum number of validation and test images in the duplicate check.
 HELD_OUT = 500
-# Limits for the training images in the duplicate check: number of images, and total size in bytes.
+# Maximum number and maximum total size (in bytes) of the training images in the duplicate check.
 TRAINING, SAMPLE_BYTES = 20_000, 1 << 28
 # Number of training images to compare at once.
 CHUNK = 2048
-# Minimum fraction of near-duplicates for a warning. A few images are always similar by chance.
+# Minimum fraction of near-duplicates that triggers a warning. A few images are always similar by chance.
 DUPLICATES = 0.02
 # Maximum number of classes to list in a warning.
 NAMED = 3

@@ -146,12 +146,12 @@ class Merged:
 
     @property
     def classes(self) -> npt.NDArray[np.int64]:
-        """Class of each image, as an index into ``labels``, ``(N,)``."""
+        """Class of each image, as an index into ``labels``."""
         return np.concatenate([part.classes for part in self.parts])
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """Split of each image (``train``, ``val`` or ``test``), or an empty string if it has none, ``(N,)``."""
+        """Each image's split (``train``, ``val`` or ``test``), or an empty string for images without a split."""
         return np.concatenate([part.splits for part in self.parts])
 
     @property

@@ -37,7 +37,7 @@ class Scan:
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """Boolean mask of the readable images, which include truncated images, ``(N,)``."""
+        """Boolean mask of the readable images, including truncated ones, as an array of shape ``(N,)``."""
         return self.sizes_px[:, 0] > 0
 
 

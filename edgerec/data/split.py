@@ -141,7 +141,7 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
 
 
 def expected_subsets(dataset: Dataset, section: DataSection, seed: int) -> npt.NDArray[np.str_] | None:
-    """Return the set (``test``, ``val`` or ``train``) that each image's hash selects, ``(N,)``.
+    """Return the set (``test``, ``val`` or ``train``) that each image's hash selects, as an array of shape ``(N,)``.
 
     For an image that was not in the data of a run, this is the set to which the run would have assigned the image.
     Return None if the images have no content digests, or if a path does not match ``data.group_by``.

@@ -35,7 +35,7 @@ Indices = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 SCHEMA = 1
 MANIFEST, INDEX = "pack.json", "index.npy"
-# File with each image's content digest. Packs written by older versions do not have it.
+# File with each image's content digest, which is missing from packs written by older versions.
 CONTENTS = "contents.npy"
 MAX_NPY_HEADER_BYTES = 1 << 16
 # An image's entry in the index: byte offset of its pixels in the shard, class index, and zlib.crc32 of its pixels.
@@ -192,7 +192,7 @@ class Packed:
 
     @cached_property
     def index(self) -> npt.NDArray[Any]:
-        """The index, with one :data:`ENTRY` for each image in shard order, ``(N,)``."""
+        """The index, with one :data:`ENTRY` for each image in shard order."""
         index = self._array(INDEX, ENTRY)
         ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.images for shard in self.shards])
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
@@ -205,7 +205,7 @@ class Packed:
 
     @cached_property
     def contents(self) -> npt.NDArray[np.bytes_] | None:
-        """Content digest of each original image, ``(N,)``, or None for packs written by older versions."""
+        """Content digests of the original images, or None for packs written by older versions."""
         return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
 
     def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -221,7 +221,7 @@ class Packed:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """Split of each image, ``(N,)``."""
+        """Each image's split, as an array of shape ``(N,)``."""
         return np.repeat([shard.split for shard in self.shards], [shard.images for shard in self.shards])
 
     @property
@@ -236,7 +236,7 @@ class Packed:
 
     @cached_property
     def ends(self) -> Indices:
-        """Cumulative image counts of the shards, ``(shards,)``."""
+        """Cumulative image counts of the shards, as an array of shape ``(shards,)``."""
         return np.cumsum([shard.images for shard in self.shards])
 
     @property
@@ -270,7 +270,7 @@ class Packed:
 
 
 class PackedImages:
-    """Array-like view of packed images, uint8 ``(N, height, width, channels)``."""
+    """Array-like view of packed images, with uint8 values and shape ``(N, height, width, channels)``."""
 
     dtype = np.dtype(np.uint8)
 

@@ -201,7 +201,7 @@ class _ShardWriter:
         self.source, self.dataset, self.spec, self.folder = source, dataset, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
-        """Write the shard ``name`` unless it already exists, and yield once per image for progress reports."""
+        """Write the shard ``name`` unless it already exists. Yield None for each image, to report progress."""
         about = self.folder / f"{name}.json"
         if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)

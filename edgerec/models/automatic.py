@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from edgerec.contract.target import Target
 from edgerec.models import least_size_px
 
-# Images up to this size count as small, such as MNIST (28 pixels) and CIFAR-10 (32 pixels).
+# Maximum width and height of small images, such as those of MNIST (28 pixels) and CIFAR-10 (32 pixels).
 SMALL_PX = 40
-# A target with less memory than this counts as a microcontroller.
+# Targets with less memory than this, in bytes, are treated as microcontrollers.
 # Without a target, the model must be small enough for a microcontroller.
 SMALL_MEMORY_BYTES = 16 << 20
-# The number of epochs is chosen to give about UPDATES training steps, and is clamped to this range.
+# Number of training steps that determines the number of epochs, and the minimum and maximum number of epochs.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60
 
 

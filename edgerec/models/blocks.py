@@ -10,7 +10,7 @@ from edgerec.recipe import ModelSection
 Layer = Callable[[Any], Any]
 
 # Batch normalization momentum for small data sets, which have only a few training steps per epoch.
-# Keras' default of 0.99 would need hundreds of steps to adapt the moving averages.
+# Keras' default momentum of 0.99 would need hundreds of steps to adapt the moving averages.
 BN_MOMENTUM = 0.9
 
 

@@ -15,7 +15,7 @@ from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.recipe import ModelSection
 
-# Downloads fail if the server sends no data for this long.
+# Network timeout for downloads, in seconds.
 DOWNLOAD_TIMEOUT_S = 30.0
 
 # Name of the layer that converts the recipe's normalization to the one that the weights expect.
@@ -120,7 +120,7 @@ def load_weights(keras: Any, model: Any, section: ModelSection, imagenet: ImageN
         ModelError: the download failed, or the layers of the Keras application have other names.
     """
     source_layers = {
-        layer.name.replace("/", "_"): layer  # Keras 3 does not allow "/" in a name
+        layer.name.replace("/", "_"): layer  # Keras 3 does not allow "/" in layer names
         for layer in _application(keras, model.input_shape[1:], section, imagenet).layers
         if layer.weights and not isinstance(layer, keras.layers.Normalization)
     }
@@ -147,7 +147,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
             return build(input_shape=shape, include_top=False, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception if a server cannot be reached
         reason = str(error).rpartition("-- ")[2]
-        if "unable to" in reason.lower() or "corrupted" in reason:  # phrases in error messages of h5py and Keras
+        if "unable to" in reason.lower() or "corrupted" in reason:  # h5py and Keras messages about damaged files
             raise ModelError(
                 f"the ImageNet weights of {section.arch} cannot be read: remove the damaged file in "
                 "~/.keras/models so that Keras downloads it again"

@@ -19,12 +19,12 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Fraction of the validation images with a reconstruction error at or below the threshold.
+# Fraction of the validation images whose reconstruction error is at or below the threshold for novel images.
 KNOWN_FRACTION = 0.99
 # Number of images in the plot of reconstructions.
 SHOWN = 8
 
-# Mean squared error for each image, float32 ``(N, 1)``.
+# Array with each image's mean squared error, of shape ``(N, 1)``.
 Errors = npt.NDArray[np.float32]
 
 
@@ -62,7 +62,7 @@ def fit_threshold(errors: Errors, known: float) -> float:
             len(errors),
             known,
         )
-    # Do not interpolate, because rounding down could exclude the image that determines the threshold.
+    # Compute the quantile without interpolation, because rounding down could exclude the image that determines it.
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 

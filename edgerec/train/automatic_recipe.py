@@ -119,7 +119,7 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
         return choose(situation, imagenet=False)
     finally:
         listener(Progress("downloading weights", 1, 1))
-        keras().utils.set_random_seed(recipe.seed)  # building the model changed the random state
+        keras().utils.set_random_seed(recipe.seed)  # reset the random state, because building the model changed it
     return rule
 
 
@@ -193,7 +193,7 @@ def _sized_data_section(recipe: Recipe) -> DataSection:
     if recipe.model.arch != BACKBONE:
         return recipe.data
     path = backbone_file(recipe)
-    if recipe.data.input_size and not path.exists():  # resuming from a checkpoint does not need the file
+    if recipe.data.input_size and not path.exists():  # the file is not needed for resuming from a checkpoint
         return recipe.data
     size = input_size_px(path)
     if recipe.data.input_size not in (0, size):

@@ -44,7 +44,7 @@ def keras() -> Any:
         log.info("starting TensorFlow …")
     with captured_stderr():
         tensorflow = require("tensorflow")
-        tensorflow.config.list_physical_devices("GPU")  # TensorFlow prints driver messages, which are captured here
+        tensorflow.config.list_physical_devices("GPU")  # capture TensorFlow's driver messages
         module = require("tf_keras")
     tensorflow.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel("ERROR")
@@ -123,7 +123,7 @@ def reseed(model: Any, seed: int, epoch: int) -> None:
     """
     wrappers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     states = [getattr(wrapper, "_generator", None) for wrapper in wrappers]
-    # Use the position instead of the layer's name, which depends on the other models created in this process.
+    # Identify each layer by its position, because its name depends on the other models created in this process.
     for number, generator in enumerate(state for state in states if state is not None):
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 
@@ -166,11 +166,11 @@ UNREADABLE = (
 )
 
 
-# Lines of a Keras or TensorFlow error message that precede the line with the cause.
+# Lines of a Keras or TensorFlow error message that precede the line stating the cause.
 _CONTEXT = re.compile(
     r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
 )
-# Prefixes and suffixes to remove from the line with the cause.
+# Prefixes and suffixes to strip from the line of an error message that states the cause.
 _ADDITIONS = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} | *\[Op:.*")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# An accuracy must exceed the baseline by this many standard deviations to be significantly better.
+# Number of standard deviations by which an accuracy must exceed the baseline to be significantly better.
 DEVIATIONS = 2.0
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[int, Any], None]
 
-# The remaining time is estimated from the mean duration of this many recent epochs.
+# Number of recent epochs whose mean duration is used to estimate the remaining time.
 _RECENT = 3
 
 

@@ -12,10 +12,10 @@ from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
 # Distillation loss: a function ``(pixels, scores, weights) -> loss`` that compares student and teacher scores.
-# ``weights`` is the weight of each image, or None.
+# The argument ``weights`` of a distillation loss contains each image's weight, or is None.
 DistillationLoss = Callable[..., Any]
 
-# Recipe keys for the preprocessing and the split, which must have the same values for teacher and student.
+# Preprocessing and split keys of a recipe, whose values must be the same for teacher and student.
 _SAME = (
     *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize"),
     "data.preprocess_version",

@@ -38,7 +38,7 @@ _LOST = ("UnavailableError", "AbortedError", "CancelledError", "InternalError", 
 
 @dataclass(frozen=True)
 class Workers:
-    """The connected workers (processes) that train one model. By default, this is one worker with one device.
+    """The group of worker processes that train a model together. The default is a single worker with a single device.
 
     Attributes:
         strategy: TensorFlow's distribution strategy, or None for a single device.
@@ -133,7 +133,7 @@ class Workers:
             )
 
 
-# Training on a single device, with a single worker.
+# Settings for training with a single worker that has a single device.
 SINGLE_DEVICE = Workers()
 
 
@@ -183,7 +183,7 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # a second strategy would use the same all-reduce keys as the first
+@functools.cache  # reuse the strategy, because a second one would use the same all-reduce keys
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
@@ -225,7 +225,7 @@ def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
         own = scratch / run.path.name
         if run.begun:
             shutil.copytree(run.path, own, ignore=shutil.ignore_patterns("plots", "tensorboard"))
-        workers.wait()  # the chief waits for the others to copy the run before changing it
+        workers.wait()  # let the chief wait until this worker has copied the run
         yield Run(own)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -65,7 +65,7 @@ class EvaluatedModel:
         return known if known and len(known) == len(self.training_data) else None
 
     def output_indices(self, dataset: Dataset) -> Indices:
-        """Return the index of the model output for each class in the data, int64 ``(classes,)``."""
+        """Return the index of the model output for each class in the data, as an int64 array."""
         if not self.labels:
             if len(dataset.labels) != self.classes:
                 raise DataError(

@@ -158,9 +158,9 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         unset |= {f"data.{key}": getattr(default, key) for key in Packed.open(source).data_settings}
     for name, value in requested.flattened.items():
         old = recorded[name]
-        # The target only affects the choice of architecture, so it may change. The images are compared below.
+        # Accept another target, which only affects the choice of architecture, and another source of the same images.
         may_differ = name in ("model.target", "data.source") or (name in unset and value == unset[name])
-        if name == "train.batch_size" and value > old:  # it may have been reduced to the number of training images
+        if name == "train.batch_size" and value > old:  # the batch size never exceeds the number of training images
             may_differ = may_differ or run.split_record.get("train_images") == old
         more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
         if value != old and not may_differ:

@@ -20,13 +20,13 @@ from edgerec.recipe import Recipe
 from edgerec.train.backend import without_autograph
 from edgerec.utils.optional import require
 
-# Evaluation batch size in images.
+# Batch size for evaluation.
 EVALUATION_BATCH = 256
-# For packed data: number of shards to read in parallel, and the size of each read buffer in bytes.
+# Number of packed shards to read in parallel, and the size of each read buffer in bytes.
 OPEN_SHARDS, READ_BYTES = 8, 1 << 20
-# For packed data: number of consecutive records read from a shard.
+# Number of consecutive records to read from a shard of packed data at once.
 BLOCK = 64
-# For packed data: maximum size of the shuffle buffer, in bytes and in images.
+# Maximum size of the shuffle buffer for packed data, in bytes and in images.
 BUFFER_BYTES, BUFFER_IMAGES = 64 << 20, 16384
 
 
@@ -50,7 +50,7 @@ class Replicas:
         return range(self.first, self.first + self.count)
 
 
-# Training on a single device, in a single process.
+# Settings for training on a single device, in a single process.
 ONE_REPLICA = Replicas()
 
 
@@ -213,7 +213,7 @@ def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
 
 
 def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArray[np.float32] | None:
-    """Return each class's weight in the loss, ``(classes,)``, or None if all classes have the same weight.
+    """Return each class's weight in the loss as an array, or None if all classes have the same weight.
 
     With ``train.class_weights = "balanced"``, the weight of a class is ``images / (classes · images of the class)``, so
     that all classes contribute equally to the loss of an epoch, and the mean weight of an image is 1.

@@ -21,22 +21,21 @@ log = logging.getLogger(__name__)
 
 # Value of --labels that selects the data's class order.
 FOLDERS = "folders"
-# Prefer another order only if its gain in correct predictions exceeds this many standard deviations.
+# Minimum gain in correct predictions, in standard deviations, for preferring another label order.
 DEVIATIONS = 2.33
-# Another order must correct at least this many predictions for each one that it makes wrong.
+# Minimum number of predictions that another label order must correct for each one that it makes wrong.
 RATIO = 2.0
-# A label order with no correct predictions counts as wrong if random guessing would give none correct with a
-# probability below this value.
+# Maximum probability of no correct random guess for rejecting a label order that gives no correct predictions.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
 # Common label file names, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.
-# AutoML writes dict.txt, and Teachable Machine writes metadata.json.
+# Label files are called dict.txt if exported by AutoML, and metadata.json if exported by Teachable Machine.
 _GENERAL = re.compile(
     r"(class(es)?|labels?)([ _-]?(names?|map|indices|index|idx|list|dict))?"
     r"|(id|idx|index|class|label)_?(2|to)_?(id|idx|index|class|label|name)s?|dict|metadata|names|categories",
     re.IGNORECASE,
 )
-# Names that may belong to another model, such as retrained_labels.txt and labels_flowers.txt.
+# Names of label files that may belong to another model, such as retrained_labels.txt and labels_flowers.txt.
 _SIMILAR = re.compile(r"(.*[ _.-])?(class(es)?|labels?|classnames|labelmap)([ _.-].*)?", re.IGNORECASE)
 # Maximum number of files to inspect in a folder.
 MAX_FILES = 10_000
@@ -104,7 +103,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
     total, order, clear = best or (0, np.arange(count), False)
-    # If even the best order is not better than a constant prediction, the order does not explain the low accuracy.
+    # The label order does not explain a low accuracy if even the best order is no better than a constant prediction.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
     none_correct = not correct.any() and (1 - 1 / count) ** images < CHANCE

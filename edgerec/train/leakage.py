@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Digests = npt.NDArray[np.bytes_]
 
-# Values of model.weights that do not refer to a file or run.
+# Values of model.weights that name neither a file nor a run.
 RANDOM_OR_IMAGENET = ("none", "imagenet", AUTO)
 # Number of parent folders searched for a run, given a model file such as RUN/checkpoints/x.keras.
 DEPTH = 3

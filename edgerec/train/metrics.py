@@ -109,7 +109,7 @@ def classifier_report(
 
 @dataclass(frozen=True)
 class ClassifierMetrics:
-    """Metrics for a classifier, computed from its scores, float32 ``(N, classes)``.
+    """Metrics for a classifier, computed from its float32 scores of shape ``(N, classes)``.
 
     Attributes:
         labels: label of each output, or an empty tuple for an autoencoder.
@@ -143,7 +143,7 @@ class ClassifierMetrics:
 
 @dataclass(frozen=True)
 class AutoencoderMetrics:
-    """Metrics for an autoencoder, computed from its reconstruction errors, float32 ``(N, 1)``.
+    """Metrics for an autoencoder, computed from its float32 reconstruction errors of shape ``(N, 1)``.
 
     The interface is the same as :class:`ClassifierMetrics`. An image is known if its reconstruction error does not
     exceed the float model's ``threshold``.
@@ -178,7 +178,7 @@ class AutoencoderMetrics:
         )
 
 
-# Metrics for either type of model. :func:`metrics_of` chooses between them.
+# Metrics for a classifier or an autoencoder; see :func:`metrics_of`.
 ModelMetrics = ClassifierMetrics | AutoencoderMetrics
 
 

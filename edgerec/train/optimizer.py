@@ -10,15 +10,15 @@ from typing import Any
 
 from edgerec.train.backend import keras
 
-# Schedule "plateau": minimum decrease in validation loss that counts as an improvement.
+# Minimum decrease in validation loss that the schedule "plateau" counts as an improvement.
 LEAST_GAIN = 1e-4
-# Schedule "plateau": number of epochs without improvement before the rate is reduced, and the reduction factor.
+# Number of epochs without improvement before the schedule "plateau" reduces the rate, and the reduction factor.
 PATIENCE, FACTOR = 3, 0.5
 
 
 # Regular expression that matches the names of all variables excluded from weight decay.
-# Only the kernels of dense, convolutional and recurrent layers decay.
-# Depthwise kernels are excluded, because they have few weights and the accuracy is sensitive to them.
+# Weight decay applies only to the kernels of dense, convolutional and recurrent layers.
+# Depthwise kernels do not decay, because they have few weights and the accuracy is sensitive to them.
 # With several devices, each copy of a variable has a name suffix, such as /replica_1.
 NOT_DECAYED = r"^(?!(.*/)?(recurrent_|pointwise_)?kernel(/replica_\d+)?(:\d+)?$)"
 
@@ -112,5 +112,5 @@ def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float])
     done = len(val_losses)
     if done >= warmup_epochs:
         return rate
-    rising = min(1.0, warmup_epochs - done)  # fraction of the next epoch spent on warm-up
+    rising = min(1.0, warmup_epochs - done)  # fraction of the next epoch spent on learning-rate warm-up
     return rate * ((2 * done + rising) / (2 * warmup_epochs) * rising + 1 - rising)

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 # File in the model.keras archive that lists the training images, used to detect data leakage.
 TRAINED_IMAGES = "edgerec_trained_images.json"
-# File that contains the same model in Keras 3 format.
+# File with a run's model in Keras 3 format.
 KERAS3 = "model_keras3.keras"
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe, with all automatic values replaced."""
+        """The recipe with all automatic values resolved."""
         recipe = Recipe.from_toml(self.path / "recipe.toml")
         if keys := recipe.unresolved:
             raise RunError(

@@ -15,8 +15,8 @@ from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.metrics import Reals
 from edgerec.utils.progress import Listener, Progress, steps
 
-# Function ``(pixels, listener) -> scores`` for uint8 pixels ``(N, H, W, C)``.
-# It returns a classifier's scores, float32 ``(N, classes)``, or an autoencoder's errors, float32 ``(N, 1)``.
+# Scoring function ``(pixels, listener) -> scores`` for uint8 pixels of shape ``(N, H, W, C)``.
+# A scoring function returns float32 class scores ``(N, classes)``, or an autoencoder's errors ``(N, 1)``.
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
@@ -37,13 +37,13 @@ def keras_scorer(model: Any, normalize: AnyNormalize) -> Scorer:
 
 
 def _errors(outputs: Reals, images: Reals) -> Reals:
-    """Return each image's mean squared error, float32 ``(N, 1)``."""
+    """Return each image's mean squared error, as a float32 array of shape ``(N, 1)``."""
     squares = np.square(outputs - images, dtype=np.float64)
     return squares.reshape(len(outputs), -1).mean(axis=1, keepdims=True).astype(np.float32)
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
-    """Return a function that computes a .tflite model's scores with the interpreter that the device uses."""
+    """Return a function that computes a .tflite model's scores with the same interpreter as on the device."""
 
     return lambda pixels, listener: one_by_one(map(model.scores, pixels), len(pixels), listener)
 

@@ -56,7 +56,7 @@ SKETCH = 512
 
 
 def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the summary of ``split.json`` for bundles, or None if ``split.json`` was written by an older version.
+    """Return a bundle's summary of ``split.json``, or None if ``split.json`` was written by an older version.
 
     ``sketch`` contains the smallest digests of the training images (a bottom-k sketch), for detecting data sets that
     overlap with the training images. ``moved`` contains the digests of images that are not in the split that their hash
@@ -81,7 +81,7 @@ def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
 
 
 def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
-    """Split the string returned by :func:`joined_digests` into digests of 16 hexadecimal digits, bytes ``(N,)``."""
+    """Split the string returned by :func:`joined_digests` into an array of digests with 16 hexadecimal digits."""
     if len(text) % 16 or re.fullmatch("[0-9a-f]*", text) is None:
         raise RunError("the image digests in split.json are damaged: restore this file, or train again")
     return np.frombuffer(text.encode(), "S16") if text else np.empty(0, "S16")

@@ -11,7 +11,7 @@ from edgerec.recipe import Recipe
 from edgerec.train.optimizer import learning_rate
 
 # Maximum number of layer groups to unfreeze gradually.
-# Each additional group costs seconds, because TensorFlow traces the training step again.
+# Each additional layer group costs seconds, because TensorFlow traces the training step again.
 MAX_GROUPS = 4
 
 

@@ -16,8 +16,7 @@ from edgerec.recipe import Recipe
 from edgerec.train.run import Run
 from edgerec.train.split_record import separated_digests, shortened
 
-# Each image's split during training (``train``, ``val`` or ``test``), as strings ``(N,)``.
-# The string is empty for images that have since been added to the data set.
+# Each image's split during training: ``train``, ``val``, ``test``, or an empty string for images added later.
 ImageSplits = npt.NDArray[np.str_]
 
 

@@ -87,7 +87,7 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
     layers, model = keras().layers, Rebuild(flatten).run(model)
     x = features(model)
     if len(x.shape) == 4:
-        x = layers.GlobalAveragePooling2D(name="features")(x)  # for a 1×1 feature map, this only flattens the tensor
+        x = layers.GlobalAveragePooling2D(name="features")(x)  # pooling a 1×1 feature map only flattens it
     x = layers.Dropout(dropout)(x) if dropout else x
     x = layers.Dense(classes, name=HEAD[0], dtype="float32")(x)
     scores = layers.Activation("softmax", name=HEAD[1], dtype="float32")(x)
@@ -144,10 +144,11 @@ def features(model: Any) -> Any:
     return model.outputs[0]
 
 
-# Layer types that may follow the head. Those in _BEFORE_SCORES must be followed by a softmax or sigmoid.
+# Layer types that may follow the head.
 _AFTER_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
     f"Global{kind}Pooling2D" for kind in ("Average", "Max")
 }
+# Layer types that may follow the head if a softmax or sigmoid follows them.
 _BEFORE_SCORES = {"BatchNormalization", "ReLU", "Rescaling", "AveragePooling2D", "MaxPooling2D"}
 
 

@@ -19,11 +19,11 @@ from edgerec.errors import TrainError
 from edgerec.utils.bounded_parsing import parse_json
 from edgerec.utils.host_port import parse_host_port
 
-# Connections are closed after this many seconds without a message.
+# Timeout for receiving a message from another worker, in seconds.
 _HELLO_S = 5.0
 # Pause between two attempts to connect, in seconds.
 _RETRY_S = 0.2
-# Maximum message length in characters.
+# Maximum length of a message between workers, in characters.
 _MAX_MESSAGE = 1 << 16
 
 
@@ -196,7 +196,7 @@ def _listening(cluster: Cluster) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError:
-        # Listen on all interfaces, as TensorFlow does, because the host name may be a proxy's.
+        # Listen on all interfaces, as TensorFlow does, because the host name may be that of a proxy.
         try:
             return socket.create_server(("", port))
         except OSError as error:

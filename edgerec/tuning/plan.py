@@ -147,7 +147,7 @@ def checked_timing(name: str) -> str:
 
 
 def checked_limits(ms: float | None, bytes: int | None, memory: int | None) -> Limits:
-    """Return the limits of the int8 model. Raise :class:`RecipeError` if a limit is not a positive finite number."""
+    """Return the limits for the int8 model's cost. Raise :class:`RecipeError` if a limit is not positive and finite."""
     for name, value in {"ms": ms, "bytes": bytes, "memory": memory}.items():
         if value is not None and not 0 < value < float("inf"):
             raise RecipeError(f"--limit-{name} must be finite and greater than 0, got {value:g}")

@@ -131,7 +131,7 @@ def best_of(study: Any) -> tuple[TrialRow, ...]:
 
 
 def write_results(folder: Path, plan: Plan, study: Any, keep: str) -> None:
-    """Update the study's trial table and best recipes, and delete the runs that are not kept.
+    """Update the study's trial table and best recipes, and delete the runs that need not be kept.
 
     Args:
         folder: folder of the study.

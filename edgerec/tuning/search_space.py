@@ -18,9 +18,9 @@ from edgerec.recipe import Recipe
 STRENGTH = "augment"
 # Keys of the ``data`` section that can be tuned, because they do not affect the split.
 _DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize")
-# Prefixes of all other recipe keys that can be tuned.
+# Prefixes of the tunable recipe keys outside the ``data`` section.
 _SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
-# Architectures in the default search space, all of which are fast. Search files can name others.
+# Architectures in the default search space, which only includes fast ones. Search files can name others.
 _ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
 _EXPECTED = "{ low = 0.1, high = 1.0 }, optionally with log = true or step = 0.1, or a list of choices"
 
@@ -138,7 +138,7 @@ def suggest(trial: Any, space: Space) -> dict[str, Any]:
 
 
 def applied(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """Return a copy of the recipe with the hyperparameters in ``point``, which maps search space keys to values."""
+    """Return a copy of the recipe with the hyperparameters replaced by those in ``point``, keyed by search space key."""
     recipe = recipe.override({key: value for key, value in point.items() if key != STRENGTH}, "trial")
     return with_augment_strength(recipe, point[STRENGTH]) if STRENGTH in point else recipe
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 DATABASE = "study.db"
 # Seconds between the heartbeats of a running trial.
 HEARTBEAT_S = 10
-# Trials that miss this many heartbeats count as killed, and their parameters are tried once more.
+# Number of missed heartbeats after which a trial is considered killed and its parameters are tried once more.
 MAX_MISSED_HEARTBEATS = 6
 # Optuna user attribute that stores the settings shared by all trials.
 _SETTINGS = "edgerec"
@@ -52,7 +52,7 @@ class Storage:
         else:
             self._url = engine.URL.create("sqlite", database=str(folder / DATABASE))
             self.location = str(folder / DATABASE)
-            options = {"connect_args": {"timeout": 60}}  # wait 60 s while another process is writing
+            options = {"connect_args": {"timeout": 60}}  # wait up to 60 s for other processes to finish writing
         with self.errors_explained(), _without_experimental_warnings(optuna):
             self._storage = _connect(
                 self._url.render_as_string(hide_password=False),

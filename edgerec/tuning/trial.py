@@ -154,7 +154,7 @@ class Objective:
                     listener=self._trial_listener(trial),
                     on_epoch=on_epoch,
                 )
-        except (RecipeError, ModelError) as error:  # this combination of parameters is invalid
+        except (RecipeError, ModelError) as error:  # the trial's combination of parameters is invalid
             raise _refusal(trial, str(error)) from None
         except TrainError as error:
             trial.set_user_attr(REASON, str(error).partition(":")[0])

@@ -29,7 +29,7 @@ TIMING_CONDITIONS = {
 }
 # Number of threads and duration in seconds for measuring latency.
 THREADS, BUDGET_S = 1, 0.5
-# Number of random calibration images. Their content affects neither the model's size nor its latency.
+# Number of random calibration images, whose content affects neither the model's size nor its latency.
 CALIBRATION_IMAGES = 4
 
 

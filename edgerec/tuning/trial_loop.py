@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Default number of trials.
 TRIALS = 30
-# A study ends with an error after this many consecutive refused trials.
+# Number of consecutive refused trials after which a study ends with an error.
 MAX_REFUSED = 30
 
 
@@ -49,7 +49,7 @@ class StopCondition:
         return cls(trials or math.inf, time.monotonic() + (max_time_s or math.inf))
 
     def reached(self, rows: Sequence[TrialRow]) -> bool:
-        """Return whether the study must end after these trials."""
+        """Return whether the study has reached its stopping condition with these trials."""
         trained = sum(row.state in ("complete", "pruned", "running") for row in rows)
         return trained >= self.trials or time.monotonic() > self.at_s
 
@@ -63,7 +63,7 @@ class Search:
 
     def run(self, end: StopCondition, objective: Objective) -> None:
         """Run trials until the requested number of trials or the time limit is reached."""
-        fail_stale(self._study)  # otherwise, trials of a killed process would count as running
+        fail_stale(self._study)  # mark trials of killed processes as failed, so that they do not count as running
         rows = rows_of(self._study)
         if not rows:
             # Try the unchanged recipe first, so that the best trial is never worse than the recipe.

@@ -13,8 +13,8 @@ from edgerec.utils.optional import require
 SIDE_PX = 16
 # Colors are compared in a grid with this many rows and columns.
 CELLS = 4
-# The channel order counts as certain if the mean score is more than this many standard errors from zero.
-# With normally distributed scores, about 1 in 700 correct sets is reported as swapped.
+# Minimum distance of the mean score from zero, in standard errors, for the channel order to be considered certain.
+# With normally distributed scores, about 1 in 700 correct calibration sets is reported as swapped.
 CERTAIN = 3.0
 
 
@@ -67,13 +67,13 @@ def estimate_channel_order(
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
     reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
-    # The result is also uncertain if the same number of training images would give an uncertain result.
+    # The channel order is also uncertain if a training sample of the same size would give an uncertain result.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)
 
 
 def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return features that change sign if red and blue are swapped, float64 ``(N, 18)``."""
+    """Return features that change sign if red and blue are swapped, as a float64 array of shape ``(N, 18)``."""
     cv2 = require("cv2")
     rows = []
     for image in images:

@@ -24,10 +24,10 @@ from edgerec.utils.progress import Listener, ignore
 
 # Minimum number of images for reliable activation ranges.
 FEW = 10
-# Maximum number of randomly sampled training images.
-# At most this many calibration images are checked for near-duplicates and swapped color channels.
+# Maximum number of training images to sample for comparison with a calibration set.
+# Maximum number of calibration images to check for near-duplicates and swapped color channels.
 SAMPLE = 2000
-# Maximum size of the sampled training images, in bytes.
+# Maximum total size of the training images sampled for comparison, in bytes.
 SAMPLE_BYTES = 1 << 28
 CHUNK = 256
 MAKE = "create another set with edgerec calibration make"

@@ -12,7 +12,7 @@ from edgerec.data.near_duplicates import Indices, farthest_first, thumbnails
 # Maximum number of candidates per class for :func:`diverse`.
 MOST_CANDIDATES = 500
 
-# Function ``(dataset, part, count, rng)`` that samples ``count`` of the data set positions in ``part``.
+# Sampling function ``(dataset, part, count, rng)``, which returns ``count`` of the image positions in ``part``.
 Sampler = Callable[[Dataset, Indices, int, np.random.Generator], Indices]
 
 

@@ -13,16 +13,16 @@ from edgerec.contract.tensors import Normalize, TensorSpec, dequantize, pixel_ta
 from edgerec.recipe import DataSource
 from edgerec.utils.command_line import command, data_options
 
-# Layers below this SQNR are reported. At 20 dB, the noise amplitude is a tenth of the signal's.
-# The int8 layers of working models typically have 25 dB or more.
+# Layers with a lower SQNR (in dB) are reported. At 20 dB, the noise amplitude is a tenth of the signal amplitude.
+# The int8 layers of working models typically have an SQNR of 25 dB or more.
 LOW_DB = 20.0
-# A model has collapsed to one class if it predicts this class for more than this fraction of the images.
+# A model is considered collapsed if it predicts the same class for more than this fraction of the images.
 _COLLAPSED = 0.9
-# The input scale counts as wrong if the 256 pixel values are quantized to fewer distinct values than this.
+# Minimum number of distinct quantized values for the 256 pixel values. Fewer values indicate a wrong input scale.
 _PIXEL_LEVELS = 230
 # Top scores at or above this threshold count as saturated.
 _SURE = 0.99
-# Saturation is reported if quantization increases the fraction of saturated scores by more than this.
+# Increase in the fraction of saturated scores above which saturation is reported.
 _MORE_SURE = 0.25
 # Maximum fraction of a layer's float outputs outside the quantized range.
 _CLIPPED = 0.005
@@ -30,7 +30,7 @@ _CLIPPED = 0.005
 _RANGE = 1 / 4
 # Minimum fraction of the quantized range that a layer's median channel must use.
 _CHANNEL_RANGE = 1 / 32
-# Layers whose weights have a lower SQNR (in dB) are reported.
+# Minimum SQNR of a layer's weights in dB. Layers with a lower SQNR are reported.
 _WEIGHT_DB = 30.0
 
 

@@ -14,7 +14,7 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_const
 
 # Maps each TFLite operator to the TensorFlow kernel name found in the names of its weights.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
-# A layer counts as fine-tuned if more than this fraction of its weights differ by more than rounding errors.
+# Minimum fraction of weights that must differ by more than rounding errors for a layer to be considered fine-tuned.
 _CHANGED_FRACTION = 0.01
 
 Pair = tuple[Operator, Operator]
@@ -22,7 +22,7 @@ Pair = tuple[Operator, Operator]
 
 @dataclass(frozen=True)
 class Match:
-    """A variant's operators and tensors, and their equivalents in the reference.
+    """A variant's operators and tensors, and their equivalents in the reference model.
 
     Attributes:
         tensors: maps the indices of tensors computed by the variant to those of the reference.
@@ -96,8 +96,7 @@ def layer_name(operator: Operator) -> str:
     named = [path for path in paths if kernel and path[-1].startswith(kernel)] or paths[-1:]
     if not named:
         return operator.name.lower()
-    # Remove the model's name from the start of the path, and the kernel's name from the end.
-    # Keep everything in between, because layer names can contain slashes, as in MobileNetV3.
+    # Keep only the layer's name, which can contain slashes: remove the model name (first) and the kernel name (last).
     inner = named[0][1:-1] or named[0][:1]
     return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 
@@ -143,7 +142,7 @@ def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
 
 
 def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
-    """Return False if both operators have matched inputs but none in common."""
+    """Return False if both operators have matched inputs, but none of these inputs match each other."""
     mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
     expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}

@@ -185,7 +185,7 @@ class LayerInterpreters:
     def _read_logits(self) -> Array:
         _, total = self._added.get(self._plan.logits, (0, self._plan.logits))
         logits = self._reference.read(total)
-        # Subtract the mean, because softmax is invariant to adding a constant to all logits.
+        # Subtract the mean from the logits, because softmax is invariant to adding a constant to all logits.
         return logits - logits.mean() if self._plan.softmax else logits
 
 

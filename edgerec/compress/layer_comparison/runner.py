@@ -40,15 +40,15 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_const
 from edgerec.utils.progress import Listener, Progress, ignore
 
 FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized version"
-# Upper limit for the reported SQNR, e.g. for identical outputs. Float32 rounding alone gives about 140 dB.
+# Maximum reported SQNR in dB, e.g. for identical outputs. Float32 rounding errors alone give about 140 dB.
 EXACT_DB = 120.0
 # Operators that rearrange values without changing them.
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
 # Operators whose output has the same quantization range as their input.
 _RANGE_PRESERVING = {*_MOVING, *CONVERSIONS, "MAX_POOL_2D"}
-# Maximum number of images used to measure ``alone_db``.
+# Maximum number of images for measuring how much each layer's noise alone affects the logits (``alone_db``).
 _ALONE_IMAGES = 16
-# Maximum number of inferences used to measure ``alone_db``: one for each layer and image.
+# Maximum number of inferences for measuring ``alone_db``, which requires one inference per layer and image.
 _ALONE_RUNS = 1500
 
 
@@ -175,7 +175,12 @@ def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> t
 
 
 def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> LayerResult:
-    """Compute a layer's results from its sums over all images. Without ``graphs``, weights are not compared."""
+    """Compute a layer's error metrics from its measurements summed over all images.
+
+    Args:
+        row: The sums for the layer.
+        graphs: The reference and the variant. If None, the weights are not compared.
+    """
     levels = 2 ** np.iinfo(row.spec.dtype).bits if row.spec.quantized else 0
     return LayerResult(
         name=row.name,

@@ -10,7 +10,7 @@ from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
 # Approximate exponent of the sRGB transfer function (IEC 61966-2-1).
-# One stop of exposure (twice the light) therefore multiplies pixel values by 2 ** (1 / DISPLAY_GAMMA).
+# With DISPLAY_GAMMA, one stop of exposure (twice the light) multiplies pixel values by 2 ** (1 / DISPLAY_GAMMA).
 DISPLAY_GAMMA = 2.2
 
 
@@ -36,7 +36,7 @@ def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
 
 
 def _line_kernels(count: Any, seed: Any, longest_px: float) -> Any:
-    """Return motion blur kernels ``(count, side, side)``. Each kernel sums to 1.
+    """Return motion blur kernels of shape ``(count, side, side)``, each with the sum 1.
 
     Each kernel is a line through the center, one pixel wide and 0 to ``longest_px`` pixels long.
     """
@@ -65,7 +65,7 @@ def change_exposure_and_gamma(pixels: Any, seed: Any, section: AugmentSection) -
     if not section.gamma:
         return exposed
     exponent = per_image(tf.pow(2.0, uniform(count, seed, Stream.GAMMA, -steepest, steepest)))
-    # exp(exponent * log(x)) is much faster than tf.pow.
+    # Compute exp(exponent * log(x)), which is much faster than tf.pow.
     return tf.minimum(255 * tf.exp(exponent * tf.math.log(exposed / 255)), 255.0)
 
 

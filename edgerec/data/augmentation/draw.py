@@ -7,7 +7,7 @@ from typing import Any
 
 from edgerec.utils.optional import require
 
-# STREAMS exceeds all values of Stream, so that batches with different seeds never use the same random numbers.
+# STREAMS must be greater than every Stream value, so that different seeds and streams give different random numbers.
 STREAMS = 64
 
 
@@ -55,7 +55,7 @@ def stream_seed(seed: Any, stream: int) -> list[Any]:
 
 
 def uniform(count: Any, seed: Any, stream: int, low: float, high: float) -> Any:
-    """Return uniformly distributed random numbers in [``low``, ``high``), float32 ``(count,)``."""
+    """Return ``count`` uniformly distributed float32 random numbers in [``low``, ``high``)."""
     tf = require("tensorflow")
     return tf.random.stateless_uniform([count], stream_seed(seed, stream), low, high)
 
@@ -67,5 +67,5 @@ def sign(count: Any, seed: Any, stream: int) -> Any:
 
 
 def per_image(values: Any) -> Any:
-    """Reshape ``(batch,)`` to ``(batch, 1, 1, 1)``, so that each value is broadcast over one image's pixels."""
+    """Reshape ``(batch,)`` to ``(batch, 1, 1, 1)``, so that each value is broadcast over an image's pixels."""
     return values[:, None, None, None]

@@ -14,7 +14,7 @@ from edgerec.utils.optional import require
 ASPECTS = (3 / 4, 4 / 3)
 
 # Coefficients (a, b, c, d, e, f) of an affine coordinate map, each of shape (batch,).
-# The output pixel (x, y) is interpolated at the input position (a x + b y + c, d x + e y + f).
+# An affine map takes the output pixel (x, y) from the input position (a x + b y + c, d x + e y + f).
 Affine = tuple[Any, Any, Any, Any, Any, Any]
 
 

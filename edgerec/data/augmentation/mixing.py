@@ -50,7 +50,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
 
 
 def _beta(seed: Any, alpha: Any) -> Any:
-    """Draw samples from Beta(alpha, alpha), ``(batch,)``. If both gamma variates underflow, the sample is 0."""
+    """Draw samples from Beta(alpha, alpha), one per image. If both gamma variates underflow, the sample is 0."""
     tf = require("tensorflow")
     first, second = (
         tf.random.stateless_gamma(tf.shape(alpha), stream_seed(seed, stream), alpha)
@@ -60,7 +60,7 @@ def _beta(seed: Any, alpha: Any) -> Any:
 
 
 def _box(pixels: Any, seed: Any, streams: tuple[int, int], side: Any) -> Any:
-    """Return a mask of one randomly placed box per image, bool ``(batch, H, W, 1)``.
+    """Return a mask of one randomly placed box per image, as a Boolean tensor of shape ``(batch, H, W, 1)``.
 
     Args:
         pixels: the images, ``(batch, H, W, C)``.

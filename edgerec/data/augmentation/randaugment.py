@@ -15,7 +15,7 @@ from edgerec.data.augmentation.draw import Stream, per_image, sign, uniform
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
-# Magnitudes at strength 1. SHIFT is a fraction of the image's side, and BITS is the number of bits removed per channel.
+# Operation magnitudes at strength 1. SHIFT is a fraction of the image's side, and BITS is the number of bits removed.
 SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 
@@ -29,7 +29,7 @@ class _Draw:
         self.sign = sign(count, seed, Stream.RANDAUGMENT_SIGN + number)
 
     def is_kind(self, kind: str) -> Any:
-        """Return for each image whether the operation ``kind`` was chosen, bool ``(batch,)``."""
+        """Return for each image whether the operation ``kind`` was chosen, in a Boolean tensor."""
         return self._kind == KINDS.index(kind)
 
     def magnitude(self, kind: str, largest: float) -> Any:
@@ -92,7 +92,7 @@ def _contrast(pixels: Any, sign: Any, strength: float) -> Any:
 def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
     tf = require("tensorflow")
     # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH (1, with 5 in the center, divided by 13).
-    # Add shifted slices instead of using a convolution, because TensorFlow cannot convolve an empty batch.
+    # Compute the convolution by adding shifted slices, because TensorFlow cannot convolve an empty batch.
     padded = tf.pad(pixels, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     smooth = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * pixels) / 13
@@ -127,7 +127,7 @@ def _equalize(pixels: Any, sign: Any, strength: float) -> Any:
     count = tf.shape(pixels)[0]
     values = tf.cast(tf.round(tf.transpose(pixels, [0, 3, 1, 2])), tf.int32)
     values = tf.reshape(values, [count * channels, height * width])
-    # Compute the histograms of all channels of all images at once: channel i has bins 256 i to 256 i + 255.
+    # Compute the histograms of all channels at once, using bins 256 i to 256 i + 255 for channel i.
     bins = values + 256 * tf.range(count * channels)[:, None]
     total = count * channels * 256
     counts = tf.math.bincount(tf.reshape(bins, [-1]), minlength=total, maxlength=total)
@@ -150,5 +150,5 @@ PIXEL_OPERATIONS: dict[str, Callable[[Any, Any, float], Any]] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
 }
-# All operations. Do not change their order, so that a seed gives the same augmentations in every version.
+# RandAugment's operations. Their order must not change, because it determines the augmentations that a seed produces.
 KINDS = ("identity", "shear_x", "shear_y", "right", "down", "turn", *PIXEL_OPERATIONS)

@@ -21,7 +21,7 @@ def mobilenet_v2(keras: Any, x: Any, section: ModelSection) -> Any:
 
 def _features(keras: Any, application: Any, x: Any, section: ModelSection) -> Any:
     try:
-        # With input_tensor, Keras adds the layers to this graph instead of returning a nested model.
+        # Pass input_tensor, so that Keras adds the layers to this graph instead of returning a nested model.
         base = application(input_tensor=x, alpha=section.width, include_top=False, weights=None)
     except ValueError as error:
         raise ModelError(f"{section.arch} with width {section.width:g}: {error}") from None

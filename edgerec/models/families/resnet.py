@@ -8,7 +8,7 @@ from typing import Any
 from edgerec.models.blocks import BN_MOMENTUM, conv, depthwise, global_pool, norm, round_to_8, squeeze_excite, stem
 from edgerec.recipe import ModelSection
 
-# Function ``(keras, tensor, channels, stride, prefix of the layer names) -> tensor`` that adds a residual block.
+# Function ``(keras, tensor, channels, stride, name_prefix) -> tensor`` that adds a residual block.
 Block = Callable[[Any, Any, int, int, str], Any]
 
 # Batch normalization epsilon. It must match the Keras application whose weights are loaded.
