@@ -105,7 +105,8 @@ class HashKeys:
     def _first_linked_keys(self, copies: Indices) -> Indices:
         """Return each key's connected component, as an array of shape ``(keys,)``.
 
-        A component is identified by the index of its first key. Two keys are connected if an image with one key is an exact copy of an image with the other key.
+        A component is identified by the index of its first key. Two keys are connected if an
+        image with one key is an exact copy of an image with the other key.
         """
         count = len(self.keys)
         # Build a bipartite graph whose nodes are the keys, followed by the distinct images.

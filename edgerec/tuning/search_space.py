@@ -138,7 +138,7 @@ def suggest(trial: Any, space: Space) -> dict[str, Any]:
 
 
 def applied(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """Return a copy of the recipe with the hyperparameters replaced by those in ``point``, keyed by search space key."""
+    """Return a copy of the recipe with the hyperparameters replaced by those in ``point``."""
     recipe = recipe.override({key: value for key, value in point.items() if key != STRENGTH}, "trial")
     return with_augment_strength(recipe, point[STRENGTH]) if STRENGTH in point else recipe
 
