@@ -11,7 +11,7 @@ from typing import Literal
 Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
 FineTuningStage = Literal["channels", "prune", "cluster", "qat"]
 
-# Name of the method that selects one of the other methods by accuracy.
+# Name of the method that selects one of the other methods, based on their accuracy.
 AUTO = "auto"
 # Name of the variant converted without compression.
 FLOAT32 = "float32"
@@ -41,7 +41,7 @@ class Method:
 
     @property
     def reductions(self) -> tuple[FineTuningStage, ...]:
-        """The stages that prune or cluster the float model."""
+        """The fine-tuning stages that prune or cluster the float model."""
         return tuple(stage for stage in self.stages if stage != "qat")
 
     @property

@@ -34,7 +34,7 @@ from typing import Any
 
 from edgerec.utils.text import printable
 
-# Longer messages, e.g. with a long value from a file, are shortened in the middle.
+# Maximum length of an error message. Longer messages are shortened in the middle.
 MAX_MESSAGE_CHARACTERS = 1000
 
 

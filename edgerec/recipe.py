@@ -48,8 +48,8 @@ __all__ = [
     "parse_assignment",
 ]
 
-# Keys that training can choose automatically, and the values that request this.
-# The values that training has chosen are saved in the run's recipe.toml.
+# Recipe keys that training can choose automatically, and the values that request an automatic choice.
+# Training saves the values that it has chosen for these keys in the run's recipe.toml.
 UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
@@ -81,7 +81,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, path: str | Path, *, base: Recipe | None = None) -> Recipe:
-        """Load a recipe file. Missing keys keep their values from ``base``, by default ``Recipe()``.
+        """Load a recipe file. Missing keys keep their values from ``base`` (default: ``Recipe()``).
 
         If the file is a run's recipe without a preprocessing version, missing keys get the values from
         :attr:`unversioned`.
@@ -108,7 +108,7 @@ class Recipe:
 
     @property
     def unversioned(self) -> Recipe:
-        """Copy of the recipe with the preprocessing version and white level of runs that do not record these keys."""
+        """Copy of the recipe with the preprocessing version and white level of runs that do not record these values."""
         data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
         return replace(self, data=data)
 
@@ -248,7 +248,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
 
 
 def _unknown_key_message(key: str, choices: Iterable[str]) -> str:
-    """Return an error message for an unknown key, preferably suggesting the same name in another section."""
+    """Return an error message for an unknown key that suggests the same name in another section, or a similar key."""
     name = key.rpartition(".")[2]
     sections = ((item.name, value) for item in fields(Recipe) if is_dataclass(value := getattr(Recipe(), item.name)))
     same_name = [f"{section}.{name}" for section, value in sections if name in {item.name for item in fields(value)}]

@@ -17,7 +17,7 @@ from edgerec.errors import RecipeError
 # A data set's name, .npz file or folder, or a list of several data sets to merge.
 DataSource = str | Sequence[str]
 
-# Value that makes training choose model.arch or model.weights, based on the images and the target.
+# Value of model.arch or model.weights that requests an automatic choice, based on the images and the target.
 AUTO = "auto"
 
 

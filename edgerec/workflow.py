@@ -87,7 +87,7 @@ def build(
         GateError: the accuracy loss of the variant exceeds ``compress.max_drop``.
         EdgerecError: a step failed.
     """
-    loaded_target = Target.load(target)  # fail before training if the target is unknown
+    loaded_target = Target.load(target)  # an unknown target raises an error before training starts
     if reconstructs(recipe.model.arch):
         raise RecipeError(
             f"model.arch is {recipe.model.arch!r}, which is not a classifier: train it with edgerec train, then "
@@ -96,7 +96,7 @@ def build(
     reused = []
     recipe = recipe if method is None else recipe.override({"compress.method": method})
     run = Run.at(out)
-    # Ignore differences in compression settings, which do not affect training and may change between calls.
+    # Ignore compression settings when comparing recipes, because they do not affect training.
     if overwrite or not run.begun or not was_begun(replace(recipe, compress=run.recipe.compress), out):
         for_target = recipe if recipe.model.target else recipe.override({"model.target": target})
         run = fit(for_target, out, overwrite=overwrite, listener=listener)
@@ -129,7 +129,8 @@ def build(
             overwrite=overwrite,
             listener=listener,
         )
-    verified = verify(bundle_path, delegate="")  # no delegate, because delegates are installed only on the device
+    # verify without a delegate, because delegates are installed only on the device
+    verified = verify(bundle_path, delegate="")
     page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
         run=str(run.path),

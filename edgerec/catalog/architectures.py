@@ -16,7 +16,7 @@ from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# Settings used for the included measurements: RGB input size in pixels, width multiplier, and number of classes.
+# Settings of the measurements in costs.json: RGB input size in pixels, width multiplier, and number of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
 # Measured cost of each architecture, written by benchmarks/models.py.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"
@@ -126,7 +126,7 @@ def measured(
 
     recipe = Recipe().override({"data.input_size": input_size, "model.arch": name, "model.width": width})
     listener(Progress("building", 0, 2))
-    # An earlier training run in this process may have set another policy.
+    # Reset the global policy, because an earlier training run in this process may have enabled mixed precision.
     keras().mixed_precision.set_global_policy("float32")
     normalize = Normalize.named("unit")
     model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalize)

@@ -1,4 +1,4 @@
-"""Plot the architectures: model size against multiply-adds."""
+"""Plot each architecture's model size against its multiply-adds."""
 
 from __future__ import annotations
 

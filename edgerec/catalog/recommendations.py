@@ -17,9 +17,9 @@ from edgerec.utils.progress import Listener, ignore
 
 # Measured costs of the ``--arch auto`` candidates, written by ``benchmarks/models.py --recommended``.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
-# Input size in pixels for measuring networks for small images.
+# Input size in pixels at which networks for small images are measured.
 SMALL_INPUT_PX = 32
-# Assumptions of the latency estimates, by target. Other targets have no estimate.
+# Conditions for which latencies are estimated, by target. Other targets have no latency estimates.
 ESTIMATES = {"rpi": CONDITIONS}
 
 
@@ -78,7 +78,7 @@ def recommendations(
 
 
 def default_input_px(rule: Rule) -> int:
-    """Return the input size in pixels for measuring a rule's architecture."""
+    """Return the input size in pixels at which the architecture chosen by ``rule`` is measured."""
     return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
 
 

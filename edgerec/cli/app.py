@@ -75,7 +75,7 @@ class Commands(GroupedCommands):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         names = self.list_commands(ctx)
-        # If the name is unknown, load all commands so that Typer can suggest a similar name.
+        # If the command name is unknown, load all commands so that Typer can suggest a similar name.
         for name in [cmd_name] if cmd_name in names else names:
             if name not in self.commands:
                 self.commands[name] = load_command(name)
@@ -144,7 +144,7 @@ def main() -> None:
     """Run the ``edgerec`` command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may contain any bytes
+            stream.reconfigure(errors="backslashreplace")  # file names may contain bytes that stdout cannot encode
     try:
         app()
     except SystemExit as end:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgerec.camera.sources import Address
     from edgerec.runtime.benchmark import BenchmarkReport
 
-# Fail if a live source delivers no frame for this many seconds.
+# Maximum time in seconds to wait for a live source's next frame.
 GIVE_UP_S = 10.0
 
 

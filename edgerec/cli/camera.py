@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgerec.camera.config import ExistingFile, SaveRule
     from edgerec.camera.sources import CaptureFormat
 
-# Options whose value may be omitted, and the value used in this case.
+# Maps options whose value may be omitted to the value used in this case.
 _OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
 # Matches HOST:PORT, PORT, localhost or an IPv4 address. Any other name without a port could be the name of a bundle.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
@@ -317,7 +317,8 @@ def camera(
     from edgerec.camera.reconnection import Timeouts
     from edgerec.camera.run import run_camera
 
-    gc.freeze()  # garbage collections of the imported modules would pause the camera for several ms
+    # without gc.freeze(), garbage collections of the imported modules would pause the camera for several ms
+    gc.freeze()
     gc.enable()
     saving = "--save low-confidence|changes|all"
     _require("--csv-append", csv_append, "--csv FILE", csv)
@@ -373,7 +374,7 @@ def camera(
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None
     show_log()
     report = run_camera(config)
-    if report.exit_code:  # the errors have already been logged
+    if report.exit_code:  # run_camera has already logged the errors
         raise typer.Exit(report.exit_code)
 
 

@@ -177,7 +177,7 @@ def _describe(report: ArchitectureReport) -> None:
 
 
 def _targets(report: ArchitectureReport) -> str:
-    """Describe which targets can run an architecture, e.g. as ``all`` or ``not coral``.
+    """Describe the targets that can run an architecture, e.g. as ``all`` or ``not coral``.
 
     Targets with a common prefix such as ``coral`` are combined if none of them can run it.
     """

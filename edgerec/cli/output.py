@@ -234,7 +234,7 @@ class _Stderr(logging.Handler):
     """Handler that looks up ``sys.stderr`` for each message, because tests may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # the terminal may have been closed
+        with suppress(OSError, ValueError):  # writing fails if the terminal has been closed
             typer.echo(self.format(record), err=True)
 
 
@@ -257,8 +257,8 @@ def progress() -> Iterator[Listener]:
     from edgerec.utils.progress import Progress as Step
 
     console = Console(stderr=True)
-    # Shorten the bar and truncate the text so that both fit on one line of the terminal.
-    # Disable markup, because file names may contain brackets.
+    # Shorten the progress bar and truncate its text, so that both fit on one line of the terminal.
+    # Disable Rich's markup, because file names may contain brackets.
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=max(8, min(40, console.width // 6))),

@@ -201,7 +201,7 @@ def quantize(
     if not report_worker(json):
         show_report(report, json)
         if not json:
-            # A run that was just created from a model already knows the current location of its images.
+            # Omit --data for a run just created from a model, because it records the location of its images.
             _suggest_next(run, report, None if model else data)
 
 
@@ -227,7 +227,7 @@ def _suggest_next(run: Path, report: QuantizeReport, data: DataSource | None) ->
         say(f"warning  {problem}")
         say(f"next     {baseline.ADVICE}")
         return
-    # Omit --variant if `edgerec export` would select this variant anyway.
+    # Suggest --variant only if `edgerec export` would select a different variant.
     options = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
     suggest("export", run, "--target", "rpi", *options, *data_options(data))
 

@@ -156,7 +156,8 @@ def train(
             )
         source: DataSource | None = None
         if continues and (data is None or more_epochs or Run.at(out).begun):
-            recipe, source = Recipe(), data  # fit uses the run's own recipe
+            # An empty recipe is enough here, because fit() uses the recipe saved in the run.
+            recipe, source = Recipe(), data
         else:
             recipe = compose_recipe(subject, options, assignments)
             resume = resume and was_begun(recipe, out)

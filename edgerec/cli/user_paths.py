@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Parameters whose values are never paths, such as patterns, names and secrets.
+# Command-line parameters whose values are never paths, such as patterns, names and secrets.
 _NOT_PATHS = frozenset({"group_by", "skip", "float_layers", "study", "web_token", "mqtt_discovery", "roi", "decision"})
 
 
@@ -32,5 +32,5 @@ def _expand(value: Any) -> Any:
         return user_path(value)
     if not isinstance(value, str) or "~" not in value:
         return value
-    key, equals, text = value.rpartition("=")  # the path may follow a key, e.g. --set data.source=~/photos
+    key, equals, text = value.rpartition("=")  # a path can follow an equals sign, e.g. in --set data.source=~/photos
     return f"{key}{equals}{user_path(text)}" if text.startswith("~") and "://" not in key else value

@@ -30,11 +30,10 @@ from edgerec.utils.bounded_parsing import UnpackedSizeError, open_zip, parse_jso
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_BYTES = 1 << 30  # total size of all files
-# Windows path separators, and characters that are not valid in file names.
+# Matches Windows path separators and characters that are not valid in file names.
 _FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Function that returns a bundled file's content, or None if the file does not exist.
-# The arguments are the file's path in the bundle and the maximum size in bytes.
+# Reads a bundled file, given its path in the bundle and the maximum size in bytes. Returns None if it does not exist.
 Reader = Callable[[str, int], bytes | None]
 
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# Lower bound for scores before taking logarithms: half a quantization step of int8 scores.
+# Minimum score for computing logarithms: half a quantization step of int8 scores.
 _MIN_SCORE = 1 / 512
-# Weight of the mean score relative to one vote, small enough that the mean score only breaks ties.
+# Weight of the mean score relative to one vote. It is small, because the mean score should only break ties.
 _TIE_WEIGHT = 1e-3
-# Images with a higher relative novelty are classified as unknown (see DecisionSpec.relative_novelty).
+# Maximum relative novelty of a known image (see DecisionSpec.relative_novelty).
 MAX_RELATIVE_NOVELTY = 0.5
 
 Scores = npt.NDArray[np.float32]
@@ -90,7 +90,7 @@ class DecisionSpec:
         return self.thresholds.get(label, self.threshold)
 
     def relative_novelty(self, novelty: float | None) -> float:
-        """Return an image's novelty, scaled so that the limit ``self.novelty`` maps to 0.5, and clipped to 1.
+        """Return an image's relative novelty, which is 0.5 at the limit ``self.novelty`` and at most 1.
 
         Return 0 if ``novelty`` is None or the check is disabled, and 1 if ``novelty`` is NaN.
         """
@@ -151,7 +151,7 @@ class Decision:
 
 
 def calibrated(scores: Scores, temperature: float) -> Scores:
-    """Return temperature-scaled scores, ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``."""
+    """Return temperature-scaled scores, ``softmax(log(scores) / temperature)``, of shape ``(…, classes)``."""
     if temperature == 1.0:
         return scores
     powers = np.maximum(scores, _MIN_SCORE).astype(np.float64) ** (1 / temperature)
@@ -168,7 +168,7 @@ def _vote(scores: Scores) -> Scores:
     return ((votes + _TIE_WEIGHT * scores.mean(axis=0)) / (len(scores) + _TIE_WEIGHT)).astype(np.float32)
 
 
-# Functions that combine an ensemble's scores, float32 (models, classes), into one score per class.
+# Functions that combine an ensemble's float32 scores of shape (models, classes) into one score per class.
 COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _vote}
 
 
@@ -219,7 +219,7 @@ def fit_thresholds(
         predicted = best == index
         order = np.argsort(-scores[predicted, index], kind="stable")
         sorted_scores, correct = scores[predicted, index][order], (classes[predicted] == index)[order]
-        # A threshold cannot separate equal scores, so only the last of them is a candidate.
+        # A threshold cannot separate equal scores, so only the last of several equal scores is a candidate.
         last = np.append(sorted_scores[1:] < sorted_scores[:-1], True) if len(order) else np.zeros(0, bool)
         precise = np.flatnonzero(last & (np.cumsum(correct) >= precision * np.arange(1, len(order) + 1)))
         thresholds[label] = float(np.floor(float(sorted_scores[precise[-1]]) * 1e4) / 1e4) if len(precise) else 1.0
@@ -227,7 +227,7 @@ def fit_thresholds(
 
 
 def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: float | None = None) -> Classification:
-    """Classify an image from its scores, float32 ``(classes,)``, and its novelty.
+    """Classify an image from its novelty and its float32 scores of shape ``(classes,)``.
 
     Classes with equal scores are ordered by index. If any score is NaN or infinite, the label is unknown, and 0
     replaces these scores.

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Number of bytes to read from the start of a file, sufficient even for a web page that starts with a long comment.
+# Number of bytes to read for detecting a file's format, enough for a web page that starts with a long comment.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
@@ -80,7 +80,7 @@ def describe_file(path: Path) -> str:
     try:
         if path.is_dir():
             return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
-        if not path.is_file():  # opening a named pipe would block
+        if not path.is_file():  # other file types are not opened, because a named pipe would block
             return "is not a regular file" if path.exists() else ""
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 MAX_FILE_BYTES = 1 << 30
 # Maximum number of pixels in an image. This is enough for phone cameras, and decoding takes at most about 1.2 GB.
 MAX_PIXELS = 200_000_000
-# Larger images are decoded one at a time, even by commands that decode images in parallel.
+# Images with more pixels than this are decoded one at a time, even by commands that decode images in parallel.
 LARGE_PIXELS = 1 << 24
 _LARGE_IMAGE = threading.Lock()
 # Number of samples to convert at a time, which limits the size of temporary arrays.
@@ -195,11 +195,11 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
-# Histogram bin for sample value 0, and the number of bins.
+# Index of the histogram bin for sample value 0, and the total number of bins.
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
-# Formats that OpenCV does not support
+# Decoders for image formats that OpenCV does not support
 
 
 def is_heic(content: bytes) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Number of bytes to search for the orientation and bit depth, which precede the pixels.
+# Number of bytes at the start of an image file to search for its orientation and bit depth.
 HEADER_BYTES = 1 << 20
 ORIENTATION = 0x112
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -106,7 +106,7 @@ def stated_white(content: bytes) -> int:
     if content[:4] in TIFF_MARKS:
         tags = _tiff_tags(content)
         if max(tags.get(258, [8])) in (10, 12, 14):
-            return 65535  # OpenCV scales the samples to 16 bits
+            return 65535  # OpenCV scales TIFF samples of 10, 12 and 14 bits to 16 bits
         maximum = max(tags.get(341, tags.get(281, [0])))
         return maximum if 255 < maximum < 65535 and maximum & (maximum + 1) == 0 else 0
     bits = max((max(data) for kind, data in _png_chunks(content) if kind == b"sBIT" and data), default=0)
@@ -196,7 +196,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
         if kind == 0xFF:  # a fill byte
             offset += 1
             continue
-        if kind in (0xDA, 0xD9):  # start of scan, or end of image
+        if kind in (0xDA, 0xD9):  # the markers SOS (start of scan) and EOI (end of image) end the header
             return
         yield kind, content[offset + 4 : offset + 2 + length]
         offset += 2 + max(length, 2)

@@ -77,7 +77,7 @@ _NUMBERED = re.compile(r"[\[(]?(\d{1,7})(?:[\])]?(?:\s*[:;,=|]\s*|\s+-\s+|\s+)|[
 _NUMBERED_AFTER = re.compile(r"(.*?[^\s:;,=|])(?:\s*[:;,=|]\s*|\s+)(\d{1,7})")
 _SEPARATED = re.compile(r"[:;,=|\t]")
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)\s*[:=]\s+\S.*")
-# Bounded repetitions keep the search time linear in the file size.
+# The bounded repetitions in this pattern keep the search time linear in the file size.
 _C_ARRAY = re.compile(r"categories\w{0,40}\s{0,40}\[\s{0,40}\w{0,40}\s{0,40}\]\s{0,40}=\s{0,40}(\{[^{}]*\})")
 
 
@@ -151,7 +151,7 @@ class _NotLabels(ValueError):
 
 def _read(path: Path) -> bytes:
     try:
-        # Opening a named pipe would block.
+        # Do not open a named pipe, because opening it would block.
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is not a file: expected a label file with one label per line")
         with path.open("rb") as file:
@@ -198,7 +198,7 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
 
 def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
     body = text.strip()
-    if match := _C_ARRAY.search(body):  # model_metadata.h from an Edge Impulse library
+    if match := _C_ARRAY.search(body):  # the text is a model_metadata.h from an Edge Impulse library
         return _strings(_Flow(match[1].replace("{", "[").replace("}", "]")).value())
     if (body[:1] in ("{", "[") and not re.match(r"\[\d+\]\s+[^\s,]", body)) or suffix == ".json":
         return _labels_of_value(_structured(body))
@@ -226,7 +226,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _refuse_long(lines: Iterable[str]) -> None:
-    """Reject overlong lines, because pattern matching takes quadratic time in the line length."""
+    """Reject overlong lines, because the time for pattern matching is quadratic in the line length."""
     longest = max(map(len, lines), default=0)
     if longest > MAX_LINE_CHARACTERS:
         raise _NotLabels(f"a line has {longest:,} characters, but the limit is {MAX_LINE_CHARACTERS:,}")
@@ -242,7 +242,8 @@ def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequen
         return parts
     _refuse_long(lines)
     lines = _without_comments(lines, count)
-    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):  # a list copied from source code
+    # the labels are a list copied from source code
+    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):
         lines = [line.removesuffix(",").rstrip() for line in lines]
     if all(re.match(r"[-*•]\s", line) for line in lines):
         lines = [line[1:].strip() for line in lines]
@@ -271,7 +272,7 @@ def _parts_of_line(line: str, count: int | None) -> list[str] | None:
     for separator in (";", ",", "\t", "|"):
         try:
             parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
-        except csv.Error:  # e.g. a field that exceeds the csv module's size limit
+        except csv.Error:  # for example, because a field exceeds the csv module's size limit
             continue
         parts = parts[:-1] if parts and not parts[-1] else parts
         if len(parts) > 1 and ((count is None and separator == ";") or len(parts) == count):
@@ -289,7 +290,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
         indices = [int(match[index]) for match in matches]
         names = [_unquoted(match[name]) for match in matches]
         separated = all(_SEPARATED.search(match[0][: match.start(2)][match.start(1) :]) for match in matches)
-        # The number may be part of the label, as in "5 euro" and "10 euro".
+        # Without a separator, the number may be part of the label, as in "5 euro" and "10 euro".
         different = len(set(names)) >= (0.9 * len(names) if pattern is _NUMBERED else len(names))
         if not (separated or different):
             continue
@@ -341,7 +342,7 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     return _by_index((int(row[index]), row[name]) for row in rows)
 
 
-# JSON, YAML and Python literals
+# Parsers for JSON, YAML and Python literals
 
 
 def _labels_of_value(value: Any, depth: int = 0) -> Sequence[str]:
@@ -465,7 +466,7 @@ class _Flow:
         self._text, self._at, self._depth = text, 0, 0
 
     def value(self) -> Any:
-        """Parse the text and return the list or map. Raise :class:`_NotLabels` for other text."""
+        """Return the list or map in the text. Raise :class:`_NotLabels` for any other content."""
         result = self._item(*self._next())
         if self._text[self._at :].strip():
             raise _NotLabels(f"unexpected text after the list: {self._text[self._at :].strip()[:40]!r}")
@@ -575,7 +576,7 @@ def _yaml_scalar(text: str) -> Any:
 
 
 def _labels_of_pbtxt(text: str) -> Sequence[str]:
-    """Return the labels from a TensorFlow label_map.pbtxt: the items' display names, or else their names."""
+    """Return the labels from a TensorFlow label_map.pbtxt file: display names if available, otherwise names."""
     token = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|#[^\n]*|([\w.+-]+)|([{}:;,<>\[\]])|\s+", re.DOTALL)
     items: list[dict[str, str]] = []
     key, at, depth = "", 0, 0

@@ -20,7 +20,7 @@ from edgerec.utils.text import is_printable, to_json
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
 # Delegates a manifest may name: LiteRT's GPU delegate, and Google's Edge TPU library for each operating system.
-# Other libraries are not allowed, because loading a library executes its code.
+# Manifests must not name other libraries, because loading a library executes its code.
 DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,7 +71,7 @@ class AdoptedModel(SourceFile):
 
 
 class RecipeSections(TypedDict, total=False):
-    """The recipe sections that a manifest contains."""
+    """Recipe sections that are stored in a manifest."""
 
     data: dict[str, Any]
     model: dict[str, Any]
@@ -130,7 +130,7 @@ class ModelSpec:
         return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
-        """Raise :class:`BundleError` if the fields are inconsistent with each other, the labels or the files.
+        """Raise :class:`BundleError` if the manifest's fields contradict each other, the labels or the files.
 
         Args:
             where: name of the manifest for error messages.

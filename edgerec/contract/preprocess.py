@@ -16,11 +16,10 @@ Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]
 Interpolation = Literal["linear", "nearest"]
 
-# Version of the resizing algorithm. Version 1 halves both axes while both are at least twice the target size.
-# Version 2 halves each axis separately.
+# Version of the resizing algorithm. Version 1 halves both axes together, and version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Maximum size of temporary arrays in bytes, so that they fit into the CPU cache.
-# For blocks of 128 KiB or more, glibc's malloc requests new pages from the kernel each time, which is slow.
+# Maximum size of a temporary array in bytes, so that it fits into the CPU cache.
+# For blocks of 128 KiB or more, glibc's malloc requests new memory pages from the kernel, which is slow.
 _BLOCK_BYTES = 120 << 10
 # Version assumed for manifests, recipes and packed data sets that do not record one.
 UNRECORDED_VERSION = 1
@@ -145,7 +144,7 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
 
 def contiguous(image: Image) -> Image:
     """Return an ``(H, W, 3)`` image as a C-contiguous array."""
-    if image.strides[2] < 0:  # an RGB view of a BGR image, which OpenCV copies faster than NumPy
+    if image.strides[2] < 0:  # negative strides mean an RGB view of a BGR image, which OpenCV copies faster than NumPy
         cv2 = require("cv2")
         return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)
     return np.ascontiguousarray(image)
@@ -191,7 +190,7 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
     else:
         # Halve the image first, because bilinear interpolation skips pixels when shrinking an axis by more than half.
-        # INTER_AREA gives the same bytes on all CPUs only when it halves both axes.
+        # OpenCV's INTER_AREA gives the same pixels on all CPUs only when it halves both axes.
         while (factors := _halving(image, height, width, spec.version)) != (1, 1):
             rows, columns = (side // factor for side, factor in zip(image.shape[:2], factors, strict=True))
             whole = image[: rows * factors[0], : columns * factors[1]]
@@ -259,7 +258,7 @@ def _mean(
     differences: npt.NDArray[Any],
     halves: npt.NDArray[Any],
 ) -> None:
-    """Compute the bytewise mean of two uint8 or int32 arrays, rounded half to even.
+    """Compute the mean of two uint8 or int32 arrays byte by byte, rounding half to even.
 
     Args:
         a: the first array.

@@ -1,4 +1,4 @@
-"""Smooth the predictions for the frames of a video stream, so that the label does not flicker."""
+"""Smooth a video stream's predictions, so that the label does not flicker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from edgerec.contract.decision import MAX_RELATIVE_NOVELTY, UNKNOWN, Decision, DecisionSpec, Scores, calibrated
 
-# Tolerance in seconds for comparing durations, because video files round timestamps to milliseconds.
+# Tolerance in seconds for comparing durations. Video files round timestamps to milliseconds.
 TIME_TOLERANCE_S = 0.001
 
 
@@ -71,7 +71,7 @@ class Decider:
                 index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), current)
         if current < 0 or index == current:
             return index
-        if index < 0:  # change to unknown only if the image is novel or the score is well below the threshold
+        if index < 0:  # change the label to unknown only if the image is novel or the score is well below the threshold
             weak = scores[current] < spec.threshold_of(self._labels[current]) - spec.hysteresis
             return -1 if novel or weak else current
         return index if scores[index] >= scores[current] + spec.hysteresis else current

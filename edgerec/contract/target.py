@@ -118,7 +118,8 @@ class Target:
     @property
     def manifest_delegate(self) -> str:
         """Delegate to record in a bundle's manifest, or an empty string if manifests must not name this delegate."""
-        from edgerec.contract.manifest import DELEGATES  # imports NumPy, which edgerec doctor must not require
+        # imported here, because it imports NumPy, which edgerec doctor must not require
+        from edgerec.contract.manifest import DELEGATES
 
         return self.delegate if self.delegate in DELEGATES else ""
 
@@ -153,7 +154,7 @@ def _read(name: str, descendants: tuple[str, ...]) -> tuple[Path, dict[str, Any]
     like = values.pop("like", None)
     if like is None:
         return path, values
-    # Only built-in targets are accepted, so that a target file cannot refer to other files.
+    # ``like`` accepts only built-in targets, so that a target file cannot refer to other files.
     if like not in target_names() or like in descendants:
         raise TargetError(f"{path}: like: {unknown('target', str(like), target_names())}")
     return path, _read(like, (*descendants, path.stem))[1] | values

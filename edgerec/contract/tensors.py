@@ -122,7 +122,11 @@ class ChannelNormalize:
         return pixels @ kernel + bias
 
     def convolution(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return the equivalent 1x1 convolution: a kernel ``(RGB channels, outputs)`` and a bias ``(outputs,)``."""
+        """Return the kernel and bias of the equivalent 1x1 convolution.
+
+        Returns:
+            Kernel of shape ``(RGB channels, outputs)`` and bias of shape ``(outputs,)``, both float32.
+        """
         scales = np.diag(1 / np.array(self.std, np.float64))
         kernel = scales[::-1] if self.bgr else scales
         return kernel.astype(np.float32), (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
@@ -249,7 +253,7 @@ def dequantize(stored: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.flo
 
 
 def pixel_table(normalize: Normalize, spec: TensorSpec) -> npt.NDArray[Any] | None:
-    """Return a lookup table ``(256,)`` that maps pixels to input values, or None if each pixel maps to itself.
+    """Return a lookup table of shape ``(256,)`` from pixels to input values, or None if each pixel maps to itself.
 
     The result is None for quantized inputs of models that edgerec has converted.
     """
@@ -264,12 +268,12 @@ Reals = npt.NDArray[np.float32]
 
 
 def _softmax(real: Reals) -> Reals:
-    powers = np.exp(real.astype(np.float64) - real.max())  # subtracting the maximum prevents overflow
+    powers = np.exp(real.astype(np.float64) - real.max())  # subtracting the maximum prevents an overflow in exp
     return (powers / powers.sum()).astype(np.float32)
 
 
 def _sigmoid(real: Reals) -> Reals:
-    # Unlike tanh, exp(-x) would overflow for large negative values.
+    # tanh does not overflow for large negative values, unlike exp(-x).
     return (0.5 + 0.5 * np.tanh(real.astype(np.float64) / 2)).astype(np.float32)
 
 
@@ -277,7 +281,7 @@ def _binary(real: Reals) -> Reals:
     return np.concatenate([1 - real, real])
 
 
-# Functions that convert a model's dequantized outputs, float32 (outputs,), to scores in [0, 1].
+# Functions that convert a model's dequantized float32 outputs of shape (outputs,) to scores in [0, 1].
 # "binary" and "binary_sigmoid" are for binary classifiers with a single output: the second class's score or logit.
 ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
     "none": lambda real: real,

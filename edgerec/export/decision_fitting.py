@@ -27,7 +27,7 @@ def fit_decision(
     precision: float | None,
     listener: Listener,
 ) -> DecisionSpec:
-    """Fit the settings used to convert a variant's scores to a label.
+    """Fit the decision settings, which determine how a variant's scores are converted to a label.
 
     Args:
         run: the variant's run.

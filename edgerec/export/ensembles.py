@@ -128,7 +128,7 @@ def ensemble(
 
 
 def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
-    """Open all bundles, exporting runs to a temporary folder first."""
+    """Open all bundles. Runs are first exported to a temporary folder."""
     bundles = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
     common_target = next((bundle.manifest.target for bundle in bundles.values()), "desktop")
     target_name = target or Target.of_manifest(common_target).name

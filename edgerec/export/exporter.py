@@ -28,7 +28,7 @@ from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
 
-# Maximum number of golden images. Each is from a different class.
+# Maximum number of golden images, which are all from different classes.
 GOLDEN_IMAGES = 10
 # Maximum side length of golden images, in pixels. Larger images are shrunk.
 GOLDEN_SIDE_PX = 320

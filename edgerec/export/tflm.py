@@ -13,7 +13,7 @@ from edgerec.tflite.memory import microcontroller_bytes
 from edgerec.utils.atomic import sha256
 
 _PER_LINE = 16
-# Operator names in MicroMutableOpResolver that cannot be derived from those in the TFLite schema.
+# Operator names in MicroMutableOpResolver that cannot be derived from the names in the TFLite schema.
 _RESOLVER_NAMES = {
     "BATCH_MATMUL": "BatchMatMul",
     "CUMSUM": "CumSum",

@@ -1,4 +1,4 @@
-"""Choose a run's variant for a target, and check that the target can run it."""
+"""Choose which of a run's variants to export for a target, and check that the target supports the variant."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
 FOLDER = "wheels"
-# Data folders. They are at the top level of a source tree, but inside the package in an installation.
+# Data folders, which are at the top level of a source tree, but inside the package in an installation.
 _SHIPPED = ("targets", "calibration")
 _EXCLUDED_SUFFIXES = frozenset({".pyc", ".pyo", ".orig", ".rej"})
 _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

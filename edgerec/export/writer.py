@@ -98,7 +98,8 @@ def write_verified(
     def check(partial: Path) -> None:
         nonlocal golden_images
         try:
-            golden_images = verify(partial, delegate="").images  # the delegate may be installed only on the device
+            # verify without a delegate, because it may be installed only on the device
+            golden_images = verify(partial, delegate="").images
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None
 

@@ -34,7 +34,7 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# If more than this fraction of images has the same prediction, agreement between predictions is meaningless.
+# Agreement between predictions is meaningless if more than this fraction of images has the same prediction.
 MAX_SAME_PREDICTION = 0.9
 
 
@@ -88,7 +88,7 @@ def adopt(
     checked_output(run.path, [path, labels], data=data, folder=True)
     refuse_existing(run.path, overwrite, replaceable=run.begun)
     if normalize is not None:
-        parse_normalize(normalize)  # rejects an invalid value before the slow import of TensorFlow
+        parse_normalize(normalize)  # reject an invalid value before the slow import of TensorFlow
     base = recipe or Recipe()
     prepare(replace(base.train, mixed_precision=False), base.seed)
     model = _read(path)

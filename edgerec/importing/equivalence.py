@@ -14,7 +14,7 @@ from edgerec.errors import ModelError
 log = logging.getLogger(__name__)
 
 # Maximum difference between the two models' outputs, as a fraction of the largest output.
-# Float32 rounding causes much smaller differences, and an incorrectly converted layer causes much larger ones.
+# TOLERANCE is far above float32 rounding errors, and far below the error of an incorrectly converted layer.
 TOLERANCE = 1e-4
 
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # Keras 3 layer options that tf_keras lacks and that do not affect the outputs.
 _UNUSED = {"dtype", "seed", "fill_mode", "fill_value", "use_cudnn", "value_range", "zero_output_for_mask"}
-_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # unused without ``renorm``, which is not supported
+_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # these options apply only to ``renorm``, which is not supported
 
 
 def from_keras3(model: Any, where: str) -> Any:
@@ -76,7 +76,7 @@ def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return the rebuilt tf_keras model, and append each pair of new and original layers to ``loaded``."""
+    """Return the rebuilt tf_keras model, and append each pair (new layer, original layer) to ``loaded``."""
     if type(original).__name__ == "Sequential":
         if not original.built:
             raise ModelError(

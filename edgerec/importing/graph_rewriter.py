@@ -51,7 +51,7 @@ class Node:
 
 @dataclass
 class Affine:
-    """A per-channel transformation, ``scale · tensor + offset``, that is not a layer yet.
+    """A per-channel transformation, ``scale · tensor + offset``, for which no layer has been created yet.
 
     Consecutive transformations are merged. A layer is created only if no other transformation follows.
 
@@ -76,7 +76,7 @@ class Affine:
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """Merge this transformation with a subsequent one."""
+        """Return this transformation merged with a subsequent one, ``scale · x + offset``."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
@@ -93,7 +93,7 @@ class ChannelsFirst:
 
 @dataclass
 class Rebuild:
-    """Rewrites a model node by node, using a rule that either replaces or copies each node.
+    """Rewrites a model node by node, using a callback that either replaces or copies each node.
 
     Attributes:
         rule: function that returns the replacements for a node's outputs, or None to copy the node.
@@ -123,13 +123,13 @@ class Rebuild:
         built = keras().Model(_one_or_all(inputs), _one_or_all(outputs), name=model.name)
         for layer, weights in self._weights:
             layer.set_weights(weights)
-            # Normalization caches values derived from its weights.
+            # Normalization layers cache values derived from their weights, so the cache must be updated.
             if hasattr(layer, "finalize_state"):
                 layer.finalize_state()
         return built
 
     def walk(self, model: Any, inputs: list[Any], training: bool | None = None) -> list[Any]:
-        """Apply the rule to a model's nodes and return the model's new outputs.
+        """Apply the callback ``rule`` to a model's nodes, and return the model's new outputs.
 
         Args:
             model: the model or nested model.
@@ -170,7 +170,7 @@ class Rebuild:
     def copy(self, node: Node, **config: Any) -> Any:
         """Copy the node. Keyword arguments override values in its layer's configuration."""
         copy = self._copies.get(id(node.layer))
-        # If a layer with weights is called several times, it is copied only once, so that all calls share the weights.
+        # A layer with weights that is called several times is copied only once, so that all calls share the weights.
         if copy is None or not node.layer.weights:
             copy = type(node.layer).from_config(node.layer.get_config() | {"name": self.name(node.layer.name)} | config)
             self._copies[id(node.layer)] = copy
@@ -203,7 +203,7 @@ class Rebuild:
         return value.output
 
     def _depthwise(self, affine: Affine) -> Any:
-        """Implement the transformation as a depthwise convolution, a single operator supported by every target."""
+        """Convert the transformation to a depthwise convolution, a single operator that every target supports."""
         layers, name = keras().layers, self.name(affine.name)
         shape = tuple(affine.tensor.shape[1:])
         channels = shape[-1]
@@ -236,7 +236,7 @@ def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
 
 
 def flatten(rebuild: Rebuild, node: Node) -> Any:
-    """Rule for :class:`Rebuild`: inline nested models, and remove ``training`` arguments from calls."""
+    """Callback for :class:`Rebuild`: inline nested models, and remove ``training`` arguments from calls."""
     own_training = node.kwargs.pop("training", None)
     training = node.training if own_training is None else own_training
     if isinstance(node.layer, keras().Model):
@@ -251,7 +251,7 @@ def flatten(rebuild: Rebuild, node: Node) -> Any:
     if own_training is not None:
         rebuild.record_change(node, "called with training=False → a layer that is always in inference mode")
     if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # in Keras 2, frozen layers use their moving statistics
+        return rebuild.copy(node, trainable=False)  # in Keras 2, a frozen BatchNormalization uses its moving statistics
     return node.args[0] if "Dropout" in node.kind else None
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Minimum side length in pixels for treating a vector input as a flattened square image.
 MIN_SIDE = 8
-# Elementwise layers, which work with any layout.
+# Elementwise layers, which support both channels-first and channels-last tensors.
 _ANY_LAYOUT = (
     *("Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average", "Dropout", "ELU", "GaussianDropout"),
     *(
@@ -92,7 +92,7 @@ def _channels_last(model: Any) -> Any:
 
 
 def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
-    """Rule for :class:`Rebuild`: convert a layer to channels last, or return None to copy it unchanged."""
+    """Callback for :class:`Rebuild`: return a layer's channels-last equivalent, or None to copy the layer unchanged."""
     nest = require("tensorflow").nest
     values = nest.flatten((node.args, node.kwargs))
     if node.kind == "Permute" and isinstance(node.args[0], ChannelsFirst) and tuple(node.layer.dims) == (2, 3, 1):

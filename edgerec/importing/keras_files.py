@@ -98,7 +98,7 @@ def load_keras2(path: Path, *, compiled: bool = False) -> Any:
 
 
 class _FiniteLayers(list[Any]):
-    """A list of layers that can be iterated only a limited number of times.
+    """A list of layers that can be iterated only a limited number of times, to prevent infinite loops.
 
     Keras creates all layers in the first iteration, and connects their nodes in further iterations. In a valid model,
     each iteration connects at least one node, so the number of nodes is the limit.
@@ -167,7 +167,7 @@ def check_config(value: Any, where: str | Path, inside: str, compiling: bool = F
 
 
 def _check_object(value: dict[str, Any], where: str | Path, inside: str, compiling: bool) -> str:
-    """Check a serialized object, and return its layer's name for error messages.
+    """Check a serialized Keras object. Return the name of its layer, for error messages.
 
     The layer is the object itself if it has a name, otherwise the containing layer, ``inside``.
     """
@@ -191,7 +191,7 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
     else:
         known = kind in LAYERS or kind in MODELS or kind in AUGMENTATION or kind in _PLAIN
         known = known or kind in _classes(_OBJECTS) or (compiling and kind in _classes(_COMPILE_OBJECTS))
-    if not known and kind in OPERATORS:  # Keras 3 does not store the modules of operators in .h5 files
+    if not known and kind in OPERATORS:  # Keras 3 does not record an operator's module in .h5 files
         raise ModelError(f"{where}: operator {name!r} ({kind}) cannot be loaded from .h5: save the model as .keras")
     if not known:
         reason = _REASONS.get(kind, "only common Keras layers and activations are accepted, and no code from a file")

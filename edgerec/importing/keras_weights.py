@@ -73,8 +73,8 @@ def _captured_warnings() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-# Patterns for Keras' warnings about shape mismatches, in .keras and .h5 files.
-# The groups are the variable's name, its shape in the model and its shape in the file.
+# Patterns for Keras' shape mismatch warnings about .keras and .h5 files.
+# Each pattern captures the variable's name, its shape in the model, and its shape in the file.
 _OTHER_SHAPES = (
     re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
     re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),

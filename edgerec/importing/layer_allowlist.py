@@ -23,7 +23,7 @@ LAYERS = _names(
     """
 )
 
-# Layers that change images only during training.
+# Data augmentation layers, which are active only during training.
 AUGMENTATION = _names(
     """
     RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform RandomErasing
@@ -32,13 +32,13 @@ AUGMENTATION = _names(
     """
 )
 
-# Keras 3 activations with the same definition in Keras 2, and their Keras 2 names.
+# Maps Keras 3 activations to the names of identical Keras 2 activations.
 ACTIVATIONS = {
     name: name
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
-# Values with which a layer option has no effect, so that the other Keras version does not need to support the option.
+# Option values that have no effect. Options with such a value are dropped if the other Keras version lacks them.
 NO_EFFECT = (None, False, "auto", "channels_last")
 
 # Arithmetic operators in a Keras 3 graph, as in ``x / 127.5 - 1``.

@@ -20,16 +20,16 @@ from edgerec.importing.graph_rewriter import Affine, Node, Rebuild
 from edgerec.importing.indexing import Channel, indexed, selected
 from edgerec.train.backend import keras
 
-# Activations allowed inside a convolution or dense layer, because tfmot and TFLite quantize them at the same point.
+# Activations supported inside a convolution or dense layer. tfmot and TFLite quantize them at the same point.
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")
 # Activations allowed as separate layers, because tfmot and the int8 kernels support them.
 ALONE = (*INSIDE, "swish", "gelu")
-# Function that returns a node's replacement (a tensor or an Affine), or None to copy the node.
+# A rewrite function returns a node's replacement (a tensor or an Affine), or None to copy the node.
 Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 
 def lower(rebuild: Rebuild, node: Node) -> Any:
-    """Rule for :class:`Rebuild`: rewrite a node for quantization-aware training, or return None to copy it."""
+    """Callback for :class:`Rebuild`: adapt a node for quantization-aware training, or return None to copy it."""
     if node.kind in _LAYERS:
         return _LAYERS[node.kind](rebuild, node, node.args[0])
     if hasattr(node.layer, "symbol"):
@@ -246,7 +246,7 @@ def _as_activation(name: str) -> Callable[[Rebuild, Node, dict[str, Any]], Any]:
 
 
 def _affine(rebuild: Rebuild, node: Node, x: Any, scale: Any, offset: Any, trainable: bool = False) -> Any:
-    """Return ``scale · x + offset``, or None unless scale and offset are scalars or have one value per channel."""
+    """Return ``scale · x + offset`` if scale and offset are scalars or have one value per channel, otherwise None."""
     *others, channels = _shape(x)
     scale, offset = (np.asarray(v, np.float64) for v in (scale, offset))
     by_channel = all(v.size == 1 or v.shape[-1:] == (channels,) == (v.size,) for v in (scale, offset))

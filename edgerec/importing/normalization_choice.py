@@ -1,4 +1,4 @@
-"""Determine which normalization a third-party model expects, by comparing its accuracy with each of them."""
+"""Determine which normalization a third-party model expects, by measuring its accuracy with each candidate."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 # Number of training images for comparing normalizations.
 TRIED_IMAGES = 500
-# Minimum difference in percentage points at which one accuracy is clearly better than another.
+# Minimum accuracy gain, in percentage points, for a normalization to count as clearly better.
 CLEAR_POINTS = 2.0
 # Per-channel normalizations to try in addition to those with a single scale.
 PER_CHANNEL = ("torch", "caffe")
-# Limits for the label order check: images per class, and images in total.
+# Maximum number of images for checking the label order, per class and in total.
 IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
 
 
@@ -59,7 +59,7 @@ class NormalizationChoice:
 def choose_normalization(
     model: Any, path: Path, model_data: ModelData, normalize: str | None, listener: Listener, *, explicit: bool
 ) -> NormalizationChoice:
-    """Choose the normalization and check the label order, using the same predictions for both.
+    """Choose the normalization and check the label order, based on the same predictions.
 
     Raises:
         DataError: the normalization is unknown and cannot be determined because the images have no labels, or the
@@ -120,5 +120,5 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> Nor
 def predictions(
     model: Any, normalize: AnyNormalize, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener
 ) -> npt.NDArray[np.int64]:
-    """Return the predicted class for each image index in ``part``."""
+    """Return the predicted classes of the images whose indices are in ``part``."""
     return keras_scorer(model, normalize)(dataset.select(part), listener).argmax(axis=1)

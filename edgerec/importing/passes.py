@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # Number of random inputs for comparing models, and the maximum output difference relative to the largest output.
 SAMPLES, TOLERANCE = 4, 1e-2
 # Number of random input perturbations for estimating the original model's rounding error.
-# Differences of up to twice this error are accepted, even if they exceed the tolerance.
+# Output differences of up to twice the estimated rounding error are accepted, even if they exceed TOLERANCE.
 PERTURBATIONS = 8
 
 
@@ -61,7 +61,7 @@ class Adapted:
 
     @property
     def max_difference(self) -> float:
-        """Largest difference between this model's outputs and the original's, or 0 if nothing was changed."""
+        """Largest difference between this model's outputs and the original model's, or 0 if nothing was changed."""
         return self.changes[-1].max_difference if self.changes else 0.0
 
 
@@ -114,16 +114,16 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
     return Adapted(current, tuple(changes))
 
 
-# Conditions and rules for the rewriting steps
+# Conditions and callbacks for the rewriting steps
 
-# Layers that are random during training and have no effect during inference.
+# Data augmentation and noise layers, which are active only during training.
 INACTIVE = (
     *("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness"),
     *("RandomHeight", "RandomWidth", "GaussianNoise", "GaussianDropout", "AlphaDropout"),
 )
 SIZING = ("Resizing", "CenterCrop", "RandomCrop")
 LOOPS = ("GRU", "SimpleRNN")
-# Maximum number of time steps for unrolling a loop. Each time step becomes about six operators.
+# Maximum number of time steps of a loop that is unrolled. Each time step becomes about six operators.
 LONGEST_LOOP = 256
 
 
@@ -165,14 +165,14 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
         return None
     kwargs = dict(node.kwargs)
     if node.kind == "GRU":
-        # With a constant initial state, the converter would precompute the first time step in float.
+        # If the initial state were constant, the converter would precompute the first time step in float.
         zeros = keras().layers.Dense(node.layer.units, use_bias=False, kernel_initializer="zeros", trainable=False)
         kwargs["initial_state"] = zeros(keras().layers.GlobalAveragePooling1D()(node.args[0]))
     rebuild.record_change(node, f"loop of a {node.kind} → its {steps} steps")
     return rebuild.copy(replace(node, kwargs=kwargs), unroll=True)
 
 
-# Rewriting steps, in order. Each has a condition, a rule, and the reason to report for its changes.
+# Rewriting steps, in order. Each has a condition, a callback, and a reason to report for its changes.
 _STEPS = (
     (_is_nested, flatten, "tensorflow-model-optimization supports only models without nested models"),
     (_has_inactive, _remove_inactive, "it does nothing during inference"),

@@ -142,7 +142,7 @@ def check_operators(folder: Path) -> None:
             raise ModelError(f"{folder} is a TensorFlow 1 SavedModel: save the model again with TensorFlow 2")
         called = set(meta.object_graph_def.concrete_functions) | set(_called(meta.graph_def.library.function))
         for name, nodes in _graphs(meta.graph_def):
-            # Checkpoint operators are allowed only in the main graph and in functions that save and restore weights.
+            # Checkpoint operators are allowed only in the main graph and in functions that save or restore weights.
             allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
             if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
                 raise ModelError(
@@ -152,7 +152,7 @@ def check_operators(folder: Path) -> None:
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of a graph's functions. A node calls a function by using its name as the operator."""
+    """Return the names of a graph's functions. A node calls a function by using the function's name as its operator."""
     return {function.signature.name for function in graph.library.function}
 
 
@@ -181,6 +181,6 @@ def _called(functions: Any) -> Iterator[str]:
     """Yield the names of the operators and functions that the given functions call."""
     for function in functions:
         for node in function.node_def:
-            yield node.op  # the function's name if the node calls a function
+            yield node.op  # ``node.op`` is the name of a function if the node calls one
             for value in node.attr.values():
                 yield from (value.func.name, *(item.name for item in value.list.func))

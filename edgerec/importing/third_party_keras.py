@@ -26,7 +26,7 @@ _VALUE_PRESERVING = AUGMENTATION | {
     *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
     *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
 }
-# A model contains its normalization if its first layer maps [0, 255] to values up to this magnitude.
+# Maximum magnitude to which a layer may map [0, 255] to be recognized as the model's normalization.
 MAX_NORMALIZED = 10
 
 
@@ -68,7 +68,7 @@ def expects_pixels(model: Any) -> bool:
 
 
 def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
-    """Return the scale and offset that a layer applies to its input, with an infinite scale for unsupported layers."""
+    """Return the scale and offset that a layer applies to its input, or an infinite scale for an unsupported layer."""
     if kind == "Rescaling":
         return np.asarray(layer.scale), np.asarray(layer.offset)
     if kind == "Normalization" and not layer.invert:
@@ -76,6 +76,6 @@ def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
         return scale, -np.asarray(layer.mean) * scale
     if kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
         kernel, *bias = layer.get_weights()
-        # A learned bias does not reveal the input range.
+        # Ignore a trainable bias, because only a fixed bias reveals the expected input range.
         return kernel, bias[0] if bias and not layer.trainable else np.zeros(1)
     return np.array(np.inf), np.zeros(1)

@@ -75,7 +75,8 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     for key, option in config.items():
         key = renamed.get(key, key)
         if key == "rng_type" or (key == "batch_shape" and kind != "InputLayer"):
-            continue  # ``rng_type`` only affects random layers, and the InputLayer already specifies the shape
+            # omit ``rng_type``, which affects only random layers, and the shape, which the InputLayer specifies
+            continue
         if kind == "BatchNormalization" and key == "axis":
             option = option[0] if isinstance(option, list) else option
         if key in known or not (option in NO_EFFECT or (key, option) == ("groups", 1) or key.endswith("_initializer")):

@@ -16,7 +16,7 @@ from edgerec.utils.command_line import command
 
 _QUANTIZE = "quantize it: edgerec quantize RUN, or edgerec quantize MODEL --data FOLDER"
 _INTEGER_TYPES = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
-# A model may use 1 / _MEMORY_DIVISOR of a computer's memory. The rest is for Python and other programs.
+# A model may use at most 1 / _MEMORY_DIVISOR of a computer's memory, because other programs need memory as well.
 _MEMORY_DIVISOR = 2
 
 
@@ -53,7 +53,7 @@ def findings(graph: Graph, content: bytes, target: Target) -> list[Incompatibili
         target: the target, with its data types, operators and their versions, rules and memory.
     """
     if target.rules == "edgetpu":
-        # Skip the general checks, because the Edge TPU rules cover data types and operators with more specific reasons.
+        # Skip the general checks, because the Edge TPU rules give more specific reasons for data types and operators.
         return [*diagnose(graph, target).findings, *_memory(graph, content, target)]
     return [
         *_types(graph, target),

@@ -129,7 +129,8 @@ def parse(model: bytes, where: str = "the model") -> Any:
     check_bounds(model, where)
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
-    except Exception as error:  # a damaged flatbuffer can raise any exception, such as struct.error or IndexError
+    # parsing a damaged flatbuffer can raise any exception, such as struct.error or IndexError
+    except Exception as error:
         raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
 
 
@@ -189,7 +190,7 @@ def weight_sparsity(graph: Graph) -> float:
 
 
 def _graph(schema: Any, model: Any) -> Graph:
-    # Include all subgraphs, so that callers also find float tensors in loops and branches.
+    # Include all subgraphs, so that callers also find the float tensors in loops and branches.
     tensors: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
     for subgraph in model.subgraphs:

@@ -54,7 +54,7 @@ class GraphCheck:
                     f"an input or output of a graph refers to tensor {index}, but the graph has only {len(tensors)} "
                     "tensors"
                 )
-        # Tensors that already have a value before the first operator runs.
+        # Indices of the tensors that already have a value before the first operator runs.
         known = {index for index, tensor in enumerate(tensors) if tensor.constant or tensor.variable or tensor.empty}
         known |= set(inputs)
         written: set[int] = set()
@@ -121,7 +121,7 @@ class GraphCheck:
         return _Tensor(self._buffers[buffer], bool(table.number(5, "<b")), 0 in shape or kind == _STRING)
 
     def _has_data(self, buffer: Table) -> bool:
-        # Large files store buffer data after the tables.
+        # Large files store the contents of buffers after the tables.
         offset, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")
         if offset > 1 and offset + size > len(self._data):
             raise ValueError("a buffer extends beyond the end of the file")

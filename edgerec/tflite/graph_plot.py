@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from edgerec.tflite.inspection import InspectedOperator, InspectReport
 
-# Sizes in inches: box width and height, row height, lane width, and gap between columns.
+# Sizes of the graph drawing in inches: box width and height, row height, lane width, and gap between columns.
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
-# Maximum number of operators per row. Some models, such as object detectors, have more parallel branches.
+# Maximum number of operators per row. If a model has more parallel branches, the others are drawn in the next row.
 MAX_LANES = 4
 # Preferred aspect ratio of the drawing, width divided by height.
 ASPECT = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
-# Fill and edge colors: by device if the target has an Edge TPU, otherwise by kind of operator.
+# Fill and edge colors of operators: by device if the target has an Edge TPU, otherwise by kind of operator.
 PLACEMENT_COLORS = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
 KIND_COLORS = {
     "weights": ("#bee3f8", "#2b6cb0"),
@@ -158,11 +158,11 @@ def _draw_edge(axes: Axes, start: BoxPosition, end: BoxPosition) -> None:
         points = [bottom, top]
     elif end.column == start.column and end.row > start.row and end.row - start.row <= 1:
         points = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top]
-    elif end.column == start.column:  # route the line to the right of the boxes in between
+    elif end.column == start.column:  # route the line to the right of all boxes between the two operators
         side = max(start.x, end.x) + LANE / 2 - 0.06
         points = [bottom, (start.x, bottom[1] + out * 1.6), (side, bottom[1] + out), (side, bottom[1] + 2 * out)]
         points += [(side, top[1] - 2 * out), (side, top[1] - out), (end.x, top[1] - out * 1.6), top]
-    else:  # route the line through the gap to the left of the target column
+    else:  # route the line through the gap to the left of the end operator's column
         side = end.x - LANE * end.lane - LANE / 2 - GUTTER / 2
         points = [bottom, (start.x, bottom[1] + out), (side, bottom[1] + out), (side, bottom[1])]
         points += [(side, top[1]), (side, top[1] - out), (end.x, top[1] - out), top]

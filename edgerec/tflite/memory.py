@@ -13,9 +13,9 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
 # Alignment of tensors in bytes: kDefaultTensorAlignment in TFLite, and the alignment in TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
-# TFLite Micro's memory in bytes for the interpreter, and per tensor, operator and output channel, measured on x86-64.
+# TFLite Micro's memory overhead in bytes for the interpreter, and per tensor, operator and output channel, on x86-64.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
-# Safety factor to allow for differences between TFLite Micro releases.
+# Safety factor for the arena size, which may differ between TFLite Micro releases.
 _MICRO_SAFETY_FACTOR = 1.05
 
 
@@ -105,7 +105,7 @@ def _max_scratch_bytes(graph: Graph) -> int:
 
 def _scratch_bytes(operator: Operator) -> int:
     match operator.name:
-        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # int16 patches for two output pixels in CMSIS-NN's im2col buffer
+        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN's im2col buffer holds int16 patches for two output pixels
             weights = operator.inputs[1]
             return 4 * prod(weights.shape[1:]) if weights is not None else 0
         case "TRANSPOSE_CONV" | "MEAN" | "SUM":  # sums as int32

@@ -35,7 +35,7 @@ from edgerec.tflite.tables import Table
 from edgerec.utils.optional import require
 
 LABEL_FILE = "labels.txt"
-# Limits that prevent excessive memory use for damaged files.
+# Size limits for metadata, which prevent excessive memory use when reading a damaged file.
 MAX_LABEL_BYTES = 1 << 24
 MAX_TEXT_BYTES = 1 << 16
 MAX_ITEMS = 10_000
@@ -43,13 +43,13 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-# Class identifiers from Google's Knowledge Graph, WordNet and Wikidata. They are not human-readable.
+# Matches class identifiers from Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
 # Command-line options that override parts of the metadata.
 _OPTIONS = {"labels": "--labels", "normalize": "--normalize"}
 
 # Field numbers in metadata_schema.fbs. A union has two fields, its type and its table.
-# Most tables begin with a name and a description.
+# In most metadata tables, the first field is a name and the second a description.
 _NAME, _DESCRIPTION = 0, 1
 _SUBGRAPHS, _MIN_PARSER_VERSION = 3, 7  # ModelMetadata
 _INPUTS, _OUTPUTS = 2, 3  # SubGraphMetadata
@@ -58,7 +58,7 @@ _UNION_TYPE, _UNION = 0, 1  # Content and ProcessUnit
 _COLOR_SPACE = 0  # ImageProperties
 _MEAN, _STD = 0, 1  # NormalizationOptions
 _FILE_TYPE, _LOCALE = 2, 3  # AssociatedFile
-# Enum values in metadata_schema.fbs.
+# Enum values defined in TFLite's metadata_schema.fbs.
 _IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
 # Field numbers in TFLite's schema.fbs: a model's buffers and metadata, and a metadata entry's buffer.
 _MODEL_BUFFERS, _MODEL_METADATA, _ENTRY_BUFFER = 4, 6, 1
@@ -144,7 +144,8 @@ def read_metadata(
     try:
         root = _metadata_root(content)
         metadata = None if root is None else _metadata(root, content)
-    except Exception as error:  # a damaged flatbuffer or zip can raise any exception, such as struct.error
+    # parsing a damaged flatbuffer or zip archive can raise any exception, such as struct.error
+    except Exception as error:
         metadata = Metadata("", "", (), (), faults=dict.fromkeys(_OPTIONS, str(error)))
     for part in needs:
         if metadata is not None and part in metadata.faults:
@@ -279,7 +280,7 @@ def _metadata(root: Table, content: bytes) -> Metadata:
     def usable(part: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except Exception as error:  # damaged metadata can raise any exception
+        except Exception as error:  # reading damaged metadata can raise any exception
             faults[part] = str(error)
             return ()
 

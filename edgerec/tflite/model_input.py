@@ -86,7 +86,7 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
         options.newShape = values
     image = edit.tensor("image", old.type, old.quantization, layout.shape)
     argument = edit.constant(f"image/{layout.operator.lower()}", schema.TensorType.INT32, values)
-    # TRANSPOSE requires version 2 for int8 tensors.
+    # TFLite supports int8 tensors since version 2 of the TRANSPOSE operator.
     version = 2 if layout.operator == "TRANSPOSE" and old.type == schema.TensorType.INT8 else 1
     edit.start_with(image, [edit.operator(layout.operator, version, [image, argument], edit.old_index, options)])
     return _with_files(pack(edit.model), content)
@@ -139,7 +139,7 @@ def _quantized_normalization(edit: _InputEdit, normalize: ChannelNormalize, wher
     signed = edit.tensor("normalization/pixels", types.INT8, edit.quantization([1.0], [-128]))
     operators = [edit.operator("QUANTIZE", 2, [pixels], signed)]
     real, bias = normalize.convolution()
-    # Each output channel's only nonzero weight is exact, because it is quantized to the int8 maximum.
+    # Quantization is exact, because each output channel's only nonzero weight maps to the int8 maximum.
     scales = [float(value) / 127 for value in real.max(axis=0)]
     stored = np.rint(real / np.array(scales)).astype(np.int8).T.reshape(3, 1, 1, 3)
     weights = edit.constant("normalization/kernel", types.INT8, stored, scales)
@@ -168,7 +168,7 @@ class _InputEdit:
         self.old = self._graph.tensors[self.old_index]
 
     def tensor(self, name: str, dtype: int, quantization: Any, shape: Sequence[int] | None = None) -> int:
-        """Add a tensor and return its index. By default, it has the original input's shape."""
+        """Add a tensor and return its index. The default shape is that of the original input."""
         tensor = copy.copy(self.old)
         tensor.name, tensor.type, tensor.buffer, tensor.quantization = name.encode(), dtype, 0, quantization
         if shape is not None:
@@ -187,7 +187,7 @@ class _InputEdit:
         return self._added(tensor)
 
     def quantization(self, scales: list[float], zero_points: list[int]) -> Any:
-        """Return scales and zero points as a TFLite schema object."""
+        """Return a ``QuantizationParametersT`` object with the given scales and zero points."""
         quantization = self.schema.QuantizationParametersT()
         quantization.scale = np.array(scales, np.float32)
         quantization.zeroPoint = np.array(zero_points, np.int64)

@@ -7,12 +7,12 @@ schema.
 
 from __future__ import annotations
 
-# Highest accepted operator code. It leaves room for future operators.
+# Highest operator code accepted in a model, chosen above all current codes to allow for future operators.
 MAX_CODE = 400
 CUSTOM_CODE, WHILE_CODE, IF_CODE, CALL_ONCE_CODE = 32, 119, 118, 129
 
 # Minimum and maximum numbers of inputs and outputs, keyed by operator code.
-# All other operators may have any number of inputs, and must have at least one output.
+# Operators not listed below may have any number of inputs, and must have at least one output.
 _UNARY: tuple[int, ...] = (
     *(1, 5, 6, 8, 11, 12, 13, 14, 17, 19, 20, 21, 25, 26, 28, 43, 47, 50, 53, 59, 66, 73, 75, 76, 77, 80, 87, 92, 93),
     *(98, 101, 104, 108, 109, 110, 111, 113, 114, 116, 117, 133, 134, 135, 150, 152, 158, 159),
@@ -52,9 +52,9 @@ OPTIONS_TYPES = {
     "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNN",
 }
 
-# Operator that replaces all operators on the Edge TPU in a compiled model.
+# Name of the custom operator into which the Edge TPU compiler fuses all operators mapped to the Edge TPU.
 EDGETPU_CUSTOM = "CUSTOM edgetpu-custom-op"
-# Custom operators included in TFLite.
+# Custom operators that are built into the TFLite interpreter.
 TFLITE_CUSTOM = {
     "CUSTOM TFLite_Detection_PostProcess",
     "CUSTOM Mfcc",

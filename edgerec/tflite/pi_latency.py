@@ -25,7 +25,7 @@ from edgerec.tflite.operators import RESHAPING
 # Operations per millisecond.
 CONVOLUTION_PER_MS = 31.85e6
 OTHER_PER_MS = 2.746e6
-# Description shown with each estimate.
+# Conditions of the latency estimates, shown next to each estimate.
 CONDITIONS = "estimated for a Raspberry Pi 4, all its cores"
 
 
@@ -40,7 +40,7 @@ def estimated_ms(convolution: float, other: float) -> float:
 
 
 def operation_counts(graph: Graph) -> tuple[int, int]:
-    """Return the number of operations in convolutions and in all other operators.
+    """Return two operation counts: one for convolutions, and one for all other operators.
 
     The operation count is the number of multiply-accumulate operations or, for operators without any, the number of
     values read.

@@ -32,13 +32,13 @@ from edgerec.utils.native_output import captured_output
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
-# Default maximum number of test runs, and the time in seconds after which no new run starts.
+# Default limits for testing a model: the number of runs, and the time in seconds after which no new run starts.
 RUNS, RUNS_S = 12, 5.0
-# Number of test runs if the model is only checked for crashes and hangs.
+# Number of inferences in a smoke test, which checks only for crashes and hangs.
 SAFETY_RUNS = 4
-# Memory limit for running a model: MEMORY_BYTES plus MEMORY_FACTOR times its file size.
+# Memory limit for running a model: MEMORY_BYTES + MEMORY_FACTOR · size of its file.
 MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
-# Increase this version when adding a check, so that all models are tested again.
+# Version of the checks. Increase it when adding a check, so that all models are tested again.
 _CHECKS = 1
 _MOST_REMEMBERED = 1000
 _CHILD = """
@@ -77,12 +77,12 @@ class Probe:
         return self.runs > 2 and self.lowest >= -1e-3 and self.highest <= 1.005
 
     def sums_to(self, total: float, tolerance: float) -> bool:
-        """Return whether each run's outputs sum to ``total``, within ``tolerance``."""
+        """Return whether the outputs of every run sum to ``total``, within ``tolerance``."""
         return self.runs > 2 and total - tolerance <= self.lowest_sum and self.highest_sum <= total + tolerance
 
 
 def require_runnable(content: bytes, where: str) -> None:
-    """Check a model and test it in a child process, unless the same model has already passed.
+    """Check a model by running it in a child process, unless the same model has already passed the check.
 
     Args:
         content: the .tflite file.
@@ -121,7 +121,8 @@ def remember(content: bytes) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in files[:-_MOST_REMEMBERED]:
             file.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # the home folder is missing, or the disk is full or read-only
+    # e.g. because the home folder is missing, or because the disk is full or read-only
+    except (OSError, RuntimeError) as error:
         log.debug("the cache of checked models cannot be written: %s", error)
 
 
@@ -214,7 +215,8 @@ def _probe(runs: int, load: Callable[[], Any]) -> Probe:
             interpreter.reset_all_variables()
             interpreter.invoke()
             scores = _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
-            if not np.isfinite(scores).all():  # inputs outside the expected range can overflow, e.g. in exp
+            # random inputs outside the expected range can cause overflows, e.g. in exp
+            if not np.isfinite(scores).all():
                 continue
             totals.append((float(scores.min()), float(scores.max()), float(scores.sum())))
     except (RuntimeError, ValueError) as error:
@@ -232,7 +234,7 @@ def _supported(detail: dict[str, Any]) -> bool:
 
 
 def _input(detail: dict[str, Any], run: int) -> Any:
-    """Return the input for test run number ``run``: constant values for the first runs, then noise."""
+    """Return the test input for run number ``run``: constant values in the first runs, then random noise."""
     rng = np.random.default_rng(run)
     shape, dtype = detail["shape"], detail["dtype"]
     if dtype is not np.float32:

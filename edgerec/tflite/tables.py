@@ -15,7 +15,7 @@ def read_number(data: bytes, form: str, at: int) -> int:
     Raises:
         struct.error, ValueError: the number is not inside ``data``.
     """
-    if at < 0:  # struct would count a negative offset from the end of the data
+    if at < 0:  # struct would interpret a negative offset as relative to the end of the data
         raise ValueError("a table starts before the beginning of the file")
     return int(struct.unpack_from(form, data, at)[0])
 

@@ -12,14 +12,14 @@ from edgerec.errors import ModelError
 from edgerec.tflite.graph_check import GraphCheck
 from edgerec.tflite.tables import Table, read_number
 
-# Assumed size of a table in bytes, so low that the sum exceeds the file size only if tables are shared.
+# Lower bound for a table's size in bytes, so that the total exceeds the file size only if tables are shared.
 _TABLE_BYTES = 8
 # Limit on the total size of all tables, counting shared tables repeatedly: MAX_GROWTH · file size + MIN_BYTES.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# Field types of each table, keyed by field number. An integer is the item size in bytes of a vector of numbers.
-# A string stands for a table of this type, and a tuple with a string for a vector of such tables.
-# Scalar fields are omitted, because they are stored in the table itself.
+# Maps each table's field numbers to field types. An integer N stands for a vector of N-byte numbers.
+# In _TABLES, a string stands for a table of this type, and a tuple with a string for a vector of such tables.
+# _TABLES omits scalar fields, because they are stored in the table itself.
 _STRING = "string"
 _Kind = str | int | tuple[str]
 _TABLES: dict[str, dict[int, _Kind]] = {
@@ -49,10 +49,9 @@ _TABLES: dict[str, dict[int, _Kind]] = {
     "Shape": {0: 4},
     "Embeddings": {1: 4, 2: 4},
 }
-# Field numbers of each table's required fields. Runtimes do not check that they are present.
+# Field numbers of each table's required fields. Runtimes do not check that these fields are present.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
-# Options tables of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, keyed by options type. All other options have only scalar
-# fields.
+# Maps options types to tables with non-scalar fields: those of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 

@@ -159,7 +159,7 @@ def _placement(
 
 
 def _dependency_reason(operator: Operator, graph: Graph, on_chip: set[int]) -> str:
-    """Explain why a supported operator runs on the CPU.
+    """Explain why an operator runs on the CPU although the Edge TPU supports it.
 
     Either it depends on an operator on the CPU, or it is outside the part of the graph that the compiler maps.
     """

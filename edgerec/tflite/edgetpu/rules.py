@@ -1,4 +1,4 @@
-"""Rules that determine which operators the Edge TPU can run.
+"""Rules for predicting which operators the Edge TPU can run.
 
 Source: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". Limits
 not stated on this page are inferred from the operators that the compiler accepted or rejected in the published models
@@ -15,7 +15,7 @@ import numpy as np
 
 from edgerec.tflite.flatbuffer import Operator, Tensor
 
-# Function that returns why the Edge TPU cannot run an operator, or None if it can.
+# A rule returns the reason why the Edge TPU cannot run an operator, or None if it can.
 Rule = Callable[[Operator], str | None]
 
 QUANTIZE = "quantize it: edgerec quantize RUN"
@@ -24,16 +24,14 @@ ONE_IMAGE = "convert the model with a batch size of 1: keras.Input(shape, batch_
 # Allowed data types for activations, and for constants such as biases. An LSTM's cell state may also be INT16.
 _ACTIVATIONS = {"INT8", "UINT8"}
 _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
-# Coral's page states a limit of 16,000, but the compiler has mapped a softmax over 128×128 values.
+# Coral's documentation states a softmax limit of 16,000 values, but the compiler has mapped one over 128×128 values.
 _MAX_SOFTMAX_VALUES = 16_384
-# In published compiler logs, upsampling from 256 to 512 pixels or by a factor of 16 stays on the CPU.
-# Upsampling to 128 pixels by a factor of 2 is mapped to the Edge TPU.
+# In published logs, the Edge TPU compiler does not map upsampling from 256 to 512 pixels or by a factor of 16.
+# In published logs, the Edge TPU compiler maps upsampling by a factor of 2 to 128 pixels.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
-# In published compiler logs, a TRANSPOSE of 40×40×65 values stays on the CPU, but one of 14×14×255 values is mapped to
-# the Edge TPU.
+# In published logs, the Edge TPU compiler maps a TRANSPOSE of 14×14×255 values, but not one of 40×40×65 values.
 _MAX_TRANSPOSE_VALUES = 65_536
-# In published compiler logs, a MEAN over 256×128 values stays on the CPU, but one over 64×128 values is mapped to the
-# Edge TPU.
+# In published logs, the Edge TPU compiler maps a MEAN over 64×128 values, but not one over 256×128 values.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {
@@ -72,7 +70,7 @@ def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | Non
 
 
 def way_out(operator: Operator, reason: str) -> str:
-    """Suggest a solution for an operator that the Edge TPU cannot run for this reason."""
+    """Suggest how to make an operator run on the Edge TPU, based on the reason why it cannot."""
     if "dynamic shape" in reason:
         return ONE_IMAGE
     if "it has version" in reason:
@@ -89,7 +87,7 @@ def _tensor_refusal(tensor: Tensor, operator: Operator, upsampling: bool) -> str
         allowed = _CONSTANTS
     else:
         allowed = _ACTIVATIONS | ({"INT16"} if operator.name == "UNIDIRECTIONAL_SEQUENCE_LSTM" else set())
-    # Ignore empty tensors, because LSTMs have empty float tensors.
+    # Skip empty tensors, because LSTM operators have empty float tensors.
     if tensor.dtype not in allowed and tensor.shape != (0,):
         return f"tensor {tensor.name!r} is {tensor.dtype}, expected 8-bit integers"
     if not tensor.constant and not upsampling and any(n > 1 for n in tensor.shape[:-3]):
@@ -135,7 +133,7 @@ def _constant_parameters(operator: Operator) -> str | None:
 
 
 def _transpose_conv(operator: Operator) -> str | None:
-    # TRANSPOSE_CONV has the inputs output shape, weights, input and bias. All but the input (index 2) must be constant.
+    # All inputs of TRANSPOSE_CONV must be constant, except the feature map at index 2.
     if any(t is not None and not t.constant for i, t in enumerate(operator.inputs) if i != 2):
         return "its weights, bias or output shape is not constant"
     return None
