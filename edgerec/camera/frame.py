@@ -42,14 +42,14 @@ class Frame:
 
     @cached_property
     def image(self) -> Image:
-        """The image as a C-contiguous array, uint8 ``(H, W, 3)`` RGB. Computed on first use."""
+        """The image as a C-contiguous uint8 RGB array of shape ``(H, W, 3)``, computed on first use."""
         return contiguous(self.grabbed)
 
     @property
     def captured_s(self) -> float:
         """Capture time in seconds on the monotonic clock, for rates, durations and timestamps.
 
-        For video files, this time advances with the media time so that it does not depend on decoding speed.
+        For video files, this time follows the timestamps in the file, so that it does not depend on decoding speed.
         """
         return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 

@@ -33,7 +33,7 @@ class FrameOptions:
         mirror: flip the image horizontally after the rotation.
         every: classify only every n-th frame of each source.
         max_fps: maximum number of frames per second and source. 0 means no limit. For video files, the rate refers to
-            media time. The limit does not apply to image folders.
+            the timestamps in the file. The limit does not apply to image folders.
         max_age_s: skip frames of live sources that are older than this many seconds. 0 disables this check.
         motion: skip a frame if at most this fraction of its pixels (0 to 1) has changed since the last classified
             frame. 0 disables this check.
@@ -71,7 +71,7 @@ class FrameOptions:
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
     def apply(self, image: Image) -> Image:
-        """Crop, rotate and mirror an RGB image ``(H, W, 3)``. Return an empty array if the region is outside."""
+        """Crop, rotate and mirror an RGB image. Return an empty array if the region is outside the image."""
         if self.roi is not None:
             left, top, right, bottom = self.box(*image.shape[:2])
             image = image[top:bottom, left:right]
@@ -143,8 +143,7 @@ class FrameSelector:
             due_s = self._due_s.get(source, at_s)
             if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
-            # Add the period to the due time, not to the frame's time. Otherwise, max_fps=25 would select only every
-            # second frame of a 30 fps source.
+            # Add the period to the due time rather than to the frame's time, so that the average rate matches max_fps.
             self._due_s[source] = max(due_s + period_s, at_s - period_s)
         return ""
 

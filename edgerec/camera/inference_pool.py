@@ -53,7 +53,7 @@ def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifie
                 event = next(iterator)
             except StopIteration:
                 break
-            except Exception as error:  # raised below, after the results of earlier frames
+            except Exception as error:  # The error is raised after the results of earlier frames.
                 failure = error
                 break
             if event is None:

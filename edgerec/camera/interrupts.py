@@ -17,7 +17,7 @@ SIGNALS = tuple(
     if (number := getattr(signal, name, None)) is not None
 )
 
-# Signals received within this many seconds count as one.
+# Signals received within this many seconds are treated as one.
 DEBOUNCE_S = 1.0
 
 

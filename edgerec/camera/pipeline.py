@@ -33,7 +33,7 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Default maximum number of parallel interpreters for files. A single reading thread cannot supply more.
+# Default maximum number of interpreters for files. A single reading thread cannot keep more interpreters busy.
 MAX_INTERPRETERS = 4
 # Interval in seconds at which window events are processed and closed sinks are detected while no frame arrives.
 _POLL_S = 0.05
@@ -248,7 +248,7 @@ class Camera:
             raise error
 
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
-        """Yield state changes and the frames to classify, and None for each skipped frame."""
+        """Yield each state change and each frame to classify, and None for each skipped frame."""
         for event in self._supervisor.events(idle_s):
             # Reset the watchdog only on an event, so that the service is restarted if all sources hang.
             if event is not None:
@@ -334,7 +334,7 @@ class Camera:
                 time.sleep(_POLL_S)
         finally:
             service.stopping()
-            for worker in workers:  # let all sinks finish concurrently
+            for worker in workers:  # Ask all sinks to finish before waiting for any of them.
                 worker.finish()
             for worker in workers:
                 worker.close()
@@ -356,7 +356,7 @@ class Camera:
 
 
 def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
-    """Append numbers to duplicate names, e.g. of URLs that differ only in a hidden parameter."""
+    """Append numbers to duplicate names, e.g. of URLs that differ only in a redacted query parameter."""
     names = [address.name for address in addresses]
     _refuse_duplicates([address.identity or address.name for address in addresses], names)
     counts: Counter[str] = Counter()

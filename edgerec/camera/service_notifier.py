@@ -51,7 +51,7 @@ class ServiceNotifier:
         return cls(values.get("NOTIFY_SOCKET", ""), int(timeout_us) / 1e6 if has_watchdog else 0.0)
 
     def ready(self) -> None:
-        """Report that the camera has started, even if no source has delivered a frame yet."""
+        """Report to the service manager that the camera has started, even if no source has delivered a frame yet."""
         self._send("READY=1")
 
     def alive(self) -> None:
@@ -77,5 +77,5 @@ class ServiceNotifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
                 connection.settimeout(SEND_S)
                 connection.sendto(message.encode(errors="replace"), self._address)
-        except (OSError, ValueError, AttributeError) as error:  # AttributeError: Windows has no AF_UNIX
+        except (OSError, ValueError, AttributeError) as error:  # AF_UNIX does not exist on Windows.
             log.debug("the notification %s could not be sent to the service manager: %s", message, error)

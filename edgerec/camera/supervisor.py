@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 2
 # Maximum time in seconds to wait for the threads of closed sources.
 JOIN_S = 1.0
-# Maximum time in seconds that Python waits for a hanging connection on exit. FFmpeg and V4L2 return sooner.
+# Maximum time in seconds that Python's exit is delayed by a hanging connection.
 EXIT_S = 16.0
 # Maximum number of hung threads per source. Python cannot stop a thread that hangs in a driver.
 MAX_HUNG = 3
@@ -46,8 +46,7 @@ class SourceSupervisor:
     """
 
     def __init__(self, addresses: Sequence[Address], timeouts: Timeouts | None = None) -> None:
-        # An RLock, because Ctrl-C may interrupt the main thread after it has acquired the lock but before it enters the
-        # with block. The lock then stays acquired, and a plain Lock would deadlock in __exit__.
+        # A plain Lock would deadlock in __exit__ if Ctrl-C interrupted the main thread after it acquired the lock.
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
         self._sources = [
@@ -57,7 +56,7 @@ class SourceSupervisor:
         self._stopped = False
 
     def stop(self) -> None:
-        """End the iteration within ``_POLL_S`` seconds. Takes no lock, so any thread or signal handler may call it."""
+        """Stop the iteration within ``_POLL_S`` seconds. May be called from any thread or signal handler."""
         self._stopped = True
 
     def __enter__(self) -> SourceSupervisor:
@@ -159,7 +158,7 @@ class _SupervisedSource:
 
     def join(self, deadline: float) -> None:
         """Wait for the threads to end, until the monotonic time ``deadline``. The caller must not hold the lock."""
-        if self._thread.ident is not None:  # the thread was not started if an earlier source failed to start
+        if self._thread.ident is not None:  # The thread may not have been started, if an earlier source failed.
             self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
@@ -175,7 +174,7 @@ class _SupervisedSource:
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _SourceConnection, image: Image, name: str) -> bool:
-        """Queue a new image. Return False if the connection must end. The caller must not hold the lock."""
+        """Queue a new image. Return False if the connection should be closed. The caller must not hold the lock."""
         grabbed_s = time.monotonic()
         captured_s = connection.captured_s or grabbed_s
         with self._changed:
@@ -190,7 +189,7 @@ class _SupervisedSource:
             connection.count += 1
             if self.state is not SourceState.LIVE:
                 self._set(SourceState.LIVE, connection.format_text())
-                self._source_changed.notify_all()  # wake _watch, which must now apply the stale timeout
+                self._source_changed.notify_all()  # Make the monitoring thread apply the stale timeout.
             overtaken = connection.new_overtaken()
             self._count, self.overtaken = self._count + overtaken, self.overtaken + overtaken
             if self.address.live and self._frames:
@@ -261,7 +260,7 @@ class _SupervisedSource:
                     self._set(SourceState.STALE, f"no frame for {timeouts.stale_s:g} s")
             if (
                 self.address.live and timeouts.give_up_s
-            ):  # a give_up_s of 0 takes effect only after the connection is lost
+            ):  # If give_up_s is 0, it takes effect only after the connection is lost.
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
                 self._hung.append(connection)
@@ -328,7 +327,7 @@ class _SourceConnection:
         return float(getattr(self._source, "captured_s", 0.0))
 
     def media_s(self) -> float | None:
-        """Return the current image's media time in seconds, or None if the source has no media time."""
+        """Return the current image's timestamp in the video in seconds, or None if the source has no timestamps."""
         position_s: float | None = getattr(self._source, "position_s", None)
         fps = self._source.format.fps if self._source and self._supervised.address.stream else 0.0
         return self.count / fps if position_s is None and fps else position_s
@@ -354,7 +353,7 @@ class _SourceConnection:
                         break
             finally:
                 source.close()
-        except Exception as raised:  # handled in the supervised source's thread
+        except Exception as raised:  # connection_ended() handles the error.
             error = raised
         self._supervised.connection_ended(self, error)
 

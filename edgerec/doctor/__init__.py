@@ -85,7 +85,8 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
 
 
 def _manifest(bundle: str | Path) -> Manifest:
-    from edgerec.contract.bundle import Bundle  # imported here because it requires NumPy, which may be missing
+    # This import requires NumPy, which may be missing.
+    from edgerec.contract.bundle import Bundle
 
     return Bundle.open(bundle).manifest
 

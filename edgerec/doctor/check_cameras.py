@@ -19,8 +19,7 @@ from edgerec.utils.child_process import ask_python
 from edgerec.utils.text import printable
 
 _SYSTEM_SITE = "usr/lib/python3/dist-packages/picamera2"
-# Python code that calls VIDIOC_QUERYCAP (linux/videodev2.h) for each device. It runs in a child process, because a
-# faulty driver may hang.
+# Python code that queries each video device. It runs in a child process, because a faulty driver may hang.
 _QUERY = """
 import fcntl, json, os, struct, sys
 replies = {}
@@ -148,7 +147,7 @@ def _check_picamera2(cameras: Cameras, system: System, has_module: bool) -> list
 def _with_reply(device: VideoDevice, reply: Sequence[Any]) -> VideoDevice:
     """Return a copy of the device with its VIDIOC_QUERYCAP results: the name and capabilities, or the error message."""
     reason, flags, card = reply
-    if reason == os.strerror(errno.ENOTTY):  # a copy from another machine rather than a device file
+    if reason == os.strerror(errno.ENOTTY):  # The path is a regular file rather than a device file.
         return device
     if reason:
         return replace(device, capture=None, reason=str(reason))

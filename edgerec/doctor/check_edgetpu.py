@@ -19,7 +19,7 @@ from edgerec.utils.child_process import ask_python
 
 LIBRARIES = {"Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
 _USB, _PCI = "sys/bus/usb/devices", "sys/bus/pci/devices"
-# USB IDs of the stick before and after its firmware is loaded, and PCI IDs of the card.
+# USB IDs of the Coral USB stick before and after its firmware is loaded, and PCI IDs of the Coral PCIe card.
 _STICK = {("1a6e", "089a"), ("18d1", "9302")}
 _CARD = ("0x1ac1", "0x089a")
 _RULES = ("etc/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d")
@@ -30,13 +30,11 @@ _RULE = (
     'SUBSYSTEM=="usb", ATTRS{idVendor}=="18d1", ATTRS{idProduct}=="9302", GROUP="plugdev"\\n\' | '
     "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
 )
-# Newest tflite-runtime version that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer
-# runtimes
-# crash with this library (see docs/how-to/edge-tpu.md). Version strings of rebuilt libraries contain "tf".
+# Newest tflite-runtime version that works with Google's libedgetpu 16.0. See docs/how-to/edge-tpu.md.
 _LAST_OLD_RUNTIME = (2, 11)
 # First Linux kernel version on which Google's gasket-dkms does not build.
 _NEW_KERNEL = (6, 4)
-# Lines required in config.txt on a Raspberry Pi 5 with a PCIe card. The last line selects the kernel with 4 KiB pages.
+# Lines required in config.txt on a Raspberry Pi 5 with a Coral PCIe card.
 _PI5_CONFIG = ("dtoverlay=pciex1-compat-pi5,no-mip", "dtoverlay=pcie-32bit-dma-pi5", "kernel=kernel8.img")
 
 
@@ -200,7 +198,7 @@ def _find_stick(root: Path) -> tuple[str, int]:
 
 
 def _missing_config(root: Path) -> tuple[str, ...]:
-    """Return the required lines missing from config.txt. Only a Raspberry Pi 5 requires any."""
+    """Return the lines that a Raspberry Pi 5 requires in config.txt but that are missing from it."""
     if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
         return ()
     config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")

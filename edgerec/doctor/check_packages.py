@@ -29,7 +29,7 @@ _OURS = (
 )
 # tflite-runtime was built with NumPy 1, but OpenCV 4.12 and newer require NumPy 2.
 _OLD_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
-# Only requirements with these characters are inserted into suggested commands, which users paste into a shell.
+# Characters allowed in requirements that are inserted into suggested commands, which users paste into a shell.
 _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 

@@ -15,14 +15,14 @@ from edgerec.runtime.thermal import earlier_throttled, processor_temperature_c, 
 from edgerec.utils.atomic import cache_folder
 
 MIB = 2**20
-# Memory required for inference with a small model and OpenCV, and for training a small model with TensorFlow.
+# Memory in bytes required for inference with a small model and OpenCV, and for training one with TensorFlow.
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
-# Disks with less free space than this are reported as full.
+# Minimum free disk space in bytes. Disks with less are reported as full.
 _FULL_BYTES = 100 * MIB
-# Training may fill the disk if less space than this is free.
+# Minimum free disk space in bytes for training.
 _LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
-# Commands that select a different folder, keyed by the folder's purpose.
+# Shell commands that configure a different folder, keyed by the folder's purpose.
 _OTHER_FOLDER = {
     "cache": 'export EDGEREC_CACHE="$HOME/.cache/edgerec"',
     "current folder": 'cd "$HOME"',
@@ -167,7 +167,7 @@ def _memory() -> tuple[int, int]:
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # the file does not exist or contains "max", i.e. there is no limit
+    except (OSError, ValueError):  # There is no limit if the file is missing or contains "max".
         return total, available
     return min(total, limit), min(available, max(0, limit - used))
 
@@ -181,7 +181,7 @@ def folder_state(what: str, find: Callable[[], Path]) -> Folder:
     """
     try:
         path = find()
-    except (OSError, RuntimeError) as error:  # e.g. the folder was removed, or the user has no home folder
+    except (OSError, RuntimeError) as error:  # The folder may have been removed, or the user may have no home folder.
         return Folder(what, f"({error})", 0, False)
     # A folder that does not exist yet will be created in its nearest existing parent.
     existing = path

@@ -48,7 +48,7 @@ class DoctorReport:
         return not self.of(CheckState.PROBLEM)
 
     def of(self, state: CheckState) -> list[CheckResult]:
-        """Return the results with the given state."""
+        """Return the check results with the given state."""
         return [result for result in self.results if result.state is state]
 
     def to_dict(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class System:
 
     @property
     def arch(self) -> str:
-        """Return the CPU architecture of programs, which may differ from the kernel's."""
+        """Return the architecture of this machine's programs, which may differ from the kernel's."""
         return arch(self.machine, self.bits)
 
     @property
@@ -71,7 +71,7 @@ class System:
 
     @property
     def pi(self) -> bool:
-        """Whether this is a Raspberry Pi."""
+        """Whether this machine is a Raspberry Pi."""
         return self.board.startswith("Raspberry Pi")
 
     def join(self, group: str) -> str:
@@ -80,12 +80,12 @@ class System:
         If the user is already a member, return a command that starts a session in which the membership is active.
         """
         if group in self.member_of:
-            return f"exec su - {self.user or '$USER'}"  # the user was added after this session had started
+            return f"exec su - {self.user or '$USER'}"  # The user joined the group after logging in.
         return f"sudo usermod -aG {group} {self.user or '$USER'}   # then log out and in again"
 
 
 def arch(machine: str, bits: int) -> str:
-    """Return the CPU architecture of programs. 32-bit programs can run on a 64-bit kernel.
+    """Return the architecture of this machine's programs, which are 32-bit on some machines with a 64-bit kernel.
 
     Args:
         machine: the kernel's CPU architecture.

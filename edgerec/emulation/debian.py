@@ -33,7 +33,7 @@ def find_mirror() -> str:
         TargetError: the variable is not a valid URL, or it is not set and the apt sources contain no Debian mirror.
     """
     if mirror := os.environ.get(MIRROR, "").strip():
-        # The URL is inserted into a sources file, so it must not contain spaces or options.
+        # The URL is inserted into an apt sources file, so it must not contain spaces or options.
         if urlsplit(mirror).scheme not in _SCHEMES or re.search(r"[\s\[\]#]", mirror):
             raise TargetError(f"{MIRROR} must be the URL of a Debian mirror, got {redacted(mirror)!r}")
         return mirror
@@ -72,7 +72,7 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         sources.write_text(f"deb {mirror} {release} main\n", encoding="utf-8")
         command = [
             *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
-            "--skip=check/chrootless",  # the checks are not needed, because package scripts are not run
+            "--skip=check/chrootless",  # Skip checks for package scripts, because none are run.
             f"--include={','.join(packages)}",
             f"--setup-hook={_LINK_USR}",
             *(f"--aptopt={settings}", release, str(folder), str(sources)),

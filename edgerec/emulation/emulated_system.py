@@ -133,7 +133,7 @@ def emulated_systems(
         TargetError: the target does not run Debian on ARM, or its system cannot be installed on this machine.
     """
     architecture, chosen_releases = _choose(target, releases)
-    chroot_command()  # fail early, before anything is downloaded
+    chroot_command()  # Fail before the download if programs cannot run in a chroot.
     cache = cache_folder() / "userland"
     links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
     listener(Progress("emulated system", 0, 1, "emulator"))

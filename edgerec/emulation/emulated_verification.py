@@ -136,7 +136,7 @@ class Expectation:
         """
         requirements = _requirements(bundle, target)
         made_on, vectors = read_golden(bundle)
-        # Golden images and other images share a folder in the emulated system.
+        # Golden images are renamed because they share a folder with other images in the emulated system.
         named_vectors = {f"golden-{number:03d}.png": vector for number, vector in enumerate(vectors)}
         others = select_images(str(data), images) if data is not None else {}
         classifier = Classifier(bundle, delegate="")
@@ -167,7 +167,7 @@ def verify_emulated(
     find_links: str = "",
     listener: Listener = ignore,
 ) -> EmulationReport:
-    """Verify a bundle in emulations of a target.
+    """Verify a bundle in emulated systems for a target.
 
     For each of the target's Debian releases, a root file system with the bundle's requirements is installed in
     ``cache_folder()``. The golden vectors are recomputed there under QEMU, once for each CPU, and compared with those
@@ -221,7 +221,7 @@ def _wheels(bundle: Bundle) -> dict[str, bytes]:
 
 
 def _requirements(bundle: Bundle, target: Target) -> str:
-    """Return the bundle's validated requirements, or the target's if the bundle is for another target."""
+    """Return the bundle's validated requirements, or the target's if the bundle is for a different target."""
     if bundle.manifest.target != target.name or "requirements.txt" not in bundle.files:
         return target_requirements(target)
     text = bundle.files["requirements.txt"].decode("utf-8", "replace")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
-    """Return the digest of an image's preprocessed pixels and each model's scores.
+    """Return the digest of an image's preprocessed pixels, and the scores from each model.
 
     The result is None if the image cannot be decoded.
     """
@@ -39,7 +39,7 @@ def import_errors(modules: list[str]) -> dict[str, str]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # imports can raise any exception
+        except Exception as error:  # Imports can raise any exception.
             errors[name] = f"{type(error).__name__}: {error}"
     return errors
 
@@ -54,7 +54,7 @@ def trust_models(bundle: str) -> None:
 
     try:
         from edgerec.tflite.probing import trust
-    except ImportError:  # older versions of edgerec do not have this function
+    except ImportError:  # Older versions of edgerec do not have this function.
         return
     for name, content in Bundle.open(bundle).files.items():
         if name.endswith(".tflite"):

@@ -13,7 +13,7 @@ from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing
 from edgerec.utils.lock import Lock
 
-# Older versions such as 7.2 silently compute wrong results in XNNPACK.
+# Minimum major version of QEMU. Old versions such as 7.2 silently compute wrong results in XNNPACK.
 MIN_VERSION = 10
 # Debian release whose QEMU is downloaded. It is statically linked, so it also runs on other distributions.
 RELEASE = "trixie"

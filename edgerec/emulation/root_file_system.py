@@ -21,15 +21,15 @@ from edgerec.utils.lock import Lock
 log = logging.getLogger(__name__)
 
 # Debian packages required for Python and wheels. All of them are part of Raspberry Pi OS Lite.
-# Installing other packages could hide that a device lacks a library.
+# Do not add other packages, because they could hide that a device lacks a library.
 PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
 # Python version of each Debian release.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-# glibc minor version of each Debian release; 36 means 2.36.
+# Minor version of glibc in each Debian release, e.g. 36 for glibc 2.36.
 GLIBC = {"bookworm": 36, "trixie": 41}
 # Symbolic links that are normally created by the packages' installation scripts, which are not run.
 _ALTERNATIVES = {"blas/libblas.so.3": "libblas.so.3", "lapack/liblapack.so.3": "liblapack.so.3"}
-# CPU topology files of a Raspberry Pi, without which XNNPACK uses slower kernels.
+# CPU topology files of a Raspberry Pi. XNNPACK uses slower kernels if these files are missing.
 _FILES = {"sys/devices/system/cpu/possible": "0-3\n", "sys/devices/system/cpu/present": "0-3\n"}
 
 

@@ -13,9 +13,9 @@ from edgerec.utils.command_line import command, data_options
 OVERFIT_POINTS = 5.0
 # Classes whose F1 score is lower than the mean by more than this value are reported as weak.
 WEAK_F1 = 0.1
-# An accuracy below this multiple of chance level is reported as hardly better than guessing.
+# Accuracies below this multiple of the chance level are reported as hardly better than guessing.
 GUESSING = 2
-# Minimum acceptable ratio of the smallest to the largest class in the training data.
+# Minimum acceptable ratio of the smallest class's image count to the largest class's in the training data.
 BALANCE = 1 / 3
 # Minimum number of test images per class for meaningful metrics.
 MIN_TEST_IMAGES = 20
@@ -136,7 +136,7 @@ def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iter
     if report.chosen is None:
         return
     calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)
-    if report.chosen.exported:  # the exported variant may not be the default
+    if report.chosen.exported:  # The exported variant may differ from the default variant.
         moved = ("--variant", report.chosen.variant, *moved)
     fitted = f" (the bundle will contain the fitted temperature {calibration.temperature:g})" if calibration else ""
     if calibration and calibration.after.ece > UNCALIBRATED:

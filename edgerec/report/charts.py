@@ -91,14 +91,14 @@ def svg(figure: Any, title: str) -> str:
         axes.tick_params(color=GRAY, length=3)
         axes.title.set_fontsize(11)
     text = io.StringIO()
-    # Keep text as text so that the browser's fonts are used. The fixed salt makes the output reproducible.
+    # Store text as text elements, so that the browser's fonts are used. A fixed salt makes the output reproducible.
     with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgerec"}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        with glyph_warnings_logged(""):  # ignore missing glyphs, because the browser uses its own fonts
+        with glyph_warnings_logged(""):  # Missing glyphs do not matter, because the browser uses its own fonts.
             figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # all figures use the same IDs, but IDs must be unique on the page
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # All figures use the same IDs, but IDs must be unique on the page.
     drawn = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", drawn).replace("xlink:href", "href")
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.S)
     drawn = _COLOR.sub(lambda match: f"{match[1]}: {CSS_COLORS.get(match[2], match[2])}", drawn)

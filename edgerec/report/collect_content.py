@@ -71,7 +71,7 @@ def collect_content(
     )
     if images:
         return replace(content, next=advice(content, data)), page_images(run, loaded, content)
-    # Reduce private paths to file names.
+    # Paths are private, so they are reduced to file names.
     names = {source: Path(source).name for source in run.recipe.data.sources} | {content.run: content.name}
     without_paths = tuple(_replace_all(text, names) for text in content.missing)
     return replace(content, missing=without_paths, next=advice(replace(content, run=content.name))), PageImages()

@@ -21,7 +21,7 @@ MAX_SIDE_PX = 144
 EXACT_PX = 48
 JPEG_QUALITY = 82
 MAX_SAMPLES, MAX_SAMPLES_PER_CLASS = 80, 8
-# Maximum file size of the plot that is embedded if the images are not available.
+# Maximum file size in bytes of the plot that is embedded if the misclassified images are not available.
 MAX_PLOT_BYTES = 1_200_000
 
 

@@ -1,4 +1,4 @@
-"""Run the float model and the variants on a run's images to measure calibration and find misclassified images."""
+"""Evaluate the float model and the variants on a run's images to measure calibration and find misclassified images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLOAT = "float Keras"
 MAX_MISTAKES = 24
 # Maximum number of validation or test images to run a variant on.
 MAX_IMAGES = 10_000
-# Time in seconds after which the remaining variants are skipped.
+# Time limit in seconds for scoring a run's variants. Variants not scored in time are skipped.
 BUDGET_S = 60.0
 
 
@@ -112,7 +112,7 @@ def measure(
             if name == shipped:
                 measurements = _with_mistakes(measurements, name, dataset, split.test, test, scores)
             if has_labels:
-                # Use all validation images for the chosen variant, as edgerec export does.
+                # The chosen variant is evaluated on all validation images, as in edgerec export.
                 val = split.val if name == shipped else _subset(split.val)
                 calibrations.append(scoring.calibration(name, val, scoring.score(scorer, val, name), test, scores))
         except EdgerecError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Import these names on first use because edgerec doctor must run on machines where NumPy cannot be imported.
+# These modules are imported on first use, because edgerec doctor must run even if NumPy cannot be imported.
 _PUBLIC = {"Classifier": "edgerec.runtime.classifier", "verify": "edgerec.runtime.verification"}
 
 __all__ = ["Classifier", "verify"]

@@ -38,7 +38,7 @@ class Autoencoder(ImageModel):
             )
 
     def reconstruction(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """Reconstruct a uint8 ``(height, width, channels)`` image. Return normalized pixels of the same shape."""
+        """Return the reconstruction of a uint8 image of shape ``(height, width, channels)`` as normalized pixels."""
         return dequantize(self.invoke(pixels), self.output).reshape(self.input.shape[1:])
 
     def error(self, pixels: Image) -> float:
@@ -47,5 +47,5 @@ class Autoencoder(ImageModel):
         return float(np.mean(np.square(difference, dtype=np.float64)))
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """Return the reconstruction error as float32 ``(1,)``."""
+        """Return the reconstruction error as a float32 array of shape ``(1,)``."""
         return np.array([self.error(pixels)], np.float32)

@@ -150,7 +150,7 @@ def benchmark(
     listener(Progress("measuring the stages", 1, 3))
     if frames is None:
         latencies_ms, _ = _measure_stages(classifier, _repeat(images.values()), seconds)
-        del latencies_ms["end to end"]  # golden images have no capture time
+        del latencies_ms["end to end"]  # Golden images have no capture time.
         fps = 1000 / float(np.mean(latencies_ms["together"]))
     else:
         latencies_ms, elapsed_s = _measure_stages(classifier, iter(frames), seconds)
@@ -221,7 +221,7 @@ def _measure_stages(
     first = next(frames, None)
     if first is None:
         raise SourceError("the benchmark requires at least two frames, but the source delivered none")
-    classifier.classify(first.grabbed)  # the first image takes longer, e.g. to allocate memory
+    classifier.classify(first.grabbed)  # The first inference is slower, e.g. because it allocates memory.
     began = time.perf_counter()
     for frame in frames:
         times_ns = [time.perf_counter_ns()]
@@ -259,7 +259,7 @@ def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[
 
 
 def throttling_reasons(before: Health, after: Health) -> tuple[str, ...]:
-    """Return why the CPU was throttled between two snapshots of the machine's state."""
+    """Return the reasons why the CPU was throttled between two snapshots of the machine's state."""
     reasons = list(after.throttled or ())
     if before.clock_mhz and after.clock_mhz and after.clock_mhz < THROTTLED * before.clock_mhz:
         reasons.append(f"the CPU clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")

@@ -21,8 +21,7 @@ BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"
 PERCENTILES = {"p50": BLUE, "p95": "#90cdf4", "p99": "#cbd5e0"}
 MOST_OPERATORS = 15
 LONGEST_NAME = 60
-# If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95. Otherwise, a
-# single outlier would make all other bars too short to see.
+# If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95.
 OUTLIER, CUT = 2.0, 1.5
 # Room to the right of the bars for the numbers, as a fraction of the axis length.
 MARGIN = 0.36
@@ -93,7 +92,7 @@ def _draw_stages(axes: Axes, stages: Sequence[StageLatency]) -> None:
             fontsize=8.5,
             color=GRAY,
         )
-        if cut:  # mark the cut bar with two white strokes
+        if cut:  # Two white strokes mark a bar that is cut off.
             for x in (0.985 * end_ms, 0.97 * end_ms):
                 slant = 0.006 * end_ms
                 axes.plot([x - slant, x + slant], [position + 0.42, position - 0.42], color="w", lw=2)

@@ -116,7 +116,7 @@ class Classifier:
         return self.manifest.levels
 
     def classify(self, image: Image) -> Classification:
-        """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grayscale, of any size."""
+        """Classify a uint8 image of any size: RGB of shape ``(H, W, 3)`` or grayscale of shape ``(H, W)``."""
         pixels = self.pixels(image)
         result = decide(self.scores(pixels), self.manifest.labels, self.manifest.decision, self.novelty(pixels))
         if not result.finite:
@@ -129,7 +129,7 @@ class Classifier:
         return result
 
     def pixels(self, image: Image) -> tuple[Image, ...]:
-        """Preprocess an image for each model. Return uint8 arrays ``(height, width, channels)``.
+        """Preprocess an image for each model. Return uint8 arrays of shape ``(height, width, channels)``.
 
         If the bundle has an autoencoder, the last array is for the autoencoder.
         """
@@ -139,7 +139,7 @@ class Classifier:
         return tuple(pixels[spec.preprocess] for spec in self._specs)
 
     def scores(self, pixels: Sequence[Image]) -> npt.NDArray[np.float32]:
-        """Return the models' combined scores, float32 ``(classes,)`` in [0, 1].
+        """Return the models' combined scores in [0, 1] as a float32 array of shape ``(classes,)``.
 
         Args:
             pixels: an image's pixels for each model, as returned by :meth:`pixels`.
@@ -202,7 +202,7 @@ def _load_model(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str,
 
 
 def read_image(path: str | Path, levels: Levels | None = None) -> Image:
-    """Read an image file as uint8 ``(H, W, 3)`` RGB, rotated according to its EXIF orientation.
+    """Read an image file as a uint8 RGB array of shape ``(H, W, 3)``, rotated according to its EXIF orientation.
 
     Args:
         path: the file.

@@ -98,7 +98,7 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
     """
     try:
         result = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
-    except ValueError:  # an argument contains a null character or a lone surrogate
+    except ValueError:  # An argument contains a null character or a lone surrogate.
         return "the name of the library contains invalid characters"
     if result.code == 3:
         return result.stdout.strip() or "no reason was given"

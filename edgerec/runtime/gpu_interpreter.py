@@ -48,7 +48,7 @@ class GpuInterpreter:
     fully_accelerated: bool
 
     def __init__(self, interpreter: Any, model: bytes, options: Mapping[str, str]) -> None:
-        """Compile a model for the GPU. Test this in a child process first because the GPU driver may crash.
+        """Compile a model for the GPU after testing this in a child process, because the GPU driver may crash.
 
         Args:
             interpreter: CPU interpreter of the same model, which describes the tensors.
@@ -72,7 +72,7 @@ class GpuInterpreter:
         except ImportError:
             raise DelegateError("--delegate gpu requires a newer LiteRT: run pip install -U ai-edge-litert") from None
         self._input_details, self._output_details = interpreter.get_input_details(), interpreter.get_output_details()
-        with captured_output() as output:  # LiteRT prints every library it tries to load
+        with captured_output() as output:  # LiteRT prints the name of each library that it tries to load.
             try:
                 litert_options = Options(
                     HardwareAccelerator.GPU, cpu_options=CpuOptions(), gpu_options=GpuOptions(fp32)
@@ -81,7 +81,7 @@ class GpuInterpreter:
                 inputs, outputs = compiled.create_input_buffers(0), compiled.create_output_buffers(0)
                 spec = self._input_details[0]
                 inputs[0].write(np.zeros(spec["shape"], spec["dtype"]))
-                compiled.run_by_index(0, inputs, outputs)  # the first run initializes the GPU and prints messages
+                compiled.run_by_index(0, inputs, outputs)  # The first run initializes the GPU and prints messages.
             except RuntimeError as error:
                 output.seek(0)
                 reasons = re.findall(r"INTERNAL: (.+)", output.read().decode(errors="replace"))
@@ -145,5 +145,5 @@ def _precision(options: Mapping[str, str]) -> str:
 
 
 def _release(resources: list[Any]) -> None:
-    with captured_output():  # LiteRT prints every library that it unloads
+    with captured_output():  # LiteRT prints the name of each library that it unloads.
         resources.clear()

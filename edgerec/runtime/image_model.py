@@ -81,20 +81,20 @@ class ImageModel:
             )
 
     def invoke(self, pixels: Image) -> npt.NDArray[Any]:
-        """Run the model on a preprocessed image, uint8 ``(height, width, channels)``.
+        """Run the model on a preprocessed uint8 image of shape ``(height, width, channels)``.
 
         Returns:
             The output ``(outputs,)`` in the dtype of the output tensor, without dequantization.
         """
         values = pixels if self._table is None else self._table[pixels]
         self._interpreter.set_tensor(self._input_index, values[np.newaxis])
-        self._reset()  # otherwise, an LSTM would keep state from the previous image
+        self._reset()  # Without a reset, an LSTM would keep state from the previous image.
         try:
             self._interpreter.invoke()
-        except RuntimeError as error:  # e.g. a tensor without data, which allocate_tensors does not catch
+        except RuntimeError as error:  # allocate_tensors does not detect tensors without data.
             raise ModelError(f"{self._where} cannot be run: {first_sentence(error)}") from None
         return self._interpreter.get_tensor(self._output_index).reshape(-1)
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """Return the scores for a preprocessed image, float32 ``(classes,)`` in [0, 1]."""
+        """Return the scores in [0, 1] for a preprocessed image, as a float32 array of shape ``(classes,)``."""
         return self._activate(dequantize(self.invoke(pixels), self.output))

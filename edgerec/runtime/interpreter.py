@@ -55,7 +55,7 @@ def find_runtime() -> tuple[str, Any]:
     for package, module in RUNTIMES.items():
         try:
             return package, importlib.import_module(module)
-        except ImportError as error:  # the package, a system library or a compatible NumPy version is missing
+        except ImportError as error:  # The package, a system library or a compatible NumPy version is missing.
             if not isinstance(error, ModuleNotFoundError):
                 log.warning("%s is installed but cannot be imported: %s", package, error)
     raise MissingExtraError(
@@ -110,14 +110,14 @@ def open_interpreter(
     # load_delegate also tests the model in a child process.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
-        with captured_stderr():  # the runtime prints a message for every delegate it creates
+        with captured_stderr():  # The runtime prints a message for each delegate that it creates.
             interpreter = module.Interpreter(
                 model_content=model, num_threads=threads or None, experimental_delegates=delegates
             )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{package} cannot load {where}: {first_sentence(error)}") from None
-    except MemoryError:  # a tensor in a damaged model can have any size
+    except MemoryError:  # A tensor in a damaged model can have any size.
         raise ModelError(f"{package} cannot load {where}: the model needs more memory than is available") from None
     return interpreter
 
@@ -144,7 +144,7 @@ def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) 
     dtype = details[0]["dtype"].__name__
     scale, zero_point = details[0]["quantization"]
     if not scale and dtype != "float32":
-        scale = 1.0  # unquantized integers, e.g. pixels
+        scale = 1.0  # Unquantized integers have a scale of 1.
     try:
         return TensorSpec(
             dtype=dtype,

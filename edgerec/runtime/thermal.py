@@ -13,8 +13,7 @@ _ZONES = Path("/sys/class/thermal")
 # Thermal zone types that measure the CPU, most specific first.
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
-# Bits in the output of `vcgencmd get_throttled`, from the Raspberry Pi documentation. Bits 16 to 19 have the same
-# meanings, but are set if the condition has occurred at any time since boot.
+# Bits in the output of `vcgencmd get_throttled`. Bits 16 to 19 mean that the condition has occurred since boot.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 

@@ -30,13 +30,13 @@ _PASSING = {
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
     *("AVERAGE_POOL_2D", "REDUCE_MAX"),
 }
-# Operators with an unbounded output range. If their outputs for test inputs are in [0, 1], this is a coincidence.
+# Operators with an unbounded output range, even if their outputs for the test inputs happen to be in [0, 1].
 _UNBOUNDED = {
     *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
     *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
 }
 _ARITHMETIC = {"ADD", "SUB", "MUL", "DIV"}
-# RELU_N1_TO_1, RELU6 and TANH in the TFLite schema's ActivationFunctionType.
+# Values of RELU_N1_TO_1, RELU6 and TANH in the TFLite schema's enumeration ActivationFunctionType.
 _BOUNDED_ACTIVATIONS = (2, 3, 4)
 
 
@@ -152,7 +152,7 @@ class ThirdPartyModel:
         return parse_normalize(text) if text else normalize_for(self.input, self.metadata, self.where)
 
     def normalized(self, text: str | None) -> tuple[ThirdPartyModel, Normalize]:
-        """Return an equivalent model that needs no per-channel normalization, and its normalization.
+        """Return an equivalent model without per-channel normalization, and the normalization that it requires.
 
         If the normalization differs between channels, or if the model expects BGR,
         :func:`~edgerec.tflite.model_input.with_normalization` adds a normalization layer to the start of the graph. The
@@ -187,7 +187,7 @@ def _check(graph: Graph, where: str) -> None:
             raise ModelError(
                 f"{where}: the {what} has dtype {dtype} instead of {' or '.join(_DTYPES)}: convert the model again"
             )
-        if -1 in shape[1:]:  # treat a dynamic batch axis as having size 1
+        if -1 in shape[1:]:  # A dynamic batch axis is treated as having size 1.
             raise ModelError(
                 f"{where}: the {what} has the dynamic shape {list(shape)} (-1 is any size): convert the model with a "
                 "fixed shape"
@@ -212,7 +212,7 @@ def _sources(graph: Graph) -> dict[int, Operator]:
 
 
 def _last_operator(graph: Graph) -> Operator | None:
-    """Return the operator that computes the output, skipping trailing operators listed in ``_PASSING``."""
+    """Return the operator that computes the output, ignoring trailing operators listed in ``_PASSING``."""
     sources = _sources(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # Limits for the measurement: number of rounds, and approximate time in seconds.
 ROUNDS, BUDGET_S = 30, 0.3
-# Use more threads only if the latency falls below this fraction. This leaves CPU cores for the camera and the sinks.
+# Use more threads only if they reduce the latency to less than this fraction of its value with fewer threads.
 MAX_TIME_RATIO = 0.9
 
 

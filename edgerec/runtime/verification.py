@@ -25,10 +25,10 @@ from edgerec.utils.text import to_json
 GOLDEN = "golden/golden.json"
 
 # Tolerance for golden scores on another machine, in quantization steps of the int8 output.
-# Deep networks amplify rounding differences: MobileNetV2 0.35 differed by 13 steps between x86-64 and a Cortex-A72.
+# Scores of MobileNetV2 0.35 differed by 13 quantization steps between an x86-64 CPU and a Cortex-A72 in measurements.
 UNITS_OTHER_MACHINE = 16
 # Tolerance for golden scores with another runtime or a delegate, in quantization steps of the int8 output.
-# tflite-runtime differed from LiteRT by up to 48 steps; differences with delegates were not measured.
+# The scores of tflite-runtime and LiteRT differed by up to 48 quantization steps in measurements.
 UNITS_OTHER_RUNTIME = 50
 # Relative tolerance for reconstruction errors, because NumPy versions add numbers in different orders.
 MEAN_TOLERANCE = 1e-9
@@ -107,7 +107,7 @@ class VerifyReport:
 
     @property
     def decisive(self) -> int:
-        """Number of golden images whose label must be the same with every runtime, for all models."""
+        """Number of golden images that every runtime must classify identically with every model."""
         return self.images - len({result.image for result in self.golden if not result.decisive})
 
     def to_dict(self) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
         if not vectors:
             raise ValueError("the file contains no golden vectors")
         for vector in vectors:
-            # The first axis may be missing if the bundle has only one model.
+            # The scores' first axis may be missing if the bundle has only one model.
             vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
             shape, expected = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
             if shape != expected:
@@ -300,7 +300,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
 
 
 def _digest(classifier: Classifier, image: Image) -> str:
-    """Return the SHA-256 digest of an image as preprocessed for all models."""
+    """Return the SHA-256 digest of an image's preprocessed pixels for all models."""
     return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
 
 

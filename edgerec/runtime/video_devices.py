@@ -10,7 +10,7 @@ from pathlib import Path
 from edgerec.utils.text import printable
 
 ROOT = Path("/")
-# Drivers that deliver a camera module's (CSI) raw images, which only libcamera can process.
+# Drivers of CSI camera modules. They deliver raw images, which only libcamera can process.
 _CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
 # Names of codecs and image signal processors, which the kernel also lists as video devices.
 _HELPERS = re.compile(r"codec|(?<![a-z])isp|rkisp|pisp|hevc|rpivid|stateless|decoder|encoder")

@@ -31,6 +31,6 @@ def return_freed_memory() -> None:
 def _call_glibc(function: str, *arguments: int) -> None:
     try:
         call = getattr(ctypes.CDLL(None), function)
-    except (AttributeError, OSError, TypeError):  # the C library is not glibc; Windows raises TypeError
+    except (AttributeError, OSError, TypeError):  # These errors mean that the C library is not glibc.
         return
     call(*arguments)

@@ -47,8 +47,7 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-# Disk errors that some libraries raise as their own exception types. The system's error message is part of the
-# exception's message.
+# Disk errors that some libraries raise as their own exception types, with the system's error message.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -146,7 +145,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with _workspace(path) as partial:
         yield partial
         with suppress(FileNotFoundError):
-            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # keep the permissions of the replaced file
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # Keep the replaced file's permissions.
         os.replace(partial, path)
 
 
@@ -172,7 +171,7 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
         try:
             lock = try_lock(folder / _LOCK)
-        except FileNotFoundError:  # another process mistook the empty folder for an abandoned one and deleted it
+        except FileNotFoundError:  # Another process deleted the empty folder as abandoned.
             continue
         if lock is not None:
             return folder, lock
@@ -230,7 +229,7 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
-    refuse_existing(path, overwrite)  # check again, because another process may have created the path since
+    refuse_existing(path, overwrite)  # Another process may have created the path since the first check.
     if not path.exists():
         partial.rename(path)
         return

@@ -16,10 +16,9 @@ MAX_TEXT_BYTES = 16 << 20
 MAX_DEPTH = 64
 # tomllib's running time is quadratic in the number of parts of a dotted key.
 MAX_TOML_BYTES, MAX_DOTS_PER_LINE = 1 << 20, 1000
-# Maximum number of objects and arrays in a document. Each one takes at least 56 bytes of memory, but only 2 bytes of
-# JSON.
+# Maximum number of objects and arrays in a document. Two bytes of JSON can take 56 bytes of memory.
 MAX_CONTAINERS = 1_000_000
-# Archives of up to this unpacked size are accepted whatever their compression ratio.
+# Unpacked size in bytes up to which an archive's compression ratio is not checked.
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000

@@ -16,7 +16,7 @@ from typing import Any
 
 # Maximum size of files that a child process may write.
 MAX_FILE_BYTES = 64 << 20
-# Default time limit in seconds. The first import of a large library from a slow SD card takes many seconds.
+# Default time limit for child processes in seconds. Importing a large library from an SD card is slow.
 TIMEOUT_S = 60.0
 # Start of ``Outcome.reason`` if the program timed out.
 TIMED_OUT = "it timed out"
@@ -45,7 +45,7 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Why the program failed, or an empty string if it succeeded."""
+        """Reason for the program's failure, or an empty string if it succeeded."""
         if self.failure:
             return f"it {self.failure}"
         return self.error_line if self.code else ""
@@ -114,7 +114,7 @@ def run_program(
         ValueError: an argument contains a character that the system does not accept.
     """
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    popen: Any = subprocess.Popen  # mypy cannot infer that the output is bytes
+    popen: Any = subprocess.Popen  # mypy cannot infer that the output is of type bytes.
     try:
         with popen([str(part) for part in command], start_new_session=True, **pipes | options) as process:
             try:
@@ -144,7 +144,7 @@ def limit_resources(memory_bytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    with contextlib.suppress(OSError):  # tell the kernel to kill this process first if memory runs out
+    with contextlib.suppress(OSError):  # If memory runs out, the kernel kills this process first.
         Path("/proc/self/oom_score_adj").write_text("1000")
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_FILE_BYTES}
     with contextlib.suppress(OSError, ValueError):

@@ -99,7 +99,7 @@ def label_log_axis(axis: Any) -> None:
         ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
         if len(ticks) >= MIN_TICKS:
             break
-    else:  # linear ticks, because the axis covers less than half a decade
+    else:  # Use linear ticks if the axis covers less than half a decade.
         candidates = ticker.MaxNLocator(2 * MIN_TICKS - 1).tick_values(low, high)
         ticks = [value for value in candidates if low <= value <= high]
     while len(ticks) > 2 * MIN_TICKS:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgerec.utils.child_process import run_program
 
-# Time limit in seconds for listing the installed fonts. fontconfig caches the list.
+# Time limit in seconds for listing the installed fonts.
 TIMEOUT_S = 10.0
 MAX_FONTS = 20_000
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
@@ -85,7 +85,7 @@ def _font(fields: Sequence[str]) -> Font:
 
 
 def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
-    """Split a string into runs that can each be drawn with one font, or return None if no font contains a character."""
+    """Split a string into runs that use a single font each. Return None if a character is missing from all fonts."""
     whole = next((font for font in fonts if font.has(text)), None)
     if whole is not None:
         return [(text, whole)]

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 MAX_NAME_BYTES = 200
-# Offset of the locked byte. It follows the process ID, because other processes cannot read locked bytes on Windows.
+# Offset of the locked byte, which follows the process ID, because locked bytes are unreadable on Windows.
 _LOCKED_BYTE = 1 << 20
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -92,7 +92,7 @@ class Lock:
         descriptor, self._descriptor = self._descriptor, None
         unlock(self._file, descriptor)
         for folder in self._new_folders:
-            with suppress(OSError):  # the folder contains other files
+            with suppress(OSError):  # The folder contains other files.
                 folder.rmdir()
 
     def __enter__(self) -> Self:
@@ -126,10 +126,9 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
         descriptor = _open_lock_file(file)
         try:
             locked = lock_descriptor(descriptor, certain=certain)
-            # The previous owner may have deleted the file after it was opened here. In this case, the lock has no
-            # effect.
+            # If the previous owner deleted the file after it was opened here, the lock has no effect.
             if locked and os.path.samestat(os.fstat(descriptor), file.stat()):
-                with suppress(OSError):  # the disk is full, or the file belongs to another user
+                with suppress(OSError):  # The disk is full, or the file belongs to another user.
                     os.truncate(descriptor, 0)
                     os.write(descriptor, f"{os.getpid()}\n".encode())
                 return descriptor
@@ -150,7 +149,8 @@ def _open_lock_file(file: Path) -> int:
     except PermissionError:
         if not file.exists():
             raise
-        return os.open(file, os.O_RDONLY | flags)  # stale lock file of another user's killed process
+        # A stale lock file of another user's killed process can be opened for reading only.
+        return os.open(file, os.O_RDONLY | flags)
 
 
 def unlock(file: Path, descriptor: int) -> None:

@@ -14,10 +14,9 @@ from collections.abc import Iterable
 
 from edgerec.utils.folders import is_hidden
 
-# Maximum length in UTF-8 bytes. It is below the file systems' limit of 255, because temporary files add a suffix.
+# Maximum length of names in UTF-8 bytes. File systems allow 255, but temporary files add a suffix.
 MAX_BYTES = 200
-# Separator between the readable part of a name and the digest. A label that contains this character is not a valid
-# name.
+# Separator between a name's readable part and its digest. Labels that contain it are not valid names.
 _MARK = "~"
 _FORBIDDEN = re.compile(rf'[{_MARK}/\\:*?"<>|]')
 # Windows reserves these names, also with a suffix, e.g. "con.txt".

@@ -10,15 +10,14 @@ import threading
 from collections.abc import Iterator
 from typing import IO
 
-# All threads share the file descriptors. If two threads redirected a descriptor at the same time, the second thread
-# would save the first thread's temporary file as the original stream and restore it. stderr would then be lost.
+# Only one thread may redirect file descriptors at a time, because they belong to the whole process.
 _LOCK = threading.RLock()
 
 
 def _temporary_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()
-    except OSError:  # the disk is full or read-only: discard the output
+    except OSError:  # If the disk is full or read-only, the output is discarded.
         return open(os.devnull, "r+b")
 
 

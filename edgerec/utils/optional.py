@@ -36,16 +36,14 @@ _PACKAGES = {
 }
 
 
-@functools.cache  # because require() is called several times per frame
+@functools.cache  # require() is called several times per frame.
 def _set_environment(package: str) -> None:
     """Set the environment variables that a package reads only once, when it is imported."""
     if package in ("tensorflow", "tf_keras"):
-        # By default, TensorFlow uses the kernels of oneDNN only on CPUs with VNNI, but training with these kernels is
-        # 1.2 to 4 times as fast on other CPUs too. TensorFlow reads this variable only once, when it is imported.
+        # TensorFlow uses oneDNN by default only on CPUs with VNNI, but oneDNN speeds up training on other CPUs too.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if package == "cv2":
-        # Limit the image size, because even a small file can contain an image that takes gigabytes of memory. OpenCV
-        # reads this variable only once, when it is imported.
+        # Limit the image size, because even a small file can contain an image that takes gigabytes of memory.
         os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
 
 

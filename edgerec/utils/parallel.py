@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Maximum number of results in memory. Without chunks, ThreadPoolExecutor.map would process all items before the first
-# results are consumed.
+# Maximum number of results in memory. ThreadPoolExecutor.map would compute all results in advance.
 CHUNK = 256
 
 

@@ -30,7 +30,7 @@ MAX_REPORTS = 200
 
 
 def steps(count: int) -> range:
-    """Return the indices of the iterations after which a loop with ``count`` iterations reports its progress.
+    """Return the iterations (as indices) after which a loop of ``count`` iterations reports its progress.
 
     The iterations are evenly spaced, and the last one is always included.
     """
@@ -42,7 +42,7 @@ Listener = Callable[[Progress], None]
 
 
 def ignore(_: Progress) -> None:
-    """Ignore a progress report. This function is the default callback."""
+    """Do nothing; this is the default progress callback."""
 
 
 def track(items: Iterable[T], stage: str, total: int, listener: Listener) -> Iterator[T]:

@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Characters to escape: control characters, line separators, characters that change the writing direction, and
-# surrogates, which cannot be encoded. Joiners and non-breaking spaces are allowed, because many scripts need them.
+# Characters to escape. Joiners and non-breaking spaces are not escaped, because many scripts need them.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )

@@ -11,7 +11,7 @@ from edgerec.utils.text import is_printable
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "mqtt": 1883, "mqtts": 8883}
 MASK = "***"
-# Query parameters to show. All others are hidden, because they may contain secrets.
+# Query parameters that are not redacted. All others may contain secrets.
 _PUBLIC_PARAMETERS = re.compile(
     "action|ch|chan|channel|chn|cmd|cam|camera|codec|fps|framerate|height|idx|index|mode|profile|quality|rate|res|"
     "resolution|rotation|size|stream|streamtype|subtype|track|type|unicast|videocodec|width",
@@ -57,7 +57,7 @@ class Url:
 
     @property
     def identity(self) -> str:
-        """The address without user and password. URLs of the same resource have equal identities."""
+        """The address without user name and password. URLs of the same resource have equal identities."""
         return f"{self.scheme}://{self.netloc}{self.path}?{self.query}"
 
     @property
@@ -100,7 +100,7 @@ class Url:
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
 
     def with_credentials(self, account: Url) -> Url:
-        """Return this URL with the user name and password from another URL, ``account``."""
+        """Return a copy of this URL with the user name and password of another URL, ``account``."""
         user = _authority(account.raw.partition("://")[2]).rpartition("@")[0]
         raw = f"{self.scheme}://{user}@{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
         return replace(self, user=account.user, password=account.password, raw=raw)

@@ -29,7 +29,7 @@ COLUMNS = (
     "decision_score",
     "changed",
 )
-SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # pipes and devices usually have no suffix
+SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # Pipes and devices usually have no suffix.
 
 
 class CsvFile:
@@ -99,7 +99,7 @@ class CsvFile:
         )
 
     def state(self, change: StateChange) -> None:
-        """Truncate or repair an existing file at the first event. State changes are not written."""
+        """Truncate or repair an existing file if this is the first event. State changes are not written."""
         self._prepare()
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class CsvFile:
             )
 
     def _prepare(self) -> None:
-        """Truncate or repair an existing file at the first event, once all sinks have been opened."""
+        """Truncate or repair an existing file at the first event, when all sinks have been opened."""
         if self._prepared:
             return
         self._prepared = True
@@ -134,7 +134,7 @@ class CsvFile:
             os.ftruncate(self._file, 0)
             self._write_row(COLUMNS)
         elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":
-            os.write(self._file, b"\n")  # start a new line after a row truncated by a power failure
+            os.write(self._file, b"\n")  # Start a new line after a row truncated by a power failure.
 
     def _write_row(self, values: Sequence[Any]) -> None:
         line, before = _line(values), os.fstat(self._file).st_size
@@ -153,7 +153,7 @@ class CsvFile:
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:
-    # os.pread does not exist on Windows. Seeking does not affect later writes because the file is open in append mode.
+    # Seeking does not affect later writes, because the file is open in append mode. Windows does not support os.pread.
     os.lseek(file, position, os.SEEK_SET)
     return os.read(file, count)
 

@@ -80,7 +80,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
     if config.output == "window":
         from edgerec.camera.sinks.window import Window, has_screen
 
-        if has_screen() or not config.web:  # the web page replaces the window on a machine without a display
+        if has_screen() or not config.web:  # Without a display, the web page replaces the window.
             yield Window()
     if config.metrics:
         from edgerec.camera.sinks.prometheus import Prometheus

@@ -10,7 +10,7 @@ from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
-# Maximum number of labels listed as the sensor's options. Longer lists are not useful in automations.
+# Maximum number of labels listed as the Home Assistant sensor's options.
 MAX_CHOICES = 100
 
 

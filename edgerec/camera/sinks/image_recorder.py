@@ -35,8 +35,7 @@ JPEG_QUALITY = 95
 MAX_LISTED = 4096
 # Minimum time in seconds between folder scans once the size limit is reached.
 RESCAN_S = 10.0
-# File name pattern of saved images. The name contains a digest of the folder's path, which no longer matches if a user
-# has moved the image, e.g. to correct its label. Older versions of edgerec wrote no digest.
+# File name pattern of saved images. The digest of the folder's path does not match if a user has moved the image.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
 
@@ -94,7 +93,7 @@ class ImageRecorder:
         self._lock = lock
 
     def write(self, result: Result) -> None:
-        """Save the frame if the rule selects it; raise :class:`EdgerecError` if space runs out."""
+        """Save the frame if it meets the selection criteria; raise :class:`EdgerecError` if space runs out."""
         label = self._selected_label(result)
         if label is None:
             return
@@ -125,7 +124,7 @@ class ImageRecorder:
         self._lock.close()
 
     def _selected_label(self, result: Result) -> str | None:
-        """Return the label to save the frame under, or None if the rule does not select it."""
+        """Return the label under which to save the frame, or None if the frame does not meet the selection criteria."""
         config, prediction, decision = self._config, result.classification, result.decision
         last_s, last_label = self._last_saved.get(result.frame.source, (float("-inf"), None))
         if result.frame.stream and result.frame.captured_s - last_s < config.min_interval_s - TIME_TOLERANCE_S:
@@ -183,7 +182,7 @@ class ImageRecorder:
         if not self._can_fit(size):
             if time.monotonic() - self._scanned_s < RESCAN_S:
                 return False
-            self._scan()  # a user may have moved images out of the folder
+            self._scan()  # A user may have moved images out of the folder.
             if not self._can_fit(size):
                 return False
         while self._total_bytes + size > config.max_bytes or self._free() < config.reserve_bytes + size:
@@ -195,11 +194,11 @@ class ImageRecorder:
             path, freed_bytes = self._oldest.popleft()
             try:
                 path.unlink()
-            except FileNotFoundError:  # the user moved or deleted the image
+            except FileNotFoundError:  # The user moved or deleted the image.
                 self._scan()
                 return self._make_room(size)
             self._total_bytes -= freed_bytes
-            with contextlib.suppress(OSError):  # delete empty folders, which training would treat as classes
+            with contextlib.suppress(OSError):  # Empty folders would become classes in training.
                 path.parent.rmdir()
         return True
 
@@ -218,7 +217,7 @@ class ImageRecorder:
             try:
                 oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(totals), key=lambda image: image[0].name)
                 break
-            except FileNotFoundError:  # a folder was removed during the scan
+            except FileNotFoundError:  # The folder was removed during the scan.
                 if not attempts_left:
                     raise
         self._total_bytes, self._moved_bytes, self._scanned_s = totals["all"], totals["moved"], time.monotonic()
@@ -235,7 +234,7 @@ class ImageRecorder:
             except FileNotFoundError:  # removed during the scan
                 continue
             own = name is not None and name[1] == _digest(path.parent)
-            if _PART.fullmatch(path.name) or (own and not size):  # a crash or power failure left an incomplete file
+            if _PART.fullmatch(path.name) or (own and not size):  # A crash or power failure left an incomplete file.
                 path.unlink(missing_ok=True)
             elif name is not None:
                 totals["all"] += disk_space(size)

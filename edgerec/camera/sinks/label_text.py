@@ -19,10 +19,10 @@ from edgerec.utils.text import printable
 log = logging.getLogger(__name__)
 
 SIZE_PX = 24
-# Scale and thickness of OpenCV's font for letters about SIZE_PX high.
+# OpenCV's font scale and line thickness for text that is about SIZE_PX pixels high.
 SCALE, THICKNESS = 0.8, 2
 MAX_CHARACTERS = 200
-# The only size of most bitmap fonts, e.g. Noto Color Emoji, in pixels.
+# Size in pixels for bitmap fonts. Most of them, e.g. Noto Color Emoji, contain only this size.
 _BITMAP_PX = 109
 
 
@@ -92,7 +92,7 @@ class _CannotDrawError(Exception):
 
 @functools.cache
 def warn_once(reason: str) -> None:
-    """Log the reason why labels cannot be drawn, once per reason."""
+    """Log why labels cannot be drawn, once per reason."""
     log.warning("some labels are drawn in ASCII: %s", reason)
 
 
@@ -129,7 +129,7 @@ def _render_part(text: str, font: Font, layout: Any, pillow: tuple[Any, Any, Any
     size = SIZE_PX
     try:
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
-    except OSError:  # bitmap fonts support only _BITMAP_PX
+    except OSError:  # Bitmap fonts contain only the size _BITMAP_PX.
         size = _BITMAP_PX
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
     left, _, right, _ = loaded.getbbox(text, anchor="ls")

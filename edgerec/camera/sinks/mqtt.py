@@ -87,14 +87,14 @@ class Mqtt:
         self._interval_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = DecisionChanges()
-        self._lock = threading.Lock()  # protects the next three attributes
+        self._lock = threading.Lock()  # protects _sources, _seen_sources and _latest
         self._sources = dict.fromkeys(sources)
         self._seen_sources: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
-        # Only the sending thread uses the following attributes. paho identifies messages by packet ID.
+        # The attributes below are used only by the sending thread.
         self._in_flight: dict[int, int] = {}  # queue IDs of unacknowledged messages, keyed by packet ID
         self._resent: set[int] = set()  # packet IDs of messages that paho resends after reconnecting
-        self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages that bypassed the queue
+        self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages sent without the queue
         self._session = 0
         self._failed_s = float("-inf")
         self._announced: set[str] = set()
@@ -187,7 +187,7 @@ class Mqtt:
                     self._publish_status()
                     self._publish_discovery()
                     self._send_queued()
-            except Exception as error:  # keep the thread alive so that later messages are sent
+            except Exception as error:  # Keep the sending thread alive for later messages.
                 if time.monotonic() - self._failed_s >= 60:
                     self._failed_s = time.monotonic()
                     log.warning("%s: a message could not be sent (%s): trying again", self._broker, error)
@@ -217,8 +217,8 @@ class Mqtt:
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._resent = set(self._in_flight)  # do not send new messages until paho has resent these
-        if self._status_ids:  # paho resends these messages, so do not publish them again
+        self._resent = set(self._in_flight)  # paho resends these messages before new ones are sent.
+        if self._status_ids:  # paho resends the unacknowledged messages.
             return
         self._announced.clear()
         self._publish_retained(f"{self._broker.prefix}/status", b"online")
@@ -247,7 +247,7 @@ class Mqtt:
                 continue
             try:
                 number = self._connection.publish(message.topic, message.payload, retain=message.retain)
-            except ValueError as error:  # e.g. because a topic in a damaged queue file is invalid
+            except ValueError as error:  # A damaged queue file may contain invalid topics.
                 log.warning("a queued message was discarded, because it cannot be sent: %s", error)
                 self._queue.discard(message.id)
             else:

@@ -98,7 +98,7 @@ class Broker:
 
 
 def is_topic_prefix(text: str) -> bool:
-    """Return True if ``text`` can be the leading levels of an MQTT topic. An empty string is valid."""
+    """Return True if ``text`` is a valid MQTT topic prefix. An empty string is valid."""
     return not re.search(r"[+#\x00-\x1f\x7f\ud800-\udfff]|//|^\$", text) and len(text.encode(errors="replace")) <= 200
 
 
@@ -140,7 +140,7 @@ class BrokerConnection:
             client.tls_set_context(ssl.create_default_context())
         client.will_set(will_topic, will, qos=1, retain=True)
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(0)  # 0 means no limit; the caller limits the number of messages
+        client.max_inflight_messages_set(0)  # 0 disables paho's limit; the MQTT sink has its own limit.
         client.reconnect_delay_set(*RETRY_S)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_publish = self._on_connect_fail, self._on_publish
@@ -175,7 +175,7 @@ class BrokerConnection:
         while not self._closing.is_set():
             try:
                 loop()
-            except Exception as error:  # e.g. invalid lengths in packets, which paho does not check
+            except Exception as error:  # paho does not check lengths in packets.
                 log.debug("%s", self._broker, exc_info=error)
                 self._lost(f"sent data that is not valid MQTT ({type(error).__name__}): trying to reconnect")
             if not self._closing.wait(RETRY_S[1]):
@@ -203,7 +203,7 @@ class BrokerConnection:
             self._changed()
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
-        # paho calls this in an except block but does not pass the exception.
+        # paho calls this method in an except block without passing the exception.
         self._lost(f"cannot be reached ({sys.exc_info()[1]}): trying again")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
@@ -236,7 +236,7 @@ def _is_finished(message: Any) -> bool:
     """Return True if a message was sent, or was lost because the connection ended."""
     try:
         return bool(message.is_published())
-    except (RuntimeError, ValueError):  # paho raises these if the message was lost
+    except (RuntimeError, ValueError):  # paho raises these errors if the message was lost.
         return True
 
 

@@ -87,8 +87,7 @@ class MessageQueue:
         self._db: sqlite3.Connection | None = None
         self._open()
         if self._db is None:
-            # The file cannot be opened yet, but may contain messages. A time-based ID is greater than the IDs of these
-            # messages.
+            # The queue file cannot be opened yet. A time-based ID is greater than the IDs of all messages in the file.
             self.newest = time.time_ns() // 1000
 
     def __len__(self) -> int:
@@ -126,7 +125,7 @@ class MessageQueue:
         with self._lock:
             size = self._sizes.pop(number, None)
             if size is None:
-                self.dropped -= 1  # counted as dropped earlier, but delivered after all
+                self.dropped -= 1  # The message was counted as dropped but has been delivered.
                 return
             self._bytes -= size
             self._forget(number)
@@ -151,7 +150,7 @@ class MessageQueue:
             if self._db is not None:
                 self._db.close()
                 self._db = None
-            self._opened_s = float("inf")  # keeps a running sending thread from opening the file
+            self._opened_s = float("inf")  # Prevents a running sending thread from opening the file.
 
     def _open(self) -> None:
         self._opened_s = time.monotonic()
@@ -176,7 +175,7 @@ class MessageQueue:
         db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
         sizes: dict[int, int] = {}
         try:
-            # With these settings, a power failure can lose the latest messages but cannot corrupt the file.
+            # With these SQLite settings, a power failure can lose the latest messages but cannot corrupt the file.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 db.execute(f"PRAGMA {pragma}")
             with db:
@@ -207,7 +206,7 @@ class MessageQueue:
             self._forget(oldest)
 
     def _forget(self, number: int) -> None:
-        """Delete a message from memory now, or from the file at the next write."""
+        """Delete a message. If it is stored in the file, it is deleted with the next write."""
         for at, message in enumerate(self._memory):
             if message.id == number:
                 del self._memory[at]

@@ -129,7 +129,7 @@ class Prometheus:
         return source_name(source, self._sources)
 
     def close(self) -> None:
-        """Stop listening, disconnect all clients and end the threads. May be called more than once."""
+        """Stop the server, disconnect all clients and wait for the threads. May be called more than once."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -165,7 +165,7 @@ class _CounterCollector:
 class _Server(ThreadingHTTPServer):
     """HTTP server that limits the number of clients and the duration of their connections."""
 
-    daemon_threads = False  # server_close() then waits for the client threads
+    daemon_threads = False  # server_close() waits for threads that are not daemons.
 
     def __init__(self, listener: socket.socket, metrics_handler: Any) -> None:
         class Handler(metrics_handler):  # type: ignore[misc]

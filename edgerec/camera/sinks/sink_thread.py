@@ -18,8 +18,7 @@ log = logging.getLogger(__name__)
 # Limits for a queue: number of events, and total size in bytes. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
-# A sink that makes no progress for this many seconds counts as hung: CLOSE_S if a source is live or the camera was
-# stopped, otherwise STALLED_S.
+# Sinks without progress for STALLED_S seconds count as hung. For live sources and stopped cameras, CLOSE_S applies.
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
@@ -122,7 +121,7 @@ class SinkWorker:
     def finish(self) -> None:
         """Ask the thread to process all queued events and then close the sink. Return immediately."""
         with self._changed:
-            if not self._finishing:  # a second call must not restart the timeout
+            if not self._finishing:  # A second call must not restart the timeout.
                 self._finishing, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
 
@@ -195,7 +194,8 @@ class SinkWorker:
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
             drops, self._unreported_drops = self._unreported_drops, 0
-        if drops:  # log here instead of in put() because a blocked stderr must not delay the camera
+        # Dropped events are logged here rather than in put(), so that a blocked stderr does not delay the camera.
+        if drops:
             self._warn("the sink is too slow")
         return entry.event
 

@@ -24,8 +24,7 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-# File suffix that makes FFmpeg write fragmented MP4. A fragmented file stays playable if the process is killed or the
-# disk is full, whereas an ordinary MP4 file needs the index at its end.
+# File suffix that makes FFmpeg write fragmented MP4, which stays playable if the process is killed.
 _FRAGMENTED = ".ismv"
 # MP4 brand (file type) that video players support. It replaces FFmpeg's Smooth Streaming brand.
 _BRAND = b"isom\0\0\2\0isomiso6"
@@ -128,7 +127,7 @@ class _Recording:
             self._encoder = _Encoder(self._path, self._fps, self._size)
             self._start_s = result.frame.grabbed_s
         index = self._frame_index(result.frame.grabbed_s) if self._live else self._count
-        if index < self._count:  # skip the frame because the source's frame rate exceeds the video's
+        if index < self._count:  # Skip the frame if the source's frame rate exceeds the video's.
             return
         image = np.ascontiguousarray(fit_with_bars(image, self._size)[:, :, ::-1])
         while self._last is not None and self._count < index:
@@ -177,7 +176,7 @@ class _Recording:
 
 
 def fit_with_bars(image: Image, size: tuple[int, int]) -> Image:
-    """Scale a uint8 image ``(H, W, 3)`` to fit ``size`` (width, height), and pad it with black bars (letterboxing)."""
+    """Scale a uint8 image of shape ``(H, W, 3)`` to fit ``size`` (width, height), and pad it with black bars."""
     width, height = size
     rows, columns = image.shape[:2]
     if 0 <= rows - height <= 1 and 0 <= columns - width <= 1:
@@ -237,7 +236,7 @@ class _Encoder:
             )
 
     def write(self, image: Image) -> None:
-        """Encode one image, uint8 ``(H, W, 3)`` BGR."""
+        """Encode a uint8 BGR image of shape ``(H, W, 3)``."""
         self._writer.write(image)
 
     def close(self) -> None:

@@ -178,7 +178,7 @@ class Webhook:
                 self._changed.notify_all()
             try:
                 self._deliver(body)
-            except Exception as error:  # keep the thread alive so that later requests are sent
+            except Exception as error:  # Keep the sending thread alive for later requests.
                 self._count_lost(f"failed ({error})")
 
     def _deliver(self, body: bytes) -> None:
@@ -243,7 +243,7 @@ class Webhook:
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     def _count_lost(self, reason: str) -> None:
-        """Count a lost request, and log losses at most once per minute."""
+        """Count a dropped request, and log dropped requests at most once per minute."""
         with self._changed:  # the caller's thread and the sending thread update the counter
             self.dropped += 1
             if time.monotonic() - self._logged_s < 60:

@@ -29,7 +29,7 @@ def has_screen() -> bool:
 class Window:
     """A window showing each frame, its label, score and frame rate. ``q`` or the close button stops the camera."""
 
-    inline = True  # an OpenCV window must be used in the thread that created it
+    inline = True  # OpenCV windows must be used in the thread that created them.
 
     def __init__(self) -> None:
         """Open the window; raise :class:`EdgerecError` if there is no display or OpenCV has no window support."""
@@ -84,7 +84,7 @@ class FrameRate:
         now_s = time.monotonic()
         if self._last_s is not None:
             period_s = now_s - self._last_s
-            # Exponential moving average with a time constant of one second at any frame rate.
+            # The frame period is an exponential moving average with a time constant of one second.
             weight = min(1.0, max(period_s, 0.05)) if self._period_s else 1.0
             self._period_s += weight * (period_s - self._period_s)
         self._last_s = now_s
@@ -92,7 +92,7 @@ class FrameRate:
 
 
 def overlay(result: Result, fps: float, hint: str = "press q to quit") -> Image:
-    """Return the frame's image, uint8 RGB, with a bar below it that shows the label, score, frame rate and ``hint``."""
+    """Return the frame as a uint8 RGB image, with a bar that shows the label, score, frame rate and ``hint``."""
     cv2 = require("cv2")
     image = result.frame.image
     if image.shape[0] < MIN_HEIGHT_PX:

@@ -72,7 +72,7 @@ def find_source(
         is_http = url.scheme in ("http", "https")
         opener = (lambda: _open_http(url, requested.fps)) if is_http else (lambda: OpenCVSource.stream(url))
         return Address(str(url), True, True, opener, identity=url.identity)
-    # os.path.exists returns False for invalid names, e.g. names that are too long. Path.exists would raise an error.
+    # Unlike Path.exists, os.path.exists returns False for names that are too long instead of raising an error.
     path, exists = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
         return Address(uri, False, False, _looping(lambda: FolderSource(path, levels), loop), stream=False)

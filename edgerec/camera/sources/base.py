@@ -50,15 +50,15 @@ class Source(Protocol):
     - ``captured_s`` is the monotonic time in seconds at which the last image was captured. Without it, the time at
       which the image arrived is used.
     - ``period_s`` is the interval between images in seconds, for sources with a low, fixed rate.
-    - ``position_s`` is the media time of the current image in seconds from the start of a file. Without it, media time
-      is computed from ``format.fps``.
+    - ``position_s`` is the timestamp of the current image in a file, in seconds from the start. Without it, timestamps
+      are computed from ``format.fps``.
     """
 
     @property
     def format(self) -> CaptureFormat: ...
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each image, uint8 ``(H, W, 3)`` RGB, with its source's name or its file's path."""
+        """Yield each image as a uint8 RGB array of shape ``(H, W, 3)``, with its source's name or its file's path."""
         ...
 
     def close(self) -> None:

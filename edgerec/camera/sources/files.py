@@ -1,4 +1,4 @@
-"""Sources that read image folders, or that loop video files or image folders endlessly."""
+"""Sources that read image folders, and sources that repeat video files or image folders endlessly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FolderSource:
         for path in self._files:
             try:
                 content = read_image_file(path)
-            except OSError as error:  # e.g. permission denied, or deleted since the folder was listed
+            except OSError as error:  # The image may be unreadable, or may have been deleted.
                 log.warning("%s was skipped: %s", path, error.strerror)
                 continue
             image = decode(content, self._levels)
@@ -58,14 +58,14 @@ class FolderSource:
             raise SourceError(f"none of the {len(self._files)} files in {self.name} is a readable image")
 
     def close(self) -> None:
-        """Do nothing; no file stays open."""
+        """Do nothing; the source keeps no file open."""
 
 
 class LoopingSource:
     """A source that loops a video file or an image folder endlessly.
 
     Attributes:
-        position_s: media time of the current image in seconds from the start of the first repetition, or None for a
+        position_s: timestamp of the current image in seconds from the start of the first repetition, or None for a
             folder.
     """
 

@@ -23,8 +23,7 @@ from typing import Any
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.url_redaction import Url
 
-# Timeouts in seconds. TCP retransmits an unanswered connection request after 1, 3 and 7 s. CONNECT_S is below 7 s
-# because a new attempt is faster than waiting for the third retransmission.
+# Timeouts in seconds. A new attempt after CONNECT_S is faster than waiting for TCP's third retransmission after 7 s.
 CONNECT_S = 4.0
 RESPONSE_S = 6.0
 MAX_REDIRECTS = 5
@@ -92,7 +91,7 @@ class HttpStream:
         """
         try:
             return self._response.read1(_CHUNK)
-        except (http.client.HTTPException, ValueError) as error:  # an invalid chunked encoding or a closed socket
+        except (http.client.HTTPException, ValueError) as error:  # The chunks are invalid, or the socket is closed.
             raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:
@@ -104,7 +103,7 @@ class HttpStream:
     def interrupt(self) -> None:
         """Interrupt a blocking read. May be called from another thread."""
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # the server may already have closed the connection
+            with contextlib.suppress(OSError):  # The server may already have closed the connection.
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -181,7 +180,7 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
         family, kind, protocol, _, address = addresses[-left]
         connected: socket.socket | None = None
         try:
-            connected = socket.socket(family, kind, protocol)  # fails if the address family is not supported
+            connected = socket.socket(family, kind, protocol)  # This fails if the address family is not supported.
             # Split the remaining time equally among the addresses so that all of them can be tried.
             connected.settimeout(remaining_s(deadline_s) / left)
             connected.connect(address)

@@ -22,13 +22,12 @@ _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
 _FILL = re.compile(rb"\xff+")
-# Files above these limits are rejected because decoding them could take very long. Valid files stay below them:
-# a block of 8x8 pixels takes at least one bit, camera images have one scan, and progressive files have about 10.
+# JPEG files that exceed these limits are rejected, because decoding them could take very long.
 _MAX_PIXELS_PER_BYTE, _MAX_SCANS = 512, 64
 # Maximum number of bytes that JpegSplitter parses again to find a JPEG file inside an invalid one.
 _MAX_REPARSED_BYTES = 256 << 10
 _SCAN_START, _RESTART_INTERVAL = b"\xff\xda", b"\xff\xdd"
-# libjpeg fills missing pixels with _FILLED. Appending _EXTRA_DATA to a truncated file changes these pixels.
+# libjpeg fills the missing pixels of a truncated file with _FILLED. Appending _EXTRA_DATA changes these pixels.
 _FILLED, _EXTRA_DATA = b"\x80\x80\x80", bytes(range(1, 255))
 _LIBJPEG_WARNING = b"Corrupt JPEG data"
 
@@ -45,7 +44,7 @@ class JpegSplitter:
         """Create a splitter. ``boundary`` is the byte string between files, or empty if there is none."""
         self._boundary = boundary
         self._bytes = bytearray()
-        self._reparse_bytes = 0  # remaining bytes that may be parsed again after an invalid file
+        self._reparse_bytes = 0  # Number of bytes that may be parsed again after an invalid file.
         self._restart()
 
     @property
@@ -69,7 +68,7 @@ class JpegSplitter:
                 del self._bytes[:end]
             elif boundary_at > 0:
                 del self._bytes[:boundary_at]
-            elif self._reparse_bytes >= limit:  # search the parsed bytes because the next file may start there
+            elif self._reparse_bytes >= limit:  # The next file may start in the parsed bytes.
                 self._reparse_bytes -= limit
                 del self._bytes[:2]
             else:
@@ -78,7 +77,7 @@ class JpegSplitter:
         return files
 
     def _restart(self) -> None:
-        self._at = 0  # where to resume parsing the buffer, or 0 if no file has been found yet
+        self._at = 0  # Offset at which parsing resumes, or 0 if no file has been found yet.
         self._in_scan = False
         self._pixels = self._scans = 0
 
@@ -128,12 +127,12 @@ class JpegSplitter:
             self._at += 2 + length
 
     def _is_fast_to_decode(self) -> bool:
-        """Return True if the file is within the limits for scans and for pixels per byte."""
+        """Return True if the JPEG file is within the limits for scans and for pixels per byte."""
         return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 
 def decoded(cv2: Any, jpeg: bytes) -> Image | None:
-    """Decode a JPEG file to uint8 ``(H, W, 3)`` RGB, as a view of OpenCV's BGR image.
+    """Decode a JPEG file to a uint8 RGB image of shape ``(H, W, 3)``, a view of OpenCV's BGR image.
 
     Return None if OpenCV cannot decode the file or if image data are missing. Other damage cannot be detected, because
     JPEG has no checksums.
@@ -143,8 +142,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
     image = _decoded(cv2, jpeg)
     if image is None:
         return None
-    # If data is missing, libjpeg fills the rest of the image with gray, but a complete image may also have a gray
-    # corner. To tell them apart, append data and decode again: only filled pixels change.
+    # libjpeg fills missing pixels with gray. Unlike a complete image's gray pixels, they change if data is appended.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
         longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):
@@ -153,7 +151,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
 
 
 def _restart_markers_in_order(jpeg: bytes) -> bool:
-    """Return True if the last scan's restart markers are complete, i.e. cycle from D0 to D7."""
+    """Return True if the last scan contains all of its restart markers, which cycle from D0 to D7."""
     if _RESTART_INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # most cameras use no restart markers
         return True
     data = np.frombuffer(jpeg, np.uint8)
@@ -170,7 +168,7 @@ def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
         image = _decoded(cv2, jpeg)
         captured.seek(0)
         output = captured.read()
-    # Print what other threads wrote to stderr while it was captured.
+    # Print the output that other threads wrote to stderr during the capture.
     other_output = b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING))
     if other_output and sys.stderr:
         sys.stderr.write(other_output.decode(errors="backslashreplace"))

@@ -81,7 +81,7 @@ class SnapshotSource:
         while not self._stopped.is_set():
             if self._stream is None:
                 self._stream = HttpStream(self._url)
-                if self._stopped.is_set():  # interrupt() was called while connecting
+                if self._stopped.is_set():  # interrupt() was called during the connection attempt.
                     return
             image = self._decoded(self._body(self._stream))
             self.close()
@@ -154,7 +154,7 @@ class MjpegSource:
         self.overtaken = 0
         self._received = 0
         self._stream = stream
-        # A short boundary can occur in image data by chance, so it counts only at the start of a line.
+        # A short boundary is recognized only at the start of a line, because it can occur in image data by chance.
         prefix = b"\r\n--" if len(stream.boundary) < 4 else b"--"
         self._splitter = JpegSplitter(prefix + stream.boundary.encode("latin-1", "replace") if stream.boundary else b"")
 
@@ -172,7 +172,7 @@ class MjpegSource:
                 yield from self._snapshots.images() if not self._interrupted else ()
                 return
             image = decoded(cv2, newest or b"")
-            if image is None:  # the image is damaged, or OpenCV does not support its format
+            if image is None:  # The image is damaged, or OpenCV does not support its format.
                 continue
             self.format = CaptureFormat(image.shape[1], image.shape[0], 0.0, "MJPG")
             yield image, self.name
@@ -196,7 +196,7 @@ class MjpegSource:
         return self._snapshots.period_s if self._snapshots is not None else 0.0
 
     def _newest(self) -> bytes | None:
-        """Return the newest complete JPEG file, or None if the address returns one image per request."""
+        """Return the stream's newest complete JPEG file, or None if the address returns only one image per request."""
         before, stream, newest, until_s = self._received, self._stream, None, 0.0
         stream.deadline_s = time.monotonic() + IMAGE_S
         while newest is None or (time.monotonic() < until_s and stream.waiting()):

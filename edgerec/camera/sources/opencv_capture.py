@@ -16,8 +16,7 @@ from edgerec.runtime.device_users import programs_using
 from edgerec.utils.optional import require
 from edgerec.utils.url_redaction import Url
 
-# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg returns only after three times READ_MS
-# unless interrupt() is called. A shorter timeout would end the stream when the server pauses briefly.
+# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg waits for three times READ_MS.
 OPEN_MS = 10_000
 READ_MS = 5_000
 
@@ -26,7 +25,7 @@ class OpenCVSource:
     """A source that reads an open ``cv2.VideoCapture``.
 
     Attributes:
-        position_s: media time of a video file's current image in seconds, or None for live sources.
+        position_s: timestamp of a video file's current image in seconds, or None for live sources.
     """
 
     def __init__(self, capture: Any, name: str, *, live: bool) -> None:
@@ -39,7 +38,7 @@ class OpenCVSource:
         keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
         # Drivers and damaged files may report any number, even infinity or NaN.
         width, height, fps, fourcc = (value if abs(value) < 2**32 else 0.0 for value in map(capture.get, keys))
-        letters = (int(fourcc) & 0x7FFFFFFF).to_bytes(4, "little")  # V4L2 sets the highest bit for big-endian formats
+        letters = (int(fourcc) & 0x7FFFFFFF).to_bytes(4, "little")  # The highest bit marks big-endian V4L2 formats.
         self.format = CaptureFormat(
             max(0, int(width)),
             max(0, int(height)),
@@ -72,7 +71,7 @@ class OpenCVSource:
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, requested.height)
         if requested.fps:
             capture.set(cv2.CAP_PROP_FPS, requested.fps)
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # reduces latency if the driver supports it
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # A small buffer reduces latency if the driver supports it.
         return cls(capture, str(device), live=True)
 
     @classmethod
@@ -114,7 +113,7 @@ class OpenCVSource:
             count += 1
             if not self.live:
                 reported_s, last_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, reported_s
-                # The reported position may stall or jump back, e.g. in raw streams and concatenated files.
+                # OpenCV's reported position may stall or jump back, e.g. in raw streams and concatenated files.
                 step_s = reported_s - last_s if reported_s > last_s else 1 / (self.format.fps or NOMINAL_FPS)
                 self.position_s = 0.0 if self.position_s is None else self.position_s + step_s
             yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[:, :, ::-1], self.name
@@ -144,8 +143,7 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
 
 
 _prepared = threading.Lock()
-# OpenCV passes these options to FFmpeg. Corrupt packets are discarded, and TCP is preferred for RTSP,
-# because corrupt or lost packets cause incomplete images.
+# FFmpeg options that prefer TCP for RTSP and discard corrupt packets, which would cause incomplete images.
 _FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discardcorrupt"}
 # Disable FFmpeg's log messages; edgerec reports each error in one line.
 _QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
@@ -157,5 +155,5 @@ def prepare(cv2: Any) -> None:
         for name, value in (_FFMPEG | _QUIET).items():
             os.environ.setdefault(name, value)
         if "OPENCV_LOG_LEVEL" not in os.environ:
-            # OpenCV 4 and 5 have this function in different modules. Level 0 is silent.
+            # OpenCV 4 and 5 provide setLogLevel in different modules. Level 0 turns off logging.
             (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)

@@ -48,7 +48,7 @@ class PicameraSource:
             self._camera.start()
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             if self._camera is not None:
-                self._camera.close()  # otherwise, the camera would still be in use at the next attempt
+                self._camera.close()  # An unclosed camera would be in use at the next attempt.
             raise SourceError(
                 f"{self.name} cannot be opened ({error}): check that no other program is using it"
             ) from None

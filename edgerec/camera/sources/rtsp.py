@@ -52,7 +52,7 @@ def without_redirects(url: Url) -> Url:
                 break
         else:
             break
-    else:  # FFmpeg would follow further redirects and send the password to their targets
+    else:  # FFmpeg would follow further redirects and send the password to their targets.
         raise SourceError(f"{url} redirects too often: use the final address of the stream")
     return current_url
 

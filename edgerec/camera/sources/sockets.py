@@ -8,8 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folder where Linux lists this process's file descriptors. On other systems, a blocked library cannot be interrupted
-# and returns only after its own timeout.
+# Folder where Linux lists this process's file descriptors. On other systems, blocked libraries cannot be interrupted.
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -25,7 +24,7 @@ class PeerSocket:
 
     @contextlib.contextmanager
     def detect(self, port: int) -> Iterator[None]:
-        """Context manager that finds the socket that its block connects to ``port``, if there is exactly one."""
+        """Context manager that finds the socket connected to ``port`` in the block, if there is exactly one."""
         before = _descriptors()
         yield
         new = {inode: number for inode, number in _descriptors().items() if inode not in before}

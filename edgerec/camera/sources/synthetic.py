@@ -17,7 +17,7 @@ class SyntheticSource:
     If ``fps`` is 0, the next image is delivered as soon as the previous one was consumed.
 
     Attributes:
-        position_s: media time of the current image, in seconds.
+        position_s: timestamp of the current image in the video, in seconds.
     """
 
     def __init__(self, width: int, height: int, fps: float) -> None:
@@ -30,7 +30,7 @@ class SyntheticSource:
         self._two_copies = np.concatenate([image, image], axis=1)
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each frame when it is due, skipping frames like a camera if the consumer is too slow."""
+        """Yield each frame when it is due. As with a camera, frames are skipped if the consumer is too slow."""
         width, fps = self.format.width, self.format.fps
         start_s, number = time.monotonic(), 0
         while True:

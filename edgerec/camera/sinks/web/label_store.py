@@ -17,10 +17,9 @@ from edgerec.utils.atomic import write_file
 from edgerec.utils.byte_sizes import disk_space
 from edgerec.utils.names import file_names
 
-# Minimum free disk space in bytes for saving, to leave space for other programs. Labeled images are never deleted
-# to free space.
+# Minimum free disk space in bytes for saving labeled images, to leave space for other programs.
 MIN_FREE_BYTES = 100_000_000
-# Default limit in bytes, so that a visitor with the token cannot fill the disk.
+# Default size limit in bytes for the labeled images, so that visitors of the web page cannot fill the disk.
 MAX_BYTES = 2_000_000_000
 
 
@@ -94,7 +93,7 @@ class LabelStore:
 
     def _check_quota(self, size: int) -> None:
         if self._used_bytes + disk_space(size) > self._max_bytes:
-            self._used_bytes = _size_of(self._folder)  # scan again because files may have been deleted or moved
+            self._used_bytes = _size_of(self._folder)  # Files may have been moved or deleted since the last scan.
         if self._used_bytes + disk_space(size) > self._max_bytes:
             raise EdgerecError(
                 f"{self._folder} has reached its size limit of {self._max_bytes // 10**6} MB: move images to another "

@@ -33,7 +33,7 @@ MAX_BODY_BYTES = 1024
 BODY_S = 5.0
 # Interval in seconds at which a client's event stream checks for new data.
 POLL_S = 1 / 15
-# Maximum time in seconds between events in an event stream.
+# Maximum time in seconds between two events in an event stream.
 HEARTBEAT_S = 1.0
 # Maximum time in seconds that the server waits for a new image before responding without one.
 IMAGE_WAIT_S = 5.0
@@ -132,7 +132,7 @@ class Page:
         """Send a pending image as a PNG download in full resolution."""
         key = request.path_params["key"]
         result = self._pending_image(key).result
-        async with self._encoding:  # encode one image at a time because encoding a large image is slow
+        async with self._encoding:  # Images are encoded one at a time because encoding a large image is slow.
             png = await asyncio.to_thread(encode_png, result.frame.image)
         self._state.evict_first(key)
         return Response(
@@ -151,7 +151,7 @@ class Page:
             raise HTTPException(400, "the field 'hold' must be the key that /hold has returned")
         frame = self._pending_image(key).result.frame
         try:
-            async with self._saving:  # save one image at a time so that file names are unique
+            async with self._saving:  # Images are saved one at a time so that their file names are unique.
                 path = await asyncio.to_thread(self._label_store.save, frame, index)
         except LookupError as error:
             raise HTTPException(400, str(error)) from None

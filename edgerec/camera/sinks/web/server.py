@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 128
 MAX_CONNECTIONS_PER_ADDRESS = 64
 # Timeout in seconds for receiving a request's headers and for sending pending data to a client.
 SLOW_S = 10.0
-# When the server stops, open connections are aborted after GRACE_S. The thread then has STOP_S to end.
+# When the server stops, connections are aborted after GRACE_S seconds, and the thread must end STOP_S seconds later.
 GRACE_S = 0.4
 STOP_S = 2.0
 
@@ -147,7 +147,7 @@ class Server:
             await self._uvicorn.serve(sockets=[self._listener])
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # the camera continues without the web page
+        except Exception as error:  # The camera continues without the web page.
             log.error("the server of the web page failed: %s", error)
 
     def _abort_connections(self) -> None:

@@ -20,7 +20,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Minimum token length in characters.
+# Minimum length of an access token in characters.
 MIN_TOKEN_LENGTH = 8
 
 

@@ -21,8 +21,7 @@ from edgerec.utils.optional import require
 # Images on the page: maximum width and height in pixels, and maximum number per second.
 SHOWN_PX = 1280
 IMAGES_PER_S = 15
-# Maximum CPU time for encoding images, as a fraction of one core. On slow CPUs, the image rate is reduced to leave
-# enough CPU time for the model.
+# Maximum CPU load of image encoding, as a fraction of one core. If necessary, the image rate is reduced.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
 # Number of recent images kept in memory, so that the displayed image is still available after a click on a button.
@@ -120,12 +119,12 @@ class PageState:
             source = self._source_named(change.source)
             source.state = change
             if change.state != "live":
-                source.label = None  # after an outage, the next result is a new decision even if the label is the same
+                source.label = None  # After an outage, the next result is a new decision even if the label is the same.
             self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
-        """Return each source's state, and all entries after number ``after``, as JSON-serializable data."""
+        """Return each source's state, and all log entries after number ``after``, as JSON-serializable data."""
         with self._lock:
             sources = list(self._sources.values())
             # Each source has its own list so that a busy source does not displace other sources' entries.
@@ -154,8 +153,7 @@ class PageState:
             newest = ShownImage(result, jpeg_of(result))
             source.recent.append(newest)
             period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
-            # Compute the next due time from the last one, not from the current time, so that delays do not lower the
-            # rate.
+            # Compute the next image's due time from the last one's due time, so that delays do not lower the rate.
             source.next_s = max(source.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
