@@ -127,7 +127,7 @@ class Recipe:
 
     @property
     def unresolved(self) -> list[str]:
-        """Dotted keys whose values training will choose automatically."""
+        """Dotted keys of the settings that training will choose automatically."""
         values = self.flattened
         return [key for key, value in UNRESOLVED.items() if value == values[key]]
 
@@ -203,7 +203,7 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
     return lines
 
 
-# Keys whose values may be a path or several paths separated by commas.
+# Recipe keys whose values may be a path or several comma-separated paths.
 _PATHS = ("data.source", "model.arch", "model.weights", "distill.teachers", "compress.calibration")
 
 

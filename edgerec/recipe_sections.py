@@ -154,7 +154,7 @@ class AugmentSection:
 
     @property
     def active(self) -> dict[str, Any]:
-        """Maps the name of each enabled augmentation to its value."""
+        """Values of the enabled augmentations, keyed by name."""
         chosen = {item.name: getattr(self, item.name) for item in fields(self)}
         if not self.randaugment:
             del chosen["randaugment_strength"]

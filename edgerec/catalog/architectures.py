@@ -18,7 +18,7 @@ from edgerec.utils.progress import Listener, Progress, ignore
 
 # Settings of the measurements in costs.json: RGB input size in pixels, width multiplier, and number of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
-# Measured cost of each architecture, written by benchmarks/models.py.
+# JSON file with each architecture's measured cost, written by benchmarks/models.py.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"
 # Number of calibration images. Random images are sufficient, because the weights are random as well.
 CALIBRATION = 2

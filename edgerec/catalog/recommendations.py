@@ -15,7 +15,7 @@ from edgerec.models.automatic import Rule, rules_for
 from edgerec.tflite.pi_latency import CONDITIONS
 from edgerec.utils.progress import Listener, ignore
 
-# Measured costs of the ``--arch auto`` candidates, written by ``benchmarks/models.py --recommended``.
+# JSON file with the costs of the ``--arch auto`` candidates, written by ``benchmarks/models.py --recommended``.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
 # Input size in pixels at which networks for small images are measured.
 SMALL_INPUT_PX = 32

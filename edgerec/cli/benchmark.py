@@ -83,7 +83,7 @@ def benchmark(
 
 
 def _frames(address: Address) -> Generator[Frame]:
-    """Yield frames from a source.
+    """Yield frames from the camera, video or folder at ``address``.
 
     The source is not opened until the first frame is requested, so that opening it does not count as cold start.
     """

@@ -301,7 +301,7 @@ def camera(
 
     The command runs until q or Ctrl-C is pressed, and reconnects to live sources.
     """
-    # Garbage collections during these imports would take up to 20 ms and free almost nothing.
+    # Disable garbage collection during the imports, because it would take up to 20 ms and free almost nothing.
     gc.disable()
     from edgerec.camera.config import (
         CameraConfig,

@@ -12,7 +12,7 @@ from edgerec.cli.output import JsonOption, say, show_json, show_log, table
 if TYPE_CHECKING:
     from edgerec.tflite.inspection import InspectedTensor, InspectReport
 
-# Maximum length of a layer's name in the table.
+# Maximum number of characters of a layer name in the printed table.
 MAX_NAME = 44
 
 

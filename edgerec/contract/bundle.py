@@ -123,7 +123,7 @@ class Bundle:
 
     @property
     def model(self) -> bytes:
-        """Content of the .tflite file, or of the first one in an ensemble."""
+        """Content of the bundle's .tflite file, or of an ensemble's first .tflite file."""
         return self.files[self.manifest.model]
 
     @staticmethod

@@ -156,7 +156,7 @@ class SampleRange:
 
     @classmethod
     def of(cls, content: bytes, samples: npt.NDArray[Any]) -> SampleRange:
-        """Return the histogram of an image file's samples."""
+        """Return the histogram of an image file's sample values."""
         return cls.of_samples(samples, stated_white(content))
 
     @classmethod
@@ -172,7 +172,7 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for the bit depth in the file headers, or for the smallest that fits all samples.
+        """Black and white levels for the bit depth in the file headers, or else for the smallest that fits all samples.
 
         If the samples occupy only a small fraction of this range, as in thermal images, the levels are the smallest
         and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.

@@ -272,7 +272,7 @@ def _parts_of_line(line: str, count: int | None) -> list[str] | None:
     for separator in (";", ",", "\t", "|"):
         try:
             parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
-        except csv.Error:  # for example, because a field exceeds the csv module's size limit
+        except csv.Error:  # occurs, for example, if a field exceeds the csv module's size limit
             continue
         parts = parts[:-1] if parts and not parts[-1] else parts
         if len(parts) > 1 and ((count is None and separator == ";") or len(parts) == count):

@@ -236,7 +236,7 @@ class Manifest:
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """The classifier, or all classifiers of an ensemble."""
+        """The bundle's classifier, or all classifiers of an ensemble."""
         first = ModelSpec(**{item.name: getattr(self, item.name) for item in fields(ModelSpec)})
         return (first, *self.members)
 

@@ -199,13 +199,14 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
             else:
                 image = _halve_rows(whole) if factors[0] == 2 else _halve_columns(whole)
         if image.ndim == 3 and image.shape[2] == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)  # OpenCV interpolates four channels faster than three
+            # OpenCV interpolates four-channel images faster than three-channel images
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
     return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
 
 
 def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, int]:
-    """Return the factors, 1 or 2, by which :func:`_resize` divides the height and width in its next step."""
+    """Return the factors, each 1 or 2, by which :func:`_resize` divides the height and width in its next step."""
     halve_rows, halve_columns = image.shape[0] >= 2 * height, image.shape[1] >= 2 * width
     if version == 1:
         halve_rows = halve_columns = halve_rows and halve_columns

@@ -117,7 +117,7 @@ class ChannelNormalize:
     bgr: bool = False
 
     def apply(self, pixels: Any) -> Any:
-        """Normalize float RGB pixels ``(…, 3)``. The result has the channel order of the original model."""
+        """Normalize float RGB pixels of shape ``(…, 3)``. The result has the original model's channel order."""
         kernel, bias = self.convolution()
         return pixels @ kernel + bias
 
@@ -172,7 +172,7 @@ NORMALIZE_CHOICES = (
 
 
 def parse_normalize(text: str) -> AnyNormalize:
-    """Parse a normalization, given by its name or its values.
+    """Parse a normalization that is given by its name or its values.
 
     Valid are the names in ``NORMALIZATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3`` with
     one mean and one standard deviation per channel, or a single one for all channels. The values are in pixel units,
@@ -282,7 +282,7 @@ def _binary(real: Reals) -> Reals:
 
 
 # Functions that convert a model's dequantized float32 outputs of shape (outputs,) to scores in [0, 1].
-# "binary" and "binary_sigmoid" are for binary classifiers with a single output: the second class's score or logit.
+# "binary" and "binary_sigmoid" convert a binary classifier's single output, the second class's score or logit.
 ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
     "none": lambda real: real,
     "softmax": _softmax,

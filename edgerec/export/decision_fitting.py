@@ -41,7 +41,7 @@ def fit_decision(
     """
     decision = DecisionSpec(threshold=threshold, smoothing="mean", memory=MEMORY)
     if run.pseudo_labels() is not None:
-        return decision  # temperature scaling requires true labels
+        return decision  # temperature scaling requires true labels, not pseudo-labels
     scores = tflite_scorer(ImageModel(content, run.recipe.normalize))(dataset.select(split.val), listener)
     classes = dataset.classes[split.val]
     temperature = fit_temperature(scores, classes)

@@ -13,7 +13,7 @@ from edgerec.utils.package_data import shipped
 _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
 # 32-bit ARM is excluded, because pip in a 32-bit container on a 64-bit kernel would choose 64-bit wheels.
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
-# Devices (named as in /proc/devices) to which the systemd unit must grant access, by type of camera source.
+# Maps camera source types to the devices (named as in /proc/devices) to which the systemd unit must grant access.
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
 # Packages required for CSI camera modules, available only in Raspberry Pi OS.
 CSI_PACKAGES = ("python3-picamera2",)

@@ -179,7 +179,7 @@ def spelled(operator: str) -> str:
 
 
 def _table(manifest: Manifest) -> list[str]:
-    """Return the input value for each pixel value from 0 to 255, as C++ literals.
+    """Return the model's input values for the pixel values 0 to 255, as C++ literals.
 
     The list is empty if pixel values are used unchanged.
     """

@@ -76,7 +76,7 @@ class Affine:
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """Return this transformation merged with a subsequent one, ``scale · x + offset``."""
+        """Combine this transformation with a subsequent one, ``scale · x + offset``."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 

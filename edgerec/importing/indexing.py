@@ -46,7 +46,7 @@ def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
 
 
 def stacked(channels: Sequence[Any], axis: int, name: Callable[[], str]) -> Any:
-    """Stack :class:`Channel` objects from one tensor along the last axis.
+    """Stack :class:`Channel` objects of the same tensor along the last axis.
 
     Return None if ``channels`` contains anything else, or ``axis`` is not the last axis.
     """

@@ -262,7 +262,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise an error if the archive's unpacked size is implausible, or its weights file links to other files."""
+    """Raise an error if a .keras archive's unpacked size is implausible, or its weights file links to other files."""
     check_zip_file(path, sys.maxsize)
     if "model.weights.h5" in archive.namelist():
         with archive.open("model.weights.h5") as weights:

@@ -152,7 +152,7 @@ def _operator(rebuild: Rebuild, node: Node) -> Any:
 
 
 def _binary(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
-    """Replace ``+ − × ÷`` with a layer for two tensors, or an :class:`Affine` if one operand is constant."""
+    """Replace ``+ − × ÷`` with a layer for two tensors, or with an :class:`Affine` for a tensor and a constant."""
     sign = node.kind.rpartition(".")[2]
     x, y = arguments.values()
     if _is_tensor(x) and _is_tensor(y):

@@ -71,7 +71,7 @@ class SavedModel:
         return tf.nn.softmax(scores) if self._softmax else scores
 
     def count_params(self) -> int:
-        """Return the number of parameters."""
+        """Return the model's number of parameters."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
     def normalize(self, normalize: AnyNormalize) -> None:

@@ -70,7 +70,7 @@ def refuse(layer: Any, purpose: Purpose) -> None:
 
 
 def _is_loop(layer: Any) -> bool:
-    """Return whether a recurrent layer becomes a loop in TFLite. An LSTM becomes a single operator instead."""
+    """Return whether TFLite implements a recurrent layer as a loop. An LSTM becomes a single operator instead."""
     layers = keras().layers
     if isinstance(layer, layers.Bidirectional):
         return _is_loop(layer.forward_layer)

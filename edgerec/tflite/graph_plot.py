@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
 # Maximum number of operators per row. If a model has more parallel branches, the others are drawn in the next row.
 MAX_LANES = 4
-# Preferred aspect ratio of the drawing, width divided by height.
+# Preferred aspect ratio (width / height) of the graph drawing.
 ASPECT = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
 # Fill and edge colors of operators: by device if the target has an Edge TPU, otherwise by kind of operator.
@@ -42,7 +42,7 @@ _SHORT = {"DEPTHWISE_CONV_2D": "DEPTHWISE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM":
 
 @dataclass(frozen=True)
 class BoxPosition:
-    """An operator's position in the drawing.
+    """An operator's position in the graph drawing.
 
     The drawing has columns, each column has rows, and the operators in a row are side by side in lanes.
 
@@ -89,7 +89,7 @@ def graph_plot(report: InspectReport, path: Path) -> None:
 
 
 def layout(report: InspectReport) -> dict[int, BoxPosition]:
-    """Return each operator's position in the drawing, keyed by operator index.
+    """Return each operator's position in the graph drawing, keyed by operator index.
 
     Each operator is placed below all operators that compute its inputs, if possible in the first one's lane.
     """
@@ -134,7 +134,7 @@ def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, in
 
 
 def _predecessors(report: InspectReport) -> dict[int, list[int]]:
-    """For each operator index, return the indices of the operators that compute its inputs."""
+    """Map each operator's index to the indices of the operators that compute its inputs."""
     producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     return {
         operator.index: list(dict.fromkeys(producers[t] for t in operator.inputs if t is not None and t in producers))

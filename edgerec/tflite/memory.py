@@ -1,4 +1,4 @@
-"""Estimate how much working memory (arena size) a .tflite model needs.
+"""Estimate a .tflite model's working memory, i.e. the size of its arena.
 
 LiteRT's Python interpreter does not report its arena size.
 """
@@ -11,7 +11,7 @@ from math import prod
 from edgerec.tflite.cost import tensor_bytes
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
-# Alignment of tensors in bytes: kDefaultTensorAlignment in TFLite, and the alignment in TFLite Micro.
+# Tensor alignment in bytes, in TFLite (kDefaultTensorAlignment) and in TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
 # TFLite Micro's memory overhead in bytes for the interpreter, and per tensor, operator and output channel, on x86-64.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
@@ -75,7 +75,7 @@ def parameter_bytes(graph: Graph) -> int:
 
 
 def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Return all inputs and operator outputs, each with the indices of the first and last operators that use it."""
+    """Return all graph inputs and operator outputs, with the indices of the first and last operators that use them."""
     lifetimes = {id(tensor): (tensor, -1, -1) for tensor in graph.inputs}
     for operator in graph.operators:
         lifetimes |= {id(tensor): (tensor, operator.index, operator.index) for tensor in operator.outputs}

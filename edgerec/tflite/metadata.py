@@ -251,7 +251,7 @@ def with_files(model: bytes, files: Mapping[str, bytes]) -> bytes:
 
 
 def _metadata_entry(model: Table) -> Table | None:
-    # Compare bytes, because the names of unrelated entries need not be valid UTF-8.
+    # Compare names as bytes, because the names of other metadata entries may not be valid UTF-8.
     entries = model.tables(_MODEL_METADATA)
     return next((entry for entry in entries if entry.content(_NAME) == METADATA_ENTRY.encode()), None)
 

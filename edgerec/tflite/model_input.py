@@ -44,7 +44,7 @@ class InputLayout:
 
 
 def layout_of(shape: tuple[int, ...]) -> InputLayout | None:
-    """Return the operator that converts an image to an input shape, or None if this is unnecessary or impossible.
+    """Return the operator that converts an image to a model's input shape, or None if it is unnecessary or impossible.
 
     The supported shapes are ``(1, height, width)`` and ``(height, width)`` for grayscale images,
     ``(height, width, channels)``, and ``(1, channels, height, width)``. A dynamic batch size (-1) is treated as 1.

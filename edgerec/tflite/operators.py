@@ -11,7 +11,7 @@ from __future__ import annotations
 MAX_CODE = 400
 CUSTOM_CODE, WHILE_CODE, IF_CODE, CALL_ONCE_CODE = 32, 119, 118, 129
 
-# Minimum and maximum numbers of inputs and outputs, keyed by operator code.
+# Minimum and maximum numbers of an operator's inputs and outputs, keyed by operator code.
 # Operators not listed below may have any number of inputs, and must have at least one output.
 _UNARY: tuple[int, ...] = (
     *(1, 5, 6, 8, 11, 12, 13, 14, 17, 19, 20, 21, 25, 26, 28, 43, 47, 50, 53, 59, 66, 73, 75, 76, 77, 80, 87, 92, 93),

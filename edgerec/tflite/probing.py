@@ -121,7 +121,7 @@ def remember(content: bytes) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in files[:-_MOST_REMEMBERED]:
             file.unlink(missing_ok=True)
-    # e.g. because the home folder is missing, or because the disk is full or read-only
+    # writing fails if the home folder is missing, or if the disk is full or read-only
     except (OSError, RuntimeError) as error:
         log.debug("the cache of checked models cannot be written: %s", error)
 

@@ -10,7 +10,7 @@ import struct
 
 
 def read_number(data: bytes, form: str, at: int) -> int:
-    """Unpack a number with :mod:`struct` format ``form`` at offset ``at`` of ``data``.
+    """Unpack a number from ``data`` at offset ``at``, using the :mod:`struct` format ``form``.
 
     Raises:
         struct.error, ValueError: the number is not inside ``data``.
@@ -31,7 +31,7 @@ class Table:
     """
 
     def __init__(self, data: bytes, at: int) -> None:
-        """Read the field offsets of the table at offset ``at`` of ``data``."""
+        """Read the field offsets of the table that starts at offset ``at`` in ``data``."""
         if at % 4:
             raise ValueError("a table is not aligned")
         vtable = at - read_number(data, "<i", at)
@@ -78,7 +78,7 @@ class Table:
         return range(begin, begin + count * width, width)
 
     def numbers(self, field: int, form: str = "i", max_items: int | None = None) -> tuple[int, ...]:
-        """Return a vector of 4-byte numbers, read with the :mod:`struct` format character ``form``."""
+        """Return a vector of 4-byte numbers. ``form`` is their :mod:`struct` format character."""
         items = self.vector(field, 4, max_items)
         return struct.unpack_from(f"<{len(items)}{form}", self.data, items.start)
 
@@ -92,6 +92,6 @@ class Table:
         return Table(self.data, self.target(field)) if field in self.fields else None
 
     def tables(self, field: int, max_items: int | None = None) -> list[Table]:
-        """Return the tables in a vector, or an empty list if the field is absent."""
+        """Return the tables in a vector field, or an empty list if the field is absent."""
         items = self.vector(field, 4, max_items)
         return [Table(self.data, at + read_number(self.data, "<I", at)) for at in items]

@@ -28,7 +28,7 @@ HOW_TO_COMPILE = (
 )
 # Maximum number of bytes to read from the compiler's output.
 _MAX_LOG_BYTES = 1 << 20
-# Maximum number of differences from the prediction to log. The report contains all of them.
+# Maximum number of differences between predicted and actual placement to log. The report contains all differences.
 _MAX_LOGGED = 5
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$")
 _MAPPED = "Mapped to Edge TPU"

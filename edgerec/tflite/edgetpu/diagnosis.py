@@ -71,7 +71,7 @@ class Diagnosis:
         return sum(operator.macs for operator in self.operators if operator.on == "cpu")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return totals and remarks as a JSON-serializable dictionary."""
+        """Return the diagnosis as a JSON-serializable dictionary, including totals and remarks."""
         return {
             "whole": not self.findings,
             "macs": self.macs,
