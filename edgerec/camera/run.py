@@ -56,7 +56,7 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
                         "earlier"
                     )
                 with ExitStack() as running:
-                    with close_on_error(own_sinks):  # camera.run closes the sinks from here on
+                    with close_on_error(own_sinks):  # Once camera.run is called, it closes the sinks itself.
                         running.enter_context(camera)
                     service = ServiceNotifier.from_environment()
                     camera.run([*own_sinks, *more_sinks], config.max_frames, service=service, keep_open=keep_open)

@@ -36,7 +36,7 @@ class StateChange:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the change as a JSON-serializable dictionary, with ``since_s`` as Unix time in seconds."""
+        """Return the state change as a JSON-serializable dictionary, with ``since_s`` as Unix time in seconds."""
         return {"source": self.source, "state": str(self.state), "since_s": unix_s(self.since_s)} | (
             {"reason": self.reason} if self.reason else {}
         )

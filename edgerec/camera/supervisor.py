@@ -105,7 +105,7 @@ class SourceSupervisor:
 
     @property
     def errors(self) -> list[SourceError]:
-        """Errors raised by the sources that failed."""
+        """Errors that made sources fail."""
         return [source.error for source in self._sources if source.error is not None]
 
     @property
@@ -138,7 +138,7 @@ class _SupervisedSource:
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
         self._count = 0
-        # Monotonic time of the last frame, or of the start if no frame has arrived yet.
+        # Monotonic time of the last frame, or the source's start time if no frame has arrived yet.
         self._last_s = self._started_s = time.monotonic()
         self._connection: _SourceConnection | None = None
         self._hung: list[_SourceConnection] = []
@@ -167,14 +167,14 @@ class _SupervisedSource:
                 atexit.register(connection.thread.join, EXIT_S)
 
     def pop(self) -> Event | None:
-        """Return the next frame or state change, or None. The change to ``ended`` comes after the last frame."""
+        """Return the next frame or state change, or None if nothing is queued. ``ended`` comes after the last frame."""
         if self._changes and (self._changes[0].state is not SourceState.ENDED or not self._frames):
             return self._changes.popleft()
         self._room_available.notify()
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _SourceConnection, image: Image, name: str) -> bool:
-        """Queue a new image. Return False if the connection should be closed. The caller must not hold the lock."""
+        """Queue a new image, or return False if the connection should be closed. The caller must not hold the lock."""
         grabbed_s = time.monotonic()
         captured_s = connection.captured_s or grabbed_s
         with self._changed:
@@ -300,7 +300,7 @@ class _SupervisedSource:
 
 
 class _SourceConnection:
-    """Opens and reads a source in its own thread because drivers can hang. Reconnecting creates a new object."""
+    """Opens and reads a source in its own thread, because drivers can hang. Each reconnection creates a new object."""
 
     def __init__(self, supervised: _SupervisedSource) -> None:
         self.last_s, self.count, self.ended = time.monotonic(), 0, False

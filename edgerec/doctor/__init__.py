@@ -46,7 +46,7 @@ __all__ = ["CheckResult", "CheckState", "DoctorReport", "Machine", "check_machin
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine to check. The defaults describe a machine without problems."""
+    """A machine checked by ``edgerec doctor``. The defaults describe a machine without problems."""
 
     system: System = field(default_factory=System)
     python: Python = field(default_factory=Python)

@@ -123,7 +123,7 @@ def _check_camera(device: VideoDevice, system: System) -> CheckResult:
 
 
 def _check_picamera2(cameras: Cameras, system: System, has_module: bool) -> list[CheckResult]:
-    report = problem if has_module else note  # only camera modules require picamera2
+    report = problem if has_module else note  # Only camera modules (CSI) require picamera2.
     new_environment = "/usr/bin/python3 -m venv --clear --system-site-packages .venv"
     if cameras.picamera2 == "":
         return [ok("picamera2", "picamera2 can be imported")]

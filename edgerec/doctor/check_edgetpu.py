@@ -198,7 +198,7 @@ def _find_stick(root: Path) -> tuple[str, int]:
 
 
 def _missing_config(root: Path) -> tuple[str, ...]:
-    """Return the lines that a Raspberry Pi 5 requires in config.txt but that are missing from it."""
+    """Return the required lines that are missing from a Raspberry Pi 5's config.txt. Other machines require none."""
     if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
         return ()
     config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")

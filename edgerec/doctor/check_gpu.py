@@ -1,4 +1,4 @@
-"""Check the GPU, which ``--delegate gpu`` and training use."""
+"""Check the GPU, which is used for training and by ``--delegate gpu``."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 @dataclass(frozen=True)
 class Conflict:
-    """An installed package's unmet requirement.
+    """A requirement of an installed package that is not met.
 
     Attributes:
         package: name and version of the installed package.

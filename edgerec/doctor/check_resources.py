@@ -69,7 +69,7 @@ class Resources:
 
 
 def collect() -> Resources:
-    """Return this machine's resources."""
+    """Return this machine's memory, disk space, temperature and power supply state."""
     total, available = _memory()
     health = read_health()
     return Resources(

@@ -61,7 +61,7 @@ class System:
 
     @property
     def arch(self) -> str:
-        """Return the architecture of this machine's programs, which may differ from the kernel's."""
+        """The architecture of this machine's programs, which may differ from the kernel's."""
         return arch(self.machine, self.bits)
 
     @property
@@ -85,7 +85,7 @@ class System:
 
 
 def arch(machine: str, bits: int) -> str:
-    """Return the architecture of this machine's programs, which are 32-bit on some machines with a 64-bit kernel.
+    """Return the architecture of a machine's programs, which are 32-bit on some machines with a 64-bit kernel.
 
     Args:
         machine: the kernel's CPU architecture.
@@ -100,7 +100,7 @@ def own_bits() -> int:
 
 
 def collect(root: Path = ROOT) -> System:
-    """Return information about this system.
+    """Return information about this machine's operating system, hardware, user and clock.
 
     Args:
         root: folder that contains ``proc``.
@@ -170,7 +170,7 @@ def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
         all_groups = grp.getgrall()
-    except (KeyError, OSError):  # the user ID is not in /etc/passwd, e.g. in a container
+    except (KeyError, OSError):  # In a container, the user ID may be missing from /etc/passwd.
         return (), ()
     session = set(os.getgroups()) | {os.getegid()}
     return (

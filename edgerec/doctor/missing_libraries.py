@@ -23,7 +23,7 @@ _PACKAGES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
     "libvulkan.so.1": "libvulkan1",
 }
-# Debian packages that OpenCV requires. Its error message names only the first missing library.
+# Debian packages that OpenCV requires. OpenCV's error message names only the first missing library.
 _TOGETHER = {"libgl1", "libglib2.0-0", "libxcb1"}
 
 

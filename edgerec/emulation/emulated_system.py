@@ -94,7 +94,7 @@ class EmulatedSystem:
 
     @cached_property
     def site_bytes(self) -> int:
-        """Return the size of the Python packages, excluding .pyc files."""
+        """Return the total size in bytes of the installed Python packages, excluding .pyc files."""
         return sum(file.stat().st_size for file in self.site.rglob("*") if file.suffix != ".pyc" and file.is_file())
 
     @contextmanager

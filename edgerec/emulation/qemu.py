@@ -15,7 +15,7 @@ from edgerec.utils.lock import Lock
 
 # Minimum major version of QEMU. Old versions such as 7.2 silently compute wrong results in XNNPACK.
 MIN_VERSION = 10
-# Debian release whose QEMU is downloaded. It is statically linked, so it also runs on other distributions.
+# Debian release from which QEMU is downloaded. Its static build also runs on other distributions.
 RELEASE = "trixie"
 PROGRAMS = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
 # Debian architectures of machines on which QEMU runs, by platform.machine().

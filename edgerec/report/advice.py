@@ -136,7 +136,7 @@ def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iter
     if report.chosen is None:
         return
     calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)
-    if report.chosen.exported:  # The exported variant may differ from the default variant.
+    if report.chosen.exported:  # The exported variant may not be the default variant.
         moved = ("--variant", report.chosen.variant, *moved)
     fitted = f" (the bundle will contain the fitted temperature {calibration.temperature:g})" if calibration else ""
     if calibration and calibration.after.ece > UNCALIBRATED:

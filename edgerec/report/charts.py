@@ -41,7 +41,7 @@ def curves(report: ReportContent) -> list[str]:
 
 
 def comparison(report: ReportContent, float_top1: float) -> str:
-    """Draw the variants' accuracy, file size and time per image as an SVG chart."""
+    """Draw each variant's accuracy, file size and time per image as an SVG chart."""
     exported = [row.variant for row in report.variants if row.exported]
     figure = comparison_figure(float_top1, report.variants, exported=exported)
     return svg(figure, "accuracy, file size and time per image for each variant")

@@ -103,7 +103,7 @@ def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
 
 
 def _training_info(run: Run, metrics: Mapping[str, Any], paths: bool) -> TrainingInfo:
-    """Return a summary of the training. If ``paths`` is False, private paths are omitted."""
+    """Return a summary of a run's training. If ``paths`` is False, private paths are omitted."""
     recipe, adopted = run.recipe, metrics.get("adopted")
     side, color = recipe.data.input_size, "RGB" if recipe.data.channels == 3 else "grayscale"
     shown_recipe = recipe if paths else _without_paths(recipe)

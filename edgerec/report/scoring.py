@@ -32,7 +32,7 @@ BUDGET_S = 60.0
 
 @dataclass(frozen=True)
 class Measurements:
-    """Results of :func:`measure`. See :class:`~edgerec.report.content.ReportContent` for the other attributes.
+    """Results of :func:`measure`. :class:`~edgerec.report.content.ReportContent` documents the other attributes.
 
     Attributes:
         float_top1: the float model's top-1 accuracy, or None if it was not run.
@@ -81,7 +81,7 @@ def measure(
     shipped: str | None,
     listener: Listener,
 ) -> Measurements:
-    """Run the float model and the int8 variants on the validation and test images.
+    """Evaluate the float model and the int8 variants on the validation and test images.
 
     Args:
         run: a finished run.

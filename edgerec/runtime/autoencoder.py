@@ -14,7 +14,7 @@ from edgerec.runtime.image_model import ImageModel
 
 
 class Autoencoder(ImageModel):
-    """Computes images' reconstruction errors. Not thread-safe: use one object per thread."""
+    """Computes the reconstruction errors of images. Not thread-safe: use one object per thread."""
 
     def __init__(self, model: bytes, normalize: Normalize, **options: Any) -> None:
         """Load an autoencoder.

@@ -184,7 +184,7 @@ def benchmark(
 
 
 def _unreadable_graph() -> str:
-    """Return the reason why .tflite files cannot be parsed, e.g. a missing package, or an empty string."""
+    """Return the reason why .tflite files cannot be parsed, e.g. a missing package, or an empty string if they can."""
     try:
         tflite_schema()
     except MissingExtraError as error:

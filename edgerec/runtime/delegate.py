@@ -74,7 +74,7 @@ def _in_current_folder(library: str) -> bool:
     if os.path.dirname(library):
         return False
     folders = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH") or os.sep)
-    folders += ["."] if sys.platform == "darwin" else []  # dlopen searches the current folder on macOS
+    folders += ["."] if sys.platform == "darwin" else []  # On macOS, dlopen searches the current folder.
     searches_here = any(os.path.realpath(folder) == os.path.realpath(".") for folder in folders)
     return searches_here and os.path.exists(library)
 
@@ -98,7 +98,7 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
     """
     try:
         result = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
-    except ValueError:  # An argument contains a null character or a lone surrogate.
+    except ValueError:  # The library name contains invalid characters.
         return "the name of the library contains invalid characters"
     if result.code == 3:
         return result.stdout.strip() or "no reason was given"

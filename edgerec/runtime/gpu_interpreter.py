@@ -81,7 +81,7 @@ class GpuInterpreter:
                 inputs, outputs = compiled.create_input_buffers(0), compiled.create_output_buffers(0)
                 spec = self._input_details[0]
                 inputs[0].write(np.zeros(spec["shape"], spec["dtype"]))
-                compiled.run_by_index(0, inputs, outputs)  # The first run initializes the GPU and prints messages.
+                compiled.run_by_index(0, inputs, outputs)  # The first run initializes the GPU, which prints messages.
             except RuntimeError as error:
                 output.seek(0)
                 reasons = re.findall(r"INTERNAL: (.+)", output.read().decode(errors="replace"))

@@ -68,7 +68,7 @@ def fingerprint() -> Fingerprint:
     package, _ = find_runtime()
     try:
         version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # TensorFlow may be installed under another package name
+    except importlib.metadata.PackageNotFoundError:  # TensorFlow's package may have another name.
         version = "unknown"
     return Fingerprint(package, version, platform.machine(), _cpu_name())
 

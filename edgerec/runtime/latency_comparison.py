@@ -56,7 +56,7 @@ def time_models(
             break
         for name in generator.permutation(list(models)):
             model, pixels = models[name]
-            model.invoke(pixels)  # Warm up the CPU caches, which still hold another model's data.
+            model.invoke(pixels)  # Warm up the CPU caches, which still hold other data.
             start = time.perf_counter_ns()
             model.invoke(pixels)
             times_ms[name].append((time.perf_counter_ns() - start) / 1e6)

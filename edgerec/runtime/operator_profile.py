@@ -85,7 +85,7 @@ def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -
     times: list[float] = []
     for begin in range(0, count, group):
         end = min(count, begin + group)
-        # Start with the previous group's last model, whose time is subtracted from the next model's time.
+        # Each group starts with the previous group's last model, whose latency is subtracted from the next one's.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
@@ -142,7 +142,7 @@ class _Run:
 
     def sample(self) -> None:
         """Measure the mean latency of several runs and append it to ``samples_ms``."""
-        self._interpreter.invoke()  # Warm up the CPU caches, which still hold another model's data.
+        self._interpreter.invoke()  # Warm up the CPU caches, which still hold other data.
         start = time.perf_counter_ns()
         for _ in range(self._repetitions):
             self._interpreter.invoke()

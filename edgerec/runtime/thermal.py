@@ -13,7 +13,7 @@ _ZONES = Path("/sys/class/thermal")
 # Thermal zone types that measure the CPU, most specific first.
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
-# Bits in the output of `vcgencmd get_throttled`. Bits 16 to 19 mean that the condition has occurred since boot.
+# Bits in the output of `vcgencmd get_throttled`. Bits 16 to 19 are set if the condition has occurred since boot.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 
@@ -37,7 +37,7 @@ class Health:
 
 
 def read_health() -> Health:
-    """Return the machine's current state. Never raises an exception."""
+    """Return the machine's current temperature, clock and throttling state. Never raises an exception."""
     clocks_mhz = [khz / 1000 for khz in _numbers(_CLOCKS, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
     return Health(
         temperature_c=processor_temperature_c(),
@@ -79,7 +79,7 @@ def _numbers(folder: Path, pattern: str) -> list[float]:
 
 
 def earlier_throttled() -> tuple[str, ...]:
-    """Return the reasons why a Raspberry Pi has been throttled since boot. Empty on other machines."""
+    """Return the reasons why a Raspberry Pi has been throttled since boot. On other machines, the result is empty."""
     bits = _pi_bits()
     return tuple(reason for bit, reason in _PI_BITS.items() if (bits or 0) >> (bit + 16) & 1)
 

@@ -16,14 +16,14 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Limits for the measurement: number of rounds, and approximate time in seconds.
+# Limits for a latency measurement: the number of rounds, and the approximate duration in seconds.
 ROUNDS, BUDGET_S = 30, 0.3
-# Use more threads only if they reduce the latency to less than this fraction of its value with fewer threads.
+# More threads are used only if they reduce the latency below this fraction of the latency with fewer threads.
 MAX_TIME_RATIO = 0.9
 
 
 def best_threads(content: bytes, normalize: Normalize) -> int:
-    """Return the fastest number of threads, or a smaller number with a similar latency.
+    """Return the number of threads with the lowest latency, or a smaller number with a similar latency.
 
     Args:
         content: the bytes of a .tflite image classifier.

@@ -1,1 +1,1 @@
-"""Utilities that do not depend on edgerec's other packages."""
+"""General-purpose utilities that do not depend on edgerec's other packages."""

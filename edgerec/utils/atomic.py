@@ -171,7 +171,7 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
         try:
             lock = try_lock(folder / _LOCK)
-        except FileNotFoundError:  # Another process deleted the empty folder as abandoned.
+        except FileNotFoundError:  # Another process may have deleted the new folder as abandoned.
             continue
         if lock is not None:
             return folder, lock
@@ -183,7 +183,7 @@ def delete_abandoned(parent: Path) -> None:
         for folder in parent.glob(".*.partial/"):
             with suppress(OSError):
                 if not (folder / _LOCK).exists():
-                    folder.rmdir()  # rmdir deletes only empty folders
+                    folder.rmdir()  # rmdir() deletes only empty folders.
                 elif (lock := try_lock(folder / _LOCK, certain=True)) is not None:
                     shutil.rmtree(folder, ignore_errors=True)
                     os.close(lock)

@@ -18,7 +18,7 @@ from typing import Any
 MAX_FILE_BYTES = 64 << 20
 # Default time limit for child processes in seconds. Importing a large library from an SD card is slow.
 TIMEOUT_S = 60.0
-# Start of ``Outcome.reason`` if the program timed out.
+# Prefix of ``Outcome.reason`` for a program that timed out.
 TIMED_OUT = "it timed out"
 # Patterns of lines in which pip, apt, mkdir, tar, unshare or the dynamic linker report an error.
 _ERROR_LINE = re.compile(r"(?:e:|error|mkdir:|tar:|unshare:|.*cannot open shared object file)", re.IGNORECASE)
@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def error_line(self) -> str:
-        """The last output line that looks like an error, or the last line if none does."""
+        """The last output line that looks like an error message, or the last line if there is no such line."""
         lines = [line.strip() for line in (self.stderr.strip() or self.stdout.strip()).splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR_LINE.match(line)]
         return (errors or lines or [f"exit code {self.code}"])[-1]

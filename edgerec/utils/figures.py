@@ -81,8 +81,8 @@ def glyph_warnings_logged(name: str) -> Iterator[None]:
 def plain(text: str, longest: int = 1000) -> str:
     """Escape a string so that Matplotlib shows it literally. Shorten a long string in the middle."""
     short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
-    short = short.encode("utf-8", "backslashreplace").decode()  # file names may contain bytes that are not UTF-8
-    return short.replace("$", r"\$")  # Matplotlib would render text between dollar signs as a formula
+    short = short.encode("utf-8", "backslashreplace").decode()  # File names may contain bytes that are not valid UTF-8.
+    return short.replace("$", r"\$")  # Matplotlib would render text between dollar signs as a formula.
 
 
 def label_log_axis(axis: Any) -> None:

@@ -68,7 +68,7 @@ def installed_fonts() -> tuple[Font, ...]:
             try:
                 fonts.append((_rank(fields), _font(fields)))
             except ValueError:
-                continue  # skip variable fonts, because fc-list also lists each instance with its own weight
+                continue  # Skip variable fonts, because fc-list also lists their instances.
     return tuple(font for _, font in sorted(fonts, key=lambda entry: entry[0]))
 
 

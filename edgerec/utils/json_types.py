@@ -10,7 +10,7 @@ from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-MAX_NUMBER = 1e300  # larger integers may overflow when they are converted to float
+MAX_NUMBER = 1e300  # Larger integers may overflow when converted to float.
 
 
 @dataclass(frozen=True)

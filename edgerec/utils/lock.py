@@ -155,7 +155,7 @@ def _open_lock_file(file: Path) -> int:
 
 def unlock(file: Path, descriptor: int) -> None:
     """Delete a lock file and release its lock."""
-    if sys.platform == "win32":  # Windows cannot delete open files
+    if sys.platform == "win32":  # Windows cannot delete open files.
         os.close(descriptor)
     with suppress(OSError):
         file.unlink()

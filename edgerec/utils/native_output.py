@@ -60,7 +60,7 @@ def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Ite
         for each in numbers:
             try:
                 original = os.dup(each)
-            except OSError:  # services may run without standard streams
+            except OSError:  # Services may run without standard streams.
                 continue
             stack.callback(os.close, original)
             stack.callback(os.dup2, original, each)

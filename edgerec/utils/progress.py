@@ -30,7 +30,7 @@ MAX_REPORTS = 200
 
 
 def steps(count: int) -> range:
-    """Return the iterations (as indices) after which a loop of ``count`` iterations reports its progress.
+    """Return the indices of the iterations after which to report the progress of a loop of ``count`` iterations.
 
     The iterations are evenly spaced, and the last one is always included.
     """

@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan)",
 
 
 def is_printable(text: str) -> bool:
-    """Return whether ``text`` has no control characters, line breaks, bidi controls or unpaired surrogates."""
+    """Return True if ``text`` contains no control characters, line breaks, bidi controls or unpaired surrogates."""
     return not _UNPRINTABLE.search(text)
 
 

@@ -67,7 +67,7 @@ class Url:
 
     @property
     def target(self) -> str:
-        """Path and query as in an HTTP request line."""
+        """The URL's path and query, as used in an HTTP request line."""
         return (self.path or "/") + (f"?{self.query}" if self.query else "")
 
     @classmethod

@@ -104,7 +104,7 @@ class CsvFile:
 
     def close(self) -> None:
         """Flush the rows to disk."""
-        with contextlib.suppress(OSError):  # pipes and devices do not support fsync
+        with contextlib.suppress(OSError):  # Pipes and devices do not support fsync.
             os.fsync(self._file)
         os.close(self._file)
 

@@ -1,4 +1,4 @@
-"""Functions shared by several sinks: create safe source names, and detect changed decisions."""
+"""Functions shared by several sinks, for creating safe source names and detecting changed decisions."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def close_on_error(sinks: Sequence[Sink]) -> Iterator[None]:
 
 
 def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
-    """Open and yield each sink, importing its module only if the sink is used.
+    """Open and yield each configured sink. A sink's module is only imported if the sink is used.
 
     No sink changes an existing file before the first event, because another sink may fail to open. The CSV file is
     opened last because this creates the file.

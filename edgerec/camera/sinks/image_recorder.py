@@ -72,7 +72,7 @@ class ImageRecorder:
         self._names = file_names((*labels, UNKNOWN))
         self._last_saved: dict[str, tuple[float, str]] = {}
         self._oldest: deque[tuple[Path, int]] = deque()
-        self._lists_all = True  # whether ``_oldest`` lists every image eligible for deletion
+        self._lists_all = True  # True if ``_oldest`` lists all images that may be deleted.
         self._total_bytes = self._moved_bytes = 0
         self._scanned_s = 0.0
         lock = None
@@ -225,7 +225,7 @@ class ImageRecorder:
         self._oldest = deque(oldest[:MAX_LISTED])
 
     def _own_images(self, totals: Counter[str]) -> Iterator[tuple[Path, int]]:
-        """Yield the path and size of each deletable image, and add the sizes of all images to ``totals``."""
+        """Yield the path and size of each image that may be deleted, and add the sizes of all images to ``totals``."""
         for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue

@@ -74,7 +74,7 @@ def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
 
 @functools.lru_cache(maxsize=32)  # up to 0.5 MB of pixels each
 def label_text(label: str, index: int) -> LabelText:
-    """Render a label with Pillow if it is not ASCII. If rendering fails, log the reason and fall back to ASCII."""
+    """Render a non-ASCII label with Pillow. If rendering fails, log the reason and fall back to ASCII."""
     label = printable(label[:MAX_CHARACTERS])
     if label.isascii():
         return LabelText(label)

@@ -87,14 +87,14 @@ class Mqtt:
         self._interval_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = DecisionChanges()
-        self._lock = threading.Lock()  # protects _sources, _seen_sources and _latest
+        self._lock = threading.Lock()  # This lock protects _sources, _seen_sources and _latest.
         self._sources = dict.fromkeys(sources)
         self._seen_sources: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
         # The attributes below are used only by the sending thread.
-        self._in_flight: dict[int, int] = {}  # queue IDs of unacknowledged messages, keyed by packet ID
-        self._resent: set[int] = set()  # packet IDs of messages that paho resends after reconnecting
-        self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages sent without the queue
+        self._in_flight: dict[int, int] = {}  # Queue IDs of unacknowledged messages, keyed by packet ID.
+        self._resent: set[int] = set()  # Packet IDs of the messages that paho resends after reconnecting.
+        self._status_ids: set[int] = set()  # Packet IDs of unacknowledged messages that were never queued.
         self._session = 0
         self._failed_s = float("-inf")
         self._announced: set[str] = set()
@@ -140,7 +140,7 @@ class Mqtt:
             self._enqueue(source, "decision", decision_event(result))
         now = time.monotonic()
         if self._interval_s < float("inf") and now >= self._next_s.get(source, now):
-            # Add the interval to this result's due time so that delays do not lower the rate.
+            # Compute the next result's due time from this result's due time, so that delays do not lower the rate.
             self._next_s[source] = max(self._next_s.get(source, now) + self._interval_s, now)
             self._connection.publish_qos0(self._topic(source, "result"), _encode(result.to_dict()))
 

@@ -140,7 +140,7 @@ class BrokerConnection:
             client.tls_set_context(ssl.create_default_context())
         client.will_set(will_topic, will, qos=1, retain=True)
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(0)  # 0 disables paho's limit; the MQTT sink has its own limit.
+        client.max_inflight_messages_set(0)  # 0 disables paho's limit, because the MQTT sink has its own.
         client.reconnect_delay_set(*RETRY_S)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_publish = self._on_connect_fail, self._on_publish

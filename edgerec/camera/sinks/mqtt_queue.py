@@ -41,7 +41,7 @@ class Message:
 
     @property
     def size_bytes(self) -> int:
-        """Combined size of the topic and payload in bytes."""
+        """Size of the message's topic and payload in bytes."""
         return len(self.topic.encode()) + len(self.payload)
 
 
@@ -214,7 +214,7 @@ class MessageQueue:
         self._deleted_ids.append(number)
 
     def _save(self) -> None:
-        """Write all changes to the file. If this fails, write them together with the next message."""
+        """Write all changes to the file. If this fails, the changes are written together with the next message."""
         if self._db is None and time.monotonic() - self._opened_s >= REOPEN_S:
             try:
                 self._open()

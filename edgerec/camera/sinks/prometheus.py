@@ -184,7 +184,7 @@ class _Server(ThreadingHTTPServer):
         self.socket = listener
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Accept a client. If there are too many, disconnect the oldest, which is probably idle or slow."""
+        """Accept a client. If there are too many clients, disconnect the oldest, which is probably idle or slow."""
         with self._clients_lock:
             if len(self._clients) >= MAX_CLIENTS:
                 oldest = next(iter(self._clients))

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 # Limits for a queue: number of events, and total size in bytes. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
-# Sinks without progress for STALLED_S seconds count as hung. For live sources and stopped cameras, CLOSE_S applies.
+# Seconds without progress after which a sink is considered hung. CLOSE_S applies to live sources and stopped cameras.
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
@@ -173,7 +173,7 @@ class SinkWorker:
                 else:
                     self._sink.write(event)
                     self.written += 1
-            except Exception as error:  # a failing sink must not stop the camera
+            except Exception as error:  # A failing sink must not stop the camera.
                 self._failure(error, int(isinstance(event, Result)))
         try:
             self._sink.close()

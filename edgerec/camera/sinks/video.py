@@ -122,7 +122,7 @@ class _Recording:
             raise EdgerecError(f"{self._path} is incomplete because the disk is full: free some space and start again")
         image = overlay(result, self._rate.tick(), hint="")
         if self._encoder is None:
-            self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2  # codecs require an even width and height
+            self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2  # Codecs require an even width and height.
             self._check_space()
             self._encoder = _Encoder(self._path, self._fps, self._size)
             self._start_s = result.frame.grabbed_s
@@ -253,7 +253,7 @@ class _Encoder:
                 try:
                     while data and not self.error:
                         data = data[file.write(data) :]
-                except OSError as error:  # keep reading because FFmpeg would block if the pipe were full
+                except OSError as error:  # Keep reading, because FFmpeg would block if the pipe were full.
                     self.error = error
 
 

@@ -244,7 +244,7 @@ class Webhook:
 
     def _count_lost(self, reason: str) -> None:
         """Count a dropped request, and log dropped requests at most once per minute."""
-        with self._changed:  # the caller's thread and the sending thread update the counter
+        with self._changed:  # Two threads update the counter: the caller's and the sending thread.
             self.dropped += 1
             if time.monotonic() - self._logged_s < 60:
                 return

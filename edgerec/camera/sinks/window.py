@@ -43,7 +43,7 @@ class Window:
                 "web page"
             )
         try:
-            with captured_stderr():  # suppress Qt's warnings about missing fonts
+            with captured_stderr():  # Suppress Qt's warnings about missing fonts.
                 cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
                 cv2.waitKey(1)
         except cv2.error:

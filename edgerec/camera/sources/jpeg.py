@@ -68,7 +68,7 @@ class JpegSplitter:
                 del self._bytes[:end]
             elif boundary_at > 0:
                 del self._bytes[:boundary_at]
-            elif self._reparse_bytes >= limit:  # The next file may start in the parsed bytes.
+            elif self._reparse_bytes >= limit:  # The next JPEG file may start in the parsed bytes.
                 self._reparse_bytes -= limit
                 del self._bytes[:2]
             else:
@@ -152,7 +152,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
 
 def _restart_markers_in_order(jpeg: bytes) -> bool:
     """Return True if the last scan contains all of its restart markers, which cycle from D0 to D7."""
-    if _RESTART_INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # most cameras use no restart markers
+    if _RESTART_INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # Most cameras do not use restart markers.
         return True
     data = np.frombuffer(jpeg, np.uint8)
     kinds = data[np.flatnonzero(data[:-1] == 0xFF) + 1]

@@ -25,7 +25,7 @@ MAX_IMAGE_BYTES = 32 << 20
 _OVERTAKE_S = 0.1
 
 _MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-jpeg")
-# Default requests per second for an address that returns one image per request.
+# Default number of requests per second to a server that returns one image per request.
 SNAPSHOT_FPS = 2.0
 
 

@@ -89,7 +89,7 @@ def camera_modules(name: str) -> list[int]:
 def _load(name: str) -> Any:
     try:
         from picamera2 import Picamera2
-    except Exception as error:  # picamera2 imports many packages, which may be incompatible with one another
+    except Exception as error:  # picamera2 imports many packages, which may be incompatible.
         if "size changed" in str(error):
             fix = "pip install --upgrade --force-reinstall simplejpeg"
         else:

@@ -25,7 +25,7 @@ def without_redirects(url: Url) -> Url:
     current_url, credentials = url, ""
     if not (url.user or url.password):
         return url
-    for _ in range(2 * MAX_REDIRECTS):  # each address may need a second request with credentials
+    for _ in range(2 * MAX_REDIRECTS):  # Each address may require a second request with credentials.
         try:
             status, headers = _describe(current_url, credentials)
         except (OSError, ValueError) as error:

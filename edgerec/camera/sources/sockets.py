@@ -59,7 +59,7 @@ def _descriptors() -> dict[str, int]:
 
 
 def _duplicate(number: int) -> socket.socket | None:
-    """Return a socket for a duplicate of a file descriptor, or None if the descriptor is not usable."""
+    """Duplicate a file descriptor and return a socket for the copy, or None if the descriptor is not usable."""
     try:
         copy = os.dup(number)
     except OSError:

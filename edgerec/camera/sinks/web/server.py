@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 128
 MAX_CONNECTIONS_PER_ADDRESS = 64
 # Timeout in seconds for receiving a request's headers and for sending pending data to a client.
 SLOW_S = 10.0
-# When the server stops, connections are aborted after GRACE_S seconds, and the thread must end STOP_S seconds later.
+# When the server stops, connections are aborted after GRACE_S seconds. Its thread is then joined for STOP_S seconds.
 GRACE_S = 0.4
 STOP_S = 2.0
 
@@ -113,7 +113,7 @@ class Server:
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
-                log_level=logging.CRITICAL,  # do not log invalid requests, which any client can send
+                log_level=logging.CRITICAL,  # Invalid requests are not logged, because any client can send them.
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

@@ -79,7 +79,7 @@ class SourceView:
 
 
 class PageState:
-    """Each source's newest result, and the last decisions and state changes.
+    """The newest result, recent decisions and recent state changes of each source.
 
     The sink's thread calls :meth:`write` and :meth:`state`, and the server's thread calls all other methods. An image
     is encoded only when a client requests it, and only once for all clients.
