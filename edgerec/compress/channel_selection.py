@@ -76,7 +76,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
         np.add.at(counts[1, number], entry.outputs, 1)
     blocks = [_blocks(group[np.argsort(scores[group], kind="stable")], block_size(group, multiple)) for group in groups]
     block_counts = [[counts[..., block].sum(-1) for block in group_blocks] for group_blocks in blocks]
-    removed = [0] * len(groups)  # number of blocks removed from each group
+    removed = [0] * len(groups)  # number of blocks removed from each channel group
 
     def loss(index: int, number: int, saved: float) -> float:
         return float(scores[blocks[index][number]].sum()) / saved

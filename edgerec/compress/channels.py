@@ -112,7 +112,7 @@ def _without(weight: npt.NDArray[Any], axes: str, entry: LayerChannels, keep: Ma
 
 
 def _masked(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
-    """Return a copy of the model in which the weights of the channels to remove are zero."""
+    """Return a copy of the model in which the weights of all channels outside the mask ``keep`` are zero."""
     copy = copied(model)
     for name, entry in graph.layers.items():
         if entry.creates:

@@ -61,7 +61,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """A comparison of all variants of a run.
+    """A comparison of all of a run's variants.
 
     Attributes:
         run: the run's folder.

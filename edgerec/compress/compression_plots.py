@@ -82,7 +82,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
     places = range(len(rows))
     values = np.array([[row.top1, row.top1_low, row.top1_high] for row in rows]) * 100
     lowest = min(values[:, 1].min(), 100 * float_top1)
-    # Start the axis above zero if all accuracies are high, so that small differences remain visible.
+    # Start the accuracy axis above zero if all accuracies are high, so that small differences remain visible.
     start = 5 * math.floor(lowest / 5 - 0.2) if lowest > 50 else 0
     axes.barh(places, values[:, 0] - start, left=start, height=0.66, color=BLUE, label=accuracy)
     errors = np.abs(values[:, 1:] - values[:, :1]).T

@@ -30,7 +30,7 @@ def used_differently(run: Run, recipe: Recipe) -> str:
 
 
 def interrupted_folder(run: Run, method: str) -> Path:
-    """Return the folder for a method's fine-tuning checkpoints. It is deleted once the variant is complete."""
+    """Return the folder for a method's fine-tuning checkpoints, which is deleted once the variant is complete."""
     return run.path / "checkpoints" / METHODS[method].variant
 
 

@@ -174,7 +174,7 @@ def fine_tune(
 
 
 def _frozen_from(epochs: int) -> int:
-    """Return the index of the first epoch with frozen activation ranges. It is at most ``epochs - 1``."""
+    """Return the index of the first epoch with frozen activation ranges, which is at most ``epochs - 1``."""
     return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 
@@ -218,7 +218,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
 
 
 def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
-    """Return whether the folder contains the final states of all ``stages`` stages, each after ``epochs`` epochs."""
+    """Return whether the folder contains the states of ``stages`` finished stages with ``epochs`` epochs each."""
     try:
         done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
     except UNREADABLE_STATE:

@@ -22,7 +22,7 @@ def prune(model: Any, section: CompressSection, tune: FineTune) -> Any:
     if section.schedule == "constant":
         schedule = pruning.ConstantSparsity(section.sparsity, begin_step=0, frequency=frequency)
     else:
-        # End at a multiple of ``frequency``, because masks are only updated every ``frequency`` steps.
+        # End pruning at a multiple of ``frequency``, because masks are only updated every ``frequency`` steps.
         end = max(1, rising // frequency) * frequency
         schedule = pruning.PolynomialDecay(0.0, section.sparsity, begin_step=0, end_step=end, frequency=frequency)
 

@@ -28,7 +28,7 @@ from edgerec.utils.progress import Listener, track
 
 # Cache format version, which is part of every key. Increase it when preprocess.apply or the file format changes.
 FORMAT = 3
-# Maximum number of attempts, because another process may clear the cache between writing and opening an entry.
+# Maximum number of attempts to write and open an entry, because another process may clear the cache in between.
 ATTEMPTS = 2
 # Number of hexadecimal digits in a content digest (a truncated SHA-256 of an image file or an array row's pixels).
 DIGEST_CHARS = 32
@@ -38,7 +38,7 @@ Digests = npt.NDArray[np.bytes_]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Preprocessed pixels of all images of a data set.
+    """Preprocessed pixels of all images in a data set.
 
     Attributes:
         images: uint8 ``(V, height, width, channels)`` for the V valid images, memory-mapped.

@@ -135,7 +135,7 @@ def make_room(size_bytes: int, *, keep: Path) -> None:
 
 
 def lock_shared(store: Path) -> int | None:
-    """Protect an entry from deletion, and return the file descriptor that holds the lock.
+    """Protect a cache entry from deletion, and return the file descriptor that holds the lock.
 
     Return None if the entry does not exist.
     """
@@ -203,7 +203,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
 
 
 def _description(description: Path) -> tuple[str, int, tuple[int, ...]]:
-    """Return an entry's source, image count and input shape, or empty values if they cannot be read."""
+    """Return a cache entry's source, image count and input shape, or empty values if they cannot be read."""
     try:
         values = read_json(description)
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
@@ -217,7 +217,7 @@ def _in_use(store: Path) -> bool:
 
 
 def _delete(store: Path) -> bool:
-    """Delete an entry and return True, or return False if another process is using it."""
+    """Delete a cache entry and return True, or return False if another process is using it."""
     with _exclusive_lock(store) as locked:
         if locked:
             try:
@@ -231,11 +231,11 @@ def _delete(store: Path) -> bool:
 
 @contextmanager
 def _exclusive_lock(store: Path) -> Iterator[bool]:
-    """Hold an exclusive lock on an entry. Yield False if another process is using the entry."""
+    """Hold an exclusive lock on a cache entry. Yield False if another process is using the entry."""
     try:
         descriptor = os.open(store, os.O_RDONLY)
     except FileNotFoundError:
-        yield True  # there is no pixel file to lock
+        yield True  # the entry has no pixel file to lock
         return
     except OSError:
         yield False

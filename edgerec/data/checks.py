@@ -32,7 +32,7 @@ from edgerec.utils.progress import Listener, ignore
 FEW, UNBALANCED = 20, 5
 # Minimum standard deviation of a non-blank image's pixel values, in gray levels.
 BLANK_LEVELS = 2.0
-# Report images as small if preprocessing enlarges them by more than this factor.
+# Images are reported as small if preprocessing enlarges them by more than this factor.
 ENLARGED = 2.0
 # Images are reported as elongated if their aspect ratio exceeds the data set's median by more than this factor.
 ELONGATED = 2.0

@@ -146,7 +146,7 @@ def _augmented(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tupl
 def _augment_batch(
     dataset: Dataset, positions: npt.NDArray[np.int64], section: AugmentSection, seed: tuple[int, int]
 ) -> tuple[list[Image], npt.NDArray[np.float32]]:
-    """Augment the images at ``positions`` as one training batch; return the images and their soft labels."""
+    """Augment the images at ``positions`` as one training batch, and return them with their soft labels."""
     tf = require("tensorflow")
     augment, mix = augmenter(section), mixer(section)
     pixels = tf.constant(dataset.images[positions], tf.float32)

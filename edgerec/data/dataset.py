@@ -119,7 +119,7 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """Data that the content digests are computed from: ``files`` (file contents), ``arrays`` (pixels) or both.
+        """Data from which the content digests are computed: ``files`` (file contents), ``arrays`` (pixels) or both.
 
         The value for both is ``arrays+files``.
         """

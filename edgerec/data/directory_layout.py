@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
     )
 )
-# Maps words in folder names to splits. An empty string marks images without labels.
+# Splits indicated by words in folder names. An empty string stands for images without labels.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
@@ -230,7 +230,7 @@ def _splits_in_classes(children: Sequence[Path]) -> FolderLayout | None:
 
 
 def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
-    """Raise :class:`DataError` if the class folders are at a deeper level, or if there is a second copy of them."""
+    """Raise :class:`DataError` if the class folders are nested more deeply, or exist twice."""
     if not children:
         where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
         raise DataError(f"{root} {where}: move the images of each class into a folder {root}/<class>")

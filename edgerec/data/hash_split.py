@@ -27,7 +27,7 @@ TEST, VAL, TRAIN = range(3)
 SET_NAMES = ("test", "validation", "training")
 # Maximum accepted difference between a set's actual and requested fraction.
 TOLERANCE = 0.05
-# For small data sets, the accepted difference is at least this many binomial standard deviations.
+# Minimum accepted difference for small data sets, in binomial standard deviations.
 DEVIATIONS = 4.0
 # Number of other seeds to try before raising an error, so that the error message can recommend a seed.
 OTHER_SEEDS = 200
@@ -105,8 +105,8 @@ class HashKeys:
     def _first_linked_keys(self, copies: Indices) -> Indices:
         """Return each key's connected component, as an array of shape ``(keys,)``.
 
-        A component is identified by the index of its first key. Two keys are connected if an
-        image with one key is an exact copy of an image with the other key.
+        A component is identified by the index of its first key. Two keys are connected if an image with
+        one key is an exact copy of an image with the other key.
         """
         count = len(self.keys)
         # Build a bipartite graph whose nodes are the keys, followed by the distinct images.
@@ -163,7 +163,7 @@ class Assignment:
     problem: str
 
     def notes(self, request: SplitRequest) -> tuple[str, ...]:
-        """Return log messages about the actual fractions and the images that were moved."""
+        """Return log messages about the actual split fractions and the images that were moved."""
         parts = ", ".join(
             f"{fraction:.1%} {SET_NAMES[number]} (requested {requested:.1%})"
             for number, (fraction, requested) in enumerate(zip(self.fractions, request.fractions, strict=True))
@@ -321,7 +321,7 @@ def _with_every_class(
 
 
 def _missing(groups: _ImageGroups, sets: Indices, request: SplitRequest) -> list[tuple[int, int]]:
-    """Return all (class, set) pairs in which a required set has no image of the class."""
+    """Return all (class, set) pairs for which the set requires an image of the class but has none."""
     counts = groups.count(sets)
     present = counts.any(axis=1)
     return [

@@ -145,7 +145,7 @@ def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
     ridge = require("sklearn.linear_model").RidgeCV(
         alphas=[penalty * len(features) for penalty in PENALTIES],
         fit_intercept=False,
-        scoring="neg_mean_squared_error",  # if a scorer is set, cv_results_ contains predictions instead of errors
+        scoring="neg_mean_squared_error",  # with a scorer, cv_results_ contains predictions instead of errors
         store_cv_results=True,
     )
     predictions = ridge.fit(features, np.eye(count, dtype=np.float32)[classes]).cv_results_

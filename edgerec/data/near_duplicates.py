@@ -1,4 +1,4 @@
-"""Find near-duplicate images by comparing small thumbnails of all pairs of images.
+"""Find near-duplicate images by comparing all pairs of thumbnails.
 
 imagehash is not used, because of its false alarms: within a Hamming distance of 2, its perceptual hash finds 168 pairs
 among 2,000 different MNIST images, and this module finds none. Both find at least 90 % of the recompressed, brightened
@@ -23,7 +23,7 @@ Indices = npt.NDArray[np.int64]
 SIDE_PX = 8
 # Number of thumbnails to compare at once.
 BLOCK = 2048
-# Maximum distance of near-duplicates: root mean square difference of 8×8 thumbnails in gray levels.
+# Maximum distance of near-duplicates: the root mean square difference of their 8×8 thumbnails, in gray levels.
 # Copies of an image with JPEG compression, noise or changed brightness have a distance of 0.5 to 4 from the original.
 # Thumbnails of different images usually have a distance of at least 9.
 NEAR_LEVELS = 4.0
@@ -97,7 +97,7 @@ class Pairs:
 
 
 def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels: float = NEAR_LEVELS) -> Pairs:
-    """Find the nearest neighbor of each image within a distance of ``max_levels`` gray levels.
+    """Find each image's nearest neighbor within a distance of ``max_levels`` gray levels.
 
     Each array in ``tags`` has one tag per image, such as its split or class. For each of these arrays, the nearest
     neighbor with a different tag is returned as well. The number of pairs is therefore at most

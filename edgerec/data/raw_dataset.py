@@ -178,7 +178,7 @@ class Merged:
 
 
 def _identity(part: Arrays | Files) -> bytes:
-    """Return a digest of the pixels or file names, which tells data sets of the same name apart."""
+    """Return a digest of the pixels or file names, to distinguish data sets with the same name."""
     if isinstance(part, Arrays):
         return hashlib.sha256(np.ascontiguousarray(part.images).tobytes()).digest()
     return hashlib.sha256(b"\0".join(map(os.fsencode, part.names))).digest()

@@ -80,7 +80,7 @@ def refuse_missing(source: str | Sequence[str]) -> None:
 
 
 def folder(root: Path, *, flat: bool = False) -> Files:
-    """List the files of an image folder in one of the layouts of :func:`edgerec.data.directory_layout.find_layout`.
+    """List an image folder's files; see :func:`edgerec.data.directory_layout.find_layout` for the supported layouts.
 
     Raises:
         DataError: there are no class folders, the layout is ambiguous, or the class folders contain no files.

@@ -1,4 +1,4 @@
-"""Measure the properties of a data set that determine the choice of architecture, without reading all images."""
+"""Measure a data set's properties that determine the choice of architecture, without reading all images."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Packed:
 
     @classmethod
     def open(cls, location: str) -> Packed:
-        """Read the manifest; raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
+        """Read the manifest. Raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
         try:
             about = parse_json(read_file(location, MANIFEST, MAX_TEXT_BYTES))
             check_type(about, _Version)
@@ -263,7 +263,7 @@ class Packed:
         }
 
     def verify(self, listener: Listener = ignore) -> None:
-        """Read and verify every image; raise :class:`DataError` with the name of the first damaged record."""
+        """Read and verify every image. Raise :class:`DataError` with the name of the first damaged record."""
         for start in range(0, len(self.index), 1024):
             self.images[np.arange(start, min(start + 1024, len(self.index)))]
             listener(Progress("reading shards", min(start + 1024, len(self.index)), len(self.index)))
@@ -380,7 +380,7 @@ def _remote(path: str) -> Iterator[BinaryIO]:
 
 
 def read_file(location: str, name: str, max_bytes: int) -> bytes:
-    """Return the content of a file; raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
+    """Return a file's content. Raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
     with open_file(location, name) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:

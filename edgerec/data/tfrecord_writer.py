@@ -55,7 +55,7 @@ from edgerec.utils.progress import Listener, ignore, track
 
 log = logging.getLogger(__name__)
 
-# Maximum size of a shard. Object stores reach their full bandwidth with files of this size.
+# Maximum shard size in bytes. Object stores reach their full bandwidth with files of this size.
 SHARD_BYTES = 64 << 20
 # Minimum number of shards per split, so that training can shuffle them.
 MIN_SHARDS = 16
@@ -308,7 +308,7 @@ def _finish(
 
 
 def _fingerprint(source: RawDataset) -> str:
-    """Return a digest of the names, sizes and times of all files, or of the contents and classes of arrays."""
+    """Return a digest of all files' names, sizes and modification times, or of the arrays' contents and classes."""
     digest = hashlib.sha256()
     for part in source.parts if isinstance(source, Merged) else (source,):
         if isinstance(part, Arrays):

@@ -64,7 +64,7 @@ class Architecture:
 
     @property
     def about(self) -> str:
-        """One-line description of the architecture: the first line of the docstring of ``features``."""
+        """One-line description of the architecture: the first line of ``features``' docstring."""
         return (self.features.__doc__ or "").partition("\n")[0].replace("``", "")
 
 

@@ -103,7 +103,7 @@ def _import_module(arch: str, name: str) -> ModuleType:
     here = str(Path.cwd())
     with _user_code_errors(arch, "cannot be imported"):
         sys.path.insert(0, here)
-        importlib.invalidate_caches()  # Python caches folder listings, so it might not find a new module
+        importlib.invalidate_caches()  # find modules created after Python cached the folder listing
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # Fraction of the validation images whose reconstruction error is at or below the threshold for novel images.
 KNOWN_FRACTION = 0.99
-# Number of images in the plot of reconstructions.
+# Number of images in the reconstruction plot.
 SHOWN = 8
 
 # Array with each image's mean squared error, of shape ``(N, 1)``.

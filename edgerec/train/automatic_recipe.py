@@ -87,7 +87,7 @@ def with_epochs(train: TrainSection, images: int) -> TrainSection:
 
 
 def _situation(section: DataSection, target: Target | None) -> Situation:
-    """Determine the properties of the images and the target that affect the choice of architecture."""
+    """Determine the image and target properties that affect the choice of architecture."""
     summary = summarize(section)
     input_px = section.input_size or (summary.side_px if summary.packed else 0)
     channels = section.channels or summary.channels

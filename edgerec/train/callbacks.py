@@ -149,7 +149,7 @@ def epoch_recorder(
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": workers.mean(time.monotonic() - self.began_s)}
             row["stage"] = stage.number
-            # Write the row before saving the checkpoint, because resuming discards rows without a checkpoint.
+            # Write the history row before saving the checkpoint, because resuming discards rows without a checkpoint.
             run.write_history([*run.history(), row])
             history = run.history()
             run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")

@@ -163,7 +163,7 @@ def connect_workers(section: TrainSection) -> Iterator[Workers]:
     )
     try:
         yield workers
-        workers.wait()  # otherwise, TensorFlow reports a worker that finishes early as a lost connection
+        workers.wait()  # TensorFlow would report a worker that finishes early as a lost connection
     except tuple(getattr(tf.errors, name) for name in _LOST) as error:
         raise TrainError(_lost_worker_message(cluster, str(error))) from None
 
@@ -188,7 +188,7 @@ def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
 
-@functools.cache  # TensorFlow can connect a process to other workers only once
+@functools.cache  # TensorFlow can connect to other workers only once per process
 def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
     log.info("waiting for %d workers", len(cluster.addresses))
     handshake(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)

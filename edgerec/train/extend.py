@@ -66,7 +66,7 @@ def extend(run: Run, epochs: int) -> None:
             f"Cannot extend {run.path}, because {archive} already exists: rename or move this folder"
         )
     _archive(run, archive)
-    before = len(stages(longer)) - 2  # the completed epochs may have had more stages than the shortened recipe
+    before = len(stages(longer)) - 2  # the completed epochs may have had more stages than the new recipe
     run.write_history([row | ({"stage": min(row["stage"], before)} if "stage" in row else {}) for row in history])
     write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(

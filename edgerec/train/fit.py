@@ -265,7 +265,7 @@ def _record_location(run: Run, source: DataSource, listener: Listener) -> None:
 
 
 def _at_location(recipe: Recipe, source: DataSource) -> Recipe:
-    """Return a copy of the recipe with another location of the images, as an absolute path."""
+    """Return a copy of the recipe with a different image location, stored as an absolute path."""
     return replace(recipe, data=with_absolute_paths(replace(recipe.data, source=one_or_tuple(source))))
 
 

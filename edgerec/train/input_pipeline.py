@@ -55,7 +55,7 @@ ONE_REPLICA = Replicas()
 
 
 def batch_size(requested: int, count: int) -> int:
-    """Return the batch size for ``count`` training images. It never exceeds ``count``.
+    """Return the batch size for ``count`` training images, which never exceeds ``count``.
 
     If ``requested`` is 0, the batch size is a power of two from 16 to 128, depending on ``count``, so that epochs with
     few images have enough steps.

@@ -37,7 +37,7 @@ _GENERAL = re.compile(
 )
 # Names of label files that may belong to another model, such as retrained_labels.txt and labels_flowers.txt.
 _SIMILAR = re.compile(r"(.*[ _.-])?(class(es)?|labels?|classnames|labelmap)([ _.-].*)?", re.IGNORECASE)
-# Maximum number of files to inspect in a folder.
+# Maximum number of files in a model's folder to inspect when searching for label files.
 MAX_FILES = 10_000
 
 Classes = npt.NDArray[np.int64]
@@ -204,7 +204,7 @@ def _rank_in_class(classes: Classes) -> Classes:
 
 
 def _best_order(outputs: Classes, classes: Classes, count: int) -> Classes:
-    """Return the assignment of classes to outputs with the highest accuracy. In a tie, prefer the assumed order."""
+    """Return the assignment of classes to outputs with the highest accuracy, preferring the assumed order in a tie."""
     confusion = np.zeros((count, count))
     np.add.at(confusion, (outputs, classes), 1.0)
     confusion += 0.5 / count * np.eye(count)

@@ -53,7 +53,7 @@ class EvaluationReport:
 
     @property
     def measured(self) -> str:
-        """Description of the images used, e.g. ``on 280 images (test; none of them was used for training)``."""
+        """Description of the evaluated images, e.g. ``on 280 images (test; none of them was used for training)``."""
         if self.training_images is None:
             origin = "it is unknown whether the model was trained on them"
         elif self.training_images:

@@ -20,9 +20,9 @@ from edgerec.train.split_record import separated_digests
 
 log = logging.getLogger(__name__)
 
-# Maximum depth for the run search. A study's trials, for example, are runs in subfolders.
+# Maximum folder depth when searching for runs, which may be in subfolders (e.g. a study's trials).
 DEPTH = 3
-# 95 % of a normal distribution lies within this many standard deviations of the mean.
+# Half-width of the central 95 % interval of a normal distribution, in standard deviations.
 DEVIATIONS = 1.96
 
 

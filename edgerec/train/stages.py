@@ -39,7 +39,7 @@ class TrainingStage:
 
     @property
     def description(self) -> str:
-        """Description of the layers trained in this stage, for messages."""
+        """Description of the layers trained in the stage, as shown in messages."""
         return (
             "the head alone"
             if not self.trainable_fraction

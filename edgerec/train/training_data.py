@@ -89,7 +89,7 @@ def training_data_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Tr
 def chosen_images(
     dataset: Dataset, source: str, split: str | None, image_splits: list[ImageSplits] | None
 ) -> tuple[npt.NDArray[np.int64], str]:
-    """Return the indices of the images to evaluate a model on, and the name of their split.
+    """Return the indices of the images on which to evaluate a model, and the name of their split.
 
     Args:
         dataset: the images.

@@ -13,7 +13,7 @@ from edgerec.data import Dataset
 from edgerec.train.metrics import EvaluationReport
 from edgerec.utils.figures import BLUE, GRAY, ORANGE, new_figure, plain, save_figure
 
-# Learning curves with at most this many epochs are drawn with a dot for each epoch.
+# Maximum number of epochs for which learning curves are drawn with a dot for each epoch.
 MAX_DOTS = 40
 
 

@@ -56,7 +56,7 @@ class TrialRow:
 
     @classmethod
     def of(cls, trial: Any) -> TrialRow:
-        """Create a result from an Optuna trial."""
+        """Create a trial's result from an Optuna trial."""
         attributes = trial.user_attrs
         state = {"fail": "failed"}.get(trial.state.name.lower(), trial.state.name.lower())
         if state == "pruned" and attributes.get(REFUSED):

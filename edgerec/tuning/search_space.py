@@ -14,7 +14,7 @@ from edgerec.errors import RecipeError, unknown
 from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
 
-# Hyperparameter that scales all floating-point values in the recipe's ``augment`` section. It is not a recipe key.
+# Hyperparameter that is not a recipe key: a factor for all floating-point values in the ``augment`` section.
 STRENGTH = "augment"
 # Keys of the ``data`` section that can be tuned, because they do not affect the split.
 _DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize")
@@ -55,7 +55,7 @@ class Numbers:
         return trial.suggest_float(key, self.low, self.high, step=self.step or None, log=self.log)
 
     def to_value(self) -> dict[str, Any]:
-        """Return the range as it appears in a search file."""
+        """Return the range as it appears in a search space file."""
         value: dict[str, Any] = {"low": self.low, "high": self.high}
         return value | ({"step": self.step} if self.step else {}) | ({"log": True} if self.log else {})
 
@@ -75,7 +75,7 @@ class Choices:
         return trial.suggest_categorical(key, list(self.values))
 
     def to_value(self) -> list[Any]:
-        """Return the choices as they appear in a search file."""
+        """Return the choices as they appear in a search space file."""
         return list(self.values)
 
 
@@ -283,5 +283,5 @@ def _allows_strength(recipe: Recipe, factor: float) -> bool:
 
 
 def _augment_names(recipe: Recipe) -> list[str]:
-    """Return the names of the floating-point fields of the ``augment`` section."""
+    """Return the names of the ``augment`` section's floating-point fields."""
     return [item.name for item in fields(recipe.augment) if type(getattr(recipe.augment, item.name)) is float]

@@ -22,7 +22,7 @@ from edgerec.tflite.pi_latency import CONDITIONS, pi4_ms
 from edgerec.train.backend import prepare
 from edgerec.train.transfer import network
 
-# Maps devices to descriptions of how their latency is measured or estimated.
+# Descriptions of how each device's latency is measured or estimated.
 TIMING_CONDITIONS = {
     "this": "measured on this machine, 1 thread",
     "rpi": CONDITIONS,

@@ -127,7 +127,7 @@ def show(
 
 
 def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return a copy of the uint8 images in which a corner of the first image contains the values 0 and 255.
+    """Return a copy of the uint8 images with the values 0 and 255 in a corner of the first image.
 
     The converter derives the input range from the calibration images. If these contain both extreme values, the input's
     scale matches the normalization, and the quantized input is the pixel value itself. Two values hardly affect the

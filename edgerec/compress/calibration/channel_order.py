@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from edgerec.utils.optional import require
 
-# Images are reduced to this width and height before their colors are compared.
+# Width and height to which images are reduced before their colors are compared.
 SIDE_PX = 16
-# Colors are compared in a grid with this many rows and columns.
+# Number of rows and columns of the grid in which colors are compared.
 CELLS = 4
 # Minimum distance of the mean score from zero, in standard errors, for the channel order to be considered certain.
 # With normally distributed scores, about 1 in 700 correct calibration sets is reported as swapped.

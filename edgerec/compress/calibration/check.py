@@ -242,7 +242,7 @@ def _channel_order(
 
 
 def _is_in(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Mask:
-    """Return, for each image, whether the data set contains an identical image at one of the positions ``part``.
+    """Return, for each image, whether it is identical to an image at one of the positions in ``part``.
 
     Candidates are selected by the checksums in the index of packed data, or else by the middle row of the image. Only
     candidates are read and compared pixel by pixel.

@@ -9,7 +9,7 @@ import numpy as np
 from edgerec.data import Dataset
 from edgerec.data.near_duplicates import Indices, farthest_first, thumbnails
 
-# Maximum number of candidates per class for :func:`diverse`.
+# Maximum number of candidate images per class for :func:`diverse`.
 MOST_CANDIDATES = 500
 
 # Sampling function ``(dataset, part, count, rng)``, which returns ``count`` of the image positions in ``part``.
@@ -47,7 +47,7 @@ def _by_class(dataset: Dataset, part: Indices) -> list[Indices]:
 
 
 def _round_robin(orders: Sequence[Indices], count: int, rng: np.random.Generator) -> Indices:
-    """Return ``count`` positions, picking from each class in turn."""
+    """Return ``count`` image positions, picking from each class in turn."""
     if count < len(orders):  # choose the classes at random
         orders = [orders[i] for i in rng.permutation(len(orders))]
     rounds = [order[turn] for turn in range(max(map(len, orders))) for order in orders if turn < len(order)]

@@ -1,4 +1,4 @@
-"""Compare the input scale, layers and predictions of a variant with those of the float model."""
+"""Compare a variant's input scale, layers and predictions with the float model's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Match the operators of one .tflite graph to the equivalent operators of another."""
+"""Match one .tflite graph's operators to the equivalent operators in another graph."""
 
 from __future__ import annotations
 

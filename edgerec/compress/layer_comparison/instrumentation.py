@@ -145,7 +145,7 @@ class LayerInterpreters:
             self._measure_alone(real_input, own)
 
     def _own_noise(self, real: dict[int, Array], stored_input: Array) -> list[Array]:
-        """Return the noise that each layer adds to its output, excluding its inputs' noise. Unknown noise is zero."""
+        """Return the noise that each layer itself adds to its output, or zero where this noise is unknown."""
         specs = self._plan.specs
         stored = {index: quantize(value, specs[index]) for index, value in real.items()}
         rounded = {index: dequantize(value, specs[index]) for index, value in stored.items()}

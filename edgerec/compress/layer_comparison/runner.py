@@ -257,7 +257,7 @@ def _rows(
 
 
 def _name(operator: Operator, pair: Pair | None) -> str:
-    """Return the layer's name in the reference, or its name in the variant if the reference has no such layer."""
+    """Return the layer's name in the reference model, or its name in the variant if the reference has no such layer."""
     names = [layer_name(member) for member in pair or (operator,)]
     return next((name for name in names if name != operator.name.lower()), names[0])
 

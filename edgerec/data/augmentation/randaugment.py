@@ -57,7 +57,7 @@ def geometric_operations(
 
 
 def change_pixel_values(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Apply the operations that change pixel values. Pixels are float32 ``(batch, H, W, C)`` in 0…255."""
+    """Apply the operations that change pixel values to float32 pixels in 0…255."""
     tf = require("tensorflow")
     shape = pixels.shape
     for number in range(section.randaugment):
@@ -91,7 +91,7 @@ def _contrast(pixels: Any, sign: Any, strength: float) -> Any:
 
 def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
     tf = require("tensorflow")
-    # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH (1, with 5 in the center, divided by 13).
+    # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH: ones with 5 in the center, divided by 13.
     # Compute the convolution by adding shifted slices, because TensorFlow cannot convolve an empty batch.
     padded = tf.pad(pixels, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
