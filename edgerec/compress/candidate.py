@@ -97,7 +97,7 @@ def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool
 
 
 def _adapted(model: Any, stages: Sequence[str]) -> Adapted:
-    """Replace layers that the method's stages do not support. A SavedModel only supports PTQ, and is returned unchanged."""
+    """Replace layers that the method's stages do not support. A SavedModel supports only PTQ and is not changed."""
     if stages:
         refuse_untrainable(model)
     purpose: Purpose = "prune" if stages else "ptq"

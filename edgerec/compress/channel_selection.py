@@ -30,7 +30,7 @@ SMALL, MULTIPLES = 32, (8, 16)
 
 
 def macs(model: Any) -> int:
-    """Return the number of multiply-accumulates per image in the convolutions and dense layers."""
+    """Return the number of multiply-accumulate operations per image in the convolutions and dense layers."""
     return int(_Costs.of(trace(model), depthwise=1, written=0).total)
 
 

@@ -75,7 +75,7 @@ class CacheReport:
 
     @property
     def size_bytes(self) -> int:
-        """Total size of all entries, in bytes."""
+        """Total size of all cache entries, in bytes."""
         return sum(entry.size_bytes for entry in self.entries)
 
     def to_dict(self) -> dict[str, Any]:

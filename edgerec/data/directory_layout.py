@@ -74,7 +74,7 @@ def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def find_layout(root: Path, *, flat: bool = False) -> FolderLayout:
-    """Find the class folders of an image folder.
+    """Find the class folders in an image folder.
 
     The supported layouts are ``<class>/…``, ``<split>/<class>/…`` and ``<class>/<split>/…``. Split folders may have
     any usual name, such as Training and Testing. The whole layout may be nested in further folders.

@@ -416,7 +416,7 @@ def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[A
 
 
 def file_size(location: str, name: str) -> int | None:
-    """Return the size of a file in bytes, or None if the file does not exist."""
+    """Return a file's size in bytes, or None if the file does not exist."""
     if is_remote(location):
         tf = require("tensorflow")
         try:

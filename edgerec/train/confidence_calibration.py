@@ -17,7 +17,7 @@ BINS = 15
 
 
 def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval (Wilson score interval) of a fraction measured on ``count`` images.
+    """Return the 95 % confidence interval (Wilson score interval) for a fraction measured on ``count`` images.
 
     Returns:
         The lower and the upper limit, 0 to 1.

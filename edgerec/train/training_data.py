@@ -131,7 +131,7 @@ def chosen_images(
 
 
 def _split_names(dataset: Dataset, split: Any) -> ImageSplits:
-    """Return the name of each image's split, as strings ``(N,)``."""
+    """Return each image's split name, as an array of strings."""
     names = np.full(len(dataset.classes), "", "<U5")
     for name in ("train", "val", "test"):
         names[split.part(name)] = name

@@ -90,7 +90,7 @@ class Limits:
 
 
 def format_value(name: str, value: float) -> str:
-    """Return the value of an objective as a string with its unit."""
+    """Return an objective's value as a string with its unit."""
     match name:
         case "accuracy":
             return f"{value:.2%}"

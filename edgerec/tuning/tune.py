@@ -1,4 +1,4 @@
-"""Search for the best hyperparameters of a recipe. Trials are compared on the validation images."""
+"""Search for a recipe's best hyperparameters. Trials are compared on the validation images."""
 
 from __future__ import annotations
 

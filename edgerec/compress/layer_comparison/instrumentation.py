@@ -91,7 +91,7 @@ class LayerSums:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """The layers and tensors to compare between a reference and a variant.
+    """The layers and tensors to compare between a reference model and a variant.
 
     Attributes:
         contents: the .tflite files of the reference and the variant.

@@ -17,7 +17,7 @@ HUE_ROTATION = ((-0.213, -0.715, 0.928), (0.143, 0.140, -0.283), (-0.787, 0.715,
 
 
 def change_brightness_and_contrast(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Change the brightness and contrast of each image by random amounts.
+    """Change each image's brightness and contrast by random amounts.
 
     The offset is up to ``section.brightness`` of the value range. The contrast factor is drawn from
     1 ± ``section.contrast`` and applied about the mean of the image.

@@ -1,4 +1,4 @@
-"""Draw random numbers that depend only on a batch's seed and the parameter's name."""
+"""Draw random augmentation parameters that depend only on a batch's seed and the parameter's name."""
 
 from __future__ import annotations
 
