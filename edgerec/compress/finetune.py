@@ -286,7 +286,7 @@ class _StageState:
         return epoch
 
     def record(self, model: Any, epoch: int, accuracy: float) -> None:
-        """Save the state after an epoch. Epochs are counted from 1."""
+        """Save the fine-tuning state after an epoch, counted from 1."""
         weights = model.get_weights()
         if not self.best or (epoch > self.keep_from and accuracy >= self.best_accuracy):
             self.best = weights

@@ -45,7 +45,7 @@ class Sheet:
     augment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serializable dictionary of the fields."""
+        """Return the fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 

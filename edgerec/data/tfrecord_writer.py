@@ -192,7 +192,7 @@ class _FinishedShard(TypedDict):
 
 
 class _ShardWriter:
-    """Writes each shard atomically, together with a file that describes its contents.
+    """Writer that saves each shard atomically, together with a file that describes the shard's contents.
 
     ``dataset`` has the names, classes and digests of the images of ``source``, but not their pixels.
     """

@@ -64,7 +64,7 @@ def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
 
 
 def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
-    """Call the user's function and check the returned tensor.
+    """Call the user's architecture function and check the returned tensor.
 
     Raises:
         ModelError: the function raised an exception, or did not return a tf_keras tensor ``(batch, n)``.

@@ -189,7 +189,7 @@ def with_absolute_paths(section: DataSection) -> DataSection:
 
 
 def _sized_data_section(recipe: Recipe) -> DataSection:
-    """Return the recipe's data section. If the network is loaded from a file, use its input size."""
+    """Return the recipe's data section, with the network's input size if the network is loaded from a file."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
     path = backbone_file(recipe)

@@ -21,7 +21,7 @@ Reals = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A model's metrics, measured on the images of a split.
+    """A model's metrics, measured on one split's images.
 
     Attributes:
         accuracy: top-1 accuracy, 0 to 1; for an autoencoder, the fraction of the images that are recognized as known.

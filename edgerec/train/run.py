@@ -189,7 +189,7 @@ class Run:
         return model
 
     def data(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
-        """Load the data set the model was trained on. Return the data set and its split.
+        """Load and return the data set the model was trained on, and its split.
 
         Args:
             source: current location of the images, if they were moved. Merged folders must keep their names.

@@ -100,7 +100,7 @@ def _draw_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], 
 
 
 def _draw_refused(axes: Any, x_values: Sequence[float]) -> None:
-    """Mark refused trials, which have a cost but no accuracy, with ticks at the bottom edge."""
+    """Mark refused trials, which have a cost but no accuracy, with ticks at the bottom edge of the plot."""
     if x_values:
         transform = axes.get_xaxis_transform()
         axes.plot(x_values, [0.02] * len(x_values), "|", color="black", transform=transform, label="refused")

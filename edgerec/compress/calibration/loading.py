@@ -179,7 +179,7 @@ def _channels_last(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[Any
 
 
 def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8], list[CalibrationFinding]]:
-    """Convert an array to uint8 pixels ``(N, H, W, C)``, after checking the type and range of its values."""
+    """Convert an array to uint8 pixels of shape ``(N, H, W, C)``, after checking the type and range of its values."""
     low, high = float(array.min()), float(array.max())
     span = f"{array.dtype} from {low:g} to {high:g}"
     expected = "expected uint8 from 0 to 255"
@@ -215,5 +215,5 @@ def _rounded(real: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Join the first names, followed by the number of remaining names."""
+    """Join the first few names, followed by the number of remaining names."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -67,7 +67,7 @@ class LayerSums:
     high: Array = field(default_factory=lambda: np.array(-np.inf))
 
     def add(self, real: Array, stored: Array, own: Array) -> None:
-        """Add one image's measurements to the sums.
+        """Add one image's measurements to the layer's sums.
 
         Args:
             real: output of the reference, float32.

@@ -163,7 +163,7 @@ def layer_parity(
 
 
 def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> tuple[str, bytes, Graph, Match]:
-    """Return the reference: the float model, or the dequantized variant if fine-tuning changed the weights."""
+    """Return the reference model: the float model, or the dequantized variant if fine-tuning changed the weights."""
     if float_content is not None:
         reference = open_graph(float_content, "the float model")
         matched = match(reference, variant)
@@ -178,8 +178,8 @@ def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> LayerResult:
     """Compute a layer's error metrics from its measurements summed over all images.
 
     Args:
-        row: The sums for the layer.
-        graphs: The reference and the variant. If None, the weights are not compared.
+        row: the layer's sums of measurements.
+        graphs: graphs of the reference and the variant. If None, the weights are not compared.
     """
     levels = 2 ** np.iinfo(row.spec.dtype).bits if row.spec.quantized else 0
     return LayerResult(

@@ -121,7 +121,7 @@ def _autocontrast(pixels: Any, sign: Any, strength: float) -> Any:
 
 
 def _equalize(pixels: Any, sign: Any, strength: float) -> Any:
-    """Equalize the histogram of each channel."""
+    """Equalize each channel's histogram."""
     tf = require("tensorflow")
     height, width, channels = pixels.shape[1:]
     count = tf.shape(pixels)[0]
