@@ -20,7 +20,7 @@ class Frame:
     """One image of a source.
 
     Attributes:
-        grabbed: uint8 ``(H, W, 3)`` RGB. May be a view of the BGR image that OpenCV decoded, and must not be changed.
+        grabbed: uint8 RGB image of shape ``(H, W, 3)``. May be a view of OpenCV's BGR image, and must not be changed.
         index: frame number in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
         grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
             at which the image arrived.

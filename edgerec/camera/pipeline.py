@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 # Default maximum number of interpreters for files. A single reading thread cannot keep more interpreters busy.
 MAX_INTERPRETERS = 4
-# Interval in seconds at which window events are processed and closed sinks are detected while no frame arrives.
+# While no frame arrives, window events are processed and closed sinks are detected at this interval in seconds.
 _POLL_S = 0.05
 # Interval in seconds at which freed memory is returned to the system, to limit memory use during long runs.
 _RETURN_MEMORY_S = 60.0

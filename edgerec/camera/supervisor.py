@@ -29,9 +29,9 @@ JOIN_S = 1.0
 EXIT_S = 16.0
 # Maximum number of hung threads per source. Python cannot stop a thread that hangs in a driver.
 MAX_HUNG = 3
-# Maximum number of queued state changes. Beyond this, e.g. if the consumer hangs, the oldest are dropped.
+# Maximum number of queued state changes. If the queue is full, the oldest state change is dropped.
 MAX_CHANGES = 1000
-# Interval in seconds at which a thread waiting for an event checks whether stop() was called.
+# Interval in seconds at which a waiting thread checks whether stop() was called.
 _POLL_S = 0.1
 
 Event = Frame | StateChange
@@ -133,7 +133,7 @@ class _SupervisedSource:
         self.state: SourceState | None = None
         self.error: SourceError | None = None
         self._timeouts, self._changed = timeouts, changed
-        # Separate condition variables, so that a frame wakes only the thread waiting for it.
+        # Separate condition variables ensure that a frame wakes only the thread waiting for it.
         self._room_available, self._source_changed = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
@@ -189,7 +189,7 @@ class _SupervisedSource:
             connection.count += 1
             if self.state is not SourceState.LIVE:
                 self._set(SourceState.LIVE, connection.format_text())
-                self._source_changed.notify_all()  # Make the monitoring thread apply the stale timeout.
+                self._source_changed.notify_all()  # The monitoring thread must now apply the stale timeout.
             overtaken = connection.new_overtaken()
             self._count, self.overtaken = self._count + overtaken, self.overtaken + overtaken
             if self.address.live and self._frames:

@@ -22,7 +22,7 @@ _EXTRAS = {
     "plots": ("matplotlib",),
     "train": ("tensorflow", "tf-keras", "tensorflow-model-optimization", "scikit-learn", "matplotlib"),
 }
-# Packages to check. Conflicts between other packages do not affect edgerec.
+# Packages to check for conflicts. Conflicts between other packages do not affect edgerec.
 _OURS = (
     *("edgerec", "numpy", "typer", "ai-edge-litert", "tflite-runtime", "flatbuffers", "protobuf", "keras", "h5py"),
     *("ml-dtypes", *OPENCVS, *(name for names in _EXTRAS.values() for name in names)),

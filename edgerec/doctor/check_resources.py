@@ -19,7 +19,7 @@ MIB = 2**20
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
 # Minimum free disk space in bytes. Disks with less are reported as full.
 _FULL_BYTES = 100 * MIB
-# Minimum free disk space in bytes for training.
+# Minimum free disk space in bytes recommended for training.
 _LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
 # Shell commands that configure a different folder, keyed by the folder's purpose.

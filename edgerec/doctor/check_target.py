@@ -53,7 +53,7 @@ def check(
     if target.runtimes and not any(_meets(runtime, text) for runtime in runtimes for text in target.runtimes):
         detail = f"the target requires {' or '.join(target.runtimes)}, which is not installed or cannot be imported"
         result.append(problem(what, detail, f'pip install "{target.runtimes[0]}"'))
-    # Allow 30 % less than the nominal memory, because a Raspberry Pi reserves memory for the GPU.
+    # Accept up to 30 % less than the nominal memory, because a Raspberry Pi reserves memory for the GPU.
     if 0 < resources.memory_bytes < 0.7 * target.memory_bytes:
         available_mib, needed_mib = resources.memory_bytes / MIB, target.memory_bytes / MIB
         detail = f"the target has {needed_mib:,.0f} MiB of memory, but this machine has only {available_mib:,.0f} MiB"

@@ -22,7 +22,7 @@ from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, Progress
 
 RUN_TIMEOUT_S = 1800
-# CPUs of the Raspberry Pi 4 and 5 (64-bit), and of the Raspberry Pi 2, whose instructions all 32-bit boards support.
+# Emulated CPUs of the Raspberry Pi 4 and 5 (64-bit) and of the Raspberry Pi 2 (32-bit).
 CPUS = {"arm64": ("cortex-a72", "cortex-a76"), "armhf": ("cortex-a7",)}
 NATIVE = "this machine"
 

@@ -286,7 +286,7 @@ def _libraries(errors: str) -> tuple[str, ...]:
 def _with_all_missing_libraries(result: EmulationResult, work: WorkFolder) -> EmulationResult:
     """Return a copy of ``result`` that lists all missing shared libraries.
 
-    Python only reports the first one.
+    Python reports only the first missing library.
     """
     missing, loader = set(result.missing_libraries), LOADERS[work.root.architecture]
     packages = {line.partition(":")[0].partition(".")[0] for line in result.import_errors}

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerec.contract.manifest import ModelSpec
 
-# Score differences are measured in steps of 1/256, as in an 8-bit output, even if the output is not quantized.
+# Score differences are measured in steps of 1/256 (as for an 8-bit output), even if the output is not quantized.
 STEPS = 256
 
 
@@ -26,7 +26,7 @@ class ImageResult(TypedDict):
     scores: Sequence[Sequence[float]]
 
 
-# Results for all images, keyed by image name; None for images that cannot be decoded.
+# Results for all images, keyed by image name. The result is None for images that cannot be decoded.
 ImageResults = Mapping[str, ImageResult | None]
 
 

@@ -21,7 +21,7 @@ BALANCE = 1 / 3
 MIN_TEST_IMAGES = 20
 # Models with a higher expected calibration error (ECE) count as poorly calibrated.
 UNCALIBRATED = 0.05
-# Maximum number of labels in a message.
+# Maximum number of labels listed in a recommendation.
 MAX_LABELS = 3
 
 

@@ -24,7 +24,7 @@ from edgerec.utils.progress import Listener
 
 FLOAT = "float Keras"
 MAX_MISTAKES = 24
-# Maximum number of validation or test images to run a variant on.
+# Maximum number of validation or test images on which each variant is run.
 MAX_IMAGES = 10_000
 # Time limit in seconds for scoring a run's variants. Variants not scored in time are skipped.
 BUDGET_S = 60.0

@@ -29,7 +29,7 @@ from edgerec.utils.progress import Listener, Progress, ignore
 
 # A clock frequency below this fraction of its value before the measurement counts as throttling.
 THROTTLED = 0.9
-# Minimum number of images to measure, unless the source delivers fewer.
+# Minimum number of images in a benchmark, unless the source delivers fewer.
 LEAST_IMAGES = 50
 # Python code that the child process runs to measure the cold-start time.
 _COLD = """

@@ -23,7 +23,7 @@ MOST_OPERATORS = 15
 LONGEST_NAME = 60
 # If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95.
 OUTLIER, CUT = 2.0, 1.5
-# Room to the right of the bars for the numbers, as a fraction of the axis length.
+# Width of the space for the numbers to the right of the bars, as a fraction of the axis length.
 MARGIN = 0.36
 
 

@@ -84,7 +84,7 @@ class ImageModel:
         """Run the model on a preprocessed uint8 image of shape ``(height, width, channels)``.
 
         Returns:
-            The output ``(outputs,)`` in the dtype of the output tensor, without dequantization.
+            The output of shape ``(outputs,)`` in the dtype of the output tensor, without dequantization.
         """
         values = pixels if self._table is None else self._table[pixels]
         self._interpreter.set_tensor(self._input_index, values[np.newaxis])

@@ -43,7 +43,8 @@ def time_models(
     In each round, every model runs once, in random order so that other load on the machine affects all models equally.
 
     Args:
-        models: dictionary that maps names to models, each with an input image, uint8 ``(height, width, channels)``.
+        models: dictionary that maps names to models, each with a uint8 input image of shape
+            ``(height, width, channels)``.
         budget_s: approximate time limit for each model in seconds.
         least_rounds: minimum number of rounds, even if they exceed the time limit.
         most_rounds: maximum number of rounds.

@@ -89,7 +89,7 @@ def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
-        del runs  # Free memory before loading the next group of models.
+        del runs  # Free the memory before loading the next group of models.
 
         # Adding an operator cannot make a model faster, so negative differences are noise.
         cumulative_ms = list(np.maximum.accumulate(cumulative_ms if begin else [0.0, *cumulative_ms]))

@@ -24,7 +24,7 @@ CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("
 
 _NONE = Metadata("", "", (), ())
 _DTYPES = ("FLOAT32", "UINT8", "INT8")
-# Operators that move, store, select or average their first input's values but do not scale them.
+# Operators that move, store, select or average the values of their first input without scaling them.
 _PASSING = {
     *("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST", "SLICE", "STRIDED_SLICE"),
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),

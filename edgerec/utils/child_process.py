@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Maximum size of files that a child process may write.
+# Maximum size in bytes of a file that a child process may write.
 MAX_FILE_BYTES = 64 << 20
 # Default time limit for child processes in seconds. Importing a large library from an SD card is slow.
 TIMEOUT_S = 60.0

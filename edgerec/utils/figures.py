@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 BLUE, ORANGE, GRAY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
 DPI = 120
-# Candidate tick positions within a decade, from sparse to dense.
+# Candidate tick positions within a decade of a logarithmic axis, from sparse to dense.
 _STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
 MIN_TICKS = 4
 

@@ -51,7 +51,7 @@ def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Ite
     The file descriptor of ``stream`` may be different from ``number``, e.g. in notebooks.
     """
     numbers = {number}
-    # In notebooks, the streams are objects without a file descriptor.
+    # In notebooks, sys.stdout and sys.stderr have no file descriptor.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         numbers.add(stream.fileno() if stream else number)
     with contextlib.ExitStack() as stack:

@@ -25,7 +25,7 @@ class Progress:
     text: str = ""
 
 
-# Maximum number of progress reports for a loop over many images.
+# Maximum number of progress reports during a loop.
 MAX_REPORTS = 200
 
 

@@ -111,7 +111,7 @@ class CsvFile:
     def _lock_and_check(self) -> None:
         """Lock the file and check its header. Write the header to a new file; leave an existing file unchanged."""
         status = os.fstat(self._file)
-        # In append mode, the lock is shared so that several processes can append to the same file.
+        # In append mode, the file's lock is shared so that several processes can append to the file.
         if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._exclusive):
             raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
         if not status.st_size:

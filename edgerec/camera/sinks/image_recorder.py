@@ -31,9 +31,9 @@ from edgerec.utils.names import file_name, file_names
 from edgerec.utils.optional import require
 
 JPEG_QUALITY = 95
-# Maximum number of paths kept in memory, for the oldest images. Once these are deleted, the folder is scanned again.
+# Maximum number of image paths kept in memory, oldest first. Once these images are deleted, the folder is rescanned.
 MAX_LISTED = 4096
-# Minimum time in seconds between folder scans once the size limit is reached.
+# Minimum time in seconds between two scans of the image folder after the size limit is reached.
 RESCAN_S = 10.0
 # File name pattern of saved images. The digest of the folder's path does not match if a user has moved the image.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
@@ -178,7 +178,7 @@ class ImageRecorder:
     def _make_room(self, size: int) -> bool:
         """Delete the oldest images until there is room for ``size`` bytes. Return False if that is not possible."""
         config = self._config
-        # Delete nothing if deleting all images would not free enough space, e.g. because other programs fill the disk.
+        # Delete no images if deleting all images would not free enough space, e.g. if other programs fill the disk.
         if not self._can_fit(size):
             if time.monotonic() - self._scanned_s < RESCAN_S:
                 return False

@@ -187,7 +187,7 @@ class Mqtt:
                     self._publish_status()
                     self._publish_discovery()
                     self._send_queued()
-            except Exception as error:  # Keep the sending thread alive for later messages.
+            except Exception as error:  # The sending thread must stay alive for later messages.
                 if time.monotonic() - self._failed_s >= 60:
                     self._failed_s = time.monotonic()
                     log.warning("%s: a message could not be sent (%s): trying again", self._broker, error)

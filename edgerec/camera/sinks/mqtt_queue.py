@@ -14,7 +14,7 @@ from edgerec.errors import EdgerecError
 
 log = logging.getLogger(__name__)
 
-# Minimum time in seconds between attempts to open the file.
+# Minimum time in seconds between attempts to open the queue file.
 REOPEN_S = 10.0
 
 _TABLE = (
@@ -187,7 +187,7 @@ class MessageQueue:
         except BaseException:
             db.close()
             raise
-        # Messages in the file are older than those in memory.
+        # Messages in the queue file are older than those in memory.
         self._sizes = sizes | self._sizes
         self._bytes += sum(sizes.values())
         self.newest = max(self.newest, *sizes, 0)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # Upper bounds of the histogram buckets for the age of results, in seconds.
 AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
-# Maximum number of clients, and maximum connection time in seconds. A scrape takes only milliseconds.
+# Maximum number of clients, and maximum duration of a connection in seconds.
 MAX_CLIENTS = 16
 CLIENT_S = 10.0
 

@@ -15,7 +15,7 @@ from edgerec.camera.source_state import StateChange
 
 log = logging.getLogger(__name__)
 
-# Limits for a queue: number of events, and total size in bytes. An empty queue accepts an event of any size.
+# Maximum number of queued events, and their maximum total size in bytes. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
 # Seconds without progress after which a sink is considered hung. CLOSE_S applies to live sources and stopped cameras.

@@ -33,7 +33,7 @@ from edgerec.utils.url_redaction import Url
 
 log = logging.getLogger(__name__)
 
-# Maximum number of queued requests. Beyond this, the oldest are dropped.
+# Maximum number of queued requests. If the queue is full, the oldest request is dropped.
 MAX_QUEUED = 256
 # When a live camera's sink is closed, queued requests are sent for at most this many seconds.
 FLUSH_S = 1.0
@@ -178,7 +178,7 @@ class Webhook:
                 self._changed.notify_all()
             try:
                 self._deliver(body)
-            except Exception as error:  # Keep the sending thread alive for later requests.
+            except Exception as error:  # The sending thread must stay alive for later requests.
                 self._count_lost(f"failed ({error})")
 
     def _deliver(self, body: bytes) -> None:

@@ -21,9 +21,9 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Paths that need no token because the login page uses them.
+# Paths of the login page's files, which can be requested without a token.
 OPEN = frozenset({"/page.css", "/icon.svg"})
-# Maximum total size of the headers in bytes. The HTTP parser does not limit headers that arrive all at once.
+# Maximum total size of a request's headers in bytes. The HTTP parser does not limit headers received at once.
 MAX_HEADER_BYTES = 16_384
 # Delay in seconds before the response to a wrong token.
 WRONG_TOKEN_S = 0.5

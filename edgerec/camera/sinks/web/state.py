@@ -18,7 +18,7 @@ from edgerec.runtime.thermal import processor_temperature_c
 from edgerec.utils.clock import unix_s
 from edgerec.utils.optional import require
 
-# Images on the page: maximum width and height in pixels, and maximum number per second.
+# Maximum width and height in pixels of the images on the page, and maximum number of images per second.
 SHOWN_PX = 1280
 IMAGES_PER_S = 15
 # Maximum CPU load of image encoding, as a fraction of one core. If necessary, the image rate is reduced.
@@ -127,7 +127,7 @@ class PageState:
         """Return each source's state, and all log entries after number ``after``, as JSON-serializable data."""
         with self._lock:
             sources = list(self._sources.values())
-            # Each source has its own list so that a busy source does not displace other sources' entries.
+            # Each source has its own log, so that a busy source does not displace the entries of other sources.
             newer = [takewhile(lambda entry: entry["number"] > after, reversed(source.entries)) for source in sources]
             entries = sorted(chain.from_iterable(newer), key=lambda entry: entry["number"])
         return {
