@@ -80,9 +80,10 @@ def test_arch_that_names_a_file_without_a_function_says_how_to_name_one(tmp_path
     assert "defines no function" in message
 
 
+@pytest.mark.parametrize("epochs", ["0", "-1"])
 @pytest.mark.parametrize("command", ["train", "build", "tune", "distill"])
-def test_zero_epochs_are_refused(command, tmp_path):
-    done = CliRunner().invoke(app, [command, "digits", "--out", str(tmp_path / "run"), "--epochs", "0"])
+def test_number_of_epochs_must_be_positive(command, epochs, tmp_path):
+    done = CliRunner().invoke(app, [command, "digits", "--out", str(tmp_path / "run"), "--epochs", epochs])
     assert done.exit_code == 2
     assert "--epochs" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -239,7 +239,6 @@ def test_resume_of_a_missing_run_is_refused(tmp_path, here):
             "unknown architecture 'mobilnet_v1'; did you mean 'mobilenet_v1'",
         ),
         (["--set", "train.epoch=3"], "did you mean 'train.epochs'"),
-        (["--epochs", "-1"], "train.epochs is -1, expected 0 to"),
         (["--data", "digits", "--weights", "nothing.h5"], "does not exist"),
         (["--data", "digits", "--weights", "imagenet"], "these architectures: vgg16, resnet50, mobilenet_v1"),
         (["nothing.toml"], "create a complete recipe with edgerec recipe > nothing.toml"),
