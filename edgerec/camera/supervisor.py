@@ -189,7 +189,7 @@ class _SupervisedSource:
             connection.count += 1
             if self.state is not SourceState.LIVE:
                 self._set(SourceState.LIVE, connection.format_text())
-                self._source_changed.notify_all()  # The monitoring thread must now apply the stale timeout.
+                self._source_changed.notify_all()  # The monitoring thread must now check for a stale source.
             overtaken = connection.new_overtaken()
             self._count, self.overtaken = self._count + overtaken, self.overtaken + overtaken
             if self.address.live and self._frames:

@@ -166,7 +166,7 @@ def check_int8(content: bytes, normalize: Normalize) -> None:
 def _converter(model: Any) -> Any:
     tf = require("tensorflow")
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
-    # Wrap the model in a tf.Module, because the converter would slowly trace every layer of a Keras model again.
+    # Wrap the model in a tf.Module. Given a Keras model, the converter traces every layer again, which is slow.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)

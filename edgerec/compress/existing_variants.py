@@ -54,7 +54,7 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
     settings = f" with {difference}" if difference else ""
     checkpoints = f"{folder} contains checkpoints from an interrupted {method}{settings}"
     if resume and difference:
-        # Name no options in the message, because commands without --resume, such as build, raise this error, too.
+        # Do not mention --resume in the message, because commands without this option, such as build, raise it, too.
         raise OutputExistsError(
             f"{checkpoints}: use the same settings to resume it, or delete this folder to start again"
         )

@@ -120,7 +120,7 @@ def fine_tune(
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
-    # With several devices, train a mirrored copy of the model, because mirrored models cannot be saved or converted.
+    # With several devices, train a mirrored copy. The original is kept, because mirrored models cannot be saved.
     trained = model
     if tune.workers.strategy is not None:
         with tune.workers.scope():

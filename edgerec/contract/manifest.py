@@ -6,15 +6,16 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, NotRequired, Self, TypedDict
+from typing import Any, Self
 
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_decoding import Levels
 from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.contract.provenance import Description
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalize, TensorSpec
 from edgerec.errors import BundleError, unknown
 from edgerec.utils.bounded_parsing import parse_json
-from edgerec.utils.json_types import MinItems, check_type
+from edgerec.utils.json_types import check_type
 from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1
@@ -23,79 +24,6 @@ MAX_MEMBERS = 64
 # Manifests must not name other libraries, because loading a library executes its code.
 DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class VariantForm(TypedDict):
-    """Accuracy and size of the model in one format, such as float Keras or int8 TFLite."""
-
-    name: str
-    top1: float
-    agreement: float
-    size_bytes: int
-    gzip_bytes: int
-    error: NotRequired[float | None]
-
-
-class MemberMetrics(TypedDict, total=False):
-    """A model's metrics. The first item of ``forms`` describes the float model, and the last one the exported model."""
-
-    forms: Annotated[list[VariantForm], MinItems(1)]
-
-
-class Member(TypedDict):
-    """A model of an ensemble."""
-
-    name: str
-    variant: str
-    metrics: MemberMetrics
-
-
-class Metrics(MemberMetrics, total=False):
-    """A manifest's ``metrics`` field."""
-
-    members: list[Member]
-    novelty: dict[str, Any]
-
-
-class SourceFile(TypedDict):
-    """The file that a model was imported from."""
-
-    file: str
-    sha256: str
-
-
-class AdoptedModel(SourceFile):
-    """The Keras model that a run was imported from."""
-
-    truth: str
-
-
-class RecipeSections(TypedDict, total=False):
-    """Recipe sections that are stored in a manifest."""
-
-    data: dict[str, Any]
-    model: dict[str, Any]
-
-
-class Origin(TypedDict, total=False):
-    """Record of how a model was created."""
-
-    recipe: RecipeSections
-    data_digest: str
-    split: dict[str, Any] | None
-    adopted: AdoptedModel
-    imported: SourceFile
-
-
-class Provenance(Origin, total=False):
-    """A manifest's ``provenance`` field."""
-
-    members: list[Origin]
-
-
-class _Description(TypedDict, total=False):
-    metrics: Metrics
-    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -314,7 +242,7 @@ class Manifest:
             if key in values and not isinstance(values[key], str):
                 raise BundleError(f"{where}: the field {key} is {values[key]!r}, expected a string")
         try:
-            check_type(values, _Description)
+            check_type(values, Description)
         except ValueError as error:
             raise BundleError(f"{where}: {error}") from None
         try:

@@ -157,7 +157,7 @@ def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
-    """Return a copy of image ``i``, preferably one in another split, otherwise one with another class."""
+    """Return the index of a duplicate of image ``i``, preferably in another set, otherwise with another class."""
     classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])

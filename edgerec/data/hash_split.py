@@ -308,7 +308,7 @@ def _with_every_class(
             distance = np.maximum(limits[number] - hashes, hashes - limits[number + 1])
             movable = [group for group in of_class[np.argsort(distance, kind="stable")] if not was_moved[group]]
             # Prefer groups that can be moved without removing the last example of any class from their set.
-            # If there are no such groups, accept any group whose set keeps another example of the class.
+            # Otherwise, accept any group that can be moved without removing the last image of the class from its set.
             spare = [group for group in movable if groups.is_spare(group, sets)]
             spare = spare or [group for group in movable if np.count_nonzero(sets[of_class] == sets[group]) > 1]
             if not spare:

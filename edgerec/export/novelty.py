@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.manifest import Manifest, NoveltySpec, VariantForm
+from edgerec.contract.manifest import Manifest, NoveltySpec
+from edgerec.contract.provenance import VariantForm
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, EdgerecError
 from edgerec.export.variants import choose, without_folders

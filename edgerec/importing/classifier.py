@@ -133,7 +133,7 @@ _PASSING = ("ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape
 
 
 def _two_classes(model: Any, where: str) -> Any:
-    """Replace a binary classifier's single output with two class scores, after flattening nested models."""
+    """Flatten nested models, then replace a binary classifier's single output with two class scores."""
     if any(isinstance(node.layer, keras().Model) for node in calls(model)):
         model = Rebuild(flatten).run(model)
     layer = _last(model)

@@ -14,7 +14,7 @@ from edgerec.tflite.tables import Table, read_number
 
 # Lower bound for a table's size in bytes, so that the total exceeds the file size only if tables are shared.
 _TABLE_BYTES = 8
-# Limit on the total size of all tables, counting shared tables repeatedly: MAX_GROWTH · file size + MIN_BYTES.
+# Maximum total size of all tables: MAX_GROWTH * file size + MIN_BYTES. A shared table counts once per reference.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
 # Maps each table's field numbers to field types. An integer N stands for a vector of N-byte numbers.

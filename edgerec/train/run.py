@@ -262,7 +262,7 @@ class Run:
         return [row for row in rows if digests.get(row["variant"]) == row["model_sha256"] and row["target"]]
 
     def record_export(self, variant: str, model_sha256: str, target: str, bundle: str) -> None:
-        """Record a variant's export in the run, or log a warning if the run is not writable."""
+        """Record a variant's export in the run. Log a warning if the run is not writable."""
         try:
             rows = [row for row in self.exports() if row["bundle"] != bundle]
             row = {"variant": variant, "target": target, "bundle": bundle, "model_sha256": model_sha256}

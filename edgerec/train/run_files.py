@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NotRequired, Required, TypedDict, TypeVar, cast
 
-from edgerec.contract.manifest import AdoptedModel, VariantForm
+from edgerec.contract.provenance import AdoptedModel, VariantForm
 from edgerec.utils.bounded_parsing import parse_json
 from edgerec.utils.json_types import MinItems, check_type
 

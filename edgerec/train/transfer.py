@@ -106,7 +106,7 @@ def input_size_px(path: Path) -> int:
 
 
 def backbone_file(recipe: Recipe) -> Path:
-    """Return the file with the recipe's network, or raise :class:`RecipeError` if the recipe names no file."""
+    """Return the path of the Python file that defines the recipe's network, or raise :class:`RecipeError`."""
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
             f"model.arch is {BACKBONE!r}, so model.weights must be the .keras or .h5 file of a complete model, such as "

@@ -191,7 +191,7 @@ def _accuracy(history: list[dict[str, float]]) -> float:
 
 
 def _refusal(trial: Any, reason: str) -> Any:
-    """Mark a trial as refused (not trained), store the reason, and return the exception to raise."""
+    """Mark a trial as refused, store the reason, and return the exception that ends the trial before its training."""
     trial.set_user_attr(REASON, reason)
     trial.set_user_attr(REFUSED, True)
     return require("optuna").TrialPruned(reason)

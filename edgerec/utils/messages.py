@@ -8,7 +8,7 @@ MAX_REASON_CHARACTERS = 300
 
 
 def first_sentence(error: BaseException) -> str:
-    """Return the first sentence of an error message, because TFLite may add a similar sentence for each tensor."""
+    """Return the first sentence of an error message. TFLite may append a similar sentence for every tensor."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__

@@ -206,7 +206,7 @@ class MessageQueue:
             self._forget(oldest)
 
     def _forget(self, number: int) -> None:
-        """Delete a message. If it is stored in the file, it is deleted with the next write."""
+        """Delete a message. A message that is already in the file is removed by the next write."""
         for at, message in enumerate(self._memory):
             if message.id == number:
                 del self._memory[at]

@@ -27,11 +27,11 @@ _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
 # Coral's documentation states a softmax limit of 16,000 values, but the compiler has mapped one over 128×128 values.
 _MAX_SOFTMAX_VALUES = 16_384
 # In published logs, the Edge TPU compiler does not map upsampling from 256 to 512 pixels or by a factor of 16.
-# In published logs, the Edge TPU compiler maps upsampling by a factor of 2 to 128 pixels.
+# According to published compiler logs, the Edge TPU supports upsampling from 64 to 128 pixels.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
 # In published logs, the Edge TPU compiler maps a TRANSPOSE of 14×14×255 values, but not one of 40×40×65 values.
 _MAX_TRANSPOSE_VALUES = 65_536
-# In published logs, the Edge TPU compiler maps a MEAN over 64×128 values, but not one over 256×128 values.
+# According to published compiler logs, the Edge TPU supports MEAN over 64×128 values, but not over 256×128 values.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {

@@ -37,7 +37,7 @@ TEMPERATURE_INTERVAL_S = 2.0
 
 @dataclass(frozen=True)
 class ShownImage:
-    """A result and its JPEG image, as sent to the page."""
+    """A result and its JPEG image, as sent to the browser."""
 
     result: Result
     jpeg: bytes
