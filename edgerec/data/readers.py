@@ -12,7 +12,8 @@ from edgerec.contract.image_decoding import Levels
 from edgerec.data.array_files import from_arrays, npz
 from edgerec.data.directory_layout import find_layout
 from edgerec.data.raw_dataset import Arrays, Files, Merged, RawDataset
-from edgerec.data.tfrecord_reader import SPLITS, is_pack, is_remote
+from edgerec.data.remote_files import is_remote
+from edgerec.data.tfrecord_reader import SPLITS, is_pack
 from edgerec.errors import DataError, unknown
 from edgerec.utils.atomic import real_path, user_path
 from edgerec.utils.folders import visible_files

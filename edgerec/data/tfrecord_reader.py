@@ -12,21 +12,20 @@ import json
 import math
 import tokenize
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NotRequired, TypedDict, overload
+from typing import Annotated, Any, NotRequired, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.data.remote_files import file_size, is_remote, join_path, open_file, read_file
 from edgerec.errors import DataError, unknown
 from edgerec.utils.bounded_parsing import MAX_TEXT_BYTES, parse_json
 from edgerec.utils.json_types import MinItems, check_type
-from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, Progress, ignore
 from edgerec.utils.text import is_printable
 
@@ -334,61 +333,9 @@ class PackedNames(Sequence[str]):
         return f"{shard.file}#{position - (int(self._pack.ends[number]) - shard.images)}"
 
 
-def is_remote(location: str) -> bool:
-    """Return whether ``location`` is a URL of a TensorFlow file system, such as ``gs://bucket/folder``."""
-    return "://" in location
-
-
 def is_pack(location: str) -> bool:
     """Return whether ``location`` is a pack. Every URL in an object store is assumed to be a pack."""
     return is_remote(location) or (Path(location) / MANIFEST).is_file()
-
-
-def join_path(location: str, name: str) -> str:
-    """Return the path or URL of a file in a folder or in an object store."""
-    return f"{location.rstrip('/')}/{name}" if is_remote(location) else str(Path(location) / name)
-
-
-@contextmanager
-def open_file(location: str, name: str) -> Iterator[BinaryIO]:
-    """Open a pack's file for reading. Raise :class:`DataError` if opening or reading fails."""
-    path = join_path(location, name)
-    if is_remote(location):
-        with _remote(path) as file:
-            yield file
-        return
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-@contextmanager
-def _remote(path: str) -> Iterator[BinaryIO]:
-    tf = require("tensorflow")
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            yield file
-    except tf.errors.UnimplementedError:
-        raise DataError(
-            f"{path} cannot be read, because TensorFlow has no file system for {path.partition('://')[0]}://. "
-            "Install and import tensorflow-io, or mount the bucket as a folder"
-        ) from None
-    except tf.errors.OpError as error:
-        raise DataError(f"{path} cannot be read: {error.message}") from None
-
-
-def read_file(location: str, name: str, max_bytes: int) -> bytes:
-    """Return a file's content. Raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
-    with open_file(location, name) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise DataError(
-            f"{join_path(location, name)} exceeds the limit of {max_bytes:,} bytes and is probably damaged: "
-            "pack the data again"
-        )
-    return content
 
 
 def manifest_digest(about: Mapping[str, Any]) -> str:
@@ -413,17 +360,3 @@ def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[A
     if stored_dtype != dtype or shape != (count,) or len(content) != file.tell() + count * dtype.itemsize:
         raise ValueError(f"the array has dtype {stored_dtype} and shape {shape}, expected {dtype} and ({count},)")
     return np.frombuffer(content, dtype, offset=file.tell())
-
-
-def file_size(location: str, name: str) -> int | None:
-    """Return a file's size in bytes, or None if the file does not exist."""
-    if is_remote(location):
-        tf = require("tensorflow")
-        try:
-            return int(tf.io.gfile.stat(join_path(location, name)).length)
-        except tf.errors.OpError:
-            return None
-    try:
-        return (Path(location) / name).stat().st_size
-    except (OSError, ValueError):
-        return None

@@ -12,8 +12,8 @@ from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.dataset import AUTO_SIZE_PX
 from edgerec.data.readers import NAMED
+from edgerec.data.remote_files import is_remote
 from edgerec.data.summary import summarize
-from edgerec.data.tfrecord_reader import is_remote
 from edgerec.errors import DataError, ModelError, RecipeError
 from edgerec.models import ARCHITECTURES, BACKBONE, imagenet, least_size_px, reconstructs
 from edgerec.models.automatic import Rule, Situation, choose, suitable_epochs
