@@ -177,10 +177,10 @@ def _refuse_different_ranges(values: dict[str, Any], where: str) -> None:
     """Raise :class:`DataError` if some floating-point images have values in 0…1 and others in 0…255.
 
     The range of an array is inferred from its values. Arrays with different ranges are probably a mistake, and an array
-    of dark images in 0…255 must not be taken for images in 0…1.
+    of dark images in 0…255 must not be taken for images in 0…1. Black images are the same in both ranges.
     """
     images = {name: values[name] for name in (f"x_{split}" for split in SPLITS) if name in values}
-    highest = {name: float(x.max()) for name, x in images.items() if x.dtype.kind == "f"}
+    highest = {name: float(x.max()) for name, x in images.items() if x.dtype.kind == "f" and x.any()}
     if not highest:
         return
     low, high = min(highest, key=lambda name: highest[name]), max(highest, key=lambda name: highest[name])

@@ -55,7 +55,7 @@ class Pixels:
 
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:
     """Return a source's preprocessed pixels from the cache. On first use, preprocess and store the images."""
-    digest = _arrays_digest(source) if isinstance(source, Arrays) else ""
+    digest = arrays_digest(source) if isinstance(source, Arrays) else ""
     if isinstance(source, Arrays) and source.shape == spec.shape:
         valid = np.ones(len(source.images), bool)
         return Pixels(source.images.reshape(-1, *spec.shape), valid, digest, content_digests(source.images))
@@ -109,7 +109,8 @@ def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
     return Pixels(images, valid, str(values["digest"]), contents)
 
 
-def _arrays_digest(source: Arrays) -> str:
+def arrays_digest(source: Arrays) -> str:
+    """Return the digest of a data set in memory: its images, classes, splits and labels."""
     digest = hashlib.sha256(repr((source.images.shape, source.labels)).encode())
     for array in (source.images, source.classes, source.splits):
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image, PreprocessSpec
-from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
+from edgerec.data.cache import DIGEST_CHARS, Digests, arrays_digest, content_digests
 from edgerec.data.dataset import Dataset, list_images, read_fitted
 from edgerec.data.raw_dataset import Arrays, Files, Merged, RawDataset
 from edgerec.data.split import split_dataset
@@ -312,7 +312,7 @@ def _fingerprint(source: RawDataset) -> str:
     digest = hashlib.sha256()
     for part in source.parts if isinstance(source, Merged) else (source,):
         if isinstance(part, Arrays):
-            digest.update(content_digests(part.images).tobytes() + part.classes.tobytes())
+            digest.update(arrays_digest(part).encode())
             continue
         for name, path in zip(part.names, part.paths, strict=True):
             status = path.stat()

@@ -216,6 +216,14 @@ def test_npz_with_floats_in_different_ranges_is_refused(tmp_path, train_in_unit_
     assert load(section(path))[0].images.max() == 255  # the data type states the range of integers
 
 
+def test_npz_with_black_float_images_has_the_range_of_its_other_images(tmp_path):
+    train = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.float32)
+    path = write_npz(tmp_path / "a.npz", x_train=train, x_test=np.zeros_like(train), y_test=np.arange(40) % 4)
+    dataset = load(section(path))[0]
+    assert (dataset.images[dataset.splits == "train"][..., 0] == train).all()
+    assert not dataset.images[dataset.splits == "test"].any()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

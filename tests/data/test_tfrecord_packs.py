@@ -276,6 +276,29 @@ def test_interrupted_pack_of_changed_images_starts_again(image_folder, tmp_path)
     assert again.digest == pack_data(recipe, tmp_path / "new").digest
 
 
+def test_interrupted_pack_of_arrays_with_changed_splits_starts_again(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def listener(progress):
+        if progress.stage == "packing" and progress.done == progress.total:
+            raise Stop
+
+    images, classes = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8), np.arange(60) % 2
+    recipe = Recipe().override({"data.source": str(tmp_path / "images.npz")})
+
+    def save(train):
+        arrays = {"x_train": images[:train], "x_test": images[train:]}
+        np.savez(tmp_path / "images.npz", **arrays, y_train=classes[:train], y_test=classes[train:])
+
+    save(train=50)
+    with pytest.raises(Stop):
+        pack_data(recipe, tmp_path / "pack", listener=listener)
+    save(train=40)
+    again = pack_data(recipe, tmp_path / "pack", resume=True)
+    assert again.digest == pack_data(recipe, tmp_path / "new").digest
+
+
 def test_pack_command_writes_and_checks_a_pack(tmp_path):
     run = CliRunner()
     made = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
