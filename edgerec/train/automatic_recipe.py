@@ -23,7 +23,7 @@ from edgerec.train.input_pipeline import batch_size
 from edgerec.train.leakage import run_of, with_weights_file
 from edgerec.train.transfer import backbone_file, input_size_px
 from edgerec.utils.atomic import real_path, user_path
-from edgerec.utils.progress import Listener, Progress, ignore
+from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,14 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
     """Resolve all automatic values in a recipe. Return the recipe, the data set and its split."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
-    dataset, section = load_images(recipe, listener)
+    unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
+    dataset, section = load(
+        _sized_data_section(recipe),
+        least_size_px=least_size_px(recipe.model.arch),
+        flat=unlabeled,
+        least_classes=1 if unlabeled else 2,
+        listener=listener,
+    )
     parts = split_dataset(dataset, section, recipe.seed)
     train = with_epochs(recipe.train, len(parts.train))
     size, accumulate = train.batch_size, train.accumulate
@@ -157,18 +164,6 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
             f"multiple of {accumulate}, at most the number of training images ({len(parts.train)})"
         )
     return replace(recipe, data=with_absolute_paths(section), train=train), dataset, parts
-
-
-def load_images(recipe: Recipe, listener: Listener = ignore) -> tuple[Dataset, DataSection]:
-    """Load the images of a recipe whose ``model.arch`` is resolved. Return the data set and the resolved section."""
-    unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
-    return load(
-        _sized_data_section(recipe),
-        least_size_px=least_size_px(recipe.model.arch),
-        flat=unlabeled,
-        least_classes=1 if unlabeled else 2,
-        listener=listener,
-    )
 
 
 def with_absolute_paths(section: DataSection) -> DataSection:

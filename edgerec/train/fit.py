@@ -21,7 +21,7 @@ from edgerec.importing.keras_weights import load_weights
 from edgerec.models import BACKBONE, least_size_px, reconstructs, user_defined
 from edgerec.recipe import UNRESOLVED, DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.train.anomaly import check_autoencoder
-from edgerec.train.automatic_recipe import load_images, resolved, with_absolute_paths
+from edgerec.train.automatic_recipe import resolved, with_absolute_paths
 from edgerec.train.backend import keras, prepare
 from edgerec.train.callbacks import OnEpoch, epoch_recorder
 from edgerec.train.checkpoints import load_last_checkpoint
@@ -176,8 +176,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
 
 def check_same_images(run: Run, source: DataSource, listener: Listener = ignore) -> None:
     """Raise :class:`RecipeError` if ``source`` does not contain the images that a run was started with."""
-    recorded = run.recipe
-    dataset, section = load_images(recorded.override({"data.source": source}, "--data"), listener)
+    dataset, section = run.load_images(source, listener)
     if dataset.digest != run.split_record["digest"]:
         raise RecipeError(
             f"{run.path} was started with other images than those in {section.title} (the digests differ): resume the "

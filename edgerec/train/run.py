@@ -19,7 +19,7 @@ from edgerec.errors import DataError, EdgerecError, RunError
 from edgerec.importing import saved_model
 from edgerec.importing.keras_files import load_model
 from edgerec.models import IMPORTED, least_size_px, reconstructs
-from edgerec.recipe import DataSource, Recipe
+from edgerec.recipe import DataSection, DataSource, Recipe
 from edgerec.train.run_files import (
     HISTORY,
     MAX_FILE_BYTES,
@@ -198,22 +198,32 @@ class Run:
         Raises:
             DataError: the images differ from those the run was trained on.
         """
-        recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
-        pseudo_labels = self.pseudo_labels()
-        least = least_size_px(recipe.model.arch)
-        flat = pseudo_labels is not None or self.reconstructs
-        classes = 1 if self.reconstructs else 2
-        dataset, _ = load(recipe.data, least_size_px=least, flat=flat, least_classes=classes, listener=listener)
+        dataset, section = self.load_images(source, listener)
         if dataset.digest != self.split_record["digest"]:
-            names = "" if len(recipe.data.sources) == 1 else ", under the same folder names,"
+            names = "" if len(section.sources) == 1 else ", under the same folder names,"
             raise DataError(
-                f"{recipe.data.title} has changed since the model in {self.path} was trained (its digest differs): "
+                f"{section.title} has changed since the model in {self.path} was trained (its digest differs): "
                 f"restore the original images{names}, select them with --data, or train again"
             )
+        pseudo_labels = self.pseudo_labels()
         if pseudo_labels is not None:
             log.warning(AGREEMENT)
         split = recorded_split(dataset, self.split_record)
         return dataset if self.reconstructs else dataset.relabeled(self.labels, pseudo_labels), split
+
+    def load_images(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, DataSection]:
+        """Load images with the run's settings, from ``source`` if it is given. They may differ from the run's images.
+
+        This does not read the network, because workers cannot connect after TensorFlow has loaded a model.
+        """
+        recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
+        return load(
+            recipe.data,
+            least_size_px=least_size_px(recipe.model.arch),
+            flat=self.reconstructs or self.pseudo_labels() is not None,
+            least_classes=1 if self.reconstructs else 2,
+            listener=listener,
+        )
 
     def pseudo_labels(self) -> dict[str, str] | None:
         """Return a dictionary that maps image names to the labels predicted by an imported model.

@@ -11,6 +11,7 @@ import pytest
 from edgerec import Recipe, fit, quantize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.train.backend import keras
+from edgerec.train.fit import was_begun
 from edgerec.train.stages import stages
 from edgerec.train.transfer import freeze_for_stage, unfreeze, with_new_head
 
@@ -122,7 +123,7 @@ def test_layers_in_nested_models_and_wrappers_are_frozen_and_unfrozen(file):
     assert not model.get_layer("inside").get_layer("imagenet_range").trainable
 
 
-def test_network_with_new_head_can_be_trained_resumed_and_quantized(file, image_folder, tmp_path):
+def test_network_with_new_head_can_be_trained_resumed_and_quantized(file, image_folder, tmp_path, monkeypatch):
     weights = Path(shutil.copy(file, tmp_path))
     changes = {"model.arch": "backbone", "model.weights": str(weights), "data.source": str(image_folder)}
     finished = fit(recipe(**changes, **{"train.epochs": 4}), tmp_path / "run")
@@ -142,6 +143,11 @@ def test_network_with_new_head_can_be_trained_resumed_and_quantized(file, image_
 
     with pytest.raises(Stop):
         fit(finished.recipe, tmp_path / "cut", on_epoch=stop)
+    moved = image_folder.rename(tmp_path / "moved")
+    with monkeypatch.context() as patched:  # workers cannot connect after TensorFlow has loaded the network
+        patched.delattr("edgerec.train.automatic_recipe.input_size_px")
+        assert was_begun(finished.recipe.override({"data.source": str(moved)}), tmp_path / "cut")
+    moved.rename(image_folder)
     weights.unlink()  # the checkpoint contains the network
     again = fit(finished.recipe, tmp_path / "cut", resume=True)
     assert [row["loss"] for row in again.history()] == pytest.approx(
