@@ -182,6 +182,7 @@ def check_same_images(run: Run, source: DataSource, listener: Listener = ignore)
             f"{run.path} was started with other images than those in {section.title} (the digests differ): resume the "
             "run with its own images, or choose another --out"
         )
+    recorded_split(dataset, run.split_record)  # Raise an error if image names in the split record are missing.
 
 
 @dataclass(frozen=True)

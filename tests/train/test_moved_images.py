@@ -12,7 +12,7 @@ import pytest
 
 from edgerec import Recipe, Run, fit
 from edgerec.data.readers import find
-from edgerec.errors import DataError, RecipeError
+from edgerec.errors import DataError, EdgerecError, RecipeError
 from edgerec.train.fit import was_begun
 from tests.conftest import one_line, red_and_blue
 
@@ -179,3 +179,22 @@ def test_unreadable_class_folder_is_named(closed_folder, other_user):
     message = str(raised.value)
     assert f"the folder {closed_folder / 'blue'} cannot be read (Permission denied)" in message
     assert "permissions" in message
+
+
+def test_renamed_npz_file_is_refused_before_the_recipe_changes(tmp_path):
+    rng, old = np.random.default_rng(0), tmp_path / "old.npz"
+    np.savez(old, x_train=rng.integers(0, 256, (60, 28, 28), np.uint8), y_train=np.arange(60) % 2)
+    recipe = Recipe.from_dict(
+        {"data": {"source": str(old)}, "model": {"arch": "simple_cnn", "width": 0.25}, "train": {"epochs": 2}}
+    )
+
+    def stop(epoch, model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "run", on_epoch=stop)
+    before = (tmp_path / "run" / "recipe.toml").read_text()
+    new = old.rename(tmp_path / "new.npz")
+    with pytest.raises(EdgerecError, match=r"split.json lists the image 'old.npz"):
+        fit(recipe.override({"data.source": str(new)}, "--data"), tmp_path / "run", resume=True, data=str(new))
+    assert (tmp_path / "run" / "recipe.toml").read_text() == before
