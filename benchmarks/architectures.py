@@ -53,14 +53,14 @@ def _cnn(*between: str) -> Callable[[], Any]:
     """Build the CNN of the tutorial; ``between`` is a list of layers between the features and the classifier."""
 
     def build() -> Any:
-        made = keras().layers
-        middle = [getattr(made, name)(*((0.3,) if name == "Dropout" else ())) for name in between]
+        layers = keras().layers
+        middle = [getattr(layers, name)(*((0.3,) if name == "Dropout" else ())) for name in between]
         convolutions = [
-            made.Conv2D(32, 3, activation="relu"),
-            made.MaxPooling2D(),
-            made.Conv2D(64, 3, activation="relu"),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
         ]
-        return _sequential(*convolutions, made.MaxPooling2D(), *middle, made.Dense(CLASSES, activation="softmax"))
+        return _sequential(*convolutions, layers.MaxPooling2D(), *middle, layers.Dense(CLASSES, activation="softmax"))
 
     return build
 
@@ -76,29 +76,31 @@ def _recurrent(name: str) -> Callable[[], Any]:
     """Build a model that reads an image row by row."""
 
     def build() -> Any:
-        made = keras().layers
-        return _sequential(made.Reshape((32, 96)), getattr(made, name)(32), made.Dense(CLASSES, activation="softmax"))
+        layers = keras().layers
+        return _sequential(
+            layers.Reshape((32, 96)), getattr(layers, name)(32), layers.Dense(CLASSES, activation="softmax")
+        )
 
     return build
 
 
 def _autoencoder(transposed: bool) -> Callable[[], Any]:
     def build() -> Any:
-        made = keras().layers
+        layers = keras().layers
 
         def up(channels: int) -> list[Any]:
             if transposed:
-                return [made.Conv2DTranspose(channels, 3, strides=2, padding="same", activation="relu")]
-            return [made.UpSampling2D(), made.Conv2D(channels, 3, padding="same", activation="relu")]
+                return [layers.Conv2DTranspose(channels, 3, strides=2, padding="same", activation="relu")]
+            return [layers.UpSampling2D(), layers.Conv2D(channels, 3, padding="same", activation="relu")]
 
-        down = [made.Conv2D(n, 3, strides=2, padding="same", activation="relu") for n in (16, 32)]
-        return _sequential(*down, *up(32), *up(16), made.Conv2D(3, 3, padding="same", activation="sigmoid"))
+        down = [layers.Conv2D(n, 3, strides=2, padding="same", activation="relu") for n in (16, 32)]
+        return _sequential(*down, *up(32), *up(16), layers.Conv2D(3, 3, padding="same", activation="sigmoid"))
 
     return build
 
 
-def _quick_to_settle(model: Any) -> None:
-    """Return batch normalization whose statistics converge in two steps. Otherwise all scores would be nearly equal."""
+def _shorten_warm_up(model: Any) -> None:
+    """Let batch-norm statistics converge in two steps, because otherwise all scores would be nearly equal."""
     for layer in model._flatten_layers():
         if isinstance(layer, keras().layers.BatchNormalization):
             layer.momentum = 0.1
@@ -106,16 +108,16 @@ def _quick_to_settle(model: Any) -> None:
 
 def _nested() -> Any:
     """Build a transfer-learning model as in the Keras guide, with a nested base and augmentation in the graph."""
-    made = keras().layers
+    layers = keras().layers
     base = keras().applications.MobileNetV2(input_shape=(32, 32, 3), alpha=0.35, include_top=False, weights=None)
-    _quick_to_settle(base)
+    _shorten_warm_up(base)
     for _ in range(2):  # the base is called with training=False below, so its statistics are never updated
         base(np.random.default_rng(0).uniform(-1, 1, (BATCH, 32, 32, 3)).astype(np.float32), training=True)
     inputs = keras().Input((32, 32, 3))
-    x = keras().Sequential([made.RandomFlip("horizontal"), made.RandomRotation(0.1)])(inputs)
-    x = base(made.Rescaling(1 / 127.5, offset=-1)(x), training=False)
-    x = made.Dropout(0.2)(made.GlobalAveragePooling2D()(x))
-    return keras().Model(inputs, made.Dense(CLASSES, activation="softmax")(x))
+    x = keras().Sequential([layers.RandomFlip("horizontal"), layers.RandomRotation(0.1)])(inputs)
+    x = base(layers.Rescaling(1 / 127.5, offset=-1)(x), training=False)
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return keras().Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
 
 
 # Name, builder, expected normalization, and methods to create the int8 file.
@@ -144,23 +146,23 @@ NORMALIZE = {"unit": Normalize.named("unit"), "signed": Normalize.named("signed"
 
 
 @functools.cache
-def pictures(side: int, count: int = BATCH * STEPS) -> npt.NDArray[np.uint8]:
+def load_images(side: int, count: int = BATCH * STEPS) -> npt.NDArray[np.uint8]:
     """Return CIFAR-10 test images from all parts of the archive, ``(count, side, side, 3)``, RGB."""
-    found = []
+    images = []
     with tarfile.open(data_folder() / "cifar10.tar") as archive:
         members = [m for m in archive if m.isfile() and "/test/" in m.name]
         for member in members[:: len(members) // count][:count]:
             image = cv2.imdecode(np.frombuffer(archive.extractfile(member).read(), np.uint8), cv2.IMREAD_COLOR_RGB)
-            found.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR_EXACT))
-    return np.stack(found)
+            images.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR_EXACT))
+    return np.stack(images)
 
 
 def train(model: Any, x: npt.NDArray[np.float32], callbacks: tuple[Any, ...] = ()) -> None:
     """Train for a few steps. Models that output images are trained to reconstruct their input."""
-    is_picture = len(model.output_shape) == 4
-    loss = "mse" if is_picture else "sparse_categorical_crossentropy"
+    is_image_output = len(model.output_shape) == 4
+    loss = "mse" if is_image_output else "sparse_categorical_crossentropy"
     model.compile(keras().optimizers.Adam(1e-4), loss, run_eagerly=True)  # tracing would take longer than two steps
-    y = np.clip(x, 0, 1) if is_picture else np.arange(len(x)) % CLASSES
+    y = np.clip(x, 0, 1) if is_image_output else np.arange(len(x)) % CLASSES
     model.fit(x, y, batch_size=BATCH, callbacks=list(callbacks), verbose=0)
 
 
@@ -183,20 +185,20 @@ def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalize: N
     return to_int8(aware), aware
 
 
-def answers(content: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def run_model(content: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the dequantized output of the file for the images."""
     interpreter = open_interpreter(content, threads=1)
-    given, said = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    scale, zero = said["quantization"]
+    input_details, output_details = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    scale, zero = output_details["quantization"]
     rows = []
-    for picture in pixels:
-        interpreter.set_tensor(given["index"], picture[np.newaxis])
+    for image in pixels:
+        interpreter.set_tensor(input_details["index"], image[np.newaxis])
         interpreter.invoke()
-        rows.append((interpreter.get_tensor(said["index"])[0].astype(np.float32) - zero) * scale)
+        rows.append((interpreter.get_tensor(output_details["index"])[0].astype(np.float32) - zero) * scale)
     return np.stack(rows)
 
 
-def stir(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def add_noise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the images with each value changed randomly by -1, 0 or 1."""
     noise = np.random.default_rng(0).integers(-1, 2, pixels.shape)
     return np.clip(pixels.astype(int) + noise, 0, 255).astype(np.float32)
@@ -209,8 +211,8 @@ def measure(name: str, method: str) -> dict[str, Any]:
     keras().backend.clear_session()
     keras().utils.set_random_seed(0)
     model = build()
-    _quick_to_settle(model)
-    pixels = pictures(model.input_shape[1])
+    _shorten_warm_up(model)
+    pixels = load_images(model.input_shape[1])
     x = normalize.apply(pixels.astype(np.float32))
     train(model, x)
     row = {"architecture": name, "input": model.input_shape[1:], "parameters": model.count_params(), "method": method}
@@ -222,15 +224,15 @@ def measure(name: str, method: str) -> dict[str, Any]:
     except ModelError as error:
         return row | {"error": str(error)}
     graph = read_graph(content)
-    said, expected = answers(content, pixels), np.asarray(reference(x, training=False))
-    stirred = np.asarray(reference(normalize.apply(stir(pixels)), training=False))
+    outputs, expected = run_model(content, pixels), np.asarray(reference(x, training=False))
+    noisy_scores = np.asarray(reference(normalize.apply(add_noise(pixels)), training=False))
     return row | {
         "bytes": len(content),
         "operators": Counter(operator.name for operator in graph.operators),
         "float_tensors": len(float_tensors(graph)),
         "sparsity": weight_sparsity(graph),
-        "stirred_difference": float(np.abs(stirred - expected).max()),
-        "int8_difference": float(np.abs(said - expected).max()),
+        "noise_difference": float(np.abs(noisy_scores - expected).max()),
+        "int8_difference": float(np.abs(outputs - expected).max()),
         "refused": Counter(f"{f.op}: {f.reason}" for f in diagnose(graph).findings),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -291,7 +293,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{sum(operators.values())} of {len(operators)} types",
                 str(row["float_tensors"]),
                 f"{row['int8_difference']:.3f}",
-                f"{row['stirred_difference']:.3f}",
+                f"{row['noise_difference']:.3f}",
                 f"{row['sparsity']:.0%}",
                 f"unsupported: {_counted(row['refused'])}" if row["refused"] else "all mapped",
             ]
@@ -299,25 +301,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _counted(found: dict[str, int]) -> str:
-    return ", ".join(f"{n}× {what}" if n > 1 else what for what, n in found.items())
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n}× {what}" if n > 1 else what for what, n in counts.items())
 
 
 def hard_swish() -> dict[str, float]:
     """Return the median ms of MobileNetV3Small's int8 file at 96 px: unchanged, with HARD_SWISH, and adapted."""
     keras().utils.set_random_seed(0)
     model = keras().applications.MobileNetV3Small(input_shape=(96, 96, 3), weights=None, classes=CLASSES)
-    pixels = pictures(96)
+    pixels = load_images(96)
     x = pixels.astype(np.float32)
-    made = {"HARD_SWISH": to_int8(model, x), "adapted": to_int8(adapt(model, "ptq", x[:4]).model, x)}
-    interpreters = {name: open_interpreter(content, threads=1) for name, content in made.items()}
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for picture in np.tile(pixels, (10, 1, 1, 1)):
+    contents = {"HARD_SWISH": to_int8(model, x), "adapted": to_int8(adapt(model, "ptq", x[:4]).model, x)}
+    interpreters = {name: open_interpreter(content, threads=1) for name, content in contents.items()}
+    times: dict[str, list[float]] = {name: [] for name in contents}
+    for image in np.tile(pixels, (10, 1, 1, 1)):
         for (
             name,
             interpreter,
         ) in interpreters.items():  # alternately, so that other load on the machine affects all variants equally
-            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[np.newaxis])
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[np.newaxis])
             started = time.perf_counter()
             interpreter.invoke()
             times[name].append((time.perf_counter() - started) * 1000)
@@ -332,19 +334,19 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="Markdown file to which the table is written")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    wanted = arguments.only or (*ARCHITECTURES, "hard-swish")
+    names = arguments.only or (*ARCHITECTURES, "hard-swish")
     # Measure all architectures with one method before the next method.
-    jobs = [(n, m) for m in ("qat", "ptq", "pqat") for n in wanted if n in ARCHITECTURES and m in ARCHITECTURES[n][2]]
-    for name, method in [*jobs, *[(n, "") for n in wanted if n == "hard-swish"]]:
+    jobs = [(n, m) for m in ("qat", "ptq", "pqat") for n in names if n in ARCHITECTURES and m in ARCHITECTURES[n][2]]
+    for name, method in [*jobs, *[(n, "") for n in names if n == "hard-swish"]]:
         path = arguments.work / f"{name} {method}.json"
         if not path.is_file():
             print(f"{name} {method} …", flush=True)
             path.write_text(json.dumps(measure(name, method) if method else hard_swish(), indent=1) + "\n")
-    kept = {path.stem.strip(): json.loads(path.read_text()) for path in arguments.work.glob("*.json")}
+    results = {path.stem.strip(): json.loads(path.read_text()) for path in arguments.work.glob("*.json")}
     keys = [f"{name} {method}" for name, (_, _, methods) in ARCHITECTURES.items() for method in methods]
-    text = table([kept[key] for key in keys if key in kept])
-    if "hard-swish" in kept:
-        milliseconds = kept["hard-swish"]
+    text = table([results[key] for key in keys if key in results])
+    if "hard-swish" in results:
+        milliseconds = results["hard-swish"]
         text += (
             "\nReplacing layers can also make a model faster: at 96 px, the int8 file of MobileNetV3Small takes "
             f"{milliseconds['HARD_SWISH']:.2f} ms per image with the\noperator `HARD_SWISH`, and "

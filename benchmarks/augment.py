@@ -36,14 +36,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "randaugment": OFF | {"flip": True, "randaugment": 2},
 }
-PICTURES, BATCH = 10000, 128
+IMAGES, BATCH = 10000, 128
 
 
-def pictures(name: str) -> Any:
+def random_dataset(name: str) -> Any:
     """Return the dataset attributes that the input pipeline needs, with random images."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (PICTURES, *SHAPES[name]), np.uint8)
-    return SimpleNamespace(images=images, classes=np.arange(PICTURES) % 10, labels=tuple("0123456789"), packed=None)
+    images = rng.integers(0, 256, (IMAGES, *SHAPES[name]), np.uint8)
+    return SimpleNamespace(images=images, classes=np.arange(IMAGES) % 10, labels=tuple("0123456789"), packed=None)
 
 
 def recipe(name: str, setting: str) -> Recipe:
@@ -55,45 +55,47 @@ def recipe(name: str, setting: str) -> Recipe:
 
 def batches(data: Any, name: str, setting: str) -> Any:
     """Return the batches of the input pipeline."""
-    return training_batches(data, np.arange(PICTURES), recipe(name, setting), first_epoch=0)
+    return training_batches(data, np.arange(IMAGES), recipe(name, setting), first_epoch=0)
 
 
-def in_turns(works: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+def measure_alternately(
+    functions: dict[str, tuple[Callable[[], Any], int]], rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """Run all functions once to warm up, then alternately in each round.
 
     Returns:
         For each function, the median of the images per second and the median CPU time per image in microseconds.
     """
-    for work, _ in works.values():
-        work()
-    speeds: dict[str, list[float]] = {name: [] for name in works}
-    costs: dict[str, list[float]] = {name: [] for name in works}
+    for run, _ in functions.values():
+        run()
+    speeds: dict[str, list[float]] = {name: [] for name in functions}
+    costs: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, (work, count) in works.items():
+        for name, (run, count) in functions.items():
             began, used = time.perf_counter(), time.process_time()
-            work()
+            run()
             speeds[name].append(count / (time.perf_counter() - began))
             costs[name].append((time.process_time() - used) * 1e6 / count)
-    return tuple({name: round(median(values), 1) for name, values in seen.items()} for seen in (speeds, costs))
+    return tuple({name: round(median(values), 1) for name, values in samples.items()} for samples in (speeds, costs))
 
 
-def take(made: Any, steps: int) -> Callable[[], None]:
+def take(batches: Any, steps: int) -> Callable[[], None]:
     """Return a function that reads batches from a new iterator, because an idle iterator would prefetch batches."""
 
-    def work() -> None:
-        iterator = iter(made)
+    def run() -> None:
+        iterator = iter(batches)
         for _ in range(steps):
             next(iterator)
 
-    return work
+    return run
 
 
-def generator(data: Any) -> Any:
-    """Return Keras' ImageDataGenerator with the tutorial's settings."""
-    made = keras().preprocessing.image.ImageDataGenerator(
+def generate_batches(data: Any) -> Any:
+    """Return the batches of Keras' ImageDataGenerator with the tutorial's settings."""
+    generator = keras().preprocessing.image.ImageDataGenerator(
         rotation_range=10, zoom_range=0.1, width_shift_range=0.1, height_shift_range=0.1, rescale=1 / 255
     )
-    return made.flow(data.images.astype("float32"), data.classes, batch_size=BATCH)
+    return generator.flow(data.images.astype("float32"), data.classes, batch_size=BATCH)
 
 
 def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[], None]:
@@ -101,28 +103,32 @@ def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[
     one = recipe(name, setting or "none")
     model = build(keras(), one.model, SHAPES[name], 10, one.normalize)
     compile_classifier(model, keras().optimizers.Adam(), steps)
-    fed = batches(data, name, setting or "none")
+    training_data = batches(data, name, setting or "none")
     if setting is None:
-        fed = fed.take(1).cache().repeat()
-    return lambda: model.fit(fed, steps_per_epoch=steps, epochs=1, verbose=0)
+        training_data = training_data.take(1).cache().repeat()
+    return lambda: model.fit(training_data, steps_per_epoch=steps, epochs=1, verbose=0)
 
 
 def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
     """Return all measurements for one image shape."""
-    data = pictures(name)
+    data = random_dataset(name)
     feeds = {f"feed {key}": (take(batches(data, name, key), steps), steps * BATCH) for key in SETTINGS}
     few = max(5, steps // 4)
-    feeds |= {"ImageDataGenerator": (take(generator(data), few), few * BATCH)}
+    feeds |= {"ImageDataGenerator": (take(generate_batches(data), few), few * BATCH)}
     kinds = {"train": None, "train none": "none", "train tutorial": "tutorial", "train default": "default"}
     trained = {key: (trainer(data, name, setting, steps), steps * BATCH) for key, setting in kinds.items()}
-    speeds, costs = (a | b for a, b in zip(in_turns(feeds, rounds), in_turns(trained, rounds), strict=True))
+    speeds, costs = (
+        a | b for a, b in zip(measure_alternately(feeds, rounds), measure_alternately(trained, rounds), strict=True)
+    )
     settings = ("tutorial", "default")
     return {
-        "pictures_per_second": speeds,
-        "processor_us_per_picture": costs,
+        "images_per_second": speeds,
+        "cpu_us_per_image": costs,
         "feed_tutorial_to_generator": round(speeds["feed tutorial"] / speeds["ImageDataGenerator"], 1),
-        "augmentation_part_of_epoch": {k: round(1 - speeds[f"train {k}"] / speeds["train none"], 3) for k in settings},
-        "augmentation_part_of_processor_time": {
+        "augmentation_fraction_of_epoch": {
+            k: round(1 - speeds[f"train {k}"] / speeds["train none"], 3) for k in settings
+        },
+        "augmentation_fraction_of_cpu_time": {
             k: round(1 - costs["train none"] / costs[f"train {k}"], 3) for k in settings
         },
         f"feed_to_{MODELS[name]}_step": {

@@ -58,27 +58,29 @@ class Mosquitto:
         """Run the broker during the block."""
         with subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
-                wait(self._answers, 15)
+                wait(self._accepts_connections, 15)
                 yield
             finally:
                 process.terminate()
 
-    def _answers(self) -> bool:
+    def _accepts_connections(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
             return True
         return False
 
 
 @contextlib.contextmanager
-def listening(port: int, seen: list[int]) -> Iterator[None]:
-    """Run another client with a persistent session, and append the numbers of received decisions to ``seen``."""
+def subscribe(port: int, received: list[int]) -> Iterator[None]:
+    """Run another client with a persistent session, and append the numbers of received decisions to ``received``."""
     import paho.mqtt.client as mqtt
 
     ready: list[Any] = []
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="listener", clean_session=False)
     client.on_connect = lambda c, *_: c.subscribe("camera/#", 1)
     client.on_subscribe = lambda *_: ready.append(True)
-    client.on_message = lambda _c, _u, m: seen.append(json.loads(m.payload)["frame"]) if "decision" in m.topic else None
+    client.on_message = lambda _c, _u, m: (
+        received.append(json.loads(m.payload)["frame"]) if "decision" in m.topic else None
+    )
     client.reconnect_delay_set(1, 1)
     client.connect("127.0.0.1", port)
     client.loop_start()
@@ -91,35 +93,35 @@ def listening(port: int, seen: list[int]) -> Iterator[None]:
 
 
 def outage(folder: Path, away_s: float, rate: float) -> dict[str, Any]:
-    """Return the measurements."""
-    broker, seen, numbers = Mosquitto(folder), list[int](), itertools.count()
+    """Stop the broker for ``away_s`` seconds while decisions are sent, and return the measurements."""
+    broker, received, numbers = Mosquitto(folder), list[int](), itertools.count()
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(contextlib.ExitStack())
-        first.enter_context(broker.running())
-        stack.enter_context(listening(broker.port, seen))
+        broker_before_outage = stack.enter_context(contextlib.ExitStack())
+        broker_before_outage.enter_context(broker.running())
+        stack.enter_context(subscribe(broker.port, received))
         sink = Mqtt(Broker.parse(f"mqtt://127.0.0.1:{broker.port}/camera", {}), folder / "queue", MANIFEST)
         stack.callback(sink.close)
         decide(sink, numbers, BEFORE_S, rate)
-        first.close()
+        broker_before_outage.close()
         decide(sink, numbers, away_s, rate)
         waiting = sink.waiting
         stack.enter_context(broker.running())
-        back = time.monotonic()
+        restart_s = time.monotonic()
         decide(sink, numbers, AFTER_S, rate)
         published = next(numbers)
         with contextlib.suppress(TimeoutError):
-            wait(lambda: sink.waiting == 0 and len(set(seen)) >= published, ARRIVE_S)
-        once = list(dict.fromkeys(seen))
+            wait(lambda: sink.waiting == 0 and len(set(received)) >= published, ARRIVE_S)
+        unique = list(dict.fromkeys(received))
         return {
             "away_s": away_s,
             "published": published,
             "waited": waiting,
-            "received": len(once),
-            "twice": len(seen) - len(once),
-            "in_order": once == sorted(once),
+            "received": len(unique),
+            "received_twice": len(received) - len(unique),
+            "in_order": unique == sorted(unique),
             "dropped": sink.dropped,
-            "lost": published - len(once) - sink.dropped,
-            "all_there_after_s": round(time.monotonic() - back, 1),
+            "lost": published - len(unique) - sink.dropped,
+            "delivered_after_s": round(time.monotonic() - restart_s, 1),
         }
 
 
@@ -129,9 +131,9 @@ def decide(sink: Mqtt, numbers: Iterator[int], seconds: float, rate: float) -> N
     while time.monotonic() < end:
         number, now = next(numbers), time.monotonic()
         label = LABELS[number % 2]
-        answer = Classification(label, number % 2, 0.75, (Category(label, 0, 0.75),), np.float32([0.75, 0.25]))
+        prediction = Classification(label, number % 2, 0.75, (Category(label, 0, 0.75),), np.float32([0.75, 0.25]))
         frame = Frame(np.zeros((4, 4, 3), np.uint8), number, now, "0", "0")
-        sink.write(Result(frame, answer, now, Decision(label, number % 2, 0.75, now, True)))
+        sink.write(Result(frame, prediction, now, Decision(label, number % 2, 0.75, now, True)))
         time.sleep(1 / rate)
 
 

@@ -35,8 +35,8 @@ from ai_edge_litert.interpreter import Interpreter
 video, model, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
 interpreter = Interpreter(model, num_threads=threads or None)
 interpreter.allocate_tensors()
-given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-_, height, width, _ = given["shape"]
+input_details, output_details = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+_, height, width, _ = input_details["shape"]
 capture = cv2.VideoCapture(video)
 count, began = 0, None
 while True:
@@ -45,16 +45,16 @@ while True:
         break
     rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     small = cv2.resize(rgb, (width, height))
-    interpreter.set_tensor(given["index"], small[np.newaxis])
+    interpreter.set_tensor(input_details["index"], small[np.newaxis])
     interpreter.invoke()
-    scores = interpreter.get_tensor(answer["index"])[0]
+    scores = interpreter.get_tensor(output_details["index"])[0]
     top = np.argsort(scores)[-5:][::-1]
     count += 1
     began = began or time.perf_counter()
 print(json.dumps((count - 1) / (time.perf_counter() - began)))
 """
 
-OURS = """
+EDGEREC_LOOP = """
 import json, sys, time
 import cv2
 from edgerec import Camera
@@ -67,12 +67,13 @@ with Camera.open(sys.argv[2], sys.argv[1], threads=int(sys.argv[3])) as camera:
 print(json.dumps((count - 1) / (time.perf_counter() - began)))
 """
 
-# Both print the frame rate after WARM_UP frames. Like `edgerec camera --json`, edgerec writes JSON for each frame.
-STEADY = HAND_WRITTEN.replace(
+# Both programs print the frame rate after WARM_UP frames. Like `edgerec camera --json`, the edgerec program writes JSON
+# for each frame.
+HAND_WRITTEN_STEADY = HAND_WRITTEN.replace(
     "began = began or time.perf_counter()", f"began = time.perf_counter() if count == {WARM_UP} else began"
 )
-STEADY = STEADY.replace("count - 1", f"count - {WARM_UP}")
-OURS_STEADY = f"""
+HAND_WRITTEN_STEADY = HAND_WRITTEN_STEADY.replace("count - 1", f"count - {WARM_UP}")
+EDGEREC_STEADY = f"""
 import json, os, sys, time
 import cv2
 from edgerec import Camera
@@ -116,10 +117,10 @@ def video(work: Path) -> Path:
 
     path = work / "cat_720p.avi"
     if not path.exists():
-        picture = cv2.resize(cv2.imread(str(data_folder() / "cat_720p.jpg")), (1280, 720))
+        image = cv2.resize(cv2.imread(str(data_folder() / "cat_720p.jpg")), (1280, 720))
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (1280, 720))
         for number in range(FRAMES):
-            writer.write(np.roll(picture, 4 * number, axis=1))
+            writer.write(np.roll(image, 4 * number, axis=1))
         writer.release()
     return path
 
@@ -146,22 +147,22 @@ def files(work: Path, _: str) -> dict[str, Any]:
     model, bundle = bundles(work)["mobilenet_v2 1.0 224"]
     table = {}
     for name, codec, suffix in (("MPEG-4", "mp4v", "mp4"), ("MJPEG", "MJPG", "avi")):
-        film = long_video(work, codec, suffix)
+        video_path = long_video(work, codec, suffix)
         steady: dict[int, list[float]] = {0: [], 2: []}
-        whole: dict[int, list[float]] = {0: [], 2: []}
+        whole_process: dict[int, list[float]] = {0: [], 2: []}
         for _ in range(ROUNDS):
             for threads in steady:
                 times = [time.perf_counter()]
-                ours = measured(OURS_STEADY, film, bundle)
+                edgerec_fps = measure(EDGEREC_STEADY, video_path, bundle)
                 times.append(time.perf_counter())
-                by_hand = measured(STEADY, film, model, threads)
+                hand_written_fps = measure(HAND_WRITTEN_STEADY, video_path, model, threads)
                 times.append(time.perf_counter())
-                steady[threads].append(ours / by_hand)
-                whole[threads].append((times[2] - times[1]) / (times[1] - times[0]))
+                steady[threads].append(edgerec_fps / hand_written_fps)
+                whole_process[threads].append((times[2] - times[1]) / (times[1] - times[0]))
         for threads in steady:
-            table[f"{name}, {threads or 'default'} threads by hand"] = {
+            table[f"{name}, {threads or 'default'} threads, hand-written"] = {
                 "steady state": round(statistics.median(steady[threads]), 2),
-                "whole process": round(statistics.median(whole[threads]), 2),
+                "whole process": round(statistics.median(whole_process[threads]), 2),
                 "steady, all rounds": [round(ratio, 2) for ratio in steady[threads]],
             }
     return table
@@ -177,43 +178,47 @@ def bundles(work: Path) -> dict[str, tuple[Path, Path]]:
         from edgerec.train.backend import keras
 
         model = keras().applications.MobileNetV2((224, 224, 3), weights=None, classes=1001)
-        pictures = np.random.default_rng(0).random((20, 224, 224, 3), np.float32)
-        pictures[0, 0, 0] = 0, 1, 1
-        large.write_bytes(to_int8(model, pictures))
+        images = np.random.default_rng(0).random((20, 224, 224, 3), np.float32)
+        images[0, 0, 0] = 0, 1, 1
+        large.write_bytes(to_int8(model, images))
     small = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
-    found = {}
+    paths = {}
     for name, model in (("mobilenet_v1 0.25 128", small), ("mobilenet_v2 1.0 224", large)):
         bundle = work / name.replace(" ", "-")
         if not bundle.exists():
             import_tflite(model, bundle, labels=data_folder() / "imagenet_labels.txt")
-        found[name] = (model, bundle)
-    return found
+        paths[name] = (model, bundle)
+    return paths
 
 
-def measured(code: str, *arguments: object, python: str = sys.executable) -> Any:
+def measure(code: str, *arguments: object, python: str = sys.executable) -> Any:
     """Run a program, and return the last line of its output, which is JSON."""
     command = [python, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def throughput(work: Path, mediapipe: str) -> dict[str, Any]:
     """Measure frames per second of each program on the video, with one and two threads."""
-    film, table = video(work), {}
+    video_path, table = video(work), {}
     for name, (model, bundle) in bundles(work).items():
         for threads in (1, 2):
-            ways: dict[str, Callable[[], float]] = {
-                "by hand": lambda m=model, t=threads: measured(HAND_WRITTEN, film, m, t),
-                "edgerec": lambda b=bundle, t=threads: measured(OURS, film, b, t),
+            programs: dict[str, Callable[[], float]] = {
+                "hand-written": lambda m=model, t=threads: measure(HAND_WRITTEN, video_path, m, t),
+                "edgerec": lambda b=bundle, t=threads: measure(EDGEREC_LOOP, video_path, b, t),
             }
             if mediapipe:
-                ways["mediapipe"] = lambda m=model: measured(MEDIAPIPE, film, m, python=mediapipe)
-            taken: dict[str, list[float]] = {way: [] for way in ways}
+                programs["mediapipe"] = lambda m=model: measure(MEDIAPIPE, video_path, m, python=mediapipe)
+            rates: dict[str, list[float]] = {program: [] for program in programs}
             for _ in range(ROUNDS):
-                for way, run in ways.items():
-                    taken[way].append(run())
-            fps = {way: round(statistics.median(values), 1) for way, values in taken.items()}
-            ratios = {f"over {way}": round(fps["edgerec"] / fps[way], 2) for way in ways if way != "edgerec"}
+                for program, measure_fps in programs.items():
+                    rates[program].append(measure_fps())
+            fps = {program: round(statistics.median(values), 1) for program, values in rates.items()}
+            ratios = {
+                f"over {program}": round(fps["edgerec"] / fps[program], 2)
+                for program in programs
+                if program != "edgerec"
+            }
             table[f"{name}, {threads} threads"] = fps | ratios
             print(json.dumps({f"{name}, {threads} threads": fps | ratios}), flush=True)
     return table
@@ -227,21 +232,21 @@ def latency(work: Path, _: str) -> dict[str, Any]:
     ages, invokes = [], []
     with Camera.open(bundle, "synthetic:1280x720@30", threads=1) as camera:
         (model,) = camera._classifiers[0].models
-        real = model.scores
+        original_scores = model.scores
 
-        def slow(pixels: Any) -> Any:
+        def slow_scores(pixels: Any) -> Any:
             began = time.perf_counter()
-            scores = real(pixels)
+            scores = original_scores(pixels)
             time.sleep(max(0.0, SLOW_S - (time.perf_counter() - began)))
             invokes.append((time.perf_counter() - began) * 1000)
             return scores
 
-        model.scores = slow
+        model.scores = slow_scores
         for number, result in enumerate(camera):
             ages.append(result.age_ms)
             if number == 200:
                 break
-        overtaken = camera.report.overtaken
+        dropped_frames = camera.report.overtaken
     age, invoke = (float(np.percentile(values[5:], 99)) for values in (ages, invokes))
     allowed = invoke + PERIOD_S * 1000 + 5
     return {
@@ -249,16 +254,16 @@ def latency(work: Path, _: str) -> dict[str, Any]:
         "age_p99_ms": round(age, 1),
         "invoke_p99_ms": round(invoke, 1),
         "allowed_ms": round(allowed, 1),
-        "overtaken": overtaken,
+        "overtaken": dropped_frames,
     }
 
 
 def memory(work: Path, _: str) -> dict[str, Any]:
     """Measure the peak memory of the camera on the 720p video."""
-    film, table = video(work), {}
-    code = OURS + "\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    video_path, table = video(work), {}
+    code = EDGEREC_LOOP + "\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     for name, (_, bundle) in bundles(work).items():
-        table[name] = f"{measured(code, film, bundle, 1) / 2**20:.0f} MiB"
+        table[name] = f"{measure(code, video_path, bundle, 1) / 2**20:.0f} MiB"
     return table
 
 
@@ -270,9 +275,9 @@ def soak(work: Path, _: str) -> dict[str, Any]:
     from edgerec.camera.sinks.console import JsonLines
 
     _, bundle = bundles(work)["mobilenet_v1 0.25 128"]
-    looks: list[tuple[int, int, int, int]] = []
+    samples: list[tuple[int, int, int, int]] = []
 
-    class Watch:
+    class Sampler:
         closed = False
         count = 0
 
@@ -281,8 +286,8 @@ def soak(work: Path, _: str) -> dict[str, Any]:
             if self.count % 50_000 == 0:
                 pages = int(Path("/proc/self/statm").read_text().split()[1])
                 descriptors = len(list(Path("/proc/self/fd").iterdir()))
-                looks.append((self.count, pages * 4096, descriptors, threading.active_count()))
-                print(looks[-1], flush=True)
+                samples.append((self.count, pages * 4096, descriptors, threading.active_count()))
+                print(samples[-1], flush=True)
 
         def state(self, change: Any) -> None:
             pass
@@ -292,11 +297,11 @@ def soak(work: Path, _: str) -> dict[str, Any]:
 
     with Camera.open(bundle, "synthetic:64x64@0", threads=1) as camera, (work / "soak.jsonl").open("w") as out:
         (model,) = camera._classifiers[0].models
-        answer = model.scores(np.zeros(model.input.shape[1:], np.uint8))
-        model.scores = lambda pixels: answer  # a million invokes are hours; the pipeline is what is soaked
-        report = camera.run([Watch(), JsonLines(out)], max_frames=1_000_000)
+        scores = model.scores(np.zeros(model.input.shape[1:], np.uint8))
+        model.scores = lambda pixels: scores  # only the pipeline is tested, because a million inferences take hours
+        report = camera.run([Sampler(), JsonLines(out)], max_frames=1_000_000)
     (work / "soak.jsonl").unlink()
-    first, last = looks[1], looks[-1]
+    first, last = samples[1], samples[-1]
     return {
         "frames": report.classified,
         "memory_first_bytes": first[1],

@@ -37,40 +37,40 @@ from edgerec.utils.progress import ignore
 
 @dataclass(frozen=True)
 class Bench:
-    """A run with its data, which can be fine-tuned."""
+    """A run with its data and the settings for fine-tuning."""
 
     run: Run
     dataset: Any
     split: Any
     tune: FineTune
 
-    def int8(self, model: Any) -> bytes:
-        """Return the int8 file by post-training quantization with the calibration of the run's recipe."""
+    def quantize(self, model: Any) -> bytes:
+        """Quantize with PTQ and the calibration settings of the run's recipe, and return the int8 file."""
         recipe = self.run.recipe
         drawn = calibration.draw(recipe.compress.calibration, self.dataset, self.split)
         content = to_int8(model, recipe.normalize.apply(calibration.pin_range(drawn.images).astype(np.float32)))
         check_int8(content, recipe.normalize)
         return content
 
-    def opened(self, content: bytes) -> ImageModel:
+    def open_model(self, content: bytes) -> ImageModel:
         """Open the file in an interpreter with one thread."""
         return ImageModel(content, self.run.recipe.normalize, threads=1)
 
-    def answers(self, scorer: Any, part: str) -> npt.NDArray[np.int64]:
+    def predict(self, scorer: Any, part: str) -> npt.NDArray[np.int64]:
         """Return the predicted class of each image of the subset."""
         best: npt.NDArray[np.int64] = scorer(self.dataset.images[self.split.part(part)], ignore).argmax(axis=1)
         return best
 
-    def right(self, answers: npt.NDArray[np.int64], part: str) -> float:
+    def accuracy(self, predictions: npt.NDArray[np.int64], part: str) -> float:
         """Return the fraction of correct predictions."""
-        return float(np.mean(answers == self.dataset.classes[self.split.part(part)]))
+        return float(np.mean(predictions == self.dataset.classes[self.split.part(part)]))
 
     def top1(self, scorer: Any, part: str) -> float:
         """Return the accuracy on the subset."""
-        return self.right(self.answers(scorer, part), part)
+        return self.accuracy(self.predict(scorer, part), part)
 
 
-def bench(arguments: argparse.Namespace) -> Bench:
+def open_run(arguments: argparse.Namespace) -> Bench:
     """Open the run and its data."""
     run = Run.open(arguments.run)
     changes: dict[str, Any] = {"compress.epochs": arguments.epochs}
@@ -80,17 +80,17 @@ def bench(arguments: argparse.Namespace) -> Bench:
         return Bench(run, opened.dataset, opened.split, opened.fine_tune(Path(tempfile.mkdtemp())))
 
 
-def row(given: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
-    """Return the properties of a model that need no time measurement."""
+def model_figures(setup: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
+    """Return the size, cost and accuracy of a model."""
     return {
-        "part": part,
+        "fraction": part,
         "parameters": int(model.count_params()),
         "macs": macs(model),
-        "estimated_times_faster": round(cost(given.run.model()) / cost(model), 3),
+        "estimated_times_faster": round(cost(setup.run.model()) / cost(model), 3),
         "int8_bytes": len(content),
         "val_before_tuning": round(before, 4),
-        "val_float": round(given.top1(keras_scorer(model, given.run.recipe.normalize), "val"), 4),
-        "val_int8": round(given.top1(tflite_scorer(given.opened(content)), "val"), 4),
+        "val_float": round(setup.top1(keras_scorer(model, setup.run.recipe.normalize), "val"), 4),
+        "val_int8": round(setup.top1(tflite_scorer(setup.open_model(content)), "val"), 4),
     }
 
 
@@ -100,25 +100,26 @@ import numpy as np
 from edgerec.contract.tensors import Normalize
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.image_model import ImageModel
-normalize, rounds, pictures, *paths = sys.argv[1:]
-pictures = np.load(pictures)
+normalize, rounds, images, *paths = sys.argv[1:]
+images = np.load(images)
 models = [ImageModel(open(path, "rb").read(), Normalize(*json.loads(normalize)), threads=1) for path in paths]
-taken = [[] for _ in models]
+durations = [[] for _ in models]
 for number in range(int(rounds)):
-    for model, times in zip(models, taken):
+    for model, times in zip(models, durations):
         began = time.perf_counter()
-        model.invoke(pictures[number % len(pictures)])
+        model.invoke(images[number % len(images)])
         times.append(time.perf_counter() - began)
-print(json.dumps({"measured_on": fingerprint().to_dict(), "ms": [1e3 * statistics.median(times) for times in taken]}))
+milliseconds = [1e3 * statistics.median(times) for times in durations]
+print(json.dumps({"measured_on": fingerprint().to_dict(), "ms": milliseconds}))
 """
 
 
-def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
+def measure_times(python: str, setup: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
     """Return the median milliseconds of each file, measured alternately with the TFLite runtime of ``python``."""
-    normalize = given.run.recipe.normalize
+    normalize = setup.run.recipe.normalize
     with tempfile.TemporaryDirectory() as folder:
-        pictures, paths = Path(folder) / "pictures.npy", [Path(folder) / f"{i}.tflite" for i in range(len(contents))]
-        np.save(pictures, given.dataset.images[given.split.val[:256]])
+        images, paths = Path(folder) / "images.npy", [Path(folder) / f"{i}.tflite" for i in range(len(contents))]
+        np.save(images, setup.dataset.images[setup.split.val[:256]])
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
         command: list[str | Path] = [
@@ -127,52 +128,54 @@ def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict
             TIMES,
             json.dumps([normalize.mean, normalize.std]),
             str(rounds),
-            pictures,
+            images,
             *paths,
         ]
         root = Path(__file__).resolve().parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+        process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Remove each fraction of the channels, and compare the results."""
-    given = bench(arguments)
-    whole = given.run.model()
-    normalize = given.run.recipe.normalize
-    models, contents = [whole], [given.int8(whole)]
-    rows = [row(given, 0.0, whole, contents[0], given.top1(keras_scorer(whole, normalize), "val"))]
+    setup = open_run(arguments)
+    original = setup.run.model()
+    normalize = setup.run.recipe.normalize
+    models, contents = [original], [setup.quantize(original)]
+    rows = [model_figures(setup, 0.0, original, contents[0], setup.top1(keras_scorer(original, normalize), "val"))]
     for part in arguments.parts:
-        judged = shrink(whole, part, replace(given.tune, epochs=0), multiple=arguments.multiple)
-        models.append(shrink(whole, part, given.tune, multiple=arguments.multiple))
-        contents.append(given.int8(models[-1]))
-        rows.append(row(given, part, models[-1], contents[-1], given.top1(keras_scorer(judged, normalize), "val")))
+        untuned = shrink(original, part, replace(setup.tune, epochs=0), multiple=arguments.multiple)
+        models.append(shrink(original, part, setup.tune, multiple=arguments.multiple))
+        contents.append(setup.quantize(models[-1]))
+        rows.append(
+            model_figures(setup, part, models[-1], contents[-1], setup.top1(keras_scorer(untuned, normalize), "val"))
+        )
         print(json.dumps(rows[-1]), flush=True)
-    times = [timed(python, given, contents, arguments.times) for python in arguments.pythons]
+    times = [measure_times(python, setup, contents, arguments.times) for python in arguments.pythons]
     for each in times:
         each["times_faster"] = [round(each["ms"][0] / ms, 3) for ms in each["ms"]]
         each["ms"] = [round(ms, 4) for ms in each["ms"]]
     faster = times[0]["times_faster"]
-    least = rows[0]["val_int8"] - arguments.max_drop / 100
-    chosen = max((i for i, line in enumerate(rows) if line["val_int8"] >= least), key=lambda i: faster[i])
-    before = given.top1(tflite_scorer(given.opened(contents[0])), "test")
-    answers = given.answers(tflite_scorer(given.opened(contents[chosen])), "test")
-    after = given.right(answers, "test")
-    floats = [given.answers(keras_scorer(model, normalize), "test") for model in (whole, models[chosen])]
-    agreements = [round(float(np.mean(answers == found)), 4) for found in floats]
+    min_accuracy = rows[0]["val_int8"] - arguments.max_drop / 100
+    chosen = max((i for i, line in enumerate(rows) if line["val_int8"] >= min_accuracy), key=lambda i: faster[i])
+    before = setup.top1(tflite_scorer(setup.open_model(contents[0])), "test")
+    predictions = setup.predict(tflite_scorer(setup.open_model(contents[chosen])), "test")
+    after = setup.accuracy(predictions, "test")
+    floats = [setup.predict(keras_scorer(model, normalize), "test") for model in (original, models[chosen])]
+    agreements = [round(float(np.mean(predictions == float_predictions)), 4) for float_predictions in floats]
     return {
-        "run": given.run.path.name,
-        "arch": given.run.recipe.model.arch,
-        "width": given.run.recipe.model.width,
+        "run": setup.run.path.name,
+        "arch": setup.run.recipe.model.arch,
+        "width": setup.run.recipe.model.width,
         "epochs": arguments.epochs,
         "multiple": arguments.multiple,
         "rows": rows,
         "times": times,
-        "chosen_part": rows[chosen]["part"],
-        "test_int8_whole": before,
+        "chosen_fraction": rows[chosen]["fraction"],
+        "test_int8_original": before,
         "test_int8_chosen": after,
         "test_drop_points": round(100 * (before - after), 2),
-        "agreement_with_whole_float": agreements[0],
+        "agreement_with_original_float": agreements[0],
         "agreement_with_own_float": agreements[1],
         "times_faster": [each["times_faster"][chosen] for each in times],
     }

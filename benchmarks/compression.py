@@ -146,8 +146,8 @@ def mnist(work: Path) -> dict[str, Any]:
         rows["prune+qat"].append(
             sparse | {"float32_over_gzip": round(sparse["float32_bytes"] / sparse["gzip_bytes"], 2)}
         )
-        print(json.dumps({method: found[-1] for method, found in rows.items()}), flush=True)
-    return {method: spread([row["drop_points"] for row in found]) for method, found in rows.items()}
+        print(json.dumps({method: results[-1] for method, results in rows.items()}), flush=True)
+    return {method: spread([row["drop_points"] for row in results]) for method, results in rows.items()}
 
 
 def spread(values: list[float]) -> list[float]:
@@ -170,9 +170,9 @@ def seeds(work: Path) -> dict[str, Any]:
             rows["qat"].append(variant(run, "int8-qat", "qat", epochs=2, max_drop=100))
         table[name] = {
             method: {
-                key: spread([row[key] for row in found]) for key in ("float_top1", "top1", "drop_points", "agreement")
+                key: spread([row[key] for row in results]) for key in ("float_top1", "top1", "drop_points", "agreement")
             }
-            for method, found in rows.items()
+            for method, results in rows.items()
         }
         both = zip(rows["ptq"], rows["qat"], strict=True)
         table[name]["gained_points"] = spread([100 * (qat["top1"] - ptq["top1"]) for ptq, qat in both])
@@ -180,21 +180,22 @@ def seeds(work: Path) -> dict[str, Any]:
     return table
 
 
-def pictures(work: Path) -> Path:
-    """Write unlabeled CIFAR-10 images: some in which MLPerf Tiny's model detects a person, and as many others."""
+def write_person_images(work: Path) -> Path:
+    """Write unlabeled CIFAR-10 images: those in which MLPerf Tiny's model detects a person, and as many others."""
     folder = work / "persons-and-others"
     if not folder.is_dir():
         model = read_third_party(data_folder() / "vww_96.h5")
-        seen: dict[bool, list[Path]] = {True: [], False: []}
-        for of_class in sorted(unpacked("cifar10", work).glob("*/*")):
-            paths = sorted(of_class.iterdir())
+        paths_by_prediction: dict[bool, list[Path]] = {True: [], False: []}
+        for class_folder in sorted(unpacked("cifar10", work).glob("*/*")):
+            paths = sorted(class_folder.iterdir())
             images = np.stack([cv2.resize(read_image(path), (96, 96)) for path in paths])
             for path, scores in zip(paths, model.predict(images / np.float32(255), verbose=0), strict=True):
-                seen[bool(scores.argmax())].append(path)
+                paths_by_prediction[bool(scores.argmax())].append(path)
         partial = work / ".persons-and-others.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for path in seen[True] + seen[False][:: len(seen[False]) // len(seen[True])]:
+        persons, others = paths_by_prediction[True], paths_by_prediction[False]
+        for path in persons + others[:: len(others) // len(persons)]:
             shutil.copyfile(path, partial / "-".join(path.parts[-3:]))
         partial.rename(folder)
     return folder
@@ -210,7 +211,7 @@ def brought(work: Path) -> dict[str, Any]:
         labels = work / "vww_labels.txt"
         labels.write_text("no person\nperson\n")
         network = data_folder() / "vww_96.h5"
-        run = adopt(network, str(pictures(work)), run.path, normalize="unit", labels=labels, overwrite=True)
+        run = adopt(network, str(write_person_images(work)), run.path, normalize="unit", labels=labels, overwrite=True)
     bundle = work / "brought-mobilenet_v1"
     mobilenet = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
     import_tflite(mobilenet, bundle, labels=data_folder() / "imagenet_labels.txt", overwrite=True)

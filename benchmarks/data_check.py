@@ -28,50 +28,56 @@ from edgerec.data.scan import scan
 from edgerec.utils.progress import ignore
 
 
-def pictures(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], float]:
+def load_thumbnails(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], float]:
     """Return small images, their classes, and the number of images that were read per second."""
     if name == "mnist":
-        found: Any = find(str(data_folder() / "mnist.npz"))
+        dataset: Any = find(str(data_folder() / "mnist.npz"))
     else:
-        found = find(str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work)))
-    some = np.sort(np.random.default_rng(0).permutation(len(found.classes))[:count])
-    if isinstance(found, Files):
-        part: Any = Files(
-            found.root, tuple(found.paths[i] for i in some), found.classes[some], found.splits[some], found.labels
+        dataset = find(str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work)))
+    indices = np.sort(np.random.default_rng(0).permutation(len(dataset.classes))[:count])
+    if isinstance(dataset, Files):
+        subset: Any = Files(
+            dataset.root,
+            tuple(dataset.paths[i] for i in indices),
+            dataset.classes[indices],
+            dataset.splits[indices],
+            dataset.labels,
         )
     else:
-        part = Arrays(found.images[some], found.classes[some], found.splits[some], found.labels)
+        subset = Arrays(dataset.images[indices], dataset.classes[indices], dataset.splits[indices], dataset.labels)
     began = time.perf_counter()
-    small = scan(part, Levels(), ignore).thumbnails
-    return small, part.classes, len(some) / (time.perf_counter() - began)
+    small = scan(subset, Levels(), ignore).thumbnails
+    return small, subset.classes, len(indices) / (time.perf_counter() - began)
 
 
 def measure(name: str, work: Path, count: int, part: float) -> dict[str, Any]:
     """Return the measurements of one dataset."""
-    small, classes, speed = pictures(name, work, count)
+    small, classes, speed = load_thumbnails(name, work, count)
     rng = np.random.default_rng(1)
     wrong = np.zeros(len(classes), bool)
     wrong[rng.permutation(len(classes))[: round(part * len(classes))]] = True
-    exchanged = np.where(
+    replaced_labels = np.where(
         wrong, (classes + rng.integers(1, classes.max() + 1, len(classes))) % (classes.max() + 1), classes
     )
     began = time.perf_counter()
-    predictions = cross_validate(small, exchanged, ignore)
+    predictions = cross_validate(small, replaced_labels, ignore)
     seconds = time.perf_counter() - began
-    accused = predictions.label_errors(exchanged)
-    untouched = cross_validate(small, classes, ignore)
+    reported = predictions.label_errors(replaced_labels)
+    original_predictions = cross_validate(small, classes, ignore)
     return {
         "data": name,
-        "pictures": len(classes),
+        "images": len(classes),
         "read_per_second": round(speed),
-        "judged_per_second": round(len(classes) / seconds),
-        "exchanged": int(wrong.sum()),
+        "checked_per_second": round(len(classes) / seconds),
+        "replaced_labels": int(wrong.sum()),
         "accuracy_of_the_quick_classifier": round(predictions.accuracy, 3),
-        "accused": len(accused),
-        "precision": round(float(wrong[accused].mean()), 3),
-        "recall": round(float(wrong[accused].sum() / wrong.sum()), 3),
-        "precision_of_the_first_20": round(float(wrong[accused[:20]].mean()), 3),
-        "accused_of_untouched_labels": round(len(untouched.label_errors(classes)) / len(classes), 4),
+        "reported": len(reported),
+        "precision": round(float(wrong[reported].mean()), 3),
+        "recall": round(float(wrong[reported].sum() / wrong.sum()), 3),
+        "precision_of_the_first_20": round(float(wrong[reported[:20]].mean()), 3),
+        "reported_fraction_of_original_labels": round(
+            len(original_predictions.label_errors(classes)) / len(classes), 4
+        ),
     }
 
 

@@ -56,9 +56,9 @@ def sixty_each(work: Path, count: int = 60) -> Path:
     persons = np.random.default_rng(0).permutation(sorted({path.name[:10] for path in images}))
     partial = work / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    taken = set(persons[:count])
+    selected = set(persons[:count])
     for path in images:
-        destination = partial / ("train" if path.name[:10] in taken else "test") / path.parent.name
+        destination = partial / ("train" if path.name[:10] in selected else "test") / path.parent.name
         destination.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, destination / path.name)
     partial.rename(folder)

@@ -52,7 +52,7 @@ def worker(batch: int) -> None:
     from edgerec.train.backend import keras, prepare
     from edgerec.train.training_step import compile_classifier
 
-    keras()  # before TensorFlow is loaded, which it sets up
+    keras()  # configures TensorFlow, so it must run before TensorFlow is imported
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -119,11 +119,11 @@ def main() -> None:
         {count: (workers(count), workers(count, False)) for count in arguments.workers} for _ in range(arguments.rounds)
     ]
     first = arguments.workers[0]
-    alone = median(found[first][0]["step_s"] for found in rounds)
+    alone = median(results[first][0]["step_s"] for results in rounds)
     table = {}
     for count in arguments.workers:
-        step, shared = (median(found[count][0][key] for found in rounds) for key in ("step_s", "exchange_s"))
-        apart = median(found[count][1]["step_s"] for found in rounds)
+        step, shared = (median(results[count][0][key] for results in rounds) for key in ("step_s", "exchange_s"))
+        apart = median(results[count][1]["step_s"] for results in rounds)
         table[str(count)] = {
             "step_ms": round(step * 1e3, 1),
             "apart_ms": round(apart * 1e3, 1),

@@ -34,11 +34,11 @@ interpreter.print_allocations()
 
 @dataclass(frozen=True)
 class Pair:
-    """A compiled model: number of operators, number of operators left on the CPU, and wrong predictions."""
+    """A compiled model: number of operators, number of operators on the CPU, and wrong predictions."""
 
     name: str
     operators: int
-    left: int
+    on_cpu: int
     wrong: tuple[str, ...]
     open_batch: bool
 
@@ -49,30 +49,31 @@ def pairs(folder: Path) -> Iterator[Pair]:
         before = after.with_name(after.name.removesuffix("_edgetpu.tflite") + ".tflite")
         if not before.is_file():
             continue
-        graph, made = read_graph(before.read_bytes(), str(before)), read_graph(after.read_bytes(), str(after))
-        if sum(operator.name == EDGETPU_CUSTOM for operator in made.operators) > 1:
+        graph, compiled = read_graph(before.read_bytes(), str(before)), read_graph(after.read_bytes(), str(after))
+        if sum(operator.name == EDGETPU_CUSTOM for operator in compiled.operators) > 1:
             continue
-        left = left_on_cpu(graph, made)
+        on_cpu = left_on_cpu(graph, compiled)
         wrong = tuple(
             f"{operator.index} {operator.op} predicted on {operator.on}: {operator.reason or 'mapped'}"
             for operator in diagnose(graph).operators
-            if (operator.on == "cpu") != (operator.index in left)
+            if (operator.on == "cpu") != (operator.index in on_cpu)
         )
         is_open = any(-1 in tensor.shape for tensor in graph.inputs)
-        yield Pair(before.stem, len(graph.operators), len(left), wrong, is_open)
+        yield Pair(before.stem, len(graph.operators), len(on_cpu), wrong, is_open)
 
 
 def show_pairs(folders: list[Path]) -> None:
     """Print a line for each pair, and the totals."""
-    found = [pair for folder in folders for pair in pairs(folder)]
-    for pair in found:
+    compiled_pairs = [pair for folder in folders for pair in pairs(folder)]
+    for pair in compiled_pairs:
         verdict = "open batch" if pair.open_batch else f"{len(pair.wrong)} wrong" if pair.wrong else "right"
-        print(f"{pair.name[:78]:<78} {pair.operators:4} {pair.left:4}  {verdict}")
+        print(f"{pair.name[:78]:<78} {pair.operators:4} {pair.on_cpu:4}  {verdict}")
         for line in () if pair.open_batch else pair.wrong[:5]:
             print(f"    {line}")
-    fixed = [pair for pair in found if not pair.open_batch]
+    fixed = [pair for pair in compiled_pairs if not pair.open_batch]
     right = sum(pair.operators - len(pair.wrong) for pair in fixed)
-    print(f"\n{len(found)} pairs, {len(found) - len(fixed)} of them with a dynamic batch size, which edgerec rejects")
+    dynamic = len(compiled_pairs) - len(fixed)
+    print(f"\n{len(compiled_pairs)} pairs, {dynamic} of them with a dynamic batch size, which edgerec rejects")
     total = sum(pair.operators for pair in fixed)
     print(
         f"The predictions are correct for {sum(not pair.wrong for pair in fixed)} of the other {len(fixed)} pairs, and "
@@ -90,11 +91,11 @@ def show_micro(folders: list[Path]) -> None:
             continue
         if any(operator.name == EDGETPU_CUSTOM for operator in graph.operators):
             continue
-        done = subprocess.run([sys.executable, "-c", MICRO, str(path)], capture_output=True, text=True, check=False)
-        told = done.stdout + done.stderr
-        if done.returncode or "Arena allocation total" not in told:
+        process = subprocess.run([sys.executable, "-c", MICRO, str(path)], capture_output=True, text=True, check=False)
+        output = process.stdout + process.stderr
+        if process.returncode or "Arena allocation total" not in output:
             continue
-        head, total = (int(told.split(f"Arena allocation {what} ")[1].split()[0]) for what in ("head", "total"))
+        head, total = (int(output.split(f"Arena allocation {what} ")[1].split()[0]) for what in ("head", "total"))
         plan, estimate = plan_bytes(graph, MICRO_ALIGNMENT), microcontroller_bytes(graph)
         print(f"{path.stem[:60]:<60} {plan:>10,} {head:>10,} {estimate:>10,} {total:>10,}")
 

@@ -26,7 +26,7 @@ from fuzzing.tally import Kind, tally
 KINDS: dict[str, tuple[Kind, int]] = {
     "manifests": (bundles.manifests, 20),
     "golden": (bundles.golden, 6),
-    "pictures": (bundles.pictures, 4),
+    "images": (bundles.golden_images, 4),
     "archives": (bundles.archives, 8),
     "models": (bundles.models, 15),
     "texts": (texts.texts, 8),

@@ -22,7 +22,7 @@ from edgerec.models import ARCHITECTURES
 from edgerec.models.automatic import rules_for
 from edgerec.train.backend import keras
 
-KEPT = ("parameters", "macs", "int8_bytes", "methods", "targets", "pi4_ms")
+COST_KEYS = ("parameters", "macs", "int8_bytes", "methods", "targets", "pi4_ms")
 HEADER = """# Architectures
 
 Pass one of these names to `edgerec train --arch NAME`. [Choose an architecture](../how-to/choose-architecture.md) helps
@@ -106,8 +106,8 @@ def main() -> None:
     for name in arguments.only or [name for name in ARCHITECTURES if name not in figures]:
         keras().backend.clear_session()
         report = measured(name).to_dict()
-        figures[name] = {key: report[key] for key in KEPT}
-        print(name, {key: figures[name][key] for key in KEPT[:4]}, flush=True)
+        figures[name] = {key: report[key] for key in COST_KEYS}
+        print(name, {key: figures[name][key] for key in COST_KEYS[:4]}, flush=True)
         ordered = {name: figures[name] for name in ARCHITECTURES if name in figures}
         COSTS.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
     text = table(architectures())

@@ -73,8 +73,8 @@ FOOTER = """
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Results of a bundle for images: novelty and highest class score; each has the shape ``(N,)``."""
+class Scores:
+    """The novelty and the highest class score of each image, both with shape ``(N,)``."""
 
     novelty: Any
     score: Any
@@ -86,22 +86,22 @@ def few(images: Any, count: int = SHOWN) -> list[Image]:
     return [images[int(i)] for i in chosen]
 
 
-def prepared(work: Path, name: str, digits: Iterable[int]) -> Path:
-    """Write MNIST with only these digits and this number of training images as an .npz file, and return its path."""
+def write_digits(work: Path, name: str, digits: Iterable[int]) -> Path:
+    """Write the MNIST images of these digits, with 10,000 training images, to an .npz file; return its path."""
     path = work / f"mnist-{name}.npz"
     if not path.exists():
         with np.load(data_folder() / "mnist.npz") as file:
             arrays = {}
             for part in ("train", "test"):
-                kept = np.flatnonzero(np.isin(file[f"y_{part}"], list(digits)))
-                if part == "train":  # in the file they are sorted
-                    kept = np.random.default_rng(SEED).permutation(kept)[:LEARNED]
-                arrays |= {f"{axis}_{part}": file[f"{axis}_{part}"][kept] for axis in "xy"}
+                indices = np.flatnonzero(np.isin(file[f"y_{part}"], list(digits)))
+                if part == "train":  # np.flatnonzero returns the images in the order of the file
+                    indices = np.random.default_rng(SEED).permutation(indices)[:LEARNED]
+                arrays |= {f"{axis}_{part}": file[f"{axis}_{part}"][indices] for axis in "xy"}
         np.savez_compressed(path, **arrays)
     return path
 
 
-def trained(work: Path, name: str, changes: dict[str, Any], method: str) -> Run:
+def train(work: Path, name: str, changes: dict[str, Any], method: str) -> Run:
     """Return a run with these recipe keys and its int8 variant; an existing run is used."""
     path = work / "novelty-runs" / name
     recipe = Recipe().override({"data.val_fraction": 0.1, "seed": SEED} | changes)
@@ -111,26 +111,29 @@ def trained(work: Path, name: str, changes: dict[str, Any], method: str) -> Run:
     return run
 
 
-def seen(classifier: Classifier, pictures: Iterable[Image]) -> Seen:
+def score_images(classifier: Classifier, images: Iterable[Image]) -> Scores:
     """Return the bundle's results for images of any size."""
-    answers = [classifier.classify(picture) for picture in pictures]
-    return Seen(np.array([answer.novelty for answer in answers]), np.array([answer.scores.max() for answer in answers]))
+    predictions = [classifier.classify(image) for image in images]
+    return Scores(
+        np.array([prediction.novelty for prediction in predictions]),
+        np.array([prediction.scores.max() for prediction in predictions]),
+    )
 
 
-def others(work: Path, name: str) -> dict[str, list[Image]]:
-    """Return functions that load unfamiliar images for the digits ``name``."""
-    found = {}
+def load_unknown_images(work: Path, name: str) -> dict[str, list[Image]]:
+    """Return images that do not show the digits ``name``, by kind."""
+    images = {}
     with np.load(data_folder() / "mnist.npz") as file:
         rest = ~np.isin(file["y_test"], list(DIGITS[name]))
         if rest.any():
-            found["digits 5-9"] = few(file["x_test"][rest])
+            images["digits 5-9"] = few(file["x_test"][rest])
     cifar = sorted((unpacked("cifar10", work) / "test").glob("*/*.jpg"))
     signs = sorted(unpacked("sign-digits", work).rglob("*.JPG"))
     readers: dict[str, Callable[[], list[Image]]] = {
         "CIFAR-10, gray 28×28": lambda: [gray(read_image(path)) for path in few(cifar)],
         "hands signing digits": lambda: [gray(read_image(path)) for path in few(signs)],
     }
-    return found | {what: read() for what, read in readers.items()}
+    return images | {kind: read() for kind, read in readers.items()}
 
 
 def gray(image: Image) -> Image:
@@ -140,29 +143,29 @@ def gray(image: Image) -> Image:
 
 
 def rows(work: Path, name: str) -> list[str]:
-    """Yield a row of the table for each kind of unfamiliar images."""
-    data = {"data.source": str(prepared(work, name, DIGITS[name]))}
-    classifier_run = trained(work, f"{name}-classifier", data | CLASSIFIER, "ptq")
-    autoencoder = trained(work, f"{name}-autoencoder", data | AUTOENCODER | PLAIN, "ptq")
-    made = export_bundle(
+    """Return a row of the table for each kind of unfamiliar images."""
+    data = {"data.source": str(write_digits(work, name, DIGITS[name]))}
+    classifier_run = train(work, f"{name}-classifier", data | CLASSIFIER, "ptq")
+    autoencoder = train(work, f"{name}-autoencoder", data | AUTOENCODER | PLAIN, "ptq")
+    export = export_bundle(
         classifier_run,
         "rpi",
         novelty=Novelty(autoencoder.path, known=KNOWN),
         out=work / "novelty-runs" / f"{name}-bundle",
         overwrite=True,
     )
-    print({key: value for key, value in vars(made.novelty).items() if key != "forms"}, flush=True)
-    classifier = Classifier.open(made.bundle)
+    print({key: value for key, value in vars(export.novelty).items() if key != "forms"}, flush=True)
+    classifier = Classifier.open(export.bundle)
     dataset, split = classifier_run.data()
-    validation = seen(classifier, few(dataset.images[split.val]))
-    known = seen(classifier, few(dataset.images[split.test]))
+    validation = score_images(classifier, few(dataset.images[split.val]))
+    known = score_images(classifier, few(dataset.images[split.test]))
     least = float(np.quantile(validation.score, 1 - KNOWN, method="lower"))
     lines = []
-    for what, pictures in others(work, name).items():
-        new = seen(classifier, pictures)
+    for kind, images in load_unknown_images(work, name).items():
+        new = score_images(classifier, images)
         cells = (
             f"digits {name}",
-            what,
+            kind,
             f"{auroc(known.novelty, new.novelty):.4f}",
             f"{np.mean(new.novelty > 1):.1%}",
             f"{np.mean(known.novelty > 1):.1%}",

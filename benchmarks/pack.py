@@ -3,7 +3,7 @@
     python benchmarks/pack.py million --work FOLDER [--images 1000000] [--steps 2000]
     python benchmarks/pack.py feed --work FOLDER
 
-``million`` creates images by shifting those of MNIST, packs them, and trains for a part of an epoch in a separate
+``million`` creates images by shifting those of MNIST, packs them, and trains for a fraction of an epoch in a separate
 process. It measures the time to the first step and the memory over time, compared with a tenth of the images. ``feed``
 alternately measures an epoch of the input pipeline alone and training steps of ResNet8 on CIFAR-10 images, from memory
 and from shards.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from augment import in_turns, take
+from augment import measure_alternately, take
 from common import data_folder, unpacked
 
 from edgerec import Recipe, pack_data
@@ -35,36 +35,36 @@ PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brigh
 SETTINGS: dict[str, dict[str, Any]] = {"none": PLAIN, "default": {}}
 
 
-def shifted(count: int, path: Path) -> None:
-    """Write this many images: those of MNIST, with a different shift for each repetition."""
+def write_shifted_images(count: int, path: Path) -> None:
+    """Write ``count`` images: MNIST is repeated, and each image is shifted randomly."""
     with np.load(data_folder() / "mnist.npz") as file:
         images, classes = file["x_train"], file["y_train"]
     rng = np.random.default_rng(0)
-    which = rng.permutation(np.arange(count) % len(images))
-    made = images[which]
+    indices = rng.permutation(np.arange(count) % len(images))
+    shifted_images = images[indices]
     for dy in range(-2, 3):
         for dx in range(-2, 3):
             chosen = np.flatnonzero(rng.integers(0, 25, count) == 0)
-            made[chosen] = np.roll(made[chosen], (dy, dx), axis=(1, 2))
-    np.savez(path, x_train=made, y_train=classes[which])
+            shifted_images[chosen] = np.roll(shifted_images[chosen], (dy, dx), axis=(1, 2))
+    np.savez(path, x_train=shifted_images, y_train=classes[indices])
 
 
 def million(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the measurements of both sizes."""
-    found = {}
+    figures = {}
     for count in (arguments.images // 10, arguments.images):
-        pack, source = arguments.work / f"pack-{count}", arguments.work / f"pictures-{count}.npz"
+        pack, source = arguments.work / f"pack-{count}", arguments.work / f"images-{count}.npz"
         if not pack.is_dir():
-            shifted(count, source)
+            write_shifted_images(count, source)
             start = time.monotonic()
             pack_data(Recipe().override({"data.source": str(source)}), pack)
             print(f"packed {count:,} in {time.monotonic() - start:.0f} s", file=sys.stderr)
             source.unlink()
         steps = ["--steps", str(arguments.steps), "--began", str(time.time())]
         command = [sys.executable, __file__, "train", "--work", str(pack), *steps]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        found[f"{count:,}"] = json.loads(done.stdout)
-    return found
+        process = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        figures[f"{count:,}"] = json.loads(process.stdout)
+    return figures
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -79,17 +79,17 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     feed = training_batches(dataset, parts.train, recipe, first_epoch=0)
     memory, first = [], []
 
-    class Watch(keras().callbacks.Callback):  # type: ignore[misc]
+    class MemoryMonitor(keras().callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             first.append(time.time() - arguments.began)
             resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
             memory.append(resident_pages * 4096 / 1e6)
 
-    model.fit(feed, steps_per_epoch=arguments.steps, epochs=1, verbose=0, callbacks=[Watch()])
+    model.fit(feed, steps_per_epoch=arguments.steps, epochs=1, verbose=0, callbacks=[MemoryMonitor()])
     tenth = max(1, len(memory) // 10)
     return {
-        "pictures_to_train": len(parts.train),
-        "part_of_epoch": round(arguments.steps * BATCH / len(parts.train), 3),
+        "training_images": len(parts.train),
+        "fraction_of_epoch": round(arguments.steps * BATCH / len(parts.train), 3),
         "seconds_to_step_20": round(first[0], 1),
         "rss_mb": [round(value) for value in memory[::tenth]],
         "rss_end_to_a_tenth": round(memory[-1] / memory[tenth], 3),
@@ -98,28 +98,28 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def feed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the input pipeline from memory and from shards, compared with the training step of ResNet8."""
-    keras()  # before TensorFlow is loaded, which it sets up
+    keras()  # configures TensorFlow, so it must run before TensorFlow is imported
     base = Recipe().override({"data.source": str(unpacked("cifar10", arguments.work)), "data.input_size": 32})
-    place = arguments.work / "pack-cifar10"
-    if not place.is_dir():
-        pack_data(base, place)
-    works = {}
-    for name, source in (("memory", base.data.source), ("shards", str(place))):
+    pack = arguments.work / "pack-cifar10"
+    if not pack.is_dir():
+        pack_data(base, pack)
+    functions = {}
+    for name, source in (("memory", base.data.source), ("shards", str(pack))):
         dataset, section = load(base.override({"data.source": source}).data)
         part = split_dataset(dataset, section, 0).train
         for key, setting in SETTINGS.items():
             recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | setting)
             epoch = steps_per_epoch(part, recipe)
-            fed = training_batches(dataset, part, recipe, first_epoch=0)
-            works[f"{name}, augmentation {key}"] = (take(fed, epoch), epoch * BATCH)
+            batches = training_batches(dataset, part, recipe, first_epoch=0)
+            functions[f"{name}, augmentation {key}"] = (take(batches, epoch), epoch * BATCH)
     recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | PLAIN)
     model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalize)
     compile_classifier(model, keras().optimizers.Adam(), STEPS)
     one = training_batches(dataset, part, recipe, first_epoch=0).take(1).cache().repeat()
-    works["step"] = (lambda: model.fit(one, steps_per_epoch=STEPS, epochs=1, verbose=0), STEPS * BATCH)
-    speeds, _ = in_turns(works, arguments.rounds)
+    functions["step"] = (lambda: model.fit(one, steps_per_epoch=STEPS, epochs=1, verbose=0), STEPS * BATCH)
+    speeds, _ = measure_alternately(functions, arguments.rounds)
     return {
-        "pictures_per_second": speeds,
+        "images_per_second": speeds,
         "to_step": {name: round(speed / speeds["step"], 1) for name, speed in speeds.items() if name != "step"},
     }
 

@@ -58,13 +58,13 @@ def main() -> None:
     for name in arguments.arch:
         steppers = [stepper(name, mixed, arguments.input_size) for mixed in (False, True)]
         policy = keras().mixed_precision.global_policy().name
-        taken: list[list[float]] = [[], []]
+        durations: list[list[float]] = [[], []]
         for _ in range(arguments.steps):
-            for step, times in zip(steppers, taken, strict=True):
+            for step, times in zip(steppers, durations, strict=True):
                 began = time.perf_counter()
                 step()
                 times.append(time.perf_counter() - began)
-        float32, mixed = (1e3 * statistics.median(times) for times in taken)
+        float32, mixed = (1e3 * statistics.median(times) for times in durations)
         about = {"arch": name, "policy": policy, "float32_ms": round(float32, 1), "mixed_ms": round(mixed, 1)}
         print(json.dumps(about | {"times_faster": round(float32 / mixed, 2)}), flush=True)
 

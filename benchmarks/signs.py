@@ -39,15 +39,15 @@ def main() -> None:
         run = fit(recipe, path, resume=run.begun, finish=not arguments.validate)
     rows = run.history()
     best = next(row for row in rows if row["epoch"] == best_epoch(rows))
-    found = {"epochs": len(rows), "best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"]}
+    figures = {"epochs": len(rows), "best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"]}
     if not arguments.validate:
         if "int8-qat" not in run.variants():
             quantize(run, "qat", max_drop=100)
         report = run.variants()["int8-qat"]
         float_form, *_, form = report["forms"]
-        found |= {"test_pictures": report["images"], "float_top1": float_form["top1"], "int8_top1": form["top1"]}
-        found |= {"agreement": form["agreement"], "int8_bytes": form["size_bytes"]}
-    print(json.dumps(found))
+        figures |= {"test_images": report["images"], "float_top1": float_form["top1"], "int8_top1": form["top1"]}
+        figures |= {"agreement": form["agreement"], "int8_bytes": form["size_bytes"]}
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class Soak:
             "RTSP server silent": self._silent,
             "MJPEG server killed": self._killed(self.mjpeg),
             "broker stopped": self._killed(self.broker, stop="stop"),
-            "webhook answers 500": lambda: self._status(500),
+            "webhook returns 500": lambda: self._status(500),
             "webhook silent": lambda: self._status(-1),
             "webhook hangs up": lambda: self._status(0),
             "idle connections": self._idle,

@@ -22,7 +22,7 @@ def help_s() -> float:
     return time.monotonic() - began
 
 
-def first_answer_s(bundle: str, source: str) -> float:
+def first_prediction_s(bundle: str, source: str) -> float:
     """Return the seconds until ``edgerec camera`` prints its first line."""
     began = time.monotonic()
     command = ["camera", bundle, "--source", source, "--headless", "--json", "--max-frames", "1"]
@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     waits = {
         "help_s": [help_s() for _ in range(arguments.times)],
-        "first_answer_s": [first_answer_s(arguments.bundle, arguments.source) for _ in range(arguments.times)],
+        "first_prediction_s": [first_prediction_s(arguments.bundle, arguments.source) for _ in range(arguments.times)],
     }
     print(
         json.dumps({k: {"best": round(min(v), 3), "median": round(statistics.median(v), 3)} for k, v in waits.items()})

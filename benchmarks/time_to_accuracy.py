@@ -74,7 +74,7 @@ def tutorial(threshold: float, max_epochs: int) -> list[dict[str, float]]:
     class AfterEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             at = clock.read()
-            accuracy = clock.stopped_while(lambda: right(model, x_test, y_test))
+            accuracy = clock.stopped_while(lambda: measure_accuracy(model, x_test, y_test))
             rows.append({"epoch": epoch + 1, "seconds": at, "accuracy": accuracy})
             if accuracy >= threshold:
                 model.stop_training = True
@@ -103,7 +103,7 @@ def edgerec(threshold: float, max_epochs: int) -> list[dict[str, float]]:
 
     def on_epoch(epoch: int, model: Any) -> None:
         at = clock.read()
-        accuracy = clock.stopped_while(lambda: right(model, x_test, y_test))
+        accuracy = clock.stopped_while(lambda: measure_accuracy(model, x_test, y_test))
         rows.append({"epoch": epoch, "seconds": at, "accuracy": accuracy})
         if accuracy >= threshold:
             raise Reached
@@ -113,7 +113,7 @@ def edgerec(threshold: float, max_epochs: int) -> list[dict[str, float]]:
     return rows
 
 
-def right(model: Any, x: Any, y: Any) -> float:
+def measure_accuracy(model: Any, x: Any, y: Any) -> float:
     """Return the test accuracy."""
     return float(np.mean(model.predict(x, batch_size=512, verbose=0).argmax(1) == y))
 
@@ -136,8 +136,8 @@ def main() -> None:
         rows = json.loads(done.stdout.splitlines()[-1])
         reached = [row for row in rows if row["accuracy"] >= arguments.threshold]
         result[name] = {"seconds": round(reached[0]["seconds"], 1) if reached else None, "epochs": rows}
-    ours, theirs = result["edgerec"]["seconds"], result["tutorial"]["seconds"]
-    result["tutorial_to_edgerec"] = round(theirs / ours, 2) if ours and theirs else None
+    edgerec_s, tutorial_s = result["edgerec"]["seconds"], result["tutorial"]["seconds"]
+    result["tutorial_to_edgerec"] = round(tutorial_s / edgerec_s, 2) if edgerec_s and tutorial_s else None
     print(json.dumps(result, indent=1))
 
 

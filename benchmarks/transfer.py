@@ -24,13 +24,13 @@ from edgerec import Recipe, fit
 
 TRAIN, VALIDATE = 5, 2
 COMMON: dict[str, Any] = {"data.input_size": 96, "train.batch_size": 10, "train.epochs": 60}
-WAYS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "from vww_96.h5": {"model.arch": "backbone", "train.learning_rate": 0.01, "transfer.unfreeze": 0.0},
     "from scratch": {"model.arch": "mobilenet_v1", "model.width": 0.25, "train.learning_rate": 0.003},
 }
 
 
-def few(work: Path, number: int) -> Path:
+def write_small_dataset(work: Path, number: int) -> Path:
     """Write sign digits of selected persons as train/, val/ and test/; half of the persons are in the test set."""
     folder = work / f"few-signs-{number}"
     if folder.is_dir():
@@ -40,13 +40,13 @@ def few(work: Path, number: int) -> Path:
     half, quarter = len(people) // 2, 3 * len(people) // 4
     partial = work / f".few-signs-{number}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    for part, whose, most in (
+    for part, part_people, most in (
         ("test", people[:half], 10**9),
         ("train", people[half:quarter], TRAIN),
         ("val", people[quarter:], VALIDATE),
     ):
         for sign in sorted(path.name for path in signs.iterdir()):
-            own = [path for person in whose for path in sorted((signs / sign).glob(f"{person}_*"))][:most]
+            own = [path for person in part_people for path in sorted((signs / sign).glob(f"{person}_*"))][:most]
             (partial / part / sign).mkdir(parents=True)
             for path in own:
                 shutil.copyfile(path, partial / part / sign / path.name)
@@ -60,18 +60,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     work = parser.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    accuracies: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for number in range(3):
-        for way, changes in WAYS.items():
-            weights = {"model.weights": str(data_folder() / "vww_96.h5")} if "vww" in way else {}
+        for variant, changes in VARIANTS.items():
+            weights = {"model.weights": str(data_folder() / "vww_96.h5")} if "vww" in variant else {}
             recipe = Recipe().override(
-                {"data.source": str(few(work, number)), "seed": number} | COMMON | changes | weights
+                {"data.source": str(write_small_dataset(work, number)), "seed": number} | COMMON | changes | weights
             )
             run = fit(recipe, work / "runs" / f"few-{number}-{changes['model.arch']}", overwrite=True)
-            found[way].append(run.metrics["accuracy"])
-            row = {"choice": number, "way": way, "val": run.metrics["val_accuracy"], "test": run.metrics["accuracy"]}
+            accuracies[variant].append(run.metrics["accuracy"])
+            row = {
+                "selection": number,
+                "variant": variant,
+                "val": run.metrics["val_accuracy"],
+                "test": run.metrics["accuracy"],
+            }
             print(json.dumps(row), flush=True)
-    means = {way: round(100 * statistics.mean(values), 2) for way, values in found.items()}
+    means = {variant: round(100 * statistics.mean(values), 2) for variant, values in accuracies.items()}
     print(json.dumps({"mean_top1": means, "points": round(means["from vww_96.h5"] - means["from scratch"], 2)}))
 
 

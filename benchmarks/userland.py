@@ -39,10 +39,10 @@ from edgerec.export.readme import requirements
 from edgerec.train.run import Run
 from edgerec.utils.progress import ignore
 
-PICTURES = 300
+IMAGES = 300
 TARGETS = ("rpi", "rpi-32bit")
 SIGNS = {"data.group_by": "person_([0-9]+)", "train.learning_rate": 0.002, "compress.epochs": 1}
-# Weights that were trained, on real pictures; how good they are does not matter here.
+# The models are trained only briefly on real images, because their accuracy does not matter here.
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "simple_cnn": ("mnist", {"model.arch": "simple_cnn", "train.epochs": 2, "compress.epochs": 1}),
     "mobilenet_v1": ("signs", {"model.arch": "mobilenet_v1", "model.width": 0.25, "train.epochs": 6, **SIGNS}),
@@ -58,7 +58,7 @@ def source(name: str, work: Path) -> str:
     return str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work))
 
 
-def run_of(name: str, work: Path) -> Run:
+def train_run(name: str, work: Path) -> Run:
     """Return a briefly trained run with an int8 variant; an existing run is used."""
     data, changes = RECIPES[name]
     path = work / "runs" / name
@@ -74,25 +74,27 @@ def scores(names: list[str], work: Path, tflite_runtime: str) -> None:
     print("| model | system | CPU | runtime | golden images: difference, top-1 | 300 images: difference, top-1 | s |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
-        run = run_of(name, work)
+        run = train_run(name, work)
         for target in TARGETS:
             out = work / f"{name}-{target}"
             data = source(RECIPES[name][0], work)
             export_bundle(run, target, out=out, variant="int8-qat", max_drop=100, data=data, overwrite=True)
-            report = verify_emulated(out, target, data=data, images=PICTURES).to_dict()
+            report = verify_emulated(out, target, data=data, images=IMAGES).to_dict()
             _rows(name, "compared with LiteRT", report)
             if target == "rpi-32bit" and tflite_runtime:
                 command = [tflite_runtime, "-m", "edgerec", "verify", out, "--on", target, "--data", data, "--json"]
                 environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
-                _rows(name, "compared with tflite-runtime", json.loads(done.stdout))
+                process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+                _rows(name, "compared with tflite-runtime", json.loads(process.stdout))
 
 
 def _rows(name: str, against: str, report: dict[str, Any]) -> None:
     for result in report["results"]:
         cells = [
-            f"{found['max_difference']:g}, {found['same_top1']} of {found['images']}" if found else result["problem"]
-            for found in (result["golden"], result["images"])
+            f"{differences['max_difference']:g}, {differences['same_top1']} of {differences['images']}"
+            if differences
+            else result["problem"]
+            for differences in (result["golden"], result["images"])
         ]
         print(
             f"| `{name}` | {result['release']}, Python {result['python']}, {result['machine']} | {result['cpu']} "
@@ -102,13 +104,13 @@ def _rows(name: str, against: str, report: dict[str, Any]) -> None:
     print(f"{name} on {report['on']}: {report['seconds']:.0f} s in all", file=sys.stderr, flush=True)
 
 
-def kinds(work: Path) -> Iterator[tuple[str, bytes]]:
+def image_files(work: Path) -> Iterator[tuple[str, bytes]]:
     """Yield 300 image files of different content, size, format, number of channels and bit depth."""
     rng = np.random.default_rng(0)
     photos = [cv2.imread(str(path)) for path in sorted(signs_by_person(work).glob("*/*"))[::40]]
     photos.append(cv2.imread(str(data_folder() / "cat_720p.jpg")))
     shapes = [(1, 1), (1, 300), (300, 1), (2, 3), (97, 31), (480, 640), (1200, 1600), (720, 1280), (333, 1000)]
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         shape = shapes[number] if number < len(shapes) else tuple(rng.integers(1, 900, 2))
         image = rng.integers(0, 256, (*shape, 3), np.uint8)
         if number % 4:
@@ -132,24 +134,24 @@ def kinds(work: Path) -> Iterator[tuple[str, bytes]]:
 
 def preprocess(work: Path) -> None:
     """Print the number of images whose decoded and preprocessed bytes are the same as on this machine."""
-    files = dict(kinds(work))
+    files = dict(image_files(work))
     here = userland_preprocess.digests(files.items())
     if broken := [name for name, (pixels, _) in here["files"].items() if not pixels]:
         raise SystemExit(f"not decoded here: {broken}")
     print("| system | CPU | OpenCV | same after decoding | same after preprocessing | images |")
     print("|---|---|---|---|---|---|")
     for target in TARGETS:
-        aim = Target.load(target)
-        for system in emulated_systems(aim, requirements(aim), listener=ignore):
+        device = Target.load(target)
+        for system in emulated_systems(device, requirements(device), listener=ignore):
             with system.work_folder() as device_folder:
-                (device_folder.folder / "pictures").mkdir()
+                (device_folder.folder / "images").mkdir()
                 for name, content in files.items():
-                    (device_folder.folder / "pictures" / name).write_bytes(content)
-                done, there = device_folder.run(
-                    Path(userland_preprocess.__file__), {"pictures": f"{device_folder.inside}/pictures"}
+                    (device_folder.folder / "images" / name).write_bytes(content)
+                outcome, there = device_folder.run(
+                    Path(userland_preprocess.__file__), {"images": f"{device_folder.inside}/images"}
                 )
             if there is None:
-                print(f"| {system.root.release} | {system.cpu} | {done.error_line} |")
+                print(f"| {system.root.release} | {system.cpu} | {outcome.error_line} |")
                 continue
             same = [sum(here["files"][name][part] == there["files"][name][part] for name in files) for part in (0, 1)]
             other = sorted({Path(n).suffix for n in files if here["files"][n] != there["files"][n]})
@@ -161,7 +163,7 @@ def preprocess(work: Path) -> None:
             )
 
 
-def downloaded(system: EmulatedSystem, text: str) -> int:
+def download_size(system: EmulatedSystem, text: str) -> int:
     """Return the total size of the wheels that pip downloads on the device, without Debian's packages."""
     with tempfile.TemporaryDirectory() as name:
         folder, extra = Path(name) / "wheels", Path(name)
@@ -179,8 +181,8 @@ def downloaded(system: EmulatedSystem, text: str) -> int:
         ]
         command += wheel_options(system.root, system.root.python) + [f"--find-links={link}" for link in links]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        ours = {f"{info.removesuffix('.dist-info')}-py3-none-any.whl" for info in own}
-        return sum(file.stat().st_size for file in folder.iterdir() if file.name not in ours)
+        placeholder_names = {f"{info.removesuffix('.dist-info')}-py3-none-any.whl" for info in own}
+        return sum(file.stat().st_size for file in folder.iterdir() if file.name not in placeholder_names)
 
 
 def sizes(work: Path) -> None:
@@ -188,8 +190,8 @@ def sizes(work: Path) -> None:
     print("| target | system | wheels, MB | unpacked, MB | edgerec.whl, kB | bundles, bytes |")
     print("|---|---|---|---|---|---|")
     for target in TARGETS:
-        aim = Target.load(target)
-        for system in emulated_systems(aim, requirements(aim), listener=ignore):
+        device = Target.load(target)
+        for system in emulated_systems(device, requirements(device), listener=ignore):
             if system.cpu not in ("cortex-a72", "cortex-a7"):
                 continue
             bundles = {
@@ -199,7 +201,7 @@ def sizes(work: Path) -> None:
             }
             own = system.wheel.stat().st_size / 1e3 if system.wheel else 0
             print(
-                f"| {target} | {system.root.release} | {downloaded(system, requirements(aim)) / 1e6:.1f} "
+                f"| {target} | {system.root.release} | {download_size(system, requirements(device)) / 1e6:.1f} "
                 f"| {system.site_bytes / 1e6:.0f} | {own:.0f} "
                 f"| {json.dumps(bundles)} |",
                 flush=True,

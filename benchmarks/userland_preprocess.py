@@ -25,20 +25,20 @@ SPECS = [
 
 def digests(files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
     """Return OpenCV's version, and for each file the digests of its decoded and of its preprocessed pixels."""
-    found = {}
+    digest_pairs = {}
     for name, content in files:
         image = decode(content)
         if image is None:
-            found[name] = ["", ""]
+            digest_pairs[name] = ["", ""]
             continue
-        seen = hashlib.sha256()
+        preprocessed = hashlib.sha256()
         for spec in SPECS:
-            seen.update(apply(image, spec).tobytes())
-        found[name] = [hashlib.sha256(image.tobytes()).hexdigest(), seen.hexdigest()]
-    return {"opencv": cv2.__version__, "files": found}
+            preprocessed.update(apply(image, spec).tobytes())
+        digest_pairs[name] = [hashlib.sha256(image.tobytes()).hexdigest(), preprocessed.hexdigest()]
+    return {"opencv": cv2.__version__, "files": digest_pairs}
 
 
 if __name__ == "__main__":
     here = Path(sys.argv[1])
-    pictures = sorted((here / "pictures").iterdir())
-    (here / "result.json").write_text(json.dumps(digests((path.name, path.read_bytes()) for path in pictures)))
+    images = sorted((here / "images").iterdir())
+    (here / "result.json").write_text(json.dumps(digests((path.name, path.read_bytes()) for path in images)))

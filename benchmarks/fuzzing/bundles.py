@@ -40,12 +40,12 @@ for line in sys.stdin:
     try:
         Classifier.open(json.loads(line)).classify(image)
         verify(json.loads(line))
-        said = "accepted", ""
+        outcome = "accepted", ""
     except EdgerecError as error:
-        said = "refused", str(error)
+        outcome = "refused", str(error)
     except BaseException as error:
-        said = "other", repr(error)[:200] + " at " + repr(traceback.extract_tb(error.__traceback__)[-1])
-    print(json.dumps(said), flush=True)
+        outcome = "other", repr(error)[:200] + " at " + repr(traceback.extract_tb(error.__traceback__)[-1])
+    print(json.dumps(outcome), flush=True)
 """
 
 
@@ -67,11 +67,11 @@ class Child:
         assert process.stdin is not None
         process.stdin.write(json.dumps(str(path)) + "\n")
         process.stdin.flush()
-        kind, said = json.loads(self._line(LIMIT_S))
+        kind, message = json.loads(self._line(LIMIT_S))
         if kind == "refused":
-            raise EdgerecError(said)
+            raise EdgerecError(message)
         if kind == "other":
-            raise Broken(said)
+            raise Broken(message)
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
@@ -129,7 +129,7 @@ def manifests(bundle: Path, work: Path) -> Iterator[Attempt]:
         yield attempt
 
 
-def _of_file(name: str, damaged: Callable[[Random, bytes], bytes]) -> Callable[..., Iterator[Attempt]]:
+def _damage_file(name: str, damaged: Callable[[Random, bytes], bytes]) -> Callable[..., Iterator[Attempt]]:
     """Return the kind of input that damages one file and updates its digest."""
 
     def kind(bundle: Path, work: Path) -> Iterator[Attempt]:
@@ -152,10 +152,10 @@ def _damaged_model(rng: Random, model: bytes) -> bytes:
 
 
 golden = contextlib.contextmanager(
-    _of_file("golden/golden.json", lambda rng, content: damaged_json(rng, json.loads(content)))
+    _damage_file("golden/golden.json", lambda rng, content: damaged_json(rng, json.loads(content)))
 )
-pictures = contextlib.contextmanager(_of_file("golden/000.png", damaged_bytes))
-models = contextlib.contextmanager(_of_file("model.tflite", _damaged_model))
+golden_images = contextlib.contextmanager(_damage_file("golden/000.png", damaged_bytes))
+models = contextlib.contextmanager(_damage_file("model.tflite", _damaged_model))
 
 
 @contextlib.contextmanager

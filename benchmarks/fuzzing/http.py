@@ -120,8 +120,8 @@ def _camera_response(rng: Random, images: list[bytes]) -> bytes:
     if rng.random() < 0.1:
         return content
     # Do not damage the target of a redirect, because edgerec would resolve a changed host name with DNS.
-    kept = content.find(b"Location") if b"Location" in content else len(content)
-    return damaged_bytes(rng, content[:kept], within=((0, len(head)),)) + content[kept:]
+    end = content.find(b"Location") if b"Location" in content else len(content)
+    return damaged_bytes(rng, content[:end], within=((0, len(head)),)) + content[end:]
 
 
 def _page(messages: list[bytes], out: Path, token: str | None = None) -> None:
@@ -133,9 +133,9 @@ def _page(messages: list[bytes], out: Path, token: str | None = None) -> None:
         page.write(_result())
         port = urlsplit(page.url).port or 0
         for message in messages:
-            answer = _response(port, message.replace(b"@PORT@", str(port).encode()), _RESPONSE_S)
-            if b"Traceback" in answer or answer.startswith(b"HTTP/1.1 500") or TOKEN.encode() in answer:
-                raise Broken(f"the page answers {answer[:200]!r}")
+            response = _response(port, message.replace(b"@PORT@", str(port).encode()), _RESPONSE_S)
+            if b"Traceback" in response or response.startswith(b"HTTP/1.1 500") or TOKEN.encode() in response:
+                raise Broken(f"the page returns {response[:200]!r}")
         permit = f"Authorization: Bearer {token}\r\n" if token else ""
         _expect_ok(port, f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{permit}\r\n")
 
@@ -150,8 +150,8 @@ def _metrics(messages: list[bytes], out: Path) -> None:
     with Prometheus(_MANIFEST, port=0) as sink:  # type: ignore[arg-type]
         sink.write(_result())
         for message in messages:
-            if b"Traceback" in (answer := _response(sink.port, message, _RESPONSE_S)):
-                raise Broken(f"the metrics answer {answer[:200]!r}")
+            if b"Traceback" in (response := _response(sink.port, message, _RESPONSE_S)):
+                raise Broken(f"the metrics endpoint returns {response[:200]!r}")
         _expect_ok(sink.port, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
 
 
@@ -202,11 +202,11 @@ def _webhook(messages: list[bytes], out: Path) -> None:
 
 def _sender(messages: list[bytes], other: int) -> Callable[[socket.socket], None]:
     """Return a server that sends one message per connection, in order, and then repeats the last message."""
-    left = list(messages)
+    remaining = list(messages)
 
     def serve(connected: socket.socket) -> None:
         request = received(connected, b"\r\n\r\n")
-        message = left.pop(0) if len(left) > 1 else left[0]
+        message = remaining.pop(0) if len(remaining) > 1 else remaining[0]
         line = request.splitlines()[0] if request else b""
         connected.sendall(message.replace(b"@OTHER@", str(other).encode()).replace(b"@REQUEST@", line))
 
@@ -222,9 +222,9 @@ def _response(port: int, request: bytes, seconds: float) -> bytes:
 
 
 def _expect_ok(port: int, request: str) -> None:
-    answer = _response(port, request.encode(), _WAIT_S)
-    if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
-        raise Broken(f"a valid request gets {answer[:100]!r}")
+    response = _response(port, request.encode(), _WAIT_S)
+    if not response.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
+        raise Broken(f"a valid request gets {response[:100]!r}")
 
 
 def _result() -> Any:

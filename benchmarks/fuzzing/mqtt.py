@@ -81,14 +81,14 @@ def _encoded(rng: Random, length: int) -> bytes:
 
 def use(connections: list[list[tuple[bytes, int]]], out: Path) -> None:
     """Publish messages to the hostile broker, and then to a correct broker on the same port."""
-    left = list(connections)
+    remaining = list(connections)
 
     def serve(connected: socket.socket) -> None:
         connected.recv(65536)
-        if not left:
+        if not remaining:
             _acknowledge(connected)
             return
-        packets = left.pop(0)
+        packets = remaining.pop(0)
         connected.settimeout(SEND_S)
         connected.sendall(_ACCEPTED)
         for packet, count in packets:
@@ -108,9 +108,11 @@ def use(connections: list[list[tuple[bytes, int]]], out: Path) -> None:
             for number in range(MESSAGES):
                 sink.state(StateChange(f"camera{number}", SourceState.LIVE, time.monotonic()))
             deadline = time.monotonic() + DELIVERY_S
-            while sink.waiting or left:
+            while sink.waiting or remaining:
                 if time.monotonic() > deadline:
-                    raise Broken(f"{sink.waiting} messages wait for a correct broker, {len(left)} connections left")
+                    raise Broken(
+                        f"{sink.waiting} messages wait for a correct broker, {len(remaining)} connections left"
+                    )
                 time.sleep(0.01)
             if sink.dropped:
                 raise Broken(f"{sink.dropped} messages were dropped")

@@ -1,4 +1,4 @@
-"""A server on the loopback interface that sends given data and stops automatically."""
+"""A server on the loopback interface that calls a function for each connection and stops automatically."""
 
 from __future__ import annotations
 

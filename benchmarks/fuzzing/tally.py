@@ -69,31 +69,31 @@ def tally(name: str, kind: Kind, bundle: Path, work: Path, *, seed: int, count: 
     """Try ``count`` inputs of one kind. Each input has its own seed, so that it can be repeated alone."""
     figures = Figures(name)
     work.mkdir(parents=True, exist_ok=True)
-    with _limited() as limit, _overheard() as heard:
+    with _limited() as limit, _collect_errors() as errors:
         try:
             with kind(bundle, work) as attempt:
                 for number in range(count):
                     began = time.monotonic()
-                    _try(figures, f"{name}-{seed}-{number}", attempt, limit, heard)
+                    _try(figures, f"{name}-{seed}-{number}", attempt, limit, errors)
                     figures.slowest_s = round(max(figures.slowest_s, time.monotonic() - began), 3)
-            if heard:
-                raise Broken(heard[0])
-        except Exception as error:  # what the kind finds at its end, as a server that does not answer any more
+            if errors:
+                raise Broken(errors[0])
+        except Exception as error:  # e.g. a server that no longer responds after the last case
             figures.other += 1
             figures.examples.append(f"end: {error!r}")
     return figures
 
 
-def _try(figures: Figures, seed: str, attempt: Attempt, limit: Callable[[float], None], heard: list[str]) -> None:
+def _try(figures: Figures, seed: str, attempt: Attempt, limit: Callable[[float], None], errors: list[str]) -> None:
     figures.tried += 1
     try:
         limit(LIMIT_S)
         attempt(Random(seed))
-        if heard:
-            raise Broken(heard[0])
+        if errors:
+            raise Broken(errors[0])
     except EdgerecError as error:
-        if trouble := error_fault(str(error)):
-            _note(figures, seed, f"{trouble}: {str(error)[:300]!r}")
+        if fault := error_fault(str(error)):
+            _note(figures, seed, f"{fault}: {str(error)[:300]!r}")
         else:
             figures.refused += 1
     except Exception as error:
@@ -102,13 +102,13 @@ def _try(figures: Figures, seed: str, attempt: Attempt, limit: Callable[[float],
         figures.accepted += 1
     finally:
         limit(0)
-        heard.clear()
+        errors.clear()
 
 
-def _note(figures: Figures, seed: str, said: str) -> None:
+def _note(figures: Figures, seed: str, text: str) -> None:
     figures.other += 1
     if len(figures.examples) < 20:
-        figures.examples.append(f"{seed}: {said}")
+        figures.examples.append(f"{seed}: {text}")
 
 
 def error_fault(message: str) -> str:
@@ -134,21 +134,21 @@ def _limited() -> Iterator[Callable[[float], None]]:
 
 
 @contextlib.contextmanager
-def _overheard() -> Iterator[list[str]]:
+def _collect_errors() -> Iterator[list[str]]:
     """Collect errors that occur elsewhere: exceptions that end threads or are ignored, and errors in the log."""
-    heard: list[str] = []
+    errors: list[str] = []
 
-    class Ear(logging.Handler):
+    class ErrorHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(f"logged: {record.getMessage()}")
+            errors.append(f"logged: {record.getMessage()}")
 
-    ear = Ear(logging.ERROR)
+    handler = ErrorHandler(logging.ERROR)
     before = threading.excepthook, sys.unraisablehook
-    threading.excepthook = lambda given: heard.append(f"in {given.thread}: {given.exc_value!r}")
-    sys.unraisablehook = lambda given: heard.append(f"ignored: {given.exc_value!r}")
-    logging.getLogger().addHandler(ear)
+    threading.excepthook = lambda arguments: errors.append(f"in {arguments.thread}: {arguments.exc_value!r}")
+    sys.unraisablehook = lambda arguments: errors.append(f"ignored: {arguments.exc_value!r}")
+    logging.getLogger().addHandler(handler)
     try:
-        yield heard
+        yield errors
     finally:
-        logging.getLogger().removeHandler(ear)
+        logging.getLogger().removeHandler(handler)
         threading.excepthook, sys.unraisablehook = before

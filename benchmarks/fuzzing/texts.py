@@ -53,9 +53,9 @@ def texts(bundle: Path, work: Path) -> Iterator[Attempt]:
     """Parse a damaged text. Some parsers raise ValueError, which the command line converts to an error message."""
 
     def attempt(rng: Random) -> None:
-        read, good = rng.choice(_READERS)
+        read, valid = rng.choice(_READERS)
         try:
-            read(damaged_text(rng, rng.choice(good)))
+            read(damaged_text(rng, rng.choice(valid)))
         except EdgerecError as error:
             if "secret" in str(error):
                 raise Broken(f"shows a password: {error}") from None
@@ -77,10 +77,17 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
 
     from edgerec.cli.app import app
 
-    folder = work / "pictures"
+    folder = work / "images"
     folder.mkdir(exist_ok=True)
     cv2.imwrite(str(folder / "one.png"), np.zeros((8, 8, 3), np.uint8))
-    good = ["camera", str(bundle), "--headless", f"--source={folder}", f"--save-dir={work / 'saved'}", "--save=changes"]
+    valid = [
+        "camera",
+        str(bundle),
+        "--headless",
+        f"--source={folder}",
+        f"--save-dir={work / 'saved'}",
+        "--save=changes",
+    ]
     # Settings that the command line changes for its process.
     log = logging.getLogger("edgerec")
     before, known = signal.getsignal(signal.SIGTERM), (log.handlers[:], log.level, log.propagate)
@@ -89,15 +96,15 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
         chosen = rng.sample(_OPTIONS, rng.choice((1, 1, 2)))
         damaged = [f"{name}={damaged_text(rng, value)}" for name, _, value in (text.partition("=") for text in chosen)]
         log.handlers.clear()  # the handlers write to the stream of the previous attempt
-        done = CliRunner().invoke(app, [*good, *(text.replace("\0", "0") for text in damaged)])
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise Broken(f"{damaged}: {done.exception!r}")
-        if "Traceback" in done.output or done.exit_code not in (0, 1, 2):
-            raise Broken(f"{damaged}: exit code {done.exit_code}: {done.output[-300:]}")
-        if done.exit_code == 1:
-            raise EdgerecError(done.stderr.strip().removeprefix("error: "))
-        if done.exit_code == 2:  # Typer prints several lines, the last of which contains the error
-            raise EdgerecError(done.stderr.strip().splitlines()[-1])
+        result = CliRunner().invoke(app, [*valid, *(text.replace("\0", "0") for text in damaged)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise Broken(f"{damaged}: {result.exception!r}")
+        if "Traceback" in result.output or result.exit_code not in (0, 1, 2):
+            raise Broken(f"{damaged}: exit code {result.exit_code}: {result.output[-300:]}")
+        if result.exit_code == 1:
+            raise EdgerecError(result.stderr.strip().removeprefix("error: "))
+        if result.exit_code == 2:  # Typer prints several lines, the last of which contains the error
+            raise EdgerecError(result.stderr.strip().splitlines()[-1])
 
     try:
         yield attempt
