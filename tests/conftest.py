@@ -145,20 +145,20 @@ def bundle(first_run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(bundle) -> list[Path]:
+def golden_images(bundle) -> list[Path]:
     """Return the paths of the bundle's golden images: one digit of each class."""
     return sorted((bundle / "golden").glob("*.png"))
 
 
 @pytest.fixture(scope="session")
-def video(pictures, tmp_path_factory) -> Path:
+def video(golden_images, tmp_path_factory) -> Path:
     """Return the path of a Motion JPEG video of 30 frames, 160×120, which shows each digit for three frames."""
     import cv2
 
     path = tmp_path_factory.mktemp("video") / "digits.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (160, 120))
-    for picture in pictures:
-        digit = cv2.resize(cv2.imread(str(picture)), (120, 120), interpolation=cv2.INTER_LINEAR)
+    for image in golden_images:
+        digit = cv2.resize(cv2.imread(str(image)), (120, 120), interpolation=cv2.INTER_LINEAR)
         frame = cv2.copyMakeBorder(digit, 0, 0, 20, 20, cv2.BORDER_CONSTANT)
         for _ in range(3):
             writer.write(frame)
@@ -201,7 +201,7 @@ def edgerec():
 
 
 @pytest.fixture
-def here():
+def invoke():
     """Return a function that runs the command line in this process, where TensorFlow is already loaded.
 
     The configuration of the log is restored after each call.

@@ -32,7 +32,7 @@ EXECUTED = [page for page in PAGES if blocks(page, "sh") or blocks(page, "python
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EXECUTED)
-def test_commands_and_python_blocks_run(page, here, tmp_path, monkeypatch, brief_training):
+def test_commands_and_python_blocks_run(page, invoke, tmp_path, monkeypatch, brief_training):
     """Blocks marked ``sh`` and ``python`` run in the order of the page, beside a folder ``photos`` with two classes.
 
     Blocks marked ``console`` and ``bash`` are not executed: they need a download, hardware or a long time.
@@ -46,7 +46,7 @@ def test_commands_and_python_blocks_run(page, here, tmp_path, monkeypatch, brief
         for command in commands(content):
             words = shlex.split(command, comments=True)
             words, output = (words[: words.index(">")], words[-1]) if ">" in words else (words, "")
-            done = here(*quick(words[1:]))
+            done = invoke(*quick(words[1:]))
             assert done.returncode == 0, (command, done.stderr)
             if output:
                 (tmp_path / output).write_text(done.stdout)
@@ -105,14 +105,14 @@ def test_every_public_name_is_in_the_python_reference():
         assert hasattr(import_module(module), name), f"{module} has no {name}"
 
 
-def test_json_keys_exist(here, first_run, bundle, pictures):
+def test_json_keys_exist(invoke, first_run, bundle, golden_images):
     """The tables of docs/reference/json.md name only keys that the commands print."""
     outputs = {
-        "camera and predict": here("predict", bundle, pictures[0], "--json").stdout,
-        "evaluate": here("evaluate", bundle, "--data", "digits", "--json").stdout,
+        "camera and predict": invoke("predict", bundle, golden_images[0], "--json").stdout,
+        "evaluate": invoke("evaluate", bundle, "--data", "digits", "--json").stdout,
         "quantize": (first_run.path / "int8-qat" / "report.json").read_text(),
-        "verify": here("verify", bundle, "--json").stdout,
-        "inspect": here("inspect", bundle, "--json").stdout,
+        "verify": invoke("verify", bundle, "--json").stdout,
+        "inspect": invoke("inspect", bundle, "--json").stdout,
     }
     for section, output in outputs.items():
         text = PAGES["reference/json.md"].partition(f"## {section}\n")[2].partition("\n## ")[0]

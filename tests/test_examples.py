@@ -76,11 +76,11 @@ def folder(real_data, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_command_runs(folder, monkeypatch, here, brief_training):
+def test_every_command_runs(folder, monkeypatch, invoke, brief_training):
     monkeypatch.chdir(folder)
     outputs = {}
     for command in ROWS:
-        done = here(*small(command))
+        done = invoke(*small(command))
         assert done.returncode == 0, (command, done.stderr)
         outputs[command] = done.stdout + done.stderr
     assert "int8-qat" in outputs["quantize runs/mnist"]
@@ -116,14 +116,14 @@ def test_every_recipe_is_valid_and_has_a_command():
             Recipe.from_toml(path)
 
 
-def test_error_of_a_failed_download_says_what_to_do(folder, monkeypatch, here):
+def test_error_of_a_failed_download_says_what_to_do(folder, monkeypatch, invoke):
     def offline(**options):
         raise OSError("URL fetch failure on https://example: None -- [Errno -2] Name or service not known")
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(keras().applications, "VGG16", offline)
     command = next(command for command in ROWS if "vgg16.toml" in command).replace("runs/vgg16", "runs/none")
-    message = one_line(here(*command.split()))
+    message = one_line(invoke(*command.split()))
     assert "could not be downloaded" in message
     assert "connect this machine to the Internet once, use --weights none" in message
     assert not Path("runs/none").exists()

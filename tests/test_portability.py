@@ -64,11 +64,11 @@ def test_32_bit_systems_are_not_told_to_install_a_package_without_a_wheel(monkey
     assert "pip install" not in str(caught.value)
 
 
-def test_commands_run_without_a_home_folder(bundle, pictures, edgerec, system):
+def test_commands_run_without_a_home_folder(bundle, golden_images, edgerec, system):
     environment = system(NO_HOME, "HOME", "XDG_CACHE_HOME", "EDGEREC_CACHE")
     for command in (
         ["camera", bundle, "--source", "synthetic:64x48@30", "--headless", "--max-frames", 2],
-        ["predict", bundle, pictures[0]],
+        ["predict", bundle, golden_images[0]],
         ["benchmark", bundle, "--seconds", "0.1", "--no-operators"],
         ["verify", bundle],
     ):

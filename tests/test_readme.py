@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_commands_and_python_code_run(tmp_path, pictures, monkeypatch, here, capsys):
+def test_commands_and_python_code_run(tmp_path, golden_images, monkeypatch, invoke, capsys):
     """Run the four commands with a folder instead of a camera, and then the Python code.
 
     All commands except camera run in this process, because TensorFlow is already loaded here. test_demo_runs starts a
@@ -31,10 +31,10 @@ def test_commands_and_python_code_run(tmp_path, pictures, monkeypatch, here, cap
     commands = [line for line in blocks("sh")[1].splitlines() if line.startswith("edgerec ")]
     assert [line.split()[1] for line in commands] == ["train", "quantize", "export", "camera"]
     commands[0] = commands[0].replace("--epochs 12", "--epochs 4")
-    commands[-1] = commands[-1].replace("--source 0", f"--source {pictures[0].parent} --headless")
+    commands[-1] = commands[-1].replace("--source 0", f"--source {golden_images[0].parent} --headless")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands[:-1]:
-        done = here(*shlex.split(command)[1:])
+        done = invoke(*shlex.split(command)[1:])
         assert done.returncode == 0, (command, done.stderr)
     done = subprocess.run(commands[-1], shell=True, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -188,7 +188,7 @@ def test_password_does_not_follow_a_redirect_from_https_to_http(tmp_path, monkey
 
 
 @contextmanager
-def rtsp_server(answer):
+def rtsp_server(respond):
     """A server that answers each request with ``answer(request)``; the port and a list of all requests."""
     requests, connections = [], []
     listener = socket.create_server(("127.0.0.1", 0))
@@ -198,7 +198,7 @@ def rtsp_server(answer):
             while request := connection.recv(4096):
                 requests.append(request)
                 number = next(line for line in request.split(b"\r\n") if line.lower().startswith(b"cseq"))
-                text = "200 OK\r\nPublic: DESCRIBE" if request.startswith(b"OPTIONS") else answer(request)
+                text = "200 OK\r\nPublic: DESCRIBE" if request.startswith(b"OPTIONS") else respond(request)
                 connection.sendall(f"RTSP/1.0 {text}\r\n".encode() + number + b"\r\n\r\n")
 
     def accept():
@@ -241,12 +241,12 @@ def test_password_does_not_follow_a_redirect_of_an_rtsp_server(challenge):
 
 
 def test_redirect_on_the_same_rtsp_server_keeps_the_password():
-    def answer(request):
+    def respond(request):
         if b"/x" in request.split(b"\r\n")[0]:
             return f"302 Found\r\nLocation: rtsp://127.0.0.1:{port}/y"
         return f"401 Unauthorized\r\nWWW-Authenticate: {CHALLENGES[0]}"
 
-    with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="cannot be opened"):
+    with rtsp_server(respond) as (port, requests), pytest.raises(SourceError, match="cannot be opened"):
         find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
     assert any(b"/y" in request and b"Authorization: Basic bWU6U0VDUkVU" in request for request in requests)
 
@@ -254,10 +254,10 @@ def test_redirect_on_the_same_rtsp_server_keeps_the_password():
 def test_endless_redirects_of_an_rtsp_server_are_refused():
     """FFmpeg would follow the next redirect with the password."""
 
-    def answer(request):
+    def respond(request):
         return f"302 Found\r\nLocation: rtsp://127.0.0.1:{port}/x"
 
-    with rtsp_server(answer) as (port, _), pytest.raises(SourceError, match="redirects too often"):
+    with rtsp_server(respond) as (port, _), pytest.raises(SourceError, match="redirects too often"):
         find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
 
 
@@ -282,12 +282,12 @@ DIGEST = 'Digest realm="c", nonce="abc"'
 def test_password_is_sent_for_the_first_challenge_that_is_supported(challenges, account, expected):
     """Without a supported challenge, the redirect behind the password would be left to FFmpeg."""
 
-    def answer(request):
+    def respond(request):
         if b"Authorization" not in request:
             return "401 Unauthorized\r\n" + "\r\n".join(f"WWW-Authenticate: {one}" for one in challenges)
         return "404 Not Found"
 
-    with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="cannot be opened"):
+    with rtsp_server(respond) as (port, requests), pytest.raises(SourceError, match="cannot be opened"):
         find_source(f"rtsp://{account}@127.0.0.1:{port}/x").open()
     own = [request for request in requests if b"User-Agent: edgerec\r\n" in request]
     assert [expected in request for request in own] == [False, True]
@@ -497,10 +497,10 @@ def test_wrong_cookie_is_delayed(monkeypatch):
 
     monkeypatch.setattr("edgerec.camera.sinks.web.auth.asyncio", type("Module", (), {"sleep": staticmethod(sleep)}))
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
-        answer = FORMS["cookie"](sink, "guess")
-        assert (answer.status, delays) == (401, [0.5])
+        response = FORMS["cookie"](sink, "guess")
+        assert (response.status, delays) == (401, [0.5])
         # The browser forgets the old cookie, so that a page that is still open does not lock its own address out.
-        assert "Max-Age=0" in answer.headers["Set-Cookie"]
+        assert "Max-Age=0" in response.headers["Set-Cookie"]
 
 
 def test_other_addresses_are_not_locked_out(monkeypatch):

@@ -102,7 +102,7 @@ def test_output_paths_contain_every_file_and_folder_that_a_sink_writes():
         (["--metrics", "1:2:3"], "--metrics is '1:2:3'; expected HOST:PORT, such as 127.0.0.1:9464"),
     ],
 )
-def test_command_names_the_option_of_an_invalid_field(here, options, message):
-    done = here("camera", "no-bundle", "--headless", *options)
+def test_command_names_the_option_of_an_invalid_field(invoke, options, message):
+    done = invoke("camera", "no-bundle", "--headless", *options)
     assert done.returncode == 2
     assert message in re.sub(r"\W*\n\W*", " ", done.stderr)

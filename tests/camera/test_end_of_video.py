@@ -61,8 +61,8 @@ def test_web_page_of_a_video_stays_open_after_the_last_frame(bundle, video):
         for line in process.stdout:
             if '"ended"' in line:
                 break
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            assert answer.status == 200
+        with urllib.request.urlopen(url, timeout=10) as response:
+            assert response.status == 200
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)

@@ -38,8 +38,8 @@ BOUNDARY = b"--frame"
     ],
 )
 def test_parsing_time_is_proportional_to_the_number_of_bytes(start, unit, end, step):
-    picture = part(jpeg(5)) * 20
-    arguments = [str(CPU_LIMIT_S), start, unit, end, BOUNDARY.hex(), str(step), (b"\r\n" * 99 + picture).hex()]
+    images = part(jpeg(5)) * 20
+    arguments = [str(CPU_LIMIT_S), start, unit, end, BOUNDARY.hex(), str(step), (b"\r\n" * 99 + images).hex()]
     done = subprocess.run([sys.executable, "-c", FEED, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) >= 1  # the stream continues behind the garbage
@@ -64,7 +64,7 @@ def test_a_file_with_too_many_scans_is_dropped():
 
 
 def test_a_thumbnail_of_an_incomplete_file_is_not_returned():
-    thumbnail, whole = jpeg(3, (64, 48)), jpeg(5)
+    thumbnail, complete = jpeg(3, (64, 48)), jpeg(5)
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
-    cut = (whole[:2] + segment + whole[2:])[: -len(whole) // 2]
-    assert JpegSplitter(BOUNDARY).feed(part(cut) + part(whole)) == [whole]
+    cut = (complete[:2] + segment + complete[2:])[: -len(complete) // 2]
+    assert JpegSplitter(BOUNDARY).feed(part(cut) + part(complete)) == [complete]

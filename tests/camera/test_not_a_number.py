@@ -65,16 +65,19 @@ def test_nan_scores_of_one_model_of_an_ensemble_make_the_label_unknown(combine):
     assert decide(COMBINATIONS[combine](scores), LABELS, DecisionSpec()).label == "unknown"
 
 
-def test_camera_counts_frames_with_nan_scores(nan_bundle, pictures, edgerec, caplog):
+def test_camera_counts_frames_with_nan_scores(nan_bundle, golden_images, edgerec, caplog):
     classifier = Classifier.open(nan_bundle)
     assert classifier.classify(np.zeros((9, 9, 3), np.uint8)).label == "unknown"
     assert classifier.invalid == 1
-    with Camera.open(nan_bundle, str(pictures[0].parent)) as camera:
+    with Camera.open(nan_bundle, str(golden_images[0].parent)) as camera:
         labels = {result.decision.label for result in camera}
     assert labels == {"unknown"}
-    assert camera.report.invalid == camera.report.classified == len(pictures)
+    assert camera.report.invalid == camera.report.classified == len(golden_images)
     assert "not numbers (NaN)" in caplog.text
-    for arguments in (("predict", nan_bundle, pictures[0]), ("camera", nan_bundle, "--source", pictures[0].parent)):
+    for arguments in (
+        ("predict", nan_bundle, golden_images[0]),
+        ("camera", nan_bundle, "--source", golden_images[0].parent),
+    ):
         done = edgerec(*arguments, "--json", *(["--headless"] if arguments[0] == "camera" else []))
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
@@ -82,10 +85,10 @@ def test_camera_counts_frames_with_nan_scores(nan_bundle, pictures, edgerec, cap
         assert '"unknown"' in done.stdout
 
 
-def test_evaluation_of_a_model_with_nan_scores_is_an_error(nan_bundle, tmp_path, pictures):
+def test_evaluation_of_a_model_with_nan_scores_is_an_error(nan_bundle, tmp_path, golden_images):
     for number, label in enumerate(LABELS):
         (tmp_path / "data" / label).mkdir(parents=True)
-        shutil.copy(pictures[number], tmp_path / "data" / label)
+        shutil.copy(golden_images[number], tmp_path / "data" / label)
     with pytest.raises(EdgerecError, match=r"NaN or infinite for 3 of 3 images"):
         evaluate(nan_bundle, data=str(tmp_path / "data"))
 

@@ -269,7 +269,7 @@ def test_camera_prints_json_lines(bundle, video, edgerec):
     assert objects[0]["source"] == str(video)
 
 
-def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, pictures, edgerec, tmp_path):
+def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, golden_images, edgerec, tmp_path):
     """Smoothing, which is part of the bundle, must not be applied to the unrelated images of a folder."""
     spec = Bundle.open(bundle).manifest.decision
     assert spec.smoothing == "mean"
@@ -287,8 +287,8 @@ def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, pic
     single = decided(video, "--decision", "smoothing=none")
     with Camera.open(bundle, str(video)) as camera:
         assert single == [result.classification.label for result in camera]
-    for picture in pictures:
-        shutil.copy(picture, tmp_path)
+    for path in golden_images:
+        shutil.copy(path, tmp_path)
     assert len(set(decided(tmp_path))) >= 7
     done = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
     assert "decision.smoothing is 'often'; expected one of none, mean, vote" in one_line(done)
@@ -303,24 +303,24 @@ def test_headless_prints_one_line_per_frame(bundle, video, edgerec):
     assert done.stdout.startswith("frame 0  ")
 
 
-def test_folder_of_images_is_a_source(bundle, pictures, tmp_path, edgerec):
-    for picture in pictures:
-        shutil.copy(picture, tmp_path)
+def test_folder_of_images_is_a_source(bundle, golden_images, tmp_path, edgerec):
+    for path in golden_images:
+        shutil.copy(path, tmp_path)
     (tmp_path / "note.txt").write_text("hello")
     done = edgerec("camera", bundle, "--source", tmp_path, "--headless", "--json")
     objects = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
-    assert [value["source"] for value in objects] == [str(tmp_path / p.name) for p in pictures]
+    assert [value["source"] for value in objects] == [str(tmp_path / p.name) for p in golden_images]
     assert "note.txt was skipped: OpenCV cannot decode it" in done.stderr
 
 
-def test_frames_match_predict(bundle, pictures, tmp_path):
+def test_frames_match_predict(bundle, golden_images, tmp_path):
     """An image has the same scores as a frame of a folder and in `predict`."""
     from edgerec import predict
 
-    shutil.copy(pictures[4], tmp_path)
+    shutil.copy(golden_images[4], tmp_path)
     with Camera.open(bundle, str(tmp_path)) as camera:
         (results,) = list(camera)
-    (predicted,) = predict(bundle, [pictures[4]])
+    (predicted,) = predict(bundle, [golden_images[4]])
     assert np.array_equal(results.classification.scores, predicted.classification.scores)
 
 
@@ -371,9 +371,9 @@ def test_file_that_is_not_a_video_and_empty_folder_are_refused(bundle, tmp_path)
 
 
 @pytest.fixture
-def mjpeg(pictures):
+def mjpeg(golden_images):
     """Run a real MJPEG server that sends 40 images and closes the connection; yield its URL."""
-    jpegs = [cv2.imencode(".jpg", cv2.resize(cv2.imread(str(p)), (64, 64)))[1].tobytes() for p in pictures]
+    jpegs = [cv2.imencode(".jpg", cv2.resize(cv2.imread(str(p)), (64, 64)))[1].tobytes() for p in golden_images]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -24,13 +24,13 @@ def folder(bundle, tmp_path):
     return tmp_path / "images"
 
 
-def test_folder_is_classified_file_by_file(bundle, folder, here):
+def test_folder_is_classified_file_by_file(bundle, folder, invoke):
     single = list(predict(bundle, [folder / "a.png", folder / "deeper" / "b.png"]))
     results = list(predict(bundle, [folder]))
     assert [result.frame.origin for result in results] == [result.frame.origin for result in single]
     for result, alone in zip(results, single, strict=True):
         assert np.array_equal(result.classification.scores, alone.classification.scores)
-    done = here("predict", bundle, folder, "--json")
+    done = invoke("predict", bundle, folder, "--json")
     assert done.returncode == 0
     assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1]
     assert "notes.txt" in done.stderr

@@ -32,8 +32,8 @@ BLOCK = 4096
 
 def result(label="cat", at_s=0.0, source="camera") -> Result:
     image = np.full((48, 64, 3), 100, np.uint8)
-    answer = Classification(label, 0, 0.9, (Category(label, 0, 0.9),), np.float32([0.9]))
-    return Result(Frame(image, 0, 1000 + at_s, source, source), answer, 1000.0 + at_s)
+    classification = Classification(label, 0, 0.9, (Category(label, 0, 0.9),), np.float32([0.9]))
+    return Result(Frame(image, 0, 1000 + at_s, source, source), classification, 1000.0 + at_s)
 
 
 def frames_of(path) -> int:

@@ -134,9 +134,9 @@ def wait_until(condition):
 
 
 @pytest.mark.parametrize("smoothing", ["mean", "vote"])
-def test_first_frame_after_an_outage_starts_a_new_decision(bundle, pictures, smoothing):
+def test_first_frame_after_an_outage_starts_a_new_decision(bundle, golden_images, smoothing):
     """The first frame after an outage starts a new decision, whatever was decided before."""
-    digits = [read_image(path) for path in pictures[:2]]
+    digits = [read_image(path) for path in golden_images[:2]]
     results = collected(
         bundle, [[digits[0]] * 3, [digits[1]] * 3], decision={"smoothing": smoothing, "least_s": 3600, "threshold": 0}
     )
@@ -145,8 +145,8 @@ def test_first_frame_after_an_outage_starts_a_new_decision(bundle, pictures, smo
     assert results[3].decision.since_s == results[3].frame.grabbed_s
 
 
-def test_an_unchanged_label_is_a_new_decision_after_an_outage(bundle, pictures):
-    results = collected(bundle, [[read_image(pictures[0])]] * 2)
+def test_an_unchanged_label_is_a_new_decision_after_an_outage(bundle, golden_images):
+    results = collected(bundle, [[read_image(golden_images[0])]] * 2)
     assert [result.decision.changed for result in results] == [True, True]
 
 

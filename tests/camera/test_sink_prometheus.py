@@ -108,32 +108,32 @@ def test_silent_clients_are_limited_and_disconnected(monkeypatch):
     wait_for(lambda: len(threads()) > MAX_CLIENTS)
     wait_for(lambda: len(threads()) <= MAX_CLIENTS + 1)  # the thread of a disconnected client ends a moment later
 
-    def answers():
+    def is_responding():
         try:
             return get(sink.port)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 
-    wait_for(answers)
-    held = socket.create_connection(("127.0.0.1", sink.port))
-    begun = time.monotonic()
+    wait_for(is_responding)
+    idle_connection = socket.create_connection(("127.0.0.1", sink.port))
+    start = time.monotonic()
     sink.close()
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - start < 3
     assert threads() == []
-    for client in (*idle, held):
+    for client in (*idle, idle_connection):
         client.close()
 
 
 def test_mutated_requests_do_not_crash_the_server(capfd):
-    whole = b"GET /metrics?name[]=edgerec_frames_total HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
-    dice = random.Random(5)
+    request = b"GET /metrics?name[]=edgerec_frames_total HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
+    rng = random.Random(5)
     with Prometheus(MANIFEST, port=0) as sink:
         for _ in range(500):
-            bad = bytearray(whole)
-            for _ in range(dice.randrange(1, 10)):
-                bad[dice.randrange(len(bad))] = dice.randrange(256)
+            mutated_request = bytearray(request)
+            for _ in range(rng.randrange(1, 10)):
+                mutated_request[rng.randrange(len(mutated_request))] = rng.randrange(256)
             with socket.create_connection(("127.0.0.1", sink.port), 5) as client:
-                client.sendall(bad)
+                client.sendall(mutated_request)
                 client.shutdown(socket.SHUT_WR)
                 try:
                     while client.recv(65536):

@@ -25,16 +25,18 @@ from edgerec.contract.decision import Classification, DecisionSpec
 from tests.conftest import REPOSITORY
 from tests.network import wait_for
 
-ANSWER = Classification("a", 0, 1.0, (), np.array([1, 0], np.float32))
+CLASSIFICATION = Classification("a", 0, 1.0, (), np.array([1, 0], np.float32))
 
 
 def camera_of(*addresses) -> Camera:
     manifest = SimpleNamespace(labels=("a", "b"), decision=DecisionSpec())
-    return Camera(SimpleNamespace(manifest=manifest, classify=lambda image: ANSWER, invalid=0), addresses)
+    return Camera(SimpleNamespace(manifest=manifest, classify=lambda image: CLASSIFICATION, invalid=0), addresses)
 
 
 def result(index, shape=(4, 4)) -> Result:
-    return Result(Frame(np.zeros((*shape, 3), np.uint8), index, time.monotonic(), "0", "0"), ANSWER, time.monotonic())
+    return Result(
+        Frame(np.zeros((*shape, 3), np.uint8), index, time.monotonic(), "0", "0"), CLASSIFICATION, time.monotonic()
+    )
 
 
 class Recorder:

@@ -27,10 +27,10 @@ def response(body: bytes, kind: str, *, length: bool = True) -> bytes:
 
 
 def snapshot_server(encode=jpeg, kind: str = "image/jpeg", *, length: bool = True) -> MjpegServer:
-    def answer(peer: Peer) -> None:
+    def respond(peer: Peer) -> None:
         peer.send(response(encode(next(server.numbers) % 20), kind, length=length))
 
-    server = MjpegServer(answer)
+    server = MjpegServer(respond)
     return server
 
 
@@ -69,10 +69,10 @@ def test_incomplete_snapshot_is_reported_and_requested_again():
     def cut(peer: Peer) -> None:
         peer.send(response(jpeg(1), "image/jpeg")[:-200])
 
-    def whole(peer: Peer) -> None:
+    def send_complete_file(peer: Peer) -> None:
         peer.send(response(jpeg(2), "image/jpeg"))
 
-    with MjpegServer(whole, cut, whole) as server:
+    with MjpegServer(send_complete_file, cut, send_complete_file) as server:
         with WatchedFeeds(find_source(server.url, CaptureFormat(fps=20)), timeouts=SHORT_TIMEOUTS) as watched:
             watched.wait_until(SourceState.LOST)
             watched.wait_for_frames("after a cut image")

@@ -216,13 +216,13 @@ def test_image_is_encoded_once_and_only_on_request(web):
     for number in range(10, 60):
         web.write(result(number))
     assert web.page_state.encoded == 0
-    answers = []
-    clients = [threading.Thread(target=lambda: answers.append(send_request(web, "/image/0"))) for _ in range(8)]
+    responses = []
+    clients = [threading.Thread(target=lambda: responses.append(send_request(web, "/image/0"))) for _ in range(8)]
     for client in clients:
         client.start()
     for client in clients:
         client.join()
-    assert {response.headers["X-Frame"] for response in answers} == {"59"}
+    assert {response.headers["X-Frame"] for response in responses} == {"59"}
     assert web.page_state.encoded == 1
 
 

@@ -76,8 +76,8 @@ def test_failed_start_creates_no_files(bundle, video, edgerec, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_headless_needs_no_display_and_names_the_source_if_there_are_several(bundle, video, pictures, edgerec):
-    golden = pictures[0].parent
+def test_headless_needs_no_display_and_names_the_source_if_there_are_several(bundle, video, golden_images, edgerec):
+    golden = golden_images[0].parent
     sources = ["--source", video, "--source", golden]
     done = edgerec("camera", bundle, *sources, "--headless", env=without_display())
     assert done.returncode == 0, done.stderr

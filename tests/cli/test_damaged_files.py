@@ -29,7 +29,7 @@ NESTED_TOML = "x" + ".a" * 5000 + " = 1"
 
 
 @pytest.fixture(scope="module")
-def whole_run(run, tmp_path_factory):
+def quantized_run(run, tmp_path_factory):
     """Return a run with an int8 variant."""
     from edgerec import quantize
 
@@ -41,8 +41,8 @@ def whole_run(run, tmp_path_factory):
 
 
 @pytest.fixture
-def copied(whole_run, tmp_path):
-    return Run.open(shutil.copytree(whole_run, tmp_path / "run"))
+def copied(quantized_run, tmp_path):
+    return Run.open(shutil.copytree(quantized_run, tmp_path / "run"))
 
 
 def changed(path, *keys, value):
@@ -87,13 +87,13 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "keys", "value"), WRONG_VALUES, ids=lambda value: str(value)[:20])
-def test_unexpected_values_in_a_run_are_refused(copied, whole_run, here, name, keys, value):
+def test_unexpected_values_in_a_run_are_refused(copied, quantized_run, invoke, name, keys, value):
     changed(copied.path / name, *keys, value=value)
     with pytest.raises(RunError, match=r"damaged"):
-        read_all(copied, whole_run)
+        read_all(copied, quantized_run)
     (row,) = (row for row in list_runs(copied.path.parent))
     assert row.state
-    message = one_line(here("diff", copied.path, whole_run))
+    message = one_line(invoke("diff", copied.path, quantized_run))
     assert name.rpartition("/")[2] in message
 
 
@@ -101,10 +101,10 @@ def test_unexpected_values_in_a_run_are_refused(copied, whole_run, here, name, k
     "content", [DEEP_JSON, "{" * 3, "5", "\ud800", '{"a": 1' + "0" * 5000 + "}"], ids=lambda c: c[:9]
 )
 @pytest.mark.parametrize("name", ["metrics.json", "split.json", "int8/report.json", "exports.json", "compare.json"])
-def test_damaged_json_in_a_run_is_refused(copied, whole_run, name, content):
+def test_damaged_json_in_a_run_is_refused(copied, quantized_run, name, content):
     (copied.path / name).write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(RunError, match=f"{name.rpartition('/')[2]} is damaged"):
-        read_all(copied, whole_run)
+        read_all(copied, quantized_run)
 
 
 def test_damaged_tables_in_a_run_are_refused(copied):
@@ -131,45 +131,45 @@ def test_damaged_tables_in_a_run_are_refused(copied):
         ("int8/report.json", ()),
     ],
 )
-def test_symbolic_links_to_themselves_are_reported(copied, here, name, needed_by):
+def test_symbolic_links_to_themselves_are_reported(copied, invoke, name, needed_by):
     path = copied.path / name
     path.unlink()
     path.symlink_to(path.name)
     for command in (["evaluate", copied.path], ["export", copied.path], ["train", "--resume", "--out", copied.path]):
-        done = here(*command)
+        done = invoke(*command)
         assert done.returncode == (1 if command[0] in needed_by else 0)
         assert (done.stderr.strip().splitlines() or [""])[-1].startswith("error: ") == (command[0] in needed_by)
-    assert here("runs", copied.path.parent).returncode == 0
+    assert invoke("runs", copied.path.parent).returncode == 0
 
 
-def test_output_that_is_a_link_to_itself_is_reported(tmp_path, here):
+def test_output_that_is_a_link_to_itself_is_reported(tmp_path, invoke):
     (tmp_path / "out").symlink_to("out")
-    one_line(here("train", "--data", "digits", "--out", tmp_path / "out"))
-    one_line(here("data", "pack", "digits", "--out", tmp_path / "out" / "pack"))
-    one_line(here("train", "--data", tmp_path / "out", "--out", tmp_path / "run"))
+    one_line(invoke("train", "--data", "digits", "--out", tmp_path / "out"))
+    one_line(invoke("data", "pack", "digits", "--out", tmp_path / "out" / "pack"))
+    one_line(invoke("train", "--data", tmp_path / "out", "--out", tmp_path / "run"))
 
 
 @pytest.mark.parametrize("text", [DEEP_TOML, NESTED_TOML, "x = 1" + "0" * 5000, "\x00"], ids=lambda text: text[:9])
-def test_damaged_toml_is_refused(tmp_path, here, text):
+def test_damaged_toml_is_refused(tmp_path, invoke, text):
     path = tmp_path / "file.toml"
     path.write_text(text)
     for read in (Recipe.from_toml, lambda path: Target.load(str(path)), read_labels):
         with pytest.raises(EdgerecError):
             read(path)
-    one_line(here("train", path, "--out", tmp_path / "run"))
-    one_line(here("tune", "--data", "digits", "--search", path, "--out", tmp_path / "study"))
-    one_line(here("calibration", "make", "--data", "digits", "--recipe", path, "--out", tmp_path / "set"), code=1)
+    one_line(invoke("train", path, "--out", tmp_path / "run"))
+    one_line(invoke("tune", "--data", "digits", "--search", path, "--out", tmp_path / "study"))
+    one_line(invoke("calibration", "make", "--data", "digits", "--recipe", path, "--out", tmp_path / "set"), code=1)
 
 
 @pytest.mark.parametrize("value", [["data"], "digits", 5, None, {"data": "digits"}, {"model": []}], ids=str)
-def test_provenance_without_a_recipe_object_is_refused(bundle, tmp_path, here, value):
+def test_provenance_without_a_recipe_object_is_refused(bundle, tmp_path, invoke, value):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     changed(copy / "manifest.json", "provenance", "recipe", value=value)
     with pytest.raises(BundleError, match=r"provenance\.recipe"):
         Bundle.open(copy)
     with pytest.raises(BundleError, match=r"provenance\.recipe"):
         evaluate(copy)
-    assert "provenance.recipe" in one_line(here("evaluate", copy, "--data", "digits"))
+    assert "provenance.recipe" in one_line(invoke("evaluate", copy, "--data", "digits"))
 
 
 @pytest.mark.parametrize("value", [["data"], "digits", 5, None])
@@ -178,7 +178,7 @@ def test_recipe_that_is_not_an_object_is_refused(value):
         Recipe.from_dict(value)
 
 
-def test_unknown_home_folder_is_reported(tmp_path, here, monkeypatch):
+def test_unknown_home_folder_is_reported(tmp_path, invoke, monkeypatch):
     for name in ("HOME", "EDGEREC_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -187,7 +187,7 @@ def test_unknown_home_folder_is_reported(tmp_path, here, monkeypatch):
 
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
     for command in (["cache"], ["train", "--data", "digits", "--out", tmp_path / "run", "--input-size", "16"]):
-        assert "set EDGEREC_CACHE to a writable folder" in here(*command).stderr.splitlines()[-1]
+        assert "set EDGEREC_CACHE to a writable folder" in invoke(*command).stderr.splitlines()[-1]
 
 
 WITH_LIMITED_FILE_SIZE = """
@@ -218,7 +218,7 @@ def test_file_size_limit_is_reported(tmp_path, command):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_full_disk_while_packing_is_not_reported_as_out_of_memory(tmp_path, here, monkeypatch, code):
+def test_full_disk_while_packing_is_not_reported_as_out_of_memory(tmp_path, invoke, monkeypatch, code):
     import tensorflow as tf
 
     class Writer:
@@ -239,7 +239,7 @@ def test_full_disk_while_packing_is_not_reported_as_out_of_memory(tmp_path, here
     with pytest.raises(OSError, match=os.strerror(code)) as error:
         pack_data(recipe, tmp_path / "pack")
     assert error.value.errno == code
-    message = here("data", "pack", "digits", "--out", tmp_path / "pack").stderr.splitlines()[-1]
+    message = invoke("data", "pack", "digits", "--out", tmp_path / "pack").stderr.splitlines()[-1]
     assert message.startswith(f"error: {os.strerror(code)}")
     assert "memory" not in message
 
@@ -288,12 +288,12 @@ WRONG_PACKS = [
 
 
 @pytest.mark.parametrize(("keys", "value"), WRONG_PACKS, ids=lambda value: repr(value)[:25])
-def test_packs_with_unexpected_values_are_refused(pack, tmp_path, here, keys, value):
+def test_packs_with_unexpected_values_are_refused(pack, tmp_path, invoke, keys, value):
     copy = shutil.copytree(pack, tmp_path / "pack")
     changed(copy / "pack.json", *keys, value=value)
     with pytest.raises(DataError, match=r"pack\.json is damaged"):
         load(DataSection(source=str(copy)))
-    one_line(here("train", "--data", copy, "--out", tmp_path / "run"))
+    one_line(invoke("train", "--data", copy, "--out", tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", ["index.npy", "contents.npy"])
@@ -331,7 +331,7 @@ def test_packs_whose_index_leaves_the_shard_are_refused(pack, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["contents.npy", "0.npy", "0.json"])
-def test_damaged_remains_of_an_interrupted_pack_are_reported(tmp_path, here, name):
+def test_damaged_remains_of_an_interrupted_pack_are_reported(tmp_path, invoke, name):
     class Interrupted(Exception):
         pass
 
@@ -344,7 +344,7 @@ def test_damaged_remains_of_an_interrupted_pack_are_reported(tmp_path, here, nam
     unfinished = tmp_path / ".pack.packing"
     for path in unfinished.glob("contents.npy" if name == "contents.npy" else f"train-00000*{name[1:]}"):
         path.write_bytes(b"damaged")
-    done = here("data", "pack", "digits", "--out", tmp_path / "pack", "--resume")
+    done = invoke("data", "pack", "digits", "--out", tmp_path / "pack", "--resume")
     assert done.returncode == 1
     assert "is damaged" in done.stderr.splitlines()[-1]
     assert "Pack the data again without --resume" in done.stderr.splitlines()[-1]

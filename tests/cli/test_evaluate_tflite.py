@@ -49,23 +49,23 @@ def test_evaluate_uses_the_given_activation(model, wide_images):
     assert losses["softmax"] > 0.0
 
 
-def test_command_line_accepts_the_same_options(model, wide_images, here, tmp_path):
+def test_command_line_accepts_the_same_options(model, wide_images, invoke, tmp_path):
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     options = ("--normalize", "pixels", "--labels", tmp_path / "labels.txt")
-    done = here(
+    done = invoke(
         "evaluate", model, "--data", wide_images, *options, "--fit", "crop", "--activation", "softmax", "--json"
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"] == 1.0
     for option in ("--fit", "--activation"):
-        failed = here("evaluate", model, "--data", wide_images, *options, option, "squeeze")
+        failed = invoke("evaluate", model, "--data", wide_images, *options, option, "squeeze")
         assert failed.returncode == 2
         assert "got 'squeeze'" in failed.stderr
 
 
-def test_options_for_tflite_files_are_refused_for_bundles(bundle, here):
+def test_options_for_tflite_files_are_refused_for_bundles(bundle, invoke):
     for option, value in (("--fit", "crop"), ("--activation", "none"), ("--normalize", "unit"), ("--labels", "x.txt")):
-        error = one_line(here("evaluate", bundle, "--data", "digits", option, value))
+        error = one_line(invoke("evaluate", bundle, "--data", "digits", option, value))
         assert f"{option} requires a .tflite file" in error
     with pytest.raises(EdgerecError, match="contains its own fit"):
         evaluate(bundle, "digits", fit="crop")

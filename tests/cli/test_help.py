@@ -114,8 +114,8 @@ def test_a_command_imports_only_its_own_module():
     assert done.stdout.splitlines()[-1] == "['targets']"
 
 
-def test_unknown_command_suggests_a_similar_name(here):
-    done = here("trian")
+def test_unknown_command_suggests_a_similar_name(invoke):
+    done = invoke("trian")
     assert done.returncode == 2
     assert "Did you mean 'train'?" in done.stderr
 

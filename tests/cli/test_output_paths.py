@@ -144,10 +144,10 @@ def test_csv_sink_overwrites_only_its_own_tables(tmp_path, content):
         CsvFile(tmp_path / "table.csv", "overwrite").close()
 
 
-def test_camera_does_not_save_into_its_source_or_bundle(bundle, pictures, tmp_path):
+def test_camera_does_not_save_into_its_source_or_bundle(bundle, golden_images, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    shutil.copy(pictures[0], source)
+    shutil.copy(golden_images[0], source)
     options = ["--source", source, "--headless", "--save", "all", "--save-dir"]
     assert "input" in error_of("camera", bundle, *options, source)
     assert "input" in error_of("camera", bundle, *options, bundle)

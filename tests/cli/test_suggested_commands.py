@@ -44,22 +44,22 @@ def test_messages_quote_the_values_in_suggested_commands():
     assert unquoted == []  # messages must use edgerec.utils.command_line.command
 
 
-def test_quantize_suggests_to_export_the_variant(quoted_run, here):
-    done = here("quantize", quoted_run.path, "--method", "float16", "--max-drop", 100)
+def test_quantize_suggests_to_export_the_variant(quoted_run, invoke):
+    done = invoke("quantize", quoted_run.path, "--method", "float16", "--max-drop", 100)
     assert done.returncode == 0, done.stderr
     assert suggested(done.stdout) == [
         ["edgerec", "export", str(quoted_run.path), "--target", "rpi", "--variant", "float16"]
     ]
 
 
-def test_quantize_suggests_the_new_location_of_moved_data(quoted_run, here):
-    done = here("quantize", quoted_run.path, "--method", "dynamic", "--max-drop", 100, "--data", "digits")
+def test_quantize_suggests_the_new_location_of_moved_data(quoted_run, invoke):
+    done = invoke("quantize", quoted_run.path, "--method", "dynamic", "--max-drop", 100, "--data", "digits")
     assert suggested(done.stdout)[0][-2:] == ["--data", "digits"]
 
 
-def test_calibration_make_suggests_to_show_the_set(quoted_run, here, tmp_path):
+def test_calibration_make_suggests_to_show_the_set(quoted_run, invoke, tmp_path):
     out = tmp_path / "my set"
-    done = here("calibration", "make", quoted_run.path, "--out", out, "--images", 10)
+    done = invoke("calibration", "make", quoted_run.path, "--out", out, "--images", 10)
     assert done.returncode == 0, done.stderr
     assert suggested(done.stdout) == [["edgerec", "calibration", "show", str(out), "--out", "sheet.png"]]
 
@@ -78,35 +78,35 @@ def test_report_suggests_commands_for_its_run(quoted_run, tmp_path):
     assert all(words[-2:] == ["--data", "digits"] for words in suggested("\n".join(steps)))
 
 
-def test_commands_in_errors_can_be_parsed_by_a_shell(quoted_run, here, tmp_path):
+def test_commands_in_errors_can_be_parsed_by_a_shell(quoted_run, invoke, tmp_path):
     missing = tmp_path / "no run, yet"
     for command in ("quantize", "export", "parity"):
-        done = here(command, missing)
+        done = invoke(command, missing)
         ((*words, out),) = suggested(done.stderr)
         assert (words, out) == (["edgerec", "train", "DATA", "--out"], str(missing))
     unfinished = tmp_path / "not finished"
     shutil.copytree(quoted_run.path, unfinished)
     (unfinished / "metrics.json").unlink()
-    assert suggested(here("quantize", unfinished).stderr) == [
+    assert suggested(invoke("quantize", unfinished).stderr) == [
         ["edgerec", "train", "--resume", "--out", str(unfinished)]
     ]
     with pytest.raises(EdgerecError) as error:
         Run.open(missing)
     assert suggested(str(error.value)) == [["edgerec", "train", "DATA", "--out", str(missing)]]
-    done = here("export", shutil.copytree(unfinished, tmp_path / "a b"), "--out", tmp_path / "x")
+    done = invoke("export", shutil.copytree(unfinished, tmp_path / "a b"), "--out", tmp_path / "x")
     assert suggested(done.stderr)
 
 
-def test_error_for_a_missing_recipe_suggests_a_command_that_writes_it(here, tmp_path):
-    done = here("train", tmp_path / "my recipe.toml", "--out", tmp_path / "run")
+def test_error_for_a_missing_recipe_suggests_a_command_that_writes_it(invoke, tmp_path):
+    done = invoke("train", tmp_path / "my recipe.toml", "--out", tmp_path / "run")
     ((*words, path),) = suggested(done.stderr)
     assert (words, path) == (["edgerec", "recipe", ">"], str(tmp_path / "my recipe.toml"))
 
 
-def test_export_for_an_int8_target_without_an_int8_variant_suggests_quantize(quoted_run, here, tmp_path):
+def test_export_for_an_int8_target_without_an_int8_variant_suggests_quantize(quoted_run, invoke, tmp_path):
     copy = Run.open(shutil.copytree(quoted_run.path, tmp_path / "only float"))
     for name, values in copy.variants().items():
         if values["precision"] == "int8":
             shutil.rmtree(copy.variant(name))
-    done = here("export", copy.path, "--target", "coral-usb", "--out", tmp_path / "bundle")
+    done = invoke("export", copy.path, "--target", "coral-usb", "--out", tmp_path / "bundle")
     assert suggested(done.stderr) == [["edgerec", "quantize", str(copy.path)]]

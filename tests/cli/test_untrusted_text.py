@@ -71,8 +71,8 @@ def test_manifest_with_text_that_cannot_be_shown_is_refused(bundle_with, text):
 
 
 @pytest.mark.parametrize("key", ["name", "target", "variant"])
-def test_other_texts_of_a_manifest_are_checked(bundle_with, edgerec, pictures, key):
-    line = one_line(edgerec("predict", bundle_with(**{key: "a\x1b]0;b\x07"}), pictures[0]))
+def test_other_texts_of_a_manifest_are_checked(bundle_with, edgerec, golden_images, key):
+    line = one_line(edgerec("predict", bundle_with(**{key: "a\x1b]0;b\x07"}), golden_images[0]))
     assert f"{key} is 'a\\x1b]0;b\\x07'" in line
 
 
@@ -108,14 +108,14 @@ def test_lines_for_a_terminal_show_all_scripts(text):
     assert f"  {text}  " in out.getvalue()
 
 
-def test_file_names_of_a_folder_are_escaped_in_every_output(bundle, pictures, tmp_path, edgerec):
+def test_file_names_of_a_folder_are_escaped_in_every_output(bundle, golden_images, tmp_path, edgerec):
     """File names may contain anything, so they must not be able to control a terminal or add a line."""
     folder = tmp_path / "images \x1b]0;title\x07\nerror: x"
     folder.mkdir()
     name = "\x1b[2J\n0.99 stop \u202e\udce9.png"
-    shutil.copy(pictures[0], folder / name)
+    shutil.copy(golden_images[0], folder / name)
     (folder / "\x1b[31mno image.png").write_bytes(b"\x89PNG nothing")
-    done = edgerec("camera", bundle, "--source", folder, "--source", pictures[0].parent, "--headless")
+    done = edgerec("camera", bundle, "--source", folder, "--source", golden_images[0].parent, "--headless")
     assert done.returncode == 0, done.stderr
     for line in (done.stdout + done.stderr).splitlines():
         assert line.isprintable()

@@ -118,7 +118,7 @@ def test_build_command_names_the_run_after_the_data(edgerec, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_lists_finished_unfinished_and_damaged_runs(built, tmp_path, here):
+def test_runs_lists_finished_unfinished_and_damaged_runs(built, tmp_path, invoke):
     shutil.copytree(built.run, tmp_path / "a" / "finished")
     shutil.copytree(built.run, tmp_path / "b")
     (tmp_path / "b" / "metrics.json").unlink()
@@ -130,14 +130,14 @@ def test_runs_lists_finished_unfinished_and_damaged_runs(built, tmp_path, here):
     assert [row.state.partition(":")[0] for row in rows] == ["finished", "epoch 3 of 3", "damaged"]
     assert rows[0].variant == "int8"
     assert rows[0].variant_top1 == built.top1
-    done = here("runs", tmp_path, "--json")
+    done = invoke("runs", tmp_path, "--json")
     assert json.loads(done.stdout) == [row.to_dict() for row in rows]
-    assert "damaged" in here("runs", tmp_path).stdout
-    assert "contains no runs" in here("runs", tmp_path / "a" / "finished" / "plots").stdout
+    assert "damaged" in invoke("runs", tmp_path).stdout
+    assert "contains no runs" in invoke("runs", tmp_path / "a" / "finished" / "plots").stdout
 
 
 @pytest.mark.slow
-def test_diff_reports_settings_results_and_whether_the_change_is_significant(built, tmp_path, here):
+def test_diff_reports_settings_results_and_whether_the_change_is_significant(built, tmp_path, invoke):
     shutil.copytree(built.run, tmp_path / "second")
     second = tmp_path / "second"
     text = (second / "recipe.toml").read_text()
@@ -150,17 +150,19 @@ def test_diff_reports_settings_results_and_whether_the_change_is_significant(bui
     assert difference.same_test
     assert difference.accuracy_change == pytest.approx(-50)
     assert 0 < difference.noise_points < 10
-    assert " points: statistically significant" in here("diff", built.run, second).stdout
-    assert "no change" in here("diff", built.run, built.run).stdout
-    assert json.loads(here("diff", built.run, second, "--json").stdout) == json.loads(json.dumps(difference.to_dict()))
+    assert " points: statistically significant" in invoke("diff", built.run, second).stdout
+    assert "no change" in invoke("diff", built.run, built.run).stdout
+    assert json.loads(invoke("diff", built.run, second, "--json").stdout) == json.loads(
+        json.dumps(difference.to_dict())
+    )
 
 
 @pytest.mark.slow
-def test_diff_warns_about_different_test_images(built, tmp_path, here):
+def test_diff_warns_about_different_test_images(built, tmp_path, invoke):
     shutil.copytree(built.run, tmp_path / "second")
     record = json.loads((tmp_path / "second" / "split.json").read_text())
     # Other images with the same names.
     contents = record["contents"] | {"test": "0" * 16 + record["contents"]["test"][16:]}
     (tmp_path / "second" / "split.json").write_text(json.dumps(record | {"contents": contents}))
     assert not diff_runs(built.run, tmp_path / "second").same_test
-    assert "cannot be compared" in here("diff", built.run, tmp_path / "second").stdout
+    assert "cannot be compared" in invoke("diff", built.run, tmp_path / "second").stdout

@@ -44,14 +44,14 @@ def record_validation_drop(run: Run, variant: str, points: float) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": points}))
 
 
-def test_auto_is_default_and_chooses_ptq_if_it_loses_little(small_run, here):
-    done = here("quantize", small_run.path)
+def test_auto_is_default_and_chooses_ptq_if_it_loses_little(small_run, invoke):
+    done = invoke("quantize", small_run.path)
     assert done.returncode == 0, done.stderr
     assert list(small_run.variants()) == ["float32", "int8"]
     assert "why      ptq loses so little that qat is not tried" in done.stdout
     assert "validation images ptq loses" in done.stdout
     # A second call reuses the variant instead of refusing it.
-    done = here("quantize", small_run.path, "--json")
+    done = invoke("quantize", small_run.path, "--json")
     assert json.loads(done.stdout)["variant"] == "int8"
     assert "auto: using the existing variant int8" in done.stderr
 
@@ -68,10 +68,10 @@ def test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better(int8_run):
     assert quantize(int8_run).variant == "int8"
 
 
-def test_auto_falls_back_to_float16_with_warning(small_run, here):
+def test_auto_falls_back_to_float16_with_warning(small_run, invoke):
     record_validation_drop(small_run, "int8", 3.0)
     record_validation_drop(small_run, "int8-qat", 2.0)
-    done = here("quantize", small_run.path, "--max-drop", "1")
+    done = invoke("quantize", small_run.path, "--max-drop", "1")
     assert done.returncode == 0, done.stderr
     assert "auto chose float16, which is not int8" in done.stderr
     assert "why      no int8 method meets --max-drop; on 4 validation images ptq loses 3.00 points" in done.stdout
@@ -112,10 +112,10 @@ def test_only_the_chosen_variant_is_measured_on_the_test_images(small_run, tmp_p
     ("option", "value", "method"),
     [("sparsity", 0.5, "prune"), ("clusters", 8, "cluster"), ("channels", 0.3, "channels")],
 )
-def test_option_that_auto_does_not_use_is_refused(small_run, here, option, value, method):
+def test_option_that_auto_does_not_use_is_refused(small_run, invoke, option, value, method):
     with pytest.raises(RecipeError, match=rf"--{option} has no effect with --method auto: .* --method {method} "):
         quantize(small_run, **{option: value})
-    assert f"such as --method {method} " in one_line(here("quantize", small_run.path, f"--{option}", value))
+    assert f"such as --method {method} " in one_line(invoke("quantize", small_run.path, f"--{option}", value))
 
 
 def other_network(small_run, folder, arch):
@@ -135,9 +135,9 @@ def test_auto_skips_qat_for_a_recurrent_network(small_run, tmp_path):
     assert "qat cannot be used" in report.why
 
 
-def test_auto_quantizes_an_autoencoder(small_run, tmp_path, here):
+def test_auto_quantizes_an_autoencoder(small_run, tmp_path, invoke):
     run = other_network(small_run, tmp_path / "my run", "autoencoder")
-    done = here("quantize", run.path)
+    done = invoke("quantize", run.path)
     assert done.returncode == 0, done.stderr
     assert "why      ptq loses so little" in done.stdout
     (suggested,) = (line for line in done.stdout.splitlines() if line.startswith("next"))
@@ -179,15 +179,15 @@ def interrupted(small_run):
     return small_run
 
 
-def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted, here, caplog):
+def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted, invoke, caplog):
     states = list((interrupted.path / "checkpoints" / "int8-qat").iterdir())
     assert len(states) == 1
     command = ("quantize", interrupted.path, "--method", "qat", "--epochs", 2)
     shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
-    message = one_line(here(*command))
+    message = one_line(invoke(*command))
     assert "contains checkpoints from an interrupted qat: add --resume to resume it, or --overwrite to" in message
     # The method auto would also start a new training.
-    assert "add --resume" in one_line(here("quantize", interrupted.path, "--epochs", 2))
+    assert "add --resume" in one_line(invoke("quantize", interrupted.path, "--epochs", 2))
     assert list((interrupted.path / "checkpoints" / "int8-qat").iterdir()) == states
     # Other settings would silently start again.
     with pytest.raises(OutputExistsError, match=r"interrupted qat with compress.epochs 2 instead of 3: use the same"):
@@ -198,7 +198,7 @@ def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted,
     assert not states[0].exists()
 
 
-def test_message_about_other_settings_names_only_options_of_the_command(interrupted, here):
+def test_message_about_other_settings_names_only_options_of_the_command(interrupted, invoke):
     """``quantize --compare`` and ``build`` always resume, and ``build`` has no option --resume."""
     folder = interrupted.path / "checkpoints" / "int8-qat"
     shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
@@ -206,13 +206,13 @@ def test_message_about_other_settings_names_only_options_of_the_command(interrup
     recipe.write_text(interrupted.recipe.override({"compress.epochs": 3}).to_toml())
     build = ("build", recipe, "--method", "qat", "--no-open", "--out", interrupted.path)
     for command in (("quantize", interrupted.path, "--compare", "--method", "qat", "--epochs", 3), build):
-        done = here(*command)
+        done = invoke(*command)
         message = done.stderr.splitlines()[-1]
         assert done.returncode == 1
         assert f"{folder} contains checkpoints from an interrupted qat with compress.epochs 2 instead of 3" in message
         assert "use the same settings to resume it, or delete this folder to start again" in message
         assert "--" not in message
-    message = one_line(here("quantize", interrupted.path, "--method", "qat", "--epochs", 3))
+    message = one_line(invoke("quantize", interrupted.path, "--method", "qat", "--epochs", 3))
     assert "use the same settings and add --resume to resume it, or --overwrite to start again" in message
     shutil.rmtree(folder)
     report = quantize(interrupted, "qat", epochs=1, max_drop=100, resume=True)
@@ -225,12 +225,12 @@ def test_overwrite_starts_fine_tuning_again(interrupted, caplog):
     assert "resuming" not in caplog.text
 
 
-def test_ctrl_c_prints_command_for_resuming(small_run, here, monkeypatch):
+def test_ctrl_c_prints_command_for_resuming(small_run, invoke, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgerec.compress.candidate.quantization_aware", interrupt)
-    done = here("quantize", small_run.path, "--method", "qat", "--epochs", 2, "--overwrite")
+    done = invoke("quantize", small_run.path, "--method", "qat", "--epochs", 2, "--overwrite")
     assert done.returncode == 130
     last = done.stderr.splitlines()[-1]
     command = shlex.split(last.partition("resume with: ")[2])

@@ -319,22 +319,22 @@ def test_incomparable_models_are_refused(run, ptq, floating, images, with_varian
         parity(tmp_path / "copy")
 
 
-def test_parity_command_writes_table_plot_and_json(run, tmp_path, here):
+def test_parity_command_writes_table_plot_and_json(run, tmp_path, invoke):
     import cv2
     from typer.testing import CliRunner
 
     from edgerec.cli.app import app
 
-    picture = tmp_path / "layers.png"
-    done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(picture)])
+    plot = tmp_path / "layers.png"
+    done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(plot)])
     assert done.exit_code == 0, done.output
     assert "conv2d_1" in done.stdout
     assert "int8-qat compared with its dequantized version, on 8 validation images" in done.stdout
-    height, width, _ = cv2.imread(str(picture)).shape
+    height, width, _ = cv2.imread(str(plot)).shape
     assert width > height / 2 > 100
     done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--json"])
     report = json.loads(done.stdout)
     assert report["images"] == 8
     assert report["layers"][0] | {"name": "input", "sqnr_db": 120.0} == report["layers"][0]
-    refused = here("parity", run.path, "--out", picture)
+    refused = invoke("parity", run.path, "--out", plot)
     assert "already exists" in one_line(refused)

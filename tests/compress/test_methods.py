@@ -77,12 +77,12 @@ def test_mixed_keeps_named_layers_in_float(run):
         quantize(run, "mixed", overwrite=True)
 
 
-def test_export_refuses_float_variant_for_int8_target(run, here, tmp_path):
+def test_export_refuses_float_variant_for_int8_target(run, invoke, tmp_path):
     if not run.variant("float16").exists():
         quantize(run, "float16")
-    done = here("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
+    done = invoke("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
     assert "target coral supports only int8 models, not the variant float16" in one_line(done)
-    assert here("export", run.path, "--variant", "float16", "--out", tmp_path / "b").returncode == 0
+    assert invoke("export", run.path, "--variant", "float16", "--out", tmp_path / "b").returncode == 0
 
 
 def test_clustering_and_pruning_survive_quantization(run):
@@ -299,8 +299,8 @@ def test_plain_names_make_file_smaller_without_changing_model(residual):
         assert np.array_equal(*(model.invoke(image) for model in models))
 
 
-def test_compare_measures_all_methods(run, here, caplog):
-    done = here("quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json")
+def test_compare_measures_all_methods(run, invoke, caplog):
+    done = invoke("quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert [row["variant"] for row in value["rows"]] == ["float32", "int8", "int8-qat", "int8-pqat", "float16"]

@@ -127,14 +127,14 @@ def test_table_is_shown_although_gate_fails(run, monkeypatch):
     assert "int8 loses 50.00 percentage points" in done.stderr
 
 
-def test_export_refuses_variant_that_fails_gate(run, tmp_path, here):
+def test_export_refuses_variant_that_fails_gate(run, tmp_path, invoke):
     report = run.variant("int8-qat") / "report.json"
     before = report.read_text()
     values = json.loads(before)
     values["forms"][-1]["top1"] = 0.1
     try:
         report.write_text(json.dumps(values))
-        done = here("export", run.path, "--variant", "int8-qat", "--out", tmp_path / "b")
+        done = invoke("export", run.path, "--variant", "int8-qat", "--out", tmp_path / "b")
         assert "int8-qat loses" in one_line(done)
         assert not (tmp_path / "b").exists()
     finally:
@@ -240,27 +240,29 @@ def test_pruning_reaches_sparsity_in_one_step(image_folder, tmp_path):
     assert quantize(trained_run, "prune", sparsity=0.5, epochs=1, max_drop=100).sparsity > 0.45
 
 
-def test_unfinished_run_is_refused(tmp_path, here):
-    assert "is not a run" in one_line(here("quantize", tmp_path))
+def test_unfinished_run_is_refused(tmp_path, invoke):
+    assert "is not a run" in one_line(invoke("quantize", tmp_path))
     (tmp_path / "recipe.toml").write_text("")
     (tmp_path / "split.json").write_text("{}")
-    assert "is unfinished: resume it with edgerec train --resume" in one_line(here("quantize", tmp_path))
+    assert "is unfinished: resume it with edgerec train --resume" in one_line(invoke("quantize", tmp_path))
 
 
-def test_wrong_options_are_refused(run, here):
-    assert "compress.method is 'qta', expected auto, float16" in one_line(here("quantize", run.path, "--method", "qta"))
+def test_wrong_options_are_refused(run, invoke):
+    assert "compress.method is 'qta', expected auto, float16" in one_line(
+        invoke("quantize", run.path, "--method", "qta")
+    )
     prune = ("quantize", run.path, "--method", "prune")
-    assert "compress.sparsity is 2.0" in one_line(here(*prune, "--sparsity", "2"))
+    assert "compress.sparsity is 2.0" in one_line(invoke(*prune, "--sparsity", "2"))
     assert (
         "--sparsity has no effect with --method qat: omit it, or choose a method that uses it, such as --method prune"
-        in one_line(here("quantize", run.path, "--method", "qat", "--sparsity", "0.5"))
+        in one_line(invoke("quantize", run.path, "--method", "qat", "--sparsity", "0.5"))
     )
-    assert "--clusters has no effect with --method prune: omit it" in one_line(here(*prune, "--clusters", "8"))
-    assert "unknown layer 'conv'" in one_line(here(*prune, "--skip", "conv"))
+    assert "--clusters has no effect with --method prune: omit it" in one_line(invoke(*prune, "--clusters", "8"))
+    assert "unknown layer 'conv'" in one_line(invoke(*prune, "--skip", "conv"))
 
 
-def test_quantize_prints_json(run, here):
-    done = here("quantize", run.path, "--method", "qat", "--overwrite", "--json")
+def test_quantize_prints_json(run, invoke):
+    done = invoke("quantize", run.path, "--method", "qat", "--overwrite", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["variant"] == "int8-qat"

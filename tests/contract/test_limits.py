@@ -169,13 +169,13 @@ def test_npz_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
         load(DataSection(source=str(tmp_path / "data.npz")))
 
 
-def test_calibration_set_that_lists_an_image_twice_is_refused(run, tmp_path, here):
-    assert here("calibration", "make", run.path, "--out", tmp_path / "set", "--images", "10").returncode == 0
+def test_calibration_set_that_lists_an_image_twice_is_refused(run, tmp_path, invoke):
+    assert invoke("calibration", "make", run.path, "--out", tmp_path / "set", "--images", "10").returncode == 0
     about = next(path for path in (tmp_path / "set").glob("*.json"))
     values = json.loads(about.read_text())
     values["images"] *= 2
     about.write_text(json.dumps(values))
-    done = here("calibration", "check", tmp_path / "set", "--run", run.path)
+    done = invoke("calibration", "check", tmp_path / "set", "--run", run.path)
     assert done.returncode == 1
     assert "an image twice" in done.stdout + done.stderr
     shutil.rmtree(tmp_path / "set")

@@ -137,14 +137,14 @@ def test_imported_int8_model_computes_the_normalization(images, labels, tmp_path
     (tmp_path / "m.tflite").write_bytes(content)
     import_tflite(tmp_path / "m.tflite", tmp_path / "bundle", labels=labels, normalize=mode)
     interpreter = open_interpreter(content)
-    given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    scale, zero_point = given["quantization"]
+    input_details, output_details = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    scale, zero_point = input_details["quantization"]
     classifier = Classifier(Bundle.open(tmp_path / "bundle"))
     for image, value in zip(images, real, strict=True):
         stored = np.clip(np.rint(value / scale) + zero_point, -128, 127).astype(np.int8)
-        interpreter.set_tensor(given["index"], stored[None])
+        interpreter.set_tensor(input_details["index"], stored[None])
         interpreter.invoke()
-        expected = (interpreter.get_tensor(answer["index"])[0].astype(int) + 128) / 256
+        expected = (interpreter.get_tensor(output_details["index"])[0].astype(int) + 128) / 256
         np.testing.assert_allclose(classifier.classify(image).scores, expected, atol=1.5 / 256)
 
 

@@ -154,18 +154,18 @@ def test_calibration_check_finds_test_images_of_merged_data(old_and_new, tmp_pat
     assert "test-overlap" in {finding.kind for finding in findings}
 
 
-def test_command_line_merges_repeated_data(old_and_new, tmp_path, here):
+def test_command_line_merges_repeated_data(old_and_new, tmp_path, invoke):
     old, new = old_and_new
     options = ("--epochs", 1, "--input-size", 28, "--json", "--set", "model.width=0.25", "--out", tmp_path / "run")
-    done = here("train", "--data", old, "--data", new, "--arch", "simple_cnn", *options)
+    done = invoke("train", "--data", old, "--data", new, "--arch", "simple_cnn", *options)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "labels.txt").read_text().split() == ["cat", "dog", "elk"]
-    done = here("evaluate", tmp_path / "run", "--data", new, "--data", old, "--json")
+    done = invoke("evaluate", tmp_path / "run", "--data", new, "--data", old, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["split"] == "test"
 
 
-def test_file_names_that_are_not_utf8_are_accepted(tmp_path, here):
+def test_file_names_that_are_not_utf8_are_accepted(tmp_path, invoke):
     folder = fill(tmp_path / "d", ("red", "green"), count=20)
     for label in ("red", "green"):
         for path in sorted((folder / label).iterdir()):
@@ -180,7 +180,7 @@ def test_file_names_that_are_not_utf8_are_accepted(tmp_path, here):
         ("data", "check", folder, "--out", tmp_path / "findings"),
         ("data", "show", folder, "--out", tmp_path / "sheet.png"),
     ):
-        done = here(*command)
+        done = invoke(*command)
         assert done.returncode == 0, (command, done.stderr, done.stdout)
     about = json.loads((tmp_path / "set" / "calibration.json").read_text(encoding="utf-8"))
     originals = {os.fsencode(path.relative_to(folder)) for path in folder.rglob("*.png")}

@@ -100,20 +100,20 @@ def test_only_entries_of_the_cache_are_deleted(folders, tmp_path):
     assert not abandoned.exists()
 
 
-def test_cache_command_shows_limits_and_clears_the_cache(folders, tmp_path, here):
+def test_cache_command_shows_limits_and_clears_the_cache(folders, tmp_path, invoke):
     for folder in folders:
         read(folder)
         age(tmp_path / "cache", 60)
-    shown = here("cache")
+    shown = invoke("cache")
     assert shown.returncode == 0
     assert str(folders[1]) in shown.stdout
     assert "8×8×3" in shown.stdout
     assert "limit 20.0 GB" in shown.stdout
-    smaller = json.loads(here("cache", "--limit", "4K", "--json").stdout)
+    smaller = json.loads(invoke("cache", "--limit", "4K", "--json").stdout)
     assert [os.path.basename(entry["source"]) for entry in smaller["removed"]] == ["data0", "data1"]
     assert smaller["size_bytes"] == sum(entry["size_bytes"] for entry in smaller["entries"]) <= 4000
-    assert here("cache", "--limit", "much").returncode == 2
-    assert "deleted  1 entries" in here("cache", "--clear").stdout
+    assert invoke("cache", "--limit", "much").returncode == 2
+    assert "deleted  1 entries" in invoke("cache", "--clear").stdout
 
 
 @pytest.mark.parametrize(("text", "size"), [("5000", 5000), ("1.5G", 1_500_000_000), ("20 MB", 20_000_000)])

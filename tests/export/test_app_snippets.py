@@ -135,17 +135,17 @@ def test_coral_code_prints_label_and_score_of_the_classifier(bundle, tmp_path, m
     assert score == pytest.approx(float(expected.max()), abs=1e-6)
 
 
-def test_coral_code_predicts_as_the_bundle_does(bundle, pictures, tmp_path, monkeypatch):
+def test_coral_code_predicts_as_the_bundle_does(bundle, golden_images, tmp_path, monkeypatch):
     from ai_edge_litert.interpreter import Interpreter as LiteRT
 
     opened = Bundle.open(bundle)
     shutil.copy(bundle / "labels.txt", tmp_path)
-    for picture in pictures[:3]:
-        shutil.copy(picture, tmp_path / "image.jpg")  # OpenCV detects the format by the content
+    for path in golden_images[:3]:
+        shutil.copy(path, tmp_path / "image.jpg")  # OpenCV detects the format by the content
         actual = LiteRT(model_content=opened.model)
         actual.allocate_tensors()
         ((label, score),) = execute(opened.manifest, tmp_path, monkeypatch, Interpreter(np.zeros(10), actual))
-        expected = Classifier(opened).classify(read_image(picture))
+        expected = Classifier(opened).classify(read_image(path))
         assert (label, score) == (expected.label, pytest.approx(expected.score, abs=1e-6))
 
 

@@ -21,7 +21,7 @@ from tests.contract.test_bundle import change, rewrite
 
 
 @pytest.fixture(scope="module")
-def other(bundle, tmp_path_factory):
+def other_bundle(bundle, tmp_path_factory):
     """A bundle of the same model with different preprocessing, so that its scores differ."""
     opened = Bundle.open(bundle)
     spec = replace(opened.manifest.preprocess, fit="pad", interpolation="nearest")
@@ -47,23 +47,23 @@ def float32(first_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def three(bundle, other, float32, tmp_path_factory):
+def ensemble_bundle(bundle, other_bundle, float32, tmp_path_factory):
     path = tmp_path_factory.mktemp("three") / "three"
-    report = ensemble([bundle, other, float32], path)
+    report = ensemble([bundle, other_bundle, float32], path)
     assert (report.models, report.combine, report.golden) == (3, "mean", 10)
     return path
 
 
 @pytest.mark.parametrize("combine", ["mean", "vote"])
-def test_ensemble_combines_the_scores_of_the_single_models(bundle, other, float32, tmp_path, combine):
-    bundles = [bundle, other, float32]
+def test_ensemble_combines_the_scores_of_the_single_models(bundle, other_bundle, float32, tmp_path, combine):
+    bundles = [bundle, other_bundle, float32]
     ensemble(bundles, tmp_path / "e", combine=combine)
     image = wide(Bundle.open(bundle), bundle)
     alone = np.stack([Classifier.open(path).classify(image).scores for path in bundles])
     assert not np.array_equal(alone[0], alone[1])
-    together = Classifier.open(tmp_path / "e").classify(image)
-    assert np.array_equal(together.scores, COMBINATIONS[combine](alone))
-    assert together.scores.dtype == np.float32
+    combined = Classifier.open(tmp_path / "e").classify(image)
+    assert np.array_equal(combined.scores, COMBINATIONS[combine](alone))
+    assert combined.scores.dtype == np.float32
 
 
 def test_mean_and_vote_combine_scores():
@@ -77,12 +77,12 @@ def test_mean_and_vote_combine_scores():
     assert tie.sum() == pytest.approx(1)
 
 
-def test_verify_checks_every_model_of_an_ensemble(three, tmp_path):
-    report = verify(three)
+def test_verify_checks_every_model_of_an_ensemble(ensemble_bundle, tmp_path):
+    report = verify(ensemble_bundle)
     assert (report.exact, report.images, len(report.golden)) == (True, 10, 30)
     assert {result.model for result in report.golden} == {"model.tflite", "model-2.tflite", "model-3.tflite"}
     copy = tmp_path / "copy"
-    shutil.copytree(three, copy)
+    shutil.copytree(ensemble_bundle, copy)
     golden = json.loads((copy / "golden/golden.json").read_text())
     golden["vectors"][4]["scores"][1][0] += 1
     rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
@@ -94,24 +94,27 @@ def test_verify_checks_every_model_of_an_ensemble(three, tmp_path):
     assert {result.tolerance for result in verify(copy).golden} == {16, 1e-3}
 
 
-def test_ensemble_works_with_camera_benchmark_and_predict(three, video, pictures, edgerec):
-    with Camera.open(three, str(video)) as camera:
+def test_ensemble_works_with_camera_benchmark_and_predict(ensemble_bundle, video, golden_images, edgerec):
+    with Camera.open(ensemble_bundle, str(video)) as camera:
         results = list(camera)
     assert len(results) == 30
     correct = [result.frame.index // 3 == result.classification.index for result in results]
     assert sum(correct) > 15
-    report = benchmark(three, seconds=0.1)
+    report = benchmark(ensemble_bundle, seconds=0.1)
     assert {operator.model for operator in report.operators} == {0, 1, 2}
     assert sum(operator.part for operator in report.operators) == pytest.approx(1, abs=0.01)
-    done = edgerec("predict", three, pictures[3], "--json")
-    assert json.loads(done.stdout)["label"] == Classifier.open(three).classify(read_image(pictures[3])).label
+    done = edgerec("predict", ensemble_bundle, golden_images[3], "--json")
+    assert (
+        json.loads(done.stdout)["label"]
+        == Classifier.open(ensemble_bundle).classify(read_image(golden_images[3])).label
+    )
 
 
-def test_ensemble_is_evaluated_on_images_that_no_model_was_trained_on(three, bundle, first_run):
+def test_ensemble_is_evaluated_on_images_that_no_model_was_trained_on(ensemble_bundle, bundle, first_run):
     """Only images that are in the test split of every model are used, even if the preprocessing differs."""
-    alone, together = evaluate(bundle, "digits"), evaluate(three, "digits")
-    assert (together.split, together.images) == ("test", alone.images)
-    assert together.accuracy > alone.accuracy - 0.03
+    alone, combined = evaluate(bundle, "digits"), evaluate(ensemble_bundle, "digits")
+    assert (combined.split, combined.images) == ("test", alone.images)
+    assert combined.accuracy > alone.accuracy - 0.03
     dataset, split = first_run.data()
     section = first_run.recipe.data
 
@@ -130,8 +133,8 @@ def test_ensemble_is_evaluated_on_images_that_no_model_was_trained_on(three, bun
         chosen_images(dataset, "digits", None, [subsets(seed) for seed in range(12)])
 
 
-def test_ensemble_of_ensembles_contains_all_models(bundle, other, float32, tmp_path):
-    ensemble([other, float32], tmp_path / "two")
+def test_ensemble_of_ensembles_contains_all_models(bundle, other_bundle, float32, tmp_path):
+    ensemble([other_bundle, float32], tmp_path / "two")
     report = ensemble([bundle, tmp_path / "two"], tmp_path / "three.zip")
     assert report.models == 3
     manifest = Bundle.open(tmp_path / "three.zip").manifest
@@ -139,12 +142,12 @@ def test_ensemble_of_ensembles_contains_all_models(bundle, other, float32, tmp_p
     assert [spec.model for spec in manifest.models] == ["model.tflite", "model-2.tflite", "model-3.tflite"]
     assert len(manifest.provenance["members"]) == 3
     with pytest.raises(BundleError, match="two of the bundles contain the same model"):
-        ensemble([tmp_path / "two", other], tmp_path / "e")
+        ensemble([tmp_path / "two", other_bundle], tmp_path / "e")
 
 
-def test_ensemble_command(bundle, other, tmp_path, edgerec):
+def test_ensemble_command(bundle, other_bundle, tmp_path, edgerec):
     out = tmp_path / "both"
-    done = edgerec("ensemble", bundle, other, "--out", out, "--combine", "vote", "--threshold", "0.6", "--json")
+    done = edgerec("ensemble", bundle, other_bundle, "--out", out, "--combine", "vote", "--threshold", "0.6", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert (value["models"], value["combine"]) == (2, "vote")
@@ -153,19 +156,19 @@ def test_ensemble_command(bundle, other, tmp_path, edgerec):
     }
     assert Bundle.open(out).manifest.decision.threshold == 0.6
     assert "2 models are combined" in (out / "README.md").read_text()
-    assert "already exists" in one_line(edgerec("ensemble", bundle, other, "--out", out))
-    assert edgerec("ensemble", bundle, other, "--out", out, "--overwrite").returncode == 0
+    assert "already exists" in one_line(edgerec("ensemble", bundle, other_bundle, "--out", out))
+    assert edgerec("ensemble", bundle, other_bundle, "--out", out, "--overwrite").returncode == 0
     assert "unknown combination 'sum'" in one_line(
-        edgerec("ensemble", bundle, other, "--out", tmp_path / "x", "--combine", "sum")
+        edgerec("ensemble", bundle, other_bundle, "--out", tmp_path / "x", "--combine", "sum")
     )
     assert not (tmp_path / "x").exists()
 
 
-def test_ensemble_refuses_bundles_with_other_labels_or_targets(bundle, other, tmp_path):
+def test_ensemble_refuses_bundles_with_other_labels_or_targets(bundle, other_bundle, tmp_path):
     with pytest.raises(BundleError, match="at least two bundles, got 1"):
         ensemble([bundle], tmp_path / "e")
     copy = tmp_path / "copy"
-    shutil.copytree(other, copy)
+    shutil.copytree(other_bundle, copy)
     labels = list(Bundle.open(bundle).manifest.labels)
     change(copy, labels=[*labels[:4], "vier", *labels[5:]])
     with pytest.raises(BundleError, match=r"at index 4, .* has 'vier' and .* has '4'"):
@@ -176,7 +179,7 @@ def test_ensemble_refuses_bundles_with_other_labels_or_targets(bundle, other, tm
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("mine")
     with pytest.raises(OutputExistsError):
-        ensemble([bundle, other], tmp_path / "mine", overwrite=True)
+        ensemble([bundle, other_bundle], tmp_path / "mine", overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -190,17 +193,17 @@ def test_ensemble_refuses_bundles_with_other_labels_or_targets(bundle, other, tm
         ({"members": [{"colour": "red"}]}, "members: .*colour"),
     ],
 )
-def test_damaged_members_are_refused(three, tmp_path, values, message):
+def test_damaged_members_are_refused(ensemble_bundle, tmp_path, values, message):
     copy = tmp_path / "copy"
-    shutil.copytree(three, copy)
+    shutil.copytree(ensemble_bundle, copy)
     change(copy, **values)
     with pytest.raises(BundleError, match=message):
         Bundle.open(copy)
 
 
-def test_member_without_a_model_file_is_refused(three, tmp_path):
+def test_member_without_a_model_file_is_refused(ensemble_bundle, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(three, copy)
+    shutil.copytree(ensemble_bundle, copy)
     members = json.loads((copy / "manifest.json").read_text())["members"]
     members[1]["model"] = "elsewhere.tflite"
     change(copy, members=members)

@@ -115,14 +115,14 @@ def test_export_works_in_the_folder_of_the_run(run, monkeypatch, tmp_path, edger
     assert verify(run.path.with_name(f"{run.path.name}-desktop")).exact
 
 
-def test_compiled_bundle_needs_its_delegate(run, tmp_path, monkeypatch, edgerec, pictures):
+def test_compiled_bundle_needs_its_delegate(run, tmp_path, monkeypatch, edgerec, golden_images):
     """The export verifies on the CPU. The camera uses the Edge TPU, or fails with the reason."""
     monkeypatch.setenv("PATH", script(tmp_path, 'cp "$4" "$3/model_edgetpu.tflite"')["PATH"])
     bundle = export_bundle(run, "coral", out=tmp_path / "b").bundle
-    message = one_line(edgerec("camera", bundle, "--source", pictures[0].parent, "--headless"))
+    message = one_line(edgerec("camera", bundle, "--source", golden_images[0].parent, "--headless"))
     assert "libedgetpu.so.1 does not load" in message
     assert "--delegate none" in message
-    done = edgerec("camera", bundle, "--source", pictures[0].parent, "--headless", "--delegate", "none")
+    done = edgerec("camera", bundle, "--source", golden_images[0].parent, "--headless", "--delegate", "none")
     assert done.returncode == 0
 
 

@@ -121,7 +121,7 @@ def models():
 
 
 @pytest.fixture
-def given(models, tmp_path):
+def write_model(models, tmp_path):
     """Return a function that writes a model file and a file with three labels, and returns the model's path."""
 
     def write(name: str):
@@ -134,7 +134,7 @@ def given(models, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
+def noise_image(tmp_path_factory):
     import cv2
 
     path = tmp_path_factory.mktemp("picture") / "noise.png"
@@ -142,7 +142,7 @@ def picture(tmp_path_factory):
     return path
 
 
-def alone(content: bytes, stored: np.ndarray) -> np.ndarray:
+def run_interpreter(content: bytes, stored: np.ndarray) -> np.ndarray:
     """Run the TFLite interpreter directly on an input tensor, and return the dequantized output."""
     interpreter = open_interpreter(content)
     (before,), (after,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -172,17 +172,19 @@ def softmax(real: np.ndarray) -> np.ndarray:
         ("four_dimensions", "unit", lambda p: p / 255, lambda y: y),
     ],
 )
-def test_bundle_predicts_the_same_as_the_model_alone(given, tmp_path, picture, name, normalize, stored, activation):
-    path = given(name)
+def test_bundle_predicts_the_same_as_the_model_alone(
+    write_model, tmp_path, noise_image, name, normalize, stored, activation
+):
+    path = write_model(name)
     labels = tmp_path / "labels.txt"
     if name == "int8_sigmoid":
         labels.write_text("cat\ndog\n")
     report = import_tflite(path, tmp_path / "b", labels=labels, normalize=normalize)
     classifier = Classifier.open(report.bundle)
-    image = read_image(picture)
+    image = read_image(noise_image)
     pixels = apply(image, classifier.manifest.preprocess)
     assert pixels.shape == SHAPE
-    expected = activation(alone(path.read_bytes(), stored(pixels)))
+    expected = activation(run_interpreter(path.read_bytes(), stored(pixels)))
     result = classifier.classify(image)
     np.testing.assert_allclose(result.scores, expected, atol=1e-5)
     assert result.label == classifier.manifest.labels[int(expected.argmax())]
@@ -222,8 +224,8 @@ def test_activations_handle_extreme_values():
     assert ACTIVATIONS["binary"](np.array([0.25], np.float32)).tolist() == [0.75, 0.25]
 
 
-def test_float_model_needs_a_normalization(given, models, tmp_path):
-    path = given("float_softmax")
+def test_float_model_needs_a_normalization(write_model, models, tmp_path):
+    path = write_model("float_softmax")
     with pytest.raises(ModelError, match=r"has a float32 input, but does not specify .* --normalize unit .*MEAN,STD"):
         import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
     assert not (tmp_path / "b").exists()
@@ -235,14 +237,14 @@ def test_float_model_needs_a_normalization(given, models, tmp_path):
 
 def test_normalization_options_are_parsed():
     assert parse_normalize("127.5, 127.5") == Normalize(127.5, 127.5)
-    for wrong, message in (
+    for text, message in (
         ("sign", "did you mean 'signed'"),
         ("1,x", "cannot parse normalization"),
         ("0,0", "positive, finite standard deviations"),
         ("nan,1", "finite"),
     ):
         with pytest.raises(EdgerecError, match=message):
-            parse_normalize(wrong)
+            parse_normalize(text)
 
 
 def test_label_files_of_different_formats_are_read(tmp_path):
@@ -274,8 +276,8 @@ def test_repeated_labels_are_numbered(caplog):
     assert "f has a duplicate label 'crane': output 2 is renamed to 'crane (3)'" in caplog.text
 
 
-def test_number_of_labels_must_equal_number_of_scores(given, tmp_path):
-    path = given("uint8_softmax")
+def test_number_of_labels_must_equal_number_of_scores(write_model, tmp_path):
+    path = write_model("uint8_softmax")
     with pytest.raises(DataError, match=r"contains no labels: add --labels with a text file that lists 3 labels"):
         import_tflite(path, tmp_path / "b")
     (tmp_path / "labels.txt").write_text("a\nb\n")
@@ -292,14 +294,14 @@ def test_number_of_labels_must_equal_number_of_scores(given, tmp_path):
         ("image_output", "is not an image classifier"),
     ],
 )
-def test_models_that_are_not_image_classifiers_are_refused(given, tmp_path, name, message):
+def test_models_that_are_not_image_classifiers_are_refused(write_model, tmp_path, name, message):
     with pytest.raises(ModelError, match=message):
-        import_tflite(given(name), tmp_path / "b", labels=tmp_path / "labels.txt", normalize="unit")
+        import_tflite(write_model(name), tmp_path / "b", labels=tmp_path / "labels.txt", normalize="unit")
     assert not (tmp_path / "b").exists()
 
 
-def test_damaged_and_missing_model_files_are_refused(given, tmp_path, edgerec):
-    path = given("uint8_softmax")
+def test_damaged_and_missing_model_files_are_refused(write_model, tmp_path, edgerec):
+    path = write_model("uint8_softmax")
     content = path.read_bytes()
     for damaged in (b"", b"hello", content[:1000], content[: len(content) // 2]):
         path.write_bytes(damaged)
@@ -309,20 +311,20 @@ def test_damaged_and_missing_model_files_are_refused(given, tmp_path, edgerec):
     assert "none.tflite cannot be read: No such file" in message
 
 
-def test_target_refuses_models_that_it_cannot_run(given, tmp_path):
-    labels = given("float_logits").parent / "labels.txt"
+def test_target_refuses_models_that_it_cannot_run(write_model, tmp_path):
+    labels = write_model("float_logits").parent / "labels.txt"
     with pytest.raises(TargetError, match=r"coral cannot run .*float_logits.tflite: .*FLOAT32.*quantize it"):
-        import_tflite(given("float_logits"), tmp_path / "b", labels=labels, target="coral", normalize="unit")
+        import_tflite(write_model("float_logits"), tmp_path / "b", labels=labels, target="coral", normalize="unit")
     # The interpreter uses 1 for a dynamic batch size, but the Edge TPU compiler needs a fixed batch size.
     with pytest.raises(TargetError, match="dynamic shape"):
-        import_tflite(given("uint8_softmax"), tmp_path / "b", labels=labels, target="coral")
-    report = import_tflite(given("uint8_softmax"), tmp_path / "b", labels=labels, target="rpi")
+        import_tflite(write_model("uint8_softmax"), tmp_path / "b", labels=labels, target="coral")
+    report = import_tflite(write_model("uint8_softmax"), tmp_path / "b", labels=labels, target="rpi")
     assert "requirements.txt" in report.files
 
 
-def test_import_writes_a_complete_bundle_atomically(given, tmp_path, picture):
-    path = given("int8_odd_logits")
-    options = {"labels": tmp_path / "labels.txt", "images": [picture]}
+def test_import_writes_a_complete_bundle_atomically(write_model, tmp_path, noise_image):
+    path = write_model("int8_odd_logits")
+    options = {"labels": tmp_path / "labels.txt", "images": [noise_image]}
     report = import_tflite(path, tmp_path / "birds.zip", **options)
     assert report.golden == 1
     opened = Bundle.open(tmp_path / "birds.zip")
@@ -336,9 +338,11 @@ def test_import_writes_a_complete_bundle_atomically(given, tmp_path, picture):
     assert import_tflite(path, tmp_path / "birds.zip", overwrite=True, **options) == report
 
 
-def test_tolerance_of_golden_scores_after_a_softmax_is_in_score_units(given, tmp_path):
+def test_tolerance_of_golden_scores_after_a_softmax_is_in_score_units(write_model, tmp_path):
     """On another machine, the output may differ by 16 quantization steps, and the score by the same amount."""
-    bundle = Bundle.open(import_tflite(given("int8_odd_logits"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle)
+    bundle = Bundle.open(
+        import_tflite(write_model("int8_odd_logits"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle
+    )
     values = json.loads(bundle.files[GOLDEN])
     values["made_on"]["cpu"] = "another"
     scale = bundle.manifest.output.scale
@@ -383,28 +387,28 @@ def test_evaluate_accepts_imported_bundles_and_tflite_files(run, tmp_path, edger
     assert "only runs record their location" in one_line(edgerec("evaluate", imported))
 
 
-def test_evaluate_refuses_an_input_that_is_not_square(given, tmp_path, image_folder):
-    imported = import_tflite(given("uint8_softmax"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle
-    for model in (imported, given("uint8_softmax")):
+def test_evaluate_refuses_an_input_that_is_not_square(write_model, tmp_path, image_folder):
+    imported = import_tflite(write_model("uint8_softmax"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle
+    for model in (imported, write_model("uint8_softmax")):
         with pytest.raises(ModelError, match=r"its input of 10×14 pixels is not square"):
             evaluate(model, str(image_folder))
 
 
-def test_import_does_not_load_tensorflow(given, tmp_path):
+def test_import_does_not_load_tensorflow(write_model, tmp_path):
     code = (
         "import sys\nfrom edgerec import import_tflite\n"
-        f"import_tflite({str(given('uint8_softmax'))!r}, 'b', labels='labels.txt')\n"
+        f"import_tflite({str(write_model('uint8_softmax'))!r}, 'b', labels='labels.txt')\n"
         "print([m for m in ('tensorflow', 'tf_keras', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_import_command(given, tmp_path, picture, edgerec):
-    path = given("float_logits")
+def test_import_command(write_model, tmp_path, noise_image, edgerec):
+    path = write_model("float_logits")
     labels = ("--labels", tmp_path / "labels.txt")
     assert "--normalize unit" in one_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))
-    command = ("import", path, *labels, "--out", tmp_path / "b", "--normalize", "unit", "--image", picture)
+    command = ("import", path, *labels, "--out", tmp_path / "b", "--normalize", "unit", "--image", noise_image)
     done = edgerec(*command, "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)

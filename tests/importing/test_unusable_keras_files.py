@@ -31,21 +31,21 @@ def error(done) -> str:
     return lines[-1]
 
 
-def test_model_that_tensorflow_cannot_run_is_reported_in_one_line(run, tmp_path, here):
+def test_model_that_tensorflow_cannot_run_is_reported_in_one_line(run, tmp_path, invoke):
     model = save_unusable_model(tmp_path / "model.keras", (8, 8, 3))
     command = ["quantize", model, "--data", "digits", "--normalize", "pixels", "--out", tmp_path / "run"]
-    assert "TensorFlow cannot run the model: Cast string to float is not supported;" in error(here(*command))
+    assert "TensorFlow cannot run the model: Cast string to float is not supported;" in error(invoke(*command))
     shutil.copytree(run.path, tmp_path / "copy")
     save_unusable_model(tmp_path / "copy" / "model.keras", (28, 28, 1))
     for command in ("evaluate", tmp_path / "copy"), ("quantize", tmp_path / "copy", "--method", "qat", "--overwrite"):
-        assert "Cast string to float is not supported" in error(here(*command))
+        assert "Cast string to float is not supported" in error(invoke(*command))
 
 
-def test_model_with_another_shape_than_the_run_is_refused(run, tmp_path, here):
+def test_model_with_another_shape_than_the_run_is_refused(run, tmp_path, invoke):
     shutil.copytree(run.path, tmp_path / "copy")
     save_unusable_model(tmp_path / "copy" / "model.keras", (8, 8, 3))
     for command in ("evaluate", tmp_path / "copy"), ("quantize", tmp_path / "copy", "--method", "ptq"):
-        assert "is not this run's model" in error(here(*command))
+        assert "is not this run's model" in error(invoke(*command))
 
 
 @pytest.mark.parametrize(("layer", "output"), [(1, 1.5), (1, 7), (-1, 0)])

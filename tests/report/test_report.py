@@ -379,8 +379,8 @@ def test_report_of_a_run_with_damaged_models(copied):
 def test_report_of_an_adopted_model_without_labels(copied):
     """The predictions of the adopted model serve as labels, so there is no calibration."""
     dataset, _ = copied.data()
-    answers = {name: dataset.labels[index] for name, index in zip(dataset.names, dataset.classes, strict=True)}
-    copied.write_json("pseudo_labels.json", answers)
+    true_labels = {name: dataset.labels[index] for name, index in zip(dataset.names, dataset.classes, strict=True)}
+    copied.write_json("pseudo_labels.json", true_labels)
     adopted = {"file": "theirs.keras", "sha256": "0" * 64, "truth": "predictions", "normalize": "unit"}
     edited(copied, "metrics.json", adopted=adopted, epochs=0, best_epoch=0, seconds=0.0)
     copied.write_history([])

@@ -19,8 +19,8 @@ from edgerec.runtime.image_model import ImageModel
 from tests.conftest import one_line
 
 
-def test_scores_of_an_image_sum_to_one(bundle, pictures):
-    result = Classifier.open(bundle).classify(read_image(pictures[0]))
+def test_scores_of_an_image_sum_to_one(bundle, golden_images):
+    result = Classifier.open(bundle).classify(read_image(golden_images[0]))
     assert result.scores.shape == (10,)
     assert result.scores.dtype == np.float32
     assert result.scores.sum() == pytest.approx(1, abs=0.05)
@@ -28,12 +28,12 @@ def test_scores_of_an_image_sum_to_one(bundle, pictures):
     assert result.score == max(result.scores)
 
 
-def test_model_input_equals_the_preprocessed_pixels(bundle, pictures):
+def test_model_input_equals_the_preprocessed_pixels(bundle, golden_images):
     """The pixels are not converted, because the normalization is part of the quantized model."""
     classifier = Classifier.open(bundle)
     (model,) = classifier.models
     assert pixel_table(classifier.manifest.normalize, classifier.manifest.input) is None
-    pixels = apply(read_image(pictures[0]), classifier.manifest.preprocess)
+    pixels = apply(read_image(golden_images[0]), classifier.manifest.preprocess)
     tflite = interpreter.open_interpreter(Bundle.open(bundle).model)
     tflite.set_tensor(tflite.get_input_details()[0]["index"], pixels[np.newaxis])
     tflite.invoke()
@@ -41,28 +41,28 @@ def test_model_input_equals_the_preprocessed_pixels(bundle, pictures):
     assert np.array_equal(model.invoke(pixels), output.reshape(-1))
 
 
-def test_most_golden_images_are_classified_correctly(bundle, pictures):
+def test_most_golden_images_are_classified_correctly(bundle, golden_images):
     vectors = json.loads((bundle / "golden/golden.json").read_text())["vectors"]
-    assert len(vectors) == len(pictures) == 10
-    correct = [result.classification.index == i for i, result in enumerate(predict(bundle, pictures))]
+    assert len(vectors) == len(golden_images) == 10
+    correct = [result.classification.index == i for i, result in enumerate(predict(bundle, golden_images))]
     assert sum(correct) >= 7
 
 
-def test_score_below_the_threshold_is_labeled_unknown(bundle, pictures):
-    (result,) = predict(bundle, pictures[:1], threshold=1.0)
+def test_score_below_the_threshold_is_labeled_unknown(bundle, golden_images):
+    (result,) = predict(bundle, golden_images[:1], threshold=1.0)
     assert result.classification.label == "unknown"
     assert result.classification.index == -1
     assert result.classification.categories[0].label != "unknown"
 
 
-def test_predict_prints_the_documented_json_object(bundle, pictures, edgerec):
-    done = edgerec("predict", bundle, *pictures[:3], "--json")
+def test_predict_prints_the_documented_json_object(bundle, golden_images, edgerec):
+    done = edgerec("predict", bundle, *golden_images[:3], "--json")
     objects = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(objects) == 3
     for number, value in enumerate(objects):
         assert list(value)[1:] == ["frame", "source", "captured_s", "age_ms", "label", "index", "score", "categories"]
         assert value["frame"] == number
-        assert value["source"] == str(pictures[number])
+        assert value["source"] == str(golden_images[number])
         assert value["age_ms"] >= 0
         assert len(value["categories"]) == 5
         assert value["categories"][0] == {key: value[key] for key in ("label", "index", "score")}
@@ -84,13 +84,13 @@ def test_files_that_are_not_tflite_models_are_refused(content):
         ImageModel(content, Normalize.named("unit"))
 
 
-def test_missing_delegate_is_an_error_without_fallback(bundle, pictures, caplog):
+def test_missing_delegate_is_an_error_without_fallback(bundle, golden_images, caplog):
     with pytest.raises(DelegateError, match=r"does not load \(.*libnothing.so.1"):
         Classifier.open(bundle, delegate="libnothing.so.1")
     # With fallback=True, the CPU runs the model, and a warning is logged.
     on_cpu = Classifier.open(bundle, delegate="libnothing.so.1", fallback=True)
     assert "running on the CPU instead, which is slower" in caplog.text
-    image = read_image(pictures[0])
+    image = read_image(golden_images[0])
     assert np.array_equal(on_cpu.stored_scores(image), Classifier.open(bundle).stored_scores(image))
 
 
@@ -148,13 +148,13 @@ def test_number_of_threads_is_measured_once_and_cached(bundle, monkeypatch, tmp_
     assert threads.best_threads(opened.model, opened.manifest.normalize) in (1, 2, 3, 4)
 
 
-def test_litert_and_tensorflow_return_similar_scores(bundle, pictures, monkeypatch):
+def test_litert_and_tensorflow_return_similar_scores(bundle, golden_images, monkeypatch):
     """TensorFlow's interpreter is used if no other runtime is installed."""
-    (first,) = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
+    (first,) = Classifier.open(bundle).stored_scores(read_image(golden_images[0]))
     only = {"tensorflow": interpreter.RUNTIMES["tensorflow"]}
     monkeypatch.setattr(interpreter, "RUNTIMES", only)
     assert interpreter.fingerprint().runtime == "tensorflow"
-    (other,) = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
+    (other,) = Classifier.open(bundle).stored_scores(read_image(golden_images[0]))
     assert np.abs(first.astype(int) - other).max() <= 2
 
 

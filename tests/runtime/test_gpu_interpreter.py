@@ -29,7 +29,7 @@ def environment(driver) -> dict[str, str]:
 
 @needs_driver
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_gpu_scores_are_close_to_cpu_scores(bundle, pictures, edgerec, precision):
+def test_gpu_scores_are_close_to_cpu_scores(bundle, golden_images, edgerec, precision):
     done = edgerec(
         *("camera", bundle, "--source", bundle / "golden", "--headless", "--json"),
         *("--delegate", "gpu", "--delegate-option", f"precision={precision}"),
@@ -40,11 +40,11 @@ def test_gpu_scores_are_close_to_cpu_scores(bundle, pictures, edgerec, precision
     for line in map(json.loads, done.stdout.splitlines()):
         if line["event"] == "result":
             scores_by_file[Path(line["source"]).name] = {entry["index"]: entry["score"] for entry in line["categories"]}
-    assert len(scores_by_file) == len(pictures)
+    assert len(scores_by_file) == len(golden_images)
     classifier = Classifier.open(bundle)
-    for picture in pictures:
-        scores = classifier.classify(read_image(picture)).scores
-        for index, score in scores_by_file[picture.name].items():
+    for image in golden_images:
+        scores = classifier.classify(read_image(image)).scores
+        for index, score in scores_by_file[image.name].items():
             assert score == pytest.approx(scores[index], abs=3 / 256)  # three quantization steps of the int8 output
 
 

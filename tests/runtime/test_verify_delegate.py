@@ -145,19 +145,19 @@ def flat(tmp_path):
     """A bundle of a model whose scores are all close to 1/3, so that no image is decisive."""
     (tmp_path / "model.tflite").write_bytes(tflite_models.softmax(scale=1e-6).done())
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
-    pictures = []
+    image_paths = []
     for channel in range(3):
         image = np.zeros((8, 8, 3), np.uint8)
         image[:, :, 2 - channel] = 200
-        pictures.append(tmp_path / f"{channel}.png")
-        cv2.imwrite(str(pictures[-1]), image)
+        image_paths.append(tmp_path / f"{channel}.png")
+        cv2.imwrite(str(image_paths[-1]), image)
     import_tflite(
         tmp_path / "model.tflite",
         tmp_path / "b",
         labels=tmp_path / "labels.txt",
         normalize="pixels",
         activation="none",
-        images=pictures,
+        images=image_paths,
     )
     return tmp_path / "b"
 

@@ -111,16 +111,16 @@ def with_model(bundle, content: bytes, path):
     return path
 
 
-def test_every_command_reports_a_model_that_crashes_in_one_line(tmp_path, labels, bundle, pictures, edgerec):
+def test_every_command_reports_a_model_that_crashes_in_one_line(tmp_path, labels, bundle, golden_images, edgerec):
     (tmp_path / "model.tflite").write_bytes(crashing())
     copy = with_model(bundle, crashing(), tmp_path / "copy")
     for arguments in (
         ("import", tmp_path / "model.tflite", "--labels", labels, "--normalize", "unit", "--out", tmp_path / "new"),
         ("evaluate", tmp_path / "model.tflite", "--labels", labels, "--normalize", "unit", "--data", "digits"),
-        ("predict", copy, pictures[0]),
+        ("predict", copy, golden_images[0]),
         ("verify", copy),
         ("benchmark", copy, "--seconds", "0.1"),
-        ("camera", copy, "--source", pictures[0].parent, "--headless"),
+        ("camera", copy, "--source", golden_images[0].parent, "--headless"),
     ):
         assert "cannot be run: the interpreter crashed with SIGABRT" in one_line(edgerec(*arguments))
 

@@ -236,11 +236,11 @@ def test_threshold_is_measured_with_the_exported_model(novelty_bundle, autoencod
     assert "## Unfamiliar images" in bundle.files["README.md"].decode()
 
 
-def test_novel_images_are_unknown(novelty_bundle, pictures):
+def test_novel_images_are_unknown(novelty_bundle, golden_images):
     from edgerec import read_image
 
     classifier = Classifier.open(novelty_bundle)
-    digits = [classifier.classify(read_image(path)) for path in pictures]
+    digits = [classifier.classify(read_image(path)) for path in golden_images]
     assert sum(prediction.index >= 0 for prediction in digits) >= 8
     novel = classifier.classify(noise())
     assert (novel.label, novel.index) == ("unknown", -1)
@@ -314,7 +314,7 @@ def test_ensemble_keeps_the_autoencoder(novelty_bundle, bundle, run, tmp_path):
     assert verify(combined.bundle).images == 10
 
 
-def test_bundles_without_an_autoencoder_still_open(bundle, pictures):
+def test_bundles_without_an_autoencoder_still_open(bundle, golden_images):
     from edgerec import read_image
 
     opened = Bundle.open(bundle)
@@ -323,7 +323,7 @@ def test_bundles_without_an_autoencoder_still_open(bundle, pictures):
     del values["decision"]["novelty"]
     before = Manifest.from_json(json.dumps(values))
     assert before == opened.manifest
-    prediction = Classifier(replace(opened, manifest=before)).classify(read_image(pictures[0]))
+    prediction = Classifier(replace(opened, manifest=before)).classify(read_image(golden_images[0]))
     assert prediction.novelty is None
     with pytest.raises(BundleError, match="has no autoencoder"):
         Classifier(opened).error(())

@@ -180,12 +180,12 @@ def test_epochs_depend_on_the_number_of_training_images():
     assert chosen("digits", **{"train.epochs": 3}).train.epochs == 3
 
 
-def test_unknown_target_and_unsuitable_weights_are_refused(run, tmp_path, here):
+def test_unknown_target_and_unsuitable_weights_are_refused(run, tmp_path, invoke):
     with pytest.raises(TargetError, match="unknown target 'raspberry'"):
         chosen("digits", **{"model.target": "raspberry"})
     with pytest.raises(RecipeError, match="for RGB images"):
         fit(Recipe().override({"model.weights": "imagenet", "train.epochs": 1}), tmp_path / "gray")
-    error = one_line(here("train", "--data", "digits", "--target", "rpy", "--out", tmp_path / "run"))
+    error = one_line(invoke("train", "--data", "digits", "--target", "rpy", "--out", tmp_path / "run"))
     assert "unknown target 'rpy'; did you mean 'rpi'" in error
     (run.path / "recipe.toml").write_text(run.recipe.override({"model.arch": "auto"}).to_toml())
     with pytest.raises(RunError, match=r"recipe.toml is damaged \(it has no value for model.arch"):

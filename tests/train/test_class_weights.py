@@ -16,9 +16,15 @@ def unbalanced(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "unbalanced.npz"
     rng = np.random.default_rng(0)
     classes = np.repeat(np.arange(3), (60, 30, 10))
-    images, few = rng.integers(0, 256, (100, 8, 8), np.uint8), rng.integers(0, 256, (12, 8, 8), np.uint8)
+    images, minority = rng.integers(0, 256, (100, 8, 8), np.uint8), rng.integers(0, 256, (12, 8, 8), np.uint8)
     np.savez(
-        path, x_train=images, y_train=classes, x_val=few, y_val=np.arange(12) % 3, x_test=~few, y_test=np.arange(12) % 3
+        path,
+        x_train=images,
+        y_train=classes,
+        x_val=minority,
+        y_val=np.arange(12) % 3,
+        x_test=~minority,
+        y_test=np.arange(12) % 3,
     )
     return Recipe().override(
         {

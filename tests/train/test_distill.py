@@ -28,9 +28,9 @@ def test_distillation_loss_is_the_divergence_of_softened_scores(run):
     assert distillation_loss(run.recipe, run.labels) is None
 
 
-def test_student_is_trained_with_the_distillation_loss(run, tmp_path, here):
+def test_student_is_trained_with_the_distillation_loss(run, tmp_path, invoke):
     options = ["--student", "simple_cnn", "--width", "0.25", "--epochs", "3", "--out", tmp_path / "student"]
-    done = here("distill", "--teacher", run.path, *options)
+    done = invoke("distill", "--teacher", run.path, *options)
     assert done.returncode == 0, done.stderr
     student = Run.open(tmp_path / "student")
     assert student.recipe.model.width == 0.25

@@ -124,22 +124,22 @@ def test_run_bundle_and_tflite_file_have_similar_accuracy(run, bundle):
     assert of_bundle.accuracy == run.variants()["int8-qat"]["forms"][-1]["top1"]
 
 
-def test_evaluate_prints_json(run, here):
-    value = json.loads(here("evaluate", run.path, "--json").stdout)
+def test_evaluate_prints_json(run, invoke):
+    value = json.loads(invoke("evaluate", run.path, "--json").stdout)
     assert {"accuracy", "loss", "per_class", "confusion"} <= set(value)
     assert set(value["per_class"]["3"]) == {"precision", "recall", "f1", "support"}
 
 
-def test_evaluate_on_a_folder_maps_classes_by_name(run, pictures, tmp_path):
+def test_evaluate_on_a_folder_maps_classes_by_name(run, golden_images, tmp_path):
     for number in (7, 3):
         (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "a.png").write_bytes(pictures[number].read_bytes())
+        (tmp_path / str(number) / "a.png").write_bytes(golden_images[number].read_bytes())
     result = evaluate(run.path, str(tmp_path))
     assert result.split == "all"
     assert result.per_class["7"]["support"] == result.per_class["3"]["support"] == 1
     assert np.array(result.confusion)[[3, 7]].sum() == 2
     (tmp_path / "eleven").mkdir()
-    (tmp_path / "eleven" / "a.png").write_bytes(pictures[0].read_bytes())
+    (tmp_path / "eleven" / "a.png").write_bytes(golden_images[0].read_bytes())
     with pytest.raises(DataError, match="class 'eleven' that the model does not know"):
         evaluate(run.path, str(tmp_path))
 
@@ -152,8 +152,8 @@ def test_evaluate_on_a_folder_maps_classes_by_name(run, pictures, tmp_path):
         (["{bundle}", "--data", "nothing"], "unknown data set 'nothing'"),
     ],
 )
-def test_evaluate_refuses_missing_model_or_data(bundle, here, arguments, message):
-    assert message in one_line(here("evaluate", *(a.format(bundle=bundle) for a in arguments)))
+def test_evaluate_refuses_missing_model_or_data(bundle, invoke, arguments, message):
+    assert message in one_line(invoke("evaluate", *(a.format(bundle=bundle) for a in arguments)))
 
 
 def test_existing_folder_is_not_replaced(run, recipe, tmp_path):
@@ -185,26 +185,26 @@ def wait_for(path, process, seconds=120):
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_and_ends_like_an_uninterrupted_run(tmp_path, edgerec, here):
+def test_killed_run_resumes_and_ends_like_an_uninterrupted_run(tmp_path, edgerec, invoke):
     out, epochs = tmp_path / "run", ["--epochs", "4", "--set", "model.dropout=0.3"]
     process = start(out, *epochs)
     wait_for(out / "checkpoints" / "epoch-00001.keras", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (out / "metrics.json").exists()
-    assert "add --resume" in one_line(here("train", "--data", "digits", "--out", out))
-    assert "unfinished" in one_line(here("quantize", out))
+    assert "add --resume" in one_line(invoke("train", "--data", "digits", "--out", out))
+    assert "unfinished" in one_line(invoke("quantize", out))
     done = edgerec("train", "--resume", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "resuming after epoch" in done.stderr
     resumed = Run.open(out)
     assert [row["epoch"] for row in resumed.history()] == [1, 2, 3, 4]
     assert not list(out.rglob("*partial*"))
-    assert here("train", "--data", "digits", *epochs, "--out", tmp_path / "uninterrupted").returncode == 0
+    assert invoke("train", "--data", "digits", *epochs, "--out", tmp_path / "uninterrupted").returncode == 0
     for ours, theirs in zip(resumed.history(), Run.open(tmp_path / "uninterrupted").history(), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
-    assert here("train", "--resume", "--out", out).returncode == 0  # a finished run is not an error
+    assert invoke("train", "--resume", "--out", out).returncode == 0  # a finished run is not an error
 
 
 @pytest.mark.slow
@@ -221,11 +221,11 @@ def test_ctrl_c_prints_the_command_to_resume(tmp_path):
     assert "Traceback" not in error
 
 
-def test_resume_of_a_missing_run_is_refused(tmp_path, here):
+def test_resume_of_a_missing_run_is_refused(tmp_path, invoke):
     assert "because it is not a run: train without --resume" in one_line(
-        here("train", "--resume", "--out", tmp_path / "x")
+        invoke("train", "--resume", "--out", tmp_path / "x")
     )
-    done = here("train", "--resume", "--overwrite", "--out", tmp_path / "x")
+    done = invoke("train", "--resume", "--overwrite", "--out", tmp_path / "x")
     assert done.returncode == 2
     assert "cannot be combined with --overwrite" in done.stderr
 
@@ -244,18 +244,18 @@ def test_resume_of_a_missing_run_is_refused(tmp_path, here):
         (["nothing.toml"], "create a complete recipe with edgerec recipe > nothing.toml"),
     ],
 )
-def test_train_refuses_invalid_arguments(tmp_path, here, arguments, message):
-    assert message in one_line(here("train", *arguments, "--out", tmp_path / "run"))
+def test_train_refuses_invalid_arguments(tmp_path, invoke, arguments, message):
+    assert message in one_line(invoke("train", *arguments, "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_gpu_is_an_error(tmp_path, here):
+def test_missing_gpu_is_an_error(tmp_path, invoke):
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has a GPU")
     assert "TensorFlow finds no GPU" in one_line(
-        here("train", "--data", "digits", "--device", "gpu", "--out", tmp_path / "run")
+        invoke("train", "--data", "digits", "--device", "gpu", "--out", tmp_path / "run")
     )
 
 
@@ -357,21 +357,21 @@ def test_each_image_is_decoded_once(image_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="mounting a small disk needs root")
-def test_full_disk_is_reported_in_one_line_without_partial_files(tmp_path, here, run, monkeypatch):
+def test_full_disk_is_reported_in_one_line_without_partial_files(tmp_path, invoke, run, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False)
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        message = one_line(here("export", run.path, "--target", "rpi", "--out", disk / "bundle"))
+        message = one_line(invoke("export", run.path, "--target", "rpi", "--out", disk / "bundle"))
         assert "No space left on device" in message
         assert list(disk.iterdir()) == []
-        done = here("train", "--data", "digits", "--epochs", "1", "--out", disk / "run")
+        done = invoke("train", "--data", "digits", "--epochs", "1", "--out", disk / "run")
         assert done.returncode == 1
         assert "o space left" in done.stderr.splitlines()[-1]
         monkeypatch.setenv("EDGEREC_CACHE", str(disk / "cache"))
-        done = here("train", "--data", "digits", "--epochs", "1", "--out", tmp_path / "run")
+        done = invoke("train", "--data", "digits", "--epochs", "1", "--out", tmp_path / "run")
         assert done.returncode == 1
         assert "No space left on device" in done.stderr.splitlines()[-1]
     finally:
@@ -383,9 +383,9 @@ def test_empty_folder_is_not_a_run(tmp_path):
         Run.open(tmp_path)
 
 
-def test_unknown_recipe_key_in_a_file_is_refused(tmp_path, here):
+def test_unknown_recipe_key_in_a_file_is_refused(tmp_path, invoke):
     (tmp_path / "my.toml").write_text("[train]\nepoch = 3\n")
-    message = one_line(here("train", tmp_path / "my.toml", "--out", tmp_path / "run"))
+    message = one_line(invoke("train", tmp_path / "my.toml", "--out", tmp_path / "run"))
     assert "my.toml: unknown recipe key 'train.epoch'; did you mean 'train.epochs'?" in message
     with pytest.raises(RecipeError):
         Recipe.from_toml(tmp_path / "my.toml")
@@ -488,14 +488,14 @@ def test_class_names_may_have_special_characters(image_folder, tmp_path):
         fit(quick(**{"data.source": str(image_folder)}), tmp_path / "other")
 
 
-def test_file_names_need_not_be_valid_utf8(image_folder, tmp_path, edgerec, here):
+def test_file_names_need_not_be_valid_utf8(image_folder, tmp_path, edgerec, invoke):
     some = sorted((image_folder / "red").iterdir())
     for number, path in enumerate(some):
         os.rename(path, os.fsencode(path.parent) + b"/M\xfcller" + str(number).encode() + b".jpg")
-    done = here("train", "--data", image_folder, "--epochs", "1", "--out", tmp_path / "run")
+    done = invoke("train", "--data", image_folder, "--epochs", "1", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert any("ller" in name for name in Run.open(tmp_path / "run").split_record["test"])
-    done = here("export", tmp_path / "run", "--target", "desktop")
+    done = invoke("export", tmp_path / "run", "--target", "desktop")
     assert done.returncode == 0, done.stderr
     done = edgerec("camera", tmp_path / "run-desktop", "--source", image_folder / "red", "--headless", "--json")
     assert done.returncode == 0, done.stderr

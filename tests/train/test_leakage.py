@@ -197,17 +197,17 @@ def test_evaluation_uses_all_images_of_new_data(model, tmp_path):
     assert (figures.split, figures.images, figures.training_images) == ("all", 8, 0)
 
 
-def test_training_images_of_a_plain_tflite_file_are_unknown(trained, exported, folder, here):
-    done = here("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
+def test_training_images_of_a_plain_tflite_file_are_unknown(trained, exported, folder, invoke):
+    done = invoke("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
     assert json.loads(done.stdout)["training_images"] is None
     assert "it is unknown whether the model was trained on them" in done.stderr
     with pytest.raises(DataError, match="the model's training images are unknown"):
         evaluate(trained.path / "float32" / "model.tflite", str(folder), split="test")
 
 
-def test_printed_text_states_whether_training_images_were_evaluated(trained, renamed, here):
-    assert "none of them was used for training" in here("evaluate", trained.path, "--data", renamed).stdout
-    everything = here("evaluate", trained.path, "--data", renamed, "--split", "all")
+def test_printed_text_states_whether_training_images_were_evaluated(trained, renamed, invoke):
+    assert "none of them was used for training" in invoke("evaluate", trained.path, "--data", renamed).stdout
+    everything = invoke("evaluate", trained.path, "--data", renamed, "--split", "all")
     assert "of them were used for training" in everything.stdout
     assert "the accuracy on new images is lower" in everything.stderr
 

@@ -33,20 +33,20 @@ def moved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", ["quantize", "evaluate", "calibration make"])
-def test_message_about_moved_images_names_the_data_option(moved, here, tmp_path, command):
+def test_message_about_moved_images_names_the_data_option(moved, invoke, tmp_path, command):
     run, images, _ = moved
     options = {"quantize": ("--method", "ptq"), "calibration make": ("--out", tmp_path / "set")}.get(command, ())
-    error = one_line(here(*command.split(), run, *options))
+    error = one_line(invoke(*command.split(), run, *options))
     assert str(images) in error
     assert f"the folder {images.parent.parent} has no 'my photos'" in error
     assert "--data" in error
 
 
-def test_quantize_accepts_the_new_folder_of_moved_images(moved, here):
+def test_quantize_accepts_the_new_folder_of_moved_images(moved, invoke):
     run, _, new = moved
     copy = run.with_name("copy")
     shutil.copytree(run, copy)
-    done = here("quantize", copy, "--method", "ptq", "--max-drop", 100, "--data", new)
+    done = invoke("quantize", copy, "--method", "ptq", "--max-drop", 100, "--data", new)
     assert done.returncode == 0, done.stderr
     assert (copy / "int8" / "model.tflite").is_file()
 
@@ -92,15 +92,15 @@ def assert_equal_results(run, expected):
     assert run.split_record == expected.split_record
 
 
-def test_message_about_moved_images_names_an_option_that_resumes_the_run(interrupted, interrupted_copy, here):
+def test_message_about_moved_images_names_an_option_that_resumes_the_run(interrupted, interrupted_copy, invoke):
     folder, _, uninterrupted = interrupted
-    assert "set --data to their new location" in one_line(here("train", "--resume", "--out", interrupted_copy.path))
-    done = here("train", "--resume", "--data", folder / "new" / "signs", "--out", interrupted_copy.path)
+    assert "set --data to their new location" in one_line(invoke("train", "--resume", "--out", interrupted_copy.path))
+    done = invoke("train", "--resume", "--data", folder / "new" / "signs", "--out", interrupted_copy.path)
     assert done.returncode == 0, done.stderr
     assert "resuming after epoch 1" in done.stderr
     assert_equal_results(interrupted_copy, uninterrupted)
     assert interrupted_copy.recipe.data.source == str(folder / "new" / "signs")
-    extended = here("train", "--resume", "--epochs", "+1", "--out", interrupted_copy.path)
+    extended = invoke("train", "--resume", "--epochs", "+1", "--out", interrupted_copy.path)
     assert extended.returncode == 0, extended.stderr
 
 
@@ -112,15 +112,15 @@ def test_recipe_with_the_new_location_resumes_the_run(interrupted, interrupted_c
     assert_equal_results(interrupted_copy, uninterrupted)
 
 
-def test_resume_refuses_other_images(interrupted, interrupted_copy, here):
+def test_resume_refuses_other_images(interrupted, interrupted_copy, invoke):
     folder, recipe, uninterrupted = interrupted
     other = folder / "other" / "signs"
     before = (interrupted_copy.path / "recipe.toml").read_bytes()
     for run in (interrupted_copy, uninterrupted):
-        error = one_line(here("train", "--resume", "--data", other, "--out", run.path))
+        error = one_line(invoke("train", "--resume", "--data", other, "--out", run.path))
         assert f"was started with other images than those in {other}" in error
     assert (interrupted_copy.path / "recipe.toml").read_bytes() == before
-    error = one_line(here("train", "--resume", "--epochs", "+1", "--data", other, "--out", folder / "no run"))
+    error = one_line(invoke("train", "--resume", "--epochs", "+1", "--data", other, "--out", folder / "no run"))
     assert "because it is not a run" in error
     with pytest.raises(RecipeError, match="requires resume=True"):
         fit(recipe, folder / "no run", data=str(other))
@@ -128,21 +128,21 @@ def test_resume_refuses_other_images(interrupted, interrupted_copy, here):
         was_begun(recipe.override({"data.source": str(other)}), interrupted_copy.path)
 
 
-def test_build_continues_with_moved_images_and_refuses_other_images(interrupted, interrupted_copy, here):
+def test_build_continues_with_moved_images_and_refuses_other_images(interrupted, interrupted_copy, invoke):
     folder, recipe, uninterrupted = interrupted
     file = interrupted_copy.path.parent / "signs.toml"
     file.write_text(recipe.to_toml())
     options = ("--method", "ptq", "--max-drop", 100, "--no-open", "--out", interrupted_copy.path)
     other = folder / "other" / "signs"
-    error = one_line(here("build", file, "--data", other, *options))
+    error = one_line(invoke("build", file, "--data", other, *options))
     assert f"was started with other images than those in {other}" in error
-    done = here("build", file, "--data", folder / "new" / "signs", *options)
+    done = invoke("build", file, "--data", folder / "new" / "signs", *options)
     assert done.returncode == 0, done.stderr
     assert_equal_results(interrupted_copy, uninterrupted)
     # The images are moved again after the training, but before the other steps.
     shutil.rmtree(interrupted_copy.path / "int8")
     shutil.copytree(folder / "new" / "signs", interrupted_copy.path.parent / "signs")
-    again = here("build", file, "--data", interrupted_copy.path.parent / "signs", *options)
+    again = invoke("build", file, "--data", interrupted_copy.path.parent / "signs", *options)
     assert again.returncode == 0, again.stderr
     assert "result of train" in again.stdout
 

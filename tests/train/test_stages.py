@@ -112,12 +112,12 @@ def test_plateau_counts_from_the_start_of_its_stage(weights, tmp_path):
     assert rates[:3] == pytest.approx([last.rate] * 3)
 
 
-def test_finished_run_is_extended(tmp_path, here):
+def test_finished_run_is_extended(tmp_path, invoke):
     out = tmp_path / "run"
     run, _ = trained(out, {"train.epochs": 2, "train.early_stopping": 5}, finish=True)
     split = run.split_record
     first = run.history()
-    done = here("train", "--resume", "--epochs", "+3", "--out", out)
+    done = invoke("train", "--resume", "--epochs", "+3", "--out", out)
     assert done.returncode == 0, done.stderr
     run = Run.open(out)
     rows = run.history()
@@ -133,7 +133,7 @@ def test_finished_run_is_extended(tmp_path, here):
 
     # An interrupted extension is resumed without adding more epochs.
     trained(out, {}, resume=True, more_epochs=2, stop_after=6)
-    message = one_line(here("train", "--resume", "--epochs", "+2", "--out", out))
+    message = one_line(invoke("train", "--resume", "--epochs", "+2", "--out", out))
     assert "is unfinished" in message
     run, _ = trained(out, {}, resume=True, finish=True)
     assert [row["epoch"] for row in run.history()] == [1, 2, 3, 4, 5, 6, 7]
@@ -180,11 +180,11 @@ def test_extension_does_not_continue_a_stage_that_ended_early(tmp_path, restarts
     assert len(finish(run.recipe)) == 23  # the limit of 10 s applies only to the added epochs
 
 
-def test_extension_of_unsuitable_runs_is_refused(first_run, tmp_path, here):
+def test_extension_of_unsuitable_runs_is_refused(first_run, tmp_path, invoke):
     for arguments in (["--epochs", "+3"], ["--resume", "--epochs", "+0"], ["--epochs", "many"]):
-        assert here("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2
-    assert "create one with" in one_line(here("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
-    assert here("train", "--resume", "--epochs", "+3", "--width", "2", "--out", first_run.path).returncode == 2
+        assert invoke("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2
+    assert "create one with" in one_line(invoke("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
+    assert invoke("train", "--resume", "--epochs", "+3", "--width", "2", "--out", first_run.path).returncode == 2
     with pytest.raises(EdgerecError, match="more_epochs must be positive and requires resume=True"):
         fit(first_run.recipe, tmp_path / "run", more_epochs=3)
 

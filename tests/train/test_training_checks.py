@@ -53,25 +53,25 @@ def test_good_data_causes_no_warning(caplog, tmp_path):
     assert "WARNING" not in caplog.text
 
 
-def test_result_near_the_majority_baseline_is_reported(noise, tmp_path, here):
-    done = here("train", "--data", noise, "--epochs", "1", "--width", "0.25", "--out", tmp_path / "run")
+def test_result_near_the_majority_baseline_is_reported(noise, tmp_path, invoke):
+    done = invoke("train", "--data", noise, "--epochs", "1", "--width", "0.25", "--out", tmp_path / "run")
     assert done.returncode == 0
     assert "not clearly better than always predicting the most frequent class" in done.stderr
     assert "edgerec quantize" not in done.stdout
     assert "next     run 'edgerec data check'" in done.stdout
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["majority_level"] == majority_level(metrics) >= 0.5
-    done = here("quantize", tmp_path / "run", "--method", "ptq", "--max-drop", "100")
+    done = invoke("quantize", tmp_path / "run", "--method", "ptq", "--max-drop", "100")
     assert "warning  the accuracy of" in done.stdout
     assert "edgerec export" not in done.stdout
-    done = here("report", tmp_path / "run")
+    done = invoke("report", tmp_path / "run")
     assert "hardly better than random guessing" in done.stdout
     assert "edgerec export" not in done.stdout
 
 
-def test_good_result_suggests_export_as_the_next_step(run, here):
-    assert "WARNING" not in here("evaluate", run.path).stderr
-    assert "next     edgerec export" in here("quantize", run.path, "--method", "ptq", "--overwrite").stdout
+def test_good_result_suggests_export_as_the_next_step(run, invoke):
+    assert "WARNING" not in invoke("evaluate", run.path).stderr
+    assert "next     edgerec export" in invoke("quantize", run.path, "--method", "ptq", "--overwrite").stdout
 
 
 @pytest.mark.parametrize(

@@ -42,21 +42,21 @@ fit(Recipe().override({"data.source": "digits", "train.epochs": 2}), sys.argv[1]
 """
 
 
-def test_second_training_in_the_same_folder_is_refused_until_the_first_is_killed(tmp_path, here):
+def test_second_training_in_the_same_folder_is_refused_until_the_first_is_killed(tmp_path, invoke):
     out = tmp_path / "run"
     command = ("train", "--data", "digits", "--epochs", "1", "--out", out, "--overwrite")
     with stopped_process(TRAIN, out) as first:
-        refusal = one_line(here(*command))
+        refusal = one_line(invoke(*command))
         assert "in use" in refusal
         assert str(first.pid) in refusal
-        assert "in use" in one_line(here("train", "--resume", "--out", out))
+        assert "in use" in one_line(invoke("train", "--resume", "--out", out))
         assert "\nepochs = 2" in (out / "recipe.toml").read_text()
-    assert here(*command).returncode == 0
+    assert invoke(*command).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("command", ["quantize", "tune", "data pack"])
-def test_commands_refuse_a_folder_to_which_another_process_writes(command, run, tmp_path, here):
+def test_commands_refuse_a_folder_to_which_another_process_writes(command, run, tmp_path, invoke):
     from edgerec.utils.lock import Lock
 
     out = run.path if command == "quantize" else tmp_path / "new" / "out"
@@ -66,7 +66,7 @@ def test_commands_refuse_a_folder_to_which_another_process_writes(command, run, 
         "data pack": ["data", "pack", "digits", "--out", out],
     }[command]
     with Lock(out):
-        done = here(*arguments)
+        done = invoke(*arguments)
     assert done.returncode == 1
     assert "is in use by another edgerec process" in done.stderr.splitlines()[-1]
     assert not (out / "float16").exists()
