@@ -59,7 +59,7 @@ class Storage:
                 engine_kwargs=options,
                 heartbeat_interval=heartbeat_s,
                 grace_period=MAX_MISSED_HEARTBEATS * heartbeat_s,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1),
+                heartbeat_stale_trial_callback=_retry_callback(optuna),
             )
 
     def __enter__(self) -> Storage:
@@ -116,6 +116,25 @@ def fail_stale(study: Any) -> None:
     optuna = require("optuna")
     with _without_experimental_warnings(optuna):
         optuna.storages.fail_stale_trials(study)
+
+
+def fail_running(study: Any) -> None:
+    """Mark all running trials as failed, and enqueue their parameters again, without waiting for missed heartbeats.
+
+    Call this function only if no other process uses the study.
+    """
+    optuna = require("optuna")
+    state = optuna.trial.TrialState
+    with _without_experimental_warnings(optuna):
+        retry = _retry_callback(optuna)
+        for trial in study.get_trials(states=(state.RUNNING,)):
+            study.tell(trial.number, state=state.FAIL)
+            retry(study, trial)
+
+
+def _retry_callback(optuna: Any) -> Any:
+    """Return a callback that enqueues the parameters of a killed trial again, unless they were already repeated."""
+    return optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1)
 
 
 def make_sampler(seed: int) -> Any:

@@ -39,6 +39,7 @@ from edgerec.tuning.storage import (
     DATABASE,
     HEARTBEAT_S,
     Storage,
+    fail_running,
     make_pruner,
     make_sampler,
 )
@@ -96,8 +97,8 @@ def tune(
         keep: trials whose runs are kept: ``best``, ``all`` or ``none``.
         resume: resume the study in ``out``.
         listener: called with the progress.
-        heartbeat_s: interval of the heartbeats of a running trial, in seconds. A trial whose last heartbeat is six
-            intervals old counts as killed, and its parameters are tried again.
+        heartbeat_s: interval of the heartbeats of a running trial, in seconds. In a shared study, a trial whose last
+            heartbeat is six intervals old counts as killed, and its parameters are tried again.
 
     Raises:
         StudyError: the study has other settings, the database is not reachable, or no trial meets the limits.
@@ -130,6 +131,8 @@ def tune(
                 plan.write(folder, name, database.location if storage else "")
             objective = Objective(plan, folder, training_data.labels, end.at_s, plan.pruner != "none", listener)
             with database.errors_explained():
+                if not storage:  # the lock on the folder excludes other processes, so running trials were killed
+                    fail_running(optuna_study)
                 Search(optuna_study, plan, folder, keep).run(end, objective)
                 return _report(optuna_study, plan, folder, database.location)
 

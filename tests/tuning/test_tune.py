@@ -475,8 +475,8 @@ def test_killed_trial_is_repeated_after_a_resume(base, tmp_path, monkeypatch, un
     learning_rate = killed.suggest_float("train.learning_rate", 0.001, 1)
     storage.record_heartbeat(killed._trial_id)
     storage.engine.dispose()
-    time.sleep(7)  # heartbeats are sent every second, and six missing heartbeats are tolerated
-    report = tune(None, tmp_path / "study", trials=2, resume=True, heartbeat_s=1)
+    # Without a shared database, no other process can be running this trial, so that its last heartbeat does not matter.
+    report = tune(None, tmp_path / "study", trials=2, resume=True)
     assert report.counts == {"complete": 2, "failed": 1}
     assert report.trials[2].params == {"train.learning_rate": learning_rate}
 
