@@ -17,7 +17,7 @@ _NO_IMAGE: Image = np.empty((0, 0, 3), np.uint8)
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a source.
+    """An image from a source, with its capture time.
 
     Attributes:
         grabbed: uint8 RGB image of shape ``(H, W, 3)``. May be a view of OpenCV's BGR image, and must not be changed.
@@ -55,7 +55,7 @@ class Frame:
 
     @property
     def size_bytes(self) -> int:
-        """The frame's memory use in bytes, including the contiguous copy if :attr:`image` creates one."""
+        """Memory use of the frame in bytes, including a contiguous copy of the image if one is needed."""
         decoded = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
         return decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
 

@@ -19,7 +19,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Size (width, height) of the grayscale image for motion detection. A small image is fast and suppresses noise.
+# Size (width, height) in pixels of the grayscale images that are compared to detect motion.
 _SMALL = (64, 48)
 
 
@@ -85,7 +85,11 @@ class FrameOptions:
 
 
 def parse_roi(text: str) -> tuple[float, float, float, float]:
-    """Parse ``x,y,width,height``; raise :class:`ConfigError` unless ``text`` consists of four numbers."""
+    """Parse a region in the format ``x,y,width,height``.
+
+    Raises:
+        ConfigError: the text does not consist of four numbers.
+    """
     try:
         x, y, width, height = (float(number) for number in text.split(","))
     except ValueError:
@@ -112,7 +116,7 @@ class FrameSelector:
     _references: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def forget(self, source: str) -> None:
-        """Reset motion detection for a lost source. Its next frame is selected even without motion."""
+        """Reset motion detection for a lost source, so that its next frame is always selected."""
         self._references.pop(source, None)
 
     def select(self, frame: Frame) -> Frame | None:
@@ -143,7 +147,7 @@ class FrameSelector:
             due_s = self._due_s.get(source, at_s)
             if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
-            # Add the period to the due time rather than to the frame's time, so that the average rate matches max_fps.
+            # Adding the period to the due time keeps the average rate at max_fps.
             self._due_s[source] = max(due_s + period_s, at_s - period_s)
         return ""
 

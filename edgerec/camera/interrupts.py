@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# Signals sent by Ctrl-C, a service manager or a closing terminal, or by Ctrl-Break on Windows.
+# Signals sent by Ctrl-C, Ctrl-Break, a service manager or a closing terminal.
 SIGNALS = tuple(
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if (number := getattr(signal, name, None)) is not None
 )
 
-# Signals received within this many seconds are treated as one.
+# Signals received within this many seconds are treated as one signal.
 DEBOUNCE_S = 1.0
 
 

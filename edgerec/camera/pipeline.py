@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 # Default maximum number of interpreters for files. A single reading thread cannot keep more interpreters busy.
 MAX_INTERPRETERS = 4
-# While no frame arrives, window events are processed and closed sinks are detected at this interval in seconds.
+# Polling interval in seconds for window events and closed sinks while no frame arrives.
 _POLL_S = 0.05
-# Interval in seconds at which freed memory is returned to the system, to limit memory use during long runs.
+# Interval in seconds at which freed memory is returned to the operating system.
 _RETURN_MEMORY_S = 60.0
 
 
@@ -225,7 +225,7 @@ class Camera:
         return (event for event in self._events(ServiceNotifier(), _POLL_S) if event is not None)
 
     def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
-        """Yield results and state changes, and None for each skipped frame and after ``idle_s`` without events."""
+        """Yield results and state changes, or None if a frame was skipped or ``idle_s`` seconds have passed."""
         if not self._entered:
             raise RuntimeError("the camera is not open: use it in a with block (with Camera.open(...) as camera)")
         for event in classify_events(self._selected(service, idle_s), self._classifiers):
@@ -248,7 +248,7 @@ class Camera:
             raise error
 
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
-        """Yield each state change and each frame to classify, and None for each skipped frame."""
+        """Yield state changes and selected frames, or None for a skipped frame."""
         for event in self._supervisor.events(idle_s):
             # Reset the watchdog only on an event, so that the service is restarted if all sources hang.
             if event is not None:
@@ -334,7 +334,7 @@ class Camera:
                 time.sleep(_POLL_S)
         finally:
             service.stopping()
-            for worker in workers:  # Ask all sinks to finish before waiting for any of them.
+            for worker in workers:  # Let all sinks finish in parallel.
                 worker.finish()
             for worker in workers:
                 worker.close()
@@ -349,7 +349,6 @@ class Camera:
         return report
 
     def _sink_timeout_s(self) -> float:
-        """Return the number of seconds without progress after which the sink counts as hung."""
         if self._stops > 1:
             return 0.0
         return CLOSE_S if self._stops or self.live else STALLED_S

@@ -1,4 +1,4 @@
-"""Timeouts after which a live source counts as stale or lost, and delays between reconnection attempts."""
+"""Timeouts after which a live source is treated as stale or lost, and delays between reconnection attempts."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
-    """Run a camera until its sources end, a limit is reached or it is stopped, and return its counters.
+    """Run a camera until its sources end, a limit is reached or the user stops it. Return its counters.
 
     This function does everything that ``edgerec camera`` does: it opens the bundle, the sources and the sinks, reports
     to the service manager, and stops cleanly on Ctrl-C and SIGTERM if it is called in the main thread. If all sources
@@ -56,7 +56,7 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
                         "earlier"
                     )
                 with ExitStack() as running:
-                    with close_on_error(own_sinks):  # Once camera.run is called, it closes the sinks itself.
+                    with close_on_error(own_sinks):  # camera.run() closes the sinks itself.
                         running.enter_context(camera)
                     service = ServiceNotifier.from_environment()
                     camera.run([*own_sinks, *more_sinks], config.max_frames, service=service, keep_open=keep_open)
@@ -66,12 +66,6 @@ def run_camera(config: CameraConfig, sinks: Iterable[Sink] = ()) -> RunReport:
 
 
 def _open_camera(config: CameraConfig) -> Camera:
-    """Create the camera. Its sources are opened when the camera's context is entered.
-
-    Raises:
-        SourceError: a source is not recognized, or is specified twice.
-        BundleError: the bundle does not exist or cannot be used.
-    """
     return Camera.open(
         config.bundle,
         config.sources,

@@ -13,7 +13,7 @@ from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)
 
-# Timeout in seconds for sending a notification, so that an unresponsive service manager cannot block the camera.
+# Timeout in seconds for sending a notification to the service manager.
 SEND_S = 0.2
 
 
@@ -25,7 +25,7 @@ class ServiceNotifier:
     """
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
-        """Create a notifier, which opens its socket only while sending a notification.
+        """Create a notifier without opening a socket.
 
         Args:
             address: path to the service manager's datagram socket. A leading ``@`` denotes Linux's abstract namespace.
@@ -67,7 +67,7 @@ class ServiceNotifier:
         self._send("STATUS=" + printable(status))
 
     def stopping(self) -> None:
-        """Report that the camera is stopping: it reads no more frames and is closing its sinks."""
+        """Report to the service manager that the camera is stopping."""
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:

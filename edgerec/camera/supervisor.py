@@ -21,11 +21,11 @@ from edgerec.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-# Maximum number of frames decoded ahead from a file, so that decoding and inference overlap.
+# Maximum number of frames of a file that are decoded in advance.
 READ_AHEAD = 2
 # Maximum time in seconds to wait for the threads of closed sources.
 JOIN_S = 1.0
-# Maximum time in seconds that Python's exit is delayed by a hanging connection.
+# Maximum time in seconds by which a hanging connection delays the end of the process.
 EXIT_S = 16.0
 # Maximum number of hung threads per source. Python cannot stop a thread that hangs in a driver.
 MAX_HUNG = 3
@@ -83,7 +83,7 @@ class SourceSupervisor:
         return (event for event in self.events() if event is not None)
 
     def events(self, idle_s: float | None = None) -> Iterator[Event | None]:
-        """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without either."""
+        """Yield frames and state changes, or None after ``idle_s`` seconds without an event."""
         while not self._stopped:
             with self._changed:
                 event = self._pop()
@@ -158,7 +158,7 @@ class _SupervisedSource:
 
     def join(self, deadline: float) -> None:
         """Wait for the threads to end, until the monotonic time ``deadline``. The caller must not hold the lock."""
-        if self._thread.ident is not None:  # The thread may not have been started, if an earlier source failed.
+        if self._thread.ident is not None:  # The thread is not started if an earlier source fails.
             self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
@@ -243,7 +243,7 @@ class _SupervisedSource:
                     return
 
     def _watch(self, connection: _SourceConnection) -> SourceError | None:
-        """Wait for the connection to end or time out; return the error, or None if the source has ended."""
+        """Wait until the connection ends or times out. Return its error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
             # If the source has a fixed interval, the timeout starts when the next image is due.
@@ -258,9 +258,8 @@ class _SupervisedSource:
                 left_s = timeouts.lost_s - silent_s
                 if self.state is SourceState.LIVE:
                     self._set(SourceState.STALE, f"no frame for {timeouts.stale_s:g} s")
-            if (
-                self.address.live and timeouts.give_up_s
-            ):  # If give_up_s is 0, it takes effect only after the connection is lost.
+            # A give_up_s of 0 takes effect only after the connection is lost.
+            if self.address.live and timeouts.give_up_s:
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
                 self._hung.append(connection)

@@ -1,1 +1,1 @@
-"""The command line: each module parses a command's options, calls the library and prints the result."""
+"""Command-line interface, in which each module implements one command."""

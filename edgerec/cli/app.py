@@ -1,4 +1,4 @@
-"""The root command, which loads subcommands on demand and prints user errors on one line."""
+"""Root command that loads subcommands on demand and prints user errors on one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import say
 from edgerec.cli.user_paths import expand_user_paths
 
-# Commands and their summaries, by section of --help. The module edgerec.cli.NAME implements command NAME.
+# Summaries of the commands, grouped by section of --help.
 # The summaries are duplicated here because importing every command would make --help slow.
 COMMANDS = {
     "Train": {
@@ -85,7 +85,7 @@ class Commands(GroupedCommands):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The reader of stdout, e.g. head, has exited. Redirect stdout so that the final flush does not fail.
+            # Redirect stdout so that the final flush does not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
@@ -144,12 +144,12 @@ def main() -> None:
     """Run the ``edgerec`` command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may contain bytes that stdout cannot encode
+            stream.reconfigure(errors="backslashreplace")  # File names may contain bytes that stdout cannot encode.
     try:
         app()
     except SystemExit as end:
-        # A normal exit would crash or block if a camera or sink thread hangs in native code or while writing to stdout.
-        # Do not flush stdout here: the output has already been flushed, and a hanging thread may hold the lock.
+        # A normal exit would crash or block if a thread hangs in native code or while writing to stdout.
+        # Do not flush stdout, because a hanging thread may hold the lock of the stream.
         if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
             os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

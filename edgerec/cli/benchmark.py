@@ -1,4 +1,4 @@
-"""The command ``edgerec benchmark``."""
+"""Implement the ``edgerec benchmark`` command."""
 
 from __future__ import annotations
 

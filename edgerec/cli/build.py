@@ -1,4 +1,4 @@
-"""The command ``edgerec build``."""
+"""Implement the ``edgerec build`` command."""
 
 from __future__ import annotations
 

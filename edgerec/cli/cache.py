@@ -1,4 +1,4 @@
-"""The command ``edgerec cache``."""
+"""Implement the ``edgerec cache`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands ``edgerec calibration make | check | show``."""
+"""Implement the ``edgerec calibration make``, ``check`` and ``show`` commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec camera``."""
+"""Implement the ``edgerec camera`` command."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from edgerec.camera.config import ExistingFile, SaveRule
     from edgerec.camera.sources import CaptureFormat
 
-# Maps options whose value may be omitted to the value used in this case.
+# Default values of options that can be given without a value.
 _OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
-# Matches HOST:PORT, PORT, localhost or an IPv4 address. Any other name without a port could be the name of a bundle.
+# Matches HOST:PORT, PORT, localhost or an IPv4 address, because any other word could be the name of a bundle.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
-# Maps configuration fields to the options that set them, for error messages.
+# Command-line options that set the configuration fields, for error messages.
 _OPTIONS = {
     "CameraConfig.threshold": "--threshold",
     "CaptureFormat.fourcc": "--format",
@@ -44,7 +44,7 @@ _OPTIONS = {
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with a default address added to each ``--web`` and ``--metrics`` that has none.
+    """Return the arguments with a default address added to ``--web`` and ``--metrics`` if they have none.
 
     Click's optional values cannot be used, because ``--web BUNDLE`` would take BUNDLE as the address.
     """
@@ -301,7 +301,7 @@ def camera(
 
     The command runs until q or Ctrl-C is pressed, and reconnects to live sources.
     """
-    # Disable garbage collection during the imports, because it would take up to 20 ms and free almost nothing.
+    # Garbage collection during the imports would take up to 20 ms and free almost nothing.
     gc.disable()
     from edgerec.camera.config import (
         CameraConfig,
@@ -317,7 +317,7 @@ def camera(
     from edgerec.camera.reconnection import Timeouts
     from edgerec.camera.run import run_camera
 
-    # without gc.freeze(), garbage collections of the imported modules would pause the camera for several ms
+    # Without gc.freeze(), garbage collections would pause the camera for several milliseconds.
     gc.freeze()
     gc.enable()
     saving = "--save low-confidence|changes|all"
@@ -374,7 +374,7 @@ def camera(
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None
     show_log()
     report = run_camera(config)
-    if report.exit_code:  # run_camera has already logged the errors
+    if report.exit_code:  # run_camera() has already logged the errors.
         raise typer.Exit(report.exit_code)
 
 

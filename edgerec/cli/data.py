@@ -1,4 +1,4 @@
-"""The commands ``edgerec data show | check | pack``."""
+"""Implement the ``edgerec data show``, ``check`` and ``pack`` commands."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def show(
     say(f"sheet    {sheet.path}  ({sum(sheet.counts.values()):,} images of {len(sheet.counts)} classes)")
 
 
-# Maximum number of findings of each kind to print. The output of --json and --out contains all findings.
+# Maximum number of printed findings of each kind. The output of --json and --out contains all findings.
 MAX_LINES = 10
 
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec diff``."""
+"""Implement the ``edgerec diff`` command."""
 
 from __future__ import annotations
 

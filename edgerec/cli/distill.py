@@ -1,4 +1,4 @@
-"""The command ``edgerec distill``."""
+"""Implement the ``edgerec distill`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec doctor``."""
+"""Implement the ``edgerec doctor`` command."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def _show_result(result: CheckResult, sign: str, width: int, arrow: str) -> None
     lines = textwrap.wrap(result.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
     for line in lines or [head]:
         say(line)
-    if result.fix:  # do not wrap commands, so that users can copy them
+    if result.fix:  # Commands are not wrapped so that users can copy them.
         say(f"{indent}{arrow} {result.fix}")

@@ -1,4 +1,4 @@
-"""The command ``edgerec ensemble``."""
+"""Implement the ``edgerec ensemble`` command."""
 
 from __future__ import annotations
 

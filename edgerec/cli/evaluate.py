@@ -1,4 +1,4 @@
-"""The command ``edgerec evaluate``."""
+"""Implement the ``edgerec evaluate`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec export``."""
+"""Implement the ``edgerec export`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-line messages for user, file and system errors. All other exceptions are bugs."""
+"""Explain user, file and system errors in one line. All other exceptions are bugs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def explain(error: Exception) -> str | None:
     """Return a message for an expected exception, or None if the exception indicates a bug."""
     if isinstance(error, EdgerecError):
         return str(error)
-    from edgerec.utils.atomic import system_error  # imported only on errors, to keep startup fast
+    from edgerec.utils.atomic import system_error  # Imported only on errors to keep the startup fast.
 
     system = error if isinstance(error, OSError) and error.errno is not None else system_error(error)
     if system is not None:

@@ -50,7 +50,7 @@ def grouped_parameters(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]
         default_heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
         record = parameter.get_help_record(ctx)
         if record is not None and default_heading == "Arguments":
-            record = parameter.metavar or record[0], record[1]  # omit the type name that Typer appends to an argument
+            record = parameter.metavar or record[0], record[1]  # Omit the type name that Typer appends.
         if record is not None:
             sections.setdefault(getattr(parameter, "rich_help_panel", None) or default_heading, []).append(record)
     return {heading: records for heading, records in sections.items() if records}

@@ -1,4 +1,4 @@
-"""The command ``edgerec import``."""
+"""Implement the ``edgerec import`` command."""
 
 from __future__ import annotations
 

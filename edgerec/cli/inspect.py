@@ -1,4 +1,4 @@
-"""The command ``edgerec inspect``."""
+"""Implement the ``edgerec inspect`` command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgerec.cli.output import JsonOption, say, show_json, show_log, table
 if TYPE_CHECKING:
     from edgerec.tflite.inspection import InspectedTensor, InspectReport
 
-# Maximum number of characters of a layer name in the printed table.
+# Maximum length of layer names in the printed table, in characters.
 MAX_NAME = 44
 
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec models``."""
+"""Implement the ``edgerec models`` command."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ DELEGATE_OPTION_HELP = "Option for the delegate, such as device=usb:1 for the se
 
 
 def parse_key_values(texts: Sequence[str], example: str) -> dict[str, str]:
-    """Parse the values of a repeated ``KEY=VALUE`` option. ``example`` is shown in the error for an invalid value."""
+    """Parse the values of a repeated ``KEY=VALUE`` option.
+
+    The error message for an invalid value contains ``example``.
+    """
     pairs = {}
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))

@@ -1,4 +1,4 @@
-"""Command-line output: results go to stdout; log messages and progress bars go to stderr."""
+"""Print results to stdout, and log messages and progress bars to stderr."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def suggest(*words: object, note: str = "") -> None:
-    """Print the recommended next command, quoted for the shell, with ``note`` as a shell comment."""
+    """Print the recommended next command with an optional shell comment."""
     say(f"next     {command(*words)}{f'  # {note}' if note else ''}")
 
 
@@ -60,7 +60,7 @@ def repeat_command(context: typer.Context, *more: str) -> str:
 
 
 def report_worker(json: bool) -> bool:
-    """Return whether this process is a non-chief worker in a ``TF_CONFIG`` cluster.
+    """Return True if this process is a non-chief worker in a ``TF_CONFIG`` cluster.
 
     Only the chief writes results. Other workers print their index and the chief's address.
     """
@@ -166,7 +166,7 @@ def _print_table(lines: Sequence[Sequence[str]], measure: Callable[[str], int]) 
 
 
 def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
-    """Print a table, wrapping columns that contain text but not those that contain numbers."""
+    """Print a table whose text columns are wrapped to the width of the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -217,7 +217,7 @@ def parity_table(forms: Sequence[dict[str, Any]]) -> None:
 
 
 def show_log() -> None:
-    """Print edgerec's log messages to stderr, and silence those of TensorFlow and OpenCV."""
+    """Print edgerec's log messages to stderr, and silence TensorFlow and OpenCV."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     log = logging.getLogger("edgerec")
@@ -231,10 +231,10 @@ def show_log() -> None:
 
 
 class _Stderr(logging.Handler):
-    """Handler that looks up ``sys.stderr`` for each message, because tests may replace it."""
+    """Handler that looks up ``sys.stderr`` for each message, because tests may replace the stream."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # writing fails if the terminal has been closed
+        with suppress(OSError, ValueError):  # Writing fails if the terminal was closed.
             typer.echo(self.format(record), err=True)
 
 

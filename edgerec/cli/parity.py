@@ -1,4 +1,4 @@
-"""The command ``edgerec parity``."""
+"""Implement the ``edgerec parity`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec predict``."""
+"""Implement the ``edgerec predict`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec quantize``."""
+"""Implement the ``edgerec quantize`` command."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def quantize(
     if not report_worker(json):
         show_report(report, json)
         if not json:
-            # Omit --data for a run just created from a model, because it records the location of its images.
+            # A run that was created from a model records the location of its images.
             _suggest_next(run, report, None if model else data)
 
 

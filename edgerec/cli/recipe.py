@@ -1,4 +1,4 @@
-"""The command ``edgerec recipe``."""
+"""Implement the ``edgerec recipe`` command."""
 
 from __future__ import annotations
 

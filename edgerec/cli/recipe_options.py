@@ -54,7 +54,7 @@ def compose_recipe(subject: str | None, options: Mapping[str, Any], assignments:
 
 
 def is_recipe(subject: str) -> bool:
-    """Return whether a command's argument is a recipe file rather than a data set."""
+    """Return True if a command's argument is a recipe file, and False if it is a data set."""
     path = Path(subject)
     return path.suffix == ".toml" and not path.is_dir()
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec report``."""
+"""Implement the ``edgerec report`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec runs``."""
+"""Implement the ``edgerec runs`` command."""
 
 from __future__ import annotations
 

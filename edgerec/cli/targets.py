@@ -1,4 +1,4 @@
-"""The command ``edgerec targets``."""
+"""Implement the ``edgerec targets`` command."""
 
 from __future__ import annotations
 

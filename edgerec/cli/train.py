@@ -1,4 +1,4 @@
-"""The command ``edgerec train``."""
+"""Implement the ``edgerec train`` command."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
             f"expected a number such as 20, or +20 with --resume, got {text!r}", param_hint="--epochs"
         )
     if not text.startswith("+"):
-        if int(text) < 1:  # in a recipe, 0 selects the number of epochs automatically
+        if int(text) < 1:  # In a recipe, 0 selects the number of epochs automatically.
             raise typer.BadParameter(f"must be at least 1, got {text}", param_hint="--epochs")
         return int(text), 0
     if not resume or int(text) < 1:

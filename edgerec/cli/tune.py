@@ -1,4 +1,4 @@
-"""The command ``edgerec tune``."""
+"""Implement the ``edgerec tune`` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec verify``."""
+"""Implement the ``edgerec verify`` command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def verify(
     data: str = typer.Option(
         "",
         metavar="DATA",
-        help="Images on which to compare the predictions with this machine's. Requires --on.",
+        help="Images whose predictions are compared with the predictions on this machine. Requires --on.",
         rich_help_panel=_EMULATED,
     ),
     images: int = typer.Option(

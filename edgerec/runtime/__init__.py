@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# These modules are imported on first use, because edgerec doctor must run even if NumPy cannot be imported.
+# Lazy imports let edgerec doctor run even if NumPy cannot be imported.
 _PUBLIC = {"Classifier": "edgerec.runtime.classifier", "verify": "edgerec.runtime.verification"}
 
 __all__ = ["Classifier", "verify"]

@@ -1,4 +1,4 @@
-"""Detect images that belong to none of the classes by an autoencoder's reconstruction error."""
+"""Detect images of unknown classes by the reconstruction error of an autoencoder."""
 
 from __future__ import annotations
 

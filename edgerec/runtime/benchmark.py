@@ -27,12 +27,11 @@ from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.child_process import ask_python
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# A clock frequency below this fraction of its value before the measurement counts as throttling.
+# The CPU is treated as throttled if its clock frequency falls below this fraction of the initial frequency.
 THROTTLED = 0.9
 # Minimum number of images in a benchmark, unless the source delivers fewer.
 LEAST_IMAGES = 50
-# Python code that the child process runs to measure the cold-start time.
-_COLD = """
+_COLD_START_CODE = """
 import json, sys, time
 from edgerec.runtime.classifier import Classifier, read_image
 Classifier.open(sys.argv[1], **json.loads(sys.argv[3])).classify(read_image(sys.argv[2]))
@@ -194,8 +193,6 @@ def _unreadable_graph() -> str:
 
 @dataclass(frozen=True)
 class _Golden:
-    """A golden image with the current time as its capture time."""
-
     grabbed: Image
 
     @property
@@ -251,7 +248,7 @@ def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[
 
         first = next(shipped("calibration").glob("digits/*/*.png"))
     began = time.time()
-    result, reason = ask_python(_COLD, str(bundle.path), str(first), json.dumps(options), timeout_s=300)
+    result, reason = ask_python(_COLD_START_CODE, str(bundle.path), str(first), json.dumps(options), timeout_s=300)
     if reason:
         raise BundleError(f"the process that measures the cold start of {bundle.path} failed: {reason[-300:]}")
     ended, kilobytes = result

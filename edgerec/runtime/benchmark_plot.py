@@ -23,7 +23,7 @@ MOST_OPERATORS = 15
 LONGEST_NAME = 60
 # If the largest p99 exceeds OUTLIER times the largest p95, bars are cut off at CUT times the largest p95.
 OUTLIER, CUT = 2.0, 1.5
-# Width of the space for the numbers to the right of the bars, as a fraction of the axis length.
+# Space to the right of the bars for their values, as a fraction of the axis length.
 MARGIN = 0.36
 
 
@@ -56,7 +56,7 @@ def benchmark_figure(report: BenchmarkReport) -> Figure:
 
 
 def axis_end_ms(stages: Sequence[StageLatency]) -> float:
-    """Return the axis limit in milliseconds: the largest p99, or less if the largest p99 is an outlier."""
+    """Return the upper limit of the latency axis in milliseconds. Bars of outliers are cut off."""
     p95_ms, p99_ms = max(stage.p95_ms for stage in stages), max(stage.p99_ms for stage in stages)
     return p99_ms if p99_ms <= OUTLIER * p95_ms else CUT * p95_ms
 
@@ -92,7 +92,7 @@ def _draw_stages(axes: Axes, stages: Sequence[StageLatency]) -> None:
             fontsize=8.5,
             color=GRAY,
         )
-        if cut:  # Two white strokes mark a bar that is cut off.
+        if cut:
             for x in (0.985 * end_ms, 0.97 * end_ms):
                 slant = 0.006 * end_ms
                 axes.plot([x - slant, x + slant], [position + 0.42, position - 0.42], color="w", lw=2)

@@ -15,8 +15,7 @@ from edgerec.utils.messages import first_sentence
 from edgerec.utils.native_output import captured_stderr
 
 PROBE_S = 20.0
-# Python code that the child process runs to test a delegate with the model.
-_PROBE = """
+_DELEGATE_TEST_CODE = """
 import json, sys
 from edgerec.runtime.interpreter import find_runtime
 from edgerec.utils.messages import first_sentence
@@ -80,12 +79,12 @@ def _in_current_folder(library: str) -> bool:
 
 
 def try_delegate(library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> str:
-    """Load a delegate and run the model in a child process. Return an error message, empty on success."""
-    return probe(_PROBE, library, json.dumps(dict(options or {})), content=model)
+    """Test a delegate in a child process. Return an error message, or an empty string on success."""
+    return probe(_DELEGATE_TEST_CODE, library, json.dumps(dict(options or {})), content=model)
 
 
 def probe(code: str, *arguments: str, content: bytes = b"") -> str:
-    """Run Python code in a child process, because it may crash or hang.
+    """Run Python code that may crash or hang in a child process.
 
     Args:
         code: Python code that prints ``loaded`` if it succeeds. If it fails for a known reason, it prints the reason
@@ -98,7 +97,7 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
     """
     try:
         result = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
-    except ValueError:  # The library name contains invalid characters.
+    except ValueError:
         return "the name of the library contains invalid characters"
     if result.code == 3:
         return result.stdout.strip() or "no reason was given"

@@ -22,8 +22,7 @@ log = logging.getLogger(__name__)
 # Value of --delegate that selects LiteRT's GPU accelerator instead of a shared library.
 GPU = "gpu"
 PRECISIONS = ("fp32", "fp16")
-# Python code that the child process runs to test the model on the GPU.
-_PROBE = """
+_GPU_TEST_CODE = """
 import json, sys
 from edgerec.errors import DelegateError
 from edgerec.runtime.gpu_interpreter import GpuInterpreter
@@ -39,7 +38,7 @@ print("loaded")
 
 
 class GpuInterpreter:
-    """A model on the GPU, with the TFLite interpreter methods that edgerec calls.
+    """Runs a model on the GPU behind the interface of the TFLite interpreter.
 
     Attributes:
         fully_accelerated: whether the GPU runs every operator. Otherwise, the CPU runs the other operators.
@@ -48,7 +47,7 @@ class GpuInterpreter:
     fully_accelerated: bool
 
     def __init__(self, interpreter: Any, model: bytes, options: Mapping[str, str]) -> None:
-        """Compile a model for the GPU after testing this in a child process, because the GPU driver may crash.
+        """Compile a model for the GPU. Prefer :func:`open_gpu`, because a GPU driver may crash the process.
 
         Args:
             interpreter: CPU interpreter of the same model, which describes the tensors.
@@ -91,11 +90,11 @@ class GpuInterpreter:
         weakref.finalize(self, _release, self._resources)
 
     def get_input_details(self) -> list[dict[str, Any]]:
-        """Return the CPU interpreter's input details."""
+        """Return the details of the input tensor in the format of the TFLite interpreter."""
         return self._input_details
 
     def get_output_details(self) -> list[dict[str, Any]]:
-        """Return the CPU interpreter's output details."""
+        """Return the details of the output tensor in the format of the TFLite interpreter."""
         return self._output_details
 
     def set_tensor(self, index: int, value: npt.NDArray[Any]) -> None:
@@ -122,7 +121,7 @@ def open_gpu(interpreter: Any, model: bytes, options: Mapping[str, str] | None, 
     """
     gpu_options = dict(options or {})
     _precision(gpu_options)
-    reason = probe(_PROBE, json.dumps(gpu_options), content=model)
+    reason = probe(_GPU_TEST_CODE, json.dumps(gpu_options), content=model)
     if reason:
         raise DelegateError(
             f"the GPU cannot run {where} ({reason}): is its Vulkan, Metal or Direct3D driver installed? Use --delegate "

@@ -55,7 +55,7 @@ def find_runtime() -> tuple[str, Any]:
     for package, module in RUNTIMES.items():
         try:
             return package, importlib.import_module(module)
-        except ImportError as error:  # The package, a system library or a compatible NumPy version is missing.
+        except ImportError as error:
             if not isinstance(error, ModuleNotFoundError):
                 log.warning("%s is installed but cannot be imported: %s", package, error)
     raise MissingExtraError(
@@ -68,7 +68,7 @@ def fingerprint() -> Fingerprint:
     package, _ = find_runtime()
     try:
         version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # TensorFlow's package may have another name.
+    except importlib.metadata.PackageNotFoundError:  # TensorFlow is also distributed under other package names.
         version = "unknown"
     return Fingerprint(package, version, platform.machine(), _cpu_name())
 
@@ -117,7 +117,7 @@ def open_interpreter(
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{package} cannot load {where}: {first_sentence(error)}") from None
-    except MemoryError:  # A tensor in a damaged model can have any size.
+    except MemoryError:  # A damaged model can declare tensors of any size.
         raise ModelError(f"{package} cannot load {where}: the model needs more memory than is available") from None
     return interpreter
 
@@ -144,7 +144,7 @@ def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) 
     dtype = details[0]["dtype"].__name__
     scale, zero_point = details[0]["quantization"]
     if not scale and dtype != "float32":
-        scale = 1.0  # Unquantized integers have a scale of 1.
+        scale = 1.0  # Integers without quantization have a scale of 1.
     try:
         return TensorSpec(
             dtype=dtype,

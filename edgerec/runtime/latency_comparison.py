@@ -38,7 +38,7 @@ def time_models(
     least_rounds: int = 20,
     most_rounds: int = 1000,
 ) -> dict[str, Timing]:
-    """Measure the latency of models.
+    """Measure the latency of one or more models.
 
     In each round, every model runs once, in random order so that other load on the machine affects all models equally.
 
@@ -57,7 +57,7 @@ def time_models(
             break
         for name in generator.permutation(list(models)):
             model, pixels = models[name]
-            model.invoke(pixels)  # Warm up the CPU caches, which still hold other data.
+            model.invoke(pixels)  # Warm up the CPU caches.
             start = time.perf_counter_ns()
             model.invoke(pixels)
             times_ms[name].append((time.perf_counter_ns() - start) / 1e6)

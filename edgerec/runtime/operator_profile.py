@@ -12,7 +12,7 @@ import numpy as np
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
 
-# Minimum number of samples per truncated model.
+# Minimum number of latency samples for each truncated model.
 LEAST_ROUNDS = 15
 # Minimum duration of a sample in seconds. For fast models, a sample is the mean of several runs.
 SAMPLE_S = 0.001
@@ -42,7 +42,7 @@ class OperatorTime:
 
     @property
     def name(self) -> str:
-        """Index of the operator, e.g. ``3``, or ``1.3`` in an ensemble's second model."""
+        """Operator index, e.g. ``3``, or ``1.3`` for operator 3 of an ensemble's second model."""
         return f"{self.model}.{self.index}" if self.model else str(self.index)
 
 
@@ -79,13 +79,13 @@ def profile_operators(
 
 
 def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -> list[float]:
-    """Return a model's median operator times in milliseconds. ``count`` is the number of operators."""
+    """Return the median time of each operator in milliseconds."""
     # A loaded model needs about twice its file size in memory.
     model, group = _Prefixes(content), max(1, OPEN_BYTES // (2 * len(content)))
     times: list[float] = []
     for begin in range(0, count, group):
         end = min(count, begin + group)
-        # Each group starts with the previous group's last model, whose latency is subtracted from the next one's.
+        # Groups overlap by one model, because the time of an operator is the difference between two consecutive models.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
@@ -115,7 +115,7 @@ class _Prefixes:
         self._operators, self._buffers = self._model.subgraphs[0].operators, self._model.buffers
 
     def first(self, count: int) -> bytes:
-        """Return a model truncated after the first ``count`` operators, the last of which computes its output."""
+        """Return a copy of the model that contains only the first ``count`` operators."""
         subgraph = self._model.subgraphs[0]
         subgraph.operators = self._operators[:count]
         subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)
@@ -141,8 +141,7 @@ class _Run:
         self._repetitions = max(1, int(SAMPLE_S / (time.perf_counter() - start)))
 
     def sample(self) -> None:
-        """Measure the mean latency of several runs and append it to ``samples_ms``."""
-        self._interpreter.invoke()  # Warm up the CPU caches, which still hold other data.
+        self._interpreter.invoke()  # Warm up the CPU caches.
         start = time.perf_counter_ns()
         for _ in range(self._repetitions):
             self._interpreter.invoke()

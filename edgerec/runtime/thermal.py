@@ -10,7 +10,7 @@ from typing import Any
 from edgerec.utils.child_process import run_program
 
 _ZONES = Path("/sys/class/thermal")
-# Thermal zone types that measure the CPU, most specific first.
+# Linux thermal zone types for CPU sensors, in order of preference.
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
 # Bits in the output of `vcgencmd get_throttled`. Bits 16 to 19 are set if the condition has occurred since boot.
@@ -19,7 +19,7 @@ _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temp
 
 @dataclass(frozen=True)
 class Health:
-    """The machine's temperature, clock and throttling. Fields are None for values it does not report.
+    """CPU temperature, clock frequency and throttling state. A field is None if its value is unknown.
 
     Attributes:
         temperature_c: CPU temperature in degrees Celsius.

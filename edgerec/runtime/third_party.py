@@ -19,24 +19,24 @@ from edgerec.utils.atomic import read_at_most, sha256
 
 log = logging.getLogger(__name__)
 
-# Maps each --activation value to the activations for multiple outputs and for a single output.
+# Each value is a pair: the activation of a model with several outputs, and of a model with a single output.
 CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("sigmoid", "binary_sigmoid")}
 
 _NONE = Metadata("", "", (), ())
 _DTYPES = ("FLOAT32", "UINT8", "INT8")
-# Operators that move, store, select or average the values of their first input without scaling them.
+# Operators that move, select, convert or average values without scaling them.
 _PASSING = {
     *("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST", "SLICE", "STRIDED_SLICE"),
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
     *("AVERAGE_POOL_2D", "REDUCE_MAX"),
 }
-# Operators with an unbounded output range, even if their outputs for the test inputs happen to be in [0, 1].
+# Operators with an unbounded output range.
 _UNBOUNDED = {
     *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
     *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
 }
 _ARITHMETIC = {"ADD", "SUB", "MUL", "DIV"}
-# Values of RELU_N1_TO_1, RELU6 and TANH in the TFLite schema's enumeration ActivationFunctionType.
+# Values of the TFLite enum ActivationFunctionType: RELU_N1_TO_1, RELU6 and TANH.
 _BOUNDED_ACTIVATIONS = (2, 3, 4)
 
 
@@ -145,14 +145,14 @@ class ThirdPartyModel:
         return 2 if self.activation in BINARY else self.output.size
 
     def expected(self, text: str | None) -> AnyNormalize:
-        """Parse the normalization in ``text``, or return the one in the file's metadata if ``text`` is None."""
+        """Return the normalization parsed from ``text``, or from the metadata if ``text`` is None."""
         if not text and self.family.normalize and not self.input.quantized and not (self.metadata or _NONE).normalize:
             text = self.family.normalize
             log.info("%s: using normalization %s, as in %s models", self.where, text, self.family.name)
         return parse_normalize(text) if text else normalize_for(self.input, self.metadata, self.where)
 
     def normalized(self, text: str | None) -> tuple[ThirdPartyModel, Normalize]:
-        """Return an equivalent model without per-channel normalization, and the normalization that it requires.
+        """Return an equivalent model with the same normalization for all channels, and this normalization.
 
         If the normalization differs between channels, or if the model expects BGR,
         :func:`~edgerec.tflite.model_input.with_normalization` adds a normalization layer to the start of the graph. The
@@ -171,7 +171,7 @@ class ThirdPartyModel:
 
 
 def _check(graph: Graph, where: str) -> None:
-    """Raise :class:`ModelError` if bundles do not support the model. Call this before loading the model."""
+    """Raise :class:`ModelError` if the model cannot be used in a bundle."""
     if any(operator.name == EDGETPU_CUSTOM for operator in graph.operators):
         before = where.replace("_edgetpu.tflite", ".tflite")
         file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
@@ -187,7 +187,7 @@ def _check(graph: Graph, where: str) -> None:
             raise ModelError(
                 f"{where}: the {what} has dtype {dtype} instead of {' or '.join(_DTYPES)}: convert the model again"
             )
-        if -1 in shape[1:]:  # A dynamic batch axis is treated as having size 1.
+        if -1 in shape[1:]:  # A dynamic batch size is treated as 1.
             raise ModelError(
                 f"{where}: the {what} has the dynamic shape {list(shape)} (-1 is any size): convert the model with a "
                 "fixed shape"
@@ -206,17 +206,16 @@ def _check(graph: Graph, where: str) -> None:
         )
 
 
-def _sources(graph: Graph) -> dict[int, Operator]:
-    """Return a dictionary that maps each tensor's ``id`` to the operator that computes the tensor."""
+def _operators_by_tensor_id(graph: Graph) -> dict[int, Operator]:
     return {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
 
 
 def _last_operator(graph: Graph) -> Operator | None:
-    """Return the operator that computes the output, ignoring trailing operators listed in ``_PASSING``."""
-    sources = _sources(graph)
+    """Return the operator that computes the output, skipping operators that only move or average values."""
+    sources = _operators_by_tensor_id(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:
-        # Skip constant inputs, e.g. the axis of SPLIT.
+        # Skip constant inputs, e.g. the axis of a SPLIT operator.
         tensor = next((t for t in operator.inputs if t is not None and id(t) in sources), None)
         if tensor is None:
             break
@@ -225,8 +224,8 @@ def _last_operator(graph: Graph) -> Operator | None:
 
 
 def _unbounded(graph: Graph, operator: Operator | None) -> bool:
-    """Return True if ``operator`` has an unbounded output range, ignoring scaling and shifting by constants."""
-    sources = _sources(graph)
+    """Return True if the output range is unbounded. Arithmetic with constants is ignored."""
+    sources = _operators_by_tensor_id(graph)
     while operator is not None:
         if getattr(operator.options, "fusedActivationFunction", 0) in _BOUNDED_ACTIVATIONS:
             return False

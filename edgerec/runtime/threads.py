@@ -16,7 +16,7 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Limits for a latency measurement: the number of rounds, and the approximate duration in seconds.
+# Maximum number of rounds and approximate duration in seconds of a latency measurement.
 ROUNDS, BUDGET_S = 30, 0.3
 # More threads are used only if they reduce the latency below this fraction of the latency with fewer threads.
 MAX_TIME_RATIO = 0.9

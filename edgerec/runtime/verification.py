@@ -1,4 +1,4 @@
-"""Create and verify golden vectors: images in a bundle, with the exporter's scores for them."""
+"""Create and verify golden vectors, i.e. test images in a bundle with their expected scores."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from edgerec.utils.text import to_json
 
 GOLDEN = "golden/golden.json"
 
-# Tolerance for golden scores on another machine, in quantization steps of the int8 output.
-# Scores of MobileNetV2 0.35 differed by 13 quantization steps between an x86-64 CPU and a Cortex-A72 in measurements.
+# Maximum difference between the scores of two machines, in quantization steps of the int8 output.
+# MobileNetV2 0.35 scores differed by 13 quantization steps between an x86-64 CPU and a Cortex-A72.
 UNITS_OTHER_MACHINE = 16
-# Tolerance for golden scores with another runtime or a delegate, in quantization steps of the int8 output.
-# The scores of tflite-runtime and LiteRT differed by up to 48 quantization steps in measurements.
+# Maximum difference between the scores of two runtimes or delegates, in quantization steps of the int8 output.
+# In tests, the scores of tflite-runtime and LiteRT differed by up to 48 quantization steps.
 UNITS_OTHER_RUNTIME = 50
 # Relative tolerance for reconstruction errors, because NumPy versions add numbers in different orders.
 MEAN_TOLERANCE = 1e-9
-# Tolerances for float scores, because CPUs may round differently and a delegate may use float16.
+# Maximum difference between float scores of two CPUs, and of a CPU and a delegate that may use float16.
 FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """Differences between a model's scores on this machine and an image's golden scores.
+    """Comparison of a model's scores on this machine with the golden scores of an image.
 
     Differences are in quantization steps of the output. If the output is float32 or an activation follows, they are
     differences between scores. For an autoencoder, they are differences between reconstruction errors, and the labels
@@ -102,12 +102,12 @@ class VerifyReport:
 
     @property
     def same_labels(self) -> int:
-        """Number of golden images whose label matches the exporting machine's label for every model."""
+        """Number of golden images for which every model predicts the golden label."""
         return self.images - len({result.image for result in self.golden if result.label != result.golden_label})
 
     @property
     def decisive(self) -> int:
-        """Number of golden images that every runtime must classify identically with every model."""
+        """Number of decisive golden images, for which every runtime must predict the same label."""
         return self.images - len({result.image for result in self.golden if not result.decisive})
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
             {
                 "image": name,
                 "from": origin,
-                "pixels_sha256": _digest(classifier, image),
+                "pixels_sha256": _pixels_sha256(classifier, image),
                 "scores": [scores.tolist() for scores in classifier.stored_scores(image)],
             }
         )
@@ -281,7 +281,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
         if not vectors:
             raise ValueError("the file contains no golden vectors")
         for vector in vectors:
-            # The scores' first axis may be missing if the bundle has only one model.
+            # A bundle with only one model may store its scores without the model axis.
             vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
             shape, expected = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
             if shape != expected:
@@ -299,8 +299,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
     return made_on, vectors
 
 
-def _digest(classifier: Classifier, image: Image) -> str:
-    """Return the SHA-256 digest of an image's preprocessed pixels for all models."""
+def _pixels_sha256(classifier: Classifier, image: Image) -> str:
     return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
 
 
@@ -310,7 +309,7 @@ def _recompute(
     image, labels = decode(bundle.files[vector["image"]]), bundle.manifest.labels
     if image is None:
         raise BundleError(f"{bundle.path}: {vector['image']} is not a readable image: export the bundle again")
-    if _digest(classifier, image) != vector["pixels_sha256"]:
+    if _pixels_sha256(classifier, image) != vector["pixels_sha256"]:
         raise BundleError(
             f"{bundle.path}: {vector['image']}: preprocessing on this machine returns different pixels than on the "
             "machine that exported the bundle: report this with the OpenCV versions of both machines"
@@ -340,7 +339,7 @@ def _recomputed_error(
     here: Fingerprint,
     delegate: str,
 ) -> Iterator[GoldenResult]:
-    """If the bundle has an autoencoder, yield its result. The image must have been checked by :func:`_recompute`."""
+    """Compare the reconstruction error with the golden error if the bundle has an autoencoder."""
     spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
     if spec is None or image is None:
         return
@@ -362,7 +361,7 @@ def _recomputed_error(
 def error_tolerance(
     made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
 ) -> float:
-    """Return the tolerance for comparing two machines' reconstruction errors for the same image.
+    """Return the maximum allowed difference between two machines' reconstruction errors for an image.
 
     ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
     (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
@@ -372,12 +371,12 @@ def error_tolerance(
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
-    """Return the tolerance for comparing two machines' scores, in units of the model's output."""
+    """Return the maximum allowed difference between two machines' scores, in units of the model's output."""
     if made_on == here and not delegate:
         return 0.0
     if not spec.output.quantized:
         return FLOAT_DELEGATE if delegate else FLOAT_OTHER_MACHINE
     same_kernels = not delegate and {made_on.runtime, here.runtime} <= {"ai-edge-litert", "tensorflow"}
     units = UNITS_OTHER_MACHINE if same_kernels else UNITS_OTHER_RUNTIME
-    # No activation amplifies differences, so scores differ by at most as much as the dequantized outputs.
+    # Activation functions never amplify differences between outputs.
     return units if spec.activation == "none" else units * spec.output.scale

@@ -10,9 +10,9 @@ from pathlib import Path
 from edgerec.utils.text import printable
 
 ROOT = Path("/")
-# Drivers of CSI camera modules. They deliver raw images, which only libcamera can process.
+# Drivers of CSI camera modules, whose raw images only libcamera can process.
 _CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
-# Names of codecs and image signal processors, which the kernel also lists as video devices.
+# The Linux kernel also lists codecs and image signal processors as video devices.
 _HELPERS = re.compile(r"codec|(?<![a-z])isp|rkisp|pisp|hevc|rpivid|stateless|decoder|encoder")
 
 
@@ -38,17 +38,17 @@ class VideoDevice:
 
     @property
     def raw(self) -> bool:
-        """Whether the device belongs to a camera module (CSI), which only libcamera can use."""
+        """Whether the device is a CSI camera module, which only libcamera can use."""
         return bool(_CAMERA_MODULE.search(f"{self.driver} {self.name}"))
 
     @property
     def helper(self) -> bool:
-        """Whether the device is something other than a camera, e.g. a codec or an image signal processor."""
+        """Whether the device is not a camera, but e.g. a codec or an image signal processor."""
         return not self.raw and (self.capture is False or bool(_HELPERS.search(f"{self.driver} {self.name}".lower())))
 
 
 def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]:
-    """Return the video devices with a file in ``/dev``, and the names of those without one (common in containers).
+    """Return the video devices in ``/dev``, and the names of devices without a file in ``/dev``.
 
     The devices are not opened. ``capture`` is False for a device without an image stream, such as the device for the
     metadata of a USB camera.
@@ -74,7 +74,7 @@ def _number(entry: Path) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Return a system file's content, e.g. in ``/sys``, or an empty string if the file cannot be read."""
+    """Return the content of a system file, or an empty string if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
     except OSError:

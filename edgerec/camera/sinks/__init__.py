@@ -23,7 +23,7 @@ class Sink(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the sink requests that the camera stop."""
+        """Whether the sink asks the camera to stop."""
         ...
 
     def write(self, result: Result) -> None:

@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes lines, flushing each one. If ``out`` is a broken pipe, the camera is stopped."""
+    """Writes lines to a stream, and stops the camera if the stream is a broken pipe."""
 
     uses_images = False
 
@@ -30,7 +30,7 @@ class _Lines:
             os.close(null)
 
     def close(self) -> None:
-        """Leave the stream open; the caller owns it."""
+        """Do nothing, because the caller owns the stream."""
 
 
 class JsonLines(_Lines):
@@ -61,7 +61,7 @@ class TextLines(_Lines):
         self._write_line(f"{source}frame {result.frame.index}  {label}  {result.age_ms:.1f} ms")
 
     def state(self, change: StateChange) -> None:
-        """Do nothing; state changes are written by :class:`StateLines`."""
+        """Do nothing, because state changes are written by :class:`StateLines`."""
 
 
 class StateLines(_Lines):
@@ -72,7 +72,7 @@ class StateLines(_Lines):
         self._last_lines: dict[str, str] = {}
 
     def write(self, result: Result) -> None:
-        """Do nothing; this sink writes only state changes."""
+        """Do nothing, because this sink writes only state changes."""
 
     def state(self, change: StateChange) -> None:
         """Write the new state and its reason. Changes without a reason and repeated lines are skipped."""

@@ -99,7 +99,7 @@ class CsvFile:
         )
 
     def state(self, change: StateChange) -> None:
-        """Truncate or repair an existing file if this is the first event. State changes are not written."""
+        """Prepare an existing file at the first event. State changes are not written."""
         self._prepare()
 
     def close(self) -> None:
@@ -109,9 +109,9 @@ class CsvFile:
         os.close(self._file)
 
     def _lock_and_check(self) -> None:
-        """Lock the file and check its header. Write the header to a new file; leave an existing file unchanged."""
+        """Lock the file and check its header, or write the header to a new file."""
         status = os.fstat(self._file)
-        # In append mode, the file's lock is shared so that several processes can append to the file.
+        # A shared lock lets several processes append to the file.
         if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._exclusive):
             raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
         if not status.st_size:
@@ -126,7 +126,7 @@ class CsvFile:
             )
 
     def _prepare(self) -> None:
-        """Truncate or repair an existing file at the first event, when all sinks have been opened."""
+        """Truncate or repair an existing file only at the first event, because another sink may fail to open."""
         if self._prepared:
             return
         self._prepared = True
@@ -153,13 +153,13 @@ class CsvFile:
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:
-    # Seeking does not affect later writes, because the file is open in append mode. Windows does not support os.pread.
+    # Seeking does not affect writes in append mode. Windows does not support os.pread.
     os.lseek(file, position, os.SEEK_SET)
     return os.read(file, count)
 
 
 def _refuse_other_file(path: Path) -> None:
-    """Raise :class:`OutputExistsError` if ``path`` is a nonempty file not written by this class."""
+    """Raise :class:`OutputExistsError` if ``path`` is a nonempty file that edgerec has not written."""
     try:
         if not path.is_file():
             return

@@ -1,4 +1,4 @@
-"""Functions shared by several sinks, for creating safe source names and detecting changed decisions."""
+"""Create safe source names and decision events for several sinks."""
 
 from __future__ import annotations
 

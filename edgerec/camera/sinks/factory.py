@@ -1,4 +1,4 @@
-"""Open the sinks selected in a :class:`~edgerec.camera.config.CameraConfig`. Add new kinds of sinks here."""
+"""Open the sinks selected in a :class:`~edgerec.camera.config.CameraConfig`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def open_sinks(config: CameraConfig, camera: Camera) -> list[Sink]:
-    """Open all sinks selected in ``config``. If a sink fails to open, close those that are already open.
+    """Open all sinks selected in ``config``. If a sink fails to open, close the others.
 
     Raises:
         EdgerecError: a sink cannot be opened.
@@ -65,7 +65,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             yield JsonLines(sys.stdout)
         elif config.output == "text":
             yield TextLines(sys.stdout, named=len(camera.sources) > 1)
-    # Parse the addresses first so that invalid ones are reported before a window or server is opened.
+    # Report invalid addresses before a window or server is opened.
     if config.webhook:
         from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 

@@ -10,7 +10,7 @@ from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
-# Maximum number of labels listed as the Home Assistant sensor's options.
+# Maximum number of labels that are listed as options of the Home Assistant sensor.
 MAX_CHOICES = 100
 
 

@@ -31,11 +31,11 @@ from edgerec.utils.names import file_name, file_names
 from edgerec.utils.optional import require
 
 JPEG_QUALITY = 95
-# Maximum number of image paths kept in memory, oldest first. Once these images are deleted, the folder is rescanned.
+# Maximum number of image paths in memory. The folder is scanned again when all of these images are deleted.
 MAX_LISTED = 4096
-# Minimum time in seconds between two scans of the image folder after the size limit is reached.
+# Minimum time in seconds between two scans of the image folder.
 RESCAN_S = 10.0
-# File name pattern of saved images. The digest of the folder's path does not match if a user has moved the image.
+# File names contain a digest of the folder's path, which identifies images that a user has moved.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
 
@@ -93,7 +93,11 @@ class ImageRecorder:
         self._lock = lock
 
     def write(self, result: Result) -> None:
-        """Save the frame if it meets the selection criteria; raise :class:`EdgerecError` if space runs out."""
+        """Save the frame if it meets the selection criteria.
+
+        Raises:
+            EdgerecError: the disk is full, or the size limit is reached.
+        """
         label = self._selected_label(result)
         if label is None:
             return
@@ -117,14 +121,14 @@ class ImageRecorder:
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
-        """Do nothing; state changes have no image."""
+        """Do nothing, because state changes have no image."""
 
     def close(self) -> None:
         """Release the folder lock."""
         self._lock.close()
 
     def _selected_label(self, result: Result) -> str | None:
-        """Return the label under which to save the frame, or None if the frame does not meet the selection criteria."""
+        """Return the label of the folder for the frame, or None if the frame is not selected."""
         config, prediction, decision = self._config, result.classification, result.decision
         last_s, last_label = self._last_saved.get(result.frame.source, (float("-inf"), None))
         if result.frame.stream and result.frame.captured_s - last_s < config.min_interval_s - TIME_TOLERANCE_S:
@@ -178,7 +182,7 @@ class ImageRecorder:
     def _make_room(self, size: int) -> bool:
         """Delete the oldest images until there is room for ``size`` bytes. Return False if that is not possible."""
         config = self._config
-        # Delete no images if deleting all images would not free enough space, e.g. if other programs fill the disk.
+        # Delete nothing if deleting all images would not free enough space.
         if not self._can_fit(size):
             if time.monotonic() - self._scanned_s < RESCAN_S:
                 return False
@@ -194,7 +198,7 @@ class ImageRecorder:
             path, freed_bytes = self._oldest.popleft()
             try:
                 path.unlink()
-            except FileNotFoundError:  # The user moved or deleted the image.
+            except FileNotFoundError:  # A user has moved or deleted the image.
                 self._scan()
                 return self._make_room(size)
             self._total_bytes -= freed_bytes
@@ -217,7 +221,7 @@ class ImageRecorder:
             try:
                 oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(totals), key=lambda image: image[0].name)
                 break
-            except FileNotFoundError:  # The folder was removed during the scan.
+            except FileNotFoundError:  # A folder was removed during the scan.
                 if not attempts_left:
                     raise
         self._total_bytes, self._moved_bytes, self._scanned_s = totals["all"], totals["moved"], time.monotonic()

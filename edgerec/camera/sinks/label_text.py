@@ -22,7 +22,7 @@ SIZE_PX = 24
 # OpenCV's font scale and line thickness for text that is about SIZE_PX pixels high.
 SCALE, THICKNESS = 0.8, 2
 MAX_CHARACTERS = 200
-# Size in pixels for bitmap fonts. Most of them, e.g. Noto Color Emoji, contain only this size.
+# Bitmap fonts such as Noto Color Emoji usually contain only this size in pixels.
 _BITMAP_PX = 109
 
 
@@ -129,7 +129,7 @@ def _render_part(text: str, font: Font, layout: Any, pillow: tuple[Any, Any, Any
     size = SIZE_PX
     try:
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
-    except OSError:  # Bitmap fonts contain only the size _BITMAP_PX.
+    except OSError:  # Bitmap fonts contain only one size.
         size = _BITMAP_PX
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
     left, _, right, _ = loaded.getbbox(text, anchor="ls")

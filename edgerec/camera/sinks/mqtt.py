@@ -21,18 +21,20 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
-# Maximum number of sent messages not yet acknowledged by the broker.
+# Maximum number of messages that were sent but not yet acknowledged by the broker.
 WINDOW = 16
-# When the sink is closed, queued messages are sent for at most this many seconds.
+# Maximum time in seconds for sending queued messages when the sink is closed.
 FLUSH_S = 1.0
 # Maximum time in seconds to publish the status "offline" and disconnect.
 GOODBYE_S = 0.5
-# Interval in seconds at which unsent messages are retried.
+# Interval in seconds between attempts to send queued messages.
 RETRY_S = 5.0
 
 
 class Mqtt:
-    """Publishes results and state changes to an MQTT broker, using these topics under ``PREFIX/``:
+    """Publishes results and state changes to an MQTT broker.
+
+    The topics start with ``PREFIX/``:
 
     ======================  ========================================================================
     ``status``              ``online``, or ``offline`` (also as the last will); retained
@@ -134,13 +136,13 @@ class Mqtt:
         return len(self._queue)
 
     def write(self, result: Result) -> None:
-        """Publish the decision if it is new, and the result unless that would exceed ``results_per_s``."""
+        """Publish the decision if it is new, and the result unless the rate would exceed ``results_per_s``."""
         source = source_of(result)
         if self._changes.is_new(result):
             self._enqueue(source, "decision", decision_event(result))
         now = time.monotonic()
         if self._interval_s < float("inf") and now >= self._next_s.get(source, now):
-            # Compute the next result's due time from this result's due time, so that delays do not lower the rate.
+            # Adding the interval to the due time prevents delays from lowering the rate.
             self._next_s[source] = max(self._next_s.get(source, now) + self._interval_s, now)
             self._connection.publish_qos0(self._topic(source, "result"), _encode(result.to_dict()))
 
@@ -217,7 +219,7 @@ class Mqtt:
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._resent = set(self._in_flight)  # paho resends these messages before new ones are sent.
+        self._resent = set(self._in_flight)
         if self._status_ids:  # paho resends the unacknowledged messages.
             return
         self._announced.clear()

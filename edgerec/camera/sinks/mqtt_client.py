@@ -35,7 +35,7 @@ REJECTED_S = 60
 _CREDENTIAL_ERRORS = (134, 135)
 # Maximum number of QoS 0 messages waiting for a slow network. Further messages are dropped.
 MAX_UNSENT = 32
-# Maximum size of a packet from the broker. edgerec expects only acknowledgments, which have 4 bytes.
+# Maximum size in bytes of a packet from the broker, which sends only small acknowledgments.
 MAX_PACKET_BYTES = 1024
 
 _USAGE = (
@@ -140,7 +140,7 @@ class BrokerConnection:
             client.tls_set_context(ssl.create_default_context())
         client.will_set(will_topic, will, qos=1, retain=True)
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(0)  # 0 disables paho's limit, because the MQTT sink has its own.
+        client.max_inflight_messages_set(0)  # 0 disables paho's limit, because the MQTT sink has its own limit.
         client.reconnect_delay_set(*RETRY_S)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_publish = self._on_connect_fail, self._on_publish
@@ -175,7 +175,7 @@ class BrokerConnection:
         while not self._closing.is_set():
             try:
                 loop()
-            except Exception as error:  # paho does not check lengths in packets.
+            except Exception as error:  # paho does not validate the lengths in packets.
                 log.debug("%s", self._broker, exc_info=error)
                 self._lost(f"sent data that is not valid MQTT ({type(error).__name__}): trying to reconnect")
             if not self._closing.wait(RETRY_S[1]):
@@ -222,7 +222,7 @@ class BrokerConnection:
         self._changed()
 
     def _warn(self, problem: str) -> None:
-        """Log a problem, unless one of the same kind was logged during this outage or in the last minute."""
+        """Log each kind of problem once per outage, and at most once per minute."""
         kind, now = problem.partition("(")[0], time.monotonic()
         if self._closing.is_set() or kind == self._problem:
             return
@@ -266,6 +266,6 @@ def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
                 raise ValueError(f"the broker sent an unexpected packet of type {kind >> 4}")
             return super()._packet_handle()
 
-    # A random client ID with 23 characters, the longest that every broker must accept.
+    # Every broker must accept client IDs of up to 23 characters.
     name = f"edgerec{secrets.token_hex(8)}"
     return Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311)

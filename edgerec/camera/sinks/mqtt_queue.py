@@ -32,7 +32,7 @@ _ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
 
 @dataclass(frozen=True)
 class Message:
-    """A queued message. IDs increase in the order in which messages are added."""
+    """A queued message. Newer messages have greater IDs."""
 
     id: int
     topic: str
@@ -46,8 +46,9 @@ class Message:
 
 
 class MessageQueue:
-    """A bounded queue in a SQLite file. Messages stay in the file until removed, even if the process ends.
+    """A bounded message queue that is stored in a SQLite file.
 
+    Messages stay in the file until they are removed, even if the process ends.
     If the file cannot be written, e.g. because the disk is full, messages are kept in memory, within the same limits,
     and each new message triggers another attempt to write the file. All methods are thread-safe. Only one process at a
     time can open the file.
@@ -87,7 +88,7 @@ class MessageQueue:
         self._db: sqlite3.Connection | None = None
         self._open()
         if self._db is None:
-            # The queue file cannot be opened yet. A time-based ID is greater than the IDs of all messages in the file.
+            # A time-based ID is greater than all IDs in the queue file, which cannot be opened yet.
             self.newest = time.time_ns() // 1000
 
     def __len__(self) -> int:
@@ -150,7 +151,7 @@ class MessageQueue:
             if self._db is not None:
                 self._db.close()
                 self._db = None
-            self._opened_s = float("inf")  # Prevents a running sending thread from opening the file.
+            self._opened_s = float("inf")  # Prevent the sending thread from opening the file again.
 
     def _open(self) -> None:
         self._opened_s = time.monotonic()
@@ -187,7 +188,7 @@ class MessageQueue:
         except BaseException:
             db.close()
             raise
-        # Messages in the queue file are older than those in memory.
+        # Messages in the queue file are older than messages in memory.
         self._sizes = sizes | self._sizes
         self._bytes += sum(sizes.values())
         self.newest = max(self.newest, *sizes, 0)

@@ -36,7 +36,7 @@ CLIENT_S = 10.0
 
 
 class Prometheus:
-    """Counts results and serves the counters as metrics. The server closes when the context exits.
+    """Counts results and serves the counters as Prometheus metrics over HTTP.
 
     Attributes:
         port: server port.
@@ -144,7 +144,6 @@ class _CounterCollector:
         self._counters = counters
 
     def collect(self) -> Iterator[Any]:
-        """Return the camera's counters as metric families."""
         core = require("prometheus_client.core")
         counters = self._counters()
         overtaken = core.CounterMetricFamily(

@@ -18,7 +18,9 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int, server: str) -> socket.socket:
-    """Return a listening socket. Port 0 selects a free port. ``server`` names the server in error messages.
+    """Return a listening socket. Port 0 selects a free port.
+
+    The name ``server`` is used in error messages.
 
     Raises:
         EdgerecError: the address or the port cannot be used.

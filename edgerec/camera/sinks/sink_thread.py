@@ -15,14 +15,15 @@ from edgerec.camera.source_state import StateChange
 
 log = logging.getLogger(__name__)
 
-# Maximum number of queued events, and their maximum total size in bytes. An empty queue accepts an event of any size.
+# Maximum number and total size in bytes of queued events. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
-# Seconds without progress after which a sink is considered hung. CLOSE_S applies to live sources and stopped cameras.
+# If all sources are files, a sink is treated as hung after this many seconds without progress.
 STALLED_S = 600.0
+# If a source is live or the camera was stopped, a sink is treated as hung after this many seconds without progress.
 CLOSE_S = 10.0
 _POLL_S = 0.1
-# Minimum time in seconds between warnings about a sink, so that the log does not fill the disk.
+# Minimum time in seconds between two warnings about the same sink.
 _WARN_S = 60.0
 
 
@@ -73,7 +74,7 @@ class SinkWorker:
 
     @property
     def closed(self) -> bool:
-        """Whether the sink requests that the camera stop."""
+        """Whether the sink asks the camera to stop."""
         return self._sink.closed
 
     @property
@@ -194,7 +195,7 @@ class SinkWorker:
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
             drops, self._unreported_drops = self._unreported_drops, 0
-        # Dropped events are logged here rather than in put(), so that a blocked stderr does not delay the camera.
+        # Events are logged in this thread, so that a blocked stderr does not delay the camera.
         if drops:
             self._warn("the sink is too slow")
         return entry.event

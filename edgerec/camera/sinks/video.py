@@ -26,9 +26,9 @@ from edgerec.utils.optional import require
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 # File suffix that makes FFmpeg write fragmented MP4, which stays playable if the process is killed.
 _FRAGMENTED = ".ismv"
-# MP4 brand (file type) that video players support. It replaces FFmpeg's Smooth Streaming brand.
+# This MP4 brand (file type) replaces FFmpeg's Smooth Streaming brand, which few video players support.
 _BRAND = b"isom\0\0\2\0isomiso6"
-# Maximum gap between frames of a live source, in seconds. Longer gaps are capped at this value.
+# Maximum gap in seconds between two frames of a live source. Longer gaps are shortened.
 MAX_GAP_S = 5.0
 # Minimum free disk space in bytes while recording, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
@@ -90,10 +90,14 @@ class VideoFile:
         self._recordings[source].write(result)
 
     def state(self, change: StateChange) -> None:
-        """Do nothing; videos do not show state changes."""
+        """Do nothing, because videos do not show state changes."""
 
     def close(self) -> None:
-        """Finalize all files; raise :class:`EdgerecError` if a file is missing frames."""
+        """Finalize all video files.
+
+        Raises:
+            EdgerecError: a file is missing frames.
+        """
         with ExitStack() as stack:
             for lock in self._locks:
                 stack.callback(lock.close)
@@ -127,7 +131,7 @@ class _Recording:
             self._encoder = _Encoder(self._path, self._fps, self._size)
             self._start_s = result.frame.grabbed_s
         index = self._frame_index(result.frame.grabbed_s) if self._live else self._count
-        if index < self._count:  # Skip the frame if the source's frame rate exceeds the video's.
+        if index < self._count:  # The source's frame rate exceeds the video's frame rate.
             return
         image = np.ascontiguousarray(fit_with_bars(image, self._size)[:, :, ::-1])
         while self._last is not None and self._count < index:
@@ -148,7 +152,7 @@ class _Recording:
             )
 
     def _check_space(self) -> None:
-        """Raise :class:`EdgerecError` if the disk is nearly full. Called for every frame."""
+        """Raise :class:`EdgerecError` if the disk is nearly full."""
         if free_bytes(self._path) < RESERVE_BYTES:
             self._disk_full = True
             self.close()
@@ -157,7 +161,6 @@ class _Recording:
             )
 
     def _frame_index(self, grabbed_s: float) -> int:
-        """Return the index of the video frame captured at ``grabbed_s``."""
         due_s = self._start_s + self._count / self._fps
         if grabbed_s - due_s > MAX_GAP_S:
             self._start_s += grabbed_s - due_s - MAX_GAP_S
@@ -191,7 +194,7 @@ def fit_with_bars(image: Image, size: tuple[int, int]) -> Image:
 
 
 class _Encoder:
-    """Encodes images to a file.
+    """Encodes images to a video file.
 
     FFmpeg writes a fragmented MP4 to a named pipe, and a thread copies the data from the pipe to the file. If FFmpeg
     wrote the file directly, it would buffer up to 256 KiB, which may be many seconds of video and would be lost if the
@@ -202,7 +205,7 @@ class _Encoder:
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        """Create or replace the file; raise :class:`EdgerecError` if the codec is not available."""
+        """Create or replace the video file. Raise :class:`EdgerecError` if the codec is not available."""
         cv2 = require("cv2")
         prepare(cv2)
         suffix = path.suffix.lower()

@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 # Maximum number of queued requests. If the queue is full, the oldest request is dropped.
 MAX_QUEUED = 256
-# When a live camera's sink is closed, queued requests are sent for at most this many seconds.
+# Maximum time in seconds for sending queued requests when the sink of a live camera is closed.
 FLUSH_S = 1.0
 _PART_BYTES = 16_384  # size of a TLS record
-# HTTP status codes worth retrying, in addition to 5xx.
+# HTTP status codes below 500 after which a request is retried.
 _TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
 
@@ -64,7 +64,10 @@ class WebhookAddress:
 
     @classmethod
     def parse(cls, url: str) -> WebhookAddress:
-        """Parse ``http[s]://[user:password@]host[:port]/path``, or read it from ``env:NAME`` or ``@FILE`` and parse it.
+        """Parse the address of a webhook.
+
+        The format is ``http[s]://[user:password@]host[:port]/path``. ``env:NAME`` and ``@FILE`` read the address from
+        an environment variable or a file.
 
         Raises:
             EdgerecError: the address is not valid. The message does not contain the address.
@@ -155,7 +158,7 @@ class Webhook:
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:
-        """Do nothing; state changes are not sent."""
+        """Do nothing, because state changes are not sent."""
 
     def close(self) -> None:
         """Send the queued requests. If ``live`` is true, stop after one second and count the rest as dropped."""
@@ -237,14 +240,14 @@ class Webhook:
         return f"responded with status {status_text(status)}", status >= 500 or status in _TEMPORARY_STATUSES
 
     def _abort(self) -> None:
-        """Abort the current HTTP request. Called from another thread."""
+        """Abort the current HTTP request from another thread."""
         if (connected := self._socket) is not None:
             with suppress(OSError):
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     def _count_lost(self, reason: str) -> None:
         """Count a dropped request, and log dropped requests at most once per minute."""
-        with self._changed:  # Two threads update the counter: the caller's and the sending thread.
+        with self._changed:  # The calling thread and the sending thread both update the counter.
             self.dropped += 1
             if time.monotonic() - self._logged_s < 60:
                 return

@@ -17,7 +17,7 @@ from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
 TITLE = "edgerec"
-# Images below this height are enlarged so that the text below them is readable.
+# Images with a smaller height in pixels are enlarged, so that the text in the window is readable.
 MIN_HEIGHT_PX = 360
 
 
@@ -32,11 +32,15 @@ class Window:
     inline = True  # OpenCV windows must be used in the thread that created them.
 
     def __init__(self) -> None:
-        """Open the window; raise :class:`EdgerecError` if there is no display or OpenCV has no window support."""
+        """Open the window.
+
+        Raises:
+            EdgerecError: there is no display, or the installed OpenCV cannot open windows.
+        """
         self.closed = False
         self._fps = FrameRate()
         cv2 = require("cv2")
-        # Check for a display first because Qt aborts the process without one.
+        # Qt aborts the process if there is no display.
         if not has_screen():
             raise EdgerecError(
                 "there is no display for a window: use --headless or --json to print the results, or --web to serve a "
@@ -65,7 +69,7 @@ class Window:
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
 
     def state(self, change: StateChange) -> None:
-        """Do nothing; state changes are printed to stderr."""
+        """Do nothing, because state changes are printed to stderr."""
 
     def close(self) -> None:
         """Close the window."""

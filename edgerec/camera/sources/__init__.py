@@ -81,7 +81,7 @@ def find_source(
     if os.path.isfile(uri):
         return Address(uri, False, False, _looping(lambda: OpenCVSource.video(path), loop))
     similar = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
-    # Do not show the content of an environment variable or file; it may be a secret.
+    # The content of an environment variable or file may be secret and is not shown.
     shown = redacted(uri) if uri == original_uri else original_uri
     hint = f", did you mean {similar[0]}:?" if similar else ""
     raise SourceError(

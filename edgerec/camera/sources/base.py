@@ -9,7 +9,7 @@ from typing import Protocol
 from edgerec.contract.preprocess import Image
 from edgerec.errors import ConfigError
 
-# Frame rate to assume for files that do not specify one.
+# Assumed frame rate of files that do not specify a frame rate.
 NOMINAL_FPS = 25.0
 
 

@@ -40,12 +40,16 @@ class FolderSource:
             raise SourceError(str(error)) from None
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield each image with its path; raise :class:`SourceError` if none of the files is an image."""
+        """Yield each image with its path.
+
+        Raises:
+            SourceError: none of the files is an image.
+        """
         count = 0
         for path in self._files:
             try:
                 content = read_image_file(path)
-            except OSError as error:  # The image may be unreadable, or may have been deleted.
+            except OSError as error:  # The file may be unreadable, or may have been deleted.
                 log.warning("%s was skipped: %s", path, error.strerror)
                 continue
             image = decode(content, self._levels)
@@ -58,7 +62,7 @@ class FolderSource:
             raise SourceError(f"none of the {len(self._files)} files in {self.name} is a readable image")
 
     def close(self) -> None:
-        """Do nothing; the source keeps no file open."""
+        """Do nothing, because the source keeps no file open."""
 
 
 class LoopingSource:
@@ -79,7 +83,11 @@ class LoopingSource:
         return self._source.format
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield images in an endless loop; raise :class:`SourceError` if there are none."""
+        """Yield the images in an endless loop.
+
+        Raises:
+            SourceError: there are no images.
+        """
         start_s = 0.0
         while True:
             for image, name in self._source.images():

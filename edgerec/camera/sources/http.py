@@ -23,7 +23,7 @@ from typing import Any
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.url_redaction import Url
 
-# Timeouts in seconds. A new attempt after CONNECT_S is faster than waiting for TCP's third retransmission after 7 s.
+# Timeouts in seconds for connecting and for receiving the headers of the response.
 CONNECT_S = 4.0
 RESPONSE_S = 6.0
 MAX_REDIRECTS = 5
@@ -31,7 +31,7 @@ _CHUNK = 1 << 16
 
 
 class HttpStream:
-    """A GET response's body, read as a stream.
+    """Reads the body of a GET response as a stream.
 
     Attributes:
         content_type: the response's content type in lowercase, without parameters.
@@ -197,14 +197,18 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
 
 
 def handshake(connected: socket.socket, deadline_s: float) -> None:
-    """Perform the TLS handshake if the socket uses TLS; raise OSError if it fails or the deadline passes."""
+    """Perform the TLS handshake if the socket uses TLS.
+
+    Raises:
+        OSError: the handshake failed, or the deadline has passed.
+    """
     if isinstance(connected, ssl.SSLSocket):
         connected.settimeout(remaining_s(deadline_s))
         connected.do_handshake()
 
 
 def remaining_s(deadline_s: float) -> float:
-    """Return the number of seconds until a monotonic time; raise TimeoutError if it has passed."""
+    """Return the number of seconds until a deadline. Raise TimeoutError if the deadline has passed."""
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError("no response in time")

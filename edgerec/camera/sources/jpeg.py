@@ -16,7 +16,7 @@ from edgerec.utils.native_output import captured_stderr
 
 MAX_PIXELS = 64 << 20
 START_MARKER, END_MARKER = b"\xff\xd8\xff", b"\xff\xd9"
-# Matches a marker in a scan. FF 00 (a data byte FF), FF D0 to FF D7 (restart) and FF FF (fill bytes) do not match.
+# Matches markers in a scan, except restart markers, escaped FF bytes and fill bytes.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
@@ -53,7 +53,7 @@ class JpegSplitter:
         return len(self._bytes)
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Add received bytes and return the files they complete, in stream order."""
+        """Add received bytes and return all completed files in stream order."""
         self._bytes += chunk
         self._reparse_bytes = min(self._reparse_bytes + len(chunk), _MAX_REPARSED_BYTES)
         files = []
@@ -127,7 +127,6 @@ class JpegSplitter:
             self._at += 2 + length
 
     def _is_fast_to_decode(self) -> bool:
-        """Return True if the JPEG file is within the limits for scans and for pixels per byte."""
         return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 
@@ -142,7 +141,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
     image = _decoded(cv2, jpeg)
     if image is None:
         return None
-    # libjpeg fills missing pixels with gray. Unlike a complete image's gray pixels, they change if data is appended.
+    # Pixels that libjpeg has filled with gray change if data is appended to the file.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
         longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):

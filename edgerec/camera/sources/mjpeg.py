@@ -18,10 +18,10 @@ from edgerec.errors import SourceError
 from edgerec.utils.optional import require
 from edgerec.utils.url_redaction import Url
 
-# Maximum time in seconds between complete images. The supervisor usually reconnects sooner.
+# Maximum time in seconds between two complete images.
 IMAGE_S = 10.0
 MAX_IMAGE_BYTES = 32 << 20
-# Maximum time in seconds spent looking for a newer image in bytes that have already arrived.
+# Maximum time in seconds for skipping outdated images that have already arrived.
 _OVERTAKE_S = 0.1
 
 _MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-jpeg")
@@ -76,7 +76,11 @@ class SnapshotSource:
         self._stopped = threading.Event()
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield one image per request; raise :class:`SourceError` when a request fails."""
+        """Yield one image per request.
+
+        Raises:
+            SourceError: a request failed.
+        """
         due_s = time.monotonic()
         while not self._stopped.is_set():
             if self._stream is None:
@@ -87,7 +91,7 @@ class SnapshotSource:
             self.close()
             self.format = CaptureFormat(image.shape[1], image.shape[0])
             yield image, self.name
-            # After a slow request, send the next one immediately and skip missed requests.
+            # After a slow request, skip missed requests and send the next request immediately.
             due_s = max(due_s + self.period_s, time.monotonic())
             self._stopped.wait(due_s - time.monotonic())
 

@@ -16,7 +16,7 @@ from edgerec.runtime.device_users import programs_using
 from edgerec.utils.optional import require
 from edgerec.utils.url_redaction import Url
 
-# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg waits for three times READ_MS.
+# FFmpeg's timeouts in milliseconds for opening a stream and for reading from a stream.
 OPEN_MS = 10_000
 READ_MS = 5_000
 
@@ -76,7 +76,11 @@ class OpenCVSource:
 
     @classmethod
     def stream(cls, url: Url) -> OpenCVSource:
-        """Open an RTSP or HTTP stream; raise :class:`SourceError` on failure."""
+        """Open an RTSP or HTTP stream.
+
+        Raises:
+            SourceError: the stream cannot be opened.
+        """
         cv2 = require("cv2")
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
         peer, name = PeerSocket(), str(url)
@@ -95,7 +99,11 @@ class OpenCVSource:
 
     @classmethod
     def video(cls, path: Path) -> OpenCVSource:
-        """Open a video file; raise :class:`SourceError` on failure."""
+        """Open a video file.
+
+        Raises:
+            SourceError: OpenCV cannot read the file.
+        """
         capture = _open(str(path))
         if capture is None:
             raise SourceError(
@@ -104,7 +112,11 @@ class OpenCVSource:
         return cls(capture, str(path), live=False)
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield frames; raise :class:`SourceError` if a live source stops or a video has no frames."""
+        """Yield the frames of a camera, stream or video file.
+
+        Raises:
+            SourceError: a live source has stopped, or a video has no frames.
+        """
         count, reported_s, cv2 = 0, 0.0, require("cv2")
         while True:
             ok, image = self._capture.read()
@@ -145,12 +157,12 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
 _prepared = threading.Lock()
 # FFmpeg options that prefer TCP for RTSP and discard corrupt packets, which would cause incomplete images.
 _FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discardcorrupt"}
-# Disable FFmpeg's log messages; edgerec reports each error in one line.
+# FFmpeg's log messages are disabled, because edgerec reports each error itself.
 _QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
 def prepare(cv2: Any) -> None:
-    """Set OpenCV's environment variables unless the user has set them. Called before a source is opened."""
+    """Set OpenCV's environment variables unless the user has set them."""
     with _prepared:
         for name, value in (_FFMPEG | _QUIET).items():
             os.environ.setdefault(name, value)

@@ -48,7 +48,7 @@ class PicameraSource:
             self._camera.start()
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             if self._camera is not None:
-                self._camera.close()  # An unclosed camera would be in use at the next attempt.
+                self._camera.close()  # A camera that is not closed stays in use.
             raise SourceError(
                 f"{self.name} cannot be opened ({error}): check that no other program is using it"
             ) from None
@@ -56,7 +56,11 @@ class PicameraSource:
         self.format = CaptureFormat(width, height, requested.fps, "RGB3")
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield frames; raise :class:`SourceError` if the camera stops."""
+        """Yield the frames of the camera.
+
+        Raises:
+            SourceError: the camera has stopped.
+        """
         while True:
             try:
                 request = self._camera.capture_request()

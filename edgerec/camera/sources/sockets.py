@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folder where Linux lists this process's file descriptors. On other systems, blocked libraries cannot be interrupted.
+# Folder in which Linux lists the file descriptors of the current process.
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -24,7 +24,7 @@ class PeerSocket:
 
     @contextlib.contextmanager
     def detect(self, port: int) -> Iterator[None]:
-        """Context manager that finds the socket connected to ``port`` in the block, if there is exactly one."""
+        """Context manager that finds the only socket that is connected to ``port`` during the block."""
         before = _descriptors()
         yield
         new = {inode: number for inode, number in _descriptors().items() if inode not in before}

@@ -44,4 +44,4 @@ class SyntheticSource:
                 time.sleep(max(0.0, number / fps - elapsed_s))
 
     def close(self) -> None:
-        """Do nothing; there are no resources to release."""
+        """Do nothing, because there are no resources to release."""

@@ -1,4 +1,4 @@
-"""Access control for the web page: check each request's token and its Host and Origin headers.
+"""Check the token and the Host and Origin headers of each request to the web page.
 
 Starlette's ``TrustedHostMiddleware`` is not used, because it does not accept IPv6 addresses in the Host header.
 """
@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Paths of the login page's files, which can be requested without a token.
 OPEN = frozenset({"/page.css", "/icon.svg"})
-# Maximum total size of a request's headers in bytes. The HTTP parser does not limit headers received at once.
+# Maximum total size of a request's headers in bytes.
 MAX_HEADER_BYTES = 16_384
 # Delay in seconds before the response to a wrong token.
 WRONG_TOKEN_S = 0.5
@@ -51,7 +51,7 @@ class Lockout:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def remaining_s(self, address: str) -> float:
-        """Return how long an IP address is still locked out, in seconds, or 0 if it is not."""
+        """Return the remaining lockout time of an IP address in seconds, or 0 if it is not locked out."""
         failures = self._failures.get(_network(address), deque())
         return max(0.0, failures[0] + LOCKOUT_S - time.monotonic()) if len(failures) == MAX_FAILURES else 0.0
 
@@ -119,7 +119,7 @@ class AccessControl:
             self._lockout.add(address, attempts)
             await asyncio.sleep(WRONG_TOKEN_S)
         message = "The token is wrong." if query else "edgerec printed the token when the camera started."
-        # Delete an outdated cookie. Otherwise, an open page would keep sending it and be locked out.
+        # Delete an outdated cookie, because an open page that keeps sending the cookie would be locked out.
         expired = f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0" if cookie else None
         return self._unauthorized(headers, message, 401, {"WWW-Authenticate": "Bearer"}), expired
 

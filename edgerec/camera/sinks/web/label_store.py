@@ -1,4 +1,4 @@
-"""Save images under the labels assigned by a user, in a folder that ``edgerec train`` can use."""
+"""Save images with user-assigned labels in a folder that ``edgerec train`` can use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from edgerec.utils.atomic import write_file
 from edgerec.utils.byte_sizes import disk_space
 from edgerec.utils.names import file_names
 
-# Minimum free disk space in bytes for saving labeled images, to leave space for other programs.
+# Minimum free disk space in bytes after an image is saved.
 MIN_FREE_BYTES = 100_000_000
-# Default size limit in bytes for the labeled images, so that visitors of the web page cannot fill the disk.
+# Default limit for the total size of the labeled images in bytes.
 MAX_BYTES = 2_000_000_000
 
 

@@ -1,4 +1,4 @@
-"""The web page's application: routes, requests and responses."""
+"""Starlette routes and request handlers of the web page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BODY_S = 5.0
 POLL_S = 1 / 15
 # Maximum time in seconds between two events in an event stream.
 HEARTBEAT_S = 1.0
-# Maximum time in seconds that the server waits for a new image before responding without one.
+# Maximum time in seconds to wait for a new image before the response 204 (No Content) is sent.
 IMAGE_WAIT_S = 5.0
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -75,7 +75,7 @@ class Page:
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def events(self, request: Request) -> Response:
-        """Send all changes as server-sent events. A slow client receives fewer events, not delayed ones."""
+        """Send all changes as server-sent events. A slow client receives fewer events."""
         if self._clients >= MAX_CLIENTS:
             raise HTTPException(503, f"this camera is already open in {MAX_CLIENTS} pages: close one of them")
         page = self
@@ -106,7 +106,7 @@ class Page:
         return Response(status_code=204)
 
     async def hold(self, request: Request) -> Response:
-        """Add the displayed image to the pending images. It stays there until the user selects its label."""
+        """Keep the displayed image in memory until the user selects its label."""
         fields = await _body(request)
         source, frame = _integer(fields, "source"), _integer(fields, "frame")
         self._newest_image(source)
@@ -185,7 +185,7 @@ class Page:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """Return the JSON object in a request's body; raise HTTPException if the body is too large or invalid."""
+    """Return the JSON object in the body of a request."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected application/json")
     too_large = HTTPException(413, f"expected at most {MAX_BODY_BYTES} bytes")
@@ -225,7 +225,7 @@ def _parse_frame_index(text: str) -> int:
 
 
 def snapshot_name(result: Result) -> str:
-    """Return the download's name, ``SOURCE-TIME.png``, in ASCII letters, digits, ``_`` and ``-``."""
+    """Return the file name of a downloaded image, ``SOURCE-TIME.png``, in ASCII characters."""
     grabbed_s = unix_s(result.frame.captured_s)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(grabbed_s))
     return f"{safe_name(source_of(result))}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"

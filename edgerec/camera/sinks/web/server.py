@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 128
 MAX_CONNECTIONS_PER_ADDRESS = 64
 # Timeout in seconds for receiving a request's headers and for sending pending data to a client.
 SLOW_S = 10.0
-# When the server stops, connections are aborted after GRACE_S seconds. Its thread is then joined for STOP_S seconds.
+# When the server stops, it aborts connections after GRACE_S seconds and joins its thread for STOP_S seconds.
 GRACE_S = 0.4
 STOP_S = 2.0
 
@@ -69,7 +69,7 @@ class LimitedConnection(H11Protocol):
         return self.cycle is None or bool(self.cycle.response_complete)
 
     def data_received(self, data: bytes) -> None:
-        """Process received bytes. The request timeout runs until the next request's headers are complete."""
+        """Process received bytes, and start or cancel the timeout for an incomplete request."""
         super().data_received(data)
         is_idle = self.idle
         if is_idle and self._request_timer is None:

@@ -1,4 +1,4 @@
-"""The sink that serves the web page."""
+"""Sink that serves a web page with the live image and the predictions."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class WebSink:
         self.close()
 
     def write(self, result: Result) -> None:
-        """Store a result. Only the newest image is kept for the page."""
+        """Store a result for the web page. Only the newest image is kept."""
         self.page_state.write(result)
 
     def state(self, change: StateChange) -> None:

@@ -21,10 +21,10 @@ from edgerec.utils.optional import require
 # Maximum width and height in pixels of the images on the page, and maximum number of images per second.
 SHOWN_PX = 1280
 IMAGES_PER_S = 15
-# Maximum CPU load of image encoding, as a fraction of one core. If necessary, the image rate is reduced.
+# Maximum CPU load of image encoding, as a fraction of one CPU core.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
-# Number of recent images kept in memory, so that the displayed image is still available after a click on a button.
+# Number of recent images kept in memory, because the browser may display an image that is not the newest.
 RECENT = 4
 # Maximum number of pending images, i.e. images selected on the page but not yet labeled.
 MAX_PENDING = 6
@@ -79,7 +79,7 @@ class SourceView:
 
 
 class PageState:
-    """The newest result, recent decisions and recent state changes of each source.
+    """Stores the newest result, recent decisions and recent state changes of each source.
 
     The sink's thread calls :meth:`write` and :meth:`state`, and the server's thread calls all other methods. An image
     is encoded only when a client requests it, and only once for all clients.
@@ -153,7 +153,7 @@ class PageState:
             newest = ShownImage(result, jpeg_of(result))
             source.recent.append(newest)
             period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
-            # Compute the next image's due time from the last one's due time, so that delays do not lower the rate.
+            # Adding the period to the due time prevents delays from lowering the rate.
             source.next_s = max(source.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
@@ -190,7 +190,7 @@ class PageState:
         return pending.shown if pending else None
 
     def evict_first(self, key: str) -> None:
-        """Make a pending image, e.g. a downloaded one, the first to be removed if there are too many."""
+        """Mark a pending image as the first to be removed if there are too many pending images."""
         if key in self._pending:
             self._pending.move_to_end(key, last=False)
 
@@ -215,7 +215,7 @@ class PageState:
         source.entries.append({"number": self._last_number, "at_s": unix_s(at_s), "source": source.name, **fields})
 
     def _update_last(self, source: SourceView, fields: dict[str, Any]) -> None:
-        """Update the last decision's score. Its entry is replaced because another thread may be using the old one."""
+        """Replace the entry of the last decision, because another thread may be reading the old entry."""
         for index in range(len(source.entries) - 1, -1, -1):
             entry = source.entries[index]
             if "state" not in entry:
