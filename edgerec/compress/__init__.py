@@ -1,4 +1,7 @@
-"""Compress a float model into an int8 .tflite model, and compare the two. Requires the train extra."""
+"""Compress trained models into smaller .tflite files, e.g. by quantization or pruning.
+
+This package requires the ``train`` extra.
+"""
 
 from edgerec.compress.quantize import quantize
 from edgerec.compress.variant_report import QuantizeReport

@@ -1,4 +1,4 @@
-"""Compare a variant with the float model in a table, and check that its loss of accuracy is acceptable."""
+"""Compare a compressed model with the float model, and check that the loss of accuracy is acceptable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.train.metrics import ModelMetrics
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One row of the table comparing the Keras model, the float32 TFLite model and the variant.
+    """Accuracy, agreement and size of one model in a comparison table.
 
     Attributes:
         name: ``keras float32``, ``float32`` or the variant's name.
@@ -49,7 +49,7 @@ def parity_row(
     measure: ModelMetrics,
     content: bytes = b"",
 ) -> ParityRow:
-    """Return a row of the comparison table, with a model's accuracy, agreement and size.
+    """Measure a model's accuracy, its agreement with the float model, and its size.
 
     Args:
         name: name of the row.

@@ -1,4 +1,4 @@
-"""Method ``auto``: choose between PTQ, QAT and float16 based on their loss of validation accuracy."""
+"""Choose between PTQ, QAT and float16 by comparing their validation accuracy (method ``auto``)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from edgerec.errors import GateError, ModelError, OutputExistsError
 
 log = logging.getLogger(__name__)
 
-# Compression methods that the method "auto" tries, in this order.
-# Prefer PTQ, because QAT requires training, and try float16 last, because it is not int8.
+# PTQ comes first because it requires no training, and float16 comes last because it is not int8.
 AUTO_METHODS = ("ptq", "qat", "float16")
-# Fraction of ``max_drop`` that PTQ may lose on the validation images before QAT is tried.
-# Trying QAT early is a safety margin, so that most PTQ variants also stay within ``max_drop`` on the test images.
+# QAT is tried if PTQ loses more than this fraction of the accepted accuracy drop on the validation images.
+# A margin is necessary because the test accuracy can be lower than the validation accuracy.
 WORTH_QAT = 0.5
 
 

@@ -1,4 +1,4 @@
-"""Compress and convert a run's model with one method, and evaluate the result on the validation images."""
+"""Compress a trained model with one method, and measure its validation accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from edgerec.utils.progress import Progress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A converted variant that has been evaluated on the validation images, but not yet on the test images.
+    """A compressed model that was evaluated on the validation images, but not yet on the test images.
 
     Attributes:
         context: the run, with the candidate's method.
@@ -68,14 +68,15 @@ class Candidate:
 
 
 def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool) -> Candidate:
-    """Compress and convert the run's model with the context's method, and measure its validation accuracy."""
+    """Compress the model with the context's method, and measure its validation accuracy."""
     name = context.recipe.compress.method
     method, folder = METHODS[name], interrupted_folder(context.run, name)
     refuse_interrupted(context.run, context.recipe, resume, overwrite)
-    context.float32()  # fail before fine-tuning if the model cannot be converted
+    # The float model is converted first, so that unsupported layers are reported before fine-tuning.
+    context.float32()
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    # Sample the calibration set first, so that an invalid set is reported before hours of training.
+    # The calibration set is sampled early, so that an invalid set is reported before hours of training.
     calibration = None
     if method.calibrates:
         calibration = draw(context.recipe.compress.calibration, context.dataset, context.split)
@@ -97,7 +98,7 @@ def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool
 
 
 def _adapted(model: Any, stages: Sequence[str]) -> Adapted:
-    """Replace layers that the method's stages do not support. A SavedModel supports only PTQ and is not changed."""
+    """Replace layers that the compression method does not support. A SavedModel is not changed."""
     if stages:
         refuse_untrainable(model)
     purpose: Purpose = "prune" if stages else "ptq"
@@ -109,7 +110,7 @@ def _adapted(model: Any, stages: Sequence[str]) -> Adapted:
 def _fine_tuned(
     context: CompressionContext, method: Method, model: Any, checkpoints: Path
 ) -> tuple[Any, dict[str, Any]]:
-    """Run a method's fine-tuning stages.
+    """Fine-tune a model for a compression method, e.g. by pruning or quantization-aware training.
 
     Returns:
         The model to convert, and a dictionary that maps stage names to intermediate models: the model after pruning

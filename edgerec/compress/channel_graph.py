@@ -1,4 +1,4 @@
-"""Find the channels in a model that must be removed together.
+"""Find groups of channels that must be removed together from a model.
 
 Removing a channel requires removing everything that depends on it: the corresponding channel of the other
 operand of an addition, its depthwise filter, its batch-normalization weights, and its slice of every kernel that reads
@@ -20,9 +20,9 @@ from edgerec.utils.optional import require
 
 Channels = npt.NDArray[np.int64]
 
-# Axes of each layer type's weights: one string per weight, as in ``layer.get_weights()``, with one letter per axis.
-# The axis letters are "i" (input channels), "o" (output channels) and "e" (input channels × depth multiplier).
-# All other axis letters, such as "h" and "w", denote axes that are not channels.
+# Each string describes one array in ``layer.get_weights()``, and each letter describes one axis of the array.
+# Input channels are "i", output channels are "o", and input channels times the depth multiplier are "e".
+# All other letters, e.g. "h" and "w", are axes that are not channels.
 CREATING = {
     "Conv2D": ("hwio", "o"),
     "Conv2DTranspose": ("hwoi", "o"),
@@ -34,7 +34,7 @@ PASSING = {
     "BatchNormalization": ("o", "o", "o", "o"),
     "PReLU": ("hwo",),
 }
-# Layers without weights in which each output channel depends on a single input channel.
+# These layers have no weights, and each of their output channels depends on a single input channel.
 WEIGHTLESS = {
     *("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"),
     *("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout"),
@@ -47,7 +47,7 @@ MERGING = ELEMENTWISE | {"Concatenate"}
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """Channel numbers of a layer's inputs, outputs and weights.
+    """Channel numbers of a layer's input and output, and the axes of its weights.
 
     Attributes:
         layer: the layer.
@@ -64,7 +64,7 @@ class LayerChannels:
 
     @property
     def creates(self) -> bool:
-        """True if the layer creates new output channels."""
+        """Whether the layer creates new output channels, e.g. a convolution."""
         return type(self.layer).__name__ in CREATING and bool(self.axes)
 
     def along(self, letter: str, size: int = 0) -> Channels:
@@ -81,7 +81,7 @@ class LayerChannels:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """A model's layers and channels. Channels that must be removed together share a number.
+    """The channels of all layers in a model. Channels that must be removed together have the same number.
 
     Attributes:
         layers: maps layer names to their channels, in topological order.
@@ -101,7 +101,7 @@ def other_axes(axes: str, letter: str) -> tuple[int, ...]:
 
 
 def trace(model: Any) -> ChannelGraph:
-    """Find out which layers of a functional or Sequential tf_keras model share channels.
+    """Trace the channels through all layers of a functional or Sequential tf_keras model.
 
     The data format must be channels-last. The input and output channels, and those of unknown layers, are fixed.
     """
@@ -109,8 +109,6 @@ def trace(model: Any) -> ChannelGraph:
 
 
 class _Tracer:
-    """Numbers all channels in a model, and links those that must be removed together."""
-
     def __init__(self) -> None:
         self.count = 0
         self.links: list[tuple[Channels, Channels]] = []
@@ -148,7 +146,7 @@ class _Tracer:
         if outputs is None:
             return None
         if kind == "Softmax" or config.get("activation") == "softmax":
-            self.blocked[layer.name] = outputs  # softmax combines all channels, so none can be removed
+            self.blocked[layer.name] = outputs  # softmax depends on all channels, so no channel can be removed
         counted = layer.input_shape if kind == "Conv2DTranspose" else shape
         axes = CREATING.get(kind) or PASSING.get(kind, ())
         first = outputs if kind in MERGING else inputs[0]
@@ -157,7 +155,7 @@ class _Tracer:
     def _passed_on(
         self, kind: str, config: dict[str, Any], inputs: list[Channels], shape: tuple[int | None, ...]
     ) -> Channels | None:
-        """Return the output channels of a layer that creates no new channels, or None if unknown."""
+        """Return the output channels of a layer that creates no new channels, or None if they are unknown."""
         last = (-1, len(shape) - 1)
         if kind in ELEMENTWISE and len({len(channels) for channels in inputs}) == 1:
             self.links += [(inputs[0], other) for other in inputs[1:]]

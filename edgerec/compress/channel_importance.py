@@ -1,4 +1,4 @@
-"""Measure each channel's importance, i.e. how strongly a model's outputs depend on it."""
+"""Measure how strongly a model's outputs depend on each channel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from edgerec.utils.optional import require
 
 Numbers = npt.NDArray[np.float64]
 
-# Number of images used to measure channel importance, and the batch size for computing gradients.
 IMAGES, BATCH_SIZE = 1024, 16
 
 

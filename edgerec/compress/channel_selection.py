@@ -1,4 +1,4 @@
-"""Choose the least important channels to remove in order to reduce a model's estimated cost to a target."""
+"""Choose which channels to remove so that a model's estimated inference time reaches a target."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.bool_]
 
-# Minimum fraction of each layer's channels to keep.
+# Each layer keeps at least this fraction of its channels.
 MIN_FRACTION = 0.125
-# Operator costs are relative to one multiply-accumulate (MAC) of a standard convolution.
-# Operator costs were measured with int8 models on x86-64, using XNNPACK with one thread.
-# Cost estimates are optimistic, because they ignore per-layer overhead and kernels that always compute 16 channels.
-DEPTHWISE_COST = 4.0  # relative cost of one depthwise convolution MAC
-WRITE_COST = 20.0  # relative cost of writing one output value
+# Costs are relative to one multiply-accumulate operation (MAC) of a standard convolution.
+# XNNPACK's int8 kernels were measured on x86-64 with one thread.
+# Actual speedups are smaller, because these costs ignore the overhead of each layer.
+DEPTHWISE_MAC_COST = 4.0
+OUTPUT_WRITE_COST = 20.0
 # Int8 kernels process blocks of 8 or 16 channels, so 12 channels take as long as 16.
-# Layers with fewer than ``SMALL`` channels use blocks of 8, because 16 channels would be too large a fraction.
+# Small layers use blocks of 8 channels, because blocks of 16 would be too coarse.
 SMALL, MULTIPLES = 32, (8, 16)
 
 
@@ -35,7 +35,7 @@ def macs(model: Any) -> int:
 
 
 def cost(model: Any) -> float:
-    """Estimate the int8 model's inference time, expressed as an equivalent number of standard convolution MACs."""
+    """Estimate the inference time of the int8 model, in multiply-accumulates of a standard convolution."""
     return _Costs.of(trace(model)).total
 
 
@@ -76,34 +76,35 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
         np.add.at(counts[1, number], entry.outputs, 1)
     blocks = [_blocks(group[np.argsort(scores[group], kind="stable")], block_size(group, multiple)) for group in groups]
     block_counts = [[counts[..., block].sum(-1) for block in group_blocks] for group_blocks in blocks]
-    removed = [0] * len(groups)  # number of blocks removed from each channel group
+    removed_blocks = [0] * len(groups)
 
     def loss(index: int, number: int, saved: float) -> float:
         return float(scores[blocks[index][number]].sum()) / saved
 
     while costs.total > target:
-        smaller = {i: costs.without(*block_counts[i][n]) for i, n in enumerate(removed) if n < len(blocks[i])}
+        smaller = {i: costs.without(*block_counts[i][n]) for i, n in enumerate(removed_blocks) if n < len(blocks[i])}
         if not smaller:
             remaining = 100 * costs.total / original.total
             log.warning("no more channels can be removed: about %.0f%% of the inference time remains", remaining)
             break
-        chosen = min(smaller, key=lambda i: loss(i, removed[i], costs.total - smaller[i].total))
-        removed[chosen], costs = removed[chosen] + 1, smaller[chosen]
-    while True:  # restore blocks that need not be removed after all, because a larger block was removed later
-        larger = {i: costs.without(*-block_counts[i][n - 1]) for i, n in enumerate(removed) if n}
+        chosen = min(smaller, key=lambda i: loss(i, removed_blocks[i], costs.total - smaller[i].total))
+        removed_blocks[chosen], costs = removed_blocks[chosen] + 1, smaller[chosen]
+    # Blocks can be restored if larger blocks that were removed later already save enough time.
+    while True:
+        larger = {i: costs.without(*-block_counts[i][n - 1]) for i, n in enumerate(removed_blocks) if n}
         larger = {i: restored for i, restored in larger.items() if restored.total <= target}
         if not larger:
             break
-        chosen = max(larger, key=lambda i: loss(i, removed[i] - 1, 1.0))
-        removed[chosen], costs = removed[chosen] - 1, larger[chosen]
+        chosen = max(larger, key=lambda i: loss(i, removed_blocks[i] - 1, 1.0))
+        removed_blocks[chosen], costs = removed_blocks[chosen] - 1, larger[chosen]
     keep = np.ones(len(scores), bool)
-    for group_blocks, count in zip(blocks, removed, strict=True):
+    for group_blocks, count in zip(blocks, removed_blocks, strict=True):
         keep[[channel for block in group_blocks[:count] for channel in block]] = False
     return keep
 
 
 def _blocks(order: Channels, size: int) -> list[Channels]:
-    """Split a group's channels, sorted by importance, into removable blocks.
+    """Split channels, which are sorted by importance, into blocks that are removed one by one.
 
     The number of remaining channels is always a multiple of the block size.
     """
@@ -114,7 +115,7 @@ def _blocks(order: Channels, size: int) -> list[Channels]:
 
 @dataclass(frozen=True)
 class _Costs:
-    """A cost model for each layer, based on the number of its input and output channels.
+    """The inference cost of each layer, depending on its numbers of input and output channels.
 
     ``per_pair``, ``per_input`` and ``per_output`` are the cost factors for inputs × outputs, inputs, and outputs.
     """
@@ -126,7 +127,9 @@ class _Costs:
     outputs: Numbers
 
     @classmethod
-    def of(cls, graph: ChannelGraph, depthwise: float = DEPTHWISE_COST, written: float = WRITE_COST) -> _Costs:
+    def of(
+        cls, graph: ChannelGraph, depthwise: float = DEPTHWISE_MAC_COST, written: float = OUTPUT_WRITE_COST
+    ) -> _Costs:
         rows = []
         for entry in graph.layers.values():
             per_pair = per_input = 0.0

@@ -61,7 +61,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """A comparison of all of a run's variants.
+    """Comparison of the accuracy, size and latency of a run's variants.
 
     Attributes:
         run: the run's folder.
@@ -96,7 +96,7 @@ def compare(
     listener: Listener = ignore,
     **options: Any,
 ) -> MethodComparison:
-    """Create a run's missing variants, one per compression method, and compare all variants.
+    """Compress a run's model with several methods, and compare the accuracy, size and latency of the results.
 
     Write ``compare.json`` and ``plots/compare.png`` to the run's folder.
 

@@ -1,4 +1,4 @@
-"""Plots of variants, layers and calibration sets."""
+"""Draw plots of compressed models, layers and calibration sets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import numpy.typing as npt
 from edgerec.utils.figures import BLUE, DARK, GRAY, ORANGE, new_figure, plain, save_figure
 
 PALE = "#d5dbe1"
-# Maximum length of a latency bar, as a multiple of the median of all bars.
+# Latency bars are truncated if they are longer than this multiple of the median.
 OUTLIER = 4.0
 
 
 class Measured(Protocol):
-    """The values to plot for a variant; see :class:`edgerec.compress.compare.VariantRow`."""
+    """Accuracy, size and latency of a compressed model.
+
+    See :class:`edgerec.compress.compare.VariantRow` for the units.
+    """
 
     @property
     def variant(self) -> str: ...
@@ -95,7 +98,6 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
         label="95 % confidence interval",
     )
     axes.axvline(100 * float_top1, color=ORANGE, linewidth=1, linestyle="--", label="float Keras")
-    # Align the accuracies in a column to the right of the longest error bar.
     right = max(100 * float_top1, values[:, 2].max())
     for place, value in zip(places, values[:, 0], strict=True):
         _number(axes, right, place, f"{value:.2f}")
@@ -147,7 +149,7 @@ def layer_bars(
     title: str,
     path: Path,
 ) -> None:
-    """Write a PNG file with the signal-to-quantization-noise ratio (SQNR) of each layer.
+    """Plot the signal-to-quantization-noise ratio (SQNR) of each layer to a PNG file.
 
     Args:
         names: names of the layers in execution order, from top to bottom.
@@ -214,7 +216,6 @@ def contact_sheet(
     some = [by_title[i] for i in np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)]
     columns = int(np.clip(len(some), 5, 10))
     rows = -(-len(some) // columns)
-    # Reduce the displayed images to at most 128×128 pixels.
     small = images[some, :: -(-images.shape[1] // 128), :: -(-images.shape[2] // 128)]
     height, width = small.shape[1:3]
     tall = 11 / columns * height / width * 1.25 * rows
@@ -236,10 +237,6 @@ def contact_sheet(
 
 
 def _pixel_histogram(axes: Any, images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8] | None) -> None:
-    """Draw the distribution of each channel's pixel values, in bins of 8 values.
-
-    For the reference, fill the area below the curve.
-    """
     edges = np.arange(0, 257, 8)
     gray = images.shape[3] == 1
     channels = [("gray", "black")] if gray else [("red", "#c0392b"), ("green", "#2e8b57"), ("blue", BLUE)]

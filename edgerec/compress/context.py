@@ -1,4 +1,4 @@
-"""Data shared by all variants of a run: the images, the float model and its outputs."""
+"""Load the images and the float model that all compression methods share."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
 
-# Fine-tuning learning rates are fractions of the original training's learning rate; see docs/results.md.
-QAT_WITH_TEACHER_RATE = 0.01  # learning rate for QAT with knowledge distillation
-FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}  # learning rates for fine-tuning, except for QAT with distillation
-RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}  # learning rates for retraining after weights or channels were removed
+# These learning rates are multiples of the original training's learning rate, and docs/results.md explains them.
+QAT_WITH_TEACHER_RATE = 0.01
+FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}
+RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}
 
 
 @dataclass(frozen=True)
 class CompressionContext:
-    """A run, its images and the outputs of its float Keras model.
+    """The run to compress, with its images and its float Keras model.
 
     Attributes:
         run: the run to compress.
@@ -80,7 +80,7 @@ class CompressionContext:
     def open(
         cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener
     ) -> Iterator[CompressionContext]:
-        """Context manager that loads a run's images, and runs its float model on the validation and test images.
+        """Load a run's images, and run its float model on the validation and test images (context manager).
 
         If the environment variable ``TF_CONFIG`` is set, all workers have to call this function.
         """
@@ -190,7 +190,10 @@ class CompressionContext:
         return self.save(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
-        """Return the recipe's fine-tuning settings. Each stage saves its state in the folder ``checkpoints``."""
+        """Return the data, schedule and settings for fine-tuning.
+
+        Each stage saves its state in the folder ``checkpoints``.
+        """
         dataset, split = self.dataset, self.split
         # Disable mixup and cutmix, because the device classifies unmixed images.
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)

@@ -20,19 +20,21 @@ from edgerec.tflite.probing import remember
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
-# Tensor name suffix of biases and batch normalizations that the converter fused into a kernel.
+# This pattern matches the tensor names of biases and batch normalizations that the converter fused.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
-# Tensor name suffix of fake-quantized weights.
-_FAKE_QUANTIZED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
+_FAKE_QUANTIZED_WEIGHTS = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
 
 
 def to_float32(model: Any) -> bytes:
-    """Convert to float32 TFLite, with an input of shape ``(1, H, W, C)`` and an output of shape ``(1, classes)``."""
+    """Convert a Keras model to a float32 .tflite file.
+
+    The input has the shape ``(1, H, W, C)``, and the output has the shape ``(1, classes)``.
+    """
     return _convert(_converter(model))
 
 
 def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> bytes:
-    """Convert to full int8, with uint8 pixels as the input, uint8 scores as the output, and batch size 1.
+    """Convert a Keras model to an int8 .tflite file with uint8 input and output.
 
     Args:
         model: a quantization-aware model, or a float model.
@@ -43,7 +45,7 @@ def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> b
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.uint8  # third-party TFLite tools do not expect int8 scores
+    converter.inference_output_type = tf.uint8  # third-party TFLite tools expect uint8 scores
     if calibration is not None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
@@ -51,7 +53,10 @@ def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> b
 
 
 def to_float16(model: Any) -> bytes:
-    """Convert the weights to float16, which halves the file size. Inputs, outputs and computation remain float32."""
+    """Convert a Keras model to a .tflite file with float16 weights, which halves the file size.
+
+    Inputs, outputs and computation remain float32.
+    """
     tf = require("tensorflow")
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -60,7 +65,7 @@ def to_float16(model: Any) -> bytes:
 
 
 def to_dynamic(model: Any) -> bytes:
-    """Convert with dynamic-range quantization: int8 weights, and float32 activations, input and output.
+    """Convert a Keras model with dynamic-range quantization, i.e. int8 weights and float32 activations.
 
     During inference, kernels quantize activations to int8 if this is faster.
     """
@@ -71,7 +76,9 @@ def to_dynamic(model: Any) -> bytes:
 
 
 def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
-    """Convert to int8 weights and int16 activations, with float32 input and output.
+    """Convert a Keras model to a .tflite file with int8 weights and int16 activations.
+
+    The input and output are float32.
 
     Args:
         model: a float model.
@@ -109,7 +116,7 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
     with captured_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hide the TensorFlow interpreter's deprecation warning
+        warnings.simplefilter("ignore")  # TensorFlow warns that its interpreter is deprecated
         options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=nodes)
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=converter.representative_dataset, debug_options=options
@@ -128,7 +135,7 @@ def plain_names(content: bytes) -> bytes:
         used: Counter[str] = Counter()
         for tensor in subgraph.tensors:
             name = _plain((tensor.name or b"").decode())
-            tensor.name = f"{name}{used[name] or ''}".encode()  # number repeated names, as the converter does
+            tensor.name = f"{name}{used[name] or ''}".encode()
             used[name] += 1
     content = pack(model)
     remember(content)
@@ -136,12 +143,12 @@ def plain_names(content: bytes) -> bytes:
 
 
 def _plain(name: str) -> str:
-    parts = [_FAKE_QUANTIZED.sub("/weights", part.replace("/quant_", "/")) for part in name.split(";")]
+    parts = [_FAKE_QUANTIZED_WEIGHTS.sub("/weights", part.replace("/quant_", "/")) for part in name.split(";")]
     return ";".join([part for part in parts if not _FUSED.search(part)] or parts[:1])
 
 
 def check_int8(content: bytes, normalize: Normalize) -> None:
-    """Check that a .tflite file is full int8, and that its quantized input equals the uint8 pixel values.
+    """Check that a .tflite file is fully quantized to int8, and that its input equals the uint8 pixel values.
 
     The file must have no float tensor, and ``quantize(normalize(p)) == p`` must hold for every pixel value p.
 
@@ -166,7 +173,7 @@ def check_int8(content: bytes, normalize: Normalize) -> None:
 def _converter(model: Any) -> Any:
     tf = require("tensorflow")
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
-    # Wrap the model in a tf.Module. Given a Keras model, the converter traces every layer again, which is slow.
+    # A tf.Module is used because the converter would trace every layer of a Keras model again, which is slow.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)
@@ -177,9 +184,9 @@ def _convert(converter: Any) -> bytes:
     with captured_stderr() as native_stderr:
         try:
             content = bytes(converter.convert())
-        except Exception as error:  # errors in the converter's C++ code have no specific exception class
+        except Exception as error:  # the converter's C++ errors have no common exception class
             native_stderr.seek(0)
             problem = f"{error}\n{native_stderr.read().decode(errors='replace')}".strip().splitlines()[0]
             raise ModelError(f"TensorFlow cannot convert the model to TFLite: {problem}") from error
-    remember(content)  # the model is safe to run, because this process created it
+    remember(content)  # this process created the model, so it is safe to run
     return content

@@ -1,4 +1,4 @@
-"""Find a run's variants and interrupted fine-tuning, and compare their settings with a recipe."""
+"""Find a run's existing variants and interrupted fine-tuning, and compare their settings with a recipe."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def used_differently(run: Run, recipe: Recipe) -> str:
 
 
 def interrupted_folder(run: Run, method: str) -> Path:
-    """Return the folder for a method's fine-tuning checkpoints, which is deleted once the variant is complete."""
+    """Return the folder that stores a method's fine-tuning checkpoints until the variant is complete."""
     return run.path / "checkpoints" / METHODS[method].variant
 
 
 def is_interrupted_differently(run: Run, recipe: Recipe) -> bool:
-    """Return whether interrupted fine-tuning with the recipe's method used different settings."""
+    """Return whether an interrupted fine-tuning used settings that differ from those in the recipe."""
     return bool(other_setting(interrupted_folder(run, recipe.compress.method), resumable_settings(recipe)))
 
 
@@ -54,12 +54,12 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
     settings = f" with {difference}" if difference else ""
     checkpoints = f"{folder} contains checkpoints from an interrupted {method}{settings}"
     if resume and difference:
-        # Do not mention --resume in the message, because commands without this option, such as build, raise it, too.
+        # The message must not mention --resume, because edgerec build has no such option.
         raise OutputExistsError(
             f"{checkpoints}: use the same settings to resume it, or delete this folder to start again"
         )
     if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
-        return  # the method "auto" completed this fine-tuning, but chose another method's variant
+        return  # the method "auto" completed the fine-tuning, but chose another method
     if not resume and not overwrite:
         same = "use the same settings and " if difference else ""
         raise OutputExistsError(f"{checkpoints}: {same}add --resume to resume it, or --overwrite to start again")

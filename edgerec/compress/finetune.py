@@ -1,4 +1,4 @@
-"""Fine-tune a trained model for a few epochs, for pruning, clustering, channel pruning and QAT.
+"""Fine-tune a trained model during pruning, clustering and quantization-aware training.
 
 Keras' ``BackupAndRestore`` is not used, because it resumes training even with different settings, and does not keep the
 best epoch's weights.
@@ -34,9 +34,9 @@ from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 
-# Fraction of the QAT epochs, at the end of training, in which the activation ranges are frozen.
+# Activation ranges are frozen in this fraction of the QAT epochs, at the end of training.
 FROZEN_FRACTION = 1 / 3
-# Recipe keys that do not affect fine-tuning, and may be changed before an interrupted stage is resumed.
+# These recipe keys do not affect fine-tuning, so they may change before an interrupted stage is resumed.
 _IRRELEVANT = {"compress": ("max_drop", "calibration", "float_layers")}
 
 
@@ -120,7 +120,7 @@ def fine_tune(
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
-    # With several devices, train a mirrored copy. The original is kept, because mirrored models cannot be saved.
+    # With several devices, train a mirrored copy and keep the original, because mirrored models cannot be saved.
     trained = model
     if tune.workers.strategy is not None:
         with tune.workers.scope():
@@ -168,7 +168,7 @@ def fine_tune(
                 verbose=0,
             )
     for layer in frozen_bn:
-        layer.trainable = True  # unfreeze all layers for the next stage and for saving
+        layer.trainable = True
     model.set_weights(state.best)
     return model
 
@@ -218,7 +218,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
 
 
 def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
-    """Return whether the folder contains the states of ``stages`` finished stages with ``epochs`` epochs each."""
+    """Return whether ``stages`` fine-tuning stages were completed, each with ``epochs`` epochs."""
     try:
         done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
     except UNREADABLE_STATE:
@@ -233,7 +233,7 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 MAX_STATE_BYTES = 8 << 30
-# Exceptions that NumPy and the JSON parser raise for damaged files and for files that are not state files.
+# Reading a damaged or unrelated file raises one of these exceptions.
 UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -326,7 +326,10 @@ def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> lis
 
 
 def _recorder(state: _StageState, peak_rate: float) -> Any:
-    """Return a Keras callback that reports progress and saves states. The class is local to defer importing Keras."""
+    """Return a Keras callback that reports the progress, and saves the training state after each epoch.
+
+    The class is local, so that this module can be imported without Keras.
+    """
     tune, stage = state.tune, state.stage
 
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Wrap a model's layers with wrappers from tensorflow-model-optimization."""
+"""Wrap the layers of a model for pruning or clustering with tensorflow-model-optimization."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from edgerec.utils.optional import require
 
 CALIBRATION_ROUNDS = 4
 CALIBRATION_STEPS = 25
-# Decay of tensorflow-model-optimization's moving averages (MovingAverageQuantizer).
+# This constant must equal the decay of tensorflow-model-optimization's MovingAverageQuantizer.
 EMA_DECAY = 0.999
 
 
@@ -86,13 +86,13 @@ def with_fake_quantization(
     for wrapper in aware.layers:
         layer = getattr(wrapper, "layer", wrapper)
         if isinstance(layer, keras().layers.BatchNormalization):
-            # Freeze only the batch normalization statistics. The scale and offset remain trainable in the wrapper.
+            # Only the batch normalization statistics are frozen, because the wrapper still trains the scale and offset.
             layer.trainable = False
     return aware
 
 
 def _annotated(model: Any) -> Any:
-    """Annotate all of a model's layers for ``quantize_apply``.
+    """Annotate all layers of a model for ``quantize_apply``.
 
     The outputs of layers that int8 kernels support, but tensorflow-model-optimization does not, get fake quantization.
     """
@@ -116,7 +116,7 @@ def _limit_weight_bits(aware: Any, count: int) -> None:
 
 
 def _fix_input_range(aware: Any, normalize: Normalize) -> None:
-    """Set the input range to that of all normalized pixel values, instead of measuring it on the data.
+    """Set the quantization range of the input to the range of normalized pixel values.
 
     The scale is then 1/std and the zero point is the mean, so that ``quantize(normalize(p)) == p`` for pixel values p.
     """
@@ -130,7 +130,7 @@ def _fix_input_range(aware: Any, normalize: Normalize) -> None:
 
 
 def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
-    """Return a function that sets a quantization-aware model's activation ranges using training images.
+    """Return a function that calibrates a quantization-aware model's activation ranges on training images.
 
     No weights are trained, and random layers such as dropout are inactive, as in inference.
 
@@ -155,7 +155,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
             for pixels, *_ in tune.plain.take(CALIBRATION_STEPS):
                 update(pixels)
             ends = (_values(ranges) - start_weight * start) / (1 - start_weight)
-            # Float32 rounding errors can turn an exact 0, such as the minimum after a ReLU, into a tiny value.
+            # Float32 rounding errors can turn an exact 0, e.g. the minimum after a ReLU, into a tiny value.
             ends[np.abs(ends) < 1e-3 * np.abs(ends).max(axis=1, keepdims=True)] = 0.0
             for variables, values in zip(ranges, ends, strict=True):
                 for variable, value in zip(variables, values, strict=True):
@@ -166,7 +166,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
 
 @contextmanager
 def _inference_inside_wrappers(aware: Any) -> Iterator[None]:
-    """Context manager that runs wrapped layers in inference mode while their wrappers are in training mode.
+    """Run wrapped layers in inference mode while their wrappers are in training mode (context manager).
 
     The wrappers update their ranges only in training mode, and pass ``training=True`` on to each wrapped layer whose
     ``call`` has the parameter ``training``. Other layers are called without this argument.
@@ -211,7 +211,7 @@ class _Frozen:
 
 
 def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the variables for each activation range's minimum and maximum."""
+    """Yield the variables that store the minimum and maximum of each activation range."""
     for wrapper in aware.layers:
         owners = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):

@@ -1,4 +1,4 @@
-"""Create a compressed variant of a run by fine-tuning, converting, evaluating and saving it."""
+"""Compress a run's model, and save the result as a variant of the run."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ def quantize_as(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Create a compressed variant of a run, like :func:`quantize`, but with the settings in a recipe."""
+    """Create a compressed variant of a run with the settings in a recipe."""
     check_used([recipe.compress.method], recipe, {})
     auto = recipe.compress.method == AUTO
-    # Check for existing results before loading the images.
+    # Existing results are reported before the images are loaded, which may take long.
     for name in AUTO_METHODS if auto else [recipe.compress.method]:
         if not auto:
             refuse_existing(run.variant(METHODS[name].variant), overwrite)
@@ -136,7 +136,7 @@ def make(context: CompressionContext, *, resume: bool = False, overwrite: bool =
 
 
 def reuse_or_make(context: CompressionContext, overwrite: bool) -> QuantizeReport:
-    """Return the report of the context's variant, creating the variant if necessary.
+    """Return the report of the variant for the context's method, and create the variant if necessary.
 
     An existing variant is reused unless ``overwrite`` is set.
     """

@@ -1,4 +1,4 @@
-"""The report saved with each variant."""
+"""Report on the accuracy, size and origin of a compressed model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """A variant's accuracy, size and origin.
+    """Accuracy, size and origin of a compressed model.
 
     Attributes:
         run: the run's folder.
@@ -75,7 +75,7 @@ class QuantizeReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeReport:
-        """Create a report from a variant's ``report.json`` content."""
+        """Create a report from the contents of a variant's ``report.json``."""
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         known["forms"] = tuple(_known(ParityRow, row) for row in values["forms"])
         known["figures"] = _known(EvaluationReport, values["figures"] | {"labels": tuple(values["figures"]["labels"])})

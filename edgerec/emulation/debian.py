@@ -19,10 +19,10 @@ from edgerec.utils.url_redaction import redacted
 
 MIRROR = "EDGEREC_DEBIAN_MIRROR"
 UNPACK_TIMEOUT_S = 1800
-# Debian release codenames and suites used in apt sources.
+# Apt sources refer to a Debian release by one of these codenames or suites.
 _RELEASE = re.compile(r"(stable|oldstable|testing|unstable|sid|bullseye|bookworm|trixie|forky)\b")
 _SCHEMES = ("http", "https", "file", "copy")
-# Shell code that mmdebstrap runs before unpacking packages. In Debian, /bin, /lib and /sbin are links to /usr.
+# mmdebstrap runs this code before it unpacks packages, because /bin, /lib and /sbin are links to /usr in Debian.
 _LINK_USR = 'for name in bin lib sbin; do mkdir -p "$1/usr/$name" && ln -s "usr/$name" "$1/$name"; done'
 
 
@@ -62,7 +62,7 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         TargetError: mmdebstrap is missing, the mirror is unavailable, or the disk is full.
     """
     mmdebstrap, mirror = require_program("mmdebstrap", "mmdebstrap"), find_mirror()
-    # mmdebstrap ignores this machine's apt configuration, so pass on its proxy and certificate settings.
+    # mmdebstrap ignores the apt configuration, so proxy and certificate settings are passed as options.
     configuration = call([require_program("apt-config", "apt"), "dump", "Acquire"], timeout_s=60).stdout
     network = [line for line in configuration.splitlines() if line.startswith("Acquire::http")]
     # Mirror and proxy URLs may contain passwords, so pass them in private files rather than as arguments.
@@ -72,7 +72,7 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         sources.write_text(f"deb {mirror} {release} main\n", encoding="utf-8")
         command = [
             *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
-            "--skip=check/chrootless",  # Skip checks for package scripts, because none are run.
+            "--skip=check/chrootless",  # package scripts are not run, so they need no checks
             f"--include={','.join(packages)}",
             f"--setup-hook={_LINK_USR}",
             *(f"--aptopt={settings}", release, str(folder), str(sources)),

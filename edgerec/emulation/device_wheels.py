@@ -1,4 +1,4 @@
-"""Use this machine's pip to install a bundle's requirements as wheels for the device's platform.
+"""Install a bundle's requirements for a device's platform with this machine's pip.
 
 pip's ``--platform`` selects wheels for another machine, but environment markers such as ``platform_machine`` are still
 evaluated for this machine, and uv's ``--python-platform`` does not support armv7l. Therefore, a few lines of Python run
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edgerec._version import __version__
 from edgerec.emulation.debian import call
-from edgerec.emulation.root_file_system import GLIBC, RootFileSystem
+from edgerec.emulation.root_file_system import GLIBC_MINOR, RootFileSystem
 from edgerec.errors import BundleError, TargetError
 from edgerec.export.wheel import edgerec_wheel
 from edgerec.utils.atomic import replacing_folder, sha256
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 INSTALL_TIMEOUT_S = 1200
 INDEX_TIMEOUT_S = 60
-# Machine names used by platform.machine() and in wheel file names, by Debian architecture.
+# Wheel file names and ``platform.machine()`` use these names for the Debian architectures.
 MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
-# Python versions for which available wheels are listed if there is no wheel for the device's version.
+# If a wheel is missing for the device's Python version, the error message lists wheels for these versions.
 _PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 _VERSION = r"(==|>=|<=|~=|!=|<|>)\s*[A-Za-z0-9.*+!_-]+"
 _REQUIREMENT = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[A-Za-z0-9, _-]*\])?\s*({_VERSION}(\s*,\s*{_VERSION})*)?"
 )
-# Python code that runs pip with the device's machine name and Python version.
+# This Python code makes pip evaluate environment markers for the device.
 _DEVICE_PIP = """
 import platform, runpy, sys
 machine, version = sys.argv.pop(1), sys.argv.pop(1)
@@ -100,7 +100,7 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
 
 
 def find_site(requirements: str, root: RootFileSystem, wheel: Path | None, find_links: str) -> Path:
-    """Return the folder with the required packages in ``root``, installing them if necessary.
+    """Install the required packages in a root file system if necessary, and return their folder.
 
     Args:
         requirements: contents of a validated requirements.txt.
@@ -194,13 +194,13 @@ def device_pip(root: RootFileSystem) -> list[str]:
 def wheel_options(root: RootFileSystem, python: str) -> list[str]:
     """Return pip options that restrict wheels to the architecture and glibc version of ``root``."""
     machine = MACHINES[root.architecture]
-    names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[root.release], 16, -1)]
+    names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC_MINOR[root.release], 16, -1)]
     names += [f"manylinux2014_{machine}", f"linux_{machine}"]
     return ["--only-binary=:all:", "--python-version", python, *(f"--platform={name}" for name in names)]
 
 
 def _explain(done: Outcome, root: RootFileSystem) -> str:
-    """Return a one-line error message for a pip failure. If a wheel is missing, it lists the available versions."""
+    """Return an error message for a failed pip command, which lists available versions if a wheel is missing."""
     machine = MACHINES[root.architecture]
     missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
     if missing is None:

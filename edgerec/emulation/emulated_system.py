@@ -1,4 +1,4 @@
-"""Set up emulated systems for a target (emulator, root file system and Python packages), and run programs in them."""
+"""Set up emulated systems with QEMU, and run programs in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, Progress
 
 RUN_TIMEOUT_S = 1800
-# Emulated CPUs of the Raspberry Pi 4 and 5 (64-bit) and of the Raspberry Pi 2 (32-bit).
+# These are the CPUs of the Raspberry Pi 4 and 5 (64-bit) and the Raspberry Pi 2 (32-bit).
 CPUS = {"arm64": ("cortex-a72", "cortex-a76"), "armhf": ("cortex-a7",)}
 NATIVE = "this machine"
 
@@ -60,7 +60,10 @@ class WorkFolder:
     def call(
         self, command: Sequence[str], environment: Sequence[str] = (), timeout_s: float = RUN_TIMEOUT_S
     ) -> Outcome:
-        """Run a program in the emulated system. See :meth:`RootFileSystem.call` for the arguments."""
+        """Run a program in the emulated system.
+
+        See :meth:`RootFileSystem.call` for the arguments.
+        """
         return self.root.call(
             self.folder,
             command,
@@ -118,7 +121,9 @@ def emulated_systems(
     wheels: Mapping[str, bytes] = MappingProxyType({}),
     listener: Listener,
 ) -> Iterator[EmulatedSystem]:
-    """Yield an emulated system for each of a target's Debian releases and CPUs, installing it if it is not cached.
+    """Yield an emulated system for each Debian release and CPU of a target.
+
+    Systems that are not in the cache are installed first.
 
     Args:
         target: a target that runs Debian on ARM.
@@ -133,7 +138,7 @@ def emulated_systems(
         TargetError: the target does not run Debian on ARM, or its system cannot be installed on this machine.
     """
     architecture, chosen_releases = _choose(target, releases)
-    chroot_command()  # Fail before the download if programs cannot run in a chroot.
+    chroot_command()  # missing permissions are reported before the download
     cache = cache_folder() / "userland"
     links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
     listener(Progress("emulated system", 0, 1, "emulator"))

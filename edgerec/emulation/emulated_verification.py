@@ -28,7 +28,7 @@ from edgerec.utils.child_process import Outcome
 from edgerec.utils.progress import Listener, ignore
 
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
-# Modules imported by edgerec predict, verify and camera on a device.
+# The commands edgerec predict, verify and camera import these modules on a device.
 _MODULES = (
     "numpy", "cv2", "edgerec.cli.app", "edgerec.cli.camera", "edgerec.cli.predict", "edgerec.cli.verify",
     "edgerec.runtime.verification", "edgerec.runtime.benchmark", "edgerec.camera",
@@ -74,7 +74,7 @@ class EmulationResult:
 
 @dataclass(frozen=True)
 class EmulationReport:
-    """The result of :func:`verify_emulated`.
+    """Results of verifying a bundle in one or more emulated systems.
 
     Attributes:
         bundle: path of the bundle.
@@ -128,7 +128,7 @@ class Expectation:
 
     @classmethod
     def of(cls, bundle: Bundle, target: Target, data: str | Path | None = None, images: int = 0) -> Expectation:
-        """Load the golden vectors, and run the bundle on up to ``images`` images from ``data``.
+        """Load the bundle's expected results, and compute this machine's results for other images.
 
         Raises:
             BundleError: the golden vectors are damaged, or requirements.txt contains a line that is not allowed.
@@ -292,7 +292,6 @@ def _with_all_missing_libraries(result: EmulationResult, work: WorkFolder) -> Em
     packages = {line.partition(":")[0].partition(".")[0] for line in result.import_errors}
     folders = [site / package for site in work.packages for package in packages]
     for file in (file for folder in folders for file in folder.rglob("*.so*") if file.is_file()):
-        # Same mechanism as ldd.
         done = work.call([loader, work.root.inside(file)], ["LD_TRACE_LOADED_OBJECTS=1"], timeout_s=60)
         missing.update(re.findall(r"(\S+) => not found", done.stdout + done.stderr))
     problem = f"{result.problem}; missing libraries: {', '.join(sorted(missing))}"

@@ -1,4 +1,4 @@
-"""Script run in the emulated system: imports modules, runs a bundle on images and writes result.json.
+"""Run a bundle on images in an emulated system, and write the scores to result.json.
 
 The emulated system may contain a different version of edgerec, so the script only uses functions that open a bundle and
 classify images.
@@ -24,7 +24,7 @@ def pixels_and_scores(classifier: Any, content: bytes) -> ImageResult | None:
     """
     from edgerec.contract.image_decoding import decode
 
-    # Classifiers in older versions of edgerec have no ``levels``.
+    # Older versions of edgerec have no ``Classifier.levels``.
     image = decode(content, classifier.levels) if hasattr(classifier, "levels") else decode(content)
     if image is None:
         return None
@@ -39,7 +39,7 @@ def import_errors(modules: list[str]) -> dict[str, str]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # Imports can raise any exception.
+        except Exception as error:  # an import can raise any exception
             errors[name] = f"{type(error).__name__}: {error}"
     return errors
 
@@ -54,7 +54,7 @@ def trust_models(bundle: str) -> None:
 
     try:
         from edgerec.tflite.probing import trust
-    except ImportError:  # Older versions of edgerec do not have this function.
+    except ImportError:  # older versions of edgerec have no ``trust`` function
         return
     for name, content in Bundle.open(bundle).files.items():
         if name.endswith(".tflite"):

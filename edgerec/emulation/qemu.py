@@ -13,12 +13,12 @@ from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing
 from edgerec.utils.lock import Lock
 
-# Minimum major version of QEMU. Old versions such as 7.2 silently compute wrong results in XNNPACK.
+# Older major versions of QEMU, e.g. 7, silently compute wrong results in XNNPACK.
 MIN_VERSION = 10
-# Debian release from which QEMU is downloaded. Its static build also runs on other distributions.
+# The static QEMU build of this Debian release also runs on other distributions.
 RELEASE = "trixie"
 PROGRAMS = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
-# Debian architectures of machines on which QEMU runs, by platform.machine().
+# QEMU can be downloaded for these values of ``platform.machine()``.
 _HOSTS = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 

@@ -20,16 +20,13 @@ from edgerec.utils.lock import Lock
 
 log = logging.getLogger(__name__)
 
-# Debian packages required for Python and wheels. All of them are part of Raspberry Pi OS Lite.
-# Do not add other packages, because they could hide that a device lacks a library.
+# Only packages of Raspberry Pi OS Lite are installed, because others could hide that a device lacks a library.
 PACKAGES = ("base-files", "ca-certificates", "libstdc++6", "python3", "zlib1g")
-# Python version of each Debian release.
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
-# Minor version of glibc in each Debian release, e.g. 36 for glibc 2.36.
-GLIBC = {"bookworm": 36, "trixie": 41}
-# Symbolic links that are normally created by the packages' installation scripts, which are not run.
+GLIBC_MINOR = {"bookworm": 36, "trixie": 41}
+# Installation scripts of packages are not run, so these symbolic links are created explicitly.
 _ALTERNATIVES = {"blas/libblas.so.3": "libblas.so.3", "lapack/liblapack.so.3": "liblapack.so.3"}
-# CPU topology files of a Raspberry Pi. XNNPACK uses slower kernels if these files are missing.
+# XNNPACK uses slower kernels if these CPU topology files are missing.
 _FILES = {"sys/devices/system/cpu/possible": "0-3\n", "sys/devices/system/cpu/present": "0-3\n"}
 
 
@@ -130,7 +127,9 @@ def chroot_command() -> list[str]:
 def find_root(
     release: str, architecture: str, packages: Sequence[str], qemu: Path | None, cache: Path
 ) -> RootFileSystem:
-    """Return a root file system with the Debian packages in :data:`PACKAGES` and ``packages``.
+    """Return a Debian root file system with the given packages.
+
+    The packages in :data:`PACKAGES` are always included.
 
     If it is not in the cache, it is created.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerec.contract.manifest import ModelSpec
 
-# Score differences are measured in steps of 1/256 (as for an 8-bit output), even if the output is not quantized.
+# Score differences are measured in steps of 1/256, which is the resolution of an 8-bit output.
 STEPS = 256
 
 
@@ -26,13 +26,13 @@ class ImageResult(TypedDict):
     scores: Sequence[Sequence[float]]
 
 
-# Results for all images, keyed by image name. The result is None for images that cannot be decoded.
+# The keys are image names, and the result is None for an image that cannot be decoded.
 ImageResults = Mapping[str, ImageResult | None]
 
 
 @dataclass(frozen=True)
 class ScoreComparison:
-    """How the results for the same images differ between two machines.
+    """Differences between two machines' results for the same images.
 
     Attributes:
         images: number of compared images.
@@ -51,7 +51,7 @@ class ScoreComparison:
 
     @property
     def problem(self) -> str:
-        """Describe any unexpected difference. Return an empty string if there is none."""
+        """Return a description of the first unexpected difference, or an empty string if there is none."""
         if other := self.images - self.same_pixels:
             return (
                 f"preprocessing produces different pixels for {other} of {self.images} images: please report this as a "
@@ -92,7 +92,7 @@ def compare(
         differences = [
             float(np.abs(ours - theirs).max()) * unit for (ours, theirs), unit in zip(pairs, units, strict=True)
         ]
-        # np.max propagates NaN, but max() may ignore it.
+        # Unlike max(), np.max always propagates NaN.
         max_difference = float(np.max([max_difference, *differences]))
     allowed = max(tolerance * unit for tolerance, unit in zip(tolerances, units, strict=True))
     return ScoreComparison(images, same_pixels, same_top1, max_difference, allowed)

@@ -1,4 +1,4 @@
-"""README sections for apps that use only a bundle's .tflite file."""
+"""Generate README sections for apps that use only the .tflite file of a bundle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIT_FIRST = {
     "pad": "pad each image with black to the input's aspect ratio",
 }
 
-# Maps preprocessing versions to Python code that halves an image until it is less than twice the input size.
+# Each preprocessing version has its own code for halving images that are larger than twice the input size.
 _PYTHON_HALVINGS = {
     version: [
         "while True:",
@@ -36,7 +36,7 @@ _PYTHON_HALVINGS = {
         ],
     }.items()
 }
-# Python equivalents of the functions in edgerec.contract.tensors.ACTIVATIONS.
+# This code must compute the same scores as edgerec.contract.tensors.ACTIVATIONS.
 _PYTHON_SIGMOID = ["scores = 0.5 + 0.5 * np.tanh(scores / 2)"]
 _PYTHON_BINARY = ["scores = np.concatenate([1 - scores, scores])"]
 _PYTHON_ACTIVATIONS = {
@@ -108,7 +108,7 @@ def _coral(manifest: Manifest, file: str) -> list[str]:
 
 
 def _python(manifest: Manifest, file: str) -> list[str]:
-    """Return Python 3.7 code that classifies an image without edgerec but with the same arithmetic."""
+    """Return Python 3.7 code that classifies an image with the same arithmetic as edgerec."""
     return [
         "import cv2",
         "import numpy as np",

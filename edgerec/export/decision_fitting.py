@@ -13,7 +13,7 @@ from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)
 
-# Number of frames over which a stream's scores are averaged (1/6 s at 30 frames per second).
+# Scores in a video stream are averaged over this number of frames (1/6 s at 30 frames per second).
 MEMORY = 5
 
 
@@ -27,7 +27,7 @@ def fit_decision(
     precision: float | None,
     listener: Listener,
 ) -> DecisionSpec:
-    """Fit the decision settings, which determine how a variant's scores are converted to a label.
+    """Fit the temperature and the thresholds that convert a model's scores to a label.
 
     Args:
         run: the variant's run.

@@ -27,7 +27,7 @@ Spec = TypeVar("Spec", bound=ModelSpec)
 
 @dataclass(frozen=True)
 class EnsembleReport:
-    """The result of :func:`ensemble`.
+    """Summary of an ensemble bundle created by :func:`ensemble`.
 
     Attributes:
         bundle: path of the bundle folder or .zip file.
@@ -128,7 +128,7 @@ def ensemble(
 
 
 def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
-    """Open all bundles. Runs are first exported to a temporary folder."""
+    """Open all bundles, and export runs as temporary bundles."""
     bundles = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
     common_target = next((bundle.manifest.target for bundle in bundles.values()), "desktop")
     target_name = target or Target.of_manifest(common_target).name
@@ -172,7 +172,7 @@ def _check_consistent(bundles: Sequence[Bundle]) -> None:
 
 
 def _add_model(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
-    """Copy a model's files from ``bundle`` to ``files``, and return its spec with any changed file names."""
+    """Copy a model's files from ``bundle`` to ``files``, and return the model's spec with the new file names."""
 
     def add(name: str) -> str:
         stem, suffix = PurePosixPath(name).stem.partition("-")[0], PurePosixPath(name).suffix
@@ -185,7 +185,7 @@ def _add_model(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
 
 
 def _novelty(bundles: Sequence[Bundle], files: dict[str, bytes]) -> NoveltySpec | None:
-    """Add the autoencoder shared by the bundles to ``files``, and return its spec, or None if there is none.
+    """Add the bundles' common autoencoder to ``files``, and return its spec, or None if there is none.
 
     Raises:
         BundleError: the bundles have different autoencoders.

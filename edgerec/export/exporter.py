@@ -28,15 +28,15 @@ from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
 
-# Maximum number of golden images, which are all from different classes.
+# A bundle contains at most this number of golden images, each from a different class.
 GOLDEN_IMAGES = 10
-# Maximum side length of golden images, in pixels. Larger images are shrunk.
+# Golden images are reduced to at most this width and height, in pixels.
 GOLDEN_SIDE_PX = 320
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of :func:`export_bundle`.
+    """Summary of a bundle created by :func:`export_bundle`.
 
     Attributes:
         bundle: path of the bundle folder or .zip file.
@@ -194,7 +194,11 @@ def _golden_images(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
 
 
 def shrink(image: Image) -> Image:
-    """Shrink an image so that no side exceeds ``GOLDEN_SIDE_PX``. The result has shape (height, width, channels)."""
+    """Shrink an image to at most ``GOLDEN_SIDE_PX`` pixels in width and height.
+
+    Returns:
+        An image of shape ``(height, width, channels)``.
+    """
     longest = max(image.shape[:2])
     if longest <= GOLDEN_SIDE_PX:
         return image if image.ndim == 3 else image[:, :, np.newaxis]

@@ -1,4 +1,4 @@
-"""Import a .tflite image classifier made with another tool as a bundle."""
+"""Create a bundle from a .tflite image classifier that was made with another tool."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VARIANT = "imported"
 
 @dataclass(frozen=True)
 class ImportReport:
-    """The result of :func:`import_tflite`.
+    """Summary of a bundle created by :func:`import_tflite`.
 
     Attributes:
         bundle: path of the bundle folder or .zip file.
@@ -197,7 +197,7 @@ def _overridden(finished: ThirdPartyModel, labels: tuple[str, ...] | None, norma
 
 
 def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[str, ...], str]:
-    """Return the labels and the path or name of the file they come from."""
+    """Return the labels, and the path or name of the file that contains them."""
     where, classes, metadata = finished.where, finished.classes, finished.metadata
     if path is not None:
         return distinct(read_labels(Path(path), classes, where), str(path)), str(path)

@@ -9,13 +9,13 @@ from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
-# Debian releases by Python version, newest first. The Dockerfile uses the newest one that the target supports.
+# The Dockerfile uses the first of these Debian releases whose Python version the target supports.
 _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
 # 32-bit ARM is excluded, because pip in a 32-bit container on a 64-bit kernel would choose 64-bit wheels.
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
-# Maps camera source types to the devices (named as in /proc/devices) to which the systemd unit must grant access.
+# For each camera type, the systemd unit must grant access to these devices, named as in /proc/devices.
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
-# Packages required for CSI camera modules, available only in Raspberry Pi OS.
+# These packages are available only in Raspberry Pi OS.
 CSI_PACKAGES = ("python3-picamera2",)
 _EDGETPU = ("char-usb_device", "char-apex")
 

@@ -116,7 +116,7 @@ def require_edgerec(target: Target) -> None:
 def fit_autoencoder(
     novelty: Novelty, classifier: Run, target: Target, data: DataSource | None, listener: Listener
 ) -> FittedAutoencoder:
-    """Choose the autoencoder's variant and fit its threshold.
+    """Choose a variant of an autoencoder, and fit the threshold of the reconstruction error.
 
     The threshold is fitted with the .tflite model rather than the Keras model, because their errors differ.
 

@@ -1,4 +1,4 @@
-"""Generate C++ sources with a bundle's model for TensorFlow Lite Micro."""
+"""Generate C++ source files that contain a model for TensorFlow Lite Micro."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.tflite.memory import microcontroller_bytes
 from edgerec.utils.atomic import sha256
 
 _PER_LINE = 16
-# Operator names in MicroMutableOpResolver that cannot be derived from the names in the TFLite schema.
+# These operator names in MicroMutableOpResolver cannot be derived from the TFLite schema.
 _RESOLVER_NAMES = {
     "BATCH_MATMUL": "BatchMatMul",
     "CUMSUM": "CumSum",

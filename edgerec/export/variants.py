@@ -1,4 +1,4 @@
-"""Choose which of a run's variants to export for a target, and check that the target supports the variant."""
+"""Choose the variant of a run to export for a target, and check that the target supports the variant."""
 
 from __future__ import annotations
 

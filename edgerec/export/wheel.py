@@ -1,4 +1,4 @@
-"""Build a wheel from the installed edgerec. Bundles include this wheel so that devices do not download edgerec.
+"""Build a wheel from the installed edgerec package for inclusion in bundles.
 
 The package ``build`` cannot be used, because it requires edgerec's source tree.
 """
@@ -20,7 +20,7 @@ from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
 FOLDER = "wheels"
-# Data folders, which are at the top level of a source tree, but inside the package in an installation.
+# These data folders are at the top level of a source tree, but inside an installed package.
 _SHIPPED = ("targets", "calibration")
 _EXCLUDED_SUFFIXES = frozenset({".pyc", ".pyo", ".orig", ".rej"})
 _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -22,7 +22,6 @@ from edgerec.train.run_files import EvaluationRecord
 
 log = logging.getLogger(__name__)
 
-# File name of the model compiled for the Edge TPU.
 DELEGATE_MODEL = "model_edgetpu.tflite"
 
 
@@ -98,7 +97,7 @@ def write_verified(
     def check(partial: Path) -> None:
         nonlocal golden_images
         try:
-            # verify without a delegate, because it may be installed only on the device
+            # No delegate is used, because the delegate may be installed only on the device.
             golden_images = verify(partial, delegate="").images
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None

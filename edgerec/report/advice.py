@@ -9,20 +9,19 @@ from edgerec.report.content import ReportContent, Step
 from edgerec.train.baseline import is_near
 from edgerec.utils.command_line import command, data_options
 
-# Difference between training and validation accuracy, in percentage points, above which a model counts as overfitted.
+# A larger gap between training and validation accuracy, in percentage points, indicates overfitting.
 OVERFIT_POINTS = 5.0
 # Classes whose F1 score is lower than the mean by more than this value are reported as weak.
 WEAK_F1 = 0.1
 # Accuracies below this multiple of the chance level are reported as hardly better than guessing.
 GUESSING = 2
-# Minimum acceptable ratio of the smallest class's image count to the largest class's in the training data.
+# Training data is imbalanced if the smallest class has less than this fraction of the largest class's images.
 BALANCE = 1 / 3
-# Minimum number of test images per class for meaningful metrics.
+# Class metrics are unreliable if a class has fewer test images than this.
 MIN_TEST_IMAGES = 20
 # Models with a higher expected calibration error (ECE) count as poorly calibrated.
 UNCALIBRATED = 0.05
-# Maximum number of labels listed in a recommendation.
-MAX_LABELS = 3
+MAX_LISTED_LABELS = 3
 
 
 def advice(report: ReportContent, data: DataSource | None = None) -> tuple[Step, ...]:
@@ -101,13 +100,6 @@ def _class_steps(report: ReportContent) -> Iterator[Step]:
 
 
 def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
-    """Yield recommendations for quantization.
-
-    Args:
-        report: the report's content.
-        run: path of the run.
-        moved: command-line options with the new location of the images.
-    """
     compressed = [row for row in report.variants if row.variant != "float32"]
     if not compressed:
         yield Step(
@@ -132,11 +124,10 @@ def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> It
 
 
 def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
-    """Yield a recommendation for exporting the chosen variant."""
     if report.chosen is None:
         return
     calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)
-    if report.chosen.exported:  # The exported variant may not be the default variant.
+    if report.chosen.exported:  # the exported variant may differ from the default variant
         moved = ("--variant", report.chosen.variant, *moved)
     fitted = f" (the bundle will contain the fitted temperature {calibration.temperature:g})" if calibration else ""
     if calibration and calibration.after.ece > UNCALIBRATED:
@@ -153,5 +144,5 @@ def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iter
 
 
 def _list(labels: list[str]) -> str:
-    more = len(labels) - MAX_LABELS
-    return ", ".join(labels[:MAX_LABELS]) + (f" and {more} more" if more > 0 else "")
+    more = len(labels) - MAX_LISTED_LABELS
+    return ", ".join(labels[:MAX_LISTED_LABELS]) + (f" and {more} more" if more > 0 else "")

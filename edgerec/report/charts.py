@@ -14,7 +14,7 @@ from edgerec.train.training_plots import learning_curve
 from edgerec.utils.figures import BLUE, DARK, GRAY, ORANGE, glyph_warnings_logged, new_figure
 from edgerec.utils.optional import require
 
-# CSS variables that replace the colors of edgerec's plots.
+# These CSS variables replace the plot colors, so that charts match the page's color scheme.
 CSS_COLORS = {
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
@@ -91,14 +91,14 @@ def svg(figure: Any, title: str) -> str:
         axes.tick_params(color=GRAY, length=3)
         axes.title.set_fontsize(11)
     text = io.StringIO()
-    # Store text as text elements, so that the browser's fonts are used. A fixed salt makes the output reproducible.
+    # SVG text elements use the browser's fonts, and a fixed salt makes the output reproducible.
     with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgerec"}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        with glyph_warnings_logged(""):  # Missing glyphs do not matter, because the browser uses its own fonts.
+        with glyph_warnings_logged(""):  # missing glyphs do not matter, because the browser uses its own fonts
             figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # All figures use the same IDs, but IDs must be unique on the page.
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # figures share IDs, but IDs must be unique on a page
     drawn = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", drawn).replace("xlink:href", "href")
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.S)
     drawn = _COLOR.sub(lambda match: f"{match[1]}: {CSS_COLORS.get(match[2], match[2])}", drawn)

@@ -35,7 +35,10 @@ def collect_content(
     images: bool,
     listener: Listener,
 ) -> tuple[ReportContent, PageImages]:
-    """Return the report's content and images. The path and size of the HTML file are not set."""
+    """Collect a report's content and images.
+
+    The path and size of the HTML file are not set.
+    """
     metrics: Mapping[str, Any] = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
     chosen = run.shipped(variants)
@@ -71,7 +74,7 @@ def collect_content(
     )
     if images:
         return replace(content, next=advice(content, data)), page_images(run, loaded, content)
-    # Paths are private, so they are reduced to file names.
+    # Folder names can be private, so paths are reduced to file names.
     names = {source: Path(source).name for source in run.recipe.data.sources} | {content.run: content.name}
     without_paths = tuple(_replace_all(text, names) for text in content.missing)
     return replace(content, missing=without_paths, next=advice(replace(content, run=content.name))), PageImages()
@@ -84,13 +87,7 @@ def _replace_all(text: str, names: Mapping[str, str]) -> str:
 
 
 def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
-    """Call a function that reads a file, and raise :class:`RunError` if the file is damaged.
-
-    Args:
-        run: the run.
-        name: name of the file.
-        build: the function that reads it.
-    """
+    """Call a function that reads a file, and raise :class:`RunError` if the file is damaged."""
     try:
         return build()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
@@ -103,7 +100,7 @@ def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
 
 
 def _training_info(run: Run, metrics: Mapping[str, Any], paths: bool) -> TrainingInfo:
-    """Return a summary of a run's training. If ``paths`` is False, private paths are omitted."""
+    """Summarize a run's training, and omit private paths if ``paths`` is False."""
     recipe, adopted = run.recipe, metrics.get("adopted")
     side, color = recipe.data.input_size, "RGB" if recipe.data.channels == 3 else "grayscale"
     shown_recipe = recipe if paths else _without_paths(recipe)
@@ -217,7 +214,7 @@ def _variants(
     """Return the variants' metrics, and the machine and notes recorded by ``edgerec quantize --compare``."""
     order = [FLOAT32, *(method.variant for method in METHODS.values())]
     comparison = run.comparison() or ComparisonRecord(rows=[], machine="", threads=0, notes=[])
-    # Ignore a measured time if the variant was recreated after the comparison, i.e. if its size has changed.
+    # A variant whose size changed was created again after the comparison, so the measured time is invalid.
     times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
     chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
     for name in sorted(variants, key=lambda name: (order.index(name) if name in order else len(order), name)):

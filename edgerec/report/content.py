@@ -79,7 +79,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the model named by :attr:`ReportContent.mistakes_of` misclassified.
+    """A misclassified test image and its predicted label.
 
     Attributes:
         position: the image's index in the dataset.
@@ -100,7 +100,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of the float model or a variant, measured on the test images.
+    """Confidence calibration of a model, measured on the test images.
 
     Attributes:
         model: name of the variant, or ``float Keras``.

@@ -1,4 +1,7 @@
-"""Render a report as HTML. User data is escaped, and a Content Security Policy blocks network access."""
+"""Render a report as HTML.
+
+User data is escaped, and a Content Security Policy blocks network access.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from edgerec.report.scoring import FLOAT
 from edgerec.utils.optional import require
 from edgerec.utils.text import printable
 
-# Maximum number of classes for which the confusion matrix is shown as a table rather than an image.
+# The confusion matrix is shown as an image rather than a table if there are more classes than this.
 MAX_TABLE_CLASSES = 20
-# If any label is longer than this, the confusion matrix's column headers are rotated.
+# Column headers of the confusion matrix are rotated if a label has more characters than this.
 MAX_HORIZONTAL_LABEL = 3
 
 

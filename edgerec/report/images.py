@@ -15,13 +15,13 @@ from edgerec.report.content import ReportContent
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
-# Maximum side length of embedded images, in pixels. This is twice the displayed size, for high-resolution displays.
+# Embedded images have at most this side length in pixels, which is twice their size on the page.
 MAX_SIDE_PX = 144
-# Images up to this size are stored as PNG, because JPEG would visibly blur their enlarged pixels.
+# Images up to this side length in pixels are stored as PNG, because JPEG would blur their enlarged pixels.
 EXACT_PX = 48
 JPEG_QUALITY = 82
 MAX_SAMPLES, MAX_SAMPLES_PER_CLASS = 80, 8
-# Maximum file size in bytes of the plot that is embedded if the misclassified images are not available.
+# A plot of misclassified images is embedded only up to this file size in bytes.
 MAX_PLOT_BYTES = 1_200_000
 
 
@@ -55,7 +55,10 @@ class PageImages:
 
 
 def page_images(run: Run, data: tuple[Dataset, Split] | None, content: ReportContent) -> PageImages:
-    """Return the page's images or, if ``data`` is None, only the saved plot of misclassified images."""
+    """Return the images for the report page.
+
+    If ``data`` is None, only the saved plot of misclassified images is returned.
+    """
     if data is None:
         return PageImages(plot=_mistakes_plot(run))
     dataset, split = data

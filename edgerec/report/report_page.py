@@ -59,7 +59,7 @@ def write_report(
         raise OutputExistsError(f"{page} is a folder: choose a file name, such as {page / PAGE}")
     checked_output(page, [data or run.recipe.data.source], suffixes=(".html", ".htm"))
     refuse_existing(page, overwrite)
-    require("jinja2")  # Fail before the expensive measurements if Jinja is missing.
+    require("jinja2")  # a missing package is reported before the expensive measurements
     require("matplotlib")
     loaded, missing = _load(run, data, listener)
     content, embedded = collect_content(run, loaded, missing, data, images, listener)

@@ -1,4 +1,4 @@
-"""Evaluate the float model and the variants on a run's images to measure calibration and find misclassified images."""
+"""Measure the calibration of a run's models, and find misclassified images."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from edgerec.utils.progress import Listener
 
 FLOAT = "float Keras"
 MAX_MISTAKES = 24
-# Maximum number of validation or test images on which each variant is run.
+# Each variant is run on at most this number of validation images and test images.
 MAX_IMAGES = 10_000
-# Time limit in seconds for scoring a run's variants. Variants not scored in time are skipped.
+# Variants that are not measured within this time limit, in seconds, are skipped.
 BUDGET_S = 60.0
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Results of :func:`measure`. :class:`~edgerec.report.content.ReportContent` documents the other attributes.
+    """Calibration and misclassified images of a run's models.
+
+    :class:`~edgerec.report.content.ReportContent` documents the other attributes.
 
     Attributes:
         float_top1: the float model's top-1 accuracy, or None if it was not run.

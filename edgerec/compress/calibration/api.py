@@ -139,7 +139,7 @@ def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def read_recipe(name: str) -> CalibrationRecipe:
-    """Load a calibration recipe. ``name`` is a built-in recipe's name or the path of a .toml file.
+    """Load a calibration recipe, given the name of a built-in recipe or the path of a .toml file.
 
     Raises:
         RecipeError: the recipe does not exist, or has keys other than ``method``, ``images`` and ``seed``.
@@ -153,7 +153,7 @@ def read_recipe(name: str) -> CalibrationRecipe:
 
 
 def _set_folder(name: str) -> Path | None:
-    """Return the calibration set folder with this path or built-in name, or None if ``name`` is a recipe."""
+    """Return the folder of a calibration set, or None if ``name`` is the name of a recipe."""
     if name.endswith(".toml") or name in shipped_names(FOLDER):
         return None
     return next((path for path in (Path(name), shipped(FOLDER) / name) if is_set(path)), None)

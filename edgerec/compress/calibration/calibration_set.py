@@ -1,4 +1,4 @@
-"""A calibration set: the images used to measure activation ranges, and the folder that stores them.
+"""Read and write calibration sets, i.e. the images used to measure activation ranges.
 
 The folder contains the preprocessed images as PNG files, with one subfolder per class, and ``calibration.json`` with
 the recipe, the data and the SHA-256 of the pixels. The folder can also be used as an image folder with ``--data``.
@@ -43,7 +43,7 @@ class CalibrationRecipe:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """A calibration set's images and their origin.
+    """Images for measuring activation ranges, and their origin.
 
     Attributes:
         recipe: name of the calibration recipe, or of the folder from which the set was read.
@@ -66,7 +66,7 @@ class CalibrationSet:
     preprocess: PreprocessSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``calibration.json``: all fields except the pixels."""
+        """Return the contents of ``calibration.json``, i.e. all fields except the pixels."""
         height, width, channels = self.images.shape[1:]
         preprocess = self.preprocess or PreprocessSpec(height, width, channels)
         return {
@@ -86,12 +86,12 @@ class CalibrationSet:
 
 
 def digest_of(images: npt.NDArray[np.uint8]) -> str:
-    """Return the hexadecimal SHA-256 of the pixels, image by image, row by row."""
+    """Return the SHA-256 digest of the images' pixels as a hexadecimal string."""
     return sha256(np.ascontiguousarray(images).tobytes())
 
 
 def is_set(path: Path) -> bool:
-    """Return whether ``path`` is a calibration set's folder, even if the set is damaged."""
+    """Return whether ``path`` is the folder of a calibration set, which may be damaged."""
     return (path / ABOUT).is_file()
 
 

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from edgerec.utils.optional import require
 
-# Width and height to which images are reduced before their colors are compared.
+# Images are reduced to this width and height before their colors are compared.
 SIDE_PX = 16
-# Number of rows and columns of the grid in which colors are compared.
+# Colors are compared in a grid with this number of rows and columns.
 CELLS = 4
-# Minimum distance of the mean score from zero, in standard errors, for the channel order to be considered certain.
-# With normally distributed scores, about 1 in 700 correct calibration sets is reported as swapped.
+# The channel order is certain if the mean score is more than this number of standard errors from zero.
+# At three standard errors, about 1 in 700 correct calibration sets is reported as swapped.
 CERTAIN = 3.0
 
 
@@ -94,7 +94,7 @@ def _discriminant(
     The weights have the shape ``(count, features)``.
     """
     overall = features.mean(axis=0)
-    # Shrink the means of small groups toward the overall mean.
+    # Means of small groups are unreliable, so they are shrunk toward the overall mean.
     sums = np.stack([features[groups == group].sum(axis=0) for group in range(count)])
     sizes = np.bincount(groups, minlength=count)[:, np.newaxis]
     means = (sums + 5 * overall) / (sizes + 5)

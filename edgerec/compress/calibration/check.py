@@ -24,10 +24,9 @@ from edgerec.utils.progress import Listener, ignore
 
 # Minimum number of images for reliable activation ranges.
 FEW = 10
-# Maximum number of training images to sample for comparison with a calibration set.
-# Maximum number of calibration images to check for near-duplicates and swapped color channels.
+# Slow checks use at most this number of training images and calibration images.
 SAMPLE = 2000
-# Maximum total size of the training images sampled for comparison, in bytes.
+# Training images for slow checks have at most this total size, in bytes.
 SAMPLE_BYTES = 1 << 28
 CHUNK = 256
 MAKE = "create another set with edgerec calibration make"
@@ -38,7 +37,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Result of :func:`check`: the checked set, the run it was checked for, and the findings."""
+    """The problems found when checking whether a calibration set is suitable for a run's model."""
 
     set: str
     run: str
@@ -59,7 +58,7 @@ class CheckReport:
 def check(
     path: str | Path, run: Run | str | Path, *, data: DataSource | None = None, listener: Listener = ignore
 ) -> CheckReport:
-    """Check a calibration set against the run it will be used for.
+    """Check whether a calibration set is suitable for a run's model.
 
     Args:
         path: a calibration set, an image folder, or an .npz or .npy file with images.
@@ -107,7 +106,7 @@ def examine(
     yield from _held_out(candidate, dataset, split, trained)
     brightness_findings = list(_brightness(candidate, dataset, split))
     yield from brightness_findings
-    if not first_error(brightness_findings):  # images without contrast always look alike
+    if not first_error(brightness_findings):  # images without contrast are always similar to each other
         yield from _variety(candidate, dataset, split)
     if images.shape[3] == 3:
         yield from _channel_order(candidate, dataset, split, trained)
@@ -242,7 +241,7 @@ def _channel_order(
 
 
 def _is_in(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Mask:
-    """Return, for each image, whether it is identical to an image at one of the positions in ``part``.
+    """Return a mask of the images that are identical to an image in a part of the data set.
 
     Candidates are selected by the checksums in the index of packed data, or else by the middle row of the image. Only
     candidates are read and compared pixel by pixel.

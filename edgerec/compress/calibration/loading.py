@@ -140,7 +140,7 @@ def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
 
 
 def _arrays(path: Path, labels: Sequence[str]) -> CandidateSet:
-    """Load the file's only image array and, if there is one, the array of its class labels."""
+    """Load the image array and the optional label array of an .npz or .npy file."""
     arrays = read_arrays(path)
     image_arrays = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
     if len(image_arrays) != 1 or not arrays[image_arrays[0]].size:

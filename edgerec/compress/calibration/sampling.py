@@ -9,10 +9,10 @@ import numpy as np
 from edgerec.data import Dataset
 from edgerec.data.near_duplicates import Indices, farthest_first, thumbnails
 
-# Maximum number of candidate images per class for :func:`diverse`.
+# The method ``diverse`` considers at most this number of candidate images per class.
 MOST_CANDIDATES = 500
 
-# Sampling function ``(dataset, part, count, rng)``, which returns ``count`` of the image positions in ``part``.
+# A sampler takes the arguments ``(dataset, part, count, rng)``, and returns ``count`` positions from ``part``.
 Sampler = Callable[[Dataset, Indices, int, np.random.Generator], Indices]
 
 

@@ -1,4 +1,4 @@
-"""Compare a variant's input scale, layers and predictions with the float model's."""
+"""Find the causes of a compressed model's accuracy loss by comparing it with the float model."""
 
 from __future__ import annotations
 

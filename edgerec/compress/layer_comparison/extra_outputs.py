@@ -18,12 +18,16 @@ from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import Graph, Operator, dequantized_constant, pack, parse, read_graph
 from edgerec.tflite.schema import tflite_schema
 
-# Operators that only convert between data types.
+# These operators only convert between data types.
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def open_graph(content: bytes, where: str) -> Graph:
-    """Read a graph. Raise :class:`ModelError` if the model has control flow, or more than one input or output."""
+    """Read the graph of a .tflite model that has one input, one output and no control flow.
+
+    Raises:
+        ModelError: the model has control flow, or more than one input or output.
+    """
     graph = read_graph(content, where)
     if graph.subgraphs > 1:
         raise ModelError(f"cannot compare the layers of {where}: models with control flow are not supported")
@@ -78,7 +82,7 @@ def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, 
 
 
 def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """Return a copy of a float model with one new input per tensor, which adds noise to this tensor.
+    """Return a copy of a float model with an additional input for each tensor, whose value is added to the tensor.
 
     The copy outputs all operators' results and the sums.
 
@@ -151,7 +155,7 @@ def _operator_outputs(content: bytes) -> list[int]:
 def _set_inputs_and_outputs(model: Any, inputs: Iterable[int], outputs: Iterable[int]) -> None:
     main = model.subgraphs[0]
     main.inputs, main.outputs = [int(i) for i in inputs], [int(i) for i in outputs]
-    model.signatureDefs = []  # remove the signatures, which refer to the old inputs and outputs
+    model.signatureDefs = []  # signatures would refer to the old inputs and outputs
 
 
 def _add_tensor(main: Any, tensor: Any, name: str) -> int:

@@ -13,24 +13,24 @@ from edgerec.contract.tensors import Normalize, TensorSpec, dequantize, pixel_ta
 from edgerec.recipe import DataSource
 from edgerec.utils.command_line import command, data_options
 
-# Layers with a lower SQNR (in dB) are reported. At 20 dB, the noise amplitude is a tenth of the signal amplitude.
+# Layers with a lower signal-to-quantization-noise ratio (SQNR), in dB, are reported.
 # The int8 layers of working models typically have an SQNR of 25 dB or more.
 LOW_DB = 20.0
 # A model is considered collapsed if it predicts the same class for more than this fraction of the images.
 _COLLAPSED = 0.9
-# Minimum number of distinct quantized values for the 256 pixel values. Fewer values indicate a wrong input scale.
+# The input scale is wrong if the 256 pixel values are mapped to fewer distinct quantized values than this.
 _PIXEL_LEVELS = 230
 # Top scores at or above this threshold count as saturated.
 _SURE = 0.99
-# Increase in the fraction of saturated scores above which saturation is reported.
+# Saturation is reported if the fraction of saturated scores increases by more than this value.
 _MORE_SURE = 0.25
-# Maximum fraction of a layer's float outputs outside the quantized range.
+# Clipping is reported if more than this fraction of a layer's float outputs is outside the quantized range.
 _CLIPPED = 0.005
-# Minimum fraction of the quantized range that a layer's outputs must use. Using only a quarter wastes two bits.
+# Layers whose outputs use less than this fraction of the quantized range waste at least two bits.
 _RANGE = 1 / 4
-# Minimum fraction of the quantized range that a layer's median channel must use.
+# A layer's median channel should use at least this fraction of the quantized range.
 _CHANNEL_RANGE = 1 / 32
-# Minimum SQNR of a layer's weights in dB. Layers with a lower SQNR are reported.
+# Weights with a lower signal-to-quantization-noise ratio (SQNR), in dB, are reported.
 _WEIGHT_DB = 30.0
 
 
@@ -123,7 +123,7 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
                 layer.name,
                 f"the outputs of {layer.name} are NaN or infinite: train again with a lower learning rate",
             )
-            return  # all following layers are NaN or infinite, too
+            return  # the outputs of all later layers are also NaN or infinite
     if (worst := costliest(layers)) and _low(worst.alone_db):
         yield ParityFinding(
             "layer",

@@ -12,9 +12,9 @@ import numpy as np
 from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, image_operators
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_constant
 
-# Maps each TFLite operator to the TensorFlow kernel name found in the names of its weights.
+# The names of these operators' weights contain the name of the TensorFlow kernel.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
-# Minimum fraction of weights that must differ by more than rounding errors for a layer to be considered fine-tuned.
+# A layer counts as fine-tuned if more than this fraction of its weights changed by more than rounding errors.
 _CHANGED_FRACTION = 0.01
 
 Pair = tuple[Operator, Operator]
@@ -36,7 +36,7 @@ class Match:
 
 
 def match(reference: Graph, variant: Graph) -> Match:
-    """Match operators by type, output shape, fused activation and layer name, then match the others by order.
+    """Match the operators of two graphs by type, output shape, fused activation and name, and the others by order.
 
     Pairs whose operators are known to read different inputs are dropped, because branches with equal shapes may be in a
     different order.
@@ -96,7 +96,7 @@ def layer_name(operator: Operator) -> str:
     named = [path for path in paths if kernel and path[-1].startswith(kernel)] or paths[-1:]
     if not named:
         return operator.name.lower()
-    # Keep only the layer's name, which can contain slashes: remove the model name (first) and the kernel name (last).
+    # The layer name is between the model name (first part) and the kernel name (last part).
     inner = named[0][1:-1] or named[0][:1]
     return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 
@@ -142,7 +142,7 @@ def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
 
 
 def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
-    """Return False if both operators have matched inputs, but none of these inputs match each other."""
+    """Return whether two operators can be equivalent, i.e. whether their matched inputs correspond."""
     mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
     expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}

@@ -42,15 +42,21 @@ class TensorInterpreter:
 
 @dataclass
 class LayerSums:
-    """Measurements for one layer, summed over all images."""
+    """Measurements for one layer, summed over all images.
+
+    Attributes:
+        pair: matching operators of the reference and the variant, or None for the input and for requantizations.
+        sources: indices of the variant's tensors that the operator reads.
+        reference, variant: index of the layer's output tensor in the reference and in the variant.
+    """
 
     name: str
     operator: str
-    pair: Pair | None  # matching operators of the reference and the variant; None for the input and for requantizations
-    sources: tuple[int, ...]  # indices of the variant's tensors that the operator reads
+    pair: Pair | None
+    sources: tuple[int, ...]
     readers: tuple[str, ...]
-    reference: int  # index of the layer's output tensor in the reference
-    variant: int  # index of the layer's output tensor in the variant
+    reference: int
+    variant: int
     spec: TensorSpec
     own_known: bool
     before_logits: bool

@@ -40,21 +40,22 @@ from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_const
 from edgerec.utils.progress import Listener, Progress, ignore
 
 FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized version"
-# Maximum reported SQNR in dB, e.g. for identical outputs. Float32 rounding errors alone give about 140 dB.
+# Higher ratios (in dB) count as exact, because float32 rounding errors alone give about 140 dB.
 EXACT_DB = 120.0
-# Operators that rearrange values without changing them.
+# These operators rearrange values without changing them.
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
-# Operators whose output has the same quantization range as their input.
+# The output of these operators has the same quantization range as the input.
 _RANGE_PRESERVING = {*_MOVING, *CONVERSIONS, "MAX_POOL_2D"}
-# Maximum number of images for measuring how much each layer's noise alone affects the logits (``alone_db``).
 _ALONE_IMAGES = 16
-# Maximum number of inferences for measuring ``alone_db``, which requires one inference per layer and image.
+# The number of inferences is limited, because ``alone_db`` requires one inference per layer and image.
 _ALONE_RUNS = 1500
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """Measurements for one layer. See the module's docstring for the three SQNR values.
+    """Quantization noise measured for one layer.
+
+    The module's docstring explains the three signal-to-quantization-noise ratios (SQNR).
 
     Attributes:
         name, operator, shape: name of the Keras layer, type of the TFLite operator, and shape of its output.
@@ -91,7 +92,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class LayerParity:
-    """Measurements for all layers that can be compared.
+    """Quantization noise measured for all layers that can be compared.
 
     Attributes:
         reference: ``float model`` or ``dequantized version``.
@@ -155,7 +156,8 @@ def layer_parity(
     real_table = quantize(normalize.apply(np.arange(256)), TensorSpec("float32", ()))
     for i, image in enumerate(pixels):
         stored = image if table is None else table[image]
-        with np.errstate(invalid="ignore", over="ignore"):  # hide warnings, because NaN is reported as a finding
+        # NumPy's warnings are hidden, because NaN is reported as a finding.
+        with np.errstate(invalid="ignore", over="ignore"):
             measurement.measure(real_table[image][np.newaxis], stored[np.newaxis], alone=i < alone)
         listener(Progress("comparing layers", i + 1, len(pixels)))
     graphs = (reference, variant) if kind == FLOAT_MODEL else None
@@ -175,12 +177,7 @@ def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> t
 
 
 def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> LayerResult:
-    """Compute a layer's error metrics from its measurements summed over all images.
-
-    Args:
-        row: the layer's sums of measurements.
-        graphs: graphs of the reference and the variant. If None, the weights are not compared.
-    """
+    """Compute a layer's metrics, without ``weight_db`` if ``graphs`` is None."""
     levels = 2 ** np.iinfo(row.spec.dtype).bits if row.spec.quantized else 0
     return LayerResult(
         name=row.name,
