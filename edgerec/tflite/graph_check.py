@@ -8,6 +8,7 @@ The field numbers are those of the TFLite schema, version 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 from edgerec.tflite.operators import INPUTS, MAX_CODE, OPTIONAL_INPUTS, OUTPUTS, SUBGRAPH_FIELDS, UNLIMITED
 from edgerec.tflite.tables import Table
@@ -47,16 +48,16 @@ class GraphCheck:
     def _check_subgraph(self, subgraph: Table) -> set[int]:
         """Check a subgraph's tensors and operators, and return the indices of the subgraphs it calls."""
         tensors = [self._tensor(table) for table in subgraph.tables(0)]
-        inputs, outputs = subgraph.numbers(1), subgraph.numbers(2)
+        inputs, outputs = set(subgraph.numbers(1)), subgraph.numbers(2)
         for index in (*inputs, *outputs):
             if not 0 <= index < len(tensors):
                 raise ValueError(
                     f"an input or output of a graph refers to tensor {index}, but the graph has only {len(tensors)} "
                     "tensors"
                 )
-        # Indices of the tensors that already have a value before the first operator runs.
+        # Indices of the tensors that already have a value: at first those that have one before the first operator runs.
         known = {index for index, tensor in enumerate(tensors) if tensor.constant or tensor.variable or tensor.empty}
-        known |= set(inputs)
+        known |= inputs
         written: set[int] = set()
         calls: set[int] = set()
         for position, operator in enumerate(subgraph.tables(3)):
@@ -64,7 +65,7 @@ class GraphCheck:
             code = self._code(where, operator)
             reads, writes = operator.numbers(1), operator.numbers(2)
             _check_counts(where, code, reads, writes)
-            _check_reads(where, code, reads, len(tensors), known | written)
+            _check_reads(where, code, reads, len(tensors), known)
             for index in writes:
                 if not 0 <= index < len(tensors) or tensors[index].constant or index in inputs or index in written:
                     raise ValueError(f"{where} writes tensor {index}, which does not exist or already has a value")
@@ -72,9 +73,10 @@ class GraphCheck:
                 if not -1 <= index < len(tensors):
                     raise ValueError(f"{where} uses the intermediate tensor {index}, which does not exist")
             written |= set(writes)
+            known |= set(writes)
             calls |= self._called(where, code, operator)
         for index in outputs:
-            if index not in known | written:
+            if index not in known:
                 raise ValueError(f"the output tensor {index} of a graph is never computed")
         return calls
 
@@ -103,12 +105,10 @@ class GraphCheck:
 
     def _check_calls(self, calls: list[set[int]]) -> None:
         """Raise :class:`ValueError` if subgraphs call each other in a cycle."""
-        finished: set[int] = set()
-        while len(finished) < len(calls):
-            ready = {number for number, called in enumerate(calls) if number not in finished and called <= finished}
-            if not ready:
-                raise ValueError("subgraphs call each other in a cycle")
-            finished |= ready
+        try:
+            TopologicalSorter(dict(enumerate(calls))).prepare()
+        except CycleError:
+            raise ValueError("subgraphs call each other in a cycle") from None
 
     def _tensor(self, table: Table) -> _Tensor:
         buffer, kind, shape = table.number(2), table.number(1, "<b"), table.numbers(0)

@@ -82,8 +82,9 @@ def graph_plot(report: InspectReport, path: Path) -> None:
     axes.set_ylim(height, 0)
     axes.axis("off")
     _draw_edges(axes, report, positions)
+    refused = _refused(report)
     for operator in report.operators:
-        _draw_box(axes, operator, positions[operator.index], _colors(operator, report))
+        _draw_box(axes, operator, positions[operator.index], _colors(operator, report, refused))
     _draw_header(figure, report, width, height + header)
     save_figure(figure, checked_output(path, suffixes=(".png",)), dpi=_dpi(width, height))
 
@@ -95,7 +96,9 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
     """
     rows, lanes = _rows_and_lanes(report)
     depth = 1 + max(rows.values(), default=0)
-    widths = {row: 1 + max(lanes[index] for index in rows if rows[index] == row) for row in set(rows.values())}
+    widths: dict[int, int] = {}
+    for index, row in rows.items():
+        widths[row] = max(widths.get(row, 0), 1 + lanes[index])
     widest = max(widths.values(), default=1)
     rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
     rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # balances the column lengths
@@ -121,15 +124,23 @@ def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, in
     rows: dict[int, int] = {}
     lanes: dict[int, int] = {}
     used_lanes: dict[int, set[int]] = {}
+    # Maps each full row to a later row, so that full rows are not searched again for each operator.
+    later_rows: dict[int, int] = {}
     for operator in report.operators:
         before = [index for index in predecessors[operator.index] if index in rows]
         row = 1 + max((rows[index] for index in before), default=-1)
-        while len(used_lanes.setdefault(row, set())) >= MAX_LANES:
-            row += 1
+        full_rows = []
+        while row in later_rows:
+            full_rows.append(row)
+            row = later_rows[row]
+        later_rows |= dict.fromkeys(full_rows, row)
         preferred = min((lanes[index] for index in before), default=0)
-        free = (lane for lane in [preferred, *range(MAX_LANES)] if lane not in used_lanes[row])
+        used = used_lanes.setdefault(row, set())
+        free = (lane for lane in [preferred, *range(MAX_LANES)] if lane not in used)
         rows[operator.index], lanes[operator.index] = row, next(free)
-        used_lanes[row].add(lanes[operator.index])
+        used.add(lanes[operator.index])
+        if len(used) == MAX_LANES:
+            later_rows[row] = row + 1
     return rows, lanes
 
 
@@ -201,8 +212,12 @@ def _draw_box(axes: Axes, operator: InspectedOperator, position: BoxPosition, co
     axes.text(position.x, position.y + 0.105, below, ha="center", va="center", fontsize=6.2, color="#4a5568", zorder=3)
 
 
-def _colors(operator: InspectedOperator, report: InspectReport) -> tuple[str, str]:
-    refused = {finding.index for finding in report.findings}
+def _refused(report: InspectReport) -> set[int]:
+    """Return the indices of the operators that the target cannot run, and -1 if it rejects the model as a whole."""
+    return {finding.index for finding in report.findings}
+
+
+def _colors(operator: InspectedOperator, report: InspectReport, refused: set[int]) -> tuple[str, str]:
     if report.edgetpu is not None:
         return PLACEMENT_COLORS["refused" if operator.index in refused else operator.on]
     if report.target:
@@ -236,7 +251,7 @@ def _draw_header(figure: object, report: InspectReport, width: float, height: fl
 
 
 def _legend(report: InspectReport) -> list[tuple[str, str]]:
-    refused = {finding.index for finding in report.findings}
+    refused = _refused(report)
     if report.edgetpu is not None:
         stranded = any(operator.on == "cpu" and operator.index not in refused for operator in report.operators)
         return [

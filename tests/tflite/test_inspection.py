@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -107,6 +108,20 @@ def test_boxes_do_not_overlap_and_are_below_their_inputs(deeplab):
         for tensor in operator.inputs:
             if tensor in producers:
                 assert positions[producers[tensor]].row < positions[operator.index].row
+
+
+@pytest.mark.parametrize("shape", ["chain", "branches"])
+def test_layout_time_of_large_graphs_is_not_quadratic(mobilenet, shape):
+    """A layout that compares all operators with all rows takes more than 5 s of CPU time."""
+    report, count = inspect(mobilenet), 20_000
+    operators = tuple(
+        replace(report.operators[0], index=i, inputs=(i if shape == "chain" else 0,), outputs=(i + 1,))
+        for i in range(count)
+    )
+    began_s = time.process_time()
+    positions = layout(replace(report, operators=operators))
+    assert time.process_time() - began_s < 2.5
+    assert len({(position.x, position.y) for position in positions.values()}) == count
 
 
 def test_error_for_other_files_is_one_line(tmp_path, edgerec, mobilenet):
