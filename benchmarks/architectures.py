@@ -180,9 +180,11 @@ def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalize: N
         x = x.copy()
         x[0].reshape(-1)[:2] = normalize.apply(np.array([0.0, 255.0]))  # minimum and maximum of the input range
         return to_int8(model, x), model
-    aware = with_fake_quantization(pruned(model, x) if method == "pqat" else model, normalize, pruned=method == "pqat")
-    train(aware, x)
-    return to_int8(aware), aware
+    quantized = with_fake_quantization(
+        pruned(model, x) if method == "pqat" else model, normalize, pruned=method == "pqat"
+    )
+    train(quantized, x)
+    return to_int8(quantized), quantized
 
 
 def run_model(content: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

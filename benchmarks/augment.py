@@ -72,14 +72,14 @@ def measure_alternately(
     costs: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, (run, count) in functions.items():
-            began, used = time.perf_counter(), time.process_time()
+            start, start_cpu = time.perf_counter(), time.process_time()
             run()
-            speeds[name].append(count / (time.perf_counter() - began))
-            costs[name].append((time.process_time() - used) * 1e6 / count)
+            speeds[name].append(count / (time.perf_counter() - start))
+            costs[name].append((time.process_time() - start_cpu) * 1e6 / count)
     return tuple({name: round(median(values), 1) for name, values in samples.items()} for samples in (speeds, costs))
 
 
-def take(batches: Any, steps: int) -> Callable[[], None]:
+def batch_reader(batches: Any, steps: int) -> Callable[[], None]:
     """Return a function that reads batches from a new iterator, because an idle iterator would prefetch batches."""
 
     def run() -> None:
@@ -100,8 +100,8 @@ def generate_batches(data: Any) -> Any:
 
 def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[], None]:
     """Return a function that trains this many steps. Without a setting, the same batch is used in each step."""
-    one = recipe(name, setting or "none")
-    model = build(keras(), one.model, SHAPES[name], 10, one.normalize)
+    chosen_recipe = recipe(name, setting or "none")
+    model = build(keras(), chosen_recipe.model, SHAPES[name], 10, chosen_recipe.normalize)
     compile_classifier(model, keras().optimizers.Adam(), steps)
     training_data = batches(data, name, setting or "none")
     if setting is None:
@@ -112,9 +112,9 @@ def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[
 def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
     """Return all measurements for one image shape."""
     data = random_dataset(name)
-    feeds = {f"feed {key}": (take(batches(data, name, key), steps), steps * BATCH) for key in SETTINGS}
-    few = max(5, steps // 4)
-    feeds |= {"ImageDataGenerator": (take(generate_batches(data), few), few * BATCH)}
+    feeds = {f"feed {key}": (batch_reader(batches(data, name, key), steps), steps * BATCH) for key in SETTINGS}
+    generator_steps = max(5, steps // 4)
+    feeds |= {"ImageDataGenerator": (batch_reader(generate_batches(data), generator_steps), generator_steps * BATCH)}
     kinds = {"train": None, "train none": "none", "train tutorial": "tutorial", "train default": "default"}
     trained = {key: (trainer(data, name, setting, steps), steps * BATCH) for key, setting in kinds.items()}
     speeds, costs = (

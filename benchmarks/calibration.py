@@ -3,8 +3,8 @@
     python benchmarks/calibration.py RUN [--data FOLDER] [--images 1000] [--seeds 3]
 
 Each wrong calibration set has 100 images. Sets of valid images are used as in `edgerec quantize`. Wrong value ranges
-are passed directly to the converter, which edgerec never does. "Scores moved" is the mean total variation distance
-between the scores of the int8 model and the float model.
+are passed directly to the converter, which edgerec never does. The score difference is the total
+variation distance between the scores of the int8 model and the float model, averaged over the images.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ Case = Callable[[int], Any]
 def cases(dataset: Dataset, split: Split, normalize: Any) -> Iterator[tuple[str, Case]]:
     """Return the calibration methods by name."""
 
-    def picked(method: str, count: int, seed: int, part: Any = split.train) -> Any:
-        return dataset.images[SAMPLING_METHODS[method](dataset, part, count, np.random.default_rng(seed))]
+    def sample(method: str, count: int, seed: int, indices: Any = split.train) -> Any:
+        return dataset.images[SAMPLING_METHODS[method](dataset, indices, count, np.random.default_rng(seed))]
 
-    def prepared(pixels: Any) -> Any:
+    def prepare_input(pixels: Any) -> Any:
         return normalize.apply(calibration.pin_range(pixels).astype(np.float32))
 
     for count in (10, 100, 500):
-        yield f"stratified, {count}", lambda seed, n=count: prepared(picked("stratified", n, seed))
+        yield f"stratified, {count}", lambda seed, n=count: prepare_input(sample("stratified", n, seed))
     for method in ("random", "diverse"):
-        yield f"{method}, 100", lambda seed, how=method: prepared(picked(how, 100, seed))
-    yield "red and blue swapped", lambda seed: prepared(picked("stratified", 100, seed)[..., ::-1])
-    yield "half the contrast", lambda seed: prepared(picked("stratified", 100, seed) // 2)
-    yield "one class only", lambda seed: prepared(picked("random", 100, seed, _one_class(dataset, split, seed)))
-    yield "all alike", lambda seed: prepared(_burst(picked("random", 1, seed)[0], 100, seed))
-    yield "[0, 1] normalized twice", lambda seed: normalize.apply(picked("stratified", 100, seed) / np.float32(255))
-    yield "[-1, 1] for a [0, 1] model", lambda seed: picked("stratified", 100, seed) / np.float32(127.5) - 1
-    yield "0 to 255, not normalized", lambda seed: picked("stratified", 100, seed).astype(np.float32)
+        yield f"{method}, 100", lambda seed, m=method: prepare_input(sample(m, 100, seed))
+    yield "red and blue swapped", lambda seed: prepare_input(sample("stratified", 100, seed)[..., ::-1])
+    yield "half the contrast", lambda seed: prepare_input(sample("stratified", 100, seed) // 2)
+    yield "one class only", lambda seed: prepare_input(sample("random", 100, seed, _one_class(dataset, split, seed)))
+    yield "nearly identical images", lambda seed: prepare_input(_burst(sample("random", 1, seed)[0], 100, seed))
+    yield "[0, 1] normalized again", lambda seed: normalize.apply(sample("stratified", 100, seed) / np.float32(255))
+    yield "[-1, 1] for a [0, 1] model", lambda seed: sample("stratified", 100, seed) / np.float32(127.5) - 1
+    yield "0 to 255, not normalized", lambda seed: sample("stratified", 100, seed).astype(np.float32)
 
 
 def _one_class(dataset: Dataset, split: Split, index: int) -> Any:
@@ -83,28 +83,28 @@ def main() -> None:
     recipe = run.recipe
     prepare(recipe.train, recipe.seed)
     dataset, split = run.data(arguments.data)
-    part = np.random.default_rng(0).permutation(split.val)[: arguments.images]
-    images, classes = np.asarray(dataset.images[part]), dataset.classes[part]
+    indices = np.random.default_rng(0).permutation(split.val)[: arguments.images]
+    images, classes = np.asarray(dataset.images[indices]), dataset.classes[indices]
     metrics = ClassifierMetrics(dataset.labels)
     model = run.model()
     reference = keras_scorer(model, recipe.normalize)(images, ignore)
     top1 = parity_row("float32", reference, reference, classes, metrics).top1
-    print(f"{recipe.model.arch}, {len(part)} validation images, float Keras {top1:.2%}\n")
-    print("| calibrated with | top-1 | agreement with float | scores moved |\n|---|---|---|---|")
+    print(f"{recipe.model.arch}, {len(indices)} validation images, float Keras {top1:.2%}\n")
+    print("| calibration set | accuracy | agreement | score difference |\n|---|---|---|---|")
     for name, case in cases(dataset, split, recipe.normalize):
         rows = []
         for seed in range(arguments.seeds):
             content = to_int8(model, case(seed).astype(np.float32))
             scores = tflite_scorer(ImageModel(content, recipe.normalize))(images, ignore)
             row = parity_row(name, scores, reference, classes, metrics)
-            moved = float(np.abs(scores - reference).sum(axis=1).mean()) / 2
-            rows.append((row.top1, row.agreement, moved))
+            difference = float(np.abs(scores - reference).sum(axis=1).mean()) / 2
+            rows.append((row.top1, row.agreement, difference))
         print(f"| {name} | {' | '.join(_cell(values) for values in zip(*rows, strict=True))} |", flush=True)
 
 
-def _cell(parts: tuple[float, ...]) -> str:
+def _cell(values: tuple[float, ...]) -> str:
     """Return the mean in percent, and the lowest and highest value if they differ."""
-    low, mean, high = (f"{value:.1%}" for value in (min(parts), float(np.mean(parts)), max(parts)))
+    low, mean, high = (f"{value:.1%}" for value in (min(values), float(np.mean(values)), max(values)))
     return mean if low == high else f"{mean} ({low[:-1]} to {high[:-1]})"
 
 

@@ -38,7 +38,7 @@ interpreter.allocate_tensors()
 input_details, output_details = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 _, height, width, _ = input_details["shape"]
 capture = cv2.VideoCapture(video)
-count, began = 0, None
+count, start = 0, None
 while True:
     ok, frame = capture.read()
     if not ok:
@@ -50,8 +50,8 @@ while True:
     scores = interpreter.get_tensor(output_details["index"])[0]
     top = np.argsort(scores)[-5:][::-1]
     count += 1
-    began = began or time.perf_counter()
-print(json.dumps((count - 1) / (time.perf_counter() - began)))
+    start = start or time.perf_counter()
+print(json.dumps((count - 1) / (time.perf_counter() - start)))
 """
 
 EDGEREC_LOOP = """
@@ -60,17 +60,17 @@ import cv2
 from edgerec import Camera
 cv2.setNumThreads(1)  # as the command line does
 with Camera.open(sys.argv[2], sys.argv[1], threads=int(sys.argv[3])) as camera:
-    count, began = 0, None
+    count, start = 0, None
     for result in camera:
         count += 1
-        began = began or time.perf_counter()
-print(json.dumps((count - 1) / (time.perf_counter() - began)))
+        start = start or time.perf_counter()
+print(json.dumps((count - 1) / (time.perf_counter() - start)))
 """
 
 # Both programs print the frame rate after WARM_UP frames. Like `edgerec camera --json`, the edgerec program writes JSON
 # for each frame.
 HAND_WRITTEN_STEADY = HAND_WRITTEN.replace(
-    "began = began or time.perf_counter()", f"began = time.perf_counter() if count == {WARM_UP} else began"
+    "start = start or time.perf_counter()", f"start = time.perf_counter() if count == {WARM_UP} else start"
 )
 HAND_WRITTEN_STEADY = HAND_WRITTEN_STEADY.replace("count - 1", f"count - {WARM_UP}")
 EDGEREC_STEADY = f"""
@@ -85,8 +85,8 @@ with Camera.open(sys.argv[2], sys.argv[1]) as camera:
         lines.write(result)
         count += 1
         if count == {WARM_UP}:
-            began = time.perf_counter()
-print(json.dumps((count - {WARM_UP}) / (time.perf_counter() - began)))
+            start = time.perf_counter()
+print(json.dumps((count - {WARM_UP}) / (time.perf_counter() - start)))
 """
 
 MEDIAPIPE = """
@@ -97,7 +97,7 @@ options = tasks.vision.ImageClassifierOptions(
     tasks.BaseOptions(sys.argv[2]), running_mode=tasks.vision.RunningMode.VIDEO, max_results=5
 )
 capture = cv2.VideoCapture(sys.argv[1])
-count, began = 0, None
+count, start = 0, None
 with tasks.vision.ImageClassifier.create_from_options(options) as classifier:
     while True:
         ok, frame = capture.read()
@@ -106,8 +106,8 @@ with tasks.vision.ImageClassifier.create_from_options(options) as classifier:
         image = mp.Image(mp.ImageFormat.SRGB, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
         classifier.classify_for_video(image, count * 33)
         count += 1
-        began = began or time.perf_counter()
-print(json.dumps((count - 1) / (time.perf_counter() - began)))
+        start = start or time.perf_counter()
+print(json.dumps((count - 1) / (time.perf_counter() - start)))
 """
 
 
@@ -235,10 +235,10 @@ def latency(work: Path, _: str) -> dict[str, Any]:
         original_scores = model.scores
 
         def slow_scores(pixels: Any) -> Any:
-            began = time.perf_counter()
+            start = time.perf_counter()
             scores = original_scores(pixels)
-            time.sleep(max(0.0, SLOW_S - (time.perf_counter() - began)))
-            invokes.append((time.perf_counter() - began) * 1000)
+            time.sleep(max(0.0, SLOW_S - (time.perf_counter() - start)))
+            invokes.append((time.perf_counter() - start) * 1000)
             return scores
 
         model.scores = slow_scores
@@ -315,15 +315,15 @@ def soak(work: Path, _: str) -> dict[str, Any]:
 
 def main() -> None:
     """Print one JSON object for each benchmark."""
-    parts = {"throughput": throughput, "files": files, "latency": latency, "memory": memory, "soak": soak}
+    benchmarks = {"throughput": throughput, "files": files, "latency": latency, "memory": memory, "soak": soak}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("benchmarks", nargs="+", choices=benchmarks)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--mediapipe", default="", metavar="PYTHON")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for part in arguments.parts:
-        print(json.dumps({part: parts[part](arguments.work, arguments.mediapipe)}, indent=1), flush=True)
+    for benchmark in arguments.benchmarks:
+        print(json.dumps({benchmark: benchmarks[benchmark](arguments.work, arguments.mediapipe)}, indent=1), flush=True)
 
 
 if __name__ == "__main__":

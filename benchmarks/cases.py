@@ -276,11 +276,11 @@ def other_names(case: Path, work: Path) -> str:
     return RESULT
 
 
-def quantized(work: Path, model: str, data: Path, *options: object, out: str = "r", least: float = 0.9) -> Path:
+def quantized(work: Path, model: str, data: Path, *options: object, out: str = "r", min_accuracy: float = 0.9) -> Path:
     """Quantize a Keras model, check that the accuracy is at least ``least``, and return the run."""
     call("quantize", model, "--data", data, "--method", "ptq", "--max-drop", 5, "--out", out, *options, cwd=work)
     accuracy = json.loads((work / out / "metrics.json").read_text())["accuracy"]
-    expect(accuracy >= least, f"the accuracy of {model} is {accuracy:.2%}")
+    expect(accuracy >= min_accuracy, f"the accuracy of {model} is {accuracy:.2%}")
     # Keras 3 cannot load a Keras 2 graph that contains indexing operations.
     keras3 = (work / out / "model_keras3.keras").is_file()
     expect(keras3 or model == "k2_caffeinside.h5", f"{model}: model_keras3.keras was not written")

@@ -1,6 +1,6 @@
 """Measure the effect of removing channels on the time, size and accuracy of a run's int8 model.
 
-    python benchmarks/channels.py RUN [--parts 0.35 0.45 0.55] [--epochs 10] [--data …] [--max-drop 1] [--pythons …]
+    python benchmarks/channels.py RUN [--fractions 0.35 0.45 0.55] [--epochs 10] [--data …] [--max-drop 1] [--pythons …]
 
 The accuracy of the int8 files is measured on the validation images, which determine the chosen file: the fastest one
 that loses no more than --max-drop points. The test images are used only once, for the original and the chosen model.
@@ -47,8 +47,10 @@ class Bench:
     def quantize(self, model: Any) -> bytes:
         """Quantize with PTQ and the calibration settings of the run's recipe, and return the int8 file."""
         recipe = self.run.recipe
-        drawn = calibration.draw(recipe.compress.calibration, self.dataset, self.split)
-        content = to_int8(model, recipe.normalize.apply(calibration.pin_range(drawn.images).astype(np.float32)))
+        calibration_images = calibration.draw(recipe.compress.calibration, self.dataset, self.split)
+        content = to_int8(
+            model, recipe.normalize.apply(calibration.pin_range(calibration_images.images).astype(np.float32))
+        )
         check_int8(content, recipe.normalize)
         return content
 
@@ -56,18 +58,18 @@ class Bench:
         """Open the file in an interpreter with one thread."""
         return ImageModel(content, self.run.recipe.normalize, threads=1)
 
-    def predict(self, scorer: Any, part: str) -> npt.NDArray[np.int64]:
+    def predict(self, scorer: Any, subset: str) -> npt.NDArray[np.int64]:
         """Return the predicted class of each image of the subset."""
-        best: npt.NDArray[np.int64] = scorer(self.dataset.images[self.split.part(part)], ignore).argmax(axis=1)
+        best: npt.NDArray[np.int64] = scorer(self.dataset.images[self.split.part(subset)], ignore).argmax(axis=1)
         return best
 
-    def accuracy(self, predictions: npt.NDArray[np.int64], part: str) -> float:
+    def accuracy(self, predictions: npt.NDArray[np.int64], subset: str) -> float:
         """Return the fraction of correct predictions."""
-        return float(np.mean(predictions == self.dataset.classes[self.split.part(part)]))
+        return float(np.mean(predictions == self.dataset.classes[self.split.part(subset)]))
 
-    def top1(self, scorer: Any, part: str) -> float:
+    def top1(self, scorer: Any, subset: str) -> float:
         """Return the accuracy on the subset."""
-        return self.accuracy(self.predict(scorer, part), part)
+        return self.accuracy(self.predict(scorer, subset), subset)
 
 
 def open_run(arguments: argparse.Namespace) -> Bench:
@@ -80,17 +82,17 @@ def open_run(arguments: argparse.Namespace) -> Bench:
         return Bench(run, opened.dataset, opened.split, opened.fine_tune(Path(tempfile.mkdtemp())))
 
 
-def model_figures(setup: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
+def model_figures(bench: Bench, fraction: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
     """Return the size, cost and accuracy of a model."""
     return {
-        "fraction": part,
+        "fraction": fraction,
         "parameters": int(model.count_params()),
         "macs": macs(model),
-        "estimated_times_faster": round(cost(setup.run.model()) / cost(model), 3),
+        "estimated_times_faster": round(cost(bench.run.model()) / cost(model), 3),
         "int8_bytes": len(content),
         "val_before_tuning": round(before, 4),
-        "val_float": round(setup.top1(keras_scorer(model, setup.run.recipe.normalize), "val"), 4),
-        "val_int8": round(setup.top1(tflite_scorer(setup.open_model(content)), "val"), 4),
+        "val_float": round(bench.top1(keras_scorer(model, bench.run.recipe.normalize), "val"), 4),
+        "val_int8": round(bench.top1(tflite_scorer(bench.open_model(content)), "val"), 4),
     }
 
 
@@ -106,20 +108,20 @@ models = [ImageModel(open(path, "rb").read(), Normalize(*json.loads(normalize)),
 durations = [[] for _ in models]
 for number in range(int(rounds)):
     for model, times in zip(models, durations):
-        began = time.perf_counter()
+        start = time.perf_counter()
         model.invoke(images[number % len(images)])
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
 milliseconds = [1e3 * statistics.median(times) for times in durations]
 print(json.dumps({"measured_on": fingerprint().to_dict(), "ms": milliseconds}))
 """
 
 
-def measure_times(python: str, setup: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
+def measure_times(python: str, bench: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
     """Return the median milliseconds of each file, measured alternately with the TFLite runtime of ``python``."""
-    normalize = setup.run.recipe.normalize
+    normalize = bench.run.recipe.normalize
     with tempfile.TemporaryDirectory() as folder:
         images, paths = Path(folder) / "images.npy", [Path(folder) / f"{i}.tflite" for i in range(len(contents))]
-        np.save(images, setup.dataset.images[setup.split.val[:256]])
+        np.save(images, bench.dataset.images[bench.split.val[:256]])
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
         command: list[str | Path] = [
@@ -138,35 +140,37 @@ def measure_times(python: str, setup: Bench, contents: list[bytes], rounds: int)
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Remove each fraction of the channels, and compare the results."""
-    setup = open_run(arguments)
-    original = setup.run.model()
-    normalize = setup.run.recipe.normalize
-    models, contents = [original], [setup.quantize(original)]
-    rows = [model_figures(setup, 0.0, original, contents[0], setup.top1(keras_scorer(original, normalize), "val"))]
-    for part in arguments.parts:
-        untuned = shrink(original, part, replace(setup.tune, epochs=0), multiple=arguments.multiple)
-        models.append(shrink(original, part, setup.tune, multiple=arguments.multiple))
-        contents.append(setup.quantize(models[-1]))
+    bench = open_run(arguments)
+    original = bench.run.model()
+    normalize = bench.run.recipe.normalize
+    models, contents = [original], [bench.quantize(original)]
+    rows = [model_figures(bench, 0.0, original, contents[0], bench.top1(keras_scorer(original, normalize), "val"))]
+    for fraction in arguments.fractions:
+        untuned = shrink(original, fraction, replace(bench.tune, epochs=0), multiple=arguments.multiple)
+        models.append(shrink(original, fraction, bench.tune, multiple=arguments.multiple))
+        contents.append(bench.quantize(models[-1]))
         rows.append(
-            model_figures(setup, part, models[-1], contents[-1], setup.top1(keras_scorer(untuned, normalize), "val"))
+            model_figures(
+                bench, fraction, models[-1], contents[-1], bench.top1(keras_scorer(untuned, normalize), "val")
+            )
         )
         print(json.dumps(rows[-1]), flush=True)
-    times = [measure_times(python, setup, contents, arguments.times) for python in arguments.pythons]
-    for each in times:
-        each["times_faster"] = [round(each["ms"][0] / ms, 3) for ms in each["ms"]]
-        each["ms"] = [round(ms, 4) for ms in each["ms"]]
+    times = [measure_times(python, bench, contents, arguments.times) for python in arguments.pythons]
+    for timing in times:
+        timing["times_faster"] = [round(timing["ms"][0] / ms, 3) for ms in timing["ms"]]
+        timing["ms"] = [round(ms, 4) for ms in timing["ms"]]
     faster = times[0]["times_faster"]
     min_accuracy = rows[0]["val_int8"] - arguments.max_drop / 100
     chosen = max((i for i, line in enumerate(rows) if line["val_int8"] >= min_accuracy), key=lambda i: faster[i])
-    before = setup.top1(tflite_scorer(setup.open_model(contents[0])), "test")
-    predictions = setup.predict(tflite_scorer(setup.open_model(contents[chosen])), "test")
-    after = setup.accuracy(predictions, "test")
-    floats = [setup.predict(keras_scorer(model, normalize), "test") for model in (original, models[chosen])]
+    before = bench.top1(tflite_scorer(bench.open_model(contents[0])), "test")
+    predictions = bench.predict(tflite_scorer(bench.open_model(contents[chosen])), "test")
+    after = bench.accuracy(predictions, "test")
+    floats = [bench.predict(keras_scorer(model, normalize), "test") for model in (original, models[chosen])]
     agreements = [round(float(np.mean(predictions == float_predictions)), 4) for float_predictions in floats]
     return {
-        "run": setup.run.path.name,
-        "arch": setup.run.recipe.model.arch,
-        "width": setup.run.recipe.model.width,
+        "run": bench.run.path.name,
+        "arch": bench.run.recipe.model.arch,
+        "width": bench.run.recipe.model.width,
         "epochs": arguments.epochs,
         "multiple": arguments.multiple,
         "rows": rows,
@@ -177,7 +181,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "test_drop_points": round(100 * (before - after), 2),
         "agreement_with_original_float": agreements[0],
         "agreement_with_own_float": agreements[1],
-        "times_faster": [each["times_faster"][chosen] for each in times],
+        "times_faster": [timing["times_faster"][chosen] for timing in times],
     }
 
 
@@ -185,7 +189,7 @@ def main() -> None:
     """Print a line for each fraction, then one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--parts", type=float, nargs="+", default=[0.35, 0.45, 0.55])
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.35, 0.45, 0.55])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--multiple", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=0.0)

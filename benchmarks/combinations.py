@@ -226,12 +226,12 @@ class Check:
         self.facts: list[str] = []
         self.passed = 0
 
-    def expect(self, what: str, condition: Any) -> None:
+    def expect(self, description: str, condition: Any) -> None:
         """Count a successful check, or add ``what`` to the failures if ``condition`` is false."""
         if condition:
             self.passed += 1
-        elif what not in self.failures:
-            self.failures.append(what)
+        elif description not in self.failures:
+            self.failures.append(description)
 
     def run(self) -> None:
         """Train and compress the row, and check the effects of all settings."""
@@ -347,11 +347,11 @@ class Check:
         learning = last["weighted"] - len(statistics) // 2 * frozen
         self.expect(f"stages: {first['learning']} layers trainable", first["learning"] == 1)
         self.expect(f"stages: {last['learning']} of {learning} layers trainable at last", last["learning"] == learning)
-        for what, values, start in zip(
+        for description, values, start in zip(
             ("statistics", "scales"), (statistics, affine), _normalization(load_model(self.weights)), strict=True
         ):
             kept = _same(values, start)
-            self.expect(f"freeze_bn: {what} {'kept' if kept else 'changed'} in training", kept == frozen)
+            self.expect(f"freeze_bn: {description} {'kept' if kept else 'changed'} in training", kept == frozen)
 
     def check_ends(self, run: Any) -> None:
         """Check that each stage ended after its number of epochs or when its patience was exhausted."""
@@ -414,15 +414,15 @@ class Check:
         """Check whether batch normalization is frozen in each fine-tuning."""
         frozen = self.row["freeze_bn"] and self.row["stages"] == "transfer"
         for fit in observer.fits:
-            where = "quantization-aware training" if fit["qat"] else "fine-tuning"
+            location = "quantization-aware training" if fit["qat"] else "fine-tuning"
             statistics, affine = (_same(*pair) for pair in zip(fit["before"], fit["after"], strict=True))
             if fit["before"][0]:
                 self.expect(
-                    f"freeze_bn: statistics {'kept' if statistics else 'changed'} in {where}",
+                    f"freeze_bn: statistics {'kept' if statistics else 'changed'} in {location}",
                     statistics == (frozen or fit["qat"]),
                 )
                 if not fit["qat"]:
-                    self.expect(f"freeze_bn: scales {'kept' if affine else 'changed'} in {where}", affine == frozen)
+                    self.expect(f"freeze_bn: scales {'kept' if affine else 'changed'} in {location}", affine == frozen)
 
     def check_file(self, run: Any, report: Any) -> None:
         """Check the tensors of the .tflite file."""
@@ -443,10 +443,10 @@ class Check:
             self.expect(
                 f"cluster: {values} values in a channel, {float_values} before", values <= CLUSTERS < float_values
             )
-        left = sum(kernel.size for kernel in kernels) / sum(kernel.size for kernel in float_kernels)
+        remaining = sum(kernel.size for kernel in kernels) / sum(kernel.size for kernel in float_kernels)
         if method == "channels":
-            self.facts.append(f"{left:.0%} of weights")
-        self.expect(f"{method}: {left:.0%} of the weights are left", (left < 0.9) == (method == "channels"))
+            self.facts.append(f"{remaining:.0%} of weights")
+        self.expect(f"{method}: {remaining:.0%} of the weights are left", (remaining < 0.9) == (method == "channels"))
         self.expect(f"{method}: accuracy {report.forms[-1].top1:.0%}", report.forms[-1].top1 > 0.4)
 
 
@@ -490,8 +490,8 @@ def work(numbers: list[int], devices: int, scratch: Path) -> None:
             check.run()
         except Exception as error:
             traceback.print_exc()
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}"
             check.failures.append(f"{type(error).__name__}: {str(error)[:200]} ({where})")
         result = {"number": number, "failures": check.failures, "passed": check.passed, "facts": check.facts}
         print(json.dumps(result), flush=True)

@@ -1,6 +1,6 @@
 """Measure the accuracy and size of compressed models on MNIST and CIFAR-10.
 
-    python benchmarks/compression.py resnet8 small wide pruned mnist seeds brought --work FOLDER
+    python benchmarks/compression.py resnet8 small wide pruned mnist seeds third-party --work FOLDER
 
 Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Existing runs and variants in FOLDER are used, and an
 unfinished training is resumed. docs/results.md describes which recipes were chosen by validation accuracy and which
@@ -110,7 +110,7 @@ def variant(run: Run, name: str, method: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def first(name: str, work: Path, seed: int = 0) -> Run:
+def first_stage(name: str, work: Path, seed: int = 0) -> Run:
     """Return the run of a recipe that starts with random weights."""
     folder = f"mnist-{seed}" if name == "mnist" else f"cifar10-{name}"
     return trained(work / "runs" / folder, RECIPES[name] | {"data.source": source(name, work), "seed": seed})
@@ -118,12 +118,12 @@ def first(name: str, work: Path, seed: int = 0) -> Run:
 
 def cifar10(name: str, work: Path) -> dict[str, Any]:
     """Measure float and QAT int8 of one of edgerec's architectures on CIFAR-10."""
-    run = first(name, work)
+    run = first_stage(name, work)
     if name in SECOND:
         changes = RECIPES[name] | SECOND[name] | {"data.source": source(name, work)}
         changes["model.weights"] = str(run.path / "model.keras")
         if name == "small":
-            changes["distill.teachers"] = str(first("wide", work).path)
+            changes["distill.teachers"] = str(first_stage("wide", work).path)
         run = trained(work / "runs" / f"cifar10-{name}-second", changes)
     return variant(run, "int8-qat", "qat")
 
@@ -140,7 +140,7 @@ def mnist(work: Path) -> dict[str, Any]:
     """Measure simple_cnn with three seeds: float, QAT, and QAT of the 80 % pruned model, and the mean loss."""
     rows: dict[str, list[dict[str, Any]]] = {"qat": [], "prune+qat": []}
     for seed in SEEDS:
-        run = first("mnist", work, seed)
+        run = first_stage("mnist", work, seed)
         rows["qat"].append(variant(run, "int8-qat", "qat", epochs=4))
         sparse = variant(run, "int8-pqat", "prune+qat", **SPARSE_MNIST)
         rows["prune+qat"].append(
@@ -201,18 +201,18 @@ def write_person_images(work: Path) -> Path:
     return folder
 
 
-def brought(work: Path) -> dict[str, Any]:
+def third_party(work: Path) -> dict[str, Any]:
     """Quantize MLPerf Tiny's person detection model with PTQ and QAT, and run Coral's MobileNet on an image of a cat.
 
     There are no labeled images for the first model, so its top-1 is the agreement with its own float predictions.
     """
-    run = Run(work / "runs" / "brought-vww_96")
+    run = Run(work / "runs" / "third-party-vww_96")
     if not run.finished:
         labels = work / "vww_labels.txt"
         labels.write_text("no person\nperson\n")
         network = data_folder() / "vww_96.h5"
         run = adopt(network, str(write_person_images(work)), run.path, normalize="unit", labels=labels, overwrite=True)
-    bundle = work / "brought-mobilenet_v1"
+    bundle = work / "third-party-mobilenet_v1"
     mobilenet = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
     import_tflite(mobilenet, bundle, labels=data_folder() / "imagenet_labels.txt", overwrite=True)
     cat = Classifier.open(bundle).classify(read_image(data_folder() / "cat_720p.jpg"))
@@ -225,15 +225,15 @@ def brought(work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Print one JSON object for each benchmark."""
-    others = {"pruned": pruned, "mnist": mnist, "seeds": seeds, "brought": brought}
+    benchmarks = {"pruned": pruned, "mnist": mnist, "seeds": seeds, "third-party": third_party}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=("resnet8", "small", "wide", *others))
+    parser.add_argument("benchmarks", nargs="+", choices=("resnet8", "small", "wide", *benchmarks))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for part in arguments.parts:
-        figures = others[part](arguments.work) if part in others else cifar10(part, arguments.work)
-        print(json.dumps({part: figures}, indent=1), flush=True)
+    for name in arguments.benchmarks:
+        figures = benchmarks[name](arguments.work) if name in benchmarks else cifar10(name, arguments.work)
+        print(json.dumps({name: figures}, indent=1), flush=True)
 
 
 if __name__ == "__main__":

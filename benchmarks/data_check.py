@@ -1,6 +1,6 @@
 """Measure precision and recall of edgerec data check for label errors that were inserted on purpose.
 
-    python benchmarks/data_check.py --work FOLDER [--images 10000] [--part 0.05]
+    python benchmarks/data_check.py --work FOLDER [--images 10000] [--fraction 0.05]
 
 A fraction of the labels of MNIST, CIFAR-10 and the sign digits is replaced by random other labels. Precision is the
 fraction of the reported labels that were replaced. Recall is the fraction of the replaced labels that are reported. The
@@ -45,23 +45,23 @@ def load_thumbnails(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.u
         )
     else:
         subset = Arrays(dataset.images[indices], dataset.classes[indices], dataset.splits[indices], dataset.labels)
-    began = time.perf_counter()
+    start = time.perf_counter()
     small = scan(subset, Levels(), ignore).thumbnails
-    return small, subset.classes, len(indices) / (time.perf_counter() - began)
+    return small, subset.classes, len(indices) / (time.perf_counter() - start)
 
 
-def measure(name: str, work: Path, count: int, part: float) -> dict[str, Any]:
+def measure(name: str, work: Path, count: int, fraction: float) -> dict[str, Any]:
     """Return the measurements of one dataset."""
     small, classes, speed = load_thumbnails(name, work, count)
     rng = np.random.default_rng(1)
-    wrong = np.zeros(len(classes), bool)
-    wrong[rng.permutation(len(classes))[: round(part * len(classes))]] = True
+    is_wrong = np.zeros(len(classes), bool)
+    is_wrong[rng.permutation(len(classes))[: round(fraction * len(classes))]] = True
     replaced_labels = np.where(
-        wrong, (classes + rng.integers(1, classes.max() + 1, len(classes))) % (classes.max() + 1), classes
+        is_wrong, (classes + rng.integers(1, classes.max() + 1, len(classes))) % (classes.max() + 1), classes
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     predictions = cross_validate(small, replaced_labels, ignore)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     reported = predictions.label_errors(replaced_labels)
     original_predictions = cross_validate(small, classes, ignore)
     return {
@@ -69,12 +69,12 @@ def measure(name: str, work: Path, count: int, part: float) -> dict[str, Any]:
         "images": len(classes),
         "read_per_second": round(speed),
         "checked_per_second": round(len(classes) / seconds),
-        "replaced_labels": int(wrong.sum()),
+        "replaced_labels": int(is_wrong.sum()),
         "accuracy_of_the_quick_classifier": round(predictions.accuracy, 3),
         "reported": len(reported),
-        "precision": round(float(wrong[reported].mean()), 3),
-        "recall": round(float(wrong[reported].sum() / wrong.sum()), 3),
-        "precision_of_the_first_20": round(float(wrong[reported[:20]].mean()), 3),
+        "precision": round(float(is_wrong[reported].mean()), 3),
+        "recall": round(float(is_wrong[reported].sum() / is_wrong.sum()), 3),
+        "precision_of_the_first_20": round(float(is_wrong[reported[:20]].mean()), 3),
         "reported_fraction_of_original_labels": round(
             len(original_predictions.label_errors(classes)) / len(classes), 4
         ),
@@ -86,11 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--images", type=int, default=10000, help="at most")
-    parser.add_argument("--part", type=float, default=0.05, help="fraction of the labels that are replaced")
+    parser.add_argument("--fraction", type=float, default=0.05, help="fraction of the labels that are replaced")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in ("mnist", "signs", "cifar10"):
-        print(json.dumps(measure(name, arguments.work, arguments.images, arguments.part), indent=1), flush=True)
+        print(json.dumps(measure(name, arguments.work, arguments.images, arguments.fraction), indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def addresses(count: int) -> list[str]:
     """Return free ports of this machine."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        return [f"127.0.0.1:{opened.getsockname()[1]}" for opened in sockets]
 
 
 def workers(count: int, together: bool = True) -> dict[str, float]:
@@ -78,9 +78,9 @@ def worker(batch: int) -> None:
         model.fit(workers.distribute(feed), steps_per_epoch=STEPS, verbose=0)
         steps = []
         for _ in range(3):
-            began = time.monotonic()
+            start = time.monotonic()
             model.fit(workers.distribute(feed), steps_per_epoch=STEPS, verbose=0)
-            steps.append((time.monotonic() - began) / STEPS)
+            steps.append((time.monotonic() - start) / STEPS)
         gradients = [tf.zeros_like(variable) for variable in model.trainable_variables]
         exchanges = [exchange(workers, gradients) for _ in range(4)][1:] if workers.cluster is not None else [0.0]
         print(json.dumps({"step_s": min(steps), "exchange_s": min(exchanges), "parameters": model.count_params()}))
@@ -99,9 +99,9 @@ def exchange(workers: Any, gradients: list[Any]) -> float:
             workers.strategy.run(replica)
         return 0
 
-    began = time.monotonic()
+    start = time.monotonic()
     summed()
-    return (time.monotonic() - began) / STEPS
+    return (time.monotonic() - start) / STEPS
 
 
 def main() -> None:
@@ -119,18 +119,18 @@ def main() -> None:
         {count: (workers(count), workers(count, False)) for count in arguments.workers} for _ in range(arguments.rounds)
     ]
     first = arguments.workers[0]
-    alone = median(results[first][0]["step_s"] for results in rounds)
+    baseline = median(results[first][0]["step_s"] for results in rounds)
     table = {}
     for count in arguments.workers:
         step, shared = (median(results[count][0][key] for results in rounds) for key in ("step_s", "exchange_s"))
-        apart = median(results[count][1]["step_s"] for results in rounds)
+        independent = median(results[count][1]["step_s"] for results in rounds)
         table[str(count)] = {
             "step_ms": round(step * 1e3, 1),
-            "apart_ms": round(apart * 1e3, 1),
+            "apart_ms": round(independent * 1e3, 1),
             "exchange_ms": round(shared * 1e3, 2),
-            "speedup": round(alone / step, 2),
-            "speedup_apart": round(alone / apart, 2),
-            "speedup_by_model": round(alone / (apart + shared), 2),
+            "speedup": round(baseline / step, 2),
+            "speedup_apart": round(baseline / independent, 2),
+            "speedup_by_model": round(baseline / (independent + shared), 2),
         }
     parameters = rounds[0][first][0]["parameters"]
     print(json.dumps({"cores": os.cpu_count(), "parameters": parameters, "workers": table}, indent=1))

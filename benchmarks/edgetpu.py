@@ -39,8 +39,8 @@ class Pair:
     name: str
     operators: int
     on_cpu: int
-    wrong: tuple[str, ...]
-    open_batch: bool
+    mismatches: tuple[str, ...]
+    dynamic_batch: bool
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
@@ -53,31 +53,33 @@ def pairs(folder: Path) -> Iterator[Pair]:
         if sum(operator.name == EDGETPU_CUSTOM for operator in compiled.operators) > 1:
             continue
         on_cpu = left_on_cpu(graph, compiled)
-        wrong = tuple(
+        mismatches = tuple(
             f"{operator.index} {operator.op} predicted on {operator.on}: {operator.reason or 'mapped'}"
             for operator in diagnose(graph).operators
             if (operator.on == "cpu") != (operator.index in on_cpu)
         )
-        is_open = any(-1 in tensor.shape for tensor in graph.inputs)
-        yield Pair(before.stem, len(graph.operators), len(on_cpu), wrong, is_open)
+        is_dynamic = any(-1 in tensor.shape for tensor in graph.inputs)
+        yield Pair(before.stem, len(graph.operators), len(on_cpu), mismatches, is_dynamic)
 
 
 def show_pairs(folders: list[Path]) -> None:
     """Print a line for each pair, and the totals."""
     compiled_pairs = [pair for folder in folders for pair in pairs(folder)]
     for pair in compiled_pairs:
-        verdict = "open batch" if pair.open_batch else f"{len(pair.wrong)} wrong" if pair.wrong else "right"
+        verdict = f"{len(pair.mismatches)} wrong" if pair.mismatches else "correct"
+        verdict = "dynamic batch size" if pair.dynamic_batch else verdict
         print(f"{pair.name[:78]:<78} {pair.operators:4} {pair.on_cpu:4}  {verdict}")
-        for line in () if pair.open_batch else pair.wrong[:5]:
+        for line in () if pair.dynamic_batch else pair.mismatches[:5]:
             print(f"    {line}")
-    fixed = [pair for pair in compiled_pairs if not pair.open_batch]
-    right = sum(pair.operators - len(pair.wrong) for pair in fixed)
+    fixed = [pair for pair in compiled_pairs if not pair.dynamic_batch]
+    correct_pairs = sum(not pair.mismatches for pair in fixed)
+    correct_operators = sum(pair.operators - len(pair.mismatches) for pair in fixed)
     dynamic = len(compiled_pairs) - len(fixed)
     print(f"\n{len(compiled_pairs)} pairs, {dynamic} of them with a dynamic batch size, which edgerec rejects")
     total = sum(pair.operators for pair in fixed)
     print(
-        f"The predictions are correct for {sum(not pair.wrong for pair in fixed)} of the other {len(fixed)} pairs, and "
-        f"for {right} of their {total} operators"
+        f"The predictions are correct for {correct_pairs} of the other {len(fixed)} pairs, and "
+        f"for {correct_operators} of their {total} operators"
     )
 
 

@@ -766,14 +766,14 @@ def main() -> None:
 
         def work(mutation: Mutation) -> None:
             nonlocal failures
-            folder, began = copies.get(), time.monotonic()
+            folder, start = copies.get(), time.monotonic()
             try:
                 outcome, reason = outcome_of(mutation, folder)
             finally:
                 copies.put(folder)
             with lock:
                 failures += outcome != "killed"
-                print(f"{outcome:8}  {mutation.function}  [{mutation.file}]  {time.monotonic() - began:.0f} s")
+                print(f"{outcome:8}  {mutation.function}  [{mutation.file}]  {time.monotonic() - start:.0f} s")
                 print(f"          tests/{mutation.test}")
                 if reason:
                     print(f"          {reason[:140]}", flush=True)

@@ -36,9 +36,9 @@ def images_of(name: str, work: Path, count: int) -> tuple[Any, Any]:
 def measure(name: str, work: Path, count: int, levels: float) -> dict[str, Any]:
     """Count the near-duplicate pairs of one data set, and return the figures."""
     small, classes = images_of(name, work, count)
-    began = time.perf_counter()
+    start = time.perf_counter()
     pairs = near_pairs(thumbnails(small), [classes], levels)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return {
         "data": name,
         "images": len(classes),

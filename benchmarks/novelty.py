@@ -80,7 +80,7 @@ class Scores:
     score: Any
 
 
-def few(images: Any, count: int = SHOWN) -> list[Image]:
+def sample(images: Any, count: int = SHOWN) -> list[Image]:
     """Return this many randomly chosen elements, with a fixed seed."""
     chosen = np.random.default_rng(SEED).permutation(len(images))[:count]
     return [images[int(i)] for i in chosen]
@@ -126,12 +126,12 @@ def load_unknown_images(work: Path, name: str) -> dict[str, list[Image]]:
     with np.load(data_folder() / "mnist.npz") as file:
         rest = ~np.isin(file["y_test"], list(DIGITS[name]))
         if rest.any():
-            images["digits 5-9"] = few(file["x_test"][rest])
+            images["digits 5-9"] = sample(file["x_test"][rest])
     cifar = sorted((unpacked("cifar10", work) / "test").glob("*/*.jpg"))
     signs = sorted(unpacked("sign-digits", work).rglob("*.JPG"))
     readers: dict[str, Callable[[], list[Image]]] = {
-        "CIFAR-10, gray 28×28": lambda: [gray(read_image(path)) for path in few(cifar)],
-        "hands signing digits": lambda: [gray(read_image(path)) for path in few(signs)],
+        "CIFAR-10, gray 28×28": lambda: [gray(read_image(path)) for path in sample(cifar)],
+        "hands signing digits": lambda: [gray(read_image(path)) for path in sample(signs)],
     }
     return images | {kind: read() for kind, read in readers.items()}
 
@@ -157,9 +157,9 @@ def rows(work: Path, name: str) -> list[str]:
     print({key: value for key, value in vars(export.novelty).items() if key != "forms"}, flush=True)
     classifier = Classifier.open(export.bundle)
     dataset, split = classifier_run.data()
-    validation = score_images(classifier, few(dataset.images[split.val]))
-    known = score_images(classifier, few(dataset.images[split.test]))
-    least = float(np.quantile(validation.score, 1 - KNOWN, method="lower"))
+    validation = score_images(classifier, sample(dataset.images[split.val]))
+    known = score_images(classifier, sample(dataset.images[split.test]))
+    min_score = float(np.quantile(validation.score, 1 - KNOWN, method="lower"))
     lines = []
     for kind, images in load_unknown_images(work, name).items():
         new = score_images(classifier, images)
@@ -170,9 +170,9 @@ def rows(work: Path, name: str) -> list[str]:
             f"{np.mean(new.novelty > 1):.1%}",
             f"{np.mean(known.novelty > 1):.1%}",
             f"{auroc(-known.score, -new.score):.4f}",
-            f"{np.mean(new.score < least):.1%}",
-            f"{np.mean(known.score < least):.1%}",
-            f"{np.mean((new.novelty > 1) | (new.score < least)):.1%}",
+            f"{np.mean(new.score < min_score):.1%}",
+            f"{np.mean(known.score < min_score):.1%}",
+            f"{np.mean((new.novelty > 1) | (new.score < min_score)):.1%}",
         )
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
@@ -181,8 +181,8 @@ def rows(work: Path, name: str) -> list[str]:
 
 def auroc(known: Any, new: Any) -> float:
     """Return the probability that an unfamiliar image has a higher value than a known image."""
-    truth = np.repeat([0, 1], [len(known), len(new)])
-    return float(require("sklearn.metrics").roc_auc_score(truth, np.concatenate([known, new])))
+    is_unknown = np.repeat([0, 1], [len(known), len(new)])
+    return float(require("sklearn.metrics").roc_auc_score(is_unknown, np.concatenate([known, new])))
 
 
 def main() -> None:

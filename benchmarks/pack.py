@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from augment import measure_alternately, take
+from augment import batch_reader, measure_alternately
 from common import data_folder, unpacked
 
 from edgerec import Recipe, pack_data
@@ -60,7 +60,7 @@ def million(arguments: argparse.Namespace) -> dict[str, Any]:
             pack_data(Recipe().override({"data.source": str(source)}), pack)
             print(f"packed {count:,} in {time.monotonic() - start:.0f} s", file=sys.stderr)
             source.unlink()
-        steps = ["--steps", str(arguments.steps), "--began", str(time.time())]
+        steps = ["--steps", str(arguments.steps), "--start", str(time.time())]
         command = [sys.executable, __file__, "train", "--work", str(pack), *steps]
         process = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         figures[f"{count:,}"] = json.loads(process.stdout)
@@ -73,23 +73,23 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     keras()
     dataset, section = load(recipe.data)
     recipe = Recipe(data=section).override({"train.batch_size": BATCH})
-    parts = split_dataset(dataset, section, 0)
+    split = split_dataset(dataset, section, 0)
     model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalize)
     compile_classifier(model, keras().optimizers.Adam(), 20)
-    feed = training_batches(dataset, parts.train, recipe, first_epoch=0)
+    feed = training_batches(dataset, split.train, recipe, first_epoch=0)
     memory, first = [], []
 
     class MemoryMonitor(keras().callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            first.append(time.time() - arguments.began)
+            first.append(time.time() - arguments.start)
             resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
             memory.append(resident_pages * 4096 / 1e6)
 
     model.fit(feed, steps_per_epoch=arguments.steps, epochs=1, verbose=0, callbacks=[MemoryMonitor()])
     tenth = max(1, len(memory) // 10)
     return {
-        "training_images": len(parts.train),
-        "fraction_of_epoch": round(arguments.steps * BATCH / len(parts.train), 3),
+        "training_images": len(split.train),
+        "fraction_of_epoch": round(arguments.steps * BATCH / len(split.train), 3),
         "seconds_to_step_20": round(first[0], 1),
         "rss_mb": [round(value) for value in memory[::tenth]],
         "rss_end_to_a_tenth": round(memory[-1] / memory[tenth], 3),
@@ -106,17 +106,17 @@ def feed(arguments: argparse.Namespace) -> dict[str, Any]:
     functions = {}
     for name, source in (("memory", base.data.source), ("shards", str(pack))):
         dataset, section = load(base.override({"data.source": source}).data)
-        part = split_dataset(dataset, section, 0).train
+        indices = split_dataset(dataset, section, 0).train
         for key, setting in SETTINGS.items():
             recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | setting)
-            epoch = steps_per_epoch(part, recipe)
-            batches = training_batches(dataset, part, recipe, first_epoch=0)
-            functions[f"{name}, augmentation {key}"] = (take(batches, epoch), epoch * BATCH)
+            epoch = steps_per_epoch(indices, recipe)
+            batches = training_batches(dataset, indices, recipe, first_epoch=0)
+            functions[f"{name}, augmentation {key}"] = (batch_reader(batches, epoch), epoch * BATCH)
     recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | PLAIN)
     model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalize)
     compile_classifier(model, keras().optimizers.Adam(), STEPS)
-    one = training_batches(dataset, part, recipe, first_epoch=0).take(1).cache().repeat()
-    functions["step"] = (lambda: model.fit(one, steps_per_epoch=STEPS, epochs=1, verbose=0), STEPS * BATCH)
+    single_batch = training_batches(dataset, indices, recipe, first_epoch=0).take(1).cache().repeat()
+    functions["step"] = (lambda: model.fit(single_batch, steps_per_epoch=STEPS, epochs=1, verbose=0), STEPS * BATCH)
     speeds, _ = measure_alternately(functions, arguments.rounds)
     return {
         "images_per_second": speeds,
@@ -127,14 +127,14 @@ def feed(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("million", "feed", "train"))
+    parser.add_argument("benchmark", choices=("million", "feed", "train"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    work = {"million": million, "feed": feed, "train": train}[arguments.part]
+    work = {"million": million, "feed": feed, "train": train}[arguments.benchmark]
     print(json.dumps(work(arguments), indent=1))
 
 

@@ -61,9 +61,9 @@ def main() -> None:
         durations: list[list[float]] = [[], []]
         for _ in range(arguments.steps):
             for step, times in zip(steppers, durations, strict=True):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 step()
-                times.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - start)
         float32, mixed = (1e3 * statistics.median(times) for times in durations)
         about = {"arch": name, "policy": policy, "float32_ms": round(float32, 1), "mixed_ms": round(mixed, 1)}
         print(json.dumps(about | {"times_faster": round(float32 / mixed, 2)}), flush=True)

@@ -94,7 +94,7 @@ class Soak:
         self.rtsp = servers.RtspServer(folder / "rtsp")
         self.mjpeg = servers.MjpegServer()
         self.broker = Mosquitto(folder / "broker")
-        self.hook = HookServer()
+        self.webhook = HookServer()
         self.printed: collections.deque[tuple[str, int]] = collections.deque()
         self.decisions: set[tuple[str, str, float]] = set()
         self.errors: list[str] = []
@@ -124,7 +124,7 @@ class Soak:
         command += ["--csv", str(self.folder / "rows.csv"), "--save", "changes", "--save-max", "2MB"]
         command += ["--save-dir", str(self.folder / "saved"), "--web-save", str(self.folder / "labeled")]
         command += ["--mqtt", f"mqtt://127.0.0.1:{self.broker.port}/soak", "--queue-dir", str(self.folder / "queue")]
-        command += ["--webhook", self.hook.url, "--metrics", "127.0.0.1:0", "--web", "127.0.0.1:0"]
+        command += ["--webhook", self.webhook.url, "--metrics", "127.0.0.1:0", "--web", "127.0.0.1:0"]
         environment = os.environ | {"EDGEREC_CACHE": str(self.folder / "cache"), "EDGEREC_WEB_TOKEN": "soak-token-1234"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.folder
@@ -187,9 +187,9 @@ class Soak:
 
     @contextlib.contextmanager
     def _status(self, status: int) -> Iterator[None]:
-        self.hook.status = status
+        self.webhook.status = status
         yield
-        self.hook.status = 200
+        self.webhook.status = 200
 
     @contextlib.contextmanager
     def _idle(self) -> Iterator[None]:
@@ -297,13 +297,13 @@ class Soak:
             rows = [(row["source"], int(row["frame"])) for row in csv.DictReader(file)]
         printed = list(self.printed)
         lost = [line for line in self.errors if "lost" in line and "results" in line]
-        calm = [sample for sample in self.samples if not sample[4]]
-        early = [s for s in calm if 0.1 * self.seconds < s[0] <= 0.2 * self.seconds]
-        late = [s for s in calm if s[0] > 0.9 * self.seconds]
+        without_faults = [sample for sample in self.samples if not sample[4]]
+        early = [s for s in without_faults if 0.1 * self.seconds < s[0] <= 0.2 * self.seconds]
+        late = [s for s in without_faults if s[0] > 0.9 * self.seconds]
         first, last = ([statistics.median(s[i] for s in part) for i in (1, 2, 3)] for part in (early, late))
         messages = [json.loads(body) for topic, body, _ in self.listener.messages if topic.endswith("/decision")]
         mqtt, webhook = (
-            {decision_key(event["source"], event) for event in part} for part in (messages, self.hook.bodies)
+            {decision_key(event["source"], event) for event in part} for part in (messages, self.webhook.bodies)
         )
         summaries = re.findall(r"^(?:warning: )?(\S+) lost (\d+) of (\d+) results", "\n".join(self.errors), re.M)
         totals = {name: int(count) for name, count, _ in summaries}
@@ -334,7 +334,10 @@ class Soak:
             "memory_mib": [round(first[0], 1), round(last[0], 1)],
             "memory_by_tenth_mib": [
                 round(
-                    statistics.median([s[1] for s in calm if tenth <= 10 * s[0] / self.seconds < tenth + 1] or [0]), 1
+                    statistics.median(
+                        [s[1] for s in without_faults if tenth <= 10 * s[0] / self.seconds < tenth + 1] or [0]
+                    ),
+                    1,
                 )
                 for tenth in range(10)
             ],

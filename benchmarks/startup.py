@@ -17,19 +17,19 @@ import time
 
 def help_s() -> float:
     """Return the seconds until ``edgerec --help`` ends."""
-    began = time.monotonic()
+    start = time.monotonic()
     subprocess.run([sys.executable, "-m", "edgerec", "--help"], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def first_prediction_s(bundle: str, source: str) -> float:
     """Return the seconds until ``edgerec camera`` prints its first line."""
-    began = time.monotonic()
+    start = time.monotonic()
     command = ["camera", bundle, "--source", source, "--headless", "--json", "--max-frames", "1"]
     with subprocess.Popen([sys.executable, "-m", "edgerec", *command], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         json.loads(process.stdout.readline())
-        return time.monotonic() - began
+        return time.monotonic() - start
 
 
 def main() -> None:
@@ -39,12 +39,14 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("--times", type=int, default=7)
     arguments = parser.parse_args()
-    waits = {
+    durations = {
         "help_s": [help_s() for _ in range(arguments.times)],
         "first_prediction_s": [first_prediction_s(arguments.bundle, arguments.source) for _ in range(arguments.times)],
     }
     print(
-        json.dumps({k: {"best": round(min(v), 3), "median": round(statistics.median(v), 3)} for k, v in waits.items()})
+        json.dumps(
+            {k: {"best": round(min(v), 3), "median": round(statistics.median(v), 3)} for k, v in durations.items()}
+        )
     )
 
 

@@ -30,18 +30,18 @@ class Clock:
     """A clock that can be stopped."""
 
     def __init__(self) -> None:
-        self._began, self._stopped = time.monotonic(), 0.0
+        self._start, self._stopped_s = time.monotonic(), 0.0
 
     def stopped_while(self, work: Any) -> Any:
         """Run ``work`` with the clock stopped."""
-        began = time.monotonic()
+        start = time.monotonic()
         value = work()
-        self._stopped += time.monotonic() - began
+        self._stopped_s += time.monotonic() - start
         return value
 
     def read(self) -> float:
         """Return the elapsed seconds."""
-        return time.monotonic() - self._began - self._stopped
+        return time.monotonic() - self._start - self._stopped_s
 
 
 class Reached(Exception):
@@ -73,9 +73,9 @@ def tutorial(threshold: float, max_epochs: int) -> list[dict[str, float]]:
 
     class AfterEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            at = clock.read()
+            seconds = clock.read()
             accuracy = clock.stopped_while(lambda: measure_accuracy(model, x_test, y_test))
-            rows.append({"epoch": epoch + 1, "seconds": at, "accuracy": accuracy})
+            rows.append({"epoch": epoch + 1, "seconds": seconds, "accuracy": accuracy})
             if accuracy >= threshold:
                 model.stop_training = True
 
@@ -91,20 +91,20 @@ def edgerec(threshold: float, max_epochs: int) -> list[dict[str, float]]:
     keras()
     with np.load(data_folder() / "mnist.npz") as data:
         x_test, y_test = data["x_test"][..., None].astype("float32") / 255, data["y_test"]
-    off = dict.fromkeys(("shift", "rotate_deg", "zoom", "brightness", "contrast"), 0.0)
+    no_augmentation = dict.fromkeys(("shift", "rotate_deg", "zoom", "brightness", "contrast"), 0.0)
     recipe = Recipe.from_dict(
         {
             "data": {"source": str(data_folder() / "mnist.npz"), "val_fraction": 0.02},
-            "augment": off,
+            "augment": no_augmentation,
             "train": {"epochs": 1, "learning_rate": 0.005, "warmup_epochs": 0.1},
         }
     )
     clock, rows = Clock(), []
 
     def on_epoch(epoch: int, model: Any) -> None:
-        at = clock.read()
+        seconds = clock.read()
         accuracy = clock.stopped_while(lambda: measure_accuracy(model, x_test, y_test))
-        rows.append({"epoch": epoch, "seconds": at, "accuracy": accuracy})
+        rows.append({"epoch": epoch, "seconds": seconds, "accuracy": accuracy})
         if accuracy >= threshold:
             raise Reached
 

@@ -135,9 +135,9 @@ def image_files(work: Path) -> Iterator[tuple[str, bytes]]:
 def preprocess(work: Path) -> None:
     """Print the number of images whose decoded and preprocessed bytes are the same as on this machine."""
     files = dict(image_files(work))
-    here = userland_preprocess.digests(files.items())
-    if broken := [name for name, (pixels, _) in here["files"].items() if not pixels]:
-        raise SystemExit(f"not decoded here: {broken}")
+    on_host = userland_preprocess.digests(files.items())
+    if broken := [name for name, (pixels, _) in on_host["files"].items() if not pixels]:
+        raise SystemExit(f"not decoded on this machine: {broken}")
     print("| system | CPU | OpenCV | same after decoding | same after preprocessing | images |")
     print("|---|---|---|---|---|---|")
     for target in TARGETS:
@@ -147,18 +147,22 @@ def preprocess(work: Path) -> None:
                 (device_folder.folder / "images").mkdir()
                 for name, content in files.items():
                     (device_folder.folder / "images" / name).write_bytes(content)
-                outcome, there = device_folder.run(
+                outcome, in_system = device_folder.run(
                     Path(userland_preprocess.__file__), {"images": f"{device_folder.inside}/images"}
                 )
-            if there is None:
+            if in_system is None:
                 print(f"| {system.root.release} | {system.cpu} | {outcome.error_line} |")
                 continue
-            same = [sum(here["files"][name][part] == there["files"][name][part] for name in files) for part in (0, 1)]
-            other = sorted({Path(n).suffix for n in files if here["files"][n] != there["files"][n]})
-            opencv = f"{there['opencv']} (here {here['opencv']})"
+            same_counts = [
+                sum(on_host["files"][name][stage] == in_system["files"][name][stage] for name in files)
+                for stage in (0, 1)
+            ]
+            different_suffixes = sorted({Path(n).suffix for n in files if on_host["files"][n] != in_system["files"][n]})
+            others = f"; others: {different_suffixes}" if different_suffixes else ""
+            opencv = f"{in_system['opencv']} (on this machine {on_host['opencv']})"
             print(
-                f"| {system.root.release}, {system.machine} | {system.cpu} | {opencv} | {same[0]} | {same[1]} "
-                f"| {len(files)}{f'; others: {other}' if other else ''} |",
+                f"| {system.root.release}, {system.machine} | {system.cpu} | {opencv} "
+                f"| {same_counts[0]} | {same_counts[1]} | {len(files)}{others} |",
                 flush=True,
             )
 

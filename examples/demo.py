@@ -39,15 +39,15 @@ def make_video(run: Path, path: Path, images: int = 40) -> list[str]:
 
     dataset, split = Run.open(run).data()
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (320, 240))
-    truth = []
+    true_labels = []
     for i in np.random.default_rng(0).permutation(split.test)[:images]:
         digit = cv2.resize(dataset.original(int(i)), (240, 240), interpolation=cv2.INTER_LINEAR)
         frame = cv2.cvtColor(cv2.copyMakeBorder(digit, 0, 0, 40, 40, cv2.BORDER_CONSTANT), cv2.COLOR_GRAY2BGR)
         for _ in range(FRAMES_PER_IMAGE):
             writer.write(frame)
-            truth.append(dataset.labels[dataset.classes[i]])
+            true_labels.append(dataset.labels[dataset.classes[i]])
     writer.release()
-    return truth
+    return true_labels
 
 
 def main() -> None:
@@ -69,12 +69,12 @@ def main() -> None:
     print(f"{report['variant']} chosen because {report['why']}")
     print(edgerec("export", run, "--target", "rpi"))
     print(edgerec("verify", bundle))
-    truth = make_video(run, video)
+    true_labels = make_video(run, video)
     lines = edgerec("camera", bundle, "--source", video, "--headless", "--json").splitlines()
     print("\n".join([*lines[:4], f"… {len(lines)} lines"]))
     events = [json.loads(line) for line in lines]
     results = [event for event in events if event["event"] == "result"]
-    accuracy = np.mean([result["label"] == label for result, label in zip(results, truth, strict=True)])
+    accuracy = np.mean([result["label"] == label for result, label in zip(results, true_labels, strict=True)])
     ages = sorted(result["age_ms"] for result in results)
 
     print(f"\n{'':24}{'top-1':>9}{'agreement':>12}{'bytes':>11}{'gzip':>10}")

@@ -67,7 +67,7 @@ HEAD = (
 )
 
 
-def part(content: bytes, *, length: bool = True) -> bytes:
+def image_part(content: bytes, *, length: bool = True) -> bytes:
     """Return one part of a multipart response, including its boundary."""
     length_header = f"Content-Length: {len(content)}\r\n" if length else ""
     return f"--frame\r\nContent-Type: image/jpeg\r\n{length_header}\r\n".encode() + content + b"\r\n"
@@ -96,7 +96,7 @@ class Peer:
         Numbers increase over all connections of the server. ``options`` are passed to :func:`jpeg`.
         """
         for _ in itertools.count() if count is None else range(count):
-            self.send(part(jpeg(next(self._server.numbers) % NUMBERS, **options)))
+            self.send(image_part(jpeg(next(self._server.numbers) % NUMBERS, **options)))
             self.wait(1 / FPS)
 
 

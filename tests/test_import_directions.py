@@ -97,7 +97,7 @@ def test_no_module_imports_the_top_package():
 
 
 def test_imports_go_from_higher_to_lower_tiers():
-    wrong = [
+    violations = [
         f"{name} imports {module}"
         for name, modules in GRAPH.items()
         if name != "edgerec"
@@ -106,7 +106,7 @@ def test_imports_go_from_higher_to_lower_tiers():
         or ({package(name), package(module)} == {"camera", "doctor"})
         or (package(name) in DEVICE and package(module) not in DEVICE)
     ]
-    assert not wrong
+    assert not violations
 
 
 @pytest.mark.parametrize("of", [imports, imports_at_load])

@@ -59,9 +59,9 @@ def test_32_bit_systems_are_not_told_to_install_a_package_without_a_wheel(monkey
     with pytest.raises(MissingExtraError, match="pip install ai-edge-litert"):
         tflite_schema()
     monkeypatch.setattr(struct, "calcsize", lambda _: 4)
-    with pytest.raises(MissingExtraError, match="no package for 32-bit systems") as caught:
+    with pytest.raises(MissingExtraError, match="no package for 32-bit systems") as excinfo:
         tflite_schema()
-    assert "pip install" not in str(caught.value)
+    assert "pip install" not in str(excinfo.value)
 
 
 def test_commands_run_without_a_home_folder(bundle, golden_images, edgerec, system):
@@ -118,9 +118,9 @@ def test_http_cameras_without_poll(monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in for the compiler is a shell script")
 def test_a_hanging_compiler_is_stopped_without_process_groups(tmp_path, monkeypatch, real_data):
-    tool = tmp_path / "edgetpu_compiler"
-    tool.write_text("#!/bin/sh\nexec sleep 60\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    program = tmp_path / "edgetpu_compiler"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(compiler, "COMPILE_TIMEOUT_S", 0.5)
     monkeypatch.delattr(os, "killpg")

@@ -23,7 +23,7 @@ from edgerec.camera.sources import find_source
 from edgerec.errors import EdgerecError, SourceError
 from edgerec.utils.atomic import replacing_folder, write_file
 from tests.conftest import one_line
-from tests.servers import HEAD, MjpegServer, free_port, jpeg, part
+from tests.servers import HEAD, MjpegServer, free_port, image_part, jpeg
 
 SECRETS = ("SECRET", "S3CR3T", "471108151")
 
@@ -84,9 +84,9 @@ def test_name_of_a_source_has_no_secret(address, name):
 )
 def test_invalid_address_is_refused_without_showing_its_password(address):
     for parse in (find_source, lambda text: Broker.parse(text.replace("http", "mqtt"), {}), WebhookAddress.parse):
-        with pytest.raises(EdgerecError) as caught:
+        with pytest.raises(EdgerecError) as excinfo:
             parse(address)
-        assert not leaked(str(caught.value))
+        assert not leaked(str(excinfo.value))
 
 
 def test_refusal_says_how_to_write_a_password_with_special_characters():
@@ -98,9 +98,9 @@ def test_addresses_that_differ_only_in_secrets_are_two_sources(bundle):
     addresses = ["http://127.0.0.1/x?id_of_camera=1&pwd=SECRET", "http://127.0.0.1/x?id_of_camera=2&pwd=SECRET"]
     names = Camera.open(bundle, addresses).sources
     assert names == ("http://127.0.0.1/x?***", "http://127.0.0.1/x?*** #2")
-    with pytest.raises(SourceError, match="specified twice") as caught:
+    with pytest.raises(SourceError, match="specified twice") as excinfo:
         Camera.open(bundle, addresses[:1] * 2)
-    assert not leaked(str(caught.value))
+    assert not leaked(str(excinfo.value))
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_error_does_not_repeat_a_response_that_echoes_the_request(response):
     def script(peer):
         peer.send(response.replace(b"{request}", peer.request.splitlines()[0]))
 
-    with MjpegServer(script) as server, pytest.raises(SourceError) as caught:
+    with MjpegServer(script) as server, pytest.raises(SourceError) as excinfo:
         for _ in find_source(f"{server.url}?pwd=SECRET").open().images():
             pass
-    assert not leaked(str(caught.value))
-    assert "127.0.0.1" in str(caught.value)
+    assert not leaked(str(excinfo.value))
+    assert "127.0.0.1" in str(excinfo.value)
 
 
 # Redirects.
@@ -147,10 +147,10 @@ def test_password_without_a_user_is_sent_to_a_web_camera():
 
 
 def test_password_does_not_follow_a_redirect_to_another_port():
-    with challenging() as (other, requests):
+    with challenging() as (other_server, requests):
 
         def script(peer):
-            peer.send(f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\n\r\n".encode())
+            peer.send(f"HTTP/1.1 302 Found\r\nLocation: {other_server.url}\r\n\r\n".encode())
 
         with MjpegServer(script) as server, pytest.raises(SourceError, match="user name and password"):
             find_source(server.url.replace("//", "//me:SECRET@")).open()
@@ -167,7 +167,7 @@ def test_password_does_not_follow_a_redirect_from_https_to_http(tmp_path, monkey
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    with challenging() as (other, requests), socket.create_server(("127.0.0.1", 0)) as listener:
+    with challenging() as (other_server, requests), socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
             with suppress(OSError):
@@ -175,7 +175,7 @@ def test_password_does_not_follow_a_redirect_from_https_to_http(tmp_path, monkey
                     connection, _ = listener.accept()
                     with context.wrap_socket(connection, server_side=True) as encrypted:
                         encrypted.recv(4096)
-                        encrypted.sendall(f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\n\r\n".encode())
+                        encrypted.sendall(f"HTTP/1.1 302 Found\r\nLocation: {other_server.url}\r\n\r\n".encode())
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -227,17 +227,20 @@ def test_password_does_not_follow_a_redirect_of_an_rtsp_server(challenge):
     def redirect(request):
         if challenge and b"Authorization" not in request:
             return f"401 Unauthorized\r\nWWW-Authenticate: {challenge}"
-        return f"302 Found\r\nLocation: rtsp://127.0.0.1:{other}/y"
+        return f"302 Found\r\nLocation: rtsp://127.0.0.1:{other_server}/y"
 
     with (
-        rtsp_server(lambda request: f"401 Unauthorized\r\nWWW-Authenticate: {CHALLENGES[0]}") as (other, requests),
+        rtsp_server(lambda request: f"401 Unauthorized\r\nWWW-Authenticate: {CHALLENGES[0]}") as (
+            other_server,
+            requests,
+        ),
         rtsp_server(redirect) as (port, _),
-        pytest.raises(SourceError, match="cannot be opened") as caught,
+        pytest.raises(SourceError, match="cannot be opened") as excinfo,
     ):
         find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
     assert requests
     assert not any(b"Authorization" in request for request in requests)
-    assert not leaked(str(caught.value))
+    assert not leaked(str(excinfo.value))
 
 
 def test_redirect_on_the_same_rtsp_server_keeps_the_password():
@@ -297,10 +300,10 @@ def test_password_is_sent_for_the_first_challenge_that_is_supported(challenges, 
 def test_invalid_rtsp_response_is_reported_in_one_line(content):
     with (
         MjpegServer(lambda peer: peer.send(content + b"\r\n\r\n")) as server,
-        pytest.raises(SourceError, match=f"rtsp://127.0.0.1:{server.port}/camera.mjpg") as caught,
+        pytest.raises(SourceError, match=f"rtsp://127.0.0.1:{server.port}/camera.mjpg") as excinfo,
     ):
         find_source(server.url.replace("http://", "rtsp://me:SECRET@")).open()
-    assert not leaked(str(caught.value))
+    assert not leaked(str(excinfo.value))
 
 
 # The environment, files and the process list.
@@ -350,9 +353,9 @@ def test_secret_file_that_is_a_pipe_is_refused_without_waiting(tmp_path):
 
 def test_content_of_a_variable_that_is_not_an_address_is_not_shown(monkeypatch):
     monkeypatch.setenv("DOOR", "SECRET/stream")
-    with pytest.raises(SourceError, match="the source 'env:DOOR' does not exist") as caught:
+    with pytest.raises(SourceError, match="the source 'env:DOOR' does not exist") as excinfo:
         find_source("env:DOOR")
-    assert not leaked(str(caught.value))
+    assert not leaked(str(excinfo.value))
 
 
 def test_error_names_an_environment_variable_that_is_not_set():
@@ -371,7 +374,7 @@ def test_camera_with_secrets_everywhere_shows_none(bundle, tmp_path, edgerec):
             return
         peer.send(HEAD)
         for number in range(40):
-            peer.send(part(jpeg(number)))
+            peer.send(image_part(jpeg(number)))
             peer.wait(0.02)
 
     def receiver(peer):
@@ -473,8 +476,8 @@ def test_every_form_of_a_wrong_token_counts_toward_the_lockout(form, monkeypatch
         locked_out = ask(sink, "/?token=correct%20horse")
         assert locked_out.status == 429
         assert 0 < int(locked_out.headers["Retry-After"]) <= 60
-        for other in FORMS.values():
-            assert other(sink, "guess").status == 429
+        for send_token in FORMS.values():
+            assert send_token(sink, "guess").status == 429
         assert ask(sink).status == 401  # without a token, the page still asks for it
 
 
@@ -509,10 +512,10 @@ def test_other_addresses_are_not_locked_out(monkeypatch):
         for number in range(12):
             FORMS["query"](sink, f"guess{number}")
         port = urlsplit(sink.url).port
-        other = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=("127.0.0.2", 0))
-        stack.callback(other.close)
-        other.request("GET", "/", headers={"Authorization": "Bearer correct horse"})
-        assert other.getresponse().status == 200
+        other_client = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=("127.0.0.2", 0))
+        stack.callback(other_client.close)
+        other_client.request("GET", "/", headers={"Authorization": "Bearer correct horse"})
+        assert other_client.getresponse().status == 200
 
 
 # Modes of files.

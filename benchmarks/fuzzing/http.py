@@ -188,8 +188,8 @@ def _webhook(messages: list[bytes], out: Path) -> None:
     from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 
     with Peers(_sender(messages, 9)) as peers:
-        hook = WebhookAddress.parse(f"http://me:{SECRET}@127.0.0.1:{peers.port}/hook?key=1")
-        sink = Webhook(hook, secret="secret", every_result=True, timeout_s=5.0, tries=1)
+        address = WebhookAddress.parse(f"http://me:{SECRET}@127.0.0.1:{peers.port}/hook?key=1")
+        sink = Webhook(address, secret="secret", every_result=True, timeout_s=5.0, tries=1)
         for _ in messages:
             sink.write(_result())
         end = time.monotonic() + _WAIT_S

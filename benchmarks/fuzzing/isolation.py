@@ -62,9 +62,9 @@ def run_target(name: str, target: Target, work: Path, *, seed: int, count: int, 
     work.mkdir(parents=True, exist_ok=True)
     seeds = target.start(work / "seeds")
     for number in range(first, first + count):
-        began, case = time.monotonic(), f"{name}-{seed}-{number}"
+        start_s, case = time.monotonic(), f"{name}-{seed}-{number}"
         outcome, text = run_case(target, seeds, work / "case", case)
-        figures.add(case, outcome, text, time.monotonic() - began)
+        figures.add(case, outcome, text, time.monotonic() - start_s)
     return figures
 
 
@@ -178,8 +178,8 @@ def _tried(target: Target, seeds: Any, folder: Path, case: str) -> tuple[str, st
         if _listing(folder / "input") != before:
             violations.append("changes its input")
     except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return "broken", f"{error!r}"[:400] + f" at {where.filename}:{where.lineno}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return "broken", f"{error!r}"[:400] + f" at {frame.filename}:{frame.lineno}"
     return ("broken", f"{violations[0]}; {text}"[:600]) if violations else (outcome, text)
 
 

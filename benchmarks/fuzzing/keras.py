@@ -78,19 +78,19 @@ def make(rng: Random, seeds: list[Path], folder: Path) -> Path:
 
 def _damaged_config(rng: Random, config: Any, folder: Path) -> bytes:
     config = copy.deepcopy(config)
-    places = list(_dictionaries(config))
+    containers = list(_dictionaries(config))
     for _ in range(rng.choice((1, 1, 2))):
-        place, way = rng.choice(places), rng.randrange(6)
-        if way == 0:
-            place["class_name"] = rng.choice(_CLASSES)
-        elif way == 1:
-            place["module"] = rng.choice(_MODULES)
-        elif way == 2:
-            place["compile_config"] = {"optimizer": "adam", "loss": _function(rng), "metrics": [_function(rng)]}
-        elif way == 3 and place:
-            place[rng.choice(list(place))] = rng.choice((_function(rng), _lambda(rng, folder)))
-        elif way == 4 and isinstance(place.get("layers"), list):
-            place["layers"].append(_lambda(rng, folder))
+        container, kind = rng.choice(containers), rng.randrange(6)
+        if kind == 0:
+            container["class_name"] = rng.choice(_CLASSES)
+        elif kind == 1:
+            container["module"] = rng.choice(_MODULES)
+        elif kind == 2:
+            container["compile_config"] = {"optimizer": "adam", "loss": _function(rng), "metrics": [_function(rng)]}
+        elif kind == 3 and container:
+            container[rng.choice(list(container))] = rng.choice((_function(rng), _lambda(rng, folder)))
+        elif kind == 4 and isinstance(container.get("layers"), list):
+            container["layers"].append(_lambda(rng, folder))
         else:
             return damaged_json(rng, config)
     return json.dumps(config).encode()

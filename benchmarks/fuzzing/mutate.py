@@ -85,12 +85,12 @@ def damaged_json(rng: Random, values: Any) -> bytes:
     values = copy.deepcopy(values)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key = rng.choice(list(_places(values)))
-        way = rng.random()
-        if way < 0.25:
+        draw = rng.random()
+        if draw < 0.25:
             del holder[key]
-        elif way < 0.65:
+        elif draw < 0.65:
             holder[key] = copy.deepcopy(rng.choice(_VALUES))
-        elif way < 0.8 and isinstance(holder, dict):
+        elif draw < 0.8 and isinstance(holder, dict):
             holder[damaged_text(rng, str(key))] = holder.pop(key)
         elif isinstance(holder[key], str):
             holder[key] = damaged_text(rng, holder[key])
@@ -101,10 +101,10 @@ def damaged_json(rng: Random, values: Any) -> bytes:
         elif isinstance(holder[key], list) and holder[key]:
             holder[key] = rng.choice((holder[key][:-1], holder[key] * 2, holder[key][::-1], holder[key][0]))
     text = json.dumps(values)
-    way = rng.random()
-    if way < 0.05:
+    draw = rng.random()
+    if draw < 0.05:
         text = text.replace(": ", ": " + "[" * rng.choice((10, 100_000)), 1)
-    elif way < 0.1 and isinstance(values, dict) and values:
+    elif draw < 0.1 and isinstance(values, dict) and values:
         text = text[:-1] + f", {json.dumps(rng.choice(list(values)))}: {json.dumps(rng.choice(_VALUES))}}}"
     content = text.encode()
     return damaged_bytes(rng, content) if rng.random() < 0.15 else content

@@ -104,20 +104,20 @@ def use_pack(path: Path, out: Path) -> None:
 def _damage(rng: Random, path: Path) -> None:
     """Change the content of a file, or replace it, e.g. with a folder or a link."""
     content = path.read_bytes()
-    how = rng.choice(("value",) * 6 + ("bytes",) * 3 + ("text", "text", "remove", "folder", "loop", "long"))
-    if how == "value" and path.suffix == ".json":
+    kind = rng.choice(("value",) * 6 + ("bytes",) * 3 + ("text", "text", "remove", "folder", "loop", "long"))
+    if kind == "value" and path.suffix == ".json":
         path.write_bytes(damaged_json(rng, json.loads(content)))
-    elif how in ("value", "bytes"):
+    elif kind in ("value", "bytes"):
         path.write_bytes(damaged_bytes(rng, content))
-    elif how == "text":
+    elif kind == "text":
         path.write_text(rng.choice(_TEXTS))
-    elif how == "long":
+    elif kind == "long":
         os.truncate(path, 5 << 30)
     else:
         path.unlink()
-        if how == "folder":
+        if kind == "folder":
             path.mkdir()
-        elif how == "loop":
+        elif kind == "loop":
             path.symlink_to(path.name)
 
 

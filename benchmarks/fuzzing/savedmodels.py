@@ -60,16 +60,16 @@ def make(rng: Random, seed: Path, folder: Path) -> Path:
     for _ in range(rng.choice((1, 1, 2, 3))):
         function = rng.choice(list(graph.library.function))
         node = rng.choice([*function.node_def, *graph.node])
-        way = rng.randrange(5)
-        if way == 0:
+        kind = rng.randrange(5)
+        if kind == 0:
             node.op = rng.choice(_OPERATORS)
-        elif way == 1:
+        elif kind == 1:
             added = function.node_def.add(name=f"added{rng.randrange(99)}", op=rng.choice(_OPERATORS))
             added.input.extend(rng.sample(list(node.input), rng.randrange(len(node.input) + 1)))
             added.attr["debug_urls"].list.s.append(f"file://{folder.parent / ELSEWHERE}/written".encode())
-        elif way == 2 and node.attr:
+        elif kind == 2 and node.attr:
             del node.attr[rng.choice(sorted(node.attr))]
-        elif way == 3 and node.input:
+        elif kind == 3 and node.input:
             del node.input[rng.randrange(len(node.input))]
         else:
             node.op = function.signature.name  # calls a function, possibly the one that contains the node

@@ -73,9 +73,9 @@ def tally(name: str, kind: Kind, bundle: Path, work: Path, *, seed: int, count: 
         try:
             with kind(bundle, work) as attempt:
                 for number in range(count):
-                    began = time.monotonic()
+                    start = time.monotonic()
                     _try(figures, f"{name}-{seed}-{number}", attempt, limit, errors)
-                    figures.slowest_s = round(max(figures.slowest_s, time.monotonic() - began), 3)
+                    figures.slowest_s = round(max(figures.slowest_s, time.monotonic() - start), 3)
             if errors:
                 raise Broken(errors[0])
         except Exception as error:  # e.g. a server that no longer responds after the last case

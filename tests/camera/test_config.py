@@ -51,12 +51,12 @@ from edgerec.errors import ConfigError, EdgerecError
     ],
 )
 def test_invalid_value_is_refused_and_its_field_is_named(create, field):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         create()
-    assert caught.value.field == field
-    assert str(caught.value).startswith(f"{field} is ")
-    assert isinstance(caught.value, EdgerecError)
-    assert isinstance(caught.value, ValueError)
+    assert excinfo.value.field == field
+    assert str(excinfo.value).startswith(f"{field} is ")
+    assert isinstance(excinfo.value, EdgerecError)
+    assert isinstance(excinfo.value, ValueError)
 
 
 def test_configuration_cannot_be_changed_and_shows_no_secrets():

@@ -199,11 +199,11 @@ def test_video_keeps_its_size_if_the_size_of_the_frames_changes(tmp_path):
 
 def test_fit_with_bars_keeps_the_aspect_ratio():
     image = np.full((50, 100, 3), 255, np.uint8)
-    whole = fit_with_bars(image, (100, 100))
-    assert whole.shape == (100, 100, 3)
-    assert whole[:25].max() == 0
-    assert whole[25:75].min() == 255
-    assert whole[75:].max() == 0
+    letterboxed = fit_with_bars(image, (100, 100))
+    assert letterboxed.shape == (100, 100, 3)
+    assert letterboxed[:25].max() == 0
+    assert letterboxed[25:75].min() == 255
+    assert letterboxed[75:].max() == 0
     assert fit_with_bars(np.zeros((1, 500, 3), np.uint8), (20, 20)).shape == (20, 20, 3)
 
 
@@ -381,8 +381,8 @@ def test_recorder_deletes_the_oldest_of_its_own_images(tmp_path, monkeypatch, li
     assert readme.exists()
     # The newest images are kept.
     sink.close()
-    again = recorder(tmp_path, max_bytes=10 * 4096)
-    again.write(make_result("bird", at_s=now + 50))
+    reopened = recorder(tmp_path, max_bytes=10 * 4096)
+    reopened.write(make_result("bird", at_s=now + 50))
     remaining = [path for path in saved(tmp_path) if path not in (user_file, readme)]
     assert remaining[:-1] == names[1:]
     assert remaining[-1].parent.name == "bird"
@@ -416,13 +416,13 @@ def test_incomplete_files_of_a_power_failure_are_deleted(tmp_path):
     sink = recorder(tmp_path)
     sink.write(make_result())
     sink.close()
-    (whole,) = saved(tmp_path)
-    empty = whole.with_name(whole.name.replace("s090", "s091"))
+    (complete,) = saved(tmp_path)
+    empty = complete.with_name(complete.name.replace("s090", "s091"))
     empty.write_bytes(b"")
-    part = whole.with_name(f".{whole.name}.part")
-    part.write_bytes(b"half")
+    partial = complete.with_name(f".{complete.name}.part")
+    partial.write_bytes(b"half")
     recorder(tmp_path)
-    assert saved(tmp_path) == [whole]
+    assert saved(tmp_path) == [complete]
 
 
 LABELS = [

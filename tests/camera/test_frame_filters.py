@@ -90,8 +90,8 @@ def test_every_and_rate():
     # At 30 frames per second, max_fps=25 selects 25 frames per second, and not only every second frame.
     assert len(select(FrameOptions(max_fps=25), at_30)[0]) == pytest.approx(75, abs=2)
     # After a pause, the frame rate does not exceed max_fps.
-    late = [frame(i, i / 30) for i in range(10)] + [frame(10 + i, 60 + i / 30) for i in range(30)]
-    assert len([i for i in select(FrameOptions(max_fps=10), late)[0] if i >= 10]) <= 12
+    slowed = [frame(i, i / 30) for i in range(10)] + [frame(10 + i, 60 + i / 30) for i in range(30)]
+    assert len([i for i in select(FrameOptions(max_fps=10), slowed)[0] if i >= 10]) <= 12
 
 
 def test_every_counts_the_frames_of_each_source():
@@ -210,9 +210,9 @@ def test_hung_sink_is_abandoned(monkeypatch, caplog):
     worker = SinkWorker(CallbackSink(lambda _: forever.wait(30)), lossless=False)
     for index in range(3):
         worker.put(result(index))
-    began = time.monotonic()
+    start = time.monotonic()
     worker.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
     assert "does not finish" in caplog.text
     forever.set()
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from edgerec.camera.sources.jpeg import JpegSplitter
-from tests.servers import jpeg, part
+from tests.servers import image_part, jpeg
 
 # A linear splitter needs less than a second of CPU time. The limit ends a process that needs more.
 CPU_LIMIT_S = 15
@@ -38,7 +38,7 @@ BOUNDARY = b"--frame"
     ],
 )
 def test_parsing_time_is_proportional_to_the_number_of_bytes(start, unit, end, step):
-    images = part(jpeg(5)) * 20
+    images = image_part(jpeg(5)) * 20
     arguments = [str(CPU_LIMIT_S), start, unit, end, BOUNDARY.hex(), str(step), (b"\r\n" * 99 + images).hex()]
     done = subprocess.run([sys.executable, "-c", FEED, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -67,4 +67,4 @@ def test_a_thumbnail_of_an_incomplete_file_is_not_returned():
     thumbnail, complete = jpeg(3, (64, 48)), jpeg(5)
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     cut = (complete[:2] + segment + complete[2:])[: -len(complete) // 2]
-    assert JpegSplitter(BOUNDARY).feed(part(cut) + part(complete)) == [complete]
+    assert JpegSplitter(BOUNDARY).feed(image_part(cut) + image_part(complete)) == [complete]

@@ -71,11 +71,11 @@ def test_missing_font_is_logged_once(fonts, caplog):
 
 def test_arabic_is_drawn_from_right_to_left_with_joined_letters(fonts, caplog):
     fonts(dejavu())
-    word = bar("كلب")
-    apart = [bar(letter) for letter in "كلب"]
+    joined = bar("كلب")
+    letters = [bar(letter) for letter in "كلب"]
     assert not caplog.records
     # Joined letters are narrower than the same letters side by side.
-    widths = [np.flatnonzero(image[:, :120].max(axis=(0, 2)))[-1] for image in (word, *apart)]
+    widths = [np.flatnonzero(image[:, :120].max(axis=(0, 2)))[-1] for image in (joined, *letters)]
     assert widths[0] < sum(widths[1:])
     assert (bar("كلب") != bar("بلك")).any()
 

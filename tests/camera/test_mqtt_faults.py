@@ -49,10 +49,10 @@ def test_queue_opens_its_file_again_after_a_failure(tmp_path, monkeypatch, exist
     put(outbox, "d")
     assert payloads(outbox) == [text.encode() for text in (*existing, "c", "d")]
     outbox.close()
-    again = MessageQueue(path)
-    assert payloads(again) == [text.encode() for text in (*existing, "c", "d")]
-    assert again.dropped == outbox.dropped == 0
-    again.close()
+    reopened = MessageQueue(path)
+    assert payloads(reopened) == [text.encode() for text in (*existing, "c", "d")]
+    assert reopened.dropped == outbox.dropped == 0
+    reopened.close()
 
 
 def test_messages_that_cannot_be_written_are_counted_as_lost(tmp_path, monkeypatch):
@@ -71,9 +71,9 @@ def test_closed_queue_does_not_open_its_file_again(tmp_path):
     number = queue.put("topic", b"payload", True)
     queue.close()
     queue.remove(number)  # the acknowledgment arrived late
-    again = MessageQueue(tmp_path / "queue.sqlite3")  # opening the file fails while another object has opened it
-    assert len(again) == 1
-    again.close()
+    reopened = MessageQueue(tmp_path / "queue.sqlite3")  # opening the file fails while another object has opened it
+    assert len(reopened) == 1
+    reopened.close()
 
 
 @pytest.mark.parametrize("prefix", ["ha/+", "#", "a//b", "$SYS", "a\0b", "x" * 70_000])

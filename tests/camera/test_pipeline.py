@@ -349,16 +349,16 @@ def test_duplicate_source_is_refused(bundle, edgerec):
     assert "synthetic:8x8@9 is specified twice" in expected
     expected = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
     assert "expected synthetic:WIDTHxHEIGHT@FPS" in expected
-    with pytest.raises(SourceError, match="specified twice") as caught:
+    with pytest.raises(SourceError, match="specified twice") as excinfo:
         Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
-    assert "one" not in str(caught.value)
+    assert "one" not in str(excinfo.value)
 
 
 @pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "rtsp:/me:secret@camera/x", "\ud800"])
 def test_invalid_source_is_refused_without_showing_secrets(source):
-    with pytest.raises(SourceError, match="does not exist") as caught:
+    with pytest.raises(SourceError, match="does not exist") as excinfo:
         find_source(source)
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(excinfo.value)
 
 
 def test_file_that_is_not_a_video_and_empty_folder_are_refused(bundle, tmp_path):

@@ -28,8 +28,8 @@ def test_folder_is_classified_file_by_file(bundle, folder, invoke):
     single = list(predict(bundle, [folder / "a.png", folder / "deeper" / "b.png"]))
     results = list(predict(bundle, [folder]))
     assert [result.frame.origin for result in results] == [result.frame.origin for result in single]
-    for result, alone in zip(results, single, strict=True):
-        assert np.array_equal(result.classification.scores, alone.classification.scores)
+    for result, expected in zip(results, single, strict=True):
+        assert np.array_equal(result.classification.scores, expected.classification.scores)
     done = invoke("predict", bundle, folder, "--json")
     assert done.returncode == 0
     assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1]

@@ -67,9 +67,9 @@ def test_video_of_a_killed_process_can_be_played(tmp_path, suffix):
     # FFmpeg buffers up to 256 KiB of an .avi file.
     assert frames_of(path) > {".mp4": 190, ".avi": 80}[suffix]
     # A new recording replaces the file and the lock of the killed process.
-    again = VideoFile(path, overwrite=True)
-    again.write(result())
-    again.close()
+    replacement = VideoFile(path, overwrite=True)
+    replacement.write(result())
+    replacement.close()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -94,11 +94,11 @@ def test_write_error_of_a_video_is_reported(tmp_path):
 @pytest.mark.parametrize("period_s", [0.04, 0.2, 1.0])
 def test_live_video_ends_before_the_disk_is_full(tmp_path, monkeypatch, period_s):
     free = namedtuple("free", "free")
-    left = [80_000_000]
+    free_bytes = [80_000_000]
 
     def disk_usage(_):
-        left[0] -= 1_000_000
-        return free(left[0])
+        free_bytes[0] -= 1_000_000
+        return free(free_bytes[0])
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     path = tmp_path / "out.mp4"
@@ -106,7 +106,7 @@ def test_live_video_ends_before_the_disk_is_full(tmp_path, monkeypatch, period_s
     results = [result(at_s=number * period_s) for number in range(100)]
     with pytest.raises(EdgerecError, match="disk is full"):
         deque(map(sink.write, results))
-    assert left[0] >= 45_000_000
+    assert free_bytes[0] >= 45_000_000
     assert frames_of(path) > 20
     sink.close()
 

@@ -92,19 +92,19 @@ def test_discovery_announces_all_entities_to_home_assistant(broker, listener, tm
     sink.state(change("live", "rtsp://10.0.0.5:554/door?channel=1"))
     wait_for(lambda: len([1 for topic, _, _ in listener.messages if topic.startswith("homeassistant/")]) == 3)
     sink.close()
-    found = {
+    configurations = {
         topic: json.loads(payload) for topic, payload, _ in listener.messages if topic.startswith("homeassistant/")
     }
-    assert [topic.split("/")[1] for topic in found] == ["sensor", "sensor", "binary_sensor"]
-    assert all(len(topic.split("/")) == 5 and topic.endswith("/config") for topic in found)
-    label, score, live = found.values()
+    assert [topic.split("/")[1] for topic in configurations] == ["sensor", "sensor", "binary_sensor"]
+    assert all(len(topic.split("/")) == 5 and topic.endswith("/config") for topic in configurations)
+    label, score, live = configurations.values()
     assert label["state_topic"] == "home/hall/rtsp-10-0-0-5-554-door-channel-1/decision" == score["state_topic"]
     assert (label["device_class"], label["options"]) == ("enum", ["stop", "go", "unknown"])
     assert label["json_attributes_topic"] == label["state_topic"]
     assert live["device_class"] == "connectivity"
-    assert {entity["availability_topic"] for entity in found.values()} == {"home/hall/status"}
-    assert len({entity["unique_id"] for entity in found.values()}) == 3
-    assert len({json.dumps(entity["device"]) for entity in found.values()}) == 1
+    assert {entity["availability_topic"] for entity in configurations.values()} == {"home/hall/status"}
+    assert len({entity["unique_id"] for entity in configurations.values()}) == 3
+    assert len({json.dumps(entity["device"]) for entity in configurations.values()}) == 1
 
 
 def test_discovery_can_be_turned_off(broker, listener, tmp_path):
@@ -113,8 +113,8 @@ def test_discovery_can_be_turned_off(broker, listener, tmp_path):
     wait_for(lambda: listener.of("home/hall/camera/state"))
     sink.close()
     assert not [topic for topic, _, _ in listener.messages if topic.startswith("homeassistant")]
-    many = type(MANIFEST)(**vars(MANIFEST) | {"labels": tuple(str(number) for number in range(1000))})
-    assert "options" not in next(iter(discovery(many, "p", "s").values()))
+    large_manifest = type(MANIFEST)(**vars(MANIFEST) | {"labels": tuple(str(number) for number in range(1000))})
+    assert "options" not in next(iter(discovery(large_manifest, "p", "s").values()))
 
 
 SENDER = """
@@ -132,9 +132,9 @@ time.sleep(60)
 """
 
 
-def sender(port, folder, until):
+def sender(port, folder, end):
     process = subprocess.Popen(
-        [sys.executable, "-c", SENDER, str(port), str(folder), until], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SENDER, str(port), str(folder), end], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "written\n"
     process.kill()
@@ -194,9 +194,9 @@ def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, listene
     assert len(sent) > 500
     # A message arrives at most twice, and only if the connection was lost before its acknowledgment.
     assert len(received) < len(sent) + 11 * 20
-    begun = time.monotonic()
+    start = time.monotonic()
     sink.close()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - start < 5
     assert len(caplog.records) < 25
 
 
@@ -324,9 +324,9 @@ def test_silent_broker_does_not_block_the_sink(tmp_path, paho, caplog):
     for number in range(50):
         sink.write(result(f"d{number}", number))
     wait_for(lambda: silent.connection_count)
-    begun = time.monotonic()
+    start = time.monotonic()
     sink.close()
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - start < 3
     silent.close()
     assert "50 queued messages will be sent at the next start" in caplog.text
     assert sink.missed > 0
@@ -349,9 +349,9 @@ def test_broker_that_never_acknowledges_does_not_cause_repeated_messages(tmp_pat
     # The number of published messages does not grow with each connection, because paho resends them.
     assert len(published) < 30
     assert sink.waiting == 50
-    begun = time.monotonic()
+    start = time.monotonic()
     sink.close()
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - start < 4
     half.close()
 
 
@@ -360,13 +360,13 @@ def test_invalid_data_from_a_broker_does_not_stop_the_sink(tmp_path, paho, monke
     caplog.set_level(logging.WARNING, "edgerec")
     monkeypatch.setattr(broker_module, "RETRY_S", (0.01, 0.01))
     monkeypatch.setattr(broker_module, "REJECTED_S", 0.01)
-    dice = random.Random(7)
+    rng = random.Random(7)
 
     def nonsense(number):
         if number % 3 == 0:
-            return dice.randbytes(dice.randrange(1, 60))
-        kind, size = dice.randrange(256), dice.randrange(0, 6)
-        return b"\x20\x02\x00\x00" * (number % 3 - 1) + bytes([kind, size]) + dice.randbytes(size)
+            return rng.randbytes(rng.randrange(1, 60))
+        kind, size = rng.randrange(256), rng.randrange(0, 6)
+        return b"\x20\x02\x00\x00" * (number % 3 - 1) + bytes([kind, size]) + rng.randbytes(size)
 
     server = ScriptedServer(nonsense)
     sink = sink_to(server.port, tmp_path / "out")
@@ -414,12 +414,12 @@ def test_queue_keeps_the_order_after_restarts(tmp_path):
     assert [message.payload for message in outbox.pending(2)] == [b"0", b"1"]
     outbox.remove(ids[0])
     outbox.close()
-    again = MessageQueue(tmp_path / "deep" / "q.sqlite3")
-    fill(again, 2, 5)
-    assert waiting(again) == [1, 2, 3, 4, 5, 6]
-    assert len(again) == 6
-    assert again.dropped == 0
-    again.close()
+    reopened = MessageQueue(tmp_path / "deep" / "q.sqlite3")
+    fill(reopened, 2, 5)
+    assert waiting(reopened) == [1, 2, 3, 4, 5, 6]
+    assert len(reopened) == 6
+    assert reopened.dropped == 0
+    reopened.close()
 
 
 def test_queue_is_limited_in_number_and_bytes(tmp_path):
@@ -479,9 +479,9 @@ def test_queue_keeps_messages_in_memory_if_the_disk_is_full(tmp_path, caplog, da
     databases[0].execute("PRAGMA max_page_count=1000000")
     fill(outbox, 1, 700)
     outbox.close()
-    again = MessageQueue(tmp_path / "q.sqlite3")
-    assert waiting(again) == list(range(201, 701))
-    again.close()
+    reopened = MessageQueue(tmp_path / "q.sqlite3")
+    assert waiting(reopened) == list(range(201, 701))
+    reopened.close()
 
 
 def test_messages_are_sent_if_the_disk_is_full(broker, listener, tmp_path, databases):
@@ -513,12 +513,14 @@ def test_mutated_queue_files_do_not_crash(tmp_path):
     outbox = MessageQueue(tmp_path / "good.sqlite3")
     fill(outbox, 200)
     outbox.close()
-    good, dice = (tmp_path / "good.sqlite3").read_bytes(), random.Random(3)
+    valid, rng = (tmp_path / "good.sqlite3").read_bytes(), random.Random(3)
     for number in range(150):
-        bad = bytearray(good)
-        for _ in range(dice.randrange(1, 40)):
-            bad[dice.randrange(len(bad))] = dice.randrange(256)
-        (tmp_path / "bad.sqlite3").write_bytes(bad[: dice.randrange(1, len(bad))] if number % 3 == 0 else bad)
+        mutated = bytearray(valid)
+        for _ in range(rng.randrange(1, 40)):
+            mutated[rng.randrange(len(mutated))] = rng.randrange(256)
+        (tmp_path / "bad.sqlite3").write_bytes(
+            mutated[: rng.randrange(1, len(mutated))] if number % 3 == 0 else mutated
+        )
         outbox = MessageQueue(tmp_path / "bad.sqlite3")
         messages = outbox.pending(10_000)
         assert all(isinstance(m.topic, str) and isinstance(m.payload, bytes) for m in messages)
@@ -556,10 +558,10 @@ def test_result_that_is_lost_with_its_connection_is_counted():
 
 
 def test_broker_addresses_are_parsed():
-    whole = Broker.parse("mqtts://cam:p%40ss%2Fw@broker.example:8884/home/hall/", {})
-    assert whole == Broker("broker.example", 8884, True, "cam", "p@ss/w", "home/hall")
-    assert "p@ss" not in f"{whole} {whole!r}"
-    assert str(whole) == "mqtts://broker.example:8884"
+    broker_settings = Broker.parse("mqtts://cam:p%40ss%2Fw@broker.example:8884/home/hall/", {})
+    assert broker_settings == Broker("broker.example", 8884, True, "cam", "p@ss/w", "home/hall")
+    assert "p@ss" not in f"{broker_settings} {broker_settings!r}"
+    assert str(broker_settings) == "mqtts://broker.example:8884"
     short = Broker.parse("mqtt://10.0.0.2", {"EDGEREC_MQTT_PASSWORD": ""})
     assert (short.port, short.tls, short.user) == (1883, False, "")
     assert short.prefix.startswith("edgerec/")
@@ -584,10 +586,10 @@ def test_broker_addresses_are_parsed():
     ],
 )
 def test_invalid_addresses_are_refused(url):
-    with pytest.raises(EdgerecError, match=r"use mqtt\[s\]://") as caught:
+    with pytest.raises(EdgerecError, match=r"use mqtt\[s\]://") as excinfo:
         Broker.parse(url, {})
-    assert "secret" not in str(caught.value)
-    assert "cret" not in str(caught.value)
+    assert "secret" not in str(excinfo.value)
+    assert "cret" not in str(excinfo.value)
 
 
 @pytest.mark.parametrize("prefix", ["a/+/b", "%23", "a//b", "$SYS/x", "a%00b", "x" * 300])

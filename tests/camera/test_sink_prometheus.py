@@ -82,10 +82,10 @@ def test_other_paths_are_not_found():
 def test_port_in_use_is_a_one_line_error():
     with (
         Prometheus(MANIFEST, port=0) as sink,
-        pytest.raises(EdgerecError, match="another program uses the port") as caught,
+        pytest.raises(EdgerecError, match="another program uses the port") as excinfo,
     ):
         Prometheus(MANIFEST, port=sink.port)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(excinfo.value)
     with pytest.raises(EdgerecError, match="cannot listen on"):
         Prometheus(MANIFEST, "192.0.2.1", 9)
     with pytest.raises(EdgerecError, match="cannot listen on"):

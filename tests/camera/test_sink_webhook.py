@@ -82,9 +82,9 @@ def hook_to(url, **options):
 
 
 def ended(sink):
-    begun = time.monotonic()
+    start = time.monotonic()
     sink.close()
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - start < 3
     wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "edgerec-webhook"])
     return sink.sent, sink.dropped
 
@@ -166,10 +166,10 @@ def test_refused_connection_is_counted_without_logging_the_password(caplog):
 def test_slow_server_does_not_block_the_sink(serve):
     server = serve("slow")
     sink = hook_to(server.url, timeout_s=60)
-    begun = time.monotonic()
+    start = time.monotonic()
     for number in range(MAX_QUEUED + 51):
         sink.write(result(f"d{number}"))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - start < 5
     wait_for(lambda: server.requests)
     assert sink.dropped >= 50
     sent, dropped = ended(sink)
@@ -195,12 +195,12 @@ def test_closing_after_a_file_ends_at_the_first_request_that_fails(serve):
 
 def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypatch):
     server = serve(200)
-    look_up, failures = socket.getaddrinfo, [RuntimeError("can't start new thread")]
+    getaddrinfo, failures = socket.getaddrinfo, [RuntimeError("can't start new thread")]
 
     def failing_once(*arguments, **options):
         if failures:
             raise failures.pop()
-        return look_up(*arguments, **options)
+        return getaddrinfo(*arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", failing_once)
     sink = hook_to(server.url)
@@ -241,6 +241,6 @@ def test_user_and_password_are_sent_as_basic_authentication(serve):
     ],
 )
 def test_invalid_addresses_are_refused(url):
-    with pytest.raises(EdgerecError, match="the webhook's address") as caught:
+    with pytest.raises(EdgerecError, match="the webhook's address") as excinfo:
         WebhookAddress.parse(url)
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(excinfo.value)

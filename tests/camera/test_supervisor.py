@@ -34,10 +34,10 @@ from tests.servers import (
     NUMBERS,
     MjpegServer,
     RtspServer,
+    image_part,
     jpeg,
     number_of,
     numbered_image,
-    part,
     stream_images,
     unresponsive_port,
 )
@@ -61,11 +61,11 @@ class WatchedFeeds:
         self._children = child_processes()
         self._supervisor = SourceSupervisor(self._addresses, self._timeouts)
         self._supervisor.__enter__()
-        self._thread = threading.Thread(target=self._take, name="test-take", daemon=True)
+        self._thread = threading.Thread(target=self._read_events, name="test-reader", daemon=True)
         self._thread.start()
         return self
 
-    def _take(self) -> None:
+    def _read_events(self) -> None:
         for event in self._supervisor:
             (self.frames if isinstance(event, Frame) else self.changes).append(event)
 
@@ -103,8 +103,8 @@ class WatchedFeeds:
 
     def assert_only_served(self) -> None:
         """Assert that each frame is an image that the server has sent, and not incomplete, black or gray."""
-        bad = [frame.index for frame in self.frames if number_of(frame.image) is None]
-        assert not bad, f"{len(bad)} of {len(self.frames)} images were never sent: {bad[:5]}"
+        unknown = [frame.index for frame in self.frames if number_of(frame.image) is None]
+        assert not unknown, f"{len(unknown)} of {len(self.frames)} images were never sent: {unknown[:5]}"
 
 
 def watch(server: MjpegServer | RtspServer, timeouts: Timeouts = TIMEOUTS) -> WatchedFeeds:
@@ -130,9 +130,9 @@ def child_processes() -> set[str]:
 def test_image_numbers_can_be_read_after_jpeg_compression():
     received = [number_of(cv2.imdecode(np.frombuffer(jpeg(n), np.uint8), 1)[:, :, ::-1]) for n in range(NUMBERS)]
     assert received == list(range(NUMBERS))
-    torn = numbered_image(7).copy()
-    torn[80:] = 128
-    assert number_of(torn[:, :, ::-1]) is None
+    mixed = numbered_image(7).copy()
+    mixed[80:] = 128
+    assert number_of(mixed[:, :, ::-1]) is None
     assert number_of(np.zeros((120, 160, 3), np.uint8)) is None
 
 
@@ -159,29 +159,29 @@ def silent(peer):
     peer.wait(60)
 
 
-def mute(peer):
+def send_nothing(peer):
     peer.wait(60)
 
 
 def half_then_silent(peer):
     peer.send(HEAD)
     peer.send_images(3)
-    whole = part(jpeg(40))
-    peer.send(whole[: len(whole) // 2])
+    complete = image_part(jpeg(40))
+    peer.send(complete[: len(complete) // 2])
     peer.wait(60)
 
 
-def half_then_gone(peer):
+def half_then_closed(peer):
     peer.send(HEAD)
     peer.send_images(3)
-    whole = part(jpeg(40))
-    peer.send(whole[: len(whole) // 2])
+    complete = image_part(jpeg(40))
+    peer.send(complete[: len(complete) // 2])
 
 
 def drop_by_drop(peer):
     peer.send(HEAD)
     peer.send_images(2)
-    for byte in part(jpeg(40)):
+    for byte in image_part(jpeg(40)):
         peer.send(bytes([byte]))
         peer.wait(1)
 
@@ -226,9 +226,9 @@ def hang_up(peer):
     "fault",
     [
         silent,
-        mute,
+        send_nothing,
         half_then_silent,
-        half_then_gone,
+        half_then_closed,
         drop_by_drop,
         head_drop_by_drop,
         endless_part,
@@ -241,11 +241,11 @@ def hang_up(peer):
 def test_source_recovers_from_faults_of_a_connection(fault):
     """The first and the third connection have the fault; the second and the fourth connection work."""
 
-    def few(peer):
+    def send_five_images(peer):
         peer.send(HEAD)
         peer.send_images(5)
 
-    with MjpegServer(fault, few, fault, stream_images) as server, watch(server) as camera:
+    with MjpegServer(fault, send_five_images, fault, stream_images) as server, watch(server) as camera:
         wait_for(lambda: server.connections >= 4, 30, lambda: f"{camera.states()}")
         camera.wait_for_frames(fault.__name__)
     camera.assert_only_served()
@@ -264,15 +264,15 @@ def test_closing_does_not_wait_for_a_silent_server():
 
 def test_incomplete_image_in_a_stream_is_dropped():
     """An image is cut at various positions, with or without a Content-Length. All complete images are delivered."""
-    whole = jpeg(41)
-    cuts = [0, 1, 3, 30, 300, len(whole) // 2, len(whole) - 40, len(whole) - 2, len(whole) - 1]
+    complete = jpeg(41)
+    cuts = [0, 1, 3, 30, 300, len(complete) // 2, len(complete) - 40, len(complete) - 2, len(complete) - 1]
 
     def script(peer):
         peer.send(HEAD)
         for cut in cuts:
             for length in (True, False):
-                headers = part(whole, length=length).split(whole)[0]
-                peer.send(headers + whole[:cut] + b"\r\n")
+                headers = image_part(complete, length=length).split(complete)[0]
+                peer.send(headers + complete[:cut] + b"\r\n")
                 peer.send_images(2)
         peer.send_images()
 
@@ -301,8 +301,14 @@ def test_garbage_between_parts_is_ignored():
 def test_resolution_and_color_may_change_in_a_stream():
     def script(peer):
         peer.send(HEAD)
-        for look in ({}, {"size": (320, 240)}, {"gray": True}, {"size": (64, 48)}, {"size": (320, 240), "gray": True}):
-            peer.send_images(5, **look)
+        for image_options in (
+            {},
+            {"size": (320, 240)},
+            {"gray": True},
+            {"size": (64, 48)},
+            {"size": (320, 240), "gray": True},
+        ):
+            peer.send_images(5, **image_options)
         peer.send_images()
 
     with MjpegServer(script) as server, watch(server) as camera:
@@ -336,15 +342,15 @@ def test_unreachable_host_times_out(scheme):
 
 def test_slow_consumer_receives_the_newest_image():
     with MjpegServer() as server, SourceSupervisor([find_source(server.url)], TIMEOUTS) as supervisor:
-        late = []
+        lags = []
         for event in supervisor:
             if isinstance(event, Frame):
                 served = next(server.numbers) - 1  # this call also skips one number
-                late.append((served - number_of(event.image)) % NUMBERS)
+                lags.append((served - number_of(event.image)) % NUMBERS)
                 time.sleep(0.15)
-                if len(late) == 12:
+                if len(lags) == 12:
                     break
-        assert sorted(late)[6] <= 2, late
+        assert sorted(lags)[6] <= 2, lags
 
 
 @pytest.mark.parametrize("scheme", ["basic", "digest"])
@@ -355,8 +361,10 @@ def test_password_is_sent_after_a_challenge_and_not_shown(scheme):
         right = basic in request if scheme == "basic" else 'Digest username="me"' in request and "response=" in request
         if right:
             stream_images(peer)
-        how = 'Basic realm="c"' if scheme == "basic" else 'Digest realm="c", nonce="abc", qop="auth", algorithm=MD5'
-        peer.send(f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {how}\r\nContent-Length: 0\r\n\r\n".encode())
+        challenge = (
+            'Basic realm="c"' if scheme == "basic" else 'Digest realm="c", nonce="abc", qop="auth", algorithm=MD5'
+        )
+        peer.send(f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n".encode())
 
     with MjpegServer(script) as server:
         address = find_source(server.url.replace("//", "//me:se%40cret@"))
@@ -379,14 +387,14 @@ def test_invalid_authentication_challenge_is_an_error(asked):
 def test_password_is_not_sent_to_another_server_after_a_redirect():
     received = []
 
-    def elsewhere(peer):
+    def challenge_client(peer):
         received.append(peer.request)
         peer.send(b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm="c"\r\nContent-Length: 0\r\n\r\n')
 
-    with MjpegServer(elsewhere) as other:
+    with MjpegServer(challenge_client) as other_server:
 
         def script(peer):
-            peer.send(f"HTTP/1.1 302 Found\r\nLocation: http://localhost:{other.port}/\r\n\r\n".encode())
+            peer.send(f"HTTP/1.1 302 Found\r\nLocation: http://localhost:{other_server.port}/\r\n\r\n".encode())
 
         with MjpegServer(script) as server, pytest.raises(SourceError, match="user name and password"):
             find_source(server.url.replace("//", "//me:secret@")).open()
@@ -399,7 +407,7 @@ def test_chunked_response_without_part_lengths_is_read():
         peer.send(HEAD.replace(b"HTTP/1.0", b"HTTP/1.1").replace(b"Conn", b"Transfer-Encoding: chunked\r\nConn"))
         number = 0
         while True:
-            content = part(jpeg(number % NUMBERS), length=False)
+            content = image_part(jpeg(number % NUMBERS), length=False)
             for at in range(0, len(content), 700):
                 piece = content[at : at + 700]
                 peer.send(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
@@ -417,11 +425,11 @@ def test_splitter_finds_complete_files_for_any_chunk_size():
     inside = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     files = [jpeg(n, (64 + 16 * (n % 3), 48)) for n in range(20)]
     files = [file[:2] + inside + file[2:] if n % 2 else file for n, file in enumerate(files)]
-    stream = b"".join(rng.randbytes(50).replace(b"\xff", b"") + part(file) for file in files)
+    stream = b"".join(rng.randbytes(50).replace(b"\xff", b"") + image_part(file) for file in files)
     for step in (1, 7, 1000, len(stream)):
         splitter = JpegSplitter(b"--frame")
-        found = [jpeg for at in range(0, len(stream), step) for jpeg in splitter.feed(stream[at : at + step])]
-        assert found == files
+        split_files = [jpeg for at in range(0, len(stream), step) for jpeg in splitter.feed(stream[at : at + step])]
+        assert split_files == files
 
 
 @pytest.mark.parametrize("interval", [0, 2])
@@ -430,23 +438,23 @@ def test_truncated_jpeg_with_an_end_marker_is_dropped(interval):
     rng = random.Random(4)
     image = cv2.resize(np.random.default_rng(4).integers(0, 256, (15, 20, 3), np.uint8), (157, 119))
     options = [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_QUALITY, 95]
-    whole = cv2.imencode(".jpg", image, options)[1].tobytes()
-    scan = whole.rindex(b"\xff\xda") + 14
-    assert np.array_equal(decoded(cv2, whole), cv2.imdecode(np.frombuffer(whole, np.uint8), 1)[..., ::-1])
+    complete = cv2.imencode(".jpg", image, options)[1].tobytes()
+    scan = complete.rindex(b"\xff\xda") + 14
+    assert np.array_equal(decoded(cv2, complete), cv2.imdecode(np.frombuffer(complete, np.uint8), 1)[..., ::-1])
     refused = 0
     for _ in range(100):
-        cut = rng.randrange(scan, len(whole) - 200)
-        refused += decoded(cv2, whole[:cut] + b"\xff\xd9") is None
+        cut = rng.randrange(scan, len(complete) - 200)
+        refused += decoded(cv2, complete[:cut] + b"\xff\xd9") is None
     assert refused > 95  # a cut exactly at a restart marker may not be detected
 
 
 def test_jpeg_with_a_missing_restart_marker_is_dropped():
     image = np.random.default_rng(5).integers(0, 256, (120, 160, 3), np.uint8)
-    whole = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 10])[1].tobytes()
-    assert decoded(cv2, whole) is not None
-    at = whole.index(b"\xff\xd3")
-    assert decoded(cv2, whole[:at] + whole[at + 2 :]) is None
-    assert decoded(cv2, whole[: at - 100] + whole[at + 100 :]) is None
+    complete = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 10])[1].tobytes()
+    assert decoded(cv2, complete) is not None
+    at = complete.index(b"\xff\xd3")
+    assert decoded(cv2, complete[:at] + complete[at + 2 :]) is None
+    assert decoded(cv2, complete[: at - 100] + complete[at + 100 :]) is None
 
 
 @pytest.mark.parametrize("quality", [50, 95])
@@ -459,16 +467,16 @@ def test_gray_image_is_not_mistaken_for_an_incomplete_one(quality):
 
 def test_splitter_accepts_random_bytes():
     rng = random.Random(3)
-    whole = part(jpeg(5)) * 3
+    complete = image_part(jpeg(5)) * 3
     for _ in range(2000):
-        stream = bytearray(whole)
+        stream = bytearray(complete)
         for _ in range(rng.randrange(1, 20)):
             stream[rng.randrange(len(stream))] = rng.randrange(256)
         splitter = JpegSplitter(b"--frame")
-        for found in splitter.feed(bytes(stream)):
-            assert found[:2] == b"\xff\xd8"
-            assert found[-2:] == b"\xff\xd9"
-            image = decoded(cv2, found)
+        for file in splitter.feed(bytes(stream)):
+            assert file[:2] == b"\xff\xd8"
+            assert file[-2:] == b"\xff\xd9"
+            image = decoded(cv2, file)
             assert image is None or image.size
 
 
@@ -683,21 +691,21 @@ def test_closing_interrupts_the_read_from_a_silent_rtsp_server(rtsp_folder, monk
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
 def test_socket_opened_by_a_library_is_detected_and_shut_down():
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as another:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other_server:
         port, peer = server.getsockname()[1], PeerSocket()
         before = socket.create_connection(("127.0.0.1", port))
         with peer.detect(port):
-            elsewhere = socket.create_connection(another.getsockname())
-            mine = socket.create_connection(("127.0.0.1", port))
-        waiting = threading.Thread(target=mine.recv, args=[1])
+            other_connection = socket.create_connection(other_server.getsockname())
+            own_connection = socket.create_connection(("127.0.0.1", port))
+        waiting = threading.Thread(target=own_connection.recv, args=[1])
         waiting.start()
         peer.shut_down()
         waiting.join(20)
         assert not waiting.is_alive()
-        assert before.send(b"x") == elsewhere.send(b"x") == 1
+        assert before.send(b"x") == other_connection.send(b"x") == 1
         peer.close()
         peer.shut_down()
-        for one in (before, elsewhere, mine):
+        for one in (before, other_connection, own_connection):
             one.close()
 
 

@@ -165,14 +165,14 @@ def test_every_response_has_security_headers(shared_web):
 def test_events_contain_results_and_states(web):
     with stream(web) as following:
         assert following() == ("hello", {"labels": list(LABELS), "saves": True})
-        _, news = following()
-        (source,) = news["sources"]
+        _, events = following()
+        (source,) = events["sources"]
         assert (source["name"], source["state"], source["frame"]) == ("front", "live", 7)
         assert source["prediction"] == {"label": "stop", "index": 0, "score": 0.8}
         assert source["categories"][0] == ["stop", 0, 0.8]
         assert source["age_ms"] == pytest.approx(5, abs=0.2)
-        assert [entry.get("state") or entry["label"] for entry in news["story"]] == ["live", "stop"]
-        assert abs(news["story"][1]["at_s"] - time.time()) < 60
+        assert [entry.get("state") or entry["label"] for entry in events["story"]] == ["live", "stop"]
+        assert abs(events["story"][1]["at_s"] - time.time()) < 60
         web.write(result(8))
         web.write(result(9, 1))
         web.state(state_change("lost", reason="no picture"))
@@ -293,8 +293,8 @@ def test_decisions_of_one_source_do_not_displace_those_of_others(web):
 
 def test_unknown_label_is_sent_with_the_best_class(web):
     def entries():
-        news = web.page_state.news(0)
-        return news["sources"][0]["prediction"], news["story"][-1]
+        events = web.page_state.news(0)
+        return events["sources"][0]["prediction"], events["story"][-1]
 
     web.write(uncertain_result(8, 1))
     for fields in entries():
@@ -361,20 +361,20 @@ def test_labeled_image_is_saved_without_loss(web, tmp_path):
     template = result(8)
     web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
     assert send_request(web, "/image/0?after=7").headers["X-Frame"] == "8"
-    held = hold_frame(web, 8)
-    assert (held["frame"], held["label"], held["index"]) == (8, "stop", 0)
+    pending = hold_frame(web, 8)
+    assert (pending["frame"], pending["label"], pending["index"]) == (8, "stop", 0)
     for number in range(9, 30):  # newer frames arrive while the user selects the label
         web.write(result(number))
         send_request(web, "/image/0")
-    assert send_request(web, f"/held/{held['hold']}").headers["X-Frame"] == "8"
-    response = send_request(web, "/save", "POST", {"hold": held["hold"], "index": 2})
+    assert send_request(web, f"/held/{pending['hold']}").headers["X-Frame"] == "8"
+    response = send_request(web, "/save", "POST", {"hold": pending["hold"], "index": 2})
     assert response.status == 200
     fields = json.loads(response.body)
     assert (fields["label"], fields["saved"]) == ("no entry", 1)
     (path,) = (tmp_path / "saved").rglob("*.*")
     assert path == tmp_path / "saved" / "no entry" / fields["file"]
     assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], noise)
-    assert send_request(web, "/save", "POST", {"hold": held["hold"], "index": 2}).status == 410
+    assert send_request(web, "/save", "POST", {"hold": pending["hold"], "index": 2}).status == 410
 
 
 def test_recently_shown_frame_can_be_selected(web):
@@ -390,9 +390,9 @@ def test_saved_images_can_be_read_as_a_data_set(web, tmp_path):
 
     for index in (0, 1, 1):
         assert send_request(web, "/save", "POST", {"hold": hold_frame(web)["hold"], "index": index}).status == 200
-    found = find(str(tmp_path / "saved"))
-    assert found.labels == ("stop", "yield")
-    assert found.classes.tolist() == [0, 1, 1]
+    source_folder = find(str(tmp_path / "saved"))
+    assert source_folder.labels == ("stop", "yield")
+    assert source_folder.classes.tolist() == [0, 1, 1]
 
 
 def test_images_with_hostile_labels_stay_in_the_folder(tmp_path):
@@ -425,12 +425,12 @@ def test_saving_to_an_unwritable_folder_raises_an_error(tmp_path):
         saved.save(result(1).frame, 0)
 
 
-@pytest.mark.parametrize("where", ["file", "file/in it"])
-def test_folder_that_cannot_be_created_is_refused_at_the_start(where, tmp_path):
+@pytest.mark.parametrize("relative_path", ["file", "file/in it"])
+def test_folder_that_cannot_be_created_is_refused_at_the_start(relative_path, tmp_path):
     before = threads()
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgerecError, match="cannot save images in") as error:
-        WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / where)
+        WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / relative_path)
     assert "\n" not in str(error.value)
     assert threads() - before == set()
 
@@ -463,18 +463,18 @@ def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
     template = result(8)
     web.write(replace(template, frame=replace(template.frame, grabbed=noise)))
-    held = hold_frame(web, 8)
+    pending = hold_frame(web, 8)
     web.write(result(9))
     for _ in range(2):  # some browsers send the request twice
-        response = send_request(web, f"/held/{held['hold']}/file")
+        response = send_request(web, f"/held/{pending['hold']}/file")
         assert (response.status, response.headers["Content-Type"]) == (200, "image/png")
-        assert response.headers["Content-Disposition"] == f'attachment; filename="{held["file"]}"'
+        assert response.headers["Content-Disposition"] == f'attachment; filename="{pending["file"]}"'
         shown = cv2.imdecode(np.frombuffer(response.body, np.uint8), cv2.IMREAD_COLOR)
         assert np.array_equal(shown[:, :, ::-1], noise)
     assert list((tmp_path / "saved").iterdir()) == []
     # An image that has no label yet can still be saved.
-    assert send_request(web, "/save", "POST", {"hold": held["hold"], "index": 0}).status == 200
-    assert send_request(web, f"/held/{held['hold']}/file").status == 410
+    assert send_request(web, "/save", "POST", {"hold": pending["hold"], "index": 0}).status == 200
+    assert send_request(web, f"/held/{pending['hold']}/file").status == 410
 
 
 @pytest.mark.parametrize(
@@ -516,8 +516,8 @@ def test_pending_images_are_limited_in_number_and_time(monkeypatch):
     shown.write(result(1))
     keys = [shown.add_pending(0, 1)[0] for _ in range(page_state.MAX_PENDING + 3)]
     assert [shown.pending_image(key) is not None for key in keys] == [False] * 3 + [True] * page_state.MAX_PENDING
-    later = time.monotonic() + page_state.PENDING_S + 1
-    monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: later)
+    expiry = time.monotonic() + page_state.PENDING_S + 1
+    monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: expiry)
     assert shown.pending_image(keys[-1]) is None
 
 
@@ -683,11 +683,11 @@ def test_own_host_names_are_accepted(shared_web, host):
     ],
 )
 def test_request_of_another_site_cannot_save(web, tmp_path, headers):
-    held = hold_frame(web)["hold"]
-    assert send_request(web, "/save", "POST", {"hold": held, "index": 0}, **headers).status == 403
+    pending = hold_frame(web)["hold"]
+    assert send_request(web, "/save", "POST", {"hold": pending, "index": 0}, **headers).status == 403
     assert not list((tmp_path / "saved").iterdir())
-    ours = {"Origin": f"http://127.0.0.1:{port_of(web)}", "Sec-Fetch-Site": "same-origin"}
-    assert send_request(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
+    same_origin = {"Origin": f"http://127.0.0.1:{port_of(web)}", "Sec-Fetch-Site": "same-origin"}
+    assert send_request(web, "/save", "POST", {"hold": pending, "index": 0}, **same_origin).status == 200
 
 
 def test_request_of_a_form_cannot_save(shared_web):
@@ -710,13 +710,13 @@ def raw(sink, sent, seconds=10):
     with socket.create_connection(("127.0.0.1", port_of(sink)), timeout=seconds) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        got = b""
+        received = b""
         try:
-            while part := connection.recv(65536):
-                got += part
+            while chunk := connection.recv(65536):
+                received += chunk
         except ConnectionError:
             pass
-    return got
+    return received
 
 
 def test_truncated_request_body_is_not_logged_as_an_error(shared_web, caplog):
@@ -741,13 +741,13 @@ def test_mutated_requests_do_not_crash_the_page(shared_web, capfd):
     for number in range(300):
         sent = bytearray(right[number % 3].encode())
         for _ in range(rng.integers(1, 6)):
-            where = int(rng.integers(len(sent)))
+            position = int(rng.integers(len(sent)))
             piece = rng.integers(0, 256, rng.integers(0, 4), np.uint8).tobytes()
-            sent[where : where + int(rng.integers(0, 4))] = piece
-        got = raw(shared_web, bytes(sent))
-        assert not got or got.startswith(b"HTTP/1.1 ")
-        assert b"Traceback" not in got
-        assert not got.startswith(b"HTTP/1.1 500")
+            sent[position : position + int(rng.integers(0, 4))] = piece
+        received = raw(shared_web, bytes(sent))
+        assert not received or received.startswith(b"HTTP/1.1 ")
+        assert b"Traceback" not in received
+        assert not received.startswith(b"HTTP/1.1 500")
     assert send_request(shared_web, "/").status == 200
     assert capfd.readouterr() == ("", "")
 
@@ -788,8 +788,8 @@ def test_incomplete_request_body_times_out(web, monkeypatch):
     ],
 )
 def test_invalid_http_requests_are_refused(shared_web, sent, capfd):
-    got = raw(shared_web, sent)
-    assert got == b"" or b" 4" in got.splitlines()[0]
+    received = raw(shared_web, sent)
+    assert received == b"" or b" 4" in received.splitlines()[0]
     assert send_request(shared_web, "/").status == 200
     assert capfd.readouterr() == ("", "")
 
@@ -977,8 +977,10 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright (pip install playwright)")
     if CHROMIUM is None:
         pytest.skip("no Chromium (apt install chromium)")
-    with playwright.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+    with playwright.sync_playwright() as playwright_api:
+        chromium = playwright_api.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         yield chromium
         chromium.close()
 
@@ -1095,11 +1097,11 @@ def test_page_selects_a_live_source(browser):
         expect(page.locator(".source")).to_have_count(3)
         expect(shown).to_have_text("yard")
 
-        began = time.monotonic()
+        start = time.monotonic()
         page.locator(".source").nth(2).click()
         expect(page.locator("#image[data-frame='3']")).to_be_visible()
         # The pending request for the next image of "yard" is aborted.
-        assert time.monotonic() - began < routes.IMAGE_WAIT_S - 1
+        assert time.monotonic() - start < routes.IMAGE_WAIT_S - 1
         page.locator(".source").nth(0).click()
         page.reload()
         expect(shown).to_have_text("yard")  # the first live source

@@ -107,8 +107,8 @@ def test_page_reports_that_the_quota_is_used_up(tmp_path):
         statuses = []
         for index in range(2):
             sink.write(result("stop", index))
-            held = json.loads(ask(port, "/hold", {"source": 0, "frame": index})[1])
-            statuses.append(ask(port, "/save", {"hold": held["hold"], "index": 0}))
+            pending = json.loads(ask(port, "/hold", {"source": 0, "frame": index})[1])
+            statuses.append(ask(port, "/save", {"hold": pending["hold"], "index": 0}))
     assert [status for status, _ in statuses] == [200, 507]
     assert b"size limit" in statuses[1][1]
     assert len(list((tmp_path / "saved").rglob("*.png"))) == 1

@@ -95,11 +95,11 @@ def test_closing_interrupts_the_tls_handshake(silent):
 
 @pytest.mark.parametrize(("serve", "label"), [(drip, "stop"), (read_slowly, "x" * 60_000_000)])
 def test_slow_server_after_a_slow_handshake(tls_server, monkeypatch, serve, label):
-    look_up, wait = socket.getaddrinfo, threading.Event().wait
+    getaddrinfo, wait = socket.getaddrinfo, threading.Event().wait
 
     def slow(*arguments, **options):
         wait(0.2)
-        return look_up(*arguments, **options)
+        return getaddrinfo(*arguments, **options)
 
     sink = hook_to(tls_server(serve))
     monkeypatch.setattr(socket, "getaddrinfo", slow)
@@ -129,7 +129,7 @@ def test_time_limit_is_divided_among_the_addresses_of_a_host(monkeypatch):
         def log_message(self, *_):
             """Log nothing."""
 
-    look_up = socket.getaddrinfo
+    getaddrinfo = socket.getaddrinfo
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(http.server.HTTPServer(("127.0.0.1", 0), Handler))
         threading.Thread(target=server.serve_forever, args=(0.05,)).start()
@@ -139,10 +139,10 @@ def test_time_limit_is_divided_among_the_addresses_of_a_host(monkeypatch):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
-        other = look_up(*full.getsockname(), type=socket.SOCK_STREAM)
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: other + look_up(*a, **k))
-        hook = WebhookAddress.parse(f"http://127.0.0.1:{server.server_port}/")
-        sink = Webhook(hook, timeout_s=1, tries=10, first_wait_s=0.01)
+        full_address = getaddrinfo(*full.getsockname(), type=socket.SOCK_STREAM)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: full_address + getaddrinfo(*a, **k))
+        address = WebhookAddress.parse(f"http://127.0.0.1:{server.server_port}/")
+        sink = Webhook(address, timeout_s=1, tries=10, first_wait_s=0.01)
         sink.write(result())
         wait_for(lambda: sink.sent == 1)
         close(sink)

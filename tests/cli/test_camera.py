@@ -34,8 +34,8 @@ def test_csv_video_and_saved_images_contain_every_frame(bundle, video, tmp_path,
     assert len(list(saved.glob("*/*.jpg"))) == 30
     # An existing file is kept without --overwrite.
     assert "t.csv" in one_line(edgerec("camera", bundle, "--source", video, "--headless", "--csv", table))
-    again = edgerec("camera", bundle, "--source", video, "--headless", "--csv", table, "--overwrite")
-    assert again.returncode == 0
+    second = edgerec("camera", bundle, "--source", video, "--headless", "--csv", table, "--overwrite")
+    assert second.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_headless_needs_no_display_and_names_the_source_if_there_are_several(bun
     lines = done.stdout.splitlines()
     assert len(lines) == 40
     assert {line.split("  ")[0] for line in lines} == {str(video), str(golden)}
-    alone = edgerec("camera", bundle, "--source", video, "--headless", env=without_display())
-    assert alone.stdout.startswith("frame 0  ")
+    one_source = edgerec("camera", bundle, "--source", video, "--headless", env=without_display())
+    assert one_source.stdout.startswith("frame 0  ")
     script = edgerec("camera", bundle, "--source", video, "--json", "--max-frames", "2", env=without_display())
     assert [json.loads(line)["event"] for line in script.stdout.splitlines()].count("result") == 2
 

@@ -112,15 +112,15 @@ def test_version_number_is_not_a_suffix(tmp_path):
 # Outputs of the camera.
 
 
-@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
 @pytest.mark.parametrize("option", ["--csv", "--video"])
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
-def test_camera_does_not_write_over_its_source(bundle, clip, tmp_path, option, more, link):
+def test_camera_does_not_write_over_its_source(bundle, clip, tmp_path, option, options, link):
     before, out = digest(clip.read_bytes()), clip
     if link:
         out = tmp_path / ("other.csv" if option == "--csv" else "other.avi")
         link(clip, out)
-    error_of("camera", bundle, "--source", clip, "--headless", option, out, *more)
+    error_of("camera", bundle, "--source", clip, "--headless", option, out, *options)
     assert digest(clip.read_bytes()) == before
 
 

@@ -34,27 +34,27 @@ with progress() as listen:
 
 def terminal(columns: int, *command: str) -> str:
     """Run a command in a terminal of this width and return what it wrote."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
+        stdout=secondary,
+        stderr=secondary,
         env=environment | {"TERM": "xterm"},
     )
-    os.close(theirs)
+    os.close(secondary)
     output = b""
     while True:
         try:
-            data = os.read(ours, 65536)
+            data = os.read(primary, 65536)
         except OSError:  # the terminal of a finished program
             break
         if not data:
             break
         output += data
-    os.close(ours)
+    os.close(primary)
     assert process.wait(timeout=60) == 0, output
     return output.decode().replace("\r\n", "\n")
 

@@ -65,9 +65,9 @@ def ten(label):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_manifest_with_text_that_cannot_be_shown_is_refused(bundle_with, text):
-    with pytest.raises(BundleError, match=r"label 0 is .* which cannot be displayed") as caught:
+    with pytest.raises(BundleError, match=r"label 0 is .* which cannot be displayed") as excinfo:
         Bundle.open(bundle_with(labels=ten(text)))
-    assert text not in str(caught.value)
+    assert text not in str(excinfo.value)
 
 
 @pytest.mark.parametrize("key", ["name", "target", "variant"])

@@ -35,8 +35,8 @@ def test_build_creates_a_verified_bundle_and_a_report(built):
 @pytest.mark.slow
 def test_build_reuses_finished_steps(built):
     history = Run.open(built.run).history()
-    again = build(RECIPE, built.run, "rpi")
-    assert again.reused == ("train", "quantize", "export")
+    second = build(RECIPE, built.run, "rpi")
+    assert second.reused == ("train", "quantize", "export")
     assert Run.open(built.run).history() == history
 
 
@@ -47,17 +47,17 @@ def test_build_continues_an_interrupted_training(built, tmp_path):
     for name in ("metrics.json", "model.keras"):
         (run / name).unlink()
     shutil.rmtree(run / "int8")
-    again = build(RECIPE, run, "desktop")
-    assert again.reused == ()
-    assert again.bundle == str(tmp_path / "digits-desktop")
+    for_desktop = build(RECIPE, run, "desktop")
+    assert for_desktop.reused == ()
+    assert for_desktop.bundle == str(tmp_path / "digits-desktop")
     assert [row["epoch"] for row in Run.open(run).history()] == [1, 2, 3]
 
 
 @pytest.mark.slow
 def test_build_refuses_a_run_of_another_recipe_and_a_bundle_of_another_model(built, tmp_path):
-    other = RECIPE.override({"train.epochs": 4})
+    other_recipe = RECIPE.override({"train.epochs": 4})
     with pytest.raises(RecipeError, match=r"train\.epochs"):
-        build(other, built.run, "rpi")
+        build(other_recipe, built.run, "rpi")
     run = tmp_path / "digits"
     shutil.copytree(built.run, run)
     shutil.copytree(built.bundle, tmp_path / "digits-rpi")
@@ -75,15 +75,17 @@ def test_build_accepts_other_compression_settings_for_a_trained_run(built, tmp_p
     with pytest.raises(GateError, match=r"loses 10\.00 percentage points"):
         build(RECIPE.override({"compress.max_drop": 5.0}), run, "rpi")
     # The next call allows more, as the error suggests.
-    again = build(RECIPE.override({"compress.max_drop": 15.0}), run, "rpi")
-    assert again.reused == ("train", "quantize")
+    with_other_drop = build(RECIPE.override({"compress.max_drop": 15.0}), run, "rpi")
+    assert with_other_drop.reused == ("train", "quantize")
     calibration = tmp_path / "seven.toml"
     calibration.write_text("images = 7\n")
     with pytest.raises(OutputExistsError, match="created with calibration stratified"):
         build(RECIPE.override({"compress.calibration": str(calibration)}), run, "rpi")
     pruning = {"compress.method": "prune", "compress.schedule": "constant", "compress.clusters": 8}
-    again = build(RECIPE.override({**pruning, "compress.epochs": 1, "compress.max_drop": 100.0}), run, "desktop")
-    assert (again.variant, again.reused) == ("int8-pruned", ("train",))
+    with_other_drop = build(
+        RECIPE.override({**pruning, "compress.epochs": 1, "compress.max_drop": 100.0}), run, "desktop"
+    )
+    assert (with_other_drop.variant, with_other_drop.reused) == ("int8-pruned", ("train",))
 
 
 @pytest.mark.slow

@@ -84,9 +84,9 @@ def test_auto_falls_back_to_float16_with_warning(small_run, invoke):
 
 def test_auto_fails_if_every_method_loses_too_much_and_keeps_the_best(small_run):
     record_validation_drop(small_run, "float16", 2.5)
-    with pytest.raises(GateError, match=r"no method meets --max-drop 1 on 4 validation images") as caught:
+    with pytest.raises(GateError, match=r"no method meets --max-drop 1 on 4 validation images") as excinfo:
         quantize(small_run, max_drop=1)
-    assert caught.value.report.variant == "int8-qat"
+    assert excinfo.value.report.variant == "int8-qat"
 
 
 def test_auto_does_not_reuse_variant_with_other_settings(small_run, tmp_path):

@@ -31,7 +31,7 @@ def data(run):
 
 
 @pytest.fixture(scope="module")
-def good(run, tmp_path_factory):
+def valid_set(run, tmp_path_factory):
     """A calibration set with 40 images of the run."""
     path = tmp_path_factory.mktemp("sets") / "good"
     calibration.make(run, path, images=40)
@@ -53,10 +53,10 @@ def check_arrays(run, tmp_path):
     return save_and_check
 
 
-def drawn(data, count=40, part="train"):
+def draw_pixels(data, count=40, subset="train"):
     """Return images and classes of a subset of the split, with the same number of images per class."""
     dataset, split = data
-    chosen = SAMPLING_METHODS["stratified"](dataset, split.part(part), count, np.random.default_rng(0))
+    chosen = SAMPLING_METHODS["stratified"](dataset, split.part(subset), count, np.random.default_rng(0))
     return dataset.images[chosen], dataset.classes[chosen]
 
 
@@ -73,42 +73,42 @@ def burst(image, count, rng):
 # Sampling and storing
 
 
-def test_set_is_sampled_from_training_images_and_has_no_findings(run, data, good):
+def test_set_is_sampled_from_training_images_and_has_no_findings(run, data, valid_set):
     dataset, split = data
-    stored = calibration_set.read(good)
+    stored = calibration_set.read(valid_set)
     trained = {dataset.images[i].tobytes() for i in split.train}
     assert stored.images.shape == (40, 28, 28, 1)
     assert {image.tobytes() for image in stored.images} <= trained
-    assert stored.digest == calibration_set.digest_of(drawn(data)[0])
-    report = check(good, run)
+    assert stored.digest == calibration_set.digest_of(draw_pixels(data)[0])
+    report = check(valid_set, run)
     assert report.findings == ()
     assert report.ok
     assert report.digest == stored.digest
 
 
-def test_set_is_an_image_folder(good, data):
-    about = json.loads((good / "calibration.json").read_text())
+def test_set_is_an_image_folder(valid_set, data):
+    about = json.loads((valid_set / "calibration.json").read_text())
     assert about["recipe"] == {"name": "stratified", "method": "stratified", "images": 40, "seed": 0}
     assert about["counts"] == {str(digit): 4 for digit in range(10)}
     assert (about["source"], about["data_digest"]) == ("digits", data[0].digest)
     for number, entry in enumerate(about["images"]):
-        image = cv2.imread(str(good / entry["file"]), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(image, drawn(data)[0][number][..., 0])
+        image = cv2.imread(str(valid_set / entry["file"]), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(image, draw_pixels(data)[0][number][..., 0])
         assert entry["file"].startswith(f"{entry['label']}/")
-    dataset, _ = load(Recipe().override({"data.source": str(good), "data.channels": 1}).data)
+    dataset, _ = load(Recipe().override({"data.source": str(valid_set), "data.channels": 1}).data)
     assert len(dataset.images) == 40
 
 
 def test_sets_are_created_from_recipe_or_folder(image_folder, tmp_path):
     (tmp_path / "mine.toml").write_text(f'[data]\nsource = "{image_folder}"\ninput_size = 32\nchannels = 3\n')
-    one = calibration.make(tmp_path / "mine.toml", tmp_path / "one", images=6)
-    assert one.images.shape == (6, 32, 32, 3)
-    assert sorted(one.labels) == ["blue"] * 3 + ["red"] * 3
-    other = calibration.make(tmp_path / "mine.toml", tmp_path / "other", images=6, seed=1)
-    assert one.digest != other.digest
+    first = calibration.make(tmp_path / "mine.toml", tmp_path / "one", images=6)
+    assert first.images.shape == (6, 32, 32, 3)
+    assert sorted(first.labels) == ["blue"] * 3 + ["red"] * 3
+    other_seed = calibration.make(tmp_path / "mine.toml", tmp_path / "other", images=6, seed=1)
+    assert first.digest != other_seed.digest
     assert calibration.make(None, tmp_path / "third", data=str(image_folder), images=500).images.shape[0] < 40
-    assert one.digest == calibration_set.read(tmp_path / "one").digest
-    assert np.array_equal(one.images, calibration_set.read(tmp_path / "one").images)  # red is red
+    assert first.digest == calibration_set.read(tmp_path / "one").digest
+    assert np.array_equal(first.images, calibration_set.read(tmp_path / "one").images)  # red is red
 
 
 def test_labels_may_be_invalid_folder_names(tmp_path):
@@ -149,7 +149,7 @@ def test_diverse_samples_each_scene_once(tmp_path):
 
 
 def test_few_images_are_from_random_classes(data):
-    assert set(drawn(data, 5)[1]) != set(range(5))
+    assert set(draw_pixels(data, 5)[1]) != set(range(5))
 
 
 def test_shipped_recipes_and_shipped_set_are_valid(run, data):
@@ -190,7 +190,7 @@ def test_other_size_or_number_of_channels_is_refused(run, data, tmp_path, change
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("transform", "message"),
     [
         (lambda x: (x / 255).astype(np.float32), r"already normalized to \[0, 1\]"),
         (lambda x: (x / 127.5 - 1).astype(np.float32), r"already normalized to \[-1, 1\]"),
@@ -200,35 +200,35 @@ def test_other_size_or_number_of_channels_is_refused(run, data, tmp_path, change
         (lambda x: np.where(x > 250, np.nan, x), "contains NaN or infinite values"),
     ],
 )
-def test_wrong_pixel_range_is_detected(check_arrays, data, wrong, message):
-    images, classes = drawn(data)
-    kinds, report = check_arrays(x=wrong(images), y=classes)
+def test_wrong_pixel_range_is_detected(check_arrays, data, transform, message):
+    images, classes = draw_pixels(data)
+    kinds, report = check_arrays(x=transform(images), y=classes)
     assert kinds["range"] == "error"
     assert not report.ok
     assert re.search(message, report.findings[0].what)
 
 
 def test_pixels_of_another_type_are_a_warning(check_arrays, data):
-    images, classes = drawn(data)
+    images, classes = draw_pixels(data)
     assert check_arrays(x=images.astype(np.float32), y=classes)[0] == {"range": "warning"}
     assert check_arrays(x=images)[0] == {"no-labels": "note"}
 
 
 def test_low_contrast_and_other_brightness_are_detected(check_arrays, data):
-    images, classes = drawn(data)
+    images, classes = draw_pixels(data)
     assert check_arrays(x=images // 2, y=classes)[0] == {"foreign": "warning", "contrast": "error"}
     brighter = np.clip(images.astype(int) + 40, 0, 255).astype(np.uint8)
     assert check_arrays(x=brighter, y=classes)[0]["brightness"] == "warning"
 
 
 def test_channels_first_layout_is_detected(run, image_folder, tmp_path, check_arrays, data):
-    images, classes = drawn(data)
+    images, classes = draw_pixels(data)
     kinds, _ = check_arrays(x=images.transpose(0, 3, 1, 2), y=classes)
     assert kinds == {"layout": "error"}
 
 
 def test_missing_unbalanced_and_unknown_classes_are_detected(check_arrays, data):
-    images, classes = drawn(data)
+    images, classes = draw_pixels(data)
     kinds, report = check_arrays(x=images[classes != 3], y=classes[classes != 3])
     assert kinds == {"missing-class": "error"}
     assert report.findings[0].where == "3"
@@ -241,29 +241,29 @@ def test_missing_unbalanced_and_unknown_classes_are_detected(check_arrays, data)
 
 
 def test_bursts_of_similar_frames_are_detected(check_arrays, data):
-    images, classes = drawn(data, 10)
+    images, classes = draw_pixels(data, 10)
     rng = np.random.default_rng(0)
-    one, ten = burst(images[3], 40, rng), np.concatenate([burst(image, 10, rng) for image in images])
-    assert check_arrays(x=one)[0]["alike"] == "error"
+    single_burst, ten_bursts = burst(images[3], 40, rng), np.concatenate([burst(image, 10, rng) for image in images])
+    assert check_arrays(x=single_burst)[0]["alike"] == "error"
     # A burst of frames for every class is also detected.
-    assert check_arrays(x=ten, y=np.repeat(classes, 10))[0] == {"foreign": "warning", "alike": "error"}
+    assert check_arrays(x=ten_bursts, y=np.repeat(classes, 10))[0] == {"foreign": "warning", "alike": "error"}
 
 
 def test_duplicates_are_detected(check_arrays, data):
-    images, classes = drawn(data)
+    images, classes = draw_pixels(data)
     kinds, _ = check_arrays(x=np.concatenate([images, images[:10]]), y=np.concatenate([classes, classes[:10]]))
     assert kinds == {"duplicates": "warning"}
 
 
 def test_overlap_with_test_and_validation_images_is_detected(check_arrays, data):
-    images, classes = drawn(data, part="test")
+    images, classes = draw_pixels(data, subset="test")
     kinds, report = check_arrays(x=images, y=classes)
     assert kinds == {"test-overlap": "error"}
     assert "40 images are test images" in report.findings[0].what
     recompressed = [cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE) for image in images]
     kinds, _ = check_arrays(x=np.stack(recompressed), y=classes)
     assert kinds == {"foreign": "warning", "near-test": "warning"}
-    images, classes = drawn(data, part="val")
+    images, classes = draw_pixels(data, subset="val")
     assert check_arrays(x=images, y=classes)[0] == {"val-overlap": "note"}
 
 
@@ -305,17 +305,17 @@ def test_swapped_red_and_blue_channels_are_detected(image_folder, tmp_path):
     assert [severity for severity, _ in order(noisy[..., ::-1], None)] == ["note"]
 
 
-def test_changed_images_are_detected(run, data, good, tmp_path):
-    shutil.copytree(good, tmp_path / "set")
-    cv2.imwrite(str(tmp_path / "set" / "3" / "0003.png"), 255 - drawn(data)[0][3])
+def test_changed_images_are_detected(run, data, valid_set, tmp_path):
+    shutil.copytree(valid_set, tmp_path / "set")
+    cv2.imwrite(str(tmp_path / "set" / "3" / "0003.png"), 255 - draw_pixels(data)[0][3])
     kinds = {finding.kind: finding.severity for finding in check(tmp_path / "set", run).findings}
     assert kinds == {"digest": "error", "foreign": "warning"}
     with pytest.raises(DataError, match="images are modified or damaged"):
         calibration.draw(str(tmp_path / "set"), *data)
 
 
-def test_other_preprocessing_is_detected(run, good, tmp_path):
-    shutil.copytree(good, tmp_path / "set")
+def test_other_preprocessing_is_detected(run, valid_set, tmp_path):
+    shutil.copytree(valid_set, tmp_path / "set")
     about = (tmp_path / "set" / "calibration.json").read_text()
     (tmp_path / "set" / "calibration.json").write_text(about.replace('"crop"', '"pad"'))
     assert [finding.kind for finding in check(tmp_path / "set", run).findings] == ["preprocess"]
@@ -352,9 +352,9 @@ def _cut_off(folder, about):
         (lambda folder, about: about["recipe"].update(run="rm"), "is damaged"),
     ],
 )
-def test_damaged_sets_are_refused(run, good, tmp_path, damage, message):
-    shutil.copytree(good, tmp_path / "set")
-    about = json.loads((good / "calibration.json").read_text())
+def test_damaged_sets_are_refused(run, valid_set, tmp_path, damage, message):
+    shutil.copytree(valid_set, tmp_path / "set")
+    about = json.loads((valid_set / "calibration.json").read_text())
     damage(tmp_path / "set", about)
     (tmp_path / "set" / "calibration.json").write_text(json.dumps(about))
     with pytest.raises(DataError, match=message):
@@ -383,38 +383,38 @@ def test_other_files_are_refused(run, tmp_path):
         calibration_set.read(tmp_path / "folder")
 
 
-def test_image_folder_and_single_array_are_accepted(run, data, good, tmp_path):
-    shutil.copytree(good, tmp_path / "set")
+def test_image_folder_and_single_array_are_accepted(run, data, valid_set, tmp_path):
+    shutil.copytree(valid_set, tmp_path / "set")
     (tmp_path / "set" / "calibration.json").unlink()
     (tmp_path / "set" / "3" / "notes.txt").write_text("x")
     report = check(tmp_path / "set", run)
     assert [(finding.kind, finding.where) for finding in report.findings] == [("not-an-image", "3/notes.txt")]
-    np.save(tmp_path / "lone.npy", drawn(data)[0][..., 0])
+    np.save(tmp_path / "lone.npy", draw_pixels(data)[0][..., 0])
     offered = open_candidate(tmp_path / "lone.npy", run.recipe.preprocess, run.labels)
-    assert offered.digest == calibration_set.read(good).digest
-    named = np.array([run.labels[c] for c in drawn(data)[1]])
-    np.savez(tmp_path / "named.npz", x=drawn(data)[0], y=named)
+    assert offered.digest == calibration_set.read(valid_set).digest
+    named = np.array([run.labels[c] for c in draw_pixels(data)[1]])
+    np.savez(tmp_path / "named.npz", x=draw_pixels(data)[0], y=named)
     assert check(tmp_path / "named.npz", run).findings == ()
 
 
 # Use of sets
 
 
-def test_ptq_uses_set_and_bundle_records_its_digest(run, good, tmp_path):
+def test_ptq_uses_set_and_bundle_records_its_digest(run, valid_set, tmp_path):
     copy = Run(tmp_path / "run")
     shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("int8*", "checkpoints", "plots"))
-    report = quantize(copy, "ptq", calibration=str(good), max_drop=100.0)
-    assert report.calibration == {"recipe": "good", "images": 40, "digest": calibration_set.read(good).digest}
+    report = quantize(copy, "ptq", calibration=str(valid_set), max_drop=100.0)
+    assert report.calibration == {"recipe": "good", "images": 40, "digest": calibration_set.read(valid_set).digest}
     with pytest.raises(RecipeError, match="--calibration has no effect with --method qat"):
-        quantize(copy, "qat", calibration=str(good))
+        quantize(copy, "qat", calibration=str(valid_set))
     # The recipe may name the set too. The path of the set is not stored.
-    (copy.path / "recipe.toml").write_text(run.recipe.override({"compress.calibration": str(good)}).to_toml())
+    (copy.path / "recipe.toml").write_text(run.recipe.override({"compress.calibration": str(valid_set)}).to_toml())
     provenance = Bundle.open(export_bundle(copy, "desktop", variant="int8").bundle).manifest.provenance
     assert provenance["calibration"] == report.calibration
     assert provenance["recipe"]["compress"]["calibration"] == "good"
 
 
-def test_calibration_commands(run, data, good, tmp_path):
+def test_calibration_commands(run, data, valid_set, tmp_path):
     def call(*arguments):
         return CliRunner().invoke(app, ["calibration", *map(str, arguments)])
 
@@ -424,7 +424,7 @@ def test_calibration_commands(run, data, good, tmp_path):
     assert (written["recipe"]["name"], len(written["images"])) == ("random", 50)
     done = call("check", tmp_path / "set", "--run", run.path)
     assert (done.exit_code, done.stdout.splitlines()[-1][:14]) == (0, "ok: 50 images ")
-    np.savez(tmp_path / "bad.npz", x=drawn(data)[0] / 255)
+    np.savez(tmp_path / "bad.npz", x=draw_pixels(data)[0] / 255)
     done = call("check", tmp_path / "bad.npz", "--run", run.path, "--json")
     assert done.exit_code == 1
     report = json.loads(done.stdout)
@@ -436,13 +436,13 @@ def test_calibration_commands(run, data, good, tmp_path):
     assert (done.exit_code, "is not a run" in done.stderr) == (1, True)
 
 
-def test_contact_sheet_shows_all_images(run, data, good, tmp_path):
-    assert calibration.show(good, tmp_path / "sheet.png", run=run) == 40
+def test_contact_sheet_shows_all_images(run, data, valid_set, tmp_path):
+    assert calibration.show(valid_set, tmp_path / "sheet.png", run=run) == 40
     sheet = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape[1] > 1000
     assert (sheet < 30).mean() > 0.1  # digits are white on black
     with pytest.raises(OutputExistsError):
-        calibration.show(good, tmp_path / "sheet.png")
+        calibration.show(valid_set, tmp_path / "sheet.png")
     np.save(tmp_path / "nan.npy", np.full((2, 28, 28), np.nan))
     with pytest.raises(EdgerecError, match="contains NaN or infinite values"):
         calibration.show(tmp_path / "nan.npy", tmp_path / "other.png", run=run)

@@ -242,8 +242,8 @@ def test_fine_tuning_restores_accuracy(run, tmp_path):
     with CompressionContext.open(run, quick, None, ignore) as context:
         tune = context.fine_tune(tmp_path)
 
-    def scored(model, part):
-        return keras_scorer(model, recipe.normalize)(dataset.images[part], ignore), dataset.classes[part]
+    def scored(model, subset):
+        return keras_scorer(model, recipe.normalize)(dataset.images[subset], ignore), dataset.classes[subset]
 
     def top1(model):
         scores, classes = scored(model, split.val)
@@ -260,8 +260,10 @@ def test_fine_tuning_restores_accuracy(run, tmp_path):
     graph = trace(model)
     scores = taylor_importance(model, graph, tune)
     groups, target = removable_groups(graph), 0.5 * cost(model)
-    right, wrong = (choose_channels(graph, groups, s, target, 0) for s in (scores, scores.max() - scores))
-    least, most = (without_channels(model, graph, keep) for keep in (right, wrong))
-    assert loss(least) < 0.5 * loss(most)
+    least_important, most_important = (
+        choose_channels(graph, groups, s, target, 0) for s in (scores, scores.max() - scores)
+    )
+    small_loss, large_loss = (without_channels(model, graph, keep) for keep in (least_important, most_important))
+    assert loss(small_loss) < 0.5 * loss(large_loss)
     without_fine_tuning = shrink(model, 0.5, replace(tune, epochs=0))
-    assert loss(without_fine_tuning) == loss(least)
+    assert loss(without_fine_tuning) == loss(small_loss)

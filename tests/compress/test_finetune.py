@@ -151,9 +151,9 @@ def test_documentation_covers_every_training_setting():
     )
 
 
-def logits_scale(aware) -> float:
+def logits_scale(quantized) -> float:
     """Return the scale of the logits in the converted model, which is the width of their range / 255."""
-    (dense,) = (op for op in read_graph(to_int8(aware)).operators if op.name == "FULLY_CONNECTED")
+    (dense,) = (op for op in read_graph(to_int8(quantized)).operators if op.name == "FULLY_CONNECTED")
     return float(dense.outputs[0].scales[0])
 
 
@@ -191,8 +191,8 @@ class Interrupted(Exception):
 
 
 def damage_missing_optimizer(arrays):
-    last = max((name for name in arrays if name.startswith("optimizer")), key=lambda name: int(name[9:]))
-    del arrays[last]
+    last_array = max((name for name in arrays if name.startswith("optimizer")), key=lambda name: int(name[9:]))
+    del arrays[last_array]
 
 
 def damage_optimizer_shape(arrays):

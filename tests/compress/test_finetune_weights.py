@@ -68,8 +68,8 @@ def test_distillation_loss_applies_image_weights():
     teacher = keras().Sequential([keras().Input((1,)), keras().layers.Dense(2, "softmax", kernel_initializer="zeros")])
     loss = teacher_loss([teacher])
     pixels = tf.constant([[0.0], [0.0]])
-    right, wrong = [0.5, 0.5], [0.9, 0.1]
-    scores = tf.constant([right, wrong])
+    correct, incorrect = [0.5, 0.5], [0.9, 0.1]
+    scores = tf.constant([correct, incorrect])
     unweighted = float(loss(pixels, scores))
     assert unweighted > 0.1
     assert float(loss(pixels, scores, tf.constant([1.5, 0.5]))) == pytest.approx(unweighted / 2, rel=1e-5)

@@ -186,16 +186,16 @@ def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, wi
     assert report.findings[1].layer == "dense"
 
 
-@pytest.mark.parametrize("wrong", ["not at all", "twice"])
-def test_wrong_input_scale_is_detected(run, calibrating, with_variant, wrong):
-    pixels = calibrating if wrong == "not at all" else UNIT.apply(UNIT.apply(calibrating))
+@pytest.mark.parametrize("scale", ["not at all", "twice"])
+def test_wrong_input_scale_is_detected(run, calibrating, with_variant, scale):
+    pixels = calibrating if scale == "not at all" else UNIT.apply(UNIT.apply(calibrating))
     report = parity(with_variant(to_int8(run.model(), pixels)), images=16)
     first = report.findings[0]
     assert (first.kind, first.layer) == ("input-scale", "input")
     assert "2 of 256 pixel values" in first.text
     assert report.layers[0].sqnr_db < LOW_DB
     # Only a range that is too narrow clips values.
-    assert (report.layers[0].clipped > 0.1) == (wrong == "twice")
+    assert (report.layers[0].clipped > 0.1) == (scale == "twice")
 
 
 def test_input_that_equals_the_pixels_has_no_finding(ptq, floating):

@@ -186,16 +186,16 @@ def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monk
 
     calibrated = []
 
-    def ends(aware):
-        return [float(end) for pair in qat.activation_ranges(aware) for end in pair]
+    def range_ends(quantized):
+        return [float(end) for pair in qat.activation_ranges(quantized) for end in pair]
 
-    def twice(aware, tune):
-        calibrate = range_calibrator(aware, tune)
+    def twice(quantized, tune):
+        calibrate = range_calibrator(quantized, tune)
 
         def calibrate_twice():
             for _ in range(2):
                 calibrate()
-                calibrated.append(ends(aware))
+                calibrated.append(range_ends(quantized))
 
         return calibrate_twice
 
@@ -213,7 +213,7 @@ def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monk
     assert np.allclose(third, fourth, rtol=0.02, atol=0.02)
     # Training changes the ranges before the last third of the epochs, but not in the last third.
     assert not np.allclose(second, third, rtol=0.02, atol=0.02)
-    assert ends(converted[0]) == fourth
+    assert range_ends(converted[0]) == fourth
     # The batch-normalization statistics are exactly those of the float model.
     trained = {v.name: v.numpy() for v in residual.model().variables if "/moving_" in v.name}
     final = {v.name: v.numpy() for v in converted[0].variables}
@@ -243,31 +243,31 @@ def test_fine_tuning_with_teacher_approaches_float_outputs(run, tmp_path):
         model.set_weights([0.8 * array for array in model.get_weights()])
         return model
 
-    ends = []
+    final_weights = []
     with CompressionContext.open(run, run.recipe, None, ignore) as context:
         base = replace(
             context.fine_tune(tmp_path), epochs=1, learning_rate=2e-4
         )  # enough to show which outputs the weights approach
         feed = base.feed
 
-        def wrong(epoch, places):
+        def bad_images(epoch, places):
             return feed(epoch, places).map(lambda pixels, classes: (pixels, 0 * classes))
 
-        for number, (labeled, weight) in enumerate([(feed, 1.0), (wrong, 1.0), (wrong, 0.0)]):
+        for number, (labeled, weight) in enumerate([(feed, 1.0), (bad_images, 1.0), (bad_images, 0.0)]):
             tune = replace(base, feed=labeled, teacher_weight=weight, checkpoints=tmp_path / str(number))
-            ends.append(fine_tune(smaller, tune, "fine-tuning").get_weights())
+            final_weights.append(fine_tune(smaller, tune, "fine-tuning").get_weights())
 
         def max_difference(first, second):
-            return max(np.abs(one - other).max() for one, other in zip(first, second, strict=True))
+            return max(np.abs(a - b).max() for a, b in zip(first, second, strict=True))
 
-        right, unlabeled, labeled = ends
+        with_teacher, unlabeled, labeled = final_weights
         # The labels have no effect (only the order of sums differs), but the weights are trained.
-        assert 20 * max_difference(right, unlabeled) < min(
-            max_difference(right, labeled), max_difference(right, smaller().get_weights())
+        assert 20 * max_difference(with_teacher, unlabeled) < min(
+            max_difference(with_teacher, labeled), max_difference(with_teacher, smaller().get_weights())
         )
         # The fine-tuned model is closer to the float model.
         model, start = smaller(), smaller()
-        model.set_weights(right)
+        model.set_weights(with_teacher)
         pixels, _ = next(iter(base.plain))
         distances = [float(base.teacher(pixels, scored(pixels))) for scored in (start, model, context.model)]
         assert distances[2] == pytest.approx(0, abs=1e-5)
@@ -277,12 +277,12 @@ def test_fine_tuning_with_teacher_approaches_float_outputs(run, tmp_path):
 def test_plain_names_make_file_smaller_without_changing_model(residual):
     from edgerec.compress.qat import with_fake_quantization
 
-    aware = with_fake_quantization(residual.model(), residual.recipe.normalize)
-    content = to_int8(aware)
+    quantized = with_fake_quantization(residual.model(), residual.recipe.normalize)
+    content = to_int8(quantized)
     plain = plain_names(content)
     before, after = read_graph(content), read_graph(plain)
     names = [tensor.name for tensor in after.tensors]
-    layer = next(layer.name for layer in aware.layers[::-1] if "conv2d" in layer.name).removeprefix("quant_")
+    layer = next(layer.name for layer in quantized.layers[::-1] if "conv2d" in layer.name).removeprefix("quant_")
     assert any(f"/quant_{layer}/" in tensor.name for tensor in before.tensors)
     assert sum(f"/{layer}/" in name for name in names) >= 3  # kernel, bias, output
     assert len(set(names)) == len(names)

@@ -57,8 +57,8 @@ def test_ptq_is_full_int8_and_records_its_calibration(run):
     content = (run.variant("int8") / "model.tflite").read_bytes()
     is_full_int8(content)
     dataset, split = run.data()
-    drawn = calibration.draw("stratified", dataset, split)
-    assert report.calibration == {"recipe": "stratified", "images": 200, "digest": drawn.digest}
+    indices = calibration.draw("stratified", dataset, split)
+    assert report.calibration == {"recipe": "stratified", "images": 200, "digest": indices.digest}
     assert report.forms[-1].agreement > 0.95
     with pytest.raises(OutputExistsError):
         quantize(run, "ptq")

@@ -184,9 +184,9 @@ def test_invalid_manifest_is_refused(copy, values, message):
 def test_file_name_that_is_too_long_is_refused(copy):
     files = json.loads((copy / "manifest.json").read_text())["files"]
     change(copy, files=files | {"golden/" + "a" * 5000: "0" * 64})
-    with pytest.raises(BundleError, match="cannot be read") as caught:
+    with pytest.raises(BundleError, match="cannot be read") as excinfo:
         Bundle.open(copy)
-    assert len(str(caught.value)) <= 1010
+    assert len(str(excinfo.value)) <= 1010
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\r\x1b[2Jb", "\ud800"])

@@ -47,9 +47,9 @@ def test_mean_smoothing_is_an_exponential_moving_average():
 
 
 def test_hysteresis_keeps_the_current_label_if_scores_are_close():
-    near = [scores(0.48, 0.47, 0.05), scores(0.47, 0.48, 0.05)] * 3
-    assert {decision.label for decision in labels_of(DecisionSpec(hysteresis=0.05), near)} == {"cat"}
-    assert {decision.label for decision in labels_of(DecisionSpec(), near)} == {"cat", "dog"}
+    close_scores = [scores(0.48, 0.47, 0.05), scores(0.47, 0.48, 0.05)] * 3
+    assert {decision.label for decision in labels_of(DecisionSpec(hysteresis=0.05), close_scores)} == {"cat"}
+    assert {decision.label for decision in labels_of(DecisionSpec(), close_scores)} == {"cat", "dog"}
 
 
 def test_label_is_unknown_below_its_threshold():

@@ -51,14 +51,14 @@ def test_import_and_inspect_name_the_format_of_the_file(tmp_path, kind):
     content, expected = KINDS[kind]
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
-    for use in (inspect, lambda path: import_tflite(path, tmp_path / "b")):
+    for read in (inspect, lambda path: import_tflite(path, tmp_path / "b")):
         with pytest.raises(EdgerecError, match=f"model.tflite is not a TFLite model: it .*{expected}"):
-            use(path)
+            read(path)
 
 
 @pytest.mark.parametrize("kind", ["lfs", "page"])
 @pytest.mark.parametrize(
-    ("name", "use"),
+    ("name", "read"),
     [
         ("recipe.toml", Recipe.from_toml),
         ("target.toml", lambda path: Target.load(str(path))),
@@ -66,11 +66,11 @@ def test_import_and_inspect_name_the_format_of_the_file(tmp_path, kind):
         ("image.jpg", read_image),
     ],
 )
-def test_other_readers_name_the_format_of_the_file(tmp_path, kind, name, use):
+def test_other_readers_name_the_format_of_the_file(tmp_path, kind, name, read):
     content, expected = KINDS[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EdgerecError, match=expected):
-        use(tmp_path / name)
+        read(tmp_path / name)
 
 
 def test_keras_and_array_readers_name_the_format_of_the_file(tmp_path):

@@ -14,8 +14,8 @@ def resized_by_opencv(image, height, width):
     while image.shape[0] >= 2 * height or image.shape[1] >= 2 * width:
         factors = 1 + (image.shape[0] >= 2 * height), 1 + (image.shape[1] >= 2 * width)
         rows, columns = image.shape[0] // factors[0], image.shape[1] // factors[1]
-        whole = image[: rows * factors[0], : columns * factors[1]]
-        image = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+        cropped = image[: rows * factors[0], : columns * factors[1]]
+        image = cv2.resize(cropped, (columns, rows), interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
 
 

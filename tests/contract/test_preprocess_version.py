@@ -52,17 +52,17 @@ def test_pad_of_a_thin_image_does_not_depend_on_a_shift():
 @pytest.mark.parametrize("size", [(64, 1000), (1000, 64), (300, 1000), (50, 1000), (720, 1280), (9, 3000), (97, 192)])
 def test_quality_is_close_to_area_interpolation(fit, size):
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8), (0, 0), 0.7)
-    ours, reference = (apply(noise, PreprocessSpec(96, 96, fit=fit)), area(noise, fit))
-    assert np.sqrt(np.mean((ours.astype(float) - reference) ** 2)) < 10
+    output, reference = (apply(noise, PreprocessSpec(96, 96, fit=fit)), area(noise, fit))
+    assert np.sqrt(np.mean((output.astype(float) - reference) ** 2)) < 10
 
 
 def area(image: np.ndarray, fit: str, side: int = 96) -> np.ndarray:
     """Return ``image`` resized by OpenCV's area interpolation, which needs one call per axis."""
     rows, columns = image.shape[:2]
     if fit == "crop":
-        least = min(rows, columns)
-        top, left = (rows - least) // 2, (columns - least) // 2
-        image = image[top : top + least, left : left + least]
+        shorter_side = min(rows, columns)
+        top, left = (rows - shorter_side) // 2, (columns - shorter_side) // 2
+        image = image[top : top + shorter_side, left : left + shorter_side]
     height = max(1, rows * side // columns) if fit == "pad" and columns > rows else side
     width = max(1, columns * side // rows) if fit == "pad" and rows > columns else side
     image = cv2.resize(image, (image.shape[1], height), interpolation=method(image.shape[0], height))

@@ -32,10 +32,17 @@ def test_shipped_targets_are_complete():
 
 
 def test_own_target_inherits_missing_values_from_like(tmp_path):
-    mine = Target.load(write_target(tmp_path, 'like = "rpi"\ntitle = "Gate"\nthreads = 2\n[operators]\nADD = 4\n'))
+    own_target = Target.load(
+        write_target(tmp_path, 'like = "rpi"\ntitle = "Gate"\nthreads = 2\n[operators]\nADD = 4\n')
+    )
     rpi = Target.load("rpi")
-    assert (mine.name, mine.title, mine.threads, mine.operators) == ("mine", "Gate", 2, {"ADD": 4})
-    assert (mine.arch, mine.requirements, mine.service) == (rpi.arch, rpi.requirements, True)
+    assert (own_target.name, own_target.title, own_target.threads, own_target.operators) == (
+        "mine",
+        "Gate",
+        2,
+        {"ADD": 4},
+    )
+    assert (own_target.arch, own_target.requirements, own_target.service) == (rpi.arch, rpi.requirements, True)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,6 @@ def test_targets_command_lists_targets_and_shows_one(edgerec, tmp_path):
     assert "edgerec camera . --source auto" in shown.stdout
     every = json.loads(edgerec("targets", "--json").stdout)
     assert [target["name"] for target in every] == target_names()
-    mine = json.loads(edgerec("targets", write_target(tmp_path, 'like = "rpi"\nthreads = 4\n'), "--json").stdout)
-    assert (mine["threads"], mine["arch"]) == (4, ["aarch64"])
+    own_target = json.loads(edgerec("targets", write_target(tmp_path, 'like = "rpi"\nthreads = 4\n'), "--json").stdout)
+    assert (own_target["threads"], own_target["arch"]) == (4, ["aarch64"])
     assert "did you mean 'rpi'" in one_line(edgerec("targets", "rpy"))

@@ -81,17 +81,17 @@ def test_augmentation_of_a_seed_is_the_same_in_every_version(tf):
 @pytest.mark.parametrize("key", DISABLED_BY_DEFAULT)
 def test_augmentation_is_seeded_bounded_and_independent_of_other_images(tf, key, channels):
     pixels = blobs(channels=channels)
-    one = augmented(tf, pixels, **{key: DISABLED_BY_DEFAULT[key]})
-    assert one.shape == pixels.shape
-    assert one.dtype == np.float32
-    assert 0 <= one.min() <= one.max() <= 255
+    single = augmented(tf, pixels, **{key: DISABLED_BY_DEFAULT[key]})
+    assert single.shape == pixels.shape
+    assert single.dtype == np.float32
+    assert 0 <= single.min() <= single.max() <= 255
     if channels == 1 and key in COLOR_KEYS:
-        assert np.array_equal(one, pixels)
+        assert np.array_equal(single, pixels)
         return
-    assert np.abs(one - pixels).max() > 10
+    assert np.abs(single - pixels).max() > 10
     others = np.concatenate([pixels[:5], 255 - pixels[5:]])
-    assert np.allclose(augmented(tf, others, **{key: DISABLED_BY_DEFAULT[key]})[:5], one[:5], atol=0.01)
-    assert not np.allclose(augmented(tf, pixels, number=2, **{key: DISABLED_BY_DEFAULT[key]}), one, atol=1)
+    assert np.allclose(augmented(tf, others, **{key: DISABLED_BY_DEFAULT[key]})[:5], single[:5], atol=0.01)
+    assert not np.allclose(augmented(tf, pixels, number=2, **{key: DISABLED_BY_DEFAULT[key]}), single, atol=1)
 
 
 def test_crop_enlarges_a_region_of_the_image(tf):
@@ -182,8 +182,8 @@ def test_soft_labels_match_the_mixed_pixels(tf, keys):
     assert len(np.unique(np.round(soft_labels[:, 1], 3))) > 10
     half = np.isin(np.asarray(mixed), (0, 255)).all(axis=(1, 2, 3))
     assert half.all() == (set(keys) == {"cutmix"})
-    alone = mixer(section)(tf.constant(pixels[:1]), tf.one_hot(classes[:1], 2), tf.constant([0, 1], tf.int64))
-    assert np.array_equal(alone[0], pixels[:1])  # a batch of one image has no other image to mix with
+    single = mixer(section)(tf.constant(pixels[:1]), tf.one_hot(classes[:1], 2), tf.constant([0, 1], tf.int64))
+    assert np.array_equal(single[0], pixels[:1])  # a batch of one image has no other image to mix with
 
 
 def test_mixing_is_used_in_training_but_not_in_fine_tuning(tf, tmp_path):

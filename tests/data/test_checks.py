@@ -42,10 +42,10 @@ def clean(tmp_path_factory):
     digits = sources.find("digits")
     for label in (0, 1, 4, 7):
         for number, i in enumerate(np.flatnonzero(digits.classes == label)[:50]):
-            place = folder / ("test" if number % 5 == 0 else "train") / f"d{label}"
-            place.mkdir(parents=True, exist_ok=True)
+            class_folder = folder / ("test" if number % 5 == 0 else "train") / f"d{label}"
+            class_folder.mkdir(parents=True, exist_ok=True)
             large = cv2.resize(digits.images[i], (40, 40), interpolation=cv2.INTER_CUBIC)
-            cv2.imwrite(str(place / f"{number:02d}.png"), large)
+            cv2.imwrite(str(class_folder / f"{number:02d}.png"), large)
     return folder
 
 
@@ -58,17 +58,17 @@ def planted(clean, tmp_path_factory):
     shutil.copy(train / "d0" / "01.png", test / "d0" / "again.png")
     shutil.copy(train / "d1" / "01.png", train / "d4" / "two_labels.png")
     shutil.copy(train / "d7" / "01.png", train / "d7" / "twice.png")
-    one = cv2.imread(str(train / "d7" / "02.png"))
-    lighter = cv2.convertScaleAbs(cv2.resize(one, (60, 60)), alpha=0.97, beta=8)
-    cv2.imwrite(str(test / "d7" / "stored_anew.jpg"), lighter, [cv2.IMWRITE_JPEG_QUALITY, 70])
+    digit = cv2.imread(str(train / "d7" / "02.png"))
+    near_duplicate = cv2.convertScaleAbs(cv2.resize(digit, (60, 60)), alpha=0.97, beta=8)
+    cv2.imwrite(str(test / "d7" / "stored_anew.jpg"), near_duplicate, [cv2.IMWRITE_JPEG_QUALITY, 70])
     for number in (11, 12):
         (train / "d0" / f"{number}.png").rename(train / "d7" / f"wrong_{number}.png")
     (train / "d0" / "notes.txt").write_text("not an image")
     content = (train / "d1" / "03.png").read_bytes()
     (train / "d1" / "half.png").write_bytes(content[: len(content) // 2])
-    cv2.imwrite(str(train / "d1" / "tiny.png"), one[::5, ::5])
-    cv2.imwrite(str(train / "d4" / "long.png"), np.hstack([one] * 3))
-    cv2.imwrite(str(train / "d4" / "blank.png"), one * 0 + 90)
+    cv2.imwrite(str(train / "d1" / "tiny.png"), digit[::5, ::5])
+    cv2.imwrite(str(train / "d4" / "long.png"), np.hstack([digit] * 3))
+    cv2.imwrite(str(train / "d4" / "blank.png"), digit * 0 + 90)
     (train / "d9").mkdir()
     shutil.copy(clean / "train" / "d4" / "09.png", train / "d9" / "alone.png")
     return folder
@@ -76,7 +76,7 @@ def planted(clean, tmp_path_factory):
 
 def test_planted_problems_are_found_and_ranked(planted, tmp_path):
     report = check_data(recipe_for(planted), tmp_path / "report")
-    found = kinds(report)
+    found_kinds = kinds(report)
     for kind, name in (
         ("broken", "notes.txt"),
         ("copy-across-splits", "again.png"),
@@ -89,15 +89,15 @@ def test_planted_problems_are_found_and_ranked(planted, tmp_path):
         ("shape", "long.png"),
         ("blank", "blank.png"),
     ):
-        assert (kind, name) in found, (kind, name)
-    assert {"half.png"} == {name for kind, name in found if kind in ("broken", "cut-off")} - {"notes.txt"}
+        assert (kind, name) in found_kinds, (kind, name)
+    assert {"half.png"} == {name for kind, name in found_kinds if kind in ("broken", "cut-off")} - {"notes.txt"}
     text = "\n".join(map(str, report.findings))
     assert "class 'd9' has 1 image, expected" in text
     assert "is a copy of train/d0/01.png, and the two images are in different splits (test, train)" in text
     assert "is labeled 'd7'" in text
     assert "a quick classifier predicts 'd0'" in text
-    places = [KINDS.index(finding.kind) for finding in report.findings]
-    assert places == sorted(places)
+    ranks = [KINDS.index(finding.kind) for finding in report.findings]
+    assert ranks == sorted(ranks)
     assert not report.ok
     assert len(report.findings) < 25
 
@@ -135,9 +135,9 @@ def test_checks_use_the_split_of_training(tmp_path, image_folder):
     """Data without splits is checked with the split of the recipe, which never separates copies."""
     for number in range(4):
         for label in ("red", "blue"):
-            one = image_folder / label / f"person{number}_{number:02d}.jpg"
+            copied_image = image_folder / label / f"person{number}_{number:02d}.jpg"
             for copy in range(3):
-                shutil.copy(one, one.with_name(f"person{number}_copy{copy}.jpg"))
+                shutil.copy(copied_image, copied_image.with_name(f"person{number}_copy{copy}.jpg"))
     ungrouped = check_data(recipe_for(image_folder), labels=False)
     assert {finding.kind for finding in ungrouped.findings} == {"copy"}
     grouped = {"data.group_by": r"(person\d)", "data.test_fraction": 0.25, "data.val_fraction": 0.25}
@@ -171,9 +171,9 @@ def test_near_pairs_match_a_comparison_of_all_pairs():
         pairs.distance_levels, np.sqrt(((some[pairs.first] - some[pairs.second]) ** 2).mean(axis=1)), atol=0.05
     )
     burst = np.repeat(some[:1], 500, axis=0)  # identical frames: the result must not contain all pairs
-    near = near_pairs(burst, [np.arange(500) < 250])
-    assert set(near.first) | set(near.second) == set(range(500))
-    assert 250 <= len(near.first) <= 1000  # at most one neighbor per image, and one of the other class
+    found_pairs = near_pairs(burst, [np.arange(500) < 250])
+    assert set(found_pairs.first) | set(found_pairs.second) == set(range(500))
+    assert 250 <= len(found_pairs.first) <= 1000  # at most one neighbor per image, and one of the other class
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -187,8 +187,8 @@ def test_contact_sheet_shows_every_class(clean, tmp_path, augment):
     assert bool(sheet.augment) == augment
     assert (image < 100).mean() > 0.1
     if augment:
-        other = recipe_for(clean, **{"data.channels": 1, "augment.mixup": 0.4})
-        show_data(other, tmp_path / "mixed.png", augment=True)
+        gray_recipe = recipe_for(clean, **{"data.channels": 1, "augment.mixup": 0.4})
+        show_data(gray_recipe, tmp_path / "mixed.png", augment=True)
         assert cv2.imread(str(tmp_path / "mixed.png")).shape[0] > image.shape[0]  # soft labels need more lines
 
 
@@ -196,8 +196,8 @@ def test_contact_sheet_of_a_recipe_and_of_a_run(clean, tmp_path):
     recipe = recipe_for(clean, **{"augment.cutout": 0.3})
     run = tmp_path / "run"
     run.mkdir()
-    for place in (tmp_path / "mine.toml", run / "recipe.toml"):
-        place.write_text(recipe.to_toml())
+    for file in (tmp_path / "mine.toml", run / "recipe.toml"):
+        file.write_text(recipe.to_toml())
     values = json.loads(call("show", tmp_path / "mine.toml", "--out", tmp_path / "a.png", "--json").stdout)
     assert values["augment"] == {}
     done = call("show", run, "--out", tmp_path / "b.png", "--set", "data.input_size=30")

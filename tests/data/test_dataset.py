@@ -54,9 +54,9 @@ def test_folder_pixels_match_the_preprocessing_of_the_device(image_folder):
 def test_images_are_decoded_once(image_folder, monkeypatch):
     first, _ = load(section(image_folder, input_size=16))
     monkeypatch.setattr(cache, "decode", lambda content: pytest.fail("decoded again"))
-    again, _ = load(section(image_folder, input_size=16))
-    assert np.array_equal(first.images, again.images)
-    assert first.digest == again.digest
+    cached, _ = load(section(image_folder, input_size=16))
+    assert np.array_equal(first.images, cached.images)
+    assert first.digest == cached.digest
 
 
 def test_changed_image_is_read_again(image_folder):
@@ -79,12 +79,12 @@ def test_unreadable_file_is_skipped_or_refused(image_folder, caplog):
 
 
 def test_own_splits_are_kept(image_folder, tmp_path):
-    for part in ("train", "test"):
+    for subset in ("train", "test"):
         for label in ("blue", "red"):
-            (tmp_path / "split" / part / label).mkdir(parents=True)
+            (tmp_path / "split" / subset / label).mkdir(parents=True)
     for path in image_folder.glob("*/*"):
-        part = "test" if "person3" in path.name else "train"
-        path.rename(tmp_path / "split" / part / path.parent.name / path.name)
+        subset = "test" if "person3" in path.name else "train"
+        path.rename(tmp_path / "split" / subset / path.parent.name / path.name)
     dataset, resolved = load(section(tmp_path / "split", input_size=16))
     parts = split_dataset(dataset, resolved, 0)
     assert not parts.held_out
@@ -104,8 +104,8 @@ def test_split_is_stratified_seeded_and_complete():
         counts = np.bincount(dataset.classes[part]) / np.bincount(dataset.classes)
         assert abs(len(part) / 1797 - fraction) < 0.02
         assert np.abs(counts - fraction).max() < 0.06
-    again = split_dataset(dataset, resolved, 3)
-    assert np.array_equal(parts.test, again.test)
+    second = split_dataset(dataset, resolved, 3)
+    assert np.array_equal(parts.test, second.test)
     assert not np.array_equal(parts.test, split_dataset(dataset, resolved, 4).test)
 
 
@@ -267,8 +267,8 @@ def test_damaged_cache_entry_is_rebuilt(image_folder, tmp_path, monkeypatch):
     for suffix, content in ((".raw", b"short"), (".json", b"{")):
         for path in (tmp_path / "cache").glob(f"*{suffix}"):
             path.write_bytes(content)
-        again, _ = load(section(image_folder, input_size=16))
-        assert np.array_equal(again.images, complete)
+        rebuilt, _ = load(section(image_folder, input_size=16))
+        assert np.array_equal(rebuilt.images, complete)
 
 
 def test_digest_depends_on_the_classes_of_the_files(image_folder, tmp_path):
@@ -356,9 +356,9 @@ def test_built_in_data_sets_have_label_names(monkeypatch):
         return (x, np.arange(40)[:, None] % 10), (x[:20], np.arange(20)[:, None] % 10)
 
     monkeypatch.setattr(tf_keras.datasets.cifar10, "load_data", small)
-    found = sources.find("cifar10")
-    assert found.labels[3] == "cat"
-    assert len(found.classes) == 60
+    registered = sources.find("cifar10")
+    assert registered.labels[3] == "cat"
+    assert len(registered.classes) == 60
 
 
 def test_input_size_below_the_minimum_is_refused():
@@ -372,8 +372,8 @@ def test_augmentation_is_seeded_and_within_its_limits():
     from edgerec.data.augmentation.batch_augmenter import augmenter
     from edgerec.recipe import AugmentSection
 
-    off = {"shift": 0.0, "rotate_deg": 0.0, "zoom": 0.0, "brightness": 0.0, "contrast": 0.0}
-    assert augmenter(AugmentSection(**off)) is None
+    disabled = {"shift": 0.0, "rotate_deg": 0.0, "zoom": 0.0, "brightness": 0.0, "contrast": 0.0}
+    assert augmenter(AugmentSection(**disabled)) is None
     rng = np.random.default_rng(0)
     pixels = tf.constant(rng.integers(0, 256, (64, 8, 8, 3)), tf.float32)
     one, two = (tf.constant([0, n], tf.int64) for n in (1, 2))
@@ -383,24 +383,24 @@ def test_augmentation_is_seeded_and_within_its_limits():
     assert everything(pixels, one).shape == pixels.shape
     assert 0 <= np.min(everything(pixels, one)) <= np.max(everything(pixels, one)) <= 255
 
-    flipped = augmenter(AugmentSection(**off, flip=True))(pixels, one).numpy()
+    flipped = augmenter(AugmentSection(**disabled, flip=True))(pixels, one).numpy()
     mirrored = [np.allclose(f, p[:, ::-1], atol=0.01) for f, p in zip(flipped, pixels.numpy(), strict=True)]
     same = [np.allclose(f, p, atol=0.01) for f, p in zip(flipped, pixels.numpy(), strict=True)]
     assert all(a or b for a, b in zip(mirrored, same, strict=True))
     assert 10 < sum(mirrored) < 54
 
-    brighter = augmenter(AugmentSection(**(off | {"brightness": 0.2})))(pixels * 0 + 100, one).numpy()
+    brighter = augmenter(AugmentSection(**(disabled | {"brightness": 0.2})))(pixels * 0 + 100, one).numpy()
     assert 49 <= brighter.min() < 60
     assert 140 < brighter.max() <= 151
 
     dot = np.zeros((64, 21, 21, 1), np.float32)
     dot[:, 10, 10] = 255
-    moved = augmenter(AugmentSection(**(off | {"shift": 0.2})))(tf.constant(dot), one).numpy()[..., 0]
+    moved = augmenter(AugmentSection(**(disabled | {"shift": 0.2})))(tf.constant(dot), one).numpy()[..., 0]
     rows, columns = np.indices((21, 21))
     centers = np.stack([(moved * axis).sum((1, 2)) / moved.sum((1, 2)) for axis in (rows, columns)]) - 10
     assert np.abs(centers).max() <= 4.2 + 0.1
     assert np.abs(centers).max() > 3
-    turned = augmenter(AugmentSection(**(off | {"rotate_deg": 45.0})))(tf.constant(dot), one).numpy()
+    turned = augmenter(AugmentSection(**(disabled | {"rotate_deg": 45.0})))(tf.constant(dot), one).numpy()
     assert np.allclose(turned[:, 10, 10], 255, atol=1)  # the center is not moved
     assert np.abs(turned - dot).max() > 20
 
@@ -411,13 +411,13 @@ def test_batches_depend_only_on_seed_and_epoch():
 
     dataset, resolved = load(section("digits"))
     recipe = Recipe(data=resolved).override({"train.batch_size": 16})
-    part = np.arange(100)
-    feed = training_batches(dataset, part, recipe, first_epoch=0)
-    later = training_batches(dataset, part, recipe, first_epoch=1)
-    assert steps_per_epoch(part, recipe) == 6
+    indices = np.arange(100)
+    feed = training_batches(dataset, indices, recipe, first_epoch=0)
+    continued = training_batches(dataset, indices, recipe, first_epoch=1)
+    assert steps_per_epoch(indices, recipe) == 6
     assert not feed.options().autotune.enabled  # fit would wait for the autotuning thread at the end
     batches = list(feed.take(12))
-    resumed = list(later.take(6))
+    resumed = list(continued.take(6))
     for (x, y), (x_resumed, y_resumed) in zip(batches[6:], resumed, strict=True):
         assert np.array_equal(x, x_resumed)
         assert np.array_equal(y, y_resumed)
@@ -426,7 +426,9 @@ def test_batches_depend_only_on_seed_and_epoch():
     assert 0 <= np.min(batches[0][0]) <= np.max(batches[0][0]) <= 1
     # Two processes with one and two devices: together, they read the same batches as a single process.
     recipe = recipe.override({"train.batch_size": 15})
-    one = iter(training_batches(dataset, part, recipe, Replicas(0, 1, 3), first_epoch=0))
-    two = iter(training_batches(dataset, part, recipe, Replicas(1, 2, 3), first_epoch=0))
-    for _, complete in training_batches(dataset, part, recipe, first_epoch=0).take(12):
-        assert np.array_equal(np.concatenate([next(feed)[1] for feed in (one, two, two)]), complete)
+    single_worker = iter(training_batches(dataset, indices, recipe, Replicas(0, 1, 3), first_epoch=0))
+    second_of_three = iter(training_batches(dataset, indices, recipe, Replicas(1, 2, 3), first_epoch=0))
+    for _, complete in training_batches(dataset, indices, recipe, first_epoch=0).take(12):
+        assert np.array_equal(
+            np.concatenate([next(feed)[1] for feed in (single_worker, second_of_three, second_of_three)]), complete
+        )

@@ -165,8 +165,8 @@ HIDDEN = (
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_hidden_and_system_folders_are_ignored(tmp_path, hidden):
     fill(tmp_path)
-    places = (tmp_path / "red",) if hidden.startswith("monday") else (tmp_path, tmp_path / "red")
-    for folder in places:
+    expected_folders = (tmp_path / "red",) if hidden.startswith("monday") else (tmp_path, tmp_path / "red")
+    for folder in expected_folders:
         path = folder / hidden
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.full((24, 24, 3), 9, np.uint8))

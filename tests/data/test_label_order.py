@@ -143,8 +143,12 @@ def test_label_file_next_to_the_model_is_used(tmp_path, images, name):
     """The label file has another order than the class folders."""
     model = color_model((0, 1, 2, 3))
     model.save(tmp_path / "m.keras")
-    other = ["apple", "cress", "berry", "date"]
-    text = json.dumps({label: i for i, label in enumerate(other)}) if name.endswith("json") else "\n".join(other)
+    other_labels = ["apple", "cress", "berry", "date"]
+    text = (
+        json.dumps({label: i for i, label in enumerate(other_labels)})
+        if name.endswith("json")
+        else "\n".join(other_labels)
+    )
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=rf"{name} next to the model has a different order .*--labels folders"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
@@ -206,8 +210,8 @@ def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):
     run = adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
     assert run.labels == ("berry", "apple", "cress", "date")
     assert run.metrics["accuracy"] == 1.0
-    again = open_or_adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
-    assert again.path == run.path
+    reopened = open_or_adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
+    assert reopened.path == run.path
     (tmp_path / "short.txt").write_text("berry\napple\ncress\n")
     with pytest.raises(DataError, match=r"has 3 labels, but .*m\.keras needs 4"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "other", labels=tmp_path / "short.txt")

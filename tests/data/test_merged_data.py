@@ -34,8 +34,8 @@ def old_and_new(tmp_path):
     return fill(tmp_path / "old", ("cat", "dog"), seed=1), fill(tmp_path / "new", ("dog", "elk"), count=6, seed=2)
 
 
-def read(*places):
-    return load(DataSection(source=tuple(map(str, places)), input_size=12))[0]
+def read(*folders):
+    return load(DataSection(source=tuple(map(str, folders)), input_size=12))[0]
 
 
 def test_merged_labels_are_the_union_and_images_are_unchanged(old_and_new):
@@ -52,18 +52,18 @@ def test_merged_labels_are_the_union_and_images_are_unchanged(old_and_new):
 
 
 def test_order_of_the_folders_does_not_matter(old_and_new):
-    one, other = read(*old_and_new), read(*reversed(old_and_new))
-    assert one.names == other.names
-    assert one.digest == other.digest
-    assert np.array_equal(one.images[:], other.images[:])
+    in_order, reversed_order = read(*old_and_new), read(*reversed(old_and_new))
+    assert in_order.names == reversed_order.names
+    assert in_order.digest == reversed_order.digest
+    assert np.array_equal(in_order.images[:], reversed_order.images[:])
 
 
 def test_merged_images_are_indexed_like_an_array(old_and_new):
     images = read(*old_and_new).images
     everything = np.asarray(images)
     assert images[[]].shape == (0, 12, 12, 3)
-    for which in (-1, np.array([3, -2]), slice(25, None), np.arange(32) % 5 == 0):
-        assert np.array_equal(images[which], everything[which])
+    for index in (-1, np.array([3, -2]), slice(25, None), np.arange(32) % 5 == 0):
+        assert np.array_equal(images[index], everything[index])
     for outside in (32, -33, (0, 1)):
         with pytest.raises(IndexError):
             images[outside]
@@ -71,9 +71,11 @@ def test_merged_images_are_indexed_like_an_array(old_and_new):
 
 
 def test_path_below_the_class_folder_in_merged_data(tmp_path):
-    one = fill(tmp_path / "cat", ("cat", "dog"))  # a data set with the name of a class
-    other = fill(tmp_path / "shared", ("cat/train/anna", "cat/test/anna", "dog/train/bob", "dog/test/bob"), count=2)
-    for dataset in (read(one, other), read(other)):
+    named_like_class = fill(tmp_path / "cat", ("cat", "dog"))  # a data set with the name of a class
+    with_splits = fill(
+        tmp_path / "shared", ("cat/train/anna", "cat/test/anna", "dog/train/bob", "dog/test/bob"), count=2
+    )
+    for dataset in (read(named_like_class, with_splits), read(with_splits)):
         paths = {dataset.names[i]: dataset.below_class_folder(i) for i in range(len(dataset.names))}
         for name, path in paths.items():
             assert path == (f"{name.split('/')[-2]}/{name[-5:]}" if "anna" in name or "bob" in name else name[-5:])
@@ -126,8 +128,8 @@ def test_data_check_and_pack_accept_several_folders(old_and_new, tmp_path):
 
 def test_training_is_resumed_with_another_order_of_the_folders(old_and_new, tmp_path):
     recipes = [
-        Recipe().override({"data.source": [str(place) for place in places], "train.epochs": 1, "model.width": 0.25})
-        for places in (old_and_new, reversed(old_and_new))
+        Recipe().override({"data.source": [str(folder) for folder in folders], "train.epochs": 1, "model.width": 0.25})
+        for folders in (old_and_new, reversed(old_and_new))
     ]
     fit(recipes[0], tmp_path / "run", finish=False)
     assert was_begun(recipes[1], tmp_path / "run")
@@ -141,7 +143,7 @@ def test_automatic_values_are_recorded_for_merged_data(old_and_new):
 
 
 def test_calibration_check_finds_test_images_of_merged_data(old_and_new, tmp_path):
-    source = [str(place) for place in old_and_new]
+    source = [str(path) for path in old_and_new]
     settings = {"data.source": source, "data.input_size": 28, "model.width": 0.25, "model.arch": "simple_cnn"}
     run = fit(Recipe().override(settings | {"train.epochs": 1}), tmp_path / "run")
     dataset, split = run.data()

@@ -88,15 +88,15 @@ def test_deleted_entries_are_read_again(folders):
 
 def test_only_entries_of_the_cache_are_deleted(folders, tmp_path):
     read(folders[0])
-    others = [tmp_path / "cache" / name for name in ("threads-1234", "notes.raw", "settings.json")]
-    for path in others:
+    other_files = [tmp_path / "cache" / name for name in ("threads-1234", "notes.raw", "settings.json")]
+    for path in other_files:
         path.write_text("x")
     (tmp_path / "cache" / "userland").mkdir()
     abandoned = tmp_path / "cache" / f".{'0' * 32}.raw.abc.partial"
     abandoned.mkdir()
     (abandoned / "edgerec-lock").touch()
     assert pixel_cache(clear=True).entries == ()
-    assert all(path.exists() for path in (*others, tmp_path / "cache" / "userland"))
+    assert all(path.exists() for path in (*other_files, tmp_path / "cache" / "userland"))
     assert not abandoned.exists()
 
 

@@ -186,10 +186,10 @@ def test_a_run_keeps_the_split_that_it_recorded(run):
 
 def test_resumed_training_keeps_its_original_split(tmp_path):
     recipe = Recipe().override({"train.epochs": 1, "model.width": 0.25})
-    begun = fit(recipe, tmp_path / "run", finish=False)
-    record = begun.split_record
+    interrupted = fit(recipe, tmp_path / "run", finish=False)
+    record = interrupted.split_record
     record["val"], record["test"] = record["val"][:-5], record["test"][:50]
-    begun.write_json("split.json", record)
+    interrupted.write_json("split.json", record)
     finished = fit(recipe, tmp_path / "run", resume=True)
     assert finished.metrics["images"] == 50
     assert finished.metrics["train_images"] == 1797 - 50 - len(record["val"])

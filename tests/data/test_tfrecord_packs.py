@@ -50,9 +50,9 @@ def test_pack_contains_the_same_split_and_images(packed):
     plain, plain_parts = load_and_split(Recipe())
     assert dataset.labels == plain.labels
     for name in ("train", "val", "test"):
-        ours, theirs = parts.part(name), plain_parts.part(name)
-        assert rows(dataset.images[ours]) == rows(plain.images[theirs])
-        assert sorted(dataset.classes[ours]) == sorted(plain.classes[theirs])
+        packed_indices, plain_indices = parts.part(name), plain_parts.part(name)
+        assert rows(dataset.images[packed_indices]) == rows(plain.images[plain_indices])
+        assert sorted(dataset.classes[packed_indices]) == sorted(plain.classes[plain_indices])
     assert list(dataset.select(parts.test))[3].shape == dataset.images.shape[1:]
     assert np.array_equal(np.stack(list(dataset.select(parts.val))), dataset.images[parts.val])
     assert dataset.names[len(dataset.names) - 1].startswith("test-")
@@ -88,14 +88,14 @@ def test_each_epoch_reads_every_image_once_in_a_new_order(packed, workers):
             images_of_epoch += [np.rint(np.asarray(pixels) * 255) for pixels, _ in batches[:steps]]
         epochs.append(np.concatenate(images_of_epoch))
         known = rows(dataset.images[parts.train])
-        found = rows(epochs[-1])
-        assert len(found) == steps * 32 > len(known) - 32
-        left = known[:]
-        for row in found:
-            left.remove(row)  # raises ValueError if an image is read twice
+        epoch_rows = rows(epochs[-1])
+        assert len(epoch_rows) == steps * 32 > len(known) - 32
+        remaining = known[:]
+        for row in epoch_rows:
+            remaining.remove(row)  # raises ValueError if an image is read twice
     assert not np.array_equal(epochs[0], epochs[1])
-    again = training_batches(dataset, parts.train, recipe, Replicas(0, 1, workers), first_epoch=1)
-    pixels, _ = next(iter(again))
+    resumed = training_batches(dataset, parts.train, recipe, Replicas(0, 1, workers), first_epoch=1)
+    pixels, _ = next(iter(resumed))
     assert np.array_equal(np.rint(np.asarray(pixels) * 255), epochs[1][: 32 // workers])
 
 
@@ -222,10 +222,10 @@ def test_packing_skips_unreadable_files(image_folder, tmp_path, caplog, monkeypa
     with caplog.at_level(logging.WARNING, "edgerec"):
         with pytest.raises(DataError, match=r"does not match the path of 'red/notes.txt'"):
             pack_data(recipe, tmp_path / "pack")
-        made = pack_data(recipe.override({"data.group_by": ""}), tmp_path / "pack")
-    assert made.skipped == ("red/notes.txt",)
+        packed_again = pack_data(recipe.override({"data.group_by": ""}), tmp_path / "pack")
+    assert packed_again.skipped == ("red/notes.txt",)
     assert "skipped 1 files that are not readable images: red/notes.txt" in caplog.text
-    assert sum(made.counts.values()) == 40
+    assert sum(packed_again.counts.values()) == 40
     with pytest.raises(OutputExistsError, match="already exists"):
         pack_data(recipe, tmp_path / "pack")
     monkeypatch.chdir(image_folder)
@@ -250,12 +250,12 @@ def test_interrupted_pack_is_resumed(image_folder, tmp_path, caplog):
     with pytest.raises(Stop):
         pack_data(recipe, tmp_path / "pack", listener=listener)
     assert not (tmp_path / "pack").exists()
-    begun = sorted(path.name for path in (tmp_path / ".pack.packing").glob("*.tfrecord"))
-    assert begun
+    finished_shards = sorted(path.name for path in (tmp_path / ".pack.packing").glob("*.tfrecord"))
+    assert finished_shards
     with caplog.at_level(logging.INFO, "edgerec"):
-        again = pack_data(recipe, tmp_path / "pack", resume=True)
+        resumed_pack = pack_data(recipe, tmp_path / "pack", resume=True)
     assert "resuming the interrupted pack" in caplog.text
-    assert again.digest == complete.digest
+    assert resumed_pack.digest == complete.digest
     assert not (tmp_path / ".pack.packing").exists()
 
 
@@ -272,8 +272,8 @@ def test_interrupted_pack_of_changed_images_starts_again(image_folder, tmp_path)
         pack_data(recipe, tmp_path / "pack", listener=listener)
     first, second, *_ = sorted((image_folder / "red").iterdir())
     first.write_bytes(second.read_bytes())
-    again = pack_data(recipe, tmp_path / "pack", resume=True)
-    assert again.digest == pack_data(recipe, tmp_path / "new").digest
+    resumed_pack = pack_data(recipe, tmp_path / "pack", resume=True)
+    assert resumed_pack.digest == pack_data(recipe, tmp_path / "new").digest
 
 
 def test_interrupted_pack_of_arrays_with_changed_splits_starts_again(tmp_path):
@@ -295,15 +295,15 @@ def test_interrupted_pack_of_arrays_with_changed_splits_starts_again(tmp_path):
     with pytest.raises(Stop):
         pack_data(recipe, tmp_path / "pack", listener=listener)
     save(train=40)
-    again = pack_data(recipe, tmp_path / "pack", resume=True)
-    assert again.digest == pack_data(recipe, tmp_path / "new").digest
+    resumed_pack = pack_data(recipe, tmp_path / "pack", resume=True)
+    assert resumed_pack.digest == pack_data(recipe, tmp_path / "new").digest
 
 
 def test_pack_command_writes_and_checks_a_pack(tmp_path):
     run = CliRunner()
-    made = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
-    assert made.exit_code == 0, made.output
-    summary = json.loads(made.stdout)
+    result = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
     assert sum(summary["images"].values()) == 1797
     checked = run.invoke(app, ["data", "check", str(tmp_path / "pack")])
     assert "ok: 1,797 packed images are unchanged" in checked.stdout
@@ -317,8 +317,8 @@ def test_calibration_check_reads_only_a_sample_of_the_pack(packed, tmp_path, mon
     read = []
     original = PackedImages.__getitem__
 
-    def counted(images, which):
-        result = original(images, which)
+    def counted(images, indices):
+        result = original(images, indices)
         read.append(len(result) if result.ndim == 4 else 1)
         return result
 
@@ -380,6 +380,6 @@ def test_pack_without_validation_images_is_refused(packed, tmp_path):
     for name, array in (("index.npy", packed.index), ("contents.npy", packed.contents)):
         np.save(tmp_path / "pack" / name, array[packed.splits != "val"])
     recipe = recipe_for(Packed.open(str(tmp_path / "pack")))
-    for use in (split_dataset, lambda dataset, *_: recorded_split(dataset, {})):
+    for split_function in (split_dataset, lambda dataset, *_: recorded_split(dataset, {})):
         with pytest.raises(DataError, match="pack has no validation images: pack the data again"):
-            use(load(recipe.data)[0], recipe.data, 0)
+            split_function(load(recipe.data)[0], recipe.data, 0)

@@ -36,17 +36,17 @@ def package(version: str, name: str = "libedgetpu1-std", status: str = "install 
     return {"var/lib/dpkg/status": f"{text}Description: Support library\n Version: none\nVersion: {version}\n"}
 
 
-def machine(folder: Path, *parts: dict[str, str], kernel: str = "6.1.0-rpi8", board: str = "") -> Path:
+def machine(folder: Path, *overlays: dict[str, str], kernel: str = "6.1.0-rpi8", board: str = "") -> Path:
     files = {"proc/sys/kernel/osrelease": kernel, "proc/device-tree/model": f"{board}\0"}
-    for name, text in {key: value for part in (files, *parts) for key, value in part.items()}.items():
+    for name, text in {key: value for part in (files, *overlays) for key, value in part.items()}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{text}\n")
     return folder
 
 
-def problems(root: Path, what: str = "Edge TPU") -> list[tuple[str, str]]:
+def problems(root: Path, subject: str = "Edge TPU") -> list[tuple[str, str]]:
     """Detail and command of each problem that the doctor finds below ``root``."""
-    results = [(f.detail, f.fix) for f in run_doctor(root=root).of(CheckState.PROBLEM) if f.what == what]
+    results = [(f.detail, f.fix) for f in run_doctor(root=root).of(CheckState.PROBLEM) if f.what == subject]
     assert all(shlex.split(fix, comments=True) for _, fix in results)
     return results
 
@@ -142,9 +142,9 @@ def test_cameras_are_read_from_a_copy_of_another_machine(tmp_path):
         {"usr/lib/python3/dist-packages/picamera2/__init__.py": ""},
         board=PI5,
     )
-    facts = inspect_machine(root)
-    assert facts.system.board == PI5
-    assert [device.path for device in facts.cameras.devices if device.raw] == [str(tmp_path / "dev/video0")]
+    machine_info = inspect_machine(root)
+    assert machine_info.system.board == PI5
+    assert [device.path for device in machine_info.cameras.devices if device.raw] == [str(tmp_path / "dev/video0")]
     details = [f.detail for f in run_doctor(root=root).results if f.what == "camera"]
     assert any("video0" in detail and "--source auto" in detail for detail in details)
     assert any("HD Webcam C270" in detail and "video8" in detail for detail in details)

@@ -264,18 +264,18 @@ def spec(bundle):
 
 
 def test_compare_counts_differences_of_pixels_scores_and_labels(spec):
-    ours = {"a": {"pixels": "x", "scores": [[10, 20]]}, "b": {"pixels": "y", "scores": [[30, 20]]}, "text": None}
-    same = compare(ours, ours, [spec], [2])
+    expected = {"a": {"pixels": "x", "scores": [[10, 20]]}, "b": {"pixels": "y", "scores": [[30, 20]]}, "text": None}
+    same = compare(expected, expected, [spec], [2])
     assert (same.images, same.same_pixels, same.same_top1, same.max_difference, same.problem) == (2, 2, 2, 0, "")
-    theirs = ours | {"a": {"pixels": "x", "scores": [[13, 12]]}}
-    off = compare(ours, theirs, [spec], [2])
-    assert (off.same_top1, off.max_difference) == (1, 8)
-    assert off.problem.startswith(
+    received = expected | {"a": {"pixels": "x", "scores": [[13, 12]]}}
+    comparison = compare(expected, received, [spec], [2])
+    assert (comparison.same_top1, comparison.max_difference) == (1, 8)
+    assert comparison.problem.startswith(
         "scores differ by up to 8 steps of 1/256, but must not differ by more than 2; the predicted label is the same "
         "for 1 of 2"
     )
-    assert "different pixels for 1 of 2" in compare(ours, ours | {"a": None}, [spec], [2]).problem
-    assert compare(ours, ours | {"a": {"pixels": "x", "scores": [[np.nan, 1]]}}, [spec], [2]).problem
+    assert "different pixels for 1 of 2" in compare(expected, expected | {"a": None}, [spec], [2]).problem
+    assert compare(expected, expected | {"a": {"pixels": "x", "scores": [[np.nan, 1]]}}, [spec], [2]).problem
 
 
 @pytest.fixture(scope="module")
@@ -287,10 +287,10 @@ NOT_RUN = EmulationResult("bookworm", "3.11", "aarch64", "cortex-a72")
 
 
 def test_missing_libraries_and_import_errors_are_named(expected):
-    lost = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
-    result = with_output(NOT_RUN, {"imports": {"cv2": lost, "edgerec.camera": lost}}, expected)
+    missing_library = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
+    result = with_output(NOT_RUN, {"imports": {"cv2": missing_library, "edgerec.camera": missing_library}}, expected)
     assert result.missing_libraries == ("libGL.so.1",)
-    assert result.import_errors[0] == f"cv2: {lost}"
+    assert result.import_errors[0] == f"cv2: {missing_library}"
     assert "and 1 more" in result.problem
     stderr = (
         "python3: error while loading shared libraries: libexpat.so.1: cannot open shared object file: No such file"
@@ -301,12 +301,12 @@ def test_missing_libraries_and_import_errors_are_named(expected):
 
 
 def test_emulated_scores_are_compared_with_the_golden_vectors(expected):
-    there = Fingerprint("ai-edge-litert", expected.made_on.version, "aarch64", "0xd08").to_dict()
+    device = Fingerprint("ai-edge-litert", expected.made_on.version, "aarch64", "0xd08").to_dict()
     results = {
         name: {"pixels": one["pixels"], "scores": np.array(one["scores"]).tolist()}
         for name, one in expected.golden.items()
     }
-    output = {"imports": {}, "here": there, "edgerec": "0", "verify": "", "images": results}
+    output = {"imports": {}, "here": device, "edgerec": "0", "verify": "", "images": results}
     assert with_output(NOT_RUN, output, expected).problem == ""
     results["golden-000.png"]["scores"][0][0] += 17
     assert "differ by up to 17 steps" in with_output(NOT_RUN, output, expected).problem
@@ -356,12 +356,17 @@ def test_trained_bundle_gives_the_same_scores_on_an_emulated_raspberry_pi_4(bund
         if "cannot install Debian" in str(error):
             pytest.skip(str(error))
         raise
-    (only,) = report.results
+    (result,) = report.results
     assert report.problem == ""
-    assert (only.release, only.python, only.machine, only.runtime) == ("bookworm", "3.11", "aarch64", "ai-edge-litert")
-    assert only.edgerec == __version__  # the bundle's wheel is installed
-    assert (only.golden.images, only.golden.same_top1, only.golden.max_difference <= 1) == (10, 10, True)
-    assert (only.images.images, only.images.same_pixels) == (20, 20)
+    assert (result.release, result.python, result.machine, result.runtime) == (
+        "bookworm",
+        "3.11",
+        "aarch64",
+        "ai-edge-litert",
+    )
+    assert result.edgerec == __version__  # the bundle's wheel is installed
+    assert (result.golden.images, result.golden.same_top1, result.golden.max_difference <= 1) == (10, 10, True)
+    assert (result.images.images, result.images.same_pixels) == (20, 20)
     assert report.to_dict()["ok"] is True
     # No temporary files are left.
     cache = emulated_system.cache_folder() / "userland"

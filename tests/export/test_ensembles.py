@@ -59,10 +59,10 @@ def test_ensemble_combines_the_scores_of_the_single_models(bundle, other_bundle,
     bundles = [bundle, other_bundle, float32]
     ensemble(bundles, tmp_path / "e", combine=combine)
     image = wide(Bundle.open(bundle), bundle)
-    alone = np.stack([Classifier.open(path).classify(image).scores for path in bundles])
-    assert not np.array_equal(alone[0], alone[1])
+    member_scores = np.stack([Classifier.open(path).classify(image).scores for path in bundles])
+    assert not np.array_equal(member_scores[0], member_scores[1])
     combined = Classifier.open(tmp_path / "e").classify(image)
-    assert np.array_equal(combined.scores, COMBINATIONS[combine](alone))
+    assert np.array_equal(combined.scores, COMBINATIONS[combine](member_scores))
     assert combined.scores.dtype == np.float32
 
 
@@ -112,9 +112,9 @@ def test_ensemble_works_with_camera_benchmark_and_predict(ensemble_bundle, video
 
 def test_ensemble_is_evaluated_on_images_that_no_model_was_trained_on(ensemble_bundle, bundle, first_run):
     """Only images that are in the test split of every model are used, even if the preprocessing differs."""
-    alone, combined = evaluate(bundle, "digits"), evaluate(ensemble_bundle, "digits")
-    assert (combined.split, combined.images) == ("test", alone.images)
-    assert combined.accuracy > alone.accuracy - 0.03
+    single, combined = evaluate(bundle, "digits"), evaluate(ensemble_bundle, "digits")
+    assert (combined.split, combined.images) == ("test", single.images)
+    assert combined.accuracy > single.accuracy - 0.03
     dataset, split = first_run.data()
     section = first_run.recipe.data
 

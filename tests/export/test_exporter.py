@@ -100,9 +100,9 @@ def test_existing_files_are_not_overwritten(run, bundle, tmp_path, edgerec):
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "my web app"}')
     (tmp_path / "thesis.zip").write_bytes(b"mine")
-    for mine in ("web", "thesis.zip"):
+    for name in ("web", "thesis.zip"):
         with pytest.raises(OutputExistsError, match="--overwrite does not replace it"):
-            export_bundle(run, "rpi", out=tmp_path / mine, overwrite=True)
+            export_bundle(run, "rpi", out=tmp_path / name, overwrite=True)
     (tmp_path / "empty").mkdir()
     first = export_bundle(run, "rpi", out=tmp_path / "empty")
     (tmp_path / "empty" / "labels.txt").unlink()  # a damaged bundle may be overwritten
@@ -149,9 +149,9 @@ def test_killed_export_leaves_nothing_half_written(run, tmp_path):
         if number < 5:
             time.sleep(0.4 * (number + 1))
         else:  # while the bundle is written
-            until = time.monotonic() + 60
+            deadline = time.monotonic() + 60
             while not list(tmp_path.glob(f".bundle{number}.*")) and not out.exists():
-                assert time.monotonic() < until
+                assert time.monotonic() < deadline
                 time.sleep(0.0005)
             time.sleep(0.001 * (number - 5))
         process.send_signal(signal.SIGKILL)

@@ -380,10 +380,10 @@ def test_evaluate_accepts_imported_bundles_and_tflite_files(run, tmp_path, edger
     """The int8 file of a run serves as a third-party model, both in a bundle without a recipe and as a bare file."""
     model = run.variant("int8-qat") / "model.tflite"
     imported = import_tflite(model, tmp_path / "b").bundle
-    one, other = evaluate(imported, "digits"), evaluate(model, "digits")
-    assert one == other
-    assert one.accuracy > 0.9
-    assert one.labels == run.labels
+    of_bundle, of_file = evaluate(imported, "digits"), evaluate(model, "digits")
+    assert of_bundle == of_file
+    assert of_bundle.accuracy > 0.9
+    assert of_bundle.labels == run.labels
     assert "only runs record their location" in one_line(edgerec("evaluate", imported))
 
 

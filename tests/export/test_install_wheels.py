@@ -85,9 +85,9 @@ def test_changed_wheel_is_not_installed(install):
 
 
 def test_another_edgerec_beside_the_listed_one_is_not_installed(install):
-    other = install.wheel.with_name(install.wheel.name.replace("-py3", "-9-py3"))
-    shutil.copy(install.wheel, other)
-    assert other.name in refusal(install)
+    other_wheel = install.wheel.with_name(install.wheel.name.replace("-py3", "-9-py3"))
+    shutil.copy(install.wheel, other_wheel)
+    assert other_wheel.name in refusal(install)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", json.dumps({"files": 5})])

@@ -164,9 +164,9 @@ def test_no_watchdog_signal_while_the_model_hangs(manager):
 
 
 def test_watchdog_of_another_process_and_invalid_environments_are_ignored(manager):
-    other = ServiceNotifier.from_environment(manager.environment | {"WATCHDOG_PID": "1"})
-    other.ready()
-    other.alive()
+    other_notifier = ServiceNotifier.from_environment(manager.environment | {"WATCHDOG_PID": "1"})
+    other_notifier.ready()
+    other_notifier.alive()
     assert manager.messages() == ["READY=1"]
     ServiceNotifier.from_environment({}).ready()
     ServiceNotifier.from_environment(manager.environment | {"WATCHDOG_USEC": "many"}).alive()
@@ -175,7 +175,7 @@ def test_watchdog_of_another_process_and_invalid_environments_are_ignored(manage
     for _ in range(50):
         patient.alive()
     assert manager.messages() == ["WATCHDOG=1"]
-    other.report_state(StateChange("a\nREADY=0", SourceState.LOST, 0.0, "x"))
+    other_notifier.report_state(StateChange("a\nREADY=0", SourceState.LOST, 0.0, "x"))
     assert manager.messages() == ["STATUS=a\\nREADY=0: lost (x)"]
     ServiceNotifier("/nowhere/at/all", 1).ready()
     ServiceNotifier("x" * 500, 1).ready()
@@ -251,54 +251,56 @@ def executable(path: Path, text: str) -> None:
 
 PYTHON_STAND_IN = """
 case $* in
-  *version_info*) echo "$MADE_VERSION" ;;
+  *version_info*) echo "$FAKE_VERSION" ;;
   *find_spec*) exit 1 ;;
   '-m venv'*)
     for folder; do :; done
-    echo "$*" >"$WORLD/venv"
-    mkdir -p "$folder/bin" "$folder/lib/python$MADE_VERSION/site-packages/pip"
+    echo "$*" >"$STATE/venv"
+    mkdir -p "$folder/bin" "$folder/lib/python$FAKE_VERSION/site-packages/pip"
     case $* in *--system-site-packages*) site=true ;; *) site=false ;; esac
     echo "include-system-site-packages = $site" >"$folder/pyvenv.cfg"
     cp "$0" "$folder/bin/python"
     printf '#!/bin/sh\\necho "verified $2"\\n' >"$folder/bin/edgerec"
     chmod +x "$folder/bin/edgerec"
-    echo made-venv ;;
+    echo venv-created ;;
   *Bundle.open*) for folder; do :; done; mkdir -p "$folder" ;;
   *' install '*)
-    echo "$*" >>"$WORLD/pip"
-    if [ -n "$MADE_PIP_FAILS" ]; then echo "ERROR: No matching distribution found for edgerec"; exit 1; fi ;;
+    echo "$*" >>"$STATE/pip"
+    if [ -n "$FAKE_PIP_FAILS" ]; then echo "ERROR: No matching distribution found for edgerec"; exit 1; fi ;;
 esac
 """
-# The file `have` lists the installed packages. libwanted depends on libdep.
+# The file `installed` lists the installed packages. libneeded depends on libdependency.
 APT_STAND_IN = """
 case $* in
-  *-s*install*) echo 'Inst libdep (1)'; echo 'Inst libwanted (1)'; echo 'Inst libc6 [1] (2)' ;;
-  *-s*remove*) echo 'Remv libwanted [1]'; echo 'Remv libdep [1]'; cat "$WORLD/more" 2>/dev/null ;;
-  *purge*) : >"$WORLD/have"; echo "purged $*" ;;
-  *install*) printf 'libwanted libdep' >"$WORLD/have" ;;
+  *-s*install*) echo 'Inst libdependency (1)'; echo 'Inst libneeded (1)'; echo 'Inst libc6 [1] (2)' ;;
+  *-s*remove*) echo 'Remv libneeded [1]'; echo 'Remv libdependency [1]'; cat "$STATE/also_removed" 2>/dev/null ;;
+  *purge*) : >"$STATE/installed"; echo "purged $*" ;;
+  *install*) printf 'libneeded libdependency' >"$STATE/installed" ;;
 esac
 """
 
 
 @pytest.fixture
-def world(tmp_path):
+def install_sh(tmp_path):
     """Return a function that runs install.sh with the stand-ins on the PATH, and returns the completed process."""
     if sys.platform != "linux":
         pytest.skip("install.sh is for Linux")
     tools, folder = tmp_path / "tools", tmp_path / "bundle"
     executable(tools / "python3", PYTHON_STAND_IN)
     executable(tools / "apt-get", APT_STAND_IN)
-    executable(tools / "dpkg-query", 'case " $(cat "$WORLD/have" 2>/dev/null) " in *" $4 "*) echo installed ;; esac')
-    executable(tools / "id", "echo ${MADE_USER:-0}")
+    executable(
+        tools / "dpkg-query", 'case " $(cat "$STATE/installed" 2>/dev/null) " in *" $4 "*) echo installed ;; esac'
+    )
+    executable(tools / "id", "echo ${FAKE_USER:-0}")
     folder.mkdir()
 
     def call(*arguments, target=None, **environment):
-        for name, content in install_files(target or this_machine(system_packages=("libwanted",))).items():
+        for name, content in install_files(target or this_machine(system_packages=("libneeded",))).items():
             (folder / name).write_bytes(
-                content.replace(b"'python3 libwanted'", b"libwanted").replace(b"=python3\n", b"=\n")
+                content.replace(b"'python3 libneeded'", b"libneeded").replace(b"=python3\n", b"=\n")
             )
         (folder / "requirements.txt").write_text("edgerec\n")
-        values = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "WORLD": str(tmp_path), "MADE_VERSION": "3.99"}
+        values = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "STATE": str(tmp_path), "FAKE_VERSION": "3.99"}
         return subprocess.run(
             ["sh", str(folder / "install.sh"), "--prefix", str(tmp_path / "prefix"), *arguments],
             capture_output=True,
@@ -332,20 +334,20 @@ def test_readme_and_install_script_create_the_same_environment(bundle, name):
 
 @pytest.mark.parametrize("driver", ["unicam-image", "rp1-cfe-csi2_ch0", "HD Webcam C270"])
 @pytest.mark.parametrize("offered", [True, False])
-def test_install_adds_picamera2_for_a_camera_module(world, driver, offered):
-    name = world.path / "sys" / "class" / "video4linux" / "video0" / "name"
+def test_install_adds_picamera2_for_a_camera_module(install_sh, driver, offered):
+    name = install_sh.path / "sys" / "class" / "video4linux" / "video0" / "name"
     name.parent.mkdir(parents=True)
     name.write_text(f"{driver}\n")
     # The stand-in knows picamera2 only after apt-get update.
-    apt_cache = '[ -e "$WORLD/updated" ]' if offered else "exit 100"
-    executable(world.path / "tools" / "apt-cache", apt_cache)
-    executable(world.path / "tools" / "apt-get", f'case $* in *update*) : >"$WORLD/updated" ;; esac{APT_STAND_IN}')
-    done = world("--yes", SYSFS=str(world.path / "sys"))
+    apt_cache = '[ -e "$STATE/updated" ]' if offered else "exit 100"
+    executable(install_sh.path / "tools" / "apt-cache", apt_cache)
+    executable(install_sh.path / "tools" / "apt-get", f'case $* in *update*) : >"$STATE/updated" ;; esac{APT_STAND_IN}')
+    done = install_sh("--yes", SYSFS=str(install_sh.path / "sys"))
     assert done.returncode == 0, done.stderr
     module = "Webcam" not in driver
-    assert ("missing: libwanted python3-picamera2" in done.stdout) is (module and offered)
+    assert ("missing: libneeded python3-picamera2" in done.stdout) is (module and offered)
     assert ("only USB cameras and streams can be used" in done.stdout) is (module and not offered)
-    assert "--system-site-packages" in (world.path / "venv").read_text()
+    assert "--system-site-packages" in (install_sh.path / "venv").read_text()
 
 
 def refused(done, code=1) -> str:
@@ -354,92 +356,92 @@ def refused(done, code=1) -> str:
     return line
 
 
-def test_install_checks_the_machine_before_it_changes_anything(world):
-    assert "this bundle is for sparc, but this system is" in refused(world(target=this_machine(arch=("sparc",))))
-    message = refused(world(MADE_VERSION="3.9"))
+def test_install_checks_the_machine_before_it_changes_anything(install_sh):
+    assert "this bundle is for sparc, but this system is" in refused(install_sh(target=this_machine(arch=("sparc",))))
+    message = refused(install_sh(FAKE_VERSION="3.9"))
     assert message == "error: this bundle needs Python 3.99, but this system has 3.9: install a supported version"
-    assert "unknown option --prefx" in refused(world("--prefx"), 2)
-    assert "needs a folder" in refused(world("--find-links"), 2)
-    assert "the folder of --find-links does not exist" in refused(world("--find-links", "/nowhere"))
-    assert "expected a path of letters" in refused(world("--prefix", "/tmp/a|b"))
-    assert "nothing to undo" in refused(world("--undo"))
-    assert not (world.path / "prefix").exists()
+    assert "unknown option --prefx" in refused(install_sh("--prefx"), 2)
+    assert "needs a folder" in refused(install_sh("--find-links"), 2)
+    assert "the folder of --find-links does not exist" in refused(install_sh("--find-links", "/nowhere"))
+    assert "expected a path of letters" in refused(install_sh("--prefix", "/tmp/a|b"))
+    assert "nothing to undo" in refused(install_sh("--undo"))
+    assert not (install_sh.path / "prefix").exists()
 
 
-def test_install_asks_before_it_installs_packages(world):
-    done = world()
-    assert "missing: libwanted" in done.stdout
-    assert "these are 2 packages: libdep libwanted" in done.stdout
+def test_install_asks_before_it_installs_packages(install_sh):
+    done = install_sh()
+    assert "missing: libneeded" in done.stdout
+    assert "these are 2 packages: libdependency libneeded" in done.stdout
     assert "to agree, add --yes" in refused(done)
-    assert not (world.path / "prefix").exists()
-    assert "only root can install system packages: sudo apt-get install" in refused(world(MADE_USER="1000"))
-    done = world("--dry-run", MADE_USER="1000")
+    assert not (install_sh.path / "prefix").exists()
+    assert "only root can install system packages: sudo apt-get install" in refused(install_sh(FAKE_USER="1000"))
+    done = install_sh("--dry-run", FAKE_USER="1000")
     assert (done.returncode, done.stderr) == (0, "")
     assert "would run: env DEBIAN_FRONTEND=noninteractive apt-get" in done.stdout
-    assert not (world.path / "prefix").exists()
-    assert not (world.path / "have").exists()
+    assert not (install_sh.path / "prefix").exists()
+    assert not (install_sh.path / "installed").exists()
 
 
-def test_repeated_install_changes_nothing_and_undo_removes_everything(world):
-    first = world("--yes")
+def test_repeated_install_changes_nothing_and_undo_removes_everything(install_sh):
+    first = install_sh("--yes")
     assert first.returncode == 0, first.stderr
-    assert "made-venv" in first.stdout
-    assert f"verified {world.path}/prefix/bundle" in first.stdout
-    second = world()
+    assert "venv-created" in first.stdout
+    assert f"verified {install_sh.path}/prefix/bundle" in first.stdout
+    second = install_sh()
     assert second.returncode == 0, second.stderr
-    assert "made-venv" not in second.stdout
+    assert "venv-created" not in second.stdout
     assert "System packages" not in second.stdout
-    record = (world.path / "prefix" / ".edgerec-brought").read_text()
-    assert record.splitlines() == ["package libdep", "package libwanted"]  # libc6 was only upgraded
-    upgraded = world(
-        "--yes", MADE_VERSION="3.98", target=this_machine(python=("3.99", "3.98"))
+    record = (install_sh.path / "prefix" / ".edgerec-brought").read_text()
+    assert record.splitlines() == ["package libdependency", "package libneeded"]  # libc6 was only upgraded
+    upgraded = install_sh(
+        "--yes", FAKE_VERSION="3.98", target=this_machine(python=("3.99", "3.98"))
     )  # the system was upgraded
-    assert "made-venv" in upgraded.stdout
-    done = world("--undo", "--yes")
+    assert "venv-created" in upgraded.stdout
+    done = install_sh("--undo", "--yes")
     assert done.returncode == 0, done.stderr
-    assert "purge libdep libwanted" in done.stdout
-    assert not (world.path / "prefix").exists()
+    assert "purge libdependency libneeded" in done.stdout
+    assert not (install_sh.path / "prefix").exists()
 
 
-def test_install_tries_the_wheel_folder_before_the_package_index(world):
-    (world.path / "bundle" / "wheels").mkdir()
-    assert world("--yes").returncode == 0
-    (call,) = (world.path / "pip").read_text().splitlines()
-    assert f"--only-binary :all: --no-index --find-links {world.path}/bundle/wheels -r " in call
-    message = refused(world(MADE_PIP_FAILS="yes"))
+def test_install_tries_the_wheel_folder_before_the_package_index(install_sh):
+    (install_sh.path / "bundle" / "wheels").mkdir()
+    assert install_sh("--yes").returncode == 0
+    (call,) = (install_sh.path / "pip").read_text().splitlines()
+    assert f"--only-binary :all: --no-index --find-links {install_sh.path}/bundle/wheels -r " in call
+    message = refused(install_sh(FAKE_PIP_FAILS="yes"))
     assert message.startswith("error: pip: No matching distribution found for edgerec (")
-    calls = (world.path / "pip").read_text().splitlines()
+    calls = (install_sh.path / "pip").read_text().splitlines()
     assert len(calls) == 3  # the second run tries the folder alone, then the folder and the index
     assert "--no-index" not in calls[2]
 
 
-def test_install_on_a_32_bit_system_with_a_64_bit_kernel(world):
+def test_install_on_a_32_bit_system_with_a_64_bit_kernel(install_sh):
     """pip must not resolve edgerec's requirements, because it would look for wheels for a 64-bit system."""
-    executable(world.path / "tools" / "uname", "case $1 in -s) echo Linux ;; *) echo aarch64 ;; esac")
-    executable(world.path / "tools" / "getconf", "echo 32")
-    refusal = refused(world(target=this_machine(arch=("aarch64",))))
+    executable(install_sh.path / "tools" / "uname", "case $1 in -s) echo Linux ;; *) echo aarch64 ;; esac")
+    executable(install_sh.path / "tools" / "getconf", "echo 32")
+    refusal = refused(install_sh(target=this_machine(arch=("aarch64",))))
     assert "this bundle is for aarch64, but this system is armv7l" in refusal
-    assert world(target=this_machine(arch=("armv7l",))).returncode == 0
-    first, second = (world.path / "pip").read_text().splitlines()
+    assert install_sh(target=this_machine(arch=("armv7l",))).returncode == 0
+    first, second = (install_sh.path / "pip").read_text().splitlines()
     assert "--no-deps -r " in first
     assert second.endswith("typer>=0.15 starlette>=1.0 uvicorn>=0.40")
 
 
-def test_undo_keeps_packages_that_others_need_and_files_of_the_user(world):
-    assert world("--yes").returncode == 0
-    (world.path / "more").write_text("Remv a-program-of-mine [1]\n")
-    (world.path / "prefix" / "mine.txt").write_text("mine")
-    done = world("--undo", "--yes")
+def test_undo_keeps_packages_that_others_need_and_files_of_the_user(install_sh):
+    assert install_sh("--yes").returncode == 0
+    (install_sh.path / "also_removed").write_text("Remv a-program-of-mine [1]\n")
+    (install_sh.path / "prefix" / "mine.txt").write_text("mine")
+    done = install_sh("--undo", "--yes")
     assert "are kept, because a-program-of-mine needs them" in done.stdout
     assert "purged" not in done.stdout
-    assert [path.name for path in (world.path / "prefix").iterdir()] == ["mine.txt"]
-    assert "contains files that this script did not install" in refused(world("--yes"))
+    assert [path.name for path in (install_sh.path / "prefix").iterdir()] == ["mine.txt"]
+    assert "contains files that this script did not install" in refused(install_sh("--yes"))
 
 
-def test_install_refuses_a_prefix_that_is_a_file(world):
-    (world.path / "prefix").write_text("mine")
-    assert "contains files that this script did not install" in refused(world("--yes"))
-    assert (world.path / "prefix").read_text() == "mine"
+def test_install_refuses_a_prefix_that_is_a_file(install_sh):
+    (install_sh.path / "prefix").write_text("mine")
+    assert "contains files that this script did not install" in refused(install_sh("--yes"))
+    assert (install_sh.path / "prefix").read_text() == "mine"
 
 
 # Installation without stand-ins.
@@ -475,9 +477,9 @@ def test_install_repeat_and_undo_with_real_python_and_pip(bundle, tmp_path):
     package = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec"
     shipped = package / "_shipped" / "targets" / "service"
     assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}
-    again = install()
-    assert again.returncode == 0, again.stderr
-    assert "Creating" not in again.stdout
+    second = install()
+    assert second.returncode == 0, second.stderr
+    assert "Creating" not in second.stdout
     assert sorted(path.name for path in (prefix / "bundle").iterdir()) == sorted(path.name for path in copy.iterdir())
     assert install("--undo").returncode == 0
     assert not prefix.exists()

@@ -106,10 +106,10 @@ def test_sources_contain_model_labels_and_operators(micro, tmp_path):
 def test_special_characters_in_labels_are_escaped(micro, tmp_path):
     from dataclasses import replace
 
-    odd = ['"; int x = 1; //', "back\\slash\\", "Ölfaß ??/ 猫", *micro.manifest.labels[3:]]
-    manifest = replace(micro.manifest, name="end of line \\\n#error", labels=tuple(odd))
+    labels = ['"; int x = 1; //', "back\\slash\\", "Ölfaß ??/ 猫", *micro.manifest.labels[3:]]
+    manifest = replace(micro.manifest, name="end of line \\\n#error", labels=tuple(labels))
     done = compiled(sources(micro.model, manifest), tmp_path)
-    assert done.stderr.decode().splitlines() == odd
+    assert done.stderr.decode().splitlines() == labels
 
 
 def test_float_model_gets_a_table_of_normalized_pixels(run, tmp_path):

@@ -64,11 +64,11 @@ def test_what_is_neither_is_counted(fuzz, tmp_path):
     def one_line():
         raise EdgerecError("no")
 
-    ways = [bug, in_a_thread, two_lines, one_line, lambda: None]
+    outcomes = [bug, in_a_thread, two_lines, one_line, lambda: None]
 
     @contextlib.contextmanager
     def kind(bundle, work):
-        yield lambda rng: ways.pop(0)()
+        yield lambda rng: outcomes.pop(0)()
 
     figures = tally("itself", kind, tmp_path, tmp_path, seed=0, count=5)
     assert (figures.tried, figures.accepted, figures.refused, figures.other) == (5, 1, 1, 3)

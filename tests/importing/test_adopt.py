@@ -143,10 +143,10 @@ def test_damaged_files_are_refused_in_one_line(keras3_models, tmp_path):
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ModelError) as caught:
+        with pytest.raises(ModelError) as excinfo:
             read_third_party(tmp_path / name)
-        assert name in str(caught.value), str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert name in str(excinfo.value), str(excinfo.value)
+        assert "\n" not in str(excinfo.value)
     with pytest.raises(ModelError, match="does not exist"):
         read_third_party(tmp_path / "none.keras")
 

@@ -51,7 +51,7 @@ def copy(run, tmp_path, monkeypatch):
 
 def test_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
     add_lambda(copy / "model.keras")
-    uses = [
+    functions = [
         lambda: evaluate(copy),
         lambda: quantize(copy, "ptq"),
         lambda: distill([copy], "simple_cnn", tmp_path / "student"),
@@ -60,9 +60,9 @@ def test_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
         ),
         lambda: adopt(copy / "model.keras", "digits", out=tmp_path / "adopted"),
     ]
-    for use in uses:
+    for function in functions:
         with pytest.raises(EdgerecError, match="'x' is a Lambda, which is not allowed because its code"):
-            use()
+            function()
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -154,15 +154,15 @@ def test_archive_with_implausible_unpacked_size_is_refused(copy):
         evaluate(copy)
 
 
-@pytest.mark.parametrize("where", ["recipe", "search"])
-def test_resuming_a_study_does_not_execute_code_that_the_study_names(tmp_path, monkeypatch, where):
+@pytest.mark.parametrize("section", ["recipe", "search"])
+def test_resuming_a_study_does_not_execute_code_that_the_study_names(tmp_path, monkeypatch, section):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     code = "def build(keras, inputs, section):\n    return keras.layers.Flatten()(inputs)\n"
     (tmp_path / "net.py").write_text(code)
-    arch = "net.py:build" if where == "recipe" else "simple_cnn"
+    arch = "net.py:build" if section == "recipe" else "simple_cnn"
     recipe = Recipe.from_dict({"train": {"epochs": 1, "batch_size": 512}, "model": {"arch": arch}})
-    search = {"train.learning_rate": [1e-3]} if where == "recipe" else {"model.arch": ["net.py:build"]}
+    search = {"train.learning_rate": [1e-3]} if section == "recipe" else {"model.arch": ["net.py:build"]}
     tune(recipe, tmp_path / "study", trials=1, search=search, keep="none")
     (tmp_path / "net.py").write_text(f"{CODE}\n{code}")
     with pytest.raises(StudyError, match=r"defined in net\.py:build, a Python file"):

@@ -92,15 +92,15 @@ def test_model_with_all_unsupported_layers_becomes_int8(pixels):
     assert changes["rescaling"].what == "Rescaling → 1×1 depthwise convolution"
     assert {"TFOpLambda", "Sequential", "Rescaling"} & set(kinds(adapted.model)) == set()
     assert kinds(adapted.model).count("BatchNormalization") == 1  # the one that is folded into its convolution
-    aware = with_fake_quantization(adapted.model, RAW)
+    quantized = with_fake_quantization(adapted.model, RAW)
     x = pixels.astype(np.float32)
-    aware(x, training=True)  # calibrates the ranges
-    content = to_int8(aware)
+    quantized(x, training=True)  # calibrates the ranges
+    content = to_int8(quantized)
     graph = read_graph(content)
     assert float_tensors(graph) == []
     assert diagnose(graph).findings == ()
     scores = np.stack([ImageModel(content, RAW).scores(image) for image in pixels])
-    assert np.abs(scores - aware(x, training=False).numpy()).max() < 0.05
+    assert np.abs(scores - quantized(x, training=False).numpy()).max() < 0.05
 
 
 def test_supported_model_is_returned_unchanged():

@@ -173,9 +173,9 @@ def test_saved_model_keeps_its_normalization_when_opened_again(keras3_models, tm
 # Nested models
 
 
-def nested_head(last):
+def nested_head(last_layer):
     layers, inputs = keras().layers, keras().Input(SHAPE)
-    head = keras().Sequential([keras().Input((4,)), layers.Dense(4, "relu"), *last], name="head")
+    head = keras().Sequential([keras().Input((4,)), layers.Dense(4, "relu"), *last_layer], name="head")
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 255)(inputs)))
     return spread(keras().Model(inputs, head(x)))
 
@@ -203,9 +203,9 @@ def test_one_output_inside_a_nested_model_becomes_two(tmp_path, pixels):
         model = nested_head(last)
         model.save(tmp_path / "m.keras")
         run = adopt(tmp_path / "m.keras", str(folder), tmp_path / name, labels="folders")
-        one = np.asarray(model(pixels))
-        one = one if name not in ("logit", "not dense") else 1 / (1 + np.exp(-one))
-        np.testing.assert_allclose(run.model()(pixels), np.hstack([1 - one, one]), atol=1e-5)
+        score = np.asarray(model(pixels))
+        score = score if name not in ("logit", "not dense") else 1 / (1 + np.exp(-score))
+        np.testing.assert_allclose(run.model()(pixels), np.hstack([1 - score, score]), atol=1e-5)
 
 
 def test_one_output_that_is_not_dense_becomes_two(tmp_path, pixels):
@@ -220,9 +220,9 @@ def test_one_output_that_is_not_dense_becomes_two(tmp_path, pixels):
         model = spread(keras().Model(inputs, output))
         model.save(tmp_path / "m.keras")
         run = adopt(tmp_path / "m.keras", str(folder), tmp_path / name, labels="folders")
-        one = np.asarray(model(pixels))
-        one = one if name == "sigmoid" else 1 / (1 + np.exp(-one))
-        np.testing.assert_allclose(run.model()(pixels), np.hstack([1 - one, one]), atol=1e-5)
+        score = np.asarray(model(pixels))
+        score = score if name == "sigmoid" else 1 / (1 + np.exp(-score))
+        np.testing.assert_allclose(run.model()(pixels), np.hstack([1 - score, score]), atol=1e-5)
 
 
 def test_unsupported_single_output_gets_one_message(tmp_path, caplog):

@@ -139,10 +139,10 @@ def test_scores_in_percent_are_refused(write):
         imported(write(softmax().add("MUL", (1, 3), np.full((1, 3), 100.0)).done()))
 
 
-@pytest.mark.parametrize("use", [imported, lambda path: evaluate(path, "digits", normalize="unit")])
-def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(write, use):
+@pytest.mark.parametrize("command", [imported, lambda path: evaluate(path, "digits", normalize="unit")])
+def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(write, command):
     with pytest.raises(ModelError, match="cannot be run") as raised:
-        use(write(tflite_models.unloadable()))
+        command(write(tflite_models.unloadable()))
     assert str(raised.value).count("quantized_dimension") == 1
 
 
@@ -318,7 +318,7 @@ def small_logits() -> Model:
     return model.add("FULLY_CONNECTED", (1, 3), np.eye(3) * 0.001, np.full(3, 0.3))
 
 
-@pytest.mark.parametrize("last", ["RELU", "SQUARE", "MUL", "SUB"])
-def test_small_logits_are_not_taken_for_probabilities(write, last):
-    constants = [np.full((1, 3), 0.5)] if last in ("MUL", "SUB") else []
-    assert imported(write(small_logits().add(last, (1, 3), *constants).done())).activation == "softmax"
+@pytest.mark.parametrize("last_operator", ["RELU", "SQUARE", "MUL", "SUB"])
+def test_small_logits_are_not_taken_for_probabilities(write, last_operator):
+    constants = [np.full((1, 3), 0.5)] if last_operator in ("MUL", "SUB") else []
+    assert imported(write(small_logits().add(last_operator, (1, 3), *constants).done())).activation == "softmax"

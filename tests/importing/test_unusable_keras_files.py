@@ -87,13 +87,13 @@ def test_deeply_nested_configuration_is_refused(run, tmp_path):
         deep = [deep]
     rewrite(path, lambda config: config.update(unused=deep))
     backbone = Recipe.from_dict({"model": {"arch": "backbone", "weights": str(path)}})
-    for use in (
+    for function in (
         lambda: evaluate(tmp_path / "copy"),
         lambda: adopt(path, "digits", out=tmp_path / "adopted"),
         lambda: fit(backbone, tmp_path / "new"),
     ):
         with pytest.raises(ModelError, match="the values are nested more than 64 levels deep"):
-            use()
+            function()
 
 
 def test_long_configuration_is_refused(run, tmp_path):

@@ -94,13 +94,13 @@ def test_architectures_have_no_nested_models_and_scale_with_the_width(arch):
 def test_ds_cnn_can_be_trained_with_qat_and_converted():
     model = built("ds_cnn", width=0.25)
     pixels = np.random.default_rng(0).integers(0, 256, (8, *model.input_shape[1:]), np.uint8)
-    aware = with_fake_quantization(adapt(model).model, UNIT)
-    aware.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
-    aware.fit(UNIT.apply(pixels.astype(np.float32)), np.arange(8), batch_size=4, verbose=0)
-    content = to_int8(aware)
+    quantized = with_fake_quantization(adapt(model).model, UNIT)
+    quantized.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    quantized.fit(UNIT.apply(pixels.astype(np.float32)), np.arange(8), batch_size=4, verbose=0)
+    content = to_int8(quantized)
     check_int8(content, UNIT)
     scores = ImageModel(content, UNIT).scores(pixels[0])
-    assert np.abs(scores - aware(pixels[:1] / 255, training=False).numpy()).max() < 0.05
+    assert np.abs(scores - quantized(pixels[:1] / 255, training=False).numpy()).max() < 0.05
 
 
 # --- ImageNet weights -------------------------------------------------------------------------------------------

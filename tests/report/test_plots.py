@@ -15,7 +15,7 @@ from edgerec.catalog.plot import architectures_plot
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list[matplotlib.figure.Figure]:
+def saved_figures(monkeypatch) -> list[matplotlib.figure.Figure]:
     """Collect the figures that are saved."""
     figures: list[matplotlib.figure.Figure] = []
     save = matplotlib.figure.Figure.savefig
@@ -42,13 +42,13 @@ def readable(axis, figure) -> bool:
     return sum(bool(tick.label1.get_text()) and low <= tick.get_loc() <= high for tick in ticks) >= 4
 
 
-def test_architecture_names_do_not_overlap(drawn, tmp_path):
+def test_architecture_names_do_not_overlap(saved_figures, tmp_path):
     architectures_plot(architectures(), tmp_path / "models.png")
-    [figure] = drawn
+    [figure] = saved_figures
     texts = [text for text in figure.axes[0].texts if text.get_text()]
     assert len(texts) == len(architectures())
-    for (one, box), (other, other_box) in itertools.combinations(zip(texts, boxes(texts, figure), strict=True), 2):
-        assert not box.overlaps(other_box), f"{one.get_text()} and {other.get_text()}"
+    for (first, box), (second, other_box) in itertools.combinations(zip(texts, boxes(texts, figure), strict=True), 2):
+        assert not box.overlaps(other_box), f"{first.get_text()} and {second.get_text()}"
     assert readable(figure.axes[0].xaxis, figure)
     assert readable(figure.axes[0].yaxis, figure)
 
@@ -84,20 +84,20 @@ def test_logarithmic_axis_has_enough_tick_labels(span):
         assert not one.overlaps(other)
 
 
-def test_error_histogram_has_a_readable_axis(drawn, tmp_path):
+def test_error_histogram_has_a_readable_axis(saved_figures, tmp_path):
     from edgerec.train.anomaly import plot_error_histogram
 
     errors = np.random.default_rng(0).uniform(0.0012, 0.0048, 200)
     plot_error_histogram(errors, 0.005, tmp_path / "errors.png")
-    assert readable(drawn[0].axes[0].xaxis, drawn[0])
+    assert readable(saved_figures[0].axes[0].xaxis, saved_figures[0])
 
 
-def test_layer_bars_name_both_colors(drawn, tmp_path):
+def test_layer_bars_name_both_colors(saved_figures, tmp_path):
     from edgerec.compress.compression_plots import layer_bars
 
     ratios = [(30.0, 32.0, 35.0), (8.0, 9.0, 20.0)]
     layer_bars(["a", "b"], ratios, [False, True], (20.0, 80.0), "title", tmp_path / "layers.png")
-    [figure] = drawn
+    [figure] = saved_figures
     bars = {to_hex(patch.get_facecolor()) for patch in figure.axes[0].patches}
     named = {
         to_hex(handle.patches[0].get_facecolor())
@@ -108,7 +108,7 @@ def test_layer_bars_name_both_colors(drawn, tmp_path):
     assert named == bars
 
 
-def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
+def test_study_has_readable_axes_and_a_complete_legend(saved_figures, tmp_path):
     from types import SimpleNamespace
 
     from edgerec.tuning.results import TrialRow
@@ -120,7 +120,7 @@ def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
     ]
     plan = SimpleNamespace(objectives=("accuracy", "ms"), limits=SimpleNamespace(to_dict=lambda: {"ms": 60}), on="this")
     draw_study(rows, rows, plan, tmp_path / "study.png")
-    [figure] = drawn
+    [figure] = saved_figures
     assert [axes.get_xscale() for axes in figure.axes[1:]] == ["log", "log", "log"]
     assert all(readable(axes.xaxis, figure) for axes in figure.axes[1:])
     lines = {line.get_color() for axes in figure.axes for line in axes.get_lines() if line.get_linestyle() != "None"}
@@ -129,7 +129,7 @@ def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
     assert all(line.get_label()[0] != "_" for axes in figure.axes for line in axes.get_lines())
 
 
-def test_comparison_shows_intervals_sizes_and_times(drawn, tmp_path):
+def test_comparison_shows_intervals_sizes_and_times(saved_figures, tmp_path):
     from edgerec.compress.compare import VariantRow
     from edgerec.compress.compression_plots import comparison_plot
     from edgerec.train.confidence_calibration import wilson_interval
@@ -149,7 +149,7 @@ def test_comparison_shows_intervals_sizes_and_times(drawn, tmp_path):
         ),
     ]
     comparison_plot(0.98, rows, tmp_path / "compare.png")
-    accuracy, size, time = drawn[0].axes
+    accuracy, size, time = saved_figures[0].axes
     [bars] = [one for one in accuracy.containers if hasattr(one, "errorbar") and one.errorbar is None]
     assert [bar.get_x() + bar.get_width() for bar in bars] == pytest.approx([98, 98, 98])
     [intervals] = [one for one in accuracy.containers if getattr(one, "has_xerr", False)]
@@ -161,10 +161,10 @@ def test_comparison_shows_intervals_sizes_and_times(drawn, tmp_path):
     assert [text.get_text() for text in size.texts][1] == "128,874 (120,563)"
     assert time.texts[2].get_text() == "1.3 (13) (bar cut)"
     assert [label.get_text() for label in accuracy.get_yticklabels()] == ["float32", "int8", "int16x8"]
-    colors = {to_hex(patch.get_facecolor()) for axes in drawn[0].axes for patch in axes.patches}
-    legend = {to_hex(patch.get_facecolor()) for patch in drawn[0].legends[0].get_patches()}
+    colors = {to_hex(patch.get_facecolor()) for axes in saved_figures[0].axes for patch in axes.patches}
+    legend = {to_hex(patch.get_facecolor()) for patch in saved_figures[0].legends[0].get_patches()}
     assert legend == colors
-    drawn[0].draw_without_rendering()
+    saved_figures[0].draw_without_rendering()
     assert "axis starts at" in accuracy.get_xlabel()
 
 
@@ -200,7 +200,7 @@ def test_comparison_of_a_report_without_times():
     assert accuracy.get_xlim()[0] == 0
 
 
-def test_worst_mistakes_show_predicted_and_true_label(drawn, tmp_path):
+def test_worst_mistakes_show_predicted_and_true_label(saved_figures, tmp_path):
     from types import SimpleNamespace
 
     from edgerec.train.training_plots import worst_mistakes
@@ -210,11 +210,11 @@ def test_worst_mistakes_show_predicted_and_true_label(drawn, tmp_path):
     )
     scores = np.array([[0.83, 0.17], [0.9, 0.1]], np.float32)
     worst_mistakes(dataset, np.array([0, 1]), scores, tmp_path / "worst.png")
-    assert drawn[0].axes[0].get_title() == "predicted nine 83 %,\nactually eight"
-    assert "of the float model" in drawn[0].get_suptitle()
+    assert saved_figures[0].axes[0].get_title() == "predicted nine 83 %,\nactually eight"
+    assert "of the float model" in saved_figures[0].get_suptitle()
 
 
-def test_fallback_fonts_draw_other_scripts(drawn, tmp_path, monkeypatch, caplog):
+def test_fallback_fonts_draw_other_scripts(saved_figures, tmp_path, monkeypatch, caplog):
     """A font that contains the characters is used, and there is no warning."""
     from pathlib import Path
 

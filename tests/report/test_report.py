@@ -140,7 +140,7 @@ def edited(run: Run, name: str, **changes) -> None:
 # --- Calibration ----------------------------------------------------------------------------------------------------
 
 
-def two(scores):
+def two_class_scores(scores):
     """Return the scores of two classes, given the scores of the first class."""
     first = np.array(scores, np.float64)
     return np.stack([first, 1 - first], axis=1)
@@ -149,7 +149,7 @@ def two(scores):
 def test_ece_matches_a_manual_calculation():
     # With five bins, (0.4, 0.6] contains one wrong and one correct prediction with a score of 0.5625, (0.6, 0.8] a
     # correct one with 0.75, and (0.8, 1] a wrong one with 0.875 and a correct one with 1.0.
-    result = reliability(two([0.5625, 0.5625, 0.75, 0.875, 1.0]), np.array([1, 0, 0, 1, 0]), bins=5)
+    result = reliability(two_class_scores([0.5625, 0.5625, 0.75, 0.875, 1.0]), np.array([1, 0, 0, 1, 0]), bins=5)
     assert [one.images for one in result.bins] == [0, 0, 2, 1, 2]
     assert [one.accuracy for one in result.bins] == [None, None, 0.5, 1.0, 0.5]
     assert [one.score for one in result.bins] == [None, None, 0.5625, 0.75, 0.9375]
@@ -158,19 +158,19 @@ def test_ece_matches_a_manual_calculation():
 
 
 def test_score_on_a_bin_edge_belongs_to_the_lower_bin():
-    result = reliability(two([0.5, 0.75, 1.0]), np.zeros(3, int), bins=4)
+    result = reliability(two_class_scores([0.5, 0.75, 1.0]), np.zeros(3, int), bins=4)
     assert [one.images for one in result.bins] == [0, 1, 1, 1]
 
 
 def test_perfect_calibration_has_no_error():
-    scores = two(np.repeat([0.625, 0.75, 0.875], 8))
+    scores = two_class_scores(np.repeat([0.625, 0.75, 0.875], 8))
     classes = np.array([0] * 5 + [1] * 3 + [0] * 6 + [1] * 2 + [0] * 7 + [1])
     assert reliability(scores, classes).ece == 0
-    assert reliability(two([1.0, 1.0]), np.zeros(2, int)).ece == 0
+    assert reliability(two_class_scores([1.0, 1.0]), np.zeros(2, int)).ece == 0
 
 
 def test_reliability_has_fifteen_bins_by_default():
-    result = reliability(two([0.5]), np.zeros(1, int))
+    result = reliability(two_class_scores([0.5]), np.zeros(1, int))
     assert len(result.bins) == 15
     assert (result.bins[0].low, result.bins[-1].high) == (0, 1)
 
@@ -254,15 +254,15 @@ def test_markup_in_labels_and_names_is_escaped(copied, tmp_path):
     source = tmp_path / "\"><b onclick='x'>.npz"
     raw = np.stack([dataset.original(i) for i in range(len(dataset.names))])
     np.savez(source, x_train=raw, y_train=dataset.classes, labels=np.array(EVIL))
-    evil = Run.at(copied.path.rename(tmp_path / "<i>run&amp;"))
-    moved(evil, str(source))
-    (evil.path / "int8-qat").rename(evil.path / "<u>$x")
-    edited(evil, "<u>$x/report.json", variant="<u>$x")
-    (evil.path / "labels.txt").write_text("".join(f"{label}\n" for label in EVIL))
-    per_class = dict(zip(EVIL, evil.metrics["per_class"].values(), strict=True))
-    edited(evil, "metrics.json", per_class=per_class, labels=list(EVIL))
-    renamed_images(evil, dataset.names)
-    report = write_report(evil)
+    marked_up = Run.at(copied.path.rename(tmp_path / "<i>run&amp;"))
+    moved(marked_up, str(source))
+    (marked_up.path / "int8-qat").rename(marked_up.path / "<u>$x")
+    edited(marked_up, "<u>$x/report.json", variant="<u>$x")
+    (marked_up.path / "labels.txt").write_text("".join(f"{label}\n" for label in EVIL))
+    per_class = dict(zip(EVIL, marked_up.metrics["per_class"].values(), strict=True))
+    edited(marked_up, "metrics.json", per_class=per_class, labels=list(EVIL))
+    renamed_images(marked_up, dataset.names)
+    report = write_report(marked_up)
     page = Page(Path(report.page)).check()
     assert report.missing == ()
     for label in (*EVIL, "<i>run&amp;", "<u>$x"):
@@ -315,10 +315,10 @@ def test_report_of_a_run_whose_images_were_moved(copied, tmp_path):
     assert (report.calibration, report.mistakes, report.splits["train"]) == ((), (), metrics["train_images"])
     complete = write_report(copied, data="digits", overwrite=True)
     assert (complete.missing, len(complete.calibration)) == ((), 2)
-    other = tmp_path / "other.npz"
-    np.savez(other, x_train=np.zeros((30, 8, 8), np.uint8), y_train=np.arange(30) % 10)
+    changed_data = tmp_path / "other.npz"
+    np.savez(changed_data, x_train=np.zeros((30, 8, 8), np.uint8), y_train=np.arange(30) % 10)
     with pytest.raises(DataError, match="its digest differs"):
-        write_report(copied, data=str(other), overwrite=True)
+        write_report(copied, data=str(changed_data), overwrite=True)
 
 
 def test_report_of_a_run_whose_images_changed(copied, tmp_path):
@@ -526,8 +526,8 @@ def test_page_in_a_browser(report):
     if chromium is None:
         pytest.skip("no Chromium (apt install chromium)")
     address, arguments = Path(report.page).as_uri(), ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(executable_path=chromium, args=arguments)
+    with playwright.sync_playwright() as playwright_api:
+        browser = playwright_api.chromium.launch(executable_path=chromium, args=arguments)
         for width, scheme, script in ((1280, "light", True), (390, "dark", False)):
             page = browser.new_page(
                 viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script

@@ -66,8 +66,8 @@ def test_latency_of_a_source_starts_at_the_grab_of_the_frame(bundle, video, edge
     assert value["source"] == str(video)
     stages = {stage["name"]: stage["p50_ms"] for stage in value["stages"]}
     assert stages["end to end"] >= stages["together"]
-    again = edgerec("benchmark", bundle, "--source", "synthetic:64x48@0", "--seconds", "0.2", "--no-operators")
-    assert "limited by the source" in again.stdout, again.stderr
+    fast_source = edgerec("benchmark", bundle, "--source", "synthetic:64x48@0", "--seconds", "0.2", "--no-operators")
+    assert "limited by the source" in fast_source.stdout, fast_source.stderr
 
 
 def report(*p99_ms, source="", operators=()):
@@ -161,9 +161,9 @@ def test_throttling_and_temperature_are_reported(tmp_path, monkeypatch):
         zone.mkdir()
         (zone / "type").write_text("cpu-thermal")
         (zone / "temp").write_text(milli)
-    tool = tmp_path / "vcgencmd"
-    tool.write_text("#!/bin/sh\necho throttled=0x50005\n")
-    tool.chmod(0o755)
+    program = tmp_path / "vcgencmd"
+    program.write_text("#!/bin/sh\necho throttled=0x50005\n")
+    program.chmod(0o755)
     monkeypatch.setattr(thermal, "_ZONES", tmp_path)
     monkeypatch.setattr(thermal, "_CLOCKS", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -171,7 +171,7 @@ def test_throttling_and_temperature_are_reported(tmp_path, monkeypatch):
     assert state.temperature_c == 67.5
     assert state.clock_mhz is None
     assert state.throttled == ("under-voltage", "throttled")
-    tool.write_text("#!/bin/sh\necho broken\n")
+    program.write_text("#!/bin/sh\necho broken\n")
     assert thermal.read_health().throttled is None
 
 

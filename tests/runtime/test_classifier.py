@@ -151,8 +151,8 @@ def test_number_of_threads_is_measured_once_and_cached(bundle, monkeypatch, tmp_
 def test_litert_and_tensorflow_return_similar_scores(bundle, golden_images, monkeypatch):
     """TensorFlow's interpreter is used if no other runtime is installed."""
     (first,) = Classifier.open(bundle).stored_scores(read_image(golden_images[0]))
-    only = {"tensorflow": interpreter.RUNTIMES["tensorflow"]}
-    monkeypatch.setattr(interpreter, "RUNTIMES", only)
+    runtimes = {"tensorflow": interpreter.RUNTIMES["tensorflow"]}
+    monkeypatch.setattr(interpreter, "RUNTIMES", runtimes)
     assert interpreter.fingerprint().runtime == "tensorflow"
     (other,) = Classifier.open(bundle).stored_scores(read_image(golden_images[0]))
     assert np.abs(first.astype(int) - other).max() <= 2

@@ -55,7 +55,7 @@ def library(folder, code: str = "") -> dict[str, str]:
 
 def compiled_bundle(run, folder, monkeypatch, *, broken: bool = False):
     """Export a bundle whose compiled file is the model itself, or one with other weights."""
-    tool = folder / "edgetpu_compiler"
+    compiler = folder / "edgetpu_compiler"
     other = folder / "other.tflite"
     content = (run.variant("int8-qat") / "model.tflite").read_bytes()
     if broken:
@@ -64,8 +64,8 @@ def compiled_bundle(run, folder, monkeypatch, *, broken: bool = False):
         largest.data = np.asarray(largest.data)[::-1].copy()
         content = pack(model)
     other.write_bytes(content)
-    tool.write_text(f'#!/bin/sh\ncp {other} "$3/model_edgetpu.tflite"\n')
-    tool.chmod(0o755)
+    compiler.write_text(f'#!/bin/sh\ncp {other} "$3/model_edgetpu.tflite"\n')
+    compiler.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return export_bundle(run, "coral-usb", out=folder / "b").bundle
 

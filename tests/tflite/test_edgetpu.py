@@ -40,25 +40,25 @@ def pair(real_data, name) -> tuple[Path, Path]:
 @pytest.mark.parametrize("name", PAIRS)
 def test_predicted_placement_is_the_placement_in_compiled_models_of_google(real_data, name):
     before, after = (read_graph(path.read_bytes()) for path in pair(real_data, name))
-    left = left_on_cpu(before, after)
+    on_cpu = left_on_cpu(before, after)
     unmapped = [operator for operator in after.operators if operator.name != EDGETPU_CUSTOM]
-    assert len(left) == len(unmapped)  # every operator of the compiled file was matched
+    assert len(on_cpu) == len(unmapped)  # every operator of the compiled file was matched
     predicted = {operator.index for operator in diagnose(before).operators if operator.on == "cpu"}
-    assert predicted == left
+    assert predicted == on_cpu
 
 
 def test_inspect_json_contains_placement_and_reason_of_each_operator(real_data, edgerec):
     before, after = pair(real_data, "deeplabv3_mnv2_dm05_pascal_quant")
     value = json.loads(edgerec("inspect", before, "--target", "coral-usb", "--json").stdout)
-    left = left_on_cpu(read_graph(before.read_bytes()), read_graph(after.read_bytes()))
+    on_cpu = left_on_cpu(read_graph(before.read_bytes()), read_graph(after.read_bytes()))
     assert [operator["index"] for operator in value["operators"]] == list(range(72))
-    assert {operator["index"] for operator in value["operators"] if operator["on"] == "cpu"} == left
+    assert {operator["index"] for operator in value["operators"] if operator["on"] == "cpu"} == on_cpu
     by_index = {operator["index"]: operator for operator in value["operators"]}
     assert by_index[64]["reason"] == "it resizes 1×1 to 33×33, which the Edge TPU cannot compute precisely"
     assert by_index[66]["reason"].startswith("it needs the output of QUANTIZE 'ResizeBilinear1', which runs on the CPU")
     assert by_index[71]["reason"] == "the Edge TPU does not support this operator"
     assert all(operator["reason"] == "" for operator in value["operators"] if operator["on"] == "edgetpu")
-    assert value["edgetpu"]["cpu_macs"] == sum(by_index[index]["macs"] for index in left)
+    assert value["edgetpu"]["cpu_macs"] == sum(by_index[index]["macs"] for index in on_cpu)
     assert 0.15 < value["edgetpu"]["cpu_macs"] / value["edgetpu"]["macs"] < 0.2
 
 
@@ -178,8 +178,8 @@ def test_operators_that_depend_on_hard_swish_run_on_the_cpu(small):
     diagnosis = diagnose(read_graph(small("int8", swish=True)))
     placed = [(operator.op, operator.on) for operator in diagnosis.operators]
     at = [op for op, _ in placed].index("HARD_SWISH")
-    assert {on for _, on in placed[:at]} == {"edgetpu"}
-    assert {on for _, on in placed[at:]} == {"cpu"}
+    assert {device for _, device in placed[:at]} == {"edgetpu"}
+    assert {device for _, device in placed[at:]} == {"cpu"}
     assert diagnosis.operators[at].reason == "the Edge TPU does not support this operator"
     assert "HARD_SWISH" in diagnosis.operators[at + 1].reason
     assert [finding.way_out for finding in diagnosis.findings if finding.op == "HARD_SWISH"] == [
@@ -252,10 +252,10 @@ def test_output_of_a_failing_compiler_is_saved(real_data, tmp_path, monkeypatch)
         'echo "ERROR: Registration failed."; echo "Internal compiler error. Aborting!" >&2; exit 1',
         monkeypatch,
     )
-    with pytest.raises(TargetError, match=r"exit code 1: Internal compiler error.*its output is in ") as caught:
+    with pytest.raises(TargetError, match=r"exit code 1: Internal compiler error.*its output is in ") as excinfo:
         compile_for_edgetpu(pair(real_data, PAIRS[0])[0].read_bytes(), CORAL)
     assert "exit code 1" in inspect(pair(real_data, PAIRS[0])[0], "coral-usb").compiler_error
-    saved = Path(str(caught.value).rpartition(" is in ")[2])
+    saved = Path(str(excinfo.value).rpartition(" is in ")[2])
     assert saved == cache_folder() / "edgetpu_compiler.log"
     assert "Registration failed" in saved.read_text()
 

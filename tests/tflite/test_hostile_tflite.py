@@ -68,13 +68,13 @@ def endless() -> bytes:
     return softmax(model).done()
 
 
-def huge() -> bytes:
+def model_with_huge_tensors() -> bytes:
     """Return a small model with tensors of 12 GB."""
     paddings = np.array([[0, 0], [0, 1 << 15], [0, 1 << 15], [0, 0]])
     return softmax(Model().add("PAD", (1, SIZE + (1 << 15), SIZE + (1 << 15), 3), paddings)).done()
 
 
-HOSTILE = {"crashing": crashing, "endless": endless, "huge": huge}
+HOSTILE = {"crashing": crashing, "endless": endless, "huge": model_with_huge_tensors}
 
 
 @pytest.fixture
@@ -190,14 +190,14 @@ def test_an_invalid_graph_is_refused_before_a_runtime_reads_it(name, tmp_path, l
     content = change(softmax().done(), **INVALID[name])
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
-    for use in (
+    for function in (
         lambda: read_graph(content),
         lambda: inspect(path),
         lambda: import_tflite(path, tmp_path / "bundle", labels=labels, normalize="unit"),
         lambda: evaluate(path, data="digits", labels=labels, normalize="unit"),
     ):
         with pytest.raises(ModelError, match=r"is a damaged TFLite model \(.*\): copy or convert it again"):
-            use()
+            function()
 
 
 @pytest.mark.parametrize("called", [-1, 0, 1, 2, 99])

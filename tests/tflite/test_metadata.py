@@ -22,14 +22,14 @@ UNIT = Normalize(0.0, 255.0)
 
 
 @pytest.fixture(scope="module")
-def bare(run) -> bytes:
+def without_metadata(run) -> bytes:
     """The float model of the run as .tflite without metadata."""
     return to_float32(run.model())
 
 
 @pytest.fixture(scope="module")
-def with_labels(bare, run) -> bytes:
-    return with_metadata(bare, run.labels, UNIT, "simple_cnn")
+def with_labels(without_metadata, run) -> bytes:
+    return with_metadata(without_metadata, run.labels, UNIT, "simple_cnn")
 
 
 def graph_of(content: bytes):
@@ -60,11 +60,11 @@ def test_every_variant_has_metadata(run):
         assert report["forms"][-1]["size_bytes"] == len(content)
 
 
-def test_metadata_does_not_change_the_model(bare, with_labels, run):
-    assert graph_of(with_labels) == graph_of(bare)
-    assert read_metadata(bare) is None
+def test_metadata_does_not_change_the_model(without_metadata, with_labels, run):
+    assert graph_of(with_labels) == graph_of(without_metadata)
+    assert read_metadata(without_metadata) is None
     dataset, _ = run.data()
-    before, after = ImageModel(bare, UNIT), ImageModel(with_labels, UNIT)
+    before, after = ImageModel(without_metadata, UNIT), ImageModel(with_labels, UNIT)
     for image in dataset.images[:20]:
         assert np.array_equal(before.invoke(image), after.invoke(image))
     schema = tflite_schema()
@@ -72,9 +72,9 @@ def test_metadata_does_not_change_the_model(bare, with_labels, run):
     assert names == [b"min_runtime_version", b"CONVERSION_METADATA", b"TFLITE_METADATA"]
 
 
-def test_metadata_is_small_and_reproducible(bare, with_labels, run):
-    assert 0 < len(with_labels) - len(bare) < 1000
-    assert with_metadata(bare, run.labels, UNIT, "simple_cnn") == with_labels
+def test_metadata_is_small_and_reproducible(without_metadata, with_labels, run):
+    assert 0 < len(with_labels) - len(without_metadata) < 1000
+    assert with_metadata(without_metadata, run.labels, UNIT, "simple_cnn") == with_labels
     with pytest.raises(ModelError, match="the model already has TFLite metadata"):
         with_metadata(with_labels, run.labels, UNIT, "simple_cnn")
 
@@ -87,10 +87,10 @@ def test_label_file_is_an_uncompressed_zip_entry(with_labels, run):
         assert archive.read(info).decode().splitlines() == list(run.labels)
 
 
-def test_labels_in_any_language(bare):
+def test_labels_in_any_language(without_metadata):
     labels = ("größer", "猫", "a, b", "  ")
-    assert read_metadata(with_metadata(bare, labels, UNIT, "名")).labels == labels[:3]
-    assert read_metadata(with_metadata(bare, labels, UNIT, "名")).name == "名"
+    assert read_metadata(with_metadata(without_metadata, labels, UNIT, "名")).labels == labels[:3]
+    assert read_metadata(with_metadata(without_metadata, labels, UNIT, "名")).name == "名"
 
 
 def test_metadata_of_a_model_from_google_is_read(real_data):
@@ -117,13 +117,15 @@ def test_normalization_is_read_from_metadata_for_float_inputs_only():
     assert normalize_for(quantized, Metadata("", "", (), per_channel)) == Normalize(3.0, 2.0)
 
 
-def test_evaluate_needs_a_normalization_for_a_float_file_without_metadata(run, bare, tmp_path, image_folder):
+def test_evaluate_needs_a_normalization_for_a_float_file_without_metadata(
+    run, without_metadata, tmp_path, image_folder
+):
     own = evaluate(run.variant("float32") / "model.tflite", "digits")
     assert own.labels == run.labels
     assert own.accuracy > 0.9
     with pytest.raises(DataError, match="has a class 'blue' that the model does not know"):
         evaluate(run.variant("float32") / "model.tflite", str(image_folder))
-    (tmp_path / "bare.tflite").write_bytes(bare)
+    (tmp_path / "bare.tflite").write_bytes(without_metadata)
     with pytest.raises(EdgerecError, match="does not specify its normalization: add --normalize"):
         evaluate(tmp_path / "bare.tflite", "digits")
     assert evaluate(tmp_path / "bare.tflite", "digits", normalize="unit").accuracy == own.accuracy
@@ -150,8 +152,8 @@ def test_damaged_metadata_causes_only_model_errors(with_labels, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", b"x" * 100_000])
-def test_other_metadata_may_have_any_name(bare, with_labels, name):
-    for content, expected in ((bare, False), (with_labels, True)):
+def test_other_metadata_may_have_any_name(without_metadata, with_labels, name):
+    for content, expected in ((without_metadata, False), (with_labels, True)):
         model = parse(content)
         entry = tflite_schema().MetadataT()
         entry.name, entry.buffer = name, 0

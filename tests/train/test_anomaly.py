@@ -297,12 +297,12 @@ def test_error_tolerance_holds_for_the_worst_output():
 
     tensor = TensorSpec("uint8", (1, 8, 8, 1), 0.01, 20)
     spec = NoveltySpec("m", tensor, tensor, PreprocessSpec(8, 8, 1), UNIT, threshold=0.1)
-    other, here = Fingerprint("litert", "1", "x", "a"), Fingerprint("litert", "1", "y", "b")
-    apart = np.random.default_rng(0).normal(0, 0.1, 64)
-    error = float(np.mean(apart**2))
-    worst = float(np.mean((np.abs(apart) + UNITS_OTHER_MACHINE * 0.01) ** 2))
-    assert worst - error <= error_tolerance(other, here, spec, error)
-    assert error_tolerance(other, other, spec, error) < 1e-8
+    other_machine, this_machine = Fingerprint("litert", "1", "x", "a"), Fingerprint("litert", "1", "y", "b")
+    differences = np.random.default_rng(0).normal(0, 0.1, 64)
+    error = float(np.mean(differences**2))
+    worst = float(np.mean((np.abs(differences) + UNITS_OTHER_MACHINE * 0.01) ** 2))
+    assert worst - error <= error_tolerance(other_machine, this_machine, spec, error)
+    assert error_tolerance(other_machine, other_machine, spec, error) < 1e-8
 
 
 def test_ensemble_keeps_the_autoencoder(novelty_bundle, bundle, run, tmp_path):

@@ -85,14 +85,14 @@ def test_convolutional_head_is_replaced(name, tmp_path):
     options = {"alpha": 0.25} if name == "MobileNet" else {"alpha": 0.75, "minimalistic": True}
     if name == "MobileNetV3Small":
         options["include_preprocessing"] = False
-    theirs = getattr(keras().applications, name)(weights=None, input_shape=(32, 32, 3), classes=7, **options)
-    theirs.save(tmp_path / "theirs.keras")
+    keras_model = getattr(keras().applications, name)(weights=None, input_shape=(32, 32, 3), classes=7, **options)
+    keras_model.save(tmp_path / "theirs.keras")
     recipe = Recipe().override({"model.weights": str(tmp_path / "theirs.keras"), "data.channels": 3})
     model = transfer.with_new_head(tmp_path / "theirs.keras", 3, recipe)
     names = [layer.name for layer in model.layers]
     softmaxes = [layer for layer in model.layers if getattr(layer, "activation", None) is keras().activations.softmax]
     assert [layer.name for layer in softmaxes] == ["scores"]
-    assert model.get_layer("logits").input.shape[-1] == theirs.layers[-4].input.shape[-1]
+    assert model.get_layer("logits").input.shape[-1] == keras_model.layers[-4].input.shape[-1]
     assert not {"conv_preds", "Logits", "predictions"} & set(names)
 
 

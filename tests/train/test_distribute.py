@@ -133,10 +133,10 @@ def test_workers_may_start_long_after_each_other(monkeypatch):
     """The last worker starts later than the timeout for the first message of a connection."""
     monkeypatch.setattr(worker_handshake, "_HELLO_S", 0.3)
     addresses = tuple(free_ports(3))
-    late = threading.Timer(1.2, handshake, (Cluster(addresses, 2), {"edgerec": "1"}, 20))
-    late.start()
+    delayed = threading.Timer(1.2, handshake, (Cluster(addresses, 2), {"edgerec": "1"}, 20))
+    delayed.start()
     assert connected([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "1"}] * 2) == [None] * 2
-    late.join()
+    delayed.join()
 
 
 def disturb(address):
@@ -151,8 +151,8 @@ def test_missing_worker_is_named_after_the_timeout():
     chief, worker = connected([Cluster(addresses, 0), Cluster(addresses, 1)], wait_s=1)
     assert chief.startswith(f"worker 2 ({addresses[2]}) did not answer within 1 s")
     assert worker.startswith(f"the connection to the chief ({addresses[0]}) was closed")
-    [alone] = connected([Cluster(addresses, 1)], wait_s=0.3)
-    assert alone.startswith(f"the chief ({addresses[0]}) did not connect within 0.3 s")
+    [lone_worker] = connected([Cluster(addresses, 1)], wait_s=0.3)
+    assert lone_worker.startswith(f"the chief ({addresses[0]}) did not connect within 0.3 s")
 
 
 def test_different_version_and_occupied_port_are_refused():
@@ -304,10 +304,10 @@ SETTINGS = {
 def test_two_workers_have_equal_weights_and_resume_after_one_is_killed(tmp_path):
     out = tmp_path / "run"
     chief, worker = start_all(out, SETTINGS)
-    until = time.monotonic() + 200
+    deadline = time.monotonic() + 200
     while not (out / "checkpoints").is_dir() or not list((out / "checkpoints").glob("epoch*")):
         assert chief.poll() is None, chief.communicate()[1][-3000:]
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     worker.send_signal(signal.SIGKILL)
     worker.communicate()
@@ -317,20 +317,20 @@ def test_two_workers_have_equal_weights_and_resume_after_one_is_killed(tmp_path)
     assert not Run(out).finished
     epochs_done = len(Run(out).history())
     assert 1 <= epochs_done < 3
-    mine, theirs = outputs_of(start_all(out, SETTINGS, "qat", "prune"))
-    assert mine["weights"] == theirs["weights"]
-    assert len(mine["weights"]) == 3 - epochs_done  # resumed after the last checkpoint
-    assert mine["models"] == theirs["models"]
+    chief_output, worker_output = outputs_of(start_all(out, SETTINGS, "qat", "prune"))
+    assert chief_output["weights"] == worker_output["weights"]
+    assert len(chief_output["weights"]) == 3 - epochs_done  # resumed after the last checkpoint
+    assert chief_output["models"] == worker_output["models"]
     run = Run.open(out)
     assert [row["epoch"] for row in run.history()] == [1, 2, 3]
-    assert run.variants()["int8-qat"]["model_sha256"] == mine["models"]["qat"]
+    assert run.variants()["int8-qat"]["model_sha256"] == chief_output["models"]["qat"]
     assert run.metrics["accuracy"] > 0.7
     # In each epoch, one of the workers trains on each image once, except for images of the last incomplete batch.
     train = run.split_record["train_images"]
     numbers = train // 32 * 2
     for epoch in range(epochs_done, 3):
         trained = Counter()
-        for output in (mine, theirs):
+        for output in (chief_output, worker_output):
             for number, images in output["images"].items():
                 trained.update(images if int(number) // numbers == epoch else [])
         assert sum(trained.values()) == train // 32 * 32

@@ -177,10 +177,10 @@ def start(out, *arguments) -> subprocess.Popen:
 
 
 def wait_for(path, process, seconds=120):
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -201,9 +201,9 @@ def test_killed_run_resumes_and_ends_like_an_uninterrupted_run(tmp_path, edgerec
     assert [row["epoch"] for row in resumed.history()] == [1, 2, 3, 4]
     assert not list(out.rglob("*partial*"))
     assert invoke("train", "--data", "digits", *epochs, "--out", tmp_path / "uninterrupted").returncode == 0
-    for ours, theirs in zip(resumed.history(), Run.open(tmp_path / "uninterrupted").history(), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
+    for epoch, expected in zip(resumed.history(), Run.open(tmp_path / "uninterrupted").history(), strict=True):
+        assert epoch["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert epoch["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-5)
     assert invoke("train", "--resume", "--out", out).returncode == 0  # a finished run is not an error
 
 
@@ -273,17 +273,19 @@ def test_loss_that_becomes_nan_ends_the_run(run, tmp_path):
 
 def test_validation_loss_that_becomes_nan_ends_the_run(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
-    begun = Run.open(tmp_path / "run")
-    history = begun.history()
-    last = stages(begun.recipe)[-1]
-    record = epoch_recorder(begun, begun.recipe, last, steps=1, workers=Workers(), listener=ignore, on_epoch=None)
+    interrupted = Run.open(tmp_path / "run")
+    history = interrupted.history()
+    last = stages(interrupted.recipe)[-1]
+    record = epoch_recorder(
+        interrupted, interrupted.recipe, last, steps=1, workers=Workers(), listener=ignore, on_epoch=None
+    )
     model = run.model()
     model.compile("adam")
     record.set_model(model)
     record.on_epoch_begin(len(history))
     with pytest.raises(TrainError, match=f"the val_loss became nan in epoch {len(history) + 1}: lower train"):
         record.on_epoch_end(len(history), {"loss": 1.0, "accuracy": 0.5, "val_loss": np.nan, "val_accuracy": 0.1})
-    assert begun.history() == history  # a row with NaN would make the run unreadable
+    assert interrupted.history() == history  # a row with NaN would make the run unreadable
 
 
 def test_options_of_training_work_together(image_folder, tmp_path):

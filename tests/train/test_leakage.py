@@ -65,8 +65,8 @@ def test_weights_of_another_split_are_refused(trained, weights, folder, tmp_path
 
 
 def test_weights_of_the_same_split_are_accepted(trained, weights, folder, tmp_path):
-    again = fit(recipe(folder, **{"model.weights": str(weights)}), tmp_path / "run", finish=False)
-    assert again.split_record["test"] == trained.split_record["test"]
+    second = fit(recipe(folder, **{"model.weights": str(weights)}), tmp_path / "run", finish=False)
+    assert second.split_record["test"] == trained.split_record["test"]
 
 
 def test_weights_are_recognized_when_folders_are_merged_with_their_arrays(folder, tmp_path):

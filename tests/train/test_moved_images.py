@@ -83,8 +83,8 @@ def interrupted_copy(interrupted, tmp_path):
 
 def assert_equal_results(run, expected):
     """Check that two runs have the same weights, test results and split."""
-    for ours, theirs in zip(run.model().get_weights(), expected.model().get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for weight, expected_weight in zip(run.model().get_weights(), expected.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected_weight)
     changing = ("seconds", "versions")
     assert {key: value for key, value in run.metrics.items() if key not in changing} == {
         key: value for key, value in expected.metrics.items() if key not in changing
@@ -142,9 +142,9 @@ def test_build_continues_with_moved_images_and_refuses_other_images(interrupted,
     # The images are moved again after the training, but before the other steps.
     shutil.rmtree(interrupted_copy.path / "int8")
     shutil.copytree(folder / "new" / "signs", interrupted_copy.path.parent / "signs")
-    again = invoke("build", file, "--data", interrupted_copy.path.parent / "signs", *options)
-    assert again.returncode == 0, again.stderr
-    assert "result of train" in again.stdout
+    second = invoke("build", file, "--data", interrupted_copy.path.parent / "signs", *options)
+    assert second.returncode == 0, second.stderr
+    assert "result of train" in second.stdout
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_good_result_suggests_export_as_the_next_step(run, invoke):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "level", "images", "near"),
+    ("accuracy", "level", "images", "expected"),
     [
         (0.5, 0.5, 100, True),
         (0.59, 0.5, 100, True),
@@ -86,8 +86,8 @@ def test_good_result_suggests_export_as_the_next_step(run, invoke):
         (0.1, 0.11, 250, True),
     ],
 )
-def test_is_near_compares_accuracy_with_the_majority_baseline(accuracy, level, images, near):
-    assert is_near(accuracy, level, images) is near
+def test_is_near_compares_accuracy_with_the_majority_baseline(accuracy, level, images, expected):
+    assert is_near(accuracy, level, images) is expected
 
 
 def test_near_duplicates_are_at_most_one_per_image_and_tag(tmp_path):
@@ -97,6 +97,6 @@ def test_near_duplicates_are_at_most_one_per_image_and_tag(tmp_path):
     frames[:, 0, 1] = np.arange(2500) // 251
     np.savez(tmp_path / "burst.npz", x_train=frames, y_train=np.arange(2500) % 2)
     report = check_data(Recipe().override({"data.source": str(tmp_path / "burst.npz")}), labels=False)
-    near = [finding for finding in report.findings if finding.kind.startswith("near")]
-    assert 1250 <= len(near) <= 3 * 2500
-    assert len({name for finding in near for name in finding.names}) == 2500
+    duplicates = [finding for finding in report.findings if finding.kind.startswith("near")]
+    assert 1250 <= len(duplicates) <= 3 * 2500
+    assert len({name for finding in duplicates for name in finding.names}) == 2500

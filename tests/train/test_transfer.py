@@ -74,12 +74,12 @@ def file(tmp_path_factory):
 def test_each_stage_trains_its_layers(file):
     transfer = recipe(**{"model.weights": str(file), "data.channels": 3})
     model, plan = with_new_head(file, 3, transfer), stages(transfer)
-    found = []
+    frozen = []
     for stage in plan:
         freeze_for_stage(model, transfer, stage)
-        found.append(learning(model))
+        frozen.append(learning(model))
     every = {"logits", "first", "second"}
-    assert found == [{"logits"}, {"logits", "second"}, every, every]
+    assert frozen == [{"logits"}, {"logits", "second"}, every, every]
     freeze_for_stage(model, transfer.override({"transfer.freeze_bn": False}), plan[-1])
     assert learning(model) == {"logits", "first", "norm", "second"}
     freeze_for_stage(model, transfer, plan[0])
@@ -128,11 +128,11 @@ def test_network_with_new_head_can_be_trained_resumed_and_quantized(file, image_
     changes = {"model.arch": "backbone", "model.weights": str(weights), "data.source": str(image_folder)}
     finished = fit(recipe(**changes, **{"train.epochs": 4}), tmp_path / "run")
     assert finished.recipe.data.input_size == 32
-    model, theirs = finished.model(), keras().models.load_model(file, compile=False)
+    model, keras_model = finished.model(), keras().models.load_model(file, compile=False)
     assert model.output_shape == (None, len(finished.labels))
     assert learning(model) == {"first", "norm", "second", "logits"}
-    theirs = theirs.get_layer("inside").get_layer("norm").moving_mean.numpy()
-    assert np.array_equal(model.get_layer("norm").moving_mean.numpy(), theirs)
+    keras_model = keras_model.get_layer("inside").get_layer("norm").moving_mean.numpy()
+    assert np.array_equal(model.get_layer("norm").moving_mean.numpy(), keras_model)
 
     class Stop(Exception):
         pass
@@ -149,8 +149,8 @@ def test_network_with_new_head_can_be_trained_resumed_and_quantized(file, image_
         assert was_begun(finished.recipe.override({"data.source": str(moved)}), tmp_path / "cut")
     moved.rename(image_folder)
     weights.unlink()  # the checkpoint contains the network
-    again = fit(finished.recipe, tmp_path / "cut", resume=True)
-    assert [row["loss"] for row in again.history()] == pytest.approx(
+    resumed = fit(finished.recipe, tmp_path / "cut", resume=True)
+    assert [row["loss"] for row in resumed.history()] == pytest.approx(
         [row["loss"] for row in finished.history()], abs=1e-5
     )
     quantize(finished, "ptq", max_drop=100)

@@ -75,8 +75,8 @@ def test_kernel_without_gradient_shrinks_by_rate_times_decay(settings, optimizer
 def test_decay_is_the_same_after_a_resume_with_gradient_accumulation(settings, tmp_path):
     settings = settings | {"train.accumulate": 2}
     [first] = trained(settings, tmp_path / "run", stop_after=1)
-    _, third = trained(settings, tmp_path / "run", resume=True)
-    assert third == pytest.approx(first * (1 - RATE * DECAY) ** (2 * STEPS), rel=1e-4)
+    _, kernel = trained(settings, tmp_path / "run", resume=True)
+    assert kernel == pytest.approx(first * (1 - RATE * DECAY) ** (2 * STEPS), rel=1e-4)
 
 
 def test_only_kernels_decay():

@@ -166,9 +166,9 @@ def test_sampler_repeats_the_parameters_after_a_resume():
         x, kind = trial.suggest_float("x", -3, 3), trial.suggest_categorical("kind", ["a", "b"])
         return x * x + (kind == "b")
 
-    def drawn(*parts: int) -> list[dict]:
+    def drawn(*numbers: int) -> list[dict]:
         storage = optuna.storages.InMemoryStorage()
-        for count in parts:
+        for count in numbers:
             created = optuna.create_study(
                 storage=storage, study_name="one", sampler=make_sampler(seed), load_if_exists=True
             )
@@ -322,10 +322,10 @@ def test_trial_is_stopped_by_pruner_and_time_limit(base, tmp_path, unmeasured):
     assert stopped.accuracy == Run(tmp_path / "trials" / "0").history()[0]["val_accuracy"]
     assert (same.state, same.reason) == ("pruned", "same parameters as trial 0")
     assert not (tmp_path / "trials" / "1").exists()
-    late = Objective(plan, tmp_path / "late", ("even", "odd"), 0.0, False, lambda step: None)
+    expired = Objective(plan, tmp_path / "late", ("even", "odd"), 0.0, False, lambda step: None)
     created = optuna.create_study(direction="maximize")
     with pytest.raises(TimeLimitError):
-        created.optimize(late, n_trials=1)
+        created.optimize(expired, n_trials=1)
     ended, again = map(TrialRow.of, created.trials)
     assert (ended.state, ended.epochs, ended.reason) == ("failed", 1, "time limit of the study reached")
     assert again.state == "waiting"
@@ -530,9 +530,9 @@ def _other_process(recipe: Recipe, folder: Path, options: dict) -> subprocess.Po
 
 
 def _suspend_in_second_trial(process: subprocess.Popen, folder: Path) -> None:
-    until = time.monotonic() + 180
+    deadline = time.monotonic() + 180
     while not (folder / "1" / "recipe.toml").exists() or (folder / "1" / "history.csv").exists():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)
