@@ -514,7 +514,7 @@ MUTATIONS = (
         "camera/sinks/sink_thread.py",
         "wait = self._lossless if wait is None else wait",
         "wait = False",
-        "camera/test_sink_worker.py::test_slow_sink_gets_every_frame_of_a_file_until_it_is_closed",
+        "camera/test_sink_worker.py::test_slow_sink_receives_every_frame_of_a_file",
     ),
     Mutation(
         "queue of a sink: images that the sink does not use",

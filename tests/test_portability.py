@@ -42,7 +42,7 @@ def system(tmp_path):
     return make
 
 
-def test_benchmark_without_a_package_that_reads_the_graph(bundle, edgerec, system):
+def test_benchmark_works_without_a_package_that_reads_the_graph(bundle, edgerec, system):
     done = edgerec("benchmark", bundle, "--seconds", "0.1", "--json", env=system(NO_SCHEMA))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -107,7 +107,7 @@ def test_commands_run_without_posix_functions(bundle, tmp_path, edgerec, system)
     assert "\nmemory" not in shown.stdout
 
 
-def test_http_cameras_without_poll(monkeypatch):
+def test_http_cameras_work_without_poll(monkeypatch):
     monkeypatch.delattr(select, "poll", raising=False)
     with MjpegServer() as server:
         source = find_source(server.url).open()

@@ -24,8 +24,8 @@ def blocks(language: str) -> list[str]:
 def test_commands_and_python_code_run(tmp_path, golden_images, monkeypatch, invoke, capsys):
     """Run the four commands with a folder instead of a camera, and then the Python code.
 
-    All commands except camera run in this process, because TensorFlow is already loaded here. test_demo_runs starts a
-    process for each command.
+    All commands except camera run in this process, because TensorFlow is already loaded here.
+    test_demo_trains_and_classifies_a_video starts a process for each command.
     """
     monkeypatch.chdir(tmp_path)
     commands = [line for line in blocks("sh")[1].splitlines() if line.startswith("edgerec ")]
@@ -45,7 +45,7 @@ def test_commands_and_python_code_run(tmp_path, golden_images, monkeypatch, invo
 
 
 @pytest.mark.slow
-def test_demo_runs(tmp_path):
+def test_demo_trains_and_classifies_a_video(tmp_path):
     script = REPOSITORY / "examples" / "demo.py"
     command = [sys.executable, str(script), "--epochs", "3", "--out", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

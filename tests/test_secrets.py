@@ -189,7 +189,7 @@ def test_password_does_not_follow_a_redirect_from_https_to_http(tmp_path, monkey
 
 @contextmanager
 def rtsp_server(respond):
-    """A server that answers each request with ``answer(request)``; the port and a list of all requests."""
+    """A server that responds to each request with ``respond(request)``; yield its port and the list of requests."""
     requests, connections = [], []
     listener = socket.create_server(("127.0.0.1", 0))
 

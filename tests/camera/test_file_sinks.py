@@ -350,7 +350,7 @@ def test_changes_rule_selects_frames_that_change_the_decision(tmp_path):
     assert [path.parent.name for path in saved(tmp_path)] == ["a", "b", "a"]
 
 
-def test_changes_rule_without_decisions_and_minimum_interval(tmp_path):
+def test_changes_rule_uses_labels_and_minimum_interval_limits_the_rate(tmp_path):
     sink = recorder(tmp_path / "1", rule="changes")
     for label in "aabba":
         sink.write(make_result(label))
@@ -517,7 +517,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
-def test_recorder_on_a_real_full_disk(small_disk, caplog):
+def test_recorder_saves_again_after_a_real_disk_was_full(small_disk, caplog):
     """Lost results are counted and logged once, and saving continues when there is space again."""
     sink = recorder(small_disk)
     worker = SinkWorker(sink, lossless=True)

@@ -81,7 +81,7 @@ def select(frame_options, frames):
     return [f.index for f in frames if selector.select(f)], dict(selector.skipped)
 
 
-def test_every_and_rate():
+def test_every_and_max_fps_limit_the_number_of_frames():
     at_30 = [frame(i, i / 30) for i in range(90)]
     assert select(FrameOptions(every=10), at_30) == (list(range(0, 90, 10)), {"every": 81})
     indices, skipped = select(FrameOptions(max_fps=10), at_30)

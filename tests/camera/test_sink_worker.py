@@ -59,7 +59,7 @@ class Recorder:
         self.was_closed = True
 
 
-def test_slow_sink_gets_every_frame_of_a_file_until_it_is_closed():
+def test_slow_sink_receives_every_frame_of_a_file():
     # The sink needs more than 3 s for the results that wait when the source ends.
     slow = Recorder(lambda _: time.sleep(0.06))
     with camera_of(find_source("synthetic:8x8@0")) as camera:

@@ -136,7 +136,7 @@ def test_image_numbers_can_be_read_after_jpeg_compression():
     assert number_of(np.zeros((120, 160, 3), np.uint8)) is None
 
 
-def test_server_killed_and_restarted_ten_times():
+def test_source_recovers_after_ten_restarts_of_the_server():
     with MjpegServer() as server, watch(server) as camera:
         camera.wait_for_frames("first")
         times = []
@@ -648,7 +648,7 @@ def rtsp_folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_rtsp_server_killed_and_restarted_ten_times(rtsp_folder):
+def test_source_recovers_after_ten_restarts_of_the_rtsp_server(rtsp_folder):
     timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
     with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:
         camera.wait_until(SourceState.LIVE)

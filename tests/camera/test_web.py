@@ -922,7 +922,7 @@ def test_closing_does_not_wait_for_clients_that_do_not_read():
     assert threads() - before == set()
 
 
-def test_closing_immediately_after_the_start():
+def test_closing_immediately_after_the_start_ends_all_threads():
     before = threads()
     for _ in range(5):
         WebSink("127.0.0.1", 0, LABELS).close()

@@ -94,7 +94,7 @@ def test_closing_interrupts_the_tls_handshake(silent):
 
 
 @pytest.mark.parametrize(("serve", "label"), [(drip, "stop"), (read_slowly, "x" * 60_000_000)])
-def test_slow_server_after_a_slow_handshake(tls_server, monkeypatch, serve, label):
+def test_time_limit_includes_a_slow_name_lookup(tls_server, monkeypatch, serve, label):
     getaddrinfo, wait = socket.getaddrinfo, threading.Event().wait
 
     def slow(*arguments, **options):

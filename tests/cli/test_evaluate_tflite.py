@@ -49,7 +49,7 @@ def test_evaluate_uses_the_given_activation(model, wide_images):
     assert losses["softmax"] > 0.0
 
 
-def test_command_line_accepts_the_same_options(model, wide_images, invoke, tmp_path):
+def test_command_line_accepts_fit_and_activation(model, wide_images, invoke, tmp_path):
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     options = ("--normalize", "pixels", "--labels", tmp_path / "labels.txt")
     done = invoke(

@@ -93,7 +93,7 @@ def test_output_to_a_program_has_all_columns():
     ]
 
 
-def test_text_wraps_and_numbers_do_not():
+def test_text_is_wrapped_and_numbers_are_not():
     code = (
         "from edgerec.cli.output import table; table(('layer', 'output', 'bytes'), "
         "[('a', 'a_very_long_name_of_a_layer/' * 4, '1,234,567'), ('b', 'x', '1')])"

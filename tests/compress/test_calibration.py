@@ -414,7 +414,7 @@ def test_ptq_uses_set_and_bundle_records_its_digest(run, valid_set, tmp_path):
     assert provenance["recipe"]["compress"]["calibration"] == "good"
 
 
-def test_calibration_commands(run, data, valid_set, tmp_path):
+def test_calibration_commands_make_and_check_a_set(run, data, valid_set, tmp_path):
     def call(*arguments):
         return CliRunner().invoke(app, ["calibration", *map(str, arguments)])
 

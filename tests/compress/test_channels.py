@@ -151,7 +151,7 @@ def suffix(graph, name):
     return convolutions[int(name.partition("_")[2] or 0)].removeprefix("conv2d")
 
 
-def test_macs_and_cost_of_known_layers():
+def test_macs_and_cost_match_a_manual_calculation():
     def features(layers, x):
         x = layers.Conv2D(16, 3, padding="same", strides=2)(x)
         x = layers.DepthwiseConv2D(3, padding="same")(x)

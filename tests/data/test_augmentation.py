@@ -57,7 +57,7 @@ def augmented(tf, pixels, number=1, **keys):
     return graph(tf.constant(pixels), tf.constant([3, number], tf.int64)).numpy()
 
 
-def test_default_and_disabled_augmentations():
+def test_default_augmentations_are_active_and_can_be_disabled():
     default = AugmentSection()
     assert set(default.active) == {"shift", "rotate_deg", "zoom", "brightness", "contrast"}
     assert not NOT_AUGMENTED.active

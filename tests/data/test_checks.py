@@ -192,7 +192,7 @@ def test_contact_sheet_shows_every_class(clean, tmp_path, augment):
         assert cv2.imread(str(tmp_path / "mixed.png")).shape[0] > image.shape[0]  # soft labels need more lines
 
 
-def test_contact_sheet_of_a_recipe_and_of_a_run(clean, tmp_path):
+def test_contact_sheet_accepts_a_recipe_and_a_run(clean, tmp_path):
     recipe = recipe_for(clean, **{"augment.cutout": 0.3})
     run = tmp_path / "run"
     run.mkdir()

@@ -28,7 +28,7 @@ def read(*folders, **values):
 @pytest.mark.parametrize(
     "layout", ["{label}", "{split}/{label}", "{label}/{split}", "data/{split}/{label}", "archive/train/{label}/{split}"]
 )
-def test_paths_below_the_class_folder(tmp_path, layout):
+def test_path_below_the_class_folder_does_not_depend_on_the_layout(tmp_path, layout):
     names = [
         f"{layout.format(label=label, split=split)}/anna/train/{split}{number}.png"
         for label in ("cat", "dog")

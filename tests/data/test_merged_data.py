@@ -70,7 +70,7 @@ def test_merged_images_are_indexed_like_an_array(old_and_new):
     assert sum(1 for _ in images) == 32
 
 
-def test_path_below_the_class_folder_in_merged_data(tmp_path):
+def test_path_below_the_class_folder_is_found_in_merged_data(tmp_path):
     named_like_class = fill(tmp_path / "cat", ("cat", "dog"))  # a data set with the name of a class
     with_splits = fill(
         tmp_path / "shared", ("cat/train/anna", "cat/test/anna", "dog/train/bob", "dog/test/bob"), count=2

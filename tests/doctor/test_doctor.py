@@ -1,4 +1,4 @@
-"""The doctor with machine about typical machines, and on this machine."""
+"""Tests of `edgerec doctor` with descriptions of typical machines, and on this machine."""
 
 from __future__ import annotations
 

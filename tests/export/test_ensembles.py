@@ -145,7 +145,7 @@ def test_ensemble_of_ensembles_contains_all_models(bundle, other_bundle, float32
         ensemble([tmp_path / "two", other_bundle], tmp_path / "e")
 
 
-def test_ensemble_command(bundle, other_bundle, tmp_path, edgerec):
+def test_ensemble_command_writes_a_bundle_and_refuses_invalid_options(bundle, other_bundle, tmp_path, edgerec):
     out = tmp_path / "both"
     done = edgerec("ensemble", bundle, other_bundle, "--out", out, "--combine", "vote", "--threshold", "0.6", "--json")
     assert done.returncode == 0, done.stderr

@@ -207,7 +207,7 @@ def import_spec(content: bytes) -> TensorSpec:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_pixels_pass_unchanged_for_every_scale_and_zero_point(dtype):
+def test_pixels_are_unchanged_for_every_scale_and_zero_point(dtype):
     pixels = np.arange(256)
     expected = pixels if dtype == "uint8" else pixels - 128
     limits = np.iinfo(dtype)
@@ -404,7 +404,7 @@ def test_import_does_not_load_tensorflow(write_model, tmp_path):
     assert done.stdout.strip() == "[]"
 
 
-def test_import_command(write_model, tmp_path, noise_image, edgerec):
+def test_import_command_writes_a_bundle_and_prints_json(write_model, tmp_path, noise_image, edgerec):
     path = write_model("float_logits")
     labels = ("--labels", tmp_path / "labels.txt")
     assert "--normalize unit" in one_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))

@@ -415,7 +415,7 @@ def test_install_tries_the_wheel_folder_before_the_package_index(install_sh):
     assert "--no-index" not in calls[2]
 
 
-def test_install_on_a_32_bit_system_with_a_64_bit_kernel(install_sh):
+def test_install_works_on_a_32_bit_system_with_a_64_bit_kernel(install_sh):
     """pip must not resolve edgerec's requirements, because it would look for wheels for a 64-bit system."""
     executable(install_sh.path / "tools" / "uname", "case $1 in -s) echo Linux ;; *) echo aarch64 ;; esac")
     executable(install_sh.path / "tools" / "getconf", "echo 32")
@@ -449,7 +449,7 @@ def test_install_refuses_a_prefix_that_is_a_file(install_sh):
 
 @pytest.mark.slow
 @linux
-def test_install_repeat_and_undo_with_real_python_and_pip(bundle, tmp_path):
+def test_install_repeat_and_undo_work_with_real_python_and_pip(bundle, tmp_path):
     """Install a real wheel in a real virtual environment, repeat the installation, and undo it."""
     wheels, prefix, toml = tmp_path / "wheels", tmp_path / "prefix", tmp_path / "mine.toml"
     toml.write_text(f'like = "rpi"\narch = ["{platform.machine()}"]\npython = ["{PYTHON}"]\nsystem_packages = []\n')

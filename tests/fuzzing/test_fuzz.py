@@ -1,4 +1,4 @@
-"""A small, always equal part of ``benchmarks/fuzz.py``: whatever comes in is taken, or refused in one line."""
+"""A small, reproducible part of ``benchmarks/fuzz.py``: edgerec accepts damaged input or refuses it in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEED, COUNT = 7, 300
 
 @pytest.fixture(scope="module")
 def fuzz():
-    """The benchmark as a module."""
+    """Return the module ``benchmarks/fuzz.py``."""
     sys.path.insert(0, str(REPOSITORY / "benchmarks"))
     try:
         import fuzz
@@ -25,7 +25,7 @@ def fuzz():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_damaged_input_is_taken_or_refused_in_one_line(fuzz, bundle, tmp_path, name):
+def test_damaged_input_is_accepted_or_refused_in_one_line(fuzz, bundle, tmp_path, name):
     kind, share = fuzz.KINDS[name]
     figures = fuzz.tally(name, kind, bundle, tmp_path, seed=SEED, count=COUNT * share // 100)
     assert figures.examples == []
@@ -33,12 +33,11 @@ def test_damaged_input_is_taken_or_refused_in_one_line(fuzz, bundle, tmp_path, n
     assert figures.tried == figures.accepted + figures.refused > 0
 
 
-def test_every_kind_is_tried(fuzz):
+def test_table_contains_every_kind_of_input(fuzz):
     assert list(fuzz.KINDS) == KINDS
 
 
-def test_what_is_neither_is_counted(fuzz, tmp_path):
-    """The fuzzer itself: a crash of a child, a traceback, a message of two lines and a thread that dies are found."""
+def test_tally_counts_crashes_tracebacks_and_long_messages(fuzz, tmp_path):
     import contextlib
     import threading
 
@@ -70,11 +69,11 @@ def test_what_is_neither_is_counted(fuzz, tmp_path):
     def kind(bundle, work):
         yield lambda rng: outcomes.pop(0)()
 
-    figures = tally("itself", kind, tmp_path, tmp_path, seed=0, count=5)
+    figures = tally("outcomes", kind, tmp_path, tmp_path, seed=0, count=5)
     assert (figures.tried, figures.accepted, figures.refused, figures.other) == (5, 1, 1, 3)
 
 
-def test_a_child_that_crashes_is_found(fuzz, bundle, monkeypatch):
+def test_crash_and_hang_of_the_child_process_are_detected(fuzz, bundle, monkeypatch):
     from fuzzing import bundles
 
     monkeypatch.setattr(bundles, "_CHILD", "import os; print('ready', flush=True); input(); os.abort()")

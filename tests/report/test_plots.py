@@ -168,7 +168,7 @@ def test_comparison_shows_intervals_sizes_and_times(saved_figures, tmp_path):
     assert "axis starts at" in accuracy.get_xlabel()
 
 
-def test_comparison_of_a_report_without_times():
+def test_comparison_needs_no_times():
     from edgerec.compress.compression_plots import comparison_figure
     from edgerec.report.content import VariantMetrics
 

@@ -303,7 +303,7 @@ def test_page_without_images_contains_no_private_paths(copied, tmp_path):
 # --- Incomplete runs -------------------------------------------------------------------------------------------------
 
 
-def test_report_of_a_run_whose_images_were_moved(copied, tmp_path):
+def test_report_of_moved_images_leaves_out_images_and_counts(copied, tmp_path):
     metrics = copied.metrics
     moved(copied, str(tmp_path / "gone"))
     report = write_report(copied)
@@ -321,14 +321,14 @@ def test_report_of_a_run_whose_images_were_moved(copied, tmp_path):
         write_report(copied, data=str(changed_data), overwrite=True)
 
 
-def test_report_of_a_run_whose_images_changed(copied, tmp_path):
+def test_report_of_changed_images_says_that_the_digest_differs(copied, tmp_path):
     np.savez(tmp_path / "other.npz", x_train=np.zeros((30, 8, 8), np.uint8), y_train=np.arange(30) % 10)
     report = write_report(moved(copied, str(tmp_path / "other.npz")))
     assert "its digest differs" in report.missing[0]
     assert report.top1 is not None
 
 
-def test_report_of_an_unfinished_run(copied):
+def test_report_of_an_unfinished_run_suggests_to_resume_it(copied):
     for name in ("metrics.json", "model.keras"):
         (copied.path / name).unlink()
     report = write_report(copied)
@@ -349,7 +349,7 @@ def test_confusion_matrix_is_shown_without_a_top1_accuracy(report, tmp_path):
     assert "classes" in page.sections
 
 
-def test_report_of_a_run_without_variants(copied):
+def test_report_of_a_run_without_variants_suggests_quantize(copied):
     shutil.rmtree(copied.path / "int8-qat")
     shutil.rmtree(copied.path / "float32")
     report = write_report(copied)
@@ -358,7 +358,7 @@ def test_report_of_a_run_without_variants(copied):
     assert report.chosen is None
 
 
-def test_report_of_a_run_with_damaged_models(copied):
+def test_report_of_damaged_models_states_what_is_missing(copied):
     (copied.path / "model.keras").write_bytes(b"no model")
     with (copied.path / "int8-qat" / "model.tflite").open("ab") as file:
         file.write(b"another")
@@ -376,7 +376,7 @@ def test_report_of_a_run_with_damaged_models(copied):
     ]
 
 
-def test_report_of_an_adopted_model_without_labels(copied):
+def test_report_of_an_adopted_model_shows_agreement_instead_of_accuracy(copied):
     """The predictions of the adopted model serve as labels, so there is no calibration."""
     dataset, _ = copied.data()
     true_labels = {name: dataset.labels[index] for name, index in zip(dataset.names, dataset.classes, strict=True)}
@@ -498,7 +498,7 @@ def test_error_names_the_damaged_file(copied, name, changes, reason):
     assert not (copied.path / "report.html").exists()
 
 
-def test_report_command(copied, report):
+def test_report_command_writes_the_page_and_prints_json(copied, report):
     moved(copied, "nowhere")
     done = CliRunner().invoke(app, ["report", str(copied.path), "--json"])
     assert done.exit_code == 0, done.output
@@ -519,7 +519,7 @@ def test_report_command(copied, report):
 
 
 @pytest.mark.slow
-def test_page_in_a_browser(report):
+def test_page_works_in_a_browser_with_and_without_scripts(report):
     """The page causes no requests and no errors, fits the window, sorts tables, and can be read without scripts."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright (pip install playwright)")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -87,7 +87,7 @@ def test_label_file_is_an_uncompressed_zip_entry(with_labels, run):
         assert archive.read(info).decode().splitlines() == list(run.labels)
 
 
-def test_labels_in_any_language(without_metadata):
+def test_labels_in_any_language_are_unchanged_after_writing_and_reading(without_metadata):
     labels = ("größer", "猫", "a, b", "  ")
     assert read_metadata(with_metadata(without_metadata, labels, UNIT, "名")).labels == labels[:3]
     assert read_metadata(with_metadata(without_metadata, labels, UNIT, "名")).name == "名"

@@ -33,7 +33,7 @@ def first_of(data: bytes | bytearray, at: int) -> int:
     return follow(data, follow(data, at) + 4)
 
 
-def test_real_models_pass(model, real_data):
+def test_verifier_accepts_real_models(model, real_data):
     check_bounds(model)
     for path in sorted((real_data / "edgetpu").glob("*.tflite")):
         check_bounds(path.read_bytes(), path.name)

@@ -79,7 +79,7 @@ def network(recipe):
         (Situation(100, 3, 600, 10, input_px=8), "vgg_small", 0.5),
     ],
 )
-def test_rules_without_imagenet_weights(situation, arch, width):
+def test_rules_without_imagenet_weights_depend_on_images_and_target(situation, arch, width):
     rule = choose(situation, imagenet=False)
     assert (rule.arch, rule.width) == (arch, width)
 

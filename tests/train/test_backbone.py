@@ -50,14 +50,14 @@ def check_features(model, width):
     ("name", "width"),
     [*APPLICATIONS.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in LARGE_APPLICATIONS.items())],
 )
-def test_features_of_keras_applications(name, width):
+def test_features_of_keras_applications_are_found(name, width):
     size = 75 if "nception" in name or name == "Xception" else 32
     build = getattr(keras().applications, name)
     check_features(build(weights=None, input_shape=(size, size, 3), classes=7), width)
 
 
 @pytest.mark.parametrize(("module", "function", "options", "width"), SHALLOW)
-def test_features_of_deep_families(module, function, options, width):
+def test_features_of_deep_families_are_found(module, function, options, width):
     keras()
     build = getattr(importlib.import_module(f"tf_keras.src.applications.{module}"), function)
     if module in ("efficientnet", "efficientnet_v2", "regnet"):
@@ -70,7 +70,7 @@ def test_features_of_deep_families(module, function, options, width):
 SMALL = ("simple_cnn", "resnet8", "mobilenet_v3_small_minimalistic", "ds_cnn", "lstm")
 
 
-def test_features_of_edgerec_architectures():
+def test_features_of_edgerec_architectures_are_found():
     from edgerec.contract.tensors import Normalize
     from edgerec.models import build
 
@@ -101,7 +101,7 @@ def conv_net(*head):
     return keras().Sequential([layers.Input((16, 16, 3)), layers.Conv2D(5, 3, name="body"), *head])
 
 
-def test_features_before_other_kinds_of_heads():
+def test_features_before_other_kinds_of_heads_are_found():
     layers = keras().layers
     squeeze = conv_net(layers.Conv2D(4, 1), layers.GlobalAveragePooling2D(), layers.Softmax())
     normalized = conv_net(layers.Flatten(), layers.Dense(4), layers.BatchNormalization(), layers.Activation("softmax"))

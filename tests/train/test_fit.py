@@ -95,7 +95,7 @@ def test_plots_are_readable_images(run, name):
     assert image.std() > 5
 
 
-def test_metrics_of_known_scores():
+def test_metrics_match_a_manual_calculation():
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
     result = classifier_report(scores, np.array([0, 1, 1]), ("a", "b"), "test")
     assert result.accuracy == pytest.approx(2 / 3)

@@ -107,7 +107,7 @@ def test_accumulate_must_divide_the_batch_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_time_limit_cost_and_tensorboard_logs(tmp_path, invoke):
+def test_train_command_limits_the_time_and_writes_cost_and_tensorboard_logs(tmp_path, invoke):
     pytest.importorskip("tensorboard")
     options = ["--data", "digits", "--epochs", "50", "--max-time", "2s", "--tensorboard", "--set", "train.accumulate=2"]
     done = invoke("train", "--out", tmp_path / "run", *options, "--set", "train.price_per_hour=3600")

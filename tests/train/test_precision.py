@@ -64,7 +64,7 @@ def test_policy_depends_on_the_device(monkeypatch, caplog):
         ("vendor_id : AuthenticAMD\nflags : avx2\n", False),
     ],
 )
-def test_cpus_with_fast_bfloat16(monkeypatch, tmp_path, cpuinfo, faster):
+def test_bfloat16_units_are_detected_by_cpuinfo(monkeypatch, tmp_path, cpuinfo, faster):
     monkeypatch.setattr(module, "CPU", tmp_path / "cpuinfo")
     assert not has_bfloat16_units()
     (tmp_path / "cpuinfo").write_text(cpuinfo)

@@ -242,7 +242,7 @@ def test_trial_that_exceeds_a_limit_is_not_trained(study):
     assert all(one.bytes <= 100_000 for one in study.trials if one.state == "complete")
 
 
-def test_files_of_a_study_folder(study, base):
+def test_study_folder_contains_trials_plot_and_recipes(study, base):
     folder = Path(study.folder)
     with open(folder / "trials.csv") as file:
         rows = list(csv.DictReader(file))
@@ -449,7 +449,7 @@ def test_invalid_arguments_are_refused(digits_npz, tmp_path, arguments, message)
     assert not (tmp_path / "study" / "study.json").exists()
 
 
-def test_the_command_line(study, edgerec, tmp_path):
+def test_tune_command_resumes_a_study_and_prints_its_best_trials(study, edgerec, tmp_path):
     shutil.copytree(study.folder, tmp_path / "even")
     arguments = ["tune", "--resume", "--trials", "2", "--out", str(tmp_path / "even")]
     done = CliRunner().invoke(app, [*arguments, "--json"])
