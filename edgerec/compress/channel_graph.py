@@ -21,8 +21,8 @@ from edgerec.utils.optional import require
 Channels = npt.NDArray[np.int64]
 
 # Each string describes one array in ``layer.get_weights()``, and each letter describes one axis of the array.
-# Input channels are "i", output channels are "o", and input channels times the depth multiplier are "e".
-# All other letters, e.g. "h" and "w", are axes that are not channels.
+# The letter "i" means input channels, "o" means output channels, and "e" means input channels times depth multiplier.
+# Other letters, e.g. "h" and "w", mean axes that are not channels.
 CREATING = {
     "Conv2D": ("hwio", "o"),
     "Conv2DTranspose": ("hwoi", "o"),
@@ -96,7 +96,7 @@ class ChannelGraph:
 
 
 def other_axes(axes: str, letter: str) -> tuple[int, ...]:
-    """Return the positions of all axes except those with the given letter."""
+    """Return the indices of all axes whose letter differs from ``letter``."""
     return tuple(axis for axis, name in enumerate(axes) if name != letter)
 
 

@@ -20,8 +20,8 @@ Mask = npt.NDArray[np.bool_]
 # Each layer keeps at least this fraction of its channels.
 MIN_FRACTION = 0.125
 # Costs are relative to one multiply-accumulate operation (MAC) of a standard convolution.
-# XNNPACK's int8 kernels were measured on x86-64 with one thread.
-# Actual speedups are smaller, because these costs ignore the overhead of each layer.
+# The costs were measured with XNNPACK's int8 kernels on x86-64, using one thread.
+# Actual speedups are smaller than estimated, because the overhead of each layer is ignored.
 DEPTHWISE_MAC_COST = 4.0
 OUTPUT_WRITE_COST = 20.0
 # Int8 kernels process blocks of 8 or 16 channels, so 12 channels take as long as 16.
@@ -89,7 +89,7 @@ def choose_channels(graph: ChannelGraph, groups: list[Channels], scores: Numbers
             break
         chosen = min(smaller, key=lambda i: loss(i, removed_blocks[i], costs.total - smaller[i].total))
         removed_blocks[chosen], costs = removed_blocks[chosen] + 1, smaller[chosen]
-    # Blocks can be restored if larger blocks that were removed later already save enough time.
+    # Restore as many blocks as possible without exceeding the target.
     while True:
         larger = {i: costs.without(*-block_counts[i][n - 1]) for i, n in enumerate(removed_blocks) if n}
         larger = {i: restored for i, restored in larger.items() if restored.total <= target}

@@ -1,4 +1,4 @@
-"""Structured pruning: remove whole channels, so that the remaining model is dense and smaller.
+"""Remove whole channels from a model to make it smaller and faster (structured pruning).
 
 tensorflow-model-optimization cannot do this. It only sets weights to zero.
 """

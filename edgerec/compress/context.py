@@ -41,7 +41,7 @@ from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
 
-# These learning rates are multiples of the original training's learning rate, and docs/results.md explains them.
+# Fine-tuning uses these multiples of the original learning rate (see docs/results.md).
 QAT_WITH_TEACHER_RATE = 0.01
 FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}
 RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}

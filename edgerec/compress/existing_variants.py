@@ -13,7 +13,7 @@ from edgerec.train.run import Run
 
 
 def existing(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the report of the existing variant for the recipe's method, or None if there is none."""
+    """Return the report of the variant for the recipe's method, or None if the variant does not exist."""
     values = run.variants().get(METHODS[recipe.compress.method].variant)
     return None if values is None else QuantizeReport.from_dict(values)
 

@@ -92,7 +92,7 @@ def with_fake_quantization(
 
 
 def _annotated(model: Any) -> Any:
-    """Annotate all layers of a model for ``quantize_apply``.
+    """Annotate all layers of a model for quantization-aware training.
 
     The outputs of layers that int8 kernels support, but tensorflow-model-optimization does not, get fake quantization.
     """

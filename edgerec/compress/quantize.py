@@ -113,7 +113,7 @@ def quantize_as(
     """Create a compressed variant of a run with the settings in a recipe."""
     check_used([recipe.compress.method], recipe, {})
     auto = recipe.compress.method == AUTO
-    # Existing results are reported before the images are loaded, which may take long.
+    # Existing results are reported first, because loading the images may take long.
     for name in AUTO_METHODS if auto else [recipe.compress.method]:
         if not auto:
             refuse_existing(run.variant(METHODS[name].variant), overwrite)
@@ -130,7 +130,7 @@ def quantize_as(
 
 
 def make(context: CompressionContext, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:
-    """Create, evaluate and save the variant for the context's method, without checking its accuracy loss."""
+    """Create and save a compressed variant, without checking the accuracy loss."""
     refuse_existing(context.run.variant(METHODS[context.recipe.compress.method].variant), overwrite)
     return make_candidate(context, resume=resume, overwrite=overwrite).save(overwrite)
 

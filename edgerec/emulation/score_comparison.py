@@ -26,7 +26,7 @@ class ImageResult(TypedDict):
     scores: Sequence[Sequence[float]]
 
 
-# The keys are image names, and the result is None for an image that cannot be decoded.
+# Maps each image name to a result, or to None if the image cannot be decoded.
 ImageResults = Mapping[str, ImageResult | None]
 
 

@@ -9,7 +9,7 @@ from edgerec.report.content import ReportContent, Step
 from edgerec.train.baseline import is_near
 from edgerec.utils.command_line import command, data_options
 
-# A larger gap between training and validation accuracy, in percentage points, indicates overfitting.
+# A model overfits if training accuracy exceeds validation accuracy by more than this many percentage points.
 OVERFIT_POINTS = 5.0
 # Classes whose F1 score is lower than the mean by more than this value are reported as weak.
 WEAK_F1 = 0.1

@@ -67,7 +67,7 @@ def estimate_channel_order(
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
     reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
-    # The channel order is also uncertain if a training sample of the same size would give an uncertain result.
+    # The result is also uncertain if training images, whose channel order is known, would give an uncertain result.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)
 

@@ -26,7 +26,7 @@ from edgerec.utils.progress import Listener, ignore
 FEW = 10
 # Slow checks use at most this number of training images and calibration images.
 SAMPLE = 2000
-# Training images for slow checks have at most this total size, in bytes.
+# Slow checks use training images with at most this total size, in bytes.
 SAMPLE_BYTES = 1 << 28
 CHUNK = 256
 MAKE = "create another set with edgerec calibration make"
@@ -272,7 +272,7 @@ def _is_in_packed(images: Images, dataset: Dataset, part: npt.NDArray[np.int64])
 
 
 def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return each image's distance to its nearest neighbor among the images at ``part``, in gray levels."""
+    """Return each image's distance to the nearest image in a part of the data set, in gray levels."""
     images_thumbnails, nearest = thumbnails(images), np.full(len(images), np.inf, np.float32)
     for start in range(0, len(part), CHUNK):
         others = thumbnails(dataset.images[part[start : start + CHUNK]])

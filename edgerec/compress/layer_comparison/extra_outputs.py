@@ -155,7 +155,7 @@ def _operator_outputs(content: bytes) -> list[int]:
 def _set_inputs_and_outputs(model: Any, inputs: Iterable[int], outputs: Iterable[int]) -> None:
     main = model.subgraphs[0]
     main.inputs, main.outputs = [int(i) for i in inputs], [int(i) for i in outputs]
-    model.signatureDefs = []  # signatures would refer to the old inputs and outputs
+    model.signatureDefs = []  # signatures would still refer to the old inputs and outputs
 
 
 def _add_tensor(main: Any, tensor: Any, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Explain a layer comparison in sentences, and recommend fixes for the problems found."""
+"""Describe the problems found by comparing layers, and recommend fixes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, image_operators
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, dequantized_constant
 
-# The names of these operators' weights contain the name of the TensorFlow kernel.
+# TensorFlow includes these kernel names in the names of weights.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
 # A layer counts as fine-tuned if more than this fraction of its weights changed by more than rounding errors.
 _CHANGED_FRACTION = 0.01
@@ -96,7 +96,7 @@ def layer_name(operator: Operator) -> str:
     named = [path for path in paths if kernel and path[-1].startswith(kernel)] or paths[-1:]
     if not named:
         return operator.name.lower()
-    # The layer name is between the model name (first part) and the kernel name (last part).
+    # In a tensor name, the layer name is between the model name and the kernel name.
     inner = named[0][1:-1] or named[0][:1]
     return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 

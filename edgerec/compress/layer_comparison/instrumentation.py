@@ -133,7 +133,7 @@ class LayerInterpreters:
         self._isolated, self._float_isolated = TensorInterpreter(cut), TensorInterpreter(cut_float)
 
     def measure(self, real_input: Array, stored_input: Array, *, alone: bool) -> None:
-        """Run both models on one image, and add the measurements to the sums for the plan's layers.
+        """Run both models on one image, and add each layer's measurements to the layer's sums.
 
         Args:
             real_input: the image in the input format of the reference, ``(1, H, W, C)``.

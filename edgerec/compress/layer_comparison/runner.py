@@ -177,7 +177,6 @@ def _reference(float_content: bytes | None, content: bytes, variant: Graph) -> t
 
 
 def _layer(row: LayerSums, graphs: tuple[Graph, Graph] | None) -> LayerResult:
-    """Compute a layer's metrics, without ``weight_db`` if ``graphs`` is None."""
     levels = 2 ** np.iinfo(row.spec.dtype).bits if row.spec.quantized else 0
     return LayerResult(
         name=row.name,
@@ -209,7 +208,7 @@ def _plan(contents: tuple[bytes, bytes], graphs: tuple[Graph, Graph], matched: M
 def _rows(
     graphs: tuple[Graph, Graph], pairs: list[Pair], tensors: dict[int, int], specs: dict[int, TensorSpec], logits: int
 ) -> Iterator[LayerSums]:
-    """Yield a row for the input, each matched layer, and each requantization between layers."""
+    """Yield empty measurements for the input, each matched layer, and each requantization between layers."""
     reference, variant = graphs
     input_index, scores = variant.inputs[0].index, reference.outputs[0].index
     by_index = {
