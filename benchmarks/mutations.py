@@ -272,7 +272,7 @@ MUTATIONS = (
     Mutation(
         "layers of nested models in transfer",
         "train/transfer.py",
-        "body = [layer for layer in _leaves(model) if",
+        "body = [layer for layer in _leaf_layers(model) if",
         "body = [layer for layer in model.layers if",
         "train/test_transfer.py::test_layers_in_nested_models_and_wrappers_are_frozen_and_unfrozen",
     ),

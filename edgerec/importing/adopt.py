@@ -34,7 +34,7 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Agreement between predictions is meaningless if more than this fraction of images has the same prediction.
+# A warning is logged if more than this fraction of the images has the same prediction.
 MAX_SAME_PREDICTION = 0.9
 
 
@@ -88,7 +88,8 @@ def adopt(
     checked_output(run.path, [path, labels], data=data, folder=True)
     refuse_existing(run.path, overwrite, replaceable=run.begun)
     if normalize is not None:
-        parse_normalize(normalize)  # reject an invalid value before the slow import of TensorFlow
+        # Reject an invalid value before TensorFlow is imported, which takes seconds.
+        parse_normalize(normalize)
     base = recipe or Recipe()
     prepare(replace(base.train, mixed_precision=False), base.seed)
     model = _read(path)
@@ -192,7 +193,6 @@ def _write(
 def _metrics(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, labels: tuple[str, ...], listener: Listener
 ) -> dict[str, Any]:
-    """Return the contents of metrics.json for an imported model without training history."""
     score = keras_scorer(model, recipe.normalize)
     result = classifier_report(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
     right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelData:
-    """A model's labels, the data set and its split, and the recipe with the settings for loading the images."""
+    """The labels, images and recipe for importing a model."""
 
     labels: tuple[str, ...]
     dataset: Dataset

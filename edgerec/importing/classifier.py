@@ -1,4 +1,4 @@
-"""Check that a model is an image classifier, add its normalization as a layer, and turn its outputs into scores."""
+"""Check imported image classifiers, and add layers for normalization and class scores."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def with_scores(model: Any, where: str) -> Any:
         return model
     if outputs_scores(model):
         return model
-    if _activation(_last(model)) == "sigmoid":
+    if _activation(_output_layer(model)) == "sigmoid":
         log.warning(
             "%s has independent class scores (sigmoid): the class with the highest score is the prediction", where
         )
@@ -118,10 +118,9 @@ def with_input_normalize(model: Any, normalize: AnyNormalize) -> Any:
     return built
 
 
-def _last(model: Any) -> Any:
-    """Return the layer that computes the model's output, looking into nested models."""
+def _output_layer(model: Any) -> Any:
     layer = model.outputs[0]._keras_history.layer
-    return _last(layer) if hasattr(layer, "layers") else layer
+    return _output_layer(layer) if hasattr(layer, "layers") else layer
 
 
 def _activation(layer: Any) -> str:
@@ -136,7 +135,7 @@ def _two_classes(model: Any, where: str) -> Any:
     """Flatten nested models, then replace a binary classifier's single output with two class scores."""
     if any(isinstance(node.layer, keras().Model) for node in calls(model)):
         model = Rebuild(flatten).run(model)
-    layer = _last(model)
+    layer = _output_layer(model)
     while type(layer).__name__ in _PASSING or (type(layer).__name__ == "Activation" and _activation(layer) == "linear"):
         layer = layer.input._keras_history.layer
     activation = _activation(layer)
@@ -167,7 +166,6 @@ def _two_classes(model: Any, where: str) -> Any:
 
 
 def _unused_name(model: Any, name: str) -> str:
-    """Return ``name``, with underscores appended if a layer already has this name."""
     names = {layer.name for layer in model.layers}
     while name in names:
         name += "_"

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 # Keras 3 layer options that tf_keras lacks and that do not affect the outputs.
 _UNUSED = {"dtype", "seed", "fill_mode", "fill_value", "use_cudnn", "value_range", "zero_output_for_mask"}
-_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # these options apply only to ``renorm``, which is not supported
+# Options of ``renorm`` have no effect, because edgerec does not support ``renorm`` itself.
+_UNUSED |= {"renorm_clipping", "renorm_momentum"}
 
 
 def from_keras3(model: Any, where: str) -> Any:
@@ -76,7 +77,7 @@ def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return the rebuilt tf_keras model, and append each pair (new layer, original layer) to ``loaded``."""
+    """Rebuild a Keras 3 model, and append each pair (new layer, original layer) to ``loaded``."""
     if type(original).__name__ == "Sequential":
         if not original.built:
             raise ModelError(
@@ -89,7 +90,8 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
     translated: dict[int, Any] = {}
 
     def operation(layer: Any) -> Any:
-        if id(layer) not in translated:  # translate a shared layer only once, so that it stays shared
+        # A shared layer is translated only once, so that it stays shared.
+        if id(layer) not in translated:
             translated[id(layer)] = _translated(layer, where, loaded)
         return lambda *args, **options: translated[id(layer)](*args, **_call_options(options, layer.name, where))
 
@@ -100,7 +102,6 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
 
 
 def _translated(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """Return a tf_keras layer or a function equivalent to a Keras 3 layer or operator."""
     kind = type(original).__name__
     if kind in MODELS:
         return _rebuild(original, where, loaded)
@@ -128,16 +129,12 @@ def _translated(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any
 
 
 def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Convert a Keras 3 layer's configuration to tf_keras.
-
-    Raises:
-        ModelError: tf_keras does not support one of the layer's options.
-    """
     known = {"name", "trainable"} | inspect.signature(getattr(keras().layers, kind).__init__).parameters.keys()
     adapted = {}
     for key, value in config.items():
+        # Initializers and constraints are not needed, because the weights are copied.
         if key.endswith(("_initializer", "_constraint")):
-            continue  # initializers and constraints are not needed, because the weights are copied
+            continue
         if kind == "LeakyReLU" and key == "negative_slope":
             adapted["alpha"] = value
         elif key.endswith("activation"):
@@ -246,14 +243,12 @@ def _indexing(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _name_of(activation: Any) -> str:
-    """Return the name of a serialized activation, or ``linear`` if it is None."""
     if isinstance(activation, dict):
         return str(activation["config"] if activation["class_name"] == "function" else activation["class_name"])
     return str(activation or "linear")
 
 
 def _call_options(options: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Check a layer call's keyword arguments, and return those that are not None."""
     options = {key: value for key, value in options.items() if value is not None}
     if unsupported := options.keys() - {"training", "x1", "x2"}:
         raise ModelError(

@@ -25,7 +25,7 @@ VARIABLES = _names(
     """
 )
 
-# Random operators, which indicate that the model was exported in training mode.
+# Random operators indicate that a model was exported in training mode.
 RANDOM = _names(
     """
     Multinomial RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt

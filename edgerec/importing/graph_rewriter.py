@@ -93,7 +93,7 @@ class ChannelsFirst:
 
 @dataclass
 class Rebuild:
-    """Rewrites a model node by node, using a callback that either replaces or copies each node.
+    """Rewrite a model node by node, using a callback that either replaces or copies each node.
 
     Attributes:
         rule: function that returns the replacements for a node's outputs, or None to copy the node.
@@ -168,7 +168,7 @@ class Rebuild:
         return require("tensorflow").nest.pack_sequence_as(node.layer.output, replacement)
 
     def copy(self, node: Node, **config: Any) -> Any:
-        """Copy the node. Keyword arguments override values in its layer's configuration."""
+        """Copy a node. Keyword arguments override values in the configuration of the layer."""
         copy = self._copies.get(id(node.layer))
         # A layer with weights that is called several times is copied only once, so that all calls share the weights.
         if copy is None or not node.layer.weights:
@@ -183,7 +183,7 @@ class Rebuild:
         return layer(*args, **kwargs)
 
     def name(self, name: str) -> str:
-        """Return ``name``, with a number appended if the name is taken, e.g. by a layer of another nested model."""
+        """Return an unused layer name: ``name``, with a number appended if necessary."""
         self._names[name] += 1
         return name if self._names[name] == 1 else self.name(f"{name}_{self._names[name] - 1}")
 
@@ -203,7 +203,7 @@ class Rebuild:
         return value.output
 
     def _depthwise(self, affine: Affine) -> Any:
-        """Convert the transformation to a depthwise convolution, a single operator that every target supports."""
+        """Apply the transformation with a depthwise convolution, which every target supports."""
         layers, name = keras().layers, self.name(affine.name)
         shape = tuple(affine.tensor.shape[1:])
         channels = shape[-1]
@@ -251,7 +251,8 @@ def flatten(rebuild: Rebuild, node: Node) -> Any:
     if own_training is not None:
         rebuild.record_change(node, "called with training=False → a layer that is always in inference mode")
     if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # in Keras 2, a frozen BatchNormalization uses its moving statistics
+        # A frozen BatchNormalization in Keras 2 uses its moving statistics.
+        return rebuild.copy(node, trainable=False)
     return node.args[0] if "Dropout" in node.kind else None
 
 

@@ -75,7 +75,7 @@ def selected(x: Any, channels: Sequence[int], name: Callable[[], str]) -> Any:
 
 
 def with_indexing_layers(model: Any, where: str) -> Any:
-    """Return a copy of a tf_keras model, flattened, in which layers replace the indexing operations.
+    """Return a flattened copy of a tf_keras model, with layers instead of indexing operations.
 
     This is necessary because Keras 2 cannot save a loaded model that has indexing operations.
 

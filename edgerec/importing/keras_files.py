@@ -116,7 +116,7 @@ class _FiniteLayers(list[Any]):
 
 
 def check_keras_file(path: Path, *, compiled: bool = False) -> int:
-    """Check the classes and functions named in a complete model's .keras or .h5 file, without loading the file.
+    """Check the classes and functions named in a .keras or .h5 file, without loading the model.
 
     Args:
         path: path of the file.
@@ -200,12 +200,10 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
 
 
 def _classes(names: tuple[str, ...]) -> set[str]:
-    """Return the names of all classes in the given modules of Keras 2 and Keras 3."""
     return {name for module in _modules(names) for name, value in vars(module).items() if inspect.isclass(value)}
 
 
 def _functions(compiling: bool) -> set[str]:
-    """Return the names of Keras' activation functions and, if ``compiling``, its losses and metrics."""
     modules = _modules(("activations", *(("losses", "metrics") if compiling else ())))
     names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
     return names - {"get", "serialize", "deserialize"}

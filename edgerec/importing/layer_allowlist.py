@@ -38,7 +38,7 @@ ACTIVATIONS = {
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
-# Option values that have no effect. Options with such a value are dropped if the other Keras version lacks them.
+# Options with these values are omitted if the other Keras version does not support them.
 NO_EFFECT = (None, False, "auto", "channels_last")
 
 # Arithmetic operators in a Keras 3 graph, as in ``x / 127.5 - 1``.

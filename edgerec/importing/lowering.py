@@ -20,7 +20,7 @@ from edgerec.importing.graph_rewriter import Affine, Node, Rebuild
 from edgerec.importing.indexing import Channel, indexed, selected
 from edgerec.train.backend import keras
 
-# Activations supported inside a convolution or dense layer. tfmot and TFLite quantize them at the same point.
+# Activations that tfmot and TFLite support inside a convolution or dense layer.
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")
 # Activations allowed as separate layers, because tfmot and the int8 kernels support them.
 ALONE = (*INSIDE, "swish", "gelu")
@@ -77,7 +77,7 @@ def _normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _batch_normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Convert a batch normalization to a scale and offset if it cannot be folded into a convolution.
+    """Convert a batch normalization that cannot be folded into a convolution to a scale and an offset.
 
     tfmot does not support batch normalization without a convolution. With a quantize config, training
     would use batch statistics but inference would not, and the layer would become two operators, MUL and ADD. A
@@ -172,7 +172,6 @@ def _negative(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
 
 
 def _getitem(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
-    """Replace indexing such as ``x[..., ::-1]`` with layers, or return None if it is not supported."""
     result = indexed(
         rebuild.to_tensor(arguments["tensor"]), arguments["slice_spec"], lambda: rebuild.name(node.layer.name)
     )
@@ -274,7 +273,6 @@ def _hard_sigmoid(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _make(rebuild: Rebuild, node: Node, kind: Any, x: Any, *args: Any, **options: Any) -> Any:
-    """Create a layer of class ``kind``, named after the node, and apply it to ``x``."""
     x = [rebuild.to_tensor(value) for value in x] if isinstance(x, list) else rebuild.to_tensor(x)
     return kind(*args, name=rebuild.name(node.layer.name), **options)(x)
 

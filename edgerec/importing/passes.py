@@ -23,8 +23,10 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Number of random inputs for comparing models, and the maximum output difference relative to the largest output.
-SAMPLES, TOLERANCE = 4, 1e-2
+# Number of random inputs for comparing models.
+SAMPLES = 4
+# Maximum difference between two models' outputs, as a fraction of the largest output.
+TOLERANCE = 1e-2
 # Number of random input perturbations for estimating the original model's rounding error.
 # Output differences of up to twice the estimated rounding error are accepted, even if they exceed TOLERANCE.
 PERTURBATIONS = 8
@@ -114,8 +116,6 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
     return Adapted(current, tuple(changes))
 
 
-# Conditions and callbacks for the rewriting steps
-
 # Data augmentation and noise layers, which are active only during training.
 INACTIVE = (
     *("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness"),
@@ -123,7 +123,7 @@ INACTIVE = (
 )
 SIZING = ("Resizing", "CenterCrop", "RandomCrop")
 LOOPS = ("GRU", "SimpleRNN")
-# Maximum number of time steps of a loop that is unrolled. Each time step becomes about six operators.
+# Loops with more time steps are not unrolled, because each step becomes about six operators.
 LONGEST_LOOP = 256
 
 
@@ -172,7 +172,7 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
     return rebuild.copy(replace(node, kwargs=kwargs), unroll=True)
 
 
-# Rewriting steps, in order. Each has a condition, a callback, and a reason to report for its changes.
+# Each rewriting step has a condition, a callback, and a reason for its changes.
 _STEPS = (
     (_is_nested, flatten, "tensorflow-model-optimization supports only models without nested models"),
     (_has_inactive, _remove_inactive, "it does nothing during inference"),
@@ -193,7 +193,7 @@ def _samples(model: Any) -> Any:
 
 
 def _sensitivity(model: Any, inputs: Any, reference: list[npt.NDArray[np.float32]]) -> float:
-    """Return the largest change in the outputs when each input value's last bit is randomly perturbed."""
+    """Estimate the rounding error by randomly changing the last bit of each input value."""
     rng = np.random.default_rng(0)
 
     def perturbed(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

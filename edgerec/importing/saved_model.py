@@ -152,7 +152,7 @@ def check_operators(folder: Path) -> None:
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of a graph's functions. A node calls a function by using the function's name as its operator."""
+    """A node calls a function by using the function's name as its operator."""
     return {function.signature.name for function in graph.library.function}
 
 
@@ -178,7 +178,7 @@ def _graphs(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _called(functions: Any) -> Iterator[str]:
-    """Yield the names of the operators and functions that the given functions call."""
+    """Yield the names of the operators and functions that are called by ``functions``."""
     for function in functions:
         for node in function.node_def:
             yield node.op  # ``node.op`` is the name of a function if the node calls one

@@ -26,7 +26,7 @@ _VALUE_PRESERVING = AUGMENTATION | {
     *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
     *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
 }
-# Maximum magnitude to which a layer may map [0, 255] to be recognized as the model's normalization.
+# A layer that scales 255 to at most this value is treated as a normalization layer.
 MAX_NORMALIZED = 10
 
 
@@ -68,7 +68,7 @@ def expects_pixels(model: Any) -> bool:
 
 
 def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
-    """Return the scale and offset that a layer applies to its input, or an infinite scale for an unsupported layer."""
+    """Return a layer's scale and offset, or an infinite scale if the layer is not a normalization layer."""
     if kind == "Rescaling":
         return np.asarray(layer.scale), np.asarray(layer.offset)
     if kind == "Normalization" and not layer.invert:

@@ -75,7 +75,7 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     for key, option in config.items():
         key = renamed.get(key, key)
         if key == "rng_type" or (key == "batch_shape" and kind != "InputLayer"):
-            # omit ``rng_type``, which affects only random layers, and the shape, which the InputLayer specifies
+            # Only random layers use ``rng_type``, and only an InputLayer needs the batch shape.
             continue
         if kind == "BatchNormalization" and key == "axis":
             option = option[0] if isinstance(option, list) else option

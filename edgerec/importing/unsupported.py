@@ -11,7 +11,7 @@ from edgerec.importing.graph_rewriter import layers_of
 from edgerec.importing.lowering import ALONE, INSIDE, activation_name
 from edgerec.train.backend import keras
 
-# Compression step to prepare a model for. ``pqat`` is quantization-aware training that keeps pruned weights at zero.
+# The compression step ``pqat`` is quantization-aware training that keeps pruned weights at zero.
 Purpose = Literal["qat", "pqat", "prune", "ptq"]
 
 # Layers without weights, for which only the output is fake-quantized.

@@ -64,7 +64,7 @@ class Architecture:
 
     @property
     def about(self) -> str:
-        """One-line description of the architecture: the first line of ``features``' docstring."""
+        """Short description of the architecture, from the docstring of ``features``."""
         return (self.features.__doc__ or "").partition("\n")[0].replace("``", "")
 
 
@@ -103,12 +103,12 @@ ARCHITECTURES = {
 
 # Value of model.arch in the runs of imported models, whose architectures are not in ARCHITECTURES.
 IMPORTED = "own"
-# Value of model.arch if the network itself is loaded from the file model.weights.
+# Value of model.arch for a network that is loaded from the file in model.weights.
 BACKBONE = "backbone"
 
 
 def least_size_px(name: str) -> int:
-    """Return the minimum height and width of the network's input in pixels."""
+    """Return the minimum input height and width of an architecture, in pixels."""
     return 1 if name in (IMPORTED, BACKBONE, AUTO) else find(name).least_size_px
 
 

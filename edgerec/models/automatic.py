@@ -16,8 +16,9 @@ SMALL_PX = 40
 # Targets with less memory than this, in bytes, are treated as microcontrollers.
 # Without a target, the model must be small enough for a microcontroller.
 SMALL_MEMORY_BYTES = 16 << 20
-# Number of training steps that determines the number of epochs, and the minimum and maximum number of epochs.
-UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60
+# The number of epochs is chosen so that training has about this many steps.
+UPDATES = 6000
+FEWEST_EPOCHS, MOST_EPOCHS = 15, 60
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.recipe import ModelSection
 
-# Network timeout for downloads, in seconds.
 DOWNLOAD_TIMEOUT_S = 30.0
 
-# Name of the layer that converts the recipe's normalization to the one that the weights expect.
+# Name of the layer that converts the recipe's normalization to that of the ImageNet weights.
 RANGE = "imagenet_range"
 
 # RGB mean and standard deviation of Keras' normalization modes (imagenet_utils.preprocess_input).
@@ -75,7 +74,7 @@ def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: 
 
 
 def match_normalization(keras: Any, x: Any, normalize: Normalize, pixels: str) -> Any:
-    """Add a layer that converts the recipe's normalization to the one that the weights expect.
+    """Add a layer that converts the recipe's normalization to that of the ImageNet weights.
 
     The conversion is a 1×1 depthwise convolution with fixed weights, because every target supports this operator. In
     int8, the three output channels share one scale. With ``tf``, all 256 pixel values remain distinct. With ``torch``
@@ -147,7 +146,8 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
             return build(input_shape=shape, include_top=False, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception if a server cannot be reached
         reason = str(error).rpartition("-- ")[2]
-        if "unable to" in reason.lower() or "corrupted" in reason:  # h5py and Keras messages about damaged files
+        # If a file is damaged, the message of h5py contains "unable to", and the message of Keras "corrupted".
+        if "unable to" in reason.lower() or "corrupted" in reason:
             raise ModelError(
                 f"the ImageNet weights of {section.arch} cannot be read: remove the damaged file in "
                 "~/.keras/models so that Keras downloads it again"

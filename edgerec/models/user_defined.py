@@ -39,7 +39,7 @@ def plain_name(arch: str) -> str:
 
 
 def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
-    """Load the function that ``model.arch`` names, which executes the Python file that defines it.
+    """Import the function that ``model.arch`` names, which executes the function's Python file.
 
     Raises:
         RecipeError: the file, module or function does not exist.
@@ -103,7 +103,8 @@ def _import_module(arch: str, name: str) -> ModuleType:
     here = str(Path.cwd())
     with _user_code_errors(arch, "cannot be imported"):
         sys.path.insert(0, here)
-        importlib.invalidate_caches()  # find modules created after Python cached the folder listing
+        # Python caches folder listings, so new modules would not be found.
+        importlib.invalidate_caches()
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Evaluate an autoencoder: compute reconstruction errors, fit the threshold for novel images, and draw plots."""
+"""Evaluate autoencoders: compute reconstruction errors, choose the anomaly threshold, and draw plots."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Fraction of the validation images whose reconstruction error is at or below the threshold for novel images.
+# The anomaly threshold is this quantile of the validation images' reconstruction errors.
 KNOWN_FRACTION = 0.99
 # Number of images in the reconstruction plot.
 SHOWN = 8
 
-# Array with each image's mean squared error, of shape ``(N, 1)``.
 Errors = npt.NDArray[np.float32]
 
 
@@ -62,14 +61,14 @@ def fit_threshold(errors: Errors, known: float) -> float:
             len(errors),
             known,
         )
-    # Compute the quantile without interpolation, because rounding down could exclude the image that determines it.
+    # Do not interpolate the quantile, because rounding could make the threshold slightly too low.
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 
 def evaluate_autoencoder(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
 ) -> dict[str, Any]:
-    """Evaluate a trained autoencoder: return the metrics for ``metrics.json``, and write plots to the folder ``plots``.
+    """Evaluate a trained autoencoder on the test images, write its plots, and return its metrics.
 
     Returns:
         ``error``, the mean reconstruction error on the test images; ``per_class``, the mean error of each label;

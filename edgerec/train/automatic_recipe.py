@@ -77,7 +77,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
 
 
 def with_epochs(train: TrainSection, images: int) -> TrainSection:
-    """Return the section with a ``batch_size`` and ``epochs`` suited to this number of training images."""
+    """Choose the batch size and the number of epochs, unless the recipe sets them."""
     size = batch_size(train.batch_size, images)
     if train.epochs:
         return replace(train, batch_size=size)
@@ -87,7 +87,6 @@ def with_epochs(train: TrainSection, images: int) -> TrainSection:
 
 
 def _situation(section: DataSection, target: Target | None) -> Situation:
-    """Determine the image and target properties that affect the choice of architecture."""
     summary = summarize(section)
     input_px = section.input_size or (summary.side_px if summary.packed else 0)
     channels = section.channels or summary.channels
@@ -106,7 +105,7 @@ def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
 
 
 def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, listener: Listener) -> Rule:
-    """Return ``rule`` if its ImageNet weights are available, otherwise the first rule that requires no weights."""
+    """Return ``rule``, or a rule for random weights if the ImageNet weights cannot be downloaded."""
     chosen = _with_rule(recipe, rule, situation)
     size = chosen.data.input_size
     listener(Progress("downloading weights", 0, 1, f"{rule.arch}, once"))
@@ -119,15 +118,13 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
         return choose(situation, imagenet=False)
     finally:
         listener(Progress("downloading weights", 1, 1))
-        keras().utils.set_random_seed(recipe.seed)  # reset the random state, because building the model changed it
+        # Downloading the weights changes the random state.
+        keras().utils.set_random_seed(recipe.seed)
     return rule
 
 
 def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
-    """Return the recipe with a rule's architecture, width, weights and input size.
-
-    A width or input size that the recipe sets is not changed.
-    """
+    """Apply a rule to the recipe, but keep a width or input size that the recipe sets."""
     min_px = max(AUTO_SIZE_PX[0], least_size_px(rule.arch))
     keys: Mapping[str, Any] = {
         "arch": rule.arch,
@@ -139,9 +136,9 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Resolve all automatic values in a recipe. Return the recipe, the data set and its split."""
+    """Resolve all automatic values in a recipe, and load and split its data set."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
-    unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
+    unlabeled = reconstructs(recipe.model.arch)
     dataset, section = load(
         _sized_data_section(recipe),
         least_size_px=least_size_px(recipe.model.arch),
@@ -184,11 +181,12 @@ def with_absolute_paths(section: DataSection) -> DataSection:
 
 
 def _sized_data_section(recipe: Recipe) -> DataSection:
-    """Return the recipe's data section, with the network's input size if the network is loaded from a file."""
+    """Set ``data.input_size`` to the network's input size if the network is loaded from a file."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
     path = backbone_file(recipe)
-    if recipe.data.input_size and not path.exists():  # the file is not needed for resuming from a checkpoint
+    # Resuming from a checkpoint does not require the weights file.
+    if recipe.data.input_size and not path.exists():
         return recipe.data
     size = input_size_px(path)
     if recipe.data.input_size not in (0, size):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # File in which Linux lists the CPU features.
 CPU = Path("/proc/cpuinfo")
 
-# Packages whose versions are recorded with each result.
+# Packages whose versions are recorded in ``metrics.json`` and in reports.
 PACKAGES = ("edgerec", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 
 
@@ -44,7 +44,8 @@ def keras() -> Any:
         log.info("starting TensorFlow …")
     with captured_stderr():
         tensorflow = require("tensorflow")
-        tensorflow.config.list_physical_devices("GPU")  # capture TensorFlow's driver messages
+        # List the GPUs here, so that TensorFlow's driver messages are captured.
+        tensorflow.config.list_physical_devices("GPU")
         module = require("tf_keras")
     tensorflow.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel("ERROR")
@@ -62,7 +63,7 @@ def without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prepare(section: TrainSection, seed: int) -> None:
-    """Set the device, dtype policy and random seed for all models built in this process from now on.
+    """Configure the device, dtype policy and random seed of this process.
 
     Raises:
         EdgerecError: ``train.device`` is ``gpu``, but TensorFlow finds no GPU.
@@ -79,18 +80,19 @@ def prepare(section: TrainSection, seed: int) -> None:
         if section.device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)  # leave memory for other processes on the same GPU
+            # Memory growth leaves GPU memory for other processes.
+            tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
-        # TensorFlow's devices cannot be changed after its first operation in a process.
         log.debug("the device is not changed, because TensorFlow has already been used in this process")
-    keras().mixed_precision.set_global_policy(_precision(section, bool(gpus)))
-    keras().backend.experimental.enable_tf_random_generator()  # create the dropout state that reseed() sets
+    keras().mixed_precision.set_global_policy(_dtype_policy(section, bool(gpus)))
+    # Dropout layers need TensorFlow random generators, so that reseed() can set their state.
+    keras().backend.experimental.enable_tf_random_generator()
     keras().utils.set_random_seed(seed)
-    keras().backend.reset_uids()  # restart the numbering of layer names, because weight files refer to these names
+    # Weight files refer to layers by name, so the numbering of layer names must restart.
+    keras().backend.reset_uids()
 
 
-def _precision(section: TrainSection, gpu: bool) -> str:
-    """Return the name of the Keras dtype policy: mixed precision if the recipe and device support it."""
+def _dtype_policy(section: TrainSection, gpu: bool) -> str:
     if not section.mixed_precision:
         return "float32"
     if gpu and section.device != "cpu":
@@ -123,7 +125,7 @@ def reseed(model: Any, seed: int, epoch: int) -> None:
     """
     wrappers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
     states = [getattr(wrapper, "_generator", None) for wrapper in wrappers]
-    # Identify each layer by its position, because its name depends on the other models created in this process.
+    # Layers are identified by position, because their names depend on the other models in this process.
     for number, generator in enumerate(state for state in states if state is not None):
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 
@@ -166,16 +168,16 @@ UNREADABLE = (
 )
 
 
-# Lines of a Keras or TensorFlow error message that precede the line stating the cause.
+# Matches the lines of a Keras or TensorFlow error message that precede the cause.
 _CONTEXT = re.compile(
     r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
 )
-# Prefixes and suffixes to strip from the line of an error message that states the cause.
+# Matches terminal colors, node names and operator names in TensorFlow error messages.
 _ADDITIONS = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} | *\[Op:.*")
 
 
 def is_tensorflow_error(error: BaseException) -> bool:
-    """Return whether an exception's class is defined by TensorFlow or by protobuf, which TensorFlow uses."""
+    """Return whether an exception's class is defined by TensorFlow or protobuf."""
     return type(error).__module__.startswith(("tensorflow.", "google.protobuf."))
 
 
@@ -196,14 +198,14 @@ def reported_as(failure: str) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """Return the line of an exception's message that states the cause, without layer settings and stack frames."""
+    """Return the line of an exception's message that states the cause."""
     text = _ADDITIONS.sub("", str(error)).rpartition("Exception encountered: ")[2]
     lines = (line.strip() for line in text.splitlines() if line.strip() and not _CONTEXT.match(line))
     return next(lines, type(error).__name__)[:300]
 
 
 def versions() -> dict[str, str]:
-    """Return a dictionary that maps each installed package in :data:`PACKAGES` to its version."""
+    """Return the versions of the installed packages in :data:`PACKAGES`."""
     installed = {}
     for package in PACKAGES:
         try:

@@ -17,7 +17,7 @@ def majority_level(metrics: Mapping[str, Any]) -> float:
 
 
 def is_near(accuracy: float, level: float, images: int) -> bool:
-    """Return whether an accuracy measured on ``images`` images is close to or below the baseline ``level``.
+    """Return whether an accuracy is not significantly better than the baseline accuracy ``level``.
 
     The result is False if the accuracy is 1, or if there are no images or classes.
     """

@@ -109,7 +109,7 @@ def epoch_recorder(
             listener(Progress("training", done, epochs * steps, status))
 
         def check(self, name: str, logs: Any, step: str = "") -> None:
-            """Raise :class:`TrainError` if the loss called ``name`` is NaN or infinite."""
+            """Raise :class:`TrainError` if the training or validation loss is NaN or infinite."""
             loss = float(logs.get(name, 0.0))
             if not math.isfinite(loss):
                 raise TrainError(
@@ -119,7 +119,8 @@ def epoch_recorder(
                 )
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.check("val_loss", logs)  # a row with NaN would make history.csv unreadable, even for --resume
+            # A run with NaN in its history could not be resumed.
+            self.check("val_loss", logs)
             history = self.save(epoch, logs)
             log.info(
                 "epoch %d/%d  %s  %.1f s  (%s)",

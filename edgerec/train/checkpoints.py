@@ -54,7 +54,7 @@ def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
 
 
 def load_best_checkpoint(run: Run) -> tuple[int, Any]:
-    """Return the number of the best epoch with a readable checkpoint, and the model from this checkpoint."""
+    """Load the checkpoint of the best epoch, and return the epoch's number and the model."""
     while rows := [row for row in run.history() if row["epoch"] in checkpoints(run)]:
         best = best_epoch(rows)
         path = checkpoints(run)[best]

@@ -1,4 +1,4 @@
-"""Measure score calibration: the expected calibration error and the reliability diagram.
+"""Measure the expected calibration error and the reliability diagram of a classifier.
 
 scikit-learn's ``calibration_curve`` is not used, because it does not return the number of images in each bin.
 """
@@ -30,7 +30,7 @@ def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """A reliability diagram bin: the images whose top score is in the interval (``low``, ``high``].
+    """A bin of a reliability diagram, for images whose highest score is in the interval (``low``, ``high``].
 
     Attributes:
         images: number of images.
@@ -47,7 +47,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """A model's score calibration: the expected calibration error and the reliability diagram.
+    """The expected calibration error and the reliability diagram of a classifier.
 
     Attributes:
         ece: expected calibration error, 0 to 1: mean difference between score and accuracy over the bins, weighted by

@@ -46,7 +46,7 @@ def distill(
 
 
 def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
-    """Return a student's recipe: a copy of the first teacher's recipe with the student's architecture.
+    """Return a copy of the first teacher's recipe with the student's architecture.
 
     The student starts from random weights.
 

@@ -11,11 +11,10 @@ from edgerec.train.precision import in_training_precision
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
-# Distillation loss: a function ``(pixels, scores, weights) -> loss`` that compares student and teacher scores.
-# The argument ``weights`` of a distillation loss contains each image's weight, or is None.
+# A distillation loss is a function ``(pixels, student_scores, sample_weights or None) -> loss``.
 DistillationLoss = Callable[..., Any]
 
-# Preprocessing and split keys of a recipe, whose values must be the same for teacher and student.
+# Recipe keys whose values must be equal for teacher and student.
 _SAME = (
     *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize"),
     "data.preprocess_version",
@@ -36,7 +35,7 @@ def check_same_data(run: Run, recipe: Recipe) -> None:
 
 
 def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss | None:
-    """Return the loss function for the teachers in ``distill.teachers``, or None if there are none."""
+    """Return the recipe's distillation loss, or None if ``distill.teachers`` is empty."""
     if not recipe.distill.teachers:
         return None
     runs = [Run.open_classifier(path.strip()) for path in recipe.distill.teachers.split(",")]

@@ -60,7 +60,7 @@ class Workers:
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def distribute(self, batches: Callable[[Replicas], Any]) -> Any:
-        """Return a data set for Keras that yields one batch per step for each of this worker's devices.
+        """Return a distributed data set that yields a batch for each of this worker's devices in each step.
 
         Args:
             batches: function that returns a ``tf.data.Dataset`` for some replicas. In each step, the dataset yields one
@@ -133,13 +133,12 @@ class Workers:
             )
 
 
-# Settings for training with a single worker that has a single device.
 SINGLE_DEVICE = Workers()
 
 
 @contextlib.contextmanager
 def connect_workers(section: TrainSection) -> Iterator[Workers]:
-    """Context manager that connects all workers listed in ``TF_CONFIG``, each with all its GPUs.
+    """Context manager that connects this worker to all other workers in ``TF_CONFIG``.
 
     Enter the context before TensorFlow computes anything. At its end, each worker waits for the others.
 
@@ -163,13 +162,14 @@ def connect_workers(section: TrainSection) -> Iterator[Workers]:
     )
     try:
         yield workers
-        workers.wait()  # TensorFlow would report a worker that finishes early as a lost connection
+        # TensorFlow would report a worker that finishes early as a lost connection.
+        workers.wait()
     except tuple(getattr(tf.errors, name) for name in _LOST) as error:
         raise TrainError(_lost_worker_message(cluster, str(error))) from None
 
 
 def _one_machine() -> Workers:
-    """Return a single-machine worker that uses all GPUs, or all logical CPUs if there is no GPU.
+    """Return a worker that uses all GPUs of this machine, or all logical CPUs if there is no GPU.
 
     TensorFlow has one logical CPU by default. A program can configure more of them with
     ``tf.config.set_logical_device_configuration`` to test training on several devices without GPUs.
@@ -183,12 +183,14 @@ def _one_machine() -> Workers:
     return Workers(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
-@functools.cache  # reuse the strategy, because a second one would use the same all-reduce keys
+# A second MirroredStrategy in this process would use the same all-reduce keys as the first one.
+@functools.cache
 def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
 
-@functools.cache  # TensorFlow can connect to other workers only once per process
+# TensorFlow can connect to other workers only once per process.
+@functools.cache
 def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
     log.info("waiting for %d workers", len(cluster.addresses))
     handshake(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
@@ -202,9 +204,8 @@ def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
         ) from None
 
 
-def _lost_worker_message(cluster: Cluster, message: str) -> str:
-    """Return the error message for a lost connection. ``message`` is the TensorFlow exception's message."""
-    tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
+def _lost_worker_message(cluster: Cluster, tensorflow_message: str) -> str:
+    tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", tensorflow_message)
     lost = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
     worker = cluster.name(min(lost)) if lost and max(lost) < len(cluster.addresses) else "another worker"
     return f"The connection to {worker} was lost: start all workers again with --resume to continue"
@@ -225,7 +226,8 @@ def run_to_write(run: Run, workers: Workers) -> Iterator[Run]:
         own = scratch / run.path.name
         if run.begun:
             shutil.copytree(run.path, own, ignore=shutil.ignore_patterns("plots", "tensorboard"))
-        workers.wait()  # let the chief wait until this worker has copied the run
+        # The chief must not change the run before this worker has copied it.
+        workers.wait()
         yield Run(own)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

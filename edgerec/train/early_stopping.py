@@ -16,14 +16,14 @@ def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> TrainingStage
     number = _stage_number(recipe, history[-1]) if history else 0
     for stage in stages(recipe)[number:]:
         actual = stage.starting_at(len(history) - len(_rows_of_stage(recipe, stage, history)))
-        # In an extended run, a stage may have ended later than the shortened recipe allows.
+        # The planned end of a stage may change when a run is extended.
         if len(history) < min(actual.last, stage.last) and not early_end(recipe, actual, history):
             return actual
     return None
 
 
 def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
-    """Return the total number of training epochs if no other stage ends early."""
+    """Return the expected total number of epochs, given the epochs completed so far."""
     number = _stage_number(recipe, history[-1]) if history else 0
     current, *later = stages(recipe)[number:]
     before = len(history) - len(_rows_of_stage(recipe, current, history))
@@ -31,7 +31,7 @@ def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
 
 
 def early_end(recipe: Recipe, stage: TrainingStage, history: list[dict[str, float]]) -> str:
-    """Return the reason for ending a stage before its last epoch, or an empty string if the stage continues.
+    """Return the reason for stopping a stage early, or an empty string if the stage continues.
 
     ``train.early_stopping`` counts the epochs of each stage separately. ``train.max_hours`` is divided among the stages
     in proportion to their epochs, so that no stage uses up the next stage's time.
@@ -50,15 +50,11 @@ def early_end(recipe: Recipe, stage: TrainingStage, history: list[dict[str, floa
 
 
 def _rows_of_stage(recipe: Recipe, stage: TrainingStage, history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return a stage's rows in the history."""
     return [row for row in history if _stage_number(recipe, row) == stage.number]
 
 
 def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
-    """Return the number of the stage that an epoch belongs to.
-
-    Older versions did not record the stage in ``history.csv``. For these runs, the stage is derived from the recipe.
-    """
+    """Older versions did not record stages in ``history.csv``, so their stages are derived from the recipe."""
     plan = stages(recipe)
     number = row.get("stage", next((stage.number for stage in plan if row["epoch"] <= stage.last), 0))
     return min(int(number), len(plan) - 1)

@@ -88,7 +88,8 @@ def evaluate(
     if assumed := not evaluated.labels and labels is None:
         check_files_beside(path, names)
     scores = evaluated.score(dataset, part, listener)
-    if not any(origin.digest for origin in evaluated.training_data):  # the model was not trained by edgerec
+    trained_by_edgerec = any(origin.digest for origin in evaluated.training_data)
+    if not trained_by_edgerec:
         check_order(label_order({"": scores.argmax(axis=1)}, classes, names), path, explicit=not assumed)
     report = classifier_report(scores, classes, names, name)
     report = replace(report, training_images=training_images, data=section.title)

@@ -60,12 +60,12 @@ class EvaluatedModel:
     pseudo_labels: dict[str, str] | None = None
 
     def image_splits(self, dataset: Dataset) -> list[ImageSplits] | None:
-        """Return each image's split during the training of each model, or None if any split is unknown."""
+        """Return the images' splits during training, as one array per model, or None if they are unknown."""
         known = [splits for origin in self.training_data if (splits := origin.image_splits(dataset)) is not None]
         return known if known and len(known) == len(self.training_data) else None
 
     def output_indices(self, dataset: Dataset) -> Indices:
-        """Return the index of the model output for each class in the data, as an int64 array."""
+        """Return an int64 array that maps the data's classes to the model's outputs."""
         if not self.labels:
             if len(dataset.labels) != self.classes:
                 raise DataError(

@@ -46,9 +46,9 @@ def extend(run: Run, epochs: int) -> None:
             f"with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
-    # If training ended early, shorten the original schedule, so that the new epochs follow the last completed epoch.
+    # If training ended early, omit the restarts that were not reached.
     starts = [start for start in restarts(recipe) if start < last]
-    # If the run was extended before, the time limit already includes the time spent until then.
+    # The time limit of an extended run already includes the epochs before its last extension.
     extended = max((start for start in starts if (run.path / f"after-{start}-epochs").is_dir()), default=0)
     spent_hours = sum(row["seconds"] for row in history[extended:]) / 3600
     longer = replace(
@@ -66,8 +66,10 @@ def extend(run: Run, epochs: int) -> None:
             f"Cannot extend {run.path}, because {archive} already exists: rename or move this folder"
         )
     _archive(run, archive)
-    before = len(stages(longer)) - 2  # the completed epochs may have had more stages than the new recipe
-    run.write_history([row | ({"stage": min(row["stage"], before)} if "stage" in row else {}) for row in history])
+    last_old_stage = len(stages(longer)) - 2
+    run.write_history(
+        [row | ({"stage": min(row["stage"], last_old_stage)} if "stage" in row else {}) for row in history]
+    )
     write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(
         "adding %d epochs to the %d epochs of %s: the learning rate restarts at %g (schedule %s), and the split and "
@@ -94,7 +96,7 @@ def _archive(run: Run, archive: Path) -> None:
 
 
 def _results(run: Run) -> Iterator[Path]:
-    """Yield the files and folders found only in finished runs, starting with ``metrics.json``."""
+    """Yield the result files and folders of a finished run, starting with ``metrics.json``."""
     yield run.path / "metrics.json"
     yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
     yield from run.path.glob("*.keras")

@@ -97,7 +97,7 @@ def fit(
                 raise RecipeError(f"more_epochs must be positive and requires resume=True, got {more_epochs}")
             extend(run, more_epochs)
         if resume:
-            # Workers on other machines may read the images from another path than the chief, which writes the recipe.
+            # The recipe contains the chief's data path, but other workers may use another path.
             recipe = _existing_recipe(run) if data is None else _at_location(_existing_recipe(run), data)
             if run.finished:
                 log.info("the run %s is already finished", run.path)
@@ -111,12 +111,14 @@ def fit(
         with connect_workers(recipe.train) as workers, run_to_write(run, workers) as own_run:
             recipe, dataset, parts = resolved(recipe, listener)
             workers.check_batch(recipe.train.batch_size, recipe.train.accumulate)
-            stages(recipe)  # reject an invalid recipe before anything is written
+            # Raise an error about train.restarts before any file is written.
+            stages(recipe)
             with workers.scope():
                 first_epoch, model = load_last_checkpoint(own_run, dataset) if resume else (0, None)
                 if model is None:
                     model = _initial_model(recipe, len(dataset.labels))
-            if resume:  # an older version of edgerec may have split the images differently
+            # Older versions of edgerec split the images differently.
+            if resume:
                 parts = recorded_split(dataset, own_run.split_record)
             workers.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.flattened)
             # Load the teachers after building the model, because loading them changes the random state.
@@ -137,7 +139,7 @@ def fit(
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` contains a run with the same recipe that can be resumed.
+    """Return whether ``out`` contains a run of this recipe that can be resumed.
 
     ``data.source`` may differ if it contains the same images. To resume the run with the images in their new location,
     call :func:`fit` with ``data=recipe.data.source``.
@@ -158,7 +160,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         unset |= {f"data.{key}": getattr(default, key) for key in Packed.open(source).data_settings}
     for name, value in requested.flattened.items():
         old = recorded[name]
-        # Accept another target, which only affects the choice of architecture, and another source of the same images.
+        # Another target or data path does not prevent resuming a run.
         may_differ = name in ("model.target", "data.source") or (name in unset and value == unset[name])
         if name == "train.batch_size" and value > old:  # the batch size never exceeds the number of training images
             may_differ = may_differ or run.split_record.get("train_images") == old
@@ -182,7 +184,8 @@ def check_same_images(run: Run, source: DataSource, listener: Listener = ignore)
             f"{run.path} was started with other images than those in {section.title} (the digests differ): resume the "
             "run with its own images, or choose another --out"
         )
-    recorded_split(dataset, run.split_record)  # Raise an error if image names in the split record are missing.
+    # recorded_split() raises an error if an image in the split record is missing.
+    recorded_split(dataset, run.split_record)
 
 
 @dataclass(frozen=True)
@@ -198,13 +201,12 @@ class _Training:
     listener: Listener
     on_epoch: OnEpoch | None
 
-    def train_stage(self, model: Any, stage: TrainingStage, done: int) -> None:
-        """Train ``model`` for a stage's remaining epochs. ``done`` is the total number of completed epochs."""
-        recipe, train, first = self.recipe, self.recipe.train, done
+    def train_stage(self, model: Any, stage: TrainingStage, first_epoch: int) -> None:
+        recipe, train = self.recipe, self.recipe.train
         dataset, parts, soft_labels = self.dataset, self.parts, recipe.augment.mixes
         steps = steps_per_epoch(parts.train, recipe)
         with self.workers.scope():
-            if first == stage.first:
+            if first_epoch == stage.first:
                 freeze_for_stage(model, recipe, stage)
                 model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, steps), train.weight_decay)
             compile_classifier(
@@ -219,21 +221,20 @@ class _Training:
             )
         record = epoch_recorder(self.run, recipe, stage, steps, self.workers, self.listener, self.on_epoch)
         model.fit(
-            self.workers.distribute(partial(training_batches, dataset, parts.train, recipe, first_epoch=first)),
+            self.workers.distribute(partial(training_batches, dataset, parts.train, recipe, first_epoch=first_epoch)),
             steps_per_epoch=steps,
-            initial_epoch=first,
+            initial_epoch=first_epoch,
             epochs=stage.last,
             validation_data=self.workers.distribute(
                 partial(evaluation_batches, dataset, parts.val, recipe.normalize, soft_labels=soft_labels)
             ),
             validation_steps=evaluation_steps(parts.val, self.workers.replicas),
-            callbacks=[*_tensorboard(self.run, recipe), record],
+            callbacks=[*_tensorboard_callbacks(self.run, recipe), record],
             verbose=0,
         )
 
 
 def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
-    """Raise an error if the run's folder cannot be created or replaced."""
     inputs = [recipe.model.weights, *recipe.distill.teachers.split(",")]
     checked_output(run.path, inputs, data=recipe.data.source, folder=True)
     if run.begun and not run.finished and not overwrite:
@@ -252,7 +253,7 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _record_location(run: Run, source: DataSource, listener: Listener) -> None:
-    """Check the images in their current location, and change ``data.source`` in the run's recipe to this location."""
+    """Check moved images, and set ``data.source`` in the run's recipe to their current location."""
     recipe = _existing_recipe(run)
     moved = _at_location(recipe, source)
     if moved == recipe:
@@ -265,12 +266,10 @@ def _record_location(run: Run, source: DataSource, listener: Listener) -> None:
 
 
 def _at_location(recipe: Recipe, source: DataSource) -> Recipe:
-    """Return a copy of the recipe with a different image location, stored as an absolute path."""
     return replace(recipe, data=with_absolute_paths(replace(recipe.data, source=one_or_tuple(source))))
 
 
 def _existing_recipe(run: Run) -> Recipe:
-    """Return an existing run's recipe, or raise an error if there is no run."""
     if not run.begun:
         raise EdgerecError(f"Cannot resume {run.path}, because it is not a run: train without --resume")
     return run.recipe
@@ -279,7 +278,6 @@ def _existing_recipe(run: Run) -> Recipe:
 def _write_new_run(
     run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool, inherited: npt.NDArray[np.bytes_]
 ) -> None:
-    """Create a run's folder with the recipe, the labels and the split, and log the size of each subset."""
     with replacing_folder(run.path, overwrite=overwrite) as partial:
         write_file(partial / "recipe.toml", recipe.to_toml())
         write_file(partial / "labels.txt", "".join(f"{label}\n" for label in dataset.labels))
@@ -298,7 +296,6 @@ def _write_new_run(
 
 
 def _initial_model(recipe: Recipe, classes: int) -> Any:
-    """Build the model and load its initial weights."""
     model = _build_model(recipe, classes)
     if recipe.model.pretrained and recipe.model.weights != "imagenet" and recipe.model.arch != BACKBONE:
         loaded, total = load_weights(model, Path(recipe.model.weights))
@@ -306,8 +303,7 @@ def _initial_model(recipe: Recipe, classes: int) -> Any:
     return model
 
 
-def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
-    """Return a list with the TensorBoard callback, or an empty list if ``train.tensorboard`` is not set."""
+def _tensorboard_callbacks(run: Run, recipe: Recipe) -> list[Any]:
     if not recipe.train.tensorboard:
         return []
     require("tensorboard")
@@ -315,7 +311,6 @@ def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
 
 
 def _build_model(recipe: Recipe, classes: int) -> Any:
-    """Build the recipe's network in the training precision."""
     model = network(recipe, classes)
     if user_defined.is_user_defined(recipe.model.arch):
         check_opens(model, recipe.model.arch)

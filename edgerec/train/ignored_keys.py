@@ -28,7 +28,6 @@ def warn_ignored(recipe: Recipe) -> None:
 
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield each recipe key that has no effect, and the reason."""
     arch = recipe.model.arch
     if reconstructs(arch):
         reason = f"the architecture {arch} is an autoencoder, which is trained without labels"

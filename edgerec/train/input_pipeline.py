@@ -20,11 +20,10 @@ from edgerec.recipe import Recipe
 from edgerec.train.backend import without_autograph
 from edgerec.utils.optional import require
 
-# Batch size for evaluation.
 EVALUATION_BATCH = 256
-# Number of packed shards to read in parallel, and the size of each read buffer in bytes.
+# Number of shards to read in parallel, and the size of each shard's read buffer in bytes.
 OPEN_SHARDS, READ_BYTES = 8, 1 << 20
-# Number of consecutive records to read from a shard of packed data at once.
+# Number of records to read from a shard at once.
 BLOCK = 64
 # Maximum size of the shuffle buffer for packed data, in bytes and in images.
 BUFFER_BYTES, BUFFER_IMAGES = 64 << 20, 16384
@@ -50,7 +49,6 @@ class Replicas:
         return range(self.first, self.first + self.count)
 
 
-# Settings for training on a single device, in a single process.
 ONE_REPLICA = Replicas()
 
 
@@ -120,7 +118,7 @@ def training_batches(
 
 
 def _without_autotuning(batches: Any) -> Any:
-    """Disable a ``tf.data.Dataset``'s autotuning thread, because Keras' ``fit`` waits for this thread."""
+    """Disable the autotuning thread of a ``tf.data.Dataset``, because ``model.fit`` would wait for the thread."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
     return batches.with_options(options)
@@ -129,7 +127,7 @@ def _without_autotuning(batches: Any) -> Any:
 def _batches_of_packed_data(
     pack: Packed, recipe: Recipe, replicas: Replicas, steps: int, finish: Callable[..., Any], first_epoch: int
 ) -> Any:
-    """Create the batches that :func:`training_batches` returns for packed data, reading shards sequentially.
+    """Return the training batches for packed data, whose shards are read sequentially.
 
     The order of the shards changes in each epoch, and each process reads an equal number of images. Several shards are
     read at the same time, and their records are shuffled in a buffer of several thousand images.
@@ -137,7 +135,7 @@ def _batches_of_packed_data(
     tf = require("tensorflow")
     shards = pack.of("train")
     size = recipe.train.batch_size // replicas.total
-    own = steps * size * replicas.count  # number of images that this process reads per epoch
+    images_per_epoch = steps * size * replicas.count
     paths = tf.constant([pack.path(shard) for shard in shards])
     counts = tf.constant([shard.images for shard in shards], tf.int64)
     features = {
@@ -154,7 +152,7 @@ def _batches_of_packed_data(
         starts = tf.cumsum(sizes, exclusive=True)
         first = tf.constant(steps * size * replicas.first, tf.int64)
         skipped = tf.clip_by_value(first - starts, 0, sizes)
-        remaining = tf.clip_by_value(first + own - starts, 0, sizes) - skipped
+        remaining = tf.clip_by_value(first + images_per_epoch - starts, 0, sizes) - skipped
         return (
             tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), skipped, remaining))
             .filter(without_autograph(lambda path, skip, take: take > 0))
@@ -165,7 +163,7 @@ def _batches_of_packed_data(
                 deterministic=True,
             )
             .rebatch(window)
-            .enumerate(epoch * -(-own // window))
+            .enumerate(epoch * -(-images_per_epoch // window))
             .map(without_autograph(shuffled))
             .unbatch()
             .enumerate(epoch * steps * replicas.count)
@@ -243,7 +241,7 @@ def batch_finisher(
             pixels, classes = mix(pixels, tf.one_hot(classes, len(dataset.labels)), seed)
         if weights is None:
             return normalize.apply(pixels), classes
-        # A mixed image's weight is the average of the class weights, weighted by the image's soft label.
+        # With mixup or cutmix, the weight of an image is a weighted mean of the class weights.
         weight = tf.gather(weights, classes) if mix is None else tf.linalg.matvec(classes, weights)
         return normalize.apply(pixels), classes, weight
 
@@ -286,6 +284,5 @@ def evaluation_batches(
 
 
 def _pixels(dataset: Dataset, batch: Any) -> Any:
-    """Return the uint8 pixels of the images with the indices in ``batch``."""
     tf = require("tensorflow")
     return tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)

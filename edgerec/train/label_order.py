@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 # Value of --labels that selects the data's class order.
 FOLDERS = "folders"
-# Minimum gain in correct predictions, in standard deviations, for preferring another label order.
+# Another label order must improve the accuracy by at least this many standard deviations.
 DEVIATIONS = 2.33
-# Minimum number of predictions that another label order must correct for each one that it makes wrong.
+# Another label order must correct at least this many predictions for each new error.
 RATIO = 2.0
-# Maximum probability of no correct random guess for rejecting a label order that gives no correct predictions.
+# An accuracy of zero indicates a wrong label order if its probability by chance is below this value.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
 # Common label file names, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt.
-# Label files are called dict.txt if exported by AutoML, and metadata.json if exported by Teachable Machine.
+# AutoML exports dict.txt, and Teachable Machine exports metadata.json.
 _GENERAL = re.compile(
     r"(class(es)?|labels?)([ _-]?(names?|map|indices|index|idx|list|dict))?"
     r"|(id|idx|index|class|label)_?(2|to)_?(id|idx|index|class|label|name)s?|dict|metadata|names|categories",
@@ -103,7 +103,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
     total, order, clear = best or (0, np.arange(count), False)
-    # The label order does not explain a low accuracy if even the best order is no better than a constant prediction.
+    # A low accuracy has another cause if even the best order is no better than a constant prediction.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
     none_correct = not correct.any() and (1 - 1 / count) ** images < CHANCE
@@ -111,7 +111,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
 
 
 def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]:
-    """Find label files next to a model that have one label per output, and return them with their labels.
+    """Find and read label files next to a model that have one label per output.
 
     Args:
         model: the model file, or the folder of a SavedModel. The parent folder is searched for label files, and so is a
@@ -137,7 +137,7 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
 
 
 def _belongs(path: Path, model: Path) -> bool:
-    """Return whether a label file belongs to this model, judging by its name."""
+    """Return whether the name of a label file indicates that the file belongs to the model."""
     own = path.stem.casefold().removeprefix(model.stem.casefold())
     return _GENERAL.fullmatch(own.strip(" _.-")) is not None or not own
 
@@ -191,7 +191,6 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
 
 
 def _preview(labels: Sequence[str]) -> str:
-    """Return the first six labels as a string."""
     return ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
 
 
@@ -204,7 +203,7 @@ def _rank_in_class(classes: Classes) -> Classes:
 
 
 def _best_order(outputs: Classes, classes: Classes, count: int) -> Classes:
-    """Return the assignment of classes to outputs with the highest accuracy, preferring the assumed order in a tie."""
+    """Return the most accurate label order, or the assumed order if there is a tie."""
     confusion = np.zeros((count, count))
     np.add.at(confusion, (outputs, classes), 1.0)
     confusion += 0.5 / count * np.eye(count)

@@ -29,7 +29,7 @@ Digests = npt.NDArray[np.bytes_]
 
 # Values of model.weights that name neither a file nor a run.
 RANDOM_OR_IMAGENET = ("none", "imagenet", AUTO)
-# Number of parent folders searched for a run, given a model file such as RUN/checkpoints/x.keras.
+# Maximum folder depth of a model file in a run.
 DEPTH = 3
 # Maximum size of the training image list in a model file, in bytes.
 MOST_BYTES = 1 << 28
@@ -89,7 +89,7 @@ class TrainedImages:
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:
-    """Return the model section. If ``model.weights`` is a run's path, use its ``model.keras`` instead.
+    """Replace a run folder in ``model.weights`` with the path of the run's ``model.keras``.
 
     Raises:
         EdgerecError: the run is not finished.
@@ -100,7 +100,7 @@ def with_weights_file(section: ModelSection) -> ModelSection:
 
 
 def run_of(path: str | Path) -> Run | None:
-    """Return the run at a path, or the run that contains the model file at this path, or None if there is none."""
+    """Return the run at a path or in one of its parent folders, or None if there is no run."""
     for location in dict.fromkeys((Path(path).absolute(), real_path(path))):
         for folder in (location, *location.parents[:DEPTH]):
             if Run(folder).begun:

@@ -1,4 +1,4 @@
-"""Compute metrics: a classifier's accuracy, or an autoencoder's reconstruction errors."""
+"""Compute the metrics of classifiers and autoencoders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reals = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A model's metrics, measured on one split's images.
+    """The metrics of a model on the images of a split.
 
     Attributes:
         accuracy: top-1 accuracy, 0 to 1; for an autoencoder, the fraction of the images that are recognized as known.
@@ -178,10 +178,9 @@ class AutoencoderMetrics:
         )
 
 
-# Metrics for a classifier or an autoencoder; see :func:`metrics_of`.
 ModelMetrics = ClassifierMetrics | AutoencoderMetrics
 
 
 def metrics_of(run: Run) -> ModelMetrics:
-    """Return the metrics to compute for a run's model, a classifier or an autoencoder."""
+    """Return the metrics that apply to a run's classifier or autoencoder."""
     return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)

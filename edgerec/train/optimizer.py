@@ -12,13 +12,12 @@ from edgerec.train.backend import keras
 
 # Minimum decrease in validation loss that the schedule "plateau" counts as an improvement.
 LEAST_GAIN = 1e-4
-# Number of epochs without improvement before the schedule "plateau" reduces the rate, and the reduction factor.
+# The schedule "plateau" multiplies the rate by FACTOR after PATIENCE epochs without improvement.
 PATIENCE, FACTOR = 3, 0.5
 
 
-# Regular expression that matches the names of all variables excluded from weight decay.
 # Weight decay applies only to the kernels of dense, convolutional and recurrent layers.
-# Depthwise kernels do not decay, because they have few weights and the accuracy is sensitive to them.
+# Depthwise kernels are excluded from weight decay, because they have few weights (arXiv:1704.04861).
 # With several devices, each copy of a variable has a name suffix, such as /replica_1.
 NOT_DECAYED = r"^(?!(.*/)?(recurrent_|pointwise_)?kernel(/replica_\d+)?(:\d+)?$)"
 
@@ -74,7 +73,7 @@ def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
 
 
 def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
-    """Return a stage's learning rate: a Keras schedule, or a number if the rate is constant within each epoch.
+    """Return a Keras learning-rate schedule, or a number if the rate is constant within each epoch.
 
     Args:
         peak: highest learning rate.
@@ -112,5 +111,6 @@ def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float])
     done = len(val_losses)
     if done >= warmup_epochs:
         return rate
-    rising = min(1.0, warmup_epochs - done)  # fraction of the next epoch spent on learning-rate warm-up
-    return rate * ((2 * done + rising) / (2 * warmup_epochs) * rising + 1 - rising)
+    warmup_fraction = min(1.0, warmup_epochs - done)
+    mean_warmup_factor = (2 * done + warmup_fraction) / (2 * warmup_epochs)
+    return rate * (mean_warmup_factor * warmup_fraction + 1 - warmup_fraction)

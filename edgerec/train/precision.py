@@ -51,14 +51,6 @@ def in_training_precision(model: Any) -> Any:
 
 
 def _rebuilt(model: Any, policy: str, float32_layers: Collection[str] = ()) -> Any:
-    """Return a copy of the model, including nested models and recurrent cells, with a different dtype policy.
-
-    Args:
-        model: the model.
-        policy: name of the Keras dtype policy.
-        float32_layers: names of the layers that stay in float32.
-    """
-
     def with_policy(value: dict[str, Any]) -> dict[str, Any]:
         if not {"dtype", "name"} <= set(value):
             return value

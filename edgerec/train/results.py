@@ -64,7 +64,6 @@ def write_results(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, list
 def _evaluate_classifier(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
 ) -> dict[str, Any]:
-    """Return a classifier's metrics on the test images, and write plots to ``folder``."""
     scores = keras_scorer(model, recipe.normalize)(dataset.select(parts.test), listener)
     result = classifier_report(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.confusion_matrix(result, folder / "confusion_matrix.png")

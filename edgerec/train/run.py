@@ -212,9 +212,10 @@ class Run:
         return dataset if self.reconstructs else dataset.relabeled(self.labels, pseudo_labels), split
 
     def load_images(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, DataSection]:
-        """Load images with the run's settings, from ``source`` if it is given. They may differ from the run's images.
+        """Load images with the run's settings, by default from the location in its recipe.
 
-        This does not read the network, because workers cannot connect after TensorFlow has loaded a model.
+        The images may differ from those the run was trained on. The network is not loaded, because workers cannot
+        connect after TensorFlow has loaded a model.
         """
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
         return load(
@@ -290,7 +291,7 @@ class Run:
         return exports[-1]["variant"] if exports else best_int8(variants)
 
     def history(self) -> list[dict[str, float]]:
-        """Return one row per epoch with the keys in :data:`HISTORY`. Autoencoder rows have no accuracies."""
+        """Read ``history.csv``, and return one row per epoch with the keys in :data:`HISTORY`."""
         if not (self.path / "history.csv").exists():
             return []
         rows: list[dict[str, float]] = self._read("history.csv", parse_history)
@@ -313,7 +314,6 @@ class Run:
         write_file(self.path / name, to_json(value, indent=1) + "\n")
 
     def _read(self, name: str, parse: Callable[[str], T]) -> T:
-        """Read and parse a run file. Raise :class:`RunError` if the file is missing or damaged."""
         try:
             return parse(read_at_most(self.path / name, MAX_FILE_BYTES).decode())
         except FileNotFoundError:

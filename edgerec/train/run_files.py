@@ -34,14 +34,14 @@ class PerClassError(TypedDict):
 
 
 class ImportedModel(AdoptedModel):
-    """Origin of a Keras model that edgerec imported."""
+    """Information about an imported model."""
 
     normalize: str
     input_layer: NotRequired[str | None]
 
 
 class RunMetrics(TypedDict, total=False):
-    """Content of ``metrics.json``: the model's metrics on the test images, and facts about its training.
+    """A model's test metrics and training statistics, as stored in ``metrics.json``.
 
     Classifiers have ``accuracy`` and ``val_accuracy``. Autoencoders have ``error``, ``threshold`` and ``known``.
     """
@@ -69,7 +69,7 @@ class RunMetrics(TypedDict, total=False):
 
 
 class SplitDigests(TypedDict):
-    """Concatenated image digests for each subset of a split; see :func:`~edgerec.train.split_record.split_record`."""
+    """Image digests for each subset of a split, in the format of :func:`~edgerec.train.split_record.joined_digests`."""
 
     of: str
     train: str
@@ -80,7 +80,7 @@ class SplitDigests(TypedDict):
 
 
 class SplitRecord(TypedDict, total=False):
-    """Content of ``split.json``. Files written by older versions lack some of the keys."""
+    """A run's split, as stored in ``split.json``. Older versions did not store all keys."""
 
     digest: Required[str]
     train_images: int
@@ -110,7 +110,7 @@ class EvaluationRecord(TypedDict):
 
 
 class VariantRecord(TypedDict):
-    """Content of a variant's ``report.json``; see :class:`~edgerec.compress.variant_report.QuantizeReport`."""
+    """A variant's quantization report, as stored in ``report.json``."""
 
     variant: str
     method: str
@@ -144,7 +144,7 @@ class ComparisonRow(TypedDict):
 
 
 class ComparisonRecord(TypedDict):
-    """Content of ``compare.json``; see :func:`edgerec.compress.compare.compare`."""
+    """A comparison of a run's variants, as stored in ``compare.json``."""
 
     rows: list[ComparisonRow]
     machine: str
@@ -162,12 +162,12 @@ class ExportRecord(TypedDict):
 
 
 class ExportRecords(TypedDict):
-    """Content of ``exports.json``."""
+    """A run's exports, as stored in ``exports.json``."""
 
     exports: list[ExportRecord]
 
 
-# Maximum size of a run's text files. The largest is split.json, which lists all images.
+# Maximum size of a run's text files in bytes.
 MAX_FILE_BYTES = 256 << 20
 
 

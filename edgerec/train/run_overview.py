@@ -20,9 +20,9 @@ from edgerec.train.split_record import separated_digests
 
 log = logging.getLogger(__name__)
 
-# Maximum folder depth when searching for runs, which may be in subfolders (e.g. a study's trials).
+# Maximum folder depth when searching for runs.
 DEPTH = 3
-# Half-width of the central 95 % interval of a normal distribution, in standard deviations.
+# Half-width of a 95 % confidence interval, in standard deviations.
 DEVIATIONS = 1.96
 
 
@@ -185,12 +185,12 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
 
 
 def _same_test(first: SplitRecord, second: SplitRecord) -> bool:
-    """Return whether two runs have the same test images. Older runs are compared by image name, others by content."""
+    """Compare two runs' test images by content, or by name if an older version wrote one of the runs."""
     contents, others = first.get("contents"), second.get("contents")
     if contents and others and contents["of"] == others["of"]:
         one, other = (np.unique(separated_digests(each["test"])) for each in (contents, others))
         return np.array_equal(one, other)
-    # Packed data lists no names.
+    # The split record of packed data contains no image names.
     return first["test"] == second["test"] and (first["digest"] == second["digest"] or bool(first["test"]))
 
 

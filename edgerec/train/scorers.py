@@ -15,8 +15,7 @@ from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.metrics import Reals
 from edgerec.utils.progress import Listener, Progress, steps
 
-# Scoring function ``(pixels, listener) -> scores`` for uint8 pixels of shape ``(N, H, W, C)``.
-# A scoring function returns float32 class scores ``(N, classes)``, or an autoencoder's errors ``(N, 1)``.
+# A scorer returns class scores of shape ``(N, classes)``, or an autoencoder's errors of shape ``(N, 1)``.
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
@@ -29,15 +28,14 @@ def keras_scorer(model: Any, normalize: AnyNormalize) -> Scorer:
         for start in range(0, len(pixels), EVALUATION_BATCH):
             batch = normalize.apply(pixels[start : start + EVALUATION_BATCH].astype(np.float32))
             outputs = np.asarray(model(batch, training=False))
-            parts.append(_errors(outputs, batch) if outputs.shape == batch.shape else outputs)
+            parts.append(_mean_squared_errors(outputs, batch) if outputs.shape == batch.shape else outputs)
             listener(Progress("evaluating", min(start + EVALUATION_BATCH, len(pixels)), len(pixels)))
         return np.concatenate(parts)
 
     return score
 
 
-def _errors(outputs: Reals, images: Reals) -> Reals:
-    """Return each image's mean squared error, as a float32 array of shape ``(N, 1)``."""
+def _mean_squared_errors(outputs: Reals, images: Reals) -> Reals:
     squares = np.square(outputs - images, dtype=np.float64)
     return squares.reshape(len(outputs), -1).mean(axis=1, keepdims=True).astype(np.float32)
 

@@ -14,7 +14,7 @@ from edgerec.errors import RunError
 
 
 def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:
-    """Return the content of ``split.json``: the data's digest and its split.
+    """Return the content of ``split.json``, which records the split and the digest of the data.
 
     The record lists image names for readability. Packed data has no names, because its shards define the split. Digests
     of the image contents identify images that are moved or renamed later; see :func:`joined_digests`.
@@ -51,7 +51,7 @@ def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes
     }
 
 
-# Maximum number of training-image digests in a bundle, for detecting data sets that contain training images.
+# Maximum number of training images whose digests are stored in a bundle.
 SKETCH = 512
 
 

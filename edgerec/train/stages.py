@@ -11,7 +11,7 @@ from edgerec.recipe import Recipe
 from edgerec.train.optimizer import learning_rate
 
 # Maximum number of layer groups to unfreeze gradually.
-# Each additional layer group costs seconds, because TensorFlow traces the training step again.
+# Each layer group delays training by seconds, because TensorFlow traces the training step again.
 MAX_GROUPS = 4
 
 
@@ -39,7 +39,7 @@ class TrainingStage:
 
     @property
     def description(self) -> str:
-        """Description of the layers trained in the stage, as shown in messages."""
+        """Description of the layers that the stage trains."""
         return (
             "the head alone"
             if not self.trainable_fraction
@@ -66,7 +66,7 @@ def stages(recipe: Recipe) -> list[TrainingStage]:
     train = recipe.train
     ends = [*restarts(recipe), train.epochs]
     plan = _first_stages(recipe, ends[0])
-    # After a restart, all layers are trained, even if the recipe's first stages train only some of them.
+    # All layers are trained after a restart.
     rate = train.learning_rate * (recipe.transfer.rate if recipe.model.pretrained else 1.0)
     plan += [TrainingStage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
     return [replace(stage, number=number, time_fraction=stage.last / train.epochs) for number, stage in enumerate(plan)]
@@ -82,7 +82,8 @@ def restarts(recipe: Recipe) -> list[int]:
     try:
         starts = [int(number) for number in text.split(",")] if text.strip() else []
     except ValueError:
-        starts = [0]  # fails the following check
+        # Epoch 0 is not a valid restart, so the check below raises an error.
+        starts = [0]
     if any(first >= second for first, second in itertools.pairwise([0, *starts, epochs])):
         raise RecipeError(
             f"train.restarts is {text!r}, expected increasing epochs below train.epochs ({epochs}), such as '10, 20'"
@@ -91,7 +92,7 @@ def restarts(recipe: Recipe) -> list[int]:
 
 
 def _first_stages(recipe: Recipe, epochs: int) -> list[TrainingStage]:
-    """Return the stages before the first learning-rate restart. The caller sets ``number`` and ``time_fraction``."""
+    """Return the stages before the first learning-rate restart, numbered by the caller."""
     train, transfer = recipe.train, recipe.transfer
     if not recipe.model.pretrained:
         return [TrainingStage(0, 0, epochs, 1.0, train.learning_rate, train.schedule)]
@@ -113,7 +114,7 @@ def _first_stages(recipe: Recipe, epochs: int) -> list[TrainingStage]:
 
 
 def stage_rate(recipe: Recipe, stage: TrainingStage, steps: int) -> Any:
-    """Return a stage's learning rate, given its ``steps`` per epoch: a number or a Keras schedule."""
+    """Return a stage's learning rate (a number or a Keras schedule) for ``steps`` steps per epoch."""
     return learning_rate(
         stage.rate, stage.schedule, steps * (stage.last - stage.first), round(steps * recipe.train.warmup_epochs)
     )

@@ -1,4 +1,4 @@
-"""Determine which images in a data set a model was trained on, from its run or its bundle's provenance."""
+"""Determine which images a model was trained on, from its run or bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.recipe import Recipe
 from edgerec.train.run import Run
 from edgerec.train.split_record import separated_digests, shortened
 
-# Each image's split during training: ``train``, ``val``, ``test``, or an empty string for images added later.
+# Array of split names: ``train``, ``val``, ``test``, or an empty string for images added after training.
 ImageSplits = npt.NDArray[np.str_]
 
 
@@ -131,9 +131,9 @@ def chosen_images(
 
 
 def _split_names(dataset: Dataset, split: Any) -> ImageSplits:
-    """Return each image's split name, as an array of strings."""
     names = np.full(len(dataset.classes), "", "<U5")
     for name in ("train", "val", "test"):
         names[split.part(name)] = name
-    names[split.excluded] = "test"  # duplicates of validation or test images, which are not used for training
+    # Excluded images are duplicates of validation or test images.
+    names[split.excluded] = "test"
     return names

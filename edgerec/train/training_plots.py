@@ -13,7 +13,7 @@ from edgerec.data import Dataset
 from edgerec.train.metrics import EvaluationReport
 from edgerec.utils.figures import BLUE, GRAY, ORANGE, new_figure, plain, save_figure
 
-# Maximum number of epochs for which learning curves are drawn with a dot for each epoch.
+# Learning curves with more epochs than this are drawn without dots.
 MAX_DOTS = 40
 
 

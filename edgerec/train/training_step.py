@@ -67,7 +67,8 @@ def compile_classifier(
             total = model.compute_loss(pixels, classes, scores, weight)
             if teacher is None:
                 return total
-            devices = strategy.num_replicas_in_sync  # divide losses by the device count, because gradients are summed
+            # Losses are divided by the number of devices, because gradients are summed over all devices.
+            devices = strategy.num_replicas_in_sync
             # The factor ``1 - teacher_weight`` applies only to the label loss, not to the regularization losses.
             regularization = tf.add_n(model.losses) / devices if model.losses else 0.0
             distillation = teacher(pixels, scores, weight) / devices

@@ -17,7 +17,7 @@ from edgerec.train.stages import TrainingStage
 
 log = logging.getLogger(__name__)
 
-# Names of the head's layers: the dense layer and the softmax.
+# Names of the head's dense layer and softmax layer.
 HEAD = ("logits", "scores")
 
 
@@ -30,7 +30,7 @@ def freeze_for_stage(model: Any, recipe: Recipe, stage: TrainingStage) -> None:
     if not recipe.model.pretrained:
         return
     unfreeze(model)
-    body = [layer for layer in _leaves(model) if layer.weights and layer.name not in HEAD]
+    body = [layer for layer in _leaf_layers(model) if layer.weights and layer.name not in HEAD]
     trainable = round(len(body) * stage.trainable_fraction)
     for number, layer in enumerate(body):
         layer.trainable = number >= len(body) - trainable and layer.name != RANGE
@@ -43,17 +43,16 @@ def unfreeze(model: Any) -> None:
     """Unfreeze all layers except the fixed input normalization, in preparation for fine-tuning."""
     for layer in model.layers:
         layer.trainable = True
-    for layer in _leaves(model):
+    for layer in _leaf_layers(model):
         layer.trainable = layer.name != RANGE
 
 
-def _leaves(model: Any) -> list[Any]:
-    """Return a model's layers, with each nested model replaced by its layers."""
+def _leaf_layers(model: Any) -> list[Any]:
     return [layer for layer in every_layer(model) if not hasattr(layer, "layers")]
 
 
 def network(recipe: Recipe, classes: int) -> Any:
-    """Build a resolved recipe's untrained model: an architecture, or a network loaded from a file with a new head."""
+    """Build a recipe's model, or load its network from a file and add a new head."""
     if recipe.model.arch == BACKBONE:
         return with_new_head(backbone_file(recipe), classes, recipe)
     return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalize)
@@ -87,7 +86,7 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
     layers, model = keras().layers, Rebuild(flatten).run(model)
     x = features(model)
     if len(x.shape) == 4:
-        x = layers.GlobalAveragePooling2D(name="features")(x)  # pooling a 1×1 feature map only flattens it
+        x = layers.GlobalAveragePooling2D(name="features")(x)
     x = layers.Dropout(dropout)(x) if dropout else x
     x = layers.Dense(classes, name=HEAD[0], dtype="float32")(x)
     scores = layers.Activation("softmax", name=HEAD[1], dtype="float32")(x)
@@ -100,13 +99,13 @@ def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
 
 
 def input_size_px(path: Path) -> int:
-    """Return the network's input height from a Keras file, in pixels, or 0 if the height is not fixed."""
+    """Return the input height of the network in a Keras file, in pixels, or 0 if it is not fixed."""
     shape = read_third_party(path).input_shape
     return shape[1] if isinstance(shape, tuple) and len(shape) == 4 and shape[1] else 0
 
 
 def backbone_file(recipe: Recipe) -> Path:
-    """Return the path of the Python file that defines the recipe's network, or raise :class:`RecipeError`."""
+    """Return the path of the Keras file with the recipe's network, or raise :class:`RecipeError`."""
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
             f"model.arch is {BACKBONE!r}, so model.weights must be the .keras or .h5 file of a complete model, such as "
@@ -144,16 +143,15 @@ def features(model: Any) -> Any:
     return model.outputs[0]
 
 
-# Layer types that may follow the head.
+# Layer types that may follow the classification layer.
 _AFTER_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
     f"Global{kind}Pooling2D" for kind in ("Average", "Max")
 }
-# Layer types that may follow the head if a softmax or sigmoid follows them.
+# Layer types that may be between the classification layer and its softmax or sigmoid.
 _BEFORE_SCORES = {"BatchNormalization", "ReLU", "Rescaling", "AveragePooling2D", "MaxPooling2D"}
 
 
 def _applies_softmax(layer: Any) -> bool:
-    """Return whether the layer applies a softmax or sigmoid."""
     activation = getattr(getattr(layer, "activation", None), "__name__", "")
     name = f"{type(layer).__name__} {activation} {getattr(layer, 'symbol', '')}".lower()
     return "softmax" in name or "sigmoid" in name

@@ -80,7 +80,7 @@ class Cluster:
         return self.index == 0
 
     def position(self, job: str, task: int) -> int:
-        """Return the index in ``addresses`` of the task with this job name and task index from ``TF_CONFIG``."""
+        """Convert a job name and task index from ``TF_CONFIG`` to an index in ``addresses``."""
         return task + (self.chiefs if job == "worker" else 0)
 
     def name(self, index: int) -> str:
@@ -191,12 +191,11 @@ def _wait_for_chief(cluster: Cluster, versions: dict[str, Any], deadline: float,
 
 
 def _listening(cluster: Cluster) -> socket.socket:
-    """Return a server socket bound to this worker's address."""
     host, port = parse_host_port(cluster.addresses[cluster.index])
     try:
         return socket.create_server((host, port))
     except OSError:
-        # Listen on all interfaces, as TensorFlow does, because the host name may be that of a proxy.
+        # The host name may belong to a proxy, so listen on all interfaces, as TensorFlow does.
         try:
             return socket.create_server(("", port))
         except OSError as error:
@@ -207,7 +206,6 @@ def _listening(cluster: Cluster) -> socket.socket:
 
 @contextlib.contextmanager
 def _stream(connection: socket.socket, deadline: float) -> Iterator[IO[str]]:
-    """Context manager that provides the connection as a text stream whose reads time out at ``deadline``."""
     connection.settimeout(max(0.1, deadline - time.monotonic()))
     with connection, connection.makefile("rw", encoding="utf-8", newline="\n") as stream:
         yield stream

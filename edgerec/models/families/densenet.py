@@ -31,7 +31,6 @@ def _dense_layer(keras: Any, x: Any, growth: int, name: str) -> Any:
 
 
 def _transition(keras: Any, x: Any, name: str) -> Any:
-    """Add a transition layer, which halves height, width and the number of channels."""
     x = _norm_relu(keras, x, f"{name}_bn")
     return keras.layers.AveragePooling2D()(conv(keras, x, x.shape[-1] // 2, 1, f"{name}_conv"))
 
