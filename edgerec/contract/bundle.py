@@ -30,10 +30,9 @@ from edgerec.utils.bounded_parsing import UnpackedSizeError, open_zip, parse_jso
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_BYTES = 1 << 30  # total size of all files
-# Matches Windows path separators and characters that are not valid in file names.
-_FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
+_INVALID_PATH_CHARACTERS = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Reads a bundled file, given its path in the bundle and the maximum size in bytes. Returns None if it does not exist.
+# A reader takes a file's path in the bundle and a size limit in bytes, and returns the file's content or None.
 Reader = Callable[[str, int], bytes | None]
 
 
@@ -56,7 +55,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Load a bundle from a folder or .zip file.
+        """Load a bundle from a folder or a .zip file.
 
         Raises:
             BundleError: ``path`` is not a bundle, the manifest has a newer schema version, or a file needed at runtime
@@ -173,7 +172,7 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool, check: Cal
 
 
 def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
-    """Add a bundled file's content to ``files``. Return an error message, or an empty string if the file is intact."""
+    """Add a file's content to ``files``, and return an error message if the file is missing or damaged."""
     content = read(name, max_bytes)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"
@@ -187,7 +186,7 @@ def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: st
 
 
 def _added(path: Path, listed: set[str]) -> set[str]:
-    """Return the files not listed in the manifest. A folder without listed files is returned as a single entry."""
+    """Return the names of files that the manifest does not list. A folder without listed files is a single entry."""
     folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
@@ -215,7 +214,7 @@ def _added(path: Path, listed: set[str]) -> set[str]:
 def _refuse_outside(path: Path, name: str) -> None:
     """Raise :class:`BundleError` if a relative path could point outside the bundle on any operating system."""
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or _FORBIDDEN.search(name):
+    if not parts or name.startswith("/") or ".." in parts or _INVALID_PATH_CHARACTERS.search(name):
         raise BundleError(
             f"{path}: the path {name!r} points outside the bundle: do not use this bundle, it may be malicious"
         )
@@ -291,7 +290,7 @@ def _refuse_larger(path: Path, name: str, size_bytes: int, max_bytes: int) -> No
 
 
 def _zip_prefix(names: Sequence[str]) -> str:
-    """Return the path of the bundle's folder in a .zip file, or an empty string if the bundle is at the top level."""
+    """Return the folder in a .zip file that contains the bundle, or an empty string for the top level."""
     manifests = [name for name in names if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
     return manifests[0].removesuffix(MANIFEST) if manifests else ""
 

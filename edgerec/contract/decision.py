@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# Minimum score for computing logarithms: half a quantization step of int8 scores.
+# Scores are clipped to half an int8 quantization step, because the logarithm of 0 is infinite.
 _MIN_SCORE = 1 / 512
-# Weight of the mean score relative to one vote. It is small, because the mean score should only break ties.
+# The mean score has a small weight, because it only breaks ties between classes with the same number of votes.
 _TIE_WEIGHT = 1e-3
-# Maximum relative novelty of a known image (see DecisionSpec.relative_novelty).
+# Images with a higher relative novelty are classified as unknown.
 MAX_RELATIVE_NOVELTY = 0.5
 
 Scores = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DecisionSpec:
-    """Settings for converting scores to predictions, for single images and video streams.
+    """Settings for converting scores to predictions.
 
     Attributes:
         threshold: minimum calibrated score, 0 to 1. If the best score is lower, the prediction is ``unknown`` with
@@ -82,7 +82,7 @@ class DecisionSpec:
         return vars(self) | {"thresholds": dict(self.thresholds)}
 
     def for_single(self) -> DecisionSpec:
-        """Return a copy of the settings with smoothing disabled, for classifying independent images."""
+        """Return a copy of the settings without smoothing, for classifying independent images."""
         return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)
 
     def threshold_of(self, label: str) -> float:
@@ -90,7 +90,7 @@ class DecisionSpec:
         return self.thresholds.get(label, self.threshold)
 
     def relative_novelty(self, novelty: float | None) -> float:
-        """Return an image's relative novelty, which is 0.5 at the limit ``self.novelty`` and at most 1.
+        """Scale a novelty to the range [0, 1], where 0.5 corresponds to the limit ``self.novelty``.
 
         Return 0 if ``novelty`` is None or the check is disabled, and 1 if ``novelty`` is NaN.
         """
@@ -164,11 +164,10 @@ def _mean(scores: Scores) -> Scores:
 
 def _vote(scores: Scores) -> Scores:
     votes = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
-    # If two classes have the same number of votes, the class with the higher mean score wins.
     return ((votes + _TIE_WEIGHT * scores.mean(axis=0)) / (len(scores) + _TIE_WEIGHT)).astype(np.float32)
 
 
-# Functions that combine an ensemble's float32 scores of shape (models, classes) into one score per class.
+# Functions that combine an ensemble's scores, an array of shape (models, classes), into one score per class.
 COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _vote}
 
 
@@ -219,7 +218,7 @@ def fit_thresholds(
         predicted = best == index
         order = np.argsort(-scores[predicted, index], kind="stable")
         sorted_scores, correct = scores[predicted, index][order], (classes[predicted] == index)[order]
-        # A threshold cannot separate equal scores, so only the last of several equal scores is a candidate.
+        # No threshold can separate equal scores, so only the last one of them is a candidate.
         last = np.append(sorted_scores[1:] < sorted_scores[:-1], True) if len(order) else np.zeros(0, bool)
         precise = np.flatnonzero(last & (np.cumsum(correct) >= precision * np.arange(1, len(order) + 1)))
         thresholds[label] = float(np.floor(float(sorted_scores[precise[-1]]) * 1e4) / 1e4) if len(precise) else 1.0

@@ -1,4 +1,4 @@
-"""Identify file formats, for error messages about files that cannot be read."""
+"""Detect the actual format of an unreadable file, for a helpful error message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Number of bytes to read for detecting a file's format, enough for a web page that starts with a long comment.
+# Number of bytes at the start of a file that are used to detect its format.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
@@ -45,7 +45,7 @@ _SAVED_MODEL = re.compile(rb"\x08\x01\x12", re.DOTALL)
 
 
 def describe(content: bytes) -> str:
-    """Describe a file's format as a phrase such as ``is a PNG image``. Return an empty string if it is unknown.
+    """Describe a file's format in a phrase such as ``is a PNG image``. Return an empty string if it is unknown.
 
     Args:
         content: the file's bytes. The first :data:`HEAD_BYTES` are sufficient, except for zip archives.
@@ -76,11 +76,11 @@ def describe(content: bytes) -> str:
 
 
 def describe_file(path: Path) -> str:
-    """Describe a file or folder as :func:`describe` does. Return an empty string if ``path`` cannot be read."""
+    """Describe the format of a file or folder. Return an empty string if it is unknown or ``path`` cannot be read."""
     try:
         if path.is_dir():
             return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
-        if not path.is_file():  # other file types are not opened, because a named pipe would block
+        if not path.is_file():  # Opening a named pipe would block.
             return "is not a regular file" if path.exists() else ""
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -115,6 +115,6 @@ def _archive(file: IO[bytes]) -> str:
 
 
 def reason(path: str | Path, error: object) -> str:
-    """Explain why a file cannot be parsed, using its actual format if known, otherwise the parser's error."""
+    """Explain why a file cannot be parsed. Name its actual format if known, otherwise quote the parser's error."""
     kind = describe_file(Path(path))
     return f"it {kind}" if kind else str(error)

@@ -1,4 +1,4 @@
-"""Decode image files to identical pixels with every OpenCV version and on every machine.
+"""Decode image files to the same pixels on every machine and with every OpenCV version.
 
 OpenCV decodes the pixels. :mod:`edgerec.contract.image_headers` reads the orientation and the bit depth.
 """
@@ -32,13 +32,12 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-# Maximum number of pixels in an image. This is enough for phone cameras, and decoding takes at most about 1.2 GB.
+# Larger images are rejected, because decoding them could take more than 1.2 GB of memory.
 MAX_PIXELS = 200_000_000
-# Images with more pixels than this are decoded one at a time, even by commands that decode images in parallel.
+# Images with more pixels are decoded by one thread at a time to limit memory use.
 LARGE_PIXELS = 1 << 24
 _LARGE_IMAGE = threading.Lock()
-# Number of samples to convert at a time, which limits the size of temporary arrays.
-_BLOCK = 1 << 24
+_SAMPLES_PER_BLOCK = 1 << 24
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 
 
@@ -58,16 +57,16 @@ class Levels:
         flat = converted.reshape(-1)
         for start, block in _blocks(samples):
             if samples.dtype == np.uint16:
-                flat[start : start + _BLOCK] = _table(self.black, self.white)[block]
+                flat[start : start + _SAMPLES_PER_BLOCK] = _table(self.black, self.white)[block]
             else:
-                flat[start : start + _BLOCK] = _scaled(block, self.black, self.white)
+                flat[start : start + _SAMPLES_PER_BLOCK] = _scaled(block, self.black, self.white)
         return converted
 
 
 def _blocks(samples: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     flat = samples.reshape(-1)
-    for start in range(0, len(flat), _BLOCK):
-        yield start, flat[start : start + _BLOCK]
+    for start in range(0, len(flat), _SAMPLES_PER_BLOCK):
+        yield start, flat[start : start + _SAMPLES_PER_BLOCK]
 
 
 @lru_cache(maxsize=8)
@@ -111,7 +110,7 @@ def read_image_file(path: Path) -> bytes:
 
 
 def memory_for(content: bytes) -> AbstractContextManager[object]:
-    """Return a context manager that limits memory use while several threads decode images.
+    """Return a context manager that limits the memory use of threads that decode images in parallel.
 
     If the image has more than :data:`LARGE_PIXELS` pixels, only one thread at a time can enter the context.
     """
@@ -125,7 +124,7 @@ def _is_too_large(content: bytes) -> bool:
 
 
 def decode_samples(content: bytes) -> npt.NDArray[Any] | None:
-    """Decode an image file with more than 8 bits per sample to unscaled BGR ``(H, W, 3)``. Return None on failure."""
+    """Decode an image with more than 8 bits per sample to BGR ``(H, W, 3)``. Return None if it cannot be decoded."""
     image = _decoded(content, deep=True)
     return None if image is None or image.dtype == np.uint8 else image
 
@@ -162,9 +161,9 @@ class SampleRange:
     @classmethod
     def of_samples(cls, samples: npt.NDArray[Any], stated: int = 0) -> SampleRange:
         """Return the histogram of integer samples between -32768 and 65535."""
-        counts = np.zeros(_VALUES, np.int64)
+        counts = np.zeros(_BINS, np.int64)
         for _, block in _blocks(samples):
-            counts += np.bincount(block.astype(np.int32) + _OFFSET, minlength=_VALUES)
+            counts += np.bincount(block.astype(np.int32) + _ZERO_BIN, minlength=_BINS)
         return cls(counts, stated)
 
     def __add__(self, other: SampleRange) -> SampleRange:
@@ -172,21 +171,24 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """Black and white levels for the bit depth in the file headers, or else for the smallest that fits all samples.
+        """Black and white levels of the images, derived from their bit depth or their samples.
 
-        If the samples occupy only a small fraction of this range, as in thermal images, the levels are the smallest
-        and the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
+        If the file headers do not contain the bit depth, the smallest bit depth that can represent all samples is used.
+        If the samples occupy only a small fraction of its range, as in thermal images, the levels are the smallest and
+        the largest sample. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
         """
         values = np.flatnonzero(self.counts)
         if not len(values):
             return Levels()
         cumulative = np.cumsum(self.counts) / self.counts.sum()
-        low, high = int(values[0]) - _OFFSET, int(values[-1]) - _OFFSET
+        low, high = int(values[0]) - _ZERO_BIN, int(values[-1]) - _ZERO_BIN
         if self.stated and low >= 0 and high <= self.stated:
             return Levels(0, self.stated)
         if self.stated:
-            return Levels()  # the encoder has already scaled the samples to 16 bits
-        usual_low, usual_high = (int(np.searchsorted(cumulative, fraction)) - _OFFSET for fraction in (0.0001, 0.9999))
+            return Levels()  # The encoder has already scaled the samples to 16 bits.
+        usual_low, usual_high = (
+            int(np.searchsorted(cumulative, fraction)) - _ZERO_BIN for fraction in (0.0001, 0.9999)
+        )
         span = usual_high - usual_low
         low, high = (usual_low if usual_low - low > span else low), (usual_high if high - usual_high > span else high)
         white = max((1 << max(high, 1).bit_length()) - 1, 255)
@@ -195,11 +197,7 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
-# Index of the histogram bin for sample value 0, and the total number of bins.
-_OFFSET, _VALUES = 32768, 32768 + 65536
-
-
-# Decoders for image formats that OpenCV does not support
+_ZERO_BIN, _BINS = 32768, 32768 + 65536
 
 
 def is_heic(content: bytes) -> bool:
@@ -212,7 +210,7 @@ def is_heic(content: bytes) -> bool:
 
 
 def _decode_heic(content: bytes) -> npt.NDArray[np.uint8] | None:
-    """Decode a HEIC file with pillow-heif, which also applies the orientation. Return None on failure."""
+    """Decode a HEIC file with pillow-heif, which also applies the orientation."""
     try:
         heif = require("pillow_heif")
     except ImportError:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Number of bytes at the start of an image file to search for its orientation and bit depth.
+# Number of bytes at the start of an image file that are searched for its orientation and bit depth.
 HEADER_BYTES = 1 << 20
 ORIENTATION = 0x112
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# JPEG markers of frame headers, which contain the image size.
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNM_MARKS = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 
 
@@ -40,7 +39,7 @@ def _image_size(content: bytes) -> tuple[int, int]:
         return _pair(">II", content, 16)
     if content[:2] == b"\xff\xd8":
         height, width = next(
-            struct.unpack_from(">HH", data, 1) for kind, data in _jpeg_segments(content) if kind in _SOF
+            struct.unpack_from(">HH", data, 1) for kind, data in _jpeg_segments(content) if kind in _JPEG_FRAME_HEADERS
         )
         return width, height
     if content[:2] == b"BM":
@@ -120,14 +119,14 @@ def _jpeg_2000_bits(content: bytes) -> int:
 
 
 def _jpeg_2000_start(content: bytes) -> int:
-    """Return the offset of the codestream in a JPEG 2000 file, or -1 for other formats."""
+    """Return the offset of a JPEG 2000 file's codestream, or -1 for other formats."""
     if content[4:8] != b"jP  " and content[:4] != b"\xff\x4f\xff\x51":
         return -1
     return content.find(b"\xff\x4f\xff\x51", 0, HEADER_BYTES)
 
 
 def orientation(content: bytes) -> int:
-    """Return an image file's orientation as an EXIF value, from 1 (upright) to 8.
+    """Return an image file's EXIF orientation, from 1 (upright) to 8.
 
     JPEG, PNG and WebP files store the orientation in EXIF data. HEIC and AVIF files store it in the image properties
     ``irot`` and ``imir``, and their EXIF data is ignored. XMP data is ignored too, as in web browsers.
@@ -168,7 +167,7 @@ def _exif_orientation(data: bytes) -> int:
 
 
 def _tiff_tags(data: bytes) -> dict[int, list[int]]:
-    """Return the integer tags (BYTE, SHORT and LONG) in a TIFF file's first directory."""
+    """Return the integer tags (types BYTE, SHORT and LONG) in the first directory of a TIFF file."""
     try:
         order = {b"II": "<", b"MM": ">"}[data[:2]]
         if struct.unpack_from(f"{order}H", data, 2)[0] != 42:
@@ -196,7 +195,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
         if kind == 0xFF:  # a fill byte
             offset += 1
             continue
-        if kind in (0xDA, 0xD9):  # the markers SOS (start of scan) and EOI (end of image) end the header
+        if kind in (0xDA, 0xD9):  # The markers SOS (start of scan) and EOI (end of image) end the header.
             return
         yield kind, content[offset + 4 : offset + 2 + length]
         offset += 2 + max(length, 2)
@@ -213,7 +212,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_exif(content: bytes) -> Iterator[bytes]:
-    """Yield a PNG file's EXIF data, from the eXIf chunk or from a text chunk written by old versions of ImageMagick."""
+    """Yield EXIF data from a PNG file's eXIf chunk, or from a text chunk written by old versions of ImageMagick."""
     profile = b""
     for kind, data in _png_chunks(content):
         if kind == b"eXIf":
@@ -259,7 +258,7 @@ def _box(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _heif_orientation(data: bytes) -> int:
-    """Return the primary image's ``irot`` and ``imir`` (ISO/IEC 23008-12) as an EXIF orientation."""
+    """Convert the rotation and mirroring of a HEIF file's primary image to an EXIF orientation (ISO/IEC 23008-12)."""
     start, end = _box(data, b"meta", 0, len(data))
     start += 4
     at, _ = _box(data, b"pitm", start, end)
@@ -279,12 +278,11 @@ def _heif_orientation(data: bytes) -> int:
         at += number * width
         if item == primary:
             indices = [entry & (0x7FFF if large else 0x7F) for entry in entries]
-            return _transformed(data, [properties[i - 1] for i in indices if 0 < i <= len(properties)])
+            return _equivalent_orientation(data, [properties[i - 1] for i in indices if 0 < i <= len(properties)])
     return 1
 
 
-def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
-    """Return the EXIF orientation equivalent to applying ``irot`` and ``imir`` properties in order."""
+def _equivalent_orientation(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
     marks = np.arange(4).reshape(2, 2)
     image = marks
     for kind, begin, _ in properties:

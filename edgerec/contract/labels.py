@@ -28,7 +28,7 @@ MAX_LINE_CHARACTERS = 2 * MAX_LABEL_CHARACTERS
 MAX_DEPTH = 8
 ADVICE = "write one label per line, in the order of the model's outputs"
 
-# Keys that hold the labels in files from Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai, COCO, etc.
+# Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai and COCO store labels under these keys.
 _CONTAINERS = (
     *("names", "labels", "classes", "categories", "class_names", "classnames", "label_names", "label_map", "labelmap"),
     *(
@@ -82,7 +82,7 @@ _C_ARRAY = re.compile(r"categories\w{0,40}\s{0,40}\[\s{0,40}\w{0,40}\s{0,40}\]\s
 
 
 def read_labels(path: Path, count: int | None = None, model: str = "the model") -> tuple[str, ...]:
-    """Read labels from a file, in the order of the model's outputs.
+    """Read labels from a file. Return them in the order of the model's outputs.
 
     Args:
         path: a text file with one label per line, or a CSV, JSON, YAML, TOML or label_map.pbtxt file.
@@ -119,7 +119,7 @@ def parse_labels(content: bytes, where: str = "the label file", count: int | Non
 
 
 def in_order(lines: Sequence[str]) -> tuple[str, ...]:
-    """Sort ``index label`` lines by index and remove the indices, provided that the indices are 0, 1, 2, …
+    """Sort lines of the form ``index label`` by index, and remove the indices if they are 0, 1, 2, …
 
     Otherwise, the lines are returned unchanged.
     """
@@ -198,7 +198,7 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
 
 def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
     body = text.strip()
-    if match := _C_ARRAY.search(body):  # the text is a model_metadata.h from an Edge Impulse library
+    if match := _C_ARRAY.search(body):  # Edge Impulse libraries store the labels in model_metadata.h.
         return _strings(_Flow(match[1].replace("{", "[").replace("}", "]")).value())
     if (body[:1] in ("{", "[") and not re.match(r"\[\d+\]\s+[^\s,]", body)) or suffix == ".json":
         return _labels_of_value(_structured(body))
@@ -222,7 +222,7 @@ def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
 
 
 def _lines(text: str) -> list[str]:
-    return re.split(r"\r\n|\r|\n", text)  # str.splitlines also splits at characters that labels may contain
+    return re.split(r"\r\n|\r|\n", text)  # str.splitlines also splits at characters that labels may contain.
 
 
 def _refuse_long(lines: Iterable[str]) -> None:
@@ -232,9 +232,6 @@ def _refuse_long(lines: Iterable[str]) -> None:
         raise _NotLabels(f"a line has {longest:,} characters, but the limit is {MAX_LINE_CHARACTERS:,}")
 
 
-# Lines of text
-
-
 def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequence[str]:
     if not lines:
         raise _NotLabels("the file contains no labels")
@@ -242,7 +239,7 @@ def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequen
         return parts
     _refuse_long(lines)
     lines = _without_comments(lines, count)
-    # the labels are a list copied from source code
+    # In a list copied from source code, each line ends with a comma.
     if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):
         lines = [line.removesuffix(",").rstrip() for line in lines]
     if all(re.match(r"[-*•]\s", line) for line in lines):
@@ -259,7 +256,7 @@ def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequen
 
 
 def _without_comments(lines: list[str], count: int | None) -> list[str]:
-    # A line such as "#" is not necessarily a comment. It may be a label in character recognition.
+    # A line that contains only "#" may be a label for character recognition instead of a comment.
     remaining = [line for line in lines if not re.match(r"(#|//)\s*\S", line)]
     if remaining and len(remaining) != len(lines) and not (len(lines) == count != len(remaining)):
         lines = remaining
@@ -268,11 +265,11 @@ def _without_comments(lines: list[str], count: int | None) -> list[str]:
 
 
 def _parts_of_line(line: str, count: int | None) -> list[str] | None:
-    """Split a line that contains all labels, as in NVIDIA DeepStream label files. Return None for other lines."""
+    """Split a line that contains all labels, as in files for NVIDIA DeepStream. Return None for other lines."""
     for separator in (";", ",", "\t", "|"):
         try:
             parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
-        except csv.Error:  # occurs, for example, if a field exceeds the csv module's size limit
+        except csv.Error:  # The csv module limits the size of a field.
             continue
         parts = parts[:-1] if parts and not parts[-1] else parts
         if len(parts) > 1 and ((count is None and separator == ";") or len(parts) == count):
@@ -281,7 +278,7 @@ def _parts_of_line(line: str, count: int | None) -> list[str] | None:
 
 
 def _numbered(lines: list[str]) -> Sequence[str] | None:
-    """Return the labels if the lines are all ``index label`` or all ``label index``, otherwise None."""
+    """Return the labels if all lines have the form ``index label`` or ``label index``, otherwise None."""
     interpretations = []
     for pattern, index, name in ((_NUMBERED, 1, 2), (_NUMBERED_AFTER, 2, 1)):
         matches = [match for line in lines if (match := pattern.fullmatch(line))]
@@ -326,7 +323,7 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     indices = [index for index in _INDICES if index in columns and index not in names[:1]]
     if (
         names and not indices and columns[0] == "" and len(columns) == 2
-    ):  # pandas leaves the index column's header empty
+    ):  # pandas leaves the header of the index column empty.
         indices, columns = ["id"], ["id", columns[1]]
     if names and indices:
         name, index = columns.index(names[0]), columns.index(indices[0])
@@ -342,11 +339,7 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     return _by_index((int(row[index]), row[name]) for row in rows)
 
 
-# Parsers for JSON, YAML and Python literals
-
-
 def _labels_of_value(value: Any, depth: int = 0) -> Sequence[str]:
-    """Return the labels from a parsed JSON, YAML or TOML value."""
     if depth > MAX_DEPTH:
         raise _NotLabels("the values are nested too deeply")
     if isinstance(value, list):
@@ -385,7 +378,7 @@ def _labels_of_list(value: list[Any]) -> Sequence[str]:
 
 
 def _name(value: Any) -> str:
-    """Return the label from a list or map entry, which may be a string or an object with a name."""
+    """Return the label of an entry, which may be a string, a number, a list or an object with a name."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -413,7 +406,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _by_index(pairs: Iterable[tuple[int, str]]) -> list[str]:
-    """Return the names sorted by index. The indices must be unique and consecutive, and start at 0 or 1."""
+    """Sort labels by index. The indices must be unique, consecutive, and start at 0 or 1."""
     names: dict[int, str] = {}
     for index, name in pairs:
         if index in names:
@@ -466,7 +459,7 @@ class _Flow:
         self._text, self._at, self._depth = text, 0, 0
 
     def value(self) -> Any:
-        """Return the list or map in the text. Raise :class:`_NotLabels` for any other content."""
+        """Parse the text, which must contain a single list or map."""
         result = self._item(*self._next())
         if self._text[self._at :].strip():
             raise _NotLabels(f"unexpected text after the list: {self._text[self._at :].strip()[:40]!r}")
@@ -517,19 +510,19 @@ class _Flow:
 
 
 def _yaml_container(lines: list[str]) -> Any:
-    """Return the value of the top-level YAML key that holds the labels, e.g. ``names``, or None if there is none."""
+    """Return the value of a top-level YAML key that contains labels, e.g. ``names``, or None if there is none."""
     for number, line in enumerate(lines):
         match = re.fullmatch(r"([A-Za-z_]\w*):(\s.*)?", line)
         if match is None or _key(match[1]) not in _CONTAINERS:
             continue
-        first = _yaml_text(match[2] or "")
+        first = _without_yaml_comment(match[2] or "")
         rest = []
         for following in (lines[i] for i in range(number + 1, len(lines))):
             if following.strip() and not re.match(r"[\s\-#\]}]", following):
                 break
             rest.append(following)
         if first[:1] in ("[", "{"):
-            return _Flow("\n".join([first, *map(_yaml_text, rest)])).value()
+            return _Flow("\n".join([first, *map(_without_yaml_comment, rest)])).value()
         if not first and any(each.strip() for each in rest):
             return _yaml_block(rest)
     return None
@@ -542,7 +535,7 @@ def _yaml_block(lines: list[str]) -> Any:
     pairs: list[tuple[str, Any]] = []
     indents = set()
     for line in lines:
-        text = _yaml_text(line)
+        text = _without_yaml_comment(line)
         if not text:
             continue
         indents.add(len(line) - len(line.lstrip()))
@@ -557,8 +550,7 @@ def _yaml_block(lines: list[str]) -> Any:
     return items or _without_repeats(pairs)
 
 
-def _yaml_text(line: str) -> str:
-    """Return a YAML line without its comment."""
+def _without_yaml_comment(line: str) -> str:
     return re.sub(r"(^|\s)#.*$", "", line).strip() if line.count('"') + line.count("'") == 0 else line.strip()
 
 
@@ -572,11 +564,8 @@ def _yaml_scalar(text: str) -> Any:
     return _unquoted(text)
 
 
-# label_map.pbtxt
-
-
 def _labels_of_pbtxt(text: str) -> Sequence[str]:
-    """Return the labels from a TensorFlow label_map.pbtxt file: display names if available, otherwise names."""
+    """Return the display names in a TensorFlow label_map.pbtxt file, or the names if a display name is missing."""
     token = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|#[^\n]*|([\w.+-]+)|([{}:;,<>\[\]])|\s+", re.DOTALL)
     items: list[dict[str, str]] = []
     key, at, depth = "", 0, 0
@@ -624,7 +613,7 @@ def _key(text: Any) -> str:
 
 
 def _mentioned(values: Iterable[Any]) -> str:
-    """Return a hint for the error message if one of the values looks like the label file's name."""
+    """Return a hint for an error message if one of the values looks like the name of a label file."""
     for value in values:
         if isinstance(value, str) and (match := _FILE_NAME.search(value.split(":")[-1].strip())):
             return f"; {match[0]!r} may be the label file"

@@ -1,4 +1,4 @@
-"""The bundle manifest: a JSON file with everything a device needs to know to run the model."""
+"""The bundle manifest, a JSON file that contains a model's labels, preprocessing, tensor formats and provenance."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
-# Delegates a manifest may name: LiteRT's GPU delegate, and Google's Edge TPU library for each operating system.
-# Manifests must not name other libraries, because loading a library executes its code.
+# Manifests can name only these delegates, because loading an arbitrary library would execute its code.
 DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -58,7 +57,7 @@ class ModelSpec:
         return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
-        """Raise :class:`BundleError` if the manifest's fields contradict each other, the labels or the files.
+        """Raise :class:`BundleError` if the fields are inconsistent with each other, the labels or the files.
 
         Args:
             where: name of the manifest for error messages.
@@ -170,12 +169,12 @@ class Manifest:
 
     @property
     def networks(self) -> tuple[ModelSpec, ...]:
-        """All models that run on each image: :attr:`models`, and the autoencoder if there is one."""
+        """All models that run on each image: the classifiers and, if present, the autoencoder."""
         return self.models if self.novelty is None else (*self.models, self.novelty)
 
     @property
     def runtime_files(self) -> frozenset[str]:
-        """Names of the files needed for inference or verification: models, labels and golden vectors."""
+        """Names of the files required for inference or verification: models, labels and golden vectors."""
         models = {name for spec in self.networks for name in (spec.model, spec.delegate_model)}
         return frozenset(
             name for name in self.files if name in models or name == "labels.txt" or name.startswith("golden/")
@@ -253,7 +252,7 @@ class Manifest:
         return manifest
 
     def check(self, where: str) -> None:
-        """Raise :class:`BundleError` if a field is invalid or contradicts another field.
+        """Raise :class:`BundleError` if a field is invalid or inconsistent with another field.
 
         Args:
             where: name of the manifest for error messages.
@@ -325,7 +324,7 @@ def _novelty(value: Any) -> NoveltySpec | None:
     return None if value is None else NoveltySpec.from_dict(dict(value))
 
 
-# Functions that convert JSON values to Manifest and ModelSpec fields. Values of other keys are not converted.
+# Functions that convert JSON values to fields of Manifest and ModelSpec, by key.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "input": TensorSpec.from_dict,
     "output": TensorSpec.from_dict,
@@ -341,7 +340,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _to_json_value(value: Any) -> Any:
-    """Convert a manifest field to a JSON-serializable value."""
     if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
         return value.to_dict()
     if isinstance(value, Normalize):

@@ -16,12 +16,11 @@ Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]
 Interpolation = Literal["linear", "nearest"]
 
-# Version of the resizing algorithm. Version 1 halves both axes together, and version 2 halves each axis separately.
+# Version 1 of the resizing algorithm halves both axes together, and version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Maximum size of a temporary array in bytes, so that it fits into the CPU cache.
-# For blocks of 128 KiB or more, glibc's malloc requests new memory pages from the kernel, which is slow.
+# For arrays of 128 KiB or more, glibc's malloc requests new memory pages from the kernel, which is slow.
 _BLOCK_BYTES = 120 << 10
-# Version assumed for manifests, recipes and packed data sets that do not record one.
+# Old manifests, recipes and packed data sets do not record the version of the resizing algorithm.
 UNRECORDED_VERSION = 1
 
 
@@ -98,7 +97,9 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
-        """Create a spec from the result of :meth:`to_dict`. If it has no version, ``UNRECORDED_VERSION`` is used.
+        """Create a specification from a dictionary returned by :meth:`to_dict`.
+
+        If the dictionary has no version, ``UNRECORDED_VERSION`` is used.
 
         Raises:
             TypeError, ValueError: a field is unknown, or a value is outside its range.
@@ -107,7 +108,7 @@ class PreprocessSpec:
 
 
 def apply(image: Image, spec: PreprocessSpec) -> Image:
-    """Convert an image to the size, aspect ratio and color format given by ``spec``.
+    """Convert an image to the size, aspect ratio and color format of the model's input.
 
     Args:
         image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size. For a BGR image, pass the
@@ -144,7 +145,7 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
 
 def contiguous(image: Image) -> Image:
     """Return an ``(H, W, 3)`` image as a C-contiguous array."""
-    if image.strides[2] < 0:  # negative strides mean an RGB view of a BGR image, which OpenCV copies faster than NumPy
+    if image.strides[2] < 0:  # OpenCV copies an RGB view of a BGR image faster than NumPy.
         cv2 = require("cv2")
         return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)
     return np.ascontiguousarray(image)
@@ -182,7 +183,7 @@ def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
 
 
 def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Image:
-    """Resize an image. If it has three channels, a fourth channel with arbitrary values may be appended."""
+    """Resize an image. A fourth channel with arbitrary values may be appended to an RGB image."""
     if image.shape[:2] == (height, width):
         return image
     cv2 = require("cv2")
@@ -199,14 +200,14 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
             else:
                 image = _halve_rows(whole) if factors[0] == 2 else _halve_columns(whole)
         if image.ndim == 3 and image.shape[2] == 3:
-            # OpenCV interpolates four-channel images faster than three-channel images
+            # OpenCV interpolates four-channel images faster than three-channel images.
             image = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
     return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
 
 
 def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, int]:
-    """Return the factors, each 1 or 2, by which :func:`_resize` divides the height and width in its next step."""
+    """Return the factors (1 or 2) by which to divide the height and width in the next resizing step."""
     halve_rows, halve_columns = image.shape[0] >= 2 * height, image.shape[1] >= 2 * width
     if version == 1:
         halve_rows = halve_columns = halve_rows and halve_columns
@@ -261,12 +262,7 @@ def _mean(
 ) -> None:
     """Compute the mean of two uint8 or int32 arrays byte by byte, rounding half to even.
 
-    Args:
-        a: the first array.
-        b: the second array.
-        means: array for the result. It can be ``a`` or ``b``.
-        differences: temporary array.
-        halves: temporary array. It can be ``a`` or ``b``.
+    ``differences`` and ``halves`` are temporary arrays. ``means`` and ``halves`` may be the arrays ``a`` or ``b``.
     """
     ones = 0x01010101 if a.dtype == np.int32 else 1
     np.bitwise_xor(a, b, out=differences)

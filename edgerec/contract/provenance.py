@@ -1,4 +1,4 @@
-"""Types of the manifest fields that record how a bundle's model was created, and its metrics."""
+"""Type definitions for the manifest fields ``metrics`` and ``provenance``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgerec.utils.json_types import MinItems
 
 
 class VariantForm(TypedDict):
-    """Accuracy and size of the model in one format, such as float Keras or int8 TFLite."""
+    """Accuracy and size of a model in one format, such as float Keras or int8 TFLite."""
 
     name: str
     top1: float
@@ -19,7 +19,7 @@ class VariantForm(TypedDict):
 
 
 class MemberMetrics(TypedDict, total=False):
-    """A model's metrics. The first item of ``forms`` describes the float model, and the last one the exported model."""
+    """Metrics of a model in several formats, from the float model (first) to the exported model (last)."""
 
     forms: Annotated[list[VariantForm], MinItems(1)]
 
@@ -40,14 +40,14 @@ class Metrics(MemberMetrics, total=False):
 
 
 class SourceFile(TypedDict):
-    """The file that a model was imported from."""
+    """Name and SHA-256 digest of the file from which a model was imported."""
 
     file: str
     sha256: str
 
 
 class AdoptedModel(SourceFile):
-    """The Keras model that a run was imported from."""
+    """Keras model from which a training run was imported."""
 
     truth: str
 
@@ -60,7 +60,7 @@ class RecipeSections(TypedDict, total=False):
 
 
 class Origin(TypedDict, total=False):
-    """Record of how a model was created."""
+    """Recipe, data and source files from which a model was created."""
 
     recipe: RecipeSections
     data_digest: str

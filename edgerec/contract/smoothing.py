@@ -9,12 +9,12 @@ import numpy as np
 
 from edgerec.contract.decision import MAX_RELATIVE_NOVELTY, UNKNOWN, Decision, DecisionSpec, Scores, calibrated
 
-# Tolerance in seconds for comparing durations. Video files round timestamps to milliseconds.
+# Durations are compared with this tolerance in seconds, because video files round timestamps to milliseconds.
 TIME_TOLERANCE_S = 0.001
 
 
 class Decider:
-    """Smooths the predictions for a video stream's frames."""
+    """Smooths the predictions for the frames of a video stream."""
 
     def __init__(self, spec: DecisionSpec, labels: Sequence[str]) -> None:
         self._spec, self._labels = spec, labels
@@ -61,7 +61,7 @@ class Decider:
         return self._current
 
     def _smoothed_index(self, scores: Scores, novel: bool) -> int:
-        """Apply thresholds, voting and hysteresis. Return the predicted class's index, or −1 for unknown."""
+        """Apply thresholds, voting and hysteresis. Return the index of the predicted class, or −1 for unknown."""
         spec, current = self._spec, self._current.index if self._current is not None else -1
         best = int(scores.argmax())
         index = best if not novel and scores[best] >= spec.threshold_of(self._labels[best]) else -1
@@ -71,7 +71,7 @@ class Decider:
                 index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), current)
         if current < 0 or index == current:
             return index
-        if index < 0:  # change the label to unknown only if the image is novel or the score is well below the threshold
+        if index < 0:  # Hysteresis prevents rapid changes between the label and unknown.
             weak = scores[current] < spec.threshold_of(self._labels[current]) - spec.hysteresis
             return -1 if novel or weak else current
         return index if scores[index] >= scores[current] + spec.hysteresis else current

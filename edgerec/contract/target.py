@@ -1,4 +1,4 @@
-"""Targets: the types of devices that run bundles, each defined by a TOML file in ``targets/``."""
+"""Load targets, i.e. descriptions of devices that run exported models, from TOML files in ``targets/``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.utils.package_data import find_shipped, shipped_names
 
 Kind = Literal["bundle", "model", "c"]
 TensorType = Literal["uint8", "int8", "float32"]
-# Platforms with wheels for each runtime, and the latest Python 3 minor version that the wheels support.
+# Supported platforms and the latest supported Python 3 minor version of each runtime's wheels.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
@@ -117,8 +117,8 @@ class Target:
 
     @property
     def manifest_delegate(self) -> str:
-        """Delegate to record in a bundle's manifest, or an empty string if manifests must not name this delegate."""
-        # imported here, because it imports NumPy, which edgerec doctor must not require
+        """Delegate to record in a bundle's manifest, or an empty string if manifests must not name the delegate."""
+        # This import requires NumPy, which may be missing when edgerec doctor runs.
         from edgerec.contract.manifest import DELEGATES
 
         return self.delegate if self.delegate in DELEGATES else ""
@@ -137,13 +137,9 @@ def target_names() -> list[str]:
 
 
 def _read(name: str, descendants: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """Return a target file's path and values.
+    """Return a target file's path and values. Missing values are taken from the target named by the key ``like``.
 
-    Missing values are taken from the target named by the key ``like``.
-
-    Args:
-        name: name of the target, or path of a .toml file.
-        descendants: targets whose key ``like`` has led to this file, to detect cycles.
+    ``descendants`` are the targets whose key ``like`` has led to this file. They are used to detect cycles.
     """
     path = find_shipped("targets", name)
     if path is None:
@@ -154,7 +150,7 @@ def _read(name: str, descendants: tuple[str, ...]) -> tuple[Path, dict[str, Any]
     like = values.pop("like", None)
     if like is None:
         return path, values
-    # ``like`` accepts only built-in targets, so that a target file cannot refer to other files.
+    # The key ``like`` accepts only built-in targets, so that a target file cannot refer to other files.
     if like not in target_names() or like in descendants:
         raise TargetError(f"{path}: like: {unknown('target', str(like), target_names())}")
     return path, _read(like, (*descendants, path.stem))[1] | values
@@ -178,7 +174,7 @@ def _contradiction(target: Target) -> str | None:
 
 
 def _missing_wheel(target: Target) -> str | None:
-    """Return an error message if one of the target's architectures or Python versions has no runtime wheel.
+    """Return an error message if no runtime provides a wheel for one of the architectures or Python versions.
 
     Targets with a runtime that is not in ``WHEELS`` are not checked.
     """

@@ -1,4 +1,4 @@
-"""Model inputs and outputs: normalization, quantization, and conversion of outputs to scores."""
+"""Normalize and quantize a model's input, and convert its output to scores."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TensorSpec:
-        """Create a spec from the result of :meth:`to_dict`.
+        """Create a specification from a dictionary returned by :meth:`to_dict`.
 
         Raises:
             TypeError, ValueError: a field is unknown, or a value is outside its range.
@@ -93,7 +93,7 @@ class Normalize:
 
     @classmethod
     def named(cls, name: str) -> Normalize:
-        """Return a named normalization: ``unit``, ``signed`` or ``pixels``. Raise :class:`KeyError` for other names."""
+        """Return the normalization ``unit``, ``signed`` or ``pixels``. Raise :class:`KeyError` for other names."""
         return NORMALIZATIONS[name]
 
 
@@ -159,7 +159,7 @@ def input_convolution(
     return normalize.convolution()
 
 
-# The three modes of keras.applications.imagenet_utils.preprocess_input. Most torchvision models use "torch".
+# Normalizations of the three modes of Keras' imagenet_utils.preprocess_input. Most torchvision models use "torch".
 PREPROCESS_INPUT: dict[str, AnyNormalize] = {
     "tf": Normalize(127.5, 127.5),
     "torch": ChannelNormalize((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -172,11 +172,11 @@ NORMALIZE_CHOICES = (
 
 
 def parse_normalize(text: str) -> AnyNormalize:
-    """Parse a normalization that is given by its name or its values.
+    """Parse a normalization that is specified by its name or its values.
 
-    Valid are the names in ``NORMALIZATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3`` with
-    one mean and one standard deviation per channel, or a single one for all channels. The values are in pixel units,
-    in the channel order of the model. The prefix ``bgr:`` states that this order is blue, green, red.
+    Valid values are the names in ``NORMALIZATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3``
+    with one mean and one standard deviation per channel, or a single one for all channels. The values are in pixel
+    units, in the channel order of the model. The prefix ``bgr:`` states that this order is blue, green, red.
 
     Raises:
         EdgerecError: the text has another form, or a value is out of range.
@@ -225,7 +225,7 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalize:
 
 
 def identity_normalize(spec: TensorSpec) -> Normalize:
-    """Return the normalization that inverts a uint8 or int8 input's quantization.
+    """Return the normalization that is the inverse of a uint8 or int8 input's quantization.
 
     For every pixel value p, ``quantize(normalize(p), spec)`` is p for uint8 and p − 128 for int8.
     """
@@ -253,9 +253,9 @@ def dequantize(stored: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.flo
 
 
 def pixel_table(normalize: Normalize, spec: TensorSpec) -> npt.NDArray[Any] | None:
-    """Return a lookup table of shape ``(256,)`` from pixels to input values, or None if each pixel maps to itself.
+    """Return a lookup table of shape ``(256,)`` that converts pixel values to input values.
 
-    The result is None for quantized inputs of models that edgerec has converted.
+    Return None if each pixel value maps to itself, as in quantized models that edgerec has converted.
     """
     pixels = np.arange(256)
     table = quantize(normalize.apply(pixels), spec)
@@ -268,7 +268,7 @@ Reals = npt.NDArray[np.float32]
 
 
 def _softmax(real: Reals) -> Reals:
-    powers = np.exp(real.astype(np.float64) - real.max())  # subtracting the maximum prevents an overflow in exp
+    powers = np.exp(real.astype(np.float64) - real.max())  # Subtracting the maximum prevents overflow in exp.
     return (powers / powers.sum()).astype(np.float32)
 
 
@@ -281,8 +281,8 @@ def _binary(real: Reals) -> Reals:
     return np.concatenate([1 - real, real])
 
 
-# Functions that convert a model's dequantized float32 outputs of shape (outputs,) to scores in [0, 1].
-# "binary" and "binary_sigmoid" convert a binary classifier's single output, the second class's score or logit.
+# Functions that convert a model's dequantized outputs, a float32 array of shape (outputs,), to scores in [0, 1].
+# A binary classifier's only output is the score ("binary") or the logit ("binary_sigmoid") of the second class.
 ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
     "none": lambda real: real,
     "softmax": _softmax,

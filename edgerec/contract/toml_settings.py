@@ -1,4 +1,4 @@
-"""Read recipes, targets and calibration recipes from TOML files into frozen dataclasses, and validate their values.
+"""Read settings from TOML files into frozen dataclasses, and validate the values.
 
 pydantic is not used, because importing it would add about 0.1 s to the startup of every command that reads a target.
 """
@@ -100,11 +100,11 @@ def from_settings(
 
 
 def check_settings(settings: Any, error: type[EdgerecError], prefix: str = "") -> None:
-    """Raise ``error`` if a field, including those of nested dataclasses, has the wrong type or an invalid value.
+    """Raise ``error`` if a field of a dataclass or a nested dataclass has the wrong type or an invalid value.
 
     Args:
-        settings: the dataclass instance.
-        error: exception to raise.
+        settings: instance of a dataclass.
+        error: type of the exception.
         prefix: text before the field's name in the error message.
     """
     hints = get_type_hints(type(settings))
@@ -125,7 +125,7 @@ def _check_value(value: Any, item: Field[Any], kind: Any, error: type[EdgerecErr
 
 
 def describe_type(kind: Any) -> str:
-    """Describe a field's type for an error message, e.g. as ``a list of strings``."""
+    """Describe a type for an error message, e.g. as ``a list of strings``."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:
