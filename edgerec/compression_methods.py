@@ -11,9 +11,7 @@ from typing import Literal
 Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
 FineTuningStage = Literal["channels", "prune", "cluster", "qat"]
 
-# Name of the method that selects one of the other methods, based on their accuracy.
 AUTO = "auto"
-# Name of the variant converted without compression.
 FLOAT32 = "float32"
 
 
@@ -36,7 +34,7 @@ class Method:
 
     @property
     def calibrates(self) -> bool:
-        """Whether calibration images determine the activation ranges."""
+        """Whether the method needs calibration images to determine the activation ranges."""
         return self.precision in ("int8", "int16x8", "mixed") and "qat" not in self.stages
 
     @property
@@ -77,7 +75,7 @@ def _with_stage(*stages: FineTuningStage) -> list[str]:
 
 
 _FINE_TUNED = [AUTO, *(name for name, method in METHODS.items() if method.stages)]
-# Maps keys of the recipe's compress section to the methods that use them. Keys used by all methods are omitted.
+# Methods that use a key of the recipe's compress section. Keys that all methods use are omitted.
 METHODS_BY_KEY = {
     "channels": _with_stage("channels"),
     "sparsity": _with_stage("prune"),

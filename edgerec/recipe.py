@@ -48,8 +48,7 @@ __all__ = [
     "parse_assignment",
 ]
 
-# Recipe keys that training can choose automatically, and the values that request an automatic choice.
-# Training saves the values that it has chosen for these keys in the run's recipe.toml.
+# Maps each recipe key that training can choose automatically to the value that requests an automatic choice.
 UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
@@ -108,7 +107,7 @@ class Recipe:
 
     @property
     def unversioned(self) -> Recipe:
-        """Copy of the recipe with the preprocessing version and white level of runs that do not record these values."""
+        """Copy of the recipe with the preprocessing version and white level of old runs, which do not record them."""
         data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
         return replace(self, data=data)
 
@@ -133,7 +132,7 @@ class Recipe:
 
     @property
     def flattened(self) -> dict[str, Any]:
-        """All of the recipe's values, with dotted keys such as ``train.epochs``."""
+        """All values of the recipe, with dotted keys such as ``train.epochs``."""
         flat: dict[str, Any] = {}
         for section, value in self.to_dict().items():
             flat |= (
@@ -203,11 +202,10 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
     return lines
 
 
-# Recipe keys whose values may be a path or several comma-separated paths.
-_PATHS = ("data.source", "model.arch", "model.weights", "distill.teachers", "compress.calibration")
+_PATH_KEYS = ("data.source", "model.arch", "model.weights", "distill.teachers", "compress.calibration")
 
 
-def _expanded(value: str) -> str:
+def _expand_home(value: str) -> str:
     """Expand ``~`` in a path or in several paths separated by commas."""
     return ",".join(str(user_path(part)) if part.startswith("~") else part for part in value.split(","))
 
@@ -215,11 +213,7 @@ def _expanded(value: str) -> str:
 def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> Any:
     """Return a copy of a recipe or section, updated with ``values``.
 
-    Args:
-        section: the recipe or section.
-        values: new values by key; for a section, a dictionary of such values.
-        where: origin of the values, for error messages.
-        path: dotted prefix of the keys, such as ``train.``, or empty for a recipe.
+    ``path`` is the dotted prefix of the keys, such as ``train.``, or empty for a recipe.
     """
     known = {item.name: getattr(section, item.name) for item in fields(section)}
     changes: dict[str, Any] = {}
@@ -233,10 +227,10 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
             value = _merge(known[name], value, where, f"{full}.")
         elif isinstance(value, int) and not isinstance(value, bool) and isinstance(known[name], float):
             value = float(max(-(10**300), min(value, 10**300)))
-        elif isinstance(value, str) and full in _PATHS:
-            value = _expanded(value)
+        elif isinstance(value, str) and full in _PATH_KEYS:
+            value = _expand_home(value)
         elif isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) and value:
-            value = one_or_tuple([_expanded(one) for one in value] if full in _PATHS else value)
+            value = one_or_tuple([_expand_home(one) for one in value] if full in _PATH_KEYS else value)
         changes[name] = value
     try:
         merged = replace(section, **changes)
@@ -248,7 +242,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
 
 
 def _unknown_key_message(key: str, choices: Iterable[str]) -> str:
-    """Return an error message for an unknown key that suggests the same name in another section, or a similar key."""
+    """Return an error message for an unknown key that suggests a key with the same name or a similar name."""
     name = key.rpartition(".")[2]
     sections = ((item.name, value) for item in fields(Recipe) if is_dataclass(value := getattr(Recipe(), item.name)))
     same_name = [f"{section}.{name}" for section, value in sections if name in {item.name for item in fields(value)}]

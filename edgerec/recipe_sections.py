@@ -14,10 +14,10 @@ from edgerec.contract.tensors import NORMALIZATIONS
 from edgerec.contract.toml_settings import any_value, choice, number, setting
 from edgerec.errors import RecipeError
 
-# A data set's name, .npz file or folder, or a list of several data sets to merge.
+# A data source is the name, .npz file or folder of a data set, or a list of data sets to merge.
 DataSource = str | Sequence[str]
 
-# Value of model.arch or model.weights that requests an automatic choice, based on the images and the target.
+# Recipe value that requests an automatic choice, based on the images and the target.
 AUTO = "auto"
 
 
@@ -97,17 +97,17 @@ class DataSection:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The data sets' names or paths, as a tuple even if there is only one."""
+        """Names or paths of the data sets, as a tuple even if there is only one."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def title(self) -> str:
-        """The data sets' names or paths, joined with ``+`` for messages."""
+        """Names or paths of the data sets, joined with ``+`` for messages."""
         return " + ".join(self.sources)
 
     @property
     def without_folders(self) -> DataSection:
-        """Copy of the section with each path reduced to its last component, for files shared with others."""
+        """Copy of the section with only the last component of each path, because folder names may be private."""
         return replace(self, source=one_or_tuple(Path(source).name for source in self.sources))
 
 
@@ -162,7 +162,7 @@ class AugmentSection:
 
 
 def one_or_tuple(sources: Iterable[str]) -> str | tuple[str, ...]:
-    """Return data sets in the form of :attr:`DataSection.source`: a string for one data set, otherwise a tuple."""
+    """Return a string for one data set, or a tuple for several data sets."""
     names = (sources,) if isinstance(sources, str) else tuple(sources)
     return names[0] if len(names) == 1 else names
 

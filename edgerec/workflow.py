@@ -1,4 +1,4 @@
-"""Build a bundle from images in one call: train, compress, export, verify and report."""
+"""Build a bundle from images in one call, from training to verification."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def build(
         GateError: the accuracy loss of the variant exceeds ``compress.max_drop``.
         EdgerecError: a step failed.
     """
-    loaded_target = Target.load(target)  # an unknown target raises an error before training starts
+    loaded_target = Target.load(target)  # An unknown target raises an error before training starts.
     if reconstructs(recipe.model.arch):
         raise RecipeError(
             f"model.arch is {recipe.model.arch!r}, which is not a classifier: train it with edgerec train, then "
@@ -96,7 +96,7 @@ def build(
     reused = []
     recipe = recipe if method is None else recipe.override({"compress.method": method})
     run = Run.at(out)
-    # Ignore compression settings when comparing recipes, because they do not affect training.
+    # Compression settings are ignored when recipes are compared, because they do not affect training.
     if overwrite or not run.begun or not was_begun(replace(recipe, compress=run.recipe.compress), out):
         for_target = recipe if recipe.model.target else recipe.override({"model.target": target})
         run = fit(for_target, out, overwrite=overwrite, listener=listener)
@@ -129,7 +129,7 @@ def build(
             overwrite=overwrite,
             listener=listener,
         )
-    # verify without a delegate, because delegates are installed only on the device
+    # The bundle is verified without a delegate, because delegates are installed only on the device.
     verified = verify(bundle_path, delegate="")
     page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
@@ -147,10 +147,10 @@ def build(
 
 
 def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the existing report for the recipe's method, or None if there is none or the method is ``auto``.
+    """Return the report of an existing variant, or None if there is none or the method is ``auto``.
 
     Raises:
-        OutputExistsError: the variant was made with different settings.
+        OutputExistsError: the variant was created with different settings.
     """
     if recipe.compress.method == "auto":
         return None

@@ -9,11 +9,12 @@ _M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
 def use_one_malloc_arena() -> None:
-    """Limit glibc's malloc to one arena for all threads of this process. Call this function before starting threads.
+    """Limit glibc's malloc to one memory arena for all threads of this process.
 
-    By default, glibc creates up to eight arenas per CPU core, and each arena keeps freed memory. A camera that
-    reconnects for days starts many threads, so its memory would grow until all arenas exist. The environment variable
-    ``MALLOC_ARENA_MAX`` takes precedence. With other C libraries, this function has no effect.
+    Call this function before starting threads. By default, glibc creates up to eight arenas per CPU core, and each
+    arena keeps freed memory. A camera that reconnects for days starts many threads, so its memory would grow until all
+    arenas exist. The environment variable ``MALLOC_ARENA_MAX`` takes precedence. With other C libraries, this function
+    has no effect.
     """
     if "MALLOC_ARENA_MAX" in os.environ:
         return
@@ -31,6 +32,6 @@ def return_freed_memory() -> None:
 def _call_glibc(function: str, *arguments: int) -> None:
     try:
         call = getattr(ctypes.CDLL(None), function)
-    except (AttributeError, OSError, TypeError):  # These errors mean that the C library is not glibc.
+    except (AttributeError, OSError, TypeError):  # The C library is not glibc.
         return
     call(*arguments)

@@ -1,4 +1,4 @@
-"""Write files and folders atomically (to a temporary path that is then renamed), without overwriting inputs."""
+"""Write files and folders atomically, and refuse output paths that would overwrite inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from edgerec.errors import NoHomeError, OutputExistsError, OutputIsInputError, OutputNameError
 from edgerec.utils.lock import try_lock, unlock
 
-# Suffixes of common file formats. Output folders must not have them, because they would be mistaken for files.
+# The name of an output folder must not end in the suffix of a common file format.
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FILE_SUFFIXES = (
     *_IMAGE_SUFFIXES,
@@ -34,7 +34,7 @@ def sha256(content: bytes) -> str:
 
 
 def read_at_most(path: Path, limit_bytes: int) -> bytes:
-    """Read a file. Raise :class:`OSError` if it is larger than the limit, or endless like ``/dev/zero``."""
+    """Read a file. Raise :class:`OSError` if it is larger than ``limit_bytes``, or endless like ``/dev/zero``."""
     with path.open("rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
@@ -47,12 +47,11 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-# Disk errors that some libraries raise as their own exception types, with the system's error message.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the disk error (e.g. a full disk) that caused a library's exception, or None if there is none."""
+    """Return the disk error that caused a library's exception, e.g. a full disk, or None if there is no such error."""
     text = str(error)
     if "database or disk is full" in text:  # SQLite
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -75,7 +74,7 @@ def checked_output(
     suffixes: Sequence[str] = (),
     folder: bool = False,
 ) -> Path:
-    """Check that an output path has a valid suffix and does not overwrite an input. Return it with ``~`` expanded.
+    """Check that an output path has a valid suffix and does not overwrite an input, and expand ``~``.
 
     Args:
         path: output path as entered by the user.
@@ -102,7 +101,7 @@ def checked_output(
     for input_path in (*(each for item in inputs for each in _as_sequence(item)), *data_sets):
         if not str(input_path) or not os.path.exists(source := user_path(input_path)):
             continue
-        if _same(out, source) or (out.is_dir() and _inside(source, out)):
+        if _is_same_file(out, source) or (out.is_dir() and _inside(source, out)):
             raise OutputIsInputError(f"{path} would overwrite the input {input_path}: choose another output")
         if folder and input_path in data_sets and source.is_dir() and _inside(out, source):
             raise OutputIsInputError(
@@ -120,8 +119,7 @@ def _as_sequence(paths: str | Path | Sequence[str | Path] | None) -> Sequence[st
     return (paths,) if isinstance(paths, str | Path) else paths or ()
 
 
-def _same(path: Path, other: Path) -> bool:
-    """Return whether two paths refer to the same file or folder, following symbolic and hard links."""
+def _is_same_file(path: Path, other: Path) -> bool:
     same = os.path.realpath(path) == os.path.realpath(other)
     return same or (os.path.exists(path) and os.path.samefile(path, other))
 
@@ -131,8 +129,8 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write bytes or a string (as UTF-8) to a file atomically, so that readers never see a partial file."""
-    # Non-UTF-8 bytes in file names are written as escapes such as \udce9, which JSON parsers restore.
+    """Write bytes or a string (as UTF-8) to a file atomically."""
+    # JSON parsers can restore the escapes, e.g. \udce9, of file names that are not valid UTF-8.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as partial:
         partial.write_bytes(data)
@@ -171,14 +169,14 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
         try:
             lock = try_lock(folder / _LOCK)
-        except FileNotFoundError:  # Another process may have deleted the new folder as abandoned.
+        except FileNotFoundError:  # Another process has deleted the new folder.
             continue
         if lock is not None:
             return folder, lock
 
 
 def delete_abandoned(parent: Path) -> None:
-    """Delete the temporary files that killed processes left in the folder ``parent``."""
+    """Delete temporary files that killed processes left in a folder."""
     with suppress(OSError):
         for folder in parent.glob(".*.partial/"):
             with suppress(OSError):
@@ -189,7 +187,7 @@ def delete_abandoned(parent: Path) -> None:
                     os.close(lock)
 
 
-# List each folder only once, because it may be large.
+# Listing a large folder is slow, so abandoned files are deleted only once per folder.
 _delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)
 
 
@@ -197,7 +195,7 @@ def refuse_existing(path: Path, overwrite: bool, *, replaceable: bool = True) ->
     """Raise :class:`OutputExistsError` if ``path`` exists and must not be replaced. An empty folder may be replaced.
 
     Args:
-        path: path of the output.
+        path: output path.
         overwrite: whether existing output of edgerec may be replaced.
         replaceable: whether the existing content is output of edgerec. Other content is never replaced.
     """
@@ -229,7 +227,7 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
-    refuse_existing(path, overwrite)  # Another process may have created the path since the first check.
+    refuse_existing(path, overwrite)  # Another process may have created the path in the meantime.
     if not path.exists():
         partial.rename(path)
         return

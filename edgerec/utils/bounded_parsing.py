@@ -1,4 +1,4 @@
-"""Parse untrusted JSON, TOML and zip files with limits, so that a small file cannot exhaust memory."""
+"""Parse untrusted JSON, TOML and zip files with size limits, so that a small file cannot exhaust the memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_TEXT_BYTES = 16 << 20
 MAX_DEPTH = 64
 # tomllib's running time is quadratic in the number of parts of a dotted key.
 MAX_TOML_BYTES, MAX_DOTS_PER_LINE = 1 << 20, 1000
-# Maximum number of objects and arrays in a document. Two bytes of JSON can take 56 bytes of memory.
+# The number of objects and arrays is limited, because two bytes of JSON can take 56 bytes of memory.
 MAX_CONTAINERS = 1_000_000
-# Unpacked size in bytes up to which an archive's compression ratio is not checked.
+# An archive's compression ratio is checked only if its unpacked size exceeds this many bytes.
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000
@@ -80,7 +80,7 @@ def _parsed(text: Any, max_bytes: int, marks: tuple[Any, Any], parse: Callable[[
 
 
 class UnpackedSizeError(zipfile.BadZipFile):
-    """Raised when a zip archive contains too many files, or is a zip bomb (an extremely high compression ratio)."""
+    """Raised when a zip archive contains too many files or may be a zip bomb."""
 
 
 def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:
@@ -91,7 +91,7 @@ def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:
             the archive has more than :data:`MAX_ZIP_ENTRIES` files.
         zipfile.BadZipFile: the content is not a zip archive.
     """
-    # Count the entries before parsing them, because parsed entries take much more memory than the file.
+    # Entries are counted before they are parsed, because parsed entries take much more memory than the file.
     if content.count(b"PK\1\2") > MAX_ZIP_ENTRIES:
         raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files")
     archive = zipfile.ZipFile(io.BytesIO(content))
@@ -108,7 +108,7 @@ def check_zip_file(path: Path, max_bytes: int, max_ratio: int = MAX_COMPRESSION_
 def _check_unpacked_size(archive: zipfile.ZipFile, packed_bytes: int, max_bytes: int, max_ratio: int) -> None:
     if len(archive.infolist()) > MAX_ZIP_ENTRIES:
         raise UnpackedSizeError(f"the archive has more than {MAX_ZIP_ENTRIES:,} files")
-    # The declared sizes can be trusted, because zipfile never unpacks more bytes than declared.
+    # zipfile never unpacks more bytes than an archive declares.
     total = sum(info.file_size for info in archive.infolist())
     if total > min(max_bytes, max(MAX_SMALL_BYTES, max_ratio * packed_bytes)):
         raise UnpackedSizeError(f"the archive unpacks from {packed_bytes:,} to {total:,} bytes and may be a zip bomb")

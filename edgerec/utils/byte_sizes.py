@@ -1,4 +1,4 @@
-"""Parse sizes such as ``500MB``, and compute the disk space that a file occupies."""
+"""Parse file sizes such as ``500MB``, and compute the disk space that a file occupies."""
 
 from __future__ import annotations
 

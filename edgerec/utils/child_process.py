@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Maximum size in bytes of a file that a child process may write.
-MAX_FILE_BYTES = 64 << 20
-# Default time limit for child processes in seconds. Importing a large library from an SD card is slow.
+MAX_OUTPUT_FILE_BYTES = 64 << 20
+# The default timeout in seconds is long, because importing a large library from an SD card is slow.
 TIMEOUT_S = 60.0
-# Prefix of ``Outcome.reason`` for a program that timed out.
 TIMED_OUT = "it timed out"
-# Patterns of lines in which pip, apt, mkdir, tar, unshare or the dynamic linker report an error.
+# Matches error messages of pip, apt, mkdir, tar, unshare and the dynamic linker.
 _ERROR_LINE = re.compile(r"(?:e:|error|mkdir:|tar:|unshare:|.*cannot open shared object file)", re.IGNORECASE)
 _PATH = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))\n"
 
@@ -45,14 +43,14 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Reason for the program's failure, or an empty string if it succeeded."""
+        """Reason why the program failed, or an empty string if it succeeded."""
         if self.failure:
             return f"it {self.failure}"
         return self.error_line if self.code else ""
 
     @property
     def error_line(self) -> str:
-        """The last output line that looks like an error message, or the last line if there is no such line."""
+        """Last line of output that looks like an error message, or the last line if there is no error message."""
         lines = [line.strip() for line in (self.stderr.strip() or self.stdout.strip()).splitlines() if line.strip()]
         errors = [line for line in lines if _ERROR_LINE.match(line)]
         return (errors or lines or [f"exit code {self.code}"])[-1]
@@ -133,9 +131,7 @@ def run_program(
 
 
 def limit_resources(memory_bytes: int) -> None:
-    """Limit this process's memory and output file size, and prevent core dumps.
-
-    This function is called in the child process.
+    """Limit the memory and output file size of this process, and prevent core dumps. Call this in the child process.
 
     Args:
         memory_bytes: additional address space that the process may use.
@@ -144,9 +140,9 @@ def limit_resources(memory_bytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    with contextlib.suppress(OSError):  # If memory runs out, the kernel kills this process first.
+    with contextlib.suppress(OSError):  # If memory runs out, the kernel kills the child process first.
         Path("/proc/self/oom_score_adj").write_text("1000")
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_FILE_BYTES}
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_OUTPUT_FILE_BYTES}
     with contextlib.suppress(OSError, ValueError):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limits[resource.RLIMIT_AS] = used + memory_bytes

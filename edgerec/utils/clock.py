@@ -1,16 +1,16 @@
-"""Convert monotonic times to Unix times."""
+"""Convert monotonic timestamps to Unix timestamps."""
 
 from __future__ import annotations
 
 import time
 
-# System clock adjustments of up to this many seconds, e.g. by NTP, are ignored.
+# Small adjustments of the system clock, e.g. by NTP, are ignored.
 TOLERANCE_S = 0.1
 _offset_s = 0.0
 
 
 def unix_s(monotonic_s: float) -> float:
-    """Convert a ``time.monotonic()`` value to Unix time in seconds, rounded to microseconds.
+    """Convert a ``time.monotonic()`` timestamp to a Unix timestamp in seconds, rounded to microseconds.
 
     Equal arguments give equal results, so that a decision has the same start time in every output. The results only
     change if the system clock deviates from the monotonic clock by more than ``TOLERANCE_S``.

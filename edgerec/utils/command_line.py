@@ -1,4 +1,4 @@
-"""Format commands in messages so that users can paste them into a shell."""
+"""Format commands so that users can paste them into a shell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 
 def command(*words: object) -> str:
-    """Return an edgerec command line with these arguments, quoted for a POSIX shell.
+    """Return an edgerec command with the given arguments, quoted for a POSIX shell.
 
     For example, ``command("export", "my run", "--target", "rpi")`` returns ``edgerec export 'my run' --target rpi``.
     Placeholders such as ``FOLDER`` are not changed. A path that begins with a dash is prefixed with ``./``, so that

@@ -21,26 +21,25 @@ log = logging.getLogger(__name__)
 BLUE, ORANGE, GRAY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
 DPI = 120
-# Candidate tick positions within a decade of a logarithmic axis, from sparse to dense.
-_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
+_TICKS_PER_DECADE = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
 MIN_TICKS = 4
 
 
 def new_figure(width: float, height: float) -> Any:
     """Create an empty Matplotlib figure. ``width`` and ``height`` are in inches."""
-    # Use Figure instead of pyplot, because it needs neither global state nor a display.
+    # Unlike pyplot, the Figure class needs neither global state nor a display.
     return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
-    """Save a figure atomically as PNG. If the installed fonts lack characters, log which fonts to install."""
+    """Save a figure as PNG. If the installed fonts lack characters, log a warning that names fonts to install."""
     use_fallback_fonts(figure)
     with replacing(path) as partial, glyph_warnings_logged(str(path)):
         figure.savefig(partial, format="png", dpi=dpi)
 
 
 def use_fallback_fonts(figure: Any) -> None:
-    """Set fallback fonts for a figure's text that contains characters missing from Matplotlib's default font."""
+    """Set fallback fonts for text with characters that Matplotlib's default font lacks."""
     manager = require("matplotlib.font_manager")
     for text in figure.findobj(require("matplotlib.text").Text):
         if text.get_text().isascii():
@@ -61,7 +60,7 @@ def glyph_warnings_logged(name: str) -> Iterator[None]:
     """Replace Matplotlib's warnings about missing glyphs with a single log message.
 
     Args:
-        name: the figure's name in the log line. If empty, nothing is logged.
+        name: name of the figure for the log message. If empty, nothing is logged.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -79,7 +78,7 @@ def glyph_warnings_logged(name: str) -> Iterator[None]:
 
 
 def plain(text: str, longest: int = 1000) -> str:
-    """Escape a string so that Matplotlib shows it literally. Shorten a long string in the middle."""
+    """Escape a string so that Matplotlib shows it unchanged. A long string is shortened in the middle."""
     short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
     short = short.encode("utf-8", "backslashreplace").decode()  # File names may contain bytes that are not valid UTF-8.
     return short.replace("$", r"\$")  # Matplotlib would render text between dollar signs as a formula.
@@ -91,15 +90,15 @@ def label_log_axis(axis: Any) -> None:
     Call this after everything is drawn and the margins are set.
     """
     ticker = require("matplotlib.ticker")
-    _limits(axis)
+    _update_limits(axis)
     low, high = sorted(axis.get_view_interval())
     ticks: list[float] = []
-    for steps in _STEPS:
+    for steps in _TICKS_PER_DECADE:
         locator = ticker.LogLocator(subs=steps, numticks=100)
         ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
         if len(ticks) >= MIN_TICKS:
             break
-    else:  # Use linear ticks if the axis covers less than half a decade.
+    else:  # The axis covers less than half a decade and needs linear ticks.
         candidates = ticker.MaxNLocator(2 * MIN_TICKS - 1).tick_values(low, high)
         ticks = [value for value in candidates if low <= value <= high]
     while len(ticks) > 2 * MIN_TICKS:
@@ -108,8 +107,8 @@ def label_log_axis(axis: Any) -> None:
     axis.set_ticks([], minor=True)
 
 
-def _limits(axis: Any) -> None:
-    """Compute the axis limits now, instead of when Matplotlib draws the figure."""
+def _update_limits(axis: Any) -> None:
+    """Compute the limits of an axis before Matplotlib draws the figure."""
     axis.axes.get_xlim()
     axis.axes.get_ylim()
 
@@ -172,7 +171,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Seque
 
 
 def _label_positions() -> Iterator[tuple[float, float, str]]:
-    """Yield label positions (x and y offset in points, horizontal alignment), best first."""
+    """Yield candidate positions of a label: x and y offset in points, and horizontal alignment."""
     for dx, side in ((6, "left"), (-6, "right")):
         yield dx, 0, side
     for dy in (11, -11, 22, -22, 33, -33, 44, -44):

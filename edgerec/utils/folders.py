@@ -1,4 +1,4 @@
-"""List folders' contents without hidden files and files that operating systems or programs create."""
+"""List the contents of folders, skipping hidden files and system files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from edgerec.errors import DataError
 
-# Lowercase names of files and folders that operating systems, network drives and programs create next to images.
-# Names that begin with a dot, such as .ipynb_checkpoints and ._a.jpg, are always hidden and need not be listed here.
+# Operating systems, network drives and programs create these files and folders next to images.
+# The names are in lowercase. Names that begin with a dot, such as ._a.jpg, are always hidden.
 SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "__pycache__", "icon\r", "network trash folder", "temporary items"),
@@ -22,7 +22,7 @@ SYSTEM_NAMES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder name is hidden or used by operating systems or programs (e.g. Thumbs.db)."""
+    """Return whether a name belongs to a hidden file or to a system file such as Thumbs.db."""
     return name.startswith((".", "~$")) or name.casefold() in SYSTEM_NAMES
 
 

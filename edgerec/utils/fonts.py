@@ -1,7 +1,6 @@
 """Find installed fonts for text in any script.
 
-This module is needed because neither Matplotlib nor Pillow searches other fonts for characters that are missing in a
-font.
+Neither Matplotlib nor Pillow searches other fonts for characters that are missing in a font.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from pathlib import Path
 
 from edgerec.utils.child_process import run_program
 
-# Time limit in seconds for listing the installed fonts.
 TIMEOUT_S = 10.0
 MAX_FONTS = 20_000
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _FORMAT = "\t".join(f"%{{{name}}}" for name in ("file", "index", "scalable", "weight", "slant", "family[0]", "charset"))
-_REGULAR = 80  # fontconfig's weight for regular fonts
-# Characters that modify the previous character: zero-width joiner, variation selectors, skin tones and emoji tags.
+_REGULAR = 80  # fontconfig weight
+# Zero-width joiners, variation selectors, skin tones and emoji tags modify the previous character.
 _JOINER = "\u200d"
 _JOINED = ((0xFE00, 0xFE0F), (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F))
 
@@ -68,7 +66,7 @@ def installed_fonts() -> tuple[Font, ...]:
             try:
                 fonts.append((_rank(fields), _font(fields)))
             except ValueError:
-                continue  # Skip variable fonts, because fc-list also lists their instances.
+                continue  # fc-list lists the instances of a variable font separately.
     return tuple(font for _, font in sorted(fonts, key=lambda entry: entry[0]))
 
 
@@ -85,7 +83,7 @@ def _font(fields: Sequence[str]) -> Font:
 
 
 def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
-    """Split a string into runs that use a single font each. Return None if a character is missing from all fonts."""
+    """Split a string into parts that each need only one font. Return None if all fonts lack a character."""
     whole = next((font for font in fonts if font.has(text)), None)
     if whole is not None:
         return [(text, whole)]
@@ -102,7 +100,7 @@ def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | 
 
 
 def _clusters(text: str) -> Iterator[str]:
-    """Yield a string's grapheme clusters: characters together with their combining marks and joined characters."""
+    """Yield the grapheme clusters of a string, i.e. characters with their combining marks."""
     cluster = ""
     for char in text:
         joined = unicodedata.category(char) in ("Mn", "Mc", "Me") or _invisible(char) or cluster.endswith(_JOINER)
@@ -127,7 +125,7 @@ def needs_shaping(text: str) -> bool:
 
 
 def ascii_text(text: str) -> str:
-    """Convert a string to ASCII by removing accents. If this is not enough, escape all non-ASCII characters."""
+    """Convert a string to ASCII by removing accents or, if other characters remain, by escaping all characters."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
-    # Remove only Latin accents. In other scripts, combining marks are vowels or tones that change a word's meaning.
+    # Only Latin accents are removed, because combining marks of other scripts change a word's meaning.
     return bare if bare.isascii() else text.encode("ascii", "backslashreplace").decode()

@@ -6,7 +6,7 @@ import re
 
 from edgerec.errors import AddressError
 
-# A host in brackets is an IPv6 address. A number alone is a port.
+# An IPv6 address is in brackets, and a number without a host is a port.
 _ADDRESS = re.compile(
     r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+(?:%[\w.-]+)?)\]|(?P<host>(?!\d+$|\d+:)[\w.-]+))?:?(?P<port>\d{1,5})?", re.ASCII
 )

@@ -1,4 +1,4 @@
-"""Check that parsed JSON values have the types that a TypedDict declares.
+"""Check that parsed JSON values have the types declared by a TypedDict.
 
 The runtime must stay small, so it does not depend on a validation library such as pydantic.
 """
@@ -15,7 +15,7 @@ MAX_NUMBER = 1e300  # Larger integers may overflow when converted to float.
 
 @dataclass(frozen=True)
 class MinItems:
-    """Minimum number of items in a list, as in ``Annotated[list[str], MinItems(1)]``."""
+    """Minimum number of items in a list, e.g. in ``Annotated[list[str], MinItems(1)]``."""
 
     count: int
 
@@ -61,7 +61,7 @@ def check_type(value: Any, expected: Any, where: str = "") -> None:
 
 @lru_cache
 def _keys(typed_dict: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the type of each key of a TypedDict, and whether the key is required."""
+    """Return the type of each key in a TypedDict, and whether the key is required."""
     hints = get_type_hints(typed_dict, include_extras=True)
     # If annotations are evaluated lazily, __optional_keys__ ignores NotRequired and Required.
     keys = {}

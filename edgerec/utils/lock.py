@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 MAX_NAME_BYTES = 200
-# Offset of the locked byte, which follows the process ID, because locked bytes are unreadable on Windows.
+# The locked byte does not overlap the process ID, because other processes cannot read a locked byte on Windows.
 _LOCKED_BYTE = 1 << 20
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -59,7 +59,7 @@ class Lock:
         name = real.name if len(encoded) <= MAX_NAME_BYTES else hashlib.sha256(encoded).hexdigest()
         self._file = real.with_name(f".{name}.edgerec-lock")
         self._descriptor: int | None = None
-        # Folders created only for the lock file are deleted along with it.
+        # Folders that were created for the lock file are deleted together with the lock file.
         self._new_folders = [folder for folder in self._file.parents if not folder.exists()]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class Lock:
         descriptor, self._descriptor = self._descriptor, None
         unlock(self._file, descriptor)
         for folder in self._new_folders:
-            with suppress(OSError):  # The folder contains other files.
+            with suppress(OSError):  # rmdir() fails if the folder contains other files.
                 folder.rmdir()
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ class Lock:
         self.close()
 
     def _owner(self) -> str:
-        """Return the lock owner's process ID with a leading space, or an empty string if it is unknown."""
+        """Return a space and the ID of the process that holds the lock, or an empty string if it is unknown."""
         try:
             with self._file.open("rb") as file:
                 text = file.read(20).strip().decode("ascii", "replace")
@@ -112,7 +112,7 @@ class Lock:
 
 
 def try_lock(file: Path, *, certain: bool = False) -> int | None:
-    """Create and lock a lock file, and write the process ID to it.
+    """Create a lock file, lock it, and write the process ID to it.
 
     Args:
         file: the lock file.
@@ -126,9 +126,9 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
         descriptor = _open_lock_file(file)
         try:
             locked = lock_descriptor(descriptor, certain=certain)
-            # If the previous owner deleted the file after it was opened here, the lock has no effect.
+            # A lock has no effect if the previous owner has deleted the lock file in the meantime.
             if locked and os.path.samestat(os.fstat(descriptor), file.stat()):
-                with suppress(OSError):  # The disk is full, or the file belongs to another user.
+                with suppress(OSError):  # Writing fails if the disk is full or another user owns the file.
                     os.truncate(descriptor, 0)
                     os.write(descriptor, f"{os.getpid()}\n".encode())
                 return descriptor
@@ -149,7 +149,7 @@ def _open_lock_file(file: Path) -> int:
     except PermissionError:
         if not file.exists():
             raise
-        # A stale lock file of another user's killed process can be opened for reading only.
+        # A lock file that another user's killed process has left can only be opened for reading.
         return os.open(file, os.O_RDONLY | flags)
 
 

@@ -14,13 +14,12 @@ from collections.abc import Iterable
 
 from edgerec.utils.folders import is_hidden
 
-# Maximum length of names in UTF-8 bytes. File systems allow 255, but temporary files add a suffix.
+# File systems allow 255 bytes per name, but the names of temporary files have an additional suffix.
 MAX_BYTES = 200
-# Separator between a name's readable part and its digest. Labels that contain it are not valid names.
-_MARK = "~"
-_FORBIDDEN = re.compile(rf'[{_MARK}/\\:*?"<>|]')
-# Windows reserves these names, also with a suffix, e.g. "con.txt".
-_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE | re.DOTALL)
+_DIGEST_SEPARATOR = "~"
+_FORBIDDEN = re.compile(rf'[{_DIGEST_SEPARATOR}/\\:*?"<>|]')
+# Windows reserves these names even with a suffix, e.g. "con.txt".
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE | re.DOTALL)
 _SPLITS = ("train", "val", "test")
 
 
@@ -37,7 +36,7 @@ def file_names(labels: Iterable[str]) -> dict[str, str]:
 
 
 def file_name(label: str) -> str:
-    """Return the file name for one label. For several labels, which may differ only in case, use :func:`file_names`."""
+    """Convert a label to a valid file name. Use :func:`file_names` for labels that may differ only in case."""
     return file_names([label])[label]
 
 
@@ -51,7 +50,7 @@ def _is_name(label: str) -> bool:
         and label.isprintable()
         and label == label.strip(" .")
         and not _FORBIDDEN.search(label)
-        and not _DEVICES.fullmatch(label)
+        and not _RESERVED.fullmatch(label)
         and not is_hidden(label)
         and label.lower() not in _SPLITS
     )
@@ -60,6 +59,6 @@ def _is_name(label: str) -> bool:
 def _changed(label: str) -> str:
     digest = hashlib.sha256(label.encode(errors="surrogatepass")).hexdigest()[:16]
     text = _FORBIDDEN.sub("_", "".join(c if c.isprintable() else "_" for c in label)).strip(" .")
-    text = f"_{text}" if _DEVICES.fullmatch(text) else text
-    readable = text.encode()[: MAX_BYTES - len(_MARK + digest)].decode(errors="ignore")
-    return f"{readable or 'label'}{_MARK}{digest}"
+    text = f"_{text}" if _RESERVED.fullmatch(text) else text
+    readable = text.encode()[: MAX_BYTES - len(_DIGEST_SEPARATOR + digest)].decode(errors="ignore")
+    return f"{readable or 'label'}{_DIGEST_SEPARATOR}{digest}"

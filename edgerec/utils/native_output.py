@@ -17,13 +17,13 @@ _LOCK = threading.RLock()
 def _temporary_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()
-    except OSError:  # If the disk is full or read-only, the output is discarded.
+    except OSError:  # The output is discarded if the disk is full or read-only.
         return open(os.devnull, "r+b")
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[IO[bytes]]:
-    """Return a context manager that redirects stderr, including output of C++ code, to the yielded file.
+    """Redirect stderr, including the output of C++ code, to a temporary file in a ``with`` block.
 
     The redirection applies to the whole process, so that output of other threads is captured as well. Only one thread
     can be in the block at a time. Other threads wait.
@@ -34,7 +34,7 @@ def captured_stderr() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def captured_output() -> Iterator[IO[bytes]]:
-    """Return a context manager that redirects stdout and stderr to the yielded file."""
+    """Redirect stdout and stderr, including the output of C++ code, to a temporary file in a ``with`` block."""
     with (
         _LOCK,
         _temporary_file() as captured,
@@ -46,16 +46,13 @@ def captured_output() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
-    """Redirect file descriptor ``number`` and the Python stream ``stream`` to the open file ``captured``.
-
-    The file descriptor of ``stream`` may be different from ``number``, e.g. in notebooks.
-    """
+    """Redirect a file descriptor and a Python stream, which may have another file descriptor in notebooks."""
     numbers = {number}
-    # In notebooks, sys.stdout and sys.stderr have no file descriptor.
+    # The standard streams of notebooks have no file descriptors.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         numbers.add(stream.fileno() if stream else number)
     with contextlib.ExitStack() as stack:
-        if stream:  # sys.stdout and sys.stderr are None if they were closed at startup
+        if stream:  # Standard streams are None if they were closed at startup.
             stream.flush()
         for each in numbers:
             try:

@@ -1,4 +1,4 @@
-"""Import optional packages, and tell the user how to install a missing one."""
+"""Import optional packages, and suggest a command that installs a missing package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from edgerec.errors import MissingExtraError
 
-# Maps the module name of each optional package to its display name and the extra that installs it.
+# Display name of each optional module, and the edgerec extra that installs the module.
 _PACKAGES = {
     "cv2": ("OpenCV", "headless"),
     "flatbuffers": ("flatbuffers", "train"),
@@ -36,14 +36,14 @@ _PACKAGES = {
 }
 
 
-@functools.cache  # require() is called several times per frame.
+@functools.cache
 def _set_environment(package: str) -> None:
     """Set the environment variables that a package reads only once, when it is imported."""
     if package in ("tensorflow", "tf_keras"):
-        # TensorFlow uses oneDNN by default only on CPUs with VNNI, but oneDNN speeds up training on other CPUs too.
+        # TensorFlow enables oneDNN only on CPUs with VNNI, but oneDNN also speeds up training on other CPUs.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if package == "cv2":
-        # Limit the image size, because even a small file can contain an image that takes gigabytes of memory.
+        # Even a small file can contain an image that takes gigabytes of memory.
         os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
 
 

@@ -1,4 +1,4 @@
-"""Find the data files that are part of edgerec: targets and calibration recipes."""
+"""Find data files that are installed with edgerec, i.e. targets and calibration recipes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shipped(folder: str) -> Path:
 
 
 def shipped_names(folder: str) -> list[str]:
-    """Return the sorted names of the .toml files in a data folder, without their suffix."""
+    """Return the sorted names of the .toml files in a data folder, without the suffix."""
     return sorted(path.stem for path in shipped(folder).glob("*.toml"))
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Maximum number of results in memory. ThreadPoolExecutor.map would compute all results in advance.
+# Items are processed in chunks, because ThreadPoolExecutor.map would keep all results in memory.
 CHUNK = 256
 
 
@@ -19,7 +19,7 @@ def available_cpus() -> int:
 
 
 def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], chunk: int = CHUNK) -> Iterator[T]:
-    """Yield ``function(item)`` for each item, in order, computed by threads.
+    """Compute ``function(item)`` for each item in a thread pool, and yield the results in order.
 
     This is useful for reading and decoding images, because OpenCV releases Python's global interpreter lock.
     """

@@ -1,4 +1,4 @@
-"""Report the progress of long operations to a callback, e.g. to draw a progress bar."""
+"""Report the progress of long operations to a callback, e.g. for a progress bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Progress:
-    """A progress report.
+    """The progress of a long operation.
 
     Attributes:
         stage: name of the operation's current stage.
@@ -25,14 +25,13 @@ class Progress:
     text: str = ""
 
 
-# Maximum number of progress reports during a loop.
 MAX_REPORTS = 200
 
 
 def steps(count: int) -> range:
-    """Return the indices of the iterations after which to report the progress of a loop of ``count`` iterations.
+    """Return the indices of the iterations after which a loop of ``count`` iterations reports its progress.
 
-    The iterations are evenly spaced, and the last one is always included.
+    The iterations are evenly spaced, and the last iteration is always included.
     """
     every = max(1, count // MAX_REPORTS)
     return range((count - 1) % every, count, every) if count else range(0)
@@ -42,11 +41,11 @@ Listener = Callable[[Progress], None]
 
 
 def ignore(_: Progress) -> None:
-    """Do nothing; this is the default progress callback."""
+    """Ignore a progress report. This is the default callback."""
 
 
 def track(items: Iterable[T], stage: str, total: int, listener: Listener) -> Iterator[T]:
-    """Yield ``items``, and report the progress at most a few hundred times.
+    """Yield items, and report the progress to a callback.
 
     Args:
         items: the items of a loop.

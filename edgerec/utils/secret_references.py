@@ -1,4 +1,4 @@
-"""Read secrets from environment variables or files, because command-line arguments appear in the process list."""
+"""Read secrets from environment variables or files, because other users can see command-line arguments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MAX_BYTES = 4096
 
 
 def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str:
-    """Read a secret from the environment variable or file named by ``value``. Return any other value unchanged.
+    """Read a secret from the environment variable or file that ``value`` refers to.
 
     Args:
         value: ``env:NAME`` for an environment variable, or ``@FILE`` for a file with one line, which other users of the
-            system must not be able to read (mode 0600 or 0640).
+            system must not be able to read (mode 0600 or 0640). Any other value is returned unchanged.
         environment: environment variables. None uses those of this process.
 
     Raises:
@@ -74,7 +74,7 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
 
 
 def _variable(value: str) -> str:
-    """Return the name of the environment variable if ``value`` is ``env:NAME``, otherwise an empty string."""
+    """Return the environment variable's name if ``value`` has the form ``env:NAME``, otherwise an empty string."""
     kind, _, name = value.partition(":")
     return name if kind == "env" and name.isidentifier() else ""
 

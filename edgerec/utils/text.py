@@ -1,4 +1,4 @@
-"""Escape untrusted text from files, servers and devices before displaying it."""
+"""Escape untrusted text from files, servers and devices before it is displayed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Characters to escape. Joiners and non-breaking spaces are not escaped, because many scripts need them.
+# Joiners and non-breaking spaces are considered printable, because many scripts need them.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-# Spreadsheets evaluate cells that begin with one of these characters as formulas, unless the cell is a number.
+# Spreadsheets evaluate a cell as a formula if it begins with one of these characters and is not a number.
 _FORMULA = re.compile(r"[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
 
@@ -25,17 +25,17 @@ def is_printable(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` as one line for a terminal or log, with unprintable characters as escapes such as ``\x1b``."""
+    r"""Replace line breaks and unprintable characters with escapes such as ``\x1b``, for a terminal or log."""
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return ``value`` as strict JSON: NaN and infinity become null, and unprintable characters are escaped."""
+    """Convert a value to strict JSON. NaN and infinity become null, and unprintable characters are escaped."""
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
-    # json.dumps has escaped the control characters below U+0020, so all remaining line breaks are indentation.
+    # json.dumps escapes line breaks in strings, so all line breaks in the text are indentation.
     return _UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 

@@ -11,7 +11,7 @@ from edgerec.utils.text import is_printable
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "mqtt": 1883, "mqtts": 8883}
 MASK = "***"
-# Query parameters that are not redacted. All others may contain secrets.
+# Only these query parameters are displayed, because all others may contain secrets.
 _PUBLIC_PARAMETERS = re.compile(
     "action|ch|chan|channel|chn|cmd|cam|camera|codec|fps|framerate|height|idx|index|mode|profile|quality|rate|res|"
     "resolution|rotation|size|stream|streamtype|subtype|track|type|unicast|videocodec|width",
@@ -52,12 +52,12 @@ class Url:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port of the server. The URL's credentials must not be sent to any other server."""
+        """Scheme, host and port of the server."""
         return self.scheme, self.host, self.port
 
     @property
     def identity(self) -> str:
-        """The address without user name and password. URLs of the same resource have equal identities."""
+        """URL without user name and password. URLs of the same resource have the same identity."""
         return f"{self.scheme}://{self.netloc}{self.path}?{self.query}"
 
     @property
@@ -67,7 +67,7 @@ class Url:
 
     @property
     def target(self) -> str:
-        """The URL's path and query, as used in an HTTP request line."""
+        """Path and query of the URL, as in an HTTP request line."""
         return (self.path or "/") + (f"?{self.query}" if self.query else "")
 
     @classmethod
@@ -100,7 +100,7 @@ class Url:
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
 
     def with_credentials(self, account: Url) -> Url:
-        """Return a copy of this URL with the user name and password of another URL, ``account``."""
+        """Return a copy of this URL with the user name and password of another URL."""
         user = _authority(account.raw.partition("://")[2]).rpartition("@")[0]
         raw = f"{self.scheme}://{user}@{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
         return replace(self, user=account.user, password=account.password, raw=raw)
@@ -115,7 +115,7 @@ class Url:
 
 
 def redacted(address: str) -> str:
-    """Remove secrets from an address before it is displayed or logged. The address need not be valid.
+    """Remove secrets from a URL before it is displayed or logged. The URL need not be valid.
 
     User, password and fragment are removed, and so are all parameters that are not known to be harmless. If it is not
     clear where the password ends, only the scheme is kept.
@@ -134,18 +134,18 @@ def redacted(address: str) -> str:
 
 
 def has_secret(address: str) -> bool:
-    """Return whether an address has a password or query parameters that may be secret."""
+    """Return whether a URL contains a password or query parameters that may be secret."""
     match = _URL.fullmatch(address)
     return match is not None and (MASK in redacted(address) or ":" in _authority(match[2]).rpartition("@")[0])
 
 
 def _authority(rest: str) -> str:
-    """Return a URL's authority (user, password, host and port). ``rest`` is the part after ``://``."""
+    """Return a URL's authority (user, password, host and port) from the part after ``://``."""
     return re.split(r"[/?#\\]", rest, maxsplit=1)[0]
 
 
 def _ambiguous(rest: str) -> bool:
-    """Return whether an ``@`` after the host makes it ambiguous where the password ends."""
+    """Return whether the end of the password is ambiguous, because the URL contains an ``@`` after the host."""
     return "@" in rest[len(_authority(rest)) :]
 
 
@@ -167,7 +167,7 @@ def _redacted_query(query: str) -> str:
 
 
 def _redacted_text(text: str) -> str:
-    """Redact a string that is not a valid URL, e.g. because the scheme is missing or misspelled."""
+    """Redact a string that is not a valid URL, e.g. because its scheme is missing."""
     before, at, _ = text.rpartition("@")
     if at and ":" in before:
         return MASK
