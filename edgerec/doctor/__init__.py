@@ -46,7 +46,7 @@ __all__ = ["CheckResult", "CheckState", "DoctorReport", "Machine", "check_machin
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine checked by ``edgerec doctor``. The defaults describe a machine without problems."""
+    """Information about a machine. The defaults describe a machine without problems."""
 
     system: System = field(default_factory=System)
     python: Python = field(default_factory=Python)
@@ -61,7 +61,9 @@ class Machine:
 
 
 def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = ROOT) -> DoctorReport:
-    """Check this machine. Code that may crash or hang, such as importing TensorFlow, runs in child processes.
+    """Check whether this machine meets the requirements of edgerec and, optionally, of a target.
+
+    Code that may crash or hang, such as importing TensorFlow, runs in child processes.
 
     Args:
         target: target whose requirements are also checked: a name in ``targets/``, or a .toml file.
@@ -74,7 +76,7 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
     """
     manifest = _manifest(bundle) if bundle else None
     name = target or (manifest.target if manifest else "")
-    # A bundle exported for a user's own target (a .toml file) contains only the file's name.
+    # A bundle contains only the name of a user-defined target, not the .toml file.
     loaded_target = Target.load(name) if target or name in target_names() else None
     report = check_machine(inspect_machine(root), loaded_target, delegate=manifest.delegate if manifest else None)
     if manifest and loaded_target is None:
@@ -92,10 +94,10 @@ def _manifest(bundle: str | Path) -> Manifest:
 
 
 def inspect_machine(root: str | Path = ROOT) -> Machine:
-    """Collect information about this machine, running the checks in parallel with time limits.
+    """Collect information about this machine in parallel, with time limits.
 
     Args:
-        root: as for :func:`run_doctor`.
+        root: folder that contains ``sys``, ``proc`` and ``dev``, e.g. a copy from another machine.
     """
     root = Path(root)
     with ThreadPoolExecutor(max_workers=8) as pool:

@@ -19,7 +19,7 @@ from edgerec.utils.child_process import ask_python
 from edgerec.utils.text import printable
 
 _SYSTEM_SITE = "usr/lib/python3/dist-packages/picamera2"
-# Python code that queries each video device. It runs in a child process, because a faulty driver may hang.
+# This code runs in a child process, because a faulty camera driver may hang.
 _QUERY = """
 import fcntl, json, os, struct, sys
 replies = {}
@@ -61,7 +61,7 @@ class Cameras:
 
 
 def collect(root: Path = ROOT) -> Cameras:
-    """Return this machine's cameras. On systems other than Linux, no cameras are listed.
+    """Return this machine's cameras. Cameras can be listed only on Linux.
 
     Args:
         root: folder that contains ``sys``, ``dev`` and ``usr``.
@@ -77,7 +77,7 @@ def collect(root: Path = ROOT) -> Cameras:
 
 
 def check(cameras: Cameras, system: System) -> list[CheckResult]:
-    """Check all video devices and, if required, picamera2."""
+    """Check the cameras and, if required, picamera2."""
     if system.os != "Linux":
         detail = "edgerec doctor cannot list cameras on this system: try --source 0"
         if system.os == "Darwin":
@@ -145,9 +145,9 @@ def _check_picamera2(cameras: Cameras, system: System, has_module: bool) -> list
 
 
 def _with_reply(device: VideoDevice, reply: Sequence[Any]) -> VideoDevice:
-    """Return a copy of the device with its VIDIOC_QUERYCAP results: the name and capabilities, or the error message."""
+    """Return a copy of a device with the name and capabilities, or the error, that VIDIOC_QUERYCAP returned."""
     reason, flags, card = reply
-    if reason == os.strerror(errno.ENOTTY):  # The path is a regular file rather than a device file.
+    if reason == os.strerror(errno.ENOTTY):  # A regular file does not support ioctl().
         return device
     if reason:
         return replace(device, capture=None, reason=str(reason))

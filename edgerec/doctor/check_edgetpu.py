@@ -19,9 +19,9 @@ from edgerec.utils.child_process import ask_python
 
 LIBRARIES = {"Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
 _USB, _PCI = "sys/bus/usb/devices", "sys/bus/pci/devices"
-# USB IDs of the Coral USB stick before and after its firmware is loaded, and PCI IDs of the Coral PCIe card.
-_STICK = {("1a6e", "089a"), ("18d1", "9302")}
-_CARD = ("0x1ac1", "0x089a")
+# The USB IDs of the Coral USB stick change when its firmware is loaded.
+_STICK_USB_IDS = {("1a6e", "089a"), ("18d1", "9302")}
+_CARD_PCI_IDS = ("0x1ac1", "0x089a")
 _RULES = ("etc/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d")
 _BOOT_CONFIGS = ("boot/firmware/config.txt", "boot/config.txt")
 _USB3_MBPS = 5000
@@ -30,17 +30,17 @@ _RULE = (
     'SUBSYSTEM=="usb", ATTRS{idVendor}=="18d1", ATTRS{idProduct}=="9302", GROUP="plugdev"\\n\' | '
     "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
 )
-# Newest tflite-runtime version that works with Google's libedgetpu 16.0. See docs/how-to/edge-tpu.md.
+# Newer versions of tflite-runtime do not work with Google's libedgetpu 16.0 (see docs/how-to/edge-tpu.md).
 _LAST_OLD_RUNTIME = (2, 11)
-# First Linux kernel version on which Google's gasket-dkms does not build.
+# Google's gasket-dkms does not build on Linux 6.4 and newer.
 _NEW_KERNEL = (6, 4)
-# Lines required in config.txt on a Raspberry Pi 5 with a Coral PCIe card.
+# A Raspberry Pi 5 with a Coral PCIe card requires these lines in config.txt.
 _PI5_CONFIG = ("dtoverlay=pciex1-compat-pi5,no-mip", "dtoverlay=pcie-32bit-dma-pi5", "kernel=kernel8.img")
 
 
 @dataclass(frozen=True)
 class EdgeTpu:
-    """A machine's Edge TPU and the associated software.
+    """A machine's Edge TPU, its driver and its library.
 
     Attributes:
         stick: the USB stick's device file; empty if there is no stick.
@@ -91,7 +91,7 @@ def collect(root: Path = ROOT) -> EdgeTpu:
         root: folder that contains ``sys``, ``proc``, ``dev``, ``etc``, ``boot`` and ``var``.
     """
     stick, speed_mbps = _find_stick(root)
-    card = any(_pair(device, "vendor", "device") == _CARD for device in (root / _PCI).glob("*"))
+    card = any(_pair(device, "vendor", "device") == _CARD_PCI_IDS for device in (root / _PCI).glob("*"))
     apex = next((str(path) for path in sorted((root / "dev").glob("apex_*"))), "")
     library = LIBRARIES.get(platform.system(), "libedgetpu.so.1")
     _, reason = ask_python("import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(1)", library)
@@ -114,7 +114,7 @@ def collect(root: Path = ROOT) -> EdgeTpu:
 
 
 def check(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime] = ()) -> list[CheckResult]:
-    """Check the Edge TPU's port, permissions, driver, libedgetpu and TFLite runtime."""
+    """Check the Edge TPU's USB port, permissions, driver, library and TFLite runtime."""
     if not tpu.connected:
         library = "; libedgetpu is installed" if tpu.library else ""
         return [ok("Edge TPU", f"no device on USB or PCIe{library}")] if system.os == "Linux" or tpu.library else []
@@ -188,7 +188,7 @@ def _check_library(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime]) ->
 
 def _find_stick(root: Path) -> tuple[str, int]:
     for device in sorted((root / _USB).glob("*")):
-        if _pair(device, "idVendor", "idProduct") in _STICK:
+        if _pair(device, "idVendor", "idProduct") in _STICK_USB_IDS:
             bus, number = _pair(device, "busnum", "devnum")
             speed = read_text(device / "speed").partition(".")[0]
             known = bus.isdecimal() and number.isdecimal()
@@ -198,7 +198,7 @@ def _find_stick(root: Path) -> tuple[str, int]:
 
 
 def _missing_config(root: Path) -> tuple[str, ...]:
-    """Return the required lines that are missing from a Raspberry Pi 5's config.txt. Other machines require none."""
+    """Return the lines for a PCIe card that are missing from the config.txt of a Raspberry Pi 5."""
     if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
         return ()
     config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")

@@ -1,4 +1,4 @@
-"""Check the GPU, which is used for training and by ``--delegate gpu``."""
+"""Check the GPU, which can be used for training and inference."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import run_program
 
-# Folders that contain Vulkan driver manifests.
-_DRIVERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d")
+_VULKAN_DRIVER_FOLDERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d")
 
 
 @dataclass(frozen=True)
@@ -68,5 +67,5 @@ def check(gpu: Gpu, system: System) -> list[CheckResult]:
 
 
 def _has_vulkan() -> bool:
-    drivers = any(True for folder in _DRIVERS for _ in Path(folder).glob("*.json"))
+    drivers = any(True for folder in _VULKAN_DRIVER_FOLDERS for _ in Path(folder).glob("*.json"))
     return drivers and ctypes.util.find_library("vulkan") is not None

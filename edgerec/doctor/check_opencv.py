@@ -1,4 +1,4 @@
-"""Check OpenCV, which edgerec uses to read and preprocess images and to open windows."""
+"""Check OpenCV, which edgerec requires for reading images and opening windows."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check(opencv: OpenCV, packages: Packages, system: System) -> list[CheckResul
 
 def _fix(reason: str, packages: Packages, system: System) -> str:
     installed = [name for name in OPENCVS if name in packages]
-    if "has no attribute" in reason and installed:  # Uninstalling another OpenCV package deleted shared files.
+    if "has no attribute" in reason and installed:  # Uninstalling another OpenCV package deletes shared files.
         return f"pip install --force-reinstall --no-deps {installed[0]}"
     if reason.startswith(TIMED_OUT):
         return 'python -c "import cv2"   # does it finish?'

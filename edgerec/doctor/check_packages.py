@@ -22,20 +22,20 @@ _EXTRAS = {
     "plots": ("matplotlib",),
     "train": ("tensorflow", "tf-keras", "tensorflow-model-optimization", "scikit-learn", "matplotlib"),
 }
-# Packages to check for conflicts. Conflicts between other packages do not affect edgerec.
-_OURS = (
+# Only these packages are checked, because conflicts between other packages do not affect edgerec.
+_CHECKED = (
     *("edgerec", "numpy", "typer", "ai-edge-litert", "tflite-runtime", "flatbuffers", "protobuf", "keras", "h5py"),
     *("ml-dtypes", *OPENCVS, *(name for names in _EXTRAS.values() for name in names)),
 )
 # tflite-runtime was built with NumPy 1, but OpenCV 4.12 and newer require NumPy 2.
 _OLD_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
-# Characters allowed in requirements that are inserted into suggested commands, which users paste into a shell.
+# Requirements with other characters are not suggested, because users paste suggested commands into a shell.
 _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """A requirement of an installed package that is not met.
+    """An unmet requirement of an installed package.
 
     Attributes:
         package: name and version of the installed package.
@@ -71,7 +71,7 @@ class Packages:
 def collect() -> Packages:
     """Return the installed versions of edgerec's dependencies and any conflicts between them."""
     versions = {}
-    for name in _OURS:
+    for name in _CHECKED:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -80,7 +80,7 @@ def collect() -> Packages:
 
 
 def check(packages: Packages) -> list[CheckResult]:
-    """Check edgerec's optional dependencies and conflicts between packages."""
+    """Report the installed extras of edgerec and any conflicts between packages."""
     extras = [name for name, needs in _EXTRAS.items() if all(need in packages for need in needs)]
     extras_text = f" with {', '.join(extras)}" if extras else ""
     result = [ok("packages", f"edgerec {packages.versions.get('edgerec', '(not installed)')}{extras_text}")]
@@ -109,7 +109,7 @@ def _conflict_result(name: str, conflicts: Sequence[Conflict], old_numpy: bool) 
 
 
 def find_conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
-    """Yield the packages' unmet requirements. This is faster than ``pip check`` and finds the same conflicts."""
+    """Yield the unmet requirements of packages, as ``pip check`` does, but faster."""
     # In a 32-bit process on a 64-bit kernel, platform.machine() returns the 64-bit architecture.
     environment = {"extra": "", "platform_machine": arch(platform.machine(), own_bits())}
     parse = _requirement_parser()

@@ -14,8 +14,8 @@ from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import run_program
 
-# First pip version that supports all required wheel tags (manylinux_2_x and musllinux).
-_PIP = (21, 2)
+# Older versions of pip do not support the wheel tags manylinux_2_x and musllinux.
+_MIN_PIP = (21, 2)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Python:
 
     @property
     def short(self) -> str:
-        """Return the major and minor version, e.g. ``3.11``."""
+        """Major and minor version, e.g. ``3.11``."""
         return f"{self.version[0]}.{self.version[1]}"
 
 
@@ -70,7 +70,7 @@ def collect() -> Python:
 
 
 def check(python: Python, system: System) -> list[CheckResult]:
-    """Check the interpreter, the environment and pip."""
+    """Check the Python interpreter, its environment and pip."""
     version = ".".join(map(str, python.version))
     kind = "virtual environment" if python.venv else "no virtual environment"
     result = [ok("Python", f"{version}, {kind}, {python.executable}")]
@@ -86,7 +86,7 @@ def check(python: Python, system: System) -> list[CheckResult]:
         result.append(problem("Python", detail, "arch -arm64 zsh"))
     if not python.pip:
         result.append(note("pip", "pip is not installed in this environment", "python -m ensurepip --upgrade"))
-    elif numbers(python.pip) < _PIP:
+    elif numbers(python.pip) < _MIN_PIP:
         detail = f"pip {python.pip} is too old to find all required wheels"
         result.append(note("pip", detail, "python -m pip install --upgrade pip"))
     return result

@@ -15,14 +15,14 @@ from edgerec.runtime.thermal import earlier_throttled, processor_temperature_c, 
 from edgerec.utils.atomic import cache_folder
 
 MIB = 2**20
-# Memory in bytes required for inference with a small model and OpenCV, and for training one with TensorFlow.
+# Memory in bytes required for a camera with a small model, and for training a small model with TensorFlow.
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
-# Minimum free disk space in bytes. Disks with less are reported as full.
+# A disk with less free space than this number of bytes is reported as full.
 _FULL_BYTES = 100 * MIB
-# Minimum free disk space in bytes recommended for training.
+# Training requires at least this number of free bytes on the disk.
 _LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
-# Shell commands that configure a different folder, keyed by the folder's purpose.
+# Shell commands that select another folder, keyed by the purpose of the folder.
 _OTHER_FOLDER = {
     "cache": 'export EDGEREC_CACHE="$HOME/.cache/edgerec"',
     "current folder": 'cd "$HOME"',
@@ -155,7 +155,7 @@ def _check_command(reason: str) -> str:
 
 
 def _memory() -> tuple[int, int]:
-    """Return the machine's or container's total and available memory in bytes, or 0 if unknown."""
+    """Return the total and available memory of the machine or container in bytes, or zeros if it is unknown."""
     values = {}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -167,7 +167,7 @@ def _memory() -> tuple[int, int]:
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # There is no limit if the file is missing or contains "max".
+    except (OSError, ValueError):  # Memory is unlimited if the file is missing or contains "max".
         return total, available
     return min(total, limit), min(available, max(0, limit - used))
 
@@ -181,9 +181,9 @@ def folder_state(what: str, find: Callable[[], Path]) -> Folder:
     """
     try:
         path = find()
-    except (OSError, RuntimeError) as error:  # The folder may have been removed, or the user may have no home folder.
+    except (OSError, RuntimeError) as error:  # The folder was deleted, or the user has no home folder.
         return Folder(what, f"({error})", 0, False)
-    # A folder that does not exist yet will be created in its nearest existing parent.
+    # A missing folder will be created in its nearest existing parent folder.
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

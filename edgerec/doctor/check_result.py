@@ -8,7 +8,7 @@ from typing import Any
 
 
 class CheckState(StrEnum):
-    """Outcome of a check: success (``ok``), a restriction (``note``) or a failure (``problem``)."""
+    """Outcome of a check: ``ok`` (success), ``note`` (a restriction) or ``problem`` (a failure)."""
 
     OK = "ok"
     NOTE = "note"

@@ -47,7 +47,7 @@ def collect() -> tuple[Runtime, ...]:
 
 
 def check(runtimes: tuple[Runtime, ...], system: System, python: Python) -> list[CheckResult]:
-    """Report the runtime that edgerec will use and any runtimes that cannot be imported."""
+    """Report the runtime that edgerec will use, and runtimes that cannot be imported."""
     result = []
     working = [runtime for runtime in runtimes if not runtime.reason]
     if working:

@@ -16,7 +16,7 @@ from edgerec.doctor.check_result import CheckResult, note, ok, problem
 from edgerec.runtime.video_devices import ROOT, read_text
 from edgerec.utils.parallel import available_cpus
 
-# Release date of this edgerec version. If the system time is earlier, the clock is wrong.
+# The clock is wrong if the system time is earlier than the release date of edgerec.
 _RELEASED_S = 1_761_955_200  # 2025-11-01
 _DAY_S = 86_400
 
@@ -61,12 +61,12 @@ class System:
 
     @property
     def arch(self) -> str:
-        """The architecture of this machine's programs, which may differ from the kernel's."""
+        """CPU architecture of programs, which may differ from the architecture of the kernel."""
         return arch(self.machine, self.bits)
 
     @property
     def sudo(self) -> str:
-        """Return the prefix for commands that require root permissions: ``sudo``, or nothing for root."""
+        """Prefix for commands that require root permissions: ``sudo``, or an empty string for root."""
         return "" if self.root else "sudo "
 
     @property
@@ -80,12 +80,12 @@ class System:
         If the user is already a member, return a command that starts a session in which the membership is active.
         """
         if group in self.member_of:
-            return f"exec su - {self.user or '$USER'}"  # The user joined the group after logging in.
+            return f"exec su - {self.user or '$USER'}"  # A new group membership is only active in a new session.
         return f"sudo usermod -aG {group} {self.user or '$USER'}   # then log out and in again"
 
 
 def arch(machine: str, bits: int) -> str:
-    """Return the architecture of a machine's programs, which are 32-bit on some machines with a 64-bit kernel.
+    """Return the CPU architecture of programs, which are 32-bit on some machines with a 64-bit kernel.
 
     Args:
         machine: the kernel's CPU architecture.
@@ -95,7 +95,7 @@ def arch(machine: str, bits: int) -> str:
 
 
 def own_bits() -> int:
-    """Return this Python's word size in bits."""
+    """Return the word size of the Python interpreter in bits."""
     return struct.calcsize("P") * 8
 
 
@@ -126,7 +126,7 @@ def collect(root: Path = ROOT) -> System:
 
 
 def check(system: System) -> list[CheckResult]:
-    """Check the system, clock and locale."""
+    """Check the operating system, the clock and the locale."""
     count = f"{system.processors} CPU core{'s' if system.processors > 1 else ''}"
     result = [ok("system", ", ".join(filter(None, [system.board, system.title, system.arch, count])))]
     if system.bits == 32 and system.machine in ("aarch64", "armv8l", "x86_64"):
@@ -161,7 +161,7 @@ def _title() -> str:
 
 
 def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the process's groups, and the user's groups according to /etc/group."""
+    """Return the groups of this process, and the groups of the user in /etc/group."""
     try:
         import grp
         import pwd
@@ -170,7 +170,7 @@ def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
         all_groups = grp.getgrall()
-    except (KeyError, OSError):  # In a container, the user ID may be missing from /etc/passwd.
+    except (KeyError, OSError):  # The user ID may be missing from a container's /etc/passwd.
         return (), ()
     session = set(os.getgroups()) | {os.getegid()}
     return (

@@ -33,11 +33,11 @@ def check(
 
     Args:
         target: the target.
-        system: the machine and its user.
-        python: Python interpreter that runs edgerec.
-        runtimes: installed TFLite runtimes.
-        resources: the machine's resources, such as memory.
-        tpu: the machine's Edge TPU and the associated software.
+        system: the machine's operating system.
+        python: the Python interpreter that runs edgerec.
+        runtimes: the installed TFLite runtimes.
+        resources: the machine's resources, e.g. its memory.
+        tpu: the machine's Edge TPU.
         delegate: the bundle's or target's delegate, or an empty string for the CPU.
     """
     what = f"target {target.name}"
@@ -53,7 +53,7 @@ def check(
     if target.runtimes and not any(_meets(runtime, text) for runtime in runtimes for text in target.runtimes):
         detail = f"the target requires {' or '.join(target.runtimes)}, which is not installed or cannot be imported"
         result.append(problem(what, detail, f'pip install "{target.runtimes[0]}"'))
-    # Accept up to 30 % less than the nominal memory, because a Raspberry Pi reserves memory for the GPU.
+    # A machine may have up to 30 % less memory, because a Raspberry Pi reserves memory for the GPU.
     if 0 < resources.memory_bytes < 0.7 * target.memory_bytes:
         available_mib, needed_mib = resources.memory_bytes / MIB, target.memory_bytes / MIB
         detail = f"the target has {needed_mib:,.0f} MiB of memory, but this machine has only {available_mib:,.0f} MiB"
@@ -71,7 +71,7 @@ def _meets(runtime: Runtime, requirement: str) -> bool:
     name = re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]
     bounds = re.findall(r"(>=|<|==)\s*(\d+(?:\.\d+)*)", requirement.partition(";")[0])
     version = numbers(runtime.version)
-    length = 4  # Versions are padded with zeros so that 2 equals 2.0.
+    length = 4  # Padding with zeros makes 2 equal to 2.0.
     return (
         runtime.package == name
         and not runtime.reason

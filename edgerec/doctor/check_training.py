@@ -1,4 +1,4 @@
-"""Check the requirements for training if TensorFlow is installed."""
+"""Check whether training is possible if TensorFlow is installed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from edgerec.doctor.check_system import System
 from edgerec.utils.child_process import ask_python
 
 _GPUS = "import json, tensorflow as tf; print(json.dumps(len(tf.config.list_physical_devices('GPU'))))"
-# Oldest TensorFlow version that edgerec is tested with.
-_TENSORFLOW = (2, 19)
+_MIN_TENSORFLOW = (2, 19)
 
 
 def count_gpus(packages: Packages, nvidia: bool) -> int | None:
@@ -24,7 +23,7 @@ def count_gpus(packages: Packages, nvidia: bool) -> int | None:
 
 
 def check(packages: Packages, system: System, gpus: int | None) -> list[CheckResult]:
-    """Check package versions, the CPU and the GPU. If TensorFlow is not installed, the result is empty."""
+    """Check TensorFlow, the CPU and the GPU. Return an empty list if TensorFlow is not installed."""
     version = packages.versions.get("tensorflow")
     if version is None:
         return []
@@ -32,7 +31,7 @@ def check(packages: Packages, system: System, gpus: int | None) -> list[CheckRes
     if system.avx is False:
         fix = "pip uninstall -y tensorflow && pip install ai-edge-litert   # train on another machine"
         result.append(problem("training", "TensorFlow's wheels require AVX, which this CPU does not support", fix))
-    if numbers(version) < _TENSORFLOW:
+    if numbers(version) < _MIN_TENSORFLOW:
         result.append(problem("training", f"TensorFlow {version} is too old", 'pip install --upgrade "edgerec[train]"'))
     minor = ".".join(version.split(".")[:2])
     keras = packages.versions.get("tf-keras")

@@ -23,8 +23,8 @@ _PACKAGES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
     "libvulkan.so.1": "libvulkan1",
 }
-# Debian packages that OpenCV requires. OpenCV's error message names only the first missing library.
-_TOGETHER = {"libgl1", "libglib2.0-0", "libxcb1"}
+# OpenCV requires these Debian packages, but its error message names only the first missing library.
+_OPENCV_PACKAGES = {"libgl1", "libglib2.0-0", "libxcb1"}
 
 
 def install_command(reason: str, system: System) -> str:
@@ -40,5 +40,5 @@ def install_command(reason: str, system: System) -> str:
     package = _PACKAGES.get(missing[1])
     if package is None:
         return f"apt-file search {missing[1]}"
-    packages = {package} if package not in _TOGETHER else {package, "libgl1", "libglib2.0-0"}
+    packages = {package} if package not in _OPENCV_PACKAGES else {package, "libgl1", "libglib2.0-0"}
     return f"{system.sudo}apt install {' '.join(sorted(packages))}"

@@ -16,7 +16,7 @@ from edgerec.utils.command_line import command
 
 _QUANTIZE = "quantize it: edgerec quantize RUN, or edgerec quantize MODEL --data FOLDER"
 _INTEGER_TYPES = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
-# A model may use at most 1 / _MEMORY_DIVISOR of a computer's memory, because other programs need memory as well.
+# A model may use only half of a computer's memory, because other programs need memory as well.
 _MEMORY_DIVISOR = 2
 
 
@@ -37,7 +37,7 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
     with reading_graph(where):
         problems = findings(graph, content, target)
     if problems:
-        # A model inside a bundle's .zip file has no path to pass to `edgerec inspect`.
+        # A model in a bundle's .zip file has no path for `edgerec inspect`.
         show = f": {command('inspect', where, '--target', target.name)}" if Path(where).is_file() else ""
         more = f" (and {len(problems) - 1} more{show})" if len(problems) > 1 else ""
         raise TargetError(f"target {target.name} cannot run {where}: {problems[0]}{more}")
@@ -53,7 +53,7 @@ def findings(graph: Graph, content: bytes, target: Target) -> list[Incompatibili
         target: the target, with its data types, operators and their versions, rules and memory.
     """
     if target.rules == "edgetpu":
-        # Skip the general checks, because the Edge TPU rules give more specific reasons for data types and operators.
+        # The Edge TPU rules replace the general checks, because they state more specific reasons.
         return [*diagnose(graph, target).findings, *_memory(graph, content, target)]
     return [
         *_types(graph, target),
@@ -113,7 +113,7 @@ def _operators(graph: Graph, target: Target) -> Iterator[Incompatibility]:
 
 
 def _unsupported_by_micro(operator: Operator) -> str | None:
-    """Return why TensorFlow Lite Micro does not support an operator's data types, or None if it does."""
+    """Return why TensorFlow Lite Micro does not support the data types of an operator, or None if it supports them."""
     data = operator.inputs[0] if operator.inputs else None
     if data is not None and data.dtype == "FLOAT16":
         return "its input is float16, which TensorFlow Lite Micro does not support"
@@ -131,7 +131,7 @@ def _memory(graph: Graph, content: bytes, target: Target) -> Iterator[Incompatib
     if not target.memory_bytes:
         return
     if target.kind == "c":
-        # Weights stay in flash memory, so only the arena must fit in RAM.
+        # Microcontrollers read weights from flash memory, so only the arena must fit into RAM.
         needs, has = microcontroller_bytes(graph), target.memory_bytes
         way_out = "use a smaller --input-size or --width"
     else:

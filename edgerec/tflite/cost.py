@@ -45,7 +45,7 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...]:
     return () if tensor is None else tuple(abs(n) for n in tensor.shape)
 
 
-# Bits per value, by data type. Data types that are not listed have 8 bits.
+# Number of bits per value for each data type that does not have 8 bits.
 _BITS = {
     "FLOAT64": 64,
     "FLOAT32": 32,

@@ -22,7 +22,7 @@ from edgerec.tflite.schema import tflite_schema
 from edgerec.tflite.verifier import check_bounds
 from edgerec.utils.optional import require
 
-# Maximum size of a FlatBuffers file, whose offsets are signed 32-bit integers.
+# FlatBuffers files are smaller than 2 GiB, because their offsets are signed 32-bit integers.
 MAX_MODEL_BYTES = 1 << 31
 
 
@@ -51,7 +51,7 @@ class Tensor:
 
     @property
     def constant(self) -> bool:
-        """True if the tensor's values are stored in the file."""
+        """True if the model file contains the values of the tensor."""
         return self.data is not None
 
 
@@ -112,7 +112,7 @@ def read_graph(model: bytes, where: str = "the model") -> Graph:
 
 
 def require_tflite(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError`, naming the actual format, if the bytes are not a .tflite file."""
+    """Raise :class:`ModelError` if the bytes are not a .tflite file. The message names the actual format."""
     if model[4:8] != b"TFL3":
         kind = describe(model) or "does not have the identifier TFL3"
         raise ModelError(f"{where} is not a TFLite model: it {kind}")
@@ -129,16 +129,16 @@ def parse(model: bytes, where: str = "the model") -> Any:
     check_bounds(model, where)
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
-    # parsing a damaged flatbuffer can raise any exception, such as struct.error or IndexError
+    # Parsing a damaged flatbuffer can raise any exception.
     except Exception as error:
         raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
 
 
 def pack(model: Any) -> bytes:
-    """Serialize a ``ModelT`` object from :func:`parse` to .tflite bytes, storing identical vectors only once.
+    """Serialize a ``ModelT`` object from :func:`parse` to .tflite bytes.
 
-    Otherwise, zero points would make up a large fraction of a small model: every tensor with one scale per channel also
-    has an 8-byte zero point per channel, and all of these are 0.
+    Identical vectors are stored only once. Otherwise, zero points would make up a large fraction of a small model,
+    because a tensor with one scale per channel also has an 8-byte zero point per channel, which is 0.
     """
     written: dict[tuple[str, bytes], int] = {}
 
@@ -184,13 +184,13 @@ def float_tensors(graph: Graph) -> list[Tensor]:
 
 
 def weight_sparsity(graph: Graph) -> float:
-    """Return the fraction of zeros among the int8 weights of convolutions and dense layers, whose zero point is 0."""
+    """Return the fraction of zeros among the int8 weights of convolutions and dense layers."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
 
 
 def _graph(schema: Any, model: Any) -> Graph:
-    # Include all subgraphs, so that callers also find the float tensors in loops and branches.
+    # Loops and branches are separate subgraphs, whose tensors are included.
     tensors: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
     for subgraph in model.subgraphs:
@@ -247,7 +247,7 @@ def _indexes(values: Any) -> Any:
 
 
 def _options(schema: Any, name: str, options: Any, index: int) -> Any:
-    """Return an operator's options, or the schema's default options if it has none.
+    """Return the options of an operator, or the default options if it has none.
 
     Raises:
         ValueError: the options belong to another operator type.
@@ -265,13 +265,13 @@ def _options(schema: Any, name: str, options: Any, index: int) -> Any:
 
 @cache
 def _options_classes(schema: Any) -> dict[str, Any]:
-    """Return the schema's options classes, keyed by lowercase names such as ``conv2d``."""
+    """Return the options classes of the TFLite schema, keyed by lowercase names such as ``conv2d``."""
     return {key.lower().removesuffix("optionst"): value for key, value in vars(schema).items() if "OptionsT" in key}
 
 
 @contextmanager
 def reading_graph(where: str) -> Iterator[None]:
-    """Return a context manager that converts errors caused by a damaged graph to :class:`ModelError`.
+    """Raise :class:`ModelError` if the code in a ``with`` block fails because of a damaged graph.
 
     The verifier does not check everything, e.g. not the number of dimensions that an operator expects.
     """

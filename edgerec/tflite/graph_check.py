@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from edgerec.tflite.operators import INPUTS, MAX_CODE, OPTIONAL_INPUTS, OUTPUTS, SUBGRAPH_FIELDS, UNLIMITED
 from edgerec.tflite.tables import Table
 
-# Highest accepted value of the enum TensorType, and the value of TensorType.STRING.
+# Highest accepted value of the TFLite schema's enum TensorType, and the value of TensorType.STRING.
 _MAX_TYPE, _STRING = 40, 5
 
 
@@ -25,14 +25,10 @@ class _Tensor:
 
 
 class GraphCheck:
-    """Checks a .tflite file's subgraphs."""
+    """Checks the tensors and operators in all subgraphs of a .tflite file."""
 
     def __init__(self, data: bytes) -> None:
-        """Read the buffers and operator codes shared by all subgraphs.
-
-        Args:
-            data: content of the file. All tables must lie within the file.
-        """
+        """Read the buffers and operator codes of a .tflite file whose tables all lie within the file."""
         self._data = data
         root = Table.root(data)
         self._buffers = [self._has_data(buffer) for buffer in root.tables(4)]
@@ -46,7 +42,7 @@ class GraphCheck:
         self._check_calls([self._check_subgraph(subgraph) for subgraph in self._subgraphs])
 
     def _check_subgraph(self, subgraph: Table) -> set[int]:
-        """Check a subgraph's tensors and operators, and return the indices of the subgraphs it calls."""
+        """Check the tensors and operators of a subgraph, and return the indices of the subgraphs that it calls."""
         tensors = [self._tensor(table) for table in subgraph.tables(0)]
         inputs, outputs = set(subgraph.numbers(1)), subgraph.numbers(2)
         for index in (*inputs, *outputs):
@@ -55,7 +51,6 @@ class GraphCheck:
                     f"an input or output of a graph refers to tensor {index}, but the graph has only {len(tensors)} "
                     "tensors"
                 )
-        # Indices of the tensors that already have a value: at first those that have one before the first operator runs.
         known = {index for index, tensor in enumerate(tensors) if tensor.constant or tensor.variable or tensor.empty}
         known |= inputs
         written: set[int] = set()
@@ -121,7 +116,7 @@ class GraphCheck:
         return _Tensor(self._buffers[buffer], bool(table.number(5, "<b")), 0 in shape or kind == _STRING)
 
     def _has_data(self, buffer: Table) -> bool:
-        # Large files store the contents of buffers after the tables.
+        # Large .tflite files store the data of buffers after all tables.
         offset, size = buffer.number(1, "<Q"), buffer.number(2, "<Q")
         if offset > 1 and offset + size > len(self._data):
             raise ValueError("a buffer extends beyond the end of the file")

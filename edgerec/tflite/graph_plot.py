@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 
     from edgerec.tflite.inspection import InspectedOperator, InspectReport
 
-# Sizes of the graph drawing in inches: box width and height, row height, lane width, and gap between columns.
+# Box width, box height, row height, lane width and column gap of the graph drawing, in inches.
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
-# Maximum number of operators per row. If a model has more parallel branches, the others are drawn in the next row.
+# If a model has more parallel branches, the additional operators are drawn in the next row.
 MAX_LANES = 4
-# Preferred aspect ratio (width / height) of the graph drawing.
-ASPECT = 1.35
+ASPECT_RATIO = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
-# Fill and edge colors of operators: by device if the target has an Edge TPU, otherwise by kind of operator.
+# Fill and edge colors of operators, which depend on the device if the target has an Edge TPU.
 PLACEMENT_COLORS = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
 KIND_COLORS = {
     "weights": ("#bee3f8", "#2b6cb0"),
@@ -61,7 +60,7 @@ class BoxPosition:
 
 
 def graph_plot(report: InspectReport, path: Path) -> None:
-    """Draw a model's operators to a PNG file, in rows from top to bottom and columns from left to right.
+    """Draw a model's operators to a PNG file. Data flows from top to bottom, and columns from left to right.
 
     Args:
         report: result of :func:`~edgerec.tflite.inspection.inspect`.
@@ -90,7 +89,7 @@ def graph_plot(report: InspectReport, path: Path) -> None:
 
 
 def layout(report: InspectReport) -> dict[int, BoxPosition]:
-    """Return each operator's position in the graph drawing, keyed by operator index.
+    """Return the position of each operator in the graph drawing, keyed by operator index.
 
     Each operator is placed below all operators that compute its inputs, if possible in the first one's lane.
     """
@@ -100,7 +99,7 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
     for index, row in rows.items():
         widths[row] = max(widths.get(row, 0), 1 + lanes[index])
     widest = max(widths.values(), default=1)
-    rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
+    rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT_RATIO)))
     rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # balances the column lengths
     left, starts = GUTTER, list[float]()
     for first in range(0, depth, rows_per_column):
@@ -119,7 +118,7 @@ def layout(report: InspectReport) -> dict[int, BoxPosition]:
 
 
 def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, int]]:
-    """Return each operator's row and lane, as two dictionaries keyed by operator index."""
+    """Return two dictionaries, which map operator indices to rows and to lanes."""
     predecessors = _predecessors(report)
     rows: dict[int, int] = {}
     lanes: dict[int, int] = {}
@@ -169,11 +168,11 @@ def _draw_edge(axes: Axes, start: BoxPosition, end: BoxPosition) -> None:
         points = [bottom, top]
     elif end.column == start.column and end.row > start.row and end.row - start.row <= 1:
         points = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top]
-    elif end.column == start.column:  # route the line to the right of all boxes between the two operators
+    elif end.column == start.column:  # Draw the line to the right of all boxes between the operators.
         side = max(start.x, end.x) + LANE / 2 - 0.06
         points = [bottom, (start.x, bottom[1] + out * 1.6), (side, bottom[1] + out), (side, bottom[1] + 2 * out)]
         points += [(side, top[1] - 2 * out), (side, top[1] - out), (end.x, top[1] - out * 1.6), top]
-    else:  # route the line through the gap to the left of the end operator's column
+    else:  # Draw the line through the gap between two columns.
         side = end.x - LANE * end.lane - LANE / 2 - GUTTER / 2
         points = [bottom, (start.x, bottom[1] + out), (side, bottom[1] + out), (side, bottom[1])]
         points += [(side, top[1]), (side, top[1] - out), (end.x, top[1] - out), top]
@@ -233,7 +232,7 @@ def _draw_header(figure: object, report: InspectReport, width: float, height: fl
     """Draw the model's name, a summary and the legend above the graph."""
     path = Path(report.file)
     name = "/".join(path.parts[-2:]) if path.name == "model.tflite" else path.name
-    name = name.replace("$", r"\$")  # matplotlib would render text between dollar signs as a formula
+    name = name.replace("$", r"\$")  # Matplotlib would render text between dollar signs as a formula.
     name = name if len(name) <= 60 else f"{name[:30]}…{name[-29:]}"
     facts = f"{len(report.operators)} operators · {_count(report.macs)} MACs · {report.size_bytes:,} bytes"
     if report.edgetpu is not None:
@@ -274,5 +273,5 @@ def _count(number: int) -> str:
 
 
 def _dpi(width: float, height: float) -> int:
-    """Return the resolution in dots per inch. It is lower for large graphs so that viewers can open the image."""
+    """Return the resolution in dots per inch, which is lower for large graphs so that viewers can open the image."""
     return max(50, min(130, int(12_000 / max(width, height))))

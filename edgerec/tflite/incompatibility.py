@@ -24,6 +24,6 @@ class Incompatibility:
     way_out: str
 
     def __str__(self) -> str:
-        """Format the incompatibility as one line with its operator, layer, reason and solution."""
+        """Format the incompatibility as one line that names the operator, the reason and a solution."""
         where = f"{self.op} {self.layer[-60:]!r}: " if self.layer else f"{self.op}: "
         return f"{where}{self.reason}; {self.way_out}"

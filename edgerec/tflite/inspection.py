@@ -28,7 +28,7 @@ from edgerec.utils.atomic import read_at_most
 
 @dataclass(frozen=True)
 class InspectedTensor:
-    """A tensor in the model.
+    """A tensor of an inspected model.
 
     Attributes:
         index, name: index of the tensor in the first subgraph, and its name.
@@ -53,7 +53,7 @@ class InspectedTensor:
 
 @dataclass(frozen=True)
 class InspectedOperator:
-    """An operator in the model.
+    """An operator of an inspected model.
 
     Attributes:
         index: position of the operator in the first subgraph.
@@ -235,7 +235,7 @@ def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, 
 
 
 def _interpreter_error(graph: Graph, content: bytes) -> str:
-    """Return why the interpreter cannot load or run the model, or an empty string if it can.
+    """Return why the interpreter cannot run the model, or an empty string if it can.
 
     Models with custom operators are not loaded. :func:`findings` reports whether a target supports these operators.
     """
@@ -246,7 +246,7 @@ def _interpreter_error(graph: Graph, content: bytes) -> str:
 
 def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Incompatibility]:
     problems = findings(graph, content, target)
-    if error and target.kind != "c":  # targets of kind "c" use TensorFlow Lite Micro
+    if error and target.kind != "c":  # Targets of kind "c" use TensorFlow Lite Micro.
         problems.append(
             Incompatibility(-1, "interpreter", "", error, "convert the model again with a current TensorFlow")
         )
@@ -254,12 +254,7 @@ def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> l
 
 
 def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
-    """Run the target's compiler if it is installed.
-
-    Returns:
-        The compiler's report, or None if the compiler failed or is not installed; and the reason for the failure, or an
-        empty string.
-    """
+    """Run the target's compiler if it is installed. Return its report or None, and the error message of a failure."""
     if not target.compiler or shutil.which(target.compiler) is None:
         return None, ""
     try:
@@ -269,7 +264,7 @@ def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]
 
 
 def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
-    """Return the model's name and bytes, and a description of the bundle's autoencoder if it has one."""
+    """Return the name and bytes of the model, and a description of the bundle's autoencoder if it has one."""
     if path.is_dir() or path.suffix == ".zip":
         bundle = Bundle.open(path)
         spec = bundle.manifest.novelty
@@ -283,7 +278,7 @@ def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
 
 
 def _used(graph: Graph) -> list[Tensor]:
-    """Return all graph inputs, graph outputs and operator tensors, sorted by index."""
+    """Return the graph's inputs and outputs and all tensors of operators, sorted by index."""
     used = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
     for operator in graph.operators:
         used |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
@@ -321,7 +316,7 @@ def _operator(operator: Operator) -> InspectedOperator:
 def _with_placement(
     operators: tuple[InspectedOperator, ...], problems: tuple[Incompatibility, ...], diagnosis: Diagnosis | None
 ) -> tuple[InspectedOperator, ...]:
-    """Set each operator's device, and the reason if the target or its Edge TPU cannot run it."""
+    """Set the device of each operator, and the reason if the target cannot run the operator."""
     if diagnosis is not None:
         return tuple(
             replace(operator, on=placement.on, reason=placement.reason)

@@ -11,11 +11,11 @@ from math import prod
 from edgerec.tflite.cost import tensor_bytes
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
-# Tensor alignment in bytes, in TFLite (kDefaultTensorAlignment) and in TFLite Micro.
+# Alignment of tensors in bytes: kDefaultTensorAlignment of TFLite, and the alignment of TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
-# TFLite Micro's memory overhead in bytes for the interpreter, and per tensor, operator and output channel, on x86-64.
+# Memory overhead of TFLite Micro on x86-64 in bytes: interpreter, each tensor, each operator, each output channel.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
-# Safety factor for the arena size, which may differ between TFLite Micro releases.
+# The arena size may differ between releases of TFLite Micro.
 _MICRO_SAFETY_FACTOR = 1.05
 
 
@@ -38,7 +38,7 @@ class Slot:
 
 
 def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
-    """Lay out all non-constant tensors in the arena, using the same algorithm as TFLite and TFLite Micro.
+    """Plan the arena layout of all non-constant tensors with the algorithm of TFLite and TFLite Micro.
 
     The greedy algorithm places the largest tensor first, and each tensor at the lowest offset that is free during its
     lifetime (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). Temporary buffers
@@ -46,7 +46,7 @@ def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
     """
     slots: list[Slot] = []
     for tensor, (first, last) in sorted(_lifetimes(graph), key=lambda item: -tensor_bytes(item[0])):
-        size = _aligned(tensor_bytes(tensor), alignment)
+        size = _round_up(tensor_bytes(tensor), alignment)
         at = 0
         for other in sorted((o for o in slots if o.first <= last and first <= o.last), key=lambda o: o.offset):
             if other.offset >= at + size:
@@ -66,7 +66,7 @@ def microcontroller_bytes(graph: Graph) -> int:
     needs = plan_bytes(graph, MICRO_ALIGNMENT) + _max_scratch_bytes(graph) + _variable_bytes(graph) + _MICRO_BASE
     needs += sum(_MICRO_TENSOR for _ in graph.tensors)
     needs += sum(_MICRO_OPERATOR + _MICRO_CHANNEL * _channels(operator) for operator in graph.operators)
-    return _aligned(int(needs * _MICRO_SAFETY_FACTOR), 1024)
+    return _round_up(int(needs * _MICRO_SAFETY_FACTOR), 1024)
 
 
 def parameter_bytes(graph: Graph) -> int:
@@ -75,7 +75,7 @@ def parameter_bytes(graph: Graph) -> int:
 
 
 def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Return all graph inputs and operator outputs, with the indices of the first and last operators that use them."""
+    """Return each non-constant tensor, with the indices of the first and last operators that use the tensor."""
     lifetimes = {id(tensor): (tensor, -1, -1) for tensor in graph.inputs}
     for operator in graph.operators:
         lifetimes |= {id(tensor): (tensor, operator.index, operator.index) for tensor in operator.outputs}
@@ -95,7 +95,7 @@ def _variable_bytes(graph: Graph) -> int:
     """
     computed = {id(tensor) for tensor, _ in _lifetimes(graph)}
     read = {id(t): t for operator in graph.operators for t in operator.inputs if t is not None and not t.constant}
-    return sum(_aligned(tensor_bytes(t), MICRO_ALIGNMENT) for key, t in read.items() if key not in computed)
+    return sum(_round_up(tensor_bytes(t), MICRO_ALIGNMENT) for key, t in read.items() if key not in computed)
 
 
 def _max_scratch_bytes(graph: Graph) -> int:
@@ -105,7 +105,7 @@ def _max_scratch_bytes(graph: Graph) -> int:
 
 def _scratch_bytes(operator: Operator) -> int:
     match operator.name:
-        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN's im2col buffer holds int16 patches for two output pixels
+        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN's im2col buffer stores int16 patches for two output pixels.
             weights = operator.inputs[1]
             return 4 * prod(weights.shape[1:]) if weights is not None else 0
         case "TRANSPOSE_CONV" | "MEAN" | "SUM":  # sums as int32
@@ -123,6 +123,5 @@ def _channels(operator: Operator) -> int:
     return len(weights.scales) if weights is not None else 0
 
 
-def _aligned(size: int, alignment: int) -> int:
-    """Round ``size`` up to a multiple of ``alignment``."""
+def _round_up(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment

@@ -35,7 +35,7 @@ from edgerec.tflite.tables import Table
 from edgerec.utils.optional import require
 
 LABEL_FILE = "labels.txt"
-# Size limits for metadata, which prevent excessive memory use when reading a damaged file.
+# Metadata is limited in size, because a damaged file could otherwise exhaust the memory.
 MAX_LABEL_BYTES = 1 << 24
 MAX_TEXT_BYTES = 1 << 16
 MAX_ITEMS = 10_000
@@ -43,13 +43,12 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-# Matches class identifiers from Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable.
+# Matches identifiers of classes in Google's Knowledge Graph, WordNet and Wikidata, which are not human-readable.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
-# Command-line options that override parts of the metadata.
 _OPTIONS = {"labels": "--labels", "normalize": "--normalize"}
 
-# Field numbers in metadata_schema.fbs. A union has two fields, its type and its table.
-# In most metadata tables, the first field is a name and the second a description.
+# Field numbers of the tables in metadata_schema.fbs. A union has two fields, its type and its table.
+# The first two fields of most metadata tables are a name and a description.
 _NAME, _DESCRIPTION = 0, 1
 _SUBGRAPHS, _MIN_PARSER_VERSION = 3, 7  # ModelMetadata
 _INPUTS, _OUTPUTS = 2, 3  # SubGraphMetadata
@@ -58,9 +57,9 @@ _UNION_TYPE, _UNION = 0, 1  # Content and ProcessUnit
 _COLOR_SPACE = 0  # ImageProperties
 _MEAN, _STD = 0, 1  # NormalizationOptions
 _FILE_TYPE, _LOCALE = 2, 3  # AssociatedFile
-# Enum values defined in TFLite's metadata_schema.fbs.
+# Values of enums in metadata_schema.fbs.
 _IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
-# Field numbers in TFLite's schema.fbs: a model's buffers and metadata, and a metadata entry's buffer.
+# Field numbers of the tables Model and Metadata in the TFLite schema.
 _MODEL_BUFFERS, _MODEL_METADATA, _ENTRY_BUFFER = 4, 6, 1
 
 
@@ -118,7 +117,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def remove_metadata(model: Any) -> None:
-    """Remove the TFLite metadata from a parsed model (:func:`~edgerec.tflite.flatbuffer.parse`)."""
+    """Remove the TFLite metadata from a model parsed by :func:`~edgerec.tflite.flatbuffer.parse`."""
     model.metadata = [entry for entry in model.metadata or () if entry.name != METADATA_ENTRY.encode()]
 
 
@@ -144,7 +143,7 @@ def read_metadata(
     try:
         root = _metadata_root(content)
         metadata = None if root is None else _metadata(root, content)
-    # parsing a damaged flatbuffer or zip archive can raise any exception, such as struct.error
+    # Reading damaged metadata can raise any exception.
     except Exception as error:
         metadata = Metadata("", "", (), (), faults=dict.fromkeys(_OPTIONS, str(error)))
     for part in needs:
@@ -189,7 +188,7 @@ def normalize_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
 
 
 def _metadata_buffer(labels: Sequence[str], normalize: Normalize, name: str, channels: int) -> bytes:
-    """Return the metadata as a flatbuffer, writing each table after the objects it refers to."""
+    """Serialize the metadata of a classifier as a flatbuffer."""
     builder = require("flatbuffers").Builder(1024)
     text = builder.CreateString
 
@@ -242,7 +241,7 @@ def _metadata_buffer(labels: Sequence[str], normalize: Normalize, name: str, cha
 
 
 def with_files(model: bytes, files: Mapping[str, bytes]) -> bytes:
-    """Append associated files to a .tflite file, in an uncompressed zip archive."""
+    """Append associated files, e.g. labels, to a .tflite file as an uncompressed zip archive."""
     content = io.BytesIO(model)
     with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:
         for name, data in files.items():
@@ -251,7 +250,7 @@ def with_files(model: bytes, files: Mapping[str, bytes]) -> bytes:
 
 
 def _metadata_entry(model: Table) -> Table | None:
-    # Compare names as bytes, because the names of other metadata entries may not be valid UTF-8.
+    # Names are compared as bytes, because the name of a metadata entry may not be valid UTF-8.
     entries = model.tables(_MODEL_METADATA)
     return next((entry for entry in entries if entry.content(_NAME) == METADATA_ENTRY.encode()), None)
 
@@ -280,7 +279,7 @@ def _metadata(root: Table, content: bytes) -> Metadata:
     def usable(part: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except Exception as error:  # reading damaged metadata can raise any exception
+        except Exception as error:  # Reading damaged metadata can raise any exception.
             faults[part] = str(error)
             return ()
 
@@ -305,9 +304,9 @@ def _metadata(root: Table, content: bytes) -> Metadata:
 
 
 def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Select the label file in the user's language.
+    """Select a label file in the user's language or, if there is none, in English.
 
-    If there is none, an English file is preferred, then a file without a locale, then any other file.
+    Otherwise, prefer a file without a locale.
 
     Args:
         content: the .tflite file's bytes.
@@ -332,7 +331,7 @@ def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[s
 
 
 def _user_languages() -> list[str]:
-    """Return the user's language codes from the environment variables that gettext uses."""
+    """Return the language codes from the environment variables that gettext uses, e.g. ``LANG``."""
     for variable in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := os.environ.get(variable):
             codes = [re.split(r"[-_.@]", part.lower())[0] for part in value.split(":")]

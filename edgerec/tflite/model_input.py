@@ -24,7 +24,7 @@ from edgerec.tflite.metadata import remove_metadata, with_files
 from edgerec.tflite.schema import tflite_schema
 
 MAX_SIDE_PX = 4096
-# Maximum total size in bytes of associated files, such as labels, to copy to the new model.
+# Associated files are not copied to the new model if they have more than this number of bytes in total.
 MAX_FILES_BYTES = 1 << 24
 
 
@@ -86,7 +86,7 @@ def with_nhwc_input(content: bytes, layout: InputLayout, where: str = "the model
         options.newShape = values
     image = edit.tensor("image", old.type, old.quantization, layout.shape)
     argument = edit.constant(f"image/{layout.operator.lower()}", schema.TensorType.INT32, values)
-    # TFLite supports int8 tensors since version 2 of the TRANSPOSE operator.
+    # The TRANSPOSE operator supports int8 tensors since version 2.
     version = 2 if layout.operator == "TRANSPOSE" and old.type == schema.TensorType.INT8 else 1
     edit.start_with(image, [edit.operator(layout.operator, version, [image, argument], edit.old_index, options)])
     return _with_files(pack(edit.model), content)
@@ -130,7 +130,7 @@ def with_normalization(content: bytes, normalize: ChannelNormalize, where: str =
 
 
 def _quantized_normalization(edit: _InputEdit, normalize: ChannelNormalize, where: str) -> tuple[int, list[Any]]:
-    """Add a uint8 image input. Return its tensor index and the operators that compute the original quantized input."""
+    """Add a uint8 image input. Return its tensor index and the operators that compute the original input."""
     types, old = edit.schema.TensorType, edit.old
     if old.quantization is None or old.quantization.scale is None or len(old.quantization.scale) == 0:
         raise ModelError(f"cannot add a normalization to {where}: its integer input has no quantization scale")
@@ -139,7 +139,7 @@ def _quantized_normalization(edit: _InputEdit, normalize: ChannelNormalize, wher
     signed = edit.tensor("normalization/pixels", types.INT8, edit.quantization([1.0], [-128]))
     operators = [edit.operator("QUANTIZE", 2, [pixels], signed)]
     real, bias = normalize.convolution()
-    # Quantization is exact, because each output channel's only nonzero weight maps to the int8 maximum.
+    # The quantization is exact, because the only nonzero weight of each output channel becomes 127.
     scales = [float(value) / 127 for value in real.max(axis=0)]
     stored = np.rint(real / np.array(scales)).astype(np.int8).T.reshape(3, 1, 1, 3)
     weights = edit.constant("normalization/kernel", types.INT8, stored, scales)
@@ -187,14 +187,13 @@ class _InputEdit:
         return self._added(tensor)
 
     def quantization(self, scales: list[float], zero_points: list[int]) -> Any:
-        """Return a ``QuantizationParametersT`` object with the given scales and zero points."""
         quantization = self.schema.QuantizationParametersT()
         quantization.scale = np.array(scales, np.float32)
         quantization.zeroPoint = np.array(zero_points, np.int64)
         return quantization
 
     def operator(self, name: str, version: int, inputs: list[int], output: int, options: Any = None) -> Any:
-        """Create an operator that reads and writes the tensors with the given indices."""
+        """Create an operator. The inputs and the output are tensor indices."""
         code, operator = self.schema.OperatorCodeT(), self.schema.OperatorT()
         code.builtinCode = getattr(self.schema.BuiltinOperator, name)
         code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), version
@@ -207,7 +206,7 @@ class _InputEdit:
         return operator
 
     def convolution(self, version: int, source: int, weights: int, bias: int, output: int) -> Any:
-        """Create a 1x1 convolution that reads and writes the tensors with the given indices."""
+        """Create a 1x1 convolution. The arguments are the indices of its tensors."""
         options = self.schema.Conv2DOptionsT()
         options.padding = self.schema.Padding.VALID
         options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1
@@ -227,7 +226,7 @@ class _InputEdit:
 
 
 def _with_files(model: bytes, original: bytes) -> bytes:
-    """Append the original model's associated files, such as its labels, to ``model``."""
+    """Append the associated files of the original model, e.g. its labels, to a new model."""
     try:
         with zipfile.ZipFile(io.BytesIO(original)) as source:
             if sum(info.file_size for info in source.infolist()) > MAX_FILES_BYTES:

@@ -7,12 +7,12 @@ schema.
 
 from __future__ import annotations
 
-# Highest operator code accepted in a model, chosen above all current codes to allow for future operators.
+# Higher operator codes are rejected. The current TFLite schema uses only lower codes.
 MAX_CODE = 400
 CUSTOM_CODE, WHILE_CODE, IF_CODE, CALL_ONCE_CODE = 32, 119, 118, 129
 
-# Minimum and maximum numbers of an operator's inputs and outputs, keyed by operator code.
-# Operators not listed below may have any number of inputs, and must have at least one output.
+# Minimum and maximum number of inputs and outputs of each operator, keyed by operator code.
+# All other operators may have any number of inputs, and must have at least one output.
 _UNARY: tuple[int, ...] = (
     *(1, 5, 6, 8, 11, 12, 13, 14, 17, 19, 20, 21, 25, 26, 28, 43, 47, 50, 53, 59, 66, 73, 75, 76, 77, 80, 87, 92, 93),
     *(98, 101, 104, 108, 109, 110, 111, 113, 114, 116, 117, 133, 134, 135, 150, 152, 158, 159),
@@ -34,16 +34,16 @@ INPUTS |= {121: (6, 6)}
 _ONE_OUTPUT = (*_UNARY, *_BINARY, 2, 3, 4, 22, 33, 37, 38, 44, 45, 60, 64, 65, 67, 83, 106, 123, 151)
 OUTPUTS: dict[int, tuple[int, int]] = dict.fromkeys(_ONE_OUTPUT, (1, 1)) | dict.fromkeys((48, 103), (2, 2))
 OUTPUTS |= dict.fromkeys((CALL_ONCE_CODE, 138, 144), (0, 0)) | {9: (1, 2)}
-# Positions of optional inputs, such as biases and LSTM gates, keyed by operator code.
-# An absent optional input has the tensor index -1.
+# Positions of the optional inputs of each operator, e.g. biases and LSTM gates, keyed by operator code.
+# The tensor index of an absent optional input is -1.
 OPTIONAL_INPUTS: dict[int, range] = dict.fromkeys((3, 4, 9, 132), range(2, 3)) | dict.fromkeys(
     (27, 67, 141), range(3, 4)
 )
 OPTIONAL_INPUTS |= dict.fromkeys((16, 44, 46, 52), range(64)) | {CUSTOM_CODE: range(UNLIMITED)}
-# Numbers of the option fields that hold subgraph indices, keyed by operator code.
+# Operators for control flow store the indices of other subgraphs in these fields of their options.
 SUBGRAPH_FIELDS = {WHILE_CODE: (0, 1), IF_CODE: (0, 1), CALL_ONCE_CODE: (0,)}
 
-# Operators whose options type is not named after the operator.
+# The options type of these operators does not have the same name as the operator.
 OPTIONS_TYPES = {
     **dict.fromkeys(("AVERAGE_POOL_2D", "L2_POOL_2D", "MAX_POOL_2D"), "Pool2D"),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_ALL", "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), "Reducer"),
@@ -52,7 +52,7 @@ OPTIONS_TYPES = {
     "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNN",
 }
 
-# Name of the custom operator into which the Edge TPU compiler fuses all operators mapped to the Edge TPU.
+# The Edge TPU compiler replaces all operators that it maps to the Edge TPU with this custom operator.
 EDGETPU_CUSTOM = "CUSTOM edgetpu-custom-op"
 # Custom operators that are built into the TFLite interpreter.
 TFLITE_CUSTOM = {
@@ -61,9 +61,9 @@ TFLITE_CUSTOM = {
     "CUSTOM AudioSpectrogram",
     "CUSTOM NumericVerify",
 }
-# Operators that only change a tensor's shape.
+# Operators that change only the shape of a tensor.
 RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-# Operators by kind, which determines their color in graph drawings. All other operators have the kind "other".
+# The kind of an operator determines its color in graph drawings.
 KINDS = {
     "weights": {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM"},
     "pooling": {"AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "SUM", "REDUCE_MAX", "RESIZE_BILINEAR"},

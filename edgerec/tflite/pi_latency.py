@@ -25,7 +25,6 @@ from edgerec.tflite.operators import RESHAPING
 # Operations per millisecond.
 CONVOLUTION_PER_MS = 31.85e6
 OTHER_PER_MS = 2.746e6
-# Conditions of the latency estimates, shown next to each estimate.
 CONDITIONS = "estimated for a Raspberry Pi 4, all its cores"
 
 

@@ -32,14 +32,14 @@ from edgerec.utils.native_output import captured_output
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
-# Default limits for testing a model: the number of runs, and the time in seconds after which no new run starts.
+# By default, a model is tested with RUNS inputs, and no new run starts after RUNS_S seconds.
 RUNS, RUNS_S = 12, 5.0
-# Number of inferences in a smoke test, which checks only for crashes and hangs.
+# A smoke test needs only a few inferences, because it checks only for crashes and hangs.
 SAFETY_RUNS = 4
-# Memory limit for running a model: MEMORY_BYTES + MEMORY_FACTOR · size of its file.
+# The memory limit for running a model is MEMORY_BYTES plus MEMORY_FACTOR times the size of the file.
 MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
-# Version of the checks. Increase it when adding a check, so that all models are tested again.
-_CHECKS = 1
+# Increase this version when adding a check, so that all models are tested again.
+_CHECKS_VERSION = 1
 _MOST_REMEMBERED = 1000
 _CHILD = """
 from edgerec.runtime.interpreter import find_runtime, open_interpreter
@@ -104,7 +104,7 @@ def require_runnable(content: bytes, where: str) -> None:
 
 
 def trust(content: bytes) -> None:
-    """Let :func:`require_runnable` accept a model without testing it, because this process is already isolated."""
+    """Let :func:`require_runnable` accept a model without running it, e.g. in an isolated process."""
     _trusted.add(_key(content))
 
 
@@ -121,7 +121,7 @@ def remember(content: bytes) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in files[:-_MOST_REMEMBERED]:
             file.unlink(missing_ok=True)
-    # writing fails if the home folder is missing, or if the disk is full or read-only
+    # Writing fails if there is no home folder, or if the disk is full or read-only.
     except (OSError, RuntimeError) as error:
         log.debug("the cache of checked models cannot be written: %s", error)
 
@@ -138,13 +138,13 @@ def _folder() -> Path:
 
 
 def _key(content: bytes) -> str:
-    """Return the name of a model's cache file. The name depends on the installed runtime versions."""
+    """Return the name of a model's cache file, which depends on the installed runtime versions."""
     return f"{sha256(content)}-{_runtimes_digest()}"
 
 
 @functools.cache
 def _runtimes_digest() -> str:
-    versions: list[int | str] = [_CHECKS]
+    versions: list[int | str] = [_CHECKS_VERSION]
     for package in RUNTIMES:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
@@ -190,7 +190,7 @@ def child(open_interpreter: Callable[..., Any], memory: str, runs: str) -> None:
     with captured_output():
         probe = _probe(int(runs), lambda: open_interpreter(content, trusted=True))
     print(json.dumps(asdict(probe)), flush=True)
-    os._exit(0)  # skip the interpreter's destructor, because it can crash if the model is damaged
+    os._exit(0)  # The destructor of the interpreter can crash if the model is damaged.
 
 
 def _probe(runs: int, load: Callable[[], Any]) -> Probe:
@@ -215,7 +215,7 @@ def _probe(runs: int, load: Callable[[], Any]) -> Probe:
             interpreter.reset_all_variables()
             interpreter.invoke()
             scores = _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
-            # random inputs outside the expected range can cause overflows, e.g. in exp
+            # Random inputs outside the expected range can cause overflows, e.g. in exp.
             if not np.isfinite(scores).all():
                 continue
             totals.append((float(scores.min()), float(scores.max()), float(scores.sum())))
@@ -234,7 +234,7 @@ def _supported(detail: dict[str, Any]) -> bool:
 
 
 def _input(detail: dict[str, Any], run: int) -> Any:
-    """Return the test input for run number ``run``: constant values in the first runs, then random noise."""
+    """Return a test input: constant values in the first runs, and random noise in later runs."""
     rng = np.random.default_rng(run)
     shape, dtype = detail["shape"], detail["dtype"]
     if dtype is not np.float32:

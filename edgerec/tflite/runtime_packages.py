@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Runtime packages and their interpreter modules, in order of preference.
+# Maps runtime packages to their interpreter modules, in order of preference.
 # LiteRT is the current and fastest runtime, and tflite-runtime is its predecessor.
 RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",

@@ -1,4 +1,4 @@
-"""Read a FlatBuffers file's tables, and check that they lie within the file.
+"""Read the tables of a FlatBuffers file, and check that they lie within the file.
 
 The ``flatbuffers`` package can also read tables, but does not check their bounds, and tflite-runtime does not install
 it. The binary format is described on https://flatbuffers.dev/internals.
@@ -15,7 +15,7 @@ def read_number(data: bytes, form: str, at: int) -> int:
     Raises:
         struct.error, ValueError: the number is not inside ``data``.
     """
-    if at < 0:  # struct would interpret a negative offset as relative to the end of the data
+    if at < 0:  # struct interprets negative offsets as relative to the end.
         raise ValueError("a table starts before the beginning of the file")
     return int(struct.unpack_from(form, data, at)[0])
 
@@ -31,7 +31,7 @@ class Table:
     """
 
     def __init__(self, data: bytes, at: int) -> None:
-        """Read the field offsets of the table that starts at offset ``at`` in ``data``."""
+        """Read the field offsets of a table. ``at`` is the offset of the table in the file."""
         if at % 4:
             raise ValueError("a table is not aligned")
         vtable = at - read_number(data, "<i", at)
@@ -78,7 +78,7 @@ class Table:
         return range(begin, begin + count * width, width)
 
     def numbers(self, field: int, form: str = "i", max_items: int | None = None) -> tuple[int, ...]:
-        """Return a vector of 4-byte numbers. ``form`` is their :mod:`struct` format character."""
+        """Return a vector of 4-byte numbers. ``form`` is the :mod:`struct` format character of an item."""
         items = self.vector(field, 4, max_items)
         return struct.unpack_from(f"<{len(items)}{form}", self.data, items.start)
 

@@ -12,13 +12,13 @@ from edgerec.errors import ModelError
 from edgerec.tflite.graph_check import GraphCheck
 from edgerec.tflite.tables import Table, read_number
 
-# Lower bound for a table's size in bytes, so that the total exceeds the file size only if tables are shared.
+# With this lower bound for the size of a table, the total exceeds the file size only if tables are shared.
 _TABLE_BYTES = 8
-# Maximum total size of all tables: MAX_GROWTH * file size + MIN_BYTES. A shared table counts once per reference.
+# The total size of all tables may not exceed MAX_GROWTH * file size + MIN_BYTES, counting each reference.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# Maps each table's field numbers to field types. An integer N stands for a vector of N-byte numbers.
-# In _TABLES, a string stands for a table of this type, and a tuple with a string for a vector of such tables.
+# _TABLES maps the field numbers of each table to field types.
+# A string is the type of a table, a tuple is a vector of tables, and an integer N is a vector of N-byte numbers.
 # _TABLES omits scalar fields, because they are stored in the table itself.
 _STRING = "string"
 _Kind = str | int | tuple[str]
@@ -49,9 +49,9 @@ _TABLES: dict[str, dict[int, _Kind]] = {
     "Shape": {0: 4},
     "Embeddings": {1: 4, 2: 4},
 }
-# Field numbers of each table's required fields. Runtimes do not check that these fields are present.
+# Field numbers of required fields. Runtimes do not check that required fields are present.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
-# Maps options types to tables with non-scalar fields: those of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS.
+# Only the options of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS have non-scalar fields.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 
@@ -67,14 +67,14 @@ def check_bounds(model: bytes, where: str = "the model") -> None:
 
 
 class _Walk:
-    """Checks all tables in a file and computes their total size, counting a shared table once per reference."""
+    """Checks all tables in a file and computes their total size. A shared table counts once per reference."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._sizes: dict[tuple[int, str], int] = {}
 
     def table(self, at: int, name: str) -> int:
-        """Check a table and everything it references, and return the total size in bytes."""
+        """Check a table and all tables that it references, and return the total size in bytes."""
         if (at, name) in self._sizes:
             return self._sizes[at, name]
         self._sizes[at, name] = 0

@@ -1,4 +1,4 @@
-"""Check whether the Edge TPU can run a model, predict what its compiler will do, and run the compiler."""
+"""Check whether the Edge TPU can run a model, predict the result of its compiler, and run the compiler."""
 
 from edgerec.tflite.edgetpu.compiler import EdgeTpuReport, compile_for_edgetpu, left_on_cpu
 from edgerec.tflite.edgetpu.diagnosis import Diagnosis, OperatorPlacement, diagnose

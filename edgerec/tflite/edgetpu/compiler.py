@@ -26,10 +26,8 @@ HOW_TO_COMPILE = (
     "install edgetpu_compiler (for x86-64 Debian or Ubuntu, from Coral's package archive, see coral.ai, "
     "'Edge TPU Compiler') and export again with --overwrite; until then, the bundle runs on the CPU"
 )
-# Maximum number of bytes to read from the compiler's output.
-_MAX_LOG_BYTES = 1 << 20
-# Maximum number of differences between predicted and actual placement to log. The report contains all differences.
-_MAX_LOGGED = 5
+_MAX_OUTPUT_BYTES = 1 << 20
+_MAX_LOGGED_DIFFERENCES = 5
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$")
 _MAPPED = "Mapped to Edge TPU"
 _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
@@ -37,7 +35,7 @@ _NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 @dataclass(frozen=True)
 class CompilerStatus:
-    """A row in the Edge TPU compiler's report: an operator type, its number of operators, and their status.
+    """Status of all operators of one type in the Edge TPU compiler's report.
 
     Attributes:
         op: operator type, such as ``CONV_2D``.
@@ -93,15 +91,16 @@ def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
     result, output = compile_model(program, content)
     statuses = parse_log(output)
     differences = compare(graph, diagnose(graph, target), result, statuses)
-    for difference in differences[:_MAX_LOGGED]:
+    for difference in differences[:_MAX_LOGGED_DIFFERENCES]:
         log.warning("the compiler's result differs from the prediction: %s", difference)
-    if len(differences) > _MAX_LOGGED:
-        log.warning("the placement of %d more operators differs from the prediction", len(differences) - _MAX_LOGGED)
+    if len(differences) > _MAX_LOGGED_DIFFERENCES:
+        others = len(differences) - _MAX_LOGGED_DIFFERENCES
+        log.warning("the placement of %d more operators differs from the prediction", others)
     return EdgeTpuReport(len(graph.operators), program, output, result, statuses, differences)
 
 
 def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
-    """Run ``edgetpu_compiler``. Return the compiled .tflite bytes, and the compiler's output and operation log.
+    """Run ``edgetpu_compiler``. Return the compiled .tflite bytes and the output of the compiler.
 
     Raises:
         TargetError: the compiler failed, or took longer than ``COMPILE_TIMEOUT_S``.
@@ -129,7 +128,7 @@ def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
 
 
 def parse_log(output: str) -> tuple[CompilerStatus, ...]:
-    """Parse the distinct rows ``OPERATOR  COUNT  STATUS`` from the compiler's output or log file."""
+    """Parse the rows ``OPERATOR  COUNT  STATUS`` in the compiler's output. Duplicate rows are removed."""
     rows = (_ROW.match(line.strip()) for line in output.splitlines())
     statuses = [CompilerStatus(row[1], int(row[2]), row[3].strip()) for row in rows if row]
     return tuple(dict.fromkeys(statuses))
@@ -193,7 +192,7 @@ def _read(path: Path) -> str:
     if not path.is_file():
         return ""
     with path.open("rb") as stream:
-        return stream.read(_MAX_LOG_BYTES).decode(errors="replace").strip()
+        return stream.read(_MAX_OUTPUT_BYTES).decode(errors="replace").strip()
 
 
 def _save_log(output: str) -> Path:

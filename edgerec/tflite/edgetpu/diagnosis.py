@@ -1,4 +1,4 @@
-"""Predict the Edge TPU compiler's result without running it."""
+"""Predict the result of the Edge TPU compiler without running it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Diagnosis:
 
     @property
     def cpu_macs(self) -> int:
-        """Number of multiply-accumulate operations on the CPU per image."""
+        """Number of multiply-accumulate operations per image that run on the CPU."""
         return sum(operator.macs for operator in self.operators if operator.on == "cpu")
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
         if (reason := refusal_reason(operator, target.operators or {}))
     }
     findings = [*model_findings, *(_finding(graph.operators[index], reason) for index, reason in refusals.items())]
-    # The compiler rejects graphs with control flow or dynamic shapes before it checks any operator.
+    # The compiler rejects all operators of a graph with control flow or dynamic shapes.
     graph_refusal = next((finding.reason for finding in model_findings if finding.op in ("model", "batch")), "")
     on_chip = set() if graph_refusal else mapped_operators(graph, refusals)
     operators = tuple(_placement(operator, graph, on_chip, refusals, graph_refusal) for operator in graph.operators)
@@ -159,7 +159,7 @@ def _placement(
 
 
 def _dependency_reason(operator: Operator, graph: Graph, on_chip: set[int]) -> str:
-    """Explain why an operator runs on the CPU although the Edge TPU supports it.
+    """Explain why an operator that the Edge TPU supports runs on the CPU.
 
     Either it depends on an operator on the CPU, or it is outside the part of the graph that the compiler maps.
     """

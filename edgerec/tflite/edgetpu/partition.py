@@ -31,7 +31,7 @@ def mapped_operators(graph: Graph, refused: Collection[int]) -> set[int]:
     remaining, done = [operator.index for operator in graph.operators], set[int]()
     while remaining:
         first = next((index for index in remaining if dependencies[index] <= done), None)
-        if first is None:  # only a damaged file can contain a cycle
+        if first is None:  # Only the graph of a damaged file can contain a cycle.
             return set()
         is_refused = first in refused
         subset = _next_subset(remaining, dependencies, done, refused, is_refused)
@@ -49,10 +49,7 @@ def _next_subset(
     refused: Collection[int],
     is_refused: bool,
 ) -> set[int]:
-    """Return the next group of operators: unsupported ones if ``is_refused`` is true, otherwise supported ones.
-
-    The subset contains all operators of its kind whose inputs come only from operators in ``done`` or in the subset.
-    """
+    """Return all unsupported or all supported operators whose inputs come from ``done`` or from the result itself."""
     subset: set[int] = set()
     available, changed = set(done), True
     while changed:

@@ -15,23 +15,22 @@ import numpy as np
 
 from edgerec.tflite.flatbuffer import Operator, Tensor
 
-# A rule returns the reason why the Edge TPU cannot run an operator, or None if it can.
+# A rule returns the reason why the Edge TPU cannot run an operator, or None if the Edge TPU can run it.
 Rule = Callable[[Operator], str | None]
 
 QUANTIZE = "quantize it: edgerec quantize RUN"
 ONE_IMAGE = "convert the model with a batch size of 1: keras.Input(shape, batch_size=1)"
 
-# Allowed data types for activations, and for constants such as biases. An LSTM's cell state may also be INT16.
-_ACTIVATIONS = {"INT8", "UINT8"}
-_CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
-# Coral's documentation states a softmax limit of 16,000 values, but the compiler has mapped one over 128×128 values.
+# The cell state of an LSTM may also be INT16.
+_ACTIVATION_TYPES = {"INT8", "UINT8"}
+_CONSTANT_TYPES = {"INT8", "UINT8", "INT32", "INT64"}
+# Coral documents a limit of 16,000 values for softmax, but the compiler accepts 128×128 values.
 _MAX_SOFTMAX_VALUES = 16_384
-# In published logs, the Edge TPU compiler does not map upsampling from 256 to 512 pixels or by a factor of 16.
-# According to published compiler logs, the Edge TPU supports upsampling from 64 to 128 pixels.
+# According to published logs, the Edge TPU compiler rejects upsampling to 512 pixels or by a factor of 16.
 _MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
-# In published logs, the Edge TPU compiler maps a TRANSPOSE of 14×14×255 values, but not one of 40×40×65 values.
+# According to published logs, the Edge TPU compiler accepts TRANSPOSE of 14×14×255 values, but not of 40×40×65.
 _MAX_TRANSPOSE_VALUES = 65_536
-# According to published compiler logs, the Edge TPU supports MEAN over 64×128 values, but not over 256×128 values.
+# According to published logs, the Edge TPU compiler accepts MEAN over 64×128 values, but not over 256×128.
 _MAX_MEAN_VALUES = 16_384
 
 _SOLUTIONS = {
@@ -70,12 +69,12 @@ def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | Non
 
 
 def way_out(operator: Operator, reason: str) -> str:
-    """Suggest how to make an operator run on the Edge TPU, based on the reason why it cannot."""
+    """Suggest a change to a model, so that the Edge TPU can run an operator."""
     if "dynamic shape" in reason:
         return ONE_IMAGE
     if "it has version" in reason:
         return "convert the model with TensorFlow 2.5 to 2.8, or with edgerec"
-    if operator.name not in _SOLUTIONS and any(t.dtype not in _CONSTANTS for t in operator.outputs):
+    if operator.name not in _SOLUTIONS and any(t.dtype not in _CONSTANT_TYPES for t in operator.outputs):
         return QUANTIZE
     return _SOLUTIONS.get(operator.name, "use an architecture without it, or --target desktop or rpi")
 
@@ -84,10 +83,10 @@ def _tensor_refusal(tensor: Tensor, operator: Operator, upsampling: bool) -> str
     if -1 in tensor.shape:
         return f"tensor {tensor.name!r} has a dynamic shape {list(tensor.shape)}"
     if tensor.constant:
-        allowed = _CONSTANTS
+        allowed = _CONSTANT_TYPES
     else:
-        allowed = _ACTIVATIONS | ({"INT16"} if operator.name == "UNIDIRECTIONAL_SEQUENCE_LSTM" else set())
-    # Skip empty tensors, because LSTM operators have empty float tensors.
+        allowed = _ACTIVATION_TYPES | ({"INT16"} if operator.name == "UNIDIRECTIONAL_SEQUENCE_LSTM" else set())
+    # LSTM operators have empty float tensors, which are ignored.
     if tensor.dtype not in allowed and tensor.shape != (0,):
         return f"tensor {tensor.name!r} is {tensor.dtype}, expected 8-bit integers"
     if not tensor.constant and not upsampling and any(n > 1 for n in tensor.shape[:-3]):
@@ -96,7 +95,7 @@ def _tensor_refusal(tensor: Tensor, operator: Operator, upsampling: bool) -> str
 
 
 def _is_upsampling_step(operator: Operator) -> bool:
-    """Return whether an operator is a step in nearest-neighbor upsampling by a factor of 2, as in feature pyramids.
+    """Return whether an operator is a step of nearest-neighbor upsampling by a factor of 2.
 
     Two PACK operators repeat each pixel, from ``(1, h, w, c)`` to ``(1, h, w, 2, c)`` and ``(1, h, 2, w, 2, c)``. Then
     RESHAPE converts the result to ``(1, 2h, 2w, c)``. The compiler supports this pattern from version 16 on, although
@@ -119,7 +118,7 @@ def _no_activation(operator: Operator) -> str | None:
 
 def _conv(operator: Operator) -> str | None:
     weights, options = operator.inputs[1], operator.options
-    # Dilation has no effect on an axis where the kernel size is 1, e.g. in a convolution along a sequence.
+    # Dilation has no effect on an axis with kernel size 1.
     one_dimensional = weights is not None and 1 in weights.shape[1:3]
     if options.dilationWFactor != options.dilationHFactor and not one_dimensional:
         return "its horizontal and vertical dilation differ"
@@ -133,7 +132,7 @@ def _constant_parameters(operator: Operator) -> str | None:
 
 
 def _transpose_conv(operator: Operator) -> str | None:
-    # All inputs of TRANSPOSE_CONV must be constant, except the feature map at index 2.
+    # The feature map of TRANSPOSE_CONV is the input at index 2.
     if any(t is not None and not t.constant for i, t in enumerate(operator.inputs) if i != 2):
         return "its weights, bias or output shape is not constant"
     return None
@@ -247,7 +246,7 @@ def _transpose(operator: Operator) -> str | None:
 
 
 def _constant_values(tensor: Tensor | None, dtype: type = np.int32) -> list[int]:
-    """Return a constant tensor's integers, or an empty list if the tensor is not constant."""
+    """Return the integers in a constant tensor, or an empty list if the tensor is not constant."""
     if tensor is None or tensor.data is None:
         return []
     return [int(n) for n in tensor.data.view(np.int64 if tensor.dtype == "INT64" else dtype)]
