@@ -625,7 +625,7 @@ MUTATIONS = (
     Mutation(
         "graph of a model: output that is never computed",
         "tflite/graph_check.py",
-        "            if index not in known | written:\n",
+        "            if index not in known:\n",
         "            if False:\n",
         "tflite/test_hostile_tflite.py::test_an_invalid_graph_is_refused_before_a_runtime_reads_it",
     ),
