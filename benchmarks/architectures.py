@@ -88,13 +88,15 @@ def _autoencoder(transposed: bool) -> Callable[[], Any]:
     def build() -> Any:
         layers = keras().layers
 
-        def up(channels: int) -> list[Any]:
+        def upsampling(channels: int) -> list[Any]:
             if transposed:
                 return [layers.Conv2DTranspose(channels, 3, strides=2, padding="same", activation="relu")]
             return [layers.UpSampling2D(), layers.Conv2D(channels, 3, padding="same", activation="relu")]
 
         down = [layers.Conv2D(n, 3, strides=2, padding="same", activation="relu") for n in (16, 32)]
-        return _sequential(*down, *up(32), *up(16), layers.Conv2D(3, 3, padding="same", activation="sigmoid"))
+        return _sequential(
+            *down, *upsampling(32), *upsampling(16), layers.Conv2D(3, 3, padding="same", activation="sigmoid")
+        )
 
     return build
 

@@ -201,8 +201,8 @@ def _normalization(model: Any) -> tuple[list[Any], list[Any]]:
     )
 
 
-def _same(ones: list[Any], others: list[Any]) -> bool:
-    return all(np.array_equal(one, other) for one, other in zip(ones, others, strict=True))
+def _equal_arrays(first: list[Any], second: list[Any]) -> bool:
+    return all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 class Interrupted(Exception):
@@ -341,7 +341,7 @@ class Check:
         statistics, affine = last["normalization"]
         if self.row["stages"] == "one":
             self.expect(f"stages: {first['learning']} layers trainable", first["learning"] == first["weighted"])
-            self.expect("freeze_bn: statistics stay at 0 and 1", not _same(statistics[:1], [0 * statistics[0]]))
+            self.expect("freeze_bn: statistics stay at 0 and 1", not _equal_arrays(statistics[:1], [0 * statistics[0]]))
             return
         frozen = self.row["freeze_bn"]
         learning = last["weighted"] - len(statistics) // 2 * frozen
@@ -350,7 +350,7 @@ class Check:
         for description, values, start in zip(
             ("statistics", "scales"), (statistics, affine), _normalization(load_model(self.weights)), strict=True
         ):
-            kept = _same(values, start)
+            kept = _equal_arrays(values, start)
             self.expect(f"freeze_bn: {description} {'kept' if kept else 'changed'} in training", kept == frozen)
 
     def check_ends(self, run: Any) -> None:
@@ -415,7 +415,7 @@ class Check:
         frozen = self.row["freeze_bn"] and self.row["stages"] == "transfer"
         for fit in observer.fits:
             location = "quantization-aware training" if fit["qat"] else "fine-tuning"
-            statistics, affine = (_same(*pair) for pair in zip(fit["before"], fit["after"], strict=True))
+            statistics, affine = (_equal_arrays(*pair) for pair in zip(fit["before"], fit["after"], strict=True))
             if fit["before"][0]:
                 self.expect(
                     f"freeze_bn: statistics {'kept' if statistics else 'changed'} in {location}",

@@ -47,7 +47,7 @@ COLUMNS = (
 )
 
 
-def sixty_each(work: Path, count: int = 60) -> Path:
+def write_sixty_each(work: Path, count: int = 60) -> Path:
     """Write the sign digits of ``count`` persons to train/ and of all other persons to test/; return the folder."""
     folder = work / f"sign-digits-{count}"
     if folder.is_dir():
@@ -71,7 +71,7 @@ def data_keys(name: str, work: Path) -> dict[str, Any]:
         case "signs":
             return {"data.source": str(signs_by_person(work)), "data.group_by": PERSON}
         case "signs60":
-            return {"data.source": str(sixty_each(work)), "data.group_by": PERSON}
+            return {"data.source": str(write_sixty_each(work)), "data.group_by": PERSON}
         case "cifar10":
             return {"data.source": str(unpacked("cifar10", work))}
     return {"data.source": str(data_folder() / "mnist.npz")}

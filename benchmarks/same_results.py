@@ -46,11 +46,11 @@ def create(checkout: Path, work: Path) -> None:
     (work / "results.jsonl").write_text(results, encoding="utf-8")
 
 
-def stable(value: Any) -> Any:
+def without_volatile_keys(value: Any) -> Any:
     """Return a JSON value without the volatile keys."""
     if isinstance(value, dict):
-        return {key: stable(item) for key, item in value.items() if key not in VOLATILE}
-    return [stable(item) for item in value] if isinstance(value, list) else value
+        return {key: without_volatile_keys(item) for key, item in value.items() if key not in VOLATILE}
+    return [without_volatile_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def with_new_keys(path: Path) -> str:
@@ -66,13 +66,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def facts(work: Path) -> dict[str, Any]:
+def comparable_values(work: Path) -> dict[str, Any]:
     """Return the values to compare."""
     lines = [json.loads(line) for line in (work / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     files = ("int8/model.tflite", "int8-qat/model.tflite", "split.json", "labels.txt")
     with (work / "run" / "history.csv").open(newline="", encoding="utf-8") as file:
-        history = [stable(row) for row in csv.DictReader(file)]
-    manifest = stable(json.loads(with_new_keys(work / "bundle" / "manifest.json")))
+        history = [without_volatile_keys(row) for row in csv.DictReader(file)]
+    manifest = without_volatile_keys(json.loads(with_new_keys(work / "bundle" / "manifest.json")))
     golden = {path.name: digest(path) for path in sorted((work / "bundle" / "golden").iterdir())}
     return {
         **{f"run/{name}": digest(work / "run" / name) for name in files},
@@ -80,7 +80,7 @@ def facts(work: Path) -> dict[str, Any]:
         "history of the training": history,
         **{f"manifest: {key}": value for key, value in manifest.items() if key not in ("files", "sha256")},
         **{f"bundle/golden/{name}": value for name, value in golden.items()},
-        "results of the camera": [stable(line) for line in lines if "frame" in line],
+        "results of the camera": [without_volatile_keys(line) for line in lines if "frame" in line],
     }
 
 
@@ -93,7 +93,7 @@ def main() -> int:
     folders = [arguments.work.resolve() / name for name in ("this", "other")]
     for checkout, folder in zip((Path(__file__).parent.parent, arguments.other), folders, strict=True):
         create(checkout.resolve(), folder)
-    this, other = map(facts, folders)
+    this, other = map(comparable_values, folders)
     different = sorted(key for key in this.keys() | other.keys() if this.get(key) != other.get(key))
     print(json.dumps({"compared": len(this), "different": different}, indent=1))
     return 1 if different else 0

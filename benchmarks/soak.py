@@ -155,10 +155,10 @@ class Soak:
     def table(self) -> dict[str, Fault]:
         """Return the faults by name. Each fault is a context manager that is active while the fault lasts."""
         return {
-            "RTSP server killed": self._killed(self.rtsp),
+            "RTSP server killed": self._server_killed(self.rtsp),
             "RTSP server silent": self._silent,
-            "MJPEG server killed": self._killed(self.mjpeg),
-            "broker stopped": self._killed(self.broker, stop="stop"),
+            "MJPEG server killed": self._server_killed(self.mjpeg),
+            "broker stopped": self._server_killed(self.broker, stop="stop"),
             "webhook returns 500": lambda: self._status(500),
             "webhook silent": lambda: self._status(-1),
             "webhook hangs up": lambda: self._status(0),
@@ -169,7 +169,7 @@ class Soak:
             "hostile MJPEG": self._hostile,
         }
 
-    def _killed(self, server: Any, stop: str = "kill") -> Fault:
+    def _server_killed(self, server: Any, stop: str = "kill") -> Fault:
         @contextlib.contextmanager
         def fault() -> Iterator[None]:
             getattr(server, stop)()

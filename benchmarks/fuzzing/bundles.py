@@ -120,7 +120,7 @@ def rewrite(bundle: Path, name: str, content: bytes) -> None:
 def manifests(bundle: Path, work: Path) -> Iterator[Attempt]:
     """Damage manifest.json: change, remove or repeat keys and values."""
     values = json.loads((bundle / "manifest.json").read_text())
-    with _copied(bundle, work) as (copy, child):
+    with _copied_bundle(bundle, work) as (copy, child):
 
         def attempt(rng: Random) -> None:
             (copy / "manifest.json").write_bytes(damaged_json(rng, values))
@@ -134,7 +134,7 @@ def _damage_file(name: str, damaged: Callable[[Random, bytes], bytes]) -> Callab
 
     def kind(bundle: Path, work: Path) -> Iterator[Attempt]:
         content = (bundle / name).read_bytes()
-        with _copied(bundle, work) as (copy, child):
+        with _copied_bundle(bundle, work) as (copy, child):
 
             def attempt(rng: Random) -> None:
                 rewrite(copy, name, damaged(rng, content))
@@ -177,7 +177,7 @@ def archives(bundle: Path, work: Path) -> Iterator[Attempt]:
 
 
 @contextlib.contextmanager
-def _copied(bundle: Path, work: Path) -> Iterator[tuple[Path, Child]]:
+def _copied_bundle(bundle: Path, work: Path) -> Iterator[tuple[Path, Child]]:
     copy = work / "bundle"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(bundle, copy)

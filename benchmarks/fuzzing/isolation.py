@@ -148,13 +148,13 @@ def _child(target: Target, seeds: Any, folder: Path, case: str, writer: int) -> 
     try:
         os.setsid()
         baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        result = json.dumps((*_tried(target, seeds, folder, case), baseline))
+        result = json.dumps((*_run_attempt(target, seeds, folder, case), baseline))
         os.write(writer, result.encode())
     finally:
         os._exit(0)
 
 
-def _tried(target: Target, seeds: Any, folder: Path, case: str) -> tuple[str, str]:
+def _run_attempt(target: Target, seeds: Any, folder: Path, case: str) -> tuple[str, str]:
     with (folder / "output.txt").open("wb") as output, open(os.devnull, "rb") as null:
         os.dup2(null.fileno(), 0)
         os.dup2(output.fileno(), 1)
@@ -171,16 +171,16 @@ def _tried(target: Target, seeds: Any, folder: Path, case: str) -> tuple[str, st
         sys.addaudithook(_watch(folder, target.network, violations))
         try:
             target.use(damaged, folder / "out")
-            outcome, text = "accepted", ""
+            outcome, message = "accepted", ""
         except EdgerecError as error:
-            outcome, text = "refused", str(error)
-            violations += filter(None, [error_fault(text)])
+            outcome, message = "refused", str(error)
+            violations += filter(None, [error_fault(message)])
         if _listing(folder / "input") != before:
             violations.append("changes its input")
     except BaseException as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return "broken", f"{error!r}"[:400] + f" at {frame.filename}:{frame.lineno}"
-    return ("broken", f"{violations[0]}; {text}"[:600]) if violations else (outcome, text)
+    return ("broken", f"{violations[0]}; {message}"[:600]) if violations else (outcome, message)
 
 
 def _listing(folder: Path) -> list[tuple[str, int]]:

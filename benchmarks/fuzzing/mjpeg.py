@@ -34,7 +34,7 @@ def start(work: Path) -> list[bytes]:
 
 def make(rng: Random, seeds: list[bytes], folder: Path) -> tuple[bytes, int]:
     """Return the bytes of a stream, and the number of bytes in each call of the splitter."""
-    makers = (_repeated, _resized, _many_scans, _with_thumbnail, _cut)
+    makers = (_repeated, _resized, _many_scans, _with_thumbnail, _cut_file)
     stream = b"".join(rng.choice(makers)(rng, seeds) for _ in range(rng.choice((1, 1, 3))))
     if rng.random() < 0.5:
         stream = damaged_bytes(rng, stream)
@@ -97,6 +97,6 @@ def _with_thumbnail(rng: Random, seeds: list[bytes]) -> bytes:
     return (file[:2] + segment + file[2:]) * rng.choice((1, 20))
 
 
-def _cut(rng: Random, seeds: list[bytes]) -> bytes:
+def _cut_file(rng: Random, seeds: list[bytes]) -> bytes:
     file = rng.choice(seeds)
     return b"".join(file[: rng.randrange(len(file))] + _BOUNDARY + b"\r\n\r\n" for _ in range(rng.choice((1, 50))))

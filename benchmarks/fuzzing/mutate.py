@@ -36,11 +36,11 @@ def _flip(rng: Random, data: bytearray, at: int) -> None:
     data[at : at + 1] = bytes([data[at] ^ 1 << rng.randrange(8)]) if at < len(data) else b""
 
 
-def _put(rng: Random, data: bytearray, at: int) -> None:
+def _write_number(rng: Random, data: bytearray, at: int) -> None:
     data[at : at + 1] = bytes([rng.choice(_BYTES)])
 
 
-def _word(rng: Random, data: bytearray, at: int) -> None:
+def _write_word(rng: Random, data: bytearray, at: int) -> None:
     at &= ~3
     data[at : at + 4] = rng.choice((*_WORDS, rng.randrange(1 << 32))).to_bytes(4, rng.choice(("little", "big")))
 
@@ -49,22 +49,22 @@ def _insert(rng: Random, data: bytearray, at: int) -> None:
     data[at:at] = rng.choice((rng.randbytes(rng.randrange(1, 40)), bytes([rng.choice(_BYTES)]) * 300, b"\r\n"))
 
 
-def _cut(rng: Random, data: bytearray, at: int) -> None:
+def _delete_bytes(rng: Random, data: bytearray, at: int) -> None:
     del data[at : at + rng.choice((1, 4, 100, len(data)))]
 
 
-def _repeat(rng: Random, data: bytearray, at: int) -> None:
+def _repeat_bytes(rng: Random, data: bytearray, at: int) -> None:
     data[at:at] = data[at : at + rng.choice((1, 10, 500))] * rng.choice((1, 3))
 
 
 _BYTE_CHANGES: tuple[Callable[[Random, bytearray, int], None], ...] = (
     _flip,
     _flip,
-    _put,
-    _word,
+    _write_number,
+    _write_word,
     _insert,
-    _cut,
-    _repeat,
+    _delete_bytes,
+    _repeat_bytes,
 )
 
 
@@ -84,7 +84,7 @@ def damaged_json(rng: Random, values: Any) -> bytes:
     """Return ``values`` as JSON with missing, repeated, wrong or deeply nested values, or as damaged text."""
     values = copy.deepcopy(values)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        holder, key = rng.choice(list(_places(values)))
+        holder, key = rng.choice(list(_keys_of_containers(values)))
         draw = rng.random()
         if draw < 0.25:
             del holder[key]
@@ -110,12 +110,12 @@ def damaged_json(rng: Random, values: Any) -> bytes:
     return damaged_bytes(rng, content) if rng.random() < 0.15 else content
 
 
-def _places(values: Any) -> Any:
+def _keys_of_containers(values: Any) -> Any:
     """Yield all lists and dictionaries in ``values`` with each of their keys; of long lists, only some."""
     keys = list(values) if isinstance(values, dict) else list(range(min(3, len(values))))
     for key in keys:
         yield values, key
         if isinstance(values[key], dict | list):
-            yield from _places(values[key])
+            yield from _keys_of_containers(values[key])
     if not keys:
         yield {"": 0}, ""

@@ -58,7 +58,7 @@ class Figures:
         self.accepted += outcome == "accepted"
         self.refused += outcome == "refused"
         if outcome == "broken":
-            _note(self, case, text)
+            _add_example(self, case, text)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -93,11 +93,11 @@ def _try(figures: Figures, seed: str, attempt: Attempt, limit: Callable[[float],
             raise Broken(errors[0])
     except EdgerecError as error:
         if fault := error_fault(str(error)):
-            _note(figures, seed, f"{fault}: {str(error)[:300]!r}")
+            _add_example(figures, seed, f"{fault}: {str(error)[:300]!r}")
         else:
             figures.refused += 1
     except Exception as error:
-        _note(figures, seed, f"{error!r}"[:600])
+        _add_example(figures, seed, f"{error!r}"[:600])
     else:
         figures.accepted += 1
     finally:
@@ -105,7 +105,7 @@ def _try(figures: Figures, seed: str, attempt: Attempt, limit: Callable[[float],
         errors.clear()
 
 
-def _note(figures: Figures, seed: str, text: str) -> None:
+def _add_example(figures: Figures, seed: str, text: str) -> None:
     figures.other += 1
     if len(figures.examples) < 20:
         figures.examples.append(f"{seed}: {text}")
@@ -122,10 +122,10 @@ def error_fault(message: str) -> str:
 def _limited() -> Iterator[Callable[[float], None]]:
     """Yield a function that sets the time limit in seconds (0 for none). After the limit, :class:`Broken` is raised."""
 
-    def over(*_: Any) -> None:
+    def raise_broken(*_: Any) -> None:
         raise Broken(f"hangs: nothing for {LIMIT_S:g} s")
 
-    before = signal.signal(signal.SIGALRM, over)
+    before = signal.signal(signal.SIGALRM, raise_broken)
     try:
         yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)  # type: ignore[func-returns-value]
     finally:

@@ -37,7 +37,7 @@ def start(work: Path) -> list[bytes]:
     for path in files:
         content = path.read_bytes()
         if content[4:8] == b"TFL3" and "security" not in path.parts:
-            models.append(content if len(content) < 200_000 else beginning(content))
+            models.append(content if len(content) < 200_000 else first_operators(content))
     models += generated()
     seeds = [pack(parse(model)) for model in models]
     # Run one case in this process to import all modules, so that the forked processes need not import them.
@@ -111,7 +111,7 @@ def generated() -> list[bytes]:
     return models
 
 
-def beginning(content: bytes, count: int = 7) -> bytes:
+def first_operators(content: bytes, count: int = 7) -> bytes:
     """Return a model that consists of the first ``count`` operators of a large model."""
     model = parse(content)
     graph = model.subgraphs[0]
@@ -156,13 +156,13 @@ def damaged_model(rng: Random, content: bytes) -> bytes:
         return damaged_bytes(rng, content)
 
 
-def _some_graph(rng: Random, model: Any) -> Any:
+def _random_graph(rng: Random, model: Any) -> Any:
     return rng.choice(model.subgraphs)
 
 
 def _change_indexes(rng: Random, model: Any) -> None:
     """Change the inputs or outputs of an operator or a graph: other tensors, optional ones, other lengths."""
-    graph = _some_graph(rng, model)
+    graph = _random_graph(rng, model)
     owner = rng.choice([graph, *graph.operators, *graph.operators])
     name = rng.choice(("inputs", "outputs"))
     values = [int(value) for value in (getattr(owner, name) if getattr(owner, name) is not None else ())]
@@ -181,7 +181,7 @@ def _change_indexes(rng: Random, model: Any) -> None:
 
 
 def _change_tensor(rng: Random, model: Any) -> None:
-    tensor = rng.choice(_some_graph(rng, model).tensors)
+    tensor = rng.choice(_random_graph(rng, model).tensors)
     way = rng.randrange(6)
     if way == 0:
         tensor.type = rng.randrange(24)
@@ -223,7 +223,7 @@ def _changed_numbers(rng: Random, values: Any) -> Any:
 
 def _change_options(rng: Random, model: Any) -> None:
     """Change an option of an operator, e.g. a stride or the number of a subgraph, or remove all options."""
-    operators = _some_graph(rng, model).operators
+    operators = _random_graph(rng, model).operators
     if not operators:
         return
     operator = rng.choice(operators)
@@ -259,7 +259,7 @@ def _change_code(rng: Random, model: Any) -> None:
     elif way == 1:
         code.version = rng.choice((0, 1, 2, 5, 99))
     elif way == 2:
-        operator = rng.choice(_some_graph(rng, model).operators or [model.subgraphs[0]])
+        operator = rng.choice(_random_graph(rng, model).operators or [model.subgraphs[0]])
         operator.opcodeIndex = rng.choice((rng.randrange(len(model.operatorCodes)), len(model.operatorCodes), 1 << 20))
     else:
         code.builtinCode, code.customCode = (
@@ -289,7 +289,7 @@ def _change_buffer(rng: Random, model: Any) -> None:
 
 def _change_graph(rng: Random, model: Any) -> None:
     """Reorder, repeat or remove operators, which makes cycles and unused tensors, or repeat subgraphs."""
-    graph = _some_graph(rng, model)
+    graph = _random_graph(rng, model)
     way = rng.randrange(5)
     if way == 0:
         rng.shuffle(graph.operators)

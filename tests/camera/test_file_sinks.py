@@ -463,13 +463,13 @@ def test_recorder_keeps_the_reserved_disk_space_free(tmp_path, monkeypatch):
     other_bytes = [0]
     sink = recorder(tmp_path, reserve_bytes=100_000)
 
-    def free(_):
+    def disk_usage(_):
         return usage(200_000 - other_bytes[0] - 4096 * len(saved(tmp_path)))
 
-    monkeypatch.setattr(shutil, "disk_usage", free)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     for _ in range(40):
         sink.write(make_result())
-        assert free(0).free >= 100_000
+        assert disk_usage(0).free >= 100_000
     assert len(saved(tmp_path)) == 24
     other_bytes[0] = 60_000
     sink.write(make_result())
@@ -488,12 +488,12 @@ def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
     sink = recorder(tmp_path)
     sink.write(make_result())
 
-    def full(self, content):
+    def raise_disk_full(self, content):
         with open(self, "wb") as file:
             file.write(content[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", raise_disk_full)
     with pytest.raises(EdgerecError, match="No space left"):
         sink.write(make_result())
     monkeypatch.undo()

@@ -26,7 +26,7 @@ def payloads(outbox: MessageQueue) -> list[bytes]:
     return [message.payload for message in outbox.pending(1000)]
 
 
-def put(outbox: MessageQueue, *texts: str) -> None:
+def put_all(outbox: MessageQueue, *texts: str) -> None:
     for text in texts:
         outbox.put("topic", text.encode(), True)
 
@@ -35,7 +35,7 @@ def put(outbox: MessageQueue, *texts: str) -> None:
 def test_queue_opens_its_file_again_after_a_failure(tmp_path, monkeypatch, existing):
     path = tmp_path / "queue.sqlite3"
     outbox = MessageQueue(path)
-    put(outbox, *existing)
+    put_all(outbox, *existing)
     outbox.close()
 
     def fail(*_, **__):
@@ -44,9 +44,9 @@ def test_queue_opens_its_file_again_after_a_failure(tmp_path, monkeypatch, exist
     with monkeypatch.context() as patch:
         patch.setattr(sqlite3, "connect", fail)
         outbox = MessageQueue(path)
-        put(outbox, "c")
+        put_all(outbox, "c")
     monkeypatch.setattr(outbox_module, "REOPEN_S", 0.0)
-    put(outbox, "d")
+    put_all(outbox, "d")
     assert payloads(outbox) == [text.encode() for text in (*existing, "c", "d")]
     outbox.close()
     reopened = MessageQueue(path)
@@ -61,7 +61,7 @@ def test_messages_that_cannot_be_written_are_counted_as_lost(tmp_path, monkeypat
 
     monkeypatch.setattr(sqlite3, "connect", fail)
     outbox = MessageQueue(tmp_path / "queue.sqlite3")
-    put(outbox, "a", "b")
+    put_all(outbox, "a", "b")
     outbox.close()
     assert (outbox.dropped, len(outbox)) == (2, 0)
 
@@ -155,11 +155,11 @@ LONG = "rtsp://10.0.0.1:554/" + "very/long/path/" * 5 + "stream"
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [(LONG, LONG.replace("10.0.0.1", "10.0.0.2")), ("前门", "后门"), ("摄像头1", "照相机1")],
 )
-def test_names_of_different_sources_differ(one, other):
-    names = {safe_name(one), safe_name(other)}
+def test_names_of_different_sources_differ(first, second):
+    names = {safe_name(first), safe_name(second)}
     assert len(names) == 2
     assert all(1 <= len(name) <= 64 and name.isascii() for name in names)
 

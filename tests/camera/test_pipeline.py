@@ -275,21 +275,21 @@ def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, gol
     assert spec.smoothing == "mean"
     assert 0.05 < spec.temperature != 1.0
 
-    def decided(source, *options):
+    def decided_labels(source, *options):
         done = edgerec("camera", bundle, "--source", source, "--headless", "--json", *options)
         assert done.returncode == 0, done.stderr
         values = [json.loads(line) for line in done.stdout.splitlines()]
         return [value["decision"]["label"] for value in values if value["event"] == "result"]
 
-    steady = decided(video)
-    held = decided(video, "--decision", "smoothing=vote", "--decision", "memory=9", "--decision", "votes=9")
-    assert len(set(held)) == 1 < len(set(steady))
-    single = decided(video, "--decision", "smoothing=none")
+    smoothed = decided_labels(video)
+    voted = decided_labels(video, "--decision", "smoothing=vote", "--decision", "memory=9", "--decision", "votes=9")
+    assert len(set(voted)) == 1 < len(set(smoothed))
+    single = decided_labels(video, "--decision", "smoothing=none")
     with Camera.open(bundle, str(video)) as camera:
         assert single == [result.classification.label for result in camera]
     for path in golden_images:
         shutil.copy(path, tmp_path)
-    assert len(set(decided(tmp_path))) >= 7
+    assert len(set(decided_labels(tmp_path))) >= 7
     done = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
     assert "decision.smoothing is 'often'; expected one of none, mean, vote" in one_line(done)
     assert "unknown decision setting 'smooth'; did you mean 'smoothing'?" in one_line(

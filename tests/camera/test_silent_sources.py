@@ -45,14 +45,14 @@ def gray(value):
     return np.full((28, 28, 3), value, np.uint8)
 
 
-def gone():
+def raise_connection_lost():
     raise SourceError("gone")
 
 
-def in_thread(work):
+def in_thread(function):
     """Run ``work`` in a thread and return its result, or fail if it does not end."""
     results = []
-    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()
     thread.join(LIMIT_S)
     assert results, "the call did not return"
@@ -70,7 +70,7 @@ def test_give_up_ends_a_source_whose_connections_all_hang(hang_in, delivered):
     def open_source():
         opened.append(1)
         if len(opened) <= delivered:
-            return Scripted(gray(0), gone)
+            return Scripted(gray(0), raise_connection_lost)
         if hang_in == "open":
             hang()
         return Scripted(hang)
@@ -102,17 +102,17 @@ def test_pauses_double_up_to_the_longest():
     assert [next(pauses) for _ in range(6)] == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0]
 
 
-def collected(bundle, connections, frame_options=None, decision=None):
+def collect_results(bundle, connections, frame_options=None, decision=None):
     """Return the results of a source whose connections deliver the given images one after the other."""
     results, remaining = [], list(connections)
 
     def open_source():
         if not remaining:
-            gone()
+            raise_connection_lost()
         images = remaining.pop(0)
         known = len(results)
         waits = [lambda n=n: wait_until(lambda: len(results) >= known + n) for n in range(1, len(images) + 1)]
-        return Scripted(*(step for pair in zip(images, waits, strict=True) for step in pair), gone)
+        return Scripted(*(step for pair in zip(images, waits, strict=True) for step in pair), raise_connection_lost)
 
     timeouts = Timeouts(first_wait_s=0.01, longest_wait_s=0.01, give_up_s=0.5)
     classifier = Classifier.open(bundle, decision=decision)
@@ -137,7 +137,7 @@ def wait_until(condition):
 def test_first_frame_after_an_outage_starts_a_new_decision(bundle, golden_images, smoothing):
     """The first frame after an outage starts a new decision, whatever was decided before."""
     digits = [read_image(path) for path in golden_images[:2]]
-    results = collected(
+    results = collect_results(
         bundle, [[digits[0]] * 3, [digits[1]] * 3], decision={"smoothing": smoothing, "least_s": 3600, "threshold": 0}
     )
     assert [result.decision.changed for result in results] == [True, False, False, True, False, False]
@@ -146,12 +146,12 @@ def test_first_frame_after_an_outage_starts_a_new_decision(bundle, golden_images
 
 
 def test_an_unchanged_label_is_a_new_decision_after_an_outage(bundle, golden_images):
-    results = collected(bundle, [[read_image(golden_images[0])]] * 2)
+    results = collect_results(bundle, [[read_image(golden_images[0])]] * 2)
     assert [result.decision.changed for result in results] == [True, True]
 
 
 def test_motion_is_not_compared_across_an_outage(bundle):
-    assert len(collected(bundle, [[gray(9)], [gray(9)]], FrameOptions(motion=0.5))) == 2
+    assert len(collect_results(bundle, [[gray(9)], [gray(9)]], FrameOptions(motion=0.5))) == 2
 
 
 class Polled:
@@ -183,7 +183,7 @@ def test_a_window_is_polled_while_no_frame_is_classified(bundle, frame_options):
         was_polled.append(polled.wait(5))
 
     still = (first, lambda: polled.wait(0.1)) * 20 if frame_options.motion else ()
-    source = Scripted(first, *still, wait, gone)
+    source = Scripted(first, *still, wait, raise_connection_lost)
     classifier = Classifier.open(bundle)
     address = Address("camera", True, True, lambda: source)
     with (

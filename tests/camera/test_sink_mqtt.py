@@ -362,13 +362,13 @@ def test_invalid_data_from_a_broker_does_not_stop_the_sink(tmp_path, paho, monke
     monkeypatch.setattr(broker_module, "REJECTED_S", 0.01)
     rng = random.Random(7)
 
-    def nonsense(number):
+    def random_packet(number):
         if number % 3 == 0:
             return rng.randbytes(rng.randrange(1, 60))
         kind, size = rng.randrange(256), rng.randrange(0, 6)
         return b"\x20\x02\x00\x00" * (number % 3 - 1) + bytes([kind, size]) + rng.randbytes(size)
 
-    server = ScriptedServer(nonsense)
+    server = ScriptedServer(random_packet)
     sink = sink_to(server.port, tmp_path / "out")
     for number in range(5):
         sink.write(result(f"d{number}"))

@@ -77,7 +77,7 @@ def serve():
         server.close()
 
 
-def hook_to(url, **options):
+def webhook_to(url, **options):
     return Webhook(WebhookAddress.parse(url), **{"first_wait_s": 0.01, "timeout_s": 0.3, **options})
 
 
@@ -91,7 +91,7 @@ def ended(sink):
 
 def test_new_decisions_are_posted_and_signed(serve):
     server = serve(200)
-    sink = hook_to(server.url, secret="key", timeout_s=5)
+    sink = webhook_to(server.url, secret="key", timeout_s=5)
     since = time.monotonic()
     for index in range(5):
         sink.write(result("stop", index, since_s=since))
@@ -109,7 +109,7 @@ def test_new_decisions_are_posted_and_signed(serve):
 
 def test_every_result_is_posted_if_requested(serve):
     server = serve(204)
-    sink = hook_to(server.url, every_result=True, timeout_s=5)
+    sink = webhook_to(server.url, every_result=True, timeout_s=5)
     since = time.monotonic()
     for index in range(20):
         sink.write(result("stop", index, since_s=since))
@@ -120,7 +120,7 @@ def test_every_result_is_posted_if_requested(serve):
 
 def test_temporary_errors_are_tried_again(serve):
     server = serve(500, "hang up", 429, 200)
-    sink = hook_to(server.url, timeout_s=5)
+    sink = webhook_to(server.url, timeout_s=5)
     sink.write(result())
     wait_for(lambda: sink.sent == 1)
     assert ended(sink) == (1, 0)
@@ -141,7 +141,7 @@ def test_temporary_errors_are_tried_again(serve):
 )
 def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requests, expected):
     server = serve(status)
-    sink = hook_to(server.url)
+    sink = webhook_to(server.url)
     sink.write(result("one"))
     wait_for(lambda: sink.dropped == 1)
     sink.write(result("two"))
@@ -156,7 +156,7 @@ def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requ
 
 
 def test_refused_connection_is_counted_without_logging_the_password(caplog):
-    sink = hook_to(f"http://user:pass@127.0.0.1:{free_port()}/")
+    sink = webhook_to(f"http://user:pass@127.0.0.1:{free_port()}/")
     sink.write(result())
     wait_for(lambda: "Connection refused" in caplog.text)  # the request is counted before the message is logged
     assert "pass" not in caplog.text
@@ -165,7 +165,7 @@ def test_refused_connection_is_counted_without_logging_the_password(caplog):
 
 def test_slow_server_does_not_block_the_sink(serve):
     server = serve("slow")
-    sink = hook_to(server.url, timeout_s=60)
+    sink = webhook_to(server.url, timeout_s=60)
     start = time.monotonic()
     for number in range(MAX_QUEUED + 51):
         sink.write(result(f"d{number}"))
@@ -178,7 +178,7 @@ def test_slow_server_does_not_block_the_sink(serve):
 
 def test_every_decision_of_a_file_is_posted(serve):
     server = serve(200)
-    sink = hook_to(server.url, live=False)
+    sink = webhook_to(server.url, live=False)
     for number in range(MAX_QUEUED + 100):
         sink.write(result(f"d{number}"))
     assert ended(sink) == (MAX_QUEUED + 100, 0)
@@ -186,7 +186,7 @@ def test_every_decision_of_a_file_is_posted(serve):
 
 def test_closing_after_a_file_ends_at_the_first_request_that_fails(serve):
     server = serve("slow")
-    sink = hook_to(server.url, live=False, tries=1)
+    sink = webhook_to(server.url, live=False, tries=1)
     for number in range(MAX_QUEUED):
         sink.write(result(f"d{number}"))
     assert ended(sink) == (0, MAX_QUEUED)
@@ -203,7 +203,7 @@ def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypa
         return getaddrinfo(*arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", failing_once)
-    sink = hook_to(server.url)
+    sink = webhook_to(server.url)
     for number in range(3):
         sink.write(result(f"d{number}"))
     wait_for(lambda: sink.sent == 2)
@@ -212,7 +212,7 @@ def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypa
 
 def test_server_that_never_responds_does_not_block_closing():
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        sink = hook_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=60)
+        sink = webhook_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=60)
         sink.write(result())
         time.sleep(0.1)
         assert ended(sink) == (0, 1)
@@ -220,7 +220,7 @@ def test_server_that_never_responds_does_not_block_closing():
 
 def test_user_and_password_are_sent_as_basic_authentication(serve):
     server = serve(200)
-    sink = hook_to(server.url.replace("://", "://me:p%40ss@"), timeout_s=5)
+    sink = webhook_to(server.url.replace("://", "://me:p%40ss@"), timeout_s=5)
     sink.write(result())
     assert ended(sink) == (1, 0)
     assert server.requests[0][1]["Authorization"] == "Basic bWU6cEBzcw=="

@@ -214,13 +214,13 @@ def test_repeated_signals_count_once_per_second(monkeypatch):
     now_s, stops = [0.0], []
     monkeypatch.setattr("edgerec.camera.interrupts.time", SimpleNamespace(monotonic=lambda: now_s[0]))
 
-    def press():
+    def press_ctrl_c():
         now_s[0] += 0.5
         signal.raise_signal(signal.SIGINT)
 
     with contextlib.suppress(KeyboardInterrupt), Interrupts(lambda: stops.append(now_s[0])):
         for _ in range(20):
-            press()
+            press_ctrl_c()
     assert (stops, now_s) == ([0.5, 1.5], [2.5])
 
 

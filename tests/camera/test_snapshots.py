@@ -66,13 +66,13 @@ def test_snapshots_at_a_slow_rate_are_not_stale():
 
 
 def test_incomplete_snapshot_is_reported_and_requested_again():
-    def cut(peer: Peer) -> None:
+    def send_incomplete_file(peer: Peer) -> None:
         peer.send(response(jpeg(1), "image/jpeg")[:-200])
 
     def send_complete_file(peer: Peer) -> None:
         peer.send(response(jpeg(2), "image/jpeg"))
 
-    with MjpegServer(send_complete_file, cut, send_complete_file) as server:
+    with MjpegServer(send_complete_file, send_incomplete_file, send_complete_file) as server:
         with WatchedFeeds(find_source(server.url, CaptureFormat(fps=20)), timeouts=SHORT_TIMEOUTS) as watched:
             watched.wait_until(SourceState.LOST)
             watched.wait_for_frames("after a cut image")
@@ -90,10 +90,13 @@ def test_stream_that_stops_after_several_images_is_still_lost():
 
 
 def test_error_for_a_web_page_says_that_it_is_a_web_page():
-    def page(peer: Peer) -> None:
+    def send_web_page(peer: Peer) -> None:
         peer.send(response(b"<html><body><img src='/?action=stream'></body></html>", "text/html"))
 
-    with MjpegServer(page) as server, pytest.raises(SourceError, match="is a web page, not an image or a stream"):
+    with (
+        MjpegServer(send_web_page) as server,
+        pytest.raises(SourceError, match="is a web page, not an image or a stream"),
+    ):
         find_source(server.url).open()
 
 

@@ -74,10 +74,10 @@ class WatchedFeeds:
         self.errors = self._supervisor.errors
         if kind is None:
             # A read by FFmpeg may not be interruptible; it ends by FFmpeg's own timeout.
-            wait_for(lambda: not self.left(), 30, lambda: f"left over: {self.left()}")
+            wait_for(lambda: not self.running_threads(), 30, lambda: f"left over: {self.running_threads()}")
             assert len(child_processes()) <= len(self._children)  # a restarted server is a new process
 
-    def left(self) -> list[str]:
+    def running_threads(self) -> list[str]:
         """Return the names of the threads of the sources that are still running."""
         return [
             thread.name
@@ -259,7 +259,7 @@ def test_closing_does_not_wait_for_a_silent_server():
         start_s = time.monotonic()
         camera.__exit__(None)
         assert time.monotonic() - start_s < 5
-        assert camera.left() == []
+        assert camera.running_threads() == []
 
 
 def test_incomplete_image_in_a_stream_is_dropped():
@@ -686,7 +686,7 @@ def test_closing_interrupts_the_read_from_a_silent_rtsp_server(rtsp_folder, monk
         camera.wait_until(SourceState.LIVE)
         server.freeze()
         camera.__exit__(None)
-        assert camera.left() == []
+        assert camera.running_threads() == []
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")

@@ -116,14 +116,14 @@ def stream(sink, **headers):
     response = connection.getresponse()
     assert response.status == 200, response.read()
 
-    def following():
+    def next_event():
         kind = response.readline().decode().removeprefix("event: ").strip()
         fields = json.loads(response.readline().decode().removeprefix("data: "))
         response.readline()
         return kind, fields
 
     try:
-        yield following
+        yield next_event
     finally:
         response.close()
         connection.close()
@@ -163,9 +163,9 @@ def test_every_response_has_security_headers(shared_web):
 
 
 def test_events_contain_results_and_states(web):
-    with stream(web) as following:
-        assert following() == ("hello", {"labels": list(LABELS), "saves": True})
-        _, events = following()
+    with stream(web) as next_event:
+        assert next_event() == ("hello", {"labels": list(LABELS), "saves": True})
+        _, events = next_event()
         (source,) = events["sources"]
         assert (source["name"], source["state"], source["frame"]) == ("front", "live", 7)
         assert source["prediction"] == {"label": "stop", "index": 0, "score": 0.8}
@@ -177,7 +177,7 @@ def test_events_contain_results_and_states(web):
         web.write(result(9, 1))
         web.state(state_change("lost", reason="no picture"))
         entries_received = []
-        wait_for(lambda: entries_received.extend(following()[1]["story"]) or len(entries_received) >= 2)
+        wait_for(lambda: entries_received.extend(next_event()[1]["story"]) or len(entries_received) >= 2)
         assert [entry.get("state") or entry["label"] for entry in entries_received] == ["yield", "lost"]
         assert entries_received[1]["reason"] == "no picture"
 
@@ -260,17 +260,17 @@ def test_events_contain_all_sources(web):
     web.state(state_change("connecting", "yard"))
     web.write(result(3, 1, "yard", gray=200))
     assert send_request(web, "/image/1").headers["X-Frame"] == "3"
-    with stream(web) as following:
-        following()
-        assert [source["name"] for source in following()[1]["sources"]] == ["front", "yard"]
+    with stream(web) as next_event:
+        next_event()
+        assert [source["name"] for source in next_event()[1]["sources"]] == ["front", "yard"]
 
 
 def test_result_without_a_decision_is_shown(web):
     template = result(8, 1)
     web.write(Result(template.frame, template.classification, template.completed_s))
-    with stream(web) as following:
-        following()
-        assert following()[1]["sources"][0]["prediction"]["label"] == "yield"
+    with stream(web) as next_event:
+        next_event()
+        assert next_event()[1]["sources"][0]["prediction"]["label"] == "yield"
 
 
 def test_number_of_stored_decisions_is_limited(web):
@@ -309,9 +309,9 @@ def test_last_decision_has_the_current_score(web):
         return replace(template, decision=replace(template.decision, score=score))
 
     def scores():
-        with stream(web) as following:
-            following()
-            return [entry["score"] for entry in following()[1]["story"] if "label" in entry]
+        with stream(web) as next_event:
+            next_event()
+            return [entry["score"] for entry in next_event()[1]["story"] if "label" in entry]
 
     first = scores()[0]
     web.write(scored(8, 0.5, 1))
@@ -527,8 +527,8 @@ def test_invalid_label_index_is_refused(shared_web, index):
         send_request(shared_web, "/save", "POST", {"hold": hold_frame(shared_web)["hold"], "index": index}).status
         == 400
     )
-    with stream(shared_web) as following:
-        assert following()[0] == "hello"
+    with stream(shared_web) as next_event:
+        assert next_event()[0] == "hello"
 
 
 @pytest.mark.parametrize(
@@ -613,8 +613,8 @@ def test_token_in_the_address_sets_a_cookie(locked):
     assert send_request(locked, "/image/0", Cookie=cookie.partition(";")[0]).status == 200
     assert send_request(locked, "/image/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
     assert send_request(locked, "/image/0", Authorization=f"Bearer {TOKEN}").status == 200
-    with stream(locked, Authorization=f"Bearer {TOKEN}") as following:
-        assert following()[0] == "hello"
+    with stream(locked, Authorization=f"Bearer {TOKEN}") as next_event:
+        assert next_event()[0] == "hello"
 
 
 @pytest.mark.parametrize("token", ["wrong", "", "%00", "%ff%fe", "é", TOKEN[:-1], TOKEN + "x", "a&token=b"])
@@ -705,7 +705,7 @@ def test_other_sites_may_link_to_the_page_but_not_read_it(shared_web):
 # --- limits -----------------------------------------------------------------------------------------
 
 
-def raw(sink, sent, seconds=10):
+def send_raw(sink, sent, seconds=10):
     """Send bytes, and return all bytes that the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port_of(sink)), timeout=seconds) as connection:
         connection.sendall(sent)
@@ -744,7 +744,7 @@ def test_mutated_requests_do_not_crash_the_page(shared_web, capfd):
             position = int(rng.integers(len(sent)))
             piece = rng.integers(0, 256, rng.integers(0, 4), np.uint8).tobytes()
             sent[position : position + int(rng.integers(0, 4))] = piece
-        received = raw(shared_web, bytes(sent))
+        received = send_raw(shared_web, bytes(sent))
         assert not received or received.startswith(b"HTTP/1.1 ")
         assert b"Traceback" not in received
         assert not received.startswith(b"HTTP/1.1 500")
@@ -760,10 +760,10 @@ def post_head(sink, *lines):
 
 
 def test_too_large_request_bodies_are_refused(web):
-    assert b" 413 " in raw(web, post_head(web, "Content-Length: 1000000000"))
-    assert b" 413 " in raw(web, post_head(web, "Content-Length: 5000") + b"x" * 5000)
+    assert b" 413 " in send_raw(web, post_head(web, "Content-Length: 1000000000"))
+    assert b" 413 " in send_raw(web, post_head(web, "Content-Length: 5000") + b"x" * 5000)
     chunked = post_head(web, "Transfer-Encoding: chunked") + b"400\r\n" + b"x" * 0x400 + b"\r\n10\r\n" + b"x" * 16
-    assert b" 413 " in raw(web, chunked + b"\r\n0\r\n\r\n")
+    assert b" 413 " in send_raw(web, chunked + b"\r\n0\r\n\r\n")
     assert send_request(web, "/").status == 200
 
 
@@ -788,7 +788,7 @@ def test_incomplete_request_body_times_out(web, monkeypatch):
     ],
 )
 def test_invalid_http_requests_are_refused(shared_web, sent, capfd):
-    received = raw(shared_web, sent)
+    received = send_raw(shared_web, sent)
     assert received == b"" or b" 4" in received.splitlines()[0]
     assert send_request(shared_web, "/").status == 200
     assert capfd.readouterr() == ("", "")
@@ -800,8 +800,8 @@ def test_number_of_event_streams_is_limited(web):
         refused = send_request(web, "/events")
         assert (refused.status, b"close one" in refused.body) == (503, True)
         web.write(result(8, 1))
-        for following in streams:
-            wait_for(lambda following=following: "yield" in str(following()[1]))
+        for next_event in streams:
+            wait_for(lambda next_event=next_event: "yield" in str(next_event()[1]))
         assert send_request(web, "/image/0").status == 200
     # A closed stream makes room for another one.
     wait_for(lambda: is_stream_accepted(web))
@@ -810,8 +810,8 @@ def test_number_of_event_streams_is_limited(web):
 def is_stream_accepted(sink):
     """Return whether a new event stream is accepted."""
     try:
-        with stream(sink) as following:
-            return following()[0] == "hello"
+        with stream(sink) as next_event:
+            return next_event()[0] == "hello"
     except AssertionError:
         return False
 
@@ -887,8 +887,8 @@ def test_closing_ends_the_thread_and_frees_the_port(tmp_path):
     sink.write(result(1))
     assert send_request(sink, "/save", "POST", {"hold": hold_frame(sink, 1)["hold"], "index": 0}).status == 200
     port = port_of(sink)
-    with stream(sink) as following, socket.create_connection(("127.0.0.1", port)):
-        following()
+    with stream(sink) as next_event, socket.create_connection(("127.0.0.1", port)):
+        next_event()
         waits = threading.Thread(target=lambda: _status_of(sink, "/image/0?after=1"))
         waits.start()
         sink.close()

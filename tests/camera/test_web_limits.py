@@ -26,7 +26,7 @@ from tests.network import MANIFEST, result
 LABELS = ("stop", "go")
 
 
-def ask(port, path="/", body=None, source="127.0.0.1"):
+def send_request(port, path="/", body=None, source="127.0.0.1"):
     """Return status and body of one request from the address ``source``."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=(source, 0))
     try:
@@ -52,8 +52,8 @@ def test_idle_connections_do_not_lock_anybody_out_of_the_page(content):
     with WebSink("127.0.0.1", 0, LABELS) as sink, ExitStack() as stack:
         port = urlsplit(sink.url).port
         idle_connections(stack, port, 140, content)
-        assert [ask(port)[0] for _ in range(5)] == [200] * 5
-        assert ask(port, source="127.0.0.2")[0] == 200
+        assert [send_request(port)[0] for _ in range(5)] == [200] * 5
+        assert send_request(port, source="127.0.0.2")[0] == 200
 
 
 def test_idle_connections_from_many_addresses_do_not_lock_anybody_out():
@@ -61,7 +61,7 @@ def test_idle_connections_from_many_addresses_do_not_lock_anybody_out():
         port = urlsplit(sink.url).port
         for number in range(2, 8):
             idle_connections(stack, port, 30, b"", f"127.0.0.{number}")
-        assert [ask(port)[0] for _ in range(5)] == [200] * 5
+        assert [send_request(port)[0] for _ in range(5)] == [200] * 5
 
 
 def test_connection_with_an_incomplete_response_is_not_closed_for_new_ones():
@@ -72,7 +72,7 @@ def test_connection_with_an_incomplete_response_is_not_closed_for_new_ones():
         events.request("GET", "/events")
         response = events.getresponse()
         idle_connections(stack, port, 140, b"")
-        assert ask(port)[0] == 200
+        assert send_request(port)[0] == 200
         sink.write(result("go"))
         while b"go" not in response.readline():
             pass
@@ -81,7 +81,7 @@ def test_connection_with_an_incomplete_response_is_not_closed_for_new_ones():
 def test_idle_connections_do_not_lock_anybody_out_of_the_metrics():
     with Prometheus(MANIFEST, port=0) as sink, ExitStack() as stack:
         idle_connections(stack, sink.port, 40, b"GET /metr")
-        assert [ask(sink.port, "/metrics")[0] for _ in range(3)] == [200] * 3
+        assert [send_request(sink.port, "/metrics")[0] for _ in range(3)] == [200] * 3
 
 
 def frame(number):
@@ -107,8 +107,8 @@ def test_page_reports_that_the_quota_is_used_up(tmp_path):
         statuses = []
         for index in range(2):
             sink.write(result("stop", index))
-            pending = json.loads(ask(port, "/hold", {"source": 0, "frame": index})[1])
-            statuses.append(ask(port, "/save", {"hold": pending["hold"], "index": 0}))
+            pending = json.loads(send_request(port, "/hold", {"source": 0, "frame": index})[1])
+            statuses.append(send_request(port, "/save", {"hold": pending["hold"], "index": 0}))
     assert [status for status, _ in statuses] == [200, 507]
     assert b"size limit" in statuses[1][1]
     assert len(list((tmp_path / "saved").rglob("*.png"))) == 1

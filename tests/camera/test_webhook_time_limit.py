@@ -16,7 +16,7 @@ from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 from tests.network import result, wait_for
 
 
-def hook_to(port, **options):
+def webhook_to(port, **options):
     return Webhook(WebhookAddress.parse(f"https://127.0.0.1:{port}/"), **{"timeout_s": 0.4, "tries": 1, **options})
 
 
@@ -80,14 +80,14 @@ def read_slowly(connection, ending):
 
 
 def test_server_that_does_not_complete_the_tls_handshake_times_out(silent):
-    sink = hook_to(silent)
+    sink = webhook_to(silent)
     sink.write(result())
     wait_for(lambda: sink.dropped == 1)
     close(sink)
 
 
 def test_closing_interrupts_the_tls_handshake(silent):
-    sink = hook_to(silent, timeout_s=60)
+    sink = webhook_to(silent, timeout_s=60)
     sink.write(result())
     close(sink)
     assert sink.dropped == 1
@@ -101,7 +101,7 @@ def test_time_limit_includes_a_slow_name_lookup(tls_server, monkeypatch, serve, 
         wait(0.2)
         return getaddrinfo(*arguments, **options)
 
-    sink = hook_to(tls_server(serve))
+    sink = webhook_to(tls_server(serve))
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     sink.write(result(label))
     wait_for(lambda: sink.dropped == 1)
@@ -111,7 +111,7 @@ def test_time_limit_includes_a_slow_name_lookup(tls_server, monkeypatch, serve, 
 def test_hanging_name_lookup_times_out(silent, monkeypatch, caplog):
     ending = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ending.wait() and [])
-    sink = hook_to(silent)
+    sink = webhook_to(silent)
     sink.write(result())
     wait_for(lambda: "the name lookup timed out" in caplog.text)
     ending.set()

@@ -41,11 +41,11 @@ def quantized_run(run, tmp_path_factory):
 
 
 @pytest.fixture
-def copied(quantized_run, tmp_path):
+def run_copy(quantized_run, tmp_path):
     return Run.open(shutil.copytree(quantized_run, tmp_path / "run"))
 
 
-def changed(path, *keys, value):
+def change_json(path, *keys, value):
     """Set a nested value of a JSON file."""
     values = json.loads(path.read_text())
     inner = values
@@ -87,13 +87,13 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "keys", "value"), WRONG_VALUES, ids=lambda value: str(value)[:20])
-def test_unexpected_values_in_a_run_are_refused(copied, quantized_run, invoke, name, keys, value):
-    changed(copied.path / name, *keys, value=value)
+def test_unexpected_values_in_a_run_are_refused(run_copy, quantized_run, invoke, name, keys, value):
+    change_json(run_copy.path / name, *keys, value=value)
     with pytest.raises(RunError, match=r"damaged"):
-        read_all(copied, quantized_run)
-    (row,) = (row for row in list_runs(copied.path.parent))
+        read_all(run_copy, quantized_run)
+    (row,) = (row for row in list_runs(run_copy.path.parent))
     assert row.state
-    message = one_line(invoke("diff", copied.path, quantized_run))
+    message = one_line(invoke("diff", run_copy.path, quantized_run))
     assert name.rpartition("/")[2] in message
 
 
@@ -101,24 +101,24 @@ def test_unexpected_values_in_a_run_are_refused(copied, quantized_run, invoke, n
     "content", [DEEP_JSON, "{" * 3, "5", "\ud800", '{"a": 1' + "0" * 5000 + "}"], ids=lambda c: c[:9]
 )
 @pytest.mark.parametrize("name", ["metrics.json", "split.json", "int8/report.json", "exports.json", "compare.json"])
-def test_damaged_json_in_a_run_is_refused(copied, quantized_run, name, content):
-    (copied.path / name).write_bytes(content.encode(errors="surrogatepass"))
+def test_damaged_json_in_a_run_is_refused(run_copy, quantized_run, name, content):
+    (run_copy.path / name).write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(RunError, match=f"{name.rpartition('/')[2]} is damaged"):
-        read_all(copied, quantized_run)
+        read_all(run_copy, quantized_run)
 
 
-def test_damaged_tables_in_a_run_are_refused(copied):
-    path = copied.path / "history.csv"
+def test_damaged_tables_in_a_run_are_refused(run_copy):
+    path = run_copy.path / "history.csv"
     rows = list(csv.DictReader(path.open()))
     for key, value in (("epoch", "nan"), ("loss", "inf"), ("epoch", "x" * 200_000), ("val_loss", "1\0")):
         text = ",".join(rows[0]) + "\n" + ",".join((rows[0] | {key: value}).values())
         path.write_text(text)
         with pytest.raises(RunError, match=r"history\.csv is damaged"):
-            copied.history()
+            run_copy.history()
     for text in ("", "a\nb\na\n"):
-        (copied.path / "labels.txt").write_text(text)
+        (run_copy.path / "labels.txt").write_text(text)
         with pytest.raises(RunError, match=r"labels\.txt is damaged"):
-            _ = copied.labels
+            _ = run_copy.labels
 
 
 @pytest.mark.parametrize(
@@ -131,15 +131,19 @@ def test_damaged_tables_in_a_run_are_refused(copied):
         ("int8/report.json", ()),
     ],
 )
-def test_symbolic_links_to_themselves_are_reported(copied, invoke, name, needed_by):
-    path = copied.path / name
+def test_symbolic_links_to_themselves_are_reported(run_copy, invoke, name, needed_by):
+    path = run_copy.path / name
     path.unlink()
     path.symlink_to(path.name)
-    for command in (["evaluate", copied.path], ["export", copied.path], ["train", "--resume", "--out", copied.path]):
+    for command in (
+        ["evaluate", run_copy.path],
+        ["export", run_copy.path],
+        ["train", "--resume", "--out", run_copy.path],
+    ):
         done = invoke(*command)
         assert done.returncode == (1 if command[0] in needed_by else 0)
         assert (done.stderr.strip().splitlines() or [""])[-1].startswith("error: ") == (command[0] in needed_by)
-    assert invoke("runs", copied.path.parent).returncode == 0
+    assert invoke("runs", run_copy.path.parent).returncode == 0
 
 
 def test_output_that_is_a_link_to_itself_is_reported(tmp_path, invoke):
@@ -164,7 +168,7 @@ def test_damaged_toml_is_refused(tmp_path, invoke, text):
 @pytest.mark.parametrize("value", [["data"], "digits", 5, None, {"data": "digits"}, {"model": []}], ids=str)
 def test_provenance_without_a_recipe_object_is_refused(bundle, tmp_path, invoke, value):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    changed(copy / "manifest.json", "provenance", "recipe", value=value)
+    change_json(copy / "manifest.json", "provenance", "recipe", value=value)
     with pytest.raises(BundleError, match=r"provenance\.recipe"):
         Bundle.open(copy)
     with pytest.raises(BundleError, match=r"provenance\.recipe"):
@@ -182,10 +186,10 @@ def test_unknown_home_folder_is_reported(tmp_path, invoke, monkeypatch):
     for name in ("HOME", "EDGEREC_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
-    def no_entry(uid):
+    def raise_key_error(uid):
         raise KeyError(uid)
 
-    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    monkeypatch.setattr(pwd, "getpwuid", raise_key_error)
     for command in (["cache"], ["train", "--data", "digits", "--out", tmp_path / "run", "--input-size", "16"]):
         assert "set EDGEREC_CACHE to a writable folder" in invoke(*command).stderr.splitlines()[-1]
 
@@ -290,7 +294,7 @@ WRONG_PACKS = [
 @pytest.mark.parametrize(("keys", "value"), WRONG_PACKS, ids=lambda value: repr(value)[:25])
 def test_packs_with_unexpected_values_are_refused(pack, tmp_path, invoke, keys, value):
     copy = shutil.copytree(pack, tmp_path / "pack")
-    changed(copy / "pack.json", *keys, value=value)
+    change_json(copy / "pack.json", *keys, value=value)
     with pytest.raises(DataError, match=r"pack\.json is damaged"):
         load(DataSection(source=str(copy)))
     one_line(invoke("train", "--data", copy, "--out", tmp_path / "run"))

@@ -23,7 +23,7 @@ def quoted_run(first_run, tmp_path_factory):
     return Run.open(shutil.copytree(first_run.path, path))
 
 
-def suggested(text: str) -> list[list[str]]:
+def suggested_commands(text: str) -> list[list[str]]:
     """Return the arguments of each edgerec command in a text, as a shell splits them."""
     commands = [line[line.index("edgerec ") :] for line in text.splitlines() if re.search(r"\bedgerec [a-z]", line)]
     for command in commands:
@@ -47,27 +47,27 @@ def test_messages_quote_the_values_in_suggested_commands():
 def test_quantize_suggests_to_export_the_variant(quoted_run, invoke):
     done = invoke("quantize", quoted_run.path, "--method", "float16", "--max-drop", 100)
     assert done.returncode == 0, done.stderr
-    assert suggested(done.stdout) == [
+    assert suggested_commands(done.stdout) == [
         ["edgerec", "export", str(quoted_run.path), "--target", "rpi", "--variant", "float16"]
     ]
 
 
 def test_quantize_suggests_the_new_location_of_moved_data(quoted_run, invoke):
     done = invoke("quantize", quoted_run.path, "--method", "dynamic", "--max-drop", 100, "--data", "digits")
-    assert suggested(done.stdout)[0][-2:] == ["--data", "digits"]
+    assert suggested_commands(done.stdout)[0][-2:] == ["--data", "digits"]
 
 
 def test_calibration_make_suggests_to_show_the_set(quoted_run, invoke, tmp_path):
     out = tmp_path / "my set"
     done = invoke("calibration", "make", quoted_run.path, "--out", out, "--images", 10)
     assert done.returncode == 0, done.stderr
-    assert suggested(done.stdout) == [["edgerec", "calibration", "show", str(out), "--out", "sheet.png"]]
+    assert suggested_commands(done.stdout) == [["edgerec", "calibration", "show", str(out), "--out", "sheet.png"]]
 
 
 def test_report_suggests_commands_for_its_run(quoted_run, tmp_path):
     steps = [step.command for step in write_report(quoted_run.path, tmp_path / "page.html").next if step.command]
     assert steps
-    for words in suggested("\n".join(steps)):
+    for words in suggested_commands("\n".join(steps)):
         assert words[2] == str(quoted_run.path)
     # If the images were moved, every command that reads them has an option with their new location.
     steps = [
@@ -75,31 +75,31 @@ def test_report_suggests_commands_for_its_run(quoted_run, tmp_path):
         for step in write_report(quoted_run.path, tmp_path / "moved.html", data="digits").next
         if step.command
     ]
-    assert all(words[-2:] == ["--data", "digits"] for words in suggested("\n".join(steps)))
+    assert all(words[-2:] == ["--data", "digits"] for words in suggested_commands("\n".join(steps)))
 
 
 def test_commands_in_errors_can_be_parsed_by_a_shell(quoted_run, invoke, tmp_path):
     missing = tmp_path / "no run, yet"
     for command in ("quantize", "export", "parity"):
         done = invoke(command, missing)
-        ((*words, out),) = suggested(done.stderr)
+        ((*words, out),) = suggested_commands(done.stderr)
         assert (words, out) == (["edgerec", "train", "DATA", "--out"], str(missing))
     unfinished = tmp_path / "not finished"
     shutil.copytree(quoted_run.path, unfinished)
     (unfinished / "metrics.json").unlink()
-    assert suggested(invoke("quantize", unfinished).stderr) == [
+    assert suggested_commands(invoke("quantize", unfinished).stderr) == [
         ["edgerec", "train", "--resume", "--out", str(unfinished)]
     ]
     with pytest.raises(EdgerecError) as error:
         Run.open(missing)
-    assert suggested(str(error.value)) == [["edgerec", "train", "DATA", "--out", str(missing)]]
+    assert suggested_commands(str(error.value)) == [["edgerec", "train", "DATA", "--out", str(missing)]]
     done = invoke("export", shutil.copytree(unfinished, tmp_path / "a b"), "--out", tmp_path / "x")
-    assert suggested(done.stderr)
+    assert suggested_commands(done.stderr)
 
 
 def test_error_for_a_missing_recipe_suggests_a_command_that_writes_it(invoke, tmp_path):
     done = invoke("train", tmp_path / "my recipe.toml", "--out", tmp_path / "run")
-    ((*words, path),) = suggested(done.stderr)
+    ((*words, path),) = suggested_commands(done.stderr)
     assert (words, path) == (["edgerec", "recipe", ">"], str(tmp_path / "my recipe.toml"))
 
 
@@ -109,4 +109,4 @@ def test_export_for_an_int8_target_without_an_int8_variant_suggests_quantize(quo
         if values["precision"] == "int8":
             shutil.rmtree(copy.variant(name))
     done = invoke("export", copy.path, "--target", "coral-usb", "--out", tmp_path / "bundle")
-    assert suggested(done.stderr) == [["edgerec", "quantize", str(copy.path)]]
+    assert suggested_commands(done.stderr) == [["edgerec", "quantize", str(copy.path)]]

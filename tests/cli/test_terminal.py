@@ -59,7 +59,7 @@ def terminal(columns: int, *command: str) -> str:
     return output.decode().replace("\r\n", "\n")
 
 
-def visible(text: str) -> str:
+def without_escapes(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
@@ -114,7 +114,7 @@ def test_wide_characters_stay_aligned():
 
 
 def test_progress_takes_one_line():
-    output = visible(terminal(80, "-c", PROGRESS))
+    output = without_escapes(terminal(80, "-c", PROGRESS))
     lines = [line for part in output.split("\r") for line in part.split("\n") if line.strip()]
     assert lines
     assert max(map(len, lines)) <= 80

@@ -59,14 +59,14 @@ def bundle_with(bundle, tmp_path):
     return change_manifest
 
 
-def ten(label):
+def ten_labels(label):
     return [label, *(f"x{number}" for number in range(9))]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_manifest_with_text_that_cannot_be_shown_is_refused(bundle_with, text):
     with pytest.raises(BundleError, match=r"label 0 is .* which cannot be displayed") as excinfo:
-        Bundle.open(bundle_with(labels=ten(text)))
+        Bundle.open(bundle_with(labels=ten_labels(text)))
     assert text not in str(excinfo.value)
 
 
@@ -78,7 +78,7 @@ def test_other_texts_of_a_manifest_are_checked(bundle_with, edgerec, golden_imag
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_labels_of_all_scripts_are_accepted(bundle_with, text):
-    assert Bundle.open(bundle_with(labels=ten(text))).manifest.labels[0] == text
+    assert Bundle.open(bundle_with(labels=ten_labels(text))).manifest.labels[0] == text
     assert text in str(EdgerecError(text))
 
 

@@ -87,11 +87,11 @@ def test_set_is_sampled_from_training_images_and_has_no_findings(run, data, vali
 
 
 def test_set_is_an_image_folder(valid_set, data):
-    about = json.loads((valid_set / "calibration.json").read_text())
-    assert about["recipe"] == {"name": "stratified", "method": "stratified", "images": 40, "seed": 0}
-    assert about["counts"] == {str(digit): 4 for digit in range(10)}
-    assert (about["source"], about["data_digest"]) == ("digits", data[0].digest)
-    for number, entry in enumerate(about["images"]):
+    description = json.loads((valid_set / "calibration.json").read_text())
+    assert description["recipe"] == {"name": "stratified", "method": "stratified", "images": 40, "seed": 0}
+    assert description["counts"] == {str(digit): 4 for digit in range(10)}
+    assert (description["source"], description["data_digest"]) == ("digits", data[0].digest)
+    for number, entry in enumerate(description["images"]):
         image = cv2.imread(str(valid_set / entry["file"]), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(image, draw_pixels(data)[0][number][..., 0])
         assert entry["file"].startswith(f"{entry['label']}/")
@@ -316,21 +316,21 @@ def test_changed_images_are_detected(run, data, valid_set, tmp_path):
 
 def test_other_preprocessing_is_detected(run, valid_set, tmp_path):
     shutil.copytree(valid_set, tmp_path / "set")
-    about = (tmp_path / "set" / "calibration.json").read_text()
-    (tmp_path / "set" / "calibration.json").write_text(about.replace('"crop"', '"pad"'))
+    description = (tmp_path / "set" / "calibration.json").read_text()
+    (tmp_path / "set" / "calibration.json").write_text(description.replace('"crop"', '"pad"'))
     assert [finding.kind for finding in check(tmp_path / "set", run).findings] == ["preprocess"]
 
 
-def _without_image(folder, about):
-    (folder / about["images"][0]["file"]).unlink()
+def _without_image(folder, description):
+    (folder / description["images"][0]["file"]).unlink()
 
 
-def _other_size(folder, about):
-    cv2.imwrite(str(folder / about["images"][0]["file"]), np.zeros((9, 9), np.uint8))
+def _other_size(folder, description):
+    cv2.imwrite(str(folder / description["images"][0]["file"]), np.zeros((9, 9), np.uint8))
 
 
-def _cut_off(folder, about):
-    file = folder / about["images"][0]["file"]
+def _truncate_image(folder, description):
+    file = folder / description["images"][0]["file"]
     file.write_bytes(file.read_bytes()[:40])
 
 
@@ -339,24 +339,24 @@ def _cut_off(folder, about):
     [
         (_without_image, "0000.png is missing"),
         (_other_size, "not a PNG file of 28×28"),
-        (_cut_off, "damaged PNG"),
-        (lambda folder, about: about.update(schema=99), "only supports up to 1"),
-        (lambda folder, about: about.update(schema="1"), "has schema version '1'"),
-        (lambda folder, about: about.update(images=[]), "lists no images"),
-        (lambda folder, about: about.pop("digest"), "is damaged"),
+        (_truncate_image, "damaged PNG"),
+        (lambda folder, description: description.update(schema=99), "only supports up to 1"),
+        (lambda folder, description: description.update(schema="1"), "has schema version '1'"),
+        (lambda folder, description: description.update(images=[]), "lists no images"),
+        (lambda folder, description: description.pop("digest"), "is damaged"),
         (
-            lambda folder, about: about["images"][0].update(file="../../x.png"),
+            lambda folder, description: description["images"][0].update(file="../../x.png"),
             "outside the calibration set's folder",
         ),
-        (lambda folder, about: about["preprocess"].update(height=-1), "preprocess.height is -1"),
-        (lambda folder, about: about["recipe"].update(run="rm"), "is damaged"),
+        (lambda folder, description: description["preprocess"].update(height=-1), "preprocess.height is -1"),
+        (lambda folder, description: description["recipe"].update(run="rm"), "is damaged"),
     ],
 )
 def test_damaged_sets_are_refused(run, valid_set, tmp_path, damage, message):
     shutil.copytree(valid_set, tmp_path / "set")
-    about = json.loads((valid_set / "calibration.json").read_text())
-    damage(tmp_path / "set", about)
-    (tmp_path / "set" / "calibration.json").write_text(json.dumps(about))
+    description = json.loads((valid_set / "calibration.json").read_text())
+    damage(tmp_path / "set", description)
+    (tmp_path / "set" / "calibration.json").write_text(json.dumps(description))
     with pytest.raises(DataError, match=message):
         calibration_set.read(tmp_path / "set")
     with pytest.raises(DataError, match=message):
