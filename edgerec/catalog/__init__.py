@@ -1,1 +1,1 @@
-"""Catalog of architectures: cost, compression methods and supported targets."""
+"""Catalog of neural network architectures and their costs."""

@@ -1,4 +1,4 @@
-"""Report each architecture's int8 cost, the compression methods that support it, and the targets that can run it."""
+"""Report the cost of each architecture, and the compression methods and targets that support it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# Settings of the measurements in costs.json: RGB input size in pixels, width multiplier, and number of classes.
+# Input size in pixels, width multiplier and number of classes of the measured models.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
-# JSON file with each architecture's measured cost, written by benchmarks/models.py.
+# The script benchmarks/models.py writes the measured cost of each architecture to this file.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"
-# Number of calibration images. Random images are sufficient, because the weights are random as well.
+# Number of random images for calibration, which are sufficient because the weights are random, too.
 CALIBRATION = 2
 
 
 @dataclass(frozen=True)
 class ArchitectureReport:
-    """An architecture's cost, compression methods and targets, measured on a full-int8 model with random weights.
+    """Cost, compression methods and targets of an architecture.
+
+    The values are measured on a full-int8 model with random weights.
 
     Attributes:
         name, about: name for ``--arch``, and a one-line description.
@@ -116,7 +118,10 @@ def measured(
     classes: int = CLASSES,
     listener: Listener = ignore,
 ) -> ArchitectureReport:
-    """Build and convert an architecture, and return its report. The arguments are those of :func:`architecture`."""
+    """Build and convert a model, and return the report on its architecture.
+
+    The arguments are those of :func:`architecture`.
+    """
     import numpy as np
 
     from edgerec.compress.calibration import pin_range
@@ -126,7 +131,7 @@ def measured(
 
     recipe = Recipe().override({"data.input_size": input_size, "model.arch": name, "model.width": width})
     listener(Progress("building", 0, 2))
-    # Reset the global policy, because an earlier training run in this process may have enabled mixed precision.
+    # An earlier training run in this process may have enabled mixed precision.
     keras().mixed_precision.set_global_policy("float32")
     normalize = Normalize.named("unit")
     model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalize)
@@ -149,7 +154,7 @@ def measured(
 
 
 def _supported_methods(model: Any) -> tuple[list[str], Any]:
-    """Return the compression methods that support a model, and a copy of the model adapted for them."""
+    """Return the compression methods that support a model, and a copy that is adapted for these methods."""
     from edgerec.importing.passes import adapt
     from edgerec.importing.unsupported import refuse
 

@@ -1,4 +1,4 @@
-"""Plot each architecture's model size against its multiply-adds."""
+"""Plot the model size of each architecture against its number of multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def architectures_plot(reports: Sequence[ArchitectureReport], path: Path) -> None:
-    """Draw each architecture as a labeled point, and write the plot to a PNG file.
+    """Plot each architecture as a labeled point, and save the plot as a PNG file.
 
     Architectures with ImageNet weights are blue, and all others are orange.
     """

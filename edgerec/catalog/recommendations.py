@@ -15,17 +15,17 @@ from edgerec.models.automatic import Rule, rules_for
 from edgerec.tflite.pi_latency import CONDITIONS
 from edgerec.utils.progress import Listener, ignore
 
-# JSON file with the costs of the ``--arch auto`` candidates, written by ``benchmarks/models.py --recommended``.
+# The command benchmarks/models.py --recommended writes the costs of the recommended models to this file.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
 # Input size in pixels at which networks for small images are measured.
 SMALL_INPUT_PX = 32
-# Conditions for which latencies are estimated, by target. Other targets have no latency estimates.
+# Conditions of the latency estimates for each target.
 ESTIMATES = {"rpi": CONDITIONS}
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An architecture that is recommended for a target, and its cost.
+    """An architecture that is recommended for a target.
 
     Attributes:
         data: descriptions of the data sets for which ``--arch auto`` chooses the architecture, if there are any.
@@ -41,7 +41,7 @@ class Recommendation:
     refusal: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return this recommendation as a JSON-serializable dictionary."""
+        """Return the recommendation as a JSON-serializable dictionary."""
         return asdict(self) | {"data": list(self.data), "report": self.report.to_dict()}
 
 
@@ -78,12 +78,12 @@ def recommendations(
 
 
 def default_input_px(rule: Rule) -> int:
-    """Return the input size in pixels at which the architecture chosen by ``rule`` is measured."""
+    """Return the default input size of a recommended architecture, in pixels."""
     return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
 
 
 def key(arch: str, width: float, input_size: int) -> str:
-    """Return a network's key in :data:`COSTS`."""
+    """Return the key of a network in the file :data:`COSTS`."""
     return f"{arch} {width:g} {input_size}"
 
 

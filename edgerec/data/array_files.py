@@ -1,4 +1,4 @@
-"""Read images from .npz files, without unpickling, or from arrays in memory."""
+"""Read images from .npz files or from arrays in memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from edgerec.errors import DataError
 from edgerec.utils.bounded_parsing import UnpackedSizeError, check_zip_file
 from edgerec.utils.text import is_printable
 
-# Maximum accepted compression ratio of an .npz file, slightly above Deflate's maximum (1032).
+# Maximum compression ratio of an .npz file, slightly above the maximum of Deflate (1032).
 MAX_NPZ_RATIO = 1100
 
 
 def npz(path: Path, levels: Levels | None = None) -> Arrays:
-    """Read ``x_train, y_train[, x_val, y_val][, x_test, y_test][, labels]`` from an .npz file, without unpickling.
+    """Read the images and labels of a data set from an .npz file.
+
+    The file must contain the arrays ``x_train`` and ``y_train``. The arrays ``x_val``, ``y_val``, ``x_test``,
+    ``y_test`` and ``labels`` are optional. Pickled objects are refused.
 
     Args:
         path: the file.
@@ -87,10 +90,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None) -> Arrays:
-    """Build a data set from arrays with the names that :func:`npz` reads.
+    """Create a data set from named arrays, such as ``x_train`` and ``y_train``.
 
     Args:
-        values: the arrays by name.
+        values: arrays with the names that :func:`npz` reads.
         where: name of the data set or file, for error messages.
         levels: as for :func:`npz`.
     """
@@ -142,7 +145,7 @@ def from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None
 
 
 def is_above_8_bits(x: Any) -> bool:
-    """Return whether an array has integers of more than 8 bits, such as images from X-ray or thermal cameras."""
+    """Return whether an array contains integers of more than 8 bits, e.g. from a thermal camera."""
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu" or x.dtype.itemsize < 2 or not x.size:
         return False
     low, high = int(x.min()), int(x.max())
@@ -150,7 +153,7 @@ def is_above_8_bits(x: Any) -> bool:
 
 
 def levels_of(arrays: Sequence[npt.NDArray[Any]]) -> Levels:
-    """Return the values that map to black (0) and white (255) in arrays with more than 8 bits per sample."""
+    """Return the sample values that are mapped to black and white in 16-bit arrays."""
     total = SampleRange.of_samples(arrays[0])
     for array in arrays[1:]:
         total += SampleRange.of_samples(array)

@@ -16,7 +16,7 @@ from edgerec.utils.progress import Listener, track
 
 log = logging.getLogger(__name__)
 
-# Suffixes of formats that always have 8 bits per sample, so that these files need not be opened.
+# Suffixes of image formats that always have 8 bits per sample.
 EIGHT_BIT_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".heic"))
 # PNG and PNM files store the bit depth in the first bytes, but TIFF files can store it anywhere.
 _START_BYTES = 1024
@@ -24,7 +24,7 @@ _CHUNK = 64
 
 
 def determine_levels(source: RawDataset, title: str, listener: Listener) -> Levels:
-    """Return the sample values that map to black (0) and white (255) in files with more than 8 bits per sample.
+    """Return the sample values that are mapped to black and white in images with more than 8 bits per sample.
 
     Args:
         source: the images.
@@ -61,8 +61,6 @@ def determine_levels(source: RawDataset, title: str, listener: Listener) -> Leve
 
 
 def _paths_above_8_bits(paths: tuple[Path, ...]) -> list[Path]:
-    """Return the files with more than 8 bits per sample."""
-
     def is_above_8_bits(path: Path) -> bool:
         try:
             with path.open("rb") as file:
@@ -80,8 +78,6 @@ def _paths_above_8_bits(paths: tuple[Path, ...]) -> list[Path]:
 
 
 def _sample_ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
-    """Yield each file's range of sample values, or None for unreadable images."""
-
     def measure(path: Path) -> SampleRange | None:
         content = read_image_file(path)
         with memory_for(content):

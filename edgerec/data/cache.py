@@ -1,4 +1,4 @@
-"""Pixel cache: preprocess a data set's images once, and store the result for later commands."""
+"""Cache preprocessed images on disk, so that later commands do not preprocess them again."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.parallel import map_in_threads
 from edgerec.utils.progress import Listener, track
 
-# Cache format version, which is part of every key. Increase it when preprocess.apply or the file format changes.
+# Version of the cache, which must be increased when preprocess.apply or the file format changes.
 FORMAT = 3
-# Maximum number of attempts to write and open an entry, because another process may clear the cache in between.
+# A second attempt is necessary if another process clears the cache before a new entry is opened.
 ATTEMPTS = 2
-# Number of hexadecimal digits in a content digest (a truncated SHA-256 of an image file or an array row's pixels).
+# Number of hexadecimal digits in a content digest, which is a truncated SHA-256 digest of one image.
 DIGEST_CHARS = 32
 
 Digests = npt.NDArray[np.bytes_]
@@ -54,22 +54,22 @@ class Pixels:
 
 
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """Return a source's preprocessed pixels from the cache. On first use, preprocess and store the images."""
+    """Return preprocessed pixels from the cache, or preprocess the images and store the result."""
     digest = arrays_digest(source) if isinstance(source, Arrays) else ""
     if isinstance(source, Arrays) and source.shape == spec.shape:
         valid = np.ones(len(source.images), bool)
         return Pixels(source.images.reshape(-1, *spec.shape), valid, digest, content_digests(source.images))
     store = cache_folder() / f"{_key(source, digest, spec)}.raw"
-    stored = _stored(store, spec)
+    stored = _open_entry(store, spec)
     for _ in range(ATTEMPTS):
         if stored is None:
             with Lock(store, wait=True):
-                stored = _stored(store, spec)  # another process may have written the entry while this process waited
+                stored = _open_entry(store, spec)  # Another process may have written the entry.
                 if stored is None:
                     expected_bytes = len(source.classes) * (math.prod(spec.shape) + DIGEST_CHARS)
                     cache_limit.make_room(expected_bytes, keep=store)
                     _fill(store, source, digest, spec, listener)
-                    stored = _stored(store, spec)
+                    stored = _open_entry(store, spec)
     if stored is None:
         raise DataError(
             f"the new cache entry {store} cannot be read: check the disk, or set EDGEREC_CACHE to another folder"
@@ -83,8 +83,7 @@ def content_digests(images: npt.NDArray[np.uint8]) -> Digests:
     return np.array(digests, f"S{DIGEST_CHARS}")
 
 
-def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
-    """Return a cache entry and update its last-used time, or return None if the entry is missing or incomplete."""
+def _open_entry(store: Path, spec: PreprocessSpec) -> Pixels | None:
     description = store.with_suffix(".json")
     lock = cache_limit.lock_shared(store)
     if lock is None:
@@ -110,7 +109,7 @@ def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
 
 
 def arrays_digest(source: Arrays) -> str:
-    """Return the digest of a data set in memory: its images, classes, splits and labels."""
+    """Return a digest of the images, classes, splits and labels of a data set in memory."""
     digest = hashlib.sha256(repr((source.images.shape, source.labels)).encode())
     for array in (source.images, source.classes, source.splits):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -120,7 +119,7 @@ def arrays_digest(source: Arrays) -> str:
 def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
     key = hashlib.sha256(f"{FORMAT} {spec} {digest}".encode())
     if isinstance(source, Files):
-        # Compare file sizes and modification times, because hashing the files would take as long as reading them again.
+        # Files are identified by size and modification time, because hashing their content would be slow.
         for path in source.paths:
             status = path.stat()
             key.update(os.fsencode(real_path(path)) + b"\0" + os.fsencode(path.relative_to(source.root)))
@@ -155,7 +154,7 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
 
 
 def _preprocessed(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
-    """Yield the name, SHA-256 digest and pixels of each file or array row. The pixels of unreadable files are None."""
+    """Yield the name, the SHA-256 digest and the preprocessed pixels of each image."""
 
     def fit(position: int) -> tuple[bytes, bytes, Image | None]:
         if isinstance(source, Arrays):

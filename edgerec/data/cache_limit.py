@@ -1,4 +1,4 @@
-"""List the pixel cache's entries, and delete the least recently used entries when the cache exceeds its size limit.
+"""Limit the size of the pixel cache by deleting the least recently used entries.
 
 An entry consists of ``KEY.raw`` (the pixels) and ``KEY.json`` (the description). A process that has mapped an entry
 holds a shared lock on ``KEY.raw``. Deleting an entry requires an exclusive lock, so that no process loses pixels that
@@ -36,7 +36,7 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Description of a cache entry: one data set's pixels at one input size.
+    """Description of a cache entry, which contains a data set at one input size.
 
     Attributes:
         key: name of the entry's files without the suffix.
@@ -59,7 +59,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """The pixel cache's entries and size limit.
+    """Entries and size limit of the pixel cache.
 
     Attributes:
         folder: path of the cache.
@@ -90,7 +90,7 @@ class CacheReport:
 
 
 def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> CacheReport:
-    """Return the pixel cache's entries, optionally after deleting some of them.
+    """List the entries of the pixel cache, optionally after deleting some of them.
 
     Args:
         clear: delete all entries that are not in use.
@@ -108,9 +108,9 @@ def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> Cache
 
 
 def limit() -> int | None:
-    """Return the cache's size limit in bytes: ``$EDGEREC_CACHE_LIMIT``, or 20 GB if it is not set.
+    """Return the size limit of the pixel cache in bytes, or None if the cache is not limited.
 
-    Return None if the variable is ``none``, which removes the limit.
+    The environment variable EDGEREC_CACHE_LIMIT sets the limit, and ``none`` removes it. The default is 20 GB.
     """
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
@@ -124,7 +124,10 @@ def limit() -> int | None:
 
 
 def make_room(size_bytes: int, *, keep: Path) -> None:
-    """Delete the least recently used entries, except ``keep``, until another ``size_bytes`` fit within the limit."""
+    """Delete the least recently used entries until the cache has room for ``size_bytes`` more bytes.
+
+    The entry ``keep`` is not deleted.
+    """
     limit_bytes = limit()
     if limit_bytes is None:
         return
@@ -135,7 +138,7 @@ def make_room(size_bytes: int, *, keep: Path) -> None:
 
 
 def lock_shared(store: Path) -> int | None:
-    """Protect a cache entry from deletion, and return the file descriptor that holds the lock.
+    """Lock a cache entry to prevent its deletion, and return the file descriptor that holds the lock.
 
     Return None if the entry does not exist.
     """
@@ -157,14 +160,14 @@ def lock_shared(store: Path) -> int | None:
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
-    """Release the lock of :func:`lock_shared`, by closing ``descriptor``, when ``images`` is garbage-collected."""
+    """Close ``descriptor``, which releases its lock, when ``images`` is garbage-collected."""
     mapping = getattr(images, "_mmap", None)
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 
 
 def mark_used(description: Path) -> None:
-    """Set a cache entry's last-used time to now."""
-    with suppress(OSError):  # a read-only cache can still be used
+    """Update the time at which a cache entry was last used."""
+    with suppress(OSError):  # The cache can be read-only.
         os.utime(description)
 
 
@@ -176,7 +179,7 @@ def _evict(limit_bytes: int, keep: str = "") -> list[CacheEntry]:
     for entry in entries:
         if total <= limit_bytes:
             break
-        if entry.key != keep and _delete(folder / f"{entry.key}.raw"):
+        if entry.key != keep and _delete_unless_in_use(folder / f"{entry.key}.raw"):
             total -= entry.size_bytes
             removed.append(entry)
     return removed
@@ -188,9 +191,9 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
         store, description = folder / f"{key}.raw", folder / f"{key}.json"
         try:
             files = [path.stat() for path in (store, description) if path.exists()]
-        except OSError:  # another process has just deleted the file
+        except OSError:  # Another process may have deleted the file.
             continue
-        source, images, shape = _description(description)
+        source, images, shape = _read_description(description)
         yield CacheEntry(
             key,
             source,
@@ -202,8 +205,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
         )
 
 
-def _description(description: Path) -> tuple[str, int, tuple[int, ...]]:
-    """Return a cache entry's source, image count and input shape, or empty values if they cannot be read."""
+def _read_description(description: Path) -> tuple[str, int, tuple[int, ...]]:
     try:
         values = read_json(description)
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
@@ -216,12 +218,11 @@ def _in_use(store: Path) -> bool:
         return not locked
 
 
-def _delete(store: Path) -> bool:
-    """Delete a cache entry and return True, or return False if another process is using it."""
+def _delete_unless_in_use(store: Path) -> bool:
     with _exclusive_lock(store) as locked:
         if locked:
             try:
-                # Delete the pixel file last, because it carries the entry's lock.
+                # The pixel file is deleted last, because it holds the lock of the cache entry.
                 store.with_suffix(".json").unlink(missing_ok=True)
                 store.unlink(missing_ok=True)
             except OSError:
@@ -231,11 +232,11 @@ def _delete(store: Path) -> bool:
 
 @contextmanager
 def _exclusive_lock(store: Path) -> Iterator[bool]:
-    """Hold an exclusive lock on a cache entry. Yield False if another process is using the entry."""
+    """Lock a cache entry exclusively, and yield whether the lock was acquired."""
     try:
         descriptor = os.open(store, os.O_RDONLY)
     except FileNotFoundError:
-        yield True  # the entry has no pixel file to lock
+        yield True  # An entry without a pixel file cannot be in use.
         return
     except OSError:
         yield False

@@ -1,4 +1,4 @@
-"""Data set check results: the findings and the images they refer to."""
+"""Results of a data set check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.data.scan import Scan
 Severity = Literal["error", "warning", "note"]
 Indices = npt.NDArray[np.int64]
 
-# Kinds of findings in report order, most harmful first.
+# Kinds of findings, sorted from most to least harmful.
 KINDS = (
     "broken",
     "cut-off",
@@ -70,7 +70,7 @@ class DataFinding:
 
 @dataclass(frozen=True)
 class DataReport:
-    """The result of checking a data set.
+    """Result of a data set check.
 
     Attributes:
         source: name of the data.
@@ -90,7 +90,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """True if the data passed the checks, i.e. has no findings with the severity ``error``."""
+        """True if no finding has the severity ``error``."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class CheckedImages:
-    """A data set's readable images, their splits and the scan results.
+    """Readable images of a data set, with their splits and scan results.
 
     Attributes:
         dataset: the readable images as thumbnails, with their classes and names.
@@ -121,7 +121,7 @@ class CheckedImages:
         return np.asarray(self.dataset.images)
 
     def index(self, position: int) -> int:
-        """Return a readable image's index, given its position in the data set."""
+        """Convert an image's position in the data set to its index among the readable images."""
         return int(np.searchsorted(self.positions, position))
 
     def finding(
@@ -134,7 +134,7 @@ class CheckedImages:
         weight: float,
         like: str = "",
     ) -> DataFinding:
-        """Build a finding about the readable images at ``indices``."""
+        """Create a finding about one or more readable images."""
         names = tuple(self.dataset.names[i] for i in indices)
         positions = tuple(int(self.positions[i]) for i in indices)
         return DataFinding(severity, kind, names, what, advice, weight, like, positions)

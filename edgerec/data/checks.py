@@ -28,15 +28,15 @@ from edgerec.utils.atomic import checked_output
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
-# Classes are reported if they have fewer than FEW images, or fewer than 1/UNBALANCED of the largest class's images.
+# A class is reported if it has fewer than FEW images, or if another class has over UNBALANCED times as many.
 FEW, UNBALANCED = 20, 5
-# Minimum standard deviation of a non-blank image's pixel values, in gray levels.
+# An image is reported as blank if the standard deviation of its pixel values is below this number of gray levels.
 BLANK_LEVELS = 2.0
 # Images are reported as small if preprocessing enlarges them by more than this factor.
 ENLARGED = 2.0
-# Images are reported as elongated if their aspect ratio exceeds the data set's median by more than this factor.
+# Images are reported as elongated if their aspect ratio exceeds the median by more than this factor.
 ELONGATED = 2.0
-# Minimum number of images for the label check. A classifier trained on fewer images is unreliable.
+# The label check needs at least this many images, because its classifier is unreliable with fewer.
 MIN_IMAGES_FOR_LABELS = 100
 
 
@@ -79,7 +79,7 @@ def _run_checks(recipe: Recipe, labels: bool, listener: Listener) -> tuple[DataR
         raise DataError(
             f"{recipe.data.title}: none of the {len(scanned.faults)} files is an image{first}: choose another folder"
         )
-    images, findings = _readable_images(source, scanned, recipe, levels)
+    images, findings = _split_readable_images(source, scanned, recipe, levels)
     findings += _layout_findings(source)
     findings += _file_findings(source, scanned)
     findings += _copy_findings(images)
@@ -97,10 +97,9 @@ def _run_checks(recipe: Recipe, labels: bool, listener: Listener) -> tuple[DataR
     return report, images
 
 
-def _readable_images(
+def _split_readable_images(
     source: RawDataset, scanned: Scan, recipe: Recipe, levels: Levels
 ) -> tuple[CheckedImages, list[DataFinding]]:
-    """Return a source's readable images with their splits, plus a finding if the data cannot be split."""
     positions = np.flatnonzero(scanned.valid)
     names = source.names
     all_valid = len(positions) == len(scanned.thumbnails)
@@ -144,10 +143,7 @@ def _file_findings(source: RawDataset, scanned: Scan) -> Iterator[DataFinding]:
 
 
 def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
-    """Yield a finding for each image that has the same bytes as an earlier image.
-
-    The finding names the copy in another split or class if there is one, otherwise the first image.
-    """
+    """Yield a finding for each image that is an exact copy of an earlier image."""
     by_digest: dict[str, list[int]] = defaultdict(list)
     for i, position in enumerate(images.positions):
         by_digest[images.scan.digests[position]].append(i)
@@ -157,7 +153,7 @@ def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
-    """Return the index of a duplicate of image ``i``, preferably in another set, otherwise with another class."""
+    """Return the index of a copy of image ``i``, preferably in another split or with another class."""
     classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])
@@ -176,7 +172,6 @@ def _near_duplicate_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _pair_finding(images: CheckedImages, i: int, j: int, distance_levels: float) -> DataFinding:
-    """Build the finding for a pair of exact copies or near-duplicates."""
     dataset, splits = images.dataset, images.splits
     exact = images.scan.digests[images.positions[i]] == images.scan.digests[images.positions[j]]
     kind = "copy" if exact else "near"
@@ -249,7 +244,7 @@ def _balance_findings(images: CheckedImages) -> Iterator[DataFinding]:
 
 
 def _find_label_errors(images: CheckedImages, findings: list[DataFinding], listener: Listener) -> float | None:
-    """Append likely label errors to ``findings``, and return the classifier's cross-validated accuracy.
+    """Append likely label errors to ``findings``, and return the cross-validated accuracy of the classifier.
 
     Return None if there are too few images, or if the accuracy is too low for reliable findings.
     """

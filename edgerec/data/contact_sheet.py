@@ -1,4 +1,4 @@
-"""Draw a contact sheet: each class's preprocessed images, optionally with augmented versions."""
+"""Draw a contact sheet of a data set's images, optionally with augmented versions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_CLASSES = 60
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet's path and contents.
+    """The path and contents of a contact sheet.
 
     Attributes:
         path: path of the PNG file.
@@ -45,7 +45,7 @@ class Sheet:
     augment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-serializable dictionary."""
+        """Return the contact sheet as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -58,7 +58,7 @@ def show_data(
     least_size_px: int = 8,
     listener: Listener = ignore,
 ) -> Sheet:
-    """Draw a contact sheet with one row of images per class, labeled with the class's image count.
+    """Draw a contact sheet with one row of images per class.
 
     Args:
         recipe: the recipe. Only its data, seed and augmentation are used.
@@ -85,12 +85,14 @@ def show_data(
     if len(classes) < len(dataset.labels):
         heading += f" (the first {len(classes)} classes are shown)"
     if augment:
-        rows, titles = _augmented(dataset, classes, recipe)
+        rows, titles = _augmented_rows(dataset, classes, recipe)
         active = ", ".join(_setting(name, value) for name, value in recipe.augment.active.items())
         caption = f"Augmentation: {active}; seed {recipe.seed}. {_input_text(section)}"
     else:
         rows = [
-            ImageRow(dataset.labels[i], _counts(dataset, i), [dataset.images[p] for p in _sample(dataset, i, COLUMNS)])
+            ImageRow(
+                dataset.labels[i], _count_text(dataset, i), [dataset.images[p] for p in _sample(dataset, i, COLUMNS)]
+            )
             for i in classes
         ]
         titles, caption = [], f"Evenly spaced sample of each class. {_input_text(section)}"
@@ -113,8 +115,7 @@ def _input_text(section: DataSection) -> str:
     return f"Images are preprocessed to the model's input, {section.input_size}×{section.input_size} {color}."
 
 
-def _counts(dataset: Dataset, index: int) -> str:
-    """Return a class's image count as a string, with one line per split if the data has its own splits."""
+def _count_text(dataset: Dataset, index: int) -> str:
     splits = dataset.splits[dataset.classes == index]
     if not np.any(dataset.splits != ""):
         return f"{len(splits):,} images"
@@ -122,15 +123,14 @@ def _counts(dataset: Dataset, index: int) -> str:
 
 
 def _sample(dataset: Dataset, index: int, count: int) -> npt.NDArray[np.int64]:
-    """Return the positions of up to ``count`` images of a class, evenly spaced and preferably from the training set."""
+    """Select evenly spaced images of a class, preferably from the training set."""
     of_class = dataset.classes == index
     training = of_class & ((dataset.splits == "train") | (dataset.splits == ""))
     positions = np.flatnonzero(training if training.any() else of_class)
     return positions[np.linspace(0, len(positions) - 1, num=min(count, len(positions)), dtype=int)]
 
 
-def _augmented(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tuple[list[ImageRow], list[str]]:
-    """Return one row per image (the original, followed by augmented versions), and the column titles."""
+def _augmented_rows(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tuple[list[ImageRow], list[str]]:
     images_per_class = max(1, MIN_ROWS // len(classes))
     positions = np.concatenate([_sample(dataset, i, images_per_class) for i in classes])
     versions = [_augment_batch(dataset, positions, recipe.augment, (recipe.seed, i)) for i in range(1, COLUMNS)]
@@ -139,14 +139,13 @@ def _augmented(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tupl
         index = dataset.classes[position]
         images = [dataset.images[position], *(images[row] for images, _ in versions)]
         notes = ["", *(_label_text(dataset, labels[row]) for _, labels in versions)] if recipe.augment.mixes else []
-        rows.append(ImageRow(dataset.labels[index], _counts(dataset, index), images, notes))
+        rows.append(ImageRow(dataset.labels[index], _count_text(dataset, index), images, notes))
     return rows, ["original", *(f"augmented {number}" for number in range(1, COLUMNS))]
 
 
 def _augment_batch(
     dataset: Dataset, positions: npt.NDArray[np.int64], section: AugmentSection, seed: tuple[int, int]
 ) -> tuple[list[Image], npt.NDArray[np.float32]]:
-    """Augment the images at ``positions`` as one training batch, and return them with their soft labels."""
     tf = require("tensorflow")
     augment, mix = augmenter(section), mixer(section)
     pixels = tf.constant(dataset.images[positions], tf.float32)
@@ -159,6 +158,5 @@ def _augment_batch(
 
 
 def _label_text(dataset: Dataset, soft_labels: npt.NDArray[np.float32]) -> str:
-    """Return a mixed image's classes and their percentages, one per line, in descending order."""
     order = [i for i in np.argsort(-soft_labels, kind="stable")[:2] if soft_labels[i] >= 0.005]
     return "\n".join(f"{dataset.labels[i][:12]} {soft_labels[i]:.0%}" for i in order)

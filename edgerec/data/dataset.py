@@ -1,4 +1,4 @@
-"""Load a data set: its images' preprocessed pixels, classes, splits and names."""
+"""Load the preprocessed images of a data set, with their classes, splits and names."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Minimum and maximum of automatically chosen input sizes, in pixels.
+# Minimum and maximum input size in pixels that edgerec chooses automatically.
 AUTO_SIZE_PX = (28, 96)
-# Number of images that SelectedImages reads at once during iteration.
 _READ_BATCH = 256
 
 
@@ -33,7 +32,7 @@ Images = npt.NDArray[np.uint8] | PackedImages | MergedImages
 
 
 class SelectedImages:
-    """Lazily loaded images of a data set at given positions. Supports ``len``, slices and iteration."""
+    """Lazily loaded subset of a data set's images that supports ``len``, slicing and iteration."""
 
     def __init__(self, images: Images, positions: npt.NDArray[np.int64]) -> None:
         self._images, self._positions = images, positions
@@ -42,7 +41,7 @@ class SelectedImages:
         return len(self._positions)
 
     def __getitem__(self, selection: slice) -> npt.NDArray[np.uint8]:
-        """Return the images of a slice, as a uint8 array of shape ``(n, height, width, channels)``."""
+        """Return a slice of the images as a uint8 array of shape ``(n, height, width, channels)``."""
         return self._images[self._positions[selection]]
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
@@ -82,7 +81,7 @@ class Dataset:
 
     @classmethod
     def of(cls, source: RawDataset, section: DataSection, stored: Pixels | None = None) -> Dataset:
-        """Create a data set from raw images and their cached, preprocessed pixels.
+        """Create a data set from raw images and their preprocessed pixels.
 
         Args:
             source: the images before preprocessing.
@@ -111,7 +110,10 @@ class Dataset:
         )
 
     def below_class_folder(self, index: int) -> str:
-        """Return an image's path in its class folder, such as ``anna/1.jpg``, or its name if it is not a file."""
+        """Return the path of an image relative to its class folder, such as ``anna/1.jpg``.
+
+        If the image is not a file, return its name.
+        """
         if isinstance(self._originals, Packed):
             return self.names[index]
         part, position = self._originals.locate(int(self._positions[index]))
@@ -119,17 +121,14 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """Data from which the content digests are computed: ``files`` (file contents), ``arrays`` (pixels) or both.
-
-        The value for both is ``arrays+files``.
-        """
+        """Source of the content digests: ``files`` (bytes), ``arrays`` (pixels) or ``arrays+files``."""
         if isinstance(self._originals, Packed):
             return self._originals.contents_of
         parts = self._originals.parts if isinstance(self._originals, Merged) else (self._originals,)
         return "+".join(sorted({"arrays" if isinstance(part, Arrays) else "files" for part in parts}))
 
     def identifies(self, contents_of: str) -> bool:
-        """Return whether this data set's content digests are comparable with another's.
+        """Return whether the content digests of two data sets can be compared.
 
         Args:
             contents_of: :attr:`contents_of` of the other data set.
@@ -138,15 +137,17 @@ class Dataset:
 
     @property
     def packed(self) -> Packed | None:
-        """The data set's pack of TFRecord shards, or None if it is not packed."""
+        """Pack of TFRecord shards that contains the data set, or None if the data set is not packed."""
         return self._originals if isinstance(self._originals, Packed) else None
 
     def select(self, positions: npt.NDArray[np.int64]) -> SelectedImages:
-        """Return the images at ``positions``. They are loaded lazily, because a test set may not fit into memory."""
+        """Return the images at ``positions``, which are loaded lazily to save memory."""
         return SelectedImages(self.images, positions)
 
     def original(self, index: int) -> Image:
-        """Return a raw image, or the preprocessed image if the data set is packed.
+        """Return an image before preprocessing.
+
+        Packs contain only preprocessed images, which are returned unchanged.
 
         Returns:
             uint8 ``(H, W, 3)`` RGB, or ``(H, W)`` or ``(H, W, 1)`` gray.
@@ -162,7 +163,9 @@ class Dataset:
         return image
 
     def relabeled(self, labels: Sequence[str], true_labels: Mapping[str, str] | None = None) -> Dataset:
-        """Return a copy of the data set with a model's labels. The model may have additional classes.
+        """Return a copy of the data set that uses the labels of a model.
+
+        The model may have classes that are not in the data set.
 
         Args:
             labels: labels of the model.
@@ -190,7 +193,7 @@ def load(
     least_classes: int = 2,
     listener: Listener = ignore,
 ) -> tuple[Dataset, DataSection]:
-    """Load a data set through the pixel cache.
+    """Load a data set, using cached pixels if they exist.
 
     Args:
         section: source and preprocessing of the images.
@@ -213,7 +216,7 @@ def load(
     spec = section.preprocess
     stored = merged_pixels(source, spec, listener) if isinstance(source, Merged) else pixels(source, spec, listener)
     dataset = Dataset.of(source, section, stored)
-    reason = _skip_reason(source, dataset)
+    reason = _reason_of_first_skip(source, dataset)
     _report_skipped(dataset.skipped, section, reason)
     _check_classes(dataset, section.title, least_classes, reason)
     return dataset, section
@@ -222,12 +225,12 @@ def load(
 def list_images(
     section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
 ) -> tuple[RawDataset, DataSection]:
-    """List the images of ``section.source``, and infer the input size, channels and levels that are not set.
+    """List the images of a data set, and infer missing settings such as the input size.
 
     Warnings about an unusual folder structure are logged.
 
     Returns:
-        The listed images, and the section with these values filled in.
+        The listed images, and the section with the input size, the channels and the levels filled in.
     """
     source = readers.find(section.source, flat=flat, levels=section.levels)
     if not isinstance(source, Arrays):
@@ -250,7 +253,11 @@ def read_original(source: RawDataset, position: int, levels: Levels | None) -> I
 
 
 def read_fitted(source: RawDataset, position: int, spec: PreprocessSpec) -> Image | None:
-    """Return a preprocessed image as a uint8 array of shape ``spec.shape``, or None if the file cannot be read."""
+    """Read and preprocess one image.
+
+    Returns:
+        uint8 of shape ``spec.shape``, or None if the file is not a readable image.
+    """
     part, index = source.locate(position)
     if isinstance(part, Arrays):
         return apply(part.images[index], spec)
@@ -311,15 +318,14 @@ def _resolve(section: DataSection, source: RawDataset, least_size_px: int) -> Da
 
 
 def typical_side_px(files: Files) -> int:
-    """Return the median shorter side in pixels, measured on a sample of the images."""
+    """Estimate the median length of the images' shorter side in pixels from a sample of the images."""
     sample = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
     images = (decode(read_image_file(files.paths[i])) for i in sample)
     sides = [min(image.shape[:2]) for image in images if image is not None]
     return int(np.median(sides)) if sides else 0
 
 
-def _skip_reason(source: RawDataset, dataset: Dataset) -> str:
-    """Return the reason why the first skipped file could not be read, or an empty string if no file was skipped."""
+def _reason_of_first_skip(source: RawDataset, dataset: Dataset) -> str:
     if not dataset.skipped:
         return ""
     position = source.names.index(dataset.skipped[0])

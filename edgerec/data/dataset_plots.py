@@ -14,9 +14,8 @@ from edgerec.contract.preprocess import Image
 from edgerec.utils.figures import DARK, new_figure, plain, save_figure
 from edgerec.utils.optional import require
 
-# Cell width and height in pixels, including a gap of GAP_PX on each side.
+# Each cell is CELL_PX wide and high, including a gap of GAP_PX on each side.
 CELL_PX, GAP_PX = 128, 6
-# Width and height of a cell in the figure.
 CELL_INCHES = 0.95
 
 
@@ -57,7 +56,7 @@ def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, c
     above, below = 0.66 if titles else 0.5, 0.25 + 0.17 * len(lines)
     height = above + len(rows) * row_inches + below
     figure = new_figure(width, height)
-    figure.set_layout_engine("none")  # place all elements at explicit positions instead
+    figure.set_layout_engine("none")
     figure.text(0.15 / width, 1 - 0.12 / height, plain(heading, int(width * 9)), va="top", fontsize=11, weight="bold")
     figure.text(0.15 / width, 0.1 / height, plain("\n".join(lines)), va="bottom", fontsize=8, color=DARK)
     for number, title in enumerate(titles):
@@ -82,7 +81,7 @@ def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, c
 
 
 def _strip(row: ImageRow) -> npt.NDArray[np.uint8]:
-    """Combine a row's images into one image, because drawing separate axes for each image would be slow."""
+    """Combine the images of a row into one image, because drawing separate axes would be slow."""
     strip = np.full((CELL_PX, CELL_PX * len(row.images), 3), 255, np.uint8)
     for column, image in enumerate(row.images):
         fitted = fit_cell(image)
@@ -93,7 +92,7 @@ def _strip(row: ImageRow) -> npt.NDArray[np.uint8]:
 
 
 def fit_cell(image: Image) -> Image:
-    """Scale an image to the size of a cell, with nearest-neighbor interpolation if it is enlarged.
+    """Scale an image to fit into a table cell.
 
     Returns:
         uint8 ``(h, w, 3)``.

@@ -1,4 +1,4 @@
-"""Recognize an image folder's layout: its class folders and split folders."""
+"""Find the class folders and split folders in an image folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
     )
 )
-# Splits indicated by words in folder names. An empty string stands for images without labels.
+# Words in folder names and the splits that they indicate, where an empty string marks unlabeled images.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
@@ -30,7 +30,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
-# Maximum search depth for class folders nested inside single subfolders.
+# Maximum depth at which nested class folders are searched for.
 DEEPEST = 4
 
 
@@ -51,14 +51,14 @@ class ClassFolder:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """An image folder's class folders, and warnings about an unusual layout."""
+    """Class folders of an image folder, and warnings about an unusual layout."""
 
     folders: tuple[ClassFolder, ...]
     warnings: tuple[str, ...] = ()
 
 
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Parse a folder name. Return the split and the name's other words, or None if the name contains no split.
+    """Return the split and the other words in a folder name, or None if the name contains no split.
 
     >>> split_of("Training"), split_of("seg_test"), split_of("trousers")
     (('train', ()), ('test', ('seg',)), None)
@@ -149,10 +149,10 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> FolderLayout
     unrecognized = [child for child in children if child not in named and _has_images_below(child)]
     with_classes = [child for child in labeled if visible_folders(child)]
     if unrecognized and ("train" not in labeled.values() or not with_classes):
-        return None  # class names can look like splits, e.g. train (the vehicle) besides bus and car
+        return None  # A class name can look like a split, e.g. train (the vehicle) next to bus and car.
     _refuse_unclear(root, labeled, unrecognized)
     if not with_classes and len(labeled) == 1 and usual[0][0]:
-        return None  # a class name can contain the name of a split, as in "train_station"
+        return None  # A class name such as "train_station" can contain the name of a split.
     if not with_classes:
         return _unlabeled_splits(root, labeled, flat=flat)
     folders, warnings = [], []
@@ -185,7 +185,7 @@ def _refuse_unclear(root: Path, labeled: dict[Path, str], unrecognized: Sequence
 
 
 def _innermost_split_folder(split: Path) -> Path:
-    """Skip subfolders that repeat the split's name, as in ``seg_train/seg_train``, and return the innermost folder."""
+    """Skip nested folders that repeat the name of the split, such as ``seg_train/seg_train``."""
     for _ in range(DEEPEST):
         inner = visible_folders(split)
         if len(inner) != 1 or _has_images(split) or not _only_folders(inner[0]):
@@ -230,7 +230,6 @@ def _splits_in_classes(children: Sequence[Path]) -> FolderLayout | None:
 
 
 def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
-    """Raise :class:`DataError` if the class folders are nested more deeply, or exist twice."""
     if not children:
         where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
         raise DataError(f"{root} {where}: move the images of each class into a folder {root}/<class>")

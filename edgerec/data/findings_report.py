@@ -1,4 +1,4 @@
-"""Save a data check's findings: a plot of the affected images, or a folder with all findings."""
+"""Save the findings of a data set check."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edgerec.data.dataset_plots import ImageRow, image_table
 from edgerec.utils.atomic import refuse_existing, replacing_folder, write_file
 from edgerec.utils.text import to_json
 
-# Number of images per row, and maximum number of rows per kind of finding.
+# Number of images per row, and maximum number of rows for each kind of finding.
 COLUMNS, MAX_ROWS = 8, 3
-# Titles for the kinds of findings that can be plotted, i.e. that refer to readable images.
+# Titles of the kinds of findings that refer to readable images.
 TITLES = {
     "cut-off": "truncated files",
     "copy-across-splits": "copies across splits",
@@ -30,7 +30,7 @@ TITLES = {
 
 
 def write_findings(report: DataReport, images: CheckedImages, path: Path, *, overwrite: bool) -> None:
-    """Save the plot of affected images to a .png file, or the plot and all findings to a folder."""
+    """Save a plot of the affected images as a .png file, or save all findings in a folder."""
     if path.suffix.lower() == ".png":
         _draw(report, images, path)
         return
@@ -50,7 +50,6 @@ def refuse_output(path: Path, overwrite: bool) -> None:
 
 
 def _draw(report: DataReport, images: CheckedImages, path: Path) -> None:
-    """Draw the images of the most important findings of each kind, with the images of a pair side by side."""
     rows = []
     for kind in KINDS:
         findings = [finding for finding in report.findings if finding.kind == kind and finding.positions]
@@ -70,14 +69,13 @@ def _rows(kind: str, findings: Sequence[DataFinding], images: CheckedImages) -> 
     for start in range(0, min(len(findings), per_row * MAX_ROWS), per_row):
         in_row = findings[start : start + per_row]
         originals = [_original(images, position) for finding in in_row for position in finding.positions]
-        notes = [_note(images, finding, number) for finding in in_row for number in range(len(finding.positions))]
+        notes = [_caption(images, finding, number) for finding in in_row for number in range(len(finding.positions))]
         title, count = (TITLES[kind], f"{len(findings):,} found") if start == 0 else ("", "")
         rows.append(ImageRow(title, count, originals, notes))
     return rows
 
 
-def _note(images: CheckedImages, finding: DataFinding, number: int) -> str:
-    """Return an image's caption: its name and its label, size or split, depending on the kind of finding."""
+def _caption(images: CheckedImages, finding: DataFinding, number: int) -> str:
     name = PurePosixPath(finding.names[number]).name
     name = name if len(name) <= 17 else f"…{name[-16:]}"
     i = images.index(finding.positions[number])

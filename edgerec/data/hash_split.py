@@ -25,20 +25,21 @@ Hashes = npt.NDArray[np.float64]
 
 TEST, VAL, TRAIN = range(3)
 SET_NAMES = ("test", "validation", "training")
-# Maximum accepted difference between a set's actual and requested fraction.
+# Maximum difference between the requested and the actual fraction of images in a set.
 TOLERANCE = 0.05
-# Minimum accepted difference for small data sets, in binomial standard deviations.
+# Small data sets may differ from the requested fraction by this many binomial standard deviations.
 DEVIATIONS = 4.0
-# Number of other seeds to try before raising an error, so that the error message can recommend a seed.
+# Number of other seeds to try in order to recommend a working seed in the error message.
 OTHER_SEEDS = 200
-# Maximum number of passes over the classes for moving image groups until every set contains every class.
-# Several passes can be necessary, because moving an image group can remove another class's last image from a set.
+# Moving a group of images can remove another class from a set, so several passes can be necessary.
 MAX_PASSES = 10
 
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """Requested test and validation fractions, or 0 for sets that the data already has.
+    """Requested fractions of test and validation images.
+
+    A fraction is 0 if the data already has the set.
 
     Attributes:
         test: fraction of test images.
@@ -52,18 +53,18 @@ class SplitRequest:
 
     @property
     def fractions(self) -> tuple[float, float]:
-        """Requested test and validation fractions."""
+        """Fraction of test images, and fraction of validation images."""
         return self.test, self.val
 
     @property
     def required_sets(self) -> tuple[int, ...]:
-        """The sets (``TEST``, ``VAL``, ``TRAIN``) that must contain at least one image of every class."""
+        """Sets that must contain at least one image of every class."""
         return tuple(number for number, fraction in ((TEST, self.test), (VAL, self.val), (TRAIN, 1.0)) if fraction)
 
 
 @dataclass(frozen=True)
 class HashKeys:
-    """The keys to hash for each image: group names or content digests.
+    """Hash keys of the images: their group names or their content digests.
 
     Attributes:
         keys: the distinct keys.
@@ -78,7 +79,10 @@ class HashKeys:
 
     @classmethod
     def of(cls, dataset: Dataset, group_by: str) -> HashKeys:
-        """Return the hash keys of a data set's images. The regular expression ``group_by`` extracts group names."""
+        """Return the hash keys of a data set's images.
+
+        If the regular expression ``group_by`` is not empty, the keys are the group names that it extracts.
+        """
         contents = None if dataset.contents is None else np.unique(dataset.contents, return_inverse=True)
         if group_by:
             names, of_image = np.unique(group_names(dataset, group_by), return_inverse=True)
@@ -94,7 +98,7 @@ class HashKeys:
         return HashKeys(tuple(self.keys[i] for i in used), of_image, copies)
 
     def hashes(self, seed: int) -> Hashes:
-        """Hash each image's key to a uniformly distributed number in [0, 1), and return the numbers as an array.
+        """Return a hash of each image's key, uniformly distributed in [0, 1).
 
         Groups that contain copies of the same image all get the hash of the group whose name is first in alphabetical
         order.
@@ -103,13 +107,9 @@ class HashKeys:
         return hashes[self.of_image if self.copies is None else self._first_linked_keys(self.copies)[self.of_image]]
 
     def _first_linked_keys(self, copies: Indices) -> Indices:
-        """Return each key's connected component, as an array of shape ``(keys,)``.
-
-        A component is identified by the index of its first key. Two keys are connected if an image with
-        one key is an exact copy of an image with the other key.
-        """
+        """Return the index of the first key to which each key is linked by copies of the same image."""
         count = len(self.keys)
-        # Build a bipartite graph whose nodes are the keys, followed by the distinct images.
+        # Build a bipartite graph with one node per key and one node per distinct image.
         nodes = count + int(copies.max()) + 1
         edges = (np.ones(len(self.of_image), bool), (self.of_image, count + copies))
         graph = require("scipy.sparse").coo_array(edges, shape=(nodes, nodes))
@@ -124,7 +124,7 @@ def _uniform(seed: int, key: bytes) -> float:
 
 
 def group_names(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
-    """Return the images' group names, as an array of shape ``(N,)``.
+    """Return the group name of each image.
 
     The name is the part of the image's path inside its class folder that matches the regular expression
     ``expression``. If the expression contains a group, the name is the match of the first group.
@@ -163,7 +163,7 @@ class Assignment:
     problem: str
 
     def notes(self, request: SplitRequest) -> tuple[str, ...]:
-        """Return log messages about the actual split fractions and the images that were moved."""
+        """Return log messages about the actual fractions and the images that were moved between sets."""
         parts = ", ".join(
             f"{fraction:.1%} {SET_NAMES[number]} (requested {requested:.1%})"
             for number, (fraction, requested) in enumerate(zip(self.fractions, request.fractions, strict=True))
@@ -229,7 +229,7 @@ def _assign_with_seed(
 
 @dataclass(frozen=True)
 class _ImageGroups:
-    """Groups of images with equal hashes, which must not be divided between sets.
+    """Groups of images that must stay in the same set because their hashes are equal.
 
     Attributes:
         hashes: ``(groups,)``, hash of each group, ascending.
@@ -250,25 +250,24 @@ class _ImageGroups:
         return cls(values, of_image, pairs, sizes)
 
     def fractions(self, sets: Indices) -> tuple[float, float]:
-        """Return the actual test and validation fractions, given each group's set."""
         counts = np.bincount(sets, self.sizes, minlength=3) / self.sizes.sum()
         return float(counts[TEST]), float(counts[VAL])
 
     def count(self, sets: Indices) -> Indices:
-        """Return the number of groups per class and set, as an array of shape ``(classes, 3)``."""
+        """Return the number of groups for each class and set, as an array of shape ``(classes, 3)``."""
         classes, of_pair = self.pairs
         counts = np.zeros((classes.max() + 1, 3), np.int64)
         np.add.at(counts, (classes, sets[of_pair]), 1)
         return counts
 
     def is_spare(self, group: int, sets: Indices) -> bool:
-        """Return whether this group can leave its set without removing the last example of any class."""
+        """Return whether a group can leave its set without removing the last image of any class."""
         classes, of_pair = self.pairs
         return bool((self.count(sets)[classes[of_pair == group], sets[group]] > 1).all())
 
 
 def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, request: SplitRequest) -> str:
-    """Describe the first set whose size differs too much from the request, or return an empty string.
+    """Return a message if the fraction of images in a set differs too much from the requested fraction.
 
     A difference is accepted if it is caused only by images that were moved so that each class is in each set.
     """
@@ -290,7 +289,7 @@ def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, r
 def _with_every_class(
     groups: _ImageGroups, by_hash: Indices, request: SplitRequest, labels: tuple[str, ...]
 ) -> Indices:
-    """Move image groups until every class is in every required set, and return an array with each group's set."""
+    """Move groups of images between sets until every required set contains every class."""
     classes, of_pair = groups.pairs
     counts = np.bincount(classes)
     for few in np.flatnonzero((counts > 0) & (counts < len(request.required_sets))):
@@ -307,8 +306,7 @@ def _with_every_class(
             hashes = groups.hashes[of_class]
             distance = np.maximum(limits[number] - hashes, hashes - limits[number + 1])
             movable = [group for group in of_class[np.argsort(distance, kind="stable")] if not was_moved[group]]
-            # Prefer groups that can be moved without removing the last example of any class from their set.
-            # Otherwise, accept any group that can be moved without removing the last image of the class from its set.
+            # Prefer a group that can be moved without removing the last image of any class from its set.
             spare = [group for group in movable if groups.is_spare(group, sets)]
             spare = spare or [group for group in movable if np.count_nonzero(sets[of_class] == sets[group]) > 1]
             if not spare:
@@ -321,7 +319,7 @@ def _with_every_class(
 
 
 def _missing(groups: _ImageGroups, sets: Indices, request: SplitRequest) -> list[tuple[int, int]]:
-    """Return all (class, set) pairs for which the set requires an image of the class but has none."""
+    """Return a (class, set) pair for each class that is missing from a required set."""
     counts = groups.count(sets)
     present = counts.any(axis=1)
     return [

@@ -24,21 +24,20 @@ Reals = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 PATCH_PX, STRIDE_PX, FILTERS = 6, 2, 128
-# Maximum number of images per cross-validation. The limit bounds memory and keeps the run time linear in the data size.
+# Maximum number of images per cross-validation, which limits the memory and the run time.
 BLOCK = 20000
 # Batch size for feature extraction.
 CHUNK = 128
-# Candidate values for the label check's ridge penalty and inverse softmax temperature.
+# Candidate values of the ridge penalty and of the inverse softmax temperature.
 PENALTIES = (0.003, 0.03, 0.3)
 INVERSE_TEMPERATURES = tuple(2.0**power for power in np.arange(-1, 6.01, 0.25))
-# A label is a likely error if the score of another class is more than R times the score of the label.
-# The ratio R for likely label errors is BASE_RATIO + RATIO_PER_ERROR * (1 - accuracy).
+# Parameters of the score ratio above which a label is reported as a likely error.
 BASE_RATIO, RATIO_PER_ERROR = 20.0, 200.0
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Out-of-fold predictions: each image is classified by a model that was not trained on it.
+    """Predictions for each image by a classifier that was not trained on this image.
 
     Attributes:
         scores: float32 ``(N, classes)``, calibrated probabilities that sum to 1.
@@ -49,7 +48,7 @@ class CrossValidation:
     accuracy: float
 
     def label_errors(self, classes: Indices) -> Indices:
-        """Return the positions of likely label errors, the most likely first.
+        """Return the positions of likely label errors, most likely first.
 
         A label is a likely error if another class has a much higher score. The less accurate the classifier is, the
         higher the required ratio of the two scores. benchmarks/data_check.py measures precision and recall on data
@@ -62,7 +61,7 @@ class CrossValidation:
         return order[ratio[order] > min_ratio]
 
     def are_reliable(self, classes: Indices) -> bool:
-        """Return whether the accuracy is clearly higher than that of always predicting the most frequent class."""
+        """Return whether the classifier is clearly better than always predicting the most frequent class."""
         baseline = np.bincount(classes).max() / len(classes)
         return self.accuracy > baseline + 0.25 * (1 - baseline)
 
@@ -84,7 +83,7 @@ def cross_validate(images: npt.NDArray[np.uint8], classes: Indices, listener: Li
     done = 0
     for block in map(np.sort, blocks):
         parts = []
-        for part in _features(images, block):
+        for part in _feature_batches(images, block):
             parts.append(part)
             done += len(part)
             listener(Progress("checking labels", done, len(order)))
@@ -94,8 +93,7 @@ def cross_validate(images: npt.NDArray[np.uint8], classes: Indices, listener: Li
     return CrossValidation(scores, float(np.mean(scores.argmax(axis=1) == classes)))
 
 
-def _features(images: npt.NDArray[np.uint8], positions: Indices) -> Iterator[Reals]:
-    """Yield the features of the images at ``positions`` in chunks of shape ``(n, features)``."""
+def _feature_batches(images: npt.NDArray[np.uint8], positions: Indices) -> Iterator[Reals]:
     rng = np.random.default_rng(0)
     sample = _patches(np.asarray(images[np.sort(rng.permutation(positions)[:500])])).reshape(
         -1, PATCH_PX**2 * images.shape[3]
@@ -122,7 +120,7 @@ def _halves(middle: int) -> tuple[slice, slice]:
 
 
 def _patches(images: npt.NDArray[np.uint8]) -> Reals:
-    """Return each image's patches, normalized to a mean of 0 and a standard deviation of about 1.
+    """Return the patches of each image, normalized to a mean of 0 and a standard deviation of about 1.
 
     Returns:
         float32 ``(n, rows, columns, values)``.
@@ -136,7 +134,7 @@ def _patches(images: npt.NDArray[np.uint8]) -> Reals:
 
 
 def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
-    """Return each image's scores from a ridge regression fitted to all other images, as a ``(N, count)`` array.
+    """Score each image with a ridge regression that was fitted to all other images.
 
     The penalty and the temperature are those with the lowest cross-entropy loss.
     """
@@ -145,7 +143,8 @@ def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
     ridge = require("sklearn.linear_model").RidgeCV(
         alphas=[penalty * len(features) for penalty in PENALTIES],
         fit_intercept=False,
-        scoring="neg_mean_squared_error",  # with a scorer, cv_results_ contains predictions instead of errors
+        # RidgeCV stores predictions instead of errors in cv_results_ if scoring is set.
+        scoring="neg_mean_squared_error",
         store_cv_results=True,
     )
     predictions = ridge.fit(features, np.eye(count, dtype=np.float32)[classes]).cv_results_
@@ -154,7 +153,7 @@ def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
 
 
 def _calibrated(raw: Reals, classes: Indices) -> tuple[Reals, float]:
-    """Apply temperature scaling. Return the calibrated softmax scores and their cross-entropy loss in nats."""
+    """Apply temperature scaling, and return the calibrated scores with their cross-entropy loss."""
     special = require("scipy.special")
     rows = np.arange(len(classes))
     losses = [

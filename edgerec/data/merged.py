@@ -1,4 +1,4 @@
-"""Concatenate the preprocessed pixels of several data sets, which the pixel cache stores separately."""
+"""Concatenate the preprocessed images of several data sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from edgerec.utils.progress import Listener
 
 
 class MergedImages:
-    """A view of several concatenated uint8 arrays of shape ``(N, height, width, channels)``, which are not copied."""
+    """Array-like concatenation of several image arrays, which are not copied.
+
+    The arrays are uint8 and have the shape ``(N, height, width, channels)``.
+    """
 
     dtype = np.dtype(np.uint8)
 
@@ -53,7 +56,10 @@ class MergedImages:
 
 
 def merged_pixels(source: Merged, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """Return the preprocessed pixels of all data sets, with a digest that does not depend on their order."""
+    """Return the preprocessed pixels of several merged data sets.
+
+    The digest of the pixels does not depend on the order of the data sets.
+    """
     parts = [pixels(part, spec, listener) for part in source.parts]
     digest = hashlib.sha256()
     for name, part in zip(source.part_names, parts, strict=True):

@@ -21,19 +21,18 @@ Thumbnails = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 SIDE_PX = 8
-# Number of thumbnails to compare at once.
+# Number of thumbnails that are compared at once.
 BLOCK = 2048
-# Maximum distance of near-duplicates: the root mean square difference of their 8×8 thumbnails, in gray levels.
-# Copies of an image with JPEG compression, noise or changed brightness have a distance of 0.5 to 4 from the original.
-# Thumbnails of different images usually have a distance of at least 9.
+# Maximum RMS difference between the thumbnails of near-duplicates, in gray levels.
+# Copies with JPEG compression, noise or changed brightness differ from the original by 0.5 to 4 gray levels.
+# Thumbnails of different images usually differ by at least 9 gray levels.
 NEAR_LEVELS = 4.0
-# Side of the larger thumbnails that confirm near-duplicates, in pixels, and their maximum distance in gray levels.
-# Different images of thin strokes, such as handwritten digits, can only be distinguished by larger thumbnails.
+# Larger thumbnails are needed to distinguish images of thin strokes, such as handwritten digits.
 FINE_PX, FINE_LEVELS = 16, 5.5
 
 
 def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbnails:
-    """Return a ``side_px`` × ``side_px`` thumbnail of each image, with its mean subtracted.
+    """Return a small thumbnail of each image, with the mean subtracted.
 
     Subtracting the mean makes the distance of two images independent of their brightness.
 
@@ -53,13 +52,16 @@ def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbna
 
 
 def distances(first: Thumbnails, second: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return the RMS differences between all thumbnails in ``first`` and all in ``second``, in gray levels."""
+    """Return the RMS difference of each pair of thumbnails, in gray levels."""
     squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None] - 2 * first @ second.T
     return np.sqrt(np.maximum(squares, 0) / first.shape[1])
 
 
 def nearest_neighbor_distances(images: Thumbnails) -> npt.NDArray[np.float32]:
-    """Return each image's distance to its nearest neighbor. At least two images are required."""
+    """Return the distance of each image to its nearest neighbor.
+
+    At least two images are required.
+    """
     levels = distances(images, images)
     np.fill_diagonal(levels, np.inf)
     return levels.min(axis=1)
@@ -97,7 +99,7 @@ class Pairs:
 
 
 def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels: float = NEAR_LEVELS) -> Pairs:
-    """Find each image's nearest neighbor within a distance of ``max_levels`` gray levels.
+    """Find the nearest neighbor of each image within ``max_levels`` gray levels.
 
     Each array in ``tags`` has one tag per image, such as its split or class. For each of these arrays, the nearest
     neighbor with a different tag is returned as well. The number of pairs is therefore at most
@@ -112,7 +114,7 @@ def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels:
     projections, sorted_images = projections[order], images[order]
     tags = [tag[order] for tag in tags]
     reach = max_levels * np.sqrt(images.shape[1])
-    nearest = [_Nearest(len(images)) for _ in (None, *tags)]
+    nearest = [_NearestNeighbors(len(images)) for _ in (None, *tags)]
     for start in range(0, len(images), BLOCK):
         end = min(start + BLOCK, len(images))
         last = int(np.searchsorted(projections, projections[end - 1] + reach, side="right"))
@@ -132,15 +134,12 @@ def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels:
     return Pairs(pairs[:, 0], pairs[:, 1], levels[unique])
 
 
-class _Nearest:
-    """Nearest neighbor of each image among the pairs passed to :meth:`update`."""
-
+class _NearestNeighbors:
     def __init__(self, count: int) -> None:
         self._partner = np.full(count, -1, np.int64)
         self._levels = np.full(count, np.inf, np.float32)
 
     def update(self, images: Indices, partners: Indices, levels: npt.NDArray[np.float32]) -> None:
-        """Update the nearest neighbor of each image in ``images`` for which the new candidate is nearer."""
         by_distance = np.argsort(levels, kind="stable")
         candidates, first = np.unique(images[by_distance], return_index=True)
         rows = by_distance[first]
@@ -149,7 +148,6 @@ class _Nearest:
         self._levels[candidates[nearer]] = levels[rows[nearer]]
 
     def pairs(self, order: Indices) -> tuple[Indices, npt.NDArray[np.float32]]:
-        """Return the neighbors' positions as an array of sorted pairs, and the distance between each pair."""
         images = np.flatnonzero(self._partner >= 0)
         pairs = np.stack([order[images], order[self._partner[images]]], axis=1)
         return np.sort(pairs, axis=1), self._levels[images]

@@ -1,4 +1,4 @@
-"""Quick checks of a data set at the start of training. ``edgerec data check`` runs the thorough checks."""
+"""Run quick checks of a data set at the start of training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Indices = npt.NDArray[np.int64]
 
 # Maximum number of validation and test images in the duplicate check.
 HELD_OUT = 500
-# Maximum number and maximum total size (in bytes) of the training images in the duplicate check.
+# Maximum number and maximum total size in bytes of the training images in the duplicate check.
 TRAINING, SAMPLE_BYTES = 20_000, 1 << 28
-# Number of training images to compare at once.
+# Number of training images that are compared at once.
 CHUNK = 2048
-# Minimum fraction of near-duplicates that triggers a warning. A few images are always similar by chance.
+# Minimum fraction of near-duplicates that triggers a warning.
 DUPLICATES = 0.02
 # Maximum number of classes to list in a warning.
 NAMED = 3
@@ -35,8 +35,8 @@ def quick_warnings(dataset: Dataset, split: Split) -> Iterator[str]:
     """
     if dataset.labels:
         yield from _class_sizes(dataset)
-    if dataset.packed is None:  # reading individual images from a pack is slow
-        yield from _duplicates(dataset, split)
+    if dataset.packed is None:  # Reading single images from TFRecord shards is slow.
+        yield from _duplicates_across_splits(dataset, split)
 
 
 def _class_sizes(dataset: Dataset) -> Iterator[str]:
@@ -53,8 +53,7 @@ def _class_sizes(dataset: Dataset) -> Iterator[str]:
         )
 
 
-def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
-    """Yield a warning if many of the sampled validation and test images are near-duplicates of training images."""
+def _duplicates_across_splits(dataset: Dataset, split: Split) -> Iterator[str]:
     rng = np.random.default_rng(0)
     image_bytes = int(np.prod(dataset.images.shape[1:]))
     count = min(TRAINING, max(HELD_OUT, SAMPLE_BYTES // image_bytes))
@@ -62,7 +61,7 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
     held_out = np.sort(rng.permutation(np.concatenate([split.val, split.test]))[:HELD_OUT])
     if not len(train) or not len(held_out):
         return
-    pairs = _near(dataset, held_out, train)
+    pairs = _near_duplicate_pairs(dataset, held_out, train)
     fraction = len(pairs.first) / len(held_out)
     if fraction >= DUPLICATES:
         first, second = dataset.names[pairs.first[0]], dataset.names[pairs.second[0]]
@@ -73,8 +72,7 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
         )
 
 
-def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
-    """Pair each validation and test image with its nearest training image, and return the near-duplicates."""
+def _near_duplicate_pairs(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
     held_out_thumbnails = thumbnails(dataset.images[held_out])
     best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
     for start in range(0, len(train), CHUNK):

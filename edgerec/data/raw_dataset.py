@@ -1,4 +1,4 @@
-"""Images and labels of a data set before preprocessing: arrays, image files, or several merged data sets."""
+"""Data sets before preprocessing, stored in arrays or in image files."""
 
 from __future__ import annotations
 
@@ -46,19 +46,20 @@ class Arrays:
 
     @property
     def names(self) -> list[str]:
-        """Name of each image, such as ``digits[7]``."""
+        """Names of the images, such as ``digits[7]``."""
         return [f"{self.name}[{i}]" for i in range(len(self.classes))]
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that contains the image at ``position``, and the image's position in that data set."""
+        """Return the data set that contains an image, and the position of the image in this data set."""
         return self, position
 
 
 @dataclass(frozen=True)
 class Files:
-    """An image folder's files. They have not been opened yet, so some may not be images.
+    """The files in an image folder.
 
-    The attributes that are not listed here are as in :class:`Arrays`.
+    The files have not been opened yet, so some of them may not be images. The attributes that are not
+    listed here are as in :class:`Arrays`.
 
     Attributes:
         root: the image folder.
@@ -82,27 +83,27 @@ class Files:
 
     @property
     def names(self) -> list[str]:
-        """Path of each file relative to the image folder."""
+        """Paths of the files relative to the image folder."""
         return [path.relative_to(self.root).as_posix() for path in self.paths]
 
     def below_class_folder(self, position: int) -> str:
-        """Return a file's path relative to its class folder, such as ``anna/monday/1.jpg``."""
+        """Return the path of a file relative to its class folder, such as ``anna/monday/1.jpg``."""
         folder = self.class_folders[position] if self.class_folders else self.paths[position].parent
         return self.paths[position].relative_to(folder).as_posix()
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that contains the image at ``position``, and the image's position in that data set."""
+        """Return the data set that contains an image, and the position of the image in this data set."""
         return self, position
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Several data sets that are merged into one, sorted by name.
+    """Several data sets that are merged into one.
 
     The attributes that are not listed here are as in :class:`Arrays`.
 
     Attributes:
-        parts: the data sets. Their ``classes`` are indices into the merged labels.
+        parts: the data sets, sorted by name. Their ``classes`` are indices into the merged labels.
         part_names: unique name of each data set, used as the prefix of its image names.
     """
 
@@ -111,7 +112,7 @@ class Merged:
 
     @classmethod
     def of(cls, parts: Sequence[Arrays | Files]) -> Merged:
-        """Merge data sets. The result has the labels and splits of all parts.
+        """Merge several data sets, including their labels and splits.
 
         Raises:
             DataError: one data set has labels and another one has none.
@@ -136,7 +137,7 @@ class Merged:
 
     @property
     def name(self) -> str:
-        """Names of all data sets, joined by ``+``."""
+        """Names of the merged data sets, joined by ``+``."""
         return " + ".join(self.part_names)
 
     @property
@@ -151,12 +152,12 @@ class Merged:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """Each image's split (``train``, ``val`` or ``test``), or an empty string for images without a split."""
+        """Split of each image: ``train``, ``val``, ``test`` or an empty string."""
         return np.concatenate([part.splits for part in self.parts])
 
     @property
     def names(self) -> list[str]:
-        """Name of each image: the data set's name, followed by the path relative to the data set's folder."""
+        """Names of the images, each of which starts with the name of its data set."""
         return [
             name if isinstance(part, Arrays) else f"{own}/{name}"
             for part, own in zip(self.parts, self.part_names, strict=True)
@@ -169,7 +170,7 @@ class Merged:
         return tuple(text for part in self.parts if isinstance(part, Files) for text in part.warnings)
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
-        """Return the data set that contains the image at ``position``, and the image's position in that data set."""
+        """Return the data set that contains an image, and the position of the image in this data set."""
         for part in self.parts:
             if position < len(part.classes):
                 return part, position
@@ -178,7 +179,6 @@ class Merged:
 
 
 def _identity(part: Arrays | Files) -> bytes:
-    """Return a digest of the pixels or file names, to distinguish data sets with the same name."""
     if isinstance(part, Arrays):
         return hashlib.sha256(np.ascontiguousarray(part.images).tobytes()).digest()
     return hashlib.sha256(b"\0".join(map(os.fsencode, part.names))).digest()

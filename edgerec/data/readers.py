@@ -1,4 +1,4 @@
-"""Find the images and labels of built-in data sets, .npz files, image folders, or a combination of these."""
+"""Find the images and labels of built-in data sets, .npz files and image folders."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from edgerec.utils.text import is_printable
 
 
 def find(source: str | Sequence[str], *, flat: bool = False, levels: Levels | None = None) -> RawDataset:
-    """Load the data set ``source``: read its arrays, or list its image files.
+    """Read the arrays of a data set, or list its image files.
 
     Args:
         source: a data set's name, an .npz file or an image folder, or several of them to merge.
-        flat: accept images without class folders; they have no labels.
+        flat: accept images without class folders, which have no labels.
         levels: values that are mapped to black (0) and white (255) in arrays with more than 8 bits per sample. None
             to determine them from the data.
 
@@ -63,7 +63,7 @@ def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Fil
 
 
 def refuse_missing(source: str | Sequence[str]) -> None:
-    """Raise :class:`DataError` if there is no data set with this name or path, without reading images."""
+    """Raise :class:`DataError` if there is no data set with a name or path."""
     for name in [source] if isinstance(source, str) else source:
         if name in NAMED or is_remote(name):
             continue
@@ -81,7 +81,9 @@ def refuse_missing(source: str | Sequence[str]) -> None:
 
 
 def folder(root: Path, *, flat: bool = False) -> Files:
-    """List an image folder's files; see :func:`edgerec.data.directory_layout.find_layout` for the supported layouts.
+    """List the files of an image folder, with their classes and splits.
+
+    :func:`edgerec.data.directory_layout.find_layout` describes the supported layouts.
 
     Raises:
         DataError: there are no class folders, the layout is ambiguous, or the class folders contain no files.
@@ -131,7 +133,7 @@ def _keras(name: str, labels: str = "") -> Callable[[], Arrays]:
         module = getattr(require("tf_keras").datasets, name)
         try:
             (x_train, y_train), (x_test, y_test) = module.load_data()
-        except Exception as error:  # Keras wraps every download error in a bare Exception
+        except Exception as error:  # Keras raises a bare Exception if a download fails.
             reason = str(error).rpartition("-- ")[2] or type(error).__name__
             raise DataError(
                 f"The data set {name} could not be downloaded ({reason}): connect this machine to the Internet once, "

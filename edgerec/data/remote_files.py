@@ -1,4 +1,4 @@
-"""Read files in a folder or in an object store that TensorFlow supports."""
+"""Read files from a local folder or from an object store that TensorFlow supports."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from edgerec.utils.optional import require
 
 
 def is_remote(location: str) -> bool:
-    """Return whether ``location`` is a URL of a TensorFlow file system, such as ``gs://bucket/folder``."""
+    """Return whether a location is a URL, such as ``gs://bucket/folder``."""
     return "://" in location
 
 
 def join_path(location: str, name: str) -> str:
-    """Return the path or URL of a file in a folder or in an object store."""
+    """Join a file name to a folder path or URL."""
     return f"{location.rstrip('/')}/{name}" if is_remote(location) else str(Path(location) / name)
 
 
 @contextmanager
 def open_file(location: str, name: str) -> Iterator[BinaryIO]:
-    """Open a pack's file for reading. Raise :class:`DataError` if opening or reading fails."""
+    """Open a local or remote file for reading.
+
+    Raises:
+        DataError: the file cannot be opened or read.
+    """
     path = join_path(location, name)
     if is_remote(location):
         with _remote(path) as file:
@@ -52,7 +56,11 @@ def _remote(path: str) -> Iterator[BinaryIO]:
 
 
 def read_file(location: str, name: str, max_bytes: int) -> bytes:
-    """Return a file's content. Raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
+    """Read a file of at most ``max_bytes`` bytes.
+
+    Raises:
+        DataError: the file cannot be read, or is larger.
+    """
     with open_file(location, name) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:

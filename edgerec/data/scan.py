@@ -1,4 +1,4 @@
-"""Read each image in a data set once to compute its digest, size, defect (if any) and thumbnail."""
+"""Read all images of a data set once to compute their digests, sizes and thumbnails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THUMBNAIL_PX = 32
 
 @dataclass(frozen=True)
 class Scan:
-    """Digest, size and thumbnail of every image in a data set, in data set order.
+    """Digests, sizes, faults and thumbnails of all images in a data set.
 
     Attributes:
         digests: SHA-256 of each file, or of each array row's pixels.
@@ -37,12 +37,12 @@ class Scan:
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """Boolean mask of the readable images, including truncated ones, as an array of shape ``(N,)``."""
+        """Boolean mask of the readable images, including truncated images."""
         return self.sizes_px[:, 0] > 0
 
 
 def scan(source: RawDataset, levels: Levels, listener: Listener) -> Scan:
-    """Return the digest, size, defect (if any) and thumbnail of every image in a data set.
+    """Compute the digest, size and thumbnail of every image in a data set.
 
     Args:
         source: the data set.
@@ -69,7 +69,7 @@ def scan(source: RawDataset, levels: Levels, listener: Listener) -> Scan:
 def _read_images(
     source: RawDataset, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
 ) -> Iterator[tuple[str, str, Image | None]]:
-    """Yield each image's digest, defect (if any) and thumbnail, and store its size in ``sizes_px``."""
+    """Yield the digest, fault and thumbnail of each image, and store the image size in ``sizes_px``."""
 
     def read(position: int) -> tuple[str, str, Image | None]:
         part, index = source.locate(position)
@@ -92,7 +92,7 @@ def _read_images(
 
 
 def truncation(content: bytes) -> str:
-    """Describe where a JPEG or PNG file is truncated, or return an empty string if it is complete.
+    """Return a message if a JPEG or PNG file is truncated, otherwise an empty string.
 
     OpenCV can decode many truncated files without an error.
     """

@@ -51,17 +51,20 @@ class Split:
     notes: tuple[str, ...] = ()
 
     def report(self) -> None:
-        """Log the notes. Call this method after all checks have passed, so that no error follows the notes."""
+        """Log the messages about the split.
+
+        Call this method after all checks of the data have passed, so that no error follows the messages.
+        """
         for note in self.notes:
             log.info(note)
 
     def part(self, name: str) -> Indices:
-        """Return the positions of the images in ``train``, ``val`` or ``test``, or in ``all`` three sets."""
+        """Return the indices of the images in the set ``train``, ``val`` or ``test``, or in ``all`` sets."""
         return np.sort(np.concatenate([self.train, self.val, self.test])) if name == "all" else getattr(self, name)
 
 
 def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
-    """Split a data set by its own split folders if it has any, otherwise by a hash of each image or group.
+    """Split a data set by its split folders if it has any, otherwise by hashing each image or group.
 
     If the data has a test split but no validation split, the validation images are chosen from the training images.
     Every class gets at least one image (or group) in the training, validation and test set. If the hashes assign no
@@ -81,13 +84,13 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
     everything = np.arange(len(dataset.classes))
     tagged = {name: everything[dataset.splits == name] for name in ("train", "val", "test")}
     if dataset.packed is not None:
-        _refuse_empty(tagged, dataset.packed.location, "pack the data again")
-    # In merged data sets, images without a split are used for training if other images do have one.
+        _refuse_empty_sets(tagged, dataset.packed.location, "pack the data again")
+    # Images without a split are used for training if other images of a merged data set have a split.
     own, unassigned = bool(np.any(dataset.splits != "")), dataset.splits == ""
     train, val, test = everything[(dataset.splits == "train") | unassigned], tagged["val"], tagged["test"]
     if section.group_by and own and dataset.packed is None:
         groups = group_names(dataset, section.group_by)
-        _refuse_shared(dataset, groups, {"train": train, "validation": val, "test": test})
+        _refuse_shared_groups(dataset, groups, {"train": train, "validation": val, "test": test})
     val, train, excluded = _without_copies(dataset, test, val, train)
     held_out, choose_val = not len(test), not len(val)
     moved: Indices = np.empty(0, np.int64)
@@ -111,7 +114,9 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
 
 
 def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
-    """Restore the split that is recorded in a run's ``split.json``, even if the splitting rule has changed.
+    """Restore the split that is recorded in the ``split.json`` file of a run.
+
+    The restored split is the same even if the splitting rule has changed since the run.
 
     Args:
         dataset: the images that the run was trained on.
@@ -120,9 +125,9 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
     Raises:
         DataError: the record names images that are not in the data, or a set has no images.
     """
-    if dataset.packed is not None:  # each shard of a pack belongs to one split
+    if dataset.packed is not None:
         train, val, test = (np.flatnonzero(dataset.splits == name) for name in ("train", "val", "test"))
-        _refuse_empty({"train": train, "val": val, "test": test}, dataset.packed.location, "pack the data again")
+        _refuse_empty_sets({"train": train, "val": val, "test": test}, dataset.packed.location, "pack the data again")
         return Split(train, val, test, bool(record.get("held_out_here", False)))
     position = {name: i for i, name in enumerate(dataset.names)}
     try:
@@ -136,15 +141,16 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
         ) from None
     used = np.concatenate([val, test, excluded])
     train = np.setdiff1d(np.arange(len(dataset.classes)), used)
-    _refuse_empty({"train": train, "val": val, "test": test}, "split.json", "restore this file, or train again")
+    _refuse_empty_sets({"train": train, "val": val, "test": test}, "split.json", "restore this file, or train again")
     return Split(train, val, test, bool(record.get("held_out_here", False)), moved, excluded)
 
 
 def expected_subsets(dataset: Dataset, section: DataSection, seed: int) -> npt.NDArray[np.str_] | None:
-    """Return the set (``test``, ``val`` or ``train``) that each image's hash selects, as an array of shape ``(N,)``.
+    """Return the set (``train``, ``val`` or ``test``) that the hash of each image selects.
 
-    For an image that was not in the data of a run, this is the set to which the run would have assigned the image.
-    Return None if the images have no content digests, or if a path does not match ``data.group_by``.
+    The array has the shape ``(N,)``. For an image that was not in the data of a run, the result is the set to which the
+    run would have assigned the image. Return None if the images have no content digests, or if a path does not match
+    ``data.group_by``.
     """
     if dataset.contents is None:
         return None
@@ -156,16 +162,14 @@ def expected_subsets(dataset: Dataset, section: DataSection, seed: int) -> npt.N
     return np.array(["test", "val", "train"])[np.searchsorted(limits, hashes, side="right")]
 
 
-def _refuse_empty(subsets: Mapping[str, Indices], where: str, fix: str) -> None:
-    """Raise :class:`DataError` if the training, validation or test set has no images."""
+def _refuse_empty_sets(subsets: Mapping[str, Indices], where: str, fix: str) -> None:
     titles = {"train": "training", "val": "validation", "test": "test"}
     for name, positions in subsets.items():
         if not len(positions):
             raise DataError(f"{where} has no {titles[name]} images: {fix}")
 
 
-def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], subsets: Mapping[str, Indices]) -> None:
-    """Raise :class:`DataError` if a group has images in two of the data's own splits."""
+def _refuse_shared_groups(dataset: Dataset, groups: npt.NDArray[np.str_], subsets: Mapping[str, Indices]) -> None:
     for (one, first), (two, second) in itertools.combinations(subsets.items(), 2):
         if shared := set(groups[first]) & set(groups[second]):
             name = next(dataset.names[i] for i in first if groups[i] in shared)

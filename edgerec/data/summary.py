@@ -1,4 +1,4 @@
-"""Measure a data set's properties that determine the choice of architecture, without reading all images."""
+"""Summarize a data set without reading all of its images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.recipe import DataSection
 
 @dataclass(frozen=True)
 class DataSummary:
-    """A data set's number of images, number of classes and image size.
+    """Number of images, number of classes and image size of a data set.
 
     Attributes:
         images: number of images that are not in the data's own test split.
@@ -31,19 +31,22 @@ class DataSummary:
 
 
 def summarize(section: DataSection) -> DataSummary:
-    """Count images and classes, and estimate the image size. Raise :class:`DataError` if there are no images."""
+    """Count the images and classes of a data set, and estimate the image size.
+
+    Raises:
+        DataError: the data set has no images.
+    """
     if isinstance(section.source, str) and is_pack(section.source):
         pack = Packed.open(section.source)
         images = sum(shard.images for shard in pack.shards if shard.split != "test")
         return DataSummary(images, len(pack.labels), pack.preprocess.width, pack.preprocess.channels, packed=True)
     data = readers.find(section.source, levels=section.levels)
     parts = data.parts if isinstance(data, Merged) else (data,)
-    sides, channels = zip(*map(_shape, parts), strict=True)
+    sides, channels = zip(*map(_side_and_channels, parts), strict=True)
     return DataSummary(int((data.splits != "test").sum()), len(data.labels), max(sides), max(channels))
 
 
-def _shape(data: Arrays | Files) -> tuple[int, int]:
-    """Return a typical image's shorter side in pixels, and its number of channels."""
+def _side_and_channels(data: Arrays | Files) -> tuple[int, int]:
     if isinstance(data, Files):
         return typical_side_px(data), 3
     height, width, channels = data.shape

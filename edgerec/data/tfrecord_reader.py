@@ -1,4 +1,4 @@
-"""Read packs that ``edgerec data pack`` wrote: TFRecord shards on a disk or in an object store.
+"""Read packs of TFRecord shards that ``edgerec data pack`` wrote.
 
 Training streams the shards. Other steps, such as calibration and evaluation, read single images at the offsets that
 the index contains. Both hold at most the images of a few shards in memory.
@@ -34,16 +34,16 @@ Indices = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 SCHEMA = 1
 MANIFEST, INDEX = "pack.json", "index.npy"
-# File with each image's content digest, which is missing from packs written by older versions.
+# The file of content digests is missing from packs that older versions of edgerec wrote.
 CONTENTS = "contents.npy"
 MAX_NPY_HEADER_BYTES = 1 << 16
-# An image's entry in the index: byte offset of its pixels in the shard, class index, and zlib.crc32 of its pixels.
+# The index contains the byte offset, the class and the CRC-32 checksum of the pixels of each image.
 ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Properties of a shard, one of the pack's TFRecord files.
+    """A TFRecord file that contains some of the images of a pack.
 
     Attributes:
         file: name of the file in the pack's folder.
@@ -84,7 +84,7 @@ class _Version(TypedDict):
 
 @dataclass(frozen=True)
 class Packed:
-    """A pack with a validated manifest. The index and the images are loaded lazily.
+    """A pack of TFRecord shards, whose index and images are loaded lazily.
 
     Attributes:
         location: folder of the pack, or its URL in an object store.
@@ -108,7 +108,11 @@ class Packed:
 
     @classmethod
     def open(cls, location: str) -> Packed:
-        """Read the manifest. Raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
+        """Open a pack and validate its manifest.
+
+        Raises:
+            DataError: the manifest is invalid, or a shard is missing or truncated.
+        """
         try:
             about = parse_json(read_file(location, MANIFEST, MAX_TEXT_BYTES))
             check_type(about, _Version)
@@ -128,7 +132,7 @@ class Packed:
                 about["digest"],
                 str(about.get("contents_of", "")),
             )
-            pack._check()
+            pack._check_manifest()
             if pack.digest != manifest_digest(about):
                 raise ValueError("the pack's digest does not match its contents")
         except DataError:
@@ -146,7 +150,7 @@ class Packed:
 
     @property
     def data_settings(self) -> dict[str, Any]:
-        """Keys of the recipe's ``data`` section that the pack determines, and their values."""
+        """Values of the recipe's ``data`` section that were fixed when the pack was written."""
         spec = self.preprocess
         return {
             "input_size": spec.width,
@@ -159,8 +163,7 @@ class Packed:
             "group_by": self.group_by,
         }
 
-    def _check(self) -> None:
-        """Raise :class:`ValueError` if the manifest is inconsistent."""
+    def _check_manifest(self) -> None:
         if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):
             raise ValueError("the labels contain a duplicate or a control character")
         if self.preprocess.height != self.preprocess.width:
@@ -191,7 +194,7 @@ class Packed:
 
     @cached_property
     def index(self) -> npt.NDArray[Any]:
-        """The index, with one :data:`ENTRY` for each image in shard order."""
+        """Index of the images, with one :data:`ENTRY` per image in the order of the shards."""
         index = self._array(INDEX, ENTRY)
         ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.images for shard in self.shards])
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
@@ -220,12 +223,12 @@ class Packed:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """Each image's split, as an array of shape ``(N,)``."""
+        """Split of each image, as an array of shape ``(N,)``."""
         return np.repeat([shard.split for shard in self.shards], [shard.images for shard in self.shards])
 
     @property
     def images(self) -> PackedImages:
-        """The pack's images, which are loaded lazily."""
+        """Images of the pack, which are loaded lazily."""
         return PackedImages(self)
 
     @property
@@ -235,7 +238,7 @@ class Packed:
 
     @cached_property
     def ends(self) -> Indices:
-        """Cumulative image counts of the shards, as an array of shape ``(shards,)``."""
+        """Cumulative number of images in the shards, as an array of shape ``(shards,)``."""
         return np.cumsum([shard.images for shard in self.shards])
 
     @property
@@ -262,14 +265,21 @@ class Packed:
         }
 
     def verify(self, listener: Listener = ignore) -> None:
-        """Read and verify every image. Raise :class:`DataError` with the name of the first damaged record."""
+        """Verify the checksum of every image.
+
+        Raises:
+            DataError: a record is damaged. The message contains the position of the first damaged record.
+        """
         for start in range(0, len(self.index), 1024):
             self.images[np.arange(start, min(start + 1024, len(self.index)))]
             listener(Progress("reading shards", min(start + 1024, len(self.index)), len(self.index)))
 
 
 class PackedImages:
-    """Array-like view of packed images, with uint8 values and shape ``(N, height, width, channels)``."""
+    """Array-like view of the images in a pack.
+
+    The images are uint8 and have the shape ``(N, height, width, channels)``.
+    """
 
     dtype = np.dtype(np.uint8)
 
@@ -290,11 +300,10 @@ class PackedImages:
         shards = np.searchsorted(self._pack.ends, positions.reshape(-1), side="right")
         for number in np.unique(shards):
             rows = np.flatnonzero(shards == number)
-            self._read(self._pack.shards[number], positions.reshape(-1)[rows], images, rows)
+            self._read_from_shard(self._pack.shards[number], positions.reshape(-1)[rows], images, rows)
         return images.reshape(*positions.shape, *self.shape[1:])
 
-    def _read(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], rows: Indices) -> None:
-        """Read the images at ``positions``, all from ``shard``, into the given rows of ``images``."""
+    def _read_from_shard(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], rows: Indices) -> None:
         size = images[0].size
         with open_file(self._pack.location, shard.file) as file:
             for position, row in zip(positions, rows, strict=True):
@@ -311,7 +320,7 @@ class PackedImages:
 
 
 class PackedNames(Sequence[str]):
-    """Lazy sequence of a pack's image names (``SHARD#RECORD``)."""
+    """Lazy sequence of the image names in a pack, which have the form ``SHARD#RECORD``."""
 
     def __init__(self, pack: Packed) -> None:
         self._pack = pack
@@ -334,18 +343,24 @@ class PackedNames(Sequence[str]):
 
 
 def is_pack(location: str) -> bool:
-    """Return whether ``location`` is a pack. Every URL in an object store is assumed to be a pack."""
+    """Return whether a folder or URL is a pack.
+
+    Every URL is assumed to be a pack.
+    """
     return is_remote(location) or (Path(location) / MANIFEST).is_file()
 
 
 def manifest_digest(about: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a pack's manifest, which contains the SHA-256 of each shard."""
+    """Return the SHA-256 digest of a pack's manifest.
+
+    The digest depends on all images, because the manifest contains the digest of each shard.
+    """
     values = {key: value for key, value in about.items() if key != "digest"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode() + b"\0").hexdigest()
 
 
 def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    """Return the one-dimensional array of an .npy file.
+    """Parse an .npy file that contains a one-dimensional array.
 
     Raises:
         ValueError: the file is damaged, or the array does not have the given dtype and length.

@@ -1,4 +1,4 @@
-"""Write a data set as a pack of TFRecord shards, which training can stream if the data does not fit into memory."""
+"""Write a data set as a pack of TFRecord shards, for data that does not fit into memory."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ from edgerec.utils.progress import Listener, ignore, track
 
 log = logging.getLogger(__name__)
 
-# Maximum shard size in bytes. Object stores reach their full bandwidth with files of this size.
+# Maximum size of a shard in bytes, which is large enough for the full bandwidth of object stores.
 SHARD_BYTES = 64 << 20
-# Minimum number of shards per split, so that training can shuffle them.
+# Minimum number of shards per split, so that training can shuffle the shards.
 MIN_SHARDS = 16
-# Minimum number of images per shard. Small splits therefore have fewer shards.
+# Minimum number of images per shard, which takes precedence over MIN_SHARDS.
 MIN_IMAGES = 64
 
 
@@ -109,7 +109,7 @@ def _write_pack(
     unfinished = out.with_name(f".{out.name}.packing")
     settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "images": _fingerprint(source)}
     _begin(unfinished, settings, resume)
-    dataset = replace(dataset, contents=_contents(source, unfinished / CONTENTS, listener))
+    dataset = replace(dataset, contents=_load_or_compute_digests(source, unfinished / CONTENTS, listener))
     parts = split_dataset(dataset, section, recipe.seed)
     parts.report()
     image_bytes = int(np.prod(section.preprocess.shape))
@@ -121,8 +121,7 @@ def _write_pack(
     return _finish(writer, plan, section, out, overwrite)
 
 
-def _contents(source: RawDataset, path: Path, listener: Listener) -> Digests:
-    """Return the content digest of each file or array row, reusing the digests stored in ``path`` if it exists."""
+def _load_or_compute_digests(source: RawDataset, path: Path, listener: Listener) -> Digests:
     if path.is_file():
         with _damage_explained(path.parent):
             stored: Digests = parse_npy(path.read_bytes(), np.dtype(f"S{DIGEST_CHARS}"), len(source.classes))
@@ -135,7 +134,6 @@ def _contents(source: RawDataset, path: Path, listener: Listener) -> Digests:
 
 @contextmanager
 def _damage_explained(unfinished: Path) -> Iterator[None]:
-    """Raise :class:`DataError` if a file of an interrupted pack is damaged."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:
@@ -157,14 +155,14 @@ def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:
-    # Serialize to memory first, because NumPy's error for a full disk does not state the cause.
+    # The array is serialized in memory first, because NumPy's error for a full disk does not state the cause.
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def _plan_shards(split: str, positions: Indices, image_bytes: int, seed: int) -> list[tuple[str, Indices]]:
-    """Assign a split's shuffled images to shards. Return each shard's name and image positions."""
+    """Shuffle the images of a split, and return the name and the image positions of each shard."""
     shuffled = np.random.default_rng([seed, SPLITS.index(split)]).permutation(positions)
     count_by_size = -(-len(positions) * image_bytes // SHARD_BYTES)
     count = max(count_by_size, min(MIN_SHARDS, len(positions) // MIN_IMAGES), 1)
@@ -192,7 +190,7 @@ class _FinishedShard(TypedDict):
 
 
 class _ShardWriter:
-    """Writer that saves each shard atomically, together with a file that describes the shard's contents.
+    """Write each shard atomically, together with a file that describes its contents.
 
     ``dataset`` has the names, classes and digests of the images of ``source``, but not their pixels.
     """
@@ -201,7 +199,7 @@ class _ShardWriter:
         self.source, self.dataset, self.spec, self.folder = source, dataset, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
-        """Write the shard ``name`` unless it already exists. Yield None for each image, to report progress."""
+        """Write a shard unless it already exists, and yield None for each image to report the progress."""
         about = self.folder / f"{name}.json"
         if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)
@@ -223,7 +221,7 @@ class _ShardWriter:
                     label = int(self.source.classes[position])
                     record = _example(tf, pixels, label, self.dataset.names[position])
                     file.write(record)
-                    # Layout of a TFRecord: length (8 bytes), CRC of the length (4), data, CRC of the data (4).
+                    # A TFRecord consists of an 8-byte length, a 4-byte CRC, the data and another 4-byte CRC.
                     entries.append((end + 12 + record.index(pixels), label, zlib.crc32(pixels)))
                     contents.append(b"" if self.dataset.contents is None else self.dataset.contents[position])
                     end += 16 + len(record)
@@ -308,7 +306,6 @@ def _finish(
 
 
 def _fingerprint(source: RawDataset) -> str:
-    """Return a digest of all files' names, sizes and modification times, or of the arrays' contents and classes."""
     digest = hashlib.sha256()
     for part in source.parts if isinstance(source, Merged) else (source,):
         if isinstance(part, Arrays):

@@ -1,4 +1,7 @@
-"""Search for the best recipe with Optuna. Requires the extras ``train`` and ``tune``."""
+"""Search for the best recipe with Optuna.
+
+The extras ``train`` and ``tune`` are required.
+"""
 
 from edgerec.tuning.results import TrialRow, TuneReport
 from edgerec.tuning.tune import tune

@@ -1,4 +1,4 @@
-"""A study's plan: the settings shared by all of its trials."""
+"""Settings that all trials of a study share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgerec.utils.text import to_json
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")
 PRUNERS = ("median", "hyperband", "none")
 STUDY_FILE = "study.json"
-# Recipe keys that may differ between a study's processes, because they do not affect the results.
+# These recipe keys may differ between the processes of a study, because they do not affect the results.
 _UNCHECKED_KEYS = ("data.source", "train.device", "train.price_per_hour", "train.tensorboard")
 
 
@@ -48,7 +48,7 @@ class Plan:
     data_digest: str
 
     def shared_settings(self) -> dict[str, Any]:
-        """Return the settings that all of the study's processes must share, keyed by dotted name."""
+        """Return the settings that must be equal in all processes of a study."""
         recipe = self.recipe.flattened
         shared = {key: value for key, value in recipe.items() if key not in (*_UNCHECKED_KEYS, *self.space)}
         shared = {key: value for key, value in shared.items() if not key.startswith("compress.")}
@@ -61,7 +61,7 @@ class Plan:
         return json.loads(json.dumps(shared))
 
     def write(self, folder: Path, name: str, storage: str) -> None:
-        """Save the plan to the study's folder, and the search space to a separate file that users can edit and reuse.
+        """Save the plan and the search space in the folder of the study.
 
         Args:
             folder: folder of the study.
@@ -85,7 +85,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class SavedStudy:
-    """A study loaded from its folder.
+    """A study that was loaded from its folder.
 
     Attributes:
         plan: settings of the study.
@@ -127,7 +127,11 @@ class SavedStudy:
 
 
 def checked_objectives(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the objectives without duplicates. Raise :class:`RecipeError` if an objective is invalid."""
+    """Validate the objectives and remove duplicates.
+
+    Raises:
+        RecipeError: an objective does not exist, or ``accuracy`` is missing.
+    """
     for name in names:
         if name not in OBJECTIVES:
             raise RecipeError(unknown("objective", name, OBJECTIVES))
@@ -140,14 +144,22 @@ def checked_objectives(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_timing(name: str) -> str:
-    """Return ``name`` if it is a key of :data:`TIMING_CONDITIONS`, otherwise raise :class:`RecipeError`."""
+    """Validate the name of the device whose latency counts.
+
+    Raises:
+        RecipeError: the name is not a key of :data:`TIMING_CONDITIONS`.
+    """
     if name not in TIMING_CONDITIONS:
         raise RecipeError(unknown("device for --on", name, TIMING_CONDITIONS))
     return name
 
 
 def checked_limits(ms: float | None, bytes: int | None, memory: int | None) -> Limits:
-    """Return the limits for the int8 model's cost. Raise :class:`RecipeError` if a limit is not positive and finite."""
+    """Validate the limits for the cost of the int8 model.
+
+    Raises:
+        RecipeError: a limit is not positive and finite.
+    """
     for name, value in {"ms": ms, "bytes": bytes, "memory": memory}.items():
         if value is not None and not 0 < value < float("inf"):
             raise RecipeError(f"--limit-{name} must be finite and greater than 0, got {value:g}")
@@ -155,7 +167,7 @@ def checked_limits(ms: float | None, bytes: int | None, memory: int | None) -> L
 
 
 def checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
-    """Validate a pruner name. If ``name`` is None, return the default pruner for these objectives.
+    """Validate the name of a pruner, or choose the default pruner if the name is None.
 
     Raises:
         RecipeError: the pruner does not exist, or it does not support several objectives.
@@ -180,7 +192,7 @@ def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any],
         current: :meth:`Plan.shared_settings` of this call.
         study: description of the study, which is the beginning of the error message.
     """
-    # Add defaults for recipe keys that did not exist when the study was created.
+    # Recipe keys that did not exist when the study was created have their default values.
     stored = {key: value for key, value in Recipe().flattened.items() if key in current} | dict(stored)
     for key in sorted(set(current) | set(stored)):
         if stored.get(key) == current.get(key):

@@ -1,4 +1,4 @@
-"""A study's results: its trials, the best recipes, and their files.
+"""Collect and save the results of a study.
 
 Optuna's ``trials_dataframe`` is not used for ``trials.csv``, because it needs pandas, and because the costs of a model
 would be in one column.
@@ -56,7 +56,7 @@ class TrialRow:
 
     @classmethod
     def of(cls, trial: Any) -> TrialRow:
-        """Create a trial's result from an Optuna trial."""
+        """Collect the results of an Optuna trial."""
         attributes = trial.user_attrs
         state = {"fail": "failed"}.get(trial.state.name.lower(), trial.state.name.lower())
         if state == "pruned" and attributes.get(REFUSED):
@@ -84,7 +84,7 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """A study's current results.
+    """Current results of a study.
 
     Attributes:
         study, folder, storage: name and folder of the study, and location of the database without a password.
@@ -131,7 +131,7 @@ def best_of(study: Any) -> tuple[TrialRow, ...]:
 
 
 def write_results(folder: Path, plan: Plan, study: Any, keep: str) -> None:
-    """Update the study's trial table and best recipes, and delete the runs that need not be kept.
+    """Save the trial table and the best recipes, and delete the runs that are no longer needed.
 
     Args:
         folder: folder of the study.

@@ -1,4 +1,4 @@
-"""Plot a study: accuracy over trials, and accuracy against model cost.
+"""Plot the results of a study.
 
 Optuna's ``visualization`` is not used, because it does not show limits, pruned trials and trials that exceed a limit.
 """
@@ -21,7 +21,7 @@ _PLACES = {"this": "this machine, 1 thread", "rpi": "Raspberry Pi 4, estimated"}
 
 
 def draw_study(rows: Sequence[TrialRow], best: Sequence[TrialRow], plan: Plan, path: Path) -> None:
-    """Write a PNG file with one plot of accuracy over trials, and one plot of accuracy against each cost.
+    """Plot the accuracy of all trials against the trial number and against each cost.
 
     Args:
         rows: all trials.
@@ -100,7 +100,7 @@ def _draw_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], 
 
 
 def _draw_refused(axes: Any, x_values: Sequence[float]) -> None:
-    """Mark refused trials, which have a cost but no accuracy, with ticks at the bottom edge of the plot."""
+    """Refused trials have no accuracy, so they are drawn as ticks at the bottom of the plot."""
     if x_values:
         transform = axes.get_xaxis_transform()
         axes.plot(x_values, [0.02] * len(x_values), "|", color="black", transform=transform, label="refused")

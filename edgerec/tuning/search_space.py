@@ -1,4 +1,4 @@
-"""A study's search space: the hyperparameters (recipe keys) to tune, and their possible values."""
+"""Search space of a study, which defines the possible values of each hyperparameter."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from edgerec.errors import RecipeError, unknown
 from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
 
-# Hyperparameter that is not a recipe key: a factor for all floating-point values in the ``augment`` section.
+# Hyperparameter that multiplies all floating-point values in the ``augment`` section of a recipe.
 STRENGTH = "augment"
-# Keys of the ``data`` section that can be tuned, because they do not affect the split.
-_DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize")
-# Prefixes of the tunable recipe keys outside the ``data`` section.
-_SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
-# Architectures in the default search space, which only includes fast ones. Search files can name others.
-_ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
+# Recipe keys for the data that can be tuned, because they do not affect the split.
+_TUNABLE_DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalize")
+_TUNABLE_PREFIXES = ("model.", "train.", "transfer.", "distill.", "augment.")
+# The default search space contains only fast architectures.
+_FAST_ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
 _EXPECTED = "{ low = 0.1, high = 1.0 }, optionally with log = true or step = 0.1, or a list of choices"
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """A numeric hyperparameter's range.
+    """Range of a numeric hyperparameter.
 
     Attributes:
         low: smallest value.
@@ -44,7 +43,7 @@ class Numbers:
     integer: bool = False
 
     def contains(self, value: Any) -> bool:
-        """Return whether a value is in the search space."""
+        """Return whether the range contains a value."""
         steps = (value - self.low) / self.step if self.step else 0.0
         return self.low <= value <= self.high and math.isclose(steps, round(steps), abs_tol=1e-9)
 
@@ -62,12 +61,12 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Choices:
-    """A hyperparameter's possible values. Each trial uses one of them."""
+    """Possible values of a hyperparameter."""
 
     values: tuple[Any, ...]
 
     def contains(self, value: Any) -> bool:
-        """Return whether a value is in the search space."""
+        """Return whether a value is one of the choices."""
         return value in self.values
 
     def suggest(self, trial: Any, key: str) -> Any:
@@ -83,7 +82,9 @@ Space = dict[str, Numbers | Choices]
 
 
 def read_space(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Space:
-    """Read a search space from a TOML file or a mapping such as ``{"train.learning_rate": {"low": …, "high": …}}``.
+    """Read a search space from a TOML file or from a mapping.
+
+    An example of a mapping is ``{"train.learning_rate": {"low": 0.001, "high": 0.1}}``.
 
     Raises:
         RecipeError: a key or a bound is invalid for ``recipe``, or the validation accuracies of trials with different
@@ -115,14 +116,14 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
         "train.learning_rate": Numbers(max(rate / 10, 1e-8), min(rate * 10, 10.0), log=True),
         "train.batch_size": Choices(tuple(sorted(batches))),
     }
-    if any(getattr(recipe.augment, name) for name in _augment_names(recipe)):
+    if any(getattr(recipe.augment, name) for name in _float_augmentations(recipe)):
         space[STRENGTH] = Numbers(0.0, 2.0 if _allows_strength(recipe, 2.0) else 1.0)
-    if recipe.model.pretrained:  # pretrained weights fit only one architecture, and often only one input size
+    if recipe.model.pretrained:  # Pretrained weights fit only one architecture, and often only one input size.
         return space
     space["model.width"] = Numbers(0.25, 1.0, step=0.25)
     networks: tuple[str, ...] = (recipe.model.arch,)
     if recipe.model.arch in ARCHITECTURES:
-        usable = (n for n in _ARCHITECTURES if n in ARCHITECTURES and least_size_px(n) <= recipe.data.input_size)
+        usable = (n for n in _FAST_ARCHITECTURES if n in ARCHITECTURES and least_size_px(n) <= recipe.data.input_size)
         networks = (*networks, *(name for name in usable if name not in networks))
         space["model.arch"] = Choices(networks)
     side, least = recipe.data.input_size, max(map(least_size_px, networks))
@@ -138,19 +139,19 @@ def suggest(trial: Any, space: Space) -> dict[str, Any]:
 
 
 def applied(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """Return a copy of the recipe with the hyperparameters replaced by those in ``point``."""
+    """Return a copy of the recipe that uses the hyperparameter values in ``point``."""
     recipe = recipe.override({key: value for key, value in point.items() if key != STRENGTH}, "trial")
     return with_augment_strength(recipe, point[STRENGTH]) if STRENGTH in point else recipe
 
 
 def with_augment_strength(recipe: Recipe, factor: float) -> Recipe:
     """Return a copy of the recipe with all floating-point augmentation strengths multiplied by ``factor``."""
-    changed = {name: getattr(recipe.augment, name) * factor for name in _augment_names(recipe)}
+    changed = {name: getattr(recipe.augment, name) * factor for name in _float_augmentations(recipe)}
     return replace(recipe, augment=replace(recipe.augment, **changed))
 
 
 def own_point(recipe: Recipe, space: Space) -> dict[str, Any]:
-    """Return the recipe's values for the hyperparameters being tuned, omitting values outside the search space."""
+    """Return the hyperparameter values of the recipe that are in the search space."""
     own = {key: 1.0 if key == STRENGTH else recipe.flattened[key] for key in space}
     return {key: value for key, value in own.items() if space[key].contains(value)}
 
@@ -173,7 +174,7 @@ def to_toml(space: Space) -> str:
 
 
 def _dotted_keys(where: str, values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys, such as ``train.learning_rate``, and their values from the nested tables of a TOML file."""
+    """Convert nested TOML tables to pairs of a dotted key, such as ``train.learning_rate``, and a value."""
     for name, value in values.items():
         key = f"{path}{name}"
         section = isinstance(value, Mapping) and not {"low", "high"} & set(value)
@@ -213,13 +214,12 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
     numbers = Numbers(low, high, step, value.get("log", False), integer)
     for bound in (numbers.low, numbers.high):
         _checked_value(where, key, bound, recipe)
-    if problem := _problem(numbers, "step" in value):
+    if problem := _describe_invalid_range(numbers, "step" in value):
         raise RecipeError(f"{where}: {key}: {problem}")
     return numbers
 
 
-def _problem(numbers: Numbers, has_step: bool) -> str:
-    """Describe why a range is invalid, or return an empty string if it is valid."""
+def _describe_invalid_range(numbers: Numbers, has_step: bool) -> str:
     if not numbers.low < numbers.high:
         return f"low is {numbers.low:g}, expected less than high ({numbers.high:g})"
     if has_step and not 0 < numbers.step <= numbers.high - numbers.low:
@@ -248,14 +248,13 @@ def _check_key(where: str, key: str, recipe: Recipe) -> None:
             f"{where}: {key} affects only compression, but a study compares trained models: remove the key, and "
             "compare its values with edgerec quantize"
         )
-    if key not in _DATA_KEYS and not key.startswith(_SECTIONS):
+    if key not in _TUNABLE_DATA_KEYS and not key.startswith(_TUNABLE_PREFIXES):
         raise RecipeError(
             f"{where}: {key} cannot be tuned, because all trials must be compared on the same images: remove the key"
         )
 
 
 def _checked_value(where: str, key: str, value: Any, recipe: Recipe) -> Any:
-    """Convert a value to the recipe key's type. Raise :class:`RecipeError` if the value is invalid."""
     if key == STRENGTH:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise RecipeError(f"{where}: {key} is {value!r}, but the factor must be at least 0")
@@ -282,6 +281,5 @@ def _allows_strength(recipe: Recipe, factor: float) -> bool:
     return True
 
 
-def _augment_names(recipe: Recipe) -> list[str]:
-    """Return the names of the ``augment`` section's floating-point fields."""
+def _float_augmentations(recipe: Recipe) -> list[str]:
     return [item.name for item in fields(recipe.augment) if type(getattr(recipe.augment, item.name)) is float]

@@ -1,4 +1,4 @@
-"""A study's database, and its Optuna sampler and pruner."""
+"""Connect to the database of a study, and create Optuna samplers and pruners."""
 
 from __future__ import annotations
 
@@ -21,38 +21,42 @@ from edgerec.utils.url_redaction import redacted
 log = logging.getLogger(__name__)
 
 DATABASE = "study.db"
-# Seconds between the heartbeats of a running trial.
+# Interval between the heartbeats of a running trial, in seconds.
 HEARTBEAT_S = 10
-# Number of missed heartbeats after which a trial is considered killed and its parameters are tried once more.
+# Number of missed heartbeats after which a trial is treated as killed.
 MAX_MISSED_HEARTBEATS = 6
 # Optuna user attribute that stores the settings shared by all trials.
 _SETTINGS = "edgerec"
 
 
 class Storage:
-    """A database of studies: an SQLite file in the study's folder, or a PostgreSQL database that machines share.
+    """Optuna storage in an SQLite file or in a PostgreSQL database.
 
     Attributes:
         location: path of the file, or URL of the database without secrets.
     """
 
     def __init__(self, url: str, folder: Path, heartbeat_s: int = HEARTBEAT_S) -> None:
-        """Connect to the database. Raise :class:`StudyError` if the connection fails.
+        """Connect to the database.
 
         Args:
             url: URL of a PostgreSQL database, or an empty string for an SQLite file in ``folder``.
             folder: folder of the study.
             heartbeat_s: interval of the heartbeats of a running trial, in seconds.
+
+        Raises:
+            StudyError: the connection fails.
         """
         optuna, engine = require("optuna"), require("sqlalchemy.engine")
-        logging.getLogger("optuna").setLevel(logging.ERROR)  # tune() itself logs one line per trial
+        # Optuna's log messages would repeat the log messages of tune().
+        logging.getLogger("optuna").setLevel(logging.ERROR)
         if url:
             self._url, self.location = _postgresql(url)
             options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
         else:
             self._url = engine.URL.create("sqlite", database=str(folder / DATABASE))
             self.location = str(folder / DATABASE)
-            options = {"connect_args": {"timeout": 60}}  # wait up to 60 s for other processes to finish writing
+            options = {"connect_args": {"timeout": 60}}  # SQLite waits for other processes to finish writing.
         with self.errors_explained(), _without_experimental_warnings(optuna):
             self._storage = _connect(
                 self._url.render_as_string(hide_password=False),
@@ -72,7 +76,7 @@ class Storage:
     def study(
         self, name: str, objectives: tuple[str, ...], settings: Mapping[str, Any], parts: Mapping[str, Any]
     ) -> Any:
-        """Return the Optuna study with this name. Create the study if it does not exist.
+        """Load an Optuna study, or create the study if it does not exist.
 
         Args:
             name: name of the study.
@@ -95,7 +99,7 @@ class Storage:
                         f"Study {name!r} in {self.location} was not created by edgerec: choose another --study"
                     )
                 study.set_user_attr(_SETTINGS, dict(settings))
-            # Another process may have created the study at the same time, so read its settings back.
+            # Another process may have created the study at the same time with other settings.
             refuse_other_settings(study.user_attrs[_SETTINGS], settings, f"study {name!r} in {self.location}")
         return study
 
@@ -164,7 +168,7 @@ def make_sampler(seed: int) -> Any:
 
 
 def make_pruner(name: str, epochs: int) -> Any:
-    """Create the Optuna pruner called ``name``.
+    """Create an Optuna pruner by name.
 
     The median pruner compares a trial with the median of at least five other trials at the same epoch, after the first
     quarter of the epochs.
@@ -192,7 +196,7 @@ def _without_experimental_warnings(optuna: Any) -> Iterator[None]:
 
 
 def _postgresql(url: str) -> tuple[Any, str]:
-    """Return the database URL as an SQLAlchemy URL and as a string without secrets."""
+    """Return a database URL as an SQLAlchemy URL and as a string without secrets."""
     engine = require("sqlalchemy.engine")
     url = read_secret(url)
     try:
@@ -201,7 +205,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
     except (require("sqlalchemy.exc").ArgumentError, ValueError):
         kind = ""
     if kind not in ("postgresql", "postgres"):
-        # Leave the URL out of the message, because it may contain a password.
+        # The message does not contain the URL, because the URL may include a password.
         raise StudyError("--storage must be the URL of a PostgreSQL database: postgresql://USER@HOST/DATABASE")
     require("psycopg")
     parsed = parsed.set(drivername="postgresql+psycopg")
@@ -209,7 +213,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
 
 
 def _connect(url: str, **options: Any) -> Any:
-    """Create Optuna's storage. Retry if another process creates the tables at the same time."""
+    """Connect to the database, and retry if another process creates the tables at the same time."""
     optuna, exc = require("optuna"), require("sqlalchemy.exc")
 
     class HeartbeatTolerantStorage(require("optuna").storages.RDBStorage):  # type: ignore[misc]

@@ -30,7 +30,7 @@ class TimeLimitError(Exception):
 
 
 class Objective:
-    """Optuna objective function. Each call runs one trial."""
+    """Optuna objective function that runs one trial per call."""
 
     def __init__(
         self, plan: Plan, folder: Path, labels: tuple[str, ...], ends_s: float, pruning: bool, listener: Listener
@@ -59,17 +59,18 @@ class Objective:
         except (KeyboardInterrupt, TimeLimitError) as error:
             timed_out = isinstance(error, TimeLimitError)
             trial.set_user_attr(REASON, "time limit of the study reached" if timed_out else "interrupted")
-            trial.study.enqueue_trial(trial.params)  # repeat this trial first when the study is resumed
+            # The interrupted trial is repeated first when the study is resumed.
+            trial.study.enqueue_trial(trial.params)
             raise
 
     def _values(self, trial: Any) -> tuple[float, ...]:
         point = suggest(trial, self._plan.space)
-        duplicate = self._duplicate(trial)
+        duplicate = self._finished_duplicate(trial)
         if duplicate is not None:
-            return self._copied_values(trial, duplicate)
+            return self._copy_results(trial, duplicate)
         try:
             recipe = applied(self._plan.recipe, point)
-            cost = self._cost(trial, recipe)
+            cost = self._measure_and_store_cost(trial, recipe)
         except TooCostlyError as error:
             trial.set_constraint("bytes", error.excess)
             raise _refusal(trial, str(error)) from None
@@ -80,14 +81,12 @@ class Objective:
         accuracy = self._train(trial, recipe)
         return tuple(accuracy if name == "accuracy" else getattr(cost, name) for name in self._plan.objectives)
 
-    def _duplicate(self, trial: Any) -> Any:
-        """Return a finished trial with the same parameters if its results can be reused, otherwise None."""
+    def _finished_duplicate(self, trial: Any) -> Any:
         states = require("optuna").trial.TrialState
         finished = trial.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
         return next((other for other in finished if other.params == trial.params), None)
 
-    def _copied_values(self, trial: Any, duplicate: Any) -> tuple[float, ...]:
-        """Reuse the results of an earlier trial with the same parameters, and return its objective values."""
+    def _copy_results(self, trial: Any, duplicate: Any) -> tuple[float, ...]:
         for name in (ACCURACY, COST, REFUSED):
             if name in duplicate.user_attrs:
                 trial.set_user_attr(name, duplicate.user_attrs[name])
@@ -96,23 +95,19 @@ class Objective:
             raise require("optuna").TrialPruned
         return tuple(duplicate.values)
 
-    def _cost(self, trial: Any, recipe: Recipe) -> Cost:
-        """Measure the cost of the trial's model, store it in the trial, and return it."""
+    def _measure_and_store_cost(self, trial: Any, recipe: Recipe) -> Cost:
         data, model = recipe.data, replace(recipe.model, dropout=0.0)
         network = repr((model, data.input_size, data.channels, data.normalize))
         cost = self._stored_cost(trial, network) or self._measure(trial, recipe)
         trial.set_user_attr(NETWORK, network)
         trial.set_user_attr(COST, cost.to_dict())
         for name, excess in self._plan.limits.excess(cost).items():
-            if name not in trial.constraints:  # the constraints of a repeated trial are already set
+            if name not in trial.constraints:  # A repeated trial already has its constraints.
                 trial.set_constraint(name, excess)
         return cost
 
     def _stored_cost(self, trial: Any, network: str) -> Cost | None:
-        """Return the cost that an earlier trial measured for the same network, or None.
-
-        Because the cost is reused, trials with the same network differ only in accuracy.
-        """
+        """Trials with the same network share one measured cost, so that they differ only in accuracy."""
         for other in trial.study.get_trials(deepcopy=False):
             if other.user_attrs.get(NETWORK) == network and COST in other.user_attrs:
                 return Cost(**other.user_attrs[COST])
@@ -126,11 +121,11 @@ class Objective:
         try:
             return measure(recipe, self._labels, self._plan.on, self._plan.limits)
         finally:
-            _clear()
+            _free_keras_memory()
             self._listener(Progress("measuring", 1, 1))
 
     def _train(self, trial: Any, recipe: Recipe) -> float:
-        """Train the model, and return the validation accuracy of the best epoch. The test images are not used."""
+        """Train the model, and return the validation accuracy of the best epoch."""
         run = Run.at(run_folder(self._folder, trial.number))
         began_s = time.monotonic()
 
@@ -154,7 +149,7 @@ class Objective:
                     listener=self._trial_listener(trial),
                     on_epoch=on_epoch,
                 )
-        except (RecipeError, ModelError) as error:  # the trial's combination of parameters is invalid
+        except (RecipeError, ModelError) as error:
             raise _refusal(trial, str(error)) from None
         except TrainError as error:
             trial.set_user_attr(REASON, str(error).partition(":")[0])
@@ -165,7 +160,7 @@ class Objective:
             trial.set_user_attr(REASON, "out of memory")
             raise require("optuna").TrialPruned from None
         finally:
-            _clear()
+            _free_keras_memory()
             history = run.history() if run.begun else []
             trial.set_user_attr(SECONDS, round(time.monotonic() - began_s, 1))
             trial.set_user_attr(EPOCHS, len(history))
@@ -176,8 +171,6 @@ class Objective:
         return _accuracy(history)
 
     def _trial_listener(self, trial: Any) -> Listener:
-        """Return a listener that adds the trial number to training progress reports."""
-
         def listen(step: Progress) -> None:
             text = f"trial {trial.number}  {step.text}" if step.stage == "training" else step.text
             self._listener(Progress(step.stage, step.done, step.total, text))
@@ -191,14 +184,12 @@ def _accuracy(history: list[dict[str, float]]) -> float:
 
 
 def _refusal(trial: Any, reason: str) -> Any:
-    """Mark a trial as refused, store the reason, and return the exception that ends the trial before its training."""
     trial.set_user_attr(REASON, reason)
     trial.set_user_attr(REFUSED, True)
     return require("optuna").TrialPruned(reason)
 
 
-def _clear() -> None:
-    """Free the memory that Keras uses for models that are no longer referenced."""
+def _free_keras_memory() -> None:
     keras().backend.clear_session()
     gc.collect()
 

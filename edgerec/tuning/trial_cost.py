@@ -1,4 +1,4 @@
-"""Measure a network's cost before training: the int8 model's latency, size and memory use."""
+"""Measure the latency, size and memory use of a model before training."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from edgerec.tflite.pi_latency import CONDITIONS, pi4_ms
 from edgerec.train.backend import prepare
 from edgerec.train.transfer import network
 
-# Descriptions of how each device's latency is measured or estimated.
+# Conditions under which the latency of each device is measured or estimated.
 TIMING_CONDITIONS = {
     "this": "measured on this machine, 1 thread",
     "rpi": CONDITIONS,
 }
-# Number of threads and duration in seconds for measuring latency.
+# Number of threads and duration in seconds of a latency measurement.
 THREADS, BUDGET_S = 1, 0.5
-# Number of random calibration images, whose content affects neither the model's size nor its latency.
+# Number of calibration images, which are random because they do not affect the size or latency of the model.
 CALIBRATION_IMAGES = 4
 
 
@@ -45,7 +45,7 @@ class TooCostlyError(EdgerecError):
 
 @dataclass(frozen=True)
 class Cost:
-    """The int8 model's cost, which does not depend on the trained weights.
+    """Latency, size and memory use of an int8 model.
 
     Attributes:
         ms: latency for one image in milliseconds, on a device of :data:`TIMING_CONDITIONS`.
@@ -68,7 +68,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Limits:
-    """Maximum cost of a model, in the units of :class:`Cost`. None means no limit."""
+    """Maximum cost of a model, in the units of :class:`Cost`.
+
+    None means no limit.
+    """
 
     ms: float | None = None
     bytes: int | None = None
@@ -79,18 +82,18 @@ class Limits:
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """Return ``cost / limit - 1`` for each limit. Values above 0 exceed the limit."""
+        """Return the relative excess of the cost, ``cost / limit - 1``, for each limit."""
         return {name: getattr(cost, name) / limit - 1 for name, limit in self.to_dict().items()}
 
     def exceeded(self, cost: Cost) -> str:
-        """Describe the limits that a cost exceeds. Return an empty string if all limits are met."""
+        """Describe the limits that the cost exceeds, or return an empty string if there are none."""
         limits = self.to_dict()
         names = [name for name, excess in self.excess(cost).items() if excess > 0]
         return ", ".join(f"{format_value(name, getattr(cost, name))} (limit {limits[name]:,g})" for name in names)
 
 
 def format_value(name: str, value: float) -> str:
-    """Return an objective's value as a string with its unit."""
+    """Format the value of an objective with its unit."""
     match name:
         case "accuracy":
             return f"{value:.2%}"
@@ -122,7 +125,7 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         error.excess = least / limits.bytes - 1
         raise error
     rng = np.random.default_rng(0)
-    # Set random biases, as in a trained model, because the converter would merge zero biases into one tensor.
+    # The biases are random, because the converter would merge biases of zero into one tensor.
     model.set_weights([w + rng.uniform(0, 0.1, w.shape) if w.ndim == 1 else w for w in model.get_weights()])
     pixels = rng.integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
     samples = recipe.normalize.apply(pin_range(pixels).astype(np.float32))

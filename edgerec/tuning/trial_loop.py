@@ -1,4 +1,4 @@
-"""Run a study's trials one after another."""
+"""Run the trials of a study one after another."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 # Default number of trials.
 TRIALS = 30
-# Number of consecutive refused trials after which a study ends with an error.
+# Number of consecutive trials without training after which a study ends with an error.
 MAX_REFUSED = 30
 
 
 @dataclass(frozen=True)
 class StopCondition:
-    """A study's stopping condition: a number of trained trials or a deadline, whichever is reached first.
+    """Number of trials or deadline at which a study stops, whichever is reached first.
 
     Attributes:
         trials: number of trained trials.
@@ -40,7 +40,10 @@ class StopCondition:
 
     @classmethod
     def of(cls, trials: int | None, max_time_s: float | None) -> StopCondition:
-        """Create the stopping condition. If both arguments are None, the study ends after :data:`TRIALS` trials."""
+        """Create a stopping condition.
+
+        If both arguments are None, the study ends after :data:`TRIALS` trials.
+        """
         for name, value in {"trials": trials, "max-time": max_time_s}.items():
             if value is not None and not value > 0:
                 raise RecipeError(f"--{name} must be greater than 0, got {value:g}")
@@ -49,13 +52,13 @@ class StopCondition:
         return cls(trials or math.inf, time.monotonic() + (max_time_s or math.inf))
 
     def reached(self, rows: Sequence[TrialRow]) -> bool:
-        """Return whether the study has reached its stopping condition with these trials."""
+        """Return whether the study should stop."""
         trained = sum(row.state in ("complete", "pruned", "running") for row in rows)
         return trained >= self.trials or time.monotonic() > self.at_s
 
 
 class Search:
-    """Runs trials one after another. Logs one line and updates the study's files after each trial."""
+    """Run the trials of a study, and save the results after each trial."""
 
     def __init__(self, study: Any, plan: Plan, folder: Path, keep: str) -> None:
         self._study, self._plan, self._folder, self._keep = study, plan, folder, keep
@@ -63,7 +66,7 @@ class Search:
 
     def run(self, end: StopCondition, objective: Objective) -> None:
         """Run trials until the requested number of trials or the time limit is reached."""
-        fail_stale(self._study)  # mark trials of killed processes as failed, so that they do not count as running
+        fail_stale(self._study)
         rows = rows_of(self._study)
         if not rows:
             # Try the unchanged recipe first, so that the best trial is never worse than the recipe.
@@ -84,7 +87,7 @@ class Search:
         try:
             self._study.optimize(objective, n_trials=1, callbacks=[self._after_trial])
         except ValueError as error:
-            if not str(error).startswith("Cannot tell"):  # Optuna's error for trials that have already ended
+            if not str(error).startswith("Cannot tell"):  # Optuna raises this error if a trial has already ended.
                 raise
             log.warning("a result was lost, because another process marked the trial as failed after missed heartbeats")
 
@@ -101,7 +104,6 @@ class Search:
 
 
 def _trial_line(row: TrialRow, best: Sequence[TrialRow]) -> str:
-    """Return a trial's log line: outcome, measured values, parameters, and the best trial so far."""
     parameters = ", ".join(
         f"{key.partition('.')[2] or key} {value:.3g}"
         if isinstance(value, float)

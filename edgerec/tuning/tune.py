@@ -1,4 +1,4 @@
-"""Search for a recipe's best hyperparameters. Trials are compared on the validation images."""
+"""Search for the best hyperparameters of a recipe."""
 
 from __future__ import annotations
 
@@ -71,10 +71,11 @@ def tune(
     listener: Listener = ignore,
     heartbeat_s: int = HEARTBEAT_S,
 ) -> TuneReport:
-    """Search for the best recipe, and write it to ``out/best.toml`` whenever a better recipe is found.
+    """Search for the best recipe, and save it as ``out/best.toml``.
 
-    Trials are compared on the validation images. No trial is evaluated on the test images. The run of the best trial
-    remains unfinished in ``out/trials/``. To finish and evaluate this run, call ``fit(…, resume=True)``.
+    The file is updated whenever a better recipe is found. Trials are compared on the validation images. No trial is
+    evaluated on the test images. The run of the best trial remains unfinished in ``out/trials/``. To finish and
+    evaluate this run, call ``fit(…, resume=True)``.
 
     Args:
         recipe: base recipe of all trials. With ``resume``, None continues the study with its own recipe, objectives,
@@ -109,7 +110,7 @@ def tune(
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
     end = StopCondition.of(trials, max_time_s)
-    # With resume=True, a machine may join a shared study before it has a study folder of its own.
+    # A machine that joins a shared study with resume=True may not have a study folder yet.
     new = not (folder / STUDY_FILE).exists() and storage and recipe is not None
     saved = SavedStudy.read(folder) if resume and not new else None
     _check_folder_and_storage(folder, saved, storage)
@@ -144,15 +145,11 @@ def _make_plan(
     saved: SavedStudy | None,
     listener: Listener,
 ) -> tuple[_TrainingData, Plan]:
-    """Return the study's training data and plan.
-
-    If ``recipe`` is None, the plan of the saved study is used. In any case, the plan contains the digest of the current
-    images, so that a change of the data is detected when the study is resumed.
-    """
+    """If ``recipe`` is None, return the plan of the saved study with the digest of the current images."""
     if recipe is None:
         if saved is None:
             raise RecipeError("The recipe is missing: pass a recipe, or set resume=True to resume an existing study")
-        _refuse_code(saved.plan)
+        _refuse_user_defined_architecture(saved.plan)
         training_data = _TrainingData.load(saved.plan.recipe, listener)
         return training_data, replace(saved.plan, data_digest=training_data.digest)
     pruner = checked_pruner(goal.pruner, goal.objectives)
@@ -161,7 +158,7 @@ def _make_plan(
             f"Cannot tune model.arch={recipe.model.arch!r}, because autoencoders have no accuracy: choose a classifier"
         )
     if search is not None:
-        read_space(search, recipe)  # report search space errors before reading images
+        read_space(search, recipe)  # Errors in the search space are reported before images are read.
     training_data = _TrainingData.load(recipe, listener)
     resolved_recipe = training_data.recipe
     if search is None:
@@ -172,8 +169,7 @@ def _make_plan(
     return training_data, plan
 
 
-def _refuse_code(plan: Plan) -> None:
-    """Raise :class:`StudyError` if resuming the study would execute a Python file that defines an architecture."""
+def _refuse_user_defined_architecture(plan: Plan) -> None:
     choices = plan.space.get("model.arch")
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_user_defined(str(name))), None):
@@ -185,8 +181,6 @@ def _refuse_code(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class _Goal:
-    """The objectives and limits that the caller requested. If ``pruner`` is None, it depends on the objectives."""
-
     objectives: tuple[str, ...]
     limits: Limits
     on: str
@@ -195,8 +189,6 @@ class _Goal:
 
 @dataclass(frozen=True)
 class _TrainingData:
-    """The recipe with all automatic values filled in, and properties of its training data."""
-
     recipe: Recipe
     labels: tuple[str, ...]
     train_images: int
@@ -211,12 +203,6 @@ class _TrainingData:
 
 
 def _check_folder_and_storage(folder: Path, saved: SavedStudy | None, storage: str) -> None:
-    """Check that the folder can be used for the study, and that ``storage`` is the saved study's database.
-
-    Raises:
-        OutputExistsError: the folder contains other files, or a study although ``resume`` is not set.
-        StudyError: ``storage`` differs from the database of the saved study.
-    """
     if saved is not None:
         if storage and not saved.storage:
             raise StudyError(f"The study in {folder} uses its own database {DATABASE}: omit --storage")

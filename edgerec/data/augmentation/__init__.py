@@ -1,1 +1,1 @@
-"""Augmentations for training images, one module per kind."""
+"""Augmentations for training images."""

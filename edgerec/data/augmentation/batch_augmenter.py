@@ -1,4 +1,4 @@
-"""Augment batches of training images inside TensorFlow's graph.
+"""Augment batches of training images with TensorFlow operations.
 
 The random parameters depend only on the seed and on the position of the image in the batch. Only mixup and cutmix
 combine an image with another image of the batch.
@@ -14,12 +14,13 @@ from edgerec.recipe import AugmentSection
 
 
 def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
-    """Return a function ``(pixels, seed) -> pixels`` that augments a batch, or None if all augmentations are disabled.
+    """Return a function that augments a batch of images, or None if all augmentations are disabled.
 
-    Input and output pixels are float32 ``(batch, H, W, C)`` in 0…255. The seed is an integer tensor of shape ``(2,)``,
-    and equal seeds give equal results. Saturation and hue do not change grayscale images.
+    The signature of the function is ``(pixels, seed) -> pixels``. Input and output pixels are float32
+    ``(batch, H, W, C)`` in 0…255. The seed is an integer tensor of shape ``(2,)``, and equal seeds give equal results.
+    Saturation and hue do not change grayscale images.
     """
-    # Follow the order of image formation: motion, lighting, motion blur, exposure, sensor noise, compression.
+    # The order of the steps follows image formation, from motion and lighting to noise and compression.
     steps: list[Callable[[Any, Any, AugmentSection], Any]] = []
     if section.flip or section.shift or section.rotate_deg or section.zoom or section.crop or section.randaugment:
         steps.append(geometry.transform)
@@ -51,10 +52,11 @@ def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
 
 
 def mixer(section: AugmentSection) -> Callable[[Any, Any, Any], tuple[Any, Any]] | None:
-    """Return a function ``(pixels, soft_labels, seed) -> (pixels, soft_labels)`` that applies mixup and cutmix.
+    """Return a function that applies mixup and cutmix to a batch, or None if both are disabled.
 
-    Return None if both are disabled. Pixels and seed are as for :func:`augmenter`. Soft labels are float32
-    ``(batch, classes)``: one-hot in the input, and class probabilities that sum to 1 in the output.
+    The signature of the function is ``(pixels, soft_labels, seed) -> (pixels, soft_labels)``. Pixels
+    and seed are as for :func:`augmenter`. Soft labels are float32 ``(batch, classes)``: one-hot in the input, and class
+    probabilities that sum to 1 in the output.
     """
     if not section.mixes:
         return None

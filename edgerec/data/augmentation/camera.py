@@ -10,7 +10,6 @@ from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
 # Approximate exponent of the sRGB transfer function (IEC 61966-2-1).
-# With DISPLAY_GAMMA, one stop of exposure (twice the light) multiplies pixel values by 2 ** (1 / DISPLAY_GAMMA).
 DISPLAY_GAMMA = 2.2
 
 
@@ -25,7 +24,7 @@ def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
     kernels = _line_kernels(count, seed, longest_px)
     reach = kernels.shape[1] // 2
     padded = tf.pad(pixels, [[0, 0], [reach, reach], [reach, reach], [0, 0]], "SYMMETRIC")
-    # Apply one kernel per image with a depthwise convolution, by turning the batch into the channels of one image.
+    # Treat the batch as the channels of one image, so that a depthwise convolution applies one kernel per image.
     stacked = tf.reshape(
         tf.transpose(padded, [1, 2, 0, 3]), [1, height + 2 * reach, width + 2 * reach, count * channels]
     )
@@ -36,10 +35,7 @@ def motion_blur(pixels: Any, seed: Any, section: AugmentSection) -> Any:
 
 
 def _line_kernels(count: Any, seed: Any, longest_px: float) -> Any:
-    """Return motion blur kernels of shape ``(count, side, side)``, each with the sum 1.
-
-    Each kernel is a line through the center, one pixel wide and 0 to ``longest_px`` pixels long.
-    """
+    """Return one motion blur kernel per image, a line of random length and direction whose weights sum to 1."""
     tf = require("tensorflow")
     length = uniform(count, seed, Stream.BLUR_LENGTH, 0, longest_px)[:, None, None]
     angle = uniform(count, seed, Stream.BLUR_ANGLE, 0, math.pi)[:, None, None]
@@ -53,9 +49,10 @@ def _line_kernels(count: Any, seed: Any, longest_px: float) -> Any:
 
 
 def change_exposure_and_gamma(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Change the exposure by up to ``section.exposure_stops``, clip overexposed pixels, and apply a random gamma.
+    """Apply a random exposure and a random gamma to each image.
 
-    With g = ``section.gamma``, the exponent is drawn from [1/(1+g), 1+g].
+    The exposure changes by up to ``section.exposure_stops``, and overexposed pixels are clipped. With
+    g = ``section.gamma``, the exponent is drawn from [1/(1+g), 1+g].
     """
     tf = require("tensorflow")
     count = tf.shape(pixels)[0]
@@ -65,12 +62,15 @@ def change_exposure_and_gamma(pixels: Any, seed: Any, section: AugmentSection) -
     if not section.gamma:
         return exposed
     exponent = per_image(tf.pow(2.0, uniform(count, seed, Stream.GAMMA, -steepest, steepest)))
-    # Compute exp(exponent * log(x)), which is much faster than tf.pow.
+    # The expression exp(exponent * log(x)) is much faster than tf.pow.
     return tf.minimum(255 * tf.exp(exponent * tf.math.log(exposed / 255)), 255.0)
 
 
 def add_noise(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Add Gaussian noise, with a standard deviation drawn per image from 0 to ``section.noise`` of the value range."""
+    """Add Gaussian noise with a random standard deviation to each image.
+
+    The maximum standard deviation is the fraction ``section.noise`` of the value range.
+    """
     tf = require("tensorflow")
     level = per_image(uniform(tf.shape(pixels)[0], seed, Stream.NOISE_LEVEL, 0, 255 * section.noise))
     noise = tf.random.stateless_normal(tf.shape(pixels), stream_seed(seed, Stream.NOISE))

@@ -11,8 +11,7 @@ from edgerec.utils.optional import require
 
 # Luma coefficients for red, green and blue (ITU-R BT.709).
 LUMA = (0.213, 0.715, 0.072)
-# Sine term of the hue rotation matrix, which rotates colors about the gray axis and preserves luma.
-# LUMA and HUE_ROTATION are defined by feColorMatrix "saturate" and "hueRotate" (W3C Filter Effects, section 9.6).
+# Sine term of the hue rotation matrix that W3C Filter Effects defines for feColorMatrix (section 9.6).
 HUE_ROTATION = ((-0.213, -0.715, 0.928), (0.143, 0.140, -0.283), (-0.787, 0.715, 0.072))
 
 
@@ -31,7 +30,7 @@ def change_brightness_and_contrast(pixels: Any, seed: Any, section: AugmentSecti
 
 
 def change_saturation_and_hue(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Change each image's saturation and hue with a single color matrix that preserves grays.
+    """Change each image's saturation and hue by random amounts.
 
     Grayscale images are returned unchanged.
     """
@@ -49,6 +48,6 @@ def change_saturation_and_hue(pixels: Any, seed: Any, section: AugmentSection) -
 
 
 def luma(pixels: Any) -> Any:
-    """Return each pixel's luma in 0…255, as a float32 tensor of shape ``(batch, H, W, 1)``."""
+    """Return the luma of each pixel, as a float32 tensor of shape ``(batch, H, W, 1)``."""
     tf = require("tensorflow")
     return pixels if pixels.shape[3] == 1 else tf.reduce_sum(pixels * tf.constant(LUMA), axis=3, keepdims=True)

@@ -1,4 +1,4 @@
-"""Draw random augmentation parameters that depend only on a batch's seed and the parameter's name."""
+"""Draw reproducible random parameters for augmentations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from edgerec.utils.optional import require
 
-# STREAMS must be greater than every Stream value, so that different seeds and streams give different random numbers.
+# STREAMS must be greater than all Stream values, so that different batches never use the same seed.
 STREAMS = 64
 
 
 class Stream(IntEnum):
-    """Random number streams, one for each random augmentation parameter.
+    """Random number stream of each augmentation parameter.
 
     The numbers never change, so that a seed gives the same augmentations in every version.
     """
@@ -44,28 +44,28 @@ class Stream(IntEnum):
     MIX_OTHER = 24
     MIX_RIGHT = 25
     MIX_DOWN = 26
-    # An image's n-th RandAugment operation uses the streams RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
+    # The n-th RandAugment operation uses the streams RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
     RANDAUGMENT_KIND = 32
     RANDAUGMENT_SIGN = 48
 
 
 def stream_seed(seed: Any, stream: int) -> list[Any]:
-    """Return the seed of a random number generator, for TensorFlow's stateless random functions."""
+    """Return the seed of a random number stream for TensorFlow's stateless random functions."""
     return [seed[0] * STREAMS + int(stream), seed[1]]
 
 
 def uniform(count: Any, seed: Any, stream: int, low: float, high: float) -> Any:
-    """Return ``count`` uniformly distributed float32 random numbers in [``low``, ``high``)."""
+    """Return ``count`` float32 random numbers that are uniformly distributed in [``low``, ``high``)."""
     tf = require("tensorflow")
     return tf.random.stateless_uniform([count], stream_seed(seed, stream), low, high)
 
 
 def sign(count: Any, seed: Any, stream: int) -> Any:
-    """Return ``count`` random signs (-1 or 1, equally likely) as float32. Unlike ``tf.sign``, this never returns 0."""
+    """Return ``count`` random signs, each of which is -1.0 or 1.0 with equal probability."""
     tf = require("tensorflow")
     return tf.where(uniform(count, seed, stream, -1.0, 1.0) < 0, -1.0, 1.0)
 
 
 def per_image(values: Any) -> Any:
-    """Reshape ``(batch,)`` to ``(batch, 1, 1, 1)``, so that each value is broadcast over an image's pixels."""
+    """Reshape ``(batch,)`` to ``(batch, 1, 1, 1)`` to broadcast each value over the pixels of an image."""
     return values[:, None, None, None]

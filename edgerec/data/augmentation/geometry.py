@@ -13,8 +13,7 @@ from edgerec.utils.optional import require
 # Minimum and maximum aspect ratio (width / height) of a random crop, as in arXiv:1409.4842.
 ASPECTS = (3 / 4, 4 / 3)
 
-# Coefficients (a, b, c, d, e, f) of an affine coordinate map, each of shape (batch,).
-# An affine map takes the output pixel (x, y) from the input position (a x + b y + c, d x + e y + f).
+# The affine map (a, b, c, d, e, f) maps an output pixel (x, y) to the input pixel (a x + b y + c, d x + e y + f).
 Affine = tuple[Any, Any, Any, Any, Any, Any]
 
 
@@ -28,7 +27,7 @@ def transform(pixels: Any, seed: Any, section: AugmentSection) -> Any:
     rows, columns = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     affine = _rotation_zoom_shift_flip(count, rows, columns, seed, section)
     if section.crop:
-        affine = _compose(affine, _crop(count, rows, columns, seed, section.crop))
+        affine = _compose(affine, _random_crop(count, rows, columns, seed, section.crop))
     for operation in randaugment.geometric_operations(count, rows, columns, seed, section):
         affine = _compose(affine, operation)
     zero = tf.zeros([count])
@@ -59,13 +58,9 @@ def _rotation_zoom_shift_flip(count: Any, rows: Any, columns: Any, seed: Any, se
     return a, b, c, d, e, f
 
 
-def _crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed: float) -> Affine:
-    """Return the coordinate map that crops each image randomly and resizes the crop to the original size.
-
-    A crop removes at most the fraction ``max_removed`` of the image's area.
-    """
+def _random_crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed_area: float) -> Affine:
     tf = require("tensorflow")
-    area = uniform(count, seed, Stream.CROP_AREA, 1 - max_removed, 1)
+    area = uniform(count, seed, Stream.CROP_AREA, 1 - max_removed_area, 1)
     aspect = tf.exp(uniform(count, seed, Stream.CROP_ASPECT, *map(math.log, ASPECTS)))
     wide, high = tf.minimum(tf.sqrt(area * aspect), 1.0), tf.minimum(tf.sqrt(area / aspect), 1.0)
     right = uniform(count, seed, Stream.CROP_RIGHT, 0, 1) * (1 - wide) * (columns - 1)
@@ -75,7 +70,7 @@ def _crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed: float) ->
 
 
 def _compose(inner: Affine, outer: Affine) -> Affine:
-    """Return the coordinate map ``inner(outer(x, y))``, which transforms images by ``inner``, then by ``outer``."""
+    """Return the affine map ``inner(outer(x, y))``."""
     a, b, c, d, e, f = inner
     p, q, r, s, t, u = outer
     return a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f

@@ -42,7 +42,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
     fraction = _beta(seed, tf.where(uses_cutmix, section.cutmix, section.mixup))
     inside = _box(pixels, seed, (Stream.MIX_RIGHT, Stream.MIX_DOWN), tf.sqrt(1 - fraction))
     weight = tf.where(per_image(uses_cutmix), 1 - tf.cast(inside, tf.float32), per_image(fraction))
-    # Recompute the mixing fraction, because the pasted box can extend beyond the image.
+    # The pasted box can extend beyond the image, so the mixing fraction is computed from its visible area.
     fraction = tf.reduce_mean(weight, axis=[1, 2, 3])[:, None]
     pixels = weight * pixels + (1 - weight) * tf.roll(pixels, 1, axis=0)
     soft_labels = fraction * soft_labels + (1 - fraction) * tf.roll(soft_labels, 1, axis=0)
@@ -50,7 +50,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
 
 
 def _beta(seed: Any, alpha: Any) -> Any:
-    """Draw samples from Beta(alpha, alpha), one per image. If both gamma variates underflow, the sample is 0."""
+    """Draw one sample per image from the distribution Beta(alpha, alpha)."""
     tf = require("tensorflow")
     first, second = (
         tf.random.stateless_gamma(tf.shape(alpha), stream_seed(seed, stream), alpha)
@@ -60,13 +60,9 @@ def _beta(seed: Any, alpha: Any) -> Any:
 
 
 def _box(pixels: Any, seed: Any, streams: tuple[int, int], side: Any) -> Any:
-    """Return a mask of one randomly placed box per image, as a Boolean tensor of shape ``(batch, H, W, 1)``.
+    """Return a Boolean mask of a randomly placed box in each image.
 
-    Args:
-        pixels: the images, ``(batch, H, W, C)``.
-        seed: seed of the batch.
-        streams: random number generators for the horizontal and the vertical position.
-        side: sides of the box as a fraction of the image's sides, ``(batch,)``.
+    ``side`` is the side of the box as a fraction of the image's side, an array of shape ``(batch,)``.
     """
     tf = require("tensorflow")
 

@@ -1,7 +1,8 @@
-"""RandAugment (arXiv:1909.13719): apply a few of fourteen operations, drawn at random, with a common strength.
+"""Augment images with RandAugment (arXiv:1909.13719).
 
-The operations and their maximum magnitudes are those of torchvision's ``RandAugment``. Geometric operations become
-part of the single transform in ``geometry.py``. Each other operation is computed only for the images that use it.
+A few of fourteen operations are drawn at random and applied to each image with the same strength. The operations and
+their maximum magnitudes are those of torchvision's ``RandAugment``. Geometric operations become part of the single
+transform in ``geometry.py``. Each other operation is computed only for the images that use it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ from edgerec.data.augmentation.draw import Stream, per_image, sign, uniform
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
-# Operation magnitudes at strength 1. SHIFT is a fraction of the image's side, and BITS is the number of bits removed.
-SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
+# Magnitudes of the operations at a strength of 1.
+SHEAR, SHIFT_FRACTION, TURN_DEG, ENHANCE, REMOVED_BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 
-class _Draw:
-    """The randomly drawn type and sign (-1 or 1) of each image's ``number``-th operation."""
-
+class _RandomOperations:
     def __init__(self, count: Any, seed: Any, number: int) -> None:
         tf = require("tensorflow")
         drawn = uniform(count, seed, Stream.RANDAUGMENT_KIND + number, 0, len(KINDS))
@@ -29,11 +28,9 @@ class _Draw:
         self.sign = sign(count, seed, Stream.RANDAUGMENT_SIGN + number)
 
     def is_kind(self, kind: str) -> Any:
-        """Return for each image whether the operation ``kind`` was chosen, in a Boolean tensor."""
         return self._kind == KINDS.index(kind)
 
     def magnitude(self, kind: str, largest: float) -> Any:
-        """Return ``largest`` with a random sign for each image whose operation is ``kind``, and 0 for all others."""
         tf = require("tensorflow")
         return tf.where(self.is_kind(kind), self.sign * largest, 0.0)
 
@@ -41,27 +38,30 @@ class _Draw:
 def geometric_operations(
     count: Any, rows: Any, columns: Any, seed: Any, section: AugmentSection
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield each geometric operation's coordinate map, a ``geometry.Affine``."""
+    """Yield the affine coordinate maps of the geometric operations."""
     tf = require("tensorflow")
     strength = section.randaugment_strength
     x, y = (columns - 1) / 2, (rows - 1) / 2
     for number in range(section.randaugment):
-        draw = _Draw(count, seed, number)
+        draw = _RandomOperations(count, seed, number)
         angle = draw.magnitude("turn", strength * math.radians(TURN_DEG))
         a, e = tf.cos(angle), tf.cos(angle)
         b = draw.magnitude("shear_x", strength * SHEAR) - tf.sin(angle)
         d = draw.magnitude("shear_y", strength * SHEAR) + tf.sin(angle)
-        right = draw.magnitude("right", strength * SHIFT) * columns
-        down = draw.magnitude("down", strength * SHIFT) * rows
+        right = draw.magnitude("right", strength * SHIFT_FRACTION) * columns
+        down = draw.magnitude("down", strength * SHIFT_FRACTION) * rows
         yield a, b, x - a * x - b * y + right, d, e, y - d * x - e * y + down
 
 
 def change_pixel_values(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Apply the operations that change pixel values to float32 pixels in 0…255."""
+    """Apply the operations that change pixel values, such as brightness and posterize.
+
+    The pixels are float32 in 0…255.
+    """
     tf = require("tensorflow")
     shape = pixels.shape
     for number in range(section.randaugment):
-        draw = _Draw(tf.shape(pixels)[0], seed, number)
+        draw = _RandomOperations(tf.shape(pixels)[0], seed, number)
         for kind, operation in PIXEL_OPERATIONS.items():
             indices = tf.where(draw.is_kind(kind))
             sign = per_image(tf.gather_nd(draw.sign, indices))
@@ -71,7 +71,7 @@ def change_pixel_values(pixels: Any, seed: Any, section: AugmentSection) -> Any:
 
 
 def _extrapolate(pixels: Any, base: Any, sign: Any, strength: float) -> Any:
-    """Move pixels away from ``base`` (``sign`` 1) or toward it (``sign`` -1), like Pillow's ImageEnhance."""
+    """Increase or decrease the difference between ``pixels`` and ``base``, like Pillow's ImageEnhance."""
     tf = require("tensorflow")
     return tf.clip_by_value(base + (pixels - base) * (1 + sign * strength * ENHANCE), 0.0, 255.0)
 
@@ -91,8 +91,8 @@ def _contrast(pixels: Any, sign: Any, strength: float) -> Any:
 
 def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
     tf = require("tensorflow")
-    # Smooth with the 3×3 kernel of Pillow's ImageFilter.SMOOTH: ones with 5 in the center, divided by 13.
-    # Compute the convolution by adding shifted slices, because TensorFlow cannot convolve an empty batch.
+    # The image is smoothed with the kernel of Pillow's ImageFilter.SMOOTH.
+    # Shifted slices are added, because TensorFlow cannot convolve an empty batch.
     padded = tf.pad(pixels, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     smooth = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * pixels) / 13
@@ -100,20 +100,17 @@ def _sharpness(pixels: Any, sign: Any, strength: float) -> Any:
 
 
 def _posterize(pixels: Any, sign: Any, strength: float) -> Any:
-    """Reduce the number of bits per channel (posterize)."""
     tf = require("tensorflow")
-    step = 2.0 ** round(BITS * strength)
+    step = 2.0 ** round(REMOVED_BITS * strength)
     return tf.floor(pixels / step) * step
 
 
 def _solarize(pixels: Any, sign: Any, strength: float) -> Any:
-    """Invert all pixel values above a threshold (solarize)."""
     tf = require("tensorflow")
     return tf.where(pixels >= 255 * (1 - strength), 255 - pixels, pixels)
 
 
 def _autocontrast(pixels: Any, sign: Any, strength: float) -> Any:
-    """Stretch each channel's values to the full range 0…255 (autocontrast)."""
     tf = require("tensorflow")
     low, high = (reduce(pixels, axis=[1, 2], keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
     stretched = tf.clip_by_value((pixels - low) * (255 / tf.maximum(high - low, 1e-3)), 0.0, 255.0)
@@ -121,13 +118,12 @@ def _autocontrast(pixels: Any, sign: Any, strength: float) -> Any:
 
 
 def _equalize(pixels: Any, sign: Any, strength: float) -> Any:
-    """Equalize each channel's histogram."""
     tf = require("tensorflow")
     height, width, channels = pixels.shape[1:]
     count = tf.shape(pixels)[0]
     values = tf.cast(tf.round(tf.transpose(pixels, [0, 3, 1, 2])), tf.int32)
     values = tf.reshape(values, [count * channels, height * width])
-    # Compute the histograms of all channels at once, using bins 256 i to 256 i + 255 for channel i.
+    # Channel i uses the bins 256 i to 256 i + 255, so that one call computes all histograms.
     bins = values + 256 * tf.range(count * channels)[:, None]
     total = count * channels * 256
     counts = tf.math.bincount(tf.reshape(bins, [-1]), minlength=total, maxlength=total)
@@ -150,5 +146,5 @@ PIXEL_OPERATIONS: dict[str, Callable[[Any, Any, float], Any]] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
 }
-# RandAugment's operations. Their order must not change, because it determines the augmentations that a seed produces.
+# The order of the operations must not change, because it determines which augmentations a seed produces.
 KINDS = ("identity", "shear_x", "shear_y", "right", "down", "turn", *PIXEL_OPERATIONS)
