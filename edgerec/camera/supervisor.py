@@ -105,7 +105,7 @@ class SourceSupervisor:
 
     @property
     def errors(self) -> list[SourceError]:
-        """Errors that made sources fail."""
+        """Errors of the sources that have failed."""
         return [source.error for source in self._sources if source.error is not None]
 
     @property

@@ -35,10 +35,10 @@ def benchmark(
         5.0,
         min=0.1,
         metavar="SECONDS",
-        help="Time to spend on measuring the stages; measuring the operators takes the same time again.",
+        help="Duration of the stage measurement in seconds. The operator measurement takes the same time again.",
     ),
     threads: int = typer.Option(
-        0, min=0, metavar="N", help="Number of interpreter threads; 0 uses the number specified in the bundle."
+        0, min=0, metavar="N", help="Number of interpreter threads. 0 uses the number specified in the bundle."
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
     operators: bool = typer.Option(True, "--operators/--no-operators", help="Measure the latency of each operator."),

@@ -66,7 +66,6 @@ class CameraCommand(GroupedCommand):
 
 COMMAND_CLASS = CameraCommand
 
-# Headings for groups of options in --help.
 _CAMERA, _FRAMES, _MODEL = "Camera settings", "Frames to classify", "Model"
 _FILES, _NETWORK, _WEB = "Files", "Network", "Web page"
 
@@ -80,7 +79,7 @@ def camera(
         metavar="SOURCE",
         help="auto (the camera module if there is one, otherwise the first USB camera), 0, /dev/video0, picamera2:0, "
         "rtsp://…, http://… (MJPEG or single images), a video file, a folder, or synthetic:640x480@30. For an address "
-        "with a password, use env:NAME (environment variable) or @FILE (mode 0600). May be repeated; frames are taken "
+        "with a password, use env:NAME (environment variable) or @FILE (mode 0600). May be repeated. Frames are taken "
         "from the sources in turn.",
     ),
     headless: bool = typer.Option(False, "--headless", help="Print one line per frame instead of opening a window."),
@@ -145,14 +144,14 @@ def camera(
         0.0,
         min=0,
         metavar="FPS",
-        help="Maximum number of frames to classify per second (of video, for video files); 0 means no limit.",
+        help="Maximum number of frames to classify per second, or per second of a video file. 0 means no limit.",
         rich_help_panel=_FRAMES,
     ),
     max_age: float = typer.Option(
         0.0,
         min=0,
         metavar="SECONDS",
-        help="Drop live frames older than this many seconds; 0 disables this check.",
+        help="Drop live frames older than this many seconds. 0 disables this check.",
         rich_help_panel=_FRAMES,
     ),
     motion: float = typer.Option(
@@ -160,7 +159,7 @@ def camera(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Skip frames in which at most this fraction of the pixels has changed since the last classified frame; 0 "
+        help="Skip frames in which at most this fraction of the pixels has changed since the last classified frame. 0 "
         "disables this check.",
         rich_help_panel=_FRAMES,
     ),
@@ -169,7 +168,7 @@ def camera(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Minimum score; images that score lower get the label 'unknown'. [default: the bundle's threshold]",
+        help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
         rich_help_panel=_MODEL,
     ),
     decision: list[str] = typer.Option(
@@ -184,8 +183,8 @@ def camera(
         min=0,
         max=256,
         metavar="N",
-        help="Number of interpreter threads; 0 uses the number specified in the bundle. If the bundle does not specify "
-        "one, 0 selects the fastest number in a short benchmark or, for files, one thread per CPU, up to 4.",
+        help="Number of interpreter threads. 0 uses the number specified in the bundle. If the bundle specifies no "
+        "number, 0 selects the fastest number in a short benchmark or, for files, one thread per CPU, up to 4.",
         rich_help_panel=_MODEL,
     ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
@@ -228,7 +227,7 @@ def camera(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Scores below this value count as low confidence.",
+        help="Scores below this value are treated as low confidence.",
         rich_help_panel=_FILES,
     ),
     save_every: float = typer.Option(
@@ -249,13 +248,13 @@ def camera(
         0.0,
         min=0,
         metavar="PER_SECOND",
-        help="Also publish the results for individual frames, up to this many per second and source.",
+        help="Also publish results for individual frames, at most this many per second and source.",
         rich_help_panel=_NETWORK,
     ),
     mqtt_discovery: str = typer.Option(
         "homeassistant",
         metavar="PREFIX",
-        help="Topic prefix for Home Assistant's MQTT discovery; an empty string disables discovery.",
+        help="Topic prefix for Home Assistant's MQTT discovery. An empty string disables discovery.",
         rich_help_panel=_NETWORK,
     ),
     queue_dir: Path | None = typer.Option(
@@ -281,7 +280,7 @@ def camera(
         None,
         metavar="TOKEN",
         help="Access token for the web page (or env:NAME or @FILE), with at least 8 characters. [default: the value of "
-        "the environment variable EDGEREC_WEB_TOKEN; if it is not set, a token is generated and printed]",
+        "the environment variable EDGEREC_WEB_TOKEN, or a generated token, which is printed]",
         rich_help_panel=_WEB,
     ),
     web_save: Path | None = typer.Option(

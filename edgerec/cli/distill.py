@@ -16,7 +16,7 @@ def distill(
         ...,
         "--teacher",
         metavar="RUN",
-        help="The teacher's finished run. May be repeated; the student then learns the mean output of all teachers.",
+        help="The teacher's finished run. May be repeated. The student then learns the mean output of all teachers.",
     ),
     student: str = typer.Option(
         ..., metavar="NAME", help="The student's architecture: a name listed by 'edgerec models'."
@@ -31,7 +31,7 @@ def distill(
     weight: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Weight of the distillation loss, from 0 to 1; the loss on the true labels is weighted with 1 - FRACTION. "
+        help="Weight of the distillation loss, from 0 to 1. The loss on the true labels is weighted with 1 - FRACTION. "
         "[default: 0.7]",
     ),
     temperature: float | None = typer.Option(

@@ -9,7 +9,6 @@ import typer
 from edgerec.cli.import_ import check_choices
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
-# Heading for a group of options in --help.
 _TFLITE = "For a .tflite file without a bundle"
 
 

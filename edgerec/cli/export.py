@@ -10,7 +10,6 @@ import typer
 from edgerec.cli.options import MOVED_DATA_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_edgetpu, show_json
 
-# Headings for groups of options in --help.
 _DECISION, _NOVELTY = "Unknown images", "Unknown images detected by an autoencoder"
 
 
@@ -49,8 +48,8 @@ def export(
         min=0,
         max=1,
         metavar="FRACTION",
-        help="Fit a threshold for each label so that its precision on the validation images is at least this value; "
-        "images that score lower get the label 'unknown'. [default: do not fit thresholds]",
+        help="Fit a threshold for each label so that its precision on the validation images is at least this value. "
+        "Images with a lower score get the label 'unknown'. [default: do not fit thresholds]",
         rich_help_panel=_DECISION,
     ),
     novelty: Path | None = typer.Option(

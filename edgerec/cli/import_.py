@@ -22,7 +22,6 @@ def check_choices(activation: str | None, fit: str | None) -> None:
         raise typer.BadParameter(f"expected one of {', '.join(CHOICES)}, got {activation!r}", param_hint="--activation")
 
 
-# Heading for a group of options in --help.
 _MODEL = "If the model's metadata is missing or wrong"
 
 

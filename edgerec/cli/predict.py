@@ -18,7 +18,7 @@ def predict(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Minimum score; images that score lower get the label 'unknown'. [default: the bundle's threshold]",
+        help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
     ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from edgerec.recipe import DataSource
 
 
-# Headings for groups of options in --help.
 _METHODS, _TUNING, _MODEL = "Settings of the methods", "Fine-tuning", "For a model that edgerec did not train"
 
 
@@ -122,7 +121,7 @@ def quantize(
     teacher_weight: float | None = typer.Option(
         None,
         metavar="FRACTION",
-        help="Weight of the distillation loss in fine-tuning, from 0 to 1; the loss on the true labels is weighted "
+        help="Weight of the distillation loss in fine-tuning, from 0 to 1. The loss on the true labels is weighted "
         "with 1 - FRACTION. [default: 1]",
         rich_help_panel=_TUNING,
     ),

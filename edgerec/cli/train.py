@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgerec.train.run import Run
 
 
-# Headings for groups of options in --help.
 _MODEL, _DATA, _TRAINING = "Model", "Data and split", "Training"
 
 
@@ -48,7 +47,7 @@ def train(
     epochs: str | None = typer.Option(
         None,
         metavar="[+]N",
-        help="Number of training epochs; with --resume, +N adds N epochs to a finished run. "
+        help="Number of training epochs. With --resume, +N adds N epochs to a finished run. "
         "[default: 15 to 60, depending on the number of images]",
     ),
     resume: bool = typer.Option(
@@ -156,7 +155,7 @@ def train(
             )
         source: DataSource | None = None
         if continues and (data is None or more_epochs or Run.at(out).begun):
-            # An empty recipe is enough here, because fit() uses the recipe saved in the run.
+            # fit() uses the recipe that is saved in the run.
             recipe, source = Recipe(), data
         else:
             recipe = compose_recipe(subject, options, assignments)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgerec.tuning import TuneReport
 
 
-# Headings for groups of options in --help.
 _LIMITS, _SEARCH, _STUDY = "Limits of the int8 model", "Search", "Study"
 
 

@@ -32,5 +32,5 @@ def _expand(value: Any) -> Any:
         return user_path(value)
     if not isinstance(value, str) or "~" not in value:
         return value
-    key, equals, text = value.rpartition("=")  # A path can follow an equals sign.
+    key, equals, text = value.rpartition("=")  # A path can follow an equals sign, e.g. data.source=~/photos.
     return f"{key}{equals}{user_path(text)}" if text.startswith("~") and "://" not in key else value

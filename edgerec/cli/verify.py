@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from edgerec.emulation.score_comparison import ScoreComparison
 
 
-# Heading for a group of options in --help.
 _EMULATED = "In an emulated system"
 
 

@@ -30,8 +30,7 @@ _PASSING = {
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
     *("AVERAGE_POOL_2D", "REDUCE_MAX"),
 }
-# Operators with an unbounded output range.
-_UNBOUNDED = {
+_UNBOUNDED_OPERATORS = {
     *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
     *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
 }
@@ -231,7 +230,7 @@ def _unbounded(graph: Graph, operator: Operator | None) -> bool:
             return False
         computed = [t for t in operator.inputs if t is not None and id(t) in sources]
         if operator.name not in _ARITHMETIC or len(computed) != 1:
-            return operator.name in _UNBOUNDED
+            return operator.name in _UNBOUNDED_OPERATORS
         operator = sources[id(computed[0])]
     return False
 

@@ -120,7 +120,7 @@ class SinkWorker:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Ask the thread to process all queued events and then close the sink. Return immediately."""
+        """Process all queued events and close the sink in the background."""
         with self._changed:
             if not self._finishing:  # A second call must not restart the timeout.
                 self._finishing, self._progress_s = True, time.monotonic()
@@ -195,7 +195,7 @@ class SinkWorker:
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
             drops, self._unreported_drops = self._unreported_drops, 0
-        # Events are logged in this thread, so that a blocked stderr does not delay the camera.
+        # Log in this thread, because a blocked stderr must not delay the camera.
         if drops:
             self._warn("the sink is too slow")
         return entry.event

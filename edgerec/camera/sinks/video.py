@@ -110,7 +110,7 @@ class VideoFile:
 
 
 class _Recording:
-    """Writes one source's video file."""
+    """Writes the video file of one source."""
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
         self._path, self._fps, self._live = path, fps, live

@@ -17,7 +17,7 @@ from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
 TITLE = "edgerec"
-# Images with a smaller height in pixels are enlarged, so that the text in the window is readable.
+# Minimum image height in pixels. Smaller images are enlarged, so that the text in the window is readable.
 MIN_HEIGHT_PX = 360
 
 

@@ -1,4 +1,4 @@
-"""Types for sources: address, image format, and the protocol for opened sources."""
+"""Define the address, the image format and the protocol of frame sources."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class HttpStream:
         """
         try:
             return self._response.read1(_CHUNK)
-        except (http.client.HTTPException, ValueError) as error:  # The chunks are invalid, or the socket is closed.
+        except (http.client.HTTPException, ValueError) as error:  # The response is invalid, or the socket is closed.
             raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:
@@ -180,7 +180,7 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
         family, kind, protocol, _, address = addresses[-left]
         connected: socket.socket | None = None
         try:
-            connected = socket.socket(family, kind, protocol)  # This fails if the address family is not supported.
+            connected = socket.socket(family, kind, protocol)  # socket() raises OSError for an unsupported family.
             # Split the remaining time equally among the addresses so that all of them can be tried.
             connected.settimeout(remaining_s(deadline_s) / left)
             connected.connect(address)

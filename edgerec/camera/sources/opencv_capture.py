@@ -38,7 +38,8 @@ class OpenCVSource:
         keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
         # Drivers and damaged files may report any number, even infinity or NaN.
         width, height, fps, fourcc = (value if abs(value) < 2**32 else 0.0 for value in map(capture.get, keys))
-        letters = (int(fourcc) & 0x7FFFFFFF).to_bytes(4, "little")  # The highest bit marks big-endian formats.
+        # The highest bit of a FourCC code marks big-endian formats.
+        letters = (int(fourcc) & 0x7FFFFFFF).to_bytes(4, "little")
         self.format = CaptureFormat(
             max(0, int(width)),
             max(0, int(height)),

@@ -25,9 +25,9 @@ class PeerSocket:
     @contextlib.contextmanager
     def detect(self, port: int) -> Iterator[None]:
         """Context manager that finds the only socket that is connected to ``port`` during the block."""
-        before = _descriptors()
+        before = _socket_descriptors_by_inode()
         yield
-        new = {inode: number for inode, number in _descriptors().items() if inode not in before}
+        new = {inode: number for inode, number in _socket_descriptors_by_inode().items() if inode not in before}
         sockets = [candidate for candidate in map(_duplicate, new.values()) if candidate is not None]
         matches = [candidate for candidate in sockets if _peer_port(candidate) == port]
         for candidate in sockets:
@@ -47,8 +47,7 @@ class PeerSocket:
             self._socket.close()
 
 
-def _descriptors() -> dict[str, int]:
-    """Return a file descriptor for each of this process's sockets, keyed by inode."""
+def _socket_descriptors_by_inode() -> dict[str, int]:
     descriptors = {}
     with contextlib.suppress(OSError):
         for number in os.listdir(_DESCRIPTORS):
