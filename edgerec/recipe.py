@@ -107,7 +107,7 @@ class Recipe:
 
     @property
     def unversioned(self) -> Recipe:
-        """Copy of the recipe with the preprocessing version and white level of old runs, which do not record them."""
+        """Copy of the recipe with the preprocessing version and white level of old runs."""
         data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
         return replace(self, data=data)
 

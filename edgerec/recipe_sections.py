@@ -22,8 +22,6 @@ AUTO = "auto"
 
 
 def _strings(default: str, help_text: str, expected: str) -> Any:
-    """Declare a recipe key that accepts a string or a list of strings."""
-
     def is_valid(value: str | tuple[Any, ...]) -> bool:
         return isinstance(value, str) or (len(value) > 1 and all(isinstance(one, str) and one for one in value))
 

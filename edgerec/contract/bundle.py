@@ -233,7 +233,7 @@ def _folder_reader(path: Path) -> Reader:
 
     def read(name: str, max_bytes: int) -> bytes | None:
         try:
-            file = Path(os.path.realpath(path / name))  # Path.resolve raises RuntimeError for symlink loops
+            file = Path(os.path.realpath(path / name))  # Path.resolve raises RuntimeError for symlink loops.
             if not file.is_relative_to(root):
                 raise BundleError(
                     f"{path}: {name} is a link to a file outside the bundle: do not use this bundle, it may be "

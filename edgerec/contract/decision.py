@@ -218,7 +218,7 @@ def fit_thresholds(
         predicted = best == index
         order = np.argsort(-scores[predicted, index], kind="stable")
         sorted_scores, correct = scores[predicted, index][order], (classes[predicted] == index)[order]
-        # No threshold can separate equal scores, so only the last one of them is a candidate.
+        # A threshold cannot separate equal scores.
         last = np.append(sorted_scores[1:] < sorted_scores[:-1], True) if len(order) else np.zeros(0, bool)
         precise = np.flatnonzero(last & (np.cumsum(correct) >= precision * np.arange(1, len(order) + 1)))
         thresholds[label] = float(np.floor(float(sorted_scores[precise[-1]]) * 1e4) / 1e4) if len(precise) else 1.0

@@ -105,7 +105,7 @@ def stated_white(content: bytes) -> int:
     if content[:4] in TIFF_MARKS:
         tags = _tiff_tags(content)
         if max(tags.get(258, [8])) in (10, 12, 14):
-            return 65535  # OpenCV scales TIFF samples of 10, 12 and 14 bits to 16 bits
+            return 65535  # OpenCV scales TIFF samples of 10, 12 and 14 bits to 16 bits.
         maximum = max(tags.get(341, tags.get(281, [0])))
         return maximum if 255 < maximum < 65535 and maximum & (maximum + 1) == 0 else 0
     bits = max((max(data) for kind, data in _png_chunks(content) if kind == b"sBIT" and data), default=0)
@@ -161,7 +161,6 @@ def _orientation(content: bytes) -> int:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """Return the orientation from EXIF data, which may begin with the identifier ``Exif\\0\\0``."""
     data = data[6:] if data[:4] == b"Exif" else data
     return _tiff_tags(data).get(ORIENTATION, [1])[0]
 

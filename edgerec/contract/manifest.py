@@ -53,7 +53,7 @@ class ModelSpec:
         Raises:
             TypeError, ValueError, KeyError: a field is missing or unknown, or a value is not valid.
         """
-        parsed = {key: _READERS[key](value) if key in _READERS else value for key, value in values.items()}
+        parsed = {key: _FIELD_PARSERS[key](value) if key in _FIELD_PARSERS else value for key, value in values.items()}
         return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
@@ -231,7 +231,7 @@ class Manifest:
         known = {item.name for item in fields(cls)}
         if wrong := sorted(values.keys() - known):
             raise BundleError(f"{where} has the unknown key {wrong[0]!r}; remove the key or correct its spelling")
-        for key, convert in _READERS.items():
+        for key, convert in _FIELD_PARSERS.items():
             if key in values:
                 try:
                     values[key] = convert(values[key])
@@ -324,8 +324,7 @@ def _novelty(value: Any) -> NoveltySpec | None:
     return None if value is None else NoveltySpec.from_dict(dict(value))
 
 
-# Functions that convert JSON values to fields of Manifest and ModelSpec, by key.
-_READERS: dict[str, Callable[[Any], Any]] = {
+_FIELD_PARSERS: dict[str, Callable[[Any], Any]] = {
     "input": TensorSpec.from_dict,
     "output": TensorSpec.from_dict,
     "preprocess": PreprocessSpec.from_dict,

@@ -173,7 +173,6 @@ def _crop_to_aspect(image: Image, height: int, width: int) -> Image:
 
 
 def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
-    """Return the height and width of the resized image, before padding."""
     if spec.fit != "pad":
         return spec.height, spec.width
     rows, columns = image.shape[:2]

@@ -33,7 +33,7 @@ class Member(TypedDict):
 
 
 class Metrics(MemberMetrics, total=False):
-    """A manifest's ``metrics`` field."""
+    """Metrics of the models in a bundle."""
 
     members: list[Member]
     novelty: dict[str, Any]
@@ -70,7 +70,7 @@ class Origin(TypedDict, total=False):
 
 
 class Provenance(Origin, total=False):
-    """A manifest's ``provenance`` field."""
+    """Provenance of the models in a bundle."""
 
     members: list[Origin]
 

@@ -71,7 +71,7 @@ class Decider:
                 index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), current)
         if current < 0 or index == current:
             return index
-        if index < 0:  # Hysteresis prevents rapid changes between the label and unknown.
+        if index < 0:
             weak = scores[current] < spec.threshold_of(self._labels[current]) - spec.hysteresis
             return -1 if novel or weak else current
         return index if scores[index] >= scores[current] + spec.hysteresis else current

@@ -87,7 +87,7 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
 
 
 def _manifest(bundle: str | Path) -> Manifest:
-    # This import requires NumPy, which may be missing.
+    # This import requires NumPy, which may be missing when edgerec doctor runs.
     from edgerec.contract.bundle import Bundle
 
     return Bundle.open(bundle).manifest

@@ -29,7 +29,7 @@ _CHECKED = (
 )
 # tflite-runtime was built with NumPy 1, but OpenCV 4.12 and newer require NumPy 2.
 _OLD_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
-# Requirements with other characters are not suggested, because users paste suggested commands into a shell.
+# Only requirements with these characters are suggested, because users paste suggested commands into a shell.
 _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 

@@ -19,7 +19,7 @@ MIB = 2**20
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
 # A disk with less free space than this number of bytes is reported as full.
 _FULL_BYTES = 100 * MIB
-# Training requires at least this number of free bytes on the disk.
+# Free disk space in bytes that is recommended for training.
 _LOW_BYTES = 1024 * MIB
 _HOT_C = 80.0
 # Shell commands that select another folder, keyed by the purpose of the folder.

@@ -161,7 +161,6 @@ def _title() -> str:
 
 
 def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the groups of this process, and the groups of the user in /etc/group."""
     try:
         import grp
         import pwd

@@ -71,7 +71,7 @@ def _meets(runtime: Runtime, requirement: str) -> bool:
     name = re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]
     bounds = re.findall(r"(>=|<|==)\s*(\d+(?:\.\d+)*)", requirement.partition(";")[0])
     version = numbers(runtime.version)
-    length = 4  # Padding with zeros makes 2 equal to 2.0.
+    length = 4  # Versions are padded with zeros, so that 2 equals 2.0.
     return (
         runtime.package == name
         and not runtime.reason

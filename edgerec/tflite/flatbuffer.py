@@ -190,7 +190,7 @@ def weight_sparsity(graph: Graph) -> float:
 
 
 def _graph(schema: Any, model: Any) -> Graph:
-    # Loops and branches are separate subgraphs, whose tensors are included.
+    # Loops and branches are stored in separate subgraphs.
     tensors: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
     for subgraph in model.subgraphs:
@@ -265,7 +265,6 @@ def _options(schema: Any, name: str, options: Any, index: int) -> Any:
 
 @cache
 def _options_classes(schema: Any) -> dict[str, Any]:
-    """Return the options classes of the TFLite schema, keyed by lowercase names such as ``conv2d``."""
     return {key.lower().removesuffix("optionst"): value for key, value in vars(schema).items() if "OptionsT" in key}
 
 

@@ -13,8 +13,8 @@ from graphlib import CycleError, TopologicalSorter
 from edgerec.tflite.operators import INPUTS, MAX_CODE, OPTIONAL_INPUTS, OUTPUTS, SUBGRAPH_FIELDS, UNLIMITED
 from edgerec.tflite.tables import Table
 
-# Highest accepted value of the TFLite schema's enum TensorType, and the value of TensorType.STRING.
-_MAX_TYPE, _STRING = 40, 5
+# Values of the enum TensorType in the TFLite schema.
+_MAX_TENSOR_TYPE, _STRING_TENSOR_TYPE = 40, 5
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ class GraphCheck:
         return called
 
     def _check_calls(self, calls: list[set[int]]) -> None:
-        """Raise :class:`ValueError` if subgraphs call each other in a cycle."""
         try:
             TopologicalSorter(dict(enumerate(calls))).prepare()
         except CycleError:
@@ -109,11 +108,11 @@ class GraphCheck:
         buffer, kind, shape = table.number(2), table.number(1, "<b"), table.numbers(0)
         if buffer >= len(self._buffers):
             raise ValueError(f"a tensor refers to buffer {buffer}, but the model has only {len(self._buffers)} buffers")
-        if not 0 <= kind <= _MAX_TYPE:
+        if not 0 <= kind <= _MAX_TENSOR_TYPE:
             raise ValueError(f"a tensor has the unknown type {kind}")
         if len(shape) > 8 or any(size < 0 for size in shape):
             raise ValueError(f"a tensor has the invalid shape {list(shape[:9])}")
-        return _Tensor(self._buffers[buffer], bool(table.number(5, "<b")), 0 in shape or kind == _STRING)
+        return _Tensor(self._buffers[buffer], bool(table.number(5, "<b")), 0 in shape or kind == _STRING_TENSOR_TYPE)
 
     def _has_data(self, buffer: Table) -> bool:
         # Large .tflite files store the data of buffers after all tables.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Box width, box height, row height, lane width and column gap of the graph drawing, in inches.
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
-# If a model has more parallel branches, the additional operators are drawn in the next row.
+# A row of the graph drawing contains at most this number of parallel operators.
 MAX_LANES = 4
 ASPECT_RATIO = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
@@ -144,7 +144,6 @@ def _rows_and_lanes(report: InspectReport) -> tuple[dict[int, int], dict[int, in
 
 
 def _predecessors(report: InspectReport) -> dict[int, list[int]]:
-    """Map each operator's index to the indices of the operators that compute its inputs."""
     producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     return {
         operator.index: list(dict.fromkeys(producers[t] for t in operator.inputs if t is not None and t in producers))

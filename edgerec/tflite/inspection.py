@@ -254,7 +254,7 @@ def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> l
 
 
 def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
-    """Run the target's compiler if it is installed. Return its report or None, and the error message of a failure."""
+    """Run the target's compiler if it is installed. Return its report, and an error message if the compiler failed."""
     if not target.compiler or shutil.which(target.compiler) is None:
         return None, ""
     try:
@@ -264,7 +264,6 @@ def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]
 
 
 def _read_model(path: Path) -> tuple[str, bytes, InspectedAutoencoder | None]:
-    """Return the name and bytes of the model, and a description of the bundle's autoencoder if it has one."""
     if path.is_dir() or path.suffix == ".zip":
         bundle = Bundle.open(path)
         spec = bundle.manifest.novelty

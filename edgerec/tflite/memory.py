@@ -11,7 +11,7 @@ from math import prod
 from edgerec.tflite.cost import tensor_bytes
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
-# Alignment of tensors in bytes: kDefaultTensorAlignment of TFLite, and the alignment of TFLite Micro.
+# Alignment of tensors in the arena, in bytes.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
 # Memory overhead of TFLite Micro on x86-64 in bytes: interpreter, each tensor, each operator, each output channel.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8

@@ -201,7 +201,6 @@ def _metadata_buffer(labels: Sequence[str], normalize: Normalize, name: str, cha
         return int(builder.EndObject())
 
     def vector(prepend: Callable[[Any], None], item: Any) -> int:
-        """Write a vector with a single item and return its offset."""
         builder.StartVector(4, 1, 4)
         prepend(item)
         return int(builder.EndVector())

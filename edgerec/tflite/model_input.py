@@ -206,7 +206,7 @@ class _InputEdit:
         return operator
 
     def convolution(self, version: int, source: int, weights: int, bias: int, output: int) -> Any:
-        """Create a 1x1 convolution. The arguments are the indices of its tensors."""
+        """Create a 1x1 convolution from the indices of its tensors."""
         options = self.schema.Conv2DOptionsT()
         options.padding = self.schema.Padding.VALID
         options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1

@@ -12,7 +12,6 @@ MAX_CODE = 400
 CUSTOM_CODE, WHILE_CODE, IF_CODE, CALL_ONCE_CODE = 32, 119, 118, 129
 
 # Minimum and maximum number of inputs and outputs of each operator, keyed by operator code.
-# All other operators may have any number of inputs, and must have at least one output.
 _UNARY: tuple[int, ...] = (
     *(1, 5, 6, 8, 11, 12, 13, 14, 17, 19, 20, 21, 25, 26, 28, 43, 47, 50, 53, 59, 66, 73, 75, 76, 77, 80, 87, 92, 93),
     *(98, 101, 104, 108, 109, 110, 111, 113, 114, 116, 117, 133, 134, 135, 150, 152, 158, 159),
@@ -61,7 +60,6 @@ TFLITE_CUSTOM = {
     "CUSTOM AudioSpectrogram",
     "CUSTOM NumericVerify",
 }
-# Operators that change only the shape of a tensor.
 RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 # The kind of an operator determines its color in graph drawings.
 KINDS = {

@@ -12,13 +12,12 @@ from edgerec.errors import ModelError
 from edgerec.tflite.graph_check import GraphCheck
 from edgerec.tflite.tables import Table, read_number
 
-# With this lower bound for the size of a table, the total exceeds the file size only if tables are shared.
-_TABLE_BYTES = 8
-# The total size of all tables may not exceed MAX_GROWTH * file size + MIN_BYTES, counting each reference.
+_MIN_TABLE_BYTES = 8
+# The total size of all tables is limited to MAX_GROWTH * file size + MIN_BYTES.
 MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
 # _TABLES maps the field numbers of each table to field types.
-# A string is the type of a table, a tuple is a vector of tables, and an integer N is a vector of N-byte numbers.
+# A field type is the type of a table, a tuple with the type of a vector's tables, or the size of a vector's numbers.
 # _TABLES omits scalar fields, because they are stored in the table itself.
 _STRING = "string"
 _Kind = str | int | tuple[str]
@@ -49,7 +48,7 @@ _TABLES: dict[str, dict[int, _Kind]] = {
     "Shape": {0: 4},
     "Embeddings": {1: 4, 2: 4},
 }
-# Field numbers of required fields. Runtimes do not check that required fields are present.
+# Field numbers of required fields, whose presence runtimes do not check.
 _REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
 # Only the options of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS have non-scalar fields.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
@@ -60,7 +59,7 @@ def check_bounds(model: bytes, where: str = "the model") -> None:
     try:
         size = _Walk(model).table(read_number(model, "<I", 0), "Model")
         if size > MAX_GROWTH * len(model) + MIN_BYTES:
-            raise ValueError("too many tables share the same data for the parsed model to fit into memory")
+            raise ValueError("the parsed model does not fit into memory, because too many tables share the same data")
         GraphCheck(model).check()
     except (struct.error, ValueError, IndexError) as error:
         raise ModelError(f"{where} is a damaged TFLite model ({error}): copy or convert it again") from None
@@ -84,7 +83,7 @@ class _Walk:
         kinds = _TABLES[name]
         if name == "Operator" and 3 in table.fields:
             kinds = kinds | {4: _OPTIONS.get(table.number(3, "<B"), "Options")}
-        size = _TABLE_BYTES
+        size = _MIN_TABLE_BYTES
         for field, kind in kinds.items():
             if field in table.fields:
                 content = self._content(table, field, kind)

@@ -138,7 +138,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, and move it to ``path`` if the block succeeds."""
+    """Yield the path of a temporary file, and rename the file to ``path`` if the ``with`` block succeeds."""
     path = user_path(path)
     with _workspace(path) as partial:
         yield partial
@@ -212,7 +212,7 @@ def refuse_existing(path: Path, overwrite: bool, *, replaceable: bool = True) ->
 
 @contextmanager
 def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder, and rename it to ``path`` if the block succeeds.
+    """Yield an empty temporary folder, and rename the folder to ``path`` if the ``with`` block succeeds.
 
     If the process is killed in the block, ``path`` does not change. An existing folder is first renamed to
     ``.NAME.….replaced`` in the same parent folder, and is deleted after the new folder is in place. If the process is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_BLOCK = 4096  # block size of most file systems
+_FILE_SYSTEM_BLOCK = 4096
 
 
 def parse_size(text: str) -> int:
@@ -25,4 +25,4 @@ def parse_size(text: str) -> int:
 
 def disk_space(size: int) -> int:
     """Return the disk space in bytes that a file of ``size`` bytes occupies on most file systems."""
-    return -(-size // _BLOCK) * _BLOCK
+    return -(-size // _FILE_SYSTEM_BLOCK) * _FILE_SYSTEM_BLOCK

@@ -125,7 +125,7 @@ def needs_shaping(text: str) -> bool:
 
 
 def ascii_text(text: str) -> str:
-    """Convert a string to ASCII by removing accents or, if other characters remain, by escaping all characters."""
+    """Convert a string to ASCII by removing accents or, if this is not sufficient, escaping non-ASCII characters."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
     # Only Latin accents are removed, because combining marks of other scripts change a word's meaning.
     return bare if bare.isascii() else text.encode("ascii", "backslashreplace").decode()

@@ -61,7 +61,6 @@ def check_type(value: Any, expected: Any, where: str = "") -> None:
 
 @lru_cache
 def _keys(typed_dict: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the type of each key in a TypedDict, and whether the key is required."""
     hints = get_type_hints(typed_dict, include_extras=True)
     # If annotations are evaluated lazily, __optional_keys__ ignores NotRequired and Required.
     keys = {}

@@ -46,7 +46,7 @@ def captured_output() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
-    """Redirect a file descriptor and a Python stream, which may have another file descriptor in notebooks."""
+    """Redirect a file descriptor and the corresponding Python stream to an open file."""
     numbers = {number}
     # The standard streams of notebooks have no file descriptors.
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -49,7 +49,7 @@ def _next_subset(
     refused: Collection[int],
     is_refused: bool,
 ) -> set[int]:
-    """Return all unsupported or all supported operators whose inputs come from ``done`` or from the result itself."""
+    """Return the next subset of the graph, which contains only supported or only unsupported operators."""
     subset: set[int] = set()
     available, changed = set(done), True
     while changed:
