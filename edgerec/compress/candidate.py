@@ -98,7 +98,6 @@ def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool
 
 
 def _adapted(model: Any, stages: Sequence[str]) -> Adapted:
-    """Replace layers that the compression method does not support. A SavedModel is not changed."""
     if stages:
         refuse_untrainable(model)
     purpose: Purpose = "prune" if stages else "ptq"

@@ -174,7 +174,6 @@ def fine_tune(
 
 
 def _frozen_from(epochs: int) -> int:
-    """Return the index of the first epoch with frozen activation ranges, which is at most ``epochs - 1``."""
     return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 

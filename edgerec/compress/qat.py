@@ -187,7 +187,6 @@ def _call_in_inference(call: Callable[..., Any], inputs: Any) -> Any:
 
 
 def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
-    """Return each range's minimum and maximum, as a float64 array of shape ``(ranges, 2)``."""
     return np.array([[float(end.numpy()) for end in pair] for pair in ranges])
 
 

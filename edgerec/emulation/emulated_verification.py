@@ -284,10 +284,7 @@ def _libraries(errors: str) -> tuple[str, ...]:
 
 
 def _with_all_missing_libraries(result: EmulationResult, work: WorkFolder) -> EmulationResult:
-    """Return a copy of ``result`` that lists all missing shared libraries.
-
-    Python reports only the first missing library.
-    """
+    """List all missing shared libraries, because Python reports only the first one."""
     missing, loader = set(result.missing_libraries), LOADERS[work.root.architecture]
     packages = {line.partition(":")[0].partition(".")[0] for line in result.import_errors}
     folders = [site / package for site in work.packages for package in packages]

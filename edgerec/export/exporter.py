@@ -185,7 +185,6 @@ def _manifest(
 
 
 def _golden_images(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
-    """Return the name and pixels of one test image for each of the first ``GOLDEN_IMAGES`` classes."""
     chosen = [
         next(int(i) for i in split.test if dataset.classes[i] == index)
         for index in np.unique(dataset.classes[split.test])[:GOLDEN_IMAGES]

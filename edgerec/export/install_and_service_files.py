@@ -54,7 +54,6 @@ def _sees_system_packages(target: Target) -> bool:
 
 
 def _unit(target: Target) -> dict[str, str]:
-    """Return the groups and devices that the systemd service may use."""
     devices = dict.fromkeys(name for source in target.sources for name in _DEVICES.get(source, ()))
     groups = ["video"]
     if target.delegate:

@@ -100,12 +100,7 @@ def _system_packages(target: Target) -> list[str]:
     return lines
 
 
-def _service(container: bool) -> list[str]:
-    """Return the README section about install.sh and the systemd service.
-
-    Args:
-        container: whether the bundle has a Dockerfile.
-    """
+def _service(has_dockerfile: bool) -> list[str]:
     lines = [
         "Instead of running these commands, you can use `install.sh`, which installs the bundle in `/opt/edgerec`. The",
         "script asks before it installs system packages, and does not install wheels that were modified after export.",
@@ -135,7 +130,7 @@ def _service(container: bool) -> list[str]:
         "`journalctl -u edgerec` shows errors and camera state changes, but not the predictions.",
         "",
     ]
-    if container:
+    if has_dockerfile:
         lines += ["To run the bundle in a container, see the instructions at the top of `Dockerfile`.", ""]
     return lines
 

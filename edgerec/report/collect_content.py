@@ -122,7 +122,6 @@ def _training_info(run: Run, metrics: Mapping[str, Any], paths: bool) -> Trainin
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
-    """Return a copy of the recipe in which paths are reduced to file names."""
     teachers = ",".join(Path(teacher).name for teacher in recipe.distill.teachers.split(","))
     return replace(
         recipe,

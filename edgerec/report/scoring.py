@@ -139,15 +139,9 @@ def _measure_float(scoring: _Scoring) -> Measurements:
 def _with_mistakes(
     measurements: Measurements, model: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
 ) -> Measurements:
-    """Return a copy of the measurements with the images misclassified by ``model``.
+    """Return a copy of the measurements with the images that ``model`` misclassified.
 
-    Args:
-        measurements: measurements of the float model, or empty measurements.
-        model: name of the model.
-        dataset: the run's images.
-        test: indices of the test images.
-        measured: indices of the test images on which the model was run.
-        scores: the model's scores for the ``measured`` images.
+    ``scores`` belong to the test images at the indices in ``measured``.
     """
     mistakes = list(_mistakes(dataset, measured, scores))
     shown = mistakes[:MAX_MISTAKES]

@@ -208,7 +208,6 @@ def _plan(contents: tuple[bytes, bytes], graphs: tuple[Graph, Graph], matched: M
 def _rows(
     graphs: tuple[Graph, Graph], pairs: list[Pair], tensors: dict[int, int], specs: dict[int, TensorSpec], logits: int
 ) -> Iterator[LayerSums]:
-    """Yield empty measurements for the input, each matched layer, and each requantization between layers."""
     reference, variant = graphs
     input_index, scores = variant.inputs[0].index, reference.outputs[0].index
     by_index = {
