@@ -57,7 +57,7 @@ def from_keras3(model: Any, where: str) -> Any:
 
 
 def _in_float32(model: Any) -> Any:
-    """Return a Keras 3 model in float32, so that float16 or bfloat16 rounding does not affect the comparison."""
+    """Float16 and bfloat16 rounding must not affect the comparison of the outputs."""
     keras3 = require("keras")
     config = json.dumps(keras3.saving.serialize_keras_object(model))
     changed = json.loads(config, object_hook=_float32_policy)

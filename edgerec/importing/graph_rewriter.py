@@ -236,7 +236,7 @@ def with_layers(model: Any, replacement: Callable[[Any], Any]) -> Any:
 
 
 def flatten(rebuild: Rebuild, node: Node) -> Any:
-    """Callback for :class:`Rebuild`: inline nested models, and remove ``training`` arguments from calls."""
+    """Inline a nested model, and remove the argument ``training`` from the call of a layer."""
     own_training = node.kwargs.pop("training", None)
     training = node.training if own_training is None else own_training
     if isinstance(node.layer, keras().Model):

@@ -92,7 +92,7 @@ def _channels_last(model: Any) -> Any:
 
 
 def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
-    """Callback for :class:`Rebuild`: return a layer's channels-last equivalent, or None to copy the layer unchanged."""
+    """Return a layer's channels-last equivalent, or None to copy the layer unchanged."""
     nest = require("tensorflow").nest
     values = nest.flatten((node.args, node.kwargs))
     if node.kind == "Permute" and isinstance(node.args[0], ChannelsFirst) and tuple(node.layer.dims) == (2, 3, 1):

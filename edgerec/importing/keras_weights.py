@@ -52,7 +52,7 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _captured_warnings() -> Iterator[list[str]]:
-    """Collect Keras' warnings during the ``with`` block: Python warnings, or TensorFlow log messages for .h5 files."""
+    """Keras reports mismatches in .keras files as Python warnings, and in .h5 files as TensorFlow log messages."""
     messages: list[str] = []
 
     class Collector(logging.Handler):

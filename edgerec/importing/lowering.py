@@ -29,7 +29,7 @@ Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 
 def lower(rebuild: Rebuild, node: Node) -> Any:
-    """Callback for :class:`Rebuild`: adapt a node for quantization-aware training, or return None to copy it."""
+    """Replace a node that quantization-aware training does not support, or return None to copy the node."""
     if node.kind in _LAYERS:
         return _LAYERS[node.kind](rebuild, node, node.args[0])
     if hasattr(node.layer, "symbol"):

@@ -181,6 +181,6 @@ def _called(functions: Any) -> Iterator[str]:
     """Yield the names of the operators and functions that are called by ``functions``."""
     for function in functions:
         for node in function.node_def:
-            yield node.op  # ``node.op`` is the name of a function if the node calls one
+            yield node.op
             for value in node.attr.values():
                 yield from (value.func.name, *(item.name for item in value.list.func))

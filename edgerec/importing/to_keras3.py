@@ -58,7 +58,6 @@ def offer_keras3(model: Any, path: Path) -> None:
 
 
 def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
-    """Convert a serialized tf_keras object to the form that Keras 3 expects."""
     kind, config = value.get("class_name"), value.get("config")
     if kind in MODELS:
         module = "keras.src.models.functional" if kind == "Functional" else "keras"

@@ -122,12 +122,12 @@ def _import_file(arch: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise RecipeError(f"model.arch is {arch!r}, but the file {path} does not exist")
     with _user_code_errors(arch, "cannot be imported"):
-        return _run(real_path(path), path.stat().st_mtime_ns)
+        return _execute_file(real_path(path), path.stat().st_mtime_ns)
 
 
 @functools.lru_cache
-def _run(path: Path, changed_ns: int) -> ModuleType:
-    """Execute a Python file and return its module. The result is cached until the file changes."""
+def _execute_file(path: Path, changed_ns: int) -> ModuleType:
+    """The module is cached until the file changes."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None  # the file name ends in .py
     assert spec.loader is not None

@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 
 # The anomaly threshold is this quantile of the validation images' reconstruction errors.
 KNOWN_FRACTION = 0.99
-# Number of images in the reconstruction plot.
-SHOWN = 8
+PLOTTED_IMAGES = 8
 
 Errors = npt.NDArray[np.float32]
 
@@ -103,7 +102,7 @@ def plot_reconstructions(
     The images are selected from those with the indices ``part``.
     """
     order = np.argsort(errors, kind="stable")
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, PLOTTED_IMAGES).round().astype(int))]
     originals = dataset.images[part[chosen]]
     outputs = np.asarray(model(normalize.apply(originals.astype(np.float32)), training=False))
     reconstructed = np.clip(np.rint(outputs * normalize.std + normalize.mean), 0, 255).astype(np.uint8)

@@ -27,8 +27,7 @@ from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 
-# Values that model.weights accepts, for error messages.
-WEIGHTS = "none, imagenet, a run, or a .keras or .h5 file"
+ACCEPTED_WEIGHTS = "none, imagenet, a run, or a .keras or .h5 file"
 
 
 def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
@@ -49,7 +48,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
         return replace(recipe, model=replace(model, width=model.width or 1.0, weights=weights))
     if model.pretrained and model.weights != "imagenet":
         if not Path(model.weights).exists():
-            raise RecipeError(f"model.weights is {model.weights!r}, which does not exist: expected {WEIGHTS}")
+            raise RecipeError(f"model.weights is {model.weights!r}, which does not exist: expected {ACCEPTED_WEIGHTS}")
         run = run_of(model.weights)
         if run is not None and run.recipe.model.arch in ARCHITECTURES:
             arch, width = run.recipe.model.arch, model.width or run.recipe.model.width

@@ -56,7 +56,7 @@ class Workers:
         return self.cluster is None or self.cluster.chief
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which to create the trained model's variables."""
+        """Return a context manager for creating the model's variables."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def distribute(self, batches: Callable[[Replicas], Any]) -> Any:

@@ -115,7 +115,7 @@ def backbone_file(recipe: Recipe) -> Path:
 
 
 def features(model: Any) -> Any:
-    """Return a classifier's features: the input tensor (rank 2 or 4) of its last layer with weights.
+    """Return the input tensor (rank 2 or 4) of a classifier's last layer with weights.
 
     The last layer with weights is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
     SqueezeNet reshape or average the output of such a convolution. Without such a layer, as in a Keras application with

@@ -8,7 +8,7 @@ from edgerec.models.blocks import conv, global_pool, norm, round_to_8, stem
 from edgerec.recipe import ModelSection
 
 BLOCKS = (6, 12, 24, 16)
-# Batch normalization epsilon, which must match that of the Keras application whose weights are loaded.
+# Batch normalization epsilon of Keras' DenseNet121, whose ImageNet weights are loaded.
 EPSILON = 1.001e-5
 
 

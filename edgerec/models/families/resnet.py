@@ -11,7 +11,7 @@ from edgerec.recipe import ModelSection
 # Function ``(keras, tensor, channels, stride, name_prefix) -> tensor`` that adds a residual block.
 Block = Callable[[Any, Any, int, int, str], Any]
 
-# Batch normalization epsilon, which must match that of the Keras application whose weights are loaded.
+# Batch normalization epsilon of Keras' ResNet50, whose ImageNet weights are loaded.
 EPSILON = 1.001e-5
 
 
