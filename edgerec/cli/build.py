@@ -21,7 +21,7 @@ def build(
         "--out",
         "-o",
         metavar="FOLDER",
-        help="Output folder for the run. The bundle is written next to the run. [default: runs/NAME]",
+        help="Output folder for the run, with the bundle next to it. [default: runs/NAME]",
     ),
     data: list[str] | None = typer.Option(
         None,
