@@ -59,7 +59,7 @@ def call(*arguments: object, cwd: Path, code: int | None = 0) -> subprocess.Comp
     """Run edgerec in a child process; raise :class:`Wrong` for a traceback or an exit code other than ``code``."""
     command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "EDGEREC_CACHE": str(cwd / "cache")}
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=cwd,
         env=environment,
@@ -69,10 +69,10 @@ def call(*arguments: object, cwd: Path, code: int | None = 0) -> subprocess.Comp
         timeout=TIMEOUT_S,
         check=False,
     )
-    expect("Traceback" not in done.stderr, f"traceback: {done.stderr.strip().splitlines()[-1:]}")
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    expect(code is None or done.returncode == code, f"exit code {done.returncode}, expected {code}: {last[:160]}")
-    return done
+    expect("Traceback" not in result.stderr, f"traceback: {result.stderr.strip().splitlines()[-1:]}")
+    last = (result.stderr.strip().splitlines() or [""])[-1]
+    expect(code is None or result.returncode == code, f"exit code {result.returncode}, expected {code}: {last[:160]}")
+    return result
 
 
 def discs(folder: Path, count: int = 20, seed: int = 0, size: int = 32) -> Path:
@@ -91,8 +91,8 @@ def discs(folder: Path, count: int = 20, seed: int = 0, size: int = 32) -> Path:
 def generate(script: Path, cwd: Path, *arguments: str) -> None:
     """Run the script that writes the inputs of a case."""
     command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    expect(done.returncode == 0, f"{script.name} failed: {done.stderr[-200:]}")
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    expect(result.returncode == 0, f"{script.name} failed: {result.stderr[-200:]}")
 
 
 def predictions(bundle: Path, images: Sequence[Path]) -> list[Classification]:
@@ -101,19 +101,19 @@ def predictions(bundle: Path, images: Sequence[Path]) -> list[Classification]:
     return [classifier.classify(read_image(image, classifier.levels)) for image in images]
 
 
-def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
+def one_error_line(process: subprocess.CompletedProcess[str]) -> str:
     """Return the error line of a process; raise :class:`Wrong` unless there is exactly one."""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    expect(len(lines) == 1, f"{len(lines)} error lines: {done.stderr[-200:]}")
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    expect(len(lines) == 1, f"{len(lines)} error lines: {process.stderr[-200:]}")
     return lines[0]
 
 
 def train(data: Path, out: Path, cwd: Path, *options: object) -> tuple[str, dict[str, Any], str]:
     """Train for one epoch; return the labels (separated by spaces), the content of split.json, and the log."""
     options = ("--arch", "simple_cnn", "--epochs", 1, *options)
-    done = call("train", "--data", data, "--out", out, *options, cwd=cwd)
+    result = call("train", "--data", data, "--out", out, *options, cwd=cwd)
     split = json.loads((out / "split.json").read_text())
-    return " ".join((out / "labels.txt").read_text().splitlines()), split, done.stderr
+    return " ".join((out / "labels.txt").read_text().splitlines()), split, result.stderr
 
 
 def label_order(case: Path, work: Path) -> str:
@@ -122,19 +122,19 @@ def label_order(case: Path, work: Path) -> str:
         ("rgb.keras", "perm", ""),
     ):
         run = work / f"r-{data}"
-        done = call("quantize", model, "--data", data, "--method", "ptq", "--out", run, cwd=work, code=1)
-        error = one_error_line(done)
+        result = call("quantize", model, "--data", data, "--method", "ptq", "--out", run, cwd=work, code=1)
+        error = one_error_line(result)
         expect("--labels" in error and order in error, f"{model}: the message does not name the order: {error}")
         expect(not run.exists(), f"{model}: {run.name} was written although the order was refused")
     # Until here, a label file beside the model gave the order. Without this file, the predictions must reveal it.
     (work / "labels.txt").rename(work / "order.names")
-    done = call("quantize", "six.keras", "--data", "six", "--method", "ptq", "--out", "r-six", cwd=work, code=1)
-    expect("ROTTEN ORANGE, ROTTEN BANANA" in one_error_line(done), "the predictions did not reveal the order")
+    result = call("quantize", "six.keras", "--data", "six", "--method", "ptq", "--out", "r-six", cwd=work, code=1)
+    expect("ROTTEN ORANGE, ROTTEN BANANA" in one_error_line(result), "the predictions did not reveal the order")
     (work / "order.names").rename(work / "labels.txt")
-    done = call(
+    result = call(
         "quantize", "six.keras", "--data", "six", "--labels", "labels.txt", "--method", "ptq", "--out", "r", cwd=work
     )
-    expect("100.00%" in done.stdout, "with --labels the accuracy is not 100 %")
+    expect("100.00%" in result.stdout, "with --labels the accuracy is not 100 %")
     call("export", "r", "--target", "desktop", "--out", "b", cwd=work)
     for label in ("ROTTEN BANANA", "ROTTEN ORANGE"):
         images = sorted((work / "six" / label).iterdir())[:5]
@@ -157,10 +157,10 @@ def label_files(case: Path, work: Path) -> str:
     model = tflite_models.Model()
     model.add("MEAN", (1, 3), np.array((1, 2), np.int32))
     model.add("FULLY_CONNECTED", (1, 5), np.ones((5, 3)), np.zeros(5)).add("SOFTMAX", (1, 5), beta=1.0)
-    (work / "five.tflite").write_bytes(model.done())
+    (work / "five.tflite").write_bytes(model.to_bytes())
     options = ("--normalize", "unit", "--out", "b")
-    done = call("import", "five.tflite", "--labels", "manifest.json", *options, cwd=work, code=1)
-    expect("manifest.json cannot be used as a label file" in one_error_line(done), "the reason is not named")
+    result = call("import", "five.tflite", "--labels", "manifest.json", *options, cwd=work, code=1)
+    expect("manifest.json cannot be used as a label file" in one_error_line(result), "the reason is not named")
     expect(not (work / "b").exists(), "a bundle was written although the labels were refused")
     return RESULT
 
@@ -180,8 +180,8 @@ def splits_as_classes(case: Path, work: Path) -> str:
         dataset, _ = load(DataSection(source=str(work / name)))
         expect(dataset.labels == ("blue", "green", "red"), f"the classes of {name} are {dataset.labels}")
         expect(set(dataset.splits) == splits, f"the splits of {name} are {set(dataset.splits)}")
-    done = call("train", "--data", "d5", "--arch", "simple_cnn", "--epochs", 1, "--out", "r5", cwd=work, code=1)
-    expect("PlantVillage" in one_error_line(done), "a data set inside itself is not named")
+    result = call("train", "--data", "d5", "--arch", "simple_cnn", "--epochs", 1, "--out", "r5", cwd=work, code=1)
+    expect("PlantVillage" in one_error_line(result), "a data set inside itself is not named")
     report = call("data", "check", "d4", "--no-labels", cwd=work)
     expect("Testing" not in report.stdout.replace("Testing/", ""), f"data check sees a class Testing: {report.stdout}")
     return RESULT
@@ -253,12 +253,12 @@ def orientation(case: Path, work: Path) -> str:
 
 def not_loadable(case: Path, work: Path) -> str:
     (work / "model.tflite").write_bytes(tflite_models.unloadable())
-    done = call("inspect", "model.tflite", "--json", cwd=work)
+    result = call("inspect", "model.tflite", "--json", cwd=work)
     for target in ("desktop", "rpi", "coral"):
-        reasons = json.loads(done.stdout)["targets"][target]
+        reasons = json.loads(result.stdout)["targets"][target]
         expect(reasons, f"inspect says that {target} runs a model that the interpreter cannot load")
-    done = call("import", "model.tflite", "--out", "b", cwd=work, code=1)
-    expect(len(one_error_line(done)) < 400, f"the message has {len(done.stderr)} characters")
+    result = call("import", "model.tflite", "--out", "b", cwd=work, code=1)
+    expect(len(one_error_line(result)) < 400, f"the message has {len(result.stderr)} characters")
     return REFUSAL
 
 
@@ -294,7 +294,7 @@ def mixed_precision(case: Path, work: Path) -> str:
 
 def metadata_locale(case: Path, work: Path) -> str:
     files = {"ids.txt": ("/m/01\n/m/02\n/m/03", ""), "names.txt": ("red\ngreen\nblue", "en")}
-    (work / "model.tflite").write_bytes(tflite_models.with_label_files(tflite_models.softmax().done(), files))
+    (work / "model.tflite").write_bytes(tflite_models.with_label_files(tflite_models.softmax().to_bytes(), files))
     call("import", "model.tflite", "--out", "b", cwd=work)
     labels = (work / "b" / "labels.txt").read_text().split()
     expect(labels == ["red", "green", "blue"], f"the labels are {labels}")
@@ -306,8 +306,8 @@ def sigmoid_head(case: Path, work: Path) -> str:
     shutil.rmtree(root / "green")
     for model in ("k2_bin.h5", "k3_bin.keras"):
         out = f"r-{model[:2]}"
-        done = call("quantize", model, "--data", "d", "--method", "ptq", "--out", out, cwd=work)
-        expect("softmax" not in done.stderr.casefold(), f"{model}: the message mentions a softmax: {done.stderr}")
+        result = call("quantize", model, "--data", "d", "--method", "ptq", "--out", out, cwd=work)
+        expect("softmax" not in result.stderr.casefold(), f"{model}: the message mentions a softmax: {result.stderr}")
         metrics = json.loads((work / out / "metrics.json").read_text())
         expect(metrics["accuracy"] > 0.9, f"the accuracy of {model} is {metrics['accuracy']:.2%}")
     return RESULT
@@ -318,7 +318,7 @@ def nested(case: Path, work: Path) -> str:
     generate(case / "nest3.py", work)
     model, written = work / "k" / "k3_nest.keras", work / "r" / "model_keras3.keras"
     # The weights of the model are random, so its accuracy is meaningless.
-    done = call(
+    result = call(
         "quantize",
         model,
         "--data",
@@ -333,7 +333,7 @@ def nested(case: Path, work: Path) -> str:
         "r",
         cwd=work,
     )
-    expect(written.is_file(), f"model_keras3.keras was not written: {done.stderr[-200:]}")
+    expect(written.is_file(), f"model_keras3.keras was not written: {result.stderr[-200:]}")
     compare = (
         "import sys, keras, numpy as np; x = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3));"
         "a, b = (np.asarray(keras.models.load_model(p)(x, training=False)) for p in sys.argv[1:]);"
@@ -362,7 +362,7 @@ def preprocess_input(case: Path, work: Path) -> str:
 
 def no_channels(case: Path, work: Path) -> str:
     for shape in ((8, 8), (1, 8, 8)):
-        (work / "model.tflite").write_bytes(tflite_models.without_channels(shape))
+        (work / "model.tflite").write_bytes(tflite_models.without_channel_axis(shape))
         (work / "labels.txt").write_text("top\nbottom\n")
         options = ("--labels", "labels.txt", "--normalize", "pixels", "--out", "b", "--overwrite")
         call("import", "model.tflite", *options, cwd=work)
@@ -383,10 +383,10 @@ def teachable(case: Path, work: Path) -> str:
     model.add("FULLY_CONNECTED", (1, 3), np.eye(3), np.zeros(3), name="dense_Dense2/bias").add(
         "SOFTMAX", (1, 3), beta=1.0
     )
-    (work / "model_unquant.tflite").write_bytes(model.done())
+    (work / "model_unquant.tflite").write_bytes(model.to_bytes())
     (work / "labels.txt").write_text("0 a\n1 b\n2 c\n")
-    done = call("import", "model_unquant.tflite", "--labels", "labels.txt", "--out", "b", "--json", cwd=work)
-    expect(json.loads(done.stdout)["fit"] == "crop", "the fit is not crop")
+    result = call("import", "model_unquant.tflite", "--labels", "labels.txt", "--out", "b", "--json", cwd=work)
+    expect(json.loads(result.stdout)["fit"] == "crop", "the fit is not crop")
     wide = np.zeros((40, 120, 3), np.uint8)
     wide[:, 40:80, 2], wide[:, :40, 0], wide[:, 80:, 0] = 255, 255, 255  # BGR: red in the center, blue on both sides
     cv2.imwrite(str(work / "wide.png"), wide)
@@ -397,13 +397,13 @@ def teachable(case: Path, work: Path) -> str:
 
 def not_a_model(case: Path, work: Path) -> str:
     for name, word in (("lfs", "Git LFS"), ("html", "web page")):
-        done = call("import", f"{name}.tflite", "--out", "b", cwd=work, code=1)
-        expect(word in one_error_line(done), f"{name}: {done.stderr.strip()}")
+        result = call("import", f"{name}.tflite", "--out", "b", cwd=work, code=1)
+        expect(word in one_error_line(result), f"{name}: {result.stderr.strip()}")
     return REFUSAL
 
 
 def snapshot(case: Path, work: Path) -> str:
-    (work / "model.tflite").write_bytes(tflite_models.softmax().done())
+    (work / "model.tflite").write_bytes(tflite_models.softmax().to_bytes())
     (work / "labels.txt").write_text("a\nb\nc\n")
     call("import", "model.tflite", "--labels", "labels.txt", "--normalize", "unit", "--out", "b", cwd=work)
     with socket.socket() as free:
@@ -413,10 +413,10 @@ def snapshot(case: Path, work: Path) -> str:
         try:
             wait_for(port)
             options = ("--source", f"http://127.0.0.1:{port}/", "--json", "--max-frames", 8)
-            done = call("camera", "b", *options, cwd=work)
+            result = call("camera", "b", *options, cwd=work)
         finally:
             server.terminate()
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    events = [json.loads(line) for line in result.stdout.splitlines()]
     states = [event["state"] for event in events if event["event"] != "result" and "state" in event]
     expect(states[:2] == ["connecting", "live"] and "lost" not in states, f"the states are {states}")
     frames = [event["frame"] for event in events if event["event"] == "result"]
@@ -437,8 +437,8 @@ def wait_for(port: int, timeout_s: float = 60.0) -> None:
 def heic(case: Path, work: Path) -> str:
     for name in ("green", "red"):
         shutil.copytree(discs(work / f"more-{name}", 12) / name, work / "d9" / name)
-    done = call("train", "--data", "d9", "--arch", "simple_cnn", "--epochs", 1, "--out", "run", cwd=work, code=1)
-    error = one_error_line(done)
+    result = call("train", "--data", "d9", "--arch", "simple_cnn", "--epochs", 1, "--out", "run", cwd=work, code=1)
+    error = one_error_line(result)
     expect("HEIC" in error and "blue" in error, f"the message does not name the class and HEIC: {error}")
     expect("edgerec[heic]" in error or "damaged" in error, f"the message does not say what to do: {error}")
     return REFUSAL

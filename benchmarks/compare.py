@@ -78,10 +78,10 @@ class Checkout:
     def _output(self, *arguments: object) -> str:
         command = [sys.executable, *map(str, arguments)]
         # The folder of a program given with -c is the working directory, so it must not contain another checkout.
-        done = subprocess.run(
+        result = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=600, env=self._environment, cwd="/"
         )
-        return done.stdout
+        return result.stdout
 
     def help(self) -> Values:
         """Return the wall time of ``edgerec --help``."""

@@ -680,7 +680,7 @@ def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
     data = os.environ.get("EDGEREC_TEST_DATA") or str(REPOSITORY.parent / "shared" / "data")
     environment = os.environ | {"PYTHONPATH": str(folder), "EDGEREC_TEST_DATA": data, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, *(f"tests/{test}" for test in tests)],
             cwd=folder,
             env=environment,
@@ -693,7 +693,7 @@ def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
         )
     except subprocess.TimeoutExpired:
         return -1, f"timed out after {TIMEOUT_S} s"
-    return done.returncode, done.stdout
+    return result.returncode, result.stdout
 
 
 def check_table(mutations: tuple[Mutation, ...]) -> None:
@@ -716,9 +716,9 @@ def check_copy(folder: Path) -> None:
     """Exit with an error if tests in the copy would import edgerec from another location."""
     command = [sys.executable, "-c", "import edgerec; print(edgerec.__file__)"]
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    if not Path(done.stdout.strip()).is_relative_to(folder):
-        sys.exit(f"error: the copy in {folder} is not used: Python imports {done.stdout.strip()}")
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    if not Path(result.stdout.strip()).is_relative_to(folder):
+        sys.exit(f"error: the copy in {folder} is not used: Python imports {result.stdout.strip()}")
 
 
 def outcome_of(mutation: Mutation, folder: Path) -> tuple[str, str]:

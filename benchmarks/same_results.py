@@ -33,10 +33,10 @@ def create(checkout: Path, work: Path) -> None:
 
     def edgerec(*arguments: str) -> str:
         command = [sys.executable, "-P", "-m", "edgerec", *arguments]
-        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{checkout}: edgerec {arguments[0]} failed: {done.stderr}")
-        return done.stdout
+        result = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise SystemExit(f"{checkout}: edgerec {arguments[0]} failed: {result.stderr}")
+        return result.stdout
 
     edgerec("train", "--data", "digits", "--epochs", "3", "--out", "run")
     for method in ("ptq", "qat"):

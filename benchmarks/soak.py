@@ -46,7 +46,7 @@ sys.path.insert(0, str(REPOSITORY))
 import cv2  # noqa: E402
 
 from tests import servers  # noqa: E402
-from tests.network import Listener, Mosquitto  # noqa: E402
+from tests.network import Mosquitto, MqttSubscriber  # noqa: E402
 
 SAMPLE_S = 2.0
 MEMORY_TOLERANCE = 0.02
@@ -117,7 +117,7 @@ class Soak:
         """Start the servers and the camera."""
         for server in (self.rtsp, self.mjpeg, self.broker):
             server.start()
-        self.listener = Listener(self.broker, topics="soak/#")
+        self.subscriber = MqttSubscriber(self.broker, topics="soak/#")
         command = [sys.executable, "-m", "edgerec", "camera", str(self.bundle), "--json", "--loop"]
         for source in (str(self.video()), self.rtsp.url, self.mjpeg.url, "synthetic:160x120@10"):
             command += ["--source", source]
@@ -285,7 +285,7 @@ class Soak:
             self.process.wait()
             code = -1
         time.sleep(2)  # wait for the last messages
-        self.listener.close()
+        self.subscriber.close()
         for server in (self.rtsp, self.mjpeg):
             server.kill()
         self.broker.stop()
@@ -301,7 +301,7 @@ class Soak:
         early = [s for s in without_faults if 0.1 * self.seconds < s[0] <= 0.2 * self.seconds]
         late = [s for s in without_faults if s[0] > 0.9 * self.seconds]
         first, last = ([statistics.median(s[i] for s in part) for i in (1, 2, 3)] for part in (early, late))
-        messages = [json.loads(body) for topic, body, _ in self.listener.messages if topic.endswith("/decision")]
+        messages = [json.loads(body) for topic, body, _ in self.subscriber.messages if topic.endswith("/decision")]
         mqtt, webhook = (
             {decision_key(event["source"], event) for event in part} for part in (messages, self.webhook.bodies)
         )

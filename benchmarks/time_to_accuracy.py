@@ -132,8 +132,8 @@ def main() -> None:
     for name in ("tutorial", "edgerec"):
         command = [sys.executable, __file__, "--only", name, "--threshold", str(arguments.threshold)]
         command += ["--max-epochs", str(arguments.max_epochs)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows = json.loads(done.stdout.splitlines()[-1])
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows = json.loads(process.stdout.splitlines()[-1])
         reached = [row for row in rows if row["accuracy"] >= arguments.threshold]
         result[name] = {"seconds": round(reached[0]["seconds"], 1) if reached else None, "epochs": rows}
     edgerec_s, tutorial_s = result["edgerec"]["seconds"], result["tutorial"]["seconds"]

@@ -172,10 +172,10 @@ def image_folder(tmp_path) -> Path:
 
     The file names contain the names of four people.
     """
-    return red_and_blue(tmp_path / "pictures")
+    return write_red_and_blue_images(tmp_path / "pictures")
 
 
-def red_and_blue(folder: Path) -> Path:
+def write_red_and_blue_images(folder: Path) -> Path:
     """Write the images of the fixture ``image_folder``, and return the folder."""
     import cv2
 
@@ -234,11 +234,11 @@ def brief_training(monkeypatch):
     monkeypatch.setattr(results, "offer_keras3", lambda *_: None)
 
 
-def one_line(done: subprocess.CompletedProcess, code: int = 1) -> str:
+def error_line(process: subprocess.CompletedProcess, code: int = 1) -> str:
     """Return the error message of a failed command; fail unless the message is a single line without a traceback."""
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip() and line != "starting TensorFlow …"]
-    assert len(lines) == 1, done.stderr
+    assert process.returncode == code, (process.returncode, process.stdout, process.stderr)
+    assert "Traceback" not in process.stderr
+    lines = [line for line in process.stderr.splitlines() if line.strip() and line != "starting TensorFlow …"]
+    assert len(lines) == 1, process.stderr
     assert lines[0].startswith("error: ")
     return lines[0]

@@ -108,14 +108,14 @@ class Mosquitto:
         return True
 
 
-class Listener:
+class MqttSubscriber:
     """An MQTT client with a persistent session, which therefore receives every message with QoS 1.
 
     Attributes:
         messages: topic, payload and retain flag of each received message.
     """
 
-    def __init__(self, broker: Mosquitto, topics="#", name="listener", user=None) -> None:
+    def __init__(self, broker: Mosquitto, topics="#", name="subscriber", user=None) -> None:
         import paho.mqtt.client as mqtt
 
         self.messages: list[tuple[str, bytes, bool]] = []
@@ -131,7 +131,7 @@ class Listener:
         self._client.loop_start()
         wait_for(lambda: self.subscribed)
 
-    def of(self, topic: str) -> list[bytes]:
+    def payloads(self, topic: str) -> list[bytes]:
         """Return the payloads of all messages with a topic."""
         return [payload for name, payload, _ in list(self.messages) if name == topic]
 

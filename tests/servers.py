@@ -215,7 +215,7 @@ loop = GLib.MainLoop(); GLib.timeout_add_seconds(120, loop.quit); loop.run()
 """
 
 
-def rtsp_missing() -> str:
+def rtsp_unavailable_reason() -> str:
     """Return the reason why this machine cannot run the RTSP server; an empty string if it can."""
     code = (
         "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer; "

@@ -14,7 +14,7 @@ from edgerec import Recipe, Run
 from edgerec.contract.tensors import Normalize
 from edgerec.models import build
 from edgerec.train.backend import keras
-from tests.conftest import REPOSITORY, one_line
+from tests.conftest import REPOSITORY, error_line
 
 EXAMPLES = REPOSITORY / "examples"
 ROWS = re.findall(r"^\| [^|]* \| `edgerec ([^`]*)` \|", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.M)
@@ -80,9 +80,9 @@ def test_every_command_runs(folder, monkeypatch, invoke, brief_training):
     monkeypatch.chdir(folder)
     outputs = {}
     for command in ROWS:
-        done = invoke(*small(command))
-        assert done.returncode == 0, (command, done.stderr)
-        outputs[command] = done.stdout + done.stderr
+        result = invoke(*small(command))
+        assert result.returncode == 0, (command, result.stderr)
+        outputs[command] = result.stdout + result.stderr
     assert "int8-qat" in outputs["quantize runs/mnist"]
     assert "precision" in outputs["evaluate runs/mnist"]
     assert cv2.imread("sheet.png") is not None
@@ -123,7 +123,7 @@ def test_error_of_a_failed_download_says_what_to_do(folder, monkeypatch, invoke)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(keras().applications, "VGG16", offline)
     command = next(command for command in ROWS if "vgg16.toml" in command).replace("runs/vgg16", "runs/none")
-    message = one_line(invoke(*command.split()))
+    message = error_line(invoke(*command.split()))
     assert "could not be downloaded" in message
     assert "connect this machine to the Internet once, use --weights none" in message
     assert not Path("runs/none").exists()

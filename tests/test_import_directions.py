@@ -124,8 +124,8 @@ def test_device_packages_load_no_heavy_module():
         "edgerec.Classifier, edgerec.Camera, edgerec.Bundle, edgerec.Recipe, edgerec.verify, edgerec.predict\n"
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_help_loads_neither_numpy_nor_opencv():
@@ -134,8 +134,8 @@ def test_help_loads_neither_numpy_nor_opencv():
         "try: main()\nexcept SystemExit: pass\n"
         f"print([m for m in {('numpy', 'cv2', 'ai_edge_litert', 'rich', *HEAVY)} if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_public_names_exist():

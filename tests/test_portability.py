@@ -17,7 +17,7 @@ from edgerec.errors import MissingExtraError, NoHomeError, TargetError
 from edgerec.tflite.edgetpu import compile_for_edgetpu, compiler
 from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.atomic import cache_folder
-from tests.conftest import one_line
+from tests.conftest import error_line
 from tests.servers import MjpegServer
 
 NO_HOME = "import pwd\ndef missing(_): raise KeyError\npwd.getpwuid = missing\n"
@@ -43,9 +43,9 @@ def system(tmp_path):
 
 
 def test_benchmark_works_without_a_package_that_reads_the_graph(bundle, edgerec, system):
-    done = edgerec("benchmark", bundle, "--seconds", "0.1", "--json", env=system(NO_SCHEMA))
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    result = edgerec("benchmark", bundle, "--seconds", "0.1", "--json", env=system(NO_SCHEMA))
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
     assert report["operators"] == []
     assert "requires LiteRT" in report["operators_error"]
     shown = edgerec("benchmark", bundle, "--seconds", "0.1", env=system(NO_SCHEMA))
@@ -72,13 +72,13 @@ def test_commands_run_without_a_home_folder(bundle, golden_images, edgerec, syst
         ["benchmark", bundle, "--seconds", "0.1", "--no-operators"],
         ["verify", bundle],
     ):
-        done = edgerec(*command, env=environment)
-        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        result = edgerec(*command, env=environment)
+        assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     assert "Traceback" not in edgerec("doctor", env=environment).stderr
     mqtt = edgerec(
         "camera", bundle, "--source", "synthetic:64x48", "--headless", "--mqtt", "mqtt://127.0.0.1:9/x", env=environment
     )
-    assert "set EDGEREC_CACHE" in one_line(mqtt)
+    assert "set EDGEREC_CACHE" in error_line(mqtt)
 
 
 def test_the_cache_needs_a_home_folder(monkeypatch):
@@ -95,8 +95,8 @@ def test_commands_run_without_posix_functions(bundle, tmp_path, edgerec, system)
     environment = system(WINDOWS)
     command = ["camera", bundle, "--source", "synthetic:64x48@0", "--headless", "--max-frames", 3]
     for _ in range(2):
-        done = edgerec(*command, "--csv", tmp_path / "table.csv", "--csv-append", env=environment)
-        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        result = edgerec(*command, "--csv", tmp_path / "table.csv", "--csv-append", env=environment)
+        assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     rows = (tmp_path / "table.csv").read_bytes().split(b"\n")
     assert len(rows) == 1 + 6 + 1
     assert rows[-1] == b""

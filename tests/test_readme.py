@@ -34,10 +34,10 @@ def test_commands_and_python_code_run(tmp_path, golden_images, monkeypatch, invo
     commands[-1] = commands[-1].replace("--source 0", f"--source {golden_images[0].parent} --headless")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands[:-1]:
-        done = invoke(*shlex.split(command)[1:])
-        assert done.returncode == 0, (command, done.stderr)
-    done = subprocess.run(commands[-1], shell=True, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+        result = invoke(*shlex.split(command)[1:])
+        assert result.returncode == 0, (command, result.stderr)
+    result = subprocess.run(commands[-1], shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     for example in blocks("python"):
         capsys.readouterr()
         exec(example.replace('"epochs": 12', '"epochs": 1'), {})
@@ -48,14 +48,14 @@ def test_commands_and_python_code_run(tmp_path, golden_images, monkeypatch, invo
 def test_demo_trains_and_classifies_a_video(tmp_path):
     script = REPOSITORY / "examples" / "demo.py"
     command = [sys.executable, str(script), "--epochs", "3", "--out", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "int8 chosen because ptq loses so little" in done.stdout
-    assert "120 frames" in done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "int8 chosen because ptq loses so little" in result.stdout
+    assert "120 frames" in result.stdout
     (tmp_path / "demo" / "digits" / "recipe.toml").unlink()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "is not an earlier demo" in done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "is not an earlier demo" in result.stderr
 
 
 def test_commands_for_the_pi_are_those_in_the_bundle(bundle):

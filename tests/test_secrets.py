@@ -22,7 +22,7 @@ from edgerec.camera.sinks.webhook import WebhookAddress
 from edgerec.camera.sources import find_source
 from edgerec.errors import EdgerecError, SourceError
 from edgerec.utils.atomic import replacing_folder, write_file
-from tests.conftest import one_line
+from tests.conftest import error_line
 from tests.servers import HEAD, MjpegServer, free_port, image_part, jpeg
 
 SECRETS = ("SECRET", "S3CR3T", "471108151")
@@ -266,8 +266,8 @@ def test_endless_redirects_of_an_rtsp_server_are_refused():
 
 def test_token_of_the_page_may_be_a_reference(bundle, edgerec):
     command = ["camera", bundle, "--source", "synthetic:64x64@0", "--max-frames", "1", "--json", "--web", "127.0.0.1:0"]
-    done = edgerec(*command, "--web-token", "env:NOT_SET_ANYWHERE")
-    assert "NOT_SET_ANYWHERE" in one_line(done)
+    result = edgerec(*command, "--web-token", "env:NOT_SET_ANYWHERE")
+    assert "NOT_SET_ANYWHERE" in error_line(result)
 
 
 DIGEST = 'Digest realm="c", nonce="abc"'
@@ -392,30 +392,30 @@ def test_camera_with_secrets_everywhere_shows_none(bundle, tmp_path, edgerec):
         }
         options = ["--mqtt", "env:BROKER", "--queue-dir", tmp_path / "queue", "--webhook", f"@{webhook}"]
         options += ["--web", "127.0.0.1:0", "--max-frames", 5, "--json"]
-        done = edgerec("camera", bundle, "--source", "env:CAMERA", *options, env=environment)
-    assert done.returncode == 1, done.stderr  # because the webhook has lost results
+        result = edgerec("camera", bundle, "--source", "env:CAMERA", *options, env=environment)
+    assert result.returncode == 1, result.stderr  # because the webhook has lost results
     assert authorized[1]
     assert posted
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    events = [json.loads(line) for line in result.stdout.splitlines()]
     assert {event["source"] for event in events if event["event"] == "state"} == {f"{source.url}?***"}
-    assert not leaked(done.stdout + done.stderr)
-    assert "\x1b" not in done.stderr
+    assert not leaked(result.stdout + result.stderr)
+    assert "\x1b" not in result.stderr
 
 
 def test_password_on_the_command_line_causes_a_warning(bundle, edgerec):
     options = ["--headless", "--max-frames", 1]
     address = f"http://me:SECRET@127.0.0.1:{free_port()}/"
-    done = edgerec("camera", bundle, "--source", "synthetic:8x8@30", "--webhook", address, *options)
-    assert "can be read by all users of this machine in the process list" in done.stderr
-    assert not leaked(done.stderr)
-    done = edgerec("camera", bundle, "--source", "synthetic:8x8@30", *options)
-    assert "process list" not in done.stderr
+    result = edgerec("camera", bundle, "--source", "synthetic:8x8@30", "--webhook", address, *options)
+    assert "can be read by all users of this machine in the process list" in result.stderr
+    assert not leaked(result.stderr)
+    result = edgerec("camera", bundle, "--source", "synthetic:8x8@30", *options)
+    assert "process list" not in result.stderr
     page = ["--web", "127.0.0.1:0", "--web-token"]
     for token, warned in {"env:TOKEN": False, "SECRET-SECRET": True}.items():
         environment = os.environ | {"TOKEN": "SECRET-SECRET"}
-        done = edgerec("camera", bundle, "--source", "synthetic:8x8@30", *options, *page, token, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert ("process list" in done.stderr) == warned
+        result = edgerec("camera", bundle, "--source", "synthetic:8x8@30", *options, *page, token, env=environment)
+        assert result.returncode == 0, result.stderr
+        assert ("process list" in result.stderr) == warned
 
 
 # The token of the web page.
@@ -448,11 +448,11 @@ def test_generated_token_is_printed_but_never_written_to_the_journal(bundle, tmp
         with (tmp_path / f"stderr-{journal}").open("w+") as stderr:
             status = os.fstat(stderr.fileno())
             stream = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"} if journal else {}
-            done = subprocess.run(
+            result = subprocess.run(
                 list(map(str, command)), stderr=stderr, stdout=subprocess.DEVNULL, env=environment | stream, timeout=120
             )
             text = (tmp_path / f"stderr-{journal}").read_text()
-        assert done.returncode == journal, text
+        assert result.returncode == journal, text
         assert ("?token=" in text) is not journal
         assert ("set EDGEREC_WEB_TOKEN" in text) is journal
 

@@ -68,7 +68,7 @@ class Model:
         self.graph.operators.append(operator)
         return self
 
-    def done(self) -> bytes:
+    def to_bytes(self) -> bytes:
         self.graph.outputs = np.array([self.last], np.int32)
         return pack(self.model)
 
@@ -94,15 +94,15 @@ def channels_first(gray: bool = False) -> bytes:
     model.add("MEAN", (1, channels), np.array((2, 3), np.int32))
     weights = np.eye(3)[:, :channels] * 0.05
     model.add("FULLY_CONNECTED", (1, 3), weights, np.array([-3.0, 0.0, 1.0]))
-    return model.add("SOFTMAX", (1, 3), beta=1.0).done()
+    return model.add("SOFTMAX", (1, 3), beta=1.0).to_bytes()
 
 
-def without_channels(shape: tuple[int, ...]) -> bytes:
+def without_channel_axis(shape: tuple[int, ...]) -> bytes:
     """A model without a channel axis, as in tutorials, that compares the means of the upper and of the lower half."""
     weights = np.zeros((2, SIZE * SIZE), np.float32)
     weights[0, : SIZE * SIZE // 2] = weights[1, SIZE * SIZE // 2 :] = 0.01
     model = Model(shape).add("RESHAPE", (1, SIZE * SIZE), np.array([1, SIZE * SIZE], np.int32))
-    return model.add("FULLY_CONNECTED", (1, 2), weights).add("SOFTMAX", (1, 2), beta=1.0).done()
+    return model.add("FULLY_CONNECTED", (1, 2), weights).add("SOFTMAX", (1, 2), beta=1.0).to_bytes()
 
 
 def unloadable() -> bytes:
@@ -113,7 +113,7 @@ def unloadable() -> bytes:
     bias.quantization.scale = np.full(3, 0.5, np.float32)
     bias.quantization.zeroPoint = np.zeros(3, np.int64)
     bias.quantization.quantizedDimension = 3
-    return model.add("SOFTMAX", (1, 3), beta=1.0).done()
+    return model.add("SOFTMAX", (1, 3), beta=1.0).to_bytes()
 
 
 def with_label_files(content: bytes, files: Mapping[str, tuple[str, str]], std: float = 1.0) -> bytes:

@@ -58,7 +58,7 @@ def generated() -> list[bytes]:
     def classifier(model: Model, size: int) -> bytes:
         model.add("RESHAPE", (1, size), np.array([1, size]))
         model.add("FULLY_CONNECTED", (1, 3), rng.normal(size=(3, size)), rng.normal(size=3))
-        return model.add("SOFTMAX", (1, 3), beta=1.0).done()
+        return model.add("SOFTMAX", (1, 3), beta=1.0).to_bytes()
 
     convolution = {"strideW": 1, "strideH": 1, "dilationWFactor": 1, "dilationHFactor": 1}
     models = [

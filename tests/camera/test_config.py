@@ -103,6 +103,6 @@ def test_output_paths_contain_every_file_and_folder_that_a_sink_writes():
     ],
 )
 def test_command_names_the_option_of_an_invalid_field(invoke, options, message):
-    done = invoke("camera", "no-bundle", "--headless", *options)
-    assert done.returncode == 2
-    assert message in re.sub(r"\W*\n\W*", " ", done.stderr)
+    result = invoke("camera", "no-bundle", "--headless", *options)
+    assert result.returncode == 2
+    assert message in re.sub(r"\W*\n\W*", " ", result.stderr)

@@ -44,9 +44,9 @@ def test_loop_starts_a_video_again(bundle, video):
 
 def test_loop_of_an_unreadable_file_fails_instead_of_spinning(bundle, tmp_path, edgerec):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
-    done = edgerec("camera", bundle, "--source", tmp_path / "broken.mp4", "--loop", "--json")
-    assert done.returncode == 1
-    assert "is not a video" in done.stderr
+    result = edgerec("camera", bundle, "--source", tmp_path / "broken.mp4", "--loop", "--json")
+    assert result.returncode == 1
+    assert "is not a video" in result.stderr
 
 
 def test_web_page_of_a_video_stays_open_after_the_last_frame(bundle, video):
@@ -73,7 +73,7 @@ def test_web_page_of_a_video_stays_open_after_the_last_frame(bundle, video):
 
 def test_web_accepts_a_host_name_without_a_port(bundle, edgerec):
     command = ("camera", bundle, "--source", "synthetic:64x64@0", "--json", "--max-frames", "2")
-    done = edgerec(*command, "--metrics", "localhost", "--web", "localhost:0")
-    assert done.returncode == 0, done.stderr
-    done = edgerec("camera", "--web", "localhost", bundle, "--source", "nowhere")
-    assert "the source 'nowhere' does not exist" in done.stderr
+    result = edgerec(*command, "--metrics", "localhost", "--web", "localhost:0")
+    assert result.returncode == 0, result.stderr
+    result = edgerec("camera", "--web", "localhost", bundle, "--source", "nowhere")
+    assert "the source 'nowhere' does not exist" in result.stderr

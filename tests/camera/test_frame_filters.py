@@ -122,17 +122,17 @@ def test_invalid_region_is_refused(text):
 
 
 def test_invalid_frame_option_is_a_usage_error(bundle, video, edgerec):
-    done = edgerec("camera", bundle, "--source", video, "--roi", "1,2,3", "--headless")
-    assert done.returncode == 2
-    assert "expected x,y,width,height" in " ".join(done.stderr.split())
-    done = edgerec("camera", bundle, "--source", video, "--rotate", "45", "--headless")
-    assert "expected 0, 90, 180 or 270" in " ".join(done.stderr.split())
+    result = edgerec("camera", bundle, "--source", video, "--roi", "1,2,3", "--headless")
+    assert result.returncode == 2
+    assert "expected x,y,width,height" in " ".join(result.stderr.split())
+    result = edgerec("camera", bundle, "--source", video, "--rotate", "45", "--headless")
+    assert "expected 0, 90, 180 or 270" in " ".join(result.stderr.split())
     assert "must have the form WxH, such as 1280x720" in edgerec("camera", bundle, "--size", "big", "--headless").stderr
 
 
 def test_every_option_selects_every_nth_frame_of_a_video(bundle, video, edgerec):
-    done = edgerec("camera", bundle, "--source", video, "--headless", "--every", 10, "--mirror", "--roi", "0,0,.5,1")
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["0", "10", "20"]
+    result = edgerec("camera", bundle, "--source", video, "--headless", "--every", 10, "--mirror", "--roi", "0,0,.5,1")
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["0", "10", "20"]
 
 
 class CallbackSink:

@@ -40,9 +40,9 @@ BOUNDARY = b"--frame"
 def test_parsing_time_is_proportional_to_the_number_of_bytes(start, unit, end, step):
     images = image_part(jpeg(5)) * 20
     arguments = [str(CPU_LIMIT_S), start, unit, end, BOUNDARY.hex(), str(step), (b"\r\n" * 99 + images).hex()]
-    done = subprocess.run([sys.executable, "-c", FEED, *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert int(done.stdout) >= 1  # the stream continues behind the garbage
+    result = subprocess.run([sys.executable, "-c", FEED, *arguments], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert int(result.stdout) >= 1  # the stream continues behind the garbage
 
 
 def with_size(content: bytes, side: int) -> bytes:

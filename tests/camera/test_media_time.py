@@ -98,8 +98,8 @@ def test_save_every_keeps_all_images_of_a_folder(bundle, tmp_path):
 
 def test_minimum_duration_of_a_decision_follows_the_media_time(bundle, clip, edgerec):
     options = ("--decision", "smoothing=none", "--decision", "least_s=1", "--decision", "threshold=0")
-    done = edgerec("camera", bundle, "--source", clip, "--json", *options)
-    results = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
+    result = edgerec("camera", bundle, "--source", clip, "--json", *options)
+    results = [value for value in map(json.loads, result.stdout.splitlines()) if value["event"] == "result"]
     changed = [value["frame"] for value in results if value["decision"]["changed"]]
     first, second = results[0]["label"], results[-1]["label"]
     assert first != second

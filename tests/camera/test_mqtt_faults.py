@@ -19,7 +19,7 @@ from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.camera.sinks.prometheus import Prometheus
 from edgerec.errors import EdgerecError
-from tests.network import MANIFEST, Listener, Mosquitto, change, result, wait_for
+from tests.network import MANIFEST, Mosquitto, MqttSubscriber, change, result, wait_for
 
 
 def payloads(outbox: MessageQueue) -> list[bytes]:
@@ -86,7 +86,7 @@ def test_invalid_discovery_prefix_is_refused(tmp_path, prefix):
 def test_exception_in_the_sending_thread_does_not_stop_it(tmp_path, monkeypatch):
     (tmp_path / "broker").mkdir()
     broker = Mosquitto(tmp_path / "broker").start()
-    listener = Listener(broker)
+    subscriber = MqttSubscriber(broker)
 
     def fail(*_, **__):
         raise ValueError("an invalid topic")
@@ -96,11 +96,11 @@ def test_exception_in_the_sending_thread_does_not_stop_it(tmp_path, monkeypatch)
         sink = Mqtt(Broker("127.0.0.1", broker.port, prefix="home"), tmp_path / "queue", MANIFEST)
         sink.write(result("stop"))
         sink.write(result("go"))
-        wait_for(lambda: len(listener.of("home/camera/decision")) == 2)
+        wait_for(lambda: len(subscriber.payloads("home/camera/decision")) == 2)
         sink.close()
         assert sink.waiting == 0
     finally:
-        listener.close()
+        subscriber.close()
         broker.stop()
 
 

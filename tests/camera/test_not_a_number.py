@@ -22,7 +22,7 @@ LABELS = ("red", "green", "blue")
 
 def nan_classifier(value: float = float("nan")) -> bytes:
     """Return a classifier whose last layer has NaN weights."""
-    model = parse(softmax().done())
+    model = parse(softmax().to_bytes())
     graph = model.subgraphs[0]
     dense = graph.operators[1]
     buffer = model.buffers[graph.tensors[dense.inputs[1]].buffer]
@@ -34,7 +34,7 @@ def nan_classifier(value: float = float("nan")) -> bytes:
 def nan_bundle(tmp_path_factory):
     """A valid bundle whose model was replaced, with the correct digest."""
     folder = tmp_path_factory.mktemp("nan")
-    (folder / "model.tflite").write_bytes(softmax().done())
+    (folder / "model.tflite").write_bytes(softmax().to_bytes())
     (folder / "labels.txt").write_text("\n".join(LABELS))
     import_tflite(folder / "model.tflite", folder / "bundle", labels=folder / "labels.txt", normalize="unit")
     manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
@@ -78,11 +78,11 @@ def test_camera_counts_frames_with_nan_scores(nan_bundle, golden_images, edgerec
         ("predict", nan_bundle, golden_images[0]),
         ("camera", nan_bundle, "--source", golden_images[0].parent),
     ):
-        done = edgerec(*arguments, "--json", *(["--headless"] if arguments[0] == "camera" else []))
-        assert done.returncode == 0, done.stderr
-        for line in done.stdout.splitlines():
+        process = edgerec(*arguments, "--json", *(["--headless"] if arguments[0] == "camera" else []))
+        assert process.returncode == 0, process.stderr
+        for line in process.stdout.splitlines():
             json.loads(line, parse_constant=lambda name: pytest.fail(f"bare {name}"))
-        assert '"unknown"' in done.stdout
+        assert '"unknown"' in process.stdout
 
 
 def test_evaluation_of_a_model_with_nan_scores_is_an_error(nan_bundle, tmp_path, golden_images):
@@ -97,7 +97,7 @@ def test_evaluation_of_a_model_with_nan_scores_is_an_error(nan_bundle, tmp_path,
 def test_model_with_nan_scores_does_not_replace_a_bundle(tmp_path, name):
     path, labels, out = tmp_path / "model.tflite", tmp_path / "labels.txt", tmp_path / name
     labels.write_text("\n".join(LABELS))
-    path.write_bytes(softmax().done())
+    path.write_bytes(softmax().to_bytes())
     import_tflite(path, out, labels=labels, normalize="unit")
     before = Bundle.open(out).model
     path.write_bytes(nan_classifier())

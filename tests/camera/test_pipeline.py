@@ -26,7 +26,7 @@ from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import SourceSupervisor
 from edgerec.errors import SourceError
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 class ScriptedSource:
@@ -248,9 +248,9 @@ def test_video_is_classified_frame_by_frame(bundle, video):
 
 
 def test_camera_prints_json_lines(bundle, video, edgerec):
-    done = edgerec("camera", bundle, "--source", video, "--headless", "--json", "--max-frames", 4)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    result = edgerec("camera", bundle, "--source", video, "--headless", "--json", "--max-frames", 4)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
     objects = [value for value in lines if value["event"] == "result"]
     assert [value["state"] for value in lines if value["event"] == "state"] == ["connecting", "live"]
     assert [value["frame"] for value in objects] == [0, 1, 2, 3]
@@ -276,9 +276,9 @@ def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, gol
     assert 0.05 < spec.temperature != 1.0
 
     def decided_labels(source, *options):
-        done = edgerec("camera", bundle, "--source", source, "--headless", "--json", *options)
-        assert done.returncode == 0, done.stderr
-        values = [json.loads(line) for line in done.stdout.splitlines()]
+        process = edgerec("camera", bundle, "--source", source, "--headless", "--json", *options)
+        assert process.returncode == 0, process.stderr
+        values = [json.loads(line) for line in process.stdout.splitlines()]
         return [value["decision"]["label"] for value in values if value["event"] == "result"]
 
     smoothed = decided_labels(video)
@@ -290,27 +290,27 @@ def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, gol
     for path in golden_images:
         shutil.copy(path, tmp_path)
     assert len(set(decided_labels(tmp_path))) >= 7
-    done = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
-    assert "decision.smoothing is 'often'; expected one of none, mean, vote" in one_line(done)
-    assert "unknown decision setting 'smooth'; did you mean 'smoothing'?" in one_line(
+    process = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
+    assert "decision.smoothing is 'often'; expected one of none, mean, vote" in error_line(process)
+    assert "unknown decision setting 'smooth'; did you mean 'smoothing'?" in error_line(
         edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smooth=1")
     )
 
 
 def test_headless_prints_one_line_per_frame(bundle, video, edgerec):
-    done = edgerec("camera", bundle, "--source", video, "--headless")
-    assert len(done.stdout.splitlines()) == 30
-    assert done.stdout.startswith("frame 0  ")
+    result = edgerec("camera", bundle, "--source", video, "--headless")
+    assert len(result.stdout.splitlines()) == 30
+    assert result.stdout.startswith("frame 0  ")
 
 
 def test_folder_of_images_is_a_source(bundle, golden_images, tmp_path, edgerec):
     for path in golden_images:
         shutil.copy(path, tmp_path)
     (tmp_path / "note.txt").write_text("hello")
-    done = edgerec("camera", bundle, "--source", tmp_path, "--headless", "--json")
-    objects = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
+    result = edgerec("camera", bundle, "--source", tmp_path, "--headless", "--json")
+    objects = [value for value in map(json.loads, result.stdout.splitlines()) if value["event"] == "result"]
     assert [value["source"] for value in objects] == [str(tmp_path / p.name) for p in golden_images]
-    assert "note.txt was skipped: OpenCV cannot decode it" in done.stderr
+    assert "note.txt was skipped: OpenCV cannot decode it" in result.stderr
 
 
 def test_frames_match_predict(bundle, golden_images, tmp_path):
@@ -338,16 +338,16 @@ def test_frames_match_predict(bundle, golden_images, tmp_path):
 )
 def test_missing_source_is_a_one_line_error(bundle, edgerec, source, expected, monkeypatch):
     monkeypatch.setenv("CAMERA_ADDRESS", "rtsp://user:secret@127.0.0.1:9/stream")
-    done = edgerec("camera", bundle, "--source", source, "--headless", "--give-up-after", 0)
-    message = one_line(done)
+    result = edgerec("camera", bundle, "--source", source, "--headless", "--give-up-after", 0)
+    message = error_line(result)
     assert expected in message
     assert "secret" not in message
 
 
 def test_duplicate_source_is_refused(bundle, edgerec):
-    expected = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
+    expected = error_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
     assert "synthetic:8x8@9 is specified twice" in expected
-    expected = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
+    expected = error_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
     assert "expected synthetic:WIDTHxHEIGHT@FPS" in expected
     with pytest.raises(SourceError, match="specified twice") as excinfo:
         Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
@@ -429,9 +429,9 @@ def test_ctrl_c_ends_cleanly(bundle, mjpeg, event, expected):
 
 def test_camera_ends_if_the_reader_of_its_output_ends(bundle, video):
     command = f"{sys.executable} -m edgerec camera {bundle} --source {video} --headless --json | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stderr == ""
-    assert json.loads(done.stdout)["state"] == "connecting"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["state"] == "connecting"
 
 
 def test_broken_pipe_closes_the_sink_and_is_not_reported_again_at_exit():
@@ -446,7 +446,7 @@ def test_broken_pipe_closes_the_sink_and_is_not_reported_again_at_exit():
 
 def test_error_without_display_suggests_headless(bundle, video, edgerec):
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
-    assert "--headless" in one_line(edgerec("camera", bundle, "--source", video, env=environment))
+    assert "--headless" in error_line(edgerec("camera", bundle, "--source", video, env=environment))
 
 
 @pytest.mark.slow
@@ -456,13 +456,13 @@ def test_window_shows_the_video(bundle, video):
         "import sys; from edgerec.cli.app import main; "
         f"sys.argv = ['edgerec', 'camera', {str(bundle)!r}, '--source', {str(video)!r}, '--json']; main()"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         ["xvfb-run", "-a", sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
-    if "cannot open windows" in done.stderr:
+    if "cannot open windows" in result.stderr:
         pytest.skip("OpenCV without windows is installed")
-    assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stdout.splitlines() if '"result"' in line]) == 30
+    assert result.returncode == 0, result.stderr
+    assert len([line for line in result.stdout.splitlines() if '"result"' in line]) == 30
 
 
 def test_overlay_adds_a_bar_below_the_image(bundle, video):

@@ -30,10 +30,10 @@ def test_folder_is_classified_file_by_file(bundle, folder, invoke):
     assert [result.frame.origin for result in results] == [result.frame.origin for result in single]
     for result, expected in zip(results, single, strict=True):
         assert np.array_equal(result.classification.scores, expected.classification.scores)
-    done = invoke("predict", bundle, folder, "--json")
-    assert done.returncode == 0
-    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1]
-    assert "notes.txt" in done.stderr
+    process = invoke("predict", bundle, folder, "--json")
+    assert process.returncode == 0
+    assert [json.loads(line)["frame"] for line in process.stdout.splitlines()] == [0, 1]
+    assert "notes.txt" in process.stderr
 
 
 def test_folder_without_images_and_file_that_is_not_an_image_are_refused(bundle, folder, tmp_path):

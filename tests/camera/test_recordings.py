@@ -23,7 +23,7 @@ from edgerec.camera.sinks.video import VideoFile
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import Category, Classification
 from edgerec.errors import EdgerecError
-from tests.conftest import REPOSITORY, one_line
+from tests.conftest import REPOSITORY, error_line
 from tests.network import wait_for
 
 STARTED = StateChange("camera", SourceState.CONNECTING, 0.0)
@@ -243,7 +243,7 @@ def test_start_that_fails_does_not_change_existing_files(bundle, edgerec, tmp_pa
     old = table.read_bytes(), video.read_bytes()
     queue.write_text("not a folder")
     mqtt = ["--mqtt", "mqtt://127.0.0.1:1", "--queue-dir", queue]
-    one_line(edgerec("camera", bundle, *source, *options, "--overwrite", *mqtt))
+    error_line(edgerec("camera", bundle, *source, *options, "--overwrite", *mqtt))
     assert (table.read_bytes(), video.read_bytes()) == old
 
 

@@ -51,8 +51,8 @@ def test_python_call_gives_the_same_results_as_the_command(bundle, video, tmp_pa
     with contextlib.closing(Server(200)) as for_command, contextlib.closing(Server(200)) as for_call:
         folder = tmp_path / "command"
         options = ["--csv", folder / "t.csv", "--save", "all", "--save-dir", folder / "saved"]
-        done = edgerec("camera", bundle, "--source", video, "--json", *options, "--webhook", for_command.url)
-        assert done.returncode == 0, done.stderr
+        result = edgerec("camera", bundle, "--source", video, "--json", *options, "--webhook", for_command.url)
+        assert result.returncode == 0, result.stderr
         folder = tmp_path / "call"
         report = run_camera(
             CameraConfig(
@@ -65,7 +65,7 @@ def test_python_call_gives_the_same_results_as_the_command(bundle, video, tmp_pa
             )
         )
         call = outputs(folder, capsys.readouterr().out, for_call)
-        assert call == outputs(tmp_path / "command", done.stdout, for_command)
+        assert call == outputs(tmp_path / "command", result.stdout, for_command)
     assert len(call["csv"]) == len(call["saved images"]) == report.classified == 30
     assert len(call["webhook"]) > 1
     assert call["signed"] == {True}
@@ -143,8 +143,8 @@ unused = ("window", "label_text", "csv", "video", "image_recorder", "mqtt", "web
 loaded = [name for name in unused if f"edgerec.camera.sinks.{{name}}" in sys.modules]
 print(loaded + [name for name in ("PIL", "paho", "starlette", "uvicorn", "ssl") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_sinks_are_closed_if_a_source_cannot_be_started(bundle, video, monkeypatch):

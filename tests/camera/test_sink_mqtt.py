@@ -22,7 +22,7 @@ from edgerec.camera.sinks.mqtt_client import Broker, BrokerConnection
 from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.errors import EdgerecError
 from tests.conftest import REPOSITORY
-from tests.network import MANIFEST, Listener, Mosquitto, change, free_port, result, wait_for
+from tests.network import MANIFEST, Mosquitto, MqttSubscriber, change, free_port, result, wait_for
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def broker(tmp_path):
 
 
 @pytest.fixture
-def listener(broker):
-    listening = Listener(broker)
-    yield listening
-    listening.close()
+def subscriber(broker):
+    subscriber = MqttSubscriber(broker)
+    yield subscriber
+    subscriber.close()
 
 
 def sink_to(port, folder, **options):
@@ -59,7 +59,7 @@ def names():
     ]
 
 
-def test_mqtt_client_receives_states_decisions_and_results(broker, listener, tmp_path):
+def test_mqtt_client_receives_states_decisions_and_results(broker, subscriber, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out", results_per_s=float("inf"))
     wait_for(lambda: sink.connected)
     sink.state(change("connecting"))
@@ -68,32 +68,32 @@ def test_mqtt_client_receives_states_decisions_and_results(broker, listener, tmp
     for index in range(5):
         sink.write(result("stop", index, changed=index == 0, since_s=since))
     sink.write(result("go", 5))
-    wait_for(lambda: len(listener.of("home/hall/camera/result")) == 6 and sink.waiting == 0)
+    wait_for(lambda: len(subscriber.payloads("home/hall/camera/result")) == 6 and sink.waiting == 0)
     sink.close()
-    wait_for(lambda: listener.of("home/hall/status")[-1:] == [b"offline"])
-    assert listener.of("home/hall/status") == [b"online", b"offline"]
-    assert [json.loads(p)["state"] for p in listener.of("home/hall/camera/state")] == ["connecting", "live"]
-    assert labels(listener.of("home/hall/camera/decision")) == ["stop", "go"]
-    decision = json.loads(listener.of("home/hall/camera/decision")[0])
+    wait_for(lambda: subscriber.payloads("home/hall/status")[-1:] == [b"offline"])
+    assert subscriber.payloads("home/hall/status") == [b"online", b"offline"]
+    assert [json.loads(p)["state"] for p in subscriber.payloads("home/hall/camera/state")] == ["connecting", "live"]
+    assert labels(subscriber.payloads("home/hall/camera/decision")) == ["stop", "go"]
+    decision = json.loads(subscriber.payloads("home/hall/camera/decision")[0])
     assert (decision["event"], decision["source"], decision["score"]) == ("decision", "camera", 0.75)
     assert abs(decision["since_s"] - time.time()) < 120
     assert (sink.dropped, sink.missed, names()) == (0, 0, [])
     # A client that connects later receives the retained messages.
-    late = Listener(broker, name="late")
-    wait_for(lambda: late.of("home/hall/camera/decision"))
-    assert labels(late.of("home/hall/camera/decision")) == ["go"]
-    assert json.loads(late.of("home/hall/camera/state")[0])["state"] == "live"
+    late = MqttSubscriber(broker, name="late")
+    wait_for(lambda: late.payloads("home/hall/camera/decision"))
+    assert labels(late.payloads("home/hall/camera/decision")) == ["go"]
+    assert json.loads(late.payloads("home/hall/camera/state")[0])["state"] == "live"
     assert all(retained for _, _, retained in late.messages)
     late.close()
 
 
-def test_discovery_announces_all_entities_to_home_assistant(broker, listener, tmp_path):
+def test_discovery_announces_all_entities_to_home_assistant(broker, subscriber, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out")
     sink.state(change("live", "rtsp://10.0.0.5:554/door?channel=1"))
-    wait_for(lambda: len([1 for topic, _, _ in listener.messages if topic.startswith("homeassistant/")]) == 3)
+    wait_for(lambda: len([1 for topic, _, _ in subscriber.messages if topic.startswith("homeassistant/")]) == 3)
     sink.close()
     configurations = {
-        topic: json.loads(payload) for topic, payload, _ in listener.messages if topic.startswith("homeassistant/")
+        topic: json.loads(payload) for topic, payload, _ in subscriber.messages if topic.startswith("homeassistant/")
     }
     assert [topic.split("/")[1] for topic in configurations] == ["sensor", "sensor", "binary_sensor"]
     assert all(len(topic.split("/")) == 5 and topic.endswith("/config") for topic in configurations)
@@ -107,12 +107,12 @@ def test_discovery_announces_all_entities_to_home_assistant(broker, listener, tm
     assert len({json.dumps(entity["device"]) for entity in configurations.values()}) == 1
 
 
-def test_discovery_can_be_turned_off(broker, listener, tmp_path):
+def test_discovery_can_be_turned_off(broker, subscriber, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out", discovery_prefix="")
     sink.state(change("live"))
-    wait_for(lambda: listener.of("home/hall/camera/state"))
+    wait_for(lambda: subscriber.payloads("home/hall/camera/state"))
     sink.close()
-    assert not [topic for topic, _, _ in listener.messages if topic.startswith("homeassistant")]
+    assert not [topic for topic, _, _ in subscriber.messages if topic.startswith("homeassistant")]
     large_manifest = type(MANIFEST)(**vars(MANIFEST) | {"labels": tuple(str(number) for number in range(1000))})
     assert "options" not in next(iter(discovery(large_manifest, "p", "s").values()))
 
@@ -141,13 +141,13 @@ def sender(port, folder, end):
     process.communicate()
 
 
-def test_last_will_is_published_after_sigkill(broker, listener, tmp_path):
+def test_last_will_is_published_after_sigkill(broker, subscriber, tmp_path):
     sender(broker.port, tmp_path / "out", "sent")
-    wait_for(lambda: listener.of("home/hall/status") == [b"online", b"offline"])
-    assert labels(listener.of("home/hall/camera/decision")) == [f"d{number}" for number in range(20)]
+    wait_for(lambda: subscriber.payloads("home/hall/status") == [b"online", b"offline"])
+    assert labels(subscriber.payloads("home/hall/camera/decision")) == [f"d{number}" for number in range(20)]
 
 
-def test_messages_of_a_killed_process_are_sent_at_the_next_start(broker, listener, tmp_path):
+def test_messages_of_a_killed_process_are_sent_at_the_next_start(broker, subscriber, tmp_path):
     sender(free_port(), tmp_path / "out", "written")  # there is no broker on this port
     (queue,) = (tmp_path / "out").glob("*.sqlite3")
     for file in (tmp_path / "out").glob("*"):  # there is a broker at the next start
@@ -159,12 +159,14 @@ def test_messages_of_a_killed_process_are_sent_at_the_next_start(broker, listene
     sink.write(result("after"))
     wait_for(lambda: sink.waiting == 0)
     sink.close()
-    wait_for(lambda: len(listener.of("home/hall/camera/decision")) == 21)
-    assert labels(listener.of("home/hall/camera/decision")) == [f"d{number}" for number in range(20)] + ["after"]
+    wait_for(lambda: len(subscriber.payloads("home/hall/camera/decision")) == 21)
+    assert labels(subscriber.payloads("home/hall/camera/decision")) == [f"d{number}" for number in range(20)] + [
+        "after"
+    ]
 
 
 @pytest.mark.slow
-def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, listener, tmp_path, caplog):
+def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, subscriber, tmp_path, caplog):
     caplog.set_level(logging.INFO, "edgerec")
     sink = sink_to(broker.port, tmp_path / "out")
     wait_for(lambda: sink.connected)
@@ -187,8 +189,8 @@ def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, listene
     thread.join()
     wait_for(lambda: sink.waiting == 0, 30)
     topic = "home/hall/camera/decision"
-    wait_for(lambda: labels(listener.of(topic))[-1] == sent[-1], 30)
-    received = labels(listener.of(topic))
+    wait_for(lambda: labels(subscriber.payloads(topic))[-1] == sent[-1], 30)
+    received = labels(subscriber.payloads(topic))
     assert list(dict.fromkeys(received)) == sent
     assert sink.dropped == 0
     assert len(sent) > 500
@@ -208,24 +210,24 @@ def test_messages_beyond_the_queue_limit_are_counted(tmp_path, paho, broker):
         sink.write(result(label))
     assert (sink.waiting, sink.dropped) == (30, 70)
     broker.start()
-    listening = Listener(broker)
+    subscriber = MqttSubscriber(broker)
     wait_for(lambda: sink.waiting == 0)
-    wait_for(lambda: len(listening.of("home/hall/camera/decision")) >= 30)
-    assert list(dict.fromkeys(labels(listening.of("home/hall/camera/decision")))) == sent[70:]
+    wait_for(lambda: len(subscriber.payloads("home/hall/camera/decision")) >= 30)
+    assert list(dict.fromkeys(labels(subscriber.payloads("home/hall/camera/decision")))) == sent[70:]
     sink.close()
-    listening.close()
+    subscriber.close()
 
 
-def test_latest_messages_are_published_again_after_the_broker_lost_them(tmp_path, broker, listener):
+def test_latest_messages_are_published_again_after_the_broker_lost_them(tmp_path, broker, subscriber):
     sink = sink_to(broker.port, tmp_path / "out")
     sink.state(change("live"))
     sink.write(result("stop"))
     wait_for(lambda: sink.waiting == 0)
-    listener.close()
+    subscriber.close()
     broker.stop()
     (tmp_path / "broker" / "mosquitto.db").unlink()
     broker.start()
-    late = Listener(broker, name="late")
+    late = MqttSubscriber(broker, name="late")
     wait_for(
         lambda: (
             {"home/hall/status", "home/hall/camera/state", "home/hall/camera/decision"} <= {m[0] for m in late.messages}
@@ -484,7 +486,7 @@ def test_queue_keeps_messages_in_memory_if_the_disk_is_full(tmp_path, caplog, da
     reopened.close()
 
 
-def test_messages_are_sent_if_the_disk_is_full(broker, listener, tmp_path, databases):
+def test_messages_are_sent_if_the_disk_is_full(broker, subscriber, tmp_path, databases):
     sink = sink_to(broker.port, tmp_path / "out")
 
     failures = databases[0].failures = []
@@ -492,7 +494,7 @@ def test_messages_are_sent_if_the_disk_is_full(broker, listener, tmp_path, datab
     for label in sent:
         sink.write(result(label))
     wait_for(lambda: sink.waiting == 0)
-    wait_for(lambda: labels(listener.of("home/hall/camera/decision")) == sent)
+    wait_for(lambda: labels(subscriber.payloads("home/hall/camera/decision")) == sent)
     assert len(failures) >= 50
     assert sink.dropped == 0
     sink.close()

@@ -271,11 +271,11 @@ for number in (1, 2, 3, 5, 8, 13, 21, 34):
 
 
 def test_signal_while_the_main_thread_holds_a_lock_loses_no_results():
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _INTERRUPTED], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert [line.split(" ", 1)[1] for line in done.stdout.splitlines()] == ["True True {}"] * 8
+    assert result.returncode == 0, result.stderr
+    assert [line.split(" ", 1)[1] for line in result.stdout.splitlines()] == ["True True {}"] * 8
 
 
 def test_results_that_were_not_delivered_are_reported_by_the_exit_code(bundle, tmp_path):

@@ -101,10 +101,10 @@ def test_invalid_reported_size_is_ignored(number):
     ],
 )
 def test_invalid_option_value_is_a_usage_error(bundle, option):
-    done = CliRunner().invoke(
+    result = CliRunner().invoke(
         app, ["camera", str(bundle), "--source", "synthetic:8x8@0", "--json", "--max-frames=2", option]
     )
-    assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
 
 
 class Server(MjpegServer):
@@ -130,8 +130,8 @@ def test_benchmark_opens_the_source_after_the_cold_start(bundle, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", observed)
     with Server() as server:
         command = ["benchmark", str(bundle), "--source", server.url, "--seconds", "0.1", "--no-operators", "--json"]
-        done = CliRunner().invoke(app, command)
-        assert done.exit_code == 0, done.output
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
         assert server.connections == 1
     assert connections
     assert set(connections) == {0}

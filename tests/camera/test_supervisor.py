@@ -589,11 +589,11 @@ print(json.dumps(results))
 
     with MjpegServer(no_video) as server:
         uris = [str(path), server.url, f"rtsp://127.0.0.1:{port}/x", f"http://127.0.0.1:{port}/x", "/dev/video97", "98"]
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code, *uris], capture_output=True, text=True, timeout=120, check=True
         )
-    assert done.stderr == ""
-    frame_count, *messages = json.loads(done.stdout)
+    assert result.stderr == ""
+    frame_count, *messages = json.loads(result.stdout)
     assert frame_count > 3
     assert all("cannot be opened" in message for message in messages), messages
 
@@ -642,7 +642,7 @@ def test_silent_rtsp_server_times_out(pause_s):
 
 @pytest.fixture(scope="module")
 def rtsp_folder(tmp_path_factory):
-    if reason := servers.rtsp_missing():
+    if reason := servers.rtsp_unavailable_reason():
         pytest.skip(reason)
     return tmp_path_factory.mktemp("rtsp")
 

@@ -34,7 +34,7 @@ from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
 from edgerec.errors import EdgerecError, MissingExtraError
 from edgerec.runtime.thermal import processor_temperature_c
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 LABELS = ("stop", "yield", "no entry")
 
@@ -443,10 +443,10 @@ def test_folder_without_write_permission_is_refused_at_the_start(tmp_path, monke
 
 def test_command_reports_an_unusable_folder_in_one_line(bundle, tmp_path, edgerec):
     (tmp_path / "file").write_text("")
-    done = edgerec(
+    result = edgerec(
         "camera", bundle, "-s", "synthetic:64x48@30", "--web", "127.0.0.1:0", "--web-save", tmp_path / "file"
     )
-    assert f"cannot save images in {tmp_path / 'file'}" in one_line(done)
+    assert f"cannot save images in {tmp_path / 'file'}" in error_line(result)
 
 
 def test_saving_without_a_folder_returns_an_error():
@@ -934,8 +934,8 @@ def test_camera_without_web_does_not_import_starlette():
         "import sys, edgerec.camera.sinks.web; "
         "print([name for name in ('starlette', 'uvicorn', 'cv2', 'asyncio') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn"])

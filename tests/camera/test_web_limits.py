@@ -116,11 +116,11 @@ def test_page_reports_that_the_quota_is_used_up(tmp_path):
 
 def test_command_line_sets_the_quota(bundle, tmp_path, edgerec):
     options = ["--source", "synthetic:8x8@30", "--headless", "--max-frames", 1, "--web", "127.0.0.1:0"]
-    done = edgerec("camera", bundle, *options, "--web-save", tmp_path / "saved", "--web-save-max", "much")
-    assert done.returncode == 2
-    assert "'much'" in done.stderr
-    done = edgerec("camera", bundle, *options, "--web-save", tmp_path / "saved", "--web-save-max", "10MB")
-    assert done.returncode == 0, done.stderr
+    result = edgerec("camera", bundle, *options, "--web-save", tmp_path / "saved", "--web-save-max", "much")
+    assert result.returncode == 2
+    assert "'much'" in result.stderr
+    result = edgerec("camera", bundle, *options, "--web-save", tmp_path / "saved", "--web-save-max", "10MB")
+    assert result.returncode == 0, result.stderr
 
 
 def test_service_has_a_memory_limit():

@@ -17,15 +17,15 @@ import pytest
 
 from edgerec.cli.camera import complete_arguments
 from edgerec.cli.options import parse_delegate_options
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 def test_csv_video_and_saved_images_contain_every_frame(bundle, video, tmp_path, edgerec):
     table, video_copy, saved = tmp_path / "t.csv", tmp_path / "f.avi", tmp_path / "saved"
     options = ["--csv", table, "--video", video_copy, "--save", "all", "--save-dir", saved, "--save-max", "10MB"]
-    done = edgerec("camera", bundle, "--source", video, "--headless", "--json", *options)
-    assert done.returncode == 0, done.stderr
-    results = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
+    result = edgerec("camera", bundle, "--source", video, "--headless", "--json", *options)
+    assert result.returncode == 0, result.stderr
+    results = [value for value in map(json.loads, result.stdout.splitlines()) if value["event"] == "result"]
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [value["label"] for value in results]
@@ -33,7 +33,7 @@ def test_csv_video_and_saved_images_contain_every_frame(bundle, video, tmp_path,
     assert cv2.VideoCapture(str(video_copy)).get(cv2.CAP_PROP_FRAME_COUNT) == 30
     assert len(list(saved.glob("*/*.jpg"))) == 30
     # An existing file is kept without --overwrite.
-    assert "t.csv" in one_line(edgerec("camera", bundle, "--source", video, "--headless", "--csv", table))
+    assert "t.csv" in error_line(edgerec("camera", bundle, "--source", video, "--headless", "--csv", table))
     second = edgerec("camera", bundle, "--source", video, "--headless", "--csv", table, "--overwrite")
     assert second.returncode == 0
 
@@ -51,16 +51,16 @@ def test_csv_video_and_saved_images_contain_every_frame(bundle, video, tmp_path,
     ],
 )
 def test_invalid_combinations_and_values_are_usage_errors(bundle, video, edgerec, tmp_path, options, message):
-    done = edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in re.sub(r"\W*\n\W*", " ", done.stderr)
+    result = edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in re.sub(r"\W*\n\W*", " ", result.stderr)
 
 
 @pytest.mark.parametrize(
     "options", [["--mqtt", "http://x"], ["--webhook", "file:///etc/passwd"], ["--video", "x.mkv9"]]
 )
 def test_invalid_addresses_and_file_types_give_one_line(bundle, video, edgerec, tmp_path, options):
-    one_line(edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path))
+    error_line(edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path))
 
 
 def without_display() -> dict[str, str]:
@@ -70,7 +70,7 @@ def without_display() -> dict[str, str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have a display")
 def test_failed_start_creates_no_files(bundle, video, edgerec, tmp_path):
     options = ["--csv", tmp_path / "t.csv", "--save", "all", "--save-dir", tmp_path / "saved"]
-    message = one_line(edgerec("camera", bundle, "--source", video, *options, env=without_display()))
+    message = error_line(edgerec("camera", bundle, "--source", video, *options, env=without_display()))
     assert "no display" in message
     assert "--web to serve a web page" in message
     assert list(tmp_path.iterdir()) == []
@@ -79,9 +79,9 @@ def test_failed_start_creates_no_files(bundle, video, edgerec, tmp_path):
 def test_headless_needs_no_display_and_names_the_source_if_there_are_several(bundle, video, golden_images, edgerec):
     golden = golden_images[0].parent
     sources = ["--source", video, "--source", golden]
-    done = edgerec("camera", bundle, *sources, "--headless", env=without_display())
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    result = edgerec("camera", bundle, *sources, "--headless", env=without_display())
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     assert len(lines) == 40
     assert {line.split("  ")[0] for line in lines} == {str(video), str(golden)}
     one_source = edgerec("camera", bundle, "--source", video, "--headless", env=without_display())
@@ -136,9 +136,9 @@ def test_running_camera_serves_web_page_and_metrics(bundle):
 def test_web_page_replaces_the_window_without_a_display(bundle, video, edgerec):
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
     command = ("camera", bundle, "--source", video, "--web", "127.0.0.1:0", "--max-frames", "2")
-    done = edgerec(*command, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "http://127.0.0.1:" in done.stderr
+    result = edgerec(*command, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "http://127.0.0.1:" in result.stderr
 
 
 def test_port_in_use_is_reported_in_one_line(bundle, video, edgerec):
@@ -148,19 +148,19 @@ def test_port_in_use_is_reported_in_one_line(bundle, video, edgerec):
         port = server.getsockname()[1]
         address = f"127.0.0.1:{port}"
         for option in ("--web", "--metrics"):
-            done = edgerec("camera", bundle, "--source", video, "--headless", option, address)
-            assert str(port) in one_line(done)
+            result = edgerec("camera", bundle, "--source", video, "--headless", option, address)
+            assert str(port) in error_line(result)
 
 
 @pytest.mark.skipif(not shutil.which("mosquitto"), reason="no MQTT broker (apt install mosquitto)")
 def test_unreachable_broker_does_not_stop_the_camera(bundle, video, edgerec, tmp_path):
     environment = os.environ | {"EDGEREC_CACHE": str(tmp_path)}
-    done = edgerec(
+    result = edgerec(
         *("camera", bundle, "--source", video, "--headless", "--mqtt", "mqtt://u:secret@127.0.0.1:9/e"), env=environment
     )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 30
-    assert "secret" not in done.stdout + done.stderr
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 30
+    assert "secret" not in result.stdout + result.stderr
 
 
 def test_delegate_options_are_passed_as_they_were_typed():

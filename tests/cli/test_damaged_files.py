@@ -21,7 +21,7 @@ from edgerec.contract.labels import read_labels
 from edgerec.data import load
 from edgerec.errors import BundleError, DataError, RecipeError, RunError
 from edgerec.recipe import DataSection
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 DEEP_JSON = "[" * 100_000
 DEEP_TOML = "x = " + "[" * 2000 + "]" * 2000
@@ -93,7 +93,7 @@ def test_unexpected_values_in_a_run_are_refused(run_copy, quantized_run, invoke,
         read_all(run_copy, quantized_run)
     (row,) = (row for row in list_runs(run_copy.path.parent))
     assert row.state
-    message = one_line(invoke("diff", run_copy.path, quantized_run))
+    message = error_line(invoke("diff", run_copy.path, quantized_run))
     assert name.rpartition("/")[2] in message
 
 
@@ -140,17 +140,17 @@ def test_symbolic_links_to_themselves_are_reported(run_copy, invoke, name, neede
         ["export", run_copy.path],
         ["train", "--resume", "--out", run_copy.path],
     ):
-        done = invoke(*command)
-        assert done.returncode == (1 if command[0] in needed_by else 0)
-        assert (done.stderr.strip().splitlines() or [""])[-1].startswith("error: ") == (command[0] in needed_by)
+        result = invoke(*command)
+        assert result.returncode == (1 if command[0] in needed_by else 0)
+        assert (result.stderr.strip().splitlines() or [""])[-1].startswith("error: ") == (command[0] in needed_by)
     assert invoke("runs", run_copy.path.parent).returncode == 0
 
 
 def test_output_that_is_a_link_to_itself_is_reported(tmp_path, invoke):
     (tmp_path / "out").symlink_to("out")
-    one_line(invoke("train", "--data", "digits", "--out", tmp_path / "out"))
-    one_line(invoke("data", "pack", "digits", "--out", tmp_path / "out" / "pack"))
-    one_line(invoke("train", "--data", tmp_path / "out", "--out", tmp_path / "run"))
+    error_line(invoke("train", "--data", "digits", "--out", tmp_path / "out"))
+    error_line(invoke("data", "pack", "digits", "--out", tmp_path / "out" / "pack"))
+    error_line(invoke("train", "--data", tmp_path / "out", "--out", tmp_path / "run"))
 
 
 @pytest.mark.parametrize("text", [DEEP_TOML, NESTED_TOML, "x = 1" + "0" * 5000, "\x00"], ids=lambda text: text[:9])
@@ -160,9 +160,9 @@ def test_damaged_toml_is_refused(tmp_path, invoke, text):
     for read in (Recipe.from_toml, lambda path: Target.load(str(path)), read_labels):
         with pytest.raises(EdgerecError):
             read(path)
-    one_line(invoke("train", path, "--out", tmp_path / "run"))
-    one_line(invoke("tune", "--data", "digits", "--search", path, "--out", tmp_path / "study"))
-    one_line(invoke("calibration", "make", "--data", "digits", "--recipe", path, "--out", tmp_path / "set"), code=1)
+    error_line(invoke("train", path, "--out", tmp_path / "run"))
+    error_line(invoke("tune", "--data", "digits", "--search", path, "--out", tmp_path / "study"))
+    error_line(invoke("calibration", "make", "--data", "digits", "--recipe", path, "--out", tmp_path / "set"), code=1)
 
 
 @pytest.mark.parametrize("value", [["data"], "digits", 5, None, {"data": "digits"}, {"model": []}], ids=str)
@@ -173,7 +173,7 @@ def test_provenance_without_a_recipe_object_is_refused(bundle, tmp_path, invoke,
         Bundle.open(copy)
     with pytest.raises(BundleError, match=r"provenance\.recipe"):
         evaluate(copy)
-    assert "provenance.recipe" in one_line(invoke("evaluate", copy, "--data", "digits"))
+    assert "provenance.recipe" in error_line(invoke("evaluate", copy, "--data", "digits"))
 
 
 @pytest.mark.parametrize("value", [["data"], "digits", 5, None])
@@ -207,7 +207,7 @@ main()
 @pytest.mark.parametrize("command", ["data pack digits --out pack", "train --data digits --out run --epochs 1"])
 def test_file_size_limit_is_reported(tmp_path, command):
     assert resource.RLIMIT_FSIZE
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", WITH_LIMITED_FILE_SIZE, *command.split()],
         cwd=tmp_path,
         env=os.environ | {"EDGEREC_CACHE": str(tmp_path / "cache")},
@@ -215,9 +215,9 @@ def test_file_size_limit_is_reported(tmp_path, command):
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: File too large")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: File too large")
     assert not list(tmp_path.glob("pack/*"))
 
 
@@ -297,7 +297,7 @@ def test_packs_with_unexpected_values_are_refused(pack, tmp_path, invoke, keys, 
     change_json(copy / "pack.json", *keys, value=value)
     with pytest.raises(DataError, match=r"pack\.json is damaged"):
         load(DataSection(source=str(copy)))
-    one_line(invoke("train", "--data", copy, "--out", tmp_path / "run"))
+    error_line(invoke("train", "--data", copy, "--out", tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", ["index.npy", "contents.npy"])
@@ -348,7 +348,7 @@ def test_damaged_remains_of_an_interrupted_pack_are_reported(tmp_path, invoke, n
     unfinished = tmp_path / ".pack.packing"
     for path in unfinished.glob("contents.npy" if name == "contents.npy" else f"train-00000*{name[1:]}"):
         path.write_bytes(b"damaged")
-    done = invoke("data", "pack", "digits", "--out", tmp_path / "pack", "--resume")
-    assert done.returncode == 1
-    assert "is damaged" in done.stderr.splitlines()[-1]
-    assert "Pack the data again without --resume" in done.stderr.splitlines()[-1]
+    result = invoke("data", "pack", "digits", "--out", tmp_path / "pack", "--resume")
+    assert result.returncode == 1
+    assert "is damaged" in result.stderr.splitlines()[-1]
+    assert "Pack the data again without --resume" in result.stderr.splitlines()[-1]

@@ -11,7 +11,7 @@ import pytest
 from edgerec import evaluate
 from edgerec.errors import EdgerecError, ModelError
 from tests import tflite_models
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def wide_images(tmp_path):
 def model(tmp_path):
     """Model whose logits are proportional to the mean of each color."""
     path = tmp_path / "model.tflite"
-    path.write_bytes(tflite_models.logits().done())
+    path.write_bytes(tflite_models.logits().to_bytes())
     return path
 
 
@@ -52,11 +52,11 @@ def test_evaluate_uses_the_given_activation(model, wide_images):
 def test_command_line_accepts_fit_and_activation(model, wide_images, invoke, tmp_path):
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     options = ("--normalize", "pixels", "--labels", tmp_path / "labels.txt")
-    done = invoke(
+    result = invoke(
         "evaluate", model, "--data", wide_images, *options, "--fit", "crop", "--activation", "softmax", "--json"
     )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["accuracy"] == 1.0
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["accuracy"] == 1.0
     for option in ("--fit", "--activation"):
         failed = invoke("evaluate", model, "--data", wide_images, *options, option, "squeeze")
         assert failed.returncode == 2
@@ -65,7 +65,7 @@ def test_command_line_accepts_fit_and_activation(model, wide_images, invoke, tmp
 
 def test_options_for_tflite_files_are_refused_for_bundles(bundle, invoke):
     for option, value in (("--fit", "crop"), ("--activation", "none"), ("--normalize", "unit"), ("--labels", "x.txt")):
-        error = one_line(invoke("evaluate", bundle, "--data", "digits", option, value))
+        error = error_line(invoke("evaluate", bundle, "--data", "digits", option, value))
         assert f"{option} requires a .tflite file" in error
     with pytest.raises(EdgerecError, match="contains its own fit"):
         evaluate(bundle, "digits", fit="crop")

@@ -93,8 +93,8 @@ def test_bash_completes_commands_options_and_subcommands():
         pytest.skip("the edgerec program is not installed")
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     # The shell is detected by the parent process of edgerec, which must therefore be bash.
-    done = subprocess.run(["bash", "-c", COMPLETION], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == ["quantize", "--max-drop", "check"], done.stderr
+    result = subprocess.run(["bash", "-c", COMPLETION], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.split() == ["quantize", "--max-drop", "check"], result.stderr
 
 
 def test_each_module_of_a_command_is_in_the_table_of_commands():
@@ -110,18 +110,18 @@ def test_a_command_imports_only_its_own_module():
         "try: main()\nexcept SystemExit: pass\n"
         "print([n for names in COMMANDS.values() for n in names if f'edgerec.cli.{n}' in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "['targets']"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "['targets']"
 
 
 def test_unknown_command_suggests_a_similar_name(invoke):
-    done = invoke("trian")
-    assert done.returncode == 2
-    assert "Did you mean 'train'?" in done.stderr
+    result = invoke("trian")
+    assert result.returncode == 2
+    assert "Did you mean 'train'?" in result.stderr
 
 
 def test_help_can_be_shown_by_a_terminal_without_utf8(edgerec):
-    done = edgerec("camera", "--help", env=os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "60"})
-    assert done.returncode == 0
-    assert "--source" in done.stdout
-    assert "\\u" not in done.stdout
+    result = edgerec("camera", "--help", env=os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "60"})
+    assert result.returncode == 0
+    assert "--source" in result.stdout
+    assert "\\u" not in result.stdout

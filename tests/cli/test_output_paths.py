@@ -25,9 +25,9 @@ from edgerec.utils.atomic import sha256 as digest
 
 def error_of(*arguments) -> str:
     """Run a command that must fail with one line on stderr, and return this line."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 1, done.output
-    (line,) = done.stderr.strip().splitlines()
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1, result.output
+    (line,) = result.stderr.strip().splitlines()
     return line
 
 
@@ -83,9 +83,9 @@ def test_folders_inside_the_data_are_refused(tmp_path, monkeypatch, command):
         (tmp_path / "photos" / label).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "photos" / label / "a.png"), np.zeros((30, 30, 3), np.uint8))
     monkeypatch.chdir(tmp_path / "photos")
-    done = CliRunner().invoke(app, [*command.split(), ".", "--out", "runs/first"])
-    assert done.exit_code == 1, done.output
-    message = done.stderr.strip().splitlines()[-1]
+    result = CliRunner().invoke(app, [*command.split(), ".", "--out", "runs/first"])
+    assert result.exit_code == 1, result.output
+    message = result.stderr.strip().splitlines()[-1]
     assert "runs/first is inside the image folder" in message
     assert "choose another folder" in message
     assert not Path("runs").exists()
@@ -268,8 +268,8 @@ def test_names_of_data_and_assignments_expand_the_home_folder(home, image_folder
         ["data", "show", "~/photos", "--out=~/a.png"],
         ["data", "show", "digits", "--set", "data.source=~/photos", "--out=~/b.png"],
     ):
-        done = CliRunner().invoke(app, command)
-        assert done.exit_code == 0, done.output
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
     assert {"a.png", "b.png"} <= {path.name for path in home.iterdir()}
     (home / "my.toml").write_text('[data]\nsource = "~/photos"\n[model]\nweights = "~/old.keras"\n')
     recipe = Recipe.from_toml("~/my.toml")
@@ -295,9 +295,9 @@ def test_tilde_that_is_not_a_home_folder_is_part_of_the_name(home, tmp_path):
 def test_link_to_itself_is_refused_without_traceback(tmp_path, clip, out, message):
     (tmp_path / "loop").symlink_to("loop")
     assert checked_output(tmp_path / "loop", [clip]) == tmp_path / "loop"
-    done = CliRunner().invoke(app, ["train", "digits", "--out", str(tmp_path / out), "--epochs", "1"])
-    assert done.exit_code == 1
-    assert message in done.stderr.splitlines()[-1]
+    result = CliRunner().invoke(app, ["train", "digits", "--out", str(tmp_path / out), "--epochs", "1"])
+    assert result.exit_code == 1
+    assert message in result.stderr.splitlines()[-1]
 
 
 def test_tilde_in_the_query_of_a_url_is_not_a_path(home):

@@ -31,10 +31,10 @@ def folder(tmp_path_factory):
 
 def check_reports(reports, stage):
     """A stage reports its first image, many others and its last one."""
-    done = [step.done for step in reports if step.stage == stage]
-    assert done[0] <= 1
-    assert max(np.diff(done)) <= 2
-    assert done[-1] == IMAGES
+    result = [step.done for step in reports if step.stage == stage]
+    assert result[0] <= 1
+    assert max(np.diff(result)) <= 2
+    assert result[-1] == IMAGES
 
 
 def test_reading_reports_the_first_image(folder):
@@ -92,7 +92,7 @@ def test_training_and_quantizing_report_every_evaluation(tmp_path):
 
 def test_loading_tensorflow_is_announced_before_training(tmp_path, edgerec):
     options = ("--arch", "simple_cnn", "--epochs", 1, "--set", "model.width=0.25", "--json")
-    done = edgerec("train", "digits", *options, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines().count("starting TensorFlow …") == 1
-    json.loads(done.stdout)  # the message is not on stdout
+    result = edgerec("train", "digits", *options, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines().count("starting TensorFlow …") == 1
+    json.loads(result.stdout)  # the message is not on stdout

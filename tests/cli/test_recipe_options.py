@@ -40,8 +40,8 @@ def test_command_without_data_fails_and_says_what_to_provide(command, recipe, tm
 
 
 def test_train_accepts_an_image_folder_as_its_argument(image_folder, tmp_path):
-    done = edgerec("train", image_folder, "--epochs", "1", "--out", "runs/x", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = edgerec("train", image_folder, "--epochs", "1", "--out", "runs/x", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert Path(Recipe.from_toml(tmp_path / "runs/x/recipe.toml").data.source) == image_folder.resolve()
 
 
@@ -83,7 +83,7 @@ def test_arch_that_names_a_file_without_a_function_says_how_to_name_one(tmp_path
 @pytest.mark.parametrize("epochs", ["0", "-1"])
 @pytest.mark.parametrize("command", ["train", "build", "tune", "distill"])
 def test_number_of_epochs_must_be_positive(command, epochs, tmp_path):
-    done = CliRunner().invoke(app, [command, "digits", "--out", str(tmp_path / "run"), "--epochs", epochs])
-    assert done.exit_code == 2
-    assert "--epochs" in done.stderr
+    result = CliRunner().invoke(app, [command, "digits", "--out", str(tmp_path / "run"), "--epochs", epochs])
+    assert result.exit_code == 2
+    assert "--epochs" in result.stderr
     assert not (tmp_path / "run").exists()

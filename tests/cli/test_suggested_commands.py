@@ -27,8 +27,8 @@ def suggested_commands(text: str) -> list[list[str]]:
     """Return the arguments of each edgerec command in a text, as a shell splits them."""
     commands = [line[line.index("edgerec ") :] for line in text.splitlines() if re.search(r"\bedgerec [a-z]", line)]
     for command in commands:
-        done = subprocess.run(["sh", "-n", "-c", command], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (command, done.stderr)
+        result = subprocess.run(["sh", "-n", "-c", command], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, (command, result.stderr)
     return [shlex.split(command, comments=True) for command in commands]
 
 
@@ -45,23 +45,23 @@ def test_messages_quote_the_values_in_suggested_commands():
 
 
 def test_quantize_suggests_to_export_the_variant(quoted_run, invoke):
-    done = invoke("quantize", quoted_run.path, "--method", "float16", "--max-drop", 100)
-    assert done.returncode == 0, done.stderr
-    assert suggested_commands(done.stdout) == [
+    result = invoke("quantize", quoted_run.path, "--method", "float16", "--max-drop", 100)
+    assert result.returncode == 0, result.stderr
+    assert suggested_commands(result.stdout) == [
         ["edgerec", "export", str(quoted_run.path), "--target", "rpi", "--variant", "float16"]
     ]
 
 
 def test_quantize_suggests_the_new_location_of_moved_data(quoted_run, invoke):
-    done = invoke("quantize", quoted_run.path, "--method", "dynamic", "--max-drop", 100, "--data", "digits")
-    assert suggested_commands(done.stdout)[0][-2:] == ["--data", "digits"]
+    result = invoke("quantize", quoted_run.path, "--method", "dynamic", "--max-drop", 100, "--data", "digits")
+    assert suggested_commands(result.stdout)[0][-2:] == ["--data", "digits"]
 
 
 def test_calibration_make_suggests_to_show_the_set(quoted_run, invoke, tmp_path):
     out = tmp_path / "my set"
-    done = invoke("calibration", "make", quoted_run.path, "--out", out, "--images", 10)
-    assert done.returncode == 0, done.stderr
-    assert suggested_commands(done.stdout) == [["edgerec", "calibration", "show", str(out), "--out", "sheet.png"]]
+    result = invoke("calibration", "make", quoted_run.path, "--out", out, "--images", 10)
+    assert result.returncode == 0, result.stderr
+    assert suggested_commands(result.stdout) == [["edgerec", "calibration", "show", str(out), "--out", "sheet.png"]]
 
 
 def test_report_suggests_commands_for_its_run(quoted_run, tmp_path):
@@ -81,8 +81,8 @@ def test_report_suggests_commands_for_its_run(quoted_run, tmp_path):
 def test_commands_in_errors_can_be_parsed_by_a_shell(quoted_run, invoke, tmp_path):
     missing = tmp_path / "no run, yet"
     for command in ("quantize", "export", "parity"):
-        done = invoke(command, missing)
-        ((*words, out),) = suggested_commands(done.stderr)
+        result = invoke(command, missing)
+        ((*words, out),) = suggested_commands(result.stderr)
         assert (words, out) == (["edgerec", "train", "DATA", "--out"], str(missing))
     unfinished = tmp_path / "not finished"
     shutil.copytree(quoted_run.path, unfinished)
@@ -93,13 +93,13 @@ def test_commands_in_errors_can_be_parsed_by_a_shell(quoted_run, invoke, tmp_pat
     with pytest.raises(EdgerecError) as error:
         Run.open(missing)
     assert suggested_commands(str(error.value)) == [["edgerec", "train", "DATA", "--out", str(missing)]]
-    done = invoke("export", shutil.copytree(unfinished, tmp_path / "a b"), "--out", tmp_path / "x")
-    assert suggested_commands(done.stderr)
+    result = invoke("export", shutil.copytree(unfinished, tmp_path / "a b"), "--out", tmp_path / "x")
+    assert suggested_commands(result.stderr)
 
 
 def test_error_for_a_missing_recipe_suggests_a_command_that_writes_it(invoke, tmp_path):
-    done = invoke("train", tmp_path / "my recipe.toml", "--out", tmp_path / "run")
-    ((*words, path),) = suggested_commands(done.stderr)
+    result = invoke("train", tmp_path / "my recipe.toml", "--out", tmp_path / "run")
+    ((*words, path),) = suggested_commands(result.stderr)
     assert (words, path) == (["edgerec", "recipe", ">"], str(tmp_path / "my recipe.toml"))
 
 
@@ -108,5 +108,5 @@ def test_export_for_an_int8_target_without_an_int8_variant_suggests_quantize(quo
     for name, values in copy.variants().items():
         if values["precision"] == "int8":
             shutil.rmtree(copy.variant(name))
-    done = invoke("export", copy.path, "--target", "coral-usb", "--out", tmp_path / "bundle")
-    assert suggested_commands(done.stderr) == [["edgerec", "quantize", str(copy.path)]]
+    result = invoke("export", copy.path, "--target", "coral-usb", "--out", tmp_path / "bundle")
+    assert suggested_commands(result.stderr) == [["edgerec", "quantize", str(copy.path)]]

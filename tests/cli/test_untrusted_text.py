@@ -17,7 +17,7 @@ from edgerec.camera.sinks.csv import CsvFile
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.labels import parse_labels
 from edgerec.errors import BundleError, DataError, EdgerecError
-from tests.conftest import one_line
+from tests.conftest import error_line
 from tests.network import change, result
 
 HOSTILE = [
@@ -72,7 +72,7 @@ def test_manifest_with_text_that_cannot_be_shown_is_refused(bundle_with, text):
 
 @pytest.mark.parametrize("key", ["name", "target", "variant"])
 def test_other_texts_of_a_manifest_are_checked(bundle_with, edgerec, golden_images, key):
-    line = one_line(edgerec("predict", bundle_with(**{key: "a\x1b]0;b\x07"}), golden_images[0]))
+    line = error_line(edgerec("predict", bundle_with(**{key: "a\x1b]0;b\x07"}), golden_images[0]))
     assert f"{key} is 'a\\x1b]0;b\\x07'" in line
 
 
@@ -115,23 +115,23 @@ def test_file_names_of_a_folder_are_escaped_in_every_output(bundle, golden_image
     name = "\x1b[2J\n0.99 stop \u202e\udce9.png"
     shutil.copy(golden_images[0], folder / name)
     (folder / "\x1b[31mno image.png").write_bytes(b"\x89PNG nothing")
-    done = edgerec("camera", bundle, "--source", folder, "--source", golden_images[0].parent, "--headless")
-    assert done.returncode == 0, done.stderr
-    for line in (done.stdout + done.stderr).splitlines():
+    result = edgerec("camera", bundle, "--source", folder, "--source", golden_images[0].parent, "--headless")
+    assert result.returncode == 0, result.stderr
+    for line in (result.stdout + result.stderr).splitlines():
         assert line.isprintable()
-    assert "no image.png was skipped" in done.stderr
-    assert "\\x1b]0;title\\x07\\nerror: x  frame 0" in done.stdout
-    done = edgerec("camera", bundle, "--source", folder, "--json", "--csv", tmp_path / "out.csv")
-    assert any(json.loads(line).get("source") == str(folder / name) for line in done.stdout.splitlines())
-    assert "\x1b" not in done.stdout + (tmp_path / "out.csv").read_text()
-    done = edgerec("predict", bundle, folder / name)
-    assert done.returncode == 0, done.stderr
-    assert all(line.isprintable() for line in (done.stdout + done.stderr).splitlines())
+    assert "no image.png was skipped" in result.stderr
+    assert "\\x1b]0;title\\x07\\nerror: x  frame 0" in result.stdout
+    result = edgerec("camera", bundle, "--source", folder, "--json", "--csv", tmp_path / "out.csv")
+    assert any(json.loads(line).get("source") == str(folder / name) for line in result.stdout.splitlines())
+    assert "\x1b" not in result.stdout + (tmp_path / "out.csv").read_text()
+    result = edgerec("predict", bundle, folder / name)
+    assert result.returncode == 0, result.stderr
+    assert all(line.isprintable() for line in (result.stdout + result.stderr).splitlines())
 
 
 def test_missing_file_cannot_add_a_line_to_an_error(bundle, tmp_path, edgerec):
     for command in (["predict", bundle], ["inspect"], ["camera", bundle, "--source"]):
-        assert "\\x1b[31m\\nx" in one_line(edgerec(*command, tmp_path / "no\x1b[31m\nx.tflite"))
+        assert "\\x1b[31m\\nx" in error_line(edgerec(*command, tmp_path / "no\x1b[31m\nx.tflite"))
 
 
 @pytest.mark.parametrize("text", ["=cmd|'/C calc'!A0", "+1+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "＝1"])
@@ -165,15 +165,15 @@ for label in ("a\\ud800b", "\\udce9", "\\x1b[31m", "a\\nb", "a\\u202eb"):
     assert image.any()
 print("drawn")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "drawn\n"), done.stderr[-500:]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, "drawn\n"), result.stderr[-500:]
 
 
 def test_report_of_a_run_shows_no_control_characters(run, tmp_path, edgerec):
     folder = tmp_path / "run \u202e\x1b[31m"
     shutil.copytree(run.path, folder)
-    done = edgerec("report", folder, "--no-images", "--out", tmp_path / "report.html")
-    assert done.returncode == 0, done.stderr
+    result = edgerec("report", folder, "--no-images", "--out", tmp_path / "report.html")
+    assert result.returncode == 0, result.stderr
     page = (tmp_path / "report.html").read_text()
     assert "run \\u202e\\x1b[31m" in page
     assert "\u202e" not in page

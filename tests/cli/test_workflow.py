@@ -95,10 +95,10 @@ def test_build_advises_to_improve_a_model_that_learned_nothing(tmp_path, edgerec
     images, labels = rng.integers(0, 256, (120, 8, 8), np.uint8), np.arange(120) % 4
     np.savez(tmp_path / "noise.npz", x_train=images, y_train=labels)
     options = ("--epochs", "1", "--arch", "simple_cnn", "--method", "ptq", "--max-drop", "100")
-    done = edgerec("build", "noise.npz", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "next     run 'edgerec data check'" in done.stdout
-    assert "copy" not in done.stdout
+    result = edgerec("build", "noise.npz", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "next     run 'edgerec data check'" in result.stdout
+    assert "copy" not in result.stdout
 
 
 def test_build_refuses_an_unknown_target_and_an_autoencoder_before_training(tmp_path):
@@ -112,9 +112,9 @@ def test_build_refuses_an_unknown_target_and_an_autoencoder_before_training(tmp_
 @pytest.mark.slow
 def test_build_command_names_the_run_after_the_data(edgerec, tmp_path):
     options = ("--epochs", "1", "--method", "ptq", "--max-drop", "50", "--json")
-    done = edgerec("build", "digits", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    process = edgerec("build", "digits", *options, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
     assert result["run"] == "runs/digits"
     assert (tmp_path / "runs" / "digits-rpi" / "manifest.json").is_file()
 
@@ -132,8 +132,8 @@ def test_runs_lists_finished_unfinished_and_damaged_runs(built, tmp_path, invoke
     assert [row.state.partition(":")[0] for row in rows] == ["finished", "epoch 3 of 3", "damaged"]
     assert rows[0].variant == "int8"
     assert rows[0].variant_top1 == built.top1
-    done = invoke("runs", tmp_path, "--json")
-    assert json.loads(done.stdout) == [row.to_dict() for row in rows]
+    result = invoke("runs", tmp_path, "--json")
+    assert json.loads(result.stdout) == [row.to_dict() for row in rows]
     assert "damaged" in invoke("runs", tmp_path).stdout
     assert "contains no runs" in invoke("runs", tmp_path / "a" / "finished" / "plots").stdout
 

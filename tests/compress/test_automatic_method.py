@@ -11,14 +11,14 @@ import pytest
 
 from edgerec import Recipe, Run, fit, quantize
 from edgerec.errors import GateError, OutputExistsError, RecipeError
-from tests.conftest import one_line, red_and_blue
+from tests.conftest import error_line, write_red_and_blue_images
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """A run on 40 images of two colors, in a folder whose name has a space and a quote."""
     folder = tmp_path_factory.mktemp("user's files")
-    data = {"source": str(red_and_blue(folder / "my images")), "input_size": 28}
+    data = {"source": str(write_red_and_blue_images(folder / "my images")), "input_size": 28}
     recipe = Recipe.from_dict(
         {
             "data": data,
@@ -45,15 +45,15 @@ def record_validation_drop(run: Run, variant: str, points: float) -> None:
 
 
 def test_auto_is_default_and_chooses_ptq_if_it_loses_little(small_run, invoke):
-    done = invoke("quantize", small_run.path)
-    assert done.returncode == 0, done.stderr
+    result = invoke("quantize", small_run.path)
+    assert result.returncode == 0, result.stderr
     assert list(small_run.variants()) == ["float32", "int8"]
-    assert "why      ptq loses so little that qat is not tried" in done.stdout
-    assert "validation images ptq loses" in done.stdout
+    assert "why      ptq loses so little that qat is not tried" in result.stdout
+    assert "validation images ptq loses" in result.stdout
     # A second call reuses the variant instead of refusing it.
-    done = invoke("quantize", small_run.path, "--json")
-    assert json.loads(done.stdout)["variant"] == "int8"
-    assert "auto: using the existing variant int8" in done.stderr
+    result = invoke("quantize", small_run.path, "--json")
+    assert json.loads(result.stdout)["variant"] == "int8"
+    assert "auto: using the existing variant int8" in result.stderr
 
 
 def test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better(int8_run):
@@ -71,12 +71,12 @@ def test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better(int8_run):
 def test_auto_falls_back_to_float16_with_warning(small_run, invoke):
     record_validation_drop(small_run, "int8", 3.0)
     record_validation_drop(small_run, "int8-qat", 2.0)
-    done = invoke("quantize", small_run.path, "--max-drop", "1")
-    assert done.returncode == 0, done.stderr
-    assert "auto chose float16, which is not int8" in done.stderr
-    assert "why      no int8 method meets --max-drop; on 4 validation images ptq loses 3.00 points" in done.stdout
+    result = invoke("quantize", small_run.path, "--max-drop", "1")
+    assert result.returncode == 0, result.stderr
+    assert "auto chose float16, which is not int8" in result.stderr
+    assert "why      no int8 method meets --max-drop; on 4 validation images ptq loses 3.00 points" in result.stdout
     # The suggested command exports this variant, although export itself prefers int8.
-    (suggested,) = (line for line in done.stdout.splitlines() if line.startswith("next"))
+    (suggested,) = (line for line in result.stdout.splitlines() if line.startswith("next"))
     assert shlex.split(suggested)[1:] == [
         *("edgerec", "export", str(small_run.path), "--target", "rpi", "--variant", "float16"),
     ]
@@ -115,7 +115,7 @@ def test_only_the_chosen_variant_is_measured_on_the_test_images(small_run, tmp_p
 def test_option_that_auto_does_not_use_is_refused(small_run, invoke, option, value, method):
     with pytest.raises(RecipeError, match=rf"--{option} has no effect with --method auto: .* --method {method} "):
         quantize(small_run, **{option: value})
-    assert f"such as --method {method} " in one_line(invoke("quantize", small_run.path, f"--{option}", value))
+    assert f"such as --method {method} " in error_line(invoke("quantize", small_run.path, f"--{option}", value))
 
 
 def other_network(small_run, folder, arch):
@@ -137,10 +137,10 @@ def test_auto_skips_qat_for_a_recurrent_network(small_run, tmp_path):
 
 def test_auto_quantizes_an_autoencoder(small_run, tmp_path, invoke):
     run = other_network(small_run, tmp_path / "my run", "autoencoder")
-    done = invoke("quantize", run.path)
-    assert done.returncode == 0, done.stderr
-    assert "why      ptq loses so little" in done.stdout
-    (suggested,) = (line for line in done.stdout.splitlines() if line.startswith("next"))
+    result = invoke("quantize", run.path)
+    assert result.returncode == 0, result.stderr
+    assert "why      ptq loses so little" in result.stdout
+    (suggested,) = (line for line in result.stdout.splitlines() if line.startswith("next"))
     assert shlex.split(suggested)[1:] == [
         *("edgerec", "export", "CLASSIFIER_RUN", "--novelty", str(run.path), "--target", "rpi"),
     ]
@@ -184,10 +184,10 @@ def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted,
     assert len(states) == 1
     command = ("quantize", interrupted.path, "--method", "qat", "--epochs", 2)
     shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
-    message = one_line(invoke(*command))
+    message = error_line(invoke(*command))
     assert "contains checkpoints from an interrupted qat: add --resume to resume it, or --overwrite to" in message
     # The method auto would also start a new training.
-    assert "add --resume" in one_line(invoke("quantize", interrupted.path, "--epochs", 2))
+    assert "add --resume" in error_line(invoke("quantize", interrupted.path, "--epochs", 2))
     assert list((interrupted.path / "checkpoints" / "int8-qat").iterdir()) == states
     # Other settings would silently start again.
     with pytest.raises(OutputExistsError, match=r"interrupted qat with compress.epochs 2 instead of 3: use the same"):
@@ -206,13 +206,13 @@ def test_message_about_other_settings_names_only_options_of_the_command(interrup
     recipe.write_text(interrupted.recipe.override({"compress.epochs": 3}).to_toml())
     build = ("build", recipe, "--method", "qat", "--no-open", "--out", interrupted.path)
     for command in (("quantize", interrupted.path, "--compare", "--method", "qat", "--epochs", 3), build):
-        done = invoke(*command)
-        message = done.stderr.splitlines()[-1]
-        assert done.returncode == 1
+        result = invoke(*command)
+        message = result.stderr.splitlines()[-1]
+        assert result.returncode == 1
         assert f"{folder} contains checkpoints from an interrupted qat with compress.epochs 2 instead of 3" in message
         assert "use the same settings to resume it, or delete this folder to start again" in message
         assert "--" not in message
-    message = one_line(invoke("quantize", interrupted.path, "--method", "qat", "--epochs", 3))
+    message = error_line(invoke("quantize", interrupted.path, "--method", "qat", "--epochs", 3))
     assert "use the same settings and add --resume to resume it, or --overwrite to start again" in message
     shutil.rmtree(folder)
     report = quantize(interrupted, "qat", epochs=1, max_drop=100, resume=True)
@@ -230,9 +230,9 @@ def test_ctrl_c_prints_command_for_resuming(small_run, invoke, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgerec.compress.candidate.quantization_aware", interrupt)
-    done = invoke("quantize", small_run.path, "--method", "qat", "--epochs", 2, "--overwrite")
-    assert done.returncode == 130
-    last = done.stderr.splitlines()[-1]
+    result = invoke("quantize", small_run.path, "--method", "qat", "--epochs", 2, "--overwrite")
+    assert result.returncode == 130
+    last = result.stderr.splitlines()[-1]
     command = shlex.split(last.partition("resume with: ")[2])
     assert command[:3] == ["edgerec", "quantize", str(small_run.path)]
     assert " ".join(command[3:5]) == "--method qat"

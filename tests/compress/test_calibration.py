@@ -418,22 +418,22 @@ def test_calibration_commands_make_and_check_a_set(run, data, valid_set, tmp_pat
     def call(*arguments):
         return CliRunner().invoke(app, ["calibration", *map(str, arguments)])
 
-    done = call("make", run.path, "--out", tmp_path / "set", "--recipe", "random", "--images", 50, "--json")
-    assert done.exit_code == 0, done.stderr
-    written = json.loads(done.stdout)
+    result = call("make", run.path, "--out", tmp_path / "set", "--recipe", "random", "--images", 50, "--json")
+    assert result.exit_code == 0, result.stderr
+    written = json.loads(result.stdout)
     assert (written["recipe"]["name"], len(written["images"])) == ("random", 50)
-    done = call("check", tmp_path / "set", "--run", run.path)
-    assert (done.exit_code, done.stdout.splitlines()[-1][:14]) == (0, "ok: 50 images ")
+    result = call("check", tmp_path / "set", "--run", run.path)
+    assert (result.exit_code, result.stdout.splitlines()[-1][:14]) == (0, "ok: 50 images ")
     np.savez(tmp_path / "bad.npz", x=draw_pixels(data)[0] / 255)
-    done = call("check", tmp_path / "bad.npz", "--run", run.path, "--json")
-    assert done.exit_code == 1
-    report = json.loads(done.stdout)
+    result = call("check", tmp_path / "bad.npz", "--run", run.path, "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
     assert report["ok"] is False
     assert report["findings"][0]["kind"] == "range"
-    done = call("make", "--out", tmp_path / "none")
-    assert done.exit_code == 2
-    done = call("make", tmp_path, "--out", tmp_path / "none")
-    assert (done.exit_code, "is not a run" in done.stderr) == (1, True)
+    result = call("make", "--out", tmp_path / "none")
+    assert result.exit_code == 2
+    result = call("make", tmp_path, "--out", tmp_path / "none")
+    assert (result.exit_code, "is not a run" in result.stderr) == (1, True)
 
 
 def test_contact_sheet_shows_all_images(run, data, valid_set, tmp_path):

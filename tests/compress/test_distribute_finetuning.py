@@ -11,7 +11,7 @@ import pytest
 
 from edgerec import Run, quantize
 from edgerec.tflite.flatbuffer import read_graph
-from tests.conftest import red_and_blue
+from tests.conftest import write_red_and_blue_images
 
 PROGRAM = """
 import json, logging, sys
@@ -34,7 +34,7 @@ def output_scales(run, variant):
 @pytest.mark.nightly
 def test_pruning_and_qat_on_two_devices_equal_one_device(tmp_path):
     settings = {
-        "data.source": str(red_and_blue(tmp_path / "images")),
+        "data.source": str(write_red_and_blue_images(tmp_path / "images")),
         "data.input_size": 28,
         "model.width": 0.25,
         "train.epochs": 1,
@@ -48,11 +48,11 @@ def test_pruning_and_qat_on_two_devices_equal_one_device(tmp_path):
         "compress.learning_rate": 1e-8,
     }
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings), str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr.count("training on 2 CPUs") == 3
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stderr.count("training on 2 CPUs") == 3
     two = Run.open(tmp_path / "two")
-    sparsity = json.loads(done.stdout.splitlines()[-1])
+    sparsity = json.loads(result.stdout.splitlines()[-1])
     assert sparsity["prune"] == pytest.approx(0.6, abs=0.03)
     assert sparsity["qat"] < 0.1
     one = Run.open(shutil.copytree(tmp_path / "two", tmp_path / "one"))
@@ -91,7 +91,7 @@ print(json.dumps({a.name: float(np.abs(a.numpy() - b.numpy()).max()) for a, b in
 def test_resumed_training_on_two_devices_has_the_same_statistics(tmp_path):
     """Each device has its own batch normalization statistics, and a checkpoint has their mean."""
     settings = {
-        "data.source": str(red_and_blue(tmp_path / "images")),
+        "data.source": str(write_red_and_blue_images(tmp_path / "images")),
         "data.input_size": 28,
         "model.arch": "ds_cnn",
         "model.width": 0.25,
@@ -99,8 +99,8 @@ def test_resumed_training_on_two_devices_has_the_same_statistics(tmp_path):
         "train.batch_size": 8,
     }
     command = [sys.executable, "-c", RESUMED, json.dumps(settings), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    differences = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    differences = json.loads(result.stdout.splitlines()[-1])
     assert any("moving_mean" in name for name in differences)
     assert {name: value for name, value in differences.items() if value} == {}

@@ -13,7 +13,7 @@ from edgerec.compress.finetune import fine_tune
 from edgerec.compress.prune import prune
 from edgerec.train.backend import keras
 from edgerec.utils.progress import ignore
-from tests.conftest import red_and_blue
+from tests.conftest import write_red_and_blue_images
 
 SIZE = 28
 
@@ -24,7 +24,7 @@ def quick_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quick")
     recipe = Recipe.from_dict(
         {
-            "data": {"source": str(red_and_blue(folder / "images")), "input_size": SIZE},
+            "data": {"source": str(write_red_and_blue_images(folder / "images")), "input_size": SIZE},
             "model": {"width": 0.25},
             "train": {"epochs": 1, "batch_size": 8},
             "compress": {"max_drop": 100.0, "learning_rate": 1e-4},

@@ -22,7 +22,7 @@ from edgerec.recipe import TrainSection
 from edgerec.tflite.flatbuffer import read_graph
 from edgerec.train.backend import keras
 from edgerec.utils.progress import ignore
-from tests.conftest import REPOSITORY, red_and_blue
+from tests.conftest import REPOSITORY, write_red_and_blue_images
 
 SIZE = 28
 STAGES = {
@@ -38,7 +38,7 @@ def quick_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quick")
     recipe = Recipe.from_dict(
         {
-            "data": {"source": str(red_and_blue(folder / "images")), "input_size": SIZE},
+            "data": {"source": str(write_red_and_blue_images(folder / "images")), "input_size": SIZE},
             "model": {"width": 0.25},
             "train": {"epochs": 1, "batch_size": 8},
             "compress": {"epochs": 1, "max_drop": 100.0},

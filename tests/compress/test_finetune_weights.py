@@ -10,7 +10,7 @@ from edgerec.compress.finetune import fine_tune
 from edgerec.train.backend import keras
 from edgerec.train.distillation_loss import teacher_loss
 from edgerec.utils.progress import ignore
-from tests.conftest import red_and_blue
+from tests.conftest import write_red_and_blue_images
 
 SIZE = 28
 
@@ -19,7 +19,7 @@ SIZE = 28
 def unbalanced(tmp_path_factory):
     """A run on 20 red images and 8 blue ones."""
     folder = tmp_path_factory.mktemp("unbalanced")
-    images = red_and_blue(folder / "images")
+    images = write_red_and_blue_images(folder / "images")
     for path in sorted((images / "blue").iterdir())[8:]:
         path.unlink()
     values = {

@@ -20,7 +20,7 @@ from edgerec.errors import ModelError, RunError
 from edgerec.runtime.image_model import ImageModel
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 UNIT = Normalize.named("unit")
 
@@ -326,15 +326,15 @@ def test_parity_command_writes_table_plot_and_json(run, tmp_path, invoke):
     from edgerec.cli.app import app
 
     plot = tmp_path / "layers.png"
-    done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(plot)])
-    assert done.exit_code == 0, done.output
-    assert "conv2d_1" in done.stdout
-    assert "int8-qat compared with its dequantized version, on 8 validation images" in done.stdout
+    result = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(plot)])
+    assert result.exit_code == 0, result.output
+    assert "conv2d_1" in result.stdout
+    assert "int8-qat compared with its dequantized version, on 8 validation images" in result.stdout
     height, width, _ = cv2.imread(str(plot)).shape
     assert width > height / 2 > 100
-    done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--json"])
-    report = json.loads(done.stdout)
+    result = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--json"])
+    report = json.loads(result.stdout)
     assert report["images"] == 8
     assert report["layers"][0] | {"name": "input", "sqnr_db": 120.0} == report["layers"][0]
     refused = invoke("parity", run.path, "--out", plot)
-    assert "already exists" in one_line(refused)
+    assert "already exists" in error_line(refused)

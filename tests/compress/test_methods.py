@@ -21,13 +21,13 @@ from edgerec.importing.graph_rewriter import copied
 from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.flatbuffer import float_tensors, read_graph
 from edgerec.utils.progress import ignore
-from tests.conftest import one_line, red_and_blue
+from tests.conftest import error_line, write_red_and_blue_images
 
 
 @pytest.fixture(scope="module")
 def residual(tmp_path_factory):
     """A quick run of a network with batch normalization."""
-    folder = red_and_blue(tmp_path_factory.mktemp("data") / "pictures")
+    folder = write_red_and_blue_images(tmp_path_factory.mktemp("data") / "pictures")
     recipe = Recipe.from_dict(
         {
             "data": {"source": str(folder), "input_size": 16},
@@ -80,8 +80,8 @@ def test_mixed_keeps_named_layers_in_float(run):
 def test_export_refuses_float_variant_for_int8_target(run, invoke, tmp_path):
     if not run.variant("float16").exists():
         quantize(run, "float16")
-    done = invoke("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
-    assert "target coral supports only int8 models, not the variant float16" in one_line(done)
+    result = invoke("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
+    assert "target coral supports only int8 models, not the variant float16" in error_line(result)
     assert invoke("export", run.path, "--variant", "float16", "--out", tmp_path / "b").returncode == 0
 
 
@@ -141,9 +141,9 @@ def test_out_of_memory_is_one_line_and_keeps_existing_variants(run, monkeypatch)
 
     before = (run.variant("int8-qat") / "model.tflite").read_bytes()
     monkeypatch.setattr("edgerec.compress.candidate.to_float16", converter)
-    done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "float16", "--overwrite"])
-    assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("error: out of memory: ")
+    result = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "float16", "--overwrite"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: out of memory: ")
     assert (run.variant("int8-qat") / "model.tflite").read_bytes() == before
     assert not list(run.path.glob(".*partial*"))
 
@@ -300,9 +300,11 @@ def test_plain_names_make_file_smaller_without_changing_model(residual):
 
 
 def test_compare_measures_all_methods(run, invoke, caplog):
-    done = invoke("quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
+    result = invoke(
+        "quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    value = json.loads(result.stdout)
     assert [row["variant"] for row in value["rows"]] == ["float32", "int8", "int8-qat", "int8-pqat", "float16"]
     reports = run.variants()
     for row in value["rows"]:

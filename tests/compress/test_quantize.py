@@ -20,7 +20,7 @@ from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.runtime.image_model import ImageModel
 from edgerec.tflite.edgetpu import diagnose
 from edgerec.tflite.flatbuffer import float_tensors, pack, parse, read_graph, weight_sparsity
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 def is_full_int8(content: bytes, normalize: str = "unit") -> None:
@@ -121,10 +121,10 @@ def test_table_is_shown_although_gate_fails(run, monkeypatch):
     # The variant "dynamic" represents a bad variant, because the replaced gate always fails.
     module = sys.modules["edgerec.compress.quantize"]
     monkeypatch.setattr(module, "check_drop", lambda *figures: check_drop("int8", 1.0, 0.5, 1.0))
-    done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "dynamic"])
-    assert done.exit_code == 1
-    assert "keras float32" in done.stdout
-    assert "int8 loses 50.00 percentage points" in done.stderr
+    result = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "dynamic"])
+    assert result.exit_code == 1
+    assert "keras float32" in result.stdout
+    assert "int8 loses 50.00 percentage points" in result.stderr
 
 
 def test_export_refuses_variant_that_fails_gate(run, tmp_path, invoke):
@@ -134,8 +134,8 @@ def test_export_refuses_variant_that_fails_gate(run, tmp_path, invoke):
     values["forms"][-1]["top1"] = 0.1
     try:
         report.write_text(json.dumps(values))
-        done = invoke("export", run.path, "--variant", "int8-qat", "--out", tmp_path / "b")
-        assert "int8-qat loses" in one_line(done)
+        result = invoke("export", run.path, "--variant", "int8-qat", "--out", tmp_path / "b")
+        assert "int8-qat loses" in error_line(result)
         assert not (tmp_path / "b").exists()
     finally:
         report.write_text(before)
@@ -241,30 +241,30 @@ def test_pruning_reaches_sparsity_in_one_step(image_folder, tmp_path):
 
 
 def test_unfinished_run_is_refused(tmp_path, invoke):
-    assert "is not a run" in one_line(invoke("quantize", tmp_path))
+    assert "is not a run" in error_line(invoke("quantize", tmp_path))
     (tmp_path / "recipe.toml").write_text("")
     (tmp_path / "split.json").write_text("{}")
-    assert "is unfinished: resume it with edgerec train --resume" in one_line(invoke("quantize", tmp_path))
+    assert "is unfinished: resume it with edgerec train --resume" in error_line(invoke("quantize", tmp_path))
 
 
 def test_wrong_options_are_refused(run, invoke):
-    assert "compress.method is 'qta', expected auto, float16" in one_line(
+    assert "compress.method is 'qta', expected auto, float16" in error_line(
         invoke("quantize", run.path, "--method", "qta")
     )
     prune = ("quantize", run.path, "--method", "prune")
-    assert "compress.sparsity is 2.0" in one_line(invoke(*prune, "--sparsity", "2"))
+    assert "compress.sparsity is 2.0" in error_line(invoke(*prune, "--sparsity", "2"))
     assert (
         "--sparsity has no effect with --method qat: omit it, or choose a method that uses it, such as --method prune"
-        in one_line(invoke("quantize", run.path, "--method", "qat", "--sparsity", "0.5"))
+        in error_line(invoke("quantize", run.path, "--method", "qat", "--sparsity", "0.5"))
     )
-    assert "--clusters has no effect with --method prune: omit it" in one_line(invoke(*prune, "--clusters", "8"))
-    assert "unknown layer 'conv'" in one_line(invoke(*prune, "--skip", "conv"))
+    assert "--clusters has no effect with --method prune: omit it" in error_line(invoke(*prune, "--clusters", "8"))
+    assert "unknown layer 'conv'" in error_line(invoke(*prune, "--skip", "conv"))
 
 
 def test_quantize_prints_json(run, invoke):
-    done = invoke("quantize", run.path, "--method", "qat", "--overwrite", "--json")
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
+    result = invoke("quantize", run.path, "--method", "qat", "--overwrite", "--json")
+    assert result.returncode == 0, result.stderr
+    value = json.loads(result.stdout)
     assert value["variant"] == "int8-qat"
     assert [row["name"] for row in value["forms"]] == ["keras float32", "float32", "keras qat", "int8-qat"]
     assert {"top1", "agreement", "size_bytes", "gzip_bytes"} <= set(value["forms"][0])

@@ -15,7 +15,7 @@ from edgerec import Bundle, Classifier, verify
 from edgerec.contract.manifest import SCHEMA_VERSION, Manifest
 from edgerec.errors import BundleError, DelegateError, ModelError, OutputExistsError
 from edgerec.runtime.interpreter import find_runtime
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 @pytest.fixture
@@ -120,17 +120,17 @@ def test_verify_refuses_a_changed_byte(copy, edgerec):
     content = bytearray((copy / "model.tflite").read_bytes())
     content[1000] ^= 1
     (copy / "model.tflite").write_bytes(content)
-    assert "model.tflite was changed or damaged" in one_line(edgerec("verify", copy))
+    assert "model.tflite was changed or damaged" in error_line(edgerec("verify", copy))
 
 
 def test_verify_refuses_a_missing_file(copy, edgerec):
     (copy / "labels.txt").unlink()
-    assert "labels.txt is missing" in one_line(edgerec("verify", copy))
+    assert "labels.txt is missing" in error_line(edgerec("verify", copy))
 
 
 def test_newer_schema_suggests_to_upgrade_edgerec(copy, edgerec):
     change(copy, schema=SCHEMA_VERSION + 1)
-    assert "upgrade with pip install -U edgerec" in one_line(edgerec("verify", copy))
+    assert "upgrade with pip install -U edgerec" in error_line(edgerec("verify", copy))
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "golden/../../secret", "C:\\x", "", "a\ud800"])
@@ -192,7 +192,7 @@ def test_file_name_that_is_too_long_is_refused(copy):
 @pytest.mark.parametrize("text", ["a\nb", "a\r\x1b[2Jb", "\ud800"])
 def test_error_with_control_characters_is_one_printable_line(copy, text, edgerec):
     change(copy, **{text: 1})
-    message = one_line(edgerec("verify", copy))
+    message = error_line(edgerec("verify", copy))
     assert "unknown key" in message
     assert message.isprintable()
 
@@ -296,19 +296,19 @@ def test_existing_bundle_is_replaced_only_with_overwrite(bundle, tmp_path):
 def test_error_for_paths_that_are_not_bundles_is_one_line(tmp_path, edgerec):
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
-    assert "does not exist" in one_line(edgerec("verify", tmp_path / "nothing"))
-    assert "not a bundle" in one_line(edgerec("verify", tmp_path / "text"))
-    assert "no manifest.json" in one_line(edgerec("verify", tmp_path / "empty"))
+    assert "does not exist" in error_line(edgerec("verify", tmp_path / "nothing"))
+    assert "not a bundle" in error_line(edgerec("verify", tmp_path / "text"))
+    assert "no manifest.json" in error_line(edgerec("verify", tmp_path / "empty"))
 
 
 def test_verify_prints_json(copy, edgerec):
-    done = edgerec("verify", copy, "--json")
-    report = json.loads(done.stdout)
-    assert done.returncode == 0
+    result = edgerec("verify", copy, "--json")
+    report = json.loads(result.stdout)
+    assert result.returncode == 0
     assert report["ok"] is True
     assert report["exact"] is True
     (copy / "labels.txt").unlink()
-    done = edgerec("verify", copy, "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["ok"] is False
-    assert "labels.txt" in json.loads(done.stdout)["reason"]
+    result = edgerec("verify", copy, "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["ok"] is False
+    assert "labels.txt" in json.loads(result.stdout)["reason"]

@@ -38,7 +38,7 @@ ACCEPTED = {
     "label_comma.txt": lines(*(f"{name},{n}" for n, name in reversed(NUMBERS))),
     "label_space.txt": lines(*(f"{name} {n}" for n, name in reversed(NUMBERS))),
     "label_colon_from_one.txt": lines(*(f"{name}: {n + 1}" for n, name in NUMBERS)),
-    "one_line.txt": ";".join(FLOWERS),
+    "error_line.txt": ";".join(FLOWERS),
     "header.csv": lines("index,label", *(f"{n},{name}" for n, name in reversed(NUMBERS))),
     "columns.csv": lines("wnid,class_id,name", *(f"n{n:08},{n},{name}" for n, name in reversed(NUMBERS))),
     "semicolons.csv": lines("name;id", *(f"{name};{n + 1}" for n, name in reversed(NUMBERS))),

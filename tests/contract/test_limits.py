@@ -175,9 +175,9 @@ def test_calibration_set_that_lists_an_image_twice_is_refused(run, tmp_path, inv
     values = json.loads(about.read_text())
     values["images"] *= 2
     about.write_text(json.dumps(values))
-    done = invoke("calibration", "check", tmp_path / "set", "--run", run.path)
-    assert done.returncode == 1
-    assert "an image twice" in done.stdout + done.stderr
+    result = invoke("calibration", "check", tmp_path / "set", "--run", run.path)
+    assert result.returncode == 1
+    assert "an image twice" in result.stdout + result.stderr
     shutil.rmtree(tmp_path / "set")
 
 

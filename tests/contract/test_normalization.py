@@ -117,14 +117,14 @@ def test_imported_float_model_computes_the_normalization(images, labels, tmp_pat
     (tmp_path / "m.tflite").write_bytes(converted(model))
     out = tmp_path / "bundle"
     call = ["import", str(tmp_path / "m.tflite"), "--labels", str(labels), "--normalize", mode, "--out", str(out)]
-    done = CliRunner().invoke(app, [*call, "--json"])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(app, [*call, "--json"])
+    assert result.exit_code == 0, result.output
     classifier = Classifier(Bundle.open(out))
     scores = np.stack([classifier.classify(image).scores for image in images])
     np.testing.assert_allclose(scores, model(keras_preprocessed(images, mode)), atol=1e-5)
     verify(out)
     if mode != "tf":
-        assert json.loads(done.stdout)["normalize"] == [0.0, 1.0]
+        assert json.loads(result.stdout)["normalize"] == [0.0, 1.0]
         content = (out / "model.tflite").read_bytes()
         assert read_metadata(content).normalize == (Normalize.named("pixels"),)
         assert read_metadata(content).labels == ("a", "b", "c")

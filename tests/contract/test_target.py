@@ -9,7 +9,7 @@ import pytest
 
 from edgerec.contract.target import Target, target_names
 from edgerec.errors import TargetError
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 MINIMAL = 'title = "Mine"\narch = ["aarch64"]\ntypes = ["int8"]\n'
 
@@ -101,4 +101,4 @@ def test_targets_command_lists_targets_and_shows_one(edgerec, tmp_path):
     assert [target["name"] for target in every] == target_names()
     own_target = json.loads(edgerec("targets", write_target(tmp_path, 'like = "rpi"\nthreads = 4\n'), "--json").stdout)
     assert (own_target["threads"], own_target["arch"]) == (4, ["aarch64"])
-    assert "did you mean 'rpi'" in one_line(edgerec("targets", "rpy"))
+    assert "did you mean 'rpi'" in error_line(edgerec("targets", "rpy"))

@@ -21,9 +21,9 @@ from edgerec.recipe import NOT_AUGMENTED
 
 
 def call(*arguments, code=0):
-    done = CliRunner().invoke(app, ["data", *map(str, arguments)])
-    assert done.exit_code == code, done.output
-    return done
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
 
 
 def kinds(report):
@@ -121,11 +121,11 @@ def test_clean_data_has_no_errors(clean):
 
 def test_strict_exits_with_1_after_errors(clean, planted, tmp_path):
     call("check", clean, "--no-labels", "--strict")
-    done = call("check", planted, "--no-labels")
-    assert done.stdout.splitlines()[0].startswith("error    broken")
-    assert "failed: " in done.stdout
-    done = call("check", planted, "--no-labels", "--strict", "--json", "--out", tmp_path / "x.png", code=1)
-    values = json.loads(done.stdout)
+    result = call("check", planted, "--no-labels")
+    assert result.stdout.splitlines()[0].startswith("error    broken")
+    assert "failed: " in result.stdout
+    result = call("check", planted, "--no-labels", "--strict", "--json", "--out", tmp_path / "x.png", code=1)
+    values = json.loads(result.stdout)
     assert values["ok"] is False
     assert values["findings"][0]["severity"] == "error"
     assert (tmp_path / "x.png").is_file()
@@ -200,8 +200,8 @@ def test_contact_sheet_accepts_a_recipe_and_a_run(clean, tmp_path):
         file.write_text(recipe.to_toml())
     values = json.loads(call("show", tmp_path / "mine.toml", "--out", tmp_path / "a.png", "--json").stdout)
     assert values["augment"] == {}
-    done = call("show", run, "--out", tmp_path / "b.png", "--set", "data.input_size=30")
-    assert "200 images of 4 classes" in done.stdout
+    result = call("show", run, "--out", tmp_path / "b.png", "--set", "data.input_size=30")
+    assert "200 images of 4 classes" in result.stdout
 
 
 def test_error_for_bad_input_is_one_line(clean, tmp_path):
@@ -226,6 +226,6 @@ def test_error_for_bad_input_is_one_line(clean, tmp_path):
         (("check", clean, "--set", "augment.cutot=1"), "did you mean 'augment.cutout'"),
         (("check", clean, "--group-by", "("), "is not a regular expression"),
     ):
-        done = call(*arguments, code=1)
-        assert words in done.stderr
-        assert "Traceback" not in done.output
+        result = call(*arguments, code=1)
+        assert words in result.stderr
+        assert "Traceback" not in result.output

@@ -80,9 +80,9 @@ def test_pixels_are_the_same_without_pillow(tmp_path):
         "paths = sorted(pathlib.Path(sys.argv[1]).iterdir());"
         "[print(hashlib.sha256(read_image(path).tobytes()).hexdigest()) for path in paths]"
     )
-    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
     expected = [hashlib.sha256(read_image(path).tobytes()).hexdigest() for path in sorted(tmp_path.iterdir())]
-    assert done.stdout.split() == expected
+    assert result.stdout.split() == expected
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
@@ -157,9 +157,9 @@ def test_command_line_names_an_undecodable_image_without_messages_of_opencv(tmp_
     for label in ("a", "b"):
         (tmp_path / "d" / label).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "d" / label / "0.tiff"), np.ones((16, 16), np.float32))
-    done = edgerec("data", "check", tmp_path / "d", "--no-labels")
-    assert "32-bit samples" in done.stdout + done.stderr
-    assert "OpenCV" not in done.stderr
+    result = edgerec("data", "check", tmp_path / "d", "--no-labels")
+    assert "32-bit samples" in result.stdout + result.stderr
+    assert "OpenCV" not in result.stderr
 
 
 def test_stated_depth_counts_for_dark_images(tmp_path):
@@ -296,9 +296,11 @@ def test_heic_error_says_what_to_install(tmp_path):
         (tmp_path / "d" / label).mkdir(parents=True)
         for number in range(2):
             (tmp_path / "d" / label / f"IMG_{number}.HEIC").write_bytes(HEIC)
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "d"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert 'it is a HEIC file, and pillow-heif is not installed: pip install "edgerec[heic]"' in done.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "d"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert 'it is a HEIC file, and pillow-heif is not installed: pip install "edgerec[heic]"' in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,9 @@ def test_command_line_refuses_and_accepts_label_orders(tmp_path, images):
         "--out",
         str(tmp_path / "r"),
     ]
-    done = CliRunner().invoke(app, call)
-    assert done.exit_code == 1
-    assert "24 of 48 images are classified correctly; 48 are correct with the order" in " ".join(done.output.split())
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 1
+    assert "24 of 48 images are classified correctly; 48 are correct with the order" in " ".join(result.output.split())
     assert CliRunner().invoke(app, [*call, "--labels", "folders"]).exit_code == 0
 
 
@@ -181,8 +181,8 @@ def test_evaluate_of_a_tflite_file_refuses_another_label_order(tmp_path, images)
     assert evaluate(model, str(images), normalize="pixels", labels="folders").accuracy == 0.5
     (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")
     call = ["evaluate", str(model), "--data", str(images), "--normalize", "pixels", "--json"]
-    done = CliRunner().invoke(app, [*call, "--labels", str(tmp_path / "order.txt")])
-    assert json.loads(done.stdout)["accuracy"] == 1.0
+    result = CliRunner().invoke(app, [*call, "--labels", str(tmp_path / "order.txt")])
+    assert json.loads(result.stdout)["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize("output", [0, 1])

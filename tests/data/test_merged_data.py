@@ -159,12 +159,12 @@ def test_calibration_check_finds_test_images_of_merged_data(old_and_new, tmp_pat
 def test_command_line_merges_repeated_data(old_and_new, tmp_path, invoke):
     old, new = old_and_new
     options = ("--epochs", 1, "--input-size", 28, "--json", "--set", "model.width=0.25", "--out", tmp_path / "run")
-    done = invoke("train", "--data", old, "--data", new, "--arch", "simple_cnn", *options)
-    assert done.returncode == 0, done.stderr
+    result = invoke("train", "--data", old, "--data", new, "--arch", "simple_cnn", *options)
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "labels.txt").read_text().split() == ["cat", "dog", "elk"]
-    done = invoke("evaluate", tmp_path / "run", "--data", new, "--data", old, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["split"] == "test"
+    result = invoke("evaluate", tmp_path / "run", "--data", new, "--data", old, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["split"] == "test"
 
 
 def test_file_names_that_are_not_utf8_are_accepted(tmp_path, invoke):
@@ -182,8 +182,8 @@ def test_file_names_that_are_not_utf8_are_accepted(tmp_path, invoke):
         ("data", "check", folder, "--out", tmp_path / "findings"),
         ("data", "show", folder, "--out", tmp_path / "sheet.png"),
     ):
-        done = invoke(*command)
-        assert done.returncode == 0, (command, done.stderr, done.stdout)
+        result = invoke(*command)
+        assert result.returncode == 0, (command, result.stderr, result.stdout)
     about = json.loads((tmp_path / "set" / "calibration.json").read_text(encoding="utf-8"))
     originals = {os.fsencode(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert {os.fsencode(entry["from"]) for entry in about["images"]} <= originals

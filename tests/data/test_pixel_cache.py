@@ -73,8 +73,8 @@ def test_another_process_does_not_delete_what_this_one_uses(folders):
     images = read(folders[0])[3:5]  # a view alone keeps the entry
     read(folders[1])
     command = [sys.executable, "-m", "edgerec", "cache", "--clear", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    report = json.loads(done.stdout)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    report = json.loads(result.stdout)
     assert [os.path.basename(entry["source"]) for entry in report["removed"]] == ["data1"]
     assert [entry["in_use"] for entry in report["entries"]] == [True]
     assert len(images) == 2

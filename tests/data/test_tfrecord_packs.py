@@ -21,7 +21,7 @@ from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages, manifes
 from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
 from edgerec.train.fit import was_begun
 from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_batches
-from tests.conftest import red_and_blue
+from tests.conftest import write_red_and_blue_images
 
 NO_AUGMENTATION = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
 
@@ -154,9 +154,9 @@ def test_damaged_record_is_reported_with_its_shard(copy, tmp_path):
     with pytest.raises(DataError, match=rf"{val_shard.file}: record {val_shard.images - 1} of"):  # in the validation
         fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
     flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)
-    done = CliRunner().invoke(app, ["data", "check", copy.location])
-    assert done.exit_code == 1
-    assert re.search(message, done.stderr.replace("\n", " "))
+    result = CliRunner().invoke(app, ["data", "check", copy.location])
+    assert result.exit_code == 1
+    assert re.search(message, result.stderr.replace("\n", " "))
 
 
 def test_missing_and_truncated_files_are_reported_on_loading(copy):
@@ -357,7 +357,7 @@ def test_labels_with_joiners_are_packed_and_read(tmp_path):
 @pytest.mark.parametrize(("split", "title"), [("val", "validation"), ("test", "test")])
 def test_pack_whose_validation_or_test_images_are_unreadable_is_refused(tmp_path, split, title):
     for name in ("train", "val", "test"):
-        red_and_blue(tmp_path / "images" / name)
+        write_red_and_blue_images(tmp_path / "images" / name)
     for number, path in enumerate(sorted((tmp_path / "images").rglob("*.jpg"))):
         readable = split not in path.relative_to(tmp_path).parts
         path.write_bytes(path.read_bytes() + str(number).encode() if readable else f"damaged {number}".encode())

@@ -35,7 +35,7 @@ from edgerec.doctor.check_system import System
 from edgerec.errors import TargetError
 from edgerec.runtime.video_devices import VideoDevice
 from edgerec.utils.child_process import ask_python
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 LITERT = Runtime("ai-edge-litert", "2.3.0")
 CODECS = tuple(VideoDevice(f"/dev/video{n}", "bcm2835-codec-decode", "bcm2835-codec", False) for n in range(10, 19))
@@ -377,13 +377,13 @@ def test_folder_that_was_removed_is_not_writable(tmp_path):
 
 
 def test_doctor_runs_on_this_machine(edgerec):
-    done = edgerec("doctor", "--json")
-    report = json.loads(done.stdout)
-    assert report["ok"] is (done.returncode == 0)
+    result = edgerec("doctor", "--json")
+    report = json.loads(result.stdout)
+    assert report["ok"] is (result.returncode == 0)
     assert {"system", "Python", "packages", "runtime", "OpenCV", "disk"} <= {row["what"] for row in report["findings"]}
     shown = edgerec("doctor", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert shown.stdout.isascii()
-    assert shown.returncode == done.returncode
+    assert shown.returncode == result.returncode
     assert "problem" in shown.stdout
 
 
@@ -394,13 +394,13 @@ def test_doctor_runs_without_numpy_and_does_not_import_tensorflow():
         "from edgerec.doctor import run_doctor\n"
         "print(type(run_doctor()).__name__, [name for name in ('cv2', 'tensorflow') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.strip() == "DoctorReport []", done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.strip() == "DoctorReport []", result.stderr
 
 
 def test_doctor_refuses_unknown_targets_and_bundles_in_one_line(edgerec, tmp_path):
-    assert "did you mean 'rpi'" in one_line(edgerec("doctor", "--target", "rp"))
-    assert "does not exist" in one_line(edgerec("doctor", "--bundle", tmp_path / "none"))
+    assert "did you mean 'rpi'" in error_line(edgerec("doctor", "--target", "rp"))
+    assert "does not exist" in error_line(edgerec("doctor", "--bundle", tmp_path / "none"))
     with pytest.raises(TargetError):
         run_doctor("nothing-like-it")
 

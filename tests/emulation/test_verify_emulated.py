@@ -28,7 +28,7 @@ from edgerec.emulation.score_comparison import compare
 from edgerec.errors import BundleError, TargetError
 from edgerec.runtime.interpreter import Fingerprint
 from edgerec.utils.child_process import Outcome
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulation needs Linux")
 pytestmark = LINUX
@@ -63,19 +63,19 @@ def empty_path(tmp_path, monkeypatch) -> Path:
     ],
 )
 def test_verify_on_refuses_unsuitable_targets_and_data(bundle, edgerec, arguments, message):
-    assert message in one_line(edgerec("verify", bundle, *arguments))
+    assert message in error_line(edgerec("verify", bundle, *arguments))
 
 
 def test_data_without_on_is_a_usage_error(bundle, edgerec):
-    done = edgerec("verify", bundle, "--data", "digits")
-    assert done.returncode == 2
-    assert "add --on rpi" in done.stderr
+    result = edgerec("verify", bundle, "--data", "digits")
+    assert result.returncode == 2
+    assert "add --on rpi" in result.stderr
 
 
 def test_json_output_reports_a_failure(bundle, edgerec):
-    done = edgerec("verify", bundle, "--on", "web", "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["ok"] is False
+    result = edgerec("verify", bundle, "--on", "web", "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["ok"] is False
 
 
 def test_missing_apt_is_reported(empty_path):
@@ -249,8 +249,8 @@ def test_pip_evaluates_markers_for_the_device(tmp_path):
     device = RootFileSystem(tmp_path, "trixie", "armhf", None)
     command = [*device_wheels.device_pip(device), "install", "--no-index", "--find-links", str(tmp_path)]
     command += ["--target", str(tmp_path / "site"), *device_wheels.wheel_options(device, "3.13"), "demo"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     installed = {path.name.partition("-")[0] for path in (tmp_path / "site").glob("*.dist-info")}
     assert installed == {"demo", "arm", "newpython"}
 

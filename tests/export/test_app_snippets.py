@@ -230,10 +230,12 @@ def test_microcontroller_code_gives_the_model_the_pixels_of_the_training(bundle,
     command = ["g++", "-std=c++17", "-Wall", "-Werror", "-I.", "model.cc", "main.cc", "-o", "classify"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     pixels = apply(photo(100, 80), preprocess)
-    done = subprocess.run([tmp_path / "classify"], input=pixels.tobytes(), capture_output=True, check=False, timeout=30)
+    result = subprocess.run(
+        [tmp_path / "classify"], input=pixels.tobytes(), capture_output=True, check=False, timeout=30
+    )
     table = pixel_table(normalize, spec)
-    assert done.stdout == (pixels if table is None else table[pixels]).tobytes()
-    assert done.returncode == 7
+    assert result.stdout == (pixels if table is None else table[pixels]).tobytes()
+    assert result.returncode == 7
 
 
 NODE = """
@@ -282,9 +284,9 @@ def test_web_code_prepares_the_pixels_of_the_training(bundle, tmp_path, fit, int
         alpha = np.full((rows, columns, 1), 255, np.uint8)
         (tmp_path / "image.rgba").write_bytes(np.concatenate([image, alpha], axis=2).tobytes())
         command = ["node", "app.js", str(columns), str(rows)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, done.stderr
-        assert "0.5" in done.stdout
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        assert result.returncode == 0, result.stderr
+        assert "0.5" in result.stdout
         prepared = np.frombuffer((tmp_path / "prepared.rgba").read_bytes(), np.uint8).reshape(40, 56, 4)
         expected = np.broadcast_to(apply(image, preprocess), (40, 56, 3))
         assert np.array_equal(prepared[:, :, :3], expected), (rows, columns)

@@ -61,8 +61,8 @@ def test_verify_prints_warnings_and_succeeds(copy, edgerec):
     (copy / ".venv" / "bin").mkdir(parents=True)
     (copy / ".venv" / "bin" / "python").write_text("")
     (copy / "golden" / "more.png").write_bytes(b"")
-    done = edgerec("verify", copy)
-    assert done.returncode == 0
+    result = edgerec("verify", copy)
+    assert result.returncode == 0
     names = [
         "Dockerfile is missing",
         "README.md was changed",
@@ -70,7 +70,7 @@ def test_verify_prints_warnings_and_succeeds(copy, edgerec):
         "notes.txt is not",
         "photos/ is",
     ]
-    lines = done.stderr.splitlines()
+    lines = result.stderr.splitlines()
     assert len(lines) == len(names)
     assert all(line.startswith("warning: ") and name in line for name, line in zip(names, lines, strict=True))
     assert len(json.loads(edgerec("verify", copy, "--json").stdout)["warnings"]) == len(names)
@@ -96,9 +96,9 @@ def test_link_instead_of_a_text_file_is_not_followed(copy, tmp_path):
 def test_link_to_itself_is_reported_without_traceback(copy, edgerec, name):
     (copy / name).unlink()
     (copy / name).symlink_to(name)
-    done = edgerec("verify", copy)
-    assert done.returncode == (1 if name == "model.tflite" else 0)
-    (line,) = done.stderr.splitlines()
+    result = edgerec("verify", copy)
+    assert result.returncode == (1 if name == "model.tflite" else 0)
+    (line,) = result.stderr.splitlines()
     assert f"{name} is missing" in line
 
 
@@ -223,13 +223,13 @@ def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_pa
         (tools / name).chmod(0o755)
     environment = {"PATH": f"{tools}:{os.environ['PATH']}"}
     command = ["sh", folder / "install.sh", "--prefix", tmp_path / "prefix", "--service", "--yes"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
     options = (tmp_path / "options").read_text()
     assert (tmp_path / "options").stat().st_mode & 0o777 == 0o600
     assert 'OPTIONS="--source auto --headless --web 127.0.0.1:8000"' in options
     token = re.search(r"^EDGEREC_WEB_TOKEN=([\w-]{24})$", options, re.MULTILINE)[1]
-    assert f"http://127.0.0.1:8000/?token={token}" in done.stdout
+    assert f"http://127.0.0.1:8000/?token={token}" in result.stdout
     (tmp_path / "options").chmod(0o644)  # as earlier versions wrote it
     assert subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False).returncode == 0
     assert (tmp_path / "options").stat().st_mode & 0o777 == 0o640

@@ -16,7 +16,7 @@ from edgerec.data import split_dataset
 from edgerec.errors import BundleError, DataError, OutputExistsError
 from edgerec.runtime.verification import make_golden
 from edgerec.train.training_data import chosen_images
-from tests.conftest import one_line
+from tests.conftest import error_line
 from tests.contract.test_bundle import change, rewrite
 
 
@@ -103,9 +103,9 @@ def test_ensemble_works_with_camera_benchmark_and_predict(ensemble_bundle, video
     report = benchmark(ensemble_bundle, seconds=0.1)
     assert {operator.model for operator in report.operators} == {0, 1, 2}
     assert sum(operator.part for operator in report.operators) == pytest.approx(1, abs=0.01)
-    done = edgerec("predict", ensemble_bundle, golden_images[3], "--json")
+    process = edgerec("predict", ensemble_bundle, golden_images[3], "--json")
     assert (
-        json.loads(done.stdout)["label"]
+        json.loads(process.stdout)["label"]
         == Classifier.open(ensemble_bundle).classify(read_image(golden_images[3])).label
     )
 
@@ -147,18 +147,20 @@ def test_ensemble_of_ensembles_contains_all_models(bundle, other_bundle, float32
 
 def test_ensemble_command_writes_a_bundle_and_refuses_invalid_options(bundle, other_bundle, tmp_path, edgerec):
     out = tmp_path / "both"
-    done = edgerec("ensemble", bundle, other_bundle, "--out", out, "--combine", "vote", "--threshold", "0.6", "--json")
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
+    result = edgerec(
+        "ensemble", bundle, other_bundle, "--out", out, "--combine", "vote", "--threshold", "0.6", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    value = json.loads(result.stdout)
     assert (value["models"], value["combine"]) == (2, "vote")
     assert set(value["files"]) | {"manifest.json"} == {
         path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
     }
     assert Bundle.open(out).manifest.decision.threshold == 0.6
     assert "2 models are combined" in (out / "README.md").read_text()
-    assert "already exists" in one_line(edgerec("ensemble", bundle, other_bundle, "--out", out))
+    assert "already exists" in error_line(edgerec("ensemble", bundle, other_bundle, "--out", out))
     assert edgerec("ensemble", bundle, other_bundle, "--out", out, "--overwrite").returncode == 0
-    assert "unknown combination 'sum'" in one_line(
+    assert "unknown combination 'sum'" in error_line(
         edgerec("ensemble", bundle, other_bundle, "--out", tmp_path / "x", "--combine", "sum")
     )
     assert not (tmp_path / "x").exists()

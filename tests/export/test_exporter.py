@@ -19,7 +19,7 @@ from edgerec.errors import OutputExistsError, TargetError
 from edgerec.tflite import edgetpu
 from edgerec.tflite.edgetpu import compiler
 from edgerec.tflite.flatbuffer import read_graph
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 def test_rpi_bundle_contains_the_commands(bundle):
@@ -90,13 +90,13 @@ def test_float32_variant_can_be_exported(run, tmp_path):
     ],
 )
 def test_export_refuses_unknown_or_unsuitable_choices(run, tmp_path, edgerec, arguments, expected):
-    message = one_line(edgerec("export", run.path, *arguments, "--out", tmp_path / "b"))
+    message = error_line(edgerec("export", run.path, *arguments, "--out", tmp_path / "b"))
     assert expected.format(run=run.path) in message
     assert not (tmp_path / "b").exists()
 
 
 def test_existing_files_are_not_overwritten(run, bundle, tmp_path, edgerec):
-    assert "already exists" in one_line(edgerec("export", run.path, "--target", "rpi", "--out", bundle))
+    assert "already exists" in error_line(edgerec("export", run.path, "--target", "rpi", "--out", bundle))
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "my web app"}')
     (tmp_path / "thesis.zip").write_bytes(b"mine")
@@ -110,8 +110,8 @@ def test_existing_files_are_not_overwritten(run, bundle, tmp_path, edgerec):
 
 
 def test_export_works_in_the_folder_of_the_run(run, monkeypatch, tmp_path, edgerec):
-    done = edgerec("export", ".", "--target", "desktop", cwd=run.path)
-    assert done.returncode == 0, done.stderr
+    result = edgerec("export", ".", "--target", "desktop", cwd=run.path)
+    assert result.returncode == 0, result.stderr
     assert verify(run.path.with_name(f"{run.path.name}-desktop")).exact
 
 
@@ -119,16 +119,16 @@ def test_compiled_bundle_needs_its_delegate(run, tmp_path, monkeypatch, edgerec,
     """The export verifies on the CPU. The camera uses the Edge TPU, or fails with the reason."""
     monkeypatch.setenv("PATH", script(tmp_path, 'cp "$4" "$3/model_edgetpu.tflite"')["PATH"])
     bundle = export_bundle(run, "coral", out=tmp_path / "b").bundle
-    message = one_line(edgerec("camera", bundle, "--source", golden_images[0].parent, "--headless"))
+    message = error_line(edgerec("camera", bundle, "--source", golden_images[0].parent, "--headless"))
     assert "libedgetpu.so.1 does not load" in message
     assert "--delegate none" in message
-    done = edgerec("camera", bundle, "--source", golden_images[0].parent, "--headless", "--delegate", "none")
-    assert done.returncode == 0
+    result = edgerec("camera", bundle, "--source", golden_images[0].parent, "--headless", "--delegate", "none")
+    assert result.returncode == 0
 
 
 def test_export_prints_json(run, tmp_path, edgerec):
-    done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", "--json")
-    value = json.loads(done.stdout)
+    result = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", "--json")
+    value = json.loads(result.stdout)
     assert value["bundle"] == str(tmp_path / "b")
     assert value["edgetpu"]["compiled"] is False
     assert "manifest.json" not in value["files"]
@@ -173,17 +173,17 @@ def script(folder, text):
 def test_compiler_on_the_path_is_run(run, tmp_path, edgerec):
     # edgerec calls the compiler with the arguments "-s -o FOLDER MODEL".
     environment = script(tmp_path, 'echo "Model compiled successfully"; cp "$4" "$3/model_edgetpu.tflite"')
-    done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", env=os.environ | environment)
-    assert done.returncode == 0, done.stderr
-    assert "compiled" in done.stdout
+    result = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", env=os.environ | environment)
+    assert result.returncode == 0, result.stderr
+    assert "compiled" in result.stdout
     manifest = Bundle.open(tmp_path / "b").manifest
     assert (manifest.delegate_model, manifest.delegate) == ("model_edgetpu.tflite", "libedgetpu.so.1")
 
 
 def test_compiler_that_fails_is_an_error(run, tmp_path, edgerec):
     environment = script(tmp_path, 'echo "Internal compiler error. Aborting!"; exit 1')
-    done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", env=os.environ | environment)
-    message = one_line(done)
+    result = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", env=os.environ | environment)
+    message = error_line(result)
     assert "exit code 1: Internal compiler error" in message
     assert not (tmp_path / "b").exists()
 

@@ -18,7 +18,7 @@ from edgerec.errors import BundleError, DataError, EdgerecError, ModelError, Out
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.runtime.verification import GOLDEN
 from edgerec.tflite.metadata import with_metadata
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 SHAPE = (14, 10, 3)  # height and width differ
 LABELS = ("heron", "crane", "digger")
@@ -307,7 +307,7 @@ def test_damaged_and_missing_model_files_are_refused(write_model, tmp_path, edge
         path.write_bytes(damaged)
         with pytest.raises(ModelError):
             import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
-    message = one_line(edgerec("import", tmp_path / "none.tflite", "--out", tmp_path / "b"))
+    message = error_line(edgerec("import", tmp_path / "none.tflite", "--out", tmp_path / "b"))
     assert "none.tflite cannot be read: No such file" in message
 
 
@@ -384,7 +384,7 @@ def test_evaluate_accepts_imported_bundles_and_tflite_files(run, tmp_path, edger
     assert of_bundle == of_file
     assert of_bundle.accuracy > 0.9
     assert of_bundle.labels == run.labels
-    assert "only runs record their location" in one_line(edgerec("evaluate", imported))
+    assert "only runs record their location" in error_line(edgerec("evaluate", imported))
 
 
 def test_evaluate_refuses_an_input_that_is_not_square(write_model, tmp_path, image_folder):
@@ -400,24 +400,24 @@ def test_import_does_not_load_tensorflow(write_model, tmp_path):
         f"import_tflite({str(write_model('uint8_softmax'))!r}, 'b', labels='labels.txt')\n"
         "print([m for m in ('tensorflow', 'tf_keras', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_import_command_writes_a_bundle_and_prints_json(write_model, tmp_path, noise_image, edgerec):
     path = write_model("float_logits")
     labels = ("--labels", tmp_path / "labels.txt")
-    assert "--normalize unit" in one_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))
+    assert "--normalize unit" in error_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))
     command = ("import", path, *labels, "--out", tmp_path / "b", "--normalize", "unit", "--image", noise_image)
-    done = edgerec(*command, "--json")
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
+    result = edgerec(*command, "--json")
+    assert result.returncode == 0, result.stderr
+    value = json.loads(result.stdout)
     assert (value["activation"], value["last_operator"]) == ("softmax", "FULLY_CONNECTED")
     assert value["input"]["shape"] == [1, *SHAPE]
-    assert "already exists" in one_line(edgerec(*command))
-    done = edgerec(*command, "--overwrite")
-    assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in done.stdout
-    assert "verified 1 golden images" in done.stdout
+    assert "already exists" in error_line(edgerec(*command))
+    result = edgerec(*command, "--overwrite")
+    assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in result.stdout
+    assert "verified 1 golden images" in result.stdout
 
 
 def test_coral_mobilenet_predicts_the_correct_label(real_data, tmp_path, edgerec):
@@ -426,9 +426,9 @@ def test_coral_mobilenet_predicts_the_correct_label(real_data, tmp_path, edgerec
 
     model = real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
     command = ("import", model, "--labels", real_data / "imagenet_labels.txt", "--out", tmp_path / "b")
-    done = edgerec(*command)
-    assert done.returncode == 0, done.stderr
-    assert "has a duplicate label 'crane': output 518 is renamed to 'crane (2)'" in done.stderr
+    result = edgerec(*command)
+    assert result.returncode == 0, result.stderr
+    assert "has a duplicate label 'crane': output 518 is renamed to 'crane (2)'" in result.stderr
     # Coral's tools give a score of 54/256. They use bilinear interpolation, so the image is resized that way here.
     cat = cv2.imread(str(real_data / "cat_720p.jpg"))
     (tmp_path / "cats").mkdir()

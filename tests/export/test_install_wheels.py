@@ -52,8 +52,8 @@ def install(bundle, tmp_path):
     def call():
         environment = {"PATH": f"{tools}:{os.environ['PATH']}", "RECORD": str(tmp_path / "pip")}
         command = ["sh", copy / "install.sh", "--prefix", tmp_path / "prefix"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
-        return done, (tmp_path / "pip").read_text().splitlines() if (tmp_path / "pip").exists() else []
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+        return result, (tmp_path / "pip").read_text().splitlines() if (tmp_path / "pip").exists() else []
 
     call.bundle = copy
     (call.wheel,) = (copy / "wheels").glob("edgerec-*.whl")
@@ -65,17 +65,17 @@ def edit(path: Path) -> None:
 
 
 def refusal(install) -> str:
-    done, calls = install()
-    assert done.returncode == 1, done.stdout
+    result, calls = install()
+    assert result.returncode == 1, result.stdout
     assert calls == []
-    (line,) = done.stderr.splitlines()
+    (line,) = result.stderr.splitlines()
     return line
 
 
 def test_unchanged_wheel_and_added_wheels_are_installed(install):
     (install.bundle / "wheels" / "numpy-2.0-py3-none-any.whl").write_bytes(b"added by the user")
-    done, calls = install()
-    assert done.returncode == 0, done.stderr
+    result, calls = install()
+    assert result.returncode == 0, result.stderr
     assert any("requirements.txt" in call for call in calls)
 
 

@@ -219,8 +219,8 @@ def test_no_dockerfile_without_a_known_architecture():
 @pytest.mark.parametrize("name", ["rpi", "rpi-32bit"])
 def test_install_script_passes_shellcheck(name, tmp_path):
     (tmp_path / "install.sh").write_bytes(install_files(Target.load(name))["install.sh"])
-    done = subprocess.run(["shellcheck", tmp_path / "install.sh"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    result = subprocess.run(["shellcheck", tmp_path / "install.sh"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
@@ -231,13 +231,15 @@ def test_unit_is_valid_and_hardened(tmp_path):
     unit.write_text(
         install_files(Target.load("rpi"))["edgerec.service"].decode().replace("/opt/edgerec", str(tmp_path))
     )
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(unit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "unrecognized option" in done.stderr:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized option" in result.stderr:
         pytest.skip("this systemd-analyze cannot analyze files that are not installed")
-    assert done.returncode == 0, done.stdout[-200:]
+    assert result.returncode == 0, result.stdout[-200:]
 
 
 # install.sh with stand-ins for Python and apt-get, so that no root, network or packages are needed.
@@ -342,17 +344,17 @@ def test_install_adds_picamera2_for_a_camera_module(install_sh, driver, offered)
     apt_cache = '[ -e "$STATE/updated" ]' if offered else "exit 100"
     executable(install_sh.path / "tools" / "apt-cache", apt_cache)
     executable(install_sh.path / "tools" / "apt-get", f'case $* in *update*) : >"$STATE/updated" ;; esac{APT_STAND_IN}')
-    done = install_sh("--yes", SYSFS=str(install_sh.path / "sys"))
-    assert done.returncode == 0, done.stderr
+    result = install_sh("--yes", SYSFS=str(install_sh.path / "sys"))
+    assert result.returncode == 0, result.stderr
     module = "Webcam" not in driver
-    assert ("missing: libneeded python3-picamera2" in done.stdout) is (module and offered)
-    assert ("only USB cameras and streams can be used" in done.stdout) is (module and not offered)
+    assert ("missing: libneeded python3-picamera2" in result.stdout) is (module and offered)
+    assert ("only USB cameras and streams can be used" in result.stdout) is (module and not offered)
     assert "--system-site-packages" in (install_sh.path / "venv").read_text()
 
 
-def refused(done, code=1) -> str:
-    assert done.returncode == code, (done.stdout, done.stderr)
-    (line,) = done.stderr.strip().splitlines()
+def refused(process, code=1) -> str:
+    assert process.returncode == code, (process.stdout, process.stderr)
+    (line,) = process.stderr.strip().splitlines()
     return line
 
 
@@ -369,15 +371,15 @@ def test_install_checks_the_machine_before_it_changes_anything(install_sh):
 
 
 def test_install_asks_before_it_installs_packages(install_sh):
-    done = install_sh()
-    assert "missing: libneeded" in done.stdout
-    assert "these are 2 packages: libdependency libneeded" in done.stdout
-    assert "to agree, add --yes" in refused(done)
+    result = install_sh()
+    assert "missing: libneeded" in result.stdout
+    assert "these are 2 packages: libdependency libneeded" in result.stdout
+    assert "to agree, add --yes" in refused(result)
     assert not (install_sh.path / "prefix").exists()
     assert "only root can install system packages: sudo apt-get install" in refused(install_sh(FAKE_USER="1000"))
-    done = install_sh("--dry-run", FAKE_USER="1000")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "would run: env DEBIAN_FRONTEND=noninteractive apt-get" in done.stdout
+    result = install_sh("--dry-run", FAKE_USER="1000")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "would run: env DEBIAN_FRONTEND=noninteractive apt-get" in result.stdout
     assert not (install_sh.path / "prefix").exists()
     assert not (install_sh.path / "installed").exists()
 
@@ -397,9 +399,9 @@ def test_repeated_install_changes_nothing_and_undo_removes_everything(install_sh
         "--yes", FAKE_VERSION="3.98", target=this_machine(python=("3.99", "3.98"))
     )  # the system was upgraded
     assert "venv-created" in upgraded.stdout
-    done = install_sh("--undo", "--yes")
-    assert done.returncode == 0, done.stderr
-    assert "purge libdependency libneeded" in done.stdout
+    result = install_sh("--undo", "--yes")
+    assert result.returncode == 0, result.stderr
+    assert "purge libdependency libneeded" in result.stdout
     assert not (install_sh.path / "prefix").exists()
 
 
@@ -431,9 +433,9 @@ def test_undo_keeps_packages_that_others_need_and_files_of_the_user(install_sh):
     assert install_sh("--yes").returncode == 0
     (install_sh.path / "also_removed").write_text("Remv a-program-of-mine [1]\n")
     (install_sh.path / "prefix" / "mine.txt").write_text("mine")
-    done = install_sh("--undo", "--yes")
-    assert "are kept, because a-program-of-mine needs them" in done.stdout
-    assert "purged" not in done.stdout
+    result = install_sh("--undo", "--yes")
+    assert "are kept, because a-program-of-mine needs them" in result.stdout
+    assert "purged" not in result.stdout
     assert [path.name for path in (install_sh.path / "prefix").iterdir()] == ["mine.txt"]
     assert "contains files that this script did not install" in refused(install_sh("--yes"))
 
@@ -469,11 +471,11 @@ def test_install_repeat_and_undo_work_with_real_python_and_pip(bundle, tmp_path)
             command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=tmp_path
         )
 
-    done = install()
-    if "System packages that are missing" in done.stdout:
-        pytest.skip(f"needs {done.stdout.splitlines()[0].partition(': ')[2]}")
-    assert done.returncode == 0, done.stderr
-    assert "golden images equal" in done.stdout
+    result = install()
+    if "System packages that are missing" in result.stdout:
+        pytest.skip(f"needs {result.stdout.splitlines()[0].partition(': ')[2]}")
+    assert result.returncode == 0, result.stderr
+    assert "golden images equal" in result.stdout
     package = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec"
     shipped = package / "_shipped" / "targets" / "service"
     assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}

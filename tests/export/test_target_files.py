@@ -93,10 +93,10 @@ def compiled(files, folder) -> subprocess.CompletedProcess:
 
 def test_sources_contain_model_labels_and_operators(micro, tmp_path):
     files = {name: micro.files[name] for name in ("model.h", "model.cc", "model_operators.h")}
-    done = compiled(files, tmp_path)
-    assert done.returncode == 0
-    assert done.stdout == micro.model
-    assert done.stderr.decode().splitlines() == list(micro.manifest.labels)
+    result = compiled(files, tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == micro.model
+    assert result.stderr.decode().splitlines() == list(micro.manifest.labels)
     operators = {operator.name for operator in read_graph(micro.model).operators}
     assert f"MicroMutableOpResolver<{len(operators)}>" in files["model_operators.h"].decode()
     assert verify(micro.path).exact  # the bundle can still be verified on a computer
@@ -108,8 +108,8 @@ def test_special_characters_in_labels_are_escaped(micro, tmp_path):
 
     labels = ['"; int x = 1; //', "back\\slash\\", "Ölfaß ??/ 猫", *micro.manifest.labels[3:]]
     manifest = replace(micro.manifest, name="end of line \\\n#error", labels=tuple(labels))
-    done = compiled(sources(micro.model, manifest), tmp_path)
-    assert done.stderr.decode().splitlines() == labels
+    result = compiled(sources(micro.model, manifest), tmp_path)
+    assert result.stderr.decode().splitlines() == labels
 
 
 def test_float_model_gets_a_table_of_normalized_pixels(run, tmp_path):
@@ -147,13 +147,13 @@ def test_tensorflow_lite_micro_gives_the_golden_scores_in_the_estimated_arena(mi
     graph = read_graph(micro.model)
     paths = [str(tmp_path / name) for name in ("model.tflite", "pixels.npy", "scores.npy")]
     command = [sys.executable, "-c", MICRO, *paths, str(microcontroller_bytes(graph))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
     scores = np.load(tmp_path / "scores.npy").astype(int)
     expected = np.array([vector["scores"][0] for vector in golden])
     assert np.abs(scores - expected).max() <= 2
     assert (scores.argmax(1) == expected.argmax(1)).all()
-    log = done.stdout + done.stderr
+    log = result.stdout + result.stderr
     head, total = (int(log.split(f"Arena allocation {kind} ")[1].split()[0]) for kind in ("head", "total"))
     assert head == plan_bytes(graph, MICRO_ALIGNMENT)
     assert 0.75 * microcontroller_bytes(graph) < total <= microcontroller_bytes(graph)

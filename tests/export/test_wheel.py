@@ -72,9 +72,9 @@ def test_wheel_works_with_every_supported_python_that_is_installed(wheel, bundle
     if interpreter is None or subprocess.run([interpreter, "-c", "import ensurepip"], capture_output=True).returncode:
         pytest.skip(f"Python {version} with ensurepip is not installed")
     call = installed(wheel, bundle, tmp_path, interpreter)
-    done = call("-m", "edgerec", "verify", bundle, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["exact"] is True
+    result = call("-m", "edgerec", "verify", bundle, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["exact"] is True
 
 
 def test_wheel_ships_targets_and_calibration(wheel):
@@ -101,12 +101,12 @@ def test_device_has_no_tensorflow_and_finds_its_data(device):
 
 @pytest.mark.slow
 def test_device_verifies_exactly_and_classifies_a_video(device, bundle, video):
-    done = device("-m", "edgerec", "verify", bundle, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["exact"] is True
-    done = device("-m", "edgerec", "camera", bundle, "--source", video, "--headless", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count('"event": "result"') == 30
+    result = device("-m", "edgerec", "verify", bundle, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["exact"] is True
+    result = device("-m", "edgerec", "camera", bundle, "--source", video, "--headless", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count('"event": "result"') == 30
 
 
 @pytest.mark.slow
@@ -121,15 +121,15 @@ def test_device_verifies_exactly_and_classifies_a_video(device, bundle, video):
     ],
 )
 def test_training_commands_name_the_missing_extra_on_a_device(device, bundle, run, command):
-    done = device("-m", "edgerec", *(part.format(bundle=bundle, run=run.path) for part in command))
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert 'pip install "edgerec[train]"' in done.stderr
+    result = device("-m", "edgerec", *(part.format(bundle=bundle, run=run.path) for part in command))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert 'pip install "edgerec[train]"' in result.stderr
     assert device("-m", "edgerec", command[0], "--help").returncode == 0
 
 
 @pytest.mark.slow
 def test_window_error_suggests_headless_if_opencv_has_no_windows(device, bundle, video):
-    done = device("-m", "edgerec", "camera", bundle, "--source", video)
-    assert done.returncode == 1
-    assert "--headless" in done.stderr
+    result = device("-m", "edgerec", "camera", bundle, "--source", video)
+    assert result.returncode == 1
+    assert "--headless" in result.stderr

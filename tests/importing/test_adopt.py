@@ -238,9 +238,9 @@ def test_quantize_command_accepts_a_model(keras3_models, image_folder, tmp_path)
         "ptq",
         "--json",
     ]
-    done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run")])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["variant"] == "int8"
+    result = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["variant"] == "int8"
     assert (tmp_path / "run" / "int8" / "model.tflite").is_file()
 
 
@@ -411,9 +411,9 @@ def test_edgerec_architectures_open_in_keras_3(tmp_path):
     # tensorflow-model-optimization sets a variable that makes TensorFlow load tf_keras.
     clean = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    differences = [float(line) for line in done.stdout.split()]
+    result = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    differences = [float(line) for line in result.stdout.split()]
     assert len(differences) == 8
     assert max(differences) <= 1e-6
 

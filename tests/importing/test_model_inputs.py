@@ -245,10 +245,10 @@ def test_nested_models_are_written_for_keras_3(keras3_models, tmp_path, name, pi
         "x = np.random.default_rng(0).uniform(0, 255, (6, 16, 16, 3)).astype('float32')\n"
         "print(json.dumps(keras.models.load_model(sys.argv[1]).predict(x, verbose=0).tolist()))"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(run.path / KERAS3)], check=True, capture_output=True, text=True
     )
-    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), outputs_of(keras3_models, name), atol=1e-5)
+    np.testing.assert_allclose(json.loads(result.stdout.splitlines()[-1]), outputs_of(keras3_models, name), atol=1e-5)
 
 
 # Other layouts of the input

@@ -15,7 +15,7 @@ from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.metadata import read_metadata
 from tests import tflite_models
-from tests.conftest import one_line
+from tests.conftest import error_line
 from tests.tflite_models import SIZE, Model, logits, softmax
 
 COLORS = ("red", "green", "blue")
@@ -86,7 +86,7 @@ ALREADY_SCORES["hard sigmoid"] = lambda: (
 
 @pytest.mark.parametrize("name", ALREADY_SCORES)
 def test_scores_are_not_passed_through_softmax_again(write, name):
-    content = ALREADY_SCORES[name]().done()
+    content = ALREADY_SCORES[name]().to_bytes()
     interpreter = open_interpreter(content)
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], RED[np.newaxis].astype(np.float32))
     interpreter.invoke()
@@ -98,22 +98,22 @@ def test_scores_are_not_passed_through_softmax_again(write, name):
 
 
 def test_logits_get_a_softmax_and_the_report_says_why(write, tmp_path, edgerec):
-    path = write(logits().done())
+    path = write(logits().to_bytes())
     report = imported(path)
     assert report.activation == "softmax"
     assert sum(scores(report)) == pytest.approx(1)
     command = ("import", path, "--labels", tmp_path / "labels.txt", "--normalize", "pixels", "--out", tmp_path / "c")
-    done = edgerec(*command)
-    assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in done.stdout
-    done = edgerec(*command, "--activation", "sigmoid", "--overwrite")
-    assert "activation sigmoid: chosen with --activation" in done.stdout
-    assert "need not add up to 1" in done.stdout
+    result = edgerec(*command)
+    assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in result.stdout
+    result = edgerec(*command, "--activation", "sigmoid", "--overwrite")
+    assert "activation sigmoid: chosen with --activation" in result.stdout
+    assert "need not add up to 1" in result.stdout
     assert "--activation" in edgerec(*command, "--activation", "sofmax").stderr
 
 
 @pytest.mark.parametrize("choice", ["none", "softmax", "sigmoid"])
 def test_activation_can_be_chosen(write, choice):
-    report = imported(write(logits().done()), activation=choice)
+    report = imported(write(logits().to_bytes()), activation=choice)
     raw = np.array([7.0, -3.0, -3.0])
     expected = {"none": raw, "softmax": np.exp(raw) / np.exp(raw).sum(), "sigmoid": 1 / (1 + np.exp(-raw))}
     assert scores(report) == pytest.approx(expected[choice].tolist(), rel=1e-4)
@@ -125,7 +125,7 @@ def test_one_logit_becomes_a_binary_classifier_with_sigmoid(write):
         Model()
         .add("MEAN", (1, 3), np.array((1, 2), np.int32))
         .add("FULLY_CONNECTED", (1, 1), np.full((1, 3), 0.01))
-        .done(),
+        .to_bytes(),
         ("dark", "bright"),
     )
     with pytest.raises(ModelError, match="add --activation sigmoid"):
@@ -136,7 +136,7 @@ def test_one_logit_becomes_a_binary_classifier_with_sigmoid(write):
 
 def test_scores_in_percent_are_refused(write):
     with pytest.raises(ModelError, match="add up to 100, expected 1"):
-        imported(write(softmax().add("MUL", (1, 3), np.full((1, 3), 100.0)).done()))
+        imported(write(softmax().add("MUL", (1, 3), np.full((1, 3), 100.0)).to_bytes()))
 
 
 @pytest.mark.parametrize("command", [imported, lambda path: evaluate(path, "digits", normalize="unit")])
@@ -151,15 +151,15 @@ def test_inspect_reports_errors_of_the_interpreter(write, edgerec):
     report = inspect(path)
     assert "quantized_dimension" in report.interpreter_error
     assert all("cannot load" in report.targets[name] for name in ("desktop", "rpi"))
-    done = edgerec("inspect", path, "--json")
-    assert json.loads(done.stdout)["targets"]["desktop"].count("quantized_dimension") == 1
-    write(softmax().done())
+    result = edgerec("inspect", path, "--json")
+    assert json.loads(result.stdout)["targets"]["desktop"].count("quantized_dimension") == 1
+    write(softmax().to_bytes())
     assert inspect(path).interpreter_error == inspect(path).targets["desktop"] == ""
 
 
 @pytest.mark.parametrize("shape", [(1, SIZE, SIZE), (SIZE, SIZE), (SIZE, SIZE, 1)])
 def test_input_without_channel_axis_accepts_gray_images(write, shape):
-    content = tflite_models.without_channels(shape)
+    content = tflite_models.without_channel_axis(shape)
     report = imported(write(content, ("top", "bottom")))
     assert report.input.shape == (1, SIZE, SIZE, 1)
     assert report.layout
@@ -195,13 +195,13 @@ def test_integer_channels_first_input_keeps_its_quantization(write):
     image.quantization = model.schema.QuantizationParametersT()
     image.quantization.scale, image.quantization.zeroPoint = np.array([1.0], np.float32), np.array([-128], np.int64)
     model.add("DEQUANTIZE", (1, 3, SIZE, SIZE))
-    report = imported(write(softmax(model, axes=(2, 3)).done()), normalize=None)
+    report = imported(write(softmax(model, axes=(2, 3)).to_bytes()), normalize=None)
     assert (report.input.dtype, report.input.scale, report.input.zero_point) == ("int8", 1.0, -128)
     assert Classifier.open(report.bundle).classify(RED).label == "red"
 
 
 def test_teachable_machine_models_are_recognized(write):
-    content = softmax(Model(name="serving_default_sequential_5_input:0")).done()
+    content = softmax(Model(name="serving_default_sequential_5_input:0")).to_bytes()
     plain = imported(write(content))
     assert (plain.family, plain.fit) == ("", "stretch")
     model = Model(name="serving_default_sequential_5_input:0")
@@ -209,14 +209,14 @@ def test_teachable_machine_models_are_recognized(write):
     model.add("FULLY_CONNECTED", (1, 3), np.eye(3), np.zeros(3), name="dense_Dense2/bias").add(
         "SOFTMAX", (1, 3), beta=1.0
     )
-    report = imported(write(model.done()), normalize=None)
+    report = imported(write(model.to_bytes()), normalize=None)
     assert (report.family, report.fit, report.normalize) == ("Teachable Machine", "crop", (127.5, 127.5))
     assert "sequential_5_input" in report.fit_reason
     wide = np.zeros((SIZE, 3 * SIZE, 3), np.uint8)
     wide[:, :, 2] = 255
     wide[:, SIZE : 2 * SIZE] = RED
     assert Classifier.open(report.bundle).classify(wide).label == "red"
-    assert imported(write(model.done()), fit="stretch").fit_reason == "chosen with --fit"
+    assert imported(write(model.to_bytes()), fit="stretch").fit_reason == "chosen with --fit"
 
 
 IDS = "/m/01\n/m/02\n/m/03\n"
@@ -239,14 +239,14 @@ def test_labels_have_the_users_language_or_english(write, monkeypatch, files, la
     for name in ("LANGUAGE", "LC_ALL", "LC_MESSAGES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LANG", language)
-    path = write(tflite_models.with_label_files(softmax().done(), files))
+    path = write(tflite_models.with_label_files(softmax().to_bytes(), files))
     report = imported(path, labels=None, normalize=None)
     assert Classifier.open(report.bundle).manifest.labels[0] == first
     assert report.label_source.split()[0] in files
 
 
 def test_unusable_metadata_can_be_overridden(write, edgerec):
-    path = write(tflite_models.with_label_files(softmax().done(), FILES, std=0.0))
+    path = write(tflite_models.with_label_files(softmax().to_bytes(), FILES, std=0.0))
     with pytest.raises(ModelError, match=r"positive standard deviations, got .*\[0\.0\].* --normalize"):
         imported(path, labels=None, normalize=None)
     assert scores(imported(path, labels=None))[0] > 0.9
@@ -272,14 +272,14 @@ def test_edge_tpu_file_is_refused_with_advice(write, tmp_path, edgerec):
     code = model.model.operatorCodes[0]
     code.builtinCode = code.deprecatedBuiltinCode = model.schema.BuiltinOperator.CUSTOM
     code.customCode = "edgetpu-custom-op"
-    path = write(model.done()).rename(tmp_path / "birds_edgetpu.tflite")
-    message = one_line(edgerec("import", path, "--out", tmp_path / "b"))
+    path = write(model.to_bytes()).rename(tmp_path / "birds_edgetpu.tflite")
+    message = error_line(edgerec("import", path, "--out", tmp_path / "b"))
     assert "compiled for the Edge TPU" in message
     assert "birds.tflite with --target coral" in message
 
 
 def test_probabilities_that_overflow_outside_the_input_range_get_no_second_softmax(write):
-    report = imported(write(expanded_softmax(logits(scale=5.0)).done()), normalize="unit")
+    report = imported(write(expanded_softmax(logits(scale=5.0)).to_bytes()), normalize="unit")
     assert report.activation == "none"
     assert report.sums_to_one
 
@@ -300,7 +300,7 @@ def test_damaged_files_appended_to_a_model_are_removed(write, damage):
 
 @pytest.mark.parametrize("target", ["android", "web"])
 def test_app_reads_the_chosen_labels_and_normalization_from_the_model(write, target):
-    content = tflite_models.with_label_files(softmax().done(), {"old.txt": ("a\nb\nc\n", "")}, std=2.0)
+    content = tflite_models.with_label_files(softmax().to_bytes(), {"old.txt": ("a\nb\nc\n", "")}, std=2.0)
     path = write(content)
     report = imported(path, normalize="unit", target=target)
     bundle = Bundle.open(report.bundle)
@@ -321,4 +321,4 @@ def small_logits() -> Model:
 @pytest.mark.parametrize("last_operator", ["RELU", "SQUARE", "MUL", "SUB"])
 def test_small_logits_are_not_taken_for_probabilities(write, last_operator):
     constants = [np.full((1, 3), 0.5)] if last_operator in ("MUL", "SUB") else []
-    assert imported(write(small_logits().add(last_operator, (1, 3), *constants).done())).activation == "softmax"
+    assert imported(write(small_logits().add(last_operator, (1, 3), *constants).to_bytes())).activation == "softmax"

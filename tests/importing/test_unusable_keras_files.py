@@ -23,10 +23,10 @@ def save_unusable_model(path, shape):
     return path
 
 
-def error(done) -> str:
+def error(process) -> str:
     """Return the error, which must be the last line on stderr and the only error."""
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
+    assert process.returncode == 1
+    lines = process.stderr.splitlines()
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
     return lines[-1]
 
@@ -60,8 +60,8 @@ def test_layers_that_cannot_be_connected_are_refused(run, tmp_path, edgerec, lay
     rewrite(tmp_path / "copy" / "model.keras", change)
     quantize = ["quantize", tmp_path / "copy" / "model.keras", "--data", "digits", "--normalize", "pixels"]
     for command in (["evaluate", tmp_path / "copy"], [*quantize, "--out", tmp_path / "run"]):
-        done = edgerec(*command, timeout=60)
-        assert "the model's layers form a cycle, or refer to an output that does not exist" in error(done)
+        result = edgerec(*command, timeout=60)
+        assert "the model's layers form a cycle, or refer to an output that does not exist" in error(result)
 
 
 def test_sizes_that_overflow_are_refused(tmp_path):

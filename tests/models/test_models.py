@@ -25,7 +25,7 @@ from edgerec.models import ARCHITECTURES, build, imagenet
 from edgerec.recipe import ModelSection
 from edgerec.runtime.image_model import ImageModel
 from edgerec.train.backend import keras
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 UNIT = Normalize.named("unit")
 REPORTS = {report.name: report for report in architectures()}
@@ -156,13 +156,13 @@ def test_included_costs_equal_a_new_measurement():
 
 def test_listing_architectures_does_not_import_tensorflow():
     code = "import sys\nimport edgerec\nprint(len(edgerec.architectures()), 'tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(len(ARCHITECTURES)), "False"]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(len(ARCHITECTURES)), "False"]
 
 
 def call(*arguments):
-    done = CliRunner().invoke(app, ["models", *map(str, arguments)])
-    return done.exit_code, done.stdout, done.stderr.strip()
+    result = CliRunner().invoke(app, ["models", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr.strip()
 
 
 def test_models_command_lists_and_describes_architectures(tmp_path):
@@ -260,7 +260,7 @@ def test_user_architecture_is_measured(tmp_path):
 
 def test_misspelled_function_is_reported_before_images_are_read(edgerec, tmp_path):
     (tmp_path / "net.py").write_text(MINE)
-    message = one_line(edgerec("train", "--data", "x", "--arch", "net.py:biuld", "--out", "run", cwd=tmp_path))
+    message = error_line(edgerec("train", "--data", "x", "--arch", "net.py:biuld", "--out", "run", cwd=tmp_path))
     assert "unknown function of net.py 'biuld'; did you mean 'build'" in message
 
 

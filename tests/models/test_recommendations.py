@@ -32,20 +32,20 @@ def test_targets_with_more_memory_get_larger_networks():
 
 
 def test_models_command_states_the_device_of_the_estimate(invoke):
-    done = invoke("models", "--target", "rpi")
-    assert done.returncode == 0
-    assert "larger color images, ImageNet weights: mobilenet_v2, width 1, 160 px" in done.stdout
-    assert "ms: latency for one image, estimated for a Raspberry Pi 4, all its cores" in done.stdout
-    assert "This is an estimate" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    done = invoke("models", "--target", "microcontroller")
-    assert "No latency estimate is available for microcontroller" in done.stdout
-    assert " ms " not in done.stdout
+    result = invoke("models", "--target", "rpi")
+    assert result.returncode == 0
+    assert "larger color images, ImageNet weights: mobilenet_v2, width 1, 160 px" in result.stdout
+    assert "ms: latency for one image, estimated for a Raspberry Pi 4, all its cores" in result.stdout
+    assert "This is an estimate" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    result = invoke("models", "--target", "microcontroller")
+    assert "No latency estimate is available for microcontroller" in result.stdout
+    assert " ms " not in result.stdout
 
 
 def test_recommendation_for_other_input_size_is_measured(invoke):
-    done = invoke("models", "--target", "rpi", "--input-size", 8, "--json")
-    (row,) = json.loads(done.stdout)
+    result = invoke("models", "--target", "rpi", "--input-size", 8, "--json")
+    (row,) = json.loads(result.stdout)
     assert (row["report"]["name"], row["report"]["input_size"]) == ("vgg_small", 8)
     assert 0 < row["estimated_ms"] < 1
 
@@ -55,5 +55,5 @@ def test_recommendations_refuse_invalid_arguments(invoke):
         recommendations("rpy")
     with pytest.raises(RecipeError, match="--input-size must be from 8 to 1024 pixels, got 4"):
         recommendations("rpi", input_size=4)
-    done = invoke("models", "resnet8", "--target", "rpi")
-    assert (done.returncode, "can only be combined with --input-size and --json" in done.stderr) == (2, True)
+    result = invoke("models", "resnet8", "--target", "rpi")
+    assert (result.returncode, "can only be combined with --input-size and --json" in result.stderr) == (2, True)

@@ -500,19 +500,19 @@ def test_error_names_the_damaged_file(copied, name, changes, reason):
 
 def test_report_command_writes_the_page_and_prints_json(copied, report):
     moved(copied, "nowhere")
-    done = CliRunner().invoke(app, ["report", str(copied.path), "--json"])
-    assert done.exit_code == 0, done.output
-    shown = json.loads(done.stdout)
+    result = CliRunner().invoke(app, ["report", str(copied.path), "--json"])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
     assert shown["page"] == str(copied.path / "report.html")
     assert shown["top1"]["value"] == report.top1.value
     assert shown["variants"][1]["chosen"] is True
-    done = CliRunner().invoke(app, ["report", str(copied.path), "--out", str(copied.path / "b.html"), "--no-images"])
-    assert done.exit_code == 0, done.output
-    assert f"report   {copied.path / 'b.html'}" in done.stdout
-    assert "missing  images, image counts per class" in done.stdout
-    done = CliRunner().invoke(app, ["report", str(copied.path)])
-    assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    result = CliRunner().invoke(app, ["report", str(copied.path), "--out", str(copied.path / "b.html"), "--no-images"])
+    assert result.exit_code == 0, result.output
+    assert f"report   {copied.path / 'b.html'}" in result.stdout
+    assert "missing  images, image counts per class" in result.stdout
+    result = CliRunner().invoke(app, ["report", str(copied.path)])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
 # --- In a browser ---------------------------------------------------------------------------------------------------

@@ -17,14 +17,14 @@ from edgerec.runtime.interpreter import Fingerprint
 from edgerec.runtime.operator_profile import profile_operators
 from edgerec.runtime.thermal import Health
 from edgerec.tflite.flatbuffer import read_graph
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 def test_benchmark_values_are_plausible(bundle, tmp_path, edgerec):
     plot = tmp_path / "benchmark.png"
-    done = edgerec("benchmark", bundle, "--seconds", "0.5", "--plot", plot, "--json")
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
+    result = edgerec("benchmark", bundle, "--seconds", "0.5", "--plot", plot, "--json")
+    assert result.returncode == 0, result.stderr
+    value = json.loads(result.stdout)
     stages = {stage["name"]: stage for stage in value["stages"]}
     assert list(stages) == ["preprocess", "invoke", "decision", "together"]
     for stage in stages.values():
@@ -42,11 +42,11 @@ def test_benchmark_values_are_plausible(bundle, tmp_path, edgerec):
 
 
 def test_benchmark_prints_text_without_json_option(bundle, edgerec):
-    done = edgerec("benchmark", bundle, "--seconds", "0.2", "--no-operators")
-    assert done.returncode == 0, done.stderr
-    assert "images per second" in done.stdout
-    assert "process start to the first prediction" in done.stdout
-    assert "operators" not in done.stdout
+    result = edgerec("benchmark", bundle, "--seconds", "0.2", "--no-operators")
+    assert result.returncode == 0, result.stderr
+    assert "images per second" in result.stdout
+    assert "process start to the first prediction" in result.stdout
+    assert "operators" not in result.stdout
 
 
 def test_times_of_all_operators_are_measured(bundle):
@@ -59,9 +59,9 @@ def test_times_of_all_operators_are_measured(bundle):
 
 
 def test_latency_of_a_source_starts_at_the_grab_of_the_frame(bundle, video, edgerec):
-    done = edgerec("benchmark", bundle, "--source", video, "--seconds", "0.2", "--no-operators", "--json")
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
+    result = edgerec("benchmark", bundle, "--source", video, "--seconds", "0.2", "--no-operators", "--json")
+    assert result.returncode == 0, result.stderr
+    value = json.loads(result.stdout)
     assert value["images"] == 29  # of 30; the first is not measured
     assert value["source"] == str(video)
     stages = {stage["name"]: stage["p50_ms"] for stage in value["stages"]}
@@ -134,7 +134,7 @@ def test_plot_title_names_the_source():
 
 
 def test_benchmark_refuses_a_source_that_does_not_exist(bundle, tmp_path, edgerec):
-    assert "nothing.mp4" in one_line(edgerec("benchmark", bundle, "--source", tmp_path / "nothing.mp4"))
+    assert "nothing.mp4" in error_line(edgerec("benchmark", bundle, "--source", tmp_path / "nothing.mp4"))
 
 
 def test_benchmark_accepts_a_zip(bundle, tmp_path):
@@ -145,7 +145,7 @@ def test_benchmark_accepts_a_zip(bundle, tmp_path):
 
 
 def test_benchmark_refuses_a_folder_without_a_bundle(tmp_path, edgerec):
-    assert "no bundle" in one_line(edgerec("benchmark", tmp_path)) or "manifest" in one_line(
+    assert "no bundle" in error_line(edgerec("benchmark", tmp_path)) or "manifest" in error_line(
         edgerec("benchmark", tmp_path)
     )
     with pytest.raises(BundleError):

@@ -16,7 +16,7 @@ from edgerec.contract.tensors import pixel_table
 from edgerec.errors import DataError, DelegateError, EdgerecError, ModelError
 from edgerec.runtime import interpreter
 from edgerec.runtime.image_model import ImageModel
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 def test_scores_of_an_image_sum_to_one(bundle, golden_images):
@@ -56,8 +56,8 @@ def test_score_below_the_threshold_is_labeled_unknown(bundle, golden_images):
 
 
 def test_predict_prints_the_documented_json_object(bundle, golden_images, edgerec):
-    done = edgerec("predict", bundle, *golden_images[:3], "--json")
-    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    result = edgerec("predict", bundle, *golden_images[:3], "--json")
+    objects = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(objects) == 3
     for number, value in enumerate(objects):
         assert list(value)[1:] == ["frame", "source", "captured_s", "age_ms", "label", "index", "score", "categories"]
@@ -70,8 +70,8 @@ def test_predict_prints_the_documented_json_object(bundle, golden_images, edgere
 
 def test_predict_refuses_files_that_are_not_images(bundle, tmp_path, edgerec):
     (tmp_path / "note.txt").write_text("hello")
-    assert "note.txt is not a readable image" in one_line(edgerec("predict", bundle, tmp_path / "note.txt"))
-    assert "No such file" in one_line(edgerec("predict", bundle, tmp_path / "nothing.jpg"))
+    assert "note.txt is not a readable image" in error_line(edgerec("predict", bundle, tmp_path / "note.txt"))
+    assert "No such file" in error_line(edgerec("predict", bundle, tmp_path / "nothing.jpg"))
     with pytest.raises(DataError):
         read_image(tmp_path)
 

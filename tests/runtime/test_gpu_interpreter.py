@@ -13,7 +13,7 @@ import pytest
 from edgerec import Classifier, read_image
 from edgerec.errors import DelegateError
 from edgerec.runtime import gpu_interpreter
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 DRIVERS = [Path("/usr/lib/chromium/vk_swiftshader_icd.json"), Path("/usr/lib/chromium-browser/vk_swiftshader_icd.json")]
 DRIVER = next((path for path in DRIVERS if path.is_file()), None)
@@ -30,14 +30,14 @@ def environment(driver) -> dict[str, str]:
 @needs_driver
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gpu_scores_are_close_to_cpu_scores(bundle, golden_images, edgerec, precision):
-    done = edgerec(
+    result = edgerec(
         *("camera", bundle, "--source", bundle / "golden", "--headless", "--json"),
         *("--delegate", "gpu", "--delegate-option", f"precision={precision}"),
         env=environment(DRIVER),
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     scores_by_file = {}
-    for line in map(json.loads, done.stdout.splitlines()):
+    for line in map(json.loads, result.stdout.splitlines()):
         if line["event"] == "result":
             scores_by_file[Path(line["source"]).name] = {entry["index"]: entry["score"] for entry in line["categories"]}
     assert len(scores_by_file) == len(golden_images)
@@ -50,7 +50,7 @@ def test_gpu_scores_are_close_to_cpu_scores(bundle, golden_images, edgerec, prec
 
 def test_delegate_gpu_without_a_gpu_is_an_error(bundle, edgerec, tmp_path):
     arguments = ("benchmark", bundle, "--delegate", "gpu", "--seconds", "0.1", "--no-operators")
-    message = one_line(edgerec(*arguments, env=environment(tmp_path / "none.json")))
+    message = error_line(edgerec(*arguments, env=environment(tmp_path / "none.json")))
     assert "the GPU cannot run" in message
     assert "--delegate none" in message
 

@@ -17,7 +17,7 @@ from edgerec.errors import BundleError
 from edgerec.runtime.verification import GOLDEN, UNITS_OTHER_MACHINE, UNITS_OTHER_RUNTIME
 from edgerec.tflite.flatbuffer import pack, parse
 from tests import tflite_models
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 # A delegate of TensorFlow Lite that takes no operator, so that the CPU runs all of them.
 DELEGATE = """
@@ -72,9 +72,9 @@ def compiled_bundle(run, folder, monkeypatch, *, broken: bool = False):
 
 def test_verify_runs_the_compiled_file_with_its_delegate(run, tmp_path, monkeypatch, edgerec):
     bundle, environment = compiled_bundle(run, tmp_path, monkeypatch), library(tmp_path / "library")
-    done = edgerec("verify", bundle, "--json", env=environment)
-    value = json.loads(done.stdout)
-    assert (done.returncode, value["ok"], value["delegate"]) == (0, True, "libedgetpu.so.1")
+    result = edgerec("verify", bundle, "--json", env=environment)
+    value = json.loads(result.stdout)
+    assert (result.returncode, value["ok"], value["delegate"]) == (0, True, "libedgetpu.so.1")
     assert value["tolerance"] == UNITS_OTHER_RUNTIME
     assert "delegate libedgetpu.so.1" in edgerec("verify", bundle, env=environment).stdout
 
@@ -82,11 +82,11 @@ def test_verify_runs_the_compiled_file_with_its_delegate(run, tmp_path, monkeypa
 def test_verify_finds_that_the_compiled_file_is_another_model(run, tmp_path, monkeypatch, edgerec):
     bundle = compiled_bundle(run, tmp_path, monkeypatch, broken=True)
     environment = library(tmp_path / "library")
-    assert "with libedgetpu.so.1" in one_line(edgerec("verify", bundle, env=environment))
+    assert "with libedgetpu.so.1" in error_line(edgerec("verify", bundle, env=environment))
     # On the CPU, model.tflite is verified, and the user is told that the compiled file was not.
-    done = edgerec("verify", bundle, "--delegate", "none", env=environment)
-    assert done.returncode == 0
-    assert "model_edgetpu.tflite was not run" in done.stderr
+    result = edgerec("verify", bundle, "--delegate", "none", env=environment)
+    assert result.returncode == 0
+    assert "model_edgetpu.tflite was not run" in result.stderr
 
 
 def test_a_delegate_that_crashes_with_the_model_is_an_error(run, tmp_path, monkeypatch, edgerec):
@@ -96,17 +96,17 @@ def test_a_delegate_that_crashes_with_the_model_is_an_error(run, tmp_path, monke
     for name, code, reason in (("crash", "raise(SIGSEGV);", "SIGSEGV"), ("fail", "return 1;", "")):
         environment = library(tmp_path / name, code)
         for command in (["verify", bundle], camera):
-            message = one_line(edgerec(*command, env=environment))
+            message = error_line(edgerec(*command, env=environment))
             assert "libedgetpu.so.1 does not load (" in message
             assert reason in message
-        done = edgerec(*camera, "--fallback", env=environment)
-        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        result = edgerec(*camera, "--fallback", env=environment)
+        assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
 
 
 def test_verify_needs_the_delegate_that_the_service_needs(run, tmp_path, monkeypatch, edgerec):
     bundle = compiled_bundle(run, tmp_path, monkeypatch)
     for command in (["verify", bundle], ["camera", bundle, "--source", "synthetic:64x48", "--headless"]):
-        assert "--delegate none" in one_line(edgerec(*command))
+        assert "--delegate none" in error_line(edgerec(*command))
     assert "cannot be combined with --on" in edgerec("verify", bundle, "--on", "rpi", "--delegate", "none").stderr
 
 
@@ -143,7 +143,7 @@ def test_labels_are_compared_on_another_runtime(bundle, tmp_path):
 @pytest.fixture
 def flat(tmp_path):
     """A bundle of a model whose scores are all close to 1/3, so that no image is decisive."""
-    (tmp_path / "model.tflite").write_bytes(tflite_models.softmax(scale=1e-6).done())
+    (tmp_path / "model.tflite").write_bytes(tflite_models.softmax(scale=1e-6).to_bytes())
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
     image_paths = []
     for channel in range(3):
@@ -176,10 +176,10 @@ def test_the_number_of_decisive_images_is_reported(flat, bundle, tmp_path, edger
         value = json.loads(edgerec("verify", path, "--json").stdout)
         counts = {"images": total, "same_labels": total, "decisive": decisive}
         assert counts.items() <= value.items()
-        done = edgerec("verify", path)
-        assert f"for {decisive} of {total} golden images the label must be the same" in done.stdout
+        result = edgerec("verify", path)
+        assert f"for {decisive} of {total} golden images the label must be the same" in result.stdout
         warning = f"the labels of only {decisive} of {total} golden images must be the same"
-        assert (warning in done.stderr, warning in " ".join(value["warnings"])) == (decisive == 0, decisive == 0)
+        assert (warning in result.stderr, warning in " ".join(value["warnings"])) == (decisive == 0, decisive == 0)
 
 
 def test_a_label_far_below_the_best_golden_score_is_found(flat, tmp_path):

@@ -15,7 +15,7 @@ from edgerec import evaluate, import_tflite, inspect
 from edgerec.errors import ModelError
 from edgerec.tflite import probing
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
-from tests.conftest import one_line
+from tests.conftest import error_line
 from tests.tflite_models import SIZE, Model, softmax
 
 SQUARE = (1, SIZE, SIZE, 3)
@@ -37,7 +37,7 @@ def crashing() -> bytes:
     model.add("ADD", SQUARE, model.last)
     quantized(model, model.last, 0.5)
     model.graph.tensors[model.last].quantization.scale = np.array([], np.float32)
-    return softmax(model.add("DEQUANTIZE", SQUARE)).done()
+    return softmax(model.add("DEQUANTIZE", SQUARE)).to_bytes()
 
 
 def endless() -> bytes:
@@ -65,13 +65,13 @@ def endless() -> bytes:
             model.model.buffers.append(buffer)
             graph.tensors[1].buffer, graph.outputs = len(model.model.buffers) - 1, np.array([1], np.int32)
         model.model.subgraphs.append(graph)
-    return softmax(model).done()
+    return softmax(model).to_bytes()
 
 
 def model_with_huge_tensors() -> bytes:
     """Return a small model with tensors of 12 GB."""
     paddings = np.array([[0, 0], [0, 1 << 15], [0, 1 << 15], [0, 0]])
-    return softmax(Model().add("PAD", (1, SIZE + (1 << 15), SIZE + (1 << 15), 3), paddings)).done()
+    return softmax(Model().add("PAD", (1, SIZE + (1 << 15), SIZE + (1 << 15), 3), paddings)).to_bytes()
 
 
 HOSTILE = {"crashing": crashing, "endless": endless, "huge": model_with_huge_tensors}
@@ -122,11 +122,12 @@ def test_every_command_reports_a_model_that_crashes_in_one_line(tmp_path, labels
         ("benchmark", copy, "--seconds", "0.1"),
         ("camera", copy, "--source", golden_images[0].parent, "--headless"),
     ):
-        assert "cannot be run: the interpreter crashed with SIGABRT" in one_line(edgerec(*arguments))
+        assert "cannot be run: the interpreter crashed with SIGABRT" in error_line(edgerec(*arguments))
 
 
 def test_a_model_is_run_in_a_child_process_only_once(tmp_path, fresh_cache, bundle, monkeypatch):
-    content = softmax(scale=0.0123).done()  # no other test runs this model, so that this process does not know it yet
+    # No other test runs this model, so that this process does not know it yet.
+    content = softmax(scale=0.0123).to_bytes()
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
     assert not inspect(path).interpreter_error
@@ -143,7 +144,7 @@ def test_a_model_is_run_in_a_child_process_only_once(tmp_path, fresh_cache, bund
 
 def test_models_are_checked_without_a_cache_folder(tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
-    path.write_bytes(softmax(scale=0.07).done())
+    path.write_bytes(softmax(scale=0.07).to_bytes())
     for folder in (tmp_path / "model.tflite" / "x", "/proc/nothing"):
         monkeypatch.setenv("EDGEREC_CACHE", str(folder))
         assert not inspect(path).interpreter_error
@@ -187,7 +188,7 @@ INVALID = {
 
 @pytest.mark.parametrize("name", INVALID)
 def test_an_invalid_graph_is_refused_before_a_runtime_reads_it(name, tmp_path, labels):
-    content = change(softmax().done(), **INVALID[name])
+    content = change(softmax().to_bytes(), **INVALID[name])
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
     for function in (
@@ -216,7 +217,7 @@ def test_subgraphs_must_exist_and_not_call_themselves(called):
 
 
 def test_options_of_another_operator_are_refused(tmp_path):
-    model = parse(softmax().done())
+    model = parse(softmax().to_bytes())
     first, last = model.subgraphs[0].operators[0], model.subgraphs[0].operators[-1]
     first.builtinOptions, first.builtinOptionsType = last.builtinOptions, last.builtinOptionsType
     (tmp_path / "model.tflite").write_bytes(pack(model))
@@ -225,7 +226,7 @@ def test_options_of_another_operator_are_refused(tmp_path):
 
 
 def test_missing_options_have_their_default_values(tmp_path):
-    model = parse(softmax().done())
+    model = parse(softmax().to_bytes())
     for operator in model.subgraphs[0].operators:
         operator.builtinOptions, operator.builtinOptionsType = None, 0
     (tmp_path / "model.tflite").write_bytes(pack(model))
@@ -239,7 +240,7 @@ def test_weights_with_another_number_of_dimensions_are_refused_in_one_line(tmp_p
     model.add("CONV_2D", SQUARE, np.ones((3, 1, 1, 3)), np.ones(3), strideW=1, strideH=1)
     weights = model.graph.operators[0].inputs[1]
     model.graph.tensors[weights].shape = np.array(shape, np.int32)
-    (tmp_path / "model.tflite").write_bytes(softmax(model).done())
+    (tmp_path / "model.tflite").write_bytes(softmax(model).to_bytes())
     try:
         fault = inspect(tmp_path / "model.tflite", "coral-usb", compiler=False).interpreter_error
     except ModelError as error:

@@ -17,7 +17,7 @@ from edgerec.tflite.compatibility import findings, require_fit
 from edgerec.tflite.flatbuffer import pack, parse, read_graph
 from edgerec.tflite.graph_plot import BOX_HEIGHT, BOX_WIDTH, graph_plot, layout
 from edgerec.tflite.memory import plan
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def test_json_of_a_bundle_is_complete_and_consistent(bundle, edgerec):
 
 
 def test_inspect_prints_a_table(mobilenet, edgerec):
-    done = edgerec("inspect", mobilenet, "-t", "coral")
-    assert done.returncode == 0, done.stderr
-    assert "  0 CONV_2D" in done.stdout
-    assert "edge tpu 31 of 31 operators, 0.0% of the multiply-adds stay on the CPU" in done.stdout
-    assert "compute  13,570,304 multiply-adds per image, in 31 operators" in done.stdout
-    assert "microcontroller  no: CONV_2D" in done.stdout
+    result = edgerec("inspect", mobilenet, "-t", "coral")
+    assert result.returncode == 0, result.stderr
+    assert "  0 CONV_2D" in result.stdout
+    assert "edge tpu 31 of 31 operators, 0.0% of the multiply-adds stay on the CPU" in result.stdout
+    assert "compute  13,570,304 multiply-adds per image, in 31 operators" in result.stdout
+    assert "microcontroller  no: CONV_2D" in result.stdout
 
 
 def test_macs_match_published_numbers(mobilenet, real_data):
@@ -126,7 +126,7 @@ def test_layout_time_of_large_graphs_is_not_quadratic(mobilenet, shape):
 
 def test_error_for_other_files_is_one_line(tmp_path, edgerec, mobilenet):
     (tmp_path / "half.tflite").write_bytes(mobilenet.read_bytes()[:5000])
-    assert "half.tflite is a damaged TFLite model" in one_line(edgerec("inspect", tmp_path / "half.tflite"))
+    assert "half.tflite is a damaged TFLite model" in error_line(edgerec("inspect", tmp_path / "half.tflite"))
     (tmp_path / "text.tflite").write_text("no model at all")
     for path, target, message in (
         (tmp_path / "text.tflite", None, "is not a TFLite model"),
@@ -146,8 +146,8 @@ def test_model_that_was_compiled_for_the_edge_tpu_can_be_inspected(real_data):
 
 def test_inspect_does_not_import_tensorflow(mobilenet):
     code = f"import sys, edgerec; edgerec.inspect({str(mobilenet)!r}, 'coral'); print('tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "False"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "False"
 
 
 def test_operator_version_that_the_runtime_does_not_support_is_refused(mobilenet, tmp_path):

@@ -216,8 +216,8 @@ def test_export_refuses_unsuitable_novelty_options(run, autoencoder, tmp_path):
         export_bundle(run, "web", novelty=autoencoder.path, out=tmp_path / "out")
     with pytest.raises(EdgerecError, match="greater than 0 and less than 1"):
         Novelty(autoencoder.path, known=1.0)
-    done = CliRunner().invoke(app, ["export", str(run.path), "--known", "0.9"])
-    assert done.exit_code == 2
+    result = CliRunner().invoke(app, ["export", str(run.path), "--known", "0.9"])
+    assert result.exit_code == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -262,11 +262,11 @@ def test_camera_and_predict_output_the_novelty(novelty_bundle, tmp_path):
         results = list(camera)
     assert [result.decision.index for result in results] == [-1] * 4
     assert all(result.to_dict()["novelty"] > 1 for result in results)
-    done = CliRunner().invoke(app, ["predict", str(novelty_bundle), str(tmp_path / "0.png"), "--json"])
-    assert json.loads(done.stdout.splitlines()[-1])["novelty"] > 1
-    done = CliRunner().invoke(app, ["predict", str(novelty_bundle), str(tmp_path / "0.png")])
-    assert "unknown" in done.stdout
-    assert "novelty" in done.stdout
+    process = CliRunner().invoke(app, ["predict", str(novelty_bundle), str(tmp_path / "0.png"), "--json"])
+    assert json.loads(process.stdout.splitlines()[-1])["novelty"] > 1
+    process = CliRunner().invoke(app, ["predict", str(novelty_bundle), str(tmp_path / "0.png")])
+    assert "unknown" in process.stdout
+    assert "novelty" in process.stdout
 
 
 def test_golden_errors_are_verified(novelty_bundle, tmp_path):
@@ -354,8 +354,8 @@ def test_inspect_export_and_resume_support_autoencoders(novelty_bundle, autoenco
     shown = CliRunner().invoke(app, ["inspect", str(novelty_bundle)])
     assert "novelty  novelty.tflite" in shown.stdout
     arguments = ["export", str(run.path), "--novelty", str(autoencoder.path), "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(app, [*arguments, "--novelty-variant", "int8-qat", "--known", "0.9", "--json"])
-    about = json.loads(done.stdout)["novelty"]
+    result = CliRunner().invoke(app, [*arguments, "--novelty-variant", "int8-qat", "--known", "0.9", "--json"])
+    about = json.loads(result.stdout)["novelty"]
     assert (about["variant"], about["known"]) == ("int8-qat", 0.9)
     coral = export_bundle(
         run, "coral", novelty=autoencoder.path, out=tmp_path / "coral"

@@ -22,7 +22,7 @@ from edgerec.train.distill import student_recipe
 from edgerec.train.fit import fit, was_begun
 from edgerec.train.transfer import network as untrained
 from edgerec.utils.progress import ignore
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
 V2_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_{}_no_top.h5"
@@ -185,7 +185,7 @@ def test_unknown_target_and_unsuitable_weights_are_refused(run, tmp_path, invoke
         chosen("digits", **{"model.target": "raspberry"})
     with pytest.raises(RecipeError, match="for RGB images"):
         fit(Recipe().override({"model.weights": "imagenet", "train.epochs": 1}), tmp_path / "gray")
-    error = one_line(invoke("train", "--data", "digits", "--target", "rpy", "--out", tmp_path / "run"))
+    error = error_line(invoke("train", "--data", "digits", "--target", "rpy", "--out", tmp_path / "run"))
     assert "unknown target 'rpy'; did you mean 'rpi'" in error
     (run.path / "recipe.toml").write_text(run.recipe.override({"model.arch": "auto"}).to_toml())
     with pytest.raises(RunError, match=r"recipe.toml is damaged \(it has no value for model.arch"):

@@ -30,8 +30,8 @@ def test_distillation_loss_is_the_divergence_of_softened_scores(run):
 
 def test_student_is_trained_with_the_distillation_loss(run, tmp_path, invoke):
     options = ["--student", "simple_cnn", "--width", "0.25", "--epochs", "3", "--out", tmp_path / "student"]
-    done = invoke("distill", "--teacher", run.path, *options)
-    assert done.returncode == 0, done.stderr
+    result = invoke("distill", "--teacher", run.path, *options)
+    assert result.returncode == 0, result.stderr
     student = Run.open(tmp_path / "student")
     assert student.recipe.model.width == 0.25
     assert student.recipe.distill.teachers == str(run.path.resolve())

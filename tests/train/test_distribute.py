@@ -23,7 +23,7 @@ from edgerec.errors import EdgerecError, RecipeError, TrainError
 from edgerec.train import worker_handshake
 from edgerec.train.input_pipeline import Replicas, evaluation_steps
 from edgerec.train.worker_handshake import Cluster, handshake
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 WORKER = Path(__file__).parent.parent / "worker.py"
 
@@ -259,9 +259,9 @@ try:
 except RecipeError as error:
     print(json.dumps({{"devices": devices, "ptq": ptq.variant, "qat": str(error)}}))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    result = json.loads(process.stdout.splitlines()[-1])
     assert set(result["devices"]) == {2}  # each weight has a copy on each device
     assert result["ptq"] == "int8"
     assert "train.batch_size is 33, but must be a multiple of 4, because 2 devices share each batch" in result["qat"]
@@ -351,13 +351,13 @@ def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
         thread.start()
     for thread in threads:
         thread.join()
-    for done in results:
-        assert done.returncode == 1
+    for result in results:
+        assert result.returncode == 1
         assert (
             f"worker 1 ({addresses[1]}) has train.learning_rate 0.2, but the chief has 0.1: give all workers the same"
-            in done.stderr
+            in result.stderr
         )
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -387,6 +387,6 @@ def test_same_recipe_continues_a_run_and_other_recipe_is_refused(tmp_path, first
 
 
 def test_command_reports_invalid_tf_config_in_one_line(edgerec, tmp_path):
-    done = edgerec("train", "--data", "digits", "--out", tmp_path / "run", env=os.environ | {"TF_CONFIG": "{"})
-    assert "TF_CONFIG cannot be used" in one_line(done)
+    result = edgerec("train", "--data", "digits", "--out", tmp_path / "run", env=os.environ | {"TF_CONFIG": "{"})
+    assert "TF_CONFIG cannot be used" in error_line(result)
     assert not (tmp_path / "run").exists()

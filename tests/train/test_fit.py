@@ -24,7 +24,7 @@ from edgerec.train.metrics import classifier_report
 from edgerec.train.run import best_epoch
 from edgerec.train.stages import stages
 from edgerec.utils.progress import ignore
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 def test_run_contains_the_documented_files(run):
@@ -153,7 +153,7 @@ def test_evaluate_on_a_folder_maps_classes_by_name(run, golden_images, tmp_path)
     ],
 )
 def test_evaluate_refuses_missing_model_or_data(bundle, invoke, arguments, message):
-    assert message in one_line(invoke("evaluate", *(a.format(bundle=bundle) for a in arguments)))
+    assert message in error_line(invoke("evaluate", *(a.format(bundle=bundle) for a in arguments)))
 
 
 def test_existing_folder_is_not_replaced(run, recipe, tmp_path):
@@ -192,11 +192,11 @@ def test_killed_run_resumes_and_ends_like_an_uninterrupted_run(tmp_path, edgerec
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (out / "metrics.json").exists()
-    assert "add --resume" in one_line(invoke("train", "--data", "digits", "--out", out))
-    assert "unfinished" in one_line(invoke("quantize", out))
-    done = edgerec("train", "--resume", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "resuming after epoch" in done.stderr
+    assert "add --resume" in error_line(invoke("train", "--data", "digits", "--out", out))
+    assert "unfinished" in error_line(invoke("quantize", out))
+    result = edgerec("train", "--resume", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "resuming after epoch" in result.stderr
     resumed = Run.open(out)
     assert [row["epoch"] for row in resumed.history()] == [1, 2, 3, 4]
     assert not list(out.rglob("*partial*"))
@@ -222,12 +222,12 @@ def test_ctrl_c_prints_the_command_to_resume(tmp_path):
 
 
 def test_resume_of_a_missing_run_is_refused(tmp_path, invoke):
-    assert "because it is not a run: train without --resume" in one_line(
+    assert "because it is not a run: train without --resume" in error_line(
         invoke("train", "--resume", "--out", tmp_path / "x")
     )
-    done = invoke("train", "--resume", "--overwrite", "--out", tmp_path / "x")
-    assert done.returncode == 2
-    assert "cannot be combined with --overwrite" in done.stderr
+    result = invoke("train", "--resume", "--overwrite", "--out", tmp_path / "x")
+    assert result.returncode == 2
+    assert "cannot be combined with --overwrite" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_resume_of_a_missing_run_is_refused(tmp_path, invoke):
     ],
 )
 def test_train_refuses_invalid_arguments(tmp_path, invoke, arguments, message):
-    assert message in one_line(invoke("train", *arguments, "--out", tmp_path / "run"))
+    assert message in error_line(invoke("train", *arguments, "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -254,7 +254,7 @@ def test_missing_gpu_is_an_error(tmp_path, invoke):
 
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has a GPU")
-    assert "TensorFlow finds no GPU" in one_line(
+    assert "TensorFlow finds no GPU" in error_line(
         invoke("train", "--data", "digits", "--device", "gpu", "--out", tmp_path / "run")
     )
 
@@ -366,16 +366,16 @@ def test_full_disk_is_reported_in_one_line_without_partial_files(tmp_path, invok
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        message = one_line(invoke("export", run.path, "--target", "rpi", "--out", disk / "bundle"))
+        message = error_line(invoke("export", run.path, "--target", "rpi", "--out", disk / "bundle"))
         assert "No space left on device" in message
         assert list(disk.iterdir()) == []
-        done = invoke("train", "--data", "digits", "--epochs", "1", "--out", disk / "run")
-        assert done.returncode == 1
-        assert "o space left" in done.stderr.splitlines()[-1]
+        result = invoke("train", "--data", "digits", "--epochs", "1", "--out", disk / "run")
+        assert result.returncode == 1
+        assert "o space left" in result.stderr.splitlines()[-1]
         monkeypatch.setenv("EDGEREC_CACHE", str(disk / "cache"))
-        done = invoke("train", "--data", "digits", "--epochs", "1", "--out", tmp_path / "run")
-        assert done.returncode == 1
-        assert "No space left on device" in done.stderr.splitlines()[-1]
+        result = invoke("train", "--data", "digits", "--epochs", "1", "--out", tmp_path / "run")
+        assert result.returncode == 1
+        assert "No space left on device" in result.stderr.splitlines()[-1]
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -387,7 +387,7 @@ def test_empty_folder_is_not_a_run(tmp_path):
 
 def test_unknown_recipe_key_in_a_file_is_refused(tmp_path, invoke):
     (tmp_path / "my.toml").write_text("[train]\nepoch = 3\n")
-    message = one_line(invoke("train", tmp_path / "my.toml", "--out", tmp_path / "run"))
+    message = error_line(invoke("train", tmp_path / "my.toml", "--out", tmp_path / "run"))
     assert "my.toml: unknown recipe key 'train.epoch'; did you mean 'train.epochs'?" in message
     with pytest.raises(RecipeError):
         Recipe.from_toml(tmp_path / "my.toml")
@@ -443,11 +443,11 @@ def test_damaged_run_is_reported_in_one_line(run, tmp_path, name, content, capsy
     else:
         (copy / name).write_text(content)
     for command in (["evaluate", copy], ["quantize", copy], ["export", copy, "--out", tmp_path / "b"]):
-        done = CliRunner().invoke(app, [str(part) for part in command])
+        result = CliRunner().invoke(app, [str(part) for part in command])
         # A variant without a report does not count as finished, and evaluate does not read the report.
         unused = name == "int8-qat/report.json" and (content is None or command[0] == "evaluate")
-        assert done.exit_code == (0 if unused else 1), done.exception
-        assert done.stderr.strip().rpartition("\n")[2].startswith("error: ") is not unused
+        assert result.exit_code == (0 if unused else 1), result.exception
+        assert result.stderr.strip().rpartition("\n")[2].startswith("error: ") is not unused
 
 
 def test_damaged_checkpoint_is_skipped(recipe, tmp_path):
@@ -494,14 +494,14 @@ def test_file_names_need_not_be_valid_utf8(image_folder, tmp_path, edgerec, invo
     some = sorted((image_folder / "red").iterdir())
     for number, path in enumerate(some):
         os.rename(path, os.fsencode(path.parent) + b"/M\xfcller" + str(number).encode() + b".jpg")
-    done = invoke("train", "--data", image_folder, "--epochs", "1", "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    result = invoke("train", "--data", image_folder, "--epochs", "1", "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
     assert any("ller" in name for name in Run.open(tmp_path / "run").split_record["test"])
-    done = invoke("export", tmp_path / "run", "--target", "desktop")
-    assert done.returncode == 0, done.stderr
-    done = edgerec("camera", tmp_path / "run-desktop", "--source", image_folder / "red", "--headless", "--json")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"event": "result"') == 20
+    result = invoke("export", tmp_path / "run", "--target", "desktop")
+    assert result.returncode == 0, result.stderr
+    result = edgerec("camera", tmp_path / "run-desktop", "--source", image_folder / "red", "--headless", "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('"event": "result"') == 20
 
 
 def test_split_without_validation_images_is_refused(run, tmp_path):

@@ -198,9 +198,9 @@ def test_evaluation_uses_all_images_of_new_data(model, tmp_path):
 
 
 def test_training_images_of_a_plain_tflite_file_are_unknown(trained, exported, folder, invoke):
-    done = invoke("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
-    assert json.loads(done.stdout)["training_images"] is None
-    assert "it is unknown whether the model was trained on them" in done.stderr
+    result = invoke("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
+    assert json.loads(result.stdout)["training_images"] is None
+    assert "it is unknown whether the model was trained on them" in result.stderr
     with pytest.raises(DataError, match="the model's training images are unknown"):
         evaluate(trained.path / "float32" / "model.tflite", str(folder), split="test")
 

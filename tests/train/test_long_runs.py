@@ -110,11 +110,11 @@ def test_accumulate_must_divide_the_batch_size(tmp_path):
 def test_train_command_limits_the_time_and_writes_cost_and_tensorboard_logs(tmp_path, invoke):
     pytest.importorskip("tensorboard")
     options = ["--data", "digits", "--epochs", "50", "--max-time", "2s", "--tensorboard", "--set", "train.accumulate=2"]
-    done = invoke("train", "--out", tmp_path / "run", *options, "--set", "train.price_per_hour=3600")
-    assert done.returncode == 0, done.stderr
+    result = invoke("train", "--out", tmp_path / "run", *options, "--set", "train.price_per_hour=3600")
+    assert result.returncode == 0, result.stderr
     finished = Run.open(tmp_path / "run")
     assert 1 <= len(finished.history()) < 50
-    assert "leaves no time for epoch" in done.stderr
-    assert "to come)" in done.stderr
+    assert "leaves no time for epoch" in result.stderr
+    assert "to come)" in result.stderr
     assert list((finished.path / "tensorboard" / "train").glob("events.out.tfevents.*"))
     assert "such as 90s, 90m, 8h or 2d, got '2x'" in invoke("train", "--out", tmp_path / "b", "--max-time", "2x").stderr

@@ -14,14 +14,14 @@ from edgerec import Recipe, Run, fit
 from edgerec.data.readers import find
 from edgerec.errors import DataError, EdgerecError, RecipeError
 from edgerec.train.fit import was_begun
-from tests.conftest import one_line, red_and_blue
+from tests.conftest import error_line, write_red_and_blue_images
 
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
     """A run whose images were moved, the old folder of the images, and the new one."""
     folder = tmp_path_factory.mktemp("moved")
-    images = red_and_blue(folder / "my photos" / "signs")
+    images = write_red_and_blue_images(folder / "my photos" / "signs")
     recipe = {
         "data": {"source": str(images), "input_size": 28},
         "model": {"arch": "simple_cnn", "width": 0.25},
@@ -36,7 +36,7 @@ def moved(tmp_path_factory):
 def test_message_about_moved_images_names_the_data_option(moved, invoke, tmp_path, command):
     run, images, _ = moved
     options = {"quantize": ("--method", "ptq"), "calibration make": ("--out", tmp_path / "set")}.get(command, ())
-    error = one_line(invoke(*command.split(), run, *options))
+    error = error_line(invoke(*command.split(), run, *options))
     assert str(images) in error
     assert f"the folder {images.parent.parent} has no 'my photos'" in error
     assert "--data" in error
@@ -46,8 +46,8 @@ def test_quantize_accepts_the_new_folder_of_moved_images(moved, invoke):
     run, _, new = moved
     copy = run.with_name("copy")
     shutil.copytree(run, copy)
-    done = invoke("quantize", copy, "--method", "ptq", "--max-drop", 100, "--data", new)
-    assert done.returncode == 0, done.stderr
+    result = invoke("quantize", copy, "--method", "ptq", "--max-drop", 100, "--data", new)
+    assert result.returncode == 0, result.stderr
     assert (copy / "int8" / "model.tflite").is_file()
 
 
@@ -57,7 +57,7 @@ def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     recipe = Recipe.from_dict(
         {
-            "data": {"source": str(red_and_blue(folder / "old" / "signs")), "input_size": 28},
+            "data": {"source": str(write_red_and_blue_images(folder / "old" / "signs")), "input_size": 28},
             "model": {"arch": "simple_cnn", "width": 0.25},
             "train": {"epochs": 2},
         }
@@ -70,7 +70,7 @@ def interrupted(tmp_path_factory):
     with pytest.raises(KeyboardInterrupt):
         fit(recipe, folder / "run", on_epoch=stop)
     (folder / "old").rename(folder / "new")
-    red_and_blue(folder / "other" / "signs")
+    write_red_and_blue_images(folder / "other" / "signs")
     (folder / "other" / "signs" / "red" / "person0_00.jpg").unlink()
     return folder, recipe, uninterrupted
 
@@ -94,10 +94,10 @@ def assert_equal_results(run, expected):
 
 def test_message_about_moved_images_names_an_option_that_resumes_the_run(interrupted, interrupted_copy, invoke):
     folder, _, uninterrupted = interrupted
-    assert "set --data to their new location" in one_line(invoke("train", "--resume", "--out", interrupted_copy.path))
-    done = invoke("train", "--resume", "--data", folder / "new" / "signs", "--out", interrupted_copy.path)
-    assert done.returncode == 0, done.stderr
-    assert "resuming after epoch 1" in done.stderr
+    assert "set --data to their new location" in error_line(invoke("train", "--resume", "--out", interrupted_copy.path))
+    result = invoke("train", "--resume", "--data", folder / "new" / "signs", "--out", interrupted_copy.path)
+    assert result.returncode == 0, result.stderr
+    assert "resuming after epoch 1" in result.stderr
     assert_equal_results(interrupted_copy, uninterrupted)
     assert interrupted_copy.recipe.data.source == str(folder / "new" / "signs")
     extended = invoke("train", "--resume", "--epochs", "+1", "--out", interrupted_copy.path)
@@ -117,10 +117,10 @@ def test_resume_refuses_other_images(interrupted, interrupted_copy, invoke):
     other = folder / "other" / "signs"
     before = (interrupted_copy.path / "recipe.toml").read_bytes()
     for run in (interrupted_copy, uninterrupted):
-        error = one_line(invoke("train", "--resume", "--data", other, "--out", run.path))
+        error = error_line(invoke("train", "--resume", "--data", other, "--out", run.path))
         assert f"was started with other images than those in {other}" in error
     assert (interrupted_copy.path / "recipe.toml").read_bytes() == before
-    error = one_line(invoke("train", "--resume", "--epochs", "+1", "--data", other, "--out", folder / "no run"))
+    error = error_line(invoke("train", "--resume", "--epochs", "+1", "--data", other, "--out", folder / "no run"))
     assert "because it is not a run" in error
     with pytest.raises(RecipeError, match="requires resume=True"):
         fit(recipe, folder / "no run", data=str(other))
@@ -134,10 +134,10 @@ def test_build_continues_with_moved_images_and_refuses_other_images(interrupted,
     file.write_text(recipe.to_toml())
     options = ("--method", "ptq", "--max-drop", 100, "--no-open", "--out", interrupted_copy.path)
     other = folder / "other" / "signs"
-    error = one_line(invoke("build", file, "--data", other, *options))
+    error = error_line(invoke("build", file, "--data", other, *options))
     assert f"was started with other images than those in {other}" in error
-    done = invoke("build", file, "--data", folder / "new" / "signs", *options)
-    assert done.returncode == 0, done.stderr
+    result = invoke("build", file, "--data", folder / "new" / "signs", *options)
+    assert result.returncode == 0, result.stderr
     assert_equal_results(interrupted_copy, uninterrupted)
     # The images are moved again after the training, but before the other steps.
     shutil.rmtree(interrupted_copy.path / "int8")
@@ -165,7 +165,7 @@ def closed_folder():
     It is not in pytest's temporary folder, because other users have no access to this folder.
     """
     folder = Path(tempfile.mkdtemp())
-    red_and_blue(folder / "images")
+    write_red_and_blue_images(folder / "images")
     folder.chmod(0o755)
     (folder / "images" / "blue").chmod(0o000)
     yield folder / "images"

@@ -13,7 +13,7 @@ from edgerec.train.early_stopping import next_stage
 from edgerec.train.extend import extend
 from edgerec.train.optimizer import plateau_rate
 from edgerec.train.stages import stage_rate, stages
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 # From trained weights: two epochs of the head, one of the last layers, three of all layers.
 TRANSFER = {
@@ -101,7 +101,7 @@ def test_every_stage_warms_up(changes, schedule):
 
 def test_plateau_warms_up_by_epochs():
     losses = [3.0, 2.0, 1.0]
-    assert [plateau_rate(1.0, 1.5, losses[:done]) for done in range(3)] == pytest.approx([1 / 3, 11 / 12, 1.0])
+    assert [plateau_rate(1.0, 1.5, losses[:result]) for result in range(3)] == pytest.approx([1 / 3, 11 / 12, 1.0])
 
 
 def test_plateau_counts_from_the_start_of_its_stage(weights, tmp_path):
@@ -117,8 +117,8 @@ def test_finished_run_is_extended(tmp_path, invoke):
     run, _ = trained(out, {"train.epochs": 2, "train.early_stopping": 5}, finish=True)
     split = run.split_record
     first = run.history()
-    done = invoke("train", "--resume", "--epochs", "+3", "--out", out)
-    assert done.returncode == 0, done.stderr
+    result = invoke("train", "--resume", "--epochs", "+3", "--out", out)
+    assert result.returncode == 0, result.stderr
     run = Run.open(out)
     rows = run.history()
     assert rows[:2] == first
@@ -133,7 +133,7 @@ def test_finished_run_is_extended(tmp_path, invoke):
 
     # An interrupted extension is resumed without adding more epochs.
     trained(out, {}, resume=True, more_epochs=2, stop_after=6)
-    message = one_line(invoke("train", "--resume", "--epochs", "+2", "--out", out))
+    message = error_line(invoke("train", "--resume", "--epochs", "+2", "--out", out))
     assert "is unfinished" in message
     run, _ = trained(out, {}, resume=True, finish=True)
     assert [row["epoch"] for row in run.history()] == [1, 2, 3, 4, 5, 6, 7]
@@ -183,7 +183,7 @@ def test_extension_does_not_continue_a_stage_that_ended_early(tmp_path, restarts
 def test_extension_of_unsuitable_runs_is_refused(first_run, tmp_path, invoke):
     for arguments in (["--epochs", "+3"], ["--resume", "--epochs", "+0"], ["--epochs", "many"]):
         assert invoke("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2
-    assert "create one with" in one_line(invoke("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
+    assert "create one with" in error_line(invoke("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
     assert invoke("train", "--resume", "--epochs", "+3", "--width", "2", "--out", first_run.path).returncode == 2
     with pytest.raises(EdgerecError, match="more_epochs must be positive and requires resume=True"):
         fit(first_run.recipe, tmp_path / "run", more_epochs=3)

@@ -54,19 +54,19 @@ def test_good_data_causes_no_warning(caplog, tmp_path):
 
 
 def test_result_near_the_majority_baseline_is_reported(noise, tmp_path, invoke):
-    done = invoke("train", "--data", noise, "--epochs", "1", "--width", "0.25", "--out", tmp_path / "run")
-    assert done.returncode == 0
-    assert "not clearly better than always predicting the most frequent class" in done.stderr
-    assert "edgerec quantize" not in done.stdout
-    assert "next     run 'edgerec data check'" in done.stdout
+    result = invoke("train", "--data", noise, "--epochs", "1", "--width", "0.25", "--out", tmp_path / "run")
+    assert result.returncode == 0
+    assert "not clearly better than always predicting the most frequent class" in result.stderr
+    assert "edgerec quantize" not in result.stdout
+    assert "next     run 'edgerec data check'" in result.stdout
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["majority_level"] == majority_level(metrics) >= 0.5
-    done = invoke("quantize", tmp_path / "run", "--method", "ptq", "--max-drop", "100")
-    assert "warning  the accuracy of" in done.stdout
-    assert "edgerec export" not in done.stdout
-    done = invoke("report", tmp_path / "run")
-    assert "hardly better than random guessing" in done.stdout
-    assert "edgerec export" not in done.stdout
+    result = invoke("quantize", tmp_path / "run", "--method", "ptq", "--max-drop", "100")
+    assert "warning  the accuracy of" in result.stdout
+    assert "edgerec export" not in result.stdout
+    result = invoke("report", tmp_path / "run")
+    assert "hardly better than random guessing" in result.stdout
+    assert "edgerec export" not in result.stdout
 
 
 def test_good_result_suggests_export_as_the_next_step(run, invoke):

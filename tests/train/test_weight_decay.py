@@ -118,9 +118,9 @@ fit(Recipe().override(json.loads(sys.argv[1])), {str(tmp_path / "run")!r}, on_ep
 print(json.dumps(after))
 """
     command = [sys.executable, "-c", program, json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, _, third = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, _, third = json.loads(result.stdout.splitlines()[-1])
     assert len(first) == 2  # each device has its own copy of the kernel
     for one, three in zip(first, third, strict=True):
         assert three == pytest.approx(np.multiply(one, (1 - RATE * DECAY) ** (2 * STEPS)).tolist(), rel=1e-4)

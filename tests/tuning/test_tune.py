@@ -33,7 +33,7 @@ from edgerec.tuning.search_space import Choices, Numbers, applied, default_space
 from edgerec.tuning.storage import make_sampler
 from edgerec.tuning.trial_cost import Cost, Limits, measure
 from tests import database
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 optuna = pytest.importorskip("optuna")
 
@@ -440,28 +440,30 @@ def test_damaged_study_is_refused(study, tmp_path, name, message):
     ],
 )
 def test_invalid_arguments_are_refused(digits_npz, tmp_path, arguments, message):
-    done = CliRunner().invoke(app, ["tune", "--data", str(digits_npz), "--out", str(tmp_path / "study"), *arguments])
-    assert done.exit_code == 1, done.output
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    result = CliRunner().invoke(app, ["tune", "--data", str(digits_npz), "--out", str(tmp_path / "study"), *arguments])
+    assert result.exit_code == 1, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
-    assert "secret" not in done.output
+    assert "secret" not in result.output
     assert not (tmp_path / "study" / "study.json").exists()
 
 
 def test_tune_command_resumes_a_study_and_prints_its_best_trials(study, edgerec, tmp_path):
     shutil.copytree(study.folder, tmp_path / "even")
     arguments = ["tune", "--resume", "--trials", "2", "--out", str(tmp_path / "even")]
-    done = CliRunner().invoke(app, [*arguments, "--json"])
-    assert done.exit_code == 0, done.output
-    summary = json.loads(done.stdout)
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
     assert summary["counts"] == study.counts
     assert [one["number"] for one in summary["best"]] == [one.number for one in study.best]
     shown = CliRunner().invoke(app, arguments).stdout
     assert f"{study.best[0].accuracy:.2%}" in shown
     assert f"edgerec train --resume --out {tmp_path / 'even' / 'trials' / str(study.best[0].number)}" in shown
     (tmp_path / "none.toml").write_text("model.width = 3")
-    message = one_line(edgerec("tune", "--data", "digits", "--out", tmp_path / "x", "--search", tmp_path / "none.toml"))
+    message = error_line(
+        edgerec("tune", "--data", "digits", "--out", tmp_path / "x", "--search", tmp_path / "none.toml")
+    )
     assert "none.toml: model.width is 3, expected {" in message
 
 

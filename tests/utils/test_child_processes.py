@@ -17,8 +17,10 @@ def test_a_timeout_also_ends_the_children_of_a_program(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    done = run_program(["sh", "-c", f"(echo started; exec sleep 1000) > {fifo} 2>/dev/null & sleep 1000"], timeout_s=2)
-    assert done.reason == "it timed out after 2 s"
+    result = run_program(
+        ["sh", "-c", f"(echo started; exec sleep 1000) > {fifo} 2>/dev/null & sleep 1000"], timeout_s=2
+    )
+    assert result.reason == "it timed out after 2 s"
     assert os.read(reader, 100) == b"started\n"
     # The pipe becomes readable, and is empty, after the last process that could write to it has ended.
     assert select.select([reader], [], [], 60)[0]
@@ -31,8 +33,8 @@ def test_a_program_that_does_not_exist_is_reported():
 
 
 def test_a_program_gets_its_input():
-    done = run_python("print(len(sys.stdin.buffer.read()))", content=bytes(1 << 20), timeout_s=60)
-    assert (done.stdout, done.reason) == (f"{1 << 20}\n", "")
+    result = run_python("print(len(sys.stdin.buffer.read()))", content=bytes(1 << 20), timeout_s=60)
+    assert (result.stdout, result.reason) == (f"{1 << 20}\n", "")
 
 
 @pytest.mark.parametrize("name", ["\x1b[2Jcamera", "camera\u202e", "a\tb\nc"])

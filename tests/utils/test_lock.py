@@ -14,7 +14,7 @@ from edgerec.contract.preprocess import encode_png
 from edgerec.data import load
 from edgerec.recipe import DataSection
 from edgerec.utils import atomic as files
-from tests.conftest import one_line
+from tests.conftest import error_line
 
 
 @contextmanager
@@ -46,10 +46,10 @@ def test_second_training_in_the_same_folder_is_refused_until_the_first_is_killed
     out = tmp_path / "run"
     command = ("train", "--data", "digits", "--epochs", "1", "--out", out, "--overwrite")
     with stopped_process(TRAIN, out) as first:
-        refusal = one_line(invoke(*command))
+        refusal = error_line(invoke(*command))
         assert "in use" in refusal
         assert str(first.pid) in refusal
-        assert "in use" in one_line(invoke("train", "--resume", "--out", out))
+        assert "in use" in error_line(invoke("train", "--resume", "--out", out))
         assert "\nepochs = 2" in (out / "recipe.toml").read_text()
     assert invoke(*command).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -66,9 +66,9 @@ def test_commands_refuse_a_folder_to_which_another_process_writes(command, run, 
         "data pack": ["data", "pack", "digits", "--out", out],
     }[command]
     with Lock(out):
-        done = invoke(*arguments)
-    assert done.returncode == 1
-    assert "is in use by another edgerec process" in done.stderr.splitlines()[-1]
+        result = invoke(*arguments)
+    assert result.returncode == 1
+    assert "is in use by another edgerec process" in result.stderr.splitlines()[-1]
     assert not (out / "float16").exists()
     assert not (tmp_path / "new").exists()
 

@@ -32,9 +32,9 @@ os.write(2, b"still here")
 
 
 def test_overlapping_captures_leave_stderr_working():
-    done = subprocess.run([sys.executable, "-c", OVERLAPPING], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert done.stderr == "still here"
+    result = subprocess.run([sys.executable, "-c", OVERLAPPING], capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert result.stderr == "still here"
 
 
 def test_output_of_c_code_is_captured():

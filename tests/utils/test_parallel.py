@@ -21,7 +21,7 @@ def test_at_most_one_chunk_is_processed_before_its_results_are_used():
 def test_track_reports_after_each_item_and_at_the_end():
     reports = []
     assert list(track("abc", "reading", 3, reports.append)) == ["a", "b", "c"]
-    assert reports == [Progress("reading", done, 3) for done in (1, 2, 3)]
+    assert reports == [Progress("reading", result, 3) for result in (1, 2, 3)]
     reports.clear()
     list(track(range(1000), "reading", 1000, reports.append))
     assert len(reports) == 200
