@@ -1,24 +1,29 @@
-"""Add epochs to a finished run."""
+"""Add epochs to a finished run.
+
+If the process is killed during :func:`extend`, the run either does not change, or :func:`complete_extension` completes
+the extension.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from edgerec.errors import EdgerecError, OutputExistsError, RunError
 from edgerec.train.checkpoints import checkpoints
-from edgerec.train.run import Run
+from edgerec.train.run import EXTENSIONS, Run
 from edgerec.train.stages import restarts, stages
 from edgerec.train.worker_handshake import Cluster
-from edgerec.utils.atomic import write_file
+from edgerec.utils.atomic import replacing_folder, write_file
 
 log = logging.getLogger(__name__)
 
-_COPIED = ("recipe.toml", "labels.txt", "split.json", "history.csv")
+_COPIED = ("recipe.toml", "labels.txt", "split.json", "history.csv", EXTENSIONS)
+# Folder in the archive of the finished run. Its files replace files of the run at the end of the extension.
+_NEW_FILES = "extension"
 
 
 def extend(run: Run, epochs: int) -> None:
@@ -31,6 +36,9 @@ def extend(run: Run, epochs: int) -> None:
 
     The finished model and files derived from it, such as variants, are moved to the folder ``after-N-epochs/`` in the
     run. This folder is itself a finished run.
+
+    If the process is killed, the run either remains finished and unchanged, or is unfinished. In the second case,
+    :func:`complete_extension` completes the extension.
 
     Raises:
         EdgerecError: the run is not finished, or its last epoch has no checkpoint.
@@ -49,8 +57,8 @@ def extend(run: Run, epochs: int) -> None:
     # If training ended early, omit the restarts that were not reached.
     starts = [start for start in restarts(recipe) if start < last]
     # The time limit of an extended run already includes the epochs before its last extension.
-    extended = max((start for start in starts if (run.path / f"after-{start}-epochs").is_dir()), default=0)
-    spent_hours = sum(row["seconds"] for row in history[extended:]) / 3600
+    previous = max((start for start in starts if _was_extended(run, start)), default=0)
+    spent_hours = sum(row["seconds"] for row in history[previous:]) / 3600
     longer = replace(
         recipe,
         train=replace(
@@ -61,16 +69,24 @@ def extend(run: Run, epochs: int) -> None:
         ),
     )
     archive = run.path / f"after-{last}-epochs"
+    if _is_prepared(archive):
+        shutil.rmtree(archive)
     if archive.exists():
         raise OutputExistsError(
             f"Cannot extend {run.path}, because {archive} already exists: rename or move this folder"
         )
+    last_old_stage = len(stages(longer)) - 2  # the completed epochs may have had more stages than the new recipe
+    with replacing_folder(archive) as partial:
+        for name in _COPIED:
+            if (run.path / name).exists():
+                shutil.copy2(run.path / name, partial / name)
+        new = Run(partial / _NEW_FILES)
+        new.write_history(
+            [row | ({"stage": min(row["stage"], last_old_stage)} if "stage" in row else {}) for row in history]
+        )
+        write_file(new.path / "recipe.toml", longer.to_toml())
+        new.write_json(EXTENSIONS, {"after_epochs": [*run.extensions, last]})
     _archive(run, archive)
-    last_old_stage = len(stages(longer)) - 2
-    run.write_history(
-        [row | ({"stage": min(row["stage"], last_old_stage)} if "stage" in row else {}) for row in history]
-    )
-    write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(
         "adding %d epochs to the %d epochs of %s: the learning rate restarts at %g (schedule %s), and the split and "
         "seed do not change. The previous model and its variants are in %s",
@@ -83,23 +99,53 @@ def extend(run: Run, epochs: int) -> None:
     )
 
 
-def _archive(run: Run, archive: Path) -> None:
-    """Move a finished run's results into the folder ``archive``.
+def complete_extension(run: Run) -> None:
+    """Complete an extension if the process was killed while it moved files. Otherwise, do nothing.
 
-    If moving is interrupted, the run counts as unfinished, and ``--resume`` computes its results again.
+    Raises:
+        EdgerecError: the environment variable ``TF_CONFIG`` lists several workers.
     """
-    archive.mkdir()
-    for name in _COPIED:
-        shutil.copy2(run.path / name, archive / name)
+    for new_files in run.path.glob(f"after-*-epochs/{_NEW_FILES}"):
+        if _is_prepared(new_files.parent):
+            continue
+        if Cluster.from_environment() is not None:
+            raise EdgerecError(
+                f"Cannot resume {run.path} with several workers, because adding epochs to it was interrupted: unset "
+                "TF_CONFIG, and resume the run until the first epoch starts"
+            )
+        _archive(run, new_files.parent)
+
+
+def _is_prepared(archive: Path) -> bool:
+    """Return whether the archive of an extension was created, but the run has not been changed yet."""
+    return (archive / _NEW_FILES).is_dir() and not (archive / "metrics.json").exists()
+
+
+def _was_extended(run: Run, epoch: int) -> bool:
+    """Return whether the run was extended after this epoch. Older versions did not write ``extensions.json``."""
+    return epoch in run.extensions or (run.path / f"after-{epoch}-epochs").is_dir()
+
+
+def _archive(run: Run, archive: Path) -> None:
+    """Move a finished run's results into the folder ``archive``, and move the new files into the run.
+
+    Calling this function again after an interruption completes the remaining steps.
+    """
     for path in _results(run):
         os.replace(path, archive / path.name)
+    for path in (archive / _NEW_FILES).iterdir():
+        os.replace(path, run.path / path.name)
+    (archive / _NEW_FILES).rmdir()
 
 
-def _results(run: Run) -> Iterator[Path]:
-    """Yield the result files and folders of a finished run, starting with ``metrics.json``."""
-    yield run.path / "metrics.json"
-    yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
-    yield from run.path.glob("*.keras")
-    yield from run.path.glob("*.html")
-    yield from (path for path in (run.path / "plots",) if path.is_dir())
-    yield from (report.parent for report in sorted(run.path.glob("[!.]*/report.json")))
+def _results(run: Run) -> list[Path]:
+    """Return the result files and folders of a finished run, starting with ``metrics.json``."""
+    metrics = run.path / "metrics.json"
+    return [
+        *([metrics] if metrics.exists() else []),
+        *(path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json")),
+        *run.path.glob("*.keras"),
+        *run.path.glob("*.html"),
+        *(path for path in (run.path / "plots",) if path.is_dir()),
+        *(report.parent for report in sorted(run.path.glob("[!.]*/report.json"))),
+    ]

@@ -28,7 +28,7 @@ from edgerec.train.checkpoints import load_last_checkpoint
 from edgerec.train.distillation_loss import DistillationLoss, distillation_loss
 from edgerec.train.distribute import Workers, connect_workers, run_to_write
 from edgerec.train.early_stopping import next_stage
-from edgerec.train.extend import extend
+from edgerec.train.extend import complete_extension, extend
 from edgerec.train.ignored_keys import warn_ignored
 from edgerec.train.input_pipeline import (
     evaluation_batches,
@@ -88,6 +88,8 @@ def fit(
     """
     run = Run.at(out)
     with run.locked():
+        if resume:
+            complete_extension(run)
         if data is not None:
             if not resume:
                 raise RecipeError("the argument data requires resume=True: set data.source in the recipe instead")

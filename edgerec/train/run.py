@@ -26,6 +26,7 @@ from edgerec.train.run_files import (
     ComparisonRecord,
     ExportRecord,
     ExportRecords,
+    ExtensionRecord,
     ImportedModel,
     RunMetrics,
     SplitRecord,
@@ -51,6 +52,8 @@ TRAINED_IMAGES = "edgerec_trained_images.json"
 KERAS3 = "model_keras3.keras"
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
+# File that lists the numbers of epochs after which a run was extended.
+EXTENSIONS = "extensions.json"
 # File with an imported model's predictions for its training images, if the images have no labels.
 PSEUDO_LABELS = "pseudo_labels.json"
 # Warning for metrics measured with pseudo-labels.
@@ -64,7 +67,8 @@ class Run:
     The folder contains ``recipe.toml``, ``model.keras``, ``model_keras3.keras`` (the same model for Keras 3),
     ``labels.txt``, ``split.json``, ``history.csv``, ``metrics.json``, ``plots/``, ``checkpoints/``, and one folder for
     each variant. The run of an imported SavedModel has ``saved_model/`` instead of ``model.keras``. If a model was
-    imported with unlabeled images, its run has ``pseudo_labels.json`` with the model's predictions.
+    imported with unlabeled images, its run has ``pseudo_labels.json`` with the model's predictions. If epochs were
+    added to the run, it has ``extensions.json``.
 
     ``metrics.json`` is written last. A run is finished when it has this file.
     """
@@ -164,6 +168,13 @@ class Run:
     def split_record(self) -> SplitRecord:
         """The content of ``split.json``; see :func:`split_record`."""
         return self._read("split.json", parse_object(SplitRecord))
+
+    @property
+    def extensions(self) -> list[int]:
+        """Numbers of epochs after which the run was extended, in increasing order."""
+        if not (self.path / EXTENSIONS).is_file():
+            return []
+        return self._read(EXTENSIONS, parse_object(ExtensionRecord))["after_epochs"]
 
     def model(self) -> Any:
         """Return the uncompiled float32 Keras model, or the imported :class:`saved_model.SavedModel`.

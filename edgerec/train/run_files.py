@@ -167,6 +167,12 @@ class ExportRecords(TypedDict):
     exports: list[ExportRecord]
 
 
+class ExtensionRecord(TypedDict):
+    """Content of ``extensions.json``."""
+
+    after_epochs: list[int]
+
+
 # Maximum size of a run's text files in bytes.
 MAX_FILE_BYTES = 256 << 20
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shutil
 
 import pytest
 
 from edgerec import Recipe, Run, fit
 from edgerec.errors import EdgerecError, RecipeError
 from edgerec.train.early_stopping import next_stage
-from edgerec.train.extend import extend
+from edgerec.train.extend import complete_extension, extend
 from edgerec.train.optimizer import plateau_rate
 from edgerec.train.stages import stage_rate, stages
 from tests.conftest import error_line
@@ -148,36 +150,118 @@ def test_extension_starts_at_the_last_epoch_of_a_run_that_ended_early(tmp_path):
     assert (run.recipe.train.epochs, run.recipe.train.restarts) == (3, "1")
 
 
-@pytest.mark.parametrize("restarts", ["", "4, 12"])
-def test_extension_does_not_continue_a_stage_that_ended_early(tmp_path, restarts):
-    """Every epoch takes one second, so that the time limits determine the number of epochs."""
+def simulated_recipe(changes):
+    """A resolved recipe with several stages, for runs that are not really trained."""
     settings = {"model.weights": "imagenet", "model.arch": "mobilenet_v2", "train.batch_size": 8, "data.input_size": 32}
     settings |= {"data.channels": 3, "data.preprocess_version": 2, "data.white_level": 65535, "model.width": 1.0}
-    recipe = Recipe().override(settings | {"train.epochs": 20, "train.restarts": restarts})
+    return Recipe().override(settings | {"train.epochs": 20} | changes)
+
+
+def simulate_training(run, recipe):
+    """Finish a run without training, and return the stage of each epoch. Every epoch takes one second."""
+    (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name in ("labels.txt", "split.json", "metrics.json", "model.keras"):
+        (run.path / name).touch()
+    (run.path / "recipe.toml").write_text(recipe.to_toml())
+    rows = run.history()
+    while stage := next_stage(recipe, rows):
+        values = {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5, "learning_rate": 1.0}
+        rows.append(values | {"epoch": len(rows) + 1.0, "seconds": 1.0, "stage": float(stage.number)})
+    run.write_history(rows)
+    (run.path / "checkpoints" / f"epoch-{len(rows):05}.keras").touch()
+    return [row["stage"] for row in rows]
+
+
+@pytest.mark.parametrize("restarts", ["", "4, 12"])
+def test_extension_does_not_continue_a_stage_that_ended_early(tmp_path, restarts):
     run = Run(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("labels.txt", "split.json"):
-        (tmp_path / name).touch()
-
-    def finish(recipe):
-        (tmp_path / "recipe.toml").write_text(recipe.to_toml())
-        rows = run.history()
-        while stage := next_stage(recipe, rows):
-            values = {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5, "learning_rate": 1.0}
-            rows.append(values | {"epoch": len(rows) + 1.0, "seconds": 1.0, "stage": float(stage.number)})
-        run.write_history(rows)
-        (tmp_path / "checkpoints" / f"epoch-{len(rows):05}.keras").touch()
-        (tmp_path / "metrics.json").touch()
-        return [row["stage"] for row in rows]
-
-    before = finish(recipe.override({"train.max_hours": 10 / 3600}))
+    recipe = simulated_recipe({"train.restarts": restarts, "train.max_hours": 10 / 3600})
+    before = simulate_training(run, recipe)
     assert len(before) == 10
     extend(run, 3)
-    after = finish(run.recipe)
+    after = simulate_training(run, run.recipe)
     assert len(after) == 13
     assert after[10:] == [after[9] + 1] * 3
+    shutil.rmtree(tmp_path / "after-10-epochs")  # the time of earlier extensions does not depend on this folder
     extend(run, 100)
-    assert len(finish(run.recipe)) == 23  # the limit of 10 s applies only to the added epochs
+    assert len(simulate_training(run, run.recipe)) == 23  # the limit of 10 s applies only to the added epochs
+
+
+class KilledError(BaseException):
+    """Simulates the end of the process before a file operation."""
+
+
+def kill_before(monkeypatch, operation):
+    """Raise :class:`KilledError` before a file operation, counted from 0, and before all later ones."""
+    done = []
+
+    def counted(function):
+        def call(*args, **kwargs):
+            if len(done) >= operation:
+                raise KilledError
+            done.append(function)
+            return function(*args, **kwargs)
+
+        return call
+
+    for module, name in [(os, "replace"), (os, "rename"), (os, "mkdir"), (os, "rmdir"), (shutil, "copy2")]:
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+
+
+def contents(folder):
+    """The content of each file in a folder, except temporary files, which the next process deletes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files if ".partial/" not in path.as_posix()}
+
+
+def test_extension_can_be_killed_before_each_file_operation(tmp_path, monkeypatch):
+    recipe = simulated_recipe({"train.max_hours": 10 / 3600})
+    run = Run(tmp_path / "run")
+    simulate_training(run, recipe)
+    for name in ("plots/learning_curves.png", "int8/report.json"):
+        (run.path / name).parent.mkdir()
+        (run.path / name).touch()
+    expected = Run(shutil.copytree(run.path, tmp_path / "expected"))
+    extend(expected, 3)
+    outcomes = []
+    for operation in range(100):
+        killed = Run(shutil.copytree(run.path, tmp_path / str(operation)))
+        with monkeypatch.context() as patch:
+            kill_before(patch, operation)
+            try:
+                extend(killed, 3)
+            except KilledError:
+                outcomes.append(killed.finished)
+            else:
+                break
+        if killed.finished:
+            assert killed.recipe == recipe
+            assert killed.history() == run.history()
+            complete_extension(killed)  # does nothing
+            extend(killed, 3)
+        else:
+            complete_extension(killed)
+        assert contents(killed.path) == contents(expected.path)
+    assert set(outcomes) == {True, False}
+
+
+def test_interrupted_extension_is_completed_by_a_resume(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    run, _ = trained(out, {"train.epochs": 1}, finish=True)
+
+    def kill(source, target, replace=os.replace):
+        replace(source, target)
+        if os.path.basename(target) == "metrics.json":
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with pytest.raises(KilledError):
+            extend(run, 1)
+    assert not run.finished
+    trained(out, {}, resume=True, finish=True)
+    assert [row["stage"] for row in Run.open(out).history()] == [0, 1]
+    assert Run.open(out / "after-1-epochs").metrics["epochs"] == 1
 
 
 def test_extension_of_unsuitable_runs_is_refused(first_run, tmp_path, invoke):
