@@ -20,7 +20,7 @@ from edgerec.utils.progress import Listener, Progress, ignore
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
 # The script benchmarks/models.py writes the measured cost of each architecture to this file.
 COSTS = Path(__file__).resolve().parent.parent / "models" / "costs.json"
-# Number of random images for calibration, which are sufficient because the weights are random, too.
+# Number of random images for calibration.
 CALIBRATION = 2
 
 
@@ -64,7 +64,7 @@ class ArchitectureReport:
 
 
 def architectures() -> tuple[ArchitectureReport, ...]:
-    """Return reports on all built-in architectures, based on the measurements included in edgerec.
+    """Return reports on all built-in architectures from stored measurements.
 
     No model is built, and TensorFlow is not required.
     """
@@ -154,7 +154,6 @@ def measured(
 
 
 def _supported_methods(model: Any) -> tuple[list[str], Any]:
-    """Return the compression methods that support a model, and a copy that is adapted for these methods."""
     from edgerec.importing.passes import adapt
     from edgerec.importing.unsupported import refuse
 

@@ -19,7 +19,7 @@ from edgerec.utils.progress import Listener, ignore
 COSTS = Path(__file__).resolve().parent.parent / "models" / "recommended_costs.json"
 # Input size in pixels at which networks for small images are measured.
 SMALL_INPUT_PX = 32
-# Conditions of the latency estimates for each target.
+# Conditions under which the latency of each target is estimated.
 ESTIMATES = {"rpi": CONDITIONS}
 
 

@@ -64,7 +64,7 @@ def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> 
     for _ in range(ATTEMPTS):
         if stored is None:
             with Lock(store, wait=True):
-                stored = _open_entry(store, spec)  # Another process may have written the entry.
+                stored = _open_entry(store, spec)  # Another process may have written the cache entry.
                 if stored is None:
                     expected_bytes = len(source.classes) * (math.prod(spec.shape) + DIGEST_CHARS)
                     cache_limit.make_room(expected_bytes, keep=store)
@@ -133,7 +133,7 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
     contents: list[str] = []
     total_digest = hashlib.sha256()
     with replacing(store) as partial, partial.open("wb") as file:
-        results = track(_preprocessed(source, spec), "reading images", count, listener)
+        results = track(_preprocess_all(source, spec), "reading images", count, listener)
         for position, (name, content_digest, image) in enumerate(results):
             total_digest.update(name + b"\0" + content_digest)
             if image is None:
@@ -153,9 +153,7 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
     write_file(store.with_suffix(".json"), json.dumps(values))
 
 
-def _preprocessed(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
-    """Yield the name, the SHA-256 digest and the preprocessed pixels of each image."""
-
+def _preprocess_all(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
     def fit(position: int) -> tuple[bytes, bytes, Image | None]:
         if isinstance(source, Arrays):
             image = source.images[position]

@@ -36,7 +36,7 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Description of a cache entry, which contains a data set at one input size.
+    """Description of an entry in the pixel cache.
 
     Attributes:
         key: name of the entry's files without the suffix.
@@ -160,7 +160,7 @@ def lock_shared(store: Path) -> int | None:
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
-    """Close ``descriptor``, which releases its lock, when ``images`` is garbage-collected."""
+    """Release a lock when an image array is garbage-collected."""
     mapping = getattr(images, "_mmap", None)
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 
@@ -232,7 +232,6 @@ def _delete_unless_in_use(store: Path) -> bool:
 
 @contextmanager
 def _exclusive_lock(store: Path) -> Iterator[bool]:
-    """Lock a cache entry exclusively, and yield whether the lock was acquired."""
     try:
         descriptor = os.open(store, os.O_RDONLY)
     except FileNotFoundError:

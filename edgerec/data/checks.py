@@ -143,17 +143,15 @@ def _file_findings(source: RawDataset, scanned: Scan) -> Iterator[DataFinding]:
 
 
 def _copy_findings(images: CheckedImages) -> Iterator[DataFinding]:
-    """Yield a finding for each image that is an exact copy of an earlier image."""
     by_digest: dict[str, list[int]] = defaultdict(list)
     for i, position in enumerate(images.positions):
         by_digest[images.scan.digests[position]].append(i)
     for group in by_digest.values():
         for i in group[1:]:
-            yield _pair_finding(images, i, _worst_partner(images, i, group), 0.0)
+            yield _pair_finding(images, i, _most_harmful_copy(images, i, group), 0.0)
 
 
-def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
-    """Return the index of a copy of image ``i``, preferably in another split or with another class."""
+def _most_harmful_copy(images: CheckedImages, i: int, group: list[int]) -> int:
     classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])

@@ -27,7 +27,7 @@ TEST, VAL, TRAIN = range(3)
 SET_NAMES = ("test", "validation", "training")
 # Maximum difference between the requested and the actual fraction of images in a set.
 TOLERANCE = 0.05
-# Small data sets may differ from the requested fraction by this many binomial standard deviations.
+# Maximum deviation from the requested fractions in small data sets, in binomial standard deviations.
 DEVIATIONS = 4.0
 # Number of other seeds to try in order to recommend a working seed in the error message.
 OTHER_SEEDS = 200
@@ -53,7 +53,7 @@ class SplitRequest:
 
     @property
     def fractions(self) -> tuple[float, float]:
-        """Fraction of test images, and fraction of validation images."""
+        """Requested fractions of test and validation images."""
         return self.test, self.val
 
     @property
@@ -107,7 +107,7 @@ class HashKeys:
         return hashes[self.of_image if self.copies is None else self._first_linked_keys(self.copies)[self.of_image]]
 
     def _first_linked_keys(self, copies: Indices) -> Indices:
-        """Return the index of the first key to which each key is linked by copies of the same image."""
+        """Two keys are linked if an image with one key is an exact copy of an image with the other key."""
         count = len(self.keys)
         # Build a bipartite graph with one node per key and one node per distinct image.
         nodes = count + int(copies.max()) + 1
@@ -163,7 +163,7 @@ class Assignment:
     problem: str
 
     def notes(self, request: SplitRequest) -> tuple[str, ...]:
-        """Return log messages about the actual fractions and the images that were moved between sets."""
+        """Return log messages about the split."""
         parts = ", ".join(
             f"{fraction:.1%} {SET_NAMES[number]} (requested {requested:.1%})"
             for number, (fraction, requested) in enumerate(zip(self.fractions, request.fractions, strict=True))
@@ -253,8 +253,7 @@ class _ImageGroups:
         counts = np.bincount(sets, self.sizes, minlength=3) / self.sizes.sum()
         return float(counts[TEST]), float(counts[VAL])
 
-    def count(self, sets: Indices) -> Indices:
-        """Return the number of groups for each class and set, as an array of shape ``(classes, 3)``."""
+    def count_per_class_and_set(self, sets: Indices) -> Indices:
         classes, of_pair = self.pairs
         counts = np.zeros((classes.max() + 1, 3), np.int64)
         np.add.at(counts, (classes, sets[of_pair]), 1)
@@ -263,7 +262,7 @@ class _ImageGroups:
     def is_spare(self, group: int, sets: Indices) -> bool:
         """Return whether a group can leave its set without removing the last image of any class."""
         classes, of_pair = self.pairs
-        return bool((self.count(sets)[classes[of_pair == group], sets[group]] > 1).all())
+        return bool((self.count_per_class_and_set(sets)[classes[of_pair == group], sets[group]] > 1).all())
 
 
 def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, request: SplitRequest) -> str:
@@ -289,7 +288,7 @@ def _describe_deviation(groups: _ImageGroups, by_hash: Indices, sets: Indices, r
 def _with_every_class(
     groups: _ImageGroups, by_hash: Indices, request: SplitRequest, labels: tuple[str, ...]
 ) -> Indices:
-    """Move groups of images between sets until every required set contains every class."""
+    """Move groups of images between sets until each class is in each set."""
     classes, of_pair = groups.pairs
     counts = np.bincount(classes)
     for few in np.flatnonzero((counts > 0) & (counts < len(request.required_sets))):
@@ -297,7 +296,7 @@ def _with_every_class(
     limits = np.cumsum([0.0, *request.fractions])
     limits = np.append(limits, 1.0)
     sets, was_moved = by_hash.copy(), np.zeros(len(by_hash), bool)
-    missing = _missing(groups, sets, request)
+    missing = _missing_classes(groups, sets, request)
     for _ in range(MAX_PASSES):
         for index, number in missing:
             of_class = of_pair[classes == index]
@@ -312,15 +311,14 @@ def _with_every_class(
             if not spare:
                 raise _too_few(index, int(counts[index]), request, labels)
             sets[spare[0]], was_moved[spare[0]] = number, True
-        missing = _missing(groups, sets, request)
+        missing = _missing_classes(groups, sets, request)
         if not missing:
             return sets
     raise _too_few(missing[0][0], int(counts[missing[0][0]]), request, labels)
 
 
-def _missing(groups: _ImageGroups, sets: Indices, request: SplitRequest) -> list[tuple[int, int]]:
-    """Return a (class, set) pair for each class that is missing from a required set."""
-    counts = groups.count(sets)
+def _missing_classes(groups: _ImageGroups, sets: Indices, request: SplitRequest) -> list[tuple[int, int]]:
+    counts = groups.count_per_class_and_set(sets)
     present = counts.any(axis=1)
     return [
         (int(index), number)

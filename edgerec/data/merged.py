@@ -16,7 +16,7 @@ from edgerec.utils.progress import Listener
 
 
 class MergedImages:
-    """Array-like concatenation of several image arrays, which are not copied.
+    """Lazily concatenated image arrays that support NumPy indexing.
 
     The arrays are uint8 and have the shape ``(N, height, width, channels)``.
     """

@@ -1,4 +1,4 @@
-"""Data sets before preprocessing, stored in arrays or in image files."""
+"""Data sets whose images have not been preprocessed yet."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Fil
 
 
 def refuse_missing(source: str | Sequence[str]) -> None:
-    """Raise :class:`DataError` if there is no data set with a name or path."""
+    """Raise :class:`DataError` if a data set does not exist."""
     for name in [source] if isinstance(source, str) else source:
         if name in NAMED or is_remote(name):
             continue
@@ -71,7 +71,7 @@ def refuse_missing(source: str | Sequence[str]) -> None:
         if path.exists():
             continue
         if path.name == name:
-            raise DataError(f"{unknown('data set', name, NAMED)}; no file or folder has this name either")
+            raise DataError(f"{unknown('data set', name, NAMED)}. No file or folder has this name either")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         missing = path.absolute().relative_to(parent).parts[0]
         raise DataError(

@@ -150,7 +150,7 @@ class Packed:
 
     @property
     def data_settings(self) -> dict[str, Any]:
-        """Values of the recipe's ``data`` section that were fixed when the pack was written."""
+        """Recipe settings that were fixed when the pack was written."""
         spec = self.preprocess
         return {
             "input_size": spec.width,

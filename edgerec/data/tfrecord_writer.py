@@ -162,7 +162,6 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 
 
 def _plan_shards(split: str, positions: Indices, image_bytes: int, seed: int) -> list[tuple[str, Indices]]:
-    """Shuffle the images of a split, and return the name and the image positions of each shard."""
     shuffled = np.random.default_rng([seed, SPLITS.index(split)]).permutation(positions)
     count_by_size = -(-len(positions) * image_bytes // SHARD_BYTES)
     count = max(count_by_size, min(MIN_SHARDS, len(positions) // MIN_IMAGES), 1)
@@ -199,7 +198,7 @@ class _ShardWriter:
         self.source, self.dataset, self.spec, self.folder = source, dataset, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
-        """Write a shard unless it already exists, and yield None for each image to report the progress."""
+        """Write a shard unless it already exists, and yield once per image to report the progress."""
         about = self.folder / f"{name}.json"
         if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)

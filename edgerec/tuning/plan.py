@@ -144,7 +144,7 @@ def checked_objectives(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_timing(name: str) -> str:
-    """Validate the name of the device whose latency counts.
+    """Validate the name of the device for the latency objective.
 
     Raises:
         RecipeError: the name is not a key of :data:`TIMING_CONDITIONS`.

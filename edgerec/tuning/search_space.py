@@ -174,7 +174,7 @@ def to_toml(space: Space) -> str:
 
 
 def _dotted_keys(where: str, values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Convert nested TOML tables to pairs of a dotted key, such as ``train.learning_rate``, and a value."""
+    """Flatten nested TOML tables to dotted keys, such as ``train.learning_rate``."""
     for name, value in values.items():
         key = f"{path}{name}"
         section = isinstance(value, Mapping) and not {"low", "high"} & set(value)

@@ -51,7 +51,7 @@ class Storage:
         # Optuna's log messages would repeat the log messages of tune().
         logging.getLogger("optuna").setLevel(logging.ERROR)
         if url:
-            self._url, self.location = _postgresql(url)
+            self._url, self.location = _parse_postgresql_url(url)
             options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
         else:
             self._url = engine.URL.create("sqlite", database=str(folder / DATABASE))
@@ -137,7 +137,7 @@ def fail_running(study: Any) -> None:
 
 
 def _retry_callback(optuna: Any) -> Any:
-    """Return a callback that enqueues the parameters of a killed trial again, unless they were already repeated."""
+    """Return an Optuna callback that repeats a killed trial once."""
     return optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1)
 
 
@@ -195,8 +195,7 @@ def _without_experimental_warnings(optuna: Any) -> Iterator[None]:
         yield
 
 
-def _postgresql(url: str) -> tuple[Any, str]:
-    """Return a database URL as an SQLAlchemy URL and as a string without secrets."""
+def _parse_postgresql_url(url: str) -> tuple[Any, str]:
     engine = require("sqlalchemy.engine")
     url = read_secret(url)
     try:

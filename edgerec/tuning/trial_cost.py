@@ -29,7 +29,7 @@ TIMING_CONDITIONS = {
 }
 # Number of threads and duration in seconds of a latency measurement.
 THREADS, BUDGET_S = 1, 0.5
-# Number of calibration images, which are random because they do not affect the size or latency of the model.
+# Number of random images for calibration.
 CALIBRATION_IMAGES = 4
 
 
@@ -82,7 +82,7 @@ class Limits:
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """Return the relative excess of the cost, ``cost / limit - 1``, for each limit."""
+        """Return the fraction by which the cost exceeds each limit, negative if it is below the limit."""
         return {name: getattr(cost, name) / limit - 1 for name, limit in self.to_dict().items()}
 
     def exceeded(self, cost: Cost) -> str:

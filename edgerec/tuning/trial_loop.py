@@ -28,7 +28,7 @@ MAX_REFUSED = 30
 
 @dataclass(frozen=True)
 class StopCondition:
-    """Number of trials or deadline at which a study stops, whichever is reached first.
+    """Condition that stops a study after a number of trials or at a deadline, whichever is reached first.
 
     Attributes:
         trials: number of trained trials.

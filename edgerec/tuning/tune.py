@@ -145,12 +145,12 @@ def _make_plan(
     saved: SavedStudy | None,
     listener: Listener,
 ) -> tuple[_TrainingData, Plan]:
-    """If ``recipe`` is None, return the plan of the saved study with the digest of the current images."""
     if recipe is None:
         if saved is None:
             raise RecipeError("The recipe is missing: pass a recipe, or set resume=True to resume an existing study")
         _refuse_user_defined_architecture(saved.plan)
         training_data = _TrainingData.load(saved.plan.recipe, listener)
+        # The digest of the current images shows whether the data has changed since the study was created.
         return training_data, replace(saved.plan, data_digest=training_data.digest)
     pruner = checked_pruner(goal.pruner, goal.objectives)
     if reconstructs(recipe.model.arch):

@@ -70,7 +70,6 @@ def _random_crop(count: Any, rows: Any, columns: Any, seed: Any, max_removed_are
 
 
 def _compose(inner: Affine, outer: Affine) -> Affine:
-    """Return the affine map ``inner(outer(x, y))``."""
     a, b, c, d, e, f = inner
     p, q, r, s, t, u = outer
     return a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f

@@ -39,7 +39,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
     uses_cutmix = uniform(count, seed, Stream.MIX_KIND, 0, 1) < 0.5
     if not (section.mixup and section.cutmix):
         uses_cutmix = tf.fill([count], bool(section.cutmix))
-    fraction = _beta(seed, tf.where(uses_cutmix, section.cutmix, section.mixup))
+    fraction = _sample_beta(seed, tf.where(uses_cutmix, section.cutmix, section.mixup))
     inside = _box(pixels, seed, (Stream.MIX_RIGHT, Stream.MIX_DOWN), tf.sqrt(1 - fraction))
     weight = tf.where(per_image(uses_cutmix), 1 - tf.cast(inside, tf.float32), per_image(fraction))
     # The pasted box can extend beyond the image, so the mixing fraction is computed from its visible area.
@@ -49,8 +49,7 @@ def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tu
     return tf.clip_by_value(pixels, 0.0, 255.0), soft_labels
 
 
-def _beta(seed: Any, alpha: Any) -> Any:
-    """Draw one sample per image from the distribution Beta(alpha, alpha)."""
+def _sample_beta(seed: Any, alpha: Any) -> Any:
     tf = require("tensorflow")
     first, second = (
         tf.random.stateless_gamma(tf.shape(alpha), stream_seed(seed, stream), alpha)

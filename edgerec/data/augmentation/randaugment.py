@@ -16,7 +16,7 @@ from edgerec.data.augmentation.draw import Stream, per_image, sign, uniform
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
-# Magnitudes of the operations at a strength of 1.
+# Magnitudes of RandAugment operations at a strength of 1.
 SHEAR, SHIFT_FRACTION, TURN_DEG, ENHANCE, REMOVED_BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 
 
