@@ -18,7 +18,7 @@ def classifier(preprocess, shape=SHAPE):
     return keras.Model(inputs, layers.Dense(3, "softmax")(layers.GlobalAveragePooling2D()(x)))
 
 
-def in_policy(policy):
+def with_policy(policy):
     keras.mixed_precision.set_global_policy(policy)
     inputs = keras.Input(SHAPE)
     x = layers.Conv2D(8, 3, use_bias=False)(layers.Rescaling(1 / 255)(inputs))
@@ -39,7 +39,7 @@ def transfer():
     return keras.Model(inputs, layers.Dense(3, "softmax")(layers.GlobalAveragePooling2D()(x)))
 
 
-def twice():
+def nested_twice():
     """A model with two levels of nesting."""
     inner_inputs = keras.Input((14, 14, 4))
     inner = keras.Model(inner_inputs, layers.BatchNormalization()(layers.Conv2D(4, 3)(inner_inputs)), name="inner")
@@ -63,7 +63,7 @@ def main(folder):
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0, 255, (6, *SHAPE)).astype(np.float32)
     preprocess = keras.applications.imagenet_utils.preprocess_input
-    models = {policy: in_policy(policy) for policy in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")} | {
+    models = {policy: with_policy(policy) for policy in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")} | {
         "caffe": classifier(lambda x: preprocess(x, mode="caffe")),
         "torch": classifier(lambda x: preprocess(x, mode="torch")),
         "reversed": classifier(lambda x: x[..., ::-1] / 127.5 - np.array([1.0, 0.5, 0.25], np.float32)),
@@ -71,7 +71,7 @@ def main(folder):
         "strided": classifier(lambda x: x[:, ::2] / 255),
         "plain": classifier(lambda x: x),
         "transfer": transfer(),
-        "twice": twice(),
+        "twice": nested_twice(),
         "channels_first": channels_first(),
     }
     outputs = {}

@@ -34,7 +34,7 @@ def result(label="stop", index=0, source="camera", changed=True, since_s=None, s
     return Result(Frame(IMAGE, index, now - 0.02, source, source), classification, now, decision)
 
 
-def change(state, source="camera", reason=""):
+def state_change(state, source="camera", reason=""):
     """Return a state change of a source."""
     return StateChange(source, SourceState(state), time.monotonic(), reason)
 

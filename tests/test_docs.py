@@ -46,13 +46,13 @@ def test_commands_and_python_blocks_run(page, invoke, tmp_path, monkeypatch, bri
         for command in commands(content):
             words = shlex.split(command, comments=True)
             words, output = (words[: words.index(">")], words[-1]) if ">" in words else (words, "")
-            result = invoke(*quick(words[1:]))
+            result = invoke(*shortened(words[1:]))
             assert result.returncode == 0, (command, result.stderr)
             if output:
                 (tmp_path / output).write_text(result.stdout)
 
 
-def quick(arguments: list[str]) -> list[str]:
+def shortened(arguments: list[str]) -> list[str]:
     """Change a command so that it trains one epoch and one trial, and accepts the model that results."""
     previous = ["", *arguments]
     arguments = [

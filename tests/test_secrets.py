@@ -423,7 +423,7 @@ def test_password_on_the_command_line_causes_a_warning(bundle, edgerec):
 web = pytest.importorskip("edgerec.camera.sinks.web", reason='no Starlette (pip install "edgerec[web]")')
 
 
-def ask(sink, path="/", **headers):
+def send_request(sink, path="/", **headers):
     connection = http.client.HTTPConnection("127.0.0.1", urlsplit(sink.url).port, timeout=10)
     try:
         connection.request("GET", path, headers=headers)
@@ -458,12 +458,12 @@ def test_generated_token_is_printed_but_never_written_to_the_journal(bundle, tmp
 
 
 FORMS = {
-    "cookie": lambda sink, guess: ask(sink, Cookie=f"edgerec_{urlsplit(sink.url).port}={guess}"),
-    "header": lambda sink, guess: ask(sink, Authorization=f"Bearer {guess}"),
-    "basic": lambda sink, guess: ask(sink, Authorization=f"Basic {guess}"),
-    "query": lambda sink, guess: ask(sink, f"/?token={guess}"),
-    "form": lambda sink, guess: ask(sink, f"/?token={guess}", Accept="text/html"),
-    "image": lambda sink, guess: ask(sink, f"/image/0?token={guess}"),
+    "cookie": lambda sink, guess: send_request(sink, Cookie=f"edgerec_{urlsplit(sink.url).port}={guess}"),
+    "header": lambda sink, guess: send_request(sink, Authorization=f"Bearer {guess}"),
+    "basic": lambda sink, guess: send_request(sink, Authorization=f"Basic {guess}"),
+    "query": lambda sink, guess: send_request(sink, f"/?token={guess}"),
+    "form": lambda sink, guess: send_request(sink, f"/?token={guess}", Accept="text/html"),
+    "image": lambda sink, guess: send_request(sink, f"/image/0?token={guess}"),
 }
 
 
@@ -473,12 +473,12 @@ def test_every_form_of_a_wrong_token_counts_toward_the_lockout(form, monkeypatch
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         statuses = [FORMS[form](sink, f"guess{number}").status for number in range(15)]
         assert statuses == [401] * 10 + [429] * 5
-        locked_out = ask(sink, "/?token=correct%20horse")
+        locked_out = send_request(sink, "/?token=correct%20horse")
         assert locked_out.status == 429
         assert 0 < int(locked_out.headers["Retry-After"]) <= 60
         for send_token in FORMS.values():
             assert send_token(sink, "guess").status == 429
-        assert ask(sink).status == 401  # without a token, the page still asks for it
+        assert send_request(sink).status == 401  # without a token, the page still asks for it
 
 
 def test_several_guesses_in_one_request_all_count(monkeypatch):
@@ -486,7 +486,9 @@ def test_several_guesses_in_one_request_all_count(monkeypatch):
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         cookie = f"edgerec_{urlsplit(sink.url).port}"
         statuses = [
-            ask(sink, f"/?token=a{number}", Cookie=f"{cookie}=b{number}", Authorization=f"Bearer c{number}").status
+            send_request(
+                sink, f"/?token=a{number}", Cookie=f"{cookie}=b{number}", Authorization=f"Bearer c{number}"
+            ).status
             for number in range(5)
         ]
         assert statuses == [401] * 4 + [429]

@@ -18,7 +18,7 @@ from edgerec.contract.decision import Classification
 PAIRS = {"hindi": ("कुत्ता", "बिल्ली"), "thai": ("แมวนำ", "สุนัข"), "arabic": ("كلب", "قطة"), "emoji": ("🐶", "🐱")}
 
 
-def bar(label: str, index: int = 3) -> np.ndarray:
+def drawn_label(label: str, index: int = 3) -> np.ndarray:
     classification = Classification(label, index, 0.93, (), np.zeros(4, np.float32))
     frame = Frame(np.zeros((360, 480, 3), np.uint8), 0, 0.0, "test")
     return overlay(Result(frame, classification, 0.0), 25.0)[360:392]
@@ -56,28 +56,28 @@ def test_different_labels_look_different_without_a_font(script, fonts):
     fonts()
     first, second = PAIRS[script]
     # The escaped names have the same width, so that only the text can differ.
-    assert (bar(first, 3) != bar(second, 3)).any()
-    assert (bar(first, 3) != bar(first, 1)).any(), "the class index is part of the text"
+    assert (drawn_label(first, 3) != drawn_label(second, 3)).any()
+    assert (drawn_label(first, 3) != drawn_label(first, 1)).any(), "the class index is part of the text"
 
 
 def test_missing_font_is_logged_once(fonts, caplog):
     fonts()
     caplog.set_level(logging.WARNING, "edgerec")
     for label in (*PAIRS["hindi"], *PAIRS["thai"], *PAIRS["hindi"]):
-        bar(label)
+        drawn_label(label)
     assert len(caplog.records) == 1
     assert "apt install" in caplog.text
 
 
 def test_arabic_is_drawn_from_right_to_left_with_joined_letters(fonts, caplog):
     fonts(dejavu())
-    joined = bar("كلب")
-    letters = [bar(letter) for letter in "كلب"]
+    joined = drawn_label("كلب")
+    letters = [drawn_label(letter) for letter in "كلب"]
     assert not caplog.records
     # Joined letters are narrower than the same letters side by side.
     widths = [np.flatnonzero(image[:, :120].max(axis=(0, 2)))[-1] for image in (joined, *letters)]
     assert widths[0] < sum(widths[1:])
-    assert (bar("كلب") != bar("بلك")).any()
+    assert (drawn_label("كلب") != drawn_label("بلك")).any()
 
 
 def test_text_in_two_fonts_uses_both(fonts, caplog):
@@ -89,13 +89,13 @@ def test_text_in_two_fonts_uses_both(fonts, caplog):
     parts = split_by_font("dog كلب", installed_fonts())
     assert parts is not None
     assert [text for text, _ in parts] == ["dog ", "كلب"]
-    assert (bar("dog كلب") != bar("dog قطة")).any()
+    assert (drawn_label("dog كلب") != drawn_label("dog قطة")).any()
     assert not caplog.records
 
 
 def test_long_label_stays_inside_the_image(fonts):
     fonts(dejavu())
-    assert bar("كلب " * 100).shape == (32, 480, 3)
+    assert drawn_label("كلب " * 100).shape == (32, 480, 3)
 
 
 def test_marks_and_joined_emoji_stay_with_their_character(fonts):

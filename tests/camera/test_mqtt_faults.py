@@ -19,7 +19,7 @@ from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.camera.sinks.prometheus import Prometheus
 from edgerec.errors import EdgerecError
-from tests.network import MANIFEST, Mosquitto, MqttSubscriber, change, result, wait_for
+from tests.network import MANIFEST, Mosquitto, MqttSubscriber, result, state_change, wait_for
 
 
 def payloads(outbox: MessageQueue) -> list[bytes]:
@@ -173,7 +173,7 @@ def test_sources_that_differ_in_punctuation_have_their_own_topics_ids_and_metric
     assert len({json.dumps(entity["state_topic"]) for topics in announced for entity in topics.values()}) == 6
     with Prometheus(MANIFEST, port=0, sources=sources) as metrics:
         for source in sources:
-            metrics.state(change("live", source))
+            metrics.state(state_change("live", source))
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics") as response:
             lines = response.read().decode().splitlines()
     assert len([line for line in lines if 'state="live"' in line and line.endswith(" 1.0")]) == 3

@@ -57,7 +57,7 @@ class ScriptedSource:
         self.was_closed = True
 
 
-def supervise(*sources, live, **timeouts):
+def supervisor_of(*sources, live, **timeouts):
     """Return a supervisor of one source. Each connection opens the next source, or raises it if it is an exception."""
     remaining = list(sources)
 
@@ -80,7 +80,7 @@ def states_of(events):
 
 def test_no_frame_of_a_file_is_dropped():
     source = ScriptedSource(frames=50)
-    with supervise(source, live=False) as running:
+    with supervisor_of(source, live=False) as running:
         events = []
         for event in running:
             time.sleep(0.001)
@@ -96,7 +96,7 @@ def test_no_frame_of_a_file_is_dropped():
 
 def test_number_of_decoded_frames_of_a_file_is_limited():
     source = ScriptedSource(frames=1000)
-    with supervise(source, live=False) as running:
+    with supervisor_of(source, live=False) as running:
         next(iter(running))
         time.sleep(0.1)
         assert source.delivered <= 5
@@ -105,7 +105,7 @@ def test_number_of_decoded_frames_of_a_file_is_limited():
 def test_live_source_delivers_the_newest_frame():
     source = ScriptedSource(frames=100, pause_s=0.002)
     results = []
-    with supervise(source, live=True, give_up_s=0) as running:
+    with supervisor_of(source, live=True, give_up_s=0) as running:
         for event in running:
             if isinstance(event, Frame):
                 results.append((event.index, source.delivered - 1))
@@ -123,7 +123,7 @@ def test_lost_source_is_reconnected():
         SourceError("not yet"),
         ScriptedSource(2, error=gone, permits=permits),
     ]
-    with supervise(*sources, live=True, first_wait_s=0.02) as running:
+    with supervisor_of(*sources, live=True, first_wait_s=0.02) as running:
         for event in running:
             events.append(event)
             if isinstance(event, Frame):
@@ -142,7 +142,7 @@ def test_lost_source_is_reconnected():
 
 
 def test_source_that_cannot_be_opened_ends_with_its_last_error():
-    with supervise(live=True, first_wait_s=0.01, give_up_s=0.1) as running:
+    with supervisor_of(live=True, first_wait_s=0.01, give_up_s=0.1) as running:
         assert states_of(running)[-1] == "ended"
     assert [str(error) for error in running.errors] == ["no more sources"]
 
@@ -156,7 +156,7 @@ def test_pause_between_attempts_doubles_up_to_the_longest_pause(monkeypatch):
 
     monkeypatch.setattr(threading.Condition, "wait_for", record)
     source = ScriptedSource(1, error=SourceError("gone"))
-    with supervise(source, live=True, first_wait_s=0.01, longest_wait_s=0.08) as running:
+    with supervisor_of(source, live=True, first_wait_s=0.01, longest_wait_s=0.08) as running:
         list(islice(running, 16))
     pauses = [seconds for seconds in timeouts_s if seconds is not None]
     assert pauses[:4] == [0.01, 0.02, 0.04, 0.08]
@@ -166,7 +166,7 @@ def test_pause_between_attempts_doubles_up_to_the_longest_pause(monkeypatch):
 def test_hanging_source_becomes_stale_then_lost_and_is_reconnected():
     release = threading.Event()
     hanging, next_one = ScriptedSource(1, hang=release), ScriptedSource(1, error=SourceError("gone"))
-    with supervise(hanging, next_one, live=True, stale_s=0.05, lost_s=0.15, first_wait_s=0.01) as running:
+    with supervisor_of(hanging, next_one, live=True, stale_s=0.05, lost_s=0.15, first_wait_s=0.01) as running:
         events = list(islice(running, 8))
     assert states_of(events)[:6] == ["connecting", "live", "stale", "lost", "connecting", "live"]
     lost = next(event for event in events if isinstance(event, StateChange) and event.state == "lost")
@@ -184,7 +184,7 @@ def test_stale_source_becomes_live_again_without_a_new_connection():
             time.sleep(0.15)
             yield from super().images()
 
-    with supervise(Pausing(1), live=True, stale_s=0.05, lost_s=5, give_up_s=0) as running:
+    with supervisor_of(Pausing(1), live=True, stale_s=0.05, lost_s=5, give_up_s=0) as running:
         assert states_of(running) == ["connecting", "live", "stale", "live", "ended"]
 
 
@@ -226,7 +226,7 @@ def test_sources_take_turns():
 
 def test_threads_end_after_an_early_exit_from_the_loop():
     before = threading.active_count()
-    with supervise(ScriptedSource(frames=10_000), live=False) as running:
+    with supervisor_of(ScriptedSource(frames=10_000), live=False) as running:
         next(iter(running))
     assert threading.active_count() == before
 

@@ -22,7 +22,7 @@ from edgerec.camera.sinks.mqtt_client import Broker, BrokerConnection
 from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.errors import EdgerecError
 from tests.conftest import REPOSITORY
-from tests.network import MANIFEST, Mosquitto, MqttSubscriber, change, free_port, result, wait_for
+from tests.network import MANIFEST, Mosquitto, MqttSubscriber, free_port, result, state_change, wait_for
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def names():
 def test_mqtt_client_receives_states_decisions_and_results(broker, subscriber, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out", results_per_s=float("inf"))
     wait_for(lambda: sink.connected)
-    sink.state(change("connecting"))
-    sink.state(change("live"))
+    sink.state(state_change("connecting"))
+    sink.state(state_change("live"))
     since = time.monotonic()
     for index in range(5):
         sink.write(result("stop", index, changed=index == 0, since_s=since))
@@ -89,7 +89,7 @@ def test_mqtt_client_receives_states_decisions_and_results(broker, subscriber, t
 
 def test_discovery_announces_all_entities_to_home_assistant(broker, subscriber, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out")
-    sink.state(change("live", "rtsp://10.0.0.5:554/door?channel=1"))
+    sink.state(state_change("live", "rtsp://10.0.0.5:554/door?channel=1"))
     wait_for(lambda: len([1 for topic, _, _ in subscriber.messages if topic.startswith("homeassistant/")]) == 3)
     sink.close()
     configurations = {
@@ -109,7 +109,7 @@ def test_discovery_announces_all_entities_to_home_assistant(broker, subscriber, 
 
 def test_discovery_can_be_turned_off(broker, subscriber, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out", discovery_prefix="")
-    sink.state(change("live"))
+    sink.state(state_change("live"))
     wait_for(lambda: subscriber.payloads("home/hall/camera/state"))
     sink.close()
     assert not [topic for topic, _, _ in subscriber.messages if topic.startswith("homeassistant")]
@@ -220,7 +220,7 @@ def test_messages_beyond_the_queue_limit_are_counted(tmp_path, paho, broker):
 
 def test_latest_messages_are_published_again_after_the_broker_lost_them(tmp_path, broker, subscriber):
     sink = sink_to(broker.port, tmp_path / "out")
-    sink.state(change("live"))
+    sink.state(state_change("live"))
     sink.write(result("stop"))
     wait_for(lambda: sink.waiting == 0)
     subscriber.close()

@@ -14,7 +14,7 @@ import pytest
 from edgerec.camera.sinks import prometheus as module
 from edgerec.camera.sinks.prometheus import MAX_CLIENTS, Prometheus
 from edgerec.errors import EdgerecError
-from tests.network import MANIFEST, change, result, wait_for
+from tests.network import MANIFEST, result, state_change, wait_for
 
 parser = pytest.importorskip("prometheus_client.parser", reason="no prometheus-client")
 
@@ -46,8 +46,8 @@ def threads():
 def test_metrics_match_the_written_results():
     counted = SimpleNamespace(overtaken=7, skipped={"every": 3}, dropped={"Mqtt": 2}, invalid=1)
     with Prometheus(MANIFEST, port=0, counters=lambda: counted) as sink:
-        sink.state(change("connecting", "rtsp://u:p@10.0.0.5/door"))
-        sink.state(change("live", "rtsp://u:p@10.0.0.5/door"))
+        sink.state(state_change("connecting", "rtsp://u:p@10.0.0.5/door"))
+        sink.state(state_change("live", "rtsp://u:p@10.0.0.5/door"))
         since = time.monotonic()
         for index in range(5):
             sink.write(result("stop", index, since_s=since, score=0.5))

@@ -14,7 +14,7 @@ import pytest
 
 from edgerec.camera.sinks.webhook import MAX_QUEUED, Webhook, WebhookAddress
 from edgerec.errors import EdgerecError
-from tests.network import change, free_port, result, wait_for
+from tests.network import free_port, result, state_change, wait_for
 
 
 class Server:
@@ -81,7 +81,7 @@ def webhook_to(url, **options):
     return Webhook(WebhookAddress.parse(url), **{"first_wait_s": 0.01, "timeout_s": 0.3, **options})
 
 
-def ended(sink):
+def wait_until_closed(sink):
     start = time.monotonic()
     sink.close()
     assert time.monotonic() - start < 3
@@ -95,9 +95,9 @@ def test_new_decisions_are_posted_and_signed(serve):
     since = time.monotonic()
     for index in range(5):
         sink.write(result("stop", index, since_s=since))
-        sink.state(change("live"))
+        sink.state(state_change("live"))
     sink.write(result("gö", 5))
-    assert ended(sink) == (2, 0)
+    assert wait_until_closed(sink) == (2, 0)
     events = [json.loads(body) for _, _, body in server.requests]
     assert [event["label"] for event in events] == ["stop", "gö"]
     assert [event["frame"] for event in events] == [0, 5]
@@ -113,7 +113,7 @@ def test_every_result_is_posted_if_requested(serve):
     since = time.monotonic()
     for index in range(20):
         sink.write(result("stop", index, since_s=since))
-    assert ended(sink) == (20, 0)
+    assert wait_until_closed(sink) == (20, 0)
     assert [json.loads(body)["frame"] for _, _, body in server.requests] == list(range(20))
     assert "X-Edgerec-Signature" not in server.requests[0][1]
 
@@ -123,7 +123,7 @@ def test_temporary_errors_are_tried_again(serve):
     sink = webhook_to(server.url, timeout_s=5)
     sink.write(result())
     wait_for(lambda: sink.sent == 1)
-    assert ended(sink) == (1, 0)
+    assert wait_until_closed(sink) == (1, 0)
     assert len({headers["X-Edgerec-Delivery"] for _, headers, _ in server.requests}) == 1
 
 
@@ -152,7 +152,7 @@ def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requ
     assert record.exc_info is None
     assert "secret-path" not in caplog.text
     assert "hush" not in caplog.text
-    assert ended(sink) == (0, 2)
+    assert wait_until_closed(sink) == (0, 2)
 
 
 def test_refused_connection_is_counted_without_logging_the_password(caplog):
@@ -160,7 +160,7 @@ def test_refused_connection_is_counted_without_logging_the_password(caplog):
     sink.write(result())
     wait_for(lambda: "Connection refused" in caplog.text)  # the request is counted before the message is logged
     assert "pass" not in caplog.text
-    assert ended(sink) == (0, 1)
+    assert wait_until_closed(sink) == (0, 1)
 
 
 def test_slow_server_does_not_block_the_sink(serve):
@@ -172,7 +172,7 @@ def test_slow_server_does_not_block_the_sink(serve):
     assert time.monotonic() - start < 5
     wait_for(lambda: server.requests)
     assert sink.dropped >= 50
-    sent, dropped = ended(sink)
+    sent, dropped = wait_until_closed(sink)
     assert (sent, dropped) == (0, MAX_QUEUED + 51)
 
 
@@ -181,7 +181,7 @@ def test_every_decision_of_a_file_is_posted(serve):
     sink = webhook_to(server.url, live=False)
     for number in range(MAX_QUEUED + 100):
         sink.write(result(f"d{number}"))
-    assert ended(sink) == (MAX_QUEUED + 100, 0)
+    assert wait_until_closed(sink) == (MAX_QUEUED + 100, 0)
 
 
 def test_closing_after_a_file_ends_at_the_first_request_that_fails(serve):
@@ -189,7 +189,7 @@ def test_closing_after_a_file_ends_at_the_first_request_that_fails(serve):
     sink = webhook_to(server.url, live=False, tries=1)
     for number in range(MAX_QUEUED):
         sink.write(result(f"d{number}"))
-    assert ended(sink) == (0, MAX_QUEUED)
+    assert wait_until_closed(sink) == (0, MAX_QUEUED)
     assert len(server.requests) < MAX_QUEUED
 
 
@@ -207,7 +207,7 @@ def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypa
     for number in range(3):
         sink.write(result(f"d{number}"))
     wait_for(lambda: sink.sent == 2)
-    assert ended(sink) == (2, 1)
+    assert wait_until_closed(sink) == (2, 1)
 
 
 def test_server_that_never_responds_does_not_block_closing():
@@ -215,14 +215,14 @@ def test_server_that_never_responds_does_not_block_closing():
         sink = webhook_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=60)
         sink.write(result())
         time.sleep(0.1)
-        assert ended(sink) == (0, 1)
+        assert wait_until_closed(sink) == (0, 1)
 
 
 def test_user_and_password_are_sent_as_basic_authentication(serve):
     server = serve(200)
     sink = webhook_to(server.url.replace("://", "://me:p%40ss@"), timeout_s=5)
     sink.write(result())
-    assert ended(sink) == (1, 0)
+    assert wait_until_closed(sink) == (1, 0)
     assert server.requests[0][1]["Authorization"] == "Basic bWU6cEBzcw=="
     assert "me" not in repr(WebhookAddress.parse("http://me:p@host/x")).replace("timeout", "")
 

@@ -586,58 +586,58 @@ TOKEN = "correct horse battery"
 
 
 @pytest.fixture
-def locked():
+def protected_web():
     with WebSink("127.0.0.1", 0, LABELS, token=TOKEN) as sink:
         sink.write(result(7))
         yield sink
 
 
 @pytest.mark.parametrize("path", ["/", "/events", "/image/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
-def test_request_without_the_token_is_refused(locked, path):
+def test_request_without_the_token_is_refused(protected_web, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "a=b"}):
-        response = send_request(locked, path, **headers)
+        response = send_request(protected_web, path, **headers)
         assert response.status == 401
         assert b"stop" not in response.body
-    assert send_request(locked, "/save", "POST", {"hold": "x", "index": 0}).status == 401
+    assert send_request(protected_web, "/save", "POST", {"hold": "x", "index": 0}).status == 401
 
 
-def test_token_in_the_address_sets_a_cookie(locked):
-    query = urlsplit(locked.url).query
+def test_token_in_the_address_sets_a_cookie(protected_web):
+    query = urlsplit(protected_web.url).query
     assert parse_qs(query) == {"token": [TOKEN]}
-    response = send_request(locked, f"/?{query}")
+    response = send_request(protected_web, f"/?{query}")
     assert response.status == 200
     cookie = response.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
     assert TOKEN not in cookie
-    assert send_request(locked, "/image/0", Cookie=cookie.partition(";")[0]).status == 200
-    assert send_request(locked, "/image/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
-    assert send_request(locked, "/image/0", Authorization=f"Bearer {TOKEN}").status == 200
-    with stream(locked, Authorization=f"Bearer {TOKEN}") as next_event:
+    assert send_request(protected_web, "/image/0", Cookie=cookie.partition(";")[0]).status == 200
+    assert send_request(protected_web, "/image/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
+    assert send_request(protected_web, "/image/0", Authorization=f"Bearer {TOKEN}").status == 200
+    with stream(protected_web, Authorization=f"Bearer {TOKEN}") as next_event:
         assert next_event()[0] == "hello"
 
 
 @pytest.mark.parametrize("token", ["wrong", "", "%00", "%ff%fe", "é", TOKEN[:-1], TOKEN + "x", "a&token=b"])
-def test_wrong_token_is_refused(locked, token):
+def test_wrong_token_is_refused(protected_web, token):
     from urllib.parse import quote
 
-    assert send_request(locked, f"/?token={quote(token, safe='%&=')}").status == 401
+    assert send_request(protected_web, f"/?token={quote(token, safe='%&=')}").status == 401
 
 
-def test_browser_without_the_token_gets_the_login_page(locked):
-    response = send_request(locked, "/", Accept="text/html,*/*")
+def test_browser_without_the_token_gets_the_login_page(protected_web):
+    response = send_request(protected_web, "/", Accept="text/html,*/*")
     assert response.status == 401
     assert b'name="token"' in response.body
-    assert send_request(locked, "/page.css").status == 200  # the style sheet of the login page needs no token
+    assert send_request(protected_web, "/page.css").status == 200  # the style sheet of the login page needs no token
 
 
-def test_tokens_are_compared_in_constant_time(locked, monkeypatch):
+def test_tokens_are_compared_in_constant_time(protected_web, monkeypatch):
     compared = []
     real = __import__("secrets").compare_digest
     monkeypatch.setattr(
         "edgerec.camera.sinks.web.auth.secrets.compare_digest", lambda a, b: compared.append(b) or real(a, b)
     )
-    send_request(locked, "/", Authorization="Bearer wrong")
+    send_request(protected_web, "/", Authorization="Bearer wrong")
     assert TOKEN.encode() in compared
 
 

@@ -26,7 +26,7 @@ def close(sink):
 
 
 @pytest.fixture
-def silent():
+def silent_port():
     """Run a server that accepts TCP connections and never responds; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
@@ -67,7 +67,7 @@ def tls_server(tmp_path, monkeypatch):
         thread.join()
 
 
-def drip(connection, ending):
+def send_slowly(connection, ending):
     """Send a response that never ends, one byte at a time."""
     while not ending.wait(0.05):
         connection.sendall(b"H")
@@ -79,21 +79,21 @@ def read_slowly(connection, ending):
         connection.recv(100_000)
 
 
-def test_server_that_does_not_complete_the_tls_handshake_times_out(silent):
-    sink = webhook_to(silent)
+def test_server_that_does_not_complete_the_tls_handshake_times_out(silent_port):
+    sink = webhook_to(silent_port)
     sink.write(result())
     wait_for(lambda: sink.dropped == 1)
     close(sink)
 
 
-def test_closing_interrupts_the_tls_handshake(silent):
-    sink = webhook_to(silent, timeout_s=60)
+def test_closing_interrupts_the_tls_handshake(silent_port):
+    sink = webhook_to(silent_port, timeout_s=60)
     sink.write(result())
     close(sink)
     assert sink.dropped == 1
 
 
-@pytest.mark.parametrize(("serve", "label"), [(drip, "stop"), (read_slowly, "x" * 60_000_000)])
+@pytest.mark.parametrize(("serve", "label"), [(send_slowly, "stop"), (read_slowly, "x" * 60_000_000)])
 def test_time_limit_includes_a_slow_name_lookup(tls_server, monkeypatch, serve, label):
     getaddrinfo, wait = socket.getaddrinfo, threading.Event().wait
 
@@ -108,10 +108,10 @@ def test_time_limit_includes_a_slow_name_lookup(tls_server, monkeypatch, serve, 
     close(sink)
 
 
-def test_hanging_name_lookup_times_out(silent, monkeypatch, caplog):
+def test_hanging_name_lookup_times_out(silent_port, monkeypatch, caplog):
     ending = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ending.wait() and [])
-    sink = webhook_to(silent)
+    sink = webhook_to(silent_port)
     sink.write(result())
     wait_for(lambda: "the name lookup timed out" in caplog.text)
     ending.set()

@@ -32,7 +32,7 @@ def error_of(*arguments) -> str:
 
 
 @pytest.fixture
-def clip(video, tmp_path) -> Path:
+def video_copy(video, tmp_path) -> Path:
     """Copy of the video, which a test may try to overwrite."""
     return Path(shutil.copy(video, tmp_path / "clip.avi"))
 
@@ -115,20 +115,20 @@ def test_version_number_is_not_a_suffix(tmp_path):
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
 @pytest.mark.parametrize("option", ["--csv", "--video"])
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
-def test_camera_does_not_write_over_its_source(bundle, clip, tmp_path, option, options, link):
-    before, out = digest(clip.read_bytes()), clip
+def test_camera_does_not_write_over_its_source(bundle, video_copy, tmp_path, option, options, link):
+    before, out = digest(video_copy.read_bytes()), video_copy
     if link:
         out = tmp_path / ("other.csv" if option == "--csv" else "other.avi")
-        link(clip, out)
-    error_of("camera", bundle, "--source", clip, "--headless", option, out, *options)
-    assert digest(clip.read_bytes()) == before
+        link(video_copy, out)
+    error_of("camera", bundle, "--source", video_copy, "--headless", option, out, *options)
+    assert digest(video_copy.read_bytes()) == before
 
 
-def test_camera_class_refuses_a_sink_that_writes_its_source(bundle, clip):
-    before = digest(clip.read_bytes())
-    with Camera.open(bundle, str(clip)) as camera, pytest.raises(OutputIsInputError):
-        camera.run([VideoFile(clip, live=False, overwrite=True)])
-    assert digest(clip.read_bytes()) == before
+def test_camera_class_refuses_a_sink_that_writes_its_source(bundle, video_copy):
+    before = digest(video_copy.read_bytes())
+    with Camera.open(bundle, str(video_copy)) as camera, pytest.raises(OutputIsInputError):
+        camera.run([VideoFile(video_copy, live=False, overwrite=True)])
+    assert digest(video_copy.read_bytes()) == before
 
 
 @pytest.mark.parametrize("content", [b"\x00\x01video", b"name,price\nanvil,12\n"])
@@ -292,9 +292,9 @@ def test_tilde_that_is_not_a_home_folder_is_part_of_the_name(home, tmp_path):
 
 
 @pytest.mark.parametrize(("out", "message"), [("loop/run", "broken link"), ("loop", "was not written by this command")])
-def test_link_to_itself_is_refused_without_traceback(tmp_path, clip, out, message):
+def test_link_to_itself_is_refused_without_traceback(tmp_path, video_copy, out, message):
     (tmp_path / "loop").symlink_to("loop")
-    assert checked_output(tmp_path / "loop", [clip]) == tmp_path / "loop"
+    assert checked_output(tmp_path / "loop", [video_copy]) == tmp_path / "loop"
     result = CliRunner().invoke(app, ["train", "digits", "--out", str(tmp_path / out), "--epochs", "1"])
     assert result.exit_code == 1
     assert message in result.stderr.splitlines()[-1]

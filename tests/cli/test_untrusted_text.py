@@ -18,7 +18,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.labels import parse_labels
 from edgerec.errors import BundleError, DataError, EdgerecError
 from tests.conftest import error_line
-from tests.network import change, result
+from tests.network import result, state_change
 
 HOSTILE = [
     "a\x1b[31mb",  # terminal escape
@@ -93,7 +93,7 @@ def test_lines_and_json_for_a_terminal_are_escaped(text):
     out = io.StringIO()
     for sink in (TextLines(out, named=True), StateLines(out), JsonLines(out)):
         sink.write(result(text, source=text))
-        sink.state(change("lost", source=text, reason=f"{text} is gone"))
+        sink.state(state_change("lost", source=text, reason=f"{text} is gone"))
     assert text not in out.getvalue()
     assert all(len(line.splitlines()) == 1 for line in out.getvalue().split("\n")[:-1])
     out.getvalue().encode()

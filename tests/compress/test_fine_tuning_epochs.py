@@ -48,16 +48,16 @@ class Validation:
     def __init__(self, plain, best_epoch):
         self.plain, self.best_epoch, self.epoch = plain, best_epoch, 0
 
-    def __call__(self, places):
+    def __call__(self, indices):
         """Return batches whose labels depend on the epoch in which they are read."""
         import tensorflow as tf
 
-        spec = self.plain(places).element_spec
-        return tf.data.Dataset.from_generator(lambda: self.batches(places), output_signature=spec)
+        spec = self.plain(indices).element_spec
+        return tf.data.Dataset.from_generator(lambda: self.batches(indices), output_signature=spec)
 
-    def batches(self, places):
+    def batches(self, indices):
         self.epoch += 1
-        for pixels, classes in self.plain(places):
+        for pixels, classes in self.plain(indices):
             yield pixels, 0 * classes + (self.epoch != self.best_epoch)
 
 

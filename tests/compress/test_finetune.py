@@ -47,7 +47,7 @@ def quick_run(tmp_path_factory):
     return fit(recipe, folder / "run")
 
 
-def opened(run, **changes):
+def open_context(run, **changes):
     """The run's context, with keys of its recipe changed: ``transfer__freeze_bn=False``."""
     recipe = run.recipe.override({key.replace("__", "."): value for key, value in changes.items()})
     return CompressionContext.open(run, recipe, None, ignore)
@@ -70,8 +70,8 @@ def batch_normalization(model):
 )
 def test_retraining_follows_freeze_bn(quick_run, tmp_path, stage, weights, freeze_bn, frozen):
     changes = {"model__weights": weights, "transfer__freeze_bn": freeze_bn, "compress__learning_rate": 0.01}
-    with opened(quick_run, **changes) as context:
-        model = small(normalized=True)
+    with open_context(quick_run, **changes) as context:
+        model = small_classifier(normalized=True)
         before = batch_normalization(model)
         model = STAGES[stage](model, context.recipe, context.fine_tune(tmp_path))
     after = batch_normalization(model)
@@ -94,7 +94,7 @@ def batch_recorder(sizes: list[int]):
     return Recorder()
 
 
-def small(rate: float = 0.0, recorder=None, kind="Dropout", normalized: bool = False):
+def small_classifier(rate: float = 0.0, recorder=None, kind="Dropout", normalized: bool = False):
     """Build a classifier of two classes with seeded weights, optionally with dropout or batch normalization."""
     layers = keras().layers
     keras().utils.set_random_seed(0)
@@ -113,31 +113,31 @@ def small(rate: float = 0.0, recorder=None, kind="Dropout", normalized: bool = F
 @pytest.mark.parametrize(("accumulate", "size"), [(1, 8), (4, 2)])
 def test_fine_tuning_accumulates_gradients(quick_run, tmp_path, accumulate, size):
     sizes: list[int] = []
-    with opened(quick_run, train__accumulate=accumulate) as context:
-        model = small(recorder=batch_recorder(sizes))
+    with open_context(quick_run, train__accumulate=accumulate) as context:
+        model = small_classifier(recorder=batch_recorder(sizes))
         fine_tune(lambda: model, context.fine_tune(tmp_path), "fine-tuning")
     assert set(sizes) == {size}
 
 
 @pytest.mark.parametrize("xla", [True, False])
 def test_fine_tuning_uses_xla_if_training_does(quick_run, tmp_path, xla):
-    with opened(quick_run, train__xla=xla) as context:
-        model = fine_tune(small, context.fine_tune(tmp_path), "fine-tuning")
+    with open_context(quick_run, train__xla=xla) as context:
+        model = fine_tune(small_classifier, context.fine_tune(tmp_path), "fine-tuning")
     assert model.jit_compile is xla
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_fine_tuning_uses_optimizer_of_training(quick_run, tmp_path, name):
-    with opened(quick_run, train__optimizer=name) as context:
-        model = fine_tune(small, context.fine_tune(tmp_path), "fine-tuning")
+    with open_context(quick_run, train__optimizer=name) as context:
+        model = fine_tune(small_classifier, context.fine_tune(tmp_path), "fine-tuning")
     assert model.optimizer.name.lower() == name
 
 
 @pytest.mark.parametrize("size", [4, 8])
 def test_fine_tuning_uses_batch_size_of_training(quick_run, tmp_path, size):
     sizes: list[int] = []
-    with opened(quick_run, train__batch_size=size) as context:
-        model = small(recorder=batch_recorder(sizes))
+    with open_context(quick_run, train__batch_size=size) as context:
+        model = small_classifier(recorder=batch_recorder(sizes))
         fine_tune(lambda: model, context.fine_tune(tmp_path), "fine-tuning")
     assert set(sizes) == {size}
 
@@ -160,9 +160,9 @@ def logits_scale(quantized) -> float:
 @pytest.mark.parametrize("kind", ["Dropout", "SpatialDropout2D"])
 def test_dropout_does_not_widen_ranges(quick_run, tmp_path, kind):
     # This learning rate changes nothing, so both models have the same activations.
-    plain, dropping = small(), small(0.7, kind=kind)
+    plain, dropping = small_classifier(), small_classifier(0.7, kind=kind)
     dropping.set_weights(plain.get_weights())
-    with opened(quick_run, compress__learning_rate=1e-8) as context:
+    with open_context(quick_run, compress__learning_rate=1e-8) as context:
         scales = []
         for number, model in enumerate((plain, dropping)):
             tune = context.fine_tune(tmp_path / str(number))
@@ -172,16 +172,16 @@ def test_dropout_does_not_widen_ranges(quick_run, tmp_path, kind):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_final_ranges_are_those_of_images_without_augmentation(quick_run, tmp_path, epochs):
-    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=epochs) as context:
-        model = small()
+    with open_context(quick_run, compress__learning_rate=1e-8, compress__epochs=epochs) as context:
+        model = small_classifier()
         tune = context.fine_tune(tmp_path / "plain")
         expected = logits_scale(quantization_aware(model, context.recipe.normalize, tune))
 
-        def white(epoch, places):
-            return tune.feed(epoch, places).map(lambda pixels, *rest: (0 * pixels + 1, *rest))
+        def white_images(epoch, indices):
+            return tune.feed(epoch, indices).map(lambda pixels, *rest: (0 * pixels + 1, *rest))
 
         # If the ranges followed the training batches, they would change by a third after 400 steps with white images.
-        white_tune = replace(tune, feed=white, steps=400, checkpoints=tmp_path / "white")
+        white_tune = replace(tune, feed=white_images, steps=400, checkpoints=tmp_path / "white")
         scale = logits_scale(quantization_aware(model, context.recipe.normalize, white_tune))
     assert scale == pytest.approx(expected, rel=0.02)
 
@@ -221,9 +221,9 @@ def test_damaged_state_is_ignored_completely(quick_run, tmp_path, caplog, damage
         if progress.text.startswith("epoch 2"):
             raise Interrupted
 
-    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=2) as context:
+    with open_context(quick_run, compress__learning_rate=1e-8, compress__epochs=2) as context:
         tune = context.fine_tune(tmp_path)
-        model = small()
+        model = small_classifier()
         start = [weight.copy() for weight in model.get_weights()]
         with pytest.raises(Interrupted):
             fine_tune(lambda: copied(model), replace(tune, listener=interrupt), "fine-tuning")
@@ -250,20 +250,20 @@ def test_intact_state_is_restored_with_optimizer(quick_run, tmp_path, caplog):
         if progress.text.startswith("epoch 2"):
             raise Interrupted
 
-    with opened(quick_run, compress__epochs=2) as context:
+    with open_context(quick_run, compress__epochs=2) as context:
         tune = context.fine_tune(tmp_path)
         with pytest.raises(Interrupted):
-            fine_tune(small, replace(tune, listener=interrupt), "fine-tuning")
+            fine_tune(small_classifier, replace(tune, listener=interrupt), "fine-tuning")
         with caplog.at_level(logging.INFO, "edgerec"):
-            model = fine_tune(small, tune, "fine-tuning")
+            model = fine_tune(small_classifier, tune, "fine-tuning")
     assert "fine-tuning: resuming after epoch 1/2" in caplog.text
     assert int(model.optimizer.iterations) == 2 * tune.steps
 
 
 def test_loss_that_becomes_nan_ends_fine_tuning(quick_run, tmp_path):
     """Otherwise, a model with NaN weights is converted, and the error message describes a faulty .tflite file."""
-    with opened(quick_run, compress__teacher_weight=0.0) as context:
-        model = small()
+    with open_context(quick_run, compress__teacher_weight=0.0) as context:
+        model = small_classifier()
         model.set_weights([weight * np.nan for weight in model.get_weights()])
         message = r"the loss became nan in epoch 1 of fine-tuning: lower the learning rate \(now .*--learning-rate"
         with pytest.raises(ModelError, match=message):

@@ -33,19 +33,19 @@ def images(run):
 
 
 @pytest.fixture(scope="module")
-def calibrating(run):
+def calibration_pixels(run):
     """The run's calibration images, float32 pixels 0 to 255."""
     return calibration.pin_range(calibration.draw("stratified", *run.data()).images).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def floating(run) -> bytes:
+def float_model(run) -> bytes:
     return (run.variant("float32") / "model.tflite").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def ptq(run, calibrating) -> bytes:
-    return to_int8(run.model(), UNIT.apply(calibrating))
+def ptq(run, calibration_pixels) -> bytes:
+    return to_int8(run.model(), UNIT.apply(calibration_pixels))
 
 
 @pytest.fixture
@@ -82,14 +82,14 @@ def test_intermediate_outputs_leave_scores_bit_identical(run, images, ptq):
             assert np.array_equal(original.get_tensor(output_index), inside.get_tensor(output_index))
 
 
-def test_ptq_model_without_problems_has_no_findings(floating, ptq, images):
-    report = layer_parity(floating, ptq, images, UNIT)
+def test_ptq_model_without_problems_has_no_findings(float_model, ptq, images):
+    report = layer_parity(float_model, ptq, images, UNIT)
     assert report.reference == FLOAT_MODEL
     assert report.unmatched == 0
     assert list(find_layers(report, "runs/x")) == []
     layers = {layer.name: layer for layer in report.layers}
     assert [layer.operator for layer in report.layers if layer.weight_db] == [
-        o.name for o in read_graph(floating).operators if len(o.inputs) == 3
+        o.name for o in read_graph(float_model).operators if len(o.inputs) == 3
     ]
     assert layers["input"].sqnr_db == 120
     assert all(layer.sqnr_db > 22 and layer.clipped < 0.2 and layer.finite for layer in report.layers)
@@ -98,12 +98,12 @@ def test_ptq_model_without_problems_has_no_findings(floating, ptq, images):
     assert layers["max_pooling2d"].own_db == 120 > layers["max_pooling2d"].sqnr_db
 
 
-def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
+def test_sqnr_equals_sqnr_of_reference_kernels(float_model, ptq, images):
     """Compare with the interpreter's option to preserve all tensors, which uses other kernels."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreters = []
-    for content in (floating, ptq):
+    for content in (float_model, ptq):
         interpreter = Interpreter(
             model_content=content,
             experimental_preserve_all_tensors=True,
@@ -112,7 +112,7 @@ def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
         interpreter.allocate_tensors()
         interpreters.append(interpreter)
     outputs = [
-        next(o.outputs[0] for o in read_graph(c).operators if layer_name(o) == "conv2d_1") for c in (floating, ptq)
+        next(o.outputs[0] for o in read_graph(c).operators if layer_name(o) == "conv2d_1") for c in (float_model, ptq)
     ]
     signal = noise = 0.0
     for image in images:
@@ -129,7 +129,7 @@ def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
             outputs_of_both.append((value - output.zero_points[0]) * output.scales[0] if output.scales else value)
         signal += (outputs_of_both[0] ** 2).sum()
         noise += ((outputs_of_both[0] - outputs_of_both[1]) ** 2).sum()
-    layer = next(layer for layer in layer_parity(floating, ptq, images, UNIT).layers if layer.name == "conv2d_1")
+    layer = next(layer for layer in layer_parity(float_model, ptq, images, UNIT).layers if layer.name == "conv2d_1")
     assert layer.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
 
 
@@ -144,13 +144,13 @@ def test_qat_variant_is_compared_with_its_dequantized_version(run):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_dequantized_version_is_close_to_float_model(ptq, floating, images):
+def test_dequantized_version_is_close_to_float_model(ptq, float_model, images):
     twin = scores(dequantized(ptq), images)
-    assert np.abs(twin - scores(floating, images)).max() < 0.05  # the weights are rounded
+    assert np.abs(twin - scores(float_model, images)).max() < 0.05  # the weights are rounded
     assert layer_parity(None, ptq, images[:4], UNIT).reference == DEQUANTIZED
 
 
-def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, with_variant):
+def test_layer_with_one_huge_channel_is_named_first(run, images, calibration_pixels, with_variant):
     """Scale one channel by 300, and the next layer's weights for it by 1/300, which keeps the float outputs."""
     model = run.model()
     source, reader = model.get_layer("conv2d_1"), model.get_layer("dense")
@@ -163,9 +163,9 @@ def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, wi
     weights, offset = reader.get_weights()
     weights[strongest::channels] /= 300
     reader.set_weights([weights, offset])
-    floating, quantized = to_float32(model), to_int8(model, UNIT.apply(calibrating))
+    float_model, quantized = to_float32(model), to_int8(model, UNIT.apply(calibration_pixels))
     copy = with_variant(quantized)
-    (copy.variant("float32") / "model.tflite").write_bytes(floating)
+    (copy.variant("float32") / "model.tflite").write_bytes(float_model)
     report = parity(copy, images=32)
     assert report.reference == FLOAT_MODEL
     assert (report.findings[0].kind, report.findings[0].layer) == ("layer", "conv2d_1")
@@ -174,8 +174,8 @@ def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, wi
     assert named == "conv2d_1,max_pooling2d_1,flatten,dense"
     # The recommended float layers solve the problem. Without the layers that read the range, the problem remains.
     for names, solved in ((named.split(","), True), (["conv2d_1"], False)):
-        mixed = to_mixed(model, UNIT.apply(calibrating), names)
-        findings = list(find_layers(layer_parity(floating, mixed, images[:16], UNIT), "runs/x"))
+        mixed = to_mixed(model, UNIT.apply(calibration_pixels), names)
+        findings = list(find_layers(layer_parity(float_model, mixed, images[:16], UNIT), "runs/x"))
         assert (findings == []) == solved
     layers = {layer.name: layer for layer in report.layers}
     assert costliest(report.layers).name == "conv2d_1"
@@ -187,8 +187,8 @@ def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, wi
 
 
 @pytest.mark.parametrize("scale", ["not at all", "twice"])
-def test_wrong_input_scale_is_detected(run, calibrating, with_variant, scale):
-    pixels = calibrating if scale == "not at all" else UNIT.apply(UNIT.apply(calibrating))
+def test_wrong_input_scale_is_detected(run, calibration_pixels, with_variant, scale):
+    pixels = calibration_pixels if scale == "not at all" else UNIT.apply(UNIT.apply(calibration_pixels))
     report = parity(with_variant(to_int8(run.model(), pixels)), images=16)
     first = report.findings[0]
     assert (first.kind, first.layer) == ("input-scale", "input")
@@ -198,21 +198,21 @@ def test_wrong_input_scale_is_detected(run, calibrating, with_variant, scale):
     assert (report.layers[0].clipped > 0.1) == (scale == "twice")
 
 
-def test_input_that_equals_the_pixels_has_no_finding(ptq, floating):
-    for content in (ptq, floating):
+def test_input_that_equals_the_pixels_has_no_finding(ptq, float_model):
+    for content in (ptq, float_model):
         assert list(find_input(ImageModel(content, UNIT).input, UNIT)) == []
     # The same model used with another normalization.
     (finding,) = find_input(ImageModel(ptq, UNIT).input, Normalize.named("signed"))
     assert "-1 to 0.99" in finding.text
 
 
-def test_collapse_to_one_class_is_detected(run, calibrating, with_variant):
+def test_collapse_to_one_class_is_detected(run, calibration_pixels, with_variant):
     model = run.model()
     weights, bias = model.get_layer("logits").get_weights()
     bias[:] = 0
     bias[7] = 5
     model.get_layer("logits").set_weights([np.zeros_like(weights), bias])
-    report = parity(with_variant(to_int8(model, UNIT.apply(calibrating))), images=16)
+    report = parity(with_variant(to_int8(model, UNIT.apply(calibration_pixels))), images=16)
     assert report.findings[0].kind == "collapse"
     assert "'7' for 100% of the validation images" in report.findings[0].text
     assert report.agreement < 0.3
@@ -262,16 +262,16 @@ def branched():
             setattr(converter.target_spec, key, value)
         return converter.convert()
 
-    calibrating = UNIT.apply(calibration.pin_range(pixels).astype(np.float32))
+    calibration_pixels = UNIT.apply(calibration.pin_range(pixels).astype(np.float32))
     return {
         "float32": to_float32(model),
-        "int8": to_int8(model, calibrating),
+        "int8": to_int8(model, calibration_pixels),
         "float16": convert(supported_types=[tf.float16]),
         "dynamic": convert(),
     }, pixels
 
 
-def nameless(content: bytes) -> bytes:
+def without_names(content: bytes) -> bytes:
     model = parse(content)
     for index, tensor in enumerate(model.subgraphs[0].tensors):
         tensor.name = f"t{index}".encode()
@@ -287,7 +287,7 @@ def test_parallel_branches_with_equal_shapes_are_matched(branched):
     ]
     assert {("left", "left"), ("right", "right"), ("deep", "deep"), ("joined", "joined")} <= set(names)
     named = layer_parity(contents["float32"], contents["int8"], pixels, UNIT)
-    unnamed = layer_parity(nameless(contents["float32"]), nameless(contents["int8"]), pixels, UNIT)
+    unnamed = layer_parity(without_names(contents["float32"]), without_names(contents["int8"]), pixels, UNIT)
     assert [layer.sqnr_db for layer in named.layers] == [layer.sqnr_db for layer in unnamed.layers]
     assert min(layer.sqnr_db for layer in named.layers) > LOW_DB
 
@@ -305,13 +305,13 @@ def test_variants_with_float_activations_have_no_range_figures(branched):
     assert joined.own_db == 120
 
 
-def test_incomparable_models_are_refused(run, ptq, floating, images, with_variant, tmp_path):
+def test_incomparable_models_are_refused(run, ptq, float_model, images, with_variant, tmp_path):
     with pytest.raises(
         ModelError, match=r"expects inputs of shape \[1, 28, 28, 1\], but the images have shape \[48, 9"
     ):
-        layer_parity(floating, ptq, images[:, :9], UNIT)
+        layer_parity(float_model, ptq, images[:, :9], UNIT)
     with pytest.raises(ModelError, match="not a TFLite model"):
-        layer_parity(floating, b"not a model", images, UNIT)
+        layer_parity(float_model, b"not a model", images, UNIT)
     with pytest.raises(RunError, match=r"unknown variant 'int9'; did you mean 'int8'\?"):
         parity(with_variant(ptq), "int9")
     shutil.rmtree(tmp_path / "copy" / "int8")

@@ -250,10 +250,10 @@ def test_fine_tuning_with_teacher_approaches_float_outputs(run, tmp_path):
         )  # enough to show which outputs the weights approach
         feed = base.feed
 
-        def bad_images(epoch, places):
-            return feed(epoch, places).map(lambda pixels, classes: (pixels, 0 * classes))
+        def wrong_labels(epoch, indices):
+            return feed(epoch, indices).map(lambda pixels, classes: (pixels, 0 * classes))
 
-        for number, (labeled, weight) in enumerate([(feed, 1.0), (bad_images, 1.0), (bad_images, 0.0)]):
+        for number, (labeled, weight) in enumerate([(feed, 1.0), (wrong_labels, 1.0), (wrong_labels, 0.0)]):
             tune = replace(base, feed=labeled, teacher_weight=weight, checkpoints=tmp_path / str(number))
             final_weights.append(fine_tune(smaller, tune, "fine-tuning").get_weights())
 

@@ -38,7 +38,7 @@ def huge_png() -> bytes:
 
 
 @pytest.fixture
-def images_and_a_huge_one(tmp_path):
+def images_with_huge_one(tmp_path):
     folder = tmp_path / "data"
     for number in range(40):
         path = folder / "ab"[number % 2] / f"{number}.png"
@@ -77,10 +77,10 @@ HEADER_SIZES = {
 }
 
 
-def test_data_commands_skip_an_image_with_too_many_pixels(images_and_a_huge_one, tmp_path, monkeypatch, caplog):
+def test_data_commands_skip_an_image_with_too_many_pixels(images_with_huge_one, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
     caplog.set_level(logging.WARNING)
-    section = DataSection(source=str(images_and_a_huge_one), input_size=8)
+    section = DataSection(source=str(images_with_huge_one), input_size=8)
     dataset, _ = load(section)
     assert dataset.skipped == ("a/huge.png",)
     assert "16000×13000 pixels" in caplog.text
@@ -89,9 +89,9 @@ def test_data_commands_skip_an_image_with_too_many_pixels(images_and_a_huge_one,
     assert "16000×13000 pixels" in str(check_data(Recipe(data=section)).to_dict())
 
 
-def test_folder_source_skips_an_image_with_too_many_pixels(images_and_a_huge_one, caplog):
+def test_folder_source_skips_an_image_with_too_many_pixels(images_with_huge_one, caplog):
     caplog.set_level(logging.WARNING)
-    images = list(find_source(str(images_and_a_huge_one / "a")).open().images())
+    images = list(find_source(str(images_with_huge_one / "a")).open().images())
     assert len(images) == 20
     assert "huge.png was skipped: it has 16000×13000 pixels" in caplog.text
 

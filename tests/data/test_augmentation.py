@@ -210,12 +210,12 @@ def test_mixing_is_used_in_training_but_not_in_fine_tuning(tf, tmp_path):
     class Stop(Exception):
         pass
 
-    def after(epoch, model):
+    def stop_after_epoch(epoch, model):
         if epoch == 2:
             raise Stop
 
     with pytest.raises(Stop):
-        fit(recipe, tmp_path / "run", on_epoch=after)
+        fit(recipe, tmp_path / "run", on_epoch=stop_after_epoch)
     stopped = Run.at(tmp_path / "run").history()
     resumed = fit(recipe, tmp_path / "run", resume=True)
     assert resumed.history()[:2] == stopped

@@ -36,7 +36,7 @@ def recipe_for(folder, **keys):
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory):
+def clean_data(tmp_path_factory):
     """Return a folder of 200 real digits of four classes, 40×40 pixels, with train and test splits."""
     folder = tmp_path_factory.mktemp("clean") / "digits"
     digits = sources.find("digits")
@@ -50,10 +50,10 @@ def clean(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planted(clean, tmp_path_factory):
+def faulty_data(clean_data, tmp_path_factory):
     """Return a copy of the clean data to which one or two problems of every kind were added."""
     folder = tmp_path_factory.mktemp("planted") / "digits"
-    shutil.copytree(clean, folder)
+    shutil.copytree(clean_data, folder)
     train, test = folder / "train", folder / "test"
     shutil.copy(train / "d0" / "01.png", test / "d0" / "again.png")
     shutil.copy(train / "d1" / "01.png", train / "d4" / "two_labels.png")
@@ -70,12 +70,12 @@ def planted(clean, tmp_path_factory):
     cv2.imwrite(str(train / "d4" / "long.png"), np.hstack([digit] * 3))
     cv2.imwrite(str(train / "d4" / "blank.png"), digit * 0 + 90)
     (train / "d9").mkdir()
-    shutil.copy(clean / "train" / "d4" / "09.png", train / "d9" / "alone.png")
+    shutil.copy(clean_data / "train" / "d4" / "09.png", train / "d9" / "alone.png")
     return folder
 
 
-def test_planted_problems_are_found_and_ranked(planted, tmp_path):
-    report = check_data(recipe_for(planted), tmp_path / "report")
+def test_planted_problems_are_found_and_ranked(faulty_data, tmp_path):
+    report = check_data(recipe_for(faulty_data), tmp_path / "report")
     found_kinds = kinds(report)
     for kind, name in (
         ("broken", "notes.txt"),
@@ -107,11 +107,11 @@ def test_planted_problems_are_found_and_ranked(planted, tmp_path):
     assert json.loads((folder / "report.json").read_text())["counts"]["d0"]["test"] == 11
     assert min(cv2.imread(str(folder / "suspects.png")).shape[:2]) > 500
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        check_data(recipe_for(planted), folder)
+        check_data(recipe_for(faulty_data), folder)
 
 
-def test_clean_data_has_no_errors(clean):
-    report = check_data(recipe_for(clean))
+def test_clean_data_has_no_errors(clean_data):
+    report = check_data(recipe_for(clean_data))
     assert report.ok
     assert len(report.findings) <= 4  # the quick classifier wrongly reports a few of the 200 labels
     assert {finding.kind for finding in report.findings} <= {"label"}
@@ -119,12 +119,12 @@ def test_clean_data_has_no_errors(clean):
     assert report.counts["d4"] == {"train": 36, "val": 4, "test": 10}
 
 
-def test_strict_exits_with_1_after_errors(clean, planted, tmp_path):
-    call("check", clean, "--no-labels", "--strict")
-    result = call("check", planted, "--no-labels")
+def test_strict_exits_with_1_after_errors(clean_data, faulty_data, tmp_path):
+    call("check", clean_data, "--no-labels", "--strict")
+    result = call("check", faulty_data, "--no-labels")
     assert result.stdout.splitlines()[0].startswith("error    broken")
     assert "failed: " in result.stdout
-    result = call("check", planted, "--no-labels", "--strict", "--json", "--out", tmp_path / "x.png", code=1)
+    result = call("check", faulty_data, "--no-labels", "--strict", "--json", "--out", tmp_path / "x.png", code=1)
     values = json.loads(result.stdout)
     assert values["ok"] is False
     assert values["findings"][0]["severity"] == "error"
@@ -146,7 +146,7 @@ def test_checks_use_the_split_of_training(tmp_path, image_folder):
     assert {finding.kind for finding in report.findings} == {"copy"}
 
 
-def test_arrays_and_unlabeled_images_are_checked(tmp_path, clean):
+def test_arrays_and_unlabeled_images_are_checked(tmp_path, clean_data):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (30, 12, 12), np.uint8)
     x[7], y = x[3], np.arange(30) % 3
@@ -156,7 +156,7 @@ def test_arrays_and_unlabeled_images_are_checked(tmp_path, clean):
     assert copy.names == ("some.npz[7]", "some.npz[3]")
     assert [finding.kind for finding in report.findings].count("few") == 3
     assert report.label_accuracy is None  # a classifier cannot learn from noise
-    flat = shutil.copytree(clean / "train" / "d0", tmp_path / "flat")
+    flat = shutil.copytree(clean_data / "train" / "d0", tmp_path / "flat")
     assert check_data(recipe_for(flat)).images == 40
 
 
@@ -177,8 +177,8 @@ def test_near_pairs_match_a_comparison_of_all_pairs():
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_contact_sheet_shows_every_class(clean, tmp_path, augment):
-    sheet = show_data(recipe_for(clean, **{"data.channels": 1}), tmp_path / "sheet.png", augment=augment)
+def test_contact_sheet_shows_every_class(clean_data, tmp_path, augment):
+    sheet = show_data(recipe_for(clean_data, **{"data.channels": 1}), tmp_path / "sheet.png", augment=augment)
     assert sheet.counts == {"d0": 50, "d1": 50, "d4": 50, "d7": 50}
     assert sheet.shown == 4
     image = cv2.imread(str(tmp_path / "sheet.png"))
@@ -187,13 +187,13 @@ def test_contact_sheet_shows_every_class(clean, tmp_path, augment):
     assert bool(sheet.augment) == augment
     assert (image < 100).mean() > 0.1
     if augment:
-        gray_recipe = recipe_for(clean, **{"data.channels": 1, "augment.mixup": 0.4})
+        gray_recipe = recipe_for(clean_data, **{"data.channels": 1, "augment.mixup": 0.4})
         show_data(gray_recipe, tmp_path / "mixed.png", augment=True)
         assert cv2.imread(str(tmp_path / "mixed.png")).shape[0] > image.shape[0]  # soft labels need more lines
 
 
-def test_contact_sheet_accepts_a_recipe_and_a_run(clean, tmp_path):
-    recipe = recipe_for(clean, **{"augment.cutout": 0.3})
+def test_contact_sheet_accepts_a_recipe_and_a_run(clean_data, tmp_path):
+    recipe = recipe_for(clean_data, **{"augment.cutout": 0.3})
     run = tmp_path / "run"
     run.mkdir()
     for file in (tmp_path / "mine.toml", run / "recipe.toml"):
@@ -204,18 +204,18 @@ def test_contact_sheet_accepts_a_recipe_and_a_run(clean, tmp_path):
     assert "200 images of 4 classes" in result.stdout
 
 
-def test_error_for_bad_input_is_one_line(clean, tmp_path):
+def test_error_for_bad_input_is_one_line(clean_data, tmp_path):
     with pytest.raises(RecipeError, match="no augmented images to show"):
-        show_data(replace(recipe_for(clean), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
+        show_data(replace(recipe_for(clean_data), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
     with pytest.raises(OutputNameError, match=r"must end in \.png"):
-        show_data(recipe_for(clean), tmp_path / "x.jpg")
+        show_data(recipe_for(clean_data), tmp_path / "x.jpg")
     (tmp_path / "there.png").write_bytes(b"mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(OutputExistsError):
-        show_data(recipe_for(clean), tmp_path / "there.png")
+        show_data(recipe_for(clean_data), tmp_path / "there.png")
     with pytest.raises(OutputExistsError, match="does not replace"):
-        check_data(recipe_for(clean), tmp_path / "mine", overwrite=True)
+        check_data(recipe_for(clean_data), tmp_path / "mine", overwrite=True)
     (tmp_path / "texts" / "a").mkdir(parents=True)
     (tmp_path / "texts" / "a" / "x.jpg").write_text("hello")
     with pytest.raises(DataError, match="none of the 1 files is an image"):
@@ -223,8 +223,8 @@ def test_error_for_bad_input_is_one_line(clean, tmp_path):
     for arguments, words in (
         (("show", "nothing"), "unknown data set"),
         (("check", tmp_path / "none.toml"), "does not exist"),
-        (("check", clean, "--set", "augment.cutot=1"), "did you mean 'augment.cutout'"),
-        (("check", clean, "--group-by", "("), "is not a regular expression"),
+        (("check", clean_data, "--set", "augment.cutot=1"), "did you mean 'augment.cutout'"),
+        (("check", clean_data, "--group-by", "("), "is not a regular expression"),
     ):
         result = call(*arguments, code=1)
         assert words in result.stderr

@@ -127,7 +127,7 @@ def test_shards_are_read_from_an_object_store(packed, monkeypatch):
 
 
 @pytest.fixture
-def copy(packed, tmp_path) -> Packed:
+def pack_copy(packed, tmp_path) -> Packed:
     import shutil
 
     shutil.copytree(packed.location, tmp_path / "copy")
@@ -140,54 +140,57 @@ def flip_bit(path, position):
     path.write_bytes(content)
 
 
-def test_damaged_record_is_reported_with_its_shard(copy, tmp_path):
+def test_damaged_record_is_reported_with_its_shard(pack_copy, tmp_path):
     """Training reports a damaged record when it reads the record; ``data check`` reads all records."""
-    shard = copy.of("train")[2]
-    entry = copy.index[int(copy.ends[1]) + 7]
-    flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)
+    shard = pack_copy.of("train")[2]
+    entry = pack_copy.index[int(pack_copy.ends[1]) + 7]
+    flip_bit(Path(pack_copy.location) / shard.file, int(entry["pixels"]) + 3)
     message = rf"{shard.file}: record 7 of {shard.images} is damaged"
     with pytest.raises(DataError, match=message):
-        fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
-    flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)  # repair the record
-    val_shard = copy.of("val")[0]
-    flip_bit(Path(copy.location) / val_shard.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
+        fit(recipe_for(pack_copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    flip_bit(Path(pack_copy.location) / shard.file, int(entry["pixels"]) + 3)  # repair the record
+    val_shard = pack_copy.of("val")[0]
+    flip_bit(
+        Path(pack_copy.location) / val_shard.file,
+        int(pack_copy.index[int(pack_copy.ends[len(pack_copy.of("train"))]) - 1]["pixels"]),
+    )
     with pytest.raises(DataError, match=rf"{val_shard.file}: record {val_shard.images - 1} of"):  # in the validation
-        fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
-    flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)
-    result = CliRunner().invoke(app, ["data", "check", copy.location])
+        fit(recipe_for(pack_copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
+    flip_bit(Path(pack_copy.location) / shard.file, int(entry["pixels"]) + 3)
+    result = CliRunner().invoke(app, ["data", "check", pack_copy.location])
     assert result.exit_code == 1
     assert re.search(message, result.stderr.replace("\n", " "))
 
 
-def test_missing_and_truncated_files_are_reported_on_loading(copy):
-    shard = copy.shards[0]
-    path = Path(copy.location) / shard.file
+def test_missing_and_truncated_files_are_reported_on_loading(pack_copy):
+    shard = pack_copy.shards[0]
+    path = Path(pack_copy.location) / shard.file
     complete = path.read_bytes()
     path.write_bytes(complete[:-20])
     with pytest.raises(DataError, match=rf"{shard.file} has [\d,]+ bytes, expected"):
-        load(recipe_for(copy).data)
+        load(recipe_for(pack_copy).data)
     path.unlink()
     with pytest.raises(DataError, match=f"{shard.file} is missing"):
-        load(recipe_for(copy).data)
-    manifest = Path(copy.location) / MANIFEST
+        load(recipe_for(pack_copy).data)
+    manifest = Path(pack_copy.location) / MANIFEST
     about = json.loads(manifest.read_text())
     about["shards"][0]["file"] = "../../secret"
     manifest.write_text(json.dumps(about))
     with pytest.raises(DataError, match=r"the shard '\.\./\.\./secret' is not a file name in"):
-        load(recipe_for(copy).data)
+        load(recipe_for(pack_copy).data)
     manifest.write_text(json.dumps(about | {"schema": 99}))
     with pytest.raises(DataError, match=r"^\S+ has format version 99, but this edgerec version reads version \d+"):
-        load(recipe_for(copy).data)
+        load(recipe_for(pack_copy).data)
     manifest.write_text("{}")
     with pytest.raises(DataError, match="is damaged"):
-        load(recipe_for(copy).data)
+        load(recipe_for(pack_copy).data)
     path.write_bytes(complete)
 
 
-def test_index_of_another_pack_is_refused(copy):
-    np.save(Path(copy.location) / "index.npy", np.zeros(3))
+def test_index_of_another_pack_is_refused(pack_copy):
+    np.save(Path(pack_copy.location) / "index.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"index\.npy does not match the pack's shards"):
-        load(recipe_for(copy).data)
+        load(recipe_for(pack_copy).data)
 
 
 def test_settings_that_differ_from_the_pack_are_refused(packed):

@@ -90,7 +90,7 @@ RENDER = "/dev/dri/renderD128"
 STICK = EdgeTpu(stick="/dev/bus/usb/002/003", speed_mbps=5000, library=True)
 
 
-def not_ok(machine: Machine, **options) -> list[tuple[str, str, str]]:
+def problems(machine: Machine, **options) -> list[tuple[str, str, str]]:
     """Return the state, the text and the command of each check whose result is not ok."""
     report = check_machine(machine, **options)
     return [
@@ -102,7 +102,7 @@ def not_ok(machine: Machine, **options) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("machine", [PI, MAC, LAPTOP], ids=["pi", "mac", "laptop"])
 def test_all_checks_of_a_machine_without_problems_are_ok(machine):
-    assert not_ok(machine) == []
+    assert problems(machine) == []
     assert check_machine(machine).ok
 
 
@@ -115,10 +115,10 @@ def test_codecs_are_not_listed_as_cameras():
 
 
 def test_32_bit_programs_on_a_64_bit_kernel_get_a_note():
-    ((state, text, fix),) = not_ok(PI32, target=Target.load("rpi-32bit"))
+    ((state, text, fix),) = problems(PI32, target=Target.load("rpi-32bit"))
     assert (state, "pip may install packages for aarch64" in text) == ("note", True)
     assert "--no-deps edgerec tflite-runtime" in fix
-    states = {text: state for state, text, _ in not_ok(PI32, target=Target.load("rpi"))}
+    states = {text: state for state, text, _ in problems(PI32, target=Target.load("rpi"))}
     assert states["target rpi: the target requires aarch64, but this machine is armv7l"] == "problem"
 
 
@@ -201,7 +201,7 @@ def test_problem_is_found_with_its_command(name):
         key: replace(getattr(machine, key), **value) if isinstance(value, dict) else value
         for key, value in changes.items()
     }
-    results = not_ok(replace(machine, **changed))
+    results = problems(replace(machine, **changed))
     assert len(results) == 1, results
     assert results[0][0] == state
     assert message in results[0][1]
@@ -231,7 +231,7 @@ PACKAGES = {
 @pytest.mark.parametrize("name", PACKAGES)
 def test_incompatible_packages_are_found(name):
     versions, conflicts, message, fix = PACKAGES[name]
-    ((state, text, command),) = not_ok(
+    ((state, text, command),) = problems(
         replace(LAPTOP, packages=Packages(versions, conflicts), gpu=Gpu(), tensorflow_gpus=None)
     )
     assert state == "problem"
@@ -253,7 +253,7 @@ def test_incompatible_packages_are_found(name):
 )
 def test_missing_runtime_is_reported_with_the_command_that_installs_one(machine, bits, python, message, fix):
     system = replace(PI.system, machine=machine, bits=bits)
-    results = not_ok(replace(PI, system=system, python=Python(version=(3, python, 0)), runtimes=()))
+    results = problems(replace(PI, system=system, python=Python(version=(3, python, 0)), runtimes=()))
     (_, text, command) = next(item for item in results if item[1].startswith("runtime"))
     assert message in text
     assert command.startswith(fix)
@@ -271,7 +271,7 @@ def test_missing_runtime_is_reported_with_the_command_that_installs_one(machine,
     ],
 )
 def test_runtime_that_cannot_be_imported_is_reported(reason, fix):
-    ((state, text, command),) = not_ok(replace(PI, runtimes=(replace(LITERT, reason=reason),)))
+    ((state, text, command),) = problems(replace(PI, runtimes=(replace(LITERT, reason=reason),)))
     assert state == "problem"
     assert reason in text
     assert fix in command
@@ -293,7 +293,7 @@ def test_runtime_that_cannot_be_imported_is_reported(reason, fix):
 )  # fmt: skip
 def test_problems_of_an_edge_tpu_are_found(tpu, groups, state, message, fix):
     machine = replace(PI, edgetpu=tpu, system=replace(PI.system, member_of=groups))
-    ((got, text, command),) = not_ok(machine)
+    ((got, text, command),) = problems(machine)
     assert got == state
     assert message in text
     assert fix in command
@@ -301,18 +301,18 @@ def test_problems_of_an_edge_tpu_are_found(tpu, groups, state, message, fix):
 
 def test_machine_is_compared_with_the_target():
     coral, windows = Target.load("coral-usb"), Target.load("desktop-windows")
-    assert not_ok(replace(PI, edgetpu=STICK), target=coral) == []
-    assert "no working Edge TPU" in not_ok(PI, target=coral)[0][1]
-    assert not_ok(PI, target=coral, delegate="") == []  # the bundle runs on the CPU
-    assert [text for _, text, _ in not_ok(PI, target=windows)] == [
+    assert problems(replace(PI, edgetpu=STICK), target=coral) == []
+    assert "no working Edge TPU" in problems(PI, target=coral)[0][1]
+    assert problems(PI, target=coral, delegate="") == []  # the bundle runs on the CPU
+    assert [text for _, text, _ in problems(PI, target=windows)] == [
         "target desktop-windows: the target requires AMD64, but this machine is aarch64"
     ]
-    ((_, text, fix),) = not_ok(replace(PI, python=Python(version=(3, 12, 1))), target=Target.load("rpi"))
+    ((_, text, fix),) = problems(replace(PI, python=Python(version=(3, 12, 1))), target=Target.load("rpi"))
     assert "the target requires Python 3.11 or 3.13, but this is Python 3.12" in text
     assert fix == "python3.13 -m venv .venv"
     old = replace(PI, runtimes=(Runtime("ai-edge-litert", "1.4.0"),))
-    assert "the target requires ai-edge-litert>=2.0" in not_ok(old, target=Target.load("rpi"))[0][1]
-    assert not_ok(PI, target=Target.load("android"))[0][0] == "note"
+    assert "the target requires ai-edge-litert>=2.0" in problems(old, target=Target.load("rpi"))[0][1]
+    assert problems(PI, target=Target.load("android"))[0][0] == "note"
 
 
 def test_every_command_has_balanced_quotes():
@@ -326,7 +326,7 @@ def test_every_command_has_balanced_quotes():
             )
         )
     for machine in everything:
-        for _, _, fix in not_ok(machine):
+        for _, _, fix in problems(machine):
             assert fix == "" or shlex.split(fix, comments=True)
 
 
@@ -368,10 +368,10 @@ def test_edge_tpu_stick_is_found_on_the_usb_bus(tmp_path):
 
 
 def test_folder_that_was_removed_is_not_writable(tmp_path):
-    def gone():
+    def raise_not_found():
         raise FileNotFoundError("No such file or directory")
 
-    folder = check_resources.folder_state("current folder", gone)
+    folder = check_resources.folder_state("current folder", raise_not_found)
     assert not folder.writable
     assert check_resources.folder_state("cache", lambda: tmp_path / "not" / "there" / "yet").writable
 

@@ -121,13 +121,16 @@ def test_camera_reports_start_state_watchdog_and_stop_to_systemd(manager):
     assert messages.count("WATCHDOG=1") >= 2
 
 
-def lost():
+def raise_lost():
     raise SourceError("gone")
 
 
 @pytest.mark.parametrize(
     ("opened", "options"),
-    [(BlackImages, {"frame_options": FrameOptions(every=100_000)}), (lost, {"timeouts": Timeouts(first_wait_s=0.02)})],
+    [
+        (BlackImages, {"frame_options": FrameOptions(every=100_000)}),
+        (raise_lost, {"timeouts": Timeouts(first_wait_s=0.02)}),
+    ],
     ids=["skipped frames", "lost source"],
 )
 def test_watchdog_signals_are_sent_without_predictions(manager, opened, options):

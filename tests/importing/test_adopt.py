@@ -92,7 +92,7 @@ def test_lambda_in_a_file_is_not_executed(keras3_models, tmp_path, suffix):
         read_third_party(tmp_path / f"keras2{suffix}")
 
 
-def changed(path, target, change):
+def with_changed_config(path, target, change):
     """Write a copy of a .keras file with a changed configuration."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
@@ -121,7 +121,9 @@ def changed(path, target, change):
     ],
 )
 def test_unknown_classes_and_functions_are_refused(keras3_models, tmp_path, change, reason):
-    path = changed(keras3_models / "red_or_blue.keras", tmp_path / "m.keras", lambda layers: layers[1].update(change))
+    path = with_changed_config(
+        keras3_models / "red_or_blue.keras", tmp_path / "m.keras", lambda layers: layers[1].update(change)
+    )
     with pytest.raises(ModelError, match=reason):
         read_third_party(path)
 

@@ -107,13 +107,13 @@ def page(report):
 
 
 @pytest.fixture
-def copied(run, tmp_path):
+def run_copy(run, tmp_path):
     """A copy of the run that a test may change."""
     shutil.copytree(run.path, tmp_path / "digits")
     return Run.at(tmp_path / "digits")
 
 
-def moved(run: Run, source: str) -> Run:
+def move_images(run: Run, source: str) -> Run:
     """Change the source of the images in the recipe of the run."""
     recipe = run.recipe
     (run.path / "recipe.toml").write_text(replace(recipe, data=replace(recipe.data, source=source)).to_toml())
@@ -124,7 +124,7 @@ def renamed_images(run: Run, names: list[str]) -> None:
     """Replace the old ``names`` of the images in the split by their new names."""
     dataset, record = load(run.recipe.data)[0], run.split_record
     new = dict(zip(names, dataset.names, strict=True))
-    edited(
+    edit_json(
         run,
         "split.json",
         digest=dataset.digest,
@@ -132,7 +132,7 @@ def renamed_images(run: Run, names: list[str]) -> None:
     )
 
 
-def edited(run: Run, name: str, **changes) -> None:
+def edit_json(run: Run, name: str, **changes) -> None:
     path = run.path / name
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -248,19 +248,19 @@ def test_page_is_reproducible(run, report, tmp_path):
 # --- Malicious and private data --------------------------------------------------------------------------------------
 
 
-def test_markup_in_labels_and_names_is_escaped(copied, tmp_path):
+def test_markup_in_labels_and_names_is_escaped(run_copy, tmp_path):
     """Labels and the names of the data, the run and a variant contain HTML."""
-    dataset, _ = copied.data()
+    dataset, _ = run_copy.data()
     source = tmp_path / "\"><b onclick='x'>.npz"
     raw = np.stack([dataset.original(i) for i in range(len(dataset.names))])
     np.savez(source, x_train=raw, y_train=dataset.classes, labels=np.array(EVIL))
-    marked_up = Run.at(copied.path.rename(tmp_path / "<i>run&amp;"))
-    moved(marked_up, str(source))
+    marked_up = Run.at(run_copy.path.rename(tmp_path / "<i>run&amp;"))
+    move_images(marked_up, str(source))
     (marked_up.path / "int8-qat").rename(marked_up.path / "<u>$x")
-    edited(marked_up, "<u>$x/report.json", variant="<u>$x")
+    edit_json(marked_up, "<u>$x/report.json", variant="<u>$x")
     (marked_up.path / "labels.txt").write_text("".join(f"{label}\n" for label in EVIL))
     per_class = dict(zip(EVIL, marked_up.metrics["per_class"].values(), strict=True))
-    edited(marked_up, "metrics.json", per_class=per_class, labels=list(EVIL))
+    edit_json(marked_up, "metrics.json", per_class=per_class, labels=list(EVIL))
     renamed_images(marked_up, dataset.names)
     report = write_report(marked_up)
     page = Page(Path(report.page)).check()
@@ -273,17 +273,17 @@ def test_markup_in_labels_and_names_is_escaped(copied, tmp_path):
     assert any(source.name in mistake.name for mistake in report.mistakes)
 
 
-def test_page_without_images_contains_no_private_paths(copied, tmp_path):
-    dataset, _ = copied.data()
+def test_page_without_images_contains_no_private_paths(run_copy, tmp_path):
+    dataset, _ = run_copy.data()
     home = tmp_path / "home-of-anna"
     home.mkdir()
     raw = np.stack([dataset.original(i) for i in range(len(dataset.names))])
     np.savez(home / "digits.npz", x_train=raw, y_train=dataset.classes, labels=np.array(dataset.labels))
-    moved(copied, str(home / "digits.npz"))
-    distilled = copied.recipe.override({"distill.teachers": f"{home / 'large'},{home / 'larger'}"})
-    (copied.path / "recipe.toml").write_text(distilled.to_toml())
-    renamed_images(copied, dataset.names)
-    report = write_report(copied, tmp_path / "page.html", images=False)
+    move_images(run_copy, str(home / "digits.npz"))
+    distilled = run_copy.recipe.override({"distill.teachers": f"{home / 'large'},{home / 'larger'}"})
+    (run_copy.path / "recipe.toml").write_text(distilled.to_toml())
+    renamed_images(run_copy, dataset.names)
+    report = write_report(run_copy, tmp_path / "page.html", images=False)
     page = Page(tmp_path / "page.html").check()
     assert page.of("img") == []
     assert "home-of-anna" not in page.raw
@@ -291,55 +291,55 @@ def test_page_without_images_contains_no_private_paths(copied, tmp_path):
     assert report.mistakes
     assert not any(mistake.name for mistake in report.mistakes)
     assert report.mistakes[0].prediction in page.text
-    assert f"edgerec export {copied.path.name} --target rpi" in page.text
+    assert f"edgerec export {run_copy.path.name} --target rpi" in page.text
     (home / "digits.npz").unlink()
-    write_report(copied, tmp_path / "page.html", images=False, overwrite=True)
+    write_report(run_copy, tmp_path / "page.html", images=False, overwrite=True)
     page = Page(tmp_path / "page.html").check()
     assert "digits.npz does not exist" in page.text
     assert "home-of-anna" not in page.raw
-    assert str(copied.path) not in page.raw
+    assert str(run_copy.path) not in page.raw
 
 
 # --- Incomplete runs -------------------------------------------------------------------------------------------------
 
 
-def test_report_of_moved_images_leaves_out_images_and_counts(copied, tmp_path):
-    metrics = copied.metrics
-    moved(copied, str(tmp_path / "gone"))
-    report = write_report(copied)
-    page = Page(copied.path / "report.html").check()
+def test_report_of_moved_images_leaves_out_images_and_counts(run_copy, tmp_path):
+    metrics = run_copy.metrics
+    move_images(run_copy, str(tmp_path / "gone"))
+    report = write_report(run_copy)
+    page = Page(run_copy.path / "report.html").check()
     assert "gone does not exist. If the images were moved, add --data" in page.text
     assert page.sections == ["data", "training", "classes", "mistakes", "variants", "next", "made"]
     assert f"{metrics['accuracy']:.2%}" in page.text
     assert len(page.of("img")) == 1  # the plot of the mistakes from the training
     assert (report.calibration, report.mistakes, report.splits["train"]) == ((), (), metrics["train_images"])
-    complete = write_report(copied, data="digits", overwrite=True)
+    complete = write_report(run_copy, data="digits", overwrite=True)
     assert (complete.missing, len(complete.calibration)) == ((), 2)
     changed_data = tmp_path / "other.npz"
     np.savez(changed_data, x_train=np.zeros((30, 8, 8), np.uint8), y_train=np.arange(30) % 10)
     with pytest.raises(DataError, match="its digest differs"):
-        write_report(copied, data=str(changed_data), overwrite=True)
+        write_report(run_copy, data=str(changed_data), overwrite=True)
 
 
-def test_report_of_changed_images_says_that_the_digest_differs(copied, tmp_path):
+def test_report_of_changed_images_says_that_the_digest_differs(run_copy, tmp_path):
     np.savez(tmp_path / "other.npz", x_train=np.zeros((30, 8, 8), np.uint8), y_train=np.arange(30) % 10)
-    report = write_report(moved(copied, str(tmp_path / "other.npz")))
+    report = write_report(move_images(run_copy, str(tmp_path / "other.npz")))
     assert "its digest differs" in report.missing[0]
     assert report.top1 is not None
 
 
-def test_report_of_an_unfinished_run_suggests_to_resume_it(copied):
+def test_report_of_an_unfinished_run_suggests_to_resume_it(run_copy):
     for name in ("metrics.json", "model.keras"):
-        (copied.path / name).unlink()
-    report = write_report(copied)
-    page = Page(copied.path / "report.html").check()
+        (run_copy.path / name).unlink()
+    report = write_report(run_copy)
+    page = Page(run_copy.path / "report.html").check()
     assert page.sections == ["data", "training", "next", "made"]
     assert "is not finished: 4 epochs have been completed" in page.text
-    assert [step.command for step in report.next] == [f"edgerec train --resume --out {copied.path}"]
+    assert [step.command for step in report.next] == [f"edgerec train --resume --out {run_copy.path}"]
     assert (report.finished, report.top1, len(report.history)) == (False, None, 4)
-    (copied.path / "history.csv").unlink()
-    write_report(copied, overwrite=True)
-    assert Page(copied.path / "report.html").check().sections == ["data", "next", "made"]
+    (run_copy.path / "history.csv").unlink()
+    write_report(run_copy, overwrite=True)
+    assert Page(run_copy.path / "report.html").check().sections == ["data", "next", "made"]
 
 
 def test_confusion_matrix_is_shown_without_a_top1_accuracy(report, tmp_path):
@@ -349,24 +349,24 @@ def test_confusion_matrix_is_shown_without_a_top1_accuracy(report, tmp_path):
     assert "classes" in page.sections
 
 
-def test_report_of_a_run_without_variants_suggests_quantize(copied):
-    shutil.rmtree(copied.path / "int8-qat")
-    shutil.rmtree(copied.path / "float32")
-    report = write_report(copied)
-    assert Page(copied.path / "report.html").check().sections[4:] == ["calibration", "next", "made"]
-    assert report.next[-1].command == f"edgerec quantize {copied.path}"
+def test_report_of_a_run_without_variants_suggests_quantize(run_copy):
+    shutil.rmtree(run_copy.path / "int8-qat")
+    shutil.rmtree(run_copy.path / "float32")
+    report = write_report(run_copy)
+    assert Page(run_copy.path / "report.html").check().sections[4:] == ["calibration", "next", "made"]
+    assert report.next[-1].command == f"edgerec quantize {run_copy.path}"
     assert report.chosen is None
 
 
-def test_report_of_damaged_models_states_what_is_missing(copied):
-    (copied.path / "model.keras").write_bytes(b"no model")
-    with (copied.path / "int8-qat" / "model.tflite").open("ab") as file:
+def test_report_of_damaged_models_states_what_is_missing(run_copy):
+    (run_copy.path / "model.keras").write_bytes(b"no model")
+    with (run_copy.path / "int8-qat" / "model.tflite").open("ab") as file:
         file.write(b"another")
-    report = write_report(copied)
+    report = write_report(run_copy)
     assert "calibration and misclassified images of the float model are missing" in report.missing[0]
     assert "was modified after its accuracy was measured" in report.missing[1]
     assert report.top1 is not None
-    assert Page(copied.path / "report.html").check().sections == [
+    assert Page(run_copy.path / "report.html").check().sections == [
         "data",
         "training",
         "classes",
@@ -376,16 +376,16 @@ def test_report_of_damaged_models_states_what_is_missing(copied):
     ]
 
 
-def test_report_of_an_adopted_model_shows_agreement_instead_of_accuracy(copied):
+def test_report_of_an_adopted_model_shows_agreement_instead_of_accuracy(run_copy):
     """The predictions of the adopted model serve as labels, so there is no calibration."""
-    dataset, _ = copied.data()
+    dataset, _ = run_copy.data()
     true_labels = {name: dataset.labels[index] for name, index in zip(dataset.names, dataset.classes, strict=True)}
-    copied.write_json("pseudo_labels.json", true_labels)
+    run_copy.write_json("pseudo_labels.json", true_labels)
     adopted = {"file": "theirs.keras", "sha256": "0" * 64, "truth": "predictions", "normalize": "unit"}
-    edited(copied, "metrics.json", adopted=adopted, epochs=0, best_epoch=0, seconds=0.0)
-    copied.write_history([])
-    report = write_report(copied)
-    page = Page(copied.path / "report.html").check()
+    edit_json(run_copy, "metrics.json", adopted=adopted, epochs=0, best_epoch=0, seconds=0.0)
+    run_copy.write_history([])
+    report = write_report(run_copy)
+    page = Page(run_copy.path / "report.html").check()
     assert page.sections == ["data", "classes", "mistakes", "variants", "next", "made"]
     assert "trained with another tool and adopted" in page.text
     assert "the metrics show agreement instead of accuracy" in page.text
@@ -394,43 +394,43 @@ def test_report_of_an_adopted_model_shows_agreement_instead_of_accuracy(copied):
     assert report.mistakes_total == round((1 - report.variants[1].top1) * report.top1.images)
 
 
-def test_variants_are_skipped_after_the_time_budget(copied, monkeypatch):
-    shutil.copytree(copied.path / "int8-qat", copied.path / "int8")
-    edited(copied, "int8/report.json", variant="int8", val_top1=0.0)
+def test_variants_are_skipped_after_the_time_budget(run_copy, monkeypatch):
+    shutil.copytree(run_copy.path / "int8-qat", run_copy.path / "int8")
+    edit_json(run_copy, "int8/report.json", variant="int8", val_top1=0.0)
     monkeypatch.setattr(scoring, "BUDGET_S", -1.0)
-    report = write_report(copied)
+    report = write_report(run_copy)
     assert [row.model for row in report.calibration] == ["float Keras", "int8-qat"]
     assert report.missing == (
         "calibration of int8 is missing, because measuring the other variants took more than -1 s",
     )
 
 
-def test_times_of_changed_variants_are_not_shown(copied):
-    content = (copied.path / "int8-qat" / "model.tflite").read_bytes()
-    form = copied.variants()["int8-qat"]["forms"][-1]
+def test_times_of_changed_variants_are_not_shown(run_copy):
+    content = (run_copy.path / "int8-qat" / "model.tflite").read_bytes()
+    form = run_copy.variants()["int8-qat"]["forms"][-1]
     row = {"size_bytes": form["size_bytes"], "gzip_bytes": form["gzip_bytes"], "median_ms": 0.25, "p95_ms": 0.5}
     rows = [row | {"variant": "int8-qat"}, row | {"variant": "float32"}]
-    copied.write_json(
+    run_copy.write_json(
         "compare.json", {"rows": rows, "machine": "x86_64", "threads": 1, "notes": ["zeros <buy> nothing"]}
     )
-    report = write_report(moved(copied, "nowhere"))
+    report = write_report(move_images(run_copy, "nowhere"))
     assert [(row.variant, row.median_ms) for row in report.variants] == [("float32", None), ("int8-qat", 0.25)]
     assert (report.timed_on, len(content)) == ("x86_64, 1 thread", form["size_bytes"])
-    page = Page(copied.path / "report.html").check()
+    page = Page(run_copy.path / "report.html").check()
     assert "0.250 ms" in page.text
     assert "zeros <buy> nothing" in page.text
 
 
-def test_large_confusion_matrix_is_an_image(copied):
+def test_large_confusion_matrix_is_an_image(run_copy):
     """A table would be too large for the page."""
     count = 120
     labels = [f"class {i}" for i in range(count)]
-    metrics = copied.metrics
+    metrics = run_copy.metrics
     per_class = {label: {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 25} for label in labels}
-    edited(copied, "metrics.json", confusion=np.eye(count, dtype=int).tolist(), labels=labels, per_class=per_class)
-    (copied.path / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
-    report = write_report(moved(copied, "nowhere"))
-    page = Page(copied.path / "report.html").check()
+    edit_json(run_copy, "metrics.json", confusion=np.eye(count, dtype=int).tolist(), labels=labels, per_class=per_class)
+    (run_copy.path / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+    report = write_report(move_images(run_copy, "nowhere"))
+    page = Page(run_copy.path / "report.html").check()
     assert len(report.classes) == count
     assert [one["width"] for one in page.of("img") if one["alt"] == "confusion matrix"] == [str(count)]
     assert "Most frequent misclassifications None." in page.text
@@ -465,16 +465,16 @@ def test_advice_names_weak_classes_and_variants(report):
 # --- Errors, and the command line ------------------------------------------------------------------------------------
 
 
-def test_existing_page_is_not_overwritten(copied, tmp_path):
-    moved(copied, "nowhere")
-    (copied.path / "report.html").write_text("mine")
+def test_existing_page_is_not_overwritten(run_copy, tmp_path):
+    move_images(run_copy, "nowhere")
+    (run_copy.path / "report.html").write_text("mine")
     with pytest.raises(OutputExistsError, match="add --overwrite"):
-        write_report(copied)
-    assert (copied.path / "report.html").read_text() == "mine"
-    write_report(copied, overwrite=True)
-    assert sorted(path.name for path in copied.path.glob(".*")) == []
+        write_report(run_copy)
+    assert (run_copy.path / "report.html").read_text() == "mine"
+    write_report(run_copy, overwrite=True)
+    assert sorted(path.name for path in run_copy.path.glob(".*")) == []
     with pytest.raises(OutputExistsError, match="is a folder: choose a file name"):
-        write_report(copied, tmp_path)
+        write_report(run_copy, tmp_path)
     with pytest.raises(EdgerecError, match="is not a run: create one with edgerec train DATA"):
         write_report(tmp_path / "nothing")
 
@@ -491,26 +491,28 @@ def test_existing_page_is_not_overwritten(copied, tmp_path):
         ("int8-qat/report.json", {"drop_points": "few"}, r"report.json is damaged"),
     ],
 )
-def test_error_names_the_damaged_file(copied, name, changes, reason):
-    edited(copied, name, **changes)
+def test_error_names_the_damaged_file(run_copy, name, changes, reason):
+    edit_json(run_copy, name, **changes)
     with pytest.raises(RunError, match=reason):
-        write_report(moved(copied, "nowhere"))
-    assert not (copied.path / "report.html").exists()
+        write_report(move_images(run_copy, "nowhere"))
+    assert not (run_copy.path / "report.html").exists()
 
 
-def test_report_command_writes_the_page_and_prints_json(copied, report):
-    moved(copied, "nowhere")
-    result = CliRunner().invoke(app, ["report", str(copied.path), "--json"])
+def test_report_command_writes_the_page_and_prints_json(run_copy, report):
+    move_images(run_copy, "nowhere")
+    result = CliRunner().invoke(app, ["report", str(run_copy.path), "--json"])
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
-    assert shown["page"] == str(copied.path / "report.html")
+    assert shown["page"] == str(run_copy.path / "report.html")
     assert shown["top1"]["value"] == report.top1.value
     assert shown["variants"][1]["chosen"] is True
-    result = CliRunner().invoke(app, ["report", str(copied.path), "--out", str(copied.path / "b.html"), "--no-images"])
+    result = CliRunner().invoke(
+        app, ["report", str(run_copy.path), "--out", str(run_copy.path / "b.html"), "--no-images"]
+    )
     assert result.exit_code == 0, result.output
-    assert f"report   {copied.path / 'b.html'}" in result.stdout
+    assert f"report   {run_copy.path / 'b.html'}" in result.stdout
     assert "missing  images, image counts per class" in result.stdout
-    result = CliRunner().invoke(app, ["report", str(copied.path)])
+    result = CliRunner().invoke(app, ["report", str(run_copy.path)])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("error: ")
 

@@ -110,7 +110,7 @@ def test_verify_needs_the_delegate_that_the_service_needs(run, tmp_path, monkeyp
     assert "cannot be combined with --on" in edgerec("verify", bundle, "--on", "rpi", "--delegate", "none").stderr
 
 
-def exported_elsewhere(bundle, folder, change, runtime="tflite-runtime"):
+def exported_by_other_runtime(bundle, folder, change, runtime="tflite-runtime"):
     """Copy a bundle as if another runtime had exported it, with golden scores changed by ``change(index, scores)``."""
     opened = Bundle.open(bundle)
     golden = json.loads(opened.files[GOLDEN])
@@ -131,17 +131,17 @@ def test_labels_are_compared_on_another_runtime(bundle, tmp_path):
             scores[best], scores[second] = scores[best] - 45, scores[second] + 45
         return scores
 
-    assert verify(exported_elsewhere(bundle, tmp_path / "close", within_tolerance)).same_labels == 10
+    assert verify(exported_by_other_runtime(bundle, tmp_path / "close", within_tolerance)).same_labels == 10
 
     def swapped(index, scores):
         return scores[::-1]
 
     with pytest.raises(BundleError, match=r"scores of model\.tflite differ by"):
-        verify(exported_elsewhere(bundle, tmp_path / "far", swapped))
+        verify(exported_by_other_runtime(bundle, tmp_path / "far", swapped))
 
 
 @pytest.fixture
-def flat(tmp_path):
+def flat_bundle(tmp_path):
     """A bundle of a model whose scores are all close to 1/3, so that no image is decisive."""
     (tmp_path / "model.tflite").write_bytes(tflite_models.softmax(scale=1e-6).to_bytes())
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
@@ -162,16 +162,18 @@ def flat(tmp_path):
     return tmp_path / "b"
 
 
-def test_flat_scores_do_not_hide_a_model_with_other_labels(flat, tmp_path):
-    same = verify(exported_elsewhere(flat, tmp_path / "same", lambda index, scores: scores))
+def test_flat_scores_do_not_hide_a_model_with_other_labels(flat_bundle, tmp_path):
+    same = verify(exported_by_other_runtime(flat_bundle, tmp_path / "same", lambda index, scores: scores))
     assert same.same_labels == same.images == 3
     with pytest.raises(BundleError, match=r"only 0 of 3 golden images have the same predicted label"):
-        verify(exported_elsewhere(flat, tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
+        verify(exported_by_other_runtime(flat_bundle, tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
 
 
-def test_the_number_of_decisive_images_is_reported(flat, bundle, tmp_path, edgerec):
-    clear = exported_elsewhere(bundle, tmp_path / "clear", lambda index, scores: scores - (index == 0))
-    indecisive = exported_elsewhere(flat, tmp_path / "indecisive", lambda index, scores: scores + 1e-4 * (index == 0))
+def test_the_number_of_decisive_images_is_reported(flat_bundle, bundle, tmp_path, edgerec):
+    clear = exported_by_other_runtime(bundle, tmp_path / "clear", lambda index, scores: scores - (index == 0))
+    indecisive = exported_by_other_runtime(
+        flat_bundle, tmp_path / "indecisive", lambda index, scores: scores + 1e-4 * (index == 0)
+    )
     for path, decisive, total in ((clear, 10, 10), (indecisive, 0, 3)):
         value = json.loads(edgerec("verify", path, "--json").stdout)
         counts = {"images": total, "same_labels": total, "decisive": decisive}
@@ -182,19 +184,19 @@ def test_the_number_of_decisive_images_is_reported(flat, bundle, tmp_path, edger
         assert (warning in result.stderr, warning in " ".join(value["warnings"])) == (decisive == 0, decisive == 0)
 
 
-def test_a_label_far_below_the_best_golden_score_is_found(flat, tmp_path):
+def test_a_label_far_below_the_best_golden_score_is_found(flat_bundle, tmp_path):
     """Two best golden scores that are close to each other do not excuse a third label."""
 
     def change(index, scores):
         return scores + np.array([-9e-4, 9e-4, 8.9e-4]) if index == 0 else scores
 
     with pytest.raises(BundleError, match=r"model\.tflite predicts 'red' on this machine, but predicted 'green'"):
-        verify(exported_elsewhere(flat, tmp_path / "third", change))
+        verify(exported_by_other_runtime(flat_bundle, tmp_path / "third", change))
 
 
 @pytest.mark.parametrize(
     ("runtime", "tolerance"), [("tensorflow", UNITS_OTHER_MACHINE), ("tflite-runtime", UNITS_OTHER_RUNTIME)]
 )
 def test_runtimes_with_the_same_kernels_have_a_smaller_tolerance(bundle, tmp_path, runtime, tolerance):
-    copy = exported_elsewhere(bundle, tmp_path / "copy", lambda index, scores: scores, runtime)
+    copy = exported_by_other_runtime(bundle, tmp_path / "copy", lambda index, scores: scores, runtime)
     assert verify(copy).tolerance == tolerance

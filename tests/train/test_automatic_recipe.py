@@ -56,7 +56,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def chosen(source, **changes):
+def resolve_recipe(source, **changes):
     """Return the resolved recipe for a data set."""
     return resolved(Recipe().override({"data.source": str(source)} | changes), ignore)[0]
 
@@ -113,7 +113,7 @@ def test_run_records_the_chosen_network(run):
 
 def test_photographs_without_network_get_a_mobilenet_with_random_weights(home, photos, caplog, capsys):
     with caplog.at_level(logging.INFO, logger="edgerec"):
-        assert network(chosen(photos)) == ("mobilenet_v2", 0.35, "none", 64)
+        assert network(resolve_recipe(photos)) == ("mobilenet_v2", 0.35, "none", 64)
     assert "weights of mobilenet_v2 could not be downloaded" in caplog.text
     assert "arch auto: mobilenet_v2, width 0.35, random weights, 64 px input, because" in caplog.text
     assert capsys.readouterr().out == ""  # stdout is for --json, so Keras must not print its download message there
@@ -123,30 +123,30 @@ def test_photographs_get_a_mobilenet_with_imagenet_weights(home, photos):
     weights = keras().applications.MobileNetV2(alpha=0.35, include_top=False, input_shape=(64, 64, 3), weights=None)
     weights.save_weights(home / V2_FILE.format(224))
     weights.save_weights(home / V2_FILE.format(96))
-    assert network(chosen(photos)) == ("mobilenet_v2", 0.35, "imagenet", 64)
+    assert network(resolve_recipe(photos)) == ("mobilenet_v2", 0.35, "imagenet", 64)
     # Values that the user sets are not changed.
-    assert network(chosen(photos, **{"model.weights": "none"})) == ("mobilenet_v2", 0.35, "none", 64)
-    assert network(chosen(photos, **{"model.width": 0.3})) == ("mobilenet_v2", 0.3, "none", 64)
-    assert network(chosen(photos, **{"data.input_size": 96})) == ("mobilenet_v2", 0.35, "imagenet", 96)
-    assert network(chosen(photos, **{"model.arch": "resnet8"})) == ("resnet8", 1.0, "none", 64)
+    assert network(resolve_recipe(photos, **{"model.weights": "none"})) == ("mobilenet_v2", 0.35, "none", 64)
+    assert network(resolve_recipe(photos, **{"model.width": 0.3})) == ("mobilenet_v2", 0.3, "none", 64)
+    assert network(resolve_recipe(photos, **{"data.input_size": 96})) == ("mobilenet_v2", 0.35, "imagenet", 96)
+    assert network(resolve_recipe(photos, **{"model.arch": "resnet8"})) == ("resnet8", 1.0, "none", 64)
 
 
 def test_damaged_imagenet_weights_are_reported_and_not_used(home, photos, caplog):
     (home / V2_FILE.format(224)).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
     with caplog.at_level(logging.INFO, logger="edgerec"):
-        assert network(chosen(photos))[:3] == ("mobilenet_v2", 0.35, "none")
+        assert network(resolve_recipe(photos))[:3] == ("mobilenet_v2", 0.35, "none")
     assert "remove the damaged file in ~/.keras/models" in caplog.text
 
 
 def test_auto_with_a_weights_file_uses_its_network(run, tmp_path):
-    recipe = chosen("digits", **{"model.weights": str(run.path / "model.keras")})
+    recipe = resolve_recipe("digits", **{"model.weights": str(run.path / "model.keras")})
     assert (recipe.model.arch, recipe.data.input_size) == ("simple_cnn", 28)  # as in the run
     file = tmp_path / "model.keras"
     shutil.copyfile(run.path / "model.keras", file)
-    recipe = chosen("digits", **{"model.weights": str(file)})
+    recipe = resolve_recipe("digits", **{"model.weights": str(file)})
     assert (recipe.model.arch, recipe.data.input_size) == ("backbone", 28)
     with pytest.raises(RecipeError, match=r"model\.width 0\.5 with the network in .*, whose width is fixed"):
-        chosen("digits", **{"model.weights": str(file), "model.width": 0.5})
+        resolve_recipe("digits", **{"model.weights": str(file), "model.width": 0.5})
 
 
 def test_merged_data_sets_determine_the_network_together(photos, tmp_path):
@@ -176,13 +176,13 @@ def test_random_weights_are_those_of_the_resolved_recipe(home, photos):
 
 def test_epochs_depend_on_the_number_of_training_images():
     assert [suitable_epochs(updates) for updates in (1, 33, 77, 200, 352, 421, 10_000)] == [60, 60, 60, 30, 17, 15, 15]
-    assert chosen("digits").train.epochs == 60
-    assert chosen("digits", **{"train.epochs": 3}).train.epochs == 3
+    assert resolve_recipe("digits").train.epochs == 60
+    assert resolve_recipe("digits", **{"train.epochs": 3}).train.epochs == 3
 
 
 def test_unknown_target_and_unsuitable_weights_are_refused(run, tmp_path, invoke):
     with pytest.raises(TargetError, match="unknown target 'raspberry'"):
-        chosen("digits", **{"model.target": "raspberry"})
+        resolve_recipe("digits", **{"model.target": "raspberry"})
     with pytest.raises(RecipeError, match="for RGB images"):
         fit(Recipe().override({"model.weights": "imagenet", "train.epochs": 1}), tmp_path / "gray")
     error = error_line(invoke("train", "--data", "digits", "--target", "rpy", "--out", tmp_path / "run"))

@@ -102,13 +102,13 @@ def test_invalid_tf_config_is_refused(monkeypatch, text, message):
         Cluster.from_environment()
 
 
-def connected(clusters, about=None, wait_s=20):
+def connect_all(clusters, hellos=None, wait_s=20):
     """Run the handshake of all workers; return the error message of each worker, or None."""
     errors = [None] * len(clusters)
 
     def run(number, cluster):
         try:
-            handshake(cluster, (about or [{"edgerec": "1"}] * len(clusters))[number], wait_s)
+            handshake(cluster, (hellos or [{"edgerec": "1"}] * len(clusters))[number], wait_s)
         except EdgerecError as error:
             errors[number] = str(error)
 
@@ -123,10 +123,10 @@ def connected(clusters, about=None, wait_s=20):
 
 def test_workers_connect_despite_connections_from_other_programs():
     addresses = tuple(free_ports(3))
-    strangers = threading.Thread(target=disturb, args=(addresses[1],))
-    strangers.start()
-    assert connected([Cluster(addresses, index) for index in range(3)]) == [None] * 3
-    strangers.join()
+    other_program = threading.Thread(target=disturb, args=(addresses[1],))
+    other_program.start()
+    assert connect_all([Cluster(addresses, index) for index in range(3)]) == [None] * 3
+    other_program.join()
 
 
 def test_workers_may_start_long_after_each_other(monkeypatch):
@@ -135,7 +135,7 @@ def test_workers_may_start_long_after_each_other(monkeypatch):
     addresses = tuple(free_ports(3))
     delayed = threading.Timer(1.2, handshake, (Cluster(addresses, 2), {"edgerec": "1"}, 20))
     delayed.start()
-    assert connected([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "1"}] * 2) == [None] * 2
+    assert connect_all([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "1"}] * 2) == [None] * 2
     delayed.join()
 
 
@@ -148,23 +148,23 @@ def disturb(address):
 
 def test_missing_worker_is_named_after_the_timeout():
     addresses = tuple(free_ports(3))
-    chief, worker = connected([Cluster(addresses, 0), Cluster(addresses, 1)], wait_s=1)
+    chief, worker = connect_all([Cluster(addresses, 0), Cluster(addresses, 1)], wait_s=1)
     assert chief.startswith(f"worker 2 ({addresses[2]}) did not answer within 1 s")
     assert worker.startswith(f"the connection to the chief ({addresses[0]}) was closed")
-    [lone_worker] = connected([Cluster(addresses, 1)], wait_s=0.3)
+    [lone_worker] = connect_all([Cluster(addresses, 1)], wait_s=0.3)
     assert lone_worker.startswith(f"the chief ({addresses[0]}) did not connect within 0.3 s")
 
 
 def test_different_version_and_occupied_port_are_refused():
     addresses = tuple(free_ports(2))
-    messages = connected([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "2"}, {"edgerec": "1"}])
+    messages = connect_all([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "2"}, {"edgerec": "1"}])
     assert (
         messages
         == [f"worker 1 ({addresses[1]}) has edgerec 1, but the chief has 2: install the same version on all"] * 2
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         busy = f"127.0.0.1:{taken.getsockname()[1]}"
-        [message] = connected([Cluster((addresses[0], busy), 1)], wait_s=1)
+        [message] = connect_all([Cluster((addresses[0], busy), 1)], wait_s=1)
     assert "Cannot listen on port" in message
 
 

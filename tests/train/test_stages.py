@@ -38,27 +38,27 @@ def weights(tmp_path_factory):
     return {"model.weights": str(run.path / "model.keras")}
 
 
-def trained(path, changes, stop_after=None, finish=False, **options):
+def train_run(path, changes, stop_after=None, finish=False, **options):
     """Train; return the run and the number of trainable weights in each epoch."""
-    learning = []
+    trainable_counts = []
 
     class Stop(Exception):
         pass
 
     def on_epoch(number, model):
-        learning.append(len(model.trainable_weights))
+        trainable_counts.append(len(model.trainable_weights))
         if number == stop_after:
             raise Stop
 
     with contextlib.suppress(Stop):
         fit(Recipe().override(TRANSFER | changes), path, on_epoch=on_epoch, finish=finish, **options)
-    return Run.at(path), learning
+    return Run.at(path), trainable_counts
 
 
 def test_early_stopping_ends_only_the_current_stage_also_after_a_resume(weights, tmp_path, caplog):
     changes = weights | {"train.epochs": 8, "train.early_stopping": 1, "train.learning_rate": 1e-8}
     with caplog.at_level(logging.WARNING, "edgerec"):
-        unbroken, learning = trained(tmp_path / "unbroken", changes)
+        unbroken, learning = train_run(tmp_path / "unbroken", changes)
     assert learning[-1] > learning[0]  # the last stage trains more layers than the first
     rows = unbroken.history()
     assert sorted({row["stage"] for row in rows}) == [stage.number for stage in stages(unbroken.recipe)]
@@ -69,8 +69,8 @@ def test_early_stopping_ends_only_the_current_stage_also_after_a_resume(weights,
     assert "training all layers: ending after" in caplog.text
 
     stop_after = next(int(row["epoch"]) for row in rows if row["stage"] == 1)  # right after a stage that ended early
-    _, before = trained(tmp_path / "cut", changes, stop_after=stop_after)
-    resumed, after = trained(tmp_path / "cut", changes, resume=True)
+    _, before = train_run(tmp_path / "cut", changes, stop_after=stop_after)
+    resumed, after = train_run(tmp_path / "cut", changes, resume=True)
     assert before + after == learning
     stage_of_epoch = [[(row["epoch"], row["stage"]) for row in run.history()] for run in (unbroken, resumed)]
     assert stage_of_epoch[0] == stage_of_epoch[1]
@@ -79,7 +79,7 @@ def test_early_stopping_ends_only_the_current_stage_also_after_a_resume(weights,
 def test_time_limit_is_divided_among_the_stages(weights, tmp_path, caplog):
     """Each epoch takes longer than the limit, so that all stages except the first have no time left."""
     with caplog.at_level(logging.WARNING, "edgerec"):
-        run, learning = trained(tmp_path / "run", weights | {"train.epochs": 200, "train.max_hours": 1e-9})
+        run, learning = train_run(tmp_path / "run", weights | {"train.epochs": 200, "train.max_hours": 1e-9})
     assert len(learning) == 1
     assert "training the head alone: ending after epoch 1/200: train.max_hours 1e-09" in caplog.text
     recipe = run.recipe.override({"train.max_hours": 100 / 3600})
@@ -108,7 +108,7 @@ def test_plateau_warms_up_by_epochs():
 
 def test_plateau_counts_from_the_start_of_its_stage(weights, tmp_path):
     changes = {"train.schedule": "plateau", "train.warmup_epochs": 0.0, "train.epochs": 8, "train.learning_rate": 1e-8}
-    run, _ = trained(tmp_path / "run", weights | changes)
+    run, _ = train_run(tmp_path / "run", weights | changes)
     last = stages(run.recipe)[-1]
     rates = [row["learning_rate"] for row in run.history()[last.first :]]
     assert rates[:3] == pytest.approx([last.rate] * 3)
@@ -116,7 +116,7 @@ def test_plateau_counts_from_the_start_of_its_stage(weights, tmp_path):
 
 def test_finished_run_is_extended(tmp_path, invoke):
     out = tmp_path / "run"
-    run, _ = trained(out, {"train.epochs": 2, "train.early_stopping": 5}, finish=True)
+    run, _ = train_run(out, {"train.epochs": 2, "train.early_stopping": 5}, finish=True)
     split = run.split_record
     first = run.history()
     result = invoke("train", "--resume", "--epochs", "+3", "--out", out)
@@ -134,18 +134,18 @@ def test_finished_run_is_extended(tmp_path, invoke):
     assert run.metrics["epochs"] == 5
 
     # An interrupted extension is resumed without adding more epochs.
-    trained(out, {}, resume=True, more_epochs=2, stop_after=6)
+    train_run(out, {}, resume=True, more_epochs=2, stop_after=6)
     message = error_line(invoke("train", "--resume", "--epochs", "+2", "--out", out))
     assert "is unfinished" in message
-    run, _ = trained(out, {}, resume=True, finish=True)
+    run, _ = train_run(out, {}, resume=True, finish=True)
     assert [row["epoch"] for row in run.history()] == [1, 2, 3, 4, 5, 6, 7]
     assert run.recipe.train.restarts == "2, 5"
 
 
 def test_extension_starts_at_the_last_epoch_of_a_run_that_ended_early(tmp_path):
     out = tmp_path / "run"
-    trained(out, {"train.epochs": 50, "train.max_hours": 1e-9}, finish=True)
-    run, _ = trained(out, {}, resume=True, more_epochs=2)
+    train_run(out, {"train.epochs": 50, "train.max_hours": 1e-9}, finish=True)
+    run, _ = train_run(out, {}, resume=True, more_epochs=2)
     # The first stage has no epochs left, so that the extension does not continue it.
     assert (run.recipe.train.epochs, run.recipe.train.restarts) == (3, "1")
 
@@ -247,7 +247,7 @@ def test_extension_can_be_killed_before_each_file_operation(tmp_path, monkeypatc
 
 def test_interrupted_extension_is_completed_by_a_resume(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    run, _ = trained(out, {"train.epochs": 1}, finish=True)
+    run, _ = train_run(out, {"train.epochs": 1}, finish=True)
 
     def kill(source, target, replace=os.replace):
         replace(source, target)
@@ -259,7 +259,7 @@ def test_interrupted_extension_is_completed_by_a_resume(tmp_path, monkeypatch):
         with pytest.raises(KilledError):
             extend(run, 1)
     assert not run.finished
-    trained(out, {}, resume=True, finish=True)
+    train_run(out, {}, resume=True, finish=True)
     assert [row["stage"] for row in Run.open(out).history()] == [0, 1]
     assert Run.open(out / "after-1-epochs").metrics["epochs"] == 1
 

@@ -60,7 +60,7 @@ def network(size=32, classes=2, scaling=False):
     return keras().Model(inputs, layers.Dense(classes, activation="softmax", name="old")(x))
 
 
-def learning(model):
+def trainable_layers(model):
     return {layer.name for layer in model.layers if layer.trainable_weights}
 
 
@@ -77,14 +77,14 @@ def test_each_stage_trains_its_layers(file):
     frozen = []
     for stage in plan:
         freeze_for_stage(model, transfer, stage)
-        frozen.append(learning(model))
+        frozen.append(trainable_layers(model))
     every = {"logits", "first", "second"}
     assert frozen == [{"logits"}, {"logits", "second"}, every, every]
     freeze_for_stage(model, transfer.override({"transfer.freeze_bn": False}), plan[-1])
-    assert learning(model) == {"logits", "first", "norm", "second"}
+    assert trainable_layers(model) == {"logits", "first", "norm", "second"}
     freeze_for_stage(model, transfer, plan[0])
     unfreeze(model)
-    assert learning(model) == {"logits", "first", "norm", "second"}
+    assert trainable_layers(model) == {"logits", "first", "norm", "second"}
 
 
 def test_layers_in_nested_models_and_wrappers_are_frozen_and_unfrozen(file):
@@ -130,7 +130,7 @@ def test_network_with_new_head_can_be_trained_resumed_and_quantized(file, image_
     assert finished.recipe.data.input_size == 32
     model, keras_model = finished.model(), keras().models.load_model(file, compile=False)
     assert model.output_shape == (None, len(finished.labels))
-    assert learning(model) == {"first", "norm", "second", "logits"}
+    assert trainable_layers(model) == {"first", "norm", "second", "logits"}
     keras_model = keras_model.get_layer("inside").get_layer("norm").moving_mean.numpy()
     assert np.array_equal(model.get_layer("norm").moving_mean.numpy(), keras_model)
 

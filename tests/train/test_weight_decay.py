@@ -49,7 +49,7 @@ def blue_weights(model) -> np.ndarray:
     return next(layer for layer in model.layers if layer.weights).get_weights()[0][:, :, 2]
 
 
-def trained(settings, path, stop_after=None, **options) -> list[np.ndarray]:
+def train_run(settings, path, stop_after=None, **options) -> list[np.ndarray]:
     """Train, and return the blue weights after each epoch."""
     after = []
 
@@ -68,14 +68,14 @@ def trained(settings, path, stop_after=None, **options) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_kernel_without_gradient_shrinks_by_rate_times_decay(settings, optimizer, tmp_path):
-    first, _, third = trained(settings | {"train.optimizer": optimizer}, tmp_path / "run")
+    first, _, third = train_run(settings | {"train.optimizer": optimizer}, tmp_path / "run")
     assert third == pytest.approx(first * (1 - RATE * DECAY) ** (2 * STEPS), rel=1e-4)
 
 
 def test_decay_is_the_same_after_a_resume_with_gradient_accumulation(settings, tmp_path):
     settings = settings | {"train.accumulate": 2}
-    [first] = trained(settings, tmp_path / "run", stop_after=1)
-    _, kernel = trained(settings, tmp_path / "run", resume=True)
+    [first] = train_run(settings, tmp_path / "run", stop_after=1)
+    _, kernel = train_run(settings, tmp_path / "run", resume=True)
     assert kernel == pytest.approx(first * (1 - RATE * DECAY) ** (2 * STEPS), rel=1e-4)
 
 

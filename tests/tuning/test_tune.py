@@ -166,7 +166,7 @@ def test_sampler_repeats_the_parameters_after_a_resume():
         x, kind = trial.suggest_float("x", -3, 3), trial.suggest_categorical("kind", ["a", "b"])
         return x * x + (kind == "b")
 
-    def drawn(*numbers: int) -> list[dict]:
+    def drawn_parameters(*numbers: int) -> list[dict]:
         storage = optuna.storages.InMemoryStorage()
         for count in numbers:
             created = optuna.create_study(
@@ -176,10 +176,10 @@ def test_sampler_repeats_the_parameters_after_a_resume():
         return [trial.params for trial in created.trials]
 
     seed = 3
-    uninterrupted = drawn(14)  # TPE draws the first ten trials at random, and the others from their results
-    assert drawn(4, 10) == uninterrupted
+    uninterrupted = drawn_parameters(14)  # TPE draws the first ten trials at random, and the others from their results
+    assert drawn_parameters(4, 10) == uninterrupted
     seed = 4
-    assert drawn(3) != uninterrupted[:3]
+    assert drawn_parameters(3) != uninterrupted[:3]
 
 
 # Cost of a trial
@@ -299,21 +299,21 @@ def test_resumed_study_has_the_same_result(study, base, tmp_path):
 
 
 @pytest.fixture
-def unmeasured(monkeypatch):
+def constant_costs(monkeypatch):
     """Replace the measurement of costs by a constant, for tests that do not depend on costs."""
     monkeypatch.setattr("edgerec.tuning.trial.measure", lambda *_: Cost(1.0, 1, 1, 1, 1))
 
 
-def test_trial_is_stopped_by_pruner_and_time_limit(base, tmp_path, unmeasured):
+def test_trial_is_stopped_by_pruner_and_time_limit(base, tmp_path, constant_costs):
     from edgerec.tuning.trial import Objective, TimeLimitError
 
-    class Always(optuna.pruners.BasePruner):
+    class AlwaysPrune(optuna.pruners.BasePruner):
         def prune(self, study, trial):
             return True
 
     recipe = base.override({"train.epochs": 3, "data.input_size": 28, "data.channels": 1, "train.batch_size": 16})
     plan = Plan(recipe, {"model.width": Choices((0.1,))}, ("accuracy",), Limits(), "this", "median", "")
-    created = optuna.create_study(direction="maximize", pruner=Always())
+    created = optuna.create_study(direction="maximize", pruner=AlwaysPrune())
     run = Objective(plan, tmp_path, ("even", "odd"), math.inf, True, lambda step: None)
     created.optimize(run, n_trials=2)
     stopped, same = map(TrialRow.of, created.trials)
@@ -331,7 +331,7 @@ def test_trial_is_stopped_by_pruner_and_time_limit(base, tmp_path, unmeasured):
     assert again.state == "waiting"
 
 
-def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, unmeasured):
+def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, constant_costs):
     problems = [ModelError("its weights do not fit"), TrainError("the loss became nan in epoch 1: lower it")]
 
     def broken(*_, **__):
@@ -344,7 +344,7 @@ def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, unmeasure
     assert (report.best, report.plot) == ((), "")
 
 
-def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monkeypatch, unmeasured, caplog):
+def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monkeypatch, constant_costs, caplog):
     """This happens if a machine was suspended, so that another process received no heartbeats and ended the trial."""
     url = f"sqlite:///{tmp_path / 'sleepy' / 'study.db'}"
 
@@ -468,7 +468,7 @@ def test_tune_command_resumes_a_study_and_prints_its_best_trials(study, edgerec,
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
-def test_killed_trial_is_repeated_after_a_resume(base, tmp_path, monkeypatch, unmeasured):
+def test_killed_trial_is_repeated_after_a_resume(base, tmp_path, monkeypatch, constant_costs):
     search = {"train.learning_rate": {"low": 0.001, "high": 1}}
     monkeypatch.setattr("edgerec.tuning.trial.Objective._train", lambda *_: 0.5)
     tune(base, tmp_path / "study", trials=1, search=search)
