@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgerec import Recipe, Run, build, diff_runs, list_runs, verify
+from edgerec.cli.build import default_run
 from edgerec.errors import EdgerecError, GateError, OutputExistsError, RecipeError
 
 RECIPE = Recipe.from_dict(
@@ -89,16 +90,29 @@ def test_build_accepts_other_compression_settings_for_a_trained_run(built, tmp_p
 
 
 @pytest.mark.slow
-def test_build_advises_to_improve_a_model_that_learned_nothing(tmp_path, edgerec):
+def test_build_command_names_the_run_and_advises_to_improve_a_model_that_learned_nothing(
+    tmp_path, monkeypatch, invoke, brief_training
+):
     """Labels that have nothing to do with the images cannot be learned."""
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (120, 8, 8), np.uint8), np.arange(120) % 4
-    np.savez(tmp_path / "noise.npz", x_train=images, y_train=labels)
-    options = ("--epochs", "1", "--arch", "simple_cnn", "--method", "ptq", "--max-drop", "100")
-    result = edgerec("build", "noise.npz", *options, cwd=tmp_path)
+    np.savez("noise.npz", x_train=images, y_train=labels)
+    settings = ("--set", "model.width=0.25", "--set", "compress.method=ptq")
+    command = ("build", "noise.npz", "--epochs", "1", "--arch", "simple_cnn", "--max-drop", "100", *settings)
+    result = invoke(*command)
     assert result.returncode == 0, result.stderr
     assert "next     run 'edgerec data check'" in result.stdout
     assert "copy" not in result.stdout
+    assert Path("runs/noise-rpi/manifest.json").is_file()
+    again = invoke(*command, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["run"] == "runs/noise"
+
+
+@pytest.mark.parametrize("data", ["digits", "digits.npz", "digits.toml", "photos/digits/"])
+def test_build_names_the_run_after_the_data(data):
+    assert default_run(data) == Path("runs/digits")
 
 
 def test_build_refuses_an_unknown_target_and_an_autoencoder_before_training(tmp_path):
@@ -107,16 +121,6 @@ def test_build_refuses_an_unknown_target_and_an_autoencoder_before_training(tmp_
     with pytest.raises(RecipeError, match="is not a classifier"):
         build(RECIPE.override({"model.arch": "autoencoder"}), tmp_path / "x", "rpi")
     assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.slow
-def test_build_command_names_the_run_after_the_data(edgerec, tmp_path):
-    options = ("--epochs", "1", "--method", "ptq", "--max-drop", "50", "--json")
-    process = edgerec("build", "digits", *options, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    result = json.loads(process.stdout)
-    assert result["run"] == "runs/digits"
-    assert (tmp_path / "runs" / "digits-rpi" / "manifest.json").is_file()
 
 
 @pytest.mark.slow
