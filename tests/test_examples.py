@@ -75,7 +75,7 @@ def folder(real_data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_command_runs(folder, monkeypatch, invoke, brief_training):
     monkeypatch.chdir(folder)
     outputs = {}

@@ -44,7 +44,7 @@ def test_commands_and_python_code_run(tmp_path, golden_images, monkeypatch, invo
         assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_demo_trains_and_classifies_a_video(tmp_path):
     script = REPOSITORY / "examples" / "demo.py"
     command = [sys.executable, str(script), "--epochs", "3", "--out", str(tmp_path / "demo")]

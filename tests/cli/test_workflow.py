@@ -98,7 +98,7 @@ def test_build_command_names_the_run_and_advises_to_improve_a_model_that_learned
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (120, 8, 8), np.uint8), np.arange(120) % 4
     np.savez("noise.npz", x_train=images, y_train=labels)
-    settings = ("--set", "model.width=0.25", "--set", "compress.method=ptq")
+    settings = ("--method", "ptq", "--set", "model.width=0.25")
     command = ("build", "noise.npz", "--epochs", "1", "--arch", "simple_cnn", "--max-drop", "100", *settings)
     result = invoke(*command)
     assert result.returncode == 0, result.stderr

@@ -452,7 +452,7 @@ def test_install_refuses_a_prefix_that_is_a_file(install_sh):
 # Installation without stand-ins.
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @linux
 def test_install_repeat_and_undo_work_with_real_python_and_pip(bundle, tmp_path):
     """Install a real wheel in a real virtual environment, repeat the installation, and undo it."""

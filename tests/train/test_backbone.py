@@ -48,7 +48,7 @@ def check_features(model, width):
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [*APPLICATIONS.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in LARGE_APPLICATIONS.items())],
+    [*APPLICATIONS.items(), *(pytest.param(*item, marks=pytest.mark.nightly) for item in LARGE_APPLICATIONS.items())],
 )
 def test_features_of_keras_applications_are_found(name, width):
     size = 75 if "nception" in name or name == "Xception" else 32

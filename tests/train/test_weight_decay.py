@@ -103,6 +103,7 @@ def test_only_kernels_decay():
             assert after[name] == pytest.approx([0.5 * (1 - RATE * DECAY) ** 2])
 
 
+@pytest.mark.nightly
 def test_decay_on_two_devices_is_the_same_as_on_one(settings, tmp_path):
     program = f"""
 import json, sys

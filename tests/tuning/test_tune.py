@@ -486,7 +486,7 @@ def test_killed_trial_is_repeated_after_a_resume(base, tmp_path, monkeypatch, co
 # Shared studies
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
     """The other process detects the missing heartbeats, marks the trial as failed, and tries its parameters again."""
     if reason := database.unavailable_reason():
