@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
+from edgerec.contract import bundle_size
+from edgerec.contract.bundle_size import MAX_MANIFEST_BYTES, check_file_size
 from edgerec.contract.format_detection import describe_file
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
@@ -28,8 +30,6 @@ from edgerec.utils.atomic import (
 from edgerec.utils.bounded_parsing import UnpackedSizeError, open_zip, parse_json
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 4 << 20
-MAX_BYTES = 1 << 30  # total size of all files
 _INVALID_PATH_CHARACTERS = re.compile(r"[\\:\0\ud800-\udfff]")
 
 # A reader takes a file's path in the bundle and a size limit in bytes, and returns the file's content or None.
@@ -73,7 +73,7 @@ class Bundle:
         manifest = Manifest.from_json(content, f"{path}/{MANIFEST}")
         files: dict[str, bytes] = {}
         warnings = []
-        left_bytes = MAX_BYTES
+        left_bytes = bundle_size.MAX_BUNDLE_BYTES
         for name, digest in manifest.files.items():
             _refuse_outside(path, name)
             try:
@@ -241,7 +241,7 @@ def _folder_reader(path: Path) -> Reader:
                 )
             if not file.is_file():
                 return None
-            _refuse_larger(path, name, file.stat().st_size, max_bytes)
+            check_file_size(path, name, file.stat().st_size, max_bytes)
             return read_at_most(file, max_bytes)
         except OSError as error:
             raise BundleError(
@@ -253,7 +253,7 @@ def _folder_reader(path: Path) -> Reader:
 
 def _zip_reader(path: Path) -> Reader:
     try:
-        archive = open_zip(read_at_most(path, MAX_BYTES), MAX_BYTES)
+        archive = open_zip(read_at_most(path, bundle_size.MAX_BUNDLE_BYTES), bundle_size.MAX_BUNDLE_BYTES)
     except UnpackedSizeError as error:
         raise BundleError(
             f"{path} is not a bundle, because {error}: do not use this file, it may be malicious"
@@ -272,21 +272,13 @@ def _zip_reader(path: Path) -> Reader:
             raise BundleError(
                 f"{path}: {name} is a symbolic link, which is not allowed in a bundle: do not use this bundle"
             )
-        _refuse_larger(path, name, info.file_size, max_bytes)
+        check_file_size(path, name, info.file_size, max_bytes)
         try:
             return archive.read(info)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError, LZMAError) as error:
             raise BundleError(f"{path}: the file {name} cannot be unpacked ({error}): copy the bundle again") from None
 
     return read
-
-
-def _refuse_larger(path: Path, name: str, size_bytes: int, max_bytes: int) -> None:
-    if size_bytes > max_bytes:
-        raise BundleError(
-            f"{path}: {name} has {size_bytes:,} bytes, but the limit is {MAX_BYTES >> 20} MiB for all files in a "
-            f"bundle and {MAX_MANIFEST_BYTES >> 20} MiB for the manifest: do not use this bundle, it may be malicious"
-        )
 
 
 def _zip_prefix(names: Sequence[str]) -> str:

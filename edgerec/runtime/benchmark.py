@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,6 +20,7 @@ from edgerec.contract.smoothing import Decider
 from edgerec.errors import BundleError, MissingExtraError, SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
+from edgerec.runtime.latency_percentiles import StageLatency
 from edgerec.runtime.operator_profile import OperatorTime, profile_operators
 from edgerec.runtime.thermal import Health, read_health
 from edgerec.runtime.verification import golden_images
@@ -53,21 +54,6 @@ class Grabbed(Protocol):
 
     @property
     def grabbed_s(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class StageLatency:
-    """Latency percentiles for one stage in milliseconds."""
-
-    name: str
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-
-    @classmethod
-    def of(cls, name: str, latencies_ms: Sequence[float]) -> StageLatency:
-        """Compute percentiles of the measured latencies."""
-        return cls(name, *(round(float(p), 4) for p in np.percentile(latencies_ms, (50, 95, 99))))
 
 
 @dataclass(frozen=True)

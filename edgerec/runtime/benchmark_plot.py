@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from edgerec.runtime.benchmark import BenchmarkReport, StageLatency
+    from edgerec.runtime.benchmark import BenchmarkReport
+    from edgerec.runtime.latency_percentiles import StageLatency
     from edgerec.runtime.operator_profile import OperatorTime
 
 BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"

@@ -103,7 +103,7 @@ def test_link_to_itself_is_reported_without_traceback(copy, edgerec, name):
 
 
 def test_bundle_that_exceeds_the_total_size_limit_is_refused(copy, monkeypatch):
-    monkeypatch.setattr("edgerec.contract.bundle.MAX_BYTES", 100_000)
+    monkeypatch.setattr("edgerec.contract.bundle_size.MAX_BUNDLE_BYTES", 100_000)
     with pytest.raises(BundleError, match="do not use this"):
         Bundle.open(copy)
 

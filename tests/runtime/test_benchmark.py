@@ -12,8 +12,9 @@ import pytest
 from edgerec import Bundle
 from edgerec.errors import BundleError
 from edgerec.runtime import thermal
-from edgerec.runtime.benchmark import BenchmarkReport, StageLatency, benchmark, throttling_reasons
+from edgerec.runtime.benchmark import BenchmarkReport, benchmark, throttling_reasons
 from edgerec.runtime.interpreter import Fingerprint
+from edgerec.runtime.latency_percentiles import StageLatency
 from edgerec.runtime.operator_profile import profile_operators
 from edgerec.runtime.thermal import Health
 from edgerec.tflite.flatbuffer import read_graph
