@@ -26,7 +26,7 @@ import numpy.typing as npt
 from common import data_folder
 
 from edgerec.compress.convert import to_int8
-from edgerec.compress.qat import with_fake_quantization
+from edgerec.compress.fake_quantization import with_fake_quantization
 from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.importing.passes import adapt

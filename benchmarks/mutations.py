@@ -356,14 +356,14 @@ MUTATIONS = (
     ),
     Mutation(
         "QAT: range of the input",
-        "compress/qat.py",
+        "compress/fake_quantization.py",
         "(255 - normalize.mean) / normalize.std",
         "(200 - normalize.mean) / normalize.std",
         "compress/test_methods.py::test_ranges_are_calibrated_twice_and_frozen_in_the_last_third",
     ),
     Mutation(
         "QAT: bits of the weights",
-        "compress/qat.py",
+        "compress/fake_quantization.py",
         "            quantizer.num_bits = count\n",
         "            pass\n",
         "compress/test_methods.py::test_fewer_weight_bits_compress_better",

@@ -275,7 +275,7 @@ def test_fine_tuning_with_teacher_approaches_float_outputs(run, tmp_path):
 
 
 def test_plain_names_make_file_smaller_without_changing_model(residual):
-    from edgerec.compress.qat import with_fake_quantization
+    from edgerec.compress.fake_quantization import with_fake_quantization
 
     quantized = with_fake_quantization(residual.model(), residual.recipe.normalize)
     content = to_int8(quantized)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgerec.compress.convert import to_int8
-from edgerec.compress.qat import with_fake_quantization
+from edgerec.compress.fake_quantization import with_fake_quantization
 from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
 from edgerec.importing import passes

@@ -16,7 +16,7 @@ from edgerec import Recipe, Run, architecture, architectures, evaluate, fit, qua
 from edgerec.catalog.architectures import measured
 from edgerec.cli.app import app
 from edgerec.compress.convert import check_int8, to_int8
-from edgerec.compress.qat import with_fake_quantization
+from edgerec.compress.fake_quantization import with_fake_quantization
 from edgerec.contract.tensors import Normalize
 from edgerec.errors import EdgerecError, ModelError, RecipeError, RunError
 from edgerec.importing.keras_files import load_model
