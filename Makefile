@@ -1,8 +1,8 @@
-# make demo | make test | make nightly | make docs, from a fresh clone with Python 3.11 or newer, venv and make.
+# make demo | make test | make nightly | make test-device | make docs, from a fresh clone with Python 3.11 or newer, venv and make.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test nightly docs clean
+.PHONY: demo test nightly test-device docs clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -11,11 +11,16 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations 15 -m "not nightly"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations 15 -m "not nightly and not device"
 
 # The slowest end-to-end tests, such as training with several workers. make test does not run them.
 nightly: .venv/installed
-	$(BIN)/python -m pytest -q -n 3 --dist load --durations 15 -m nightly
+	$(BIN)/python -m pytest -q -n 3 --dist load --durations 15 -m "nightly and not device"
+
+# Tests on a complete emulated device (Debian arm64 with systemd, without KVM). Building its disk image takes about half
+# an hour, so set EDGEREC_DEVICE_CACHE to a folder that keeps the image. EDGEREC_DEVICE_ARCH=amd64 is faster.
+test-device: .venv/installed
+	$(BIN)/python -m pytest -q --durations 15 -m device tests/device
 
 # The documentation as a web site in site/. Warnings, such as broken links, are errors.
 docs: .venv/installed

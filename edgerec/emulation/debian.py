@@ -61,6 +61,39 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
     Raises:
         TargetError: mmdebstrap is missing, the mirror is unavailable, or the disk is full.
     """
+    run_mmdebstrap(
+        release,
+        architecture,
+        packages,
+        folder,
+        # Package scripts are not run, so they need no checks.
+        ("--mode=chrootless", "--variant=extract", "--skip=check/chrootless", f"--setup-hook={_LINK_USR}"),
+        timeout_s=UNPACK_TIMEOUT_S,
+    )
+
+
+def run_mmdebstrap(
+    release: str,
+    architecture: str,
+    packages: Sequence[str],
+    folder: Path,
+    options: Sequence[str],
+    *,
+    timeout_s: float,
+) -> None:
+    """Run mmdebstrap with this machine's Debian mirror and proxy settings.
+
+    Args:
+        release: Debian release codename.
+        architecture: Debian architecture name.
+        packages: package names.
+        folder: an empty folder for the packages' files.
+        options: other options of mmdebstrap.
+        timeout_s: time limit in seconds.
+
+    Raises:
+        TargetError: mmdebstrap is missing or fails, the mirror is unavailable, or the disk is full.
+    """
     mmdebstrap, mirror = require_program("mmdebstrap", "mmdebstrap"), find_mirror()
     # mmdebstrap ignores the apt configuration, so proxy and certificate settings are passed as options.
     configuration = call([require_program("apt-config", "apt"), "dump", "Acquire"], timeout_s=60).stdout
@@ -71,19 +104,20 @@ def unpack_packages(release: str, architecture: str, packages: Sequence[str], fo
         settings.write_text("\n".join(('Acquire::Retries "3";', *network, "")), encoding="utf-8")
         sources.write_text(f"deb {mirror} {release} main\n", encoding="utf-8")
         command = [
-            *(mmdebstrap, "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"),
-            "--skip=check/chrootless",  # package scripts are not run, so they need no checks
-            f"--include={','.join(packages)}",
-            f"--setup-hook={_LINK_USR}",
+            *(mmdebstrap, f"--architectures={architecture}", f"--include={','.join(packages)}", *options),
             *(f"--aptopt={settings}", release, str(folder), str(sources)),
         ]
-        done = call(command, timeout_s=UNPACK_TIMEOUT_S)
+        done = call(command, timeout_s=timeout_s)
     if done.code:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [done.error_line]
-        hint = "apt install debian-archive-keyring" if "NO_PUBKEY" in done.stderr else f"set {MIRROR} to another mirror"
+        advice = f"set {MIRROR} to another mirror"
+        if "NO_PUBKEY" in done.stderr:
+            advice = "apt install debian-archive-keyring"
+        elif "cannot be executed" in done.stderr or "Exec format error" in done.stderr:
+            advice = f"apt install qemu-user-static, which runs programs for {architecture}"
         raise TargetError(
             f"cannot install Debian {release} packages for {architecture} from {redacted(mirror)}: {errors[0]}: check "
-            f"the network and the free disk space, or {hint}"
+            f"the network and the free disk space, or {advice}"
         )
 
 

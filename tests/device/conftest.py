@@ -1,0 +1,35 @@
+"""Fixtures for tests on an emulated device, which run with ``make test-device``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgerec.emulation.device_image import find_device_image
+from edgerec.emulation.emulated_device import EmulatedDevice
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.device)
+
+
+@pytest.fixture(scope="session")
+def device_image(tmp_path_factory):
+    """Disk image for the architecture in ``EDGEREC_DEVICE_ARCH``, by default arm64.
+
+    Building the image takes minutes, so it is stored in ``EDGEREC_DEVICE_CACHE`` if this variable is set.
+    """
+    cache = os.environ.get("EDGEREC_DEVICE_CACHE")
+    folder = Path(cache) if cache else tmp_path_factory.mktemp("devices")
+    return find_device_image(os.environ.get("EDGEREC_DEVICE_ARCH", "arm64"), cache=folder)
+
+
+@pytest.fixture(scope="module")
+def device(device_image, tmp_path_factory):
+    """A booted device, shared by the tests in a module."""
+    with EmulatedDevice(device_image, tmp_path_factory.mktemp("device")) as device:
+        yield device
