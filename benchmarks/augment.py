@@ -28,13 +28,13 @@ from edgerec.train.training_step import compile_classifier
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 MODELS = {"mnist": "simple_cnn", "cifar10": "resnet8"}
-OFF = dict.fromkeys(("shift", "rotate_deg", "zoom", "brightness", "contrast"), 0.0)
-TUTORIAL = OFF | {"rotate_deg": 10.0, "zoom": 0.1, "shift": 0.1}
+NO_AUGMENTATION = dict.fromkeys(("shift", "rotate_deg", "zoom", "brightness", "contrast"), 0.0)
+TUTORIAL = NO_AUGMENTATION | {"rotate_deg": 10.0, "zoom": 0.1, "shift": 0.1}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "none": OFF,
+    "none": NO_AUGMENTATION,
     "tutorial": TUTORIAL,
     "default": {},
-    "randaugment": OFF | {"flip": True, "randaugment": 2},
+    "randaugment": NO_AUGMENTATION | {"flip": True, "randaugment": 2},
 }
 IMAGES, BATCH = 10000, 128
 

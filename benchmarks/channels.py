@@ -96,7 +96,7 @@ def model_figures(bench: Bench, fraction: float, model: Any, content: bytes, bef
     }
 
 
-TIMES = """
+TIMING_PROGRAM = """
 import json, statistics, sys, time
 import numpy as np
 from edgerec.contract.tensors import Normalize
@@ -127,7 +127,7 @@ def measure_times(python: str, bench: Bench, contents: list[bytes], rounds: int)
         command: list[str | Path] = [
             python,
             "-c",
-            TIMES,
+            TIMING_PROGRAM,
             json.dumps([normalize.mean, normalize.std]),
             str(rounds),
             images,

@@ -25,7 +25,7 @@ from common import data_folder
 IMPORT = "import sys; from edgerec import import_tflite; import_tflite(sys.argv[1], sys.argv[2], labels=sys.argv[3])"
 
 # Print the frames per second after the first 50 frames, the peak memory in MiB, and the CPU time per frame in ms.
-READ_FILE = """
+READ_FILE_PROGRAM = """
 import json, os, re, sys, time
 import cv2
 from edgerec import Camera
@@ -44,7 +44,7 @@ print(json.dumps({"frames_per_s": fps, "cpu_ms": cpu * 1000, "peak_mib": int(pea
 """
 
 # Print the median and the 99th percentile of the age of live results in ms, and the peak memory in MiB.
-WATCH_LIVE = """
+WATCH_LIVE_PROGRAM = """
 import json, re, sys
 import cv2, numpy as np
 from edgerec import Camera
@@ -98,11 +98,11 @@ class Checkout:
 
     def read_file(self, name: str, video: Path) -> Values:
         """Return frames per second, CPU time per frame and peak memory while a video file is classified."""
-        return json.loads(self._output("-c", READ_FILE, self.bundles[name], video))
+        return json.loads(self._output("-c", READ_FILE_PROGRAM, self.bundles[name], video))
 
     def watch_live(self, name: str) -> Values:
         """Return the age of the results and the peak memory for a live source of 30 frames per second."""
-        return json.loads(self._output("-c", WATCH_LIVE, self.bundles[name]))
+        return json.loads(self._output("-c", WATCH_LIVE_PROGRAM, self.bundles[name]))
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ RETRAINING_RATE: dict[str, Any] = {
     "transfer.rate": 1.0,
     "transfer.freeze_bn": False,
 }
-SECOND: dict[str, dict[str, Any]] = {
+SECOND_STAGE: dict[str, dict[str, Any]] = {
     "small": RETRAINING_RATE | {"distill.weight": 0.9, "augment.cutout": 0.25, "train.mixed_precision": True},
     "wide": RETRAINING_RATE,
 }
@@ -66,8 +66,8 @@ SECOND: dict[str, dict[str, Any]] = {
 SPARSE_MNIST: dict[str, Any] = {"sparsity": 0.802, "skip": "conv2d", "epochs": 24, "learning_rate": 0.001}
 # Architectures and seeds to compare PTQ with QAT. The schedules are short, so that two CPU cores are sufficient.
 SEEDS = (0, 1, 2)
-SHORT = CIFAR10 | {"train.epochs": 6, "train.mixed_precision": True}
-SIDE_BY_SIDE: dict[str, dict[str, Any]] = {
+SHORT_CIFAR10 = CIFAR10 | {"train.epochs": 6, "train.mixed_precision": True}
+COMPARED_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "simple_cnn": {"model.arch": "simple_cnn", "train.learning_rate": 0.001, "train.optimizer": "adam"},
     "mobilenet_v1 0.25": {"model.arch": "mobilenet_v1", "model.width": 0.25, "train.learning_rate": 0.05},
     "resnet8": {"model.arch": "resnet8"},
@@ -119,8 +119,8 @@ def first_stage(name: str, work: Path, seed: int = 0) -> Run:
 def cifar10(name: str, work: Path) -> dict[str, Any]:
     """Measure float and QAT int8 of one of edgerec's architectures on CIFAR-10."""
     run = first_stage(name, work)
-    if name in SECOND:
-        changes = RECIPES[name] | SECOND[name] | {"data.source": source(name, work)}
+    if name in SECOND_STAGE:
+        changes = RECIPES[name] | SECOND_STAGE[name] | {"data.source": source(name, work)}
         changes["model.weights"] = str(run.path / "model.keras")
         if name == "small":
             changes["distill.teachers"] = str(first_stage("wide", work).path)
@@ -161,10 +161,10 @@ def seeds(work: Path) -> dict[str, Any]:
     ``gained_points`` is the accuracy of QAT minus the accuracy of PTQ for the same float model.
     """
     table: dict[str, Any] = {}
-    for name, changes in SIDE_BY_SIDE.items():
+    for name, changes in COMPARED_ARCHITECTURES.items():
         rows: dict[str, list[dict[str, Any]]] = {"ptq": [], "qat": []}
         for seed in SEEDS:
-            recipe = SHORT | changes | {"data.source": source(name, work), "seed": seed}
+            recipe = SHORT_CIFAR10 | changes | {"data.source": source(name, work), "seed": seed}
             run = trained(work / "runs" / f"seeds-{name.replace(' ', '-')}-{seed}", recipe)
             rows["ptq"].append(variant(run, "int8", "ptq", max_drop=100))
             rows["qat"].append(variant(run, "int8-qat", "qat", epochs=2, max_drop=100))

@@ -25,7 +25,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "dist", "runs")
+IGNORED_FILES = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "dist", "runs")
 TIMEOUT_S = 900
 PASSED, FAILED = 0, 1  # exit codes of pytest; with any other exit code, no test was run
 
@@ -670,7 +670,7 @@ MUTATIONS = (
 
 def copy_repository(folder: Path) -> Path:
     """Copy the package, its tests and its data, without build outputs and downloads; return the copy's path."""
-    shutil.copytree(REPOSITORY, folder, ignore=LEFT_OUT)
+    shutil.copytree(REPOSITORY, folder, ignore=IGNORED_FILES)
     return folder
 
 

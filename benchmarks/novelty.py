@@ -34,7 +34,7 @@ AUTOENCODER: dict[str, Any] = {
     "train.batch_size": 128,
     "train.learning_rate": 0.01,
 }
-PLAIN = {f"augment.{key}": value for key, value in vars(NOT_AUGMENTED).items()}
+NO_AUGMENTATION = {f"augment.{key}": value for key, value in vars(NOT_AUGMENTED).items()}
 COLUMNS = (
     *("known images", "unknown images"),
     *("autoencoder: AUROC", "autoencoder: detection rate", "autoencoder: false-positive rate"),
@@ -146,7 +146,7 @@ def rows(work: Path, name: str) -> list[str]:
     """Return a row of the table for each kind of unfamiliar images."""
     data = {"data.source": str(write_digits(work, name, DIGITS[name]))}
     classifier_run = train(work, f"{name}-classifier", data | CLASSIFIER, "ptq")
-    autoencoder = train(work, f"{name}-autoencoder", data | AUTOENCODER | PLAIN, "ptq")
+    autoencoder = train(work, f"{name}-autoencoder", data | AUTOENCODER | NO_AUGMENTATION, "ptq")
     export = export_bundle(
         classifier_run,
         "rpi",

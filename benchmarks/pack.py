@@ -31,8 +31,8 @@ from edgerec.train.input_pipeline import steps_per_epoch, training_batches
 from edgerec.train.training_step import compile_classifier
 
 BATCH, STEPS = 128, 40
-PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
-SETTINGS: dict[str, dict[str, Any]] = {"none": PLAIN, "default": {}}
+NO_AUGMENTATION = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
+SETTINGS: dict[str, dict[str, Any]] = {"none": NO_AUGMENTATION, "default": {}}
 
 
 def write_shifted_images(count: int, path: Path) -> None:
@@ -112,7 +112,7 @@ def feed(arguments: argparse.Namespace) -> dict[str, Any]:
             epoch = steps_per_epoch(indices, recipe)
             batches = training_batches(dataset, indices, recipe, first_epoch=0)
             functions[f"{name}, augmentation {key}"] = (batch_reader(batches, epoch), epoch * BATCH)
-    recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | PLAIN)
+    recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | NO_AUGMENTATION)
     model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalize)
     compile_classifier(model, keras().optimizers.Adam(), STEPS)
     single_batch = training_batches(dataset, indices, recipe, first_epoch=0).take(1).cache().repeat()

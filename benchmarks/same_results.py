@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 # Keys of recipes and manifests that were renamed, in their old and their new form.
-RENAMED = {"normalise": "normalize"}
+RENAMED_KEYS = {"normalise": "normalize"}
 # Values that depend on the time or the checkout.
-VOLATILE = ("captured_s", "age_ms", "since_s", "source", "edgerec", "created", "seconds", "provenance")
+VOLATILE_KEYS = ("captured_s", "age_ms", "since_s", "source", "edgerec", "created", "seconds", "provenance")
 
 
 def create(checkout: Path, work: Path) -> None:
@@ -49,14 +49,14 @@ def create(checkout: Path, work: Path) -> None:
 def without_volatile_keys(value: Any) -> Any:
     """Return a JSON value without the volatile keys."""
     if isinstance(value, dict):
-        return {key: without_volatile_keys(item) for key, item in value.items() if key not in VOLATILE}
+        return {key: without_volatile_keys(item) for key, item in value.items() if key not in VOLATILE_KEYS}
     return [without_volatile_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def with_new_keys(path: Path) -> str:
     """Return the text of a recipe or manifest with the current names of renamed keys."""
     text = path.read_text(encoding="utf-8")
-    for old, new in RENAMED.items():
+    for old, new in RENAMED_KEYS.items():
         text = text.replace(old, new)
     return text
 

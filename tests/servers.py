@@ -19,7 +19,7 @@ import numpy as np
 
 # The color of each image encodes the image's number. JPEG and video codecs preserve the differences of these levels.
 LEVELS = (24, 88, 152, 216)
-NUMBERS = len(LEVELS) ** 3
+NUMBER_COUNT = len(LEVELS) ** 3
 FPS = 25
 LIFETIME_S = 120
 
@@ -96,7 +96,7 @@ class Peer:
         Numbers increase over all connections of the server. ``options`` are passed to :func:`jpeg`.
         """
         for _ in itertools.count() if count is None else range(count):
-            self.send(image_part(jpeg(next(self._server.numbers) % NUMBERS, **options)))
+            self.send(image_part(jpeg(next(self._server.numbers) % NUMBER_COUNT, **options)))
             self.wait(1 / FPS)
 
 
@@ -240,7 +240,7 @@ class RtspServer:
     def __init__(self, folder: Path) -> None:
         self.port, self._folder = free_port(), folder
         self._process: subprocess.Popen | None = None
-        for number in range(NUMBERS):
+        for number in range(NUMBER_COUNT):
             cv2.imwrite(str(folder / f"{number:02d}.png"), numbered_image(number))
 
     @property

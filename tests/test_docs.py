@@ -27,14 +27,14 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.S | re.M)
 
 
-EXECUTED = [page for page in PAGES if blocks(page, "sh") or blocks(page, "python")]
+EXECUTABLE_PAGES = [page for page in PAGES if blocks(page, "sh") or blocks(page, "python")]
 # Pages whose commands train large networks.
 NIGHTLY = {"tutorials/transfer-learning.md"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.nightly] if page in NIGHTLY else []) for page in EXECUTED]
+    "page", [pytest.param(page, marks=[pytest.mark.nightly] if page in NIGHTLY else []) for page in EXECUTABLE_PAGES]
 )
 def test_commands_and_python_blocks_run(page, invoke, tmp_path, monkeypatch, brief_training):
     """Blocks marked ``sh`` and ``python`` run in the order of the page, beside a folder ``photos`` with two classes.

@@ -36,7 +36,7 @@ SMALL = {
     "sheet.png": "--set data.source=mnist.npz",
     "both": "--target desktop",
 }
-SMALL_OTHERS = {
+SMALL_OPTIONS = {
     # One of the 50 test images is 2 percentage points, and the network has learned little in one epoch.
     "quantize runs/mnist": "--epochs 1 --max-drop 20",
     "export runs/mnist --novelty runs/again --target desktop": "--novelty-variant float32",
@@ -46,7 +46,7 @@ SMALL_OTHERS = {
 def small(command: str) -> list[str]:
     """Return the arguments of a command with the options that make it run quickly."""
     run = re.search(r"--out (?:runs/)?(\S+)$", command)
-    words = f"{command} {SMALL[run[1]] if run else SMALL_OTHERS.get(command, '')}".split()
+    words = f"{command} {SMALL[run[1]] if run else SMALL_OPTIONS.get(command, '')}".split()
     return ["mnist.npz" if word == "mnist" else word for word in words]
 
 

@@ -457,7 +457,7 @@ def test_generated_token_is_printed_but_never_written_to_the_journal(bundle, tmp
         assert ("set EDGEREC_WEB_TOKEN" in text) is journal
 
 
-FORMS = {
+TOKEN_FORMS = {
     "cookie": lambda sink, guess: send_request(sink, Cookie=f"edgerec_{urlsplit(sink.url).port}={guess}"),
     "header": lambda sink, guess: send_request(sink, Authorization=f"Bearer {guess}"),
     "basic": lambda sink, guess: send_request(sink, Authorization=f"Basic {guess}"),
@@ -467,16 +467,16 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", TOKEN_FORMS)
 def test_every_form_of_a_wrong_token_counts_toward_the_lockout(form, monkeypatch):
     monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
-        statuses = [FORMS[form](sink, f"guess{number}").status for number in range(15)]
+        statuses = [TOKEN_FORMS[form](sink, f"guess{number}").status for number in range(15)]
         assert statuses == [401] * 10 + [429] * 5
         locked_out = send_request(sink, "/?token=correct%20horse")
         assert locked_out.status == 429
         assert 0 < int(locked_out.headers["Retry-After"]) <= 60
-        for send_token in FORMS.values():
+        for send_token in TOKEN_FORMS.values():
             assert send_token(sink, "guess").status == 429
         assert send_request(sink).status == 401  # without a token, the page still asks for it
 
@@ -502,7 +502,7 @@ def test_wrong_cookie_is_delayed(monkeypatch):
 
     monkeypatch.setattr("edgerec.camera.sinks.web.auth.asyncio", type("Module", (), {"sleep": staticmethod(sleep)}))
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
-        response = FORMS["cookie"](sink, "guess")
+        response = TOKEN_FORMS["cookie"](sink, "guess")
         assert (response.status, delays) == (401, [0.5])
         # The browser forgets the old cookie, so that a page that is still open does not lock its own address out.
         assert "Max-Age=0" in response.headers["Set-Cookie"]
@@ -512,7 +512,7 @@ def test_other_addresses_are_not_locked_out(monkeypatch):
     monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink, ExitStack() as stack:
         for number in range(12):
-            FORMS["query"](sink, f"guess{number}")
+            TOKEN_FORMS["query"](sink, f"guess{number}")
         port = urlsplit(sink.url).port
         other_client = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=("127.0.0.2", 0))
         stack.callback(other_client.close)

@@ -9,13 +9,13 @@ from pathlib import Path
 from random import Random
 
 from fuzzing import bundles
-from fuzzing.isolation import ELSEWHERE, Target
+from fuzzing.isolation import FORBIDDEN_FOLDER, Target
 from fuzzing.mutate import damaged_bytes
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _NAMES = (
     *("../x", "/tmp/x", "C:\\x", "..\\x", "a/../../x", "x\0y", "manifest.json", "model.tflite", "", "a/", "x" * 5000),
-    *("__MACOSX/._manifest.json", "inner/manifest.json", f"../{ELSEWHERE}/x", "con"),
+    *("__MACOSX/._manifest.json", "inner/manifest.json", f"../{FORBIDDEN_FOLDER}/x", "con"),
 )
 _BOMB_BYTES = 40 << 20
 
@@ -49,7 +49,7 @@ def make(rng: Random, bundle: Path, folder: Path) -> Path:
         elif damage == "link":
             link = zipfile.ZipInfo("link")
             link.external_attr = 0o120777 << 16
-            archive.writestr(link, f"../../{ELSEWHERE}")
+            archive.writestr(link, f"../../{FORBIDDEN_FOLDER}")
     content = path.read_bytes()
     if damage == "bytes":
         directory = content.index(b"PK\x01\x02")

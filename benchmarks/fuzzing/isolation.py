@@ -31,7 +31,7 @@ from edgerec.errors import EdgerecError
 from fuzzing.tally import Figures, error_fault
 
 # Name of a folder that hostile inputs refer to. It is outside of the output folder, so nothing may be written there.
-ELSEWHERE = "elsewhere"
+FORBIDDEN_FOLDER = "elsewhere"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NETWORK = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname")
 _CODE = ("os.system", "os.exec", "os.posix_spawn", "pickle.find_class")
@@ -85,7 +85,7 @@ def in_child(function: Callable[[], None]) -> None:
 def run_case(target: Target, seeds: Any, folder: Path, case: str) -> tuple[str, str]:
     """Run one case in a child process; return the outcome (``accepted``, ``refused`` or ``broken``) and a message."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("input", "out", "here", "temporary", "cache", ELSEWHERE):
+    for name in ("input", "out", "here", "temporary", "cache", FORBIDDEN_FOLDER):
         (folder / name).mkdir(parents=True)
     reader, writer = os.pipe()
     child = os.fork()
@@ -132,7 +132,7 @@ def _left_behind(folder: Path) -> list[str]:
     """Return the files that a case has written outside of its output folders."""
     return sorted(
         str(path.relative_to(folder))
-        for name in ("here", "temporary", ELSEWHERE)
+        for name in ("here", "temporary", FORBIDDEN_FOLDER)
         for path in (folder / name).rglob("*")
         if not path.is_dir()
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzzing.isolation import ELSEWHERE, Target, in_child
+from fuzzing.isolation import FORBIDDEN_FOLDER, Target, in_child
 from fuzzing.mutate import damaged_bytes, damaged_json
 
 _CLASSES = ("Lambda", "TFSMLayer", "function", "Dense", "Functional", "StringLookup", "RNN", "Map", "get_file", "eval")
@@ -110,7 +110,7 @@ def _function(rng: Random) -> dict[str, Any]:
 
 def _lambda(rng: Random, folder: Path) -> dict[str, Any]:
     """Return the configuration of a Lambda layer that writes a file when it is called."""
-    code = f"open({str(folder.parent / ELSEWHERE / 'executed')!r}, 'w')"
+    code = f"open({str(folder.parent / FORBIDDEN_FOLDER / 'executed')!r}, 'w')"
     config = {"name": "x", "function": _function(rng), "arguments": {}, "output_shape": None}
     layer = {"module": "keras.layers", "class_name": "Lambda", "registered_name": None, "name": "x", "config": config}
     return layer | {"inbound_nodes": [[["_CONSTANT_VALUE", -1, code, {}]]]}

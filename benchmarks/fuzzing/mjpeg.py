@@ -16,7 +16,7 @@ from fuzzing.tally import Broken
 _BOUNDARY = b"--frame"
 # Maximum CPU time in seconds for a stream, and for each byte. The slowest files are those with 512 pixels per byte.
 _BASE_S, _BYTE_S = 2.0, 50e-6
-_LONGEST = 200_000
+_MAX_BYTES = 200_000
 _MARKERS = (0xC0, 0xC2, 0xC4, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xFE, 0xFF, 0x00)
 
 
@@ -74,7 +74,7 @@ def _repeated(rng: Random, seeds: list[bytes]) -> bytes:
             unit += length.to_bytes(2, "big") + rng.randbytes(rng.choice((0, max(0, length - 2) % 500)))
         if rng.random() < 0.1:
             unit += _BOUNDARY
-    return unit * (rng.randrange(1, _LONGEST) // len(unit) + 1) + rng.randbytes(rng.randrange(64))
+    return unit * (rng.randrange(1, _MAX_BYTES) // len(unit) + 1) + rng.randbytes(rng.randrange(64))
 
 
 def _resized(rng: Random, seeds: list[bytes]) -> bytes:

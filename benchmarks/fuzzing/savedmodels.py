@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzzing.isolation import ELSEWHERE, Target, in_child
+from fuzzing.isolation import FORBIDDEN_FOLDER, Target, in_child
 from fuzzing.mutate import damaged_bytes
 
 _OPERATORS = (
@@ -66,7 +66,7 @@ def make(rng: Random, seed: Path, folder: Path) -> Path:
         elif kind == 1:
             added = function.node_def.add(name=f"added{rng.randrange(99)}", op=rng.choice(_OPERATORS))
             added.input.extend(rng.sample(list(node.input), rng.randrange(len(node.input) + 1)))
-            added.attr["debug_urls"].list.s.append(f"file://{folder.parent / ELSEWHERE}/written".encode())
+            added.attr["debug_urls"].list.s.append(f"file://{folder.parent / FORBIDDEN_FOLDER}/written".encode())
         elif kind == 2 and node.attr:
             del node.attr[rng.choice(sorted(node.attr))]
         elif kind == 3 and node.input:

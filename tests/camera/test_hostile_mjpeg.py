@@ -12,7 +12,7 @@ from tests.servers import image_part, jpeg
 
 # A linear splitter needs less than a second of CPU time. The limit ends a process that needs more.
 CPU_LIMIT_S = 15
-FEED = """
+SPLITTER_PROGRAM = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1])))
 from edgerec.camera.sources.jpeg import JpegSplitter
@@ -40,7 +40,9 @@ BOUNDARY = b"--frame"
 def test_parsing_time_is_proportional_to_the_number_of_bytes(start, unit, end, step):
     images = image_part(jpeg(5)) * 20
     arguments = [str(CPU_LIMIT_S), start, unit, end, BOUNDARY.hex(), str(step), (b"\r\n" * 99 + images).hex()]
-    result = subprocess.run([sys.executable, "-c", FEED, *arguments], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", SPLITTER_PROGRAM, *arguments], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert int(result.stdout) >= 1  # the stream continues behind the garbage
 

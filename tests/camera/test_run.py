@@ -21,12 +21,12 @@ from edgerec.errors import OutputExistsError
 from tests.camera.test_sink_webhook import Server
 
 # Fields that depend on the time at which a frame was captured or classified.
-TIMES = {"captured_s", "since_s", "age_ms"}
+TIME_FIELDS = {"captured_s", "since_s", "age_ms"}
 
 
 def without_times(value):
     if isinstance(value, dict):
-        return {key: without_times(field) for key, field in value.items() if key not in TIMES}
+        return {key: without_times(field) for key, field in value.items() if key not in TIME_FIELDS}
     return value
 
 

@@ -117,7 +117,7 @@ def test_discovery_can_be_turned_off(broker, subscriber, tmp_path):
     assert "options" not in next(iter(discovery(large_manifest, "p", "s").values()))
 
 
-SENDER = """
+SENDER_PROGRAM = """
 import sys, time, pathlib
 from edgerec.camera.sinks.mqtt_client import Broker, BrokerConnection
 from edgerec.camera.sinks.mqtt import Mqtt
@@ -134,7 +134,10 @@ time.sleep(60)
 
 def sender(port, folder, end):
     process = subprocess.Popen(
-        [sys.executable, "-c", SENDER, str(port), str(folder), end], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SENDER_PROGRAM, str(port), str(folder), end],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "written\n"
     process.kill()

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 # When the interpreter ends, it deletes the object that sleeps. The connection attempt fails during this sleep.
-SLOW_END = """
+SLOW_DESTRUCTOR = """
 import sys, time
 from edgerec.camera.sources import opencv_capture
 opencv_capture.OPEN_MS = 2500
@@ -48,7 +48,7 @@ def silent_peer():
 
 def test_script_ends_without_abort(silent_peer):
     url, accept = silent_peer
-    command = [sys.executable, "-c", SLOW_END + API, url]
+    command = [sys.executable, "-c", SLOW_DESTRUCTOR + API, url]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process, accept():
         _, errors = process.communicate("\n", timeout=60)
     assert (process.returncode, errors) == (0, "")
@@ -57,7 +57,7 @@ def test_script_ends_without_abort(silent_peer):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_camera_command_ends_without_abort(silent_peer, bundle, stop):
     url, accept = silent_peer
-    command = [sys.executable, "-c", SLOW_END + CLI, "camera", str(bundle), "--source", url, "--json"]
+    command = [sys.executable, "-c", SLOW_DESTRUCTOR + CLI, "camera", str(bundle), "--source", url, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process, accept():
         assert '"connecting"' in process.stdout.readline()
         process.send_signal(stop)

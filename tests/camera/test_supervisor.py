@@ -31,7 +31,7 @@ from edgerec.runtime.device_users import programs_using
 from tests import servers
 from tests.servers import (
     HEAD,
-    NUMBERS,
+    NUMBER_COUNT,
     MjpegServer,
     RtspServer,
     image_part,
@@ -43,7 +43,7 @@ from tests.servers import (
 )
 
 # Maximum time in seconds for a reconnection. It usually takes less than 3 s, but longer on a busy machine.
-BACK_S = 10.0
+RECONNECT_LIMIT_S = 10.0
 TIMEOUTS = Timeouts(open_s=3.0, stale_s=0.5, lost_s=1.0, first_wait_s=0.05, longest_wait_s=1.0)
 
 
@@ -88,7 +88,7 @@ class WatchedFeeds:
     def wait_for_frames(self, step: str, count: int = 3) -> float:
         """Wait for ``count`` new frames, and return the number of seconds until the first of them."""
         start_s, before = time.monotonic(), len(self.frames)
-        wait_for(lambda: len(self.frames) >= before + count, BACK_S, lambda: f"{step}: {self.states()}")
+        wait_for(lambda: len(self.frames) >= before + count, RECONNECT_LIMIT_S, lambda: f"{step}: {self.states()}")
         elapsed_s = self.frames[before].grabbed_s - start_s
         print(f"{step}: live after {elapsed_s:.2f} s")
         return elapsed_s
@@ -128,8 +128,8 @@ def child_processes() -> set[str]:
 
 
 def test_image_numbers_can_be_read_after_jpeg_compression():
-    received = [number_of(cv2.imdecode(np.frombuffer(jpeg(n), np.uint8), 1)[:, :, ::-1]) for n in range(NUMBERS)]
-    assert received == list(range(NUMBERS))
+    received = [number_of(cv2.imdecode(np.frombuffer(jpeg(n), np.uint8), 1)[:, :, ::-1]) for n in range(NUMBER_COUNT)]
+    assert received == list(range(NUMBER_COUNT))
     mixed = numbered_image(7).copy()
     mixed[80:] = 128
     assert number_of(mixed[:, :, ::-1]) is None
@@ -148,7 +148,7 @@ def test_source_recovers_after_ten_restarts_of_the_server():
             times.append(camera.wait_for_frames("restarted"))
     camera.assert_only_served()
     numbers = [number_of(frame.image) for frame in camera.frames]
-    steps = np.diff(numbers) % NUMBERS
+    steps = np.diff(numbers) % NUMBER_COUNT
     assert steps.min() >= 1, "an image was delivered twice"
     print(f"back after {max(times):.2f} s at most")
 
@@ -346,7 +346,7 @@ def test_slow_consumer_receives_the_newest_image():
         for event in supervisor:
             if isinstance(event, Frame):
                 served = next(server.numbers) - 1  # this call also skips one number
-                lags.append((served - number_of(event.image)) % NUMBERS)
+                lags.append((served - number_of(event.image)) % NUMBER_COUNT)
                 time.sleep(0.15)
                 if len(lags) == 12:
                     break
@@ -407,7 +407,7 @@ def test_chunked_response_without_part_lengths_is_read():
         peer.send(HEAD.replace(b"HTTP/1.0", b"HTTP/1.1").replace(b"Conn", b"Transfer-Encoding: chunked\r\nConn"))
         number = 0
         while True:
-            content = image_part(jpeg(number % NUMBERS), length=False)
+            content = image_part(jpeg(number % NUMBER_COUNT), length=False)
             for at in range(0, len(content), 700):
                 piece = content[at : at + 700]
                 peer.send(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")

@@ -60,7 +60,7 @@ def read_all(run, other):
     return run.metrics, run.split_record, run.variants(), run.exports(), run.comparison(), diff_runs(run.path, other)
 
 
-WRONG_VALUES = [
+INVALID_RUN_VALUES = [
     ("metrics.json", ["images"], "many"),
     ("metrics.json", ["accuracy"], None),
     ("metrics.json", ["accuracy"], float("nan")),
@@ -86,7 +86,7 @@ WRONG_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "keys", "value"), WRONG_VALUES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("name", "keys", "value"), INVALID_RUN_VALUES, ids=lambda value: str(value)[:20])
 def test_unexpected_values_in_a_run_are_refused(run_copy, quantized_run, invoke, name, keys, value):
     change_json(run_copy.path / name, *keys, value=value)
     with pytest.raises(RunError, match=r"damaged"):
@@ -268,7 +268,7 @@ def test_packing_the_same_images_twice_gives_the_same_files(tmp_path, pack):
     assert contents[0] == {path.name: path.read_bytes() for path in pack.iterdir()}
 
 
-WRONG_PACKS = [
+INVALID_PACK_VALUES = [
     (["labels"], ["0", "0"]),
     (["labels"], 5),
     (["preprocess", "height"], 9),
@@ -291,7 +291,7 @@ WRONG_PACKS = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "value"), WRONG_PACKS, ids=lambda value: repr(value)[:25])
+@pytest.mark.parametrize(("keys", "value"), INVALID_PACK_VALUES, ids=lambda value: repr(value)[:25])
 def test_packs_with_unexpected_values_are_refused(pack, tmp_path, invoke, keys, value):
     copy = shutil.copytree(pack, tmp_path / "pack")
     change_json(copy / "pack.json", *keys, value=value)

@@ -13,13 +13,13 @@ import termios
 
 import pytest
 
-QUANTIZE = """
+COMPARISON_PROGRAM = """
 from edgerec.cli.output import table
 table(("variant", "method", "top-1", "drop", "agreement", "bytes", "gzip bytes", "zeros", "ms", "p95 ms"),
       [("int8-pcqat", "prune+cluster+qat", "97.20%", "+0.80", "99.20%", "128,410", "57,718", "50%", "0.016", "0.019")],
       optional=("p95 ms", "zeros", "method"))
 """
-PROGRESS = """
+PROGRESS_PROGRAM = """
 import logging, time
 from edgerec.cli.output import progress
 from edgerec.utils.progress import Progress
@@ -75,18 +75,22 @@ def test_no_line_is_wider_than_the_terminal(command, columns):
 
 
 def test_comparison_leaves_out_the_least_important_columns():
-    narrow = terminal(80, "-c", QUANTIZE).splitlines()
+    narrow = terminal(80, "-c", COMPARISON_PROGRAM).splitlines()
     assert narrow[0].split() == ["variant", "top-1", "drop", "agreement", "bytes", "gzip", "bytes", "ms"]
     assert max(map(len, narrow)) <= 80
     assert "not shown: p95 ms, zeros, method" in narrow[2]
-    wide = terminal(120, "-c", QUANTIZE).splitlines()
+    wide = terminal(120, "-c", COMPARISON_PROGRAM).splitlines()
     assert len(wide) == 2
     assert "p95 ms" in wide[0]
 
 
 def test_output_to_a_program_has_all_columns():
     piped = subprocess.run(
-        [sys.executable, "-c", QUANTIZE], capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "40"}
+        [sys.executable, "-c", COMPARISON_PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "40"},
     ).stdout.splitlines()
     assert piped[1].split() == [
         *["int8-pcqat", "prune+cluster+qat", "97.20%", "+0.80", "99.20%", "128,410", "57,718", "50%", "0.016", "0.019"]
@@ -114,7 +118,7 @@ def test_wide_characters_stay_aligned():
 
 
 def test_progress_takes_one_line():
-    output = without_escapes(terminal(80, "-c", PROGRESS))
+    output = without_escapes(terminal(80, "-c", PROGRESS_PROGRAM))
     lines = [line for part in output.split("\r") for line in part.split("\n") if line.strip()]
     assert lines
     assert max(map(len, lines)) <= 80

@@ -190,11 +190,11 @@ def test_number_of_outputs_selects_the_format_and_is_checked(tmp_path):
 
 # Files that are damaged or that take a parser very long. A parser with quadratic run time needs hours for these sizes.
 
-_MANY = 100_000
+_LINE_COUNT = 100_000
 
 HOSTILE = {
-    "repeated_key.json": json.dumps({f"k{n}": n for n in range(_MANY)})[:-1] + ', "k9": 5}',
-    "repeated_key.yaml": "".join(f"k{n}: a\n" for n in range(_MANY)) + "k9: x\n",
+    "repeated_key.json": json.dumps({f"k{n}": n for n in range(_LINE_COUNT)})[:-1] + ', "k9": 5}',
+    "repeated_key.yaml": "".join(f"k{n}: a\n" for n in range(_LINE_COUNT)) + "k9: x\n",
     "empty_containers.yaml": "names:\n" * 100_000,
     "keys_of_spaces.yaml": f"a{' ' * 990}b: x\n" * 4000,
     "arrays.txt": "categories" * 400_000,

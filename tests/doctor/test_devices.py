@@ -15,7 +15,7 @@ from edgerec.doctor.check_runtimes import Runtime
 from edgerec.doctor.check_system import System
 
 PI5 = "Raspberry Pi 5 Model B Rev 1.0"
-CARD = {
+CORAL_CARD_FILES = {
     "sys/bus/pci/devices/0000:01:00.0/vendor": "0x1ac1",
     "sys/bus/pci/devices/0000:01:00.0/device": "0x089a",
 }
@@ -62,14 +62,16 @@ def problems(root: Path, subject: str = "Edge TPU") -> list[tuple[str, str]]:
     ],
 )
 def test_driver_package_for_a_card_depends_on_the_kernel(tmp_path, kernel, command):
-    (detail, fix), *_ = problems(machine(tmp_path, CARD, kernel=kernel))
+    (detail, fix), *_ = problems(machine(tmp_path, CORAL_CARD_FILES, kernel=kernel))
     assert "driver is not loaded" in detail
     assert command in fix
     assert ("does not build on kernel" in detail) is ("./" in command)
 
 
 def test_loaded_driver_without_a_device_is_not_installed_again(tmp_path):
-    root = machine(tmp_path, CARD, {"proc/modules": "gasket 1 1 apex\napex 24576 0 - Live"}, kernel="6.12.47")
+    root = machine(
+        tmp_path, CORAL_CARD_FILES, {"proc/modules": "gasket 1 1 apex\napex 24576 0 - Live"}, kernel="6.12.47"
+    )
     (detail, fix), *_ = problems(root)
     assert "is loaded" in detail
     assert "dmesg" in fix
@@ -85,8 +87,12 @@ def test_loaded_driver_without_a_device_is_not_installed_again(tmp_path):
 )
 def test_a_card_on_a_raspberry_pi_5_needs_its_overlays(tmp_path, config, missing):
     (tmp_path / "pi4").mkdir()
-    assert not any("config.txt" in detail for detail, _ in problems(machine(tmp_path / "pi4", CARD, config)))
-    results = [item for item in problems(machine(tmp_path, CARD, config, board=PI5)) if "config.txt" in item[0]]
+    assert not any(
+        "config.txt" in detail for detail, _ in problems(machine(tmp_path / "pi4", CORAL_CARD_FILES, config))
+    )
+    results = [
+        item for item in problems(machine(tmp_path, CORAL_CARD_FILES, config, board=PI5)) if "config.txt" in item[0]
+    ]
     assert len(results) == bool(missing)
     assert all(line in results[0][0] and line in results[0][1] for line in missing)
 

@@ -238,7 +238,7 @@ def test_microcontroller_code_gives_the_model_the_pixels_of_the_training(bundle,
     assert result.returncode == 7
 
 
-NODE = """
+NODE_PROGRAM = """
 globalThis.ImageData = class {
   constructor(width, height) {
     Object.assign(this, { width, height, data: new Uint8ClampedArray(width * height * 4) });
@@ -277,7 +277,7 @@ def test_web_code_prepares_the_pixels_of_the_training(bundle, tmp_path, fit, int
     preprocess = PreprocessSpec(40, 56, channels, fit, interpolation, version)
     manifest = replace(Bundle.open(bundle).manifest, preprocess=preprocess)
     (tmp_path / "app.js").write_text(
-        NODE.replace("CODE", code("\n".join(apps.usage(manifest, Target.load("web"))), "js"))
+        NODE_PROGRAM.replace("CODE", code("\n".join(apps.usage(manifest, Target.load("web"))), "js"))
     )
     for rows, columns in ((300, 451), (37, 900), (640, 90), (40, 56), (80, 57), (13, 7)):
         image = photo(rows, columns)

@@ -30,7 +30,7 @@ from tests.conftest import error_line
 UNIT = Normalize.named("unit")
 REPORTS = {report.name: report for report in architectures()}
 # Architectures that edgerec builds itself, and that are compared with the Keras application of the same name.
-AS_KERAS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_small")
+KERAS_ARCHITECTURES = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_small")
 
 
 def built(arch, width=1.0, weights="none", size=0, channels=3):
@@ -55,7 +55,7 @@ def preprocessed(pixels: str, of_application: str, images: np.ndarray) -> np.nda
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", AS_KERAS)
+@pytest.mark.parametrize("arch", KERAS_ARCHITECTURES)
 def test_features_with_imagenet_weights_equal_the_keras_application(arch, monkeypatch):
     """Random weights replace the downloaded weights."""
     known, applications = ARCHITECTURES[arch].imagenet, []
@@ -82,7 +82,7 @@ def test_features_with_imagenet_weights_equal_the_keras_application(arch, monkey
     assert model.count_params() - 6 == REPORTS[arch].parameters  # the layer that converts the range has 6
 
 
-@pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) - {*AS_KERAS}))
+@pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) - {*KERAS_ARCHITECTURES}))
 def test_architectures_have_no_nested_models_and_scale_with_the_width(arch):
     model = built(arch, width=0.25, channels=1)
     assert model.output_shape == (model.input_shape if ARCHITECTURES[arch].reconstructs else (None, 10))
@@ -211,7 +211,7 @@ def test_models_command_refuses_invalid_arguments(arguments, code, message):
 
 # --- Architectures in user code -----------------------------------------------------------------------------------
 
-MINE = """
+USER_ARCHITECTURE = """
 def build(keras, inputs, section):
     'Mine.'
     x = keras.layers.Conv2D(max(1, round(8 * section.width)), 3, activation="relu")(inputs * 2 - 1)
@@ -222,7 +222,7 @@ def build(keras, inputs, section):
 def test_run_with_user_architecture_opens_without_its_code(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = tmp_path / "my_net.py"
-    code.write_text(MINE)
+    code.write_text(USER_ARCHITECTURE)
     recipe = Recipe().override(
         {
             "data.source": str(image_folder),
@@ -252,19 +252,19 @@ def test_run_with_user_architecture_opens_without_its_code(image_folder, tmp_pat
 
 
 def test_user_architecture_is_measured(tmp_path):
-    (tmp_path / "net.py").write_text(MINE)
+    (tmp_path / "net.py").write_text(USER_ARCHITECTURE)
     report = architecture(f"{tmp_path}/net.py:build", input_size=16, classes=2)
     assert (report.about, report.parameters) == ("Mine.", 27 * 8 + 8 + 18)
     assert 0 <= report.macs - (14 * 14 * 27 * 8 + 16) <= 2 * 16 * 16 * 3  # the operations on the pixels also count
 
 
 def test_misspelled_function_is_reported_before_images_are_read(edgerec, tmp_path):
-    (tmp_path / "net.py").write_text(MINE)
+    (tmp_path / "net.py").write_text(USER_ARCHITECTURE)
     message = error_line(edgerec("train", "--data", "x", "--arch", "net.py:biuld", "--out", "run", cwd=tmp_path))
     assert "unknown function of net.py 'biuld'; did you mean 'build'" in message
 
 
-WRONG = {
+INVALID_ARCHITECTURES = {
     "returned": ("return 3", "returns an object of type int: expected a function build"),
     "model": ("return keras.Model(inputs, keras.layers.Flatten()(inputs))", "returns a model, but"),
     "image": ("return keras.layers.Conv2D(2, 3)(inputs)", r"shape \(None, 14, 14, 2\), expected \(batch, n\)"),
@@ -282,9 +282,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("body", WRONG)
+@pytest.mark.parametrize("body", INVALID_ARCHITECTURES)
 def test_invalid_user_architecture_is_refused(body, tmp_path):
-    text, message = WRONG[body]
+    text, message = INVALID_ARCHITECTURES[body]
     (tmp_path / "net.py").write_text(f"def build(keras, inputs, section):\n    {text}\n")
     with pytest.raises(ModelError, match=message):
         build(keras(), ModelSection(f"{tmp_path}/net.py:build"), (16, 16, 3), 2, UNIT)
@@ -293,7 +293,7 @@ def test_invalid_user_architecture_is_refused(body, tmp_path):
 @pytest.mark.parametrize(
     ("arch", "text", "message"),
     [
-        ("net.py:other", MINE, "unknown function of net.py 'other'"),
+        ("net.py:other", USER_ARCHITECTURE, "unknown function of net.py 'other'"),
         ("net.py:build", "build = 3", "is an object of type int: expected a function"),
         ("net.py:build", "def build(:", "cannot be imported: SyntaxError"),
         ("net.py:build", "import nothing_such", r"cannot be imported \(.*net\.py, line 1\): ModuleNotFoundError"),

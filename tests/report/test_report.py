@@ -28,7 +28,7 @@ from edgerec.report.content import ClassMetrics
 from edgerec.report.html import render
 from edgerec.train.confidence_calibration import reliability
 
-EVIL = (
+HOSTILE_MARKUP = (
     "</script><script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
     "' onmouseover='alert(1)",
@@ -40,7 +40,7 @@ EVIL = (
     "</title>",
     "]]>",
 )
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID_ELEMENTS = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
+        if tag not in VOID_ELEMENTS:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -253,19 +253,19 @@ def test_markup_in_labels_and_names_is_escaped(run_copy, tmp_path):
     dataset, _ = run_copy.data()
     source = tmp_path / "\"><b onclick='x'>.npz"
     raw = np.stack([dataset.original(i) for i in range(len(dataset.names))])
-    np.savez(source, x_train=raw, y_train=dataset.classes, labels=np.array(EVIL))
+    np.savez(source, x_train=raw, y_train=dataset.classes, labels=np.array(HOSTILE_MARKUP))
     marked_up = Run.at(run_copy.path.rename(tmp_path / "<i>run&amp;"))
     move_images(marked_up, str(source))
     (marked_up.path / "int8-qat").rename(marked_up.path / "<u>$x")
     edit_json(marked_up, "<u>$x/report.json", variant="<u>$x")
-    (marked_up.path / "labels.txt").write_text("".join(f"{label}\n" for label in EVIL))
-    per_class = dict(zip(EVIL, marked_up.metrics["per_class"].values(), strict=True))
-    edit_json(marked_up, "metrics.json", per_class=per_class, labels=list(EVIL))
+    (marked_up.path / "labels.txt").write_text("".join(f"{label}\n" for label in HOSTILE_MARKUP))
+    per_class = dict(zip(HOSTILE_MARKUP, marked_up.metrics["per_class"].values(), strict=True))
+    edit_json(marked_up, "metrics.json", per_class=per_class, labels=list(HOSTILE_MARKUP))
     renamed_images(marked_up, dataset.names)
     report = write_report(marked_up)
     page = Page(Path(report.page)).check()
     assert report.missing == ()
-    for label in (*EVIL, "<i>run&amp;", "<u>$x"):
+    for label in (*HOSTILE_MARKUP, "<i>run&amp;", "<u>$x"):
         assert " ".join(label.split()) in page.text, label
     assert not page.of("i") or all(set(one) <= {"style", "class"} for one in page.of("i"))
     assert not page.of("u")

@@ -22,7 +22,7 @@ APPLICATIONS = {
 }
 LARGE_APPLICATIONS = {"VGG19": 4096, "Xception": 2048, "InceptionV3": 2048, "InceptionResNetV2": 1536}
 # Deep families, each with as few blocks as its module builds: module, function, arguments and width of the features.
-SHALLOW = [
+DEEP_FAMILIES = [
     ("resnet", "ResNet", {"stack_fn": lambda x: x, "preact": False, "use_bias": True}, 64),
     ("resnet", "ResNet", {"stack_fn": lambda x: x, "preact": True, "use_bias": True}, 64),
     ("resnet_rs", "ResNetRS", {"depth": 50, "block_args": [{"input_filters": 8, "num_repeats": 1}] * 4}, 32),
@@ -56,7 +56,7 @@ def test_features_of_keras_applications_are_found(name, width):
     check_features(build(weights=None, input_shape=(size, size, 3), classes=7), width)
 
 
-@pytest.mark.parametrize(("module", "function", "options", "width"), SHALLOW)
+@pytest.mark.parametrize(("module", "function", "options", "width"), DEEP_FAMILIES)
 def test_features_of_deep_families_are_found(module, function, options, width):
     keras()
     build = getattr(importlib.import_module(f"tf_keras.src.applications.{module}"), function)

@@ -178,7 +178,7 @@ def test_replicas_share_training_and_validation_batches():
 
 
 # Recipes that together set every key of the sections train, augment and transfer to a value other than its default.
-ON_TWO_DEVICES = [
+TWO_DEVICE_RECIPES = [
     {
         "train.class_weights": "balanced",
         "train.accumulate": 2,
@@ -243,7 +243,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from pathlib import Path
 from edgerec import Recipe, fit, quantize
 from edgerec.errors import RecipeError
-devices, text = [], json.dumps({ON_TWO_DEVICES!r}).replace("FIRST", {str(tmp_path / "0")!r})
+devices, text = [], json.dumps({TWO_DEVICE_RECIPES!r}).replace("FIRST", {str(tmp_path / "0")!r})
 small = {{"train.epochs": 2, "train.batch_size": 32, "model.width": 0.25, "data.test_fraction": 0.5}}
 for number, changes in enumerate(json.loads(text)):
     def on_epoch(_, model):
@@ -265,7 +265,7 @@ except RecipeError as error:
     assert set(result["devices"]) == {2}  # each weight has a copy on each device
     assert result["ptq"] == "int8"
     assert "train.batch_size is 33, but must be a multiple of 4, because 2 devices share each batch" in result["qat"]
-    for number in range(len(ON_TWO_DEVICES)):
+    for number in range(len(TWO_DEVICE_RECIPES)):
         run = Run.at(tmp_path / str(number))
         assert run.history()[-1]["loss"] < run.history()[0]["loss"]
 

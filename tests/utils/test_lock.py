@@ -105,7 +105,7 @@ with replacing_folder(Path(sys.argv[1]) / "folder") as folder, replacing(Path(sy
     file.write_text("x")
     stop()
 """
-WRITE_AGAIN = """
+WRITE_TWICE = """
 import sys
 from pathlib import Path
 from edgerec.utils.atomic import write_file
@@ -116,7 +116,7 @@ write_file(Path(sys.argv[1]) / "a", "a")
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     (tmp_path / ".other.partial").mkdir()
     (tmp_path / ".other.partial" / "file").write_text("from another program")
-    write = [sys.executable, "-c", WRITE_AGAIN, str(tmp_path)]
+    write = [sys.executable, "-c", WRITE_TWICE, str(tmp_path)]
     with stopped_process(WRITE, tmp_path):
         subprocess.run(write, check=True)
         assert len(list(tmp_path.glob(".*.partial"))) == 3  # those of a running process are kept
