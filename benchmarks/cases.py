@@ -373,7 +373,7 @@ def no_channels(case: Path, work: Path) -> str:
         expect(top.label == "top", f"{top.label} instead of top for the input {shape}")
     (work / "k").mkdir()
     generate(case / "mkk.py", work, "k2_tfmot")
-    quantized(work, "k/k2_tfmot.h5", Path("digits"), least=0.8)
+    quantized(work, "k/k2_tfmot.h5", Path("digits"), min_accuracy=0.8)
     return RESULT
 
 

@@ -232,7 +232,7 @@ class Soak:
         def script(peer: servers.Peer) -> None:
             peer.send(servers.HEAD)
             for _ in range(20):
-                peer.send(b"\xff\xd8\xff\xe1\x00\x02" * 4000 + servers.part(b"\xff\xd8" + os.urandom(2000)))
+                peer.send(b"\xff\xd8\xff\xe1\x00\x02" * 4000 + servers.image_part(b"\xff\xd8" + os.urandom(2000)))
                 peer.wait(0.2)
 
         normal = self.mjpeg._scripts
