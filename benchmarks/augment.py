@@ -141,7 +141,7 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40, help="batches of 128 in each measurement")
+    parser.add_argument("--steps", type=int, default=40, help="number of batches of 128 images in each measurement")
     arguments = parser.parse_args()
     keras()
     print(json.dumps({name: measure(name, arguments.rounds, arguments.steps) for name in SHAPES}, indent=1))

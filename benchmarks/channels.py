@@ -36,7 +36,7 @@ from edgerec.utils.progress import ignore
 
 
 @dataclass(frozen=True)
-class Bench:
+class PreparedRun:
     """A run with its data and the settings for fine-tuning."""
 
     run: Run
@@ -72,27 +72,27 @@ class Bench:
         return self.accuracy(self.predict(scorer, subset), subset)
 
 
-def open_run(arguments: argparse.Namespace) -> Bench:
+def open_run(arguments: argparse.Namespace) -> PreparedRun:
     """Open the run and its data."""
     run = Run.open(arguments.run)
     changes: dict[str, Any] = {"compress.epochs": arguments.epochs}
     if arguments.learning_rate:
         changes["compress.learning_rate"] = arguments.learning_rate
     with CompressionContext.open(run, run.recipe.override(changes), arguments.data, ignore) as opened:
-        return Bench(run, opened.dataset, opened.split, opened.fine_tune(Path(tempfile.mkdtemp())))
+        return PreparedRun(run, opened.dataset, opened.split, opened.fine_tune(Path(tempfile.mkdtemp())))
 
 
-def model_figures(bench: Bench, fraction: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
+def model_figures(prepared: PreparedRun, fraction: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
     """Return the size, cost and accuracy of a model."""
     return {
         "fraction": fraction,
         "parameters": int(model.count_params()),
         "macs": macs(model),
-        "estimated_times_faster": round(cost(bench.run.model()) / cost(model), 3),
+        "estimated_times_faster": round(cost(prepared.run.model()) / cost(model), 3),
         "int8_bytes": len(content),
         "val_before_tuning": round(before, 4),
-        "val_float": round(bench.top1(keras_scorer(model, bench.run.recipe.normalize), "val"), 4),
-        "val_int8": round(bench.top1(tflite_scorer(bench.open_model(content)), "val"), 4),
+        "val_float": round(prepared.top1(keras_scorer(model, prepared.run.recipe.normalize), "val"), 4),
+        "val_int8": round(prepared.top1(tflite_scorer(prepared.open_model(content)), "val"), 4),
     }
 
 
@@ -116,12 +116,12 @@ print(json.dumps({"measured_on": fingerprint().to_dict(), "ms": milliseconds}))
 """
 
 
-def measure_times(python: str, bench: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
+def measure_times(python: str, prepared: PreparedRun, contents: list[bytes], rounds: int) -> dict[str, Any]:
     """Return the median milliseconds of each file, measured alternately with the TFLite runtime of ``python``."""
-    normalize = bench.run.recipe.normalize
+    normalize = prepared.run.recipe.normalize
     with tempfile.TemporaryDirectory() as folder:
         images, paths = Path(folder) / "images.npy", [Path(folder) / f"{i}.tflite" for i in range(len(contents))]
-        np.save(images, bench.dataset.images[bench.split.val[:256]])
+        np.save(images, prepared.dataset.images[prepared.split.val[:256]])
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
         command: list[str | Path] = [
@@ -140,37 +140,39 @@ def measure_times(python: str, bench: Bench, contents: list[bytes], rounds: int)
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Remove each fraction of the channels, and compare the results."""
-    bench = open_run(arguments)
-    original = bench.run.model()
-    normalize = bench.run.recipe.normalize
-    models, contents = [original], [bench.quantize(original)]
-    rows = [model_figures(bench, 0.0, original, contents[0], bench.top1(keras_scorer(original, normalize), "val"))]
+    prepared = open_run(arguments)
+    original = prepared.run.model()
+    normalize = prepared.run.recipe.normalize
+    models, contents = [original], [prepared.quantize(original)]
+    rows = [
+        model_figures(prepared, 0.0, original, contents[0], prepared.top1(keras_scorer(original, normalize), "val"))
+    ]
     for fraction in arguments.fractions:
-        untuned = shrink(original, fraction, replace(bench.tune, epochs=0), multiple=arguments.multiple)
-        models.append(shrink(original, fraction, bench.tune, multiple=arguments.multiple))
-        contents.append(bench.quantize(models[-1]))
+        untuned = shrink(original, fraction, replace(prepared.tune, epochs=0), multiple=arguments.multiple)
+        models.append(shrink(original, fraction, prepared.tune, multiple=arguments.multiple))
+        contents.append(prepared.quantize(models[-1]))
         rows.append(
             model_figures(
-                bench, fraction, models[-1], contents[-1], bench.top1(keras_scorer(untuned, normalize), "val")
+                prepared, fraction, models[-1], contents[-1], prepared.top1(keras_scorer(untuned, normalize), "val")
             )
         )
         print(json.dumps(rows[-1]), flush=True)
-    times = [measure_times(python, bench, contents, arguments.times) for python in arguments.pythons]
+    times = [measure_times(python, prepared, contents, arguments.times) for python in arguments.pythons]
     for timing in times:
         timing["times_faster"] = [round(timing["ms"][0] / ms, 3) for ms in timing["ms"]]
         timing["ms"] = [round(ms, 4) for ms in timing["ms"]]
     faster = times[0]["times_faster"]
     min_accuracy = rows[0]["val_int8"] - arguments.max_drop / 100
     chosen = max((i for i, line in enumerate(rows) if line["val_int8"] >= min_accuracy), key=lambda i: faster[i])
-    before = bench.top1(tflite_scorer(bench.open_model(contents[0])), "test")
-    predictions = bench.predict(tflite_scorer(bench.open_model(contents[chosen])), "test")
-    after = bench.accuracy(predictions, "test")
-    floats = [bench.predict(keras_scorer(model, normalize), "test") for model in (original, models[chosen])]
+    before = prepared.top1(tflite_scorer(prepared.open_model(contents[0])), "test")
+    predictions = prepared.predict(tflite_scorer(prepared.open_model(contents[chosen])), "test")
+    after = prepared.accuracy(predictions, "test")
+    floats = [prepared.predict(keras_scorer(model, normalize), "test") for model in (original, models[chosen])]
     agreements = [round(float(np.mean(predictions == float_predictions)), 4) for float_predictions in floats]
     return {
-        "run": bench.run.path.name,
-        "arch": bench.run.recipe.model.arch,
-        "width": bench.run.recipe.model.width,
+        "run": prepared.run.path.name,
+        "arch": prepared.run.recipe.model.arch,
+        "width": prepared.run.recipe.model.width,
         "epochs": arguments.epochs,
         "multiple": arguments.multiple,
         "rows": rows,

@@ -85,7 +85,7 @@ def main() -> None:
     """Print one JSON object for each dataset."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--images", type=int, default=10000, help="at most")
+    parser.add_argument("--images", type=int, default=10000, help="maximum number of images of a data set")
     parser.add_argument("--fraction", type=float, default=0.05, help="fraction of the labels that are replaced")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -373,7 +373,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--fault-every", type=float, default=20, help="seconds between the starts of two faults")
     parser.add_argument("--bundle", type=Path, help="bundle to use [default: digits, trained for one epoch]")
-    parser.add_argument("--work", type=Path, help="parent of the working folder [default: the system's]")
+    parser.add_argument(
+        "--work", type=Path, help="parent of the working folder [default: the system's temporary folder]"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         folder = Path(name)

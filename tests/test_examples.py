@@ -66,7 +66,7 @@ def folder(real_data, tmp_path_factory):
             (folder / "signs" / sign).mkdir(parents=True, exist_ok=True)
             name = f"person_{(number - 1118) // 10:03d}_{number}.jpg"
             (folder / "signs" / sign / name).write_bytes(archive.extractfile(member).read())
-    (folder / "pictures").symlink_to(folder / "signs")
+    (folder / "photos").symlink_to(folder / "signs")
     (folder / "vww_96.h5").symlink_to(real_data / "vww_96.h5")
     for arch in ("vgg16", "resnet50"):
         # Random weights of a narrow network replace the weights that Keras would download.
