@@ -13,6 +13,8 @@ FineTuningStage = Literal["channels", "prune", "cluster", "qat"]
 
 AUTO = "auto"
 FLOAT32 = "float32"
+# Advice in error messages. In edgerec build, --epochs is the number of training epochs.
+MORE_EPOCHS = "more fine-tuning epochs (compress.epochs, or --epochs of edgerec quantize)"
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,16 @@ class Method:
 
     @property
     def milder(self) -> tuple[str, ...]:
-        """Changes to command-line options that may reduce the accuracy loss, such as "more --epochs"."""
+        """Changes to settings that may reduce the accuracy loss, such as ``--method qat``.
+
+        The strings name recipe keys, because ``edgerec build`` has no options for these settings.
+        """
         if self.precision not in ("int8", "mixed"):
             return ()
         with_qat = () if "qat" in self.stages else (f"--method {'+'.join((*self.stages, 'qat'))}",)
-        longer = ("more --epochs",) if self.stages else ()
-        options = {"channels": "less --channels", "prune": "less --sparsity", "cluster": "more --clusters"}
+        longer = (MORE_EPOCHS,) if self.stages else ()
+        options = {"channels": "a lower compress.channels", "prune": "a lower compress.sparsity"}
+        options["cluster"] = "more compress.clusters"
         return (*with_qat, *longer, *(options[stage] for stage in self.reductions))
 
 

@@ -125,5 +125,5 @@ def test_error_of_a_failed_download_says_what_to_do(folder, monkeypatch, invoke)
     command = next(command for command in ROWS if "vgg16.toml" in command).replace("runs/vgg16", "runs/none")
     message = error_line(invoke(*command.split()))
     assert "could not be downloaded" in message
-    assert "connect this machine to the Internet once, use --weights none" in message
+    assert "connect this machine to the Internet once, or set model.weights to 'none'" in message
     assert not Path("runs/none").exists()

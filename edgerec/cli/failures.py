@@ -10,7 +10,7 @@ from edgerec.errors import EdgerecError
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = "out of memory: close other programs, or reduce --batch-size, --input-size or --width"
+OUT_OF_MEMORY = "out of memory: close other programs, or reduce train.batch_size, data.input_size or model.width"
 _ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with --out or EDGEREC_CACHE; no data was lost",
     errno.EDQUOT: "free some space, or choose another disk; no data was lost",

@@ -9,6 +9,7 @@ from edgerec.compress.candidate import Candidate, make_candidate
 from edgerec.compress.context import CompressionContext
 from edgerec.compress.existing_variants import existing, used_differently
 from edgerec.compress.variant_report import QuantizeReport
+from edgerec.compression_methods import MORE_EPOCHS
 from edgerec.errors import GateError, ModelError, OutputExistsError
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,13 @@ def choose_method(context: CompressionContext, *, resume: bool, overwrite: bool)
     if fits("float16", max_drop):
         log.warning(
             "auto chose float16, which is not int8 and does not run on targets that require int8; "
-            "for int8, try --method qat with more --epochs, or a higher --max-drop"
+            "for int8, try --method qat with %s, or a higher --max-drop",
+            MORE_EPOCHS,
         )
         return chosen("float16", "no int8 method meets --max-drop")
     error = GateError(
         f"no method meets --max-drop {max_drop:g} on {count:,} validation images ({', '.join(remarks)}): "
-        "try --method qat with more --epochs, or a higher --max-drop"
+        f"try --method qat with {MORE_EPOCHS}, or a higher --max-drop"
     )
     if sources:
         error.report = chosen(min(sources, key=loss), "it loses least")

@@ -340,8 +340,9 @@ def _recorder(state: _StageState, peak_rate: float) -> Any:
             """Raise :class:`ModelError` if the loss called ``name`` is NaN or infinite."""
             if not math.isfinite(logs[name]):
                 raise ModelError(
-                    f"the {name} became {logs[name]} in epoch {self.epoch + 1} of {stage}: lower the learning rate "
-                    f"(now {peak_rate:g}) with --learning-rate and --overwrite"
+                    f"the {name} became {logs[name]} in epoch {self.epoch + 1} of {stage}: lower "
+                    f"compress.learning_rate (now {peak_rate:g}; --learning-rate of edgerec quantize), and add "
+                    "--overwrite"
                 )
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

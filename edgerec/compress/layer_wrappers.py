@@ -34,7 +34,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
         except ValueError as error:
             raise ModelError(
                 f"layer {layer.name} ({type(layer).__name__}) cannot be compressed: {cause(error)}; "
-                f"skip it with --skip {layer.name}"
+                f"add {layer.name} to compress.skip (--skip of edgerec quantize)"
             ) from None
 
     return with_layers(copied(model), wrapped)

@@ -178,6 +178,6 @@ def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) 
         raise RecipeError("--teacher-weight requires a classifier, but this model is an autoencoder: omit the option")
     if "mixed" in methods and not recipe.compress.float_layers.strip():
         raise RecipeError(
-            "--method mixed requires --float-layers: run edgerec parity RUN to find the layers that lose the most "
-            "accuracy"
+            "the method mixed requires compress.float_layers (--float-layers of edgerec quantize): run edgerec parity "
+            "RUN to find the layers that lose the most accuracy"
         )

@@ -342,7 +342,7 @@ def _report_skipped(skipped: tuple[str, ...], section: DataSection, reason: str)
     examples = ", ".join(skipped[:5]) + (" …" if len(skipped) > 5 else "")
     text = f"{len(skipped)} files that are not readable images: {examples} ({skipped[0]}: {reason})"
     if section.strict:
-        raise DataError(f"{section.title} contains {text}. Remove these files, or train without --strict")
+        raise DataError(f"{section.title} contains {text}. Remove these files, or set data.strict=false")
     log.warning("%s: skipped %s", section.title, text)
 
 

@@ -68,7 +68,7 @@ def _duplicates_across_splits(dataset: Dataset, split: Split) -> Iterator[str]:
         yield (
             f"likely duplicates across splits: {len(pairs.first)} of {len(held_out)} validation and test images "
             f"({fraction:.0%}) are near-duplicates of a training image, such as {first} and {second}, so that the "
-            "measured accuracy is too high: keep related images together with --group-by, or run edgerec data check"
+            "measured accuracy is too high: keep related images together with data.group_by, or run edgerec data check"
         )
 
 

@@ -175,7 +175,7 @@ def _refuse_shared_groups(dataset: Dataset, groups: npt.NDArray[np.str_], subset
             name = next(dataset.names[i] for i in first if groups[i] in shared)
             raise DataError(
                 f"the data's own split is invalid: images of the same group as {name} are in both the {one} and "
-                f"the {two} set ({len(shared)} such groups in total). Correct the split, or train without --group-by"
+                f"the {two} set ({len(shared)} such groups in total). Correct the split, or omit data.group_by"
             )
 
 

@@ -62,13 +62,15 @@ def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: 
     if imagenet is None or channels != 3:
         raise RecipeError(
             f"Cannot use model.weights='imagenet' with {section.arch} and {channels} channels: Keras provides weights "
-            f"only for RGB images and these architectures: {', '.join(available)}. Choose one, or use --weights none"
+            f"only for RGB images and these architectures: {', '.join(available)}. Choose one, or set "
+            "model.weights='none'"
         )
     widths = imagenet.widths or (1.0,)
     if section.width not in widths:
         raise RecipeError(
             f"Cannot use model.weights='imagenet' with {section.arch} and width {section.width:g}: Keras provides "
-            f"weights only for width {', '.join(f'{w:g}' for w in widths)}. Choose one of these, or use --weights none"
+            f"weights only for width {', '.join(f'{w:g}' for w in widths)}. Choose one of these, or "
+            "set model.weights='none'"
         )
     return imagenet
 
@@ -127,8 +129,8 @@ def load_weights(keras: Any, model: Any, section: ModelSection, imagenet: ImageN
     if different_names := source_layers.keys() ^ layers.keys():
         raise ModelError(
             f"Cannot load the ImageNet weights, because the layers of {section.arch} and of tf_keras' "
-            f"{imagenet.application} differ (e.g. {min(different_names)}): use --weights none, or install the tf_keras "
-            "version in constraints.txt"
+            f"{imagenet.application} differ (e.g. {min(different_names)}): set model.weights='none', or install the "
+            "tf_keras version in constraints.txt"
         )
     for name, layer in layers.items():
         layer.set_weights(source_layers[name].get_weights())
@@ -156,7 +158,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
             raise
         raise ModelError(
             f"the ImageNet weights of {section.arch} could not be downloaded ({reason}): "
-            "connect this machine to the Internet once, use --weights none, or give a file with --weights"
+            "connect this machine to the Internet once, or set model.weights to 'none' or a weights file"
         ) from None
 
 

@@ -133,10 +133,10 @@ def _memory(graph: Graph, content: bytes, target: Target) -> Iterator[Incompatib
     if target.kind == "c":
         # Microcontrollers read weights from flash memory, so only the arena must fit into RAM.
         needs, has = microcontroller_bytes(graph), target.memory_bytes
-        way_out = "use a smaller --input-size or --width"
+        way_out = "use a smaller input size or width"
     else:
         needs, has = len(content) + plan_bytes(graph), target.memory_bytes // _MEMORY_DIVISOR
-        way_out = "use a smaller --input-size or --width, or a target with more memory"
+        way_out = "use a smaller input size or width, or a target with more memory"
     if needs > has:
         yield Incompatibility(
             -1, "memory", "", f"the model needs about {needs:,} bytes, but only {has:,} can be used", way_out

@@ -74,7 +74,7 @@ def prepare(section: TrainSection, seed: int) -> None:
     if section.device == "gpu" and not gpus:
         raise EdgerecError(
             "Cannot use train.device='gpu', because TensorFlow finds no GPU: check the driver with nvidia-smi and run "
-            'pip install "edgerec[train-gpu]", or use --device cpu'
+            'pip install "edgerec[train-gpu]", or set train.device=cpu'
         )
     try:
         if section.device == "cpu":

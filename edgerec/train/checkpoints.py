@@ -45,7 +45,7 @@ def load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
     if user_defined.is_user_defined(run.recipe.model.arch):
         # The run may be from an untrusted source, so its recipe must not cause any code to be executed.
         raise RunError(
-            f"Cannot resume {run.path}, because it has no checkpoint, and --resume does not execute its network's "
+            f"Cannot resume {run.path}, because it has no checkpoint, and resuming does not execute its network's "
             f"code ({run.recipe.model.arch}): train again with --overwrite"
         )
     run.write_history([])

@@ -208,7 +208,10 @@ def _lost_worker_message(cluster: Cluster, tensorflow_message: str) -> str:
     tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", tensorflow_message)
     lost = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
     worker = cluster.name(min(lost)) if lost and max(lost) < len(cluster.addresses) else "another worker"
-    return f"The connection to {worker} was lost: start all workers again with --resume to continue"
+    return (
+        f"The connection to {worker} was lost: start the command again on all workers to continue (edgerec train and "
+        "quantize require --resume)"
+    )
 
 
 @contextlib.contextmanager

@@ -166,7 +166,8 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         may_differ = name in ("model.target", "data.source") or (name in unset and value == unset[name])
         if name == "train.batch_size" and value > old:  # the batch size never exceeds the number of training images
             may_differ = may_differ or run.split_record.get("train_images") == old
-        more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
+        extension = command("train", "--resume", "--epochs", "+N", "--out", run.path)
+        more = f"; to add epochs to a finished run, use {extension}" * (name == "train.epochs")
         if value != old and not may_differ:
             raise RecipeError(
                 f"{run.path} was started with {name}={old!r}, but this command sets {name}={value!r}: resume "

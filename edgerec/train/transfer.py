@@ -109,7 +109,7 @@ def backbone_file(recipe: Recipe) -> Path:
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
             f"model.arch is {BACKBONE!r}, so model.weights must be the .keras or .h5 file of a complete model, such as "
-            f"--weights vww_96.h5, but it is {recipe.model.weights!r}"
+            f"model.weights=vww_96.h5, but it is {recipe.model.weights!r}"
         )
     return Path(recipe.model.weights)
 

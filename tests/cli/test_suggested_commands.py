@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from edgerec import Run, write_report
-from edgerec.cli.app import COMMANDS
+from edgerec.cli.app import COMMANDS, load_command
 from edgerec.errors import EdgerecError
 from tests.conftest import REPOSITORY
 
@@ -42,6 +42,31 @@ def test_messages_quote_the_values_in_suggested_commands():
                 if re.search(rf"\bedgerec ({names}) [^:;,.\n]*\0", text):
                     unquoted.append(f"{path.relative_to(REPOSITORY)}:{node.lineno}")
     assert unquoted == []  # messages must use edgerec.utils.command_line.command
+
+
+# Modules with error messages that edgerec build never prints.
+NOT_IN_BUILD = {
+    *("compress/existing_variants.py", "compress/quantize.py", "data/tfrecord_writer.py", "export/ensembles.py"),
+    *("export/importer.py", "export/novelty.py", "train/evaluated_model.py", "train/extend.py", "train/fit.py"),
+    *("train/label_order.py", "train/training_data.py"),
+}
+
+
+def test_messages_of_build_name_only_its_own_options():
+    """Messages may also name another command's option, such as ``--epochs of edgerec quantize``."""
+    options = {name for parameter in load_command("build").params for name in parameter.opts}
+    unknown = []
+    for package in ("compress", "data", "export", "models", "tflite/edgetpu", "train"):
+        for path in sorted((REPOSITORY / "edgerec" / package).rglob("*.py")):
+            if path.relative_to(REPOSITORY / "edgerec").as_posix() in NOT_IN_BUILD:
+                continue
+            for error in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)):
+                parts = [node.value for node in ast.walk(error) if isinstance(node, ast.Constant)]
+                for text in (part for part in parts if isinstance(part, str) and " " in part):
+                    if "edgerec " not in text:
+                        names = re.findall(r"(?<!\S)(--[a-z][a-z-]+)", text)
+                        unknown += [(path.name, name) for name in names if name not in options]
+    assert unknown == []
 
 
 def test_quantize_suggests_to_export_the_variant(quoted_run, invoke):

@@ -73,7 +73,7 @@ def test_mixed_keeps_named_layers_in_float(run):
     assert sorted(kernels.values()) == ["FLOAT32", "INT8"]
     assert all(op.inputs[1].dtype == "INT8" for op in graph.operators if op.name == "CONV_2D")
     assert (report.precision, report.forms[-1].agreement > 0.98) == ("mixed", True)
-    with pytest.raises(RecipeError, match="mixed requires --float-layers"):
+    with pytest.raises(RecipeError, match=r"mixed requires compress\.float_layers"):
         quantize(run, "mixed", overwrite=True)
 
 

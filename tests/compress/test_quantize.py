@@ -15,6 +15,7 @@ from edgerec.compress import calibration
 from edgerec.compress.accuracy_drop import check_drop
 from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.variant_report import QuantizeReport
+from edgerec.compression_methods import MORE_EPOCHS
 from edgerec.contract.tensors import Normalize, pixel_table
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.runtime.image_model import ImageModel
@@ -102,9 +103,9 @@ def test_gate_fails_but_keeps_variant_for_examination(recipe, tmp_path):
     ("variant", "advice"),
     [
         ("int8", "try --method qat, or increase --max-drop"),
-        ("int8-qat", "try more --epochs, or increase --max-drop"),
-        ("int8-pruned", "try --method prune+qat, more --epochs, less --sparsity, or increase --max-drop"),
-        ("int8-pcqat", "try more --epochs, less --sparsity, more --clusters, or increase --max-drop"),
+        ("int8-qat", f"try {MORE_EPOCHS}, or increase --max-drop"),
+        ("int8-pruned", f"try --method prune+qat, {MORE_EPOCHS}, a lower compress.sparsity, or increase --max-drop"),
+        ("int8-pcqat", f"try {MORE_EPOCHS}, a lower compress.sparsity, more compress.clusters, or increase --max-drop"),
         ("float16", "increase --max-drop"),
     ],
 )

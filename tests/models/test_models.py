@@ -123,7 +123,7 @@ def test_imagenet_weights_that_do_not_exist_are_refused():
 def test_imagenet_weights_with_other_layers_are_refused(monkeypatch):
     other = keras().Sequential([keras().Input((32, 32, 3)), keras().layers.Dense(2, name="other")])
     monkeypatch.setattr(keras().applications, "MobileNetV3Small", lambda **options: other)
-    with pytest.raises(ModelError, match=r"MobileNetV3Small differ .*: use --weights none"):
+    with pytest.raises(ModelError, match=r"MobileNetV3Small differ .*: set model.weights='none'"):
         built("mobilenet_v3_small_minimalistic", weights="imagenet")
 
 
@@ -247,7 +247,7 @@ def test_run_with_user_architecture_opens_without_its_code(image_folder, tmp_pat
     (tmp_path / "run" / "metrics.json").unlink()
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.unlink()
-    with pytest.raises(RunError, match=r"--resume does not execute its network's code \(my_net:build\)"):
+    with pytest.raises(RunError, match=r"resuming does not execute its network's code \(my_net:build\)"):
         fit(recipe, tmp_path / "run", resume=True)
 
 

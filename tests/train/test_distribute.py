@@ -313,7 +313,7 @@ def test_two_workers_have_equal_weights_and_resume_after_one_is_killed(tmp_path)
     worker.communicate()
     _, error = chief.communicate(timeout=200)
     assert chief.returncode == 1
-    assert "was lost: start all workers again with --resume" in error
+    assert "was lost: start the command again on all workers" in error
     assert not Run(out).finished
     epochs_done = len(Run(out).history())
     assert 1 <= epochs_done < 3

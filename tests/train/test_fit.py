@@ -405,7 +405,8 @@ def test_failed_download_of_imagenet_weights_names_the_solution(image_folder, tm
 
     monkeypatch.setattr(tf_keras.applications, "MobileNetV2", offline)
     recipe = quick(**{"data.source": str(image_folder), "model.arch": "mobilenet_v2", "model.weights": "imagenet"})
-    with pytest.raises(ModelError, match=r"could not be downloaded .*: connect this machine .* use --weights none"):
+    advice = r"could not be downloaded .*: connect this machine .* set model.weights to 'none'"
+    with pytest.raises(ModelError, match=advice):
         fit(recipe, tmp_path / "run")
 
 

@@ -45,7 +45,7 @@ def test_likely_duplicates_across_splits_cause_a_warning(tmp_path, caplog):
                 cv2.imwrite(str(tmp_path / "data" / label / f"scene{scene}_{frame}.png"), noisy)
     fit(recipe(tmp_path / "data"), tmp_path / "run")
     assert "likely duplicates across splits" in caplog.text
-    assert "--group-by" in caplog.text
+    assert "data.group_by" in caplog.text
 
 
 def test_good_data_causes_no_warning(caplog, tmp_path):

@@ -44,7 +44,7 @@ _SOLUTIONS = {
     "RESIZE_BILINEAR": "resize in the application, or by a factor of 2 and to at most 128 pixels",
     "RESIZE_NEAREST_NEIGHBOR": "resize in the application, or to at most 128 pixels",
     "SHAPE": ONE_IMAGE,
-    "TRANSPOSE": "remove it from the model, or use a smaller --input-size",
+    "TRANSPOSE": "remove it from the model, or use a smaller input size",
 }
 
 
