@@ -138,7 +138,7 @@ def label_order(case: Path, work: Path) -> str:
     call("export", "r", "--target", "desktop", "--out", "b", cwd=work)
     for label in ("ROTTEN BANANA", "ROTTEN ORANGE"):
         images = sorted((work / "six" / label).iterdir())[:5]
-        labels = {one.label for one in predictions(work / "b", images)}
+        labels = {prediction.label for prediction in predictions(work / "b", images)}
         expect(labels == {label}, f"images of {label} are predicted as {labels}")
     return REFUSAL
 
@@ -205,7 +205,7 @@ def import_red(case: Path, work: Path, model: str, *options: object) -> str:
     discs(work / "d")
     for color in COLORS:
         images = sorted((work / "d" / color).iterdir())
-        right = [one.label == color for one in predictions(work / "b", images)]
+        right = [prediction.label == color for prediction in predictions(work / "b", images)]
         expect(all(right), f"{sum(right)} of {len(right)} images of {color} are right")
     image = work / "red_001.png" if (work / "red_001.png").is_file() else work / "d" / "red" / "red_001.png"
     red = predictions(work / "b", [image])[0]

@@ -211,10 +211,10 @@ def rtsp_server(respond):
     try:
         yield listener.getsockname()[1], requests
     finally:
-        for one in (listener, *connections):
+        for open_socket in (listener, *connections):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                open_socket.shutdown(socket.SHUT_RDWR)
+            open_socket.close()
 
 
 CHALLENGES = ['Basic realm="c"', 'Digest realm="c", nonce="abc", qop="auth", algorithm=MD5']
@@ -287,7 +287,7 @@ def test_password_is_sent_for_the_first_challenge_that_is_supported(challenges, 
 
     def respond(request):
         if b"Authorization" not in request:
-            return "401 Unauthorized\r\n" + "\r\n".join(f"WWW-Authenticate: {one}" for one in challenges)
+            return "401 Unauthorized\r\n" + "\r\n".join(f"WWW-Authenticate: {challenge}" for challenge in challenges)
         return "404 Not Found"
 
     with rtsp_server(respond) as (port, requests), pytest.raises(SourceError, match="cannot be opened"):

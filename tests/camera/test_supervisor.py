@@ -705,8 +705,8 @@ def test_socket_opened_by_a_library_is_detected_and_shut_down():
         assert before.send(b"x") == other_connection.send(b"x") == 1
         peer.close()
         peer.shut_down()
-        for one in (before, other_connection, own_connection):
-            one.close()
+        for connection in (before, other_connection, own_connection):
+            connection.close()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
@@ -717,6 +717,6 @@ def test_no_socket_is_selected_if_two_were_opened():
             both = [socket.create_connection(server.getsockname()) for _ in range(2)]
         assert len(os.listdir("/proc/self/fd")) == descriptors + 2
         peer.shut_down()
-        for one in both:
-            assert one.send(b"x") == 1
-            one.close()
+        for connection in both:
+            assert connection.send(b"x") == 1
+            connection.close()

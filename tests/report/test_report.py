@@ -88,7 +88,11 @@ class Page(HTMLParser):
         assert set(re.findall(r"url\((.)", self.raw)) <= {"#"}
         assert "@import" not in self.raw
         assert not re.findall(r"https?:", self.raw)
-        policy = next(one["content"] for one in self.of("meta") if "content" in one and "default-src" in one["content"])
+        policy = next(
+            element["content"]
+            for element in self.of("meta")
+            if "content" in element and "default-src" in element["content"]
+        )
         assert policy.startswith("default-src 'none'; img-src data:;")
         ids = [attributes["id"] for tag, attributes in self.elements if "id" in attributes and tag == "section"]
         assert len(ids) == len(set(ids))
@@ -150,16 +154,16 @@ def test_ece_matches_a_manual_calculation():
     # With five bins, (0.4, 0.6] contains one wrong and one correct prediction with a score of 0.5625, (0.6, 0.8] a
     # correct one with 0.75, and (0.8, 1] a wrong one with 0.875 and a correct one with 1.0.
     result = reliability(two_class_scores([0.5625, 0.5625, 0.75, 0.875, 1.0]), np.array([1, 0, 0, 1, 0]), bins=5)
-    assert [one.images for one in result.bins] == [0, 0, 2, 1, 2]
-    assert [one.accuracy for one in result.bins] == [None, None, 0.5, 1.0, 0.5]
-    assert [one.score for one in result.bins] == [None, None, 0.5625, 0.75, 0.9375]
+    assert [score_bin.images for score_bin in result.bins] == [0, 0, 2, 1, 2]
+    assert [score_bin.accuracy for score_bin in result.bins] == [None, None, 0.5, 1.0, 0.5]
+    assert [score_bin.score for score_bin in result.bins] == [None, None, 0.5625, 0.75, 0.9375]
     assert result.ece == pytest.approx((2 * 0.0625 + 1 * 0.25 + 2 * 0.4375) / 5)
     assert (result.accuracy, result.score, result.images) == (0.6, pytest.approx(0.75), 5)
 
 
 def test_score_on_a_bin_edge_belongs_to_the_lower_bin():
     result = reliability(two_class_scores([0.5, 0.75, 1.0]), np.zeros(3, int), bins=4)
-    assert [one.images for one in result.bins] == [0, 1, 1, 1]
+    assert [score_bin.images for score_bin in result.bins] == [0, 1, 1, 1]
 
 
 def test_perfect_calibration_has_no_error():
@@ -224,7 +228,7 @@ def test_temperature_equals_the_temperature_in_the_bundle(report, bundle):
 def test_embedded_images_are_the_preprocessed_images(report, page, run):
     elements = page.of("img")
     assert len(elements) == 10 * 8 + len(report.mistakes)
-    assert all(one["alt"] and one["width"] == one["height"] == "28" for one in elements)
+    assert all(element["alt"] and element["width"] == element["height"] == "28" for element in elements)
     dataset, _ = run.data()
     content = base64.b64decode(elements[80]["src"].partition(",")[2])
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -267,7 +271,7 @@ def test_markup_in_labels_and_names_is_escaped(run_copy, tmp_path):
     assert report.missing == ()
     for label in (*HOSTILE_MARKUP, "<i>run&amp;", "<u>$x"):
         assert " ".join(label.split()) in page.text, label
-    assert not page.of("i") or all(set(one) <= {"style", "class"} for one in page.of("i"))
+    assert not page.of("i") or all(set(element) <= {"style", "class"} for element in page.of("i"))
     assert not page.of("u")
     assert "49" not in {text.strip() for text in page.texts}
     assert any(source.name in mistake.name for mistake in report.mistakes)
@@ -432,7 +436,7 @@ def test_large_confusion_matrix_is_an_image(run_copy):
     report = write_report(move_images(run_copy, "nowhere"))
     page = Page(run_copy.path / "report.html").check()
     assert len(report.classes) == count
-    assert [one["width"] for one in page.of("img") if one["alt"] == "confusion matrix"] == [str(count)]
+    assert [element["width"] for element in page.of("img") if element["alt"] == "confusion matrix"] == [str(count)]
     assert "Most frequent misclassifications None." in page.text
     assert report.top1.value == metrics["accuracy"]
 

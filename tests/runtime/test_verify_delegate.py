@@ -19,7 +19,7 @@ from edgerec.tflite.flatbuffer import pack, parse
 from tests import tflite_models
 from tests.conftest import error_line
 
-# A delegate of TensorFlow Lite that takes no operator, so that the CPU runs all of them.
+# A delegate of TensorFlow Lite that accepts no operator, so that the CPU runs all operators.
 DELEGATE = """
 #include <stdint.h>
 #include <signal.h>
@@ -83,7 +83,7 @@ def test_verify_finds_that_the_compiled_file_is_another_model(run, tmp_path, mon
     bundle = compiled_bundle(run, tmp_path, monkeypatch, broken=True)
     environment = library(tmp_path / "library")
     assert "with libedgetpu.so.1" in error_line(edgerec("verify", bundle, env=environment))
-    # On the CPU, model.tflite is verified, and the user is told that the compiled file was not.
+    # Without the delegate, only model.tflite is verified on the CPU, and a warning says so.
     result = edgerec("verify", bundle, "--delegate", "none", env=environment)
     assert result.returncode == 0
     assert "model_edgetpu.tflite was not run" in result.stderr

@@ -181,5 +181,5 @@ def outcome(content: bytes) -> str:
         metadata = read_metadata(content)
     except ModelError:
         return "refused"
-    assert metadata is None or all(one.std > 0 for one in metadata.normalize)
+    assert metadata is None or all(entry.std > 0 for entry in metadata.normalize)
     return "read"

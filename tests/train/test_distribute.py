@@ -31,7 +31,7 @@ WORKER = Path(__file__).parent.parent / "worker.py"
 def free_ports(count):
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        return [f"127.0.0.1:{opened.getsockname()[1]}" for opened in sockets]
 
 
 def configured(addresses, index, **others):

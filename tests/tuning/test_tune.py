@@ -220,7 +220,7 @@ def test_best_trials_are_the_pareto_front():
             state = optuna.trial.TrialState.COMPLETE if accuracy else optuna.trial.TrialState.PRUNED
             numbers = None if accuracy is None else [accuracy, *costs]
             study.add_trial(optuna.trial.create_trial(state=state, values=numbers, user_attrs=attributes))
-        return [one.number for one in best_of(study)]
+        return [trial.number for trial in best_of(study)]
 
     trials = [(0.8, 1), (0.9, 3), (0.8, 2), (None, 1), (0.9, 3)]
     assert best(["maximize", "minimize"], *trials) == [1, 0]
@@ -232,28 +232,30 @@ def test_best_trials_are_the_pareto_front():
 
 
 def test_trial_that_exceeds_a_limit_is_not_trained(study):
-    refused = [one for one in study.trials if one.state == "refused"]
+    refused = [trial for trial in study.trials if trial.state == "refused"]
     assert study.counts == {"complete": 2, "refused": len(refused)}
     assert refused[0].number == 0
-    for one in refused:
-        assert "(limit 100,000)" in one.reason
-        assert one.epochs == 0
-        assert one.params["model.width"] == 2
-    assert all(one.bytes <= 100_000 for one in study.trials if one.state == "complete")
+    for trial in refused:
+        assert "(limit 100,000)" in trial.reason
+        assert trial.epochs == 0
+        assert trial.params["model.width"] == 2
+    assert all(trial.bytes <= 100_000 for trial in study.trials if trial.state == "complete")
 
 
 def test_study_folder_contains_trials_plot_and_recipes(study, base):
     folder = Path(study.folder)
     with open(folder / "trials.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [int(one["number"]) for one in rows] == list(range(len(study.trials)))
-    assert [float(one["model.width"]) for one in rows] == [one.params["model.width"] for one in study.trials]
+    assert [int(row["number"]) for row in rows] == list(range(len(study.trials)))
+    assert [float(row["model.width"]) for row in rows] == [trial.params["model.width"] for trial in study.trials]
     best = Recipe.from_toml(folder / "best.toml")
     assert best.model.width == study.best[0].params["model.width"]
     assert best.train.epochs == base.train.epochs
     front = sorted(path.name for path in (folder / "pareto").iterdir())
-    assert front == sorted(f"trial-{one.number:05d}.toml" for one in study.best)
-    assert sorted(path.name for path in (folder / "trials").iterdir()) == sorted(str(one.number) for one in study.best)
+    assert front == sorted(f"trial-{trial.number:05d}.toml" for trial in study.best)
+    assert sorted(path.name for path in (folder / "trials").iterdir()) == sorted(
+        str(trial.number) for trial in study.best
+    )
     assert cv2.imread(study.plot).std() > 5
     assert json.loads(json.dumps(study.to_dict()))["best"][0]["number"] == study.best[0].number
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
@@ -287,13 +289,15 @@ def test_resumed_study_has_the_same_result(study, base, tmp_path):
     with pytest.raises(OutputExistsError, match="contains a study: add --resume"):
         tune(wide(base), out, **GOALS)
     resumed = tune(None, out, trials=1, keep="none", resume=True)
-    lost = next(one for one in resumed.trials if one.state == "failed")
+    lost = next(trial for trial in resumed.trials if trial.state == "failed")
     assert lost.reason == "interrupted"
     again = resumed.trials[lost.number + 1]
     assert (again.state, again.params) == ("complete", lost.params)
     assert not list((out / "trials").iterdir())
     # The trials are those of the uninterrupted study, except that the interrupted trial was repeated.
-    assert [one.params for one in resumed.trials[: lost.number]] == [one.params for one in study.trials[: lost.number]]
+    assert [trial.params for trial in resumed.trials[: lost.number]] == [
+        trial.params for trial in study.trials[: lost.number]
+    ]
     assert again.params == study.trials[lost.number].params
     assert again.accuracy == pytest.approx(study.trials[lost.number].accuracy, abs=1e-6)
 
@@ -339,8 +343,8 @@ def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, constant_
 
     monkeypatch.setattr("edgerec.tuning.trial.fit", broken)
     report = tune(base, tmp_path / "nan", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
-    assert [one.reason for one in report.trials] == ["its weights do not fit", "the loss became nan in epoch 1"]
-    assert [one.state for one in report.trials] == ["refused", "pruned"]
+    assert [trial.reason for trial in report.trials] == ["its weights do not fit", "the loss became nan in epoch 1"]
+    assert [trial.state for trial in report.trials] == ["refused", "pruned"]
     assert (report.best, report.plot) == ((), "")
 
 
@@ -456,7 +460,7 @@ def test_tune_command_resumes_a_study_and_prints_its_best_trials(study, edgerec,
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert summary["counts"] == study.counts
-    assert [one["number"] for one in summary["best"]] == [one.number for one in study.best]
+    assert [trial["number"] for trial in summary["best"]] == [trial.number for trial in study.best]
     shown = CliRunner().invoke(app, arguments).stdout
     assert f"{study.best[0].accuracy:.2%}" in shown
     assert f"edgerec train --resume --out {tmp_path / 'even' / 'trials' / str(study.best[0].number)}" in shown
@@ -516,9 +520,9 @@ def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
             stderr = other.communicate(timeout=30)[1]
     assert killed.is_set()
     assert report.counts == {"complete": 4, "failed": 1}
-    lost = next(one for one in report.trials if one.state == "failed")
+    lost = next(trial for trial in report.trials if trial.state == "failed")
     assert (lost.number, lost.reason) == (1, "the process was interrupted or killed")
-    complete = [one.params["train.learning_rate"] for one in report.trials if one.state == "complete"]
+    complete = [trial.params["train.learning_rate"] for trial in report.trials if trial.state == "complete"]
     assert lost.params["train.learning_rate"] in complete
     assert len(set(complete)) == 4
     assert not [path for path in tmp_path.rglob("*.json") if database.PASSWORD in path.read_text()]
