@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,6 @@ from typer.testing import CliRunner
 from edgerec import Recipe
 from edgerec.cli.app import app
 from edgerec.cli.recipe_options import compose_recipe
-
-
-def edgerec(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def error_of(*arguments: object) -> str:
@@ -39,8 +32,9 @@ def test_command_without_data_fails_and_says_what_to_provide(command, recipe, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_train_accepts_an_image_folder_as_its_argument(image_folder, tmp_path):
-    result = edgerec("train", image_folder, "--epochs", "1", "--out", "runs/x", cwd=tmp_path)
+def test_train_accepts_an_image_folder_as_its_argument(image_folder, tmp_path, monkeypatch, invoke, brief_training):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("train", image_folder, "--epochs", "1", "--out", "runs/x")
     assert result.returncode == 0, result.stderr
     assert Path(Recipe.from_toml(tmp_path / "runs/x/recipe.toml").data.source) == image_folder.resolve()
 
