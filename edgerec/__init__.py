@@ -17,6 +17,8 @@ _PUBLIC = {
     "Camera": "edgerec.camera",
     "CameraConfig": "edgerec.camera.config",
     "Classifier": "edgerec.runtime",
+    "DeployOptions": "edgerec.deploy",
+    "Device": "edgerec.deploy",
     "EdgerecError": "edgerec.errors",
     "Novelty": "edgerec.export",
     "Recipe": "edgerec.recipe",
@@ -29,6 +31,8 @@ _PUBLIC = {
     "build": "edgerec.workflow",
     "check_data": "edgerec.data.checks",
     "compare": "edgerec.compress.compare",
+    "deploy_bundle": "edgerec.deploy",
+    "device_status": "edgerec.deploy",
     "diff_runs": "edgerec.train.run_overview",
     "distill": "edgerec.train.distill",
     "ensemble": "edgerec.export",
@@ -45,6 +49,8 @@ _PUBLIC = {
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
     "recommendations": "edgerec.catalog.recommendations",
+    "remove": "edgerec.deploy",
+    "rollback": "edgerec.deploy",
     "show_data": "edgerec.data.contact_sheet",
     "tune": "edgerec.tuning",
     "run_camera": "edgerec.camera.run",
@@ -59,6 +65,8 @@ __all__ = [
     "Camera",
     "CameraConfig",
     "Classifier",
+    "DeployOptions",
+    "Device",
     "EdgerecError",
     "Novelty",
     "Recipe",
@@ -72,6 +80,8 @@ __all__ = [
     "build",
     "check_data",
     "compare",
+    "deploy_bundle",
+    "device_status",
     "diff_runs",
     "distill",
     "ensemble",
@@ -88,6 +98,8 @@ __all__ = [
     "quantize",
     "read_image",
     "recommendations",
+    "remove",
+    "rollback",
     "run_camera",
     "run_doctor",
     "show_data",
@@ -113,6 +125,7 @@ if TYPE_CHECKING:
     from edgerec.data.checks import check_data
     from edgerec.data.contact_sheet import show_data
     from edgerec.data.tfrecord_writer import pack_data
+    from edgerec.deploy import DeployOptions, Device, deploy_bundle, device_status, remove, rollback
     from edgerec.doctor import run_doctor
     from edgerec.emulation import verify_emulated
     from edgerec.errors import EdgerecError

@@ -6,6 +6,7 @@
     * ConfigError (ValueError)
     * DataError (ValueError)
     * DelegateError (OSError)
+    * DeployError (RuntimeError)
     * GateError (RuntimeError)
     * InUseError (BlockingIOError)
     * MissingExtraError (ImportError)
@@ -92,6 +93,20 @@ class BundleError(EdgerecError, ValueError):
 
 class DelegateError(EdgerecError, OSError):
     """Raised when a delegate's library cannot be loaded."""
+
+
+class DeployError(EdgerecError, RuntimeError):
+    """Raised when a device cannot be reached or cannot run a bundle, or when a deployment fails.
+
+    Attributes:
+        step: name of the step that failed, e.g. ``verify``, or an empty string.
+        restored: whether the previous release was restored.
+        log: last lines that the service on the device logged.
+    """
+
+    def __init__(self, message: str, *, step: str = "", restored: bool = False, log: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.step, self.restored, self.log = step, restored, tuple(log)
 
 
 class NoHomeError(EdgerecError, OSError):

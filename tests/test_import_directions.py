@@ -27,6 +27,7 @@ TIERS = (
     {"catalog"},
     {"tuning", "export", "report"},
     {"emulation", "workflow"},
+    {"deploy"},
     {"cli"},
     {"__main__"},
 )
