@@ -11,7 +11,7 @@ from typing import Any
 
 from edgerec.compress import compression_plots as plots
 from edgerec.compress.context import CompressionContext
-from edgerec.compress.quantize import check_used, reuse_or_make, with_options
+from edgerec.compress.quantize import check_options, require_float_layers, reuse_or_make, with_options
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.compression_methods import FLOAT32, METHODS
 from edgerec.errors import ModelError, RecipeError, unknown
@@ -122,7 +122,8 @@ def compare(
         if name not in METHODS:
             raise RecipeError(unknown("method", name, METHODS))
     recipe = with_options(run.recipe, options)
-    check_used(methods, recipe, options)
+    check_options(methods, recipe, options)
+    require_float_layers(methods, recipe)
     with CompressionContext.open(run, recipe, data, listener) as context:
         comparison = _compared(context, methods, overwrite)
         plots.comparison_plot(comparison.float_top1, comparison.rows, Path(comparison.plot), context.measure.top1_name)

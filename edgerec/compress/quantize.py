@@ -97,7 +97,7 @@ def quantize(
         "calibration": calibration,
     }
     recipe = with_options(run.recipe, options)
-    check_used([recipe.compress.method], recipe, options)
+    check_options([recipe.compress.method], recipe, options)
     return quantize_as(run, recipe, data=data, resume=resume, overwrite=overwrite, listener=listener)
 
 
@@ -111,7 +111,7 @@ def quantize_as(
     listener: Listener = ignore,
 ) -> QuantizeReport:
     """Create a compressed variant of a run with the settings in a recipe."""
-    check_used([recipe.compress.method], recipe, {})
+    require_float_layers([recipe.compress.method], recipe)
     auto = recipe.compress.method == AUTO
     # Existing results are reported first, because loading the images may take long.
     for name in AUTO_METHODS if auto else [recipe.compress.method]:
@@ -163,8 +163,8 @@ def with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
     )
 
 
-def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) -> None:
-    """Raise :class:`RecipeError` if an option has no effect, or if the method ``mixed`` lacks ``float_layers``."""
+def check_options(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) -> None:
+    """Raise :class:`RecipeError` if an option has no effect with the methods, or with the model."""
     for option, users in METHODS_BY_KEY.items():
         if options.get(option) is not None and not set(users).intersection(methods):
             flag = "--" + option.replace("_", "-")
@@ -176,6 +176,10 @@ def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) 
             )
     if options.get("teacher_weight") is not None and reconstructs(recipe.model.arch):
         raise RecipeError("--teacher-weight requires a classifier, but this model is an autoencoder: omit the option")
+
+
+def require_float_layers(methods: Sequence[str], recipe: Recipe) -> None:
+    """Raise :class:`RecipeError` if the method ``mixed`` lacks ``compress.float_layers``."""
     if "mixed" in methods and not recipe.compress.float_layers.strip():
         raise RecipeError(
             "the method mixed requires compress.float_layers (--float-layers of edgerec quantize): run edgerec parity "
