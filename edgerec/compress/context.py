@@ -34,7 +34,7 @@ from edgerec.train.input_pipeline import (
     steps_per_epoch,
     training_batches,
 )
-from edgerec.train.metrics import ModelMetrics, metrics_of
+from edgerec.train.metrics import ModelMetrics, metrics_of, require_finite
 from edgerec.train.run import Run
 from edgerec.train.scorers import keras_scorer, tflite_scorer
 from edgerec.utils.atomic import replacing_folder, sha256
@@ -138,10 +138,16 @@ class CompressionContext:
         return report
 
     def validate(self, content: bytes, name: str) -> float:
-        """Return a .tflite file's top-1 accuracy on the validation images, 0 to 1."""
+        """Return a .tflite file's top-1 accuracy on the validation images, 0 to 1.
+
+        Raises:
+            ModelError: a score is NaN or infinite.
+        """
         score = tflite_scorer(self.measure.model(content, self.recipe.normalize, where=name))
         part = self.split.val
-        return self.measure.top1(score(self.dataset.select(part), self.listener), self.dataset.classes[part])
+        outputs = score(self.dataset.select(part), self.listener)
+        require_finite(outputs)
+        return self.measure.top1(outputs, self.dataset.classes[part])
 
     def _measure(
         self,

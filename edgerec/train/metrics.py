@@ -77,11 +77,7 @@ def classifier_report(
     Raises:
         ModelError: a score is NaN or infinite, which makes the prediction undefined.
     """
-    if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
-        raise ModelError(
-            f"the model's scores are NaN or infinite for {invalid} of {len(scores)} images: train or convert the "
-            "model again"
-        )
+    require_finite(scores)
     metrics = require("sklearn.metrics")
     predicted, known = scores.argmax(axis=1), np.arange(len(labels))
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
@@ -105,6 +101,15 @@ def classifier_report(
         images=len(classes),
         split=split,
     )
+
+
+def require_finite(outputs: Reals) -> None:
+    """Raise :class:`ModelError` if a model's outputs of shape ``(N, …)`` contain NaN or infinite values."""
+    if invalid := int((~np.isfinite(outputs).all(axis=1)).sum()):
+        raise ModelError(
+            f"the model's scores are NaN or infinite for {invalid} of {len(outputs)} images: train or convert the "
+            "model again"
+        )
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class AutoencoderMetrics:
         return float(outputs.mean(dtype=np.float64))
 
     def report(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> EvaluationReport:
+        require_finite(outputs)
         return EvaluationReport(
             accuracy=self.top1(outputs, classes),
             loss=float(outputs.mean(dtype=np.float64)),

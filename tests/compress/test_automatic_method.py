@@ -7,9 +7,11 @@ import logging
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 
 from edgerec import Recipe, Run, fit, quantize
+from edgerec.compress.convert import to_float16
 from edgerec.errors import GateError, OutputExistsError, RecipeError
 from tests.conftest import error_line, write_red_and_blue_images
 
@@ -87,6 +89,24 @@ def test_auto_fails_if_every_method_loses_too_much_and_keeps_the_best(small_run)
     with pytest.raises(GateError, match=r"no method meets --max-drop 1 on 4 validation images") as excinfo:
         quantize(small_run, max_drop=1)
     assert excinfo.value.report.variant == "int8-qat"
+
+
+def test_auto_counts_a_variant_with_nan_scores_as_failed(int8_run, tmp_path, monkeypatch):
+    run = Run(shutil.copytree(int8_run.path, tmp_path / "run"))
+    shutil.rmtree(run.variant("float16"), ignore_errors=True)
+    shutil.rmtree(run.variant("int8-qat"), ignore_errors=True)
+    shutil.copytree(run.variant("int8"), run.variant("int8-qat"))
+    record_validation_drop(run, "int8", 90.0)
+    record_validation_drop(run, "int8-qat", 80.0)
+
+    def to_nan(model):
+        model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
+        return to_float16(model)
+
+    monkeypatch.setattr("edgerec.compress.candidate.to_float16", to_nan)
+    with pytest.raises(GateError, match=r"no method meets --max-drop 1 .*float16 cannot be used") as caught:
+        quantize(run, max_drop=1)
+    assert caught.value.report.val_drop_points == 80.0
 
 
 def test_auto_does_not_reuse_variant_with_other_settings(small_run, tmp_path):
