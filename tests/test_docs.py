@@ -28,8 +28,12 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 EXECUTABLE_PAGES = [page for page in PAGES if blocks(page, "sh") or blocks(page, "python")]
-# Pages whose commands train large networks.
-NIGHTLY = {"tutorials/transfer-learning.md"}
+# Pages whose commands train networks for a long time.
+NIGHTLY = {
+    "how-to/unknown-images.md",
+    *(f"tutorials/{name}.md" for name in ("augmentation", "autoencoder", "ensemble", "recurrent-network")),
+    *(f"tutorials/{name}.md" for name in ("transfer-learning", "tuning")),
+}
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ def test_messages_of_a_killed_process_are_sent_at_the_next_start(broker, subscri
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, subscriber, tmp_path, caplog):
     caplog.set_level(logging.INFO, "edgerec")
     sink = sink_to(broker.port, tmp_path / "out")

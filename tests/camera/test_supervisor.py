@@ -647,7 +647,7 @@ def rtsp_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("rtsp")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_source_recovers_after_ten_restarts_of_the_rtsp_server(rtsp_folder):
     timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
     with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:

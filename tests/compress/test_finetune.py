@@ -170,7 +170,7 @@ def test_dropout_does_not_widen_ranges(quick_run, tmp_path, kind):
     assert scales[1] == pytest.approx(scales[0], rel=0.01)
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_final_ranges_are_those_of_images_without_augmentation(quick_run, tmp_path, epochs):
     with open_context(quick_run, compress__learning_rate=1e-8, compress__epochs=epochs) as context:
         model = small_classifier()

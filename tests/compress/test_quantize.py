@@ -203,7 +203,7 @@ def test_file_that_is_not_a_flatbuffer_is_refused(content):
     ("arch", "methods"),
     [
         ("simple_cnn", ["prune"]),
-        ("resnet8", ["qat"]),
+        pytest.param("resnet8", ["qat"], marks=pytest.mark.nightly),
         # MobileNet V1 has the head that ImageNet weights require.
         pytest.param("mobilenet_v1", ["prune"], marks=pytest.mark.nightly),
         pytest.param("mobilenet_v2", ["qat"], marks=pytest.mark.nightly),

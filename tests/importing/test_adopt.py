@@ -429,6 +429,7 @@ def test_run_contains_model_for_keras_3(run):
 # Real data
 
 
+@pytest.mark.nightly
 def test_visual_wake_words_model_becomes_full_int8(real_data, image_folder, tmp_path):
     run = adopt(real_data / "vww_96.h5", str(image_folder), tmp_path / "run", normalize="unit")
     assert Run.open(run.path).recipe.data.input_size == 96

@@ -338,7 +338,7 @@ def test_two_workers_have_equal_weights_and_resume_after_one_is_killed(tmp_path)
     assert not list(Path(tmp_path).rglob("*partial*"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
     addresses, results = free_ports(2), [None, None]
 
