@@ -186,17 +186,24 @@ class Stopped(Exception):
     """Replaces KeyboardInterrupt, which pytest would handle itself."""
 
 
-@pytest.fixture
-def interrupted(small_run):
-    """The run with an interrupted QAT of two epochs, one of which is complete."""
+@pytest.fixture(scope="module")
+def interrupted_run(small_run, tmp_path_factory):
+    """A copy of the run with an interrupted QAT of two epochs, one of which is complete. Tests must not change it."""
+    run = Run(shutil.copytree(small_run.path, tmp_path_factory.mktemp("interrupted") / "run"))
 
     def stop(progress):
         if progress.text.startswith("epoch 2"):
             raise Stopped
 
     with pytest.raises(Stopped):
-        quantize(small_run, "qat", epochs=2, overwrite=True, listener=stop)
-    return small_run
+        quantize(run, "qat", epochs=2, overwrite=True, listener=stop)
+    return run
+
+
+@pytest.fixture
+def interrupted(interrupted_run, tmp_path):
+    """A copy of the interrupted run, in a folder whose name has a space and a quote."""
+    return Run(shutil.copytree(interrupted_run.path, tmp_path / "user's files" / "my run"))
 
 
 def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted, invoke, caplog):
