@@ -134,11 +134,19 @@ def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
     return replace(recipe, data=replace(recipe.data, input_size=size_px), model=replace(recipe.model, **keys))
 
 
-def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Resolve all automatic values in a recipe, and load and split its data set."""
+def resolved(
+    recipe: Recipe, listener: Listener, loaded: tuple[Dataset, DataSection] | None = None
+) -> tuple[Recipe, Dataset, Split]:
+    """Resolve all automatic values in a recipe, and load and split its data set.
+
+    Args:
+        recipe: the recipe.
+        listener: receives the progress.
+        loaded: the data set and its section if they were already loaded for this recipe, otherwise None.
+    """
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabeled = reconstructs(recipe.model.arch)
-    dataset, section = load(
+    dataset, section = loaded or load(
         _sized_data_section(recipe),
         least_size_px=least_size_px(recipe.model.arch),
         flat=unlabeled,

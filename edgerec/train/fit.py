@@ -90,10 +90,11 @@ def fit(
     with run.locked():
         if resume:
             complete_extension(run)
+        loaded = None
         if data is not None:
             if not resume:
                 raise RecipeError("the argument data requires resume=True: set data.source in the recipe instead")
-            _record_location(run, data, listener)
+            loaded = _record_location(run, data, listener)
         if more_epochs:
             if not resume or more_epochs < 0:
                 raise RecipeError(f"more_epochs must be positive and requires resume=True, got {more_epochs}")
@@ -111,7 +112,7 @@ def fit(
             check_autoencoder(recipe)
         prepare(recipe.train, recipe.seed)
         with connect_workers(recipe.train) as workers, run_to_write(run, workers) as own_run:
-            recipe, dataset, parts = resolved(recipe, listener)
+            recipe, dataset, parts = resolved(recipe, listener, loaded)
             workers.check_batch(recipe.train.batch_size, recipe.train.accumulate)
             # Raise an error about train.restarts before any file is written.
             stages(recipe)
@@ -143,12 +144,11 @@ def fit(
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
     """Return whether ``out`` contains a run of this recipe that can be resumed.
 
-    ``data.source`` may differ if it contains the same images. To resume the run with the images in their new location,
-    call :func:`fit` with ``data=recipe.data.source``.
+    ``data.source`` may differ, because the images may have been moved. To resume the run with the images in their new
+    location, call :func:`fit` with ``data=recipe.data.source``, which checks that the images are the same.
 
     Raises:
-        DataError: the images in ``data.source`` cannot be read.
-        RecipeError: ``out`` contains a training run with another recipe or with other images.
+        RecipeError: ``out`` contains a training run with another recipe.
     """
     run = Run.at(out)
     if not run.begun:
@@ -174,13 +174,15 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
                 f"the run unchanged with {command('train', '--resume', '--out', run.path)}, or choose another "
                 f"--out{more}"
             )
-    if source != recorded["data.source"]:
-        check_same_images(run, source)
     return True
 
 
-def check_same_images(run: Run, source: DataSource, listener: Listener = ignore) -> None:
-    """Raise :class:`RecipeError` if ``source`` does not contain the images that a run was started with."""
+def load_same_images(run: Run, source: DataSource, listener: Listener = ignore) -> tuple[Dataset, DataSection]:
+    """Load a run's images from ``source``, and return the data set and the run's data section for this location.
+
+    Raises:
+        RecipeError: ``source`` does not contain the images that the run was started with.
+    """
     dataset, section = run.load_images(source, listener)
     if dataset.digest != run.split_record["digest"]:
         raise RecipeError(
@@ -189,6 +191,7 @@ def check_same_images(run: Run, source: DataSource, listener: Listener = ignore)
         )
     # recorded_split() raises an error if an image in the split record is missing.
     recorded_split(dataset, run.split_record)
+    return dataset, section
 
 
 @dataclass(frozen=True)
@@ -255,17 +258,21 @@ def _check_names(recipe: Recipe) -> None:
     refuse_missing(recipe.data.sources)
 
 
-def _record_location(run: Run, source: DataSource, listener: Listener) -> None:
-    """Check moved images, and set ``data.source`` in the run's recipe to their current location."""
+def _record_location(run: Run, source: DataSource, listener: Listener) -> tuple[Dataset, DataSection] | None:
+    """Load and check moved images, and set ``data.source`` in the run's recipe to their current location.
+
+    Return the data set and its section, or None if the images were not moved.
+    """
     recipe = _existing_recipe(run)
     moved = _at_location(recipe, source)
     if moved == recipe:
-        return
-    check_same_images(run, moved.data.source, listener)
+        return None
+    loaded = load_same_images(run, moved.data.source, listener)
     cluster = Cluster.from_environment()
     if cluster is None or cluster.chief:
         log.info("%s now reads its images from %s", run.path, moved.data.title)
         write_file(run.path / "recipe.toml", moved.to_toml())
+    return loaded
 
 
 def _at_location(recipe: Recipe, source: DataSource) -> Recipe:

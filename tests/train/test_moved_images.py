@@ -104,11 +104,16 @@ def test_message_about_moved_images_names_an_option_that_resumes_the_run(interru
     assert extended.returncode == 0, extended.stderr
 
 
-def test_recipe_with_the_new_location_resumes_the_run(interrupted, interrupted_copy):
+def test_recipe_with_the_new_location_resumes_the_run(interrupted, interrupted_copy, monkeypatch):
     folder, recipe, uninterrupted = interrupted
     moved = recipe.override({"data.source": str(folder / "new" / "signs")})
+    loads = []
+    monkeypatch.setattr(
+        "edgerec.data.readers.find", lambda *args, **kwargs: loads.append(args) or find(*args, **kwargs)
+    )
     assert was_begun(moved, interrupted_copy.path)
     fit(moved, interrupted_copy.path, resume=True, data=moved.data.source)
+    assert len(loads) == 1  # the images are loaded only once
     assert_equal_results(interrupted_copy, uninterrupted)
 
 
@@ -125,7 +130,7 @@ def test_resume_refuses_other_images(interrupted, interrupted_copy, invoke):
     with pytest.raises(RecipeError, match="requires resume=True"):
         fit(recipe, folder / "no run", data=str(other))
     with pytest.raises(RecipeError, match="was started with other images"):
-        was_begun(recipe.override({"data.source": str(other)}), interrupted_copy.path)
+        fit(recipe, interrupted_copy.path, resume=True, data=str(other))
 
 
 def test_build_continues_with_moved_images_and_refuses_other_images(interrupted, interrupted_copy, invoke):
