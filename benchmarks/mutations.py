@@ -560,14 +560,14 @@ MUTATIONS = (
     ),
     Mutation(
         "web page: Origin of requests that write",
-        "camera/sinks/web/auth.py",
+        "http/auth.py",
         'elif is_cross_site or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):',
         "elif is_cross_site:",
         "camera/test_web.py::test_request_of_another_site_cannot_save",
     ),
     Mutation(
         "web page: lockout after wrong tokens",
-        "camera/sinks/web/auth.py",
+        "http/auth.py",
         "attempts = [bool(query), bool(kind), bool(cookie)].count(True)",
         "attempts = int(bool(query))",
         "test_secrets.py::test_every_form_of_a_wrong_token_counts_toward_the_lockout",

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgerec"
 # may import each other, except that camera and doctor may not.
 TIERS = (
     {"_version", "errors", "utils"},
-    {"contract"},
+    {"contract", "http"},
     {"tflite"},
     {"runtime"},
     {"recipe", "recipe_sections", "compression_methods", "camera", "doctor"},
@@ -32,7 +32,7 @@ TIERS = (
     {"__main__"},
 )
 TIER = {name: number for number, names in enumerate(TIERS) for name in names}
-DEVICE = {"_version", "errors", "utils", "contract", "tflite", "runtime", "camera", "doctor"}
+DEVICE = {"_version", "errors", "utils", "contract", "tflite", "runtime", "camera", "doctor", "http"}
 HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib", "scipy", "optuna")
 
 

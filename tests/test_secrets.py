@@ -469,7 +469,7 @@ TOKEN_FORMS = {
 
 @pytest.mark.parametrize("form", TOKEN_FORMS)
 def test_every_form_of_a_wrong_token_counts_toward_the_lockout(form, monkeypatch):
-    monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("edgerec.http.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         statuses = [TOKEN_FORMS[form](sink, f"guess{number}").status for number in range(15)]
         assert statuses == [401] * 10 + [429] * 5
@@ -482,7 +482,7 @@ def test_every_form_of_a_wrong_token_counts_toward_the_lockout(form, monkeypatch
 
 
 def test_several_guesses_in_one_request_all_count(monkeypatch):
-    monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("edgerec.http.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         cookie = f"edgerec_{urlsplit(sink.url).port}"
         statuses = [
@@ -500,7 +500,7 @@ def test_wrong_cookie_is_delayed(monkeypatch):
     async def sleep(seconds):
         delays.append(seconds)
 
-    monkeypatch.setattr("edgerec.camera.sinks.web.auth.asyncio", type("Module", (), {"sleep": staticmethod(sleep)}))
+    monkeypatch.setattr("edgerec.http.auth.asyncio", type("Module", (), {"sleep": staticmethod(sleep)}))
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         response = TOKEN_FORMS["cookie"](sink, "guess")
         assert (response.status, delays) == (401, [0.5])
@@ -509,7 +509,7 @@ def test_wrong_cookie_is_delayed(monkeypatch):
 
 
 def test_other_addresses_are_not_locked_out(monkeypatch):
-    monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("edgerec.http.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink, ExitStack() as stack:
         for number in range(12):
             TOKEN_FORMS["query"](sink, f"guess{number}")

@@ -27,12 +27,13 @@ pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks.sink_thread import SinkWorker
-from edgerec.camera.sinks.web import WebSink, label_store, routes, server
+from edgerec.camera.sinks.web import WebSink, label_store, routes
 from edgerec.camera.sinks.web import state as page_state
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
 from edgerec.errors import EdgerecError, MissingExtraError
+from edgerec.http import server
 from edgerec.runtime.thermal import processor_temperature_c
 from tests.conftest import error_line
 
@@ -634,9 +635,7 @@ def test_browser_without_the_token_gets_the_login_page(protected_web):
 def test_tokens_are_compared_in_constant_time(protected_web, monkeypatch):
     compared = []
     real = __import__("secrets").compare_digest
-    monkeypatch.setattr(
-        "edgerec.camera.sinks.web.auth.secrets.compare_digest", lambda a, b: compared.append(b) or real(a, b)
-    )
+    monkeypatch.setattr("edgerec.http.auth.secrets.compare_digest", lambda a, b: compared.append(b) or real(a, b))
     send_request(protected_web, "/", Authorization="Bearer wrong")
     assert TOKEN.encode() in compared
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerec.camera.sinks import Sink
-from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import cache_folder, checked_output
 from edgerec.utils.optional import require
-from edgerec.utils.secret_references import read_secret, secret_variable
+from edgerec.utils.secret_references import secret_variable
 
 if TYPE_CHECKING:
     from edgerec.camera.config import CameraConfig, WebPageConfig
@@ -84,7 +82,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             yield Window()
     if config.metrics:
         from edgerec.camera.sinks.prometheus import Prometheus
-        from edgerec.camera.sinks.server_address import server_url
+        from edgerec.http.server_address import server_url
 
         host, port = config.metrics.host_port
         metrics = Prometheus(manifest, host, port, lambda: camera.report, camera.sources)
@@ -121,26 +119,12 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
 
 
 def _open_web_page(config: WebPageConfig, labels: tuple[str, ...]) -> Sink:
-    from edgerec.camera.sinks.server_address import is_loopback
     from edgerec.camera.sinks.web import WebSink
+    from edgerec.http.token import configured_token
 
     host, port = config.host_port
-    token = read_secret(config.token) if config.token else secret_variable("EDGEREC_WEB_TOKEN") or None
-    if token is None and not is_loopback(host) and _logs_to_journal():
-        raise EdgerecError(
-            f"the web page on {host} needs a token, and a generated token would be written to the system's journal: "
-            "set EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
-        )
+    token = configured_token(config.token, "EDGEREC_WEB_TOKEN", host, "the web page")
     page = WebSink(host, port, labels, token, config.save_dir, config.save_max_bytes)
     if token is None and page.token is not None:
         print(f"web page with the generated token: {page.url}", file=sys.stderr, flush=True)
     return page
-
-
-def _logs_to_journal() -> bool:
-    """Return True if stderr is connected to the systemd journal."""
-    try:
-        stderr = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError, AttributeError):
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"

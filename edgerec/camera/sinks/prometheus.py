@@ -20,10 +20,10 @@ from edgerec._version import __version__
 from edgerec.camera.frame import Result
 from edgerec.camera.pipeline import RunReport
 from edgerec.camera.sinks.events import DecisionChanges, source_name, source_of
-from edgerec.camera.sinks.server_address import listen
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
+from edgerec.http.server_address import listen
 from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)

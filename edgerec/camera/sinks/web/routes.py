@@ -38,6 +38,9 @@ HEARTBEAT_S = 1.0
 # Maximum time in seconds to wait for a new image before the response 204 (No Content) is sent.
 IMAGE_WAIT_S = 5.0
 
+# Paths of the login page's files, which can be requested without a token.
+LOGIN_PAGE_FILES = frozenset({"/page.css", "/icon.svg"})
+
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.server_address import is_loopback, listen, server_url
 from edgerec.camera.sinks.web.label_store import MAX_BYTES, LabelStore
 from edgerec.camera.sinks.web.state import PageState
 from edgerec.camera.source_state import StateChange
-from edgerec.errors import EdgerecError
+from edgerec.http.server_address import allowed_names, listen, server_url
+from edgerec.http.token import required_token
 from edgerec.utils.atomic import checked_output
 from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
-
-# Minimum length of an access token in characters.
-MIN_TOKEN_LENGTH = 8
 
 
 class WebSink:
@@ -63,29 +59,31 @@ class WebSink:
         """
         for module in ("starlette", "uvicorn", "cv2"):
             require(module)
-        if token is not None and len(token) < MIN_TOKEN_LENGTH:
-            raise EdgerecError(
-                f"the web page's token must have at least {MIN_TOKEN_LENGTH} characters, got {len(token)}"
-            )
-        is_local = is_loopback(host)
+        required = required_token(token, host, "the web page")
         folder = None if save_dir is None else checked_output(save_dir, folder=True)
         label_store = None if folder is None else LabelStore(folder, labels, save_max_bytes)
         self.outputs = () if folder is None else (folder,)
         self.closed, self.name = False, "web"
-        self.token = token if token is not None or is_local else secrets.token_urlsafe(24)
+        self.token = required
         listener = listen(host, port, "the web server")
         port = listener.getsockname()[1]
         self.address = server_url(host, port)
         self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
         self.page_state = PageState()
 
-        from edgerec.camera.sinks.web.auth import AccessControl
-        from edgerec.camera.sinks.web.routes import Page, page_file
-        from edgerec.camera.sinks.web.server import Server
+        from edgerec.camera.sinks.web.routes import LOGIN_PAGE_FILES, Page, page_file
+        from edgerec.http.auth import AccessControl
+        from edgerec.http.server import Server
 
         page = Page(self.page_state, labels, label_store).app()
-        names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_local else None
-        guard = AccessControl(page, token=self.token, names=names, port=port, login_page=page_file("door.html"))
+        guard = AccessControl(
+            page,
+            token=self.token,
+            names=allowed_names(host),
+            port=port,
+            login_page=page_file("door.html"),
+            open_paths=LOGIN_PAGE_FILES,
+        )
         self._server: Server | None = Server(guard, listener)
         self._server.start()
         log.info("the web page is at %s", self.address)

@@ -1,4 +1,4 @@
-"""Check the token and the Host and Origin headers of each request to the web page.
+"""Check the token and the Host and Origin headers of each request.
 
 Starlette's ``TrustedHostMiddleware`` is not used, because it does not accept IPv6 addresses in the Host header.
 """
@@ -13,16 +13,14 @@ import math
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Paths of the login page's files, which can be requested without a token.
-OPEN = frozenset({"/page.css", "/icon.svg"})
 # Maximum total size of a request's headers in bytes.
 MAX_HEADER_BYTES = 16_384
 # Delay in seconds before the response to a wrong token.
@@ -31,6 +29,7 @@ WRONG_TOKEN_S = 0.5
 MAX_FAILURES, LOCKOUT_S = 10, 60.0
 MAX_ADDRESSES = 1024
 
+# Headers of each response. They keep a browser from running or embedding a response, and from storing it.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -42,6 +41,14 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
+
+# Creates the response to a rejected request from a message, a status and additional headers.
+RejectionResponse = Callable[[str, int, Mapping[str, str]], Response]
+
+
+def plain_text_response(message: str, status: int, headers: Mapping[str, str]) -> Response:
+    """Return a message as one line of plain text."""
+    return PlainTextResponse(f"{message}\n", status, headers)
 
 
 class Lockout:
@@ -73,13 +80,28 @@ class AccessControl:
         names: host names, without port, that are allowed in the Host header. None allows all. This prevents DNS
             rebinding because a site whose name resolves to this machine sends its own name in the header.
         port: server port. It is part of the cookie's name because all ports of a host share cookies.
-        login_page: HTML page for a browser that has sent no token or a wrong token.
+        login_page: HTML page for a browser that has sent no token or a wrong token. None sends ``reject``'s response to
+            browsers too.
+        open_paths: paths that can be requested without a token.
+        reject: function that creates the responses to rejected requests.
+        headers: headers of each response.
     """
 
     def __init__(
-        self, app: ASGIApp, *, token: str | None, names: frozenset[str] | None, port: int, login_page: str
+        self,
+        app: ASGIApp,
+        *,
+        token: str | None,
+        names: frozenset[str] | None,
+        port: int,
+        login_page: str | None = None,
+        open_paths: frozenset[str] = frozenset(),
+        reject: RejectionResponse = plain_text_response,
+        headers: Mapping[str, str] = HEADERS,
     ) -> None:
         self._app, self._names, self._login_page = app, names, login_page
+        self._open_paths, self._reject = open_paths, reject
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self._token = token.encode() if token is not None else None
         self._cookie = f"edgerec_{port}"
         self._lockout = Lockout()
@@ -91,9 +113,10 @@ class AccessControl:
             return
         headers = Headers(scope=scope)
         rejection, cookie = self._reject_foreign(scope, headers), None
-        if rejection is None and self._token is not None and scope["path"] not in OPEN:
+        if rejection is None and self._token is not None and scope["path"] not in self._open_paths:
             rejection, cookie = await self._authenticate(scope, headers)
-        await (rejection or self._app)(scope, receive, _with_headers(send, cookie))
+        headers_to_add = [*self._headers, (b"set-cookie", cookie.encode())] if cookie else self._headers
+        await (rejection or self._app)(scope, receive, _with_headers(send, headers_to_add))
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
         """Check a request's token. Return the error response or None, and the cookie to set or None."""
@@ -127,30 +150,26 @@ class AccessControl:
         """Return an error response if the request is cross-site or its headers are too large, otherwise None."""
         host = headers.get("host", "")
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
-            return PlainTextResponse(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.\n", 431)
+            return self._reject(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.", 431, {})
         if self._names is not None and _hostname(host) not in self._names:
-            return PlainTextResponse("This host name is not allowed: open the address that edgerec printed.\n", 421)
+            return self._reject("This host name is not allowed: use the address that edgerec printed.", 421, {})
         is_cross_site = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         if scope["method"] in ("GET", "HEAD"):
             if is_cross_site and headers.get("sec-fetch-mode") != "navigate":
-                return PlainTextResponse("Requests from other sites are not allowed.\n", 403)
+                return self._reject("Requests from other sites are not allowed.", 403, {})
         elif is_cross_site or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):
-            return PlainTextResponse("Only the web page of the camera may send this request.\n", 403)
+            return self._reject("Web pages of other sites may not send this request.", 403, {})
         return None
 
     def _is_token(self, candidate: str) -> bool:
         return self._token is not None and secrets.compare_digest(candidate.encode(errors="replace"), self._token)
 
     def _unauthorized(self, headers: Headers, message: str, status: int, headers_to_add: Mapping[str, str]) -> Response:
-        if "text/html" in headers.get("accept", ""):
+        if self._login_page is not None and "text/html" in headers.get("accept", ""):
             return HTMLResponse(self._login_page.replace("{{message}}", html.escape(message)), status, headers_to_add)
-        if status == 429:
-            return PlainTextResponse(f"{message}\n", status, headers_to_add)
-        return PlainTextResponse(
-            "The token that edgerec printed is required: send ?token=… or Authorization: Bearer …\n",
-            status,
-            headers_to_add,
-        )
+        if status != 429:
+            message = "The token that edgerec printed is required: send ?token=… or Authorization: Bearer …"
+        return self._reject(message, status, headers_to_add)
 
 
 def _network(address: str) -> str:
@@ -163,13 +182,10 @@ def _network(address: str) -> str:
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
-def _with_headers(send: Send, cookie: str | None) -> Send:
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(raw=message.setdefault("headers", []))
-            headers.update(HEADERS)
-            if cookie:
-                headers.append("Set-Cookie", cookie)
+            message["headers"] = [*message.get("headers", ()), *headers]
         await send(message)
 
     return send_with_headers

@@ -17,6 +17,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def allowed_names(host: str) -> frozenset[str] | None:
+    """Return the host names that clients of a server on a loopback address may use, or None if all are allowed."""
+    return frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
+
+
 def listen(host: str, port: int, server: str) -> socket.socket:
     """Return a listening socket. Port 0 selects a free port.
 

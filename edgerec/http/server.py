@@ -8,26 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edgerec.camera.sinks.web.auth import MAX_HEADER_BYTES
+from edgerec.http.auth import MAX_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
-# Maximum number of open connections, in total and per address. Browsers open up to six for each page.
-MAX_CONNECTIONS = 128
-MAX_CONNECTIONS_PER_ADDRESS = 64
 # Timeout in seconds for receiving a request's headers and for sending pending data to a client.
 SLOW_S = 10.0
-# When the server stops, it aborts connections after GRACE_S seconds and joins its thread for STOP_S seconds.
-GRACE_S = 0.4
+# When the server stops, it waits this many seconds for its thread after it has aborted all connections.
 STOP_S = 2.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on the connections of a server.
+
+    Attributes:
+        connections: maximum number of open connections.
+        connections_per_address: maximum number of open connections from one address. Browsers open up to six for each
+            page.
+        grace_s: time in seconds for unfinished requests when the server stops. Then, all connections are aborted.
+    """
+
+    connections: int = 128
+    connections_per_address: int = 64
+    grace_s: float = 0.4
 
 
 class LimitedConnection(H11Protocol):
@@ -37,6 +51,7 @@ class LimitedConnection(H11Protocol):
     connections therefore cannot prevent new connections.
     """
 
+    limits = Limits()
     _since_s = 0.0
     _request_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
@@ -56,7 +71,10 @@ class LimitedConnection(H11Protocol):
             for connection in all_connections
             if (connection.client[0] if connection.client else "") == address
         ]
-        for connections, limit in ((same_address, MAX_CONNECTIONS_PER_ADDRESS), (all_connections, MAX_CONNECTIONS)):
+        for connections, limit in (
+            (same_address, self.limits.connections_per_address),
+            (all_connections, self.limits.connections),
+        ):
             if len(connections) > limit:
                 idle = [connection for connection in connections if connection is not self and connection.idle]
                 min(idle, key=lambda connection: connection._since_s, default=self).transport.abort()
@@ -102,13 +120,28 @@ class LimitedConnection(H11Protocol):
 class Server:
     """A web server that runs an application in its own thread."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
-        self._listener = listener
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        name: str = "the web page",
+        limits: Limits | None = None,
+    ) -> None:
+        """Prepare the server.
+
+        Args:
+            app: the application. Its lifespan events are not used.
+            listener: listening socket, which is closed when the server stops.
+            name: name of the server for log messages.
+            limits: limits on the connections.
+        """
+        self._listener, self._name, self._limits = listener, name, limits or Limits()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=LimitedConnection,
+                http=type("Connection", (LimitedConnection,), {"limits": self._limits}),
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -118,10 +151,15 @@ class Server:
                 server_header=False,
                 proxy_headers=False,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                timeout_graceful_shutdown=1,
+                timeout_graceful_shutdown=max(1, math.ceil(self._limits.grace_s)),
             )
         )
         self._thread = threading.Thread(target=self._run, name="edgerec-web", daemon=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's thread is running."""
+        return self._thread.is_alive()
 
     def start(self) -> None:
         """Start the server's thread."""
@@ -130,12 +168,12 @@ class Server:
     def stop(self) -> None:
         """Stop the server, abort any remaining connections and wait for the thread."""
         self._uvicorn.should_exit = True
-        self._thread.join(GRACE_S)
+        self._thread.join(self._limits.grace_s)
         if self._thread.is_alive() and self._loop is not None:
             self._loop.call_soon_threadsafe(self._abort_connections)
             self._thread.join(STOP_S)
         if self._thread.is_alive():
-            log.warning("the server of the web page does not stop: its thread is abandoned")
+            log.warning("the server of %s does not stop: its thread is abandoned", self._name)
         self._listener.close()
 
     def _run(self) -> None:
@@ -148,7 +186,7 @@ class Server:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # The camera continues without the web page.
-            log.error("the server of the web page failed: %s", error)
+            log.error("the server of %s failed: %s", self._name, error)
 
     def _abort_connections(self) -> None:
         for connection in list(self._uvicorn.server_state.connections):
