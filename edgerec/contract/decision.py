@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# Scores are clipped to half an int8 quantization step, because the logarithm of 0 is infinite.
+# Minimum score, half an int8 quantization step, which prevents the logarithm of 0.
 _MIN_SCORE = 1 / 512
 # The mean score has a small weight, because it only breaks ties between classes with the same number of votes.
 _TIE_WEIGHT = 1e-3

@@ -92,7 +92,7 @@ class HashKeys:
         return cls(tuple(map(os.fsencode, dataset.names)), np.arange(len(dataset.names)))
 
     def at(self, positions: Indices) -> HashKeys:
-        """Return the hash keys of the images at ``positions``."""
+        """Return the hash keys for the images at these indices."""
         used, of_image = np.unique(self.of_image[positions], return_inverse=True)
         copies = None if self.copies is None else np.unique(self.copies[positions], return_inverse=True)[1]
         return HashKeys(tuple(self.keys[i] for i in used), of_image, copies)

@@ -97,7 +97,7 @@ class LimitedConnection(H11Protocol):
             self._request_timer = None
 
     def pause_writing(self) -> None:
-        """Start the send timeout because the client is receiving data too slowly."""
+        """Start the send timeout when the send buffer is full."""
         super().pause_writing()
         if self._send_timer is None:
             self._send_timer = self.loop.call_later(SLOW_S, self.transport.abort)

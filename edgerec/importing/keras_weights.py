@@ -34,7 +34,7 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
         refuse_links_in_weights(path)
         with _captured_warnings() as messages:
             model.load_weights(str(path), **options)
-    # If only the last layer's biases match, the file is for a different network with the same number of classes.
+    # The last layer's bias shape depends only on the number of classes, so it does not identify the network.
     names = [variable.name.partition("/")[0] for variable in model.weights]
     changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
     initialized = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0

@@ -38,7 +38,7 @@ ACTIVATIONS = {
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
-# Options with these values are omitted if the other Keras version does not support them.
+# Values of layer options that have no effect, so that options which tf_keras does not know can be omitted.
 NO_EFFECT = (None, False, "auto", "channels_last")
 
 # Arithmetic operators in a Keras 3 graph, as in ``x / 127.5 - 1``.

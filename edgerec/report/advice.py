@@ -13,7 +13,7 @@ from edgerec.utils.command_line import command, data_options
 OVERFIT_POINTS = 5.0
 # Classes whose F1 score is lower than the mean by more than this value are reported as weak.
 WEAK_F1 = 0.1
-# Accuracies below this multiple of the chance level are reported as hardly better than guessing.
+# An accuracy below this multiple of the chance level is reported as hardly better than chance.
 GUESSING = 2
 # Training data is imbalanced if the smallest class has less than this fraction of the largest class's images.
 BALANCE = 1 / 3

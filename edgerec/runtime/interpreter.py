@@ -64,7 +64,7 @@ def find_runtime() -> tuple[str, Any]:
 
 
 def fingerprint() -> Fingerprint:
-    """Return this machine's fingerprint."""
+    """Return this machine's TFLite runtime, its version, the machine type and the CPU name."""
     package, _ = find_runtime()
     try:
         version = importlib.metadata.version(package)

@@ -122,7 +122,7 @@ def remove_metadata(model: Any) -> None:
 
 
 def has_metadata(content: bytes) -> bool:
-    """Return whether a .tflite file has TFLite metadata, even if it is damaged."""
+    """Return whether a .tflite file contains TFLite metadata, which need not be valid."""
     return _metadata_entry(Table.root(content)) is not None
 
 

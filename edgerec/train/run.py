@@ -95,7 +95,7 @@ class Run:
 
     @classmethod
     def open_classifier(cls, path: str | Path) -> Run:
-        """Return a finished classifier run, or raise :class:`RunError` if the model is an autoencoder."""
+        """Load a finished run. Raise :class:`RunError` if its model is an autoencoder, not a classifier."""
         run = cls.open(path)
         if run.reconstructs:
             raise RunError(

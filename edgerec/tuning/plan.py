@@ -192,7 +192,7 @@ def refuse_other_settings(stored: Mapping[str, Any], current: Mapping[str, Any],
         current: :meth:`Plan.shared_settings` of this call.
         study: description of the study, which is the beginning of the error message.
     """
-    # Recipe keys that did not exist when the study was created have their default values.
+    # Use the default value of each recipe key that was added to edgerec after the study was created.
     stored = {key: value for key, value in Recipe().flattened.items() if key in current} | dict(stored)
     for key in sorted(set(current) | set(stored)):
         if stored.get(key) == current.get(key):

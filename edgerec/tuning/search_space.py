@@ -236,7 +236,7 @@ def _choices(where: str, key: str, values: Any, recipe: Recipe) -> Choices:
         raise RecipeError(f"{where}: {key} must have at least one choice")
     choices = [_checked_value(where, key, value, recipe) for value in values]
     if duplicates := [value for i, value in enumerate(choices) if value in choices[:i]]:
-        raise RecipeError(f"{where}: {key} has {duplicates[0]!r} twice: remove one of them")
+        raise RecipeError(f"{where}: the choice {duplicates[0]!r} of {key} is listed twice: remove one of them")
     return Choices(tuple(choices))
 
 

@@ -233,7 +233,7 @@ class BrokerConnection:
 
 
 def _is_finished(message: Any) -> bool:
-    """Return True if a message was sent, or was lost because the connection ended."""
+    """Return False if a message is still waiting to be sent."""
     try:
         return bool(message.is_published())
     except (RuntimeError, ValueError):  # paho raises these errors if the message was lost.

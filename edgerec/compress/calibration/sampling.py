@@ -22,7 +22,7 @@ def stratified(dataset: Dataset, part: Indices, count: int, rng: np.random.Gener
 
 
 def random(dataset: Dataset, part: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Sample images at random, preserving the class frequencies."""
+    """Draw a simple random sample of the images."""
     return rng.permutation(part)[:count]
 
 

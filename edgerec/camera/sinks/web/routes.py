@@ -132,7 +132,7 @@ class Page:
         return _jpeg(self._pending_image(request.path_params["key"]))
 
     async def snapshot(self, request: Request) -> Response:
-        """Send a pending image as a PNG download in full resolution."""
+        """Send a pending image as a full-resolution PNG download."""
         key = request.path_params["key"]
         result = self._pending_image(key).result
         async with self._encoding:  # Images are encoded one at a time because encoding a large image is slow.
