@@ -97,7 +97,7 @@ def wide(recipe: Recipe) -> Recipe:
         ("model.arch", {"low": 1, "high": 2}, "model.arch is not a number and cannot have a range: use a list"),
         ("model.arch", ["resnet8", "resnet9"], "unknown architecture 'resnet9'; did you mean 'resnet8'"),
         ("model.width", [], "model.width must have at least one choice"),
-        ("model.width", [0.5, 1, 1.0], "model.width has 1.0 twice"),
+        ("model.width", [0.5, 1, 1.0], "the choice 1.0 of model.width is listed twice"),
         ("model.width", 0.5, "model.width is 0.5, expected { low"),
         ("data.val_fraction", [0.1, 0.2], "all trials must be compared on the same images"),
         ("seed", [1, 2], "all trials must be compared on the same images"),

@@ -142,7 +142,7 @@ def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
 
 
 def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
-    """Return False if both operators have inputs that are already matched, but none of these inputs match each other."""
+    """Return False if both operators have matched inputs, but none of these inputs match each other."""
     mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
     expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}
