@@ -55,6 +55,7 @@ _PUBLIC = {
     "tune": "edgerec.tuning",
     "run_camera": "edgerec.camera.run",
     "run_doctor": "edgerec.doctor",
+    "sign_bundle": "edgerec.contract.signing",
     "verify": "edgerec.runtime",
     "verify_emulated": "edgerec.emulation",
     "write_report": "edgerec.report",
@@ -103,6 +104,7 @@ __all__ = [
     "run_camera",
     "run_doctor",
     "show_data",
+    "sign_bundle",
     "tune",
     "verify",
     "verify_emulated",
@@ -120,6 +122,7 @@ if TYPE_CHECKING:
     from edgerec.compress.compare import compare
     from edgerec.compress.layer_comparison.diagnose import parity
     from edgerec.contract.bundle import Bundle
+    from edgerec.contract.signing import sign_bundle
     from edgerec.contract.target import Target
     from edgerec.data.cache_limit import pixel_cache
     from edgerec.data.checks import check_data

@@ -3,6 +3,7 @@
 * EdgerecError
     * AddressError (ValueError)
     * BundleError (ValueError)
+        * SignatureError
     * ConfigError (ValueError)
     * DataError (ValueError)
     * DelegateError (OSError)
@@ -89,6 +90,19 @@ class TargetError(EdgerecError, ValueError):
 
 class BundleError(EdgerecError, ValueError):
     """Raised when a file is not a bundle, or a bundle is damaged or incomplete."""
+
+
+class SignatureError(BundleError):
+    """Raised when a bundle is not signed by an allowed signer, or its signature cannot be created or checked.
+
+    Attributes:
+        problem: short name of the reason; see :class:`edgerec.contract.signature.RefusedSignatureError`. It is ``key``
+            if a key cannot be used to sign the bundle.
+    """
+
+    def __init__(self, problem: str, message: str) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 class DelegateError(EdgerecError, OSError):

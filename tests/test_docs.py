@@ -51,7 +51,10 @@ def test_commands_and_python_blocks_run(page, invoke, tmp_path, monkeypatch, bri
         if language == "python":
             exec(compile(content, page, "exec"), {})
             continue
-        for command in commands(content):
+        for command in commands(content, ("edgerec ", "ssh-keygen ", "echo ")):
+            if not command.startswith("edgerec "):
+                subprocess.run(["sh", "-c", command], check=True)
+                continue
             words = shlex.split(command, comments=True)
             words, output = (words[: words.index(">")], words[-1]) if ">" in words else (words, "")
             result = invoke(*shortened(words[1:]))
@@ -70,8 +73,8 @@ def shortened(arguments: list[str]) -> list[str]:
     return [*arguments, "--max-drop", "100"] if arguments[0] == "quantize" else arguments
 
 
-def commands(text: str) -> list[str]:
-    return [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("edgerec ")]
+def commands(text: str, programs: tuple[str, ...] = ("edgerec ",)) -> list[str]:
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.startswith(programs)]
 
 
 def shown_commands() -> Iterator[tuple[str, str]]:

@@ -198,6 +198,9 @@ class CameraConfig:
         output: ``window`` shows the frames, ``text`` and ``json`` print one line per frame to stdout, and ``none``
             prints nothing.
         csv, video, images, mqtt, webhook, metrics, web: sink settings. None disables a sink.
+        allowed_signers: file of allowed signers. The camera refuses a bundle that none of them has signed. None accepts
+            every bundle.
+        revoked_keys: file of revoked keys. A bundle that was signed with one of these keys is refused.
     """
 
     bundle: str | Path
@@ -221,6 +224,8 @@ class CameraConfig:
     webhook: WebhookConfig | None = None
     metrics: MetricsConfig | None = None
     web: WebPageConfig | None = None
+    allowed_signers: str | Path | None = None
+    revoked_keys: str | Path | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:

@@ -28,7 +28,7 @@ from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
 from edgerec.utils.allocator import return_freed_memory
-from edgerec.utils.atomic import checked_output, user_path
+from edgerec.utils.atomic import checked_output
 from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
@@ -136,6 +136,8 @@ class Camera:
         frame_options: FrameOptions | None = None,
         timeouts: Timeouts | None = None,
         loop: bool = False,
+        allowed_signers: str | Path | None = None,
+        revoked_keys: str | Path | None = None,
         **options: Any,
     ) -> Camera:
         """Create a camera from a bundle and sources. The sources are opened when the camera's context is entered.
@@ -153,14 +155,16 @@ class Camera:
             frame_options: options that select the frames to classify, and crop, rotate and mirror them.
             timeouts: timeouts for live sources.
             loop: whether to restart video files and folders when they end.
+            allowed_signers, revoked_keys: files of SSH keys that check the signature; see :meth:`Bundle.open`.
             options: keyword arguments of :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
             SourceError: a source is not recognized, or is specified twice.
             BundleError: the bundle does not exist or cannot be used.
+            SignatureError: the bundle is not signed by an allowed signer.
         """
         sources = [source] if isinstance(source, str) else list(source)
-        opened_bundle = Bundle.open(user_path(bundle))
+        opened_bundle = Bundle.open(bundle, allowed_signers=allowed_signers, revoked_keys=revoked_keys)
         manifest = opened_bundle.manifest
         addresses = _with_unique_names([find_source(uri, requested, manifest.levels, loop=loop) for uri in sources])
         threads, interpreters = threads or manifest.threads, 1

@@ -16,7 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def predict(
-    bundle: str | Path | Classifier, images: Iterable[str | Path], *, threshold: float | None = None
+    bundle: str | Path | Classifier,
+    images: Iterable[str | Path],
+    *,
+    threshold: float | None = None,
+    allowed_signers: str | Path | None = None,
+    revoked_keys: str | Path | None = None,
 ) -> Iterator[Result]:
     """Classify image files, yielding one result per file.
 
@@ -26,11 +31,14 @@ def predict(
             their paths. Files that are not images are skipped with a warning.
         threshold: minimum score, 0 to 1. If the score is lower, the label is ``unknown``. None uses the bundle's
             threshold.
+        allowed_signers, revoked_keys: files of SSH keys that check the signature of the bundle; see
+            :meth:`~edgerec.contract.bundle.Bundle.open`. They have no effect on an open classifier.
 
     Raises:
         DataError: a file is not an image, or a folder contains no image.
     """
-    classifier = bundle if isinstance(bundle, Classifier) else Classifier.open(bundle, threshold=threshold)
+    keys = {"allowed_signers": allowed_signers, "revoked_keys": revoked_keys}
+    classifier = bundle if isinstance(bundle, Classifier) else Classifier.open(bundle, threshold=threshold, **keys)
     index = 0
     for path in map(Path, images):
         first_index = index

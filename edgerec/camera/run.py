@@ -79,4 +79,6 @@ def _open_camera(config: CameraConfig) -> Camera:
         fallback=config.fallback,
         threshold=config.threshold,
         decision=config.decision,
+        allowed_signers=config.allowed_signers,
+        revoked_keys=config.revoked_keys,
     )

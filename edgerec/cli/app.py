@@ -57,6 +57,7 @@ COMMANDS = {
         "calibration": "Make, check and show calibration sets for quantization.",
         "import": "Create a bundle from a .tflite file made with another tool.",
         "ensemble": "Combine several models into one bundle.",
+        "sign": "Sign a bundle with an SSH key.",
     },
 }
 

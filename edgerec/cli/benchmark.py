@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.options import DELEGATE_HELP
+from edgerec.cli.options import DELEGATE_HELP, AllowedSignersOption, RevokedKeysOption
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 from edgerec.utils.secret_references import warn_about_secrets
 
@@ -45,6 +45,8 @@ def benchmark(
     plot: Path | None = typer.Option(None, metavar="PNG", help="Plot the results to this PNG file."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing PNG file."),
     json: bool = JsonOption,
+    allowed_signers: Path | None = AllowedSignersOption,
+    revoked_keys: Path | None = RevokedKeysOption,
 ) -> None:
     """Measure a bundle's latency and memory use on this machine.
 
@@ -68,6 +70,8 @@ def benchmark(
             threads=threads,
             delegate="" if delegate == "none" else delegate,
             operators=operators,
+            allowed_signers=allowed_signers,
+            revoked_keys=revoked_keys,
             listener=listener,
         )
     if plot is not None:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from edgerec.cli.help import GroupedCommand
-from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP, parse_delegate_options, parse_key_values
+from edgerec.cli.options import (
+    DELEGATE_HELP,
+    DELEGATE_OPTION_HELP,
+    AllowedSignersOption,
+    RevokedKeysOption,
+    parse_delegate_options,
+    parse_key_values,
+)
 from edgerec.cli.output import show_log
 from edgerec.errors import ConfigError
 
@@ -194,6 +201,8 @@ def camera(
     fallback: bool = typer.Option(
         False, "--fallback", help="Fall back to the CPU if the delegate cannot be loaded.", rich_help_panel=_MODEL
     ),
+    allowed_signers: Path | None = AllowedSignersOption,
+    revoked_keys: Path | None = RevokedKeysOption,
     csv_append: bool = typer.Option(
         False, "--csv-append", help="Append to the CSV file if it exists.", rich_help_panel=_FILES
     ),
@@ -320,6 +329,7 @@ def camera(
     gc.freeze()
     gc.enable()
     saving = "--save low-confidence|changes|all"
+    _require("--revoked-keys", revoked_keys, "--allowed-signers FILE", allowed_signers)
     _require("--csv-append", csv_append, "--csv FILE", csv)
     _require("--save-dir", save_dir, saving, save)
     _require("--save-every", save_every, saving, save)
@@ -368,6 +378,8 @@ def camera(
             webhook=WebhookConfig(webhook) if webhook else None,
             metrics=MetricsConfig(metrics) if metrics else None,
             web=page,
+            allowed_signers=allowed_signers,
+            revoked_keys=revoked_keys,
         )
     except ConfigError as error:
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None

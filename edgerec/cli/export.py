@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from edgerec.cli.options import MOVED_DATA_HELP
+from edgerec.cli.options import MOVED_DATA_HELP, SERIAL_HELP, SIGNATURE_PANEL
 from edgerec.cli.output import JsonOption, progress, say, show_edgetpu, show_json
 
 _DECISION, _NOVELTY = "Unknown images", "Unknown images detected by an autoencoder"
@@ -73,10 +73,19 @@ def export(
         help="Fraction of the autoencoder's validation images to accept as known. [default: 0.99]",
         rich_help_panel=_NOVELTY,
     ),
+    sign: Path | None = typer.Option(
+        None,
+        metavar="KEY",
+        help="SSH key that signs the bundle, such as ~/.ssh/id_ed25519. [default: do not sign the bundle]",
+        rich_help_panel=SIGNATURE_PANEL,
+    ),
+    serial: int | None = typer.Option(None, min=0, metavar="N", help=SERIAL_HELP, rich_help_panel=SIGNATURE_PANEL),
 ) -> None:
     """Export a run as a bundle for a target and verify it."""
     if novelty is None and (novelty_variant or known is not None):
         raise typer.BadParameter("--novelty-variant and --known require an autoencoder: add --novelty AUTOENCODER_RUN")
+    if serial is not None and sign is None:
+        raise typer.BadParameter("--serial has no effect without --sign KEY")
     with progress() as listener:
         from edgerec.export import Novelty, export_bundle
 
@@ -91,6 +100,8 @@ def export(
             novelty=Novelty(novelty, **novelty_options) if novelty else None,
             max_drop=max_drop,
             data=data or None,
+            sign=sign,
+            serial=serial,
             overwrite=overwrite,
             listener=listener,
         )

@@ -12,6 +12,27 @@ DELEGATE_HELP = (
 )
 DELEGATE_OPTION_HELP = "Option for the delegate, such as device=usb:1 for the second USB device. May be repeated."
 
+SIGNATURE_PANEL = "Signature"
+SERIAL_HELP = (
+    "Serial number, which must increase with each release. Devices can refuse releases with a lower number. [default: "
+    "the current Unix time in seconds]"
+)
+AllowedSignersOption = typer.Option(
+    None,
+    "--allowed-signers",
+    metavar="FILE",
+    help="Public SSH keys of allowed signers, in the format of ssh-keygen. A bundle that none of them has signed is "
+    "refused. [default: do not check the signature]",
+    rich_help_panel=SIGNATURE_PANEL,
+)
+RevokedKeysOption = typer.Option(
+    None,
+    "--revoked-keys",
+    metavar="FILE",
+    help="Revoked SSH keys. A bundle that was signed with one of them is refused.",
+    rich_help_panel=SIGNATURE_PANEL,
+)
+
 
 def parse_key_values(texts: Sequence[str], example: str) -> dict[str, str]:
     """Parse the values of a repeated ``KEY=VALUE`` option.

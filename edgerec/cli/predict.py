@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from edgerec.cli.options import AllowedSignersOption, RevokedKeysOption
 from edgerec.cli.output import say, show_log
 
 
@@ -20,6 +21,8 @@ def predict(
         metavar="SCORE",
         help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
     ),
+    allowed_signers: Path | None = AllowedSignersOption,
+    revoked_keys: Path | None = RevokedKeysOption,
     json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:
     """Classify image files."""
@@ -28,7 +31,8 @@ def predict(
 
     show_log()
     lines = JsonLines(sys.stdout)
-    for result in classify(bundle, images, threshold=threshold):
+    keys = {"allowed_signers": allowed_signers, "revoked_keys": revoked_keys}
+    for result in classify(bundle, images, threshold=threshold, **keys):
         if json:
             lines.write(result)
             continue

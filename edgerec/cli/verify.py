@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP, parse_delegate_options
+from edgerec.cli.options import (
+    DELEGATE_HELP,
+    DELEGATE_OPTION_HELP,
+    AllowedSignersOption,
+    RevokedKeysOption,
+    parse_delegate_options,
+)
 from edgerec.cli.output import JsonOption, progress, say, show_json, show_log, table
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ def verify(
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
     delegate_option: list[str] = typer.Option([], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP),
     json: bool = JsonOption,
+    allowed_signers: Path | None = AllowedSignersOption,
+    revoked_keys: Path | None = RevokedKeysOption,
     on: str = typer.Option(
         "",
         metavar="TARGET",
@@ -54,37 +62,46 @@ def verify(
 
     The scores of the golden images are compared with those computed by the machine that exported the bundle.
     """
-    from edgerec.errors import EdgerecError
+    from edgerec.errors import EdgerecError, SignatureError
 
+    keys = {"allowed_signers": allowed_signers, "revoked_keys": revoked_keys}
     try:
         if on and (delegate is not None or delegate_option):
             raise typer.BadParameter(
                 "--delegate cannot be combined with --on, because emulated systems have no delegates: omit --delegate"
             )
         if on:
-            _verify_emulated(bundle, on, data, images, find_links, json)
+            _verify_emulated(bundle, on, data, images, find_links, json, keys)
         elif data or find_links:
             raise typer.BadParameter("--data and --find-links require an emulated system: add --on rpi")
         else:
             library = "" if delegate == "none" else delegate
-            _verify(bundle, library, parse_delegate_options(delegate_option), json)
+            _verify(bundle, library, parse_delegate_options(delegate_option), json, keys)
     except EdgerecError as error:
         if not json:
             raise
-        show_json({"ok": False, "bundle": str(bundle), "reason": str(error)})
+        problem = {"problem": error.problem} if isinstance(error, SignatureError) else {}
+        show_json({"ok": False, "bundle": str(bundle), "reason": str(error)} | problem)
         raise typer.Exit(1) from None
 
 
-def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: bool) -> None:
+def _verify(
+    bundle: Path, delegate: str | None, options: dict[str, str], json: bool, keys: dict[str, Path | None]
+) -> None:
     from edgerec.runtime.verification import verify as verify_bundle
 
     show_log()
-    report = verify_bundle(bundle, delegate=delegate, delegate_options=options)
+    report = verify_bundle(bundle, delegate=delegate, delegate_options=options, **keys)
     if json:
         show_json(report.to_dict())
         return
     for warning in report.warnings:
         say(f"warning: {warning}", err=True)
+    if report.signer:
+        serial = f", serial number {report.signer.serial}" if report.signer.serial else ""
+        say(f"signed by {report.signer}{serial}")
+    elif report.signed:
+        say("the signature was not checked: add --allowed-signers FILE")
     how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed: {report.tolerance:g})"
     say(f"ok: {report.files} files unchanged, scores of {report.images} golden images equal {how}")
     if not report.exact:
@@ -98,12 +115,23 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
     say(f"verified with {report.here.runtime} {report.here.version} on {report.here.machine}{with_delegate}")
 
 
-def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: str, json: bool) -> None:
+def _verify_emulated(
+    bundle: Path, on: str, data: str, images: int, find_links: str, json: bool, keys: dict[str, Path | None]
+) -> None:
     from edgerec.emulation import verify_emulated
     from edgerec.errors import BundleError
 
     with progress() as listener:
-        report = verify_emulated(bundle, on, data=data or None, images=images, find_links=find_links, listener=listener)
+        report = verify_emulated(
+            bundle,
+            on,
+            data=data or None,
+            images=images,
+            find_links=find_links,
+            listener=listener,
+            allowed_signers=keys["allowed_signers"],
+            revoked_keys=keys["revoked_keys"],
+        )
     if json:
         show_json(report.to_dict())
         raise typer.Exit(1 if report.problem else 0)

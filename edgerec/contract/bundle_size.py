@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgerec.contract.signature import MAX_SIGNATURE_BYTES
 from edgerec.errors import BundleError
 
 # Maximum total size of all files in a bundle.
@@ -16,6 +17,6 @@ def check_file_size(bundle: Path, name: str, size_bytes: int, max_bytes: int) ->
     if size_bytes > max_bytes:
         raise BundleError(
             f"{bundle}: {name} has {size_bytes:,} bytes, but the limit is {MAX_BUNDLE_BYTES >> 20} MiB for all files "
-            f"in a bundle and {MAX_MANIFEST_BYTES >> 20} MiB for the manifest: do not use this bundle, it may be "
-            "malicious"
+            f"in a bundle, {MAX_MANIFEST_BYTES >> 20} MiB for the manifest and {MAX_SIGNATURE_BYTES >> 10} KiB for its "
+            "signature: do not use this bundle, it may be malicious"
         )

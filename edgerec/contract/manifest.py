@@ -20,6 +20,7 @@ from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
+MAX_SERIAL = 10**18
 # Manifests can name only these delegates, because loading an arbitrary library would execute its code.
 DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -138,6 +139,8 @@ class Manifest:
         files: SHA-256 digest of every other file in the bundle, by relative path.
         metrics: metrics at export (top-1 accuracy, agreement, size in bytes).
         provenance: recipe, digests and versions used to build the bundle.
+        serial: serial number of a signed bundle, which increases with each release. 0 means none.
+        signed_s: Unix time at which the bundle was signed. 0 means unknown.
     """
 
     name: str
@@ -160,6 +163,8 @@ class Manifest:
     novelty: NoveltySpec | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    serial: int = 0
+    signed_s: int = 0
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
@@ -195,8 +200,14 @@ class Manifest:
                 )
 
     def to_json(self) -> str:
-        """Return the manifest as indented JSON, starting with the schema version."""
-        values = {"schema": SCHEMA_VERSION} | _to_json_value(self)
+        """Return the manifest as indented JSON, starting with the schema version.
+
+        In the manifest of a signed bundle, the next keys are ``serial`` and ``signed_s``, as
+        :func:`~edgerec.contract.signature.signed_header` expects. In other manifests, these keys are missing.
+        """
+        values = _to_json_value(self)
+        signing = {key: values.pop(key) for key in ("serial", "signed_s")}
+        values = {"schema": SCHEMA_VERSION} | (signing if any(signing.values()) else {}) | values
         return to_json(values, indent=2) + "\n"
 
     @classmethod
@@ -303,6 +314,15 @@ def _threads(value: Any) -> int:
     return value
 
 
+def _signing_number(limit: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+            raise ValueError(f"expected an integer from 0 to {limit - 1}, got {value!r}")
+        return value
+
+    return parse
+
+
 def _files(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ValueError("expected an object that maps file names to SHA-256 digests")
@@ -335,6 +355,8 @@ _FIELD_PARSERS: dict[str, Callable[[Any], Any]] = {
     "threads": _threads,
     "members": _members,
     "novelty": _novelty,
+    "serial": _signing_number(MAX_SERIAL),
+    "signed_s": _signing_number(10**10),
 }
 
 

@@ -165,6 +165,8 @@ def verify_emulated(
     releases: Sequence[str] = (),
     cpus: Sequence[str] = (),
     find_links: str = "",
+    allowed_signers: str | Path | None = None,
+    revoked_keys: str | Path | None = None,
     listener: Listener = ignore,
 ) -> EmulationReport:
     """Verify a bundle in emulated systems for a target.
@@ -182,13 +184,16 @@ def verify_emulated(
         releases: Debian release codenames; if empty, all releases supported by the target.
         cpus: QEMU's names for the CPUs; if empty, the CPUs of the target's boards.
         find_links: folder or URL with additional wheels, as for pip's ``--find-links``.
+        allowed_signers, revoked_keys: files of SSH keys that check the signature on this machine; see
+            :meth:`Bundle.open`.
         listener: receives progress updates.
 
     Raises:
         BundleError: the bundle is damaged.
         TargetError: the target does not run Debian on ARM, or its system cannot be installed on this machine.
     """
-    started, target, opened = time.monotonic(), Target.load(on), Bundle.open(bundle)
+    started, target = time.monotonic(), Target.load(on)
+    opened = Bundle.open(bundle, allowed_signers=allowed_signers, revoked_keys=revoked_keys)
     expected = Expectation.of(opened, target, data, images)
     systems = emulated_systems(
         target,

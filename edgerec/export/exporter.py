@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
+from edgerec.contract.signing import check_key, create_signature, with_serial
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
 from edgerec.export.decision_fitting import fit_decision
@@ -82,6 +84,8 @@ def export_bundle(
     precision: float | None = None,
     novelty: Novelty | str | Path | None = None,
     data: DataSource | None = None,
+    sign: str | Path | None = None,
+    serial: int | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> ExportReport:
@@ -101,13 +105,17 @@ def export_bundle(
         novelty: an autoencoder run, or :class:`~edgerec.export.novelty.Novelty`. The bundle predicts ``unknown`` for
             images with a large reconstruction error.
         data: current location of the run's images if they were moved.
+        sign: SSH key that signs the bundle; see :func:`~edgerec.contract.signing.sign_bundle`. None does not sign it.
+        serial: serial number of a signed bundle. None uses the current Unix time in seconds.
         overwrite: replace an existing bundle.
         listener: receives progress updates.
 
     Raises:
         TargetError: the target cannot run the variant. The message contains a command that creates a suitable variant.
         GateError: the variant loses more than ``max_drop``.
+        SignatureError: the key cannot be used.
     """
+    key = None if sign is None else check_key(sign)
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     device = Target.load(target)
     if novelty is not None:
@@ -135,7 +143,18 @@ def export_bundle(
         models |= autoencoder.files
         manifest = autoencoder.added_to(manifest)
     images = _golden_images(dataset, split)
-    files, golden = write_verified(path, manifest, models, device, images, report["figures"], overwrite=overwrite)
+    if key is not None:
+        manifest = with_serial(manifest, serial)
+    files, golden = write_verified(
+        path,
+        manifest,
+        models,
+        device,
+        images,
+        report["figures"],
+        overwrite=overwrite,
+        sign=None if key is None else partial(create_signature, key=key),
+    )
     run.record_export(chosen.name, report["model_sha256"], device.name, str(path))
     return ExportReport(
         bundle=str(path),

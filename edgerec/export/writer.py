@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgerec.contract.bundle import Bundle
@@ -59,6 +59,7 @@ def write_verified(
     figures: EvaluationRecord | None,
     *,
     overwrite: bool,
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> tuple[tuple[str, ...], int]:
     """Verify a bundle on this machine, and write it if verification succeeds.
 
@@ -70,6 +71,7 @@ def write_verified(
         images: names and pixels of the golden images.
         figures: metrics on the test images; see :func:`~edgerec.export.readme.readme`.
         overwrite: replace an existing bundle.
+        sign: function that signs the manifest; see :meth:`Bundle.write`.
 
     Returns:
         The sorted names of the bundle's files and the number of verified golden images.
@@ -102,5 +104,5 @@ def write_verified(
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None
 
-    Bundle.write(path, manifest, files, overwrite=overwrite, check=check)
+    Bundle.write(path, manifest, files, overwrite=overwrite, check=check, sign=sign)
     return tuple(sorted(files)), golden_images

@@ -25,6 +25,7 @@ from edgerec.runtime.operator_profile import OperatorTime, profile_operators
 from edgerec.runtime.thermal import Health, read_health
 from edgerec.runtime.verification import golden_images
 from edgerec.tflite.schema import tflite_schema
+from edgerec.utils.atomic import user_path
 from edgerec.utils.child_process import ask_python
 from edgerec.utils.progress import Listener, Progress, ignore
 
@@ -107,6 +108,8 @@ def benchmark(
     threads: int = 0,
     delegate: str | None = None,
     operators: bool = True,
+    allowed_signers: str | Path | None = None,
+    revoked_keys: str | Path | None = None,
     listener: Listener = ignore,
 ) -> BenchmarkReport:
     """Measure a bundle's latency, throughput and memory use with its golden images or a source's frames.
@@ -120,17 +123,22 @@ def benchmark(
         delegate: a delegate's shared library, ``gpu``, or an empty string for the CPU. None uses the bundle's
             delegate.
         operators: whether to measure the time of each operator.
+        allowed_signers, revoked_keys: files of SSH keys that check the signature; see :meth:`Bundle.open`.
         listener: called with the progress.
 
     Raises:
         BundleError: the bundle does not exist, cannot be run, or has no golden images.
         SourceError: the source delivers fewer than two frames.
     """
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, allowed_signers=allowed_signers, revoked_keys=revoked_keys)
     classifier = Classifier(bundle, threads=threads, delegate=delegate)
     images = golden_images(bundle)
     listener(Progress("starting a new process", 0, 3))
-    cold_start_s, peak = _measure_cold_start(bundle, images, {"threads": threads, "delegate": delegate})
+    options = {"threads": threads, "delegate": delegate}
+    # The new process opens the bundle again, so it must also check the signature.
+    keys = {"allowed_signers": allowed_signers, "revoked_keys": revoked_keys}
+    options |= {name: str(user_path(file)) for name, file in keys.items() if file is not None}
+    cold_start_s, peak = _measure_cold_start(bundle, images, options)
     before = read_health()
     listener(Progress("measuring the stages", 1, 3))
     if frames is None:

@@ -106,9 +106,22 @@ class Classifier:
         self.invalid = 0
 
     @classmethod
-    def open(cls, path: str | Path, **options: Any) -> Classifier:
-        """Open the bundle (a folder or .zip file) at ``path``. ``options`` are passed to the constructor."""
-        return cls(Bundle.open(path), **options)
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        allowed_signers: str | Path | None = None,
+        revoked_keys: str | Path | None = None,
+        **options: Any,
+    ) -> Classifier:
+        """Open the bundle (a folder or .zip file) at ``path``.
+
+        Args:
+            path: the bundle's folder or .zip.
+            allowed_signers, revoked_keys: files of SSH keys that check the signature; see :meth:`Bundle.open`.
+            options: arguments of the constructor.
+        """
+        return cls(Bundle.open(path, allowed_signers=allowed_signers, revoked_keys=revoked_keys), **options)
 
     @property
     def levels(self) -> Levels:

@@ -15,7 +15,8 @@ from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.image_decoding import MAX_PIXELS, decode
 from edgerec.contract.manifest import ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, encode_png
-from edgerec.errors import BundleError
+from edgerec.contract.signature import Signer
+from edgerec.errors import BundleError, SignatureError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
 from edgerec.utils.atomic import sha256
@@ -80,6 +81,8 @@ class VerifyReport:
         exact: whether every score is bit-identical to the golden score.
         max_difference, tolerance: largest difference from a golden score, and its tolerance.
         golden: results for each image and each model.
+        signed: whether the bundle has a signature.
+        signer: the signer of the bundle, or None if the signature was not checked.
     """
 
     bundle: str
@@ -94,6 +97,8 @@ class VerifyReport:
     golden: tuple[GoldenResult, ...]
     delegate: str = ""
     warnings: tuple[str, ...] = ()
+    signed: bool = False
+    signer: Signer | None = None
 
     @property
     def images(self) -> int:
@@ -166,7 +171,12 @@ def golden_images(bundle: Bundle) -> dict[str, Image]:
 
 
 def verify(
-    path: str | Path, *, delegate: str | None = None, delegate_options: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    delegate: str | None = None,
+    delegate_options: Mapping[str, str] | None = None,
+    allowed_signers: str | Path | None = None,
+    revoked_keys: str | Path | None = None,
 ) -> VerifyReport:
     """Check a bundle's digests, tensors and golden vectors on this machine.
 
@@ -189,13 +199,20 @@ def verify(
         delegate: a delegate's shared library, ``gpu``, or an empty string for the CPU. None uses the bundle's
             delegate and the file compiled for it, as the camera does.
         delegate_options: delegate options, e.g. ``{"device": "usb:1"}``.
+        allowed_signers, revoked_keys: files of SSH keys that check the signature; see :meth:`Bundle.open`. With allowed
+            signers, files that were added to the bundle are refused instead of reported as warnings.
 
     Raises:
         BundleError: a check failed; the message describes the first failure.
+        SignatureError: the bundle is not signed by an allowed signer, or was changed after it was signed.
         DelegateError: the delegate cannot be loaded.
     """
-    bundle = Bundle.open(path)
-    manifest = bundle.manifest
+    bundle = Bundle.open(path, allowed_signers=allowed_signers, revoked_keys=revoked_keys)
+    manifest, added = bundle.manifest, bundle.added()
+    if bundle.signer and added:
+        raise SignatureError(
+            "altered", f"{path}: the signature does not cover {added[0]}, which was added to the bundle: delete it"
+        )
     delegate = manifest.delegate if delegate is None else delegate
     classifier = Classifier(bundle, delegate=delegate, delegate_options=delegate_options)
     made_on, vectors = read_golden(bundle)
@@ -240,9 +257,11 @@ def verify(
         max_difference=largest,
         golden=results,
         delegate=delegate,
+        signed=bundle.signature is not None,
+        signer=bundle.signer,
         warnings=(
             *bundle.warnings,
-            *(f"{path}: {name} is not part of the bundle" for name in bundle.added()),
+            *(f"{path}: {name} is not part of the bundle" for name in added),
             *(f"{path}: {name} was not run, because the bundle was verified on the CPU" for name in unused),
         ),
     )
