@@ -201,6 +201,8 @@ class CameraConfig:
         allowed_signers: file of allowed signers. The camera refuses a bundle that none of them has signed. None accepts
             every bundle.
         revoked_keys: file of revoked keys. A bundle that was signed with one of these keys is refused.
+        status_file: JSON file to which the state of the camera is written about once per second; see
+            :class:`~edgerec.contract.status.CameraStatus`. None writes no file.
     """
 
     bundle: str | Path
@@ -226,6 +228,7 @@ class CameraConfig:
     web: WebPageConfig | None = None
     allowed_signers: str | Path | None = None
     revoked_keys: str | Path | None = None
+    status_file: str | Path | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -253,5 +256,6 @@ class CameraConfig:
             self.images and self.images.folder,
             self.mqtt and self.mqtt.queue_dir,
             self.web and self.web.save_dir,
+            self.status_file,
         )
         return tuple(path for path in paths if path)

@@ -28,7 +28,7 @@ from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
 from edgerec.utils.allocator import return_freed_memory
-from edgerec.utils.atomic import checked_output
+from edgerec.utils.atomic import checked_output, sha256
 from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ class Camera:
         live: whether at least one source is live.
         sources: source names, without passwords.
         inputs: source names and the bundle's path. No sink may write to these paths.
+        bundle_digest: SHA-256 digest of the bundle's manifest.json, or an empty string if the camera was not created
+            with :meth:`open`.
 
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
@@ -115,6 +117,7 @@ class Camera:
         self.live = any(address.live for address in addresses)
         self.sources = tuple(address.name for address in addresses)
         self.inputs = self.sources
+        self.bundle_digest = ""
         self._classified, self._workers = 0, list[SinkWorker]()
         self._stops = 0
         self._live_sources = frozenset(address.name for address in addresses if address.live)
@@ -176,6 +179,7 @@ class Camera:
         classifiers = [Classifier(opened_bundle, threads=threads, **options) for _ in range(interpreters)]
         camera = cls(classifiers, addresses, frame_options=frame_options, timeouts=timeouts)
         camera.inputs = (*camera.inputs, str(bundle))
+        camera.bundle_digest = sha256(opened_bundle.manifest_content)
         return camera
 
     @property

@@ -246,6 +246,12 @@ def camera(
         help="Minimum time between two images saved from the same source, in seconds.",
         rich_help_panel=_FILES,
     ),
+    status_file: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="JSON file to which the state of the camera is written about once per second, e.g. for edgerec devices.",
+        rich_help_panel=_FILES,
+    ),
     mqtt: str = typer.Option(
         "",
         metavar="URL",
@@ -380,6 +386,7 @@ def camera(
             web=page,
             allowed_signers=allowed_signers,
             revoked_keys=revoked_keys,
+            status_file=status_file,
         )
     except ConfigError as error:
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None

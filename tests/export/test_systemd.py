@@ -204,6 +204,8 @@ def test_install_files_match_the_target(bundle):
     ].decode()
     assert "SupplementaryGroups=video plugdev" in unit
     assert "DeviceAllow=char-usb_device rw" in unit
+    assert "RuntimeDirectory=edgerec" in unit
+    assert " --status-file /run/edgerec/status.json " in unit
     for file in install_files(Target.load("rpi")).values():
         assert not re.search(rb"@[A-Z]+@", file)
 

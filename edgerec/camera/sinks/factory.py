@@ -88,6 +88,10 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
         metrics = Prometheus(manifest, host, port, lambda: camera.report, camera.sources)
         log.info("the metrics are at %smetrics", server_url(host, metrics.port))
         yield metrics
+    if config.status_file:
+        from edgerec.camera.sinks.status_file import StatusFile
+
+        yield StatusFile(config.status_file, camera.bundle_digest, manifest.name, lambda: camera.report)
     if config.web:
         yield _open_web_page(config.web, manifest.labels)
     if config.video:

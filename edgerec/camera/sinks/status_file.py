@@ -1,0 +1,197 @@
+"""Write the camera's state to a status file, which deployments and other programs on the device read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from edgerec.camera.frame import Result
+from edgerec.camera.pipeline import RunReport
+from edgerec.camera.sinks.events import source_of
+from edgerec.camera.source_state import StateChange
+from edgerec.contract.status import MAX_STATUS_BYTES, VERSION, CameraStatus, LastDecision, SourceStatus
+from edgerec.errors import EdgerecError, OutputExistsError
+from edgerec.runtime.thermal import Health, read_health
+from edgerec.utils.atomic import checked_output, read_at_most, replacing
+from edgerec.utils.bounded_parsing import parse_json
+from edgerec.utils.clock import unix_s
+from edgerec.utils.text import printable, to_json
+
+log = logging.getLogger(__name__)
+
+# Minimum time in seconds between two writes, and maximum time if nothing changes.
+INTERVAL_S = 1.0
+HEARTBEAT_S = 5.0
+# The frame rate is measured over this many seconds, and over at most this many results.
+RATE_S = 10.0
+MAX_RATE_RESULTS = 4096
+MAX_SOURCES = 64
+MAX_TEXT = 300
+_WARN_S = 60.0
+_CLOSE_S = 5.0
+
+
+class StatusFile:
+    """Replaces a JSON file atomically when the state changes, and at least every ``HEARTBEAT_S`` seconds.
+
+    The file is described in :class:`~edgerec.contract.status.CameraStatus`. It contains no images, and all users may
+    read it. A thread writes the file, so that it is also updated if no frames arrive.
+    """
+
+    closed = False
+    name = "status"
+    uses_images = False
+
+    def __init__(self, path: str | Path, bundle: str, name: str, counters: Callable[[], RunReport]) -> None:
+        """Check that the file can be written. The file is written from the first event on.
+
+        Args:
+            path: the file, with the suffix .json. Its folder is created if necessary.
+            bundle: SHA-256 digest of the bundle's manifest.json as hexadecimal digits.
+            name: name of the bundle.
+            counters: function that returns the camera's counters. It is called in another thread.
+
+        Raises:
+            OutputExistsError: the file exists and is not a status file.
+            OutputNameError: the file has another suffix.
+            EdgerecError: the file cannot be written.
+        """
+        self._path = checked_output(path, suffixes=(".json",))
+        self.outputs = (self._path,)
+        _refuse_unusable(self._path)
+        self._bundle, self._bundle_name, self._counters = bundle, name, counters
+        self._started_s = time.time()
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._changed = True
+        self._sources: dict[str, SourceStatus] = {}
+        self._last: LastDecision | None = None
+        self._capture_times_s: deque[float] = deque(maxlen=MAX_RATE_RESULTS)
+        self._latest_result_s = 0.0
+        self._health, self._health_read_s = Health(None, None, None), -HEARTBEAT_S
+        self._warned_s = -_WARN_S
+        self._thread = threading.Thread(target=self._work, name="edgerec-status-file", daemon=True)
+
+    def write(self, result: Result) -> None:
+        """Store the decision of a result."""
+        decision = result.decision or result.classification
+        source, captured_s = source_of(result), result.frame.captured_s
+        last = LastDecision(
+            source=_text(source), label=_text(decision.label), score=_finite(decision.score), at_s=unix_s(captured_s)
+        )
+        with self._lock:
+            times_s = self._capture_times_s
+            if times_s and captured_s < times_s[-1] - RATE_S:  # A video file starts again.
+                times_s.clear()
+            times_s.append(captured_s)
+            while times_s[-1] - times_s[0] > RATE_S:
+                times_s.popleft()
+            self._last, self._latest_result_s = last, time.monotonic()
+            self._changed = True
+        self._start()
+
+    def state(self, change: StateChange) -> None:
+        """Store a source's state."""
+        status = SourceStatus(name=_text(change.source), state=str(change.state), reason=_text(change.reason))
+        with self._lock:
+            if change.source in self._sources or len(self._sources) < MAX_SOURCES:
+                self._sources[change.source] = status
+                self._changed = True
+        self._start()
+
+    def close(self) -> None:
+        """Write the final state, and stop the thread."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(_CLOSE_S)
+
+    def _start(self) -> None:
+        # No sink changes an existing file before the first event, because another sink may fail to open.
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            written_s = time.monotonic()
+            self._replace_file()
+            while not (closing := self._closing.wait(INTERVAL_S)):
+                if self._changed or time.monotonic() - written_s >= HEARTBEAT_S:
+                    break
+            if closing:
+                break
+        self._replace_file()
+
+    def _replace_file(self) -> None:
+        try:
+            content = to_json(self._status()) + "\n"
+            with replacing(self._path) as partial:
+                partial.write_text(content, encoding="utf-8")
+                # The service's umask would make the file unreadable for the user who asks for the status.
+                partial.chmod(0o644)
+        except OSError as error:
+            if time.monotonic() - self._warned_s >= _WARN_S:
+                self._warned_s = time.monotonic()
+                log.warning("the status file %s cannot be written: %s", self._path, error.strerror or error)
+
+    def _status(self) -> CameraStatus:
+        now_s = time.monotonic()
+        if now_s - self._health_read_s >= HEARTBEAT_S:  # Reading the health of a Raspberry Pi starts a process.
+            self._health, self._health_read_s = read_health(), now_s
+        counters, temperature_c = self._counters(), self._health.temperature_c
+        with self._lock:
+            self._changed = False
+            return CameraStatus(
+                version=VERSION,
+                pid=os.getpid(),
+                bundle=self._bundle,
+                name=_text(self._bundle_name),
+                started_s=round(self._started_s, 3),
+                updated_s=round(time.time(), 3),
+                frames=counters.classified,
+                fps=self._rate(now_s),
+                invalid=counters.invalid,
+                temperature_c=None if temperature_c is None else round(temperature_c, 1),
+                throttled=list(self._health.throttled or ()),
+                sources=list(self._sources.values()),
+                last=self._last,
+            )
+
+    def _rate(self, now_s: float) -> float:
+        times_s = self._capture_times_s
+        if len(times_s) < 2 or now_s - self._latest_result_s > RATE_S:
+            return 0.0
+        duration_s = times_s[-1] - times_s[0]
+        return round((len(times_s) - 1) / duration_s, 2) if duration_s > 0 else 0.0
+
+
+def _refuse_unusable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Create a file as a test, because os.access() ignores file systems that are mounted as read-only.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        content = read_at_most(path, MAX_STATUS_BYTES) if path.exists() else b""
+    except OSError as error:
+        raise EdgerecError(
+            f"the status file {path} cannot be written ({error.strerror}): choose a file in a writable folder"
+        ) from None
+    try:
+        # A power failure may leave an empty file.
+        is_status = not content or {"version", "pid", "updated_s"} <= parse_json(content).keys()
+    except (ValueError, AttributeError):
+        is_status = False
+    if not is_status:
+        raise OutputExistsError(f"{path} exists and is not a status file: choose another name")
+
+
+def _text(text: str) -> str:
+    return printable(text)[:MAX_TEXT]
+
+
+def _finite(score: float) -> float:
+    return round(float(score), 4) if score == score else 0.0
