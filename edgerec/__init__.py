@@ -23,6 +23,7 @@ _PUBLIC = {
     "Novelty": "edgerec.export",
     "Recipe": "edgerec.recipe",
     "Run": "edgerec.train.run",
+    "ServeConfig": "edgerec.serving.config",
     "Target": "edgerec.contract.target",
     "adopt": "edgerec.importing.adopt",
     "architecture": "edgerec.catalog.architectures",
@@ -31,6 +32,7 @@ _PUBLIC = {
     "build": "edgerec.workflow",
     "check_data": "edgerec.data.checks",
     "compare": "edgerec.compress.compare",
+    "create_app": "edgerec.serving.app",
     "deploy_bundle": "edgerec.deploy",
     "device_status": "edgerec.deploy",
     "diff_runs": "edgerec.train.run_overview",
@@ -49,6 +51,7 @@ _PUBLIC = {
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
     "recommendations": "edgerec.catalog.recommendations",
+    "serve": "edgerec.serving.run",
     "remove": "edgerec.deploy",
     "rollback": "edgerec.deploy",
     "show_data": "edgerec.data.contact_sheet",
@@ -72,6 +75,7 @@ __all__ = [
     "Novelty",
     "Recipe",
     "Run",
+    "ServeConfig",
     "Target",
     "__version__",
     "adopt",
@@ -81,6 +85,7 @@ __all__ = [
     "build",
     "check_data",
     "compare",
+    "create_app",
     "deploy_bundle",
     "device_status",
     "diff_runs",
@@ -103,6 +108,7 @@ __all__ = [
     "rollback",
     "run_camera",
     "run_doctor",
+    "serve",
     "show_data",
     "sign_bundle",
     "tune",
@@ -139,6 +145,9 @@ if TYPE_CHECKING:
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
+    from edgerec.serving.app import create_app
+    from edgerec.serving.config import ServeConfig
+    from edgerec.serving.run import serve
     from edgerec.tflite.inspection import inspect
     from edgerec.train.distill import distill
     from edgerec.train.evaluate import evaluate

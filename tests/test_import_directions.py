@@ -20,7 +20,7 @@ TIERS = (
     {"contract", "http"},
     {"tflite"},
     {"runtime"},
-    {"recipe", "recipe_sections", "compression_methods", "camera", "doctor"},
+    {"recipe", "recipe_sections", "compression_methods", "camera", "doctor", "serving"},
     {"data", "models"},
     {"train", "importing"},
     {"compress"},
@@ -32,7 +32,7 @@ TIERS = (
     {"__main__"},
 )
 TIER = {name: number for number, names in enumerate(TIERS) for name in names}
-DEVICE = {"_version", "errors", "utils", "contract", "tflite", "runtime", "camera", "doctor", "http"}
+DEVICE = {"_version", "errors", "utils", "contract", "tflite", "runtime", "camera", "doctor", "http", "serving"}
 HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib", "scipy", "optuna")
 
 

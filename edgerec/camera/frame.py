@@ -88,7 +88,6 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as a JSON-serializable dictionary, with ``captured_s`` as Unix time in seconds."""
-        prediction = self.classification
         decision, decision_fields = self.decision, {}
         if decision is not None:
             decision_fields = {"decision": asdict(decision) | {"since_s": unix_s(decision.since_s)}}
@@ -97,10 +96,6 @@ class Result:
             "source": self.frame.origin,
             "captured_s": unix_s(self.frame.captured_s),
             "age_ms": round(self.age_ms, 3),
-            "label": prediction.label,
-            "index": prediction.index,
-            "score": prediction.score,
-            "categories": [asdict(category) for category in prediction.categories],
-            **({} if prediction.novelty is None else {"novelty": round(prediction.novelty, 4)}),
+            **self.classification.to_dict(),
             **decision_fields,
         }

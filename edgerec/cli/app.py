@@ -40,13 +40,14 @@ COMMANDS = {
     "Run": {
         "camera": "Classify frames from cameras, videos or folders.",
         "predict": "Classify image files.",
-        "benchmark": "Measure a bundle's latency and memory use on this machine.",
+        "serve": "Classify images that programs send over HTTP.",
     },
     "Inspect": {
         "runs": "List the runs in a folder and their accuracy.",
         "diff": "Compare the settings and results of two runs.",
         "report": "Write a self-contained HTML report for a run.",
         "inspect": "Show a model's operators, multiply-adds, memory use and targets.",
+        "benchmark": "Measure a bundle's latency and memory use on this machine.",
         "doctor": "Check this machine and suggest fixes for any problems.",
         "cache": "Show or clear the cache of preprocessed images.",
     },

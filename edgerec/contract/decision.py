@@ -131,6 +131,16 @@ class Classification:
     novelty: float | None = None
     finite: bool = True
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prediction as a JSON-serializable dictionary, without the scores of all classes."""
+        return {
+            "label": self.label,
+            "index": self.index,
+            "score": self.score,
+            "categories": [vars(category).copy() for category in self.categories],
+            **({} if self.novelty is None else {"novelty": round(self.novelty, 4)}),
+        }
+
 
 @dataclass(frozen=True)
 class Decision:

@@ -27,6 +27,7 @@ _PACKAGES = {
     "markupsafe": ("MarkupSafe", "train"),
     "starlette": ("Starlette", "web"),
     "uvicorn": ("uvicorn", "web"),
+    "python_multipart": ("python-multipart", "serve"),
     "paho": ("paho-mqtt", "mqtt"),
     "optuna": ("Optuna", "tune"),
     "sqlalchemy": ("SQLAlchemy", "tune"),

@@ -89,7 +89,7 @@ class Prometheus:
             ["source", "state"],
             registry=registry,
         )
-        metrics.Info("edgerec_bundle", "The bundle that is running.", registry=registry).info(_bundle_info(manifest))
+        metrics.Info("edgerec_bundle", "The bundle that is running.", registry=registry).info(bundle_info(manifest))
         metrics.ProcessCollector(registry=registry)
         if counters is not None:
             registry.register(_CounterCollector(counters))
@@ -215,7 +215,8 @@ class _Server(ThreadingHTTPServer):
         log.debug("a request for /metrics failed", exc_info=True)
 
 
-def _bundle_info(manifest: Manifest) -> dict[str, str]:
+def bundle_info(manifest: Manifest) -> dict[str, str]:
+    """Return the labels of the metric ``edgerec_bundle_info``."""
     return {
         "name": manifest.name,
         "target": manifest.target,

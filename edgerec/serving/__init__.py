@@ -1,0 +1,1 @@
+"""An HTTP server that classifies images with a bundle."""

@@ -1,0 +1,273 @@
+"""The ASGI application of a classification server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.decision import Classification
+from edgerec.contract.manifest import Manifest
+from edgerec.errors import DataError
+from edgerec.http.auth import AccessControl
+from edgerec.http.token import configured_token, required_token
+from edgerec.runtime.classifier import Classifier
+from edgerec.serving.config import ServeConfig
+from edgerec.serving.metrics import Metrics
+from edgerec.serving.openapi import openapi_document
+from edgerec.serving.pool import ClassifierPool, QueueFullError
+from edgerec.serving.request_body import (
+    BodyMemory,
+    DiscardUnreadBody,
+    busy,
+    parse_multipart,
+)
+from edgerec.utils.atomic import user_path
+from edgerec.utils.parallel import available_cpus
+from edgerec.utils.text import to_json
+
+log = logging.getLogger(__name__)
+
+# Maximum time in seconds for classifying the images of a request, including the time in the queue.
+CLASSIFY_S = 60.0
+# Environment variable with the token, and name of the server in error messages.
+TOKEN_VARIABLE, SERVER = "EDGEREC_SERVE_TOKEN", "the server"
+LOOPBACK = "127.0.0.1"
+# Paths that can be requested without a token.
+OPEN_PATHS = frozenset({"/healthz"})
+# Headers of each response. They keep a browser from running, embedding or storing a response.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+USAGE = """\
+This server classifies images with the bundle {name!r}.
+
+curl {token}-H 'Content-Type: image/jpeg' --data-binary @photo.jpg {address}classify
+curl {token}-F image=@first.jpg -F image=@second.png {address}classify
+
+GET /openapi.json describes all requests and responses.
+GET /healthz reports whether the server works.
+GET /metrics returns Prometheus metrics.
+"""
+
+
+class JsonResponse(Response):
+    """A response with strict JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content).encode()
+
+
+def error_response(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error as JSON."""
+    return JsonResponse({"error": message}, status, headers)
+
+
+def open_pool(config: ServeConfig) -> tuple[Manifest, ClassifierPool]:
+    """Open the bundle, and start the threads that classify images."""
+    bundle = Bundle.open(user_path(config.bundle))
+    has_delegate = bundle.manifest.delegate if config.delegate is None else config.delegate
+    workers = config.workers or (1 if has_delegate else max(1, available_cpus() // config.threads))
+    classifiers = [
+        Classifier(
+            bundle,
+            threads=config.threads,
+            delegate=config.delegate,
+            delegate_options=config.delegate_options,
+            fallback=config.fallback,
+            threshold=config.threshold,
+        )
+        for _ in range(workers)
+    ]
+    return classifiers[0].manifest, ClassifierPool(classifiers, max_queued=config.max_queued)
+
+
+class Service:
+    """Handles the requests to a classification server."""
+
+    def __init__(self, manifest: Manifest, pool: ClassifierPool, *, max_body_bytes: int, token: bool) -> None:
+        """Prepare the service for a bundle. ``token`` states whether clients must send a token."""
+        self._manifest, self._pool = manifest, pool
+        self._bodies = BodyMemory(max_body_bytes)
+        self._metrics = Metrics(manifest, pool)
+        self._openapi = openapi_document(manifest, token=token)
+        self._has_token = token
+
+    def app(self) -> Starlette:
+        """Return the application without access control. It stops the pool at the end of its lifespan."""
+        routes = [
+            Route("/", self.usage),
+            Route("/classify", self.classify, methods=["POST"]),
+            Route("/healthz", self.healthz),
+            Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _unexpected_error}
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            yield
+            await asyncio.to_thread(self._pool.close)
+
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+
+    async def usage(self, request: Request) -> Response:
+        """Explain in plain text how to use the server."""
+        token = "-H 'Authorization: Bearer TOKEN' " if self._has_token else ""
+        return PlainTextResponse(USAGE.format(name=self._manifest.name, token=token, address=str(request.base_url)))
+
+    async def healthz(self, request: Request) -> Response:
+        """Report whether the server can classify images."""
+        return JsonResponse({"status": "ok"}) if self._pool.healthy else JsonResponse({"status": "failing"}, 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Return Prometheus metrics."""
+        if not self._metrics.available:
+            raise HTTPException(
+                404, 'there are no metrics, because prometheus-client is missing: run pip install "edgerec[prometheus]"'
+            )
+        return Response(self._metrics.text(), media_type=self._metrics.content_type)
+
+    async def openapi(self, request: Request) -> Response:
+        """Return the OpenAPI description of the server."""
+        return JsonResponse(self._openapi)
+
+    async def classify(self, request: Request) -> Response:
+        """Classify the image or the images in the body of a request."""
+        started_s, status = time.monotonic(), 500
+        try:
+            response = await self._classify(request)
+            status = response.status_code
+        except HTTPException as error:
+            status = error.status_code
+            raise
+        finally:
+            self._metrics.count(status, time.monotonic() - started_s)
+        return response
+
+    async def _classify(self, request: Request) -> Response:
+        content_type = request.headers.get("content-type", "application/octet-stream")
+        kind = content_type.partition(";")[0].strip().lower()
+        is_form = kind == "multipart/form-data"
+        if not (is_form or kind.startswith("image/") or kind == "application/octet-stream"):
+            raise HTTPException(
+                415,
+                f"the content type {kind[:100]!r} is not supported: use image/jpeg or another image type, "
+                "application/octet-stream or multipart/form-data",
+            )
+        with self._bodies.body() as body:
+            content = await body.receive(request.receive, request.headers)
+            if not is_form:
+                if not content:
+                    raise HTTPException(400, "the request's body is empty: send an image")
+                (result,) = await self._results([content], ["the request's body"])
+                return JsonResponse(result)
+            # Parsing a form of many small parts takes seconds, so other requests must not wait.
+            files = await asyncio.to_thread(parse_multipart, content, content_type)
+            names = [f"the file {file.name!r}" for file in files]
+            results = await self._results([file.content for file in files], names)
+            return JsonResponse(
+                {"results": [{"file": file.name} | result for file, result in zip(files, results, strict=True)]}
+            )
+
+    async def _results(self, contents: list[bytes], names: list[str]) -> list[dict[str, Any]]:
+        """Classify image files, and return the fields of the responses. ``names`` is used in error messages."""
+        try:
+            futures = self._pool.submit(contents)
+        except QueueFullError:
+            raise busy("too many images are waiting to be classified") from None
+        classifications = list[Classification]()
+        try:
+            async with asyncio.timeout(CLASSIFY_S):
+                for future, name in zip(futures, names, strict=True):
+                    try:
+                        classifications.append(await future)
+                    except DataError as error:
+                        raise HTTPException(400, f"{name} is not a readable image: {error}") from None
+        except TimeoutError:
+            raise busy(f"the images were not classified within {CLASSIFY_S:.0f} s") from None
+        finally:
+            for future in futures:
+                future.cancel()
+        return [classification.to_dict() for classification in classifications]
+
+
+def create_app(bundle: str | Path | ServeConfig) -> ASGIApp:
+    """Return an ASGI application that classifies images, for an ASGI server of your own.
+
+    The ASGI server is responsible for limits on the number and the duration of connections. The application's threads
+    end with its lifespan.
+
+    Args:
+        bundle: the bundle's folder or .zip, or all settings. The address in the settings is not used. If the settings
+            and the environment contain no token, every client may use the application.
+
+    Raises:
+        EdgerecError: the bundle or the token cannot be used.
+        MissingExtraError: a required package is not installed.
+
+    >>> app = create_app("signs-rpi")   # doctest: +SKIP
+    """
+    config = bundle if isinstance(bundle, ServeConfig) else ServeConfig(bundle=bundle)
+    token = required_token(configured_token(config.token, TOKEN_VARIABLE, LOOPBACK, SERVER), LOOPBACK, SERVER)
+    manifest, pool = open_pool(config)
+    return protected_app(manifest, pool, config.max_body_bytes, token=token)
+
+
+def protected_app(
+    manifest: Manifest,
+    pool: ClassifierPool,
+    max_body_bytes: int,
+    *,
+    token: str | None,
+    names: frozenset[str] | None = None,
+    port: int = 0,
+) -> ASGIApp:
+    """Return the application with access control.
+
+    Args:
+        manifest: manifest of the served bundle.
+        pool: threads that classify the images.
+        max_body_bytes: maximum size of a request's body.
+        token: token that clients must send, or None.
+        names: host names that clients may use, or None for all.
+        port: port of the server.
+    """
+    service = Service(manifest, pool, max_body_bytes=max_body_bytes, token=token is not None)
+    guard = AccessControl(
+        service.app(),
+        token=token,
+        names=names,
+        port=port,
+        open_paths=OPEN_PATHS,
+        reject=error_response,
+        headers=HEADERS,
+    )
+    return DiscardUnreadBody(guard)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    return error_response(error.detail, error.status_code, error.headers)
+
+
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    log.error("the server failed to process a request for %s: %s", request.url.path, error)
+    log.debug("the server failed", exc_info=error)
+    return error_response("an internal error occurred: see the log of edgerec", 500)

@@ -1,0 +1,189 @@
+"""Decode and classify images with several classifiers in parallel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from edgerec.contract.decision import Classification
+from edgerec.contract.image_decoding import decode, memory_for, why_unreadable
+from edgerec.contract.image_headers import image_size
+from edgerec.errors import DataError
+from edgerec.runtime.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+# Larger images are rejected, because decoding them takes seconds and hundreds of megabytes.
+MAX_PIXELS = 50_000_000
+# Maximum number of images that a worker takes from the queue at a time.
+MAX_BATCH = 16
+# Approximate time in seconds that a worker needs for a batch. Then, it passes on the results.
+BATCH_S = 0.002
+# If a worker needs more time than this for an image, it is considered to hang.
+HANG_S = 60.0
+# Timeout in seconds for joining the threads.
+JOIN_S = 5.0
+
+
+class QueueFullError(Exception):
+    """Raised when too many images are waiting to be classified."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    content: bytes
+    future: asyncio.Future[Classification]
+    loop: asyncio.AbstractEventLoop
+
+
+# Results that a worker has not passed on yet.
+_Outcome = tuple[_Job, Classification | Exception]
+
+
+class ClassifierPool:
+    """Threads that decode and classify images, each with its own classifier, fed from a bounded queue.
+
+    A thread that wakes up takes several small images at once, because waking the threads for each image would take as
+    much time as classifying a small image. All methods except :meth:`close` must be called in the thread of the
+    event loop.
+
+    Attributes:
+        queued: number of images that are waiting or being classified.
+        max_queued: maximum value of :attr:`queued`.
+        classified: number of classified images.
+    """
+
+    def __init__(self, classifiers: Sequence[Classifier], *, max_queued: int) -> None:
+        """Start one thread per classifier."""
+        self.queued, self.max_queued, self.classified = 0, max_queued, 0
+        self._classifiers = tuple(classifiers)
+        self._jobs = SimpleQueue[_Job | None]()
+        self._closed = False
+        # Start time of the image that each thread is classifying, or None while the thread is idle.
+        self._started_s: list[float | None] = [None] * len(self._classifiers)
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"edgerec-classifier-{number}", daemon=True)
+            for number in range(len(self._classifiers))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def invalid(self) -> int:
+        """Number of images for which a model returned NaN or infinite scores."""
+        return sum(classifier.invalid for classifier in self._classifiers)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all threads are running, and none of them hangs."""
+        now = time.monotonic()
+        hanging = any(started_s is not None and now - started_s > HANG_S for started_s in self._started_s)
+        return not hanging and not self._closed and all(thread.is_alive() for thread in self._threads)
+
+    def submit(self, contents: Sequence[bytes]) -> list[asyncio.Future[Classification]]:
+        """Add image files to the queue, and return a future for each file.
+
+        A future's exception is a :class:`DataError` if the file is not a readable image.
+
+        Raises:
+            QueueFullError: the queue has no room for all files. None of them was added.
+        """
+        if self._closed or self.queued + len(contents) > self.max_queued:
+            raise QueueFullError
+        loop = asyncio.get_running_loop()
+        jobs = [_Job(content, loop.create_future(), loop) for content in contents]
+        self.queued += len(jobs)
+        for job in jobs:
+            self._jobs.put(job)
+        return [job.future for job in jobs]
+
+    def close(self) -> None:
+        """Stop the threads after the image that each is classifying. Images in the queue are not classified."""
+        self._closed = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        end_s = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            log.warning("a classifier does not stop: its thread is abandoned")
+
+    def _run(self, number: int) -> None:
+        classifier, image_s = self._classifiers[number], BATCH_S
+        while True:
+            jobs = self._take(int(BATCH_S / image_s))
+            outcomes: list[_Outcome] = []
+            batch_s = started_s = time.monotonic()
+            for job in jobs:
+                if job is None or self._closed:
+                    self._deliver(outcomes)
+                    return
+                if outcomes and started_s - batch_s > BATCH_S:
+                    self._deliver(outcomes)
+                    outcomes, batch_s = [], started_s
+                self._started_s[number] = started_s
+                outcomes.append((job, _outcome(classifier, job)))
+                image_s, started_s = max(time.monotonic() - started_s, 1e-6), time.monotonic()
+            self._started_s[number] = None
+            self._deliver(outcomes)
+
+    def _take(self, batch_size: int) -> list[_Job | None]:
+        """Wait for a job, and return it with other jobs: at most ``batch_size``, and no more than a fair share."""
+        jobs = [self._jobs.get()]
+        share = min(batch_size, MAX_BATCH, self._jobs.qsize() // len(self._threads))
+        try:
+            while len(jobs) < share and jobs[-1] is not None:
+                jobs.append(self._jobs.get_nowait())
+        except Empty:
+            pass
+        return jobs
+
+    def _deliver(self, outcomes: list[_Outcome]) -> None:
+        if outcomes:
+            try:
+                outcomes[0][0].loop.call_soon_threadsafe(self._complete, outcomes)
+            except RuntimeError:  # The event loop was closed, so nobody waits for the results.
+                log.debug("the results of %d images were dropped, because the server has stopped", len(outcomes))
+
+    def _complete(self, outcomes: list[_Outcome]) -> None:
+        self.queued -= len(outcomes)
+        for job, outcome in outcomes:
+            self.classified += isinstance(outcome, Classification)
+            if job.future.done():  # The request was canceled.
+                continue
+            if isinstance(outcome, Classification):
+                job.future.set_result(outcome)
+            else:
+                job.future.set_exception(outcome)
+
+
+def _outcome(classifier: Classifier, job: _Job) -> Classification | Exception:
+    if job.future.cancelled():
+        return DataError("the request was canceled")
+    try:
+        return classify_file(classifier, job.content)
+    except Exception as error:  # One damaged image must not stop the thread.
+        return error
+
+
+def classify_file(classifier: Classifier, content: bytes) -> Classification:
+    """Decode and classify an image file.
+
+    Raises:
+        DataError: the file is not a readable image, or it has more than :data:`MAX_PIXELS` pixels.
+    """
+    width, height = image_size(content)
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"it has {width}×{height} pixels, but this server accepts at most {MAX_PIXELS:,} pixels: resize it"
+        )
+    with memory_for(content):
+        image = decode(content, classifier.levels)
+    if image is None:
+        raise DataError(why_unreadable(content))
+    return classifier.classify(image)

@@ -1,0 +1,227 @@
+"""Receive the image files in the body of a request, with limits on its size, its duration and the total memory use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from edgerec.utils.optional import require
+from edgerec.utils.text import printable
+
+# Maximum number of files in one request.
+MAX_FILES = 64
+MAX_FILE_NAME_LENGTH = 255
+# Maximum time in seconds for receiving a body, and between two of its parts.
+BODY_S = 60.0
+SILENCE_S = 10.0
+# All bodies together may take this many times the memory of the largest allowed body.
+BODIES_IN_MEMORY = 4
+# The rest of a rejected request's body is read for this many seconds, so that the client receives the response.
+DISCARD_S = 2.0
+# Time in seconds after which clients may repeat a request that was rejected because the server is busy.
+RETRY_AFTER_S = 1
+
+
+def busy(reason: str) -> HTTPException:
+    """Return the response to a request that the server cannot process now, because of ``reason``."""
+    return HTTPException(503, f"{reason}: try again later", {"Retry-After": str(RETRY_AFTER_S)})
+
+
+@dataclass
+class BodyMemory:
+    """Limits the memory that the bodies of all requests take.
+
+    Attributes:
+        max_body_bytes: maximum size of a body.
+        used_bytes: size of all bodies that are being received or processed.
+    """
+
+    max_body_bytes: int
+    used_bytes: int = 0
+
+    @contextmanager
+    def body(self) -> Iterator[Body]:
+        """Context manager that yields an empty body, and releases the body's memory at the end."""
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            self.used_bytes -= body.size
+
+
+@dataclass
+class Body:
+    """The body of a request.
+
+    Attributes:
+        size: number of received bytes.
+    """
+
+    _memory: BodyMemory
+    size: int = 0
+    _parts: list[bytes] = field(default_factory=list)
+
+    async def receive(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
+        """Receive and return the body of a request.
+
+        Raises:
+            HTTPException: the body is too large or is not received in time, or the bodies of all requests take too
+                much memory.
+        """
+        maximum = self._memory.max_body_bytes
+        too_large = HTTPException(413, f"the request's body is larger than {maximum:,} bytes: send a smaller image")
+        length = headers.get("content-length", "0")
+        if int(length[:20]) > maximum if length.isascii() and length.isdigit() else True:
+            raise too_large
+        end_s = asyncio.get_running_loop().time() + BODY_S
+        while True:
+            message = await _next_message(receive, end_s)
+            if part := message.get("body", b""):
+                self._parts.append(part)
+                self.size += len(part)
+                self._memory.used_bytes += len(part)
+                if self.size > maximum:
+                    raise too_large
+                if self._memory.used_bytes > BODIES_IN_MEMORY * maximum:
+                    raise busy("the server is receiving too many large requests")
+            if not message.get("more_body", False):
+                return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
+async def _next_message(receive: Receive, end_s: float) -> Message:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout_at(min(end_s, loop.time() + SILENCE_S)):
+            message = await receive()
+    except TimeoutError:
+        raise HTTPException(408, "the request was not complete in time: send it again") from None
+    if message["type"] == "http.disconnect":
+        raise HTTPException(408, "the client closed the connection before the request was complete")
+    return message
+
+
+@dataclass
+class File:
+    """A file in a multipart body."""
+
+    name: str
+    content: bytes
+
+
+def parse_multipart(content: bytes, content_type: str) -> list[File]:
+    """Return the files in a body of the type ``multipart/form-data``.
+
+    Raises:
+        HTTPException: the body is malformed, contains a field that is not a file, contains no file, or contains more
+            than :data:`MAX_FILES` files.
+    """
+    multipart = require("python_multipart.multipart")
+    _, parameters = multipart.parse_options_header(content_type)
+    boundary = parameters.get(b"boundary", b"")
+    if not boundary:
+        raise HTTPException(
+            400, "the multipart request has no boundary in its Content-Type header: use an HTTP library"
+        )
+    parts = _Parts(multipart.parse_options_header)
+    try:
+        parser = multipart.MultipartParser(boundary, parts.callbacks)
+        parser.write(content)
+        parser.finalize()
+    except multipart.FormParserError as error:
+        raise HTTPException(400, f"the multipart request is malformed: {printable(str(error))}") from None
+    if not parts.complete:
+        raise HTTPException(400, "the multipart request is malformed: its last boundary is missing")
+    if not parts.files:
+        raise HTTPException(400, "the multipart request contains no file: send at least one image")
+    return parts.files
+
+
+class _Parts:
+    """Collects the files of a multipart body from the callbacks of the parser."""
+
+    def __init__(self, parse_header: Any) -> None:
+        self.files: list[File] = []
+        self.complete = False
+        self._parse_header = parse_header
+        self._name, self._value, self._headers = b"", b"", dict[bytes, bytes]()
+        self._content = list[bytes]()
+        self.callbacks = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": self._data,
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+
+    def _begin(self) -> None:
+        if len(self.files) == MAX_FILES:
+            raise HTTPException(413, f"the request has more than {MAX_FILES} files: send several requests")
+        self._headers, self._content = {}, []
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name, self._value = b"", b""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self._content.append(data[start:end])
+
+    def _end(self) -> None:
+        _, parameters = self._parse_header(self._headers.get(b"content-disposition", b""))
+        name = parameters.get(b"filename")
+        if name is None:
+            field_name = parameters.get(b"name", b"").decode(errors="replace")[:MAX_FILE_NAME_LENGTH]
+            raise HTTPException(400, f"the form field {field_name!r} is not a file: send only image files")
+        self.files.append(File(name.decode(errors="replace")[:MAX_FILE_NAME_LENGTH], b"".join(self._content)))
+
+    def _finish(self) -> None:
+        self.complete = True
+
+
+class DiscardUnreadBody:
+    """ASGI middleware that reads and discards the rest of a body before the response to a rejected request.
+
+    Otherwise, closing the connection would reset it, and a client that is still sending would not see the response.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Process a request."""
+        complete = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
+
+        async def observed_receive() -> Message:
+            nonlocal complete
+            message = await receive()
+            complete = complete or not message.get("more_body", False)
+            return message
+
+        async def discarding_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and not complete and not _expects_continue(scope):
+                try:
+                    async with asyncio.timeout(DISCARD_S):
+                        while not complete:
+                            await observed_receive()
+                except TimeoutError:
+                    pass
+            await send(message)
+
+        await self._app(scope, observed_receive, discarding_send)
+
+
+def _expects_continue(scope: Scope) -> bool:
+    return any(name == b"expect" for name, _ in scope["headers"])
