@@ -10,12 +10,18 @@ from typing import Any, Literal, get_args
 from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.sources.base import CaptureFormat
+from edgerec.contract.decision import DecisionSpec
 from edgerec.errors import AddressError, ConfigError
 from edgerec.utils.host_port import parse_host_port
 
 Output = Literal["window", "text", "json", "none"]
 ExistingFile = Literal["refuse", "overwrite", "append"]
 SaveRule = Literal["low-confidence", "changes", "all"]
+
+MAX_THREADS = 256
+# Metadata of fields with special content, for edgerec.camera.config_file.
+_SOURCE, _LIBRARY = {"content": "source"}, {"content": "library"}
+_URL, _TOKEN = {"content": "url"}, {"content": "token"}
 
 
 def _check_choice(field_name: str, value: str, choices: Any) -> None:
@@ -106,7 +112,7 @@ class MqttConfig:
         queue_dir: folder that stores messages while the broker is unreachable. None selects the cache folder.
     """
 
-    url: str = field(repr=False)
+    url: str = field(repr=False, metadata=_URL)
     results_per_s: float = 0.0
     discovery_prefix: str = "homeassistant"
     queue_dir: str | Path | None = None
@@ -122,12 +128,13 @@ class WebhookConfig:
 
     Attributes:
         url: ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` to read the URL from.
-        secret: key for the signature of each request. None uses the environment variable ``EDGEREC_WEBHOOK_SECRET``.
+        secret: key for the signature of each request, or ``env:NAME`` or ``@FILE`` to read it from. None uses the
+            environment variable ``EDGEREC_WEBHOOK_SECRET``.
         every_result: send every result instead of only new decisions.
     """
 
-    url: str = field(repr=False)
-    secret: str | None = field(default=None, repr=False)
+    url: str = field(repr=False, metadata=_URL)
+    secret: str | None = field(default=None, repr=False, metadata=_TOKEN)
     every_result: bool = False
 
 
@@ -165,7 +172,7 @@ class WebPageConfig:
     """
 
     address: str = "127.0.0.1:8000"
-    token: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False, metadata=_TOKEN)
     save_dir: str | Path | None = None
     save_max_bytes: int = 2_000_000_000
 
@@ -186,39 +193,56 @@ class CameraConfig:
 
     Attributes:
         bundle: the bundle's folder or .zip.
-        sources: one or more source URIs; see :func:`~edgerec.camera.sources.find_source`. Frames from several sources
-            are classified in turn.
-        requested: size, rate and format to request from cameras.
-        loop: whether to restart video files and folders when they end.
-        timeouts: timeouts for live sources.
-        frame_options: which frames to classify, and how to crop and orient them.
-        max_frames: stop after this many predictions. None means no limit.
-        threads, delegate, delegate_options, fallback, threshold, decision: see :meth:`Camera.open` and
-            :class:`~edgerec.runtime.classifier.Classifier`.
-        output: ``window`` shows the frames, ``text`` and ``json`` print one line per frame to stdout, and ``none``
-            prints nothing.
-        csv, video, images, mqtt, webhook, metrics, web: sink settings. None disables a sink.
         allowed_signers: file of allowed signers. The camera refuses a bundle that none of them has signed. None accepts
             every bundle.
         revoked_keys: file of revoked keys. A bundle that was signed with one of these keys is refused.
+        sources: one or more sources: ``auto``, ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…``, a
+            video file, a folder of images, ``synthetic:640x480@30``, or ``env:NAME`` or ``@FILE`` to read the URL from.
+            Frames from several sources are classified in turn.
+        loop: restart video files and folders when they end.
+        max_frames: stop after this many predictions. None means no limit.
+        threads: number of interpreter threads. 0 uses the number in the bundle. If the bundle has none, 0 selects the
+            fastest number in a short benchmark or, for files, one thread per CPU, up to 4.
+        delegate: a delegate's shared library, such as ``libedgetpu.so.1``, ``gpu``, or ``none`` for the CPU. None uses
+            the bundle's delegate.
+        fallback: use the CPU if the delegate cannot be loaded.
+        threshold: minimum score. Images with a lower score get the label ``unknown``. None uses the bundle's threshold.
+        output: ``window`` shows the frames, ``text`` and ``json`` print one line per frame to stdout, and ``none``
+            prints nothing.
         status_file: JSON file to which the state of the camera is written about once per second; see
             :class:`~edgerec.contract.status.CameraStatus`. None writes no file.
+        capture: size, rate and format to request from cameras. 0 or an empty string uses the camera's default.
+        timeouts: timeouts for live sources.
+        frames: which frames to classify, and how to crop and orient them.
+        decision: decision settings that override the bundle's; see
+            :class:`~edgerec.contract.decision.DecisionSpec`.
+        delegate_options: options for the delegate, such as ``device = "usb:1"``.
+        csv: settings of the CSV file. None writes no CSV file.
+        video: settings of the video file. None writes no video file.
+        images: settings of the saved images. None saves no images.
+        mqtt: settings of the MQTT client. None does not connect to a broker.
+        webhook: settings of the webhook. None sends no requests.
+        metrics: settings of the Prometheus metrics. None serves no metrics.
+        web: settings of the web page. None serves no web page.
     """
 
     bundle: str | Path
-    sources: str | Sequence[str] = field(default="0", repr=False)
-    requested: CaptureFormat = field(default_factory=CaptureFormat)
+    allowed_signers: str | Path | None = None
+    revoked_keys: str | Path | None = None
+    sources: str | Sequence[str] = field(default="0", repr=False, metadata=_SOURCE)
     loop: bool = False
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    frame_options: FrameOptions = field(default_factory=FrameOptions)
     max_frames: int | None = None
     threads: int = 0
-    delegate: str | None = None
-    delegate_options: Mapping[str, str] = field(default_factory=dict)
+    delegate: str | None = field(default=None, metadata=_LIBRARY)
     fallback: bool = False
     threshold: float | None = None
-    decision: Mapping[str, Any] = field(default_factory=dict)
     output: Output = "window"
+    status_file: str | Path | None = None
+    capture: CaptureFormat = field(default_factory=CaptureFormat)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    frames: FrameOptions = field(default_factory=FrameOptions)
+    decision: Mapping[str, Any] = field(default_factory=dict, metadata={"keys": DecisionSpec})
+    delegate_options: Mapping[str, str] = field(default_factory=dict)
     csv: CsvConfig | None = None
     video: VideoConfig | None = None
     images: ImageRecorderConfig | None = None
@@ -226,26 +250,59 @@ class CameraConfig:
     webhook: WebhookConfig | None = None
     metrics: MetricsConfig | None = None
     web: WebPageConfig | None = None
-    allowed_signers: str | Path | None = None
-    revoked_keys: str | Path | None = None
-    status_file: str | Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.sources:
+        sources = (self.sources,) if isinstance(self.sources, str) else tuple(self.sources)
+        object.__setattr__(self, "sources", sources)
+        if not sources:
             raise ConfigError("CameraConfig.sources", "is empty; expected at least one source, such as 0 or auto")
         _check_choice("CameraConfig.output", self.output, Output)
         if self.max_frames is not None and self.max_frames < 1:
             raise ConfigError("CameraConfig.max_frames", f"is {self.max_frames}; expected at least 1")
-        if self.threads < 0:
-            raise ConfigError("CameraConfig.threads", f"is {self.threads}; expected at least 0")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise ConfigError("CameraConfig.threads", f"is {self.threads}; expected 0 to {MAX_THREADS}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ConfigError("CameraConfig.threshold", f"is {self.threshold}; expected 0 to 1")
+        if self.revoked_keys and not self.allowed_signers:
+            raise ConfigError("CameraConfig.revoked_keys", "has no effect without allowed_signers")
+        for name in ("width", "height", "fps"):
+            if not 0 <= (value := getattr(self.capture, name)) < 100_000:
+                raise ConfigError(f"CameraConfig.capture.{name}", f"is {value}; expected 0 to 99999")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> CameraConfig:
+        """Read a configuration file in TOML; see :meth:`to_toml`.
+
+        The keys are the names of the fields. A field that contains settings, such as ``web``, is a table ``[web]``.
+        Sizes in bytes may have a unit, such as ``"500MB"``. Relative paths refer to the file's folder.
+
+        Raises:
+            ConfigError: the file cannot be read, is not TOML, or contains an unknown key or an invalid value, or other
+                users can read a file that contains a password or token.
+        """
+        from edgerec.camera.config_file import build, in_file, read_values
+
+        with in_file(path):
+            return build(cls, read_values(cls, path))
+
+    def to_toml(self, folder: str | Path | None = None) -> str:
+        """Return the configuration as TOML, with a comment for each key. :meth:`from_file` is the inverse.
+
+        Args:
+            folder: folder of the file that will contain the text. Relative paths refer to the working directory, and
+                are written as absolute paths if ``folder`` is another folder. None writes all paths unchanged.
+
+        Raises:
+            ConfigError: the configuration contains a password or token instead of ``env:NAME`` or ``@FILE``.
+        """
+        from edgerec.camera.config_file import to_toml
+
+        return to_toml(self, folder)
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Source URIs, and the URLs of the MQTT broker and the webhook."""
-        sources = (self.sources,) if isinstance(self.sources, str) else tuple(self.sources)
-        return (*sources, *(sink.url for sink in (self.mqtt, self.webhook) if sink))
+        return (*self.sources, *(sink.url for sink in (self.mqtt, self.webhook) if sink))
 
     @property
     def output_paths(self) -> tuple[str | Path, ...]:

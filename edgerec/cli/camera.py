@@ -6,48 +6,18 @@ import gc
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import typer
 
 from edgerec.cli.help import GroupedCommand
-from edgerec.cli.options import (
-    DELEGATE_HELP,
-    DELEGATE_OPTION_HELP,
-    AllowedSignersOption,
-    RevokedKeysOption,
-    parse_delegate_options,
-    parse_key_values,
-)
+from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP, AllowedSignersOption, RevokedKeysOption
 from edgerec.cli.output import show_log
-from edgerec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from edgerec.camera.config import ExistingFile, SaveRule
-    from edgerec.camera.sources import CaptureFormat
 
 # Default values of options that can be given without a value.
 _OPTIONAL_VALUES = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
 # Matches HOST:PORT, PORT, localhost or an IPv4 address, because any other word could be the name of a bundle.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
-# Command-line options that set the configuration fields, for error messages.
-_OPTIONS = {
-    "CameraConfig.threshold": "--threshold",
-    "CaptureFormat.fourcc": "--format",
-    "FrameOptions.max_age_s": "--max-age",
-    "FrameOptions.max_fps": "--max-fps",
-    "FrameOptions.motion": "--motion",
-    "FrameOptions.roi": "--roi",
-    "FrameOptions.rotate": "--rotate",
-    "ImageRecorderConfig.below": "--save-below",
-    "ImageRecorderConfig.max_bytes": "--save-max",
-    "ImageRecorderConfig.min_interval_s": "--save-every",
-    "ImageRecorderConfig.rule": "--save",
-    "MetricsConfig.address": "--metrics",
-    "MqttConfig.results_per_s": "--mqtt-results",
-    "Timeouts.give_up_s": "--give-up-after",
-    "WebPageConfig.address": "--web",
-}
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
@@ -58,7 +28,7 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     completed: list[str] = []
     for index, argument in enumerate(arguments):
         completed.append(argument)
-        has_address = index + 1 < len(arguments) and _ADDRESS.fullmatch(arguments[index + 1])
+        has_address = index + 1 < len(arguments) and _ADDRESS.fullmatch(arguments[index + 1] or ":")
         if argument in _OPTIONAL_VALUES and not has_address:
             completed.append(_OPTIONAL_VALUES[argument])
     return completed
@@ -78,7 +48,13 @@ _FILES, _NETWORK, _WEB = "Files", "Network", "Web page"
 
 
 def camera(
-    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Bundle folder or .zip file."),
+    context: typer.Context,
+    bundle: Path | None = typer.Argument(
+        None,
+        metavar="BUNDLE",
+        show_default=False,
+        help="Bundle folder or .zip file. [default: the bundle in the file of --config]",
+    ),
     source: list[str] = typer.Option(
         ["0"],
         "--source",
@@ -104,7 +80,18 @@ def camera(
     max_frames: int | None = typer.Option(
         None, min=1, metavar="N", help="Stop after this many predictions. [default: never]"
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace existing CSV and video files."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace existing output files."),
+    config: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="TOML file with the configuration. Other options override single values.",
+    ),
+    write_config: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Write the configuration that results from --config and the other options to a TOML file, and exit.",
+        rich_help_panel=_FILES,
+    ),
     size: str | None = typer.Option(
         None,
         metavar="WxH",
@@ -317,112 +304,17 @@ def camera(
     """
     # Garbage collection during the imports would take up to 20 ms and free almost nothing.
     gc.disable()
-    from edgerec.camera.config import (
-        CameraConfig,
-        CsvConfig,
-        ImageRecorderConfig,
-        MetricsConfig,
-        MqttConfig,
-        VideoConfig,
-        WebhookConfig,
-        WebPageConfig,
-    )
-    from edgerec.camera.frame_filters import FrameOptions, parse_roi
-    from edgerec.camera.reconnection import Timeouts
     from edgerec.camera.run import run_camera
+    from edgerec.cli.camera_options import camera_config, write_camera_config
 
     # Without gc.freeze(), garbage collections would pause the camera for several milliseconds.
     gc.freeze()
     gc.enable()
-    saving = "--save low-confidence|changes|all"
-    _require("--revoked-keys", revoked_keys, "--allowed-signers FILE", allowed_signers)
-    _require("--csv-append", csv_append, "--csv FILE", csv)
-    _require("--save-dir", save_dir, saving, save)
-    _require("--save-every", save_every, saving, save)
-    _require("--save", save, "--save-dir FOLDER", save_dir)
-    _require("--mqtt-results", mqtt_results, "--mqtt URL", mqtt)
-    _require("--queue-dir", queue_dir, "--mqtt URL", mqtt)
-    _require("--web-save", web_save, "--web", web)
-    existing_csv: ExistingFile = "append" if csv_append else "overwrite" if overwrite else "refuse"
-    try:
-        images = None
-        if save_dir:
-            limit = _bytes("--save-max", save_max)
-            images = ImageRecorderConfig(
-                save_dir, cast("SaveRule", save), limit, below=save_below, min_interval_s=save_every
-            )
-        page = None
-        if web:
-            page = WebPageConfig(web, web_token, web_save, _bytes("--web-save-max", web_save_max))
-        config = CameraConfig(
-            bundle=bundle,
-            sources=source,
-            requested=_capture_format(size, rate, pixel_format),
-            loop=loop,
-            timeouts=Timeouts(give_up_s=give_up_after),
-            frame_options=FrameOptions(
-                roi=parse_roi(roi) if roi else None,
-                rotate=rotate,
-                mirror=mirror,
-                every=every,
-                max_fps=max_fps,
-                max_age_s=max_age,
-                motion=motion,
-            ),
-            max_frames=max_frames,
-            threads=threads,
-            delegate="" if delegate == "none" else delegate,
-            delegate_options=parse_delegate_options(delegate_option),
-            fallback=fallback,
-            threshold=threshold,
-            decision=_decision(decision),
-            output="json" if json else "text" if headless else "window",
-            csv=CsvConfig(csv, existing_csv) if csv else None,
-            video=VideoConfig(video, overwrite) if video else None,
-            images=images,
-            mqtt=MqttConfig(mqtt, mqtt_results, mqtt_discovery, queue_dir) if mqtt else None,
-            webhook=WebhookConfig(webhook) if webhook else None,
-            metrics=MetricsConfig(metrics) if metrics else None,
-            web=page,
-            allowed_signers=allowed_signers,
-            revoked_keys=revoked_keys,
-            status_file=status_file,
-        )
-    except ConfigError as error:
-        raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None
+    settings = camera_config(context, config)
+    if write_config:
+        write_camera_config(settings, write_config, overwrite)
+        return
     show_log()
-    report = run_camera(config)
+    report = run_camera(settings)
     if report.exit_code:  # run_camera() has already logged the errors.
         raise typer.Exit(report.exit_code)
-
-
-def _decision(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse the values of ``--decision``. Numbers and booleans use TOML syntax."""
-    if not parse_key_values(texts, "smoothing=vote"):
-        return {}
-    from edgerec.recipe import parse_assignment  # loads many modules
-
-    return dict(map(parse_assignment, texts))
-
-
-def _require(option: str, value: object, required_option: str, required_value: object) -> None:
-    if value and not required_value:
-        raise typer.BadParameter(f"{option} has no effect without {required_option}")
-
-
-def _capture_format(size: str | None, rate: float, pixel_format: str) -> CaptureFormat:
-    from edgerec.camera.sources import CaptureFormat
-
-    numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size or "0x0", re.IGNORECASE)
-    if not numbers:
-        raise typer.BadParameter(f"--size must have the form WxH, such as 1280x720, got {size!r}")
-    return CaptureFormat(int(numbers[1]), int(numbers[2]), rate, pixel_format)
-
-
-def _bytes(option: str, size: str) -> int:
-    from edgerec.utils.byte_sizes import parse_size
-
-    try:
-        return parse_size(size)
-    except ValueError:
-        raise typer.BadParameter(f"{option} must be a size such as 500MB, 2GiB or 20G, got {size!r}") from None

@@ -55,6 +55,11 @@ def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> 
     return values.get(name, "") or (_file_content(path) if path else "")
 
 
+def is_reference(value: str) -> bool:
+    """Return whether ``value`` is ``env:NAME`` or ``@FILE`` instead of the secret itself."""
+    return value.startswith("@") or bool(_variable(value))
+
+
 def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) -> None:
     """Log a warning if this process's arguments contain a secret, because other users can read them.
 
@@ -62,7 +67,7 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
         addresses: addresses that may contain passwords.
         secrets: other secrets. Empty strings and references, ``env:NAME`` or ``@FILE``, are ignored.
     """
-    literal = [secret for secret in secrets if secret and not secret.startswith("@") and not _variable(secret)]
+    literal = [secret for secret in secrets if secret and not is_reference(secret)]
     for value in [*filter(has_secret, addresses), *literal]:
         if any(value in argument for argument in sys.argv[1:]):
             log.warning(

@@ -30,6 +30,8 @@ from edgerec.errors import ConfigError, EdgerecError
         (lambda: CameraConfig(bundle="b", output="html"), "CameraConfig.output"),
         (lambda: CameraConfig(bundle="b", max_frames=0), "CameraConfig.max_frames"),
         (lambda: CameraConfig(bundle="b", threads=-1), "CameraConfig.threads"),
+        (lambda: CameraConfig(bundle="b", threads=257), "CameraConfig.threads"),
+        (lambda: CameraConfig(bundle="b", capture=CaptureFormat(width=-1)), "CameraConfig.capture.width"),
         (lambda: CameraConfig(bundle="b", threshold=1.5), "CameraConfig.threshold"),
         (lambda: CaptureFormat(fourcc="MJPEG"), "CaptureFormat.fourcc"),
         (lambda: CsvConfig("a.csv", "replace"), "CsvConfig.existing"),
@@ -96,7 +98,7 @@ def test_output_paths_contain_every_file_and_folder_that_a_sink_writes():
         (["--save", "all", "--save-dir", "x", "--save-max", "0"], "--save-max is 0; expected at least 1"),
         (
             ["--save", "all", "--save-dir", "x", "--save-max", "much"],
-            "--save-max must be a size such as 500MB, 2GiB or 20G, got 'much",
+            "--save-max is 'much'; expected a size such as 500MB, 2GiB or 20G",
         ),
         (["--web", "localhost:abc"], "--web is 'localhost:abc'; expected HOST:PORT, such as 127.0.0.1:8000"),
         (["--metrics", "1:2:3"], "--metrics is '1:2:3'; expected HOST:PORT, such as 127.0.0.1:9464"),

@@ -25,7 +25,7 @@ from edgerec.camera.sinks.window import FrameRate, overlay
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import SourceSupervisor
-from edgerec.errors import SourceError
+from edgerec.errors import RecipeError, SourceError
 from tests.conftest import error_line
 
 
@@ -290,11 +290,10 @@ def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, gol
     for path in golden_images:
         shutil.copy(path, tmp_path)
     assert len(set(decided_labels(tmp_path))) >= 7
-    process = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
-    assert "decision.smoothing is 'often'; expected one of none, mean, vote" in error_line(process)
-    assert "unknown decision setting 'smooth'; did you mean 'smoothing'?" in error_line(
-        edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smooth=1")
-    )
+    with pytest.raises(RecipeError, match=r"decision.smoothing is 'often'; expected one of none, mean, vote"):
+        Camera.open(bundle, str(video), decision={"smoothing": "often"})
+    with pytest.raises(RecipeError, match="unknown decision setting 'smooth'; did you mean 'smoothing'"):
+        Camera.open(bundle, str(video), decision={"smooth": 1})
 
 
 def test_headless_prints_one_line_per_frame(bundle, video, edgerec):

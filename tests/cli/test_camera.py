@@ -47,6 +47,8 @@ def test_csv_video_and_saved_images_contain_every_frame(bundle, video, tmp_path,
         (["--queue-dir", "x"], "--queue-dir has no effect without --mqtt URL"),
         (["--web-save", "x"], "--web-save has no effect without --web"),
         (["--decision", "memory"], "expected KEY=VALUE, such as smoothing=vote, got 'memory"),
+        (["--decision", "smooth=1"], "--decision smooth is unknown; did you mean 'smoothing'?"),
+        (["--decision", "smoothing=often"], "--decision smoothing is 'often'; expected one of none, mean, vote"),
         (["--delegate-option", "=1"], "expected KEY=VALUE, such as device=usb:1, got '=1"),
     ],
 )

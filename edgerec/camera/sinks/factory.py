@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgerec.camera.sinks import Sink
 from edgerec.utils.atomic import cache_folder, checked_output
 from edgerec.utils.optional import require
-from edgerec.utils.secret_references import secret_variable
+from edgerec.utils.secret_references import read_secret, secret_variable
 
 if TYPE_CHECKING:
     from edgerec.camera.config import CameraConfig, WebPageConfig
@@ -104,7 +104,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
         yield ImageRecorder(config.images, manifest.labels)
     if config.webhook:
         secret = config.webhook.secret
-        secret = secret_variable("EDGEREC_WEBHOOK_SECRET") if secret is None else secret
+        secret = secret_variable("EDGEREC_WEBHOOK_SECRET") if secret is None else read_secret(secret)
         yield Webhook(webhook_address, secret=secret, every_result=config.webhook.every_result, live=camera.live)
     if config.mqtt:
         queue_dir = config.mqtt.queue_dir
