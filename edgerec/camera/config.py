@@ -282,8 +282,9 @@ class CameraConfig:
         """
         from edgerec.camera.config_file import build, in_file, read_values
 
+        values = read_values(cls, path)
         with in_file(path):
-            return build(cls, read_values(cls, path))
+            return build(cls, values)
 
     def to_toml(self, folder: str | Path | None = None) -> str:
         """Return the configuration as TOML, with a comment for each key. :meth:`from_file` is the inverse.

@@ -63,12 +63,10 @@ _WIDTH = 100
 
 @contextmanager
 def in_file(path: str | Path) -> Iterator[None]:
-    """Context manager that adds the path of the file to a :class:`ConfigError`, unless the error already names it."""
+    """Context manager that adds the path of the file to a :class:`ConfigError`."""
     try:
         yield
     except ConfigError as error:
-        if error.field.startswith(str(path)):
-            raise
         raise ConfigError(f"{path}: {error.field}", error.problem) from None
 
 
