@@ -34,6 +34,7 @@ _PUBLIC = {
     "compare": "edgerec.compress.compare",
     "create_app": "edgerec.serving.app",
     "deploy_bundle": "edgerec.deploy",
+    "deploy_to_fleet": "edgerec.deploy",
     "device_status": "edgerec.deploy",
     "diff_runs": "edgerec.train.run_overview",
     "distill": "edgerec.train.distill",
@@ -41,6 +42,7 @@ _PUBLIC = {
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
+    "fleet_status": "edgerec.deploy",
     "import_tflite": "edgerec.export",
     "inspect": "edgerec.tflite.inspection",
     "list_runs": "edgerec.train.run_overview",
@@ -49,6 +51,7 @@ _PUBLIC = {
     "pixel_cache": "edgerec.data.cache_limit",
     "predict": "edgerec.camera.predict",
     "quantize": "edgerec.compress",
+    "read_devices": "edgerec.deploy",
     "read_image": "edgerec.runtime.classifier",
     "recommendations": "edgerec.catalog.recommendations",
     "serve": "edgerec.serving.run",
@@ -87,6 +90,7 @@ __all__ = [
     "compare",
     "create_app",
     "deploy_bundle",
+    "deploy_to_fleet",
     "device_status",
     "diff_runs",
     "distill",
@@ -94,6 +98,7 @@ __all__ = [
     "evaluate",
     "export_bundle",
     "fit",
+    "fleet_status",
     "import_tflite",
     "inspect",
     "list_runs",
@@ -102,6 +107,7 @@ __all__ = [
     "pixel_cache",
     "predict",
     "quantize",
+    "read_devices",
     "read_image",
     "recommendations",
     "remove",
@@ -134,7 +140,17 @@ if TYPE_CHECKING:
     from edgerec.data.checks import check_data
     from edgerec.data.contact_sheet import show_data
     from edgerec.data.tfrecord_writer import pack_data
-    from edgerec.deploy import DeployOptions, Device, deploy_bundle, device_status, remove, rollback
+    from edgerec.deploy import (
+        DeployOptions,
+        Device,
+        deploy_bundle,
+        deploy_to_fleet,
+        device_status,
+        fleet_status,
+        read_devices,
+        remove,
+        rollback,
+    )
     from edgerec.doctor import run_doctor
     from edgerec.emulation import verify_emulated
     from edgerec.errors import EdgerecError

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from edgerec.deploy.device import Device, DeviceStatus
+from edgerec.deploy.devices_file import FleetDevice, read_devices, select_devices
+from edgerec.deploy.fleet import DeviceOutcome, deploy_to_fleet
+from edgerec.deploy.fleet_status import DeviceReport, fleet_status
 from edgerec.deploy.release import (
     DeployOptions,
     DeployResult,
@@ -17,10 +20,17 @@ __all__ = [
     "DeployOptions",
     "DeployResult",
     "Device",
+    "DeviceOutcome",
+    "DeviceReport",
     "DeviceStatus",
+    "FleetDevice",
     "Step",
     "deploy_bundle",
+    "deploy_to_fleet",
     "device_status",
+    "fleet_status",
+    "read_devices",
     "remove",
     "rollback",
+    "select_devices",
 ]

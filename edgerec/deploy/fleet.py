@@ -1,0 +1,241 @@
+"""Deploy bundles to several devices: first to canaries, then to the other devices in parallel."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgerec.camera.interrupts import Interrupts
+from edgerec.deploy.device import Device
+from edgerec.deploy.devices_file import FleetDevice
+from edgerec.deploy.release import DeployOptions, DeployResult, Listener, Step, deploy_bundle
+from edgerec.errors import DeployError, EdgerecError
+
+State = Literal["updated", "unchanged", "planned", "failed", "canceled", "not started", "unknown"]
+CANARY_TAG = "canary"
+DEFAULT_PARALLEL, MAX_PARALLEL = 4, 64
+# A deployment can only be canceled before the device starts to install the release. Later, the device finishes it.
+CANCELABLE = ("connect", "check", "plan", "send")
+_POLL_S = 0.2
+
+Operation = Callable[[Path, Device, DeployOptions, Listener], DeployResult]
+
+
+class _CanceledError(Exception):
+    """Raised in a device's thread to cancel its deployment."""
+
+
+@dataclass(frozen=True)
+class DeviceOutcome:
+    """Outcome of a deployment to one device of a fleet.
+
+    Attributes:
+        device: name of the device.
+        state: ``updated``, ``unchanged`` (the release was already running), ``planned`` (dry run), ``failed``,
+            ``canceled`` (the user stopped the deployment before the device was changed), ``not started`` (another
+            device failed before), or ``unknown`` (the user stopped waiting; the device finishes by itself).
+        result: result of a successful deployment.
+        error: why the device was not updated, or an empty string.
+        step: name of the step that failed, or an empty string.
+        restored: whether the previous release was restored.
+        log: last lines that the service on the device logged.
+        seconds: duration of the deployment.
+    """
+
+    device: str
+    state: State
+    result: DeployResult | None = None
+    error: str = ""
+    step: str = ""
+    restored: bool = False
+    log: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the device runs the release, or a dry run found no problem."""
+        return self.state in ("updated", "unchanged", "planned")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-serializable dictionary."""
+        result = self.result.to_dict() if self.result else None
+        return {**vars(self), "log": list(self.log), "result": result}
+
+
+def deploy_to_fleet(
+    bundle: Path | str | None,
+    devices: Sequence[FleetDevice],
+    options: DeployOptions = DeployOptions(),
+    *,
+    parallel: int = DEFAULT_PARALLEL,
+    canary: int = 0,
+    listener: Listener = bool,
+    finished: Callable[[DeviceOutcome], object] = bool,
+    stop: threading.Event | None = None,
+    operation: Operation = deploy_bundle,
+) -> list[DeviceOutcome]:
+    """Deploy a bundle to several devices.
+
+    If a device fails, its previous release is restored, and the other devices continue. If a canary fails, no further
+    device is updated.
+
+    In the main thread, Ctrl-C cancels all deployments that have not changed their device yet. ``KeyboardInterrupt`` is
+    raised when the other devices have finished. A second Ctrl-C stops waiting for the devices, which finish by
+    themselves.
+
+    Args:
+        bundle: the bundle's folder or .zip file. None deploys the bundle in ``devices.toml`` to each device.
+        devices: the devices.
+        options: options of the deployment. A device's own configuration file is used if ``options.config`` is None.
+        parallel: maximum number of devices that are updated at the same time.
+        canary: number of devices to update first. Devices with the tag ``canary`` come first, then the order of
+            ``devices`` decides.
+        listener: function that is called with each step of each device. Calls come from several threads, but never at
+            the same time.
+        finished: function that is called with each outcome, in the thread of the caller.
+        stop: event that cancels the deployment like Ctrl-C.
+        operation: function that deploys a bundle to a device.
+
+    Returns:
+        The outcomes, in the order of ``devices``.
+
+    Raises:
+        DeployError: a device has no bundle.
+        KeyboardInterrupt: the user stopped the deployment. ``finished`` has been called for each device.
+    """
+    if parallel < 1 or canary < 0:
+        raise ValueError(f"parallel is {parallel} and canary is {canary}; expected at least 1 and 0")
+    bundles = [_bundle_for(bundle, entry) for entry in devices]
+    rollout = _Rollout(devices, bundles, options, listener, finished, stop or threading.Event(), operation)
+    order = sorted(range(len(devices)), key=lambda index: CANARY_TAG not in devices[index].tags)
+    first, rest = order[:canary], order[canary:]
+    with Interrupts(rollout.interrupt):
+        rollout.run(first, parallel)
+        failed = [devices[index].name for index in first if rollout.outcomes[index].state == "failed"]
+        if failed:
+            rollout.skip(rest, "not started", f"the deployment to the canary {', '.join(failed)} failed")
+        else:
+            rollout.run(rest, parallel)
+    return [rollout.outcomes[index] for index in range(len(devices))]
+
+
+def _bundle_for(bundle: Path | str | None, entry: FleetDevice) -> Path:
+    path = entry.bundle if bundle is None else Path(bundle)
+    if path is None:
+        raise DeployError(
+            f"there is no bundle for {entry.name}: specify BUNDLE, or add the key bundle to its table in devices.toml"
+        )
+    return path
+
+
+class _Rollout:
+    """Deploys bundles in threads, and collects the outcomes."""
+
+    def __init__(
+        self,
+        devices: Sequence[FleetDevice],
+        bundles: Sequence[Path],
+        options: DeployOptions,
+        listener: Listener,
+        finished: Callable[[DeviceOutcome], object],
+        stop: threading.Event,
+        operation: Operation,
+    ) -> None:
+        self.outcomes: dict[int, DeviceOutcome] = {}
+        self._devices, self._bundles, self._options = devices, bundles, options
+        self._listener, self._finished, self._stop, self._operation = listener, finished, stop, operation
+        self._listener_lock = threading.Lock()
+        self._abandoned = False
+
+    def run(self, indexes: Sequence[int], parallel: int) -> None:
+        """Deploy to some of the devices, and wait for the outcomes."""
+        waiting = list(reversed(indexes))
+        results = queue.SimpleQueue[tuple[int, DeviceOutcome | BaseException]]()
+        running: set[int] = set()
+        errors: list[BaseException] = []
+        while waiting or running:
+            if self._stop.is_set():
+                self.skip(reversed(waiting), "canceled", "the deployment was stopped")
+                waiting.clear()
+            while waiting and len(running) < parallel:
+                running.add(index := waiting.pop())
+                # The threads are daemons, because waiting for a device must not delay the end of the process.
+                threading.Thread(target=self._work, args=(index, results), name="edgerec-deploy", daemon=True).start()
+            if self._abandoned:
+                self.skip(sorted(running), "unknown", "the device finishes by itself: run edgerec devices")
+                return
+            try:
+                index, outcome = results.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            running.discard(index)
+            if isinstance(outcome, BaseException):
+                self._stop.set()
+                errors.append(outcome)
+            else:
+                self._add(index, outcome)
+        for error in errors:
+            raise error
+
+    def interrupt(self) -> None:
+        """Cancel the deployment. The second call stops waiting for the devices."""
+        self._abandoned = self._stop.is_set()
+        self._stop.set()
+
+    def skip(self, indexes: Iterable[int], state: State, reason: str) -> None:
+        """Record that devices are not updated."""
+        for index in indexes:
+            self._add(index, DeviceOutcome(self._devices[index].name, state, error=reason))
+
+    def _add(self, index: int, outcome: DeviceOutcome) -> None:
+        self.outcomes[index] = outcome
+        self._finished(outcome)
+
+    def _work(self, index: int, results: queue.SimpleQueue[tuple[int, DeviceOutcome | BaseException]]) -> None:
+        try:
+            results.put((index, self._deploy(index)))
+        except BaseException as error:
+            results.put((index, error))
+
+    def _deploy(self, index: int) -> DeviceOutcome:
+        entry, start_s = self._devices[index], time.monotonic()
+        options = self._options if self._options.config else replace(self._options, config=entry.config)
+
+        def seconds() -> float:
+            return round(time.monotonic() - start_s, 3)
+
+        def listen(step: Step) -> None:
+            if self._stop.is_set() and step.name in CANCELABLE:
+                raise _CanceledError
+            with self._listener_lock:
+                if not self._abandoned:
+                    self._listener(step)
+
+        try:
+            result = self._operation(self._bundles[index], replace(entry.device, interactive=False), options, listen)
+        except _CanceledError:
+            reason = "the deployment was stopped before the device was changed"
+            return DeviceOutcome(entry.name, "canceled", error=reason, seconds=seconds())
+        except DeployError as error:
+            return DeviceOutcome(
+                entry.name,
+                "failed",
+                error=_without_name(str(error), entry.name),
+                step=error.step,
+                restored=error.restored,
+                log=error.log,
+                seconds=seconds(),
+            )
+        except (EdgerecError, OSError) as error:
+            return DeviceOutcome(entry.name, "failed", error=str(error), seconds=seconds())
+        state: State = "planned" if options.dry_run else "updated" if result.changed else "unchanged"
+        return DeviceOutcome(entry.name, state, result, seconds=seconds())
+
+
+def _without_name(message: str, name: str) -> str:
+    return message.removeprefix(f"{name}: ").removeprefix(f"cannot connect to {name}: ")

@@ -1,0 +1,189 @@
+"""Query the status of several devices at the same time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgerec.contract.status import CameraStatus, check_status
+from edgerec.deploy.device import Device, DeviceStatus
+from edgerec.deploy.devices_file import FleetDevice
+from edgerec.deploy.release import device_status
+from edgerec.errors import EdgerecError
+from edgerec.utils.atomic import cache_folder, sha256, write_file
+from edgerec.utils.bounded_parsing import read_json
+from edgerec.utils.text import to_json
+
+DEFAULT_TIMEOUT_S = 20.0
+MAX_PARALLEL = 32
+# The camera writes its status file at least every 5 s, so it hangs if the file is older.
+HANGING_S = 15.0
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """Status of a device, or the reason why the status is unknown.
+
+    Attributes:
+        name: name of the device.
+        address: address of the device.
+        tags: tags of the device.
+        state: ``running``, ``on trial``, ``no frames`` (no source delivers frames), ``hanging``, ``starting``,
+            ``stopped``, ``failed``, ``not installed`` or ``unreachable``.
+        status: installed releases and status of the camera. None if the device is unreachable.
+        error: reason why the device is unreachable or delivers no frames, or an empty string.
+        seen_s: time at which the device last responded, as Unix time in seconds. None if this is unknown.
+    """
+
+    name: str
+    address: str
+    tags: tuple[str, ...]
+    state: str
+    status: DeviceStatus | None = None
+    error: str = ""
+    seen_s: float | None = None
+
+    @property
+    def camera(self) -> CameraStatus | None:
+        """Status of the camera, or None if the camera is not running or its status file is invalid."""
+        try:
+            return check_status(self.status.camera) if self.status and self.status.camera else None
+        except ValueError:
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-serializable dictionary."""
+        return {**vars(self), "tags": list(self.tags), "status": self.status and self.status.to_dict()}
+
+
+def fleet_status(
+    devices: Sequence[FleetDevice],
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    parallel: int = MAX_PARALLEL,
+    query: Callable[[Device], DeviceStatus] = device_status,
+) -> list[DeviceReport]:
+    """Return a report for each device, in the order of ``devices``.
+
+    Args:
+        devices: the devices.
+        timeout_s: time in seconds after which a device is reported as unreachable.
+        parallel: maximum number of simultaneous connections.
+        query: function that returns the status of a device.
+    """
+    reports: dict[int, DeviceReport] = {}
+    waiting = queue.SimpleQueue[int]()
+    finished = queue.SimpleQueue[tuple[int, DeviceReport | BaseException]]()
+    for index in range(len(devices)):
+        waiting.put(index)
+    deadlines_s: dict[int, float] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                index = waiting.get_nowait()
+            except queue.Empty:
+                return
+            deadlines_s[index] = time.monotonic() + timeout_s
+            try:
+                finished.put((index, _report(devices[index], timeout_s, query)))
+            except BaseException as error:
+                finished.put((index, error))
+
+    def start_worker() -> None:
+        # The threads are daemons, because a thread that waits for a device must not delay the end of the process.
+        threading.Thread(target=work, name="edgerec-device-status", daemon=True).start()
+
+    for _ in range(min(parallel, len(devices))):
+        start_worker()
+    while len(reports) < len(devices):
+        try:
+            index, result = finished.get(timeout=0.1)
+        except queue.Empty:
+            now_s = time.monotonic()
+            for index, deadline_s in list(deadlines_s.items()):
+                if index not in reports and now_s >= deadline_s:
+                    reports[index] = _unreachable(devices[index], f"no response within {timeout_s:g} s")
+                    start_worker()  # The device's own thread is still blocked.
+            continue
+        if isinstance(result, BaseException):
+            raise result
+        reports.setdefault(index, result)
+    return [reports[index] for index in range(len(devices))]
+
+
+def _report(entry: FleetDevice, timeout_s: float, query: Callable[[Device], DeviceStatus]) -> DeviceReport:
+    device = replace(
+        entry.device, interactive=False, connect_timeout_s=min(entry.device.connect_timeout_s, max(1.0, timeout_s))
+    )
+    try:
+        status = query(device)
+    except (EdgerecError, OSError) as error:
+        return _unreachable(entry, str(error))
+    now_s = round(time.time(), 3)
+    _remember(entry, now_s)
+    report = DeviceReport(entry.name, device.address, entry.tags, "", status, seen_s=now_s)
+    state, reason = _state(report)
+    return replace(report, state=state, error=reason)
+
+
+def _unreachable(entry: FleetDevice, reason: str) -> DeviceReport:
+    prefix = f"cannot connect to {entry.name}: "
+    return DeviceReport(
+        entry.name,
+        entry.device.address,
+        entry.tags,
+        "unreachable",
+        error=reason.removeprefix(prefix),
+        seen_s=_last_seen(entry),
+    )
+
+
+def _state(report: DeviceReport) -> tuple[str, str]:
+    """Return a device's state and, unless it works, the reason."""
+    status, camera = report.status, report.camera
+    assert status is not None
+    if not status.release:
+        return "not installed", ""
+    if status.service == "failed":
+        return "failed", "the service failed: run journalctl -u edgerec on the device"
+    if status.service in ("inactive", "deactivating"):
+        return "stopped", ""
+    if camera is None:
+        return "starting", ""
+    if status.age_s is not None and status.age_s > HANGING_S:
+        return "hanging", f"the camera has not updated its status for {status.age_s:.0f} s"
+    sources = camera["sources"]
+    if sources and not any(source["state"] == "live" for source in sources):
+        source = sources[0]
+        reason = f" ({source['reason']})" if source["reason"] else ""
+        return "no frames", f"{source['name']} is {source['state']}{reason}"
+    return ("on trial" if status.on_trial else "running"), ""
+
+
+# The time of the last response is stored on the host, because an unreachable device cannot be asked.
+
+
+def _memory_file(entry: FleetDevice) -> Any:
+    device = entry.device
+    key = sha256(f"{device.address} {device.port} {device.ssh_config}".encode())[:16]
+    return cache_folder() / "devices" / f"{key}.json"
+
+
+def _remember(entry: FleetDevice, seen_s: float) -> None:
+    try:
+        write_file(_memory_file(entry), to_json({"name": entry.name, "seen_s": seen_s}))
+    except (EdgerecError, OSError):  # The cache is optional.
+        return
+
+
+def _last_seen(entry: FleetDevice) -> float | None:
+    try:
+        seen_s = read_json(_memory_file(entry))["seen_s"]
+    except (EdgerecError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return seen_s if isinstance(seen_s, float) else None
