@@ -1,7 +1,8 @@
-"""Boot emulated devices: complete Debian systems with systemd and an SSH server, but without internet access."""
+"""Boot emulated devices, which are complete Debian systems with systemd and an SSH server but no internet access."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -11,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -95,8 +96,12 @@ class EmulatedDevice:
         """Whether the emulator is running."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
+    def start(self, timeout_s: float = BOOT_TIMEOUT_S, *, snapshot: str = "") -> None:
         """Boot the device, and wait until systemd has started all services.
+
+        Args:
+            timeout_s: time limit in seconds.
+            snapshot: name of a snapshot from :meth:`save_snapshot` with which to continue instead of booting.
 
         Raises:
             TargetError: the emulator failed, or the device did not boot in time.
@@ -105,7 +110,8 @@ class EmulatedDevice:
         self._write_ssh_config(port)
         command = [
             *(self._program, *self._machine, *self._accelerator(), "-smp", "2", "-m", str(MEMORY_MIB)),
-            *("-display", "none", "-monitor", "none", "-no-reboot"),
+            *("-display", "none", "-monitor", "none", "-qmp", "stdio", "-no-reboot"),
+            *(("-loadvm", snapshot) if snapshot else ()),
             *(
                 "-chardev",
                 f"file,id=console,path={self.folder / 'console.log'},append=on",
@@ -122,8 +128,8 @@ class EmulatedDevice:
         with (self.folder / "qemu.log").open("ab") as log_file:
             self._process = subprocess.Popen(
                 [str(part) for part in command],
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=log_file,
                 start_new_session=True,
             )
@@ -146,7 +152,38 @@ class EmulatedDevice:
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+            self._end()
+
+    def save_snapshot(self, name: str) -> None:
+        """Save the state of the running device, including its memory, to its disk file.
+
+        Raises:
+            TargetError: the emulator cannot save the state.
+        """
+        self._control("qmp_capabilities")
+        message = self._control("human-monitor-command", {"command-line": f"savevm {name}"})
+        if message:
+            raise TargetError(f"cannot save the state of the emulated device: {message}")
+
+    def _control(self, command: str, arguments: Mapping[str, str] | None = None) -> str:
+        """Send a command to QEMU (QMP), and return its result or error message."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise TargetError("the emulated device is not running: start it first")
+        process.stdin.write(json.dumps({"execute": command, "arguments": dict(arguments or {})}).encode() + b"\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "error" in answer:
+                return str(answer["error"]["desc"])
+            if "return" in answer:
+                return str(answer["return"] or "").strip()
+        raise TargetError(f"the emulator ended during the command {command}: see {self.folder / 'qemu.log'}")
+
+    def _end(self) -> None:
+        """Wait for the emulator's end, and release its resources."""
+        if self._process is not None:
+            self._process.communicate()
             self._process = None
 
     def shut_down(self, timeout_s: float = 120.0) -> None:
@@ -161,7 +198,7 @@ class EmulatedDevice:
                 self._process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 raise TargetError(f"the emulated device did not shut down within {timeout_s:g} s") from None
-            self._process = None
+            self._end()
 
     def run(self, command: Sequence[str], *, timeout_s: float = 120.0, **options: Any) -> Outcome:
         """Run a command on the device as root over SSH.

@@ -52,3 +52,14 @@ def test_synced_files_survive_a_power_cut(device):
     assert not device.running
     device.start()
     assert output(device, "cat", "/root/file") == "synced"
+
+
+def test_device_continues_from_a_snapshot(device):
+    output(device, "sh", "-c", "echo before > /run/state")
+    boot_id = output(device, "cat", "/proc/sys/kernel/random/boot_id")
+    device.save_snapshot("ready")
+    output(device, "sh", "-c", "echo after > /run/state")
+    device.cut_power()
+    device.start(snapshot="ready")
+    assert output(device, "cat", "/run/state") == "before"
+    assert output(device, "cat", "/proc/sys/kernel/random/boot_id") == boot_id
