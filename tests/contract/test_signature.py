@@ -242,10 +242,12 @@ def test_bundle_that_was_signed_before_its_key_expired_is_accepted(signed, keys,
     assert Bundle.open(signed, allowed_signers=allowed).signer.signed_s == 1_600_000_000
 
 
-@pytest.mark.parametrize("principals", ["*", "*@example.com", "bob@example.com,al?ce@example.com", "!bob,alice"])
+@pytest.mark.parametrize("principals", ["*", "*@example.com", "bob@example.com,al?ce@example.com", "!bob,*"])
 def test_principals_can_be_patterns_and_lists(signed, keys, tmp_path, principals):
     allowed = allow(tmp_path, f"# signers\n\nnot a key\n{principals} {public_key(keys / 'alice')}")
-    assert Bundle.open(signed, allowed_signers=allowed).signer.principal in principals.split(",")
+    signer = Bundle.open(signed, allowed_signers=allowed).signer
+    assert signer.principal in principals.split(",")
+    assert not signer.principal.startswith("!")
 
 
 def test_certificate_of_an_authority_is_accepted_until_it_expires(signed, keys, tmp_path, monkeypatch):
@@ -368,6 +370,17 @@ def test_every_way_to_use_a_bundle_refuses_it_if_it_is_unsigned(bundle, keys, go
             use()
 
 
+def test_process_that_measures_the_cold_start_checks_the_signature(signed, keys):
+    """The process opens the bundle again, so that the bundle may have been replaced in the meantime."""
+    with pytest.raises(BundleError, match="is not signed"):
+        benchmark(
+            signed,
+            seconds=0.1,
+            allowed_signers=keys / "allowed",
+            listener=lambda _: (signed / SIGNATURE).unlink(missing_ok=True),
+        )
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -439,6 +452,17 @@ def test_copy_of_a_signed_bundle_is_signed(signed, keys, tmp_path, name):
     shutil.rmtree(signed)  # The copy contains what was checked, even if the bundle was changed afterwards.
     opened.copy(tmp_path / name)
     assert Bundle.open(tmp_path / name, allowed_signers=keys / "allowed").signer == opened.signer
+
+
+def test_bundle_that_was_signed_with_ssh_keygen_alone_is_accepted(bundle, keys, tmp_path):
+    path, manifest = tmp_path / "b", json.loads((bundle / "manifest.json").read_text())
+    shutil.copytree(bundle, path)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    ssh_keygen("-Y", "sign", "-n", "edgerec-bundle", "-f", keys / "alice", path / "manifest.json")
+    opened = Bundle.open(path, allowed_signers=keys / "allowed")
+    assert (opened.signer.serial, opened.signer.signed_s) == (0, None)
+    opened.copy(tmp_path / "copy")
+    assert Bundle.open(tmp_path / "copy", allowed_signers=keys / "allowed").signer == opened.signer
 
 
 def test_unsigned_manifest_has_no_serial_number(bundle, signed):
