@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pty
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from contextlib import contextmanager, suppress
@@ -127,6 +129,27 @@ def test_key_in_an_agent_signs_without_its_file(signed, tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         (tmp_path / "key").unlink()
         sign_bundle(signed, tmp_path / "key.pub", overwrite=True)
+    allowed = allow(tmp_path, f"key@example.com {public_key(tmp_path / 'key')}")
+    assert Bundle.open(signed, allowed_signers=allowed).signer
+
+
+def test_passphrase_is_asked_for_on_the_terminal(signed, keys, tmp_path):
+    ssh_keygen("-t", "ed25519", "-N", "a passphrase", "-f", tmp_path / "key")
+    command = ["edgerec", "sign", str(signed), "--key", str(tmp_path / "key"), "--overwrite"]
+    environment = {**os.environ, "SSH_AUTH_SOCK": "", "SSH_ASKPASS": "/bin/false", "DISPLAY": ":99"}
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, "-m", *command], environment)
+    output = b""
+    with suppress(OSError):  # The terminal of a finished program cannot be read.
+        while data := os.read(terminal, 4096):
+            if b"Enter passphrase" in output + data and b"Enter passphrase" not in output:
+                os.write(terminal, b"a passphrase\n")
+            output += data
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, output
+    assert output.count(b"Enter passphrase") == 1
+    assert b"a passphrase" not in output
     allowed = allow(tmp_path, f"key@example.com {public_key(tmp_path / 'key')}")
     assert Bundle.open(signed, allowed_signers=allowed).signer
 
