@@ -162,6 +162,12 @@ def _read(path: str | Path) -> tuple[bytes, int]:
         raise ConfigError(
             str(path), "does not exist: write a configuration with edgerec camera BUNDLE --write-config FILE"
         ) from None
+    except PermissionError:
+        raise ConfigError(
+            str(path),
+            "cannot be read: permission denied; make the file readable for the user of this process, or run "
+            f"chmod 644 {path} if it contains no password",
+        ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(
             str(path), f"cannot be read: {getattr(error, 'strerror', None) or 'it is not a file name'}"

@@ -12,7 +12,9 @@ SITE=@SITE@
 CSI_PACKAGES=@CSI@
 
 UNIT=/etc/systemd/system/edgerec.service
-OPTIONS=/etc/default/edgerec
+CONFIG_DIR=/etc/edgerec
+CONFIG=$CONFIG_DIR/camera.toml
+SECRETS=$CONFIG_DIR/secrets.env
 
 usage() {
   cat <<END
@@ -22,7 +24,7 @@ The script can be run again to update an installation to the bundle in this fold
 
   --prefix DIR      folder to install into [default: /opt/edgerec]
   --find-links DIR  also use the wheels in this folder, e.g. to install without a network
-  --service         also install a service that starts at boot: $UNIT, $OPTIONS
+  --service         also install a service that starts at boot: $UNIT, $CONFIG
   --yes             install or remove system packages without asking
   --dry-run         show the steps without changing anything
   --undo            remove everything that this script installed, and nothing else
@@ -276,6 +278,48 @@ check_service() {
 
 systemd_is_running() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null; }
 
+# Writes the configuration of the service, unless it exists already.
+write_config() {
+  [ -n "$dry" ] || mkdir -p "$CONFIG_DIR"
+  if [ ! -e "$CONFIG" ] && [ -z "$dry" ]; then
+    cat >"$CONFIG" <<END
+# Configuration of the camera service. After a change, run: systemctl restart edgerec
+# To write a file with all keys and their explanations, run:
+#   $prefix/venv/bin/edgerec camera $prefix/bundle --write-config all.toml
+# Passwords and tokens belong in $SECRETS.
+
+# auto uses the camera module of a Raspberry Pi if there is one, otherwise the first USB camera. For an address with a
+# password, write "env:CAMERA" here, and add the line CAMERA=rtsp://USER:PASSWORD@HOST/PATH to $SECRETS.
+sources = ["auto"]
+output = "text"
+
+# The web page shows the predictions. To serve it to the network, use the address "0.0.0.0:8000".
+[web]
+address = "127.0.0.1:8000"
+
+# To save images with uncertain predictions, remove the # from these lines.
+# [images]
+# folder = "/var/lib/edgerec/images"
+END
+    remember "options $CONFIG $(cksum <"$CONFIG")"
+  fi
+  if [ ! -e "$SECRETS" ] && [ -z "$dry" ]; then
+    token=$(head -c 18 /dev/urandom | base64 | tr '+/' '-_')
+    (
+      umask 077
+      cat >"$SECRETS" <<END
+# Environment variables of the camera service. Only root can read this file. After a change, run:
+# systemctl restart edgerec
+# Other variables: EDGEREC_MQTT_PASSWORD, EDGEREC_WEBHOOK_SECRET, and each NAME of an env:NAME in $CONFIG.
+# The web page asks for this token.
+EDGEREC_WEB_TOKEN=$token
+END
+    )
+    remember "options $SECRETS $(cksum <"$SECRETS")"
+  fi
+  if [ -e "$SECRETS" ]; then run chmod go-rwx "$SECRETS"; fi
+}
+
 install_service() {
   [ -n "$service" ] || return 0
   remember "unit $UNIT"
@@ -283,25 +327,8 @@ install_service() {
     sed "s|/opt/edgerec|$prefix|g" "$here/edgerec.service" >"$UNIT.new"
     mv "$UNIT.new" "$UNIT"
   fi
-  if [ ! -e "$OPTIONS" ] && [ -z "$dry" ]; then
-    token=$(head -c 18 /dev/urandom | base64 | tr '+/' '-_')
-    (
-      umask 077
-      cat >"$OPTIONS" <<END
-# Options of edgerec camera for the service. After a change: systemctl restart edgerec
-# --source auto uses the camera module of a Raspberry Pi if there is one, otherwise the first USB camera.
-# Save images with uncertain predictions: --save low-confidence --save-dir /var/lib/edgerec/images
-# Serve the web page to the network: --web 0.0.0.0:8000
-# An address with a password: add a line CAMERA=rtsp://USER:PASSWORD@HOST/PATH here, and use --source env:CAMERA
-OPTIONS="--source auto --headless --web 127.0.0.1:8000"
-# The web page asks for this token.
-EDGEREC_WEB_TOKEN=$token
-END
-    )
-    remember "options $OPTIONS $(cksum <"$OPTIONS")"
-  fi
-  if [ -e "$OPTIONS" ]; then run chmod o-rwx "$OPTIONS"; fi # an earlier version of this script let all users read it
-  say "The service is $UNIT, its options are in $OPTIONS."
+  write_config
+  say "The service is $UNIT, its configuration is $CONFIG."
   if systemd_is_running; then
     run systemctl daemon-reload
     run systemctl enable edgerec.service
@@ -316,7 +343,7 @@ show_next_steps() {
   say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (reports problems)"
   if [ -n "$service" ]; then
     say '  systemctl status edgerec'
-    token=$(sed -n 's/^EDGEREC_WEB_TOKEN=//p' "$OPTIONS" 2>/dev/null || true)
+    token=$(sed -n 's/^EDGEREC_WEB_TOKEN=//p' "$SECRETS" 2>/dev/null || true)
     say
     say "Predictions are at http://127.0.0.1:8000/${token:+?token=$token}"
     say 'To open this address on another computer, first run there: ssh -L 8000:127.0.0.1:8000 USER@THIS_DEVICE'
@@ -375,13 +402,15 @@ remove_service() {
   if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "only root can remove $UNIT: sudo sh install.sh --undo"; fi
   if systemd_is_running; then run systemctl disable --now edgerec.service; fi
   run rm -f "$UNIT"
-  if [ -e "$OPTIONS" ]; then
-    if grep -qxF "options $OPTIONS $(cksum <"$OPTIONS")" "$record"; then
-      run rm -f "$OPTIONS"
+  for file in "$CONFIG" "$SECRETS"; do
+    [ -e "$file" ] || continue
+    if grep -qxF "options $file $(cksum <"$file")" "$record"; then
+      run rm -f "$file"
     else
-      say "$OPTIONS is kept, because it was modified, or existed before the installation."
+      say "$file is kept, because it was modified, or existed before the installation."
     fi
-  fi
+  done
+  [ -n "$dry" ] || rmdir "$CONFIG_DIR" 2>/dev/null || true
   if systemd_is_running; then run systemctl daemon-reload; fi
   if [ -e /var/lib/edgerec ]; then say "/var/lib/edgerec is kept, because it contains files of the camera."; fi
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgerec import Bundle, Classifier, import_tflite, verify
+from edgerec import Bundle, CameraConfig, Classifier, import_tflite, verify
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
 from edgerec.export.install_and_service_files import install_files
@@ -187,15 +187,15 @@ def test_installed_edgerec_builds_the_same_wheel_without_a_source_tree(installed
 def test_service_starts_the_web_page_and_readme_describes_it(bundle):
     opened = Bundle.open(bundle)
     unit, readme = (opened.files[name].decode() for name in ("edgerec.service", "README.md"))
-    assert '"OPTIONS=--source auto --headless --web 127.0.0.1:8000"' in unit
+    assert " camera /opt/edgerec/bundle --config /etc/edgerec/camera.toml " in unit
     assert "edgerec[headless,web]==" in opened.files["requirements.txt"].decode()
     section = readme.partition("## Where to find the predictions")[2].partition("\n## ")[0]
-    for text in ("ssh -L 8000:127.0.0.1:8000", "token", "--csv", "--mqtt", "/etc/default/edgerec"):
+    for text in ("ssh -L 8000:127.0.0.1:8000", "token", "[csv]", "[mqtt]", "/etc/edgerec/camera.toml", "secrets.env"):
         assert text in section
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="install.sh is for Linux")
-def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_path):
+def test_install_writes_configuration_and_a_token_that_only_root_reads(tmp_path, invoke):
     """Run install.sh with a stand-in for Python, and with system paths replaced by a temporary folder."""
     tools, folder, units = tmp_path / "tools", tmp_path / "bundle", tmp_path / "units"
     for path in (tools, folder, units):
@@ -203,7 +203,7 @@ def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_pa
     script = install_files(Target.load("rpi"))["install.sh"].decode()
     for old, new in {
         "/etc/systemd/system": units,
-        "/etc/default/edgerec": tmp_path / "options",
+        "CONFIG_DIR=/etc/edgerec": f"CONFIG_DIR={tmp_path}/etc",
         "/run/systemd/system": tmp_path / "none",
         "ARCH=aarch64": "ARCH=''",
         "PYTHONS='3.11 3.13'": "PYTHONS=3.99",
@@ -225,14 +225,28 @@ def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_pa
     command = ["sh", folder / "install.sh", "--prefix", tmp_path / "prefix", "--service", "--yes"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
-    options = (tmp_path / "options").read_text()
-    assert (tmp_path / "options").stat().st_mode & 0o777 == 0o600
-    assert 'OPTIONS="--source auto --headless --web 127.0.0.1:8000"' in options
-    token = re.search(r"^EDGEREC_WEB_TOKEN=([\w-]{24})$", options, re.MULTILINE)[1]
+    config, secrets = tmp_path / "etc" / "camera.toml", tmp_path / "etc" / "secrets.env"
+    assert invoke("camera", "b", "--config", config, "--write-config", tmp_path / "all.toml").returncode == 0
+    values = CameraConfig.from_file(tmp_path / "all.toml")
+    assert (values.sources, values.output, values.web.address) == (("auto",), "text", "127.0.0.1:8000")
+    assert config.stat().st_mode & 0o777 == 0o644  # The service does not run as root.
+    assert secrets.stat().st_mode & 0o777 == 0o600
+    token = re.search(r"^EDGEREC_WEB_TOKEN=([\w-]{24})$", secrets.read_text(), re.MULTILINE)[1]
+    assert token not in config.read_text()
     assert f"http://127.0.0.1:8000/?token={token}" in result.stdout
-    (tmp_path / "options").chmod(0o644)  # as earlier versions wrote it
+    # A repeated installation keeps both files, and --undo removes only files that were not modified.
+    config.write_text("loop = true\n")
+    secrets.chmod(0o644)
     assert subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False).returncode == 0
-    assert (tmp_path / "options").stat().st_mode & 0o777 == 0o640
+    assert config.read_text() == "loop = true\n"
+    assert token in secrets.read_text()
+    assert secrets.stat().st_mode & 0o777 == 0o600
     command[-2:] = ["--undo", "--yes"]
     assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
-    assert not (tmp_path / "options").exists()
+    assert list(config.parent.iterdir()) == [config]
+    config.unlink()
+    command[-2:] = ["--service", "--yes"]
+    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
+    command[-2:] = ["--undo", "--yes"]
+    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
+    assert not config.parent.exists()
