@@ -35,7 +35,7 @@ COMMANDS = {
     "Ship": {
         "export": "Export a run as a bundle for a target and verify it.",
         "verify": "Verify a bundle's files and scores on this machine.",
-        "targets": "List the available targets or describe one of them.",
+        "deploy": "Install, update or roll back a bundle on a device over SSH.",
     },
     "Run": {
         "camera": "Classify frames from cameras, videos or folders.",
@@ -47,6 +47,7 @@ COMMANDS = {
         "runs": "List the runs in a folder and their accuracy.",
         "diff": "Compare the settings and results of two runs.",
         "report": "Write a self-contained HTML report for a run.",
+        "targets": "List the available targets or describe one of them.",
         "inspect": "Show a model's operators, multiply-adds, memory use and targets.",
         "benchmark": "Measure a bundle's latency and memory use on this machine.",
         "doctor": "Check this machine and suggest fixes for any problems.",

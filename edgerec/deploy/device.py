@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 PREFIX = "/opt/edgerec"
+# Video devices of a Raspberry Pi that are not cameras.
+_NO_CAMERA = re.compile(r"codec|-isp|pispbe|hevc", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,27 +84,73 @@ class DeviceFacts:
     """Properties of a device that decide whether a bundle can be installed.
 
     Attributes:
-        machine: CPU architecture, as printed by ``uname -m``.
+        kernel: operating system kernel, ``Linux`` on supported devices.
+        machine: CPU architecture of the programs, as in ``Target.arch``.
         system: display name of the operating system.
-        pythons: dictionary that maps the Python versions that can create a virtual environment to their paths.
-        other_pythons: Python versions that lack ``venv`` or ``ensurepip``.
-        glibc: version of the C library, or an empty string.
+        glibc: version of the C library, such as ``2.36``, or an empty string.
         free_bytes: free disk space in the installation folder.
         clock_s: the device's clock in seconds since 1970.
-        cameras: paths of video devices.
-        csi_camera: whether a camera module is connected.
+        pythons: dictionary that maps Python versions to the paths of their interpreters.
+        venv_pythons: Python versions that have the modules ``venv`` and ``ensurepip``.
+        cameras: paths of the video devices that are cameras.
+        camera_module: whether a camera module of a Raspberry Pi is connected.
         systemd: whether systemd manages the services.
         root: how commands run as root: ``root``, ``sudo``, or an empty string if this is not possible.
+        agent_digest: SHA-256 digest of the installed agent, or an empty string.
     """
 
+    kernel: str
     machine: str
     system: str
-    pythons: dict[str, str]
-    other_pythons: tuple[str, ...]
     glibc: str
     free_bytes: int
-    clock_s: float
+    clock_s: int
+    pythons: dict[str, str]
+    venv_pythons: tuple[str, ...]
     cameras: tuple[str, ...]
-    csi_camera: bool
+    camera_module: bool
     systemd: bool
     root: str
+    agent_digest: str
+
+    @classmethod
+    def parse(cls, lines: Sequence[str]) -> Self:
+        """Create the facts from the output of ``probe.sh``. Lines of other origin, e.g. a greeting, are ignored."""
+        values: dict[str, str] = {}
+        pythons: dict[str, str] = {}
+        venv_pythons, cameras, camera_module = [], [], False
+        for line in lines:
+            key, _, value = line.partition(" ")
+            if key == "python" and (match := re.fullmatch(r"(3\.\d{1,2}) (/\S+)", value)):
+                pythons[match[1]] = match[2]
+            elif key == "venv":
+                venv_pythons.append(value)
+            elif key == "camera":
+                path, _, name = value.partition(" ")
+                camera_module = camera_module or bool(re.search(r"unicam|rp1-cfe", name))
+                if not _NO_CAMERA.search(name):
+                    cameras.append(path)
+            else:
+                values[key] = value.strip()
+        machine = values.get("machine", "")
+        if values.get("bits") == "32":
+            machine = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(machine, machine)
+        return cls(
+            kernel=values.get("kernel", ""),
+            machine=machine,
+            system=values.get("system", "")[:100],
+            glibc=values.get("glibc", ""),
+            free_bytes=_number(values.get("free_kib", "")) << 10,
+            clock_s=_number(values.get("clock", "")),
+            pythons=pythons,
+            venv_pythons=tuple(version for version in venv_pythons if version in pythons),
+            cameras=tuple(cameras),
+            camera_module=camera_module,
+            systemd=values.get("systemd") == "yes",
+            root=values.get("root", ""),
+            agent_digest=values.get("agent", ""),
+        )
+
+
+def _number(text: str) -> int:
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else 0

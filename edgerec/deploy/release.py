@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+import socket
+import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from edgerec.deploy.device import Device, DeviceStatus
-from edgerec.errors import DeployError
+from edgerec.camera.config import CameraConfig
+from edgerec.camera.config_file import build, read_values
+from edgerec.contract.bundle import MANIFEST, Bundle
+from edgerec.contract.signature import SIGNATURE
+from edgerec.contract.target import Target, target_names
+from edgerec.deploy.device import Device, DeviceFacts, DeviceStatus
+from edgerec.deploy.probe import check_device, probe
+from edgerec.deploy.session import Session, agent_python, agent_source
+from edgerec.deploy.ssh import Connection, ConnectionLostError
+from edgerec.deploy.transfer import Contents, send_contents
+from edgerec.deploy.unit import service_unit
+from edgerec.deploy.wheels import find_wheels, venv_digest
+from edgerec.errors import BundleError, ConfigError, DeployError
+from edgerec.utils.atomic import read_at_most, sha256
 
 StepName = Literal["connect", "check", "plan", "send", "install", "verify", "switch", "monitor", "restore", "prune"]
 StepState = Literal["planned", "running", "done", "skipped"]
+UNIT = "edgerec.service"
+MAX_CONFIG_BYTES = 1 << 20
+# Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
+BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
+# After its first healthy moment, the service is observed for this time.
+SETTLE_S = 10.0
+# If the connection is lost during a job, the host tries to reconnect for this time. A restart takes a minute.
+RECONNECT_S, RECONNECT_PAUSE_S = 300.0, 2.0
+DEFAULT_CONFIG = """\
+# Configuration of the camera service. After a change: systemctl restart edgerec
+# "auto" uses the camera module of a Raspberry Pi if there is one, otherwise the first USB camera.
+sources = ["auto"]
+output = "none"
+"""
+_AUTO_SOURCE = re.compile(r'^\s*sources\s*=\s*\[?\s*"auto"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -22,6 +55,7 @@ class DeployOptions:
         config: configuration file of the camera, which replaces ``/etc/edgerec/camera.toml`` on the device. If None,
             the device keeps its configuration.
         healthy_within_s: time in seconds in which the new release must classify frames before it is rolled back.
+        settle_s: time in seconds for which a healthy service is observed.
         keep: number of releases to keep on the device, including the new one.
         dry_run: only return the steps, without changing the device.
         require_signature: from now on, the device accepts only signed bundles. None keeps the device's setting.
@@ -33,6 +67,7 @@ class DeployOptions:
 
     config: Path | None = None
     healthy_within_s: float = 60.0
+    settle_s: float = SETTLE_S
     keep: int = 3
     dry_run: bool = False
     require_signature: bool | None = None
@@ -49,7 +84,7 @@ class Step:
         device: display name of the device.
         name: name of the step.
         state: ``planned`` in a dry run, ``running``, ``done`` or ``skipped``.
-        text: one sentence about the step, e.g. what is sent.
+        text: description of the step, e.g. what is sent.
         done, total: progress of a running step, in bytes for the step ``send`` and in seconds for ``monitor``.
             ``total`` is 0 if the step has no measurable progress.
     """
@@ -73,7 +108,7 @@ class DeployResult:
         changed: whether the device was changed. False if the release was already running.
         sent_bytes: number of bytes written to ``ssh``.
         seconds: duration of the operation.
-        steps: all steps. In a dry run, the steps that would be taken.
+        steps: all completed steps. In a dry run, the steps that would be taken.
     """
 
     device: str
@@ -97,21 +132,49 @@ def deploy_bundle(
 ) -> DeployResult:
     """Install a bundle on a device, start it, and restore the previous release unless the new one is healthy.
 
-    Nothing changes if the release is already installed and healthy.
+    Nothing changes if the release is already running.
 
     Args:
         bundle: the bundle's folder or .zip file.
         device: the device.
         options: options of the deployment.
         listener: function that is called with each step and its progress. If it raises an exception before the step
-            ``switch``, the deployment is canceled.
+            ``install``, the deployment is canceled. Later, the device finishes the deployment by itself.
 
     Raises:
         BundleError: the bundle is invalid.
         DeployError: the device cannot run the bundle, the connection failed, or the new release was not healthy and
             the previous one was restored.
     """
-    raise DeployError("deployment is not available yet: update edgerec")
+    package = _Package.open(bundle)
+    config = _read_config(options.config, package.bundle.path)
+    progress = _Progress(device.label, listener)
+    with Connection(device) as connection:
+        facts = _connect(connection, progress)
+        python = check_device(facts, package.target, device)
+        progress("check", "done", f"{facts.system}, {facts.machine}, Python {python}")
+        session = _open_session(connection, facts, options.dry_run)
+        status = session.request("status")
+        unit = service_unit(package.unit, device.prefix, agent_python(facts, device.label))
+        if config is None and not status["config"]:
+            config = DEFAULT_CONFIG
+        if _is_running(status, package, unit, config, options):
+            session.close()
+            progress("plan", "skipped", f"release {package.release} is already running")
+            return progress.result(connection, package.release, status["previous"], changed=False)
+        _check_camera(facts, device, config, status)
+        plan = _Plan.make(package, facts, python, options, session, progress)
+        _check_space(plan, status, device)
+        progress("plan", "done", f"release {package.release}, {len(plan.wheels)} packages")
+        job = plan.job(unit, config, options)
+        if options.dry_run:
+            session.close()
+            plan.describe(progress, status, config is not None, options)
+            return progress.result(connection, package.release, status["release"], changed=False)
+        _send_keys(session, status, job["require_signature"], options)
+        _send(session, plan, progress)
+        result = _run_job(connection, facts, session, job, progress)
+        return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
 
 
 def rollback(device: Device, options: DeployOptions = DeployOptions(), listener: Listener = bool) -> DeployResult:
@@ -120,7 +183,7 @@ def rollback(device: Device, options: DeployOptions = DeployOptions(), listener:
     Raises:
         DeployError: there is no previous release, the connection failed, or the previous release is not healthy.
     """
-    raise DeployError("rollback is not available yet: update edgerec")
+    return _run_without_bundle("rollback", device, options, listener)
 
 
 def remove(device: Device, options: DeployOptions = DeployOptions(), listener: Listener = bool) -> DeployResult:
@@ -129,7 +192,7 @@ def remove(device: Device, options: DeployOptions = DeployOptions(), listener: L
     Raises:
         DeployError: the connection failed or files cannot be removed.
     """
-    raise DeployError("removal is not available yet: update edgerec")
+    return _run_without_bundle("remove", device, options, listener)
 
 
 def device_status(device: Device) -> DeviceStatus:
@@ -138,4 +201,335 @@ def device_status(device: Device) -> DeviceStatus:
     Raises:
         DeployError: the connection failed.
     """
-    raise DeployError("the status is not available yet: update edgerec")
+    with Connection(device) as connection:
+        facts = probe(connection)
+        session = Session(connection, facts)
+        status = session.request("status")
+        session.close()
+    names = DeviceStatus.__dataclass_fields__.keys() - {"device", "releases"}
+    return DeviceStatus(
+        device=device.label, releases=tuple(status["releases"]), **{name: status[name] for name in names}
+    )
+
+
+@dataclass(frozen=True)
+class _Package:
+    """A bundle and the files to install on a device."""
+
+    bundle: Bundle
+    target: Target
+    files: dict[str, bytes]
+    release: str
+    unit: str
+
+    @classmethod
+    def open(cls, path: Path | str) -> _Package:
+        bundle = Bundle.open(path)
+        target = Target.of_manifest(bundle.manifest.target)
+        if UNIT not in bundle.files:
+            choices = [name for name in target_names() if Target.load(name).service]
+            raise DeployError(
+                f"cannot deploy {path}: it was exported for the target {target.name}, which has no service; export it "
+                f"again with --target {' or '.join(choices)}"
+            )
+        if bundle.warnings:
+            raise BundleError(bundle.warnings[0])
+        contents = {**bundle.files, MANIFEST: bundle.manifest_content}
+        if bundle.signature is not None:
+            contents[SIGNATURE] = bundle.signature
+        return cls(bundle, target, contents, sha256(bundle.manifest_content)[:16], bundle.files[UNIT].decode())
+
+
+@dataclass
+class _Progress:
+    """Reports the steps of an operation, and collects the completed steps."""
+
+    device: str
+    listener: Listener
+    steps: list[Step] = field(default_factory=list)
+    start_s: float = field(default_factory=time.monotonic)
+
+    def __call__(self, name: StepName, state: StepState, text: str = "", done: int = 0, total: int = 0) -> None:
+        step = Step(self.device, name, state, text, done, total)
+        if state != "running":
+            self.steps.append(step)
+        self.listener(step)
+
+    def result(self, connection: Connection, release: str, previous: str, *, changed: bool) -> DeployResult:
+        seconds = time.monotonic() - self.start_s
+        return DeployResult(
+            self.device, release, previous, changed, connection.sent_bytes, round(seconds, 3), tuple(self.steps)
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a deployment sends and installs."""
+
+    package: _Package
+    contents: Contents
+    files: dict[str, str]
+    wheels: dict[str, str]
+    venv: str
+    python: str
+    system_packages: bool
+    missing: dict[str, int]
+    has_venv: bool
+    complete: bool
+    needed_bytes: int
+
+    @classmethod
+    def make(
+        cls,
+        package: _Package,
+        facts: DeviceFacts,
+        python: str,
+        options: DeployOptions,
+        session: Session,
+        progress: _Progress,
+    ) -> _Plan:
+        progress("plan", "running", "collecting the packages for the device")
+        contents = Contents()
+        names = {name: contents.add(content) for name, content in package.files.items()}
+        found = find_wheels(package.bundle, package.target, facts, python, options.find_links)
+        wheels = {path.name: contents.add(path) for path in found.paths}
+        system_packages = facts.camera_module and "picamera2" in package.target.sources
+        path = facts.pythons[python]
+        venv = venv_digest(wheels, f"{path} {python}", system_packages)
+        if not options.dry_run:
+            session.request("lock", host=socket.gethostname())
+        reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
+        missing = dict(reply["missing"])
+        if reply["venv"]:
+            missing = {digest: offset for digest, offset in missing.items() if digest not in wheels.values()}
+        if reply["complete"] and reply["venv"]:
+            missing = {}
+        needed = sum(contents.sizes[digest] - offset for digest, offset in missing.items())
+        if not reply["venv"]:
+            needed += int(found.unpacked_bytes * BYTE_CODE_FACTOR)
+        return cls(
+            package,
+            contents,
+            names,
+            wheels,
+            venv,
+            path,
+            system_packages,
+            missing,
+            reply["venv"],
+            reply["complete"],
+            needed + RESERVED_BYTES if needed else 0,
+        )
+
+    def job(self, unit: str, config: str | None, options: DeployOptions) -> dict[str, Any]:
+        """Return the request for the agent."""
+        manifest = self.package.bundle.manifest
+        signers = options.allowed_signers
+        return {
+            **_job(options),
+            "release": self.package.release,
+            "name": manifest.name,
+            "target": manifest.target,
+            "files": self.files,
+            "wheels": self.wheels,
+            "venv": self.venv,
+            "python": self.python,
+            "system_packages": self.system_packages,
+            "unit": unit,
+            "config": config,
+            "signers": None if signers is None else _read_text(signers),
+        }
+
+    def describe(self, progress: _Progress, status: dict[str, Any], config: bool, options: DeployOptions) -> None:
+        """Report the steps of a dry run."""
+        size = sum(self.contents.sizes[digest] - offset for digest, offset in self.missing.items())
+        release = self.package.release
+        progress("send", "planned", f"send {len(self.missing)} files, {size:,} bytes")
+        venv = "use the existing" if self.has_venv else "create a"
+        installed = f"{venv} virtual environment with {len(self.wheels)} packages"
+        progress("install", "planned", f"install release {release}: {installed}")
+        progress("verify", "planned", "compute the scores of the golden images on the device")
+        also = " and its configuration" if config else ""
+        progress("switch", "planned", f"switch from release {status['release'] or 'none'} to {release}{also}")
+        progress("monitor", "planned", f"wait up to {options.healthy_within_s:g} s until the service is healthy")
+        progress("prune", "planned", f"keep {options.keep} releases")
+
+
+def _run_without_bundle(
+    do: Literal["rollback", "remove"], device: Device, options: DeployOptions, listener: Listener
+) -> DeployResult:
+    progress = _Progress(device.label, listener)
+    with Connection(device) as connection:
+        facts = _connect(connection, progress)
+        if not facts.root:
+            raise DeployError(
+                f"cannot use {device.label}: root permissions are required; connect as root", step="check"
+            )
+        session = _open_session(connection, facts, options.dry_run)
+        status = session.request("status")
+        if do == "rollback" and not status["previous"]:
+            raise DeployError(
+                f"{device.label} has no previous release to which it can be rolled back: deploy a bundle", step="plan"
+            )
+        if options.dry_run:
+            session.close()
+            text = "stop the service and remove all releases"
+            if do == "rollback":
+                text = f"switch from release {status['release']} to {status['previous']}"
+            progress("switch", "planned", text)
+            return progress.result(connection, status["release"], status["previous"], changed=False)
+        job = {**_job(options), "do": do}
+        result = _run_job(connection, facts, session, job, progress)
+        return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
+
+
+def _job(options: DeployOptions) -> dict[str, Any]:
+    return {
+        "do": "deploy",
+        "id": secrets.token_hex(8),
+        "host": socket.gethostname(),
+        "healthy_within_s": options.healthy_within_s,
+        "settle_s": options.settle_s,
+        "keep": max(1, options.keep),
+        "require_signature": options.require_signature,
+        "allow_downgrade": options.allow_downgrade,
+    }
+
+
+def _connect(connection: Connection, progress: _Progress) -> DeviceFacts:
+    progress("connect", "running", connection.device.address)
+    facts = probe(connection)
+    progress("connect", "done", connection.device.address)
+    return facts
+
+
+def _open_session(connection: Connection, facts: DeviceFacts, dry_run: bool) -> Session:
+    """Start the agent, and install or update it unless this is a dry run."""
+    session = Session(connection, facts)
+    if not session.installed and not dry_run:
+        session.request("write", name="agent.py", content=agent_source().decode())
+    return session
+
+
+def _is_running(
+    status: dict[str, Any], package: _Package, unit: str, config: str | None, options: DeployOptions
+) -> bool:
+    """Return whether the device already runs the release with these options."""
+    signers = options.allowed_signers
+    return bool(
+        status["release"] == package.release
+        and not status["on_trial"]
+        and status["service"] == "active"
+        and status["unit"] == sha256(unit.encode())
+        and (config is None or status["config"] == sha256(config.encode()))
+        and (signers is None or status["signers"] == sha256(_read_text(signers).encode()))
+        and options.require_signature in (None, status["require_signature"])
+    )
+
+
+def _check_camera(facts: DeviceFacts, device: Device, config: str | None, status: dict[str, Any]) -> None:
+    """Refuse a device without a camera if its configuration uses the first camera."""
+    auto = status["auto_source"] if config is None else bool(_AUTO_SOURCE.search(config))
+    if auto and not facts.cameras:
+        raise DeployError(
+            f'cannot deploy to {device.label}: it has no camera, but its configuration has sources = ["auto"]; '
+            "connect a camera, or choose another source with --config camera.toml",
+            step="check",
+        )
+
+
+def _check_space(plan: _Plan, status: dict[str, Any], device: Device) -> None:
+    if plan.needed_bytes > status["free_bytes"]:
+        raise DeployError(
+            f"cannot deploy to {device.label}: {plan.needed_bytes / 1e6:,.0f} MB are required in {device.prefix}, but "
+            f"only {status['free_bytes'] / 1e6:,.0f} MB are free; delete files on the device",
+            step="check",
+        )
+
+
+def _send_keys(session: Session, status: dict[str, Any], required: bool | None, options: DeployOptions) -> None:
+    """Send the module that checks signatures if the device requires them."""
+    if not (status["require_signature"] if required is None else required):
+        return
+    module = files("edgerec.contract").joinpath("signature.py").read_text(encoding="utf-8")
+    session.request("write", name="signature.py", content=module)
+
+
+def _send(session: Session, plan: _Plan, progress: _Progress) -> None:
+    total = sum(plan.contents.sizes[digest] - offset for digest, offset in plan.missing.items())
+    if not plan.missing:
+        progress("send", "skipped", "all files are already on the device")
+        return
+    text = f"{len(plan.missing)} files, {total:,} bytes"
+    progress("send", "running", text, 0, total)
+    send_contents(session, plan.contents, plan.missing, lambda sent: progress("send", "running", text, sent, total))
+    progress("send", "done", text)
+
+
+def _run_job(
+    connection: Connection, facts: DeviceFacts, session: Session, job: dict[str, Any], progress: _Progress
+) -> dict[str, Any]:
+    """Start a job on the device and follow it until it ends, reconnecting if the connection is lost."""
+    lines, lost_s = 0, 0.0
+    device = connection.device
+    session.send(**job)
+    while True:
+        try:
+            for line in session.replies():
+                lines, lost_s = lines + 1, 0.0
+                if "result" in line:
+                    return dict(line["result"])
+                progress(line["step"], line["state"], line["text"], line["done"], line["total"])
+        except ConnectionLostError:
+            lost_s = lost_s or time.monotonic()
+            if time.monotonic() - lost_s > RECONNECT_S:
+                raise DeployError(
+                    f"the connection to {device.label} was lost and cannot be restored: the device finishes the "
+                    "deployment by itself; check the result with edgerec devices",
+                    step="monitor",
+                ) from None
+            time.sleep(RECONNECT_PAUSE_S)
+            session = _reconnect(connection, session, job["id"], lines)
+
+
+def _reconnect(connection: Connection, session: Session, job_id: str, lines: int) -> Session:
+    """Connect again, and return a session that continues to follow a job."""
+    try:
+        connection.reopen()
+        facts = probe(connection)
+        return Session(connection, facts, f"follow --job {job_id} --skip {lines}")
+    except DeployError:
+        return session  # The caller tries again.
+
+
+def _read_config(path: Path | None, bundle: Path) -> str | None:
+    """Return the content of a valid configuration file of the camera.
+
+    Raises:
+        ConfigError: the configuration is invalid, or contains a password or token. The service could not read a file
+            that other users of the device cannot read.
+        DeployError: the file cannot be read.
+    """
+    if path is None:
+        return None
+    text = _read_text(path)
+    with tempfile.TemporaryDirectory() as folder:
+        # A file that other users can read must not contain secrets, so the same check applies as on the device.
+        copy = Path(folder, path.name)
+        copy.write_text(text, encoding="utf-8")
+        copy.chmod(0o644)
+        try:
+            # The service's command line contains the bundle.
+            build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
+        except ConfigError as error:
+            raise ConfigError(error.field.replace(str(copy), str(path)), error.problem) from None
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_at_most(path, MAX_CONFIG_BYTES).decode()
+    except OSError as error:
+        raise DeployError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    except UnicodeDecodeError:
+        raise DeployError(f"{path} is not a text file: check the path") from None

@@ -178,7 +178,16 @@ def write_placeholder_wheels(root: RootFileSystem, folder: Path) -> list[str]:
 
 
 def device_pip(root: RootFileSystem) -> list[str]:
-    """Return a command that runs pip with environment markers evaluated for the device rather than this machine.
+    """Return a command that runs pip with environment markers evaluated for ``root`` rather than this machine.
+
+    Raises:
+        TargetError: pip is not installed.
+    """
+    return pip_for(MACHINES[root.architecture], root.python)
+
+
+def pip_for(machine: str, python: str) -> list[str]:
+    """Return a command that runs pip with environment markers evaluated for another architecture and Python version.
 
     Raises:
         TargetError: pip is not installed.
@@ -187,15 +196,20 @@ def device_pip(root: RootFileSystem) -> list[str]:
         raise TargetError(
             f"pip, which is required to download wheels, is not installed: run {sys.executable} -m ensurepip"
         )
-    machine = MACHINES[root.architecture]
-    return [*python_command(_DEVICE_PIP, machine, root.python), "--disable-pip-version-check", "--no-input"]
+    return [*python_command(_DEVICE_PIP, machine, python), "--disable-pip-version-check", "--no-input"]
 
 
 def wheel_options(root: RootFileSystem, python: str) -> list[str]:
     """Return pip options that restrict wheels to the architecture and glibc version of ``root``."""
-    machine = MACHINES[root.architecture]
-    names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC_MINOR[root.release], 16, -1)]
+    return platform_options(MACHINES[root.architecture], GLIBC_MINOR[root.release], python)
+
+
+def platform_options(machine: str, glibc_minor: int, python: str) -> list[str]:
+    """Return pip options that restrict wheels to an architecture, a glibc version 2.x and a Python version."""
+    names = [f"manylinux_2_{minor}_{machine}" for minor in range(glibc_minor, 16, -1)]
     names += [f"manylinux2014_{machine}", f"linux_{machine}"]
+    if machine == "x86_64":
+        names += ["manylinux2010_x86_64", "manylinux1_x86_64"]
     return ["--only-binary=:all:", "--python-version", python, *(f"--platform={name}" for name in names)]
 
 

@@ -1,0 +1,930 @@
+"""Install, start and monitor releases on a device. This file runs on the device, where edgerec may not be installed.
+
+It requires Python 3.9 and only uses the standard library. The host copies it to ``/opt/edgerec/agent.py``, and runs it
+as root with one of these commands:
+
+* ``session`` answers a host's requests on stdin, and receives files.
+* ``job`` carries out the request in ``job.json``. It does not depend on the SSH connection.
+* ``follow`` prints the progress of a job.
+* ``boot-check`` restores the previous release if the device was restarted while a new release was being monitored.
+
+A new release is on trial until it has proved healthy. ``trial.json`` exists during the trial. It is written before the
+link ``current`` is replaced, so that a power failure at any moment leaves a working release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+UNIT = "edgerec.service"
+UNIT_FOLDER = "/etc/systemd/system"
+CONFIG_FOLDER = "/etc/edgerec"
+STATUS_FILE = "/run/edgerec/status.json"
+PART_AGE_S = 7 * 86400
+MAX_FILE_BYTES = 2 << 30
+MAX_LINE_BYTES = 16 << 20
+CHUNK_BYTES = 1 << 18
+MIN_FRAMES = 10
+LOG_LINES = 30
+POLL_S = 0.5
+COMMAND_TIMEOUT_S = 120
+INSTALL_TIMEOUT_S = 1800
+# A session whose host sends nothing for this time is ended, because the network may have been lost unnoticed.
+IDLE_S = 600
+# A job that has not locked the installation after this time has failed to start.
+START_S = 20
+DIGEST = re.compile(r"[0-9a-f]{64}")
+RELEASE = re.compile(r"[0-9a-f]{16}")
+WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
+
+
+class AgentError(Exception):
+    """Raised when an operation fails. The message is shown to the user."""
+
+    def __init__(self, message: str, step: str = "", restored: bool = False, log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.step, self.restored, self.log = step, restored, list(log)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"error": str(self), "step": self.step, "restored": self.restored, "log": self.log}
+
+
+# Files.
+
+
+def fsync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: str, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file atomically. After a power failure, it has either the old or the new content."""
+    partial = path + ".new"
+    remove_path(partial)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    fsync_folder(os.path.dirname(path))
+
+
+def write_json(path: str, value: Any, mode: int = 0o644) -> None:
+    write_file(path, json.dumps(value, indent=1).encode(), mode)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Return a file's content, or an empty dictionary if the file is missing or damaged."""
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read(MAX_LINE_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_bytes(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_LINE_BYTES)
+    except OSError:
+        return None
+
+
+def remove_path(path: str) -> None:
+    if os.path.islink(path) or os.path.isfile(path):
+        os.unlink(path)
+    elif os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def file_digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def content_digest(content: bytes | None) -> str:
+    return "" if content is None else hashlib.sha256(content).hexdigest()
+
+
+def size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def safe_name(name: str) -> str:
+    """Return a relative path of a bundle, or raise an error if it could leave the bundle's folder."""
+    parts = name.split("/")
+    if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise AgentError(f"the path {name!r} leaves the bundle's folder: do not use this bundle", "install")
+    return name
+
+
+def boot_id() -> str:
+    content = read_bytes("/proc/sys/kernel/random/boot_id")
+    return (content or b"").decode().strip()
+
+
+# Programs.
+
+
+def run(
+    command: list[str], timeout_s: float = COMMAND_TIMEOUT_S, environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run a program, and return its exit code, output and errors."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{os.path.basename(command[0])} did not finish within {timeout_s:g} s"
+    except OSError as error:
+        return 127, "", f"{os.path.basename(command[0])} cannot be started ({error.strerror})"
+    return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines or ["no message"])[-1][:400]
+
+
+def systemctl(*arguments: str, step: str = "switch") -> None:
+    code, _, errors = run(["systemctl", *arguments])
+    if code:
+        raise AgentError("systemctl {} failed: {}".format(" ".join(arguments), last_line(errors)), step)
+
+
+def unit_state() -> dict[str, str]:
+    """Return the properties of the camera's systemd unit."""
+    names = "ActiveState,SubState,MainPID,NRestarts,Result,InvocationID,ExecMainStatus"
+    _, output, _ = run(["systemctl", "show", UNIT, "--property=" + names])
+    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+
+
+def service_log() -> list[str]:
+    """Return the last lines that the service logged in its current or last invocation."""
+    _, output, _ = run(["journalctl", "--unit", UNIT, "--lines", str(LOG_LINES), "--output", "cat", "--no-pager"])
+    return [line[:500] for line in output.splitlines()][-LOG_LINES:]
+
+
+class Installation:
+    """The releases in an installation folder."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.store, self.releases, self.venvs = (os.path.join(prefix, name) for name in ("store", "releases", "venvs"))
+        self.current_link = os.path.join(prefix, "current")
+        self.trial_file = os.path.join(prefix, "trial.json")
+        self.state_file = os.path.join(prefix, "state.json")
+        self.job_file = os.path.join(prefix, "job.json")
+        self.log_file = os.path.join(prefix, "deploy.log")
+        self.unit_file = os.path.join(UNIT_FOLDER, UNIT)
+        self.config_file = os.path.join(CONFIG_FOLDER, "camera.toml")
+        self.signers_file = os.path.join(CONFIG_FOLDER, "allowed_signers")
+        self.new_signers_file = os.path.join(prefix, "allowed_signers.next")
+        self.old_config_file = os.path.join(prefix, "camera.toml.previous")
+
+    def create_folders(self) -> None:
+        for folder in (self.prefix, self.store, self.releases, self.venvs, CONFIG_FOLDER):
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+
+    def lock(self, host: str, wait_s: float = 0.0) -> IO[str]:
+        """Lock the installation, and return the file that holds the lock.
+
+        Raises:
+            AgentError: another deployment holds the lock.
+        """
+        file = open(os.path.join(self.prefix, "lock"), "a+")  # noqa: SIM115 (The file is open as long as the lock.)
+        deadline_s = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline_s:
+                    file.seek(0)
+                    holder = file.read(1000).strip() or "an unknown host"
+                    file.close()
+                    raise AgentError(
+                        f"another deployment is in progress (started by {holder}): wait until it has finished", "plan"
+                    ) from None
+                time.sleep(0.1)
+        file.seek(0)
+        file.truncate()
+        started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        file.write(f"{host[:100]} at {started}")
+        file.flush()
+        return file
+
+    def release_path(self, release: str, *names: str) -> str:
+        if not RELEASE.fullmatch(release or ""):
+            raise AgentError(f"{release!r} is not a release", "plan")
+        return os.path.join(self.releases, release, *names)
+
+    def is_complete(self, release: str) -> bool:
+        return bool(release) and bool(read_json(self.release_path(release, "release.json")))
+
+    def current(self) -> str:
+        """Return the digest of the current release, or an empty string."""
+        try:
+            release = os.path.basename(os.readlink(self.current_link))
+        except OSError:
+            return ""
+        return release if RELEASE.fullmatch(release) else ""
+
+    def complete_releases(self) -> list[str]:
+        """Return the digests of the complete releases, the newest first."""
+        names = os.listdir(self.releases) if os.path.isdir(self.releases) else []
+        complete = [name for name in names if RELEASE.fullmatch(name) and self.is_complete(name)]
+        installed = {
+            name: read_json(self.release_path(name, "release.json")).get("installed_s", 0) for name in complete
+        }
+        return sorted(complete, key=lambda name: (-installed[name], name))
+
+    def state(self) -> dict[str, Any]:
+        return read_json(self.state_file)
+
+    def previous(self) -> str:
+        """Return the digest of the release before the current one, or an empty string."""
+        previous = self.state().get("previous") or ""
+        return previous if previous != self.current() and self.is_complete(previous) else ""
+
+    def status(self) -> dict[str, Any]:
+        """Return the status of the device as a dictionary."""
+        current, state = self.current(), self.state()
+        release = read_json(self.release_path(current, "release.json")) if current else {}
+        unit = unit_state()
+        camera = read_json(STATUS_FILE) or None
+        running = camera is not None and str(camera.get("pid")) == unit.get("MainPID")
+        folder = self.prefix if os.path.isdir(self.prefix) else "/"
+        space = os.statvfs(folder)
+        config = read_bytes(self.config_file)
+        return {
+            "release": current,
+            "previous": self.previous(),
+            "releases": self.complete_releases(),
+            "name": release.get("name", ""),
+            "target": release.get("target", ""),
+            "on_trial": os.path.exists(self.trial_file),
+            "service": unit.get("ActiveState", "unknown"),
+            "free_bytes": space.f_bavail * space.f_frsize,
+            "camera": camera if running else None,
+            "age_s": max(0.0, time.time() - camera.get("updated_s", 0)) if running and camera else None,
+            "require_signature": bool(state.get("require_signature")),
+            "serial": state.get("serial", 0),
+            "config": content_digest(config),
+            # The device's Python may be too old for tomllib, so a regular expression must suffice.
+            "auto_source": bool(re.search(rb'^\s*sources\s*=\s*\[?\s*"auto"', config or b"", re.MULTILINE)),
+            "signers": content_digest(read_bytes(self.signers_file)),
+            "unit": content_digest(read_bytes(self.unit_file)),
+        }
+
+    # Receiving content.
+
+    def missing(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Return the digests of missing files, with the number of bytes that an earlier transfer has received."""
+        missing = {}
+        for digest, size in sizes.items():
+            path = self.store_path(digest)
+            if size_of(path) != size or not os.path.exists(path):
+                part_bytes = size_of(path + ".part")
+                missing[digest] = part_bytes if part_bytes <= size else 0
+        return missing
+
+    def store_path(self, digest: str) -> str:
+        if not DIGEST.fullmatch(digest):
+            raise AgentError(f"{digest!r} is not a SHA-256 digest", "send")
+        return os.path.join(self.store, digest)
+
+    def receive(self, digest: str, size: int, offset: int, read: Callable[[int], bytes]) -> None:
+        """Receive a file's bytes from ``offset``, and store the file if its digest is correct.
+
+        Bytes that were received before an error remain in a file that ends in ``.part``.
+        """
+        path = self.store_path(digest)
+        part = path + ".part"
+        if not 0 <= offset <= size <= MAX_FILE_BYTES:
+            raise AgentError("the size of a file is invalid", "send")
+        with open(part, "r+b" if os.path.exists(part) else "w+b") as file:
+            file.truncate(offset)
+            file.seek(offset)
+            left = size - offset
+            while left:
+                signal.alarm(IDLE_S)
+                chunk = read(min(left, CHUNK_BYTES))
+                if not chunk:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    raise EOFError
+                file.write(chunk)
+                left -= len(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        if file_digest(part) != digest:
+            os.unlink(part)
+            raise AgentError("a file was damaged during the transfer: deploy the bundle again", "send")
+        os.replace(part, path)
+        fsync_folder(self.store)
+
+    # Installing.
+
+    def clean_up(self, keep_release: str = "", keep_venv: str = "") -> None:
+        """Remove the remains of interrupted deployments."""
+        now = time.time()
+        for name in os.listdir(self.store):
+            path = os.path.join(self.store, name)
+            if name.endswith(".part") and now - os.stat(path).st_mtime > PART_AGE_S:
+                os.unlink(path)
+        for name in os.listdir(self.releases):
+            if name != self.current() and name != keep_release and not self.complete_name(name):
+                remove_path(os.path.join(self.releases, name))
+        for name in os.listdir(self.venvs):
+            complete = os.path.exists(os.path.join(self.venvs, name, ".complete"))
+            if name != keep_venv and not complete:
+                remove_path(os.path.join(self.venvs, name))
+
+    def complete_name(self, name: str) -> bool:
+        return bool(RELEASE.fullmatch(name)) and self.is_complete(name)
+
+    def install(self, job: dict[str, Any], log: Log) -> None:
+        """Install the release and its virtual environment, unless they are already complete."""
+        release, venv = job["release"], os.path.join(self.venvs, job["venv"])
+        if self.is_complete(release) and os.path.exists(os.path.join(venv, ".complete")):
+            log.step("install", "skipped", "the release is already installed")
+            return
+        log.step("install", "running", "creating the virtual environment")
+        self.create_venv(venv, job, log)
+        folder = self.release_path(release)
+        remove_path(folder)
+        for name, digest in job["files"].items():
+            path = os.path.join(folder, "bundle", safe_name(name))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.link(self.store_path(digest), path)
+        os.symlink(os.path.join("..", "..", "venvs", job["venv"]), os.path.join(folder, "venv"))
+        write_file(os.path.join(folder, UNIT), job["unit"].encode())
+        os.sync()
+        log.step("install", "done", f"release {release}")
+
+    def create_venv(self, venv: str, job: dict[str, Any], log: Log) -> None:
+        if os.path.exists(os.path.join(venv, ".complete")):
+            return
+        remove_path(venv)
+        options = ["--system-site-packages"] if job["system_packages"] else []
+        code, output, errors = run([job["python"], "-m", "venv", *options, venv], INSTALL_TIMEOUT_S)
+        if code:
+            reason = last_line(errors + output)
+            raise AgentError(
+                f"Python cannot create a virtual environment ({reason}): run sudo apt-get install python3-venv",
+                "install",
+            )
+        links = venv + "/wheels"
+        os.mkdir(links)
+        for name, digest in job["wheels"].items():
+            if not WHEEL.fullmatch(name):
+                raise AgentError(f"{name!r} is not the name of a wheel", "install")
+            os.link(self.store_path(digest), os.path.join(links, name))
+        wheels = [os.path.join(links, name) for name in sorted(job["wheels"])]
+        log.step("install", "running", f"installing {len(wheels)} packages")
+        pip = [venv + "/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
+        code, output, errors = run([*pip, "install", "--quiet", "--no-index", "--no-deps", *wheels], INSTALL_TIMEOUT_S)
+        if code:
+            reason = last_line(errors + output)
+            raise AgentError(f"pip cannot install the packages: {reason}", "install")
+        shutil.rmtree(links)
+        write_json(os.path.join(venv, "wheels.json"), job["wheels"])
+        os.sync()
+        write_file(os.path.join(venv, ".complete"), b"")
+
+    def check_signature(self, job: dict[str, Any]) -> tuple[str, int]:
+        """Return the signer and serial number of a bundle. They are empty and 0 if no signature is required.
+
+        Raises:
+            AgentError: a signature is required, and the bundle was not signed by an allowed signer, or is too old.
+        """
+        state = self.state()
+        required = state.get("require_signature") if job["require_signature"] is None else job["require_signature"]
+        if not required:
+            return "", 0
+        sys.path.insert(0, self.prefix)
+        signature = importlib.import_module("signature")  # The host sends edgerec/contract/signature.py.
+
+        manifest = read_bytes(self.store_path(job["files"]["manifest.json"]))
+        signed = job["files"].get(signature.SIGNATURE)
+        signers = self.signers_file
+        if job["signers"] is not None:
+            signers = self.new_signers_file
+            write_file(signers, job["signers"].encode())
+        try:
+            signer = signature.check_signature(
+                manifest, read_bytes(self.store_path(signed)) if signed else None, signers
+            )
+            if not job["allow_downgrade"]:
+                signature.refuse_downgrade(signer.serial, state.get("serial", 0))
+        except signature.RefusedSignatureError as error:
+            raise AgentError(str(error), "verify") from None
+        # The signature covers the digests of all files in the manifest.
+        listed = json.loads(manifest or b"")["files"]
+        for name, digest in job["files"].items():
+            if name not in ("manifest.json", signature.SIGNATURE) and listed.get(name) != digest:
+                raise AgentError(f"{name} differs from the signed manifest: copy the signed bundle again", "verify")
+        return str(signer), signer.serial
+
+    def verify(self, job: dict[str, Any], log: Log) -> None:
+        """Check the bundle's scores with the delegate that the camera will use, and complete the release."""
+        folder = self.release_path(job["release"])
+        log.step("verify", "running", "computing the scores of the golden images")
+        delegate = ["--delegate", job["delegate"]] if job.get("delegate") else []
+        environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8", "HOME": "/root"}
+        environment["EDGEREC_CACHE"] = "/var/cache/edgerec"
+        command = [folder + "/venv/bin/edgerec", "verify", folder + "/bundle", "--json", *delegate]
+        code, output, errors = run(command, INSTALL_TIMEOUT_S, environment)
+        try:
+            report = json.loads(output)
+        except ValueError:
+            report = {}
+        if code or not report:
+            reason = report.get("reason") or last_line(errors)
+            raise AgentError(f"the bundle failed its verification on the device: {reason}", "verify")
+        release = {
+            "installed_s": time.time(),
+            "name": job["name"],
+            "target": job["target"],
+            "venv": job["venv"],
+            "signer": job["signer"],
+            "verification": report,
+        }
+        write_json(os.path.join(folder, "release.json"), release)
+        log.step("verify", "done", "the scores of the golden images are as expected")
+
+    # Switching.
+
+    def point_to(self, release: str) -> None:
+        """Make a release the current one with one rename."""
+        if not release:
+            remove_path(self.current_link)
+        else:
+            partial = self.current_link + ".new"
+            remove_path(partial)
+            os.symlink(os.path.join("releases", release), partial)
+            os.replace(partial, self.current_link)
+        fsync_folder(self.prefix)
+
+    def write_unit(self, release: str) -> bool:
+        """Install a release's systemd unit, and return whether the unit was changed."""
+        unit = read_bytes(self.release_path(release, UNIT))
+        if unit is None or unit == read_bytes(self.unit_file):
+            return False
+        write_file(self.unit_file, unit)
+        return True
+
+    def switch(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Put a release on trial: write trial.json, and replace the link, the configuration and the unit."""
+        trial = {
+            "release": job["release"],
+            "previous": self.current(),
+            "boot_id": boot_id(),
+            "old_config": job.get("config") is not None and os.path.exists(self.config_file),
+        }
+        if trial["old_config"]:
+            write_file(self.old_config_file, read_bytes(self.config_file) or b"", 0o600)
+        write_json(self.trial_file, trial)
+        if job.get("config") is not None:
+            write_file(self.config_file, job["config"].encode(), 0o644)
+        self.point_to(job["release"])
+        if self.write_unit(job["release"]):
+            systemctl("daemon-reload")
+        systemctl("enable", "--quiet", UNIT)
+        return trial
+
+    def undo_switch(self, trial: dict[str, Any]) -> bool:
+        """Restore the link, configuration and unit of the release before a trial. Return whether the unit changed."""
+        changed = False
+        if self.current() == trial.get("release") and trial.get("previous") != trial.get("release"):
+            self.point_to(trial.get("previous") or "")
+        if trial.get("old_config") and os.path.exists(self.old_config_file):
+            write_file(self.config_file, read_bytes(self.old_config_file) or b"", 0o644)
+        if trial.get("previous"):
+            changed = self.write_unit(trial["previous"])
+        remove_path(self.trial_file)
+        fsync_folder(self.prefix)
+        remove_path(self.old_config_file)
+        return changed
+
+    def restore(self, trial: dict[str, Any]) -> None:
+        """Restore the release before a trial and start it. Without an earlier release, stop the service."""
+        if self.undo_switch(trial):
+            systemctl("daemon-reload", step="restore")
+        if not trial.get("previous"):
+            run(["systemctl", "disable", "--now", "--quiet", UNIT])
+            return
+        systemctl("restart", "--no-block", UNIT, step="restore")
+
+    def commit(self, release: str, previous: str, serial: int, job: dict[str, Any]) -> None:
+        """End the trial of a healthy release."""
+        remove_path(self.trial_file)
+        fsync_folder(self.prefix)
+        remove_path(self.old_config_file)
+        state = self.state()
+        if previous != release:
+            state["previous"] = previous
+        state["good"] = release
+        state["serial"] = max(serial, 0 if job.get("allow_downgrade") and serial else state.get("serial", 0))
+        if job.get("require_signature") is not None:
+            state["require_signature"] = job["require_signature"]
+        if job.get("signers") is not None:
+            write_file(self.signers_file, job["signers"].encode())
+        write_json(self.state_file, state)
+
+    def prune(self, keep: int) -> int:
+        """Remove old releases, virtual environments and content that no release uses. Return the number of releases."""
+        state = self.state()
+        protected = {self.current(), state.get("good"), state.get("previous") if keep > 1 else ""}
+        others = [name for name in self.complete_releases() if name not in protected]
+        kept = len([name for name in self.complete_releases() if name in protected])
+        removed = others[max(0, keep - kept) :]
+        for name in removed:
+            os.unlink(self.release_path(name, "release.json"))
+            remove_path(self.release_path(name))
+        venvs = {read_json(self.release_path(name, "release.json")).get("venv") for name in self.complete_releases()}
+        used: set[str] = set()
+        for name in os.listdir(self.venvs):
+            if name not in venvs:
+                remove_path(os.path.join(self.venvs, name))
+            used.update(read_json(os.path.join(self.venvs, name, "wheels.json")).values())
+        for name in os.listdir(self.store):
+            path = os.path.join(self.store, name)
+            # The files of a bundle are links to the store, so a file that no bundle uses has one link.
+            if not name.endswith(".part") and name not in used and os.stat(path).st_nlink == 1:
+                os.unlink(path)
+        return len(removed)
+
+
+class Log:
+    """The log of a job: one JSON object per line."""
+
+    def __init__(self, path: str, job: str) -> None:
+        remove_path(path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (The log is open as long as the process.)
+        self.write({"job": job, "boot_id": boot_id()})
+
+    def write(self, value: Any) -> None:
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
+
+    def step(self, name: str, state: str, text: str = "", done: int = 0, total: int = 0) -> None:
+        self.write({"step": name, "state": state, "text": text, "done": done, "total": total})
+
+
+# Monitoring.
+
+
+def monitor(release: str, old_invocation: str | None, healthy_within_s: float, settle_s: float, log: Log) -> int:
+    """Wait until the service is healthy, and check that it is still healthy ``settle_s`` later.
+
+    The service is healthy if it is active, has classified frames with the new release, and did not restart.
+
+    Raises:
+        AgentError: the service is not healthy.
+    """
+    start_s = time.monotonic()
+    invocation, healthy_s, healthy_frames, reason = "", None, 0, "the service did not start"
+    while True:
+        passed_s = time.monotonic() - start_s
+        unit, camera = unit_state(), read_json(STATUS_FILE)
+        if unit.get("InvocationID") not in ("", None, old_invocation):
+            invocation = invocation or unit["InvocationID"]
+            # Each automatic restart has a new invocation ID.
+            if unit["InvocationID"] != invocation or unit.get("SubState") in ("auto-restart", "failed"):
+                raise AgentError(f"the service {crash_reason(unit)}")
+        elif unit.get("ActiveState") == "failed":
+            raise AgentError(f"the service {crash_reason(unit)}")
+        frames = 0
+        own = str(camera.get("pid")) == unit.get("MainPID") and str(camera.get("bundle", "")).startswith(release)
+        if invocation and own:
+            frames = camera.get("frames", 0)
+        log.step("monitor", "running", f"{frames} frames classified", int(passed_s), int(healthy_within_s))
+        healthy = unit.get("ActiveState") == "active" and frames >= MIN_FRAMES
+        if healthy and healthy_s is None:
+            healthy_s, healthy_frames = passed_s, frames
+        if healthy_s is not None and passed_s >= healthy_s + settle_s:
+            if healthy and frames > healthy_frames:
+                return frames
+            reason = f"the service classified {healthy_frames} frames, but then stopped"
+        elif healthy_s is None:
+            reason = waiting_reason(unit, camera if own else {}, frames, invocation)
+        if passed_s > healthy_within_s + (settle_s if healthy_s is not None else 0):
+            raise AgentError(f"{reason} within {healthy_within_s:g} s")
+        time.sleep(POLL_S)
+
+
+def crash_reason(unit: dict[str, str]) -> str:
+    reasons = {
+        "watchdog": "hung, so that its watchdog restarted it",
+        "oom-kill": "needed too much memory",
+        "timeout": "did not start in time",
+        "exit-code": "crashed with exit code {}".format(unit.get("ExecMainStatus", "unknown")),
+    }
+    return reasons.get(unit.get("Result", ""), "crashed ({})".format(unit.get("Result", "unknown")))
+
+
+def waiting_reason(unit: dict[str, str], camera: dict[str, Any], frames: int, invocation: str) -> str:
+    """Describe why a service is not healthy yet."""
+    if not invocation or unit.get("ActiveState") != "active":
+        return "the service did not start ({})".format(unit.get("ActiveState", "unknown"))
+    sources = camera.get("sources")
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and source.get("reason"):
+            return f"the camera classified only {frames} frames ({source.get('name')}: {source['reason']})"
+    return f"the camera classified only {frames} frames, but at least {MIN_FRAMES} are required"
+
+
+# Jobs.
+
+
+def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
+    """Install, verify and start a release. Restore the previous release if the new one is not healthy."""
+    installation.clean_up(job["release"], job["venv"])
+    job["signer"], serial = installation.check_signature(job)
+    installation.install(job, log)
+    if installation.is_complete(job["release"]):
+        log.step("verify", "skipped", "the release was already verified on this device")
+    else:
+        try:
+            installation.verify(job, log)
+        except AgentError:
+            remove_path(installation.release_path(job["release"]))
+            raise
+    # An update of the agent must not change how the unit of an installed release starts.
+    write_file(installation.release_path(job["release"], UNIT), job["unit"].encode())
+    return try_release(installation, job, serial, log)
+
+
+def do_rollback(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
+    """Switch to the previous release."""
+    release = installation.previous()
+    if not release:
+        raise AgentError("there is no previous release on the device: deploy a bundle instead", "plan")
+    return try_release(installation, {**job, "release": release}, 0, log)
+
+
+def try_release(installation: Installation, job: dict[str, Any], serial: int, log: Log) -> dict[str, Any]:
+    """Start a release on trial, monitor it, and commit or restore."""
+    release = job["release"]
+    log.step("switch", "running", f"restarting the service with release {release}")
+    unit = unit_state()
+    trial = {}
+    try:
+        trial = {"release": release, "previous": installation.current(), "old_config": job.get("config") is not None}
+        trial = installation.switch(job)
+        systemctl("restart", "--no-block", UNIT)
+        log.step("switch", "done", f"release {release}")
+        frames = monitor(
+            release,
+            unit.get("InvocationID"),
+            job["healthy_within_s"],
+            job["settle_s"],
+            log,
+        )
+    except (AgentError, OSError) as error:
+        lines = service_log()
+        installation.restore(trial)
+        previous = trial["previous"]
+        outcome = f"release {previous} was restored" if previous else "the service was stopped"
+        log.step("restore", "done", outcome)
+        raise AgentError(f"{describe(error)}; {outcome}", "monitor", bool(previous), lines) from None
+    installation.commit(release, trial["previous"], serial, job)
+    log.step("monitor", "done", f"the service is healthy: {frames} frames classified")
+    removed = installation.prune(job["keep"])
+    log.step("prune", "done", f"{removed} old releases removed")
+    return {"release": release, "previous": trial["previous"], "changed": True}
+
+
+def do_remove(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
+    """Stop the service and remove the installation. The configuration in /etc/edgerec is kept."""
+    current = installation.current()
+    log.step("switch", "running", "stopping the service")
+    if os.path.exists(installation.unit_file):
+        run(["systemctl", "disable", "--now", "--quiet", UNIT])
+        os.unlink(installation.unit_file)
+        run(["systemctl", "daemon-reload"])
+    log.step("switch", "done", "the service was stopped and removed")
+    # The link is removed first, so that an interrupted removal does not leave a damaged current release.
+    for path in (installation.current_link, installation.trial_file, installation.state_file):
+        remove_path(path)
+    for path in (installation.releases, installation.venvs, installation.store, installation.old_config_file):
+        remove_path(path)
+    log.step("prune", "done", "all releases were removed")
+    return {"release": "", "previous": current, "changed": bool(current)}
+
+
+JOBS = {"deploy": do_deploy, "rollback": do_rollback, "remove": do_remove}
+
+
+def describe(error: AgentError | OSError) -> str:
+    """Return an error message for an expected exception."""
+    if isinstance(error, AgentError):
+        return str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk of the device is full: delete files, or deploy with a smaller --keep"
+    return f"{os.strerror(error.errno or 0)} ({error.filename}): check the disk of the device"
+
+
+def command_job(installation: Installation) -> None:
+    """Carry out the request in job.json, and write the progress to deploy.log."""
+    job = read_json(installation.job_file)
+    lock = installation.lock(job["host"], START_S)
+    log = Log(installation.log_file, job["id"])
+    try:
+        trial = read_json(installation.trial_file)
+        if trial:  # An earlier job was killed during a trial.
+            installation.restore(trial)
+        log.write({"result": JOBS[job["do"]](installation, job, log)})
+    except AgentError as error:
+        log.write(error.to_dict())
+    except OSError as error:
+        log.write({**AgentError(describe(error), "install").to_dict()})
+    except Exception as error:
+        log.write({**AgentError(f"the agent failed: {error!r}").to_dict()})
+        raise
+    finally:
+        remove_path(installation.job_file)
+        lock.close()
+
+
+def start_job(installation: Installation, job: dict[str, Any]) -> None:
+    """Start a job that survives the end of the SSH session."""
+    write_json(installation.job_file, job, 0o600)  # The configuration may contain passwords.
+    command = [sys.executable, os.path.join(installation.prefix, "agent.py"), "job", "--prefix", installation.prefix]
+    systemd_run = ["systemd-run", "--quiet", "--collect", "--unit", "edgerec-deploy-{}".format(job["id"])]
+    code, _, _ = run([*systemd_run, *command])
+    if code == 0:
+        return
+    subprocess.Popen(  # systemd does not run, or does not accept transient units.
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+
+
+def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any], None]) -> None:
+    """Print the lines of a job's log after the first ``skip`` lines until the job ends."""
+    start_s, printed, free_s = time.monotonic(), 0, None
+    while True:
+        lines = (read_bytes(installation.log_file) or b"").decode("utf-8", "replace").split("\n")[:-1]
+        first = json.loads(lines[0]) if lines else {}
+        if first.get("job") == job:
+            for line in lines[1:][max(printed, skip) :]:
+                reply(json.loads(line))
+            printed = max(printed, len(lines) - 1)
+            last = json.loads(lines[-1])
+            if "result" in last or "error" in last:
+                return
+            if first["boot_id"] != boot_id():
+                release = installation.current() or "none"
+                raise AgentError(f"the device restarted during the deployment; release {release} is current", "monitor")
+        # A job holds the lock. If the lock is free for a while, the job was killed.
+        if installation_is_locked(installation):
+            free_s = None
+        else:
+            free_s = free_s or time.monotonic()
+            if time.monotonic() - free_s > (5 if printed else START_S):
+                raise AgentError("the job on the device was interrupted: deploy the bundle again", "install")
+        if time.monotonic() - start_s > 2 * INSTALL_TIMEOUT_S:
+            raise AgentError("the job on the device did not finish: check the device", "install")
+        time.sleep(0.1)
+
+
+def installation_is_locked(installation: Installation) -> bool:
+    try:
+        with open(os.path.join(installation.prefix, "lock"), "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+# Sessions.
+
+
+def command_session(installation: Installation) -> None:
+    """Answer the requests of a host, which are JSON objects on stdin, one per line."""
+    lock = None
+    while True:
+        signal.alarm(IDLE_S)
+        line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
+        if not line:
+            return
+        request = json.loads(line)
+        kind = request["do"]
+        if kind == "status":
+            reply(installation.status())
+        elif kind == "lock":
+            installation.create_folders()
+            lock = installation.lock(request["host"], 1.0)
+            reply({"locked": True})
+        elif kind == "plan":
+            venv = os.path.join(installation.venvs, request["venv"], ".complete")
+            complete = installation.is_complete(request["release"])
+            reply(
+                {
+                    "missing": installation.missing(request["files"]),
+                    "venv": os.path.exists(venv),
+                    "complete": complete,
+                    **installation.status(),
+                }
+            )
+        elif kind == "receive":
+            installation.receive(request["digest"], request["size"], request["offset"], sys.stdin.buffer.read)
+            reply({"stored": request["digest"]})
+        elif kind == "write":
+            paths = {
+                "signature.py": os.path.join(installation.prefix, "signature.py"),
+                "agent.py": os.path.join(installation.prefix, "agent.py"),
+            }
+            installation.create_folders()
+            write_file(paths[request["name"]], request["content"].encode())
+            reply({"written": request["name"]})
+        elif kind in JOBS:
+            installation.create_folders()
+            if lock is None:
+                lock = installation.lock(request["host"])
+            lock.close()
+            signal.alarm(0)
+            start_job(installation, request)
+            follow(installation, request["id"], 0, reply)
+            return
+
+
+def reply(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def command_boot_check(installation: Installation) -> None:
+    """Restore the previous release if the device was restarted during a trial. Never prevent the camera's start."""
+    trial = read_json(installation.trial_file)
+    if not trial or trial.get("boot_id") == boot_id():
+        return
+    if trial.get("previous") or installation.current() != trial.get("release"):
+        installation.undo_switch(trial)
+        sys.stderr.write(f"The device was restarted during a deployment: release {installation.current()} is used\n")
+    else:
+        remove_path(installation.trial_file)  # The first release has no predecessor, so it is kept.
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["session", "job", "follow", "boot-check"])
+    parser.add_argument("--prefix", default="/opt/edgerec")
+    parser.add_argument("--job", default="")
+    parser.add_argument("--skip", type=int, default=0)
+    arguments = parser.parse_args()
+    installation = Installation(arguments.prefix)
+    os.umask(0o022)
+    try:
+        if arguments.command == "session":
+            command_session(installation)
+        elif arguments.command == "job":
+            command_job(installation)
+        elif arguments.command == "follow":
+            follow(installation, arguments.job, arguments.skip, reply)
+        else:
+            command_boot_check(installation)
+    except AgentError as error:
+        reply(error.to_dict())
+    except (BrokenPipeError, EOFError):
+        pass  # The host has disconnected.
+    except OSError as error:
+        reply(AgentError(describe(error), "send").to_dict())
+
+
+if __name__ == "__main__":
+    main()

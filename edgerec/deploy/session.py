@@ -1,0 +1,146 @@
+"""Talk to the agent on a device: one JSON object per line in each direction."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from typing import Any
+
+from edgerec.deploy.device import DeviceFacts
+from edgerec.deploy.ssh import Command, Connection, ConnectionLostError, quoted
+from edgerec.errors import DeployError
+from edgerec.utils.atomic import sha256
+from edgerec.utils.bounded_parsing import parse_json
+
+# The agent runs with this Python version or newer.
+MIN_PYTHON = (3, 9)
+# Hashing the content in the store of a slow device takes a while.
+REPLY_TIMEOUT_S = 300.0
+# During a job, the agent sends a line at least when pip finishes, which can take long on a small device.
+JOB_TIMEOUT_S = 3600.0
+_PREFIX = re.compile(r"/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+# The agent's source arrives on stdin before the requests, so that a dry run does not write to the device.
+_RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'agent.py', 'exec'))"
+
+
+def agent_source() -> bytes:
+    """Return the agent's source."""
+    return files("edgerec.deploy").joinpath("agent.py").read_bytes()
+
+
+def agent_python(facts: DeviceFacts, label: str) -> str:
+    """Return the path of the Python interpreter that runs the agent.
+
+    Raises:
+        DeployError: the device has no suitable interpreter.
+    """
+    for version, path in facts.pythons.items():
+        if tuple(map(int, version.split("."))) >= MIN_PYTHON:
+            return path
+    versions = ", ".join(facts.pythons) or "no Python"
+    raise DeployError(
+        f"cannot use {label}: it has {versions}, but Python {'.'.join(map(str, MIN_PYTHON))} or newer is required; run "
+        "sudo apt-get install python3 python3-venv",
+        step="check",
+    )
+
+
+class Session:
+    """A running agent on a device."""
+
+    def __init__(self, connection: Connection, facts: DeviceFacts, arguments: str = "session") -> None:
+        """Start the agent as root.
+
+        Args:
+            connection: an open connection.
+            facts: properties of the device.
+            arguments: command-line arguments of the agent, apart from the prefix.
+
+        Raises:
+            DeployError: the device has no suitable Python interpreter, or the prefix is invalid.
+        """
+        device = connection.device
+        if not _PREFIX.fullmatch(device.prefix) or ".." in device.prefix:
+            raise DeployError(
+                f"the prefix is {device.prefix!r}, but it must be an absolute path of letters, digits, '.', '_' and '-'"
+            )
+        self._label = device.label
+        source = agent_source()
+        self.installed = sha256(source) == facts.agent_digest
+        python = agent_python(facts, device.label)
+        sudo = "sudo -n " if facts.root == "sudo" else ""
+        if self.installed:
+            program = quoted(posixpath.join(device.prefix, "agent.py"))
+        else:
+            program = f"-c {quoted(_RUN_SOURCE)} {len(source)}"
+        self._command: Command = connection.command(
+            f"exec {sudo}{quoted(python)} {program} {arguments} --prefix {quoted(device.prefix)}"
+        )
+        if not self.installed:
+            self._command.write(source)
+
+    def request(self, do: str, **values: Any) -> dict[str, Any]:
+        """Send a request and return the reply.
+
+        Raises:
+            ConnectionLostError: the connection was lost.
+            DeployError: the agent reported an error.
+        """
+        self.send(do, **values)
+        return self.reply()
+
+    def send(self, do: str, **values: Any) -> None:
+        """Send a request without waiting for the reply."""
+        self._command.write(json.dumps({"do": do, **values}).encode() + b"\n")
+
+    def write(self, content: bytes) -> None:
+        """Send bytes that belong to the last request."""
+        self._command.write(content)
+
+    def reply(self, timeout_s: float = REPLY_TIMEOUT_S) -> dict[str, Any]:
+        """Return the next line that the agent prints. Raise the same errors as :meth:`request`."""
+        line = self._command.read_line(timeout_s)
+        if line is None:
+            reason = self._command.end().strip().splitlines()
+            if self._command.code not in (255, None) and reason:
+                raise DeployError(f"the agent on {self._label} failed: {reason[-1]}")
+            raise ConnectionLostError(
+                f"the connection to {self._label} was lost: check the network, and run the command again; content that "
+                "has arrived is not sent again",
+                step="send",
+            )
+        try:
+            value = parse_json(line)
+        except ValueError:
+            raise DeployError(
+                f"{self._label} sent invalid data ({line[:80]!r}): check that its shell's login scripts print nothing"
+            ) from None
+        if not isinstance(value, dict):
+            raise DeployError(f"{self._label} sent invalid data: check the version of the agent")
+        if "error" in value:
+            raise agent_error(self._label, value)
+        return value
+
+    def replies(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a job until its result, which is the last line."""
+        while True:
+            value = self.reply(JOB_TIMEOUT_S)
+            yield value
+            if "result" in value:
+                return
+
+    def close(self) -> None:
+        """End the session."""
+        self._command.close()
+
+
+def agent_error(label: str, value: Mapping[str, Any]) -> DeployError:
+    """Return the exception for an error that the agent reported."""
+    log = value.get("log")
+    lines = [str(line) for line in log] if isinstance(log, list) else []
+    return DeployError(
+        f"{label}: {value['error']}", step=str(value.get("step", "")), restored=value.get("restored") is True, log=lines
+    )

@@ -1,0 +1,260 @@
+"""Run commands on a device with the system's OpenSSH, over one connection.
+
+The user's SSH configuration decides about keys, agents, jump hosts and unknown host keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from edgerec.deploy.device import Device
+from edgerec.errors import DeployError
+from edgerec.utils.text import printable
+
+# The connection is considered lost if the device does not respond to this many keepalive messages.
+KEEPALIVE_S, KEEPALIVE_COUNT = 10, 3
+MAX_LINE_BYTES = 4 << 20
+MAX_ERROR_BYTES = 64 << 10
+EXIT_S = 5.0
+
+
+class ConnectionLostError(DeployError):
+    """Raised when the connection to a device is lost while a command runs."""
+
+
+class Connection:
+    """An SSH connection to a device, shared by all commands. Use it as a context manager.
+
+    Attributes:
+        sent_bytes: number of bytes written to the standard input of ``ssh``.
+    """
+
+    def __init__(self, device: Device) -> None:
+        """Prepare a connection. The context manager opens it."""
+        self.device = device
+        self.sent_bytes = 0
+        self._master: Command | None = None
+        self._folder = ""
+
+    def __enter__(self) -> Self:
+        if shutil.which("ssh") is None:
+            raise DeployError(
+                "ssh is not installed, but it is required to connect to devices: sudo apt-get install openssh-client"
+            )
+        address = self.device.address
+        if not address or address.startswith("-") or re.search(r"[\s\0]", address):
+            raise DeployError(f"{address!r} is not the address of a device: expected user@host")
+        # A Unix socket's path can have at most 104 bytes, so a short path is required.
+        self._folder = tempfile.mkdtemp(prefix="edgerec-ssh-", dir="/tmp" if os.path.isdir("/tmp") else None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._master is not None:
+            self._master.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def reopen(self) -> None:
+        """End a lost connection, so that :meth:`open` can connect again."""
+        if self._master is not None:
+            self._master.kill()
+            self._master = None
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self._folder}/socket")
+
+    def open(self, script: str, *arguments: str, end: str) -> list[str]:
+        """Connect to the device, run a shell script, and return the lines that it prints.
+
+        The connection remains open until the context manager exits.
+
+        Args:
+            script: script for POSIX sh.
+            arguments: the script's arguments.
+            end: last line that the script prints.
+
+        Raises:
+            DeployError: the connection failed. The message states the reason and a solution.
+        """
+        # The script ends by waiting for stdin to close, so ssh ends with this process even if it is killed.
+        content = f"set -- {' '.join(map(quoted, arguments))}\n{script}\nexec cat >/dev/null\n".encode()
+        self._master = Command(self, ["-M"], "exec sh -s")
+        self._master.write(content)
+        lines: list[str] = []
+        # The user may have to type a passphrase, so an interactive connection has no time limit.
+        limit_s = None if self.device.interactive else self.device.connect_timeout_s + 30
+        while (line := self._master.read_line(limit_s)) != end:
+            if line is None:
+                raise DeployError(self._explain(self._master.end()))
+            lines.append(line)
+            if len(lines) > 1000:
+                raise DeployError(f"{self.device.label} sends too much output: check the login scripts of its shell")
+        return lines
+
+    def command(self, command: str) -> Command:
+        """Start a shell command on the device. Only fixed text and quoted values may be part of the command."""
+        return Command(self, ["-o", "ControlMaster=no"], command)
+
+    def options(self) -> list[str]:
+        """Return the options of ``ssh`` for this connection."""
+        device = self.device
+        values = {
+            "ControlPath": f"{self._folder}/socket",
+            "ControlPersist": "no",
+            "ConnectTimeout": f"{device.connect_timeout_s:.0f}",
+            "ServerAliveInterval": str(KEEPALIVE_S),
+            "ServerAliveCountMax": str(KEEPALIVE_COUNT),
+            "BatchMode": "no" if device.interactive else "yes",
+            # A device is administered over this connection, so it must not use the user's agent or display.
+            "ForwardAgent": "no",
+            "ForwardX11": "no",
+            "ClearAllForwardings": "yes",
+            "PermitLocalCommand": "no",
+            "RequestTTY": "no",
+        }
+        options = [part for name, value in values.items() for part in ("-o", f"{name}={value}")]
+        if device.ssh_config is not None:
+            options = ["-F", str(device.ssh_config), *options]
+        if device.port is not None:
+            options += ["-p", str(device.port)]
+        return options
+
+    def _explain(self, output: str) -> str:
+        """Return an error message for a connection that ``ssh`` could not open."""
+        name, address = self.device.label, self.device.address
+        text = output.lower()
+        host = address.rpartition("@")[2]
+        if "host key verification failed" in text or "host key is known for" in text:
+            if "identification has changed" in text or "has changed" in text:
+                return (
+                    f"cannot connect to {name}: its host key differs from the known one; if the device was "
+                    f"reinstalled, run ssh-keygen -R {host}, otherwise do not connect"
+                )
+            return f"cannot connect to {name}: its host key is unknown; run ssh {address} once to check and accept it"
+        if "permission denied" in text or "too many authentication failures" in text:
+            return (
+                f"cannot connect to {name}: permission denied; copy your public key to the device with ssh-copy-id "
+                f"{address}, or load your key into the agent with ssh-add"
+            )
+        if "could not resolve" in text:
+            return f"cannot connect to {name}: the host name {host} is unknown; check the address"
+        if "connection refused" in text:
+            return (
+                f"cannot connect to {name}: connection refused; start the SSH server on the device, or check the port"
+            )
+        if "timed out" in text or not text.strip():
+            return (
+                f"cannot connect to {name}: no response within {self.device.connect_timeout_s:g} s; check that the "
+                "device is switched on and connected to the network"
+            )
+        if "no route to host" in text or "unreachable" in text:
+            return f"cannot connect to {name}: no route to the host; check the network and the address"
+        lines = [line for line in output.splitlines() if line.strip()]
+        return f"cannot connect to {name}: {printable(lines[-1].strip())}; try ssh {address} to see the reason"
+
+
+class Command:
+    """A command on a device, with bounded input and output."""
+
+    def __init__(self, connection: Connection, options: list[str], command: str) -> None:
+        """Start ``ssh``.
+
+        Args:
+            connection: connection that counts the bytes sent.
+            options: additional options of ``ssh``.
+            command: shell command on the device.
+        """
+        self._connection = connection
+        self._buffer = b""
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (It is closed by close().)
+        try:
+            self._process = subprocess.Popen(
+                ["ssh", *options, *connection.options(), connection.device.address, command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                # Ctrl-C is handled by this process. An interactive ssh must stay in the foreground of the terminal.
+                start_new_session=not connection.device.interactive,
+            )
+        except OSError as error:
+            raise DeployError(f"ssh cannot be started ({error.strerror}): check the installation of OpenSSH") from None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def write(self, content: bytes) -> None:
+        """Write to the command's standard input. A lost connection is reported by :meth:`read_line`."""
+        view = memoryview(content)
+        with contextlib.suppress(BrokenPipeError):
+            while view:
+                written = os.write(self._stdin.fileno(), view)
+                self._connection.sent_bytes += written
+                view = view[written:]
+
+    def read_line(self, timeout_s: float | None) -> str | None:
+        """Return the next line of standard output, or None at the end or after the timeout."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            ready, _, _ = select.select([self._stdout], [], [], left_s)
+            if not ready:
+                return None
+            chunk = os.read(self._stdout.fileno(), 1 << 16)
+            if not chunk or len(self._buffer) > MAX_LINE_BYTES:
+                return None
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode(errors="replace")
+
+    def close_input(self) -> None:
+        """Close standard input."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+
+    def end(self) -> str:
+        """Stop the command, and return its error output."""
+        self.wait()
+        self._stdout.close()
+        self._errors.seek(0)
+        return self._errors.read(MAX_ERROR_BYTES).decode(errors="replace")
+
+    @property
+    def code(self) -> int | None:
+        """Exit code of ``ssh``, or None while it is running. 255 means that the connection failed."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """Close standard input, and return the exit code. A command that does not end soon is killed."""
+        self.close_input()
+        try:
+            return self._process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait()
+
+    def kill(self) -> None:
+        """End ``ssh`` without waiting for the device."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the command and release its pipes."""
+        self.wait()
+        self._stdout.close()
+        self._errors.close()
+
+
+def quoted(text: str | Path) -> str:
+    """Quote a value for the device's shell."""
+    return "'" + str(text).replace("'", "'\\''") + "'"

@@ -1,0 +1,84 @@
+"""Send files to a device's content store. Content that is already there is not sent again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edgerec.deploy.session import Session
+from edgerec.errors import DeployError
+from edgerec.utils.atomic import sha256
+
+CHUNK_BYTES = 1 << 18
+
+
+class Contents:
+    """Files to send, identified by their SHA-256 digest."""
+
+    def __init__(self) -> None:
+        """Create an empty collection."""
+        self._contents: dict[str, bytes | Path] = {}
+        self.sizes: dict[str, int] = {}
+
+    def add(self, content: bytes | Path) -> str:
+        """Add bytes or a file, and return the digest."""
+        data = content.read_bytes() if isinstance(content, Path) else content
+        digest = sha256(data)
+        self._contents[digest], self.sizes[digest] = content, len(data)
+        return digest
+
+    def read(self, digest: str) -> bytes:
+        """Return the content with a digest."""
+        content = self._contents[digest]
+        return content.read_bytes() if isinstance(content, Path) else content
+
+
+def send_contents(
+    session: Session, contents: Contents, missing: Mapping[str, int], progress: Callable[[int], object]
+) -> None:
+    """Send missing content, and wait until the device has stored and verified it.
+
+    Args:
+        session: session that holds the device's lock.
+        contents: content to send.
+        missing: dictionary that maps digests to the number of bytes that the device has received earlier.
+        progress: function that is called with the number of bytes sent.
+
+    Raises:
+        ConnectionLostError: the connection was lost. The next call resumes the transfer.
+        DeployError: the device cannot store the content, e.g. because its disk is full.
+    """
+    errors: list[BaseException] = []
+    stopped = threading.Event()
+    sent_bytes = 0
+
+    def write_all() -> None:
+        nonlocal sent_bytes
+        try:
+            for digest, offset in missing.items():
+                data = contents.read(digest)
+                session.send("receive", digest=digest, size=len(data), offset=offset)
+                for start in range(offset, len(data), CHUNK_BYTES):
+                    if stopped.is_set():
+                        return
+                    session.write(data[start : start + CHUNK_BYTES])
+                    sent_bytes += len(data[start : start + CHUNK_BYTES])
+        except OSError as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=write_all, daemon=True)
+    writer.start()
+    try:
+        stored = 0
+        while stored < len(missing):
+            reply = session.reply()
+            if "stored" not in reply:
+                raise DeployError("the device sent an unexpected reply: check the version of the agent", step="send")
+            stored += 1
+            progress(sent_bytes)
+    finally:
+        stopped.set()
+    writer.join(60)
+    if errors:
+        raise DeployError(f"a file cannot be sent ({errors[0]}): check the bundle and the cache", step="send")

@@ -1,0 +1,33 @@
+"""Adapt a bundle's systemd unit to the folders of releases on a device."""
+
+from __future__ import annotations
+
+import re
+
+CONFIG_FILE = "/etc/edgerec/camera.toml"
+STATUS_FILE = "/run/edgerec/status.json"
+
+
+def service_unit(unit: str, prefix: str, python: str) -> str:
+    """Return a systemd unit that runs the current release.
+
+    Before the camera starts, the agent restores the previous release if the device was restarted during a deployment.
+
+    Args:
+        unit: the unit in the bundle.
+        prefix: installation folder on the device.
+        python: path of the Python interpreter that runs the agent.
+    """
+    current = f"{prefix}/current"
+    start = (
+        f"ExecStartPre=+{python} {prefix}/agent.py boot-check --prefix {prefix}\n"
+        f"ExecStart={current}/venv/bin/edgerec camera {current}/bundle --config {CONFIG_FILE} "
+        f"--status-file {STATUS_FILE}"
+    )
+    lines = [line for line in unit.splitlines() if not re.match(r'ExecStartPre=|Environment="?OPTIONS=', line)]
+    text = "\n".join(lines) + "\n"
+    text = re.sub(r"^ExecStart=.*$", lambda _: start, text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"^Documentation=.*$", f"Documentation=file:{current}/bundle/README.md", text, flags=re.MULTILINE)
+    if "RuntimeDirectory=" not in text:
+        text = text.replace("[Service]\n", "[Service]\nRuntimeDirectory=edgerec\nRuntimeDirectoryMode=0755\n", 1)
+    return text

@@ -1,0 +1,216 @@
+"""A stand-in for systemd on a test device: it really starts, watches and restarts the unit's processes.
+
+The same file is the server and the programs ``systemctl``, ``systemd-run`` and ``journalctl``, depending on its
+name. Times in units are shortened by ``SCALE``.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+ADDRESS = "/run/service-manager"
+UNITS = Path("/etc/systemd/system")
+SCALE = 0.05
+
+
+class Service:
+    """One systemd unit."""
+
+    def __init__(self, name):
+        self.name = name
+        self.log = []
+        self.state, self.sub_state, self.result = "inactive", "dead", "success"
+        self.restarts, self.pid, self.exit_status, self.invocation = 0, 0, 0, ""
+        self._lock = threading.RLock()
+        self._wanted = False
+        self._process = None
+        self._thread = None
+        self._shown = threading.Event()
+
+    def start(self):
+        with self._lock:
+            if self._wanted:
+                return
+            self._wanted = True
+            self.restarts = 0
+            self._thread = threading.Thread(target=self._supervise, daemon=True)
+            self._thread.start()
+
+    def stop(self):
+        with self._lock:
+            self._wanted = False
+            process, thread = self._process, self._thread
+        self._shown.set()
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        if thread is not None:
+            thread.join(20)
+        self.state, self.sub_state, self.pid = "inactive", "dead", 0
+
+    def _supervise(self):
+        while self._wanted:
+            self._run_once()
+            if not self._wanted:
+                return
+            # The restart waits until the state was queried once, so that no test depends on the time between queries.
+            self._shown.clear()
+            self.state, self.sub_state = "activating", "auto-restart"
+            self._shown.wait(self._seconds("RestartSec", 5) / SCALE)
+            self.restarts += 1
+
+    def _run_once(self):
+        self.invocation, self.result = uuid.uuid4().hex, "success"
+        self.state, self.sub_state = "activating", "start"
+        unit = self._unit()
+        for command in unit.get("ExecStartPre", []):
+            subprocess.run(command.lstrip("+").split(), check=False)
+        for folder in unit.get("RuntimeDirectory", []):
+            os.makedirs(f"/run/{folder}", exist_ok=True)
+        address = f"/run/notify-{self.invocation}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(address)
+            notify.settimeout(0.05)
+            watchdog_s = self._seconds("WatchdogSec", 45)
+            environment = {
+                "PATH": os.environ["PATH"],
+                "NOTIFY_SOCKET": address,
+                "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
+            }
+            try:
+                self._process = subprocess.Popen(
+                    unit["ExecStart"][0].split(), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                )
+            except OSError as error:
+                self.result, self.exit_status = "exit-code", 203
+                self.log.append(f"{unit['ExecStart'][0]}: {error.strerror}")
+                return
+            self.pid = self._process.pid
+            threading.Thread(target=self._read_log, args=(self._process,), daemon=True).start()
+            alive_s = time.monotonic()
+            while self._process.poll() is None:
+                try:
+                    message = notify.recv(4096)
+                except TimeoutError:
+                    message = b""
+                if b"READY=1" in message:
+                    self.state, self.sub_state = "active", "running"
+                if message:
+                    alive_s = time.monotonic()
+                if time.monotonic() - alive_s > max(watchdog_s, 1):
+                    self._process.kill()
+                    self._process.wait()
+                    self.result = "watchdog"
+        os.unlink(address)
+        self.exit_status = self._process.returncode
+        if self.result == "success" and self.exit_status:
+            self.result = "exit-code" if self.exit_status > 0 else "signal"
+        self.pid = 0
+
+    def _read_log(self, process):
+        for line in process.stderr:
+            self.log.append(line.decode().rstrip())
+
+    def _unit(self):
+        values = {}
+        for line in (UNITS / self.name).read_text().splitlines():
+            key, separator, value = line.partition("=")
+            if separator and not line.startswith("#"):
+                values.setdefault(key, []).append(value)
+        return values
+
+    def _seconds(self, key, default):
+        return float(self._unit().get(key, [default])[0]) * SCALE
+
+    def show(self, names):
+        values = {
+            "ActiveState": self.state,
+            "SubState": self.sub_state,
+            "MainPID": self.pid,
+            "NRestarts": self.restarts,
+            "Result": self.result,
+            "InvocationID": self.invocation,
+            "ExecMainStatus": self.exit_status,
+        }
+        self._shown.set()
+        return "".join(f"{name}={values[name]}\n" for name in names)
+
+
+class Server:
+    """Answers the programs' requests."""
+
+    def __init__(self):
+        self.services = {}
+
+    def service(self, name):
+        name = name if name.endswith(".service") else f"{name}.service"
+        return self.services.setdefault(name, Service(name))
+
+    def systemctl(self, words):
+        options = {word for word in words if word.startswith("-")}
+        verb, *names = [word for word in words if not word.startswith("-")]
+        if verb in ("daemon-reload", "is-system-running"):
+            return 0, "running\n"
+        service = self.service(names[0])
+        if verb in ("start", "restart", "enable") and not (UNITS / service.name).exists():
+            return 5, f"Unit {service.name} not found.\n"
+        if verb == "restart":
+            service.stop()
+            service.start()
+        elif verb == "start" or (verb == "enable" and "--now" in options):
+            service.start()
+        elif verb == "stop" or (verb == "disable" and "--now" in options):
+            service.stop()
+        elif verb == "show":
+            names = next(word for word in options if word.startswith("--property=")).partition("=")[2]
+            return 0, service.show(names.split(","))
+        elif verb == "is-active":
+            return (0 if service.state == "active" else 3), f"{service.state}\n"
+        return 0, ""
+
+    def journalctl(self, words):
+        service = self.service(words[words.index("--unit") + 1])
+        return 0, "\n".join(service.log[-int(words[words.index("--lines") + 1]) :]) + "\n"
+
+    def run(self, words):
+        start = words.index("--unit") + 2
+        subprocess.Popen(words[start:], stdin=subprocess.DEVNULL, start_new_session=True)
+        return 0, ""
+
+    def answer(self, connection):
+        with connection:
+            program, *words = json.loads(connection.makefile().readline())
+            handler = {"systemctl": self.systemctl, "journalctl": self.journalctl, "systemd-run": self.run}[program]
+            connection.sendall(json.dumps(handler(words)).encode())
+
+    def serve(self):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(ADDRESS)
+            listener.listen(64)
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+
+def main():
+    program = os.path.basename(sys.argv[0])
+    if program == "service_manager.py":
+        Server().serve()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(ADDRESS)
+        connection.sendall(json.dumps([program, *sys.argv[1:]]).encode() + b"\n")
+        code, output = json.loads(connection.makefile().read())
+    (sys.stderr if code else sys.stdout).write(output)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The package that test devices install instead of edgerec. It is small and fails in the way that a bundle requests.
+
+It provides the commands ``edgerec verify`` and ``edgerec camera``. A file ``behavior.json`` in the bundle has keys:
+``verify``, the reason for which the verification fails, and ``crash`` or ``hang``, the number of the frame at which the
+camera crashes or hangs, and ``idle``, whether the camera never delivers a frame.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+
+def notify(message):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(message, os.environ["NOTIFY_SOCKET"])
+
+
+def camera(bundle, status_file, behavior):
+    digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    started_s = time.time()
+    notify(b"READY=1")
+    sys.stderr.write(f"camera started with {digest[:16]}\n")
+    for frames in range(1, 1_000_000):
+        if frames == behavior.get("crash"):
+            sys.exit("error: the model of this bundle crashes")
+        while frames == behavior.get("hang"):
+            time.sleep(1)
+        status = {
+            "version": 1,
+            "pid": os.getpid(),
+            "bundle": digest,
+            "started_s": started_s,
+            "updated_s": time.time(),
+            "frames": 0 if behavior.get("idle") else frames,
+            "sources": [{"name": "camera", "state": "lost", "reason": "no signal"}] if behavior.get("idle") else [],
+        }
+        partial = status_file.with_suffix(".new")
+        partial.write_text(json.dumps(status))
+        partial.rename(status_file)
+        notify(b"WATCHDOG=1")
+        time.sleep(0.02)
+
+
+def main():
+    command, bundle, *options = sys.argv[1:]
+    file = Path(bundle, "behavior.json")
+    behavior = json.loads(file.read_text()) if file.exists() else {}
+    if command == "verify":
+        reason = behavior.get("verify")
+        print(json.dumps({"ok": not reason, "reason": reason}))
+        sys.exit(1 if reason else 0)
+    camera(Path(bundle), Path(options[options.index("--status-file") + 1]), behavior)

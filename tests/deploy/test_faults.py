@@ -1,0 +1,237 @@
+"""Faults during a deployment: the error message is right, and the previous release still runs."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+
+from edgerec import DeployOptions, Device, deploy_bundle, device_status
+from edgerec.errors import DeployError
+
+OPTIONS = DeployOptions(settle_s=0)
+
+
+def deploy(bundle, device, **options):
+    listener = options.pop("listener", bool)
+    return deploy_bundle(bundle, device.device, replace(OPTIONS, **options), listener)
+
+
+@pytest.fixture
+def installed(device, make_bundle):
+    """Return a device with a healthy release. The test fails unless this release still runs at the end."""
+    release = deploy(make_bundle(number=1), device).release
+    yield device
+    status = device_status(device.device)
+    assert (status.release, status.service, status.on_trial) == (release, "active", False)
+    assert status.camera["bundle"].startswith(release)
+
+
+def refusal(bundle, device, **options):
+    with pytest.raises(DeployError) as caught:
+        deploy(bundle, device, **options)
+    return caught.value
+
+
+@pytest.fixture
+def program(installed):
+    """Return a function that replaces a program on the device for the duration of the test."""
+    names = []
+
+    def replace_program(name, script):
+        names.append(name)
+        installed.replace_program(name, script)
+
+    yield replace_program
+    for name in names:
+        (installed.folder / "bin" / name).unlink()
+
+
+def test_bundle_that_fails_its_golden_images_is_not_started(installed, make_bundle):
+    error = refusal(make_bundle(verify="golden/0.png has other scores"), installed)
+    assert "failed its verification on the device: golden/0.png has other scores" in str(error)
+    assert error.step == "verify"
+
+
+def test_bundle_that_crashes_at_its_tenth_frame_is_rolled_back(installed, make_bundle):
+    error = refusal(make_bundle(crash=10), installed)
+    assert "the service crashed with exit code 1" in str(error)
+    assert "was restored" in str(error)
+    assert error.restored
+    assert "error: the model of this bundle crashes" in error.log
+
+
+def test_bundle_that_hangs_is_rolled_back(installed, make_bundle):
+    error = refusal(make_bundle(hang=5), installed)
+    assert "its watchdog restarted it" in str(error)
+    assert error.restored
+
+
+def test_stopped_process_is_rolled_back_after_it_was_healthy(installed, make_bundle):
+    error = refusal(make_bundle(hang=60), installed, settle_s=30)
+    assert "its watchdog restarted it" in str(error)
+
+
+def test_camera_without_frames_is_rolled_back_after_the_time_limit(installed, make_bundle):
+    error = refusal(make_bundle(idle=True), installed, healthy_within_s=1)
+    assert "the camera classified only 0 frames (camera: no signal) within 1 s" in str(error)
+
+
+def test_failed_first_deployment_leaves_no_service(make_device, make_bundle):
+    new = make_device()
+    error = refusal(make_bundle(crash=10), new)
+    assert not error.restored
+    status = device_status(new.device)
+    assert (status.release, status.service) == ("", "inactive")
+    assert deploy(make_bundle(), new).changed
+
+
+def test_wrong_architecture_is_refused(installed, program, make_bundle):
+    program("uname", '[ "$1" = -m ] && echo riscv64 || /usr/bin/uname "$@"')
+    error = refusal(make_bundle(number=2), installed)
+    assert "its architecture is riscv64, but the bundle is for x86_64 or aarch64" in str(error)
+
+
+def test_clock_that_is_not_set_is_refused(installed, program, make_bundle):
+    program("date", "echo 12345")
+    error = refusal(make_bundle(number=2), installed)
+    assert "its clock is set to the year 1970; set the clock or start time synchronization" in str(error)
+
+
+def test_device_without_a_camera_is_refused(installed, make_bundle):
+    installed.run("mv /dev/video0 /dev/no-video")
+    error = refusal(make_bundle(number=2), installed)
+    installed.run("mv /dev/no-video /dev/video0")
+    assert "it has no camera, but its configuration has sources" in str(error)
+
+
+def test_old_python_is_refused(make_device, make_bundle):
+    old = make_device(python="case $2 in *version_info*) echo 3.7 ;; *) exit 1 ;; esac")
+    assert "it has Python 3.7, but the bundle needs 3.11 or 3.12" in str(refusal(make_bundle(), old))
+
+
+def test_python_without_venv_is_refused(make_device, make_bundle):
+    broken = make_device(python="case $2 in *version_info*) echo 3.11 ;; *) exit 1 ;; esac")
+    assert "run sudo apt-get install python3-venv" in str(refusal(make_bundle(), broken))
+
+
+def test_device_with_too_little_space_is_refused_before_anything_is_sent(make_device, make_bundle):
+    small = make_device(size="20m")
+    error = refusal(make_bundle(), small)
+    assert "MB are required in /opt/edgerec, but only" in str(error)
+    assert small.run("ls /opt/edgerec/store") == ""
+
+
+def test_disk_that_becomes_full_during_installation_keeps_the_release(installed, make_bundle):
+    def fill_disk(step):
+        if step.name == "plan" and step.state == "done":
+            installed.run("head -c 2G /dev/zero >/opt/edgerec/large 2>/dev/null || true")
+
+    try:
+        error = refusal(make_bundle(number=20), installed, listener=fill_disk)
+    finally:
+        installed.run("rm /opt/edgerec/large")
+    assert "the disk of the device is full" in str(error)
+
+
+def test_second_deployment_at_the_same_time_is_refused(installed, make_bundle):
+    started, finish = threading.Event(), threading.Event()
+    results = []
+
+    def wait(step):
+        if step.name == "plan" and step.state == "done":
+            started.set()
+            assert finish.wait(60)
+
+    thread = threading.Thread(
+        target=lambda: results.append(refusal(make_bundle(crash=9), installed, listener=wait)), daemon=True
+    )
+    thread.start()
+    assert started.wait(60)
+    error = refusal(make_bundle(number=2), installed)
+    finish.set()
+    thread.join(60)
+    assert "another deployment is in progress (started by " in str(error)
+    assert "crashed" in str(results[0])
+
+
+def test_interrupted_transfer_resumes(installed, make_bundle):
+    large = make_bundle(number=2, padding=8_000_000)
+
+    def disconnect(step):
+        if step.name == "send" and step.state == "running":
+            installed.end_connections()
+
+    error = refusal(large, installed, listener=disconnect)
+    assert "was lost" in str(error)
+    assert error.step == "send"
+    installed.run("find /opt/edgerec/store -name '*.part' -size +0 | grep -q . || ls -la /opt/edgerec/store >&2")
+    result = deploy(large, installed)
+    assert result.changed
+    deploy(make_bundle(number=1), installed)
+
+
+def test_deployment_continues_after_the_connection_is_lost_during_the_trial(installed, make_bundle):
+    lost = []
+
+    def disconnect(step):
+        if step.name == "switch" and step.state == "done" and not lost:
+            lost.append(step)
+            installed.end_connections()
+
+    result = deploy(make_bundle(number=2), installed, listener=disconnect)
+    assert lost
+    assert result.changed
+    deploy(make_bundle(number=1), installed)
+
+
+def test_restart_of_the_device_during_the_trial_restores_the_previous_release(installed, make_bundle):
+    old = installed.run("readlink /opt/edgerec/current").strip()
+    new = deploy(make_bundle(number=2), installed).release
+    trial = {"release": new, "previous": old.removeprefix("releases/"), "boot_id": "another boot", "old_config": False}
+    installed.run(f"echo '{json.dumps(trial)}' >/opt/edgerec/trial.json && systemctl restart edgerec")
+    assert installed.run("readlink /opt/edgerec/current").strip() == old
+    assert installed.run("ls /opt/edgerec/trial.json 2>/dev/null || echo none").strip() == "none"
+    deploy(make_bundle(number=1), installed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"address": "root@nowhere.invalid", "ssh_config": None}, "the host name nowhere.invalid is unknown"),
+        ({"address": "root@127.0.0.1", "port": 1, "ssh_config": None}, "connection refused"),
+        ({"address": "-oProxyCommand=touch"}, "is not the address of a device"),
+        ({"prefix": "/opt/$(touch x)"}, "the prefix is"),
+    ],
+)
+def test_unusable_address_is_reported(device, make_bundle, change, message):
+    with pytest.raises(DeployError, match=message):
+        deploy_bundle(make_bundle(), replace(device.device, **change), OPTIONS)
+
+
+def test_unknown_host_key_is_reported(make_device, make_bundle):
+    new = make_device()
+    (new.folder / "known_hosts").write_text("")
+    assert "its host key is unknown; run ssh root@test-device once" in str(refusal(make_bundle(), new))
+
+
+def test_changed_host_key_is_reported(make_device, make_bundle):
+    new = make_device()
+    key = (new.folder / "key.pub").read_text()
+    host = (new.folder / "known_hosts").read_text().split()[0]
+    (new.folder / "known_hosts").write_text(f"{host} {key}")
+    assert "its host key differs from the known one" in str(refusal(make_bundle(), new))
+
+
+def test_denied_key_is_reported(make_device, make_bundle):
+    new = make_device()
+    (new.folder / "authorized_keys").write_text("")
+    assert "permission denied; copy your public key" in str(refusal(make_bundle(), new))
+
+
+def test_device_that_does_not_respond_is_reported(device):
+    silent = Device("root@192.0.2.1", connect_timeout_s=1)
+    with pytest.raises(DeployError, match=r"cannot connect to root@192\.0\.2\.1"):
+        device_status(silent)
