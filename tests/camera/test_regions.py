@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 
 import cv2
@@ -215,14 +216,16 @@ class PlannedSource:
 
     format = CaptureFormat(16, 12)
 
-    def __init__(self, frames, error=None):
-        self.frames, self.error, self.delivered = frames, error, 0
+    def __init__(self, frames, error=None, failing=None):
+        """Create the source. If there is an error, it is raised when the event ``failing`` is set."""
+        self.frames, self.error, self.failing, self.delivered = frames, error, failing, 0
 
     def images(self):
         for _ in range(self.frames):
             self.delivered += 1
             yield np.zeros((12, 16, 3), np.uint8), "planned"
         if self.error:
+            self.failing.wait(10)
             raise self.error
 
     def close(self):
@@ -279,11 +282,17 @@ def test_max_frames_is_the_number_of_predictions(bundle):
 
 
 def test_decisions_of_all_regions_start_again_after_a_lost_source(bundle):
-    sources = [PlannedSource(1, SourceError("gone")), PlannedSource(1, SourceError("gone"))]
-    sink = Recorder()
+    failing = threading.Event()  # The source fails only after its frame was classified.
+    sources = [PlannedSource(1, SourceError("gone"), failing), PlannedSource(1, SourceError("gone"), failing)]
+    changes = []
     with camera_of(bundle, *sources, live=True, timeouts=Timeouts(first_wait_s=0.01)) as camera:
-        camera.run([sink], max_frames=4)
-    assert [(r.frame.region.name, r.decision.changed) for r in sink.results] == [("left", True), ("right", True)] * 2
+        for result in camera:
+            changes.append((result.frame.region.name, result.decision.changed))
+            if len(changes) == 2:
+                failing.set()
+            if len(changes) == 4:
+                break
+    assert changes == [("left", True), ("right", True)] * 2
 
 
 def test_watchdog_is_reset_for_each_region(bundle, monkeypatch):
