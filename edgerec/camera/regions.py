@@ -24,8 +24,7 @@ class RegionConfig:
         name: name of 1 to 32 ASCII letters, digits, hyphens or underscores.
         roi: the region ``(x, y, width, height)`` in pixels of the source's frame, or as fractions of the frame if all
             four values are at most 1.
-        source: the source, as in :attr:`CameraConfig.sources <edgerec.camera.config.CameraConfig.sources>`. None
-            applies the region to all sources.
+        source: the source, as in the list of sources. None applies the region to all sources.
         rotate: clockwise rotation after cropping: 0, 90, 180 or 270 degrees. None uses the rotation for all frames.
         mirror: flip the image horizontally after the rotation. None uses the setting for all frames.
         threshold: minimum score. Images with a lower score get the label ``unknown``. None uses the camera's threshold.
@@ -77,7 +76,7 @@ def check_regions(regions: Sequence[RegionConfig], options: FrameOptions) -> Non
     if regions and options.roi is not None:
         raise ConfigError(
             "CameraConfig.regions",
-            "cannot be combined with FrameOptions.roi: define this area as a named region, or remove roi",
+            "cannot be combined with a roi for all frames: define this area as a named region, or remove the roi",
         )
 
 

@@ -37,6 +37,7 @@ from edgerec.camera.sinks.web import WebSink
 from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 from edgerec.camera.sinks.window import RegionOverlay
 from edgerec.contract.decision import Category, Classification, Decision
+from edgerec.contract.status import parse_status
 from edgerec.errors import EdgerecError
 from tests.camera.test_sink_prometheus import samples
 from tests.camera.test_sink_webhook import Server
@@ -91,6 +92,7 @@ def pair_outputs(bundle, golden_images, tmp_path_factory):
                 video=VideoConfig(folder / "out.avi"),
                 images=ImageRecorderConfig(folder / "saved", rule="all", png=True, reserve_bytes=0),
                 webhook=WebhookConfig(server.url, every_result=True),
+                status_file=folder / "status.json",
             )
         )
     finally:
@@ -111,6 +113,14 @@ def test_file_sinks_of_a_camera_lose_no_region(pair_outputs):
     assert {cv2.imread(str(path)).shape for path in saved} == {(120, 120, 3)}
     counts = [sum(f"{name}_" in path.name for path in saved) for name in ("left", "right")]
     assert counts == [10, 10]
+
+
+def test_status_file_has_the_state_of_each_region(pair_outputs):
+    folder, _, _ = pair_outputs
+    status = parse_status((folder / "status.json").read_bytes())
+    names = [f"{folder}/in.avi/{region}" for region in ("left", "right")]
+    assert [(source["name"], source["state"]) for source in status["sources"]] == [(name, "ended") for name in names]
+    assert (status["frames"], status["last"]["source"]) == (20, names[1])
 
 
 def test_video_has_each_frame_once_with_all_boxes(pair_outputs):

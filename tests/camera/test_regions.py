@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ from edgerec.camera.service_notifier import ServiceNotifier
 from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.errors import ConfigError, RecipeError, SourceError
 from edgerec.runtime.classifier import Classifier
+from tests.conftest import error_line
 
 LEFT = RegionConfig("left", (0, 0, 0.5, 1))
 RIGHT = RegionConfig("right", (0.5, 0, 0.5, 1))
@@ -333,13 +336,13 @@ def test_invalid_region_is_refused(arguments, message):
     ("regions", "options", "message"),
     [
         ([LEFT, LEFT], {}, r"has two regions with the name 'left': rename one of them"),
-        ([LEFT], {"roi": (0, 0, 1, 1)}, r"cannot be combined with FrameOptions.roi"),
+        ([LEFT], {"roi": (0, 0, 1, 1)}, r"cannot be combined with a roi for all frames"),
         ([RegionConfig(f"r{i}", (0, 0, 1, 1)) for i in range(65)], {}, r"has 65 regions; expected at most 64"),
     ],
 )
 def test_regions_that_cannot_be_combined_are_refused(bundle, video, regions, options, message):
     with pytest.raises(ConfigError, match=message):
-        CameraConfig(bundle=bundle, regions=tuple(regions), frame_options=FrameOptions(**options))
+        CameraConfig(bundle=bundle, regions=tuple(regions), frames=FrameOptions(**options))
     with pytest.raises(ConfigError, match=message):
         Camera.open(bundle, str(video), regions=regions, frame_options=FrameOptions(**options))
 
@@ -375,3 +378,51 @@ def test_region_with_the_display_name_of_another_source_is_refused(bundle, tmp_p
     region = RegionConfig("b", (0, 0, 1, 1), source=str(tmp_path / "a"))
     with pytest.raises(SourceError, match="is specified twice"):
         Camera.open(bundle, [str(tmp_path / "a"), str(tmp_path / "a/b")], regions=[region])
+
+
+def test_regions_in_a_file_have_the_same_effect_as_in_python(bundle, pair_video, tmp_path, edgerec):
+    path = tmp_path / "camera.toml"
+    path.write_text(
+        f"""
+        bundle = {json.dumps(str(bundle))}
+        sources = {json.dumps(str(pair_video))}
+        output = "json"
+
+        [[region]]
+        name = "left"
+        roi = [0, 0, 0.5, 1]
+        threshold = 0.9
+        decision = {{ smoothing = "none" }}
+
+        [[region]]
+        name = "right"
+        roi = [0.5, 0, 0.5, 1]
+        source = {json.dumps(str(pair_video))}
+        rotate = 90
+        mirror = true
+        """
+    )
+    config = CameraConfig.from_file(path)
+    assert config.regions == (
+        replace(LEFT, threshold=0.9, decision={"smoothing": "none"}),
+        replace(RIGHT, source=str(pair_video), rotate=90, mirror=True),
+    )
+    copy = tmp_path / "copy.toml"
+    copy.write_text(config.to_toml())
+    assert CameraConfig.from_file(copy) == config
+    process = edgerec("camera", "--config", path)
+    assert process.returncode == 0, process.stderr
+    values = [value for value in map(json.loads, process.stdout.splitlines()) if value["event"] == "result"]
+    results = results_of(bundle, str(pair_video), regions=config.regions)
+    assert [(v["frame"], v["region"], v["label"], v["score"], v["decision"]["label"]) for v in values] == [
+        (r.frame.index, r.frame.region.name, r.classification.label, r.classification.score, r.decision.label)
+        for r in results
+    ]
+
+
+def test_invalid_region_in_a_file_is_reported_with_its_key(tmp_path, edgerec):
+    path = tmp_path / "camera.toml"
+    regions = ['name = "left"\nroi = [0, 0, 1, 1]', 'name = "right"\nroi = [0, 0, 1, 1]\nrotate = 91']
+    path.write_text('bundle = "b"\n' + "".join(f"[[region]]\n{region}\n" for region in regions))
+    process = edgerec("camera", "--config", path)
+    assert "camera.toml: region[1].rotate is 91; expected 0, 90, 180 or 270" in error_line(process)

@@ -91,7 +91,8 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
     if config.status_file:
         from edgerec.camera.sinks.status_file import StatusFile
 
-        yield StatusFile(config.status_file, camera.bundle_digest, manifest.name, lambda: camera.report)
+        digest, regions = camera.bundle_digest, camera.regions
+        yield StatusFile(config.status_file, digest, manifest.name, lambda: camera.report, regions)
     if config.web:
         yield _open_web_page(config.web, camera)
     if config.video:

@@ -146,16 +146,19 @@ class RegionOverlay:
         assert newest.frame.region is not None
         image, factor = _enlarged(contiguous(newest.frame.region.whole))
         image = image.copy()
+        boxes = []
         for name, result in self._latest.items():
             assert result.frame.region is not None
             left, top, right, bottom = (factor * edge for edge in result.frame.region.box)
+            boxes.append(((left, top), (right - 1, bottom - 1)))
             text = image[top : min(top + _LABEL_HEIGHT_PX, bottom), left:right]
             text //= 3  # A dark background makes the white text readable.
             prediction = result.decision or result.classification
             end = draw_label(text, prediction.label, prediction.index, draw_ascii(text, f"{name}: ", 6, 24), 24)
             draw_ascii(text, f" {prediction.score:.0%}", end, 24)
-            for gray, thickness in ((0, 4), (255, 2)):  # The black edges make the box visible on a bright background.
-                cv2.rectangle(image, (left, top), (right - 1, bottom - 1), (gray, gray, gray), thickness)
+        for gray, thickness in ((0, 4), (255, 2)):  # The black edges make the boxes visible on a bright background.
+            for corner, opposite in boxes:
+                cv2.rectangle(image, corner, opposite, (gray, gray, gray), thickness)
         bar = np.zeros((28, image.shape[1], 3), np.uint8)
         _draw_status(bar, "", fps, newest, hint)
         return np.vstack([image, bar])
