@@ -402,6 +402,26 @@ def test_camera_with_secrets_everywhere_shows_none(bundle, tmp_path, edgerec):
     assert "\x1b" not in result.stderr
 
 
+def test_camera_with_secrets_in_a_private_configuration_file_shows_none(bundle, tmp_path, edgerec):
+    path = secret_file(tmp_path, "")
+    path.write_text(
+        f'bundle = "{bundle}"\nsources = ["synthetic:8x8@30"]\noutput = "json"\nmax_frames = 3\n'
+        f'[webhook]\nurl = "http://me:SECRET@127.0.0.1:{free_port()}/S3CR3T"\nsecret = "SECRET"\n'
+        f'[mqtt]\nurl = "mqtt://me:SECRET@127.0.0.1:{free_port()}/home"\nqueue_dir = "queue"\n'
+        f'[web]\naddress = "127.0.0.1:0"\ntoken = "SECRET-token"\n'
+    )
+    environment = os.environ | {"EDGEREC_LOG": "DEBUG"}
+    result = edgerec("camera", "--config", path, env=environment)
+    assert [json.loads(line)["event"] for line in result.stdout.splitlines()].count("result") == 3
+    assert "process list" not in result.stderr
+    assert not leaked(result.stdout + result.stderr)
+    path.chmod(0o644)
+    refusal = edgerec("camera", "--config", path, env=environment)
+    assert refusal.returncode == 1
+    assert "contains a password or token in mqtt.url, but other users" in refusal.stderr
+    assert not leaked(refusal.stderr)
+
+
 def test_password_on_the_command_line_causes_a_warning(bundle, edgerec):
     options = ["--headless", "--max-frames", 1]
     address = f"http://me:SECRET@127.0.0.1:{free_port()}/"

@@ -29,7 +29,7 @@ from edgerec.errors import ConfigError
 
 COMPLETE = CameraConfig(
     bundle=Path("b"),
-    sources=["0", "rtsp://host/path", 'a "quoted" name.avi'],
+    sources=["0", "rtsp://host/path", "synthetic:640x480@30", 'a "quoted" name.avi'],
     max_frames=5,
     threads=2,
     delegate="gpu",
@@ -125,6 +125,7 @@ def test_file_contains_and_explains_every_key(config_file):
         ("[mqtt]\nresults_per_s = 1", "mqtt.url is missing; expected a string"),
         ("[metrics]\naddress = 9464", "metrics.address is 9464; expected a string"),
         ("[web]\naddress = 'a:b'", "web.address is 'a:b'; expected HOST:PORT"),
+        ("[web]\ntoken = 12345678", "web.token has the wrong type; expected a string"),
         ("revoked_keys = 'x'", "revoked_keys has no effect without allowed_signers"),
         ("max_frames = 2026-01-01", "max_frames is datetime.date(2026, 1, 1); expected an integer"),
     ],
@@ -174,6 +175,7 @@ def test_named_pipe_is_refused_without_waiting(tmp_path):
     [
         ({"sources": ["0", "rtsp://me:SECRET@host/"]}, "sources"),
         ({"sources": "http://host/?token=SECRET"}, "sources"),
+        ({"sources": "me:SECRET@host/path"}, "sources"),
         ({"mqtt": MqttConfig("mqtts://me:SECRET@host")}, "mqtt.url"),
         ({"webhook": WebhookConfig("https://me:SECRET@host/")}, "webhook.url"),
         ({"webhook": WebhookConfig("https://host/", "SECRET")}, "webhook.secret"),
