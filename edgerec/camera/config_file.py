@@ -465,6 +465,7 @@ def _attribute_docs(kind: type[Any]) -> dict[str, str]:
     for match in re.finditer(r"^(\w+(?:, \w+)*): (.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
         text = " ".join(match[2].split())
         text = text if text.startswith("`") else text[:1].upper() + text[1:]
+        text = re.sub(r"; see :\w+:`[^`]*`", "", text)  # The file has no links to the reference.
         text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")
         for name in match[1].split(", "):
             docs[name] = text
