@@ -22,6 +22,7 @@ from edgerec.camera.sinks.webhook import WebhookAddress
 from edgerec.camera.sources import find_source
 from edgerec.errors import EdgerecError, SourceError
 from edgerec.utils.atomic import replacing_folder, write_file
+from edgerec.utils.url_redaction import redacted
 from tests.conftest import error_line
 from tests.servers import HEAD, MjpegServer, free_port, image_part, jpeg
 
@@ -50,6 +51,7 @@ def leaked(text: str) -> bool:
         ("rtsp://cam/user=admin_password=SECRET_channel=1_stream=0.sdp", "rtsp://cam/user=***"),
         ("RTSP://user:SECRET@cam/x", "rtsp://cam/x"),
         ("http://[::1]:8080/x?token=SECRET", "http://[::1]:8080/x?***"),
+        ("synthetic:64x48@20", "synthetic:64x48@20"),
     ],
 )
 def test_name_of_a_source_has_no_secret(address, name):
@@ -560,3 +562,8 @@ def test_replaced_file_keeps_its_mode(tmp_path):
     (tmp_path / "file").touch(0o600)
     write_file(tmp_path / "file", "text")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_frame_rate_of_a_synthetic_source_is_not_a_password():
+    assert redacted("synthetic:640x480@30") == "synthetic:640x480@30"
+    assert redacted("synthetic:SECRET@30") == "***"
