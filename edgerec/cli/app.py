@@ -35,7 +35,7 @@ COMMANDS = {
     "Ship": {
         "export": "Export a run as a bundle for a target and verify it.",
         "verify": "Verify a bundle's files and scores on this machine.",
-        "deploy": "Install, update or roll back a bundle on a device over SSH.",
+        "deploy": "Install, update or roll back a bundle on devices over SSH.",
     },
     "Run": {
         "camera": "Classify frames from cameras, videos or folders.",

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgerec.cli.output import JsonOption, parse_duration_s, progress, say, show_json
 
 if TYPE_CHECKING:
-    from edgerec.deploy import DeployOptions, DeployResult, Device, Step
+    from edgerec.deploy import DeployOptions, DeployResult, Device, DeviceOutcome, FleetDevice, Step
 
-_OPERATIONS, _CONNECTION, _SIGNATURES = "Other operations", "Connection", "Signatures"
+_OPERATIONS, _FLEET = "Other operations", "Several devices"
+_CONNECTION, _SIGNATURES = "Connection", "Signatures"
 
 
 def deploy(
-    arguments: list[str] = typer.Argument(
-        ...,
-        metavar="[BUNDLE] DEVICE",
-        help="Bundle folder or .zip file, and the device: user@host, or a host of ~/.ssh/config.",
+    arguments: list[str] | None = typer.Argument(
+        None,
+        metavar="[BUNDLE] [DEVICE]",
+        show_default=False,
+        help="Bundle folder or .zip file, and the devices: user@host, a host of ~/.ssh/config, or a name in "
+        "devices.toml.",
     ),
     config: Path | None = typer.Option(
         None,
@@ -47,6 +53,29 @@ def deploy(
         "--remove",
         help="Stop the service and remove all releases. /etc/edgerec is kept.",
         rich_help_panel=_OPERATIONS,
+    ),
+    all_devices: bool = typer.Option(
+        False, "--all", help="Deploy to all devices in devices.toml.", rich_help_panel=_FLEET
+    ),
+    tag: list[str] = typer.Option(
+        [], metavar="TAG", help="Deploy to the devices with this tag. May be repeated.", rich_help_panel=_FLEET
+    ),
+    parallel: int = typer.Option(
+        4, min=1, max=64, metavar="N", help="Maximum number of simultaneous deployments.", rich_help_panel=_FLEET
+    ),
+    canary: int = typer.Option(
+        0,
+        min=0,
+        metavar="N",
+        help="Number of devices to update first, preferably those with the tag 'canary'. If one of them fails, no "
+        "other device is updated.",
+        rich_help_panel=_FLEET,
+    ),
+    devices: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="TOML file that lists the devices. [default: devices.toml]",
+        rich_help_panel=_FLEET,
     ),
     port: int | None = typer.Option(
         None,
@@ -84,20 +113,22 @@ def deploy(
         rich_help_panel=_SIGNATURES,
     ),
 ) -> None:
-    """Install, update or roll back a bundle on a device over SSH.
+    """Install, update or roll back a bundle on devices over SSH.
 
     If a new release does not classify frames, the previous release is restored.
     """
     if rollback and remove:
         raise typer.BadParameter("--rollback cannot be combined with --remove")
-    count = 1 if rollback or remove else 2
-    if len(arguments) != count:
-        expected = "DEVICE" if count == 1 else "BUNDLE DEVICE"
-        raise typer.BadParameter(f"expected {expected}, got {len(arguments)} arguments")
+    if all_devices and tag:
+        raise typer.BadParameter("--all cannot be combined with --tag")
+    operation = "rollback" if rollback else "remove" if remove else "deploy"
+    fleet = all_devices or bool(tag)
+    bundle, names = _split(arguments or [], operation, fleet)
     from edgerec.deploy import DeployOptions, Device
     from edgerec.errors import EdgerecError
 
-    device = Device(arguments[-1], port=port, ssh_config=ssh_config, prefix=prefix.rstrip("/"), interactive=True)
+    template = Device("", port=port, ssh_config=ssh_config, prefix=prefix.rstrip("/"))
+    selected = _selected(names, tag, all_devices, devices, template)
     options = DeployOptions(
         config=config,
         healthy_within_s=parse_duration_s(healthy_within),
@@ -108,9 +139,15 @@ def deploy(
         allow_downgrade=allow_downgrade,
         find_links=find_links,
     )
-    operation = "rollback" if rollback else "remove" if remove else "deploy"
+    if fleet or len(selected) > 1:
+        if not _run_on_fleet(operation, bundle, selected, options, parallel, canary, json):
+            raise typer.Exit(1)
+        return
+    device = replace(selected[0].device, interactive=True)
+    if operation == "deploy":
+        options = replace(options, config=config or selected[0].config)
     try:
-        result = _run(operation, arguments[0], device, options, json)
+        result = _run(operation, bundle, device, options, json)
     except EdgerecError as error:
         log = getattr(error, "log", ())
         if json:
@@ -125,6 +162,88 @@ def deploy(
         show_json(result.to_dict())
     else:
         _show(operation, result, dry_run)
+
+
+def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list[str]]:
+    """Return the bundle, which may be empty, and the devices."""
+    if operation != "deploy":
+        bundle, names, expected = "", arguments, "DEVICE"
+    else:
+        bundle, names, expected = "".join(arguments[:1]), arguments[1:], "BUNDLE DEVICE"
+    if not names and not fleet:
+        raise typer.BadParameter(f"expected {expected}, or --all or --tag, got {len(arguments)} arguments")
+    if len(set(names)) < len(names):
+        raise typer.BadParameter("a device is specified twice")
+    return bundle, names
+
+
+def _selected(
+    names: list[str], tags: list[str], all_devices: bool, file: Path | None, template: Device
+) -> tuple[FleetDevice, ...]:
+    """Return the devices in devices.toml that have one of the names or tags, and a device for each address.
+
+    Args:
+        names: names in devices.toml, or addresses.
+        tags: tags in devices.toml.
+        all_devices: whether to return all devices in devices.toml.
+        file: path of devices.toml. None uses the file in the current folder if it exists.
+        template: device with the connection options for addresses.
+    """
+    from edgerec.deploy.devices_file import DEVICES_FILE, FleetDevice, read_devices, select_devices
+
+    path = file or Path(DEVICES_FILE)
+    has_names = any("@" not in name for name in names)
+    listed = read_devices(path) if all_devices or tags or file or (has_names and path.is_file()) else ()
+    known = {device.name for device in listed}
+    addresses = [name for name in names if name not in known and ("@" in name or file is None)]
+    chosen = [name for name in names if name not in addresses]
+    of_file = select_devices(listed, () if all_devices else chosen, tags) if all_devices or tags or chosen else ()
+    return (*of_file, *(FleetDevice(replace(template, address=address)) for address in addresses))
+
+
+def _run_on_fleet(
+    operation: str,
+    bundle: str,
+    devices: Sequence[FleetDevice],
+    options: DeployOptions,
+    parallel: int,
+    canary: int,
+    json: bool,
+) -> bool:
+    """Perform an operation on several devices, and print the outcomes. Return whether all devices succeeded."""
+    from edgerec.cli.fleet_output import fleet_progress, show_outcomes
+    from edgerec.deploy import deploy_to_fleet, remove, rollback, run_on_fleet
+
+    outcomes: dict[str, DeviceOutcome] = {}
+    with fleet_progress([device.name for device in devices], quiet=json) as (show_step, show_outcome):
+
+        def finished(outcome: DeviceOutcome) -> None:
+            outcomes[outcome.device] = outcome
+            show_outcome(outcome)
+
+        rollout: dict[str, Any] = {
+            "parallel": parallel,
+            "canary": canary,
+            "listener": show_step,
+            "finished": finished,
+        }
+        with suppress(KeyboardInterrupt):  # The outcomes show which devices were canceled.
+            if operation == "deploy":
+                deploy_to_fleet(bundle or None, devices, options, **rollout)
+            else:
+                perform = rollback if operation == "rollback" else remove
+                run_on_fleet(
+                    lambda entry, options, listener: perform(entry.device, options, listener),
+                    devices,
+                    options,
+                    **rollout,
+                )
+    ordered = [outcomes[device.name] for device in devices]
+    if json:
+        show_json([outcome.to_dict() for outcome in ordered])
+    else:
+        show_outcomes(ordered)
+    return all(outcome.succeeded for outcome in ordered)
 
 
 def _run(operation: str, bundle: str, device: Device, options: DeployOptions, json: bool) -> DeployResult:

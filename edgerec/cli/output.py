@@ -268,15 +268,9 @@ def progress() -> Iterator[Listener]:
         ),
     )
     bars: dict[str, Any] = {}
-    log = logging.getLogger("edgerec")
     with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as display:
 
         def listen(step: Step) -> None:
-            if step.may_ask_user:
-                display.stop()
-                return
-            if not display.live.is_started:
-                display.start()
             if step.stage not in bars:
                 for other in bars.values():
                     display.update(other, visible=False)
@@ -284,15 +278,23 @@ def progress() -> Iterator[Listener]:
             bar, text = bars[step.stage], printable(step.text)
             display.update(bar, completed=step.done, total=step.total, text=text, visible=step.done < step.total)
 
-        handlers = log.handlers[:]
-        if console.is_terminal:
-            handler = _AboveProgressBar(display.console)
-            handler.setFormatter(_Formatter())
-            log.handlers = [handler]
-        try:
+        with log_above(display.console):
             yield listen
-        finally:
-            log.handlers = handlers
+
+
+@contextmanager
+def log_above(console: Any) -> Iterator[None]:
+    """Context manager that prints log messages above a live display of ``rich``, if the console is a terminal."""
+    log = logging.getLogger("edgerec")
+    handlers = log.handlers[:]
+    if console.is_terminal:
+        handler = _AboveProgressBar(console)
+        handler.setFormatter(_Formatter())
+        log.handlers = [handler]
+    try:
+        yield
+    finally:
+        log.handlers = handlers
 
 
 class _AboveProgressBar(logging.Handler):

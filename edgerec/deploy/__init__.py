@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgerec.deploy.device import Device, DeviceStatus
 from edgerec.deploy.devices_file import FleetDevice, read_devices, select_devices
-from edgerec.deploy.fleet import DeviceOutcome, deploy_to_fleet
+from edgerec.deploy.fleet import DeviceOutcome, deploy_to_fleet, run_on_fleet
 from edgerec.deploy.fleet_status import DeviceReport, fleet_status
 from edgerec.deploy.release import (
     DeployOptions,
@@ -32,5 +32,6 @@ __all__ = [
     "read_devices",
     "remove",
     "rollback",
+    "run_on_fleet",
     "select_devices",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgerec.camera.interrupts import Interrupts
-from edgerec.deploy.device import Device
 from edgerec.deploy.devices_file import FleetDevice
 from edgerec.deploy.release import DeployOptions, DeployResult, Listener, Step, deploy_bundle
 from edgerec.errors import DeployError, EdgerecError
+
+log = logging.getLogger(__name__)
 
 State = Literal["updated", "unchanged", "planned", "failed", "canceled", "not started", "unknown"]
 CANARY_TAG = "canary"
@@ -23,7 +25,8 @@ DEFAULT_PARALLEL, MAX_PARALLEL = 4, 64
 CANCELABLE = ("connect", "check", "plan", "send")
 _POLL_S = 0.2
 
-Operation = Callable[[Path, Device, DeployOptions, Listener], DeployResult]
+# Performs an operation on one device of a fleet. It has the same errors and calls the listener like deploy_bundle().
+Operation = Callable[[FleetDevice, DeployOptions, Listener], DeployResult]
 
 
 class _CanceledError(Exception):
@@ -77,7 +80,6 @@ def deploy_to_fleet(
     listener: Listener = bool,
     finished: Callable[[DeviceOutcome], object] = bool,
     stop: threading.Event | None = None,
-    operation: Operation = deploy_bundle,
 ) -> list[DeviceOutcome]:
     """Deploy a bundle to several devices.
 
@@ -99,7 +101,6 @@ def deploy_to_fleet(
             the same time.
         finished: function that is called with each outcome, in the thread of the caller.
         stop: event that cancels the deployment like Ctrl-C.
-        operation: function that deploys a bundle to a device.
 
     Returns:
         The outcomes, in the order of ``devices``.
@@ -108,10 +109,45 @@ def deploy_to_fleet(
         DeployError: a device has no bundle.
         KeyboardInterrupt: the user stopped the deployment. ``finished`` has been called for each device.
     """
+    bundles = {entry.name: _bundle_for(bundle, entry) for entry in devices}
+
+    def deploy(entry: FleetDevice, options: DeployOptions, listener: Listener) -> DeployResult:
+        options = options if options.config else replace(options, config=entry.config)
+        return deploy_bundle(bundles[entry.name], entry.device, options, listener)
+
+    return run_on_fleet(
+        deploy, devices, options, parallel=parallel, canary=canary, listener=listener, finished=finished, stop=stop
+    )
+
+
+def run_on_fleet(
+    operation: Operation,
+    devices: Sequence[FleetDevice],
+    options: DeployOptions = DeployOptions(),
+    *,
+    parallel: int = DEFAULT_PARALLEL,
+    canary: int = 0,
+    listener: Listener = bool,
+    finished: Callable[[DeviceOutcome], object] = bool,
+    stop: threading.Event | None = None,
+) -> list[DeviceOutcome]:
+    """Perform an operation, such as a rollback, on several devices.
+
+    Args:
+        operation: function that performs the operation on one device.
+        devices: the devices.
+        options: options of the operation.
+        parallel, canary, listener, finished, stop: see :func:`deploy_to_fleet`.
+
+    Returns:
+        The outcomes, in the order of ``devices``.
+
+    Raises:
+        KeyboardInterrupt: the user stopped the operation. ``finished`` has been called for each device.
+    """
     if parallel < 1 or canary < 0:
         raise ValueError(f"parallel is {parallel} and canary is {canary}; expected at least 1 and 0")
-    bundles = [_bundle_for(bundle, entry) for entry in devices]
-    rollout = _Rollout(devices, bundles, options, listener, finished, stop or threading.Event(), operation)
+    rollout = _Rollout(operation, devices, options, listener, finished, stop or threading.Event())
     order = sorted(range(len(devices)), key=lambda index: CANARY_TAG not in devices[index].tags)
     first, rest = order[:canary], order[canary:]
     with Interrupts(rollout.interrupt):
@@ -138,19 +174,18 @@ class _Rollout:
 
     def __init__(
         self,
+        operation: Operation,
         devices: Sequence[FleetDevice],
-        bundles: Sequence[Path],
         options: DeployOptions,
         listener: Listener,
         finished: Callable[[DeviceOutcome], object],
         stop: threading.Event,
-        operation: Operation,
     ) -> None:
         self.outcomes: dict[int, DeviceOutcome] = {}
-        self._devices, self._bundles, self._options = devices, bundles, options
-        self._listener, self._finished, self._stop, self._operation = listener, finished, stop, operation
+        self._operation, self._devices, self._options = operation, devices, options
+        self._listener, self._finished, self._stop = listener, finished, stop
         self._listener_lock = threading.Lock()
-        self._abandoned = False
+        self._abandoned = self._stop_reported = False
 
     def run(self, indexes: Sequence[int], parallel: int) -> None:
         """Deploy to some of the devices, and wait for the outcomes."""
@@ -160,6 +195,7 @@ class _Rollout:
         errors: list[BaseException] = []
         while waiting or running:
             if self._stop.is_set():
+                self._report_stop(running)
                 self.skip(reversed(waiting), "canceled", "the deployment was stopped")
                 waiting.clear()
             while waiting and len(running) < parallel:
@@ -192,6 +228,12 @@ class _Rollout:
         for index in indexes:
             self._add(index, DeviceOutcome(self._devices[index].name, state, error=reason))
 
+    def _report_stop(self, running: set[int]) -> None:
+        if running and not self._stop_reported:
+            names = ", ".join(self._devices[index].name for index in sorted(running))
+            log.info("stopping: waiting for %s. Press Ctrl-C again to let the devices finish by themselves", names)
+        self._stop_reported = True
+
     def _add(self, index: int, outcome: DeviceOutcome) -> None:
         self.outcomes[index] = outcome
         self._finished(outcome)
@@ -204,7 +246,8 @@ class _Rollout:
 
     def _deploy(self, index: int) -> DeviceOutcome:
         entry, start_s = self._devices[index], time.monotonic()
-        options = self._options if self._options.config else replace(self._options, config=entry.config)
+        # Several devices cannot ask for a password at the same time.
+        entry = replace(entry, device=replace(entry.device, interactive=False))
 
         def seconds() -> float:
             return round(time.monotonic() - start_s, 3)
@@ -217,7 +260,7 @@ class _Rollout:
                     self._listener(step)
 
         try:
-            result = self._operation(self._bundles[index], replace(entry.device, interactive=False), options, listen)
+            result = self._operation(entry, self._options, listen)
         except _CanceledError:
             reason = "the deployment was stopped before the device was changed"
             return DeviceOutcome(entry.name, "canceled", error=reason, seconds=seconds())
@@ -233,7 +276,7 @@ class _Rollout:
             )
         except (EdgerecError, OSError) as error:
             return DeviceOutcome(entry.name, "failed", error=str(error), seconds=seconds())
-        state: State = "planned" if options.dry_run else "updated" if result.changed else "unchanged"
+        state: State = "planned" if self._options.dry_run else "updated" if result.changed else "unchanged"
         return DeviceOutcome(entry.name, state, result, seconds=seconds())
 
 

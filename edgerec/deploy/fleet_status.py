@@ -153,8 +153,10 @@ def _state(report: DeviceReport) -> tuple[str, str]:
         return "failed", "the service failed: run journalctl -u edgerec on the device"
     if status.service in ("inactive", "deactivating"):
         return "stopped", ""
-    if camera is None:
+    if not status.camera:
         return "starting", ""
+    if camera is None:
+        return "running", "the status of the camera has an unknown format: deploy a bundle of this version of edgerec"
     if status.age_s is not None and status.age_s > HANGING_S:
         return "hanging", f"the camera has not updated its status for {status.age_s:.0f} s"
     sources = camera["sources"]

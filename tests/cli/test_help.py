@@ -99,7 +99,17 @@ def test_bash_completes_commands_options_and_subcommands():
 
 def test_each_module_of_a_command_is_in_the_table_of_commands():
     names = {name.replace("import", "import_") for names in COMMANDS.values() for name in names}
-    helpers = {"app", "camera_options", "failures", "help", "options", "output", "recipe_options", "user_paths"}
+    helpers = {
+        "app",
+        "camera_options",
+        "failures",
+        "fleet_output",
+        "help",
+        "options",
+        "output",
+        "recipe_options",
+        "user_paths",
+    }
     modules = {path.stem for path in (REPOSITORY / "edgerec" / "cli").glob("*.py")} - {"__init__"}
     assert modules == names | helpers
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgerec import Device
+from tests.deploy.network_namespaces import NetworkPlace
+from tests.network import free_port
 
 SERVICE_MANAGER = Path(__file__).with_name("service_manager.py")
 # The folders that a deployment changes are in memory. /dev/video0 is an ordinary file.
@@ -57,7 +58,15 @@ class TestDevice:
 
     __test__ = False
 
-    def __init__(self, folder: Path, *, name: str = "", size: str = "1g", python: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "",
+        size: str = "1g",
+        python: str = "",
+        place: NetworkPlace = NetworkPlace("127.0.0.1"),
+    ) -> None:
         """Create a device without starting it.
 
         Args:
@@ -65,8 +74,9 @@ class TestDevice:
             name: display name of the device.
             size: size of the disk for /opt/edgerec, as for tmpfs.
             python: shell script that replaces the Python interpreters in /usr/bin.
+            place: address of the device, by default on the loopback interface.
         """
-        self.folder, self._size = folder, size
+        self.folder, self._size, self._place = folder, size, place
         for each in ("bin", "memory", "shadow"):
             (folder / each).mkdir(parents=True)
         program = folder / "bin" / "service_manager.py"
@@ -92,24 +102,23 @@ class TestDevice:
         path.chmod(0o755)
 
     def __enter__(self) -> TestDevice:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        folder = self.folder
+        folder, address = self.folder, self._place.address
+        # A device with its own address can use a fixed port.
+        port = 2222 if self._place.enter else free_port()
         (folder / "sshd_config").write_text(
-            f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
+            f"ListenAddress {address}:{port}\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
             f"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n"
             f"MaxStartups 100\nSetEnv PATH={folder}/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
         )
         known_host = (folder / "host_key.pub").read_text()
-        (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {known_host}")
+        (folder / "known_hosts").write_text(f"[{address}]:{port} {known_host}")
         self.ssh_config.write_text(
-            f"Host test-device\n  HostName 127.0.0.1\n  Port {port}\n  IdentityFile {folder}/key\n"
+            f"Host test-device\n  HostName {address}\n  Port {port}\n  IdentityFile {folder}/key\n"
             f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  StrictHostKeyChecking yes\n"
         )
         self._log = (folder / "sshd.log").open("ab")
         environment = {**os.environ, "PATH": f"{folder}/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-        namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        namespaces = [*self._place.enter, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._process = subprocess.Popen(
             [*namespaces, "sh", "-c", _SCRIPT, "sh", folder, self._size],
             stdin=subprocess.DEVNULL,
@@ -136,7 +145,7 @@ class TestDevice:
 
     def run(self, command: str) -> str:
         """Run a shell command on the device, and return its output."""
-        ssh = ["ssh", "-F", self.ssh_config, "test-device", command]
+        ssh = [*self._place.reach, "ssh", "-F", self.ssh_config, "test-device", command]
         done = subprocess.run(ssh, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
         return done.stdout
 

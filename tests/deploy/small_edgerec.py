@@ -33,10 +33,20 @@ def camera(bundle, status_file, behavior):
             "version": 1,
             "pid": os.getpid(),
             "bundle": digest,
+            "name": "small",
             "started_s": started_s,
             "updated_s": time.time(),
             "frames": 0 if behavior.get("idle") else frames,
-            "sources": [{"name": "camera", "state": "lost", "reason": "no signal"}] if behavior.get("idle") else [],
+            "fps": 50.0,
+            "invalid": 0,
+            "temperature_c": None,
+            "throttled": [],
+            "sources": [
+                {"name": "camera", "state": "lost", "reason": "no signal"}
+                if behavior.get("idle")
+                else {"name": "camera", "state": "live", "reason": ""}
+            ],
+            "last": {"source": "camera", "label": "red", "score": 0.5, "at_s": time.time()},
         }
         partial = status_file.with_suffix(".new")
         partial.write_text(json.dumps(status))

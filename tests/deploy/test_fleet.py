@@ -12,8 +12,9 @@ import pytest
 from edgerec import DeployOptions, Device
 from edgerec.camera import interrupts
 from edgerec.deploy import DeployResult, Step
+from edgerec.deploy import fleet as module
 from edgerec.deploy.devices_file import FleetDevice
-from edgerec.deploy.fleet import deploy_to_fleet
+from edgerec.deploy.fleet import deploy_to_fleet, run_on_fleet
 from edgerec.errors import DeployError
 from tests.network import wait_for
 
@@ -25,23 +26,24 @@ def fleet(count, **changes):
 
 
 class Deployment:
-    """A stand-in for ``deploy_bundle`` that records its calls.
+    """A stand-in for a deployment that records its calls.
 
     Attributes:
         started: names of the devices, in the order of the calls.
         peak: maximum number of simultaneous calls.
-        calls: bundle, device and options of each call.
+        devices: the devices, in the same order.
     """
 
     def __init__(self, failing=(), before_step=lambda device, step: None):
         self.failing, self.before_step = failing, before_step
-        self.started, self.calls, self.running, self.peak = [], [], 0, 0
+        self.started, self.devices, self.running, self.peak = [], [], 0, 0
         self._lock = threading.Lock()
 
-    def __call__(self, bundle, device, options, listener):
+    def __call__(self, entry, options, listener):
+        device = entry.device
         with self._lock:
             self.started.append(device.name)
-            self.calls.append((bundle, device, options))
+            self.devices.append(device)
             self.running += 1
             self.peak = max(self.peak, self.running)
         try:
@@ -64,7 +66,7 @@ def test_devices_are_updated_in_parallel_and_outcomes_keep_the_order():
     everyone_runs = threading.Barrier(4)
     deployment = Deployment(before_step=lambda device, step: step == "install" and everyone_runs.wait(30))
     finished = []
-    outcomes = deploy_to_fleet("bundle", fleet(8), parallel=4, operation=deployment, finished=finished.append)
+    outcomes = run_on_fleet(deployment, fleet(8), parallel=4, finished=finished.append)
     assert deployment.peak == 4
     assert [outcome.device for outcome in outcomes] == [f"device-{n}" for n in range(8)]
     assert {outcome.state for outcome in outcomes} == {"updated"}
@@ -73,7 +75,7 @@ def test_devices_are_updated_in_parallel_and_outcomes_keep_the_order():
 
 
 def test_failing_device_does_not_stop_the_others():
-    outcomes = deploy_to_fleet("bundle", fleet(4), operation=Deployment(failing=["device-1"]))
+    outcomes = run_on_fleet(Deployment(failing=["device-1"]), fleet(4))
     assert [outcome.state for outcome in outcomes] == ["updated", "failed", "updated", "updated"]
     failed = outcomes[1]
     assert (failed.error, failed.step, failed.restored, failed.log) == ("the disk is full", "send", True, ("a line",))
@@ -85,7 +87,7 @@ def test_failed_canary_stops_the_rollout():
     devices = fleet(5)
     devices[3] = FleetDevice(devices[3].device, tags=("canary",))
     deployment = Deployment(failing=["device-3"])
-    outcomes = deploy_to_fleet("bundle", devices, canary=1, operation=deployment)
+    outcomes = run_on_fleet(deployment, devices, canary=1)
     assert deployment.started == ["device-3"]
     assert outcomes[3].state == "failed"
     others = [outcome for outcome in outcomes if outcome.device != "device-3"]
@@ -98,7 +100,7 @@ def test_canaries_are_finished_before_other_devices_are_started():
     deployment = Deployment(
         before_step=lambda device, step: device < "device-2" and step == "install" and canaries_run.wait(30)
     )
-    outcomes = deploy_to_fleet("bundle", fleet(5), canary=2, operation=deployment)
+    outcomes = run_on_fleet(deployment, fleet(5), canary=2)
     assert set(deployment.started[:2]) == {"device-0", "device-1"}
     assert {outcome.state for outcome in outcomes} == {"updated"}
 
@@ -122,7 +124,7 @@ def test_stop_cancels_devices_before_the_installation_and_waits_for_the_others()
     deployment = Deployment(before_step=before_step)
     thread = threading.Thread(target=stop_when_both_are_ready)
     thread.start()
-    outcomes = deploy_to_fleet("bundle", fleet(4), parallel=2, operation=deployment, stop=stop)
+    outcomes = run_on_fleet(deployment, fleet(4), parallel=2, stop=stop)
     thread.join()
     assert [outcome.state for outcome in outcomes] == ["updated", "canceled", "canceled", "canceled"]
     assert deployment.started == ["device-0", "device-1"] or deployment.started == ["device-1", "device-0"]
@@ -149,9 +151,7 @@ def test_first_ctrl_c_cancels_and_second_stops_waiting(monkeypatch):
     thread = threading.Thread(target=interrupt_twice)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        deploy_to_fleet(
-            "b", fleet(2), parallel=1, operation=Deployment(before_step=before_step), finished=finished.append
-        )
+        run_on_fleet(Deployment(before_step=before_step), fleet(2), parallel=1, finished=finished.append)
     release.set()
     thread.join()
     assert states(finished) == {"device-0": "unknown", "device-1": "canceled"}
@@ -162,18 +162,33 @@ def test_unexpected_error_is_raised_in_the_callers_thread():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        deploy_to_fleet("bundle", fleet(3), parallel=1, operation=operation)
+        run_on_fleet(operation, fleet(3), parallel=1)
 
 
-def test_own_configuration_and_bundle_of_a_device_are_used_by_default(tmp_path):
-    own = FleetDevice(Device("a", "own", interactive=True), config=Path("own.toml"), bundle=Path("own-bundle"))
+def test_devices_cannot_ask_for_a_password():
     deployment = Deployment()
-    deploy_to_fleet(None, [own], operation=deployment)
-    deploy_to_fleet("bundle", [own], DeployOptions(config=Path("c.toml")), operation=deployment)
-    (bundle, device, options), (other_bundle, _, other_options) = deployment.calls
-    assert (bundle, options.config) == (Path("own-bundle"), Path("own.toml"))
-    assert (other_bundle, other_options.config) == (Path("bundle"), Path("c.toml"))
-    assert not device.interactive  # Several devices cannot ask for a password at the same time.
+    run_on_fleet(deployment, [FleetDevice(Device("a", "own", interactive=True))])
+    assert not deployment.devices[0].interactive
+
+
+def test_device_without_a_bundle_is_reported_before_any_device_is_updated():
+    with_bundle = FleetDevice(Device("a", "own"), bundle=Path("own-bundle"))
+    finished = []
     with pytest.raises(DeployError, match=r"there is no bundle for device-0: specify BUNDLE"):
-        deploy_to_fleet(None, [own, *fleet(1)], operation=deployment)
-    assert len(deployment.calls) == 2
+        deploy_to_fleet(None, [with_bundle, *fleet(1)], finished=finished.append)
+    assert not finished
+
+
+def test_own_configuration_and_bundle_of_a_device_are_used_by_default(monkeypatch):
+    calls = []
+
+    def deploy(bundle, device, options, listener):
+        calls.append((bundle, options.config))
+        return DeployResult(device.name, "new", "old", False, 10, 1.0)
+
+    monkeypatch.setattr(module, "deploy_bundle", deploy)
+    own = FleetDevice(Device("a", "own"), config=Path("own.toml"), bundle=Path("own-bundle"))
+    (outcome,) = deploy_to_fleet(None, [own])
+    deploy_to_fleet("bundle", [own], DeployOptions(config=Path("c.toml")))
+    assert calls == [(Path("own-bundle"), Path("own.toml")), (Path("bundle"), Path("c.toml"))]
+    assert outcome.state == "unchanged"

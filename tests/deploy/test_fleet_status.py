@@ -44,7 +44,11 @@ def source(state, reason=""):
         (status(service="failed"), "failed", "the service failed: run journalctl -u edgerec on the device"),
         (status(service="inactive", camera={}), "stopped", ""),
         (status(camera={}), "starting", ""),
-        (status(camera={"version": 99}), "starting", ""),
+        (
+            status(camera={"version": 99}),
+            "running",
+            "the status of the camera has an unknown format: deploy a bundle of this version of edgerec",
+        ),
         (status(age_s=40.0), "hanging", "the camera has not updated its status for 40 s"),
         (status(camera=source("lost", "no signal")), "no frames", "0 is lost (no signal)"),
     ],

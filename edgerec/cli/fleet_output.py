@@ -1,0 +1,99 @@
+"""Show the progress and the outcomes of a deployment to several devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from edgerec.cli.output import log_above, say, show_log, table
+from edgerec.utils.text import printable
+
+if TYPE_CHECKING:
+    from edgerec.deploy import DeviceOutcome, Step
+
+_BAR_WIDTH = 12
+
+
+@contextmanager
+def fleet_progress(
+    names: Sequence[str], *, quiet: bool = False
+) -> Iterator[tuple[Callable[[Step], None], Callable[[DeviceOutcome], None]]]:
+    """Context manager that shows the progress of several devices, and yields a listener for steps and for outcomes.
+
+    If stderr is a terminal, one table shows all devices. Otherwise, one line is printed for each completed step.
+
+    Args:
+        names: names of the devices.
+        quiet: print no lines if stderr is not a terminal.
+    """
+    show_log()
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    width = max(map(len, names), default=0)
+    if not console.is_terminal:
+
+        def show_step(step: Step) -> None:
+            if step.state != "running" and not quiet:
+                say(f"{step.device:<{width}}  {step.name:<8} {step.text}", err=True)
+
+        def show_outcome(outcome: DeviceOutcome) -> None:
+            if not quiet:
+                say(f"{outcome.device:<{width}}  {outcome.state}", err=True)
+
+        yield show_step, show_outcome
+        return
+    rows = dict.fromkeys(names, ("waiting", 0.0, ""))
+
+    def step_row(step: Step) -> None:
+        fraction = min(1.0, step.done / step.total) if step.total else 0.0
+        rows[step.device] = (step.name, fraction, step.text)
+
+    def outcome_row(outcome: DeviceOutcome) -> None:
+        rows[outcome.device] = (outcome.state, 0.0, outcome.error)
+
+    with (
+        Live(get_renderable=lambda: _progress_table(rows), console=console, refresh_per_second=4, transient=True),
+        log_above(console),
+    ):
+        yield step_row, outcome_row
+
+
+def _progress_table(rows: dict[str, tuple[str, float, str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, min_width=11)
+    grid.add_column(no_wrap=True, min_width=_BAR_WIDTH)
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for name, (state, fraction, text) in list(rows.items()):
+        bar = "━" * round(fraction * _BAR_WIDTH)
+        grid.add_row(Text(printable(name)), Text(state), Text(bar), Text(printable(text)))
+    return grid
+
+
+def show_outcomes(outcomes: Sequence[DeviceOutcome]) -> None:
+    """Print one table with the outcomes, followed by the errors. The log lines of the devices are printed to stderr."""
+    rows = [
+        (
+            outcome.device,
+            outcome.state,
+            outcome.result.release or "–" if outcome.result else "–",
+            f"{outcome.result.sent_bytes:,}" if outcome.result else "–",
+            f"{outcome.seconds:.1f} s",
+        )
+        for outcome in outcomes
+    ]
+    table(("device", "state", "release", "bytes sent", "time"), rows, optional=("bytes sent", "time"))
+    for outcome in outcomes:
+        for line in outcome.log:
+            say(f"{outcome.device}: {line}", err=True)
+    for outcome in outcomes:
+        if outcome.error:
+            say(f"{outcome.device}: {outcome.error}")
+    updated = sum(outcome.succeeded for outcome in outcomes)
+    say(f"done     {updated} of {len(outcomes)} devices")
