@@ -129,8 +129,8 @@ def test_json_keys_exist(invoke, first_run, bundle, golden_images):
         text = PAGES["reference/json.md"].partition(f"## {section}\n")[2].partition("\n## ")[0]
         columns = re.findall(r"^\| (`[^|]*) \|", text, re.M)
         documented = {key for column in columns for key in re.findall(r"`(\w+)`", column)}
-        # Only the camera prints decisions, and only a bundle with an autoencoder has a novelty.
-        assert documented - {"decision", "novelty"} <= json.loads(output).keys(), section
+        # Only the camera prints decisions and regions, and only a bundle with an autoencoder has a novelty.
+        assert documented - {"decision", "novelty", "region"} <= json.loads(output).keys(), section
         assert len(documented) > 3
 
 

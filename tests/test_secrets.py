@@ -22,6 +22,7 @@ from edgerec.camera.sinks.webhook import WebhookAddress
 from edgerec.camera.sources import find_source
 from edgerec.errors import EdgerecError, SourceError
 from edgerec.utils.atomic import replacing_folder, write_file
+from edgerec.utils.url_redaction import redacted
 from tests.conftest import error_line
 from tests.servers import HEAD, MjpegServer, free_port, image_part, jpeg
 
@@ -50,6 +51,7 @@ def leaked(text: str) -> bool:
         ("rtsp://cam/user=admin_password=SECRET_channel=1_stream=0.sdp", "rtsp://cam/user=***"),
         ("RTSP://user:SECRET@cam/x", "rtsp://cam/x"),
         ("http://[::1]:8080/x?token=SECRET", "http://[::1]:8080/x?***"),
+        ("synthetic:64x48@20", "synthetic:64x48@20"),
     ],
 )
 def test_name_of_a_source_has_no_secret(address, name):
@@ -402,6 +404,26 @@ def test_camera_with_secrets_everywhere_shows_none(bundle, tmp_path, edgerec):
     assert "\x1b" not in result.stderr
 
 
+def test_camera_with_secrets_in_a_private_configuration_file_shows_none(bundle, tmp_path, edgerec):
+    path = secret_file(tmp_path, "")
+    path.write_text(
+        f'bundle = "{bundle}"\nsources = ["synthetic:8x8@30"]\noutput = "json"\nmax_frames = 3\n'
+        f'[webhook]\nurl = "http://me:SECRET@127.0.0.1:{free_port()}/S3CR3T"\nsecret = "SECRET"\n'
+        f'[mqtt]\nurl = "mqtt://me:SECRET@127.0.0.1:{free_port()}/home"\nqueue_dir = "queue"\n'
+        f'[web]\naddress = "127.0.0.1:0"\ntoken = "SECRET-token"\n'
+    )
+    environment = os.environ | {"EDGEREC_LOG": "DEBUG"}
+    result = edgerec("camera", "--config", path, env=environment)
+    assert [json.loads(line)["event"] for line in result.stdout.splitlines()].count("result") == 3
+    assert "process list" not in result.stderr
+    assert not leaked(result.stdout + result.stderr)
+    path.chmod(0o644)
+    refusal = edgerec("camera", "--config", path, env=environment)
+    assert refusal.returncode == 1
+    assert "contains a password or token in mqtt.url, but other users" in refusal.stderr
+    assert not leaked(refusal.stderr)
+
+
 def test_password_on_the_command_line_causes_a_warning(bundle, edgerec):
     options = ["--headless", "--max-frames", 1]
     address = f"http://me:SECRET@127.0.0.1:{free_port()}/"
@@ -540,3 +562,8 @@ def test_replaced_file_keeps_its_mode(tmp_path):
     (tmp_path / "file").touch(0o600)
     write_file(tmp_path / "file", "text")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_frame_rate_of_a_synthetic_source_is_not_a_password():
+    assert redacted("synthetic:640x480@30") == "synthetic:640x480@30"
+    assert redacted("synthetic:SECRET@30") == "***"

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.reconnection import Timeouts
+from edgerec.camera.regions import RegionConfig, check_regions
 from edgerec.camera.sources.base import CaptureFormat
 from edgerec.contract.decision import DecisionSpec
 from edgerec.errors import AddressError, ConfigError
@@ -77,7 +78,7 @@ class ImageRecorderConfig:
         reserve_bytes: minimum free disk space. Images are also deleted to keep this space free.
         below: frames with a best score below this threshold have low confidence.
         margin: frames whose two best scores differ by at most this value also have low confidence.
-        min_interval_s: minimum time in seconds between saved images from the same source.
+        min_interval_s: minimum time in seconds between saved images from the same source or region.
         png: save lossless PNG files, which are several times as large as JPEG files.
     """
 
@@ -224,6 +225,8 @@ class CameraConfig:
         webhook: settings of the webhook. None sends no requests.
         metrics: settings of the Prometheus metrics. None serves no metrics.
         web: settings of the web page. None serves no web page.
+        regions: named regions of the sources. Each region of a frame is classified on its own. Without regions, whole
+            frames are classified.
     """
 
     bundle: str | Path
@@ -250,6 +253,7 @@ class CameraConfig:
     webhook: WebhookConfig | None = None
     metrics: MetricsConfig | None = None
     web: WebPageConfig | None = None
+    regions: tuple[RegionConfig, ...] = field(default=(), metadata={"key": "region"})
 
     def __post_init__(self) -> None:
         sources = (self.sources,) if isinstance(self.sources, str) else tuple(self.sources)
@@ -268,6 +272,7 @@ class CameraConfig:
         for name in ("width", "height", "fps"):
             if not 0 <= (value := getattr(self.capture, name)) < 100_000:
                 raise ConfigError(f"CameraConfig.capture.{name}", f"is {value}; expected 0 to 99999")
+        check_regions(self.regions, self.frames)
 
     @classmethod
     def from_file(cls, path: str | Path) -> CameraConfig:

@@ -53,6 +53,8 @@ To set a key whose line begins with #, remove the # and enter a value. The comme
 To use a table whose lines begin with #, such as [csv], remove the first # of each of its lines. Relative paths
 refer to the folder of this file. Write a URL with a password, and a token, as env:NAME to read it from an environment
 variable, or as @FILE to read it from a file with mode 0600."""
+# redacted() would treat the @ in synthetic:640x480@30 as the end of a password.
+_SOURCES_WITHOUT_SECRETS = ("synthetic:", "picamera2:")
 # Other users must not be able to read or write a file with secrets. Members of the file's group may read the file.
 _OTHER_USERS = 0o037
 _WIDTH = 100
@@ -211,6 +213,8 @@ class _Reader:
                 return parse_size(value)
             except ValueError:
                 raise ConfigError(key, f"is {value!r}; expected a size such as 500MB, 2GiB or 20G") from None
+        if content == "token" and not isinstance(value, str | None):
+            raise ConfigError(key, "has the wrong type; expected a string")  # The value may be a secret.
         content = "path" if Path in _alternatives(hint) else content
         return _converted(value, hint, key, lambda text: _with_path(text, content, self._relocate))
 
@@ -295,7 +299,9 @@ def _literal_secrets(kind: type[Any], values: Mapping[str, Any], prefix: str = "
 
 
 def _is_literal_secret(text: str, content: str) -> bool:
-    if not text or is_reference(text) or (content == "source" and os.path.exists(text)):
+    if not text or is_reference(text):
+        return False
+    if content == "source" and (text.startswith(_SOURCES_WITHOUT_SECRETS) or os.path.exists(text)):
         return False
     return content == "token" or has_secret(text) or MASK in redacted(text)
 
@@ -459,6 +465,7 @@ def _attribute_docs(kind: type[Any]) -> dict[str, str]:
     for match in re.finditer(r"^(\w+(?:, \w+)*): (.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
         text = " ".join(match[2].split())
         text = text if text.startswith("`") else text[:1].upper() + text[1:]
+        text = re.sub(r"; see :\w+:`[^`]*`", "", text)  # The file has no links to the reference.
         text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")
         for name in match[1].split(", "):
             docs[name] = text

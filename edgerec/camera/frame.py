@@ -16,6 +16,23 @@ _NO_IMAGE: Image = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
+class FrameRegion:
+    """A named region of a source's frame.
+
+    Attributes:
+        name: name of the region.
+        box: the region as ``(left, top, right, bottom)`` in pixels of the source's frame.
+        whole: the source's frame, uint8 RGB of shape ``(H, W, 3)``, neither rotated nor mirrored. Must not be changed.
+        is_last: whether this is the last region of the frame that is classified.
+    """
+
+    name: str
+    box: tuple[int, int, int, int]
+    whole: Image
+    is_last: bool = True
+
+
+@dataclass(frozen=True)
 class Frame:
     """An image from a source, with its capture time.
 
@@ -29,6 +46,7 @@ class Frame:
         media_s: position in a video file, in seconds from its start, or None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
         stream: True if the frame is part of a continuous video, False for images from a folder.
+        region: the region that the image shows, or None if the image shows the whole frame.
     """
 
     grabbed: Image
@@ -39,6 +57,13 @@ class Frame:
     media_s: float | None = None
     started_s: float = 0.0
     stream: bool = True
+    region: FrameRegion | None = None
+
+    @property
+    def display_name(self) -> str:
+        """Name of the source, followed by ``/`` and the name of the region if there is one, e.g. ``camera/door``."""
+        source = self.source or self.origin
+        return source if self.region is None else region_name(source, self.region.name)
 
     @cached_property
     def image(self) -> Image:
@@ -56,8 +81,20 @@ class Frame:
     @property
     def size_bytes(self) -> int:
         """Memory use of the frame in bytes, including a contiguous copy of the image if one is needed."""
-        decoded = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
-        return decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
+        decoded = _decoded(self.grabbed)
+        size = decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
+        if self.region is not None and (whole := _decoded(self.region.whole)) is not decoded:
+            size += whole.nbytes
+        return size
+
+
+def region_name(source: str, region: str) -> str:
+    """Return the display name of a source's region."""
+    return f"{source}/{region}"
+
+
+def _decoded(image: Image) -> Image:
+    return image.base if isinstance(image.base, np.ndarray) else image
 
 
 @dataclass(frozen=True)
@@ -68,7 +105,7 @@ class Result:
         frame: the frame, with the image that was classified.
         classification: the prediction for this image, without smoothing.
         completed_s: monotonic time in seconds at which the prediction was complete.
-        decision: the prediction smoothed over the source's frames, or None for a single image.
+        decision: the prediction smoothed over the frames of the source or region, or None for a single image.
     """
 
     frame: Frame
@@ -79,7 +116,8 @@ class Result:
     @cached_property
     def without_image(self) -> Result:
         """A copy of this result with an empty image, for sinks that do not use images."""
-        return replace(self, frame=replace(self.frame, grabbed=_NO_IMAGE))
+        region = self.frame.region and replace(self.frame.region, whole=_NO_IMAGE)
+        return replace(self, frame=replace(self.frame, grabbed=_NO_IMAGE, region=region))
 
     @property
     def age_ms(self) -> float:
@@ -94,6 +132,7 @@ class Result:
         return {
             "frame": self.frame.index,
             "source": self.frame.origin,
+            **({} if self.frame.region is None else {"region": self.frame.region.name}),
             "captured_s": unix_s(self.frame.captured_s),
             "age_ms": round(self.age_ms, 3),
             **self.classification.to_dict(),

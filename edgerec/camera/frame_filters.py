@@ -6,12 +6,13 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.camera.frame import Frame
+from edgerec.camera.frame import Frame, FrameRegion
 from edgerec.contract.preprocess import Image, contiguous
 from edgerec.contract.smoothing import TIME_TOLERANCE_S
 from edgerec.errors import ConfigError, SourceError
@@ -106,32 +107,64 @@ class FrameSelector:
 
     A region outside a source's first frame is an error. If the resolution changes later and the region is then outside,
     frames are only skipped, because the source may return to the earlier resolution.
+
+    Attributes:
+        options: options for all frames. The region, the rotation and the mirroring apply to sources without named
+            regions.
+        regions: names and options of the named regions, keyed by source. The rate limits in these options are not used,
+            because all regions of a frame are classified together.
+        skipped: number of skipped frames by reason. The reasons ``motion`` and ``roi`` are counted for each region.
     """
 
     options: FrameOptions
+    regions: Mapping[str, Sequence[tuple[str, FrameOptions]]] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     _frame_counts: Counter[str] = field(default_factory=Counter)
-    _sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _sizes: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     _due_s: dict[str, float] = field(default_factory=dict)
-    _references: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    _references: dict[tuple[str, str], npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def forget(self, source: str) -> None:
         """Reset motion detection for a lost source, so that its next frame is always selected."""
-        self._references.pop(source, None)
+        for key in [key for key in self._references if key[0] == source]:
+            del self._references[key]
 
-    def select(self, frame: Frame) -> Frame | None:
-        """Return the frame cropped, rotated and mirrored, or None if it is skipped."""
+    def select(self, frame: Frame) -> list[Frame]:
+        """Return the parts of the frame that are to be classified, cropped, rotated and mirrored.
+
+        There is one part for each named region of the source, or one part in total if there is none. Without motion,
+        and after a change of resolution, parts are skipped. If the whole frame is skipped, the list is empty.
+        """
         reason = self._reason(frame)
-        self._check_region(frame)
-        if not reason:
-            image = self.options.apply(frame.grabbed)
-            if image is not frame.grabbed:
-                frame = replace(frame, grabbed=image)
-            if frame.grabbed.size and (not self.options.motion or self._has_motion(frame)):
-                return frame
-            reason = "motion" if frame.grabbed.size else "roi"
-        self.skipped[reason] += 1
-        return None
+        parts = self.regions.get(frame.source) or (("", self.options),)
+        for name, options in parts:
+            self._check_region(frame, name, options)
+        if reason:
+            self.skipped[reason] += 1
+            return []
+        selected = [part for name, options in parts if (part := self._select_part(frame, name, options)) is not None]
+        # The last region is known only after the detection of motion.
+        for index, part in enumerate(selected[:-1]):
+            if part.region is not None:
+                selected[index] = replace(part, region=replace(part.region, is_last=False))
+        return selected
+
+    def _select_part(self, frame: Frame, name: str, options: FrameOptions) -> Frame | None:
+        image = options.apply(frame.grabbed)
+        if not image.size:
+            self.skipped["roi"] += 1
+            return None
+        part = frame if image is frame.grabbed else replace(frame, grabbed=image)
+        if options.motion and not self._has_motion(part, name, options.motion):
+            self.skipped["motion"] += 1
+            return None
+        if name:
+            height, width = frame.grabbed.shape[:2]
+            left, top, right, bottom = options.box(height, width)
+            region = FrameRegion(name, (left, top, min(right, width), min(bottom, height)), frame.grabbed)
+            # The detection of motion has already made a contiguous copy of the image.
+            part = replace(part, grabbed=part.image if options.motion else part.grabbed, region=region)
+        return part
 
     def _reason(self, frame: Frame) -> str:
         options, source = self.options, frame.source
@@ -151,34 +184,34 @@ class FrameSelector:
             self._due_s[source] = max(due_s + period_s, at_s - period_s)
         return ""
 
-    def _check_region(self, frame: Frame) -> None:
+    def _check_region(self, frame: Frame, name: str, options: FrameOptions) -> None:
         """Log a warning if the region extends beyond the frame and the source's frame size has changed.
 
         Raises:
             SourceError: the region is outside the source's first frame.
         """
-        size, last_size = frame.grabbed.shape[:2], self._sizes.get(frame.source)
-        if self.options.roi is None or size == last_size:
+        size, last_size = frame.grabbed.shape[:2], self._sizes.get((frame.source, name))
+        if options.roi is None or size == last_size:
             return
-        self._sizes[frame.source] = size
+        self._sizes[frame.source, name] = size
         height, width = size
-        left, top, right, bottom = self.options.box(height, width)
-        frames = f"the frames of {frame.source}, {width}x{height}"
+        left, top, right, bottom = options.box(height, width)
+        frames, subject = f"the frames of {frame.source}, {width}x{height}", f"region {name}" if name else "region"
         if left >= width or top >= height:
-            problem = f"the region {left},{top},{right - left},{bottom - top} is outside {frames}"
+            problem = f"the {subject} {left},{top},{right - left},{bottom - top} is outside {frames}"
             if last_size is None:
                 raise SourceError(f"{problem}: choose a region inside the frame")
             log.warning("%s: these frames are skipped", problem)
         elif right > width or bottom > height:
             cropped = f"{left},{top},{min(right, width) - left},{min(bottom, height) - top}"
-            log.warning("the region extends beyond %s: only %s is classified", frames, cropped)
+            log.warning("the %s extends beyond %s: only %s is classified", subject, frames, cropped)
 
-    def _has_motion(self, frame: Frame) -> bool:
+    def _has_motion(self, frame: Frame, name: str, least: float) -> bool:
         cv2 = require("cv2")
         small = cv2.cvtColor(cv2.resize(frame.image, _SMALL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        reference = self._references.get(frame.source)
+        reference = self._references.get((frame.source, name))
         changed = 1.0 if reference is None else float(np.mean(cv2.absdiff(small, reference) > 16))
-        if changed > self.options.motion:
-            self._references[frame.source] = small
+        if changed > least:
+            self._references[frame.source, name] = small
             return True
         return False

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 from edgerec.camera.frame import Frame
 from edgerec.camera.source_state import StateChange
 from edgerec.camera.supervisor import Event
-from edgerec.contract.decision import Classification
+from edgerec.contract.decision import Classification, DecisionSpec
 from edgerec.runtime.classifier import Classifier
 
 ClassifiedEvent = StateChange | tuple[Frame, Classification] | None
 
 
-def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
+def classify_events(
+    events: Iterable[Event | None],
+    classifiers: Sequence[Classifier],
+    specs: Mapping[str, DecisionSpec] | None = None,
+) -> Iterator[ClassifiedEvent]:
     """Yield each frame with its classification, and each state change, in the original order.
+
+    ``specs`` contains the decision settings of regions that differ from the bundle's, keyed by display name.
 
     A None in ``events`` stands for a skipped frame or a timeout, and is passed on. A single classifier finishes each
     frame before the next frame is requested. Several classifiers each run in their own thread, and up to twice as many
@@ -25,15 +31,20 @@ def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classi
     end when there are no more events, or when the iterator is closed.
     """
     if len(classifiers) == 1:
-        return (_classify(classifiers[0], event) for event in events)
-    return _in_parallel(events, classifiers)
+        return (_classify(classifiers[0], event, specs or {}) for event in events)
+    return _in_parallel(events, classifiers, specs or {})
 
 
-def _classify(classifier: Classifier, event: Event | None) -> ClassifiedEvent:
-    return (event, classifier.classify(event.grabbed)) if isinstance(event, Frame) else event
+def _classify(classifier: Classifier, event: Event | None, specs: Mapping[str, DecisionSpec]) -> ClassifiedEvent:
+    if not isinstance(event, Frame):
+        return event
+    spec = specs.get(event.display_name) if event.region else None
+    return event, classifier.classify(event.grabbed, spec) if spec else classifier.classify(event.grabbed)
 
 
-def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
+def _in_parallel(
+    events: Iterable[Event | None], classifiers: Sequence[Classifier], specs: Mapping[str, DecisionSpec]
+) -> Iterator[ClassifiedEvent]:
     idle = SimpleQueue[Classifier]()
     for classifier in classifiers:
         idle.put(classifier)
@@ -41,7 +52,7 @@ def _in_parallel(events: Iterable[Event | None], classifiers: Sequence[Classifie
     def classify(event: Event) -> ClassifiedEvent:
         classifier = idle.get()
         try:
-            return _classify(classifier, event)
+            return _classify(classifier, event, specs)
         finally:
             idle.put(classifier)
 

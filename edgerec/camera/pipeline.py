@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgerec.camera.frame import Result
+from edgerec.camera.frame import Result, region_name
 from edgerec.camera.frame_filters import FrameOptions, FrameSelector
 from edgerec.camera.inference_pool import classify_events
 from edgerec.camera.interrupts import Interrupts
 from edgerec.camera.reconnection import Timeouts
+from edgerec.camera.regions import RegionConfig, check_regions, regions_of_sources
 from edgerec.camera.service_notifier import ServiceNotifier
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.sink_thread import CLOSE_S, STALLED_S, SinkWorker
@@ -25,7 +26,7 @@ from edgerec.camera.supervisor import Event, SourceSupervisor
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.smoothing import Decider
 from edgerec.errors import SourceError
-from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.classifier import Classifier, changed_decision
 from edgerec.runtime.threads import best_threads
 from edgerec.utils.allocator import return_freed_memory
 from edgerec.utils.atomic import checked_output, sha256
@@ -46,9 +47,10 @@ class RunReport:
     """Counters for one call to :meth:`Camera.run`.
 
     Attributes:
-        classified: number of classified frames.
+        classified: number of classified frames. Each named region of a frame counts separately.
         overtaken: number of live frames dropped because a newer frame arrived.
-        skipped: number of frames skipped by ``frame_options``, keyed by reason.
+        skipped: number of frames skipped by ``frame_options``, keyed by reason. The named regions of a frame count
+            separately for the reasons ``motion`` and ``roi``, and as one frame for the other reasons.
         dropped: number of lost results, keyed by sink name. A result is lost if it did not reach the sink,
             or if the sink could not process it.
         incomplete: names of sinks that lost results because of an error. A sink that was only too slow for a live
@@ -83,6 +85,7 @@ class Camera:
         manifest: the bundle's manifest, with the settings overridden for this camera.
         live: whether at least one source is live.
         sources: source names, without passwords.
+        regions: names of each source's regions, keyed by source. Sources without regions are not included.
         inputs: source names and the bundle's path. No sink may write to these paths.
         bundle_digest: SHA-256 digest of the bundle's manifest.json, or an empty string if the camera was not created
             with :meth:`open`.
@@ -99,6 +102,7 @@ class Camera:
         *,
         frame_options: FrameOptions | None = None,
         timeouts: Timeouts | None = None,
+        regions: Mapping[str, Sequence[RegionConfig]] | None = None,
     ) -> None:
         """Create a camera from classifiers and source addresses.
 
@@ -107,10 +111,13 @@ class Camera:
             addresses: addresses of the sources. The sources are opened when the camera's context is entered.
             frame_options: options that select the frames to classify, and crop, rotate and mirror them.
             timeouts: timeouts for live sources.
+            regions: named regions to classify instead of whole frames, keyed by source name.
 
         Raises:
             SourceError: two sources have the same name.
+            RecipeError: the decision settings of a region are invalid.
         """
+        regions, options = regions or {}, frame_options or FrameOptions()
         _refuse_duplicates(names := [address.name for address in addresses], names)
         self._classifiers = tuple(classifier) if isinstance(classifier, Sequence) else (classifier,)
         self.manifest = self._classifiers[0].manifest
@@ -122,11 +129,33 @@ class Camera:
         self._stops = 0
         self._live_sources = frozenset(address.name for address in addresses if address.live)
         self._supervisor = SourceSupervisor(addresses, timeouts)
-        labels, spec = self.manifest.labels, self.manifest.decision
-        self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
-        self._selector = FrameSelector(frame_options or FrameOptions())
+        self.regions = {name: tuple(region.name for region in own) for name, own in regions.items() if own}
+        self._specs = {
+            region_name(name, region.name): changed_decision(self.manifest.decision, region.threshold, region.decision)
+            for name, own in regions.items()
+            for region in own
+        }
+        # A region and another source may have the same display name.
+        names = [view for name in self.sources for view in self._display_names(name)]
+        _refuse_duplicates(names, names)
+        self._deciders = {
+            view: self._decider(view, stream=address.stream)
+            for address in addresses
+            for view in self._display_names(address.name)
+        }
+        self._selector = FrameSelector(
+            options, {name: [(r.name, r.frame_options(options)) for r in own] for name, own in regions.items()}
+        )
         self._entered = False
         self._counts_before = self._totals()
+
+    def _display_names(self, source: str) -> list[str]:
+        """Return the display names of a source's regions, or the source's name if there are none."""
+        return [region_name(source, region) for region in self.regions.get(source, ())] or [source]
+
+    def _decider(self, display_name: str, *, stream: bool) -> Decider:
+        spec = self._specs.get(display_name, self.manifest.decision)
+        return Decider(spec if stream else spec.for_single(), self.manifest.labels)
 
     @classmethod
     def open(
@@ -141,6 +170,7 @@ class Camera:
         loop: bool = False,
         allowed_signers: str | Path | None = None,
         revoked_keys: str | Path | None = None,
+        regions: Sequence[RegionConfig] = (),
         **options: Any,
     ) -> Camera:
         """Create a camera from a bundle and sources. The sources are opened when the camera's context is entered.
@@ -159,17 +189,22 @@ class Camera:
             timeouts: timeouts for live sources.
             loop: whether to restart video files and folders when they end.
             allowed_signers, revoked_keys: files of SSH keys that check the signature; see :meth:`Bundle.open`.
+            regions: named regions. Each region of a frame is classified independently, with its own decision. Sources
+                without regions are classified as a whole.
             options: keyword arguments of :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
             SourceError: a source is not recognized, or is specified twice.
             BundleError: the bundle does not exist or cannot be used.
             SignatureError: the bundle is not signed by an allowed signer.
+            ConfigError: the regions cannot be used together, or one of them refers to a source that does not exist.
         """
+        check_regions(regions, frame_options or FrameOptions())
         sources = [source] if isinstance(source, str) else list(source)
         opened_bundle = Bundle.open(bundle, allowed_signers=allowed_signers, revoked_keys=revoked_keys)
         manifest = opened_bundle.manifest
         addresses = _with_unique_names([find_source(uri, requested, manifest.levels, loop=loop) for uri in sources])
+        own_regions = regions_of_sources(regions, sources, [address.name for address in addresses])
         threads, interpreters = threads or manifest.threads, 1
         if not (options.get("delegate") or manifest.delegate):
             if not any(address.live for address in addresses):
@@ -177,7 +212,7 @@ class Camera:
             elif not threads:
                 threads = best_threads(opened_bundle.model, manifest.normalize)
         classifiers = [Classifier(opened_bundle, threads=threads, **options) for _ in range(interpreters)]
-        camera = cls(classifiers, addresses, frame_options=frame_options, timeouts=timeouts)
+        camera = cls(classifiers, addresses, frame_options=frame_options, timeouts=timeouts, regions=own_regions)
         camera.inputs = (*camera.inputs, str(bundle))
         camera.bundle_digest = sha256(opened_bundle.manifest_content)
         return camera
@@ -236,19 +271,20 @@ class Camera:
         """Yield results and state changes, or None if a frame was skipped or ``idle_s`` seconds have passed."""
         if not self._entered:
             raise RuntimeError("the camera is not open: use it in a with block (with Camera.open(...) as camera)")
-        for event in classify_events(self._selected(service, idle_s), self._classifiers):
+        for event in classify_events(self._selected(service, idle_s), self._classifiers, self._specs):
             if event is None:
                 yield None
             elif isinstance(event, StateChange):
                 service.report_state(event)
                 if event.state is SourceState.LOST:
-                    self._deciders[event.source].reset()
+                    for name in self._display_names(event.source):
+                        self._deciders[name].reset()
                 yield event
             else:
                 frame, prediction = event
                 self._classified += 1
                 completed_s = time.monotonic()
-                decision = self._deciders[frame.source].update(
+                decision = self._deciders[frame.display_name].update(
                     prediction.scores, frame.captured_s, prediction.novelty, prediction.finite
                 )
                 yield Result(frame, prediction, completed_s, decision)
@@ -256,7 +292,7 @@ class Camera:
             raise error
 
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
-        """Yield state changes and selected frames, or None for a skipped frame."""
+        """Yield state changes and the selected regions of each frame, or None for a skipped frame."""
         for event in self._supervisor.events(idle_s):
             # Reset the watchdog only on an event, so that the service is restarted if all sources hang.
             if event is not None:
@@ -266,7 +302,12 @@ class Camera:
                     self._selector.forget(event.source)
                 yield event
             else:
-                yield event and self._selector.select(event)
+                selected = self._selector.select(event) if event else []
+                if not selected:
+                    yield None
+                for frame in selected:
+                    service.alive()  # Many regions may together take longer than the watchdog's timeout.
+                    yield frame
 
     def run(
         self,

@@ -81,4 +81,5 @@ def _open_camera(config: CameraConfig) -> Camera:
         decision=config.decision,
         allowed_signers=config.allowed_signers,
         revoked_keys=config.revoked_keys,
+        regions=config.regions,
     )

@@ -271,6 +271,11 @@ def progress() -> Iterator[Listener]:
     with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as display:
 
         def listen(step: Step) -> None:
+            if step.may_ask_user:
+                display.stop()
+                return
+            if not display.live.is_started:
+                display.start()
             if step.stage not in bars:
                 for other in bars.values():
                     display.update(other, visible=False)

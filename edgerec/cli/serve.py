@@ -6,7 +6,13 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP, parse_delegate_options
+from edgerec.cli.options import (
+    DELEGATE_HELP,
+    DELEGATE_OPTION_HELP,
+    AllowedSignersOption,
+    RevokedKeysOption,
+    parse_delegate_options,
+)
 from edgerec.cli.output import show_log
 from edgerec.errors import ConfigError
 
@@ -68,6 +74,8 @@ def serve(
         help="Maximum number of images that wait or are being classified. Further requests get the status 503.",
         rich_help_panel=_LIMITS,
     ),
+    allowed_signers: Path | None = AllowedSignersOption,
+    revoked_keys: Path | None = RevokedKeysOption,
 ) -> None:
     """Classify images that programs send over HTTP.
 
@@ -94,6 +102,8 @@ def serve(
             delegate_options=parse_delegate_options(delegate_option),
             fallback=fallback,
             threshold=threshold,
+            allowed_signers=allowed_signers,
+            revoked_keys=revoked_keys,
         )
     except ConfigError as error:
         raise typer.BadParameter(f"{_OPTIONS.get(error.field, error.field)} {error.problem}") from None

@@ -203,7 +203,11 @@ class _Check:
                     f"was signed{self._when} by {key}, which was not valid yet ({listed}): sign it with a current key",
                 )
         if "revoked_keys" in self._files and any(self.verify(name, revoked=False) for name in self.principals()):
-            return self._error("revoked", f"was signed by {key}, which is revoked: sign it with another key")
+            return self._error(
+                "revoked",
+                f"was signed by {key}, which is revoked, or the file of revoked keys is damaged: sign it with another "
+                "key, or correct the file",
+            )
         if key_type.endswith("-CERT"):
             return self._error(
                 "not-allowed",

@@ -15,6 +15,7 @@ link ``current`` is replaced, so that a power failure at any moment leaves a wor
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import fcntl
 import hashlib
@@ -44,7 +45,7 @@ POLL_S = 0.5
 COMMAND_TIMEOUT_S = 120
 INSTALL_TIMEOUT_S = 1800
 # A session whose host sends nothing for this time is ended, because the network may have been lost unnoticed.
-IDLE_S = 600
+IDLE_S = 120
 # A job that has not locked the installation after this time has failed to start.
 START_S = 20
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -202,6 +203,8 @@ class Installation:
         self.trial_file = os.path.join(prefix, "trial.json")
         self.state_file = os.path.join(prefix, "state.json")
         self.job_file = os.path.join(prefix, "job.json")
+        self.agent_file = os.path.join(prefix, "agent.py")
+        self.secrets_file = os.path.join(CONFIG_FOLDER, "secrets.env")
         self.log_file = os.path.join(prefix, "deploy.log")
         self.unit_file = os.path.join(UNIT_FOLDER, UNIT)
         self.config_file = os.path.join(CONFIG_FOLDER, "camera.toml")
@@ -283,7 +286,7 @@ class Installation:
         running = camera is not None and str(camera.get("pid")) == unit.get("MainPID")
         folder = self.prefix if os.path.isdir(self.prefix) else "/"
         space = os.statvfs(folder)
-        config = read_bytes(self.config_file)
+        config, unit_content = read_bytes(self.config_file), read_bytes(self.unit_file)
         return {
             "release": current,
             "previous": self.previous(),
@@ -301,7 +304,9 @@ class Installation:
             # The device's Python may be too old for tomllib, so a regular expression must suffice.
             "auto_source": bool(re.search(rb'^\s*sources\s*=\s*\[?\s*"auto"', config or b"", re.MULTILINE)),
             "signers": content_digest(read_bytes(self.signers_file)),
-            "unit": content_digest(read_bytes(self.unit_file)),
+            "unit": content_digest(unit_content),
+            # install.sh also installs a service, which does not start the agent.
+            "foreign_unit": unit_content is not None and self.agent_file.encode() not in unit_content,
         }
 
     # Receiving content.
@@ -515,6 +520,11 @@ class Installation:
         write_json(self.trial_file, trial)
         if job.get("config") is not None:
             write_file(self.config_file, job["config"].encode(), 0o644)
+        if not os.path.exists(self.secrets_file):
+            token = base64.urlsafe_b64encode(os.urandom(18)).decode()
+            write_file(
+                self.secrets_file, f"# The web page asks for this token.\nEDGEREC_WEB_TOKEN={token}\n".encode(), 0o600
+            )
         self.point_to(job["release"])
         if self.write_unit(job["release"]):
             systemctl("daemon-reload")
@@ -541,6 +551,8 @@ class Installation:
             systemctl("daemon-reload", step="restore")
         if not trial.get("previous"):
             run(["systemctl", "disable", "--now", "--quiet", UNIT])
+            remove_path(self.unit_file)
+            run(["systemctl", "daemon-reload"])
             return
         systemctl("restart", "--no-block", UNIT, step="restore")
 
@@ -668,6 +680,8 @@ def waiting_reason(unit: dict[str, str], camera: dict[str, Any], frames: int, in
 
 def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
     """Install, verify and start a release. Restore the previous release if the new one is not healthy."""
+    if installation.is_complete(job["release"]):
+        job["venv"] = read_json(installation.release_path(job["release"], "release.json"))["venv"]
     installation.clean_up(job["release"], job["venv"])
     job["signer"], serial = installation.check_signature(job)
     installation.install(job, log)
@@ -779,7 +793,7 @@ def command_job(installation: Installation) -> None:
 def start_job(installation: Installation, job: dict[str, Any]) -> None:
     """Start a job that survives the end of the SSH session."""
     write_json(installation.job_file, job, 0o600)  # The configuration may contain passwords.
-    command = [sys.executable, os.path.join(installation.prefix, "agent.py"), "job", "--prefix", installation.prefix]
+    command = [sys.executable, installation.agent_file, "job", "--prefix", installation.prefix]
     systemd_run = ["systemd-run", "--quiet", "--collect", "--unit", "edgerec-deploy-{}".format(job["id"])]
     code, _, _ = run([*systemd_run, *command])
     if code == 0:
@@ -838,7 +852,8 @@ def command_session(installation: Installation) -> None:
     """Answer the requests of a host, which are JSON objects on stdin, one per line."""
     lock = None
     while True:
-        signal.alarm(IDLE_S)
+        # Without the lock, the session does no harm, e.g. while the host downloads packages.
+        signal.alarm(0 if lock is None else IDLE_S)
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if not line:
             return
@@ -867,7 +882,7 @@ def command_session(installation: Installation) -> None:
         elif kind == "write":
             paths = {
                 "signature.py": os.path.join(installation.prefix, "signature.py"),
-                "agent.py": os.path.join(installation.prefix, "agent.py"),
+                "agent.py": installation.agent_file,
             }
             installation.create_folders()
             write_file(paths[request["name"]], request["content"].encode())

@@ -7,7 +7,7 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,7 @@ from edgerec.deploy.session import Session, agent_python, agent_source
 from edgerec.deploy.ssh import Connection, ConnectionLostError
 from edgerec.deploy.transfer import Contents, send_contents
 from edgerec.deploy.unit import service_unit
-from edgerec.deploy.wheels import find_wheels, venv_digest
+from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
 from edgerec.errors import BundleError, ConfigError, DeployError
 from edgerec.utils.atomic import read_at_most, sha256
 
@@ -39,10 +39,17 @@ SETTLE_S = 10.0
 # If the connection is lost during a job, the host tries to reconnect for this time. A restart takes a minute.
 RECONNECT_S, RECONNECT_PAUSE_S = 300.0, 2.0
 DEFAULT_CONFIG = """\
-# Configuration of the camera service. After a change: systemctl restart edgerec
-# "auto" uses the camera module of a Raspberry Pi if there is one, otherwise the first USB camera.
+# Configuration of the camera service. After a change, run: systemctl restart edgerec
+# Passwords and tokens belong in /etc/edgerec/secrets.env.
+
+# auto uses the camera module of a Raspberry Pi if there is one, otherwise the first USB camera. For an address with a
+# password, write "env:CAMERA" here, and add the line CAMERA=rtsp://USER:PASSWORD@HOST/PATH to secrets.env.
 sources = ["auto"]
 output = "none"
+
+# The web page shows the predictions. To serve it to the network, use the address "0.0.0.0:8000".
+[web]
+address = "127.0.0.1:8000"
 """
 _AUTO_SOURCE = re.compile(r'^\s*sources\s*=\s*\[?\s*"auto"', re.MULTILINE)
 
@@ -155,6 +162,12 @@ def deploy_bundle(
         progress("check", "done", f"{facts.system}, {facts.machine}, Python {python}")
         session = _open_session(connection, facts, options.dry_run)
         status = session.request("status")
+        if status["foreign_unit"]:
+            raise DeployError(
+                f"cannot deploy to {device.label}: a service was installed there with install.sh; remove it first with "
+                "sudo sh install.sh --undo",
+                step="check",
+            )
         unit = service_unit(package.unit, device.prefix, agent_python(facts, device.label))
         if config is None and not status["config"]:
             config = DEFAULT_CONFIG
@@ -163,7 +176,7 @@ def deploy_bundle(
             progress("plan", "skipped", f"release {package.release} is already running")
             return progress.result(connection, package.release, status["previous"], changed=False)
         _check_camera(facts, device, config, status)
-        plan = _Plan.make(package, facts, python, options, session, progress)
+        plan = _Plan.make(package, facts, python, options, session, status["releases"], progress)
         _check_space(plan, status, device)
         progress("plan", "done", f"release {package.release}, {len(plan.wheels)} packages")
         job = plan.job(unit, config, options)
@@ -286,12 +299,16 @@ class _Plan:
         python: str,
         options: DeployOptions,
         session: Session,
+        installed: Sequence[str],
         progress: _Progress,
     ) -> _Plan:
-        progress("plan", "running", "collecting the packages for the device")
         contents = Contents()
         names = {name: contents.add(content) for name, content in package.files.items()}
-        found = find_wheels(package.bundle, package.target, facts, python, options.find_links)
+        if package.release in installed:
+            found = Wheels((), 0)
+        else:
+            progress("plan", "running", "collecting the packages for the device")
+            found = find_wheels(package.bundle, package.target, facts, python, options.find_links)
         wheels = {path.name: contents.add(path) for path in found.paths}
         system_packages = facts.camera_module and "picamera2" in package.target.sources
         path = facts.pythons[python]
@@ -300,12 +317,12 @@ class _Plan:
             session.request("lock", host=socket.gethostname())
         reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
         missing = dict(reply["missing"])
-        if reply["venv"]:
-            missing = {digest: offset for digest, offset in missing.items() if digest not in wheels.values()}
-        if reply["complete"] and reply["venv"]:
+        if reply["complete"]:
             missing = {}
+        elif reply["venv"]:
+            missing = {digest: offset for digest, offset in missing.items() if digest not in wheels.values()}
         needed = sum(contents.sizes[digest] - offset for digest, offset in missing.items())
-        if not reply["venv"]:
+        if not reply["venv"] and not reply["complete"]:
             needed += int(found.unpacked_bytes * BYTE_CODE_FACTOR)
         return cls(
             package,
@@ -347,6 +364,8 @@ class _Plan:
         progress("send", "planned", f"send {len(self.missing)} files, {size:,} bytes")
         venv = "use the existing" if self.has_venv else "create a"
         installed = f"{venv} virtual environment with {len(self.wheels)} packages"
+        if self.complete:
+            installed = "it is already installed"
         progress("install", "planned", f"install release {release}: {installed}")
         progress("verify", "planned", "compute the scores of the golden images on the device")
         also = " and its configuration" if config else ""
@@ -522,7 +541,10 @@ def _read_config(path: Path | None, bundle: Path) -> str | None:
             # The service's command line contains the bundle.
             build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
         except ConfigError as error:
-            raise ConfigError(error.field.replace(str(copy), str(path)), error.problem) from None
+            problem = error.problem.partition(", but other users can access")[0]
+            if problem != error.problem:
+                problem += ", but all users of the device can read this file: use env:NAME or @FILE instead"
+            raise ConfigError(error.field.replace(str(copy), str(path)), problem) from None
     return text
 
 

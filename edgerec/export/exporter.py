@@ -28,7 +28,7 @@ from edgerec.train.run import Run
 from edgerec.train.run_files import VariantRecord
 from edgerec.train.split_record import split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
-from edgerec.utils.progress import Listener, ignore
+from edgerec.utils.progress import Listener, Progress, ignore
 
 # A bundle contains at most this number of golden images, each from a different class.
 GOLDEN_IMAGES = 10
@@ -153,7 +153,7 @@ def export_bundle(
         images,
         report["figures"],
         overwrite=overwrite,
-        sign=None if key is None else partial(create_signature, key=key),
+        sign=None if key is None else partial(_sign, key=key, listener=listener),
     )
     run.record_export(chosen.name, report["model_sha256"], device.name, str(path))
     return ExportReport(
@@ -168,6 +168,13 @@ def export_bundle(
         edgetpu=edgetpu,
         novelty=None if autoencoder is None else autoencoder.report,
     )
+
+
+def _sign(content: bytes, key: Path, listener: Listener) -> bytes:
+    listener(Progress("signing", 0, 1, may_ask_user=True))
+    signature = create_signature(content, key)
+    listener(Progress("signing", 1, 1))
+    return signature
 
 
 def _manifest(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.decision import COMBINATIONS, Classification, decide
+from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
 from edgerec.contract.image_decoding import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply
@@ -92,16 +92,7 @@ class Classifier:
         self.autoencoder = models[-1] if isinstance(models[-1], Autoencoder) else None
         if delegate_options and not delegate:
             raise DelegateError("delegate options require a delegate: specify its library with --delegate")
-        changes = dict(decision or {})
-        if unknown_key := next((key for key in changes if key not in manifest.decision.to_dict()), None):
-            raise RecipeError(unknown("decision setting", unknown_key, manifest.decision.to_dict()))
-        if threshold is not None:
-            changes |= {"threshold": threshold, "thresholds": {}}
-        try:
-            changed = replace(manifest.decision, **changes)
-        except ValueError as error:
-            raise RecipeError(str(error)) from None
-        self.manifest = replace(manifest, decision=changed)
+        self.manifest = replace(manifest, decision=changed_decision(manifest.decision, threshold, decision))
         self._specs, self._novelty = manifest.networks, manifest.novelty
         self.invalid = 0
 
@@ -128,10 +119,16 @@ class Classifier:
         """Black and white levels for 16-bit images, for use with :func:`read_image`."""
         return self.manifest.levels
 
-    def classify(self, image: Image) -> Classification:
-        """Classify a uint8 image of any size: RGB of shape ``(H, W, 3)`` or grayscale of shape ``(H, W)``."""
-        pixels = self.pixels(image)
-        result = decide(self.scores(pixels), self.manifest.labels, self.manifest.decision, self.novelty(pixels))
+    def classify(self, image: Image, spec: DecisionSpec | None = None) -> Classification:
+        """Classify a uint8 image of any size: RGB of shape ``(H, W, 3)`` or grayscale of shape ``(H, W)``.
+
+        Args:
+            image: the image.
+            spec: decision settings for this image. None uses those of :attr:`manifest`.
+        """
+        pixels, spec = self.pixels(image), spec or self.manifest.decision
+        novelty = self.error(pixels) / self._novelty.threshold if self._novelty and spec.novelty else None
+        result = decide(self.scores(pixels), self.manifest.labels, spec, novelty)
         if not result.finite:
             if not self.invalid:
                 log.warning(
@@ -191,6 +188,30 @@ class Classifier:
             model.invoke(pixels) if spec.activation == "none" else model.scores(pixels)
             for spec, model, pixels in zip(self._specs, self.models, self.pixels(image), strict=False)
         )
+
+
+def changed_decision(
+    spec: DecisionSpec, threshold: float | None = None, changes: Mapping[str, Any] | None = None
+) -> DecisionSpec:
+    """Return a copy of the decision settings with some fields replaced.
+
+    Args:
+        spec: the decision settings.
+        threshold: minimum score in [0, 1] for all labels. None keeps the thresholds.
+        changes: fields of :class:`DecisionSpec` to replace.
+
+    Raises:
+        RecipeError: a field does not exist, or a value is out of range.
+    """
+    fields = dict(changes or {})
+    if unknown_key := next((key for key in fields if key not in spec.to_dict()), None):
+        raise RecipeError(unknown("decision setting", unknown_key, spec.to_dict()))
+    if threshold is not None:
+        fields |= {"threshold": threshold, "thresholds": {}}
+    try:
+        return replace(spec, **fields)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _load_model(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **options: Any) -> ImageModel:

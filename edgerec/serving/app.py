@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Classification
@@ -27,7 +28,7 @@ from edgerec.runtime.classifier import Classifier
 from edgerec.serving.config import ServeConfig
 from edgerec.serving.metrics import Metrics
 from edgerec.serving.openapi import openapi_document
-from edgerec.serving.pool import ClassifierPool, QueueFullError
+from edgerec.serving.pool import BusyError, ClassifierPool
 from edgerec.serving.request_body import (
     BodyMemory,
     DiscardUnreadBody,
@@ -40,8 +41,7 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
-# Maximum time in seconds for classifying the images of a request, including the time in the queue.
-CLASSIFY_S = 60.0
+INTERNAL_ERROR = "an internal error occurred: see the log of edgerec"
 # Environment variable with the token, and name of the server in error messages.
 TOKEN_VARIABLE, SERVER = "EDGEREC_SERVE_TOKEN", "the server"
 LOOPBACK = "127.0.0.1"
@@ -82,7 +82,9 @@ def error_response(message: str, status: int, headers: Mapping[str, str] | None 
 
 def open_pool(config: ServeConfig) -> tuple[Manifest, ClassifierPool]:
     """Open the bundle, and start the threads that classify images."""
-    bundle = Bundle.open(user_path(config.bundle))
+    bundle = Bundle.open(
+        user_path(config.bundle), allowed_signers=config.allowed_signers, revoked_keys=config.revoked_keys
+    )
     has_delegate = bundle.manifest.delegate if config.delegate is None else config.delegate
     workers = config.workers or (1 if has_delegate else max(1, available_cpus() // config.threads))
     classifiers = [
@@ -110,11 +112,11 @@ class Service:
         self._openapi = openapi_document(manifest, token=token)
         self._has_token = token
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Return the application without access control. It stops the pool at the end of its lifespan."""
         routes = [
             Route("/", self.usage),
-            Route("/classify", self.classify, methods=["POST"]),
+            Route("/classify", _unused, methods=["POST"]),
             Route("/healthz", self.healthz),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
@@ -126,7 +128,16 @@ class Service:
             yield
             await asyncio.to_thread(self._pool.close)
 
-        return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        other_paths = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            # Starlette's layers would take as much time as classifying a small image.
+            if scope["type"] == "http" and scope["path"] == "/classify" and scope["method"] == "POST":
+                await self.classify(scope, receive, send)
+            else:
+                await other_paths(scope, receive, send)
+
+        return app
 
     async def usage(self, request: Request) -> Response:
         """Explain in plain text how to use the server."""
@@ -149,21 +160,28 @@ class Service:
         """Return the OpenAPI description of the server."""
         return JsonResponse(self._openapi)
 
-    async def classify(self, request: Request) -> Response:
+    async def classify(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Classify the image or the images in the body of a request."""
-        started_s, status = time.monotonic(), 500
+        started_s = time.monotonic()
         try:
-            response = await self._classify(request)
-            status = response.status_code
+            result = await self._classify(scope, receive)
+            status, headers = 200, {}
         except HTTPException as error:
-            status = error.status_code
-            raise
-        finally:
-            self._metrics.count(status, time.monotonic() - started_s)
-        return response
+            result, status, headers = {"error": error.detail}, error.status_code, dict(error.headers or {})
+        except Exception as error:
+            log.error("the server failed to process a request for /classify: %r", error)
+            log.debug("the server failed", exc_info=error)
+            result, status, headers = {"error": INTERNAL_ERROR}, 500, {}
+        content = to_json(result).encode()
+        headers |= {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": encoded})
+        await send({"type": "http.response.body", "body": content})
+        self._metrics.count(status, time.monotonic() - started_s)
 
-    async def _classify(self, request: Request) -> Response:
-        content_type = request.headers.get("content-type", "application/octet-stream")
+    async def _classify(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+        headers = Headers(scope=scope)
+        content_type = headers.get("content-type", "application/octet-stream")
         kind = content_type.partition(";")[0].strip().lower()
         is_form = kind == "multipart/form-data"
         if not (is_form or kind.startswith("image/") or kind == "application/octet-stream"):
@@ -173,40 +191,34 @@ class Service:
                 "application/octet-stream or multipart/form-data",
             )
         with self._bodies.body() as body:
-            content = await body.receive(request.receive, request.headers)
+            content = await body.receive(receive, headers)
             if not is_form:
                 if not content:
                     raise HTTPException(400, "the request's body is empty: send an image")
-                (result,) = await self._results([content], ["the request's body"])
-                return JsonResponse(result)
+                return (await self._results([content], ["the request's body"]))[0]
             # Parsing a form of many small parts takes seconds, so other requests must not wait.
             files = await asyncio.to_thread(parse_multipart, content, content_type)
             names = [f"the file {file.name!r}" for file in files]
             results = await self._results([file.content for file in files], names)
-            return JsonResponse(
-                {"results": [{"file": file.name} | result for file, result in zip(files, results, strict=True)]}
-            )
+            return {"results": [{"file": file.name} | result for file, result in zip(files, results, strict=True)]}
 
     async def _results(self, contents: list[bytes], names: list[str]) -> list[dict[str, Any]]:
         """Classify image files, and return the fields of the responses. ``names`` is used in error messages."""
+        futures: list[asyncio.Future[Classification]] = []
+        results = []
         try:
             futures = self._pool.submit(contents)
-        except QueueFullError:
+            for future, name in zip(futures, names, strict=True):
+                try:
+                    results.append((await future).to_dict())
+                except DataError as error:
+                    raise HTTPException(400, f"{name} is not a readable image: {error}") from None
+        except BusyError:
             raise busy("too many images are waiting to be classified") from None
-        classifications = list[Classification]()
-        try:
-            async with asyncio.timeout(CLASSIFY_S):
-                for future, name in zip(futures, names, strict=True):
-                    try:
-                        classifications.append(await future)
-                    except DataError as error:
-                        raise HTTPException(400, f"{name} is not a readable image: {error}") from None
-        except TimeoutError:
-            raise busy(f"the images were not classified within {CLASSIFY_S:.0f} s") from None
         finally:
             for future in futures:
                 future.cancel()
-        return [classification.to_dict() for classification in classifications]
+        return results
 
 
 def create_app(bundle: str | Path | ServeConfig) -> ASGIApp:
@@ -268,6 +280,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
-    log.error("the server failed to process a request for %s: %s", request.url.path, error)
+    log.error("the server failed to process a request for %s: %r", request.url.path, error)
     log.debug("the server failed", exc_info=error)
-    return error_response("an internal error occurred: see the log of edgerec", 500)
+    return error_response(INTERNAL_ERROR, 500)
+
+
+async def _unused(request: Request) -> Response:
+    """Stand for ``/classify`` in the routes, so that Starlette responds to other methods with the status 405."""
+    raise HTTPException(404)

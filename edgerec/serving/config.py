@@ -30,6 +30,7 @@ class ServeConfig:
         max_queued: maximum number of images that wait or are being classified. Further requests are rejected with the
             status 503.
         delegate, delegate_options, fallback, threshold: see :class:`~edgerec.runtime.classifier.Classifier`.
+        allowed_signers, revoked_keys: files of SSH keys that check the bundle's signature; see :meth:`Bundle.open`.
     """
 
     bundle: str | Path
@@ -43,6 +44,8 @@ class ServeConfig:
     delegate_options: Mapping[str, str] = field(default_factory=dict)
     fallback: bool = False
     threshold: float | None = None
+    allowed_signers: str | Path | None = None
+    revoked_keys: str | Path | None = None
 
     def __post_init__(self) -> None:
         _ = self.host_port

@@ -22,16 +22,18 @@ log = logging.getLogger(__name__)
 MAX_PIXELS = 50_000_000
 # Maximum number of images that a worker takes from the queue at a time.
 MAX_BATCH = 16
-# Approximate time in seconds that a worker needs for a batch. Then, it passes on the results.
-BATCH_S = 0.002
+# Approximate duration of a batch in seconds. Then, the worker passes on the results.
+BATCH_S = 0.02
+# Images that waited longer than this many seconds are not classified, because their clients have probably given up.
+MAX_WAIT_S = 30.0
 # If a worker needs more time than this for an image, it is considered to hang.
 HANG_S = 60.0
 # Timeout in seconds for joining the threads.
 JOIN_S = 5.0
 
 
-class QueueFullError(Exception):
-    """Raised when too many images are waiting to be classified."""
+class BusyError(Exception):
+    """Raised when too many images are waiting to be classified, or when an image has waited too long."""
 
 
 @dataclass(eq=False, slots=True)
@@ -39,6 +41,7 @@ class _Job:
     content: bytes
     future: asyncio.Future[Classification]
     loop: asyncio.AbstractEventLoop
+    submitted_s: float
 
 
 # Results that a worker has not passed on yet.
@@ -48,9 +51,10 @@ _Outcome = tuple[_Job, Classification | Exception]
 class ClassifierPool:
     """Threads that decode and classify images, each with its own classifier, fed from a bounded queue.
 
-    A thread that wakes up takes several small images at once, because waking the threads for each image would take as
-    much time as classifying a small image. All methods except :meth:`close` must be called in the thread of the
-    event loop.
+    If many images are waiting, a thread takes several at once and passes on their results together, because waking the
+    threads for each image would take about as much time as classifying a small image.
+
+    All methods except :meth:`close` must be called in the thread of the event loop.
 
     Attributes:
         queued: number of images that are waiting or being classified.
@@ -88,15 +92,16 @@ class ClassifierPool:
     def submit(self, contents: Sequence[bytes]) -> list[asyncio.Future[Classification]]:
         """Add image files to the queue, and return a future for each file.
 
-        A future's exception is a :class:`DataError` if the file is not a readable image.
+        A future's exception is a :class:`DataError` if the file is not a readable image, and a :class:`BusyError` if it
+        waited for more than :data:`MAX_WAIT_S`.
 
         Raises:
-            QueueFullError: the queue has no room for all files. None of them was added.
+            BusyError: the queue has no room for all files. None of them was added.
         """
         if self._closed or self.queued + len(contents) > self.max_queued:
-            raise QueueFullError
-        loop = asyncio.get_running_loop()
-        jobs = [_Job(content, loop.create_future(), loop) for content in contents]
+            raise BusyError
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        jobs = [_Job(content, loop.create_future(), loop, now) for content in contents]
         self.queued += len(jobs)
         for job in jobs:
             self._jobs.put(job)
@@ -127,15 +132,15 @@ class ClassifierPool:
                     self._deliver(outcomes)
                     outcomes, batch_s = [], started_s
                 self._started_s[number] = started_s
-                outcomes.append((job, _outcome(classifier, job)))
+                outcomes.append((job, _outcome(classifier, job, started_s - job.submitted_s)))
                 image_s, started_s = max(time.monotonic() - started_s, 1e-6), time.monotonic()
             self._started_s[number] = None
             self._deliver(outcomes)
 
     def _take(self, batch_size: int) -> list[_Job | None]:
-        """Wait for a job, and return it with other jobs: at most ``batch_size``, and no more than a fair share."""
+        """Wait for a job, and return it with other jobs: at most ``batch_size``, and not many of those waiting."""
         jobs = [self._jobs.get()]
-        share = min(batch_size, MAX_BATCH, self._jobs.qsize() // len(self._threads))
+        share = min(batch_size, MAX_BATCH, self._jobs.qsize() // (4 * len(self._threads)))
         try:
             while len(jobs) < share and jobs[-1] is not None:
                 jobs.append(self._jobs.get_nowait())
@@ -162,9 +167,9 @@ class ClassifierPool:
                 job.future.set_exception(outcome)
 
 
-def _outcome(classifier: Classifier, job: _Job) -> Classification | Exception:
-    if job.future.cancelled():
-        return DataError("the request was canceled")
+def _outcome(classifier: Classifier, job: _Job, waited_s: float) -> Classification | Exception:
+    if waited_s > MAX_WAIT_S or job.future.cancelled():
+        return BusyError()
     try:
         return classify_file(classifier, job.content)
     except Exception as error:  # One damaged image must not stop the thread.

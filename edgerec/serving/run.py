@@ -15,7 +15,7 @@ from edgerec.errors import EdgerecError
 from edgerec.http.server_address import allowed_names, listen, server_url
 from edgerec.http.token import configured_token, required_token
 from edgerec.serving.config import ServeConfig
-from edgerec.utils.allocator import return_freed_memory, use_one_malloc_arena
+from edgerec.utils.allocator import return_freed_memory, reuse_large_blocks, use_one_malloc_arena
 from edgerec.utils.optional import require
 from edgerec.utils.secret_references import warn_about_secrets
 
@@ -53,7 +53,7 @@ class ClassificationServer:
         """
         for module in ("starlette", "uvicorn", "python_multipart", "cv2"):
             require(module)
-        from edgerec.http.server import Limits, Server
+        from edgerec.http.server import Limits, Server, fast_connection
         from edgerec.serving.app import SERVER, TOKEN_VARIABLE, open_pool, protected_app
 
         host, port = config.host_port
@@ -72,7 +72,11 @@ class ClassificationServer:
             manifest, self._pool, config.max_body_bytes, token=self.token, names=allowed_names(host), port=port
         )
         self._server = Server(
-            app, listener, name=SERVER, limits=Limits(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, GRACE_S)
+            app,
+            listener,
+            name=SERVER,
+            limits=Limits(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, GRACE_S),
+            connection=fast_connection(),
         )
         self._server.start()
         log.info("the server is at %s", self.address)
@@ -135,6 +139,7 @@ def serve(config: ServeConfig) -> None:
     """
     with raise_on_signals():
         use_one_malloc_arena()
+        reuse_large_blocks()
         cv2 = require("cv2")
         threads = cv2.getNumThreads()
         # OpenCV's threads would compete with the classifiers' threads.

@@ -26,6 +26,7 @@ _FILE_SUFFIXES = (
     *(".tar", ".zip"),
 )
 _LOCK = "edgerec-lock"
+_READ_BYTES = 1 << 20
 
 
 def sha256(content: bytes) -> str:
@@ -36,7 +37,16 @@ def sha256(content: bytes) -> str:
 def read_at_most(path: Path, limit_bytes: int) -> bytes:
     """Read a file. Raise :class:`OSError` if it is larger than ``limit_bytes``, or endless like ``/dev/zero``."""
     with path.open("rb") as file:
-        content = file.read(limit_bytes + 1)
+        # read() allocates a buffer of the requested size, and the limit can exceed the memory of a small device.
+        expected_bytes = os.fstat(file.fileno()).st_size + 1
+        parts = [file.read(min(expected_bytes, limit_bytes + 1))]
+        left_bytes = limit_bytes + 1 - expected_bytes
+        # A device such as /dev/zero has the size 0, and a file may grow.
+        while left_bytes > 0 and len(parts[-1]) == expected_bytes:
+            expected_bytes = min(left_bytes, _READ_BYTES)
+            parts.append(file.read(expected_bytes))
+            left_bytes -= expected_bytes
+    content = parts[0] if len(parts) == 1 else b"".join(parts)
     if len(content) > limit_bytes:
         raise OSError(errno.EFBIG, f"the file is larger than {limit_bytes >> 20} MiB", str(path))
     return content

@@ -17,12 +17,15 @@ class Progress:
         stage: name of the operation's current stage.
         done, total: the stage's number of completed steps, and its total number of steps.
         text: additional text shown beside the progress bar.
+        may_ask_user: whether the stage may ask the user for input on the terminal. In this case, no progress bar may be
+            drawn until the next report.
     """
 
     stage: str
     done: int
     total: int
     text: str = ""
+    may_ask_user: bool = False
 
 
 MAX_REPORTS = 200

@@ -19,6 +19,8 @@ _PUBLIC_PARAMETERS = re.compile(
 )
 _PUBLIC_VALUE = re.compile(r"[\w.,-]{0,20}", re.ASCII)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+# The @ of this source is followed by the frame rate.
+_SYNTHETIC = re.compile(r"synthetic:\d{1,5}x\d{1,5}@\d{1,5}(\.\d{1,3})?", re.ASCII)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[^:\[\]@\s]+")
 _SECRET_WORD = re.compile(r"(?:pass|pwd|secret|token|auth|key|user|login)[^=]*=", re.IGNORECASE)
 _ESCAPES = "in a user name or password, write / as %2F, ? as %3F, # as %23, @ as %40 and : as %3A"
@@ -121,6 +123,8 @@ def redacted(address: str) -> str:
     clear where the password ends, only the scheme is kept.
     """
     match = _URL.fullmatch(address)
+    if _SYNTHETIC.fullmatch(address):
+        return address
     if match is None:
         return _redacted_text(address)
     scheme, rest = match[1], match[2]

@@ -29,7 +29,7 @@ from edgerec.errors import ConfigError
 
 COMPLETE = CameraConfig(
     bundle=Path("b"),
-    sources=["0", "rtsp://host/path", 'a "quoted" name.avi'],
+    sources=["0", "rtsp://host/path", "synthetic:640x480@30", 'a "quoted" name.avi'],
     max_frames=5,
     threads=2,
     delegate="gpu",
@@ -72,10 +72,11 @@ def test_file_contains_and_explains_every_key(config_file):
     lines = [re.sub("^(# )+", "", line) for line in text.splitlines()]
     for kind in (CameraConfig, WebPageConfig, MqttConfig, ImageRecorderConfig, FrameOptions, Timeouts, DecisionSpec):
         for item in fields(kind):
-            (number, *_) = [n for n, line in enumerate(lines) if re.match(rf"{item.name} = |\[{item.name}\]", line)]
-            assert lines[number - 1], item.name
-            assert not re.match(r"\w+ = |\[", lines[number - 1]), item.name
-    assert not re.search(r":\w+:`|``|~edgerec", text)
+            key = item.metadata.get("key", item.name)
+            (number, *_) = [n for n, line in enumerate(lines) if re.match(rf"{key} = |\[+{key}\]", line)]
+            assert lines[number - 1], key
+            assert not re.match(r"\w+ = |\[", lines[number - 1]), key
+    assert not re.search(r":\w+:`|``|~edgerec|DecisionSpec", text)
     assert max(map(len, text.splitlines())) <= 120
     without_comments = tomllib.loads(text)
     assert "mqtt" not in without_comments
@@ -89,7 +90,8 @@ def test_file_contains_and_explains_every_key(config_file):
         ("bundle = 3", "bundle is 3; expected a path"),
         ('bundle = ""', "bundle is ''; expected a path"),
         ("bundel = 'b'", "bundel is unknown; did you mean 'bundle'? (choices: allowed_signers, bundle, capture, csv, "),
-        ("rotate = 90", "rotate is unknown; did you mean 'frames.rotate'?"),
+        ("max_fps = 2", "max_fps is unknown; did you mean 'frames.max_fps'?"),
+        ("rotate = 90", "rotate is unknown; did you mean 'frames.rotate' or 'region.rotate'?"),
         ("[web]\nsave_max = 1", "web.save_max is unknown; did you mean 'save_max_bytes'?"),
         ("[web]\nfolder = 'x'", "web.folder is unknown; did you mean 'images.folder'?"),
         ("web = true", "web is True; expected a table [web]"),
@@ -125,6 +127,7 @@ def test_file_contains_and_explains_every_key(config_file):
         ("[mqtt]\nresults_per_s = 1", "mqtt.url is missing; expected a string"),
         ("[metrics]\naddress = 9464", "metrics.address is 9464; expected a string"),
         ("[web]\naddress = 'a:b'", "web.address is 'a:b'; expected HOST:PORT"),
+        ("[web]\ntoken = 12345678", "web.token has the wrong type; expected a string"),
         ("revoked_keys = 'x'", "revoked_keys has no effect without allowed_signers"),
         ("max_frames = 2026-01-01", "max_frames is datetime.date(2026, 1, 1); expected an integer"),
     ],
@@ -174,6 +177,7 @@ def test_named_pipe_is_refused_without_waiting(tmp_path):
     [
         ({"sources": ["0", "rtsp://me:SECRET@host/"]}, "sources"),
         ({"sources": "http://host/?token=SECRET"}, "sources"),
+        ({"sources": "me:SECRET@host/path"}, "sources"),
         ({"mqtt": MqttConfig("mqtts://me:SECRET@host")}, "mqtt.url"),
         ({"webhook": WebhookConfig("https://me:SECRET@host/")}, "webhook.url"),
         ({"webhook": WebhookConfig("https://host/", "SECRET")}, "webhook.secret"),

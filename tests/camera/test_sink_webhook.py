@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from edgerec import CameraConfig, run_camera
+from edgerec.camera.config import WebhookConfig
 from edgerec.camera.sinks.webhook import MAX_QUEUED, Webhook, WebhookAddress
 from edgerec.errors import EdgerecError
 from tests.network import free_port, result, state_change, wait_for
@@ -105,6 +107,23 @@ def test_new_decisions_are_posted_and_signed(serve):
     assert path == "/hook/secret-path?key=hush"
     assert headers["Content-Type"] == "application/json"
     assert headers["X-Edgerec-Signature"] == "sha256=" + hmac.new(b"key", body, hashlib.sha256).hexdigest()
+
+
+@pytest.mark.parametrize("reference", ["env:WEBHOOK_KEY", "@{path}", "key"])
+def test_secret_is_read_from_a_variable_or_a_private_file(serve, bundle, video, tmp_path, monkeypatch, reference):
+    server, path = serve(200), tmp_path / "key"
+    path.write_text("key\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("WEBHOOK_KEY", "key")
+    webhook = WebhookConfig(server.url, reference.format(path=path))
+    report = run_camera(CameraConfig(bundle=bundle, sources=str(video), output="none", webhook=webhook, max_frames=1))
+    assert report.exit_code == 0
+    ((_, headers, body),) = server.requests
+    assert headers["X-Edgerec-Signature"] == "sha256=" + hmac.new(b"key", body, hashlib.sha256).hexdigest()
+    path.chmod(0o644)
+    if reference.startswith("@"):
+        with pytest.raises(EdgerecError, match="other users can access the file"):
+            run_camera(CameraConfig(bundle=bundle, sources=str(video), output="none", webhook=webhook))
 
 
 def test_every_result_is_posted_if_requested(serve):

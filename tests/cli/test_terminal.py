@@ -31,6 +31,19 @@ with progress() as listen:
     time.sleep(0.15)
 """
 
+PROMPT_PROGRAM = """
+import sys, time
+from edgerec.cli.output import progress
+from edgerec.utils.progress import Progress
+with progress() as listen:
+    listen(Progress("evaluating", 1, 3))
+    listen(Progress("signing", 0, 1, may_ask_user=True))
+    print("Enter passphrase: ", end="", file=sys.__stderr__, flush=True)
+    time.sleep(0.3)
+    print("(the user types)", file=sys.__stderr__, flush=True)
+    listen(Progress("writing", 1, 3))
+"""
+
 
 def terminal(columns: int, *command: str) -> str:
     """Run a command in a terminal of this width and return what it wrote."""
@@ -124,3 +137,11 @@ def test_progress_takes_one_line():
     assert max(map(len, lines)) <= 80
     assert all(line.startswith(("quantization-aware training", "reading")) for line in lines), lines
     assert "[red]photo[/red] [5].png" in output
+
+
+def test_progress_bar_does_not_erase_a_question():
+    output = terminal(80, "-c", PROMPT_PROGRAM)
+    assert "Enter passphrase: (the user types)" in output
+    before, _, after = output.partition("Enter passphrase")
+    assert "evaluating" in before
+    assert "writing" in after

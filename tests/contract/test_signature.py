@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import pty
@@ -452,6 +453,24 @@ def test_damaged_bundle_is_not_signed(bundle, keys, tmp_path):
     (tmp_path / "copy" / "README.md").write_text("other")
     with pytest.raises(BundleError, match="cannot sign a damaged bundle"):
         sign_bundle(tmp_path / "copy", keys / "alice")
+
+
+def test_interrupted_signing_leaves_an_intact_unsigned_bundle(signed, keys, monkeypatch):
+    """The manifest and its signature are two files, so that both cannot be replaced at once."""
+    before = Bundle.open(signed)
+
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgerec.contract.bundle.write_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        sign_bundle(signed, keys / "alice", overwrite=True)
+    opened = Bundle.open(signed)
+    assert opened.signature is None
+    assert (opened.manifest, opened.files, opened.warnings) == (before.manifest, before.files, ())
+    monkeypatch.undo()
+    sign_bundle(signed, keys / "alice")
+    assert Bundle.open(signed, allowed_signers=keys / "allowed")
 
 
 def test_signing_keeps_other_files_and_the_layout_of_a_zip(bundle, keys, tmp_path):

@@ -13,7 +13,7 @@ import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -314,14 +314,13 @@ def test_unfinished_uploads_cannot_take_more_memory_than_four_bodies(bundle, dig
         wait_for(lambda: send(server, body=bytes(40_000)).status == 400)
 
 
-def test_image_that_is_not_classified_in_time_is_answered(bundle, digit, blocked, monkeypatch):
-    monkeypatch.setattr("edgerec.serving.app.CLASSIFY_S", 0.2)
-    with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", workers=1)) as server:
+def test_image_that_has_waited_too_long_is_not_classified(server, digit, monkeypatch):
+    classified = server.classified
+    with monkeypatch.context() as context:
+        context.setattr(pool, "MAX_WAIT_S", -1.0)
         response = send(server, body=digit)
-        assert response.status == 503
-        assert "not classified within" in response.body["error"]
-        blocked.release.set()
-        assert send(server, body=digit).status == 200
+        assert (response.status, response.headers["Retry-After"], server.classified) == (503, "1", classified)
+    assert send(server, body=digit).status == 200
 
 
 def test_health_check_fails_while_a_classifier_hangs(bundle, digit, blocked, monkeypatch):
@@ -336,6 +335,50 @@ def test_health_check_fails_while_a_classifier_hangs(bundle, digit, blocked, mon
         blocked.release.set()
         assert request.result(30).status == 200
         assert send(server, "GET", "/healthz").status == 200
+
+
+def connect(server):
+    connection = socket.create_connection(("127.0.0.1", urlsplit(server.address).port), 30)
+    connection.settimeout(30)
+    return connection
+
+
+def test_endless_headers_end_the_connection(server, digit):
+    content = b"POST /classify HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X-Header: value\r\n" * 1_000_000
+    with connect(server) as connection, pytest.raises(ConnectionError):
+        connection.sendall(content)
+    assert send(server, body=digit).status == 200
+
+
+def test_pipelined_requests_are_limited(server):
+    request = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(3 * request)
+        received = b""
+        while received.count(b'"ok"') < 3:
+            received += connection.recv(4096)
+    with connect(server) as connection, suppress(ConnectionError):
+        connection.sendall(1000 * request)
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+        assert received.count(b'"ok"') < 1000
+
+
+def test_server_works_without_httptools(bundle, golden_images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn.protocols.http.httptools_impl", None)
+    with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0")) as server:
+        for path in golden_images:
+            assert send(server, body=path.read_bytes()).body == expected(bundle, path)
+        with connect(server) as connection:
+            connection.sendall(b"GARBAGE\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+def test_bundle_must_be_signed_if_signers_are_listed(bundle, tmp_path, edgerec):
+    (tmp_path / "signers").write_text("")
+    message = error_line(edgerec("serve", bundle, "--allowed-signers", tmp_path / "signers"))
+    assert "signed" in message
 
 
 # Description and metrics.

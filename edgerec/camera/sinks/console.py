@@ -49,13 +49,13 @@ class TextLines(_Lines):
     """Writes one short line per frame, with the predicted label before smoothing."""
 
     def __init__(self, out: TextIO, *, named: bool = False) -> None:
-        """Write lines to ``out``. If ``named`` is True, start each line with the source's name."""
+        """Write lines to ``out``. If ``named`` is True, start each line with the name of the source and region."""
         super().__init__(out)
         self._named = named
 
     def write(self, result: Result) -> None:
         """Write the result."""
-        prediction, source = result.classification, f"{result.frame.source}  " if self._named else ""
+        prediction, source = result.classification, f"{result.frame.display_name}  " if self._named else ""
         novelty = "" if prediction.novelty is None else f"  novelty {prediction.novelty:.2f}"
         label = f"{prediction.label}  {prediction.score:.2f}{novelty}"
         self._write_line(f"{source}frame {result.frame.index}  {label}  {result.age_ms:.1f} ms")

@@ -29,6 +29,8 @@ COLUMNS = (
     "decision_score",
     "changed",
 )
+# Columns of a file that distinguishes the regions of a source.
+REGION_COLUMNS = (*COLUMNS[:2], "region", *COLUMNS[2:])
 SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # Pipes and devices usually have no suffix.
 
 
@@ -43,13 +45,14 @@ class CsvFile:
     name = "csv"
     uses_images = False
 
-    def __init__(self, path: str | Path, existing: ExistingFile = "refuse") -> None:
+    def __init__(self, path: str | Path, existing: ExistingFile = "refuse", *, regions: bool = False) -> None:
         """Create the file and write the header.
 
         Args:
             path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
             existing: what to do if the file exists. ``"refuse"`` raises an error, ``"overwrite"`` replaces a file that
                 this class wrote, and ``"append"`` adds rows to a file with the same columns.
+            regions: write the additional column ``region``, which is empty for sources without regions.
 
         Raises:
             OutputExistsError: the file exists, and either ``existing`` is ``"refuse"``, or ``"overwrite"`` was chosen
@@ -61,6 +64,7 @@ class CsvFile:
         self.outputs = (self._path,)
         self._overwrite, self._exclusive = existing == "overwrite", existing != "append"
         self._prepared = False
+        self._columns = REGION_COLUMNS if regions else COLUMNS
         if self._overwrite:
             _refuse_other_file(self._path)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -89,6 +93,7 @@ class CsvFile:
             [
                 f"{result.to_dict()['captured_s']:.6f}",
                 result.frame.origin,
+                *self._region(result),
                 result.frame.index,
                 f"{result.age_ms:.3f}",
                 prediction.label,
@@ -97,6 +102,11 @@ class CsvFile:
                 *decision_values,
             ]
         )
+
+    def _region(self, result: Result) -> list[str]:
+        if self._columns is COLUMNS:
+            return []
+        return [result.frame.region.name if result.frame.region else ""]
 
     def state(self, change: StateChange) -> None:
         """Prepare an existing file at the first event. State changes are not written."""
@@ -115,10 +125,10 @@ class CsvFile:
         if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._exclusive):
             raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
         if not status.st_size:
-            self._write_row(COLUMNS)
+            self._write_row(self._columns)
             self._prepared = True
             return
-        header = _line(COLUMNS)
+        header = _line(self._columns)
         if not self._overwrite and _read_at(self._file, 0, len(header)) != header:
             raise EdgerecError(
                 f"cannot append to {self._path} because its first line is not the CSV header of edgerec camera: "
@@ -132,7 +142,7 @@ class CsvFile:
         self._prepared = True
         if self._overwrite:
             os.ftruncate(self._file, 0)
-            self._write_row(COLUMNS)
+            self._write_row(self._columns)
         elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":
             os.write(self._file, b"\n")  # Start a new line after a row truncated by a power failure.
 

@@ -47,8 +47,8 @@ def source_name(source: str, sources: Collection[str]) -> str:
 
 
 def source_of(result: Result) -> str:
-    """Return the name of the source that delivered the frame."""
-    return result.frame.source or result.frame.origin
+    """Return the name of the source that delivered the frame, followed by ``/`` and the name of its region if any."""
+    return result.frame.display_name
 
 
 def decision_event(result: Result) -> dict[str, Any]:
@@ -58,19 +58,22 @@ def decision_event(result: Result) -> dict[str, Any]:
     """
     fields = result.to_dict()
     decision = {key: value for key, value in fields["decision"].items() if key != "changed"}
-    return {"event": "decision", "source": source_of(result), **decision} | {
+    source = {"source": result.frame.source or result.frame.origin}
+    if result.frame.region is not None:
+        source["region"] = result.frame.region.name
+    return {"event": "decision", **source, **decision} | {
         key: fields[key] for key in ("frame", "captured_s", "age_ms", "novelty") if key in fields
     }
 
 
 class DecisionChanges:
-    """Detects whether a source's decision has changed, even if the first result after the change was dropped."""
+    """Detects new decisions of sources and regions, even if the first result after the change was dropped."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}
 
     def is_new(self, result: Result) -> bool:
-        """Return True if the result's decision differs from its source's last decision."""
+        """Return True if the result's decision differs from the last decision of its source or region."""
         if result.decision is None:
             return False
         decision = (result.decision.label, result.decision.since_s)

@@ -62,7 +62,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
         if config.output == "json":
             yield JsonLines(sys.stdout)
         elif config.output == "text":
-            yield TextLines(sys.stdout, named=len(camera.sources) > 1)
+            yield TextLines(sys.stdout, named=len(camera.sources) > 1 or bool(camera.regions))
     # Report invalid addresses before a window or server is opened.
     if config.webhook:
         from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
@@ -85,15 +85,16 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
         from edgerec.http.server_address import server_url
 
         host, port = config.metrics.host_port
-        metrics = Prometheus(manifest, host, port, lambda: camera.report, camera.sources)
+        metrics = Prometheus(manifest, host, port, lambda: camera.report, camera.sources, regions=bool(camera.regions))
         log.info("the metrics are at %smetrics", server_url(host, metrics.port))
         yield metrics
     if config.status_file:
         from edgerec.camera.sinks.status_file import StatusFile
 
-        yield StatusFile(config.status_file, camera.bundle_digest, manifest.name, lambda: camera.report)
+        digest, regions = camera.bundle_digest, camera.regions
+        yield StatusFile(config.status_file, digest, manifest.name, lambda: camera.report, regions)
     if config.web:
-        yield _open_web_page(config.web, manifest.labels)
+        yield _open_web_page(config.web, camera)
     if config.video:
         from edgerec.camera.sinks.video import VideoFile
 
@@ -115,20 +116,22 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             results_per_s=config.mqtt.results_per_s,
             discovery_prefix=config.mqtt.discovery_prefix,
             sources=camera.sources,
+            regions=camera.regions,
         )
     if config.csv:
         from edgerec.camera.sinks.csv import CsvFile
 
-        yield CsvFile(config.csv.path, config.csv.existing)
+        yield CsvFile(config.csv.path, config.csv.existing, regions=bool(camera.regions))
 
 
-def _open_web_page(config: WebPageConfig, labels: tuple[str, ...]) -> Sink:
+def _open_web_page(config: WebPageConfig, camera: Camera) -> Sink:
     from edgerec.camera.sinks.web import WebSink
     from edgerec.http.token import configured_token
 
     host, port = config.host_port
     token = configured_token(config.token, "EDGEREC_WEB_TOKEN", host, "the web page")
-    page = WebSink(host, port, labels, token, config.save_dir, config.save_max_bytes)
+    labels, regions = camera.manifest.labels, camera.regions
+    page = WebSink(host, port, labels, token, config.save_dir, config.save_max_bytes, regions=regions)
     if token is None and page.token is not None:
         print(f"web page with the generated token: {page.url}", file=sys.stderr, flush=True)
     return page

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from edgerec._version import __version__
+from edgerec.camera.frame import region_name
 from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
@@ -14,20 +16,28 @@ from edgerec.contract.manifest import Manifest
 MAX_CHOICES = 100
 
 
-def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def discovery(
+    manifest: Manifest,
+    prefix: str,
+    source: str,
+    sources: Collection[str] = (),
+    regions: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Return a source's retained discovery messages, keyed by topic without the discovery prefix.
 
     Each source has three entities: a sensor with the label, which has the whole decision as attributes; a sensor with
-    the score; and a binary sensor that shows whether the source is live. All sources of a bundle belong to one device.
+    the score; and a binary sensor that shows whether the source is live. If the source has named regions, each region
+    has its own label and score sensors. All sources and regions of a bundle belong to one device.
 
     Args:
         manifest: the bundle's manifest.
         prefix: prefix of the camera's topics.
         source: source name as entered by the user.
         sources: all of the camera's sources, needed to give each one unique topics and IDs.
+        regions: names of the regions of each source, keyed by source.
     """
-    device, name = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources)
-    decision, state = f"{prefix}/{name}/decision", f"{prefix}/{name}/state"
+    device, name, regions = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources), regions or {}
+    state = f"{prefix}/{name}/state"
     choices = list(dict.fromkeys([*manifest.labels, UNKNOWN]))
     common: dict[str, Any] = {
         "availability_topic": f"{prefix}/status",
@@ -40,23 +50,6 @@ def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[
         },
         "origin": {"name": "edgerec", "sw_version": __version__},
     }
-    label: dict[str, Any] = {
-        "name": f"{name} label",
-        "state_topic": decision,
-        "value_template": "{{ value_json.label }}",
-        "json_attributes_topic": decision,
-        "icon": "mdi:cctv",
-    }
-    if len(choices) <= MAX_CHOICES:
-        label |= {"device_class": "enum", "options": choices}
-    score = {
-        "name": f"{name} score",
-        "state_topic": decision,
-        "value_template": "{{ (value_json.score * 100) | round(1) }}",
-        "unit_of_measurement": "%",
-        "state_class": "measurement",
-        "icon": "mdi:percent",
-    }
     live = {
         "name": f"{name} live",
         "state_topic": state,
@@ -65,11 +58,40 @@ def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[
         "device_class": "connectivity",
         "entity_category": "diagnostic",
     }
+    entities: list[tuple[str, str, dict[str, Any]]] = []
+    display_names = {*sources, *chain.from_iterable((region_name(s, r) for r in own) for s, own in regions.items())}
+    for region in regions.get(source, ()):
+        # The names of a source and its region, joined with a hyphen, may equal those of another source.
+        unique_name = source_name(region_name(source, region), display_names)
+        sensors = _sensors(f"{name} {region}", f"{prefix}/{name}/{region}/decision", choices)
+        entities += [("sensor", f"{unique_name}-{suffix}", sensor) for suffix, sensor in sensors.items()]
+    if not entities:
+        sensors = _sensors(name, f"{prefix}/{name}/decision", choices)
+        entities += [("sensor", f"{name}-{suffix}", sensor) for suffix, sensor in sensors.items()]
+    entities.append(("binary_sensor", f"{name}-live", live))
     return {
-        f"{kind}/{device}/{name}-{suffix}/config": {"unique_id": f"{device}-{name}-{suffix}", **entity, **common}
-        for kind, suffix, entity in (
-            ("sensor", "label", label),
-            ("sensor", "score", score),
-            ("binary_sensor", "live", live),
-        )
+        f"{kind}/{device}/{object_id}/config": {"unique_id": f"{device}-{object_id}", **entity, **common}
+        for kind, object_id, entity in entities
     }
+
+
+def _sensors(name: str, topic: str, choices: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the sensors for the label and the score of the decisions that are published to a topic."""
+    label: dict[str, Any] = {
+        "name": f"{name} label",
+        "state_topic": topic,
+        "value_template": "{{ value_json.label }}",
+        "json_attributes_topic": topic,
+        "icon": "mdi:cctv",
+    }
+    if len(choices) <= MAX_CHOICES:
+        label |= {"device_class": "enum", "options": choices}
+    score = {
+        "name": f"{name} score",
+        "state_topic": topic,
+        "value_template": "{{ (value_json.score * 100) | round(1) }}",
+        "unit_of_measurement": "%",
+        "state_class": "measurement",
+        "icon": "mdi:percent",
+    }
+    return {"label": label, "score": score}

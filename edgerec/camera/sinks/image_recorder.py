@@ -43,10 +43,10 @@ _PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
 class ImageRecorder:
     """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, a layout that ``edgerec train`` can use.
 
-    Each image shows the region that was classified. LABEL is the predicted label; a user can correct it by moving the
-    file to another subfolder. If the total size would exceed the limit, the oldest images are deleted, including images
-    from earlier runs. Only files that this class has written and that were not moved are deleted. Images that were
-    moved within the folder are never deleted, but count toward the limit.
+    Each image shows the region that was classified. SOURCE includes the name of a named region. LABEL is the predicted
+    label; a user can correct it by moving the file to another subfolder. If the total size would exceed the limit, the
+    oldest images are deleted, including images from earlier runs. Only files that this class has written and that were
+    not moved are deleted. Images that were moved within the folder are never deleted, but count toward the limit.
 
     Attributes:
         saved: number of saved files.
@@ -117,7 +117,7 @@ class ImageRecorder:
             self._write(path, content)
         except OSError as error:
             raise EdgerecError(f"cannot save an image in {self._folder} ({error.strerror}): check the disk") from None
-        self._last_saved[result.frame.source] = result.frame.captured_s, label
+        self._last_saved[source_of(result)] = result.frame.captured_s, label
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
@@ -130,7 +130,7 @@ class ImageRecorder:
     def _selected_label(self, result: Result) -> str | None:
         """Return the label of the folder for the frame, or None if the frame is not selected."""
         config, prediction, decision = self._config, result.classification, result.decision
-        last_s, last_label = self._last_saved.get(result.frame.source, (float("-inf"), None))
+        last_s, last_label = self._last_saved.get(source_of(result), (float("-inf"), None))
         if result.frame.stream and result.frame.captured_s - last_s < config.min_interval_s - TIME_TOLERANCE_S:
             return None
         if config.rule == "all":

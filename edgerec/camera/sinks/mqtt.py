@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Mqtt:
     ``SOURCE/result``       results, as JSON like ``--json``, if requested; QoS 0, not stored
     ======================  ========================================================================
 
+    The topics of a named region are ``SOURCE/REGION/decision`` and ``SOURCE/REGION/result``.
+
     States and decisions are stored in a file until the broker has acknowledged them, so that they arrive in order after
     an outage or a restart. With QoS 1, a message may arrive twice. After each reconnection, the latest messages are
     published again because the broker may have lost its retained messages.
@@ -63,6 +65,7 @@ class Mqtt:
         max_messages: int = 10_000,
         max_bytes: int = 10_000_000,
         sources: Sequence[str] = (),
+        regions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Open the queue and start connecting to the broker in the background.
 
@@ -70,11 +73,13 @@ class Mqtt:
             broker: the broker's address.
             folder: folder for the file that stores the queued messages.
             manifest: the bundle's manifest, which is used to announce the camera to Home Assistant.
-            results_per_s: maximum number of results per second and source. 0 publishes none; infinity publishes all.
+            results_per_s: maximum number of results per second for each source or region. 0 publishes none; infinity
+                publishes all.
             discovery_prefix: topic prefix of Home Assistant's MQTT discovery. An empty string disables discovery.
             max_messages: maximum number of queued messages. If it is exceeded, the oldest messages are dropped.
             max_bytes: maximum total size of the queued messages in bytes. If it is exceeded, the oldest are dropped.
             sources: all of the camera's sources, needed to give each one unique topics.
+            regions: names of the regions of each source, keyed by source.
 
         Raises:
             EdgerecError: the folder cannot be used, another process uses it, or ``discovery_prefix`` is not valid.
@@ -90,7 +95,7 @@ class Mqtt:
         self._next_s: dict[str, float] = {}
         self._changes = DecisionChanges()
         self._lock = threading.Lock()  # This lock protects _sources, _seen_sources and _latest.
-        self._sources = dict.fromkeys(sources)
+        self._sources, self._regions = dict.fromkeys(sources), dict(regions or {})
         self._seen_sources: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
         # The attributes below are used only by the sending thread.
@@ -137,14 +142,15 @@ class Mqtt:
 
     def write(self, result: Result) -> None:
         """Publish the decision if it is new, and the result unless the rate would exceed ``results_per_s``."""
-        source = source_of(result)
+        frame, name = result.frame, source_of(result)
+        source, level = frame.source or frame.origin, f"{frame.region.name}/" if frame.region else ""
         if self._changes.is_new(result):
-            self._enqueue(source, "decision", decision_event(result))
+            self._enqueue(source, f"{level}decision", decision_event(result))
         now = time.monotonic()
-        if self._interval_s < float("inf") and now >= self._next_s.get(source, now):
+        if self._interval_s < float("inf") and now >= self._next_s.get(name, now):
             # Adding the interval to the due time prevents delays from lowering the rate.
-            self._next_s[source] = max(self._next_s.get(source, now) + self._interval_s, now)
-            self._connection.publish_qos0(self._topic(source, "result"), _encode(result.to_dict()))
+            self._next_s[name] = max(self._next_s.get(name, now) + self._interval_s, now)
+            self._connection.publish_qos0(self._topic(source, f"{level}result"), _encode(result.to_dict()))
 
     def state(self, change: StateChange) -> None:
         """Publish a state change."""
@@ -236,7 +242,8 @@ class Mqtt:
         for source in new:
             self._announced.add(source)
             if self._discovery_prefix:
-                for topic, entity in discovery(self._manifest, self._broker.prefix, source, self._sources).items():
+                messages = discovery(self._manifest, self._broker.prefix, source, self._sources, self._regions)
+                for topic, entity in messages.items():
                     self._publish_retained(f"{self._discovery_prefix}/{topic}", _encode(entity))
 
     def _send_queued(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from edgerec._version import __version__
 from edgerec.camera.frame import Result
 from edgerec.camera.pipeline import RunReport
-from edgerec.camera.sinks.events import DecisionChanges, source_name, source_of
+from edgerec.camera.sinks.events import DecisionChanges, source_name
 from edgerec.camera.source_state import SourceState, StateChange
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
@@ -53,6 +53,8 @@ class Prometheus:
         port: int = 9464,
         counters: Callable[[], RunReport] | None = None,
         sources: Sequence[str] = (),
+        *,
+        regions: bool = False,
     ) -> None:
         """Start the HTTP server.
 
@@ -62,6 +64,7 @@ class Prometheus:
             port: port to listen on. 0 selects a free port.
             counters: function that returns the camera's counters. It is called for each scrape.
             sources: names of all of the camera's sources, so that each one gets a unique label.
+            regions: add the label ``region`` to the metrics of results, which is empty for sources without regions.
 
         Raises:
             EdgerecError: the address or the port cannot be used.
@@ -70,18 +73,19 @@ class Prometheus:
         metrics = require("prometheus_client")
         registry = metrics.CollectorRegistry(auto_describe=False)
         self._labels = {*manifest.labels, UNKNOWN}
-        self._changes, self._sources = DecisionChanges(), dict.fromkeys(sources)
-        self._frames = metrics.Counter("edgerec_frames", "Number of classified frames.", ["source"], registry=registry)
+        self._changes, self._sources, self._regions = DecisionChanges(), dict.fromkeys(sources), regions
+        names = ["source", "region"] if regions else ["source"]
+        self._frames = metrics.Counter("edgerec_frames", "Number of classified frames.", names, registry=registry)
         self._age = metrics.Histogram(
             "edgerec_result_age_seconds",
             "Time from the capture of a frame to its prediction.",
-            ["source"],
+            names,
             buckets=AGE_S,
             registry=registry,
         )
-        self._score = metrics.Gauge("edgerec_score", "Score of the last decision.", ["source"], registry=registry)
+        self._score = metrics.Gauge("edgerec_score", "Score of the last decision.", names, registry=registry)
         self._decisions = metrics.Counter(
-            "edgerec_decisions", "Number of new decisions.", ["source", "label"], registry=registry
+            "edgerec_decisions", "Number of new decisions.", [*names, "label"], registry=registry
         )
         self._state = metrics.Gauge(
             "edgerec_source_state",
@@ -110,14 +114,17 @@ class Prometheus:
 
     def write(self, result: Result) -> None:
         """Count a result."""
-        source = self._name(source_of(result))
-        self._frames.labels(source).inc()
-        self._age.labels(source).observe(result.age_ms / 1000)
+        frame = result.frame
+        labels = [self._name(frame.source or frame.origin)]
+        if self._regions:
+            labels.append(frame.region.name if frame.region else "")
+        self._frames.labels(*labels).inc()
+        self._age.labels(*labels).observe(result.age_ms / 1000)
         if result.decision is not None:
-            self._score.labels(source).set(result.decision.score)
+            self._score.labels(*labels).set(result.decision.score)
             if self._changes.is_new(result):
                 label = result.decision.label
-                self._decisions.labels(source, label if label in self._labels else "other").inc()
+                self._decisions.labels(*labels, label if label in self._labels else "other").inc()
 
     def state(self, change: StateChange) -> None:
         """Store a source's state."""

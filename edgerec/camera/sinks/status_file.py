@@ -8,10 +8,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from edgerec.camera.frame import Result
+from edgerec.camera.frame import Result, region_name
 from edgerec.camera.pipeline import RunReport
 from edgerec.camera.sinks.events import source_of
 from edgerec.camera.source_state import StateChange
@@ -48,7 +48,14 @@ class StatusFile:
     name = "status"
     uses_images = False
 
-    def __init__(self, path: str | Path, bundle: str, name: str, counters: Callable[[], RunReport]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        bundle: str,
+        name: str,
+        counters: Callable[[], RunReport],
+        regions: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Check that the file can be written. The file is written from the first event on.
 
         Args:
@@ -56,6 +63,7 @@ class StatusFile:
             bundle: SHA-256 digest of the bundle's manifest.json as hexadecimal digits.
             name: name of the bundle.
             counters: function that returns the camera's counters. It is called in another thread.
+            regions: names of the regions of each source, keyed by source.
 
         Raises:
             OutputExistsError: the file exists and is not a status file.
@@ -69,6 +77,7 @@ class StatusFile:
         self._started_s = time.time()
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._changed = True
+        self._regions = dict(regions or {})
         self._sources: dict[str, SourceStatus] = {}
         self._last: LastDecision | None = None
         self._capture_times_s: deque[float] = deque(maxlen=MAX_RATE_RESULTS)
@@ -96,12 +105,15 @@ class StatusFile:
         self._start()
 
     def state(self, change: StateChange) -> None:
-        """Store a source's state."""
-        status = SourceStatus(name=_text(change.source), state=str(change.state), reason=_text(change.reason))
+        """Store the state of a source and its regions."""
+        regions = [region_name(change.source, region) for region in self._regions.get(change.source, ())]
         with self._lock:
-            if change.source in self._sources or len(self._sources) < MAX_SOURCES:
-                self._sources[change.source] = status
-                self._changed = True
+            for name in regions or [change.source]:
+                if name in self._sources or len(self._sources) < MAX_SOURCES:
+                    self._sources[name] = SourceStatus(
+                        name=_text(name), state=str(change.state), reason=_text(change.reason)
+                    )
+                    self._changed = True
         self._start()
 
     def close(self) -> None:

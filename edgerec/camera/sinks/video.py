@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.window import FrameRate, overlay
+from edgerec.camera.sinks.window import FrameRate, RegionOverlay, overlay
 from edgerec.camera.source_state import StateChange
 from edgerec.camera.sources.opencv_capture import prepare
 from edgerec.contract.preprocess import Image
@@ -36,6 +36,8 @@ RESERVE_BYTES = 50_000_000
 
 class VideoFile:
     """Writes each frame to a video file with its label and score, as shown in the window.
+
+    If a source has named regions, each of its frames is written once, with the boxes and labels of all regions.
 
     A file has a constant frame rate and size. Frames of a live source are repeated or skipped so that the video lasts
     as long as the stream; gaps are capped at ``MAX_GAP_S``. If the frame size changes, later frames are scaled to the
@@ -103,6 +105,7 @@ class VideoFile:
                 stack.callback(lock.close)
             for recording in self._recordings.values():
                 stack.callback(recording.close)
+                stack.callback(recording.flush)
 
     def _refuse_existing(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
@@ -120,11 +123,31 @@ class _Recording:
         self._count, self._start_s = 0, 0.0
         self._last: Image | None = None
         self._disk_full = False
+        self._regions = RegionOverlay()
+        self._unwritten: Result | None = None
 
     def write(self, result: Result) -> None:
+        region = result.frame.region
+        if region is None:
+            self._write_image(overlay(result, self._rate.tick(), hint=""), result)
+            return
+        # The frame's last region may have been dropped, or may be missing at the end.
+        if self._unwritten is not None and self._unwritten.frame.index != result.frame.index:
+            self.flush()
+        self._regions.add(result)
+        self._unwritten = result
+        if region.is_last:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write a frame whose regions were added, but which was not written."""
+        result, self._unwritten = self._unwritten, None
+        if result is not None:
+            self._write_image(self._regions.draw(self._rate.tick(), hint=""), result)
+
+    def _write_image(self, image: Image, result: Result) -> None:
         if self._disk_full:
             raise EdgerecError(f"{self._path} is incomplete because the disk is full: free some space and start again")
-        image = overlay(result, self._rate.tick(), hint="")
         if self._encoder is None:
             self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2  # Codecs require an even width and height.
             self._check_space()

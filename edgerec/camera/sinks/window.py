@@ -11,7 +11,7 @@ import numpy as np
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.label_text import draw_ascii, draw_label
 from edgerec.camera.source_state import StateChange
-from edgerec.contract.preprocess import Image
+from edgerec.contract.preprocess import Image, contiguous
 from edgerec.errors import EdgerecError
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
@@ -19,6 +19,8 @@ from edgerec.utils.optional import require
 TITLE = "edgerec"
 # Minimum image height in pixels. Smaller images are enlarged, so that the text in the window is readable.
 MIN_HEIGHT_PX = 360
+# Height in pixels of the dark background behind the label of a region.
+_LABEL_HEIGHT_PX = 32
 
 
 def has_screen() -> bool:
@@ -39,6 +41,7 @@ class Window:
         """
         self.closed = False
         self._fps = FrameRate()
+        self._regions: dict[str, RegionOverlay] = {}
         cv2 = require("cv2")
         # Qt aborts the process if there is no display.
         if not has_screen():
@@ -57,9 +60,15 @@ class Window:
             ) from None
 
     def write(self, result: Result) -> None:
-        """Show one frame and process window events."""
+        """Show one frame and process window events. A frame with regions is shown after its last region."""
         cv2 = require("cv2")
-        cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
+        if result.frame.region is None:
+            cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
+        else:
+            regions = self._regions.setdefault(result.frame.source, RegionOverlay())
+            regions.add(result)
+            if result.frame.region.is_last:
+                cv2.imshow(TITLE, regions.draw(self._fps.tick())[:, :, ::-1])
         self.poll()
 
     def poll(self) -> None:
@@ -97,17 +106,76 @@ class FrameRate:
 
 def overlay(result: Result, fps: float, hint: str = "press q to quit") -> Image:
     """Return the frame as a uint8 RGB image, with a bar that shows the label, score, frame rate and ``hint``."""
-    cv2 = require("cv2")
-    image = result.frame.image
-    if image.shape[0] < MIN_HEIGHT_PX:
-        factor = -(-MIN_HEIGHT_PX // image.shape[0])
-        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    image, _ = _enlarged(result.frame.image)
     bar = np.zeros((56, image.shape[1], 3), np.uint8)
     prediction = result.decision or result.classification
     right = draw_label(bar, prediction.label, prediction.index, 10, 26)
     draw_ascii(bar, f"  {prediction.score:.0%}", right, 26)
     novelty = result.classification.novelty
-    novelty_text = "" if novelty is None else f"novelty {novelty:.1f}   "
-    status = f"{novelty_text}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
-    cv2.putText(bar, status, (10, 48), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (170, 170, 170), 1, cv2.LINE_AA)
+    _draw_status(bar, "" if novelty is None else f"novelty {novelty:.1f}   ", fps, result, hint)
     return np.vstack([image, bar])
+
+
+class RegionOverlay:
+    """Draws a source's frame with the boxes and the latest predictions of all its regions."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Result] = {}
+        self._newest: Result | None = None
+        self._size = (0, 0)
+
+    def add(self, result: Result) -> None:
+        """Store the result of a region, which must not be None."""
+        region = result.frame.region
+        assert region is not None
+        if (size := region.whole.shape[:2]) != self._size:
+            self._latest.clear()  # The boxes refer to the earlier frame size.
+            self._size = size
+        self._latest[region.name] = result.without_image
+        self._newest = result
+
+    def draw(self, fps: float, hint: str = "press q to quit") -> Image:
+        """Return the frame of the newest result as a uint8 RGB image.
+
+        The image has a box and a label for each region, and a bar that shows the frame rate and ``hint``. At least one
+        result must have been added.
+        """
+        cv2 = require("cv2")
+        newest = self._newest
+        assert newest is not None
+        assert newest.frame.region is not None
+        image, factor = _enlarged(contiguous(newest.frame.region.whole))
+        image = image.copy()
+        boxes = []
+        for name, result in self._latest.items():
+            assert result.frame.region is not None
+            left, top, right, bottom = (factor * edge for edge in result.frame.region.box)
+            boxes.append(((left, top), (right - 1, bottom - 1)))
+            text = image[top : min(top + _LABEL_HEIGHT_PX, bottom), left:right]
+            text //= 3  # A dark background makes the white text readable.
+            prediction = result.decision or result.classification
+            end = draw_label(text, prediction.label, prediction.index, draw_ascii(text, f"{name}: ", 6, 24), 24)
+            draw_ascii(text, f" {prediction.score:.0%}", end, 24)
+        for gray, thickness in ((0, 4), (255, 2)):  # The black edges make the boxes visible on a bright background.
+            for corner, opposite in boxes:
+                cv2.rectangle(image, corner, opposite, (gray, gray, gray), thickness)
+        bar = np.zeros((28, image.shape[1], 3), np.uint8)
+        _draw_status(bar, "", fps, newest, hint)
+        return np.vstack([image, bar])
+
+
+def _enlarged(image: Image) -> tuple[Image, int]:
+    """Enlarge a small image by an integer factor so that text is readable. Return the image and the factor."""
+    if image.shape[0] >= MIN_HEIGHT_PX:
+        return image, 1
+    cv2 = require("cv2")
+    factor = -(-MIN_HEIGHT_PX // image.shape[0])
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST), factor
+
+
+def _draw_status(bar: Image, prefix: str, fps: float, result: Result, hint: str) -> None:
+    """Draw the frame rate and the age of the result in the last line of the bar."""
+    cv2 = require("cv2")
+    status = f"{prefix}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
+    at = (10, bar.shape[0] - 8)
+    cv2.putText(bar, status, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (170, 170, 170), 1, cv2.LINE_AA)

@@ -26,6 +26,8 @@ MAX_BYTES = 2_000_000_000
 class LabelStore:
     """Saves labeled images as ``DIR/LABEL/TIME-FRAME.png``, a layout that can be used for training.
 
+    The name of an image of a region is ``TIME-FRAME-REGION.png``.
+
     Attributes:
         saved: number of saved images.
     """
@@ -79,11 +81,12 @@ class LabelStore:
                 raise EdgerecError(
                     f"the disk that contains {self._folder} is nearly full ({free // 10**6} MB free): free some space"
                 )
-            path = folder / f"{stamp}-{frame.index}.png"
+            stem = f"{stamp}-{frame.index}" + (f"-{frame.region.name}" if frame.region else "")
+            path = folder / f"{stem}.png"
             number = 1
             while path.exists():
                 number += 1
-                path = folder / f"{stamp}-{frame.index}-{number}.png"
+                path = folder / f"{stem}-{number}.png"
             write_file(path, png)
             self._used_bytes += disk_space(len(png))
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -39,6 +39,8 @@ class WebSink:
         token: str | None = None,
         save_dir: str | Path | None = None,
         save_max_bytes: int = MAX_BYTES,
+        *,
+        regions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Start the web server.
 
@@ -51,6 +53,7 @@ class WebSink:
             save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``. None disables saving.
             save_max_bytes: maximum total size of the files in ``save_dir``. No more images are saved when it is
                 reached.
+            regions: names of the regions of each source, keyed by source.
 
         Raises:
             EdgerecError: the port is in use, the address does not belong to this machine, the token is too short, or
@@ -69,7 +72,7 @@ class WebSink:
         port = listener.getsockname()[1]
         self.address = server_url(host, port)
         self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
-        self.page_state = PageState()
+        self.page_state = PageState(regions)
 
         from edgerec.camera.sinks.web.routes import LOGIN_PAGE_FILES, Page, page_file
         from edgerec.http.auth import AccessControl

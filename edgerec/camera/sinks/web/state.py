@@ -6,14 +6,15 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from typing import Any
 
-from edgerec.camera.frame import Result
+from edgerec.camera.frame import Result, region_name
 from edgerec.camera.sinks.window import FrameRate
 from edgerec.camera.source_state import StateChange
+from edgerec.contract.preprocess import contiguous
 from edgerec.runtime.thermal import processor_temperature_c
 from edgerec.utils.clock import unix_s
 from edgerec.utils.optional import require
@@ -53,10 +54,10 @@ class PendingImage:
 
 @dataclass
 class SourceView:
-    """A source's state as shown on the web page.
+    """The state of a source, or of a region of a source, as shown on the web page.
 
     Attributes:
-        name: name of the source.
+        name: name of the source or display name of the region.
         state: the last state change.
         result: the newest result.
         label: the last decision's label, or None if the next result starts a new decision.
@@ -79,7 +80,9 @@ class SourceView:
 
 
 class PageState:
-    """Stores the newest result, recent decisions and recent state changes of each source.
+    """Stores the newest result, recent decisions and recent state changes of each source and region.
+
+    Each region of a source is treated like a source. The image of a region is the whole frame of its source.
 
     The sink's thread calls :meth:`write` and :meth:`state`, and the server's thread calls all other methods. An image
     is encoded only when a client requests it, and only once for all clients.
@@ -90,7 +93,9 @@ class PageState:
         encoded: number of encoded images.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, regions: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Create an empty state. ``regions`` contains the names of the regions of each source, keyed by source."""
+        self._regions = dict(regions or {})
         self.version = 0
         self.closed = False
         self.encoded = 0
@@ -103,7 +108,7 @@ class PageState:
     def write(self, result: Result) -> None:
         """Store a result. If the label is unchanged, update the last decision's score."""
         with self._lock:
-            source = self._source_named(result.frame.source or result.frame.origin)
+            source = self._source_named(result.frame.display_name)
             source.result, source.fps = result, source.rate.tick()
             prediction = result.decision or result.classification
             if prediction.label != source.label:
@@ -116,11 +121,13 @@ class PageState:
     def state(self, change: StateChange) -> None:
         """Store a state change."""
         with self._lock:
-            source = self._source_named(change.source)
-            source.state = change
-            if change.state != "live":
-                source.label = None  # After an outage, the next result is a new decision even if the label is the same.
-            self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
+            regions = self._regions.get(change.source, ())
+            for name in [region_name(change.source, region) for region in regions] or [change.source]:
+                source = self._source_named(name)
+                source.state = change
+                if change.state != "live":
+                    source.label = None  # After an outage, the next result is a new decision even with the same label.
+                self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
@@ -179,6 +186,8 @@ class PageState:
         self._remove_expired()
         while len(self._pending) >= MAX_PENDING:
             self._pending.popitem(last=False)
+        if shown.result.frame.region is not None:  # The label applies to the region and not to the whole frame.
+            shown = ShownImage(shown.result, jpeg_of(shown.result, whole=False))
         key = secrets.token_urlsafe(12)
         self._pending[key] = PendingImage(shown, time.monotonic())
         return key, shown
@@ -230,10 +239,16 @@ class PageState:
         return temperature_c
 
 
-def jpeg_of(result: Result) -> bytes:
-    """Encode a result's image as JPEG, scaled down to at most ``SHOWN_PX`` pixels per side."""
+def jpeg_of(result: Result, *, whole: bool = True) -> bytes:
+    """Encode a result's image as JPEG, scaled down to at most ``SHOWN_PX`` pixels per side.
+
+    Args:
+        result: the result.
+        whole: encode the whole frame of the source instead of the region that was classified.
+    """
     cv2 = require("cv2")
-    image = result.frame.image
+    region = result.frame.region
+    image = contiguous(region.whole) if region is not None and whole else result.frame.image
     factor = SHOWN_PX / max(image.shape[:2])
     if factor < 1:
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
@@ -247,6 +262,12 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
     if (change := source.state) is not None:
         yield from {"state": str(change.state), "since_s": unix_s(change.since_s), "reason": change.reason}.items()
     if (result := source.result) is not None:
+        if (region := result.frame.region) is not None:
+            height, width = region.whole.shape[:2]
+            yield "source", result.frame.source
+            yield "region", region.name
+            scale = (width, height, width, height)
+            yield "box", [round(edge / size, 5) for edge, size in zip(region.box, scale, strict=True)]
         silent_s = time.monotonic() - result.completed_s
         yield "frame", result.frame.index
         yield "size", [result.frame.grabbed.shape[1], result.frame.grabbed.shape[0]]

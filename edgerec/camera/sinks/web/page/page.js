@@ -100,6 +100,7 @@ function drawNews(news) {
   const source = sources[selected];
   drawSources();
   drawStage();
+  drawBoxes();
   byId("heat").hidden = news.temperature_c === null;
   if (news.temperature_c !== null) byId("temperature").textContent = Math.round(news.temperature_c);
   if (!source || !source.prediction) {
@@ -153,17 +154,55 @@ function drawSources() {
 
 function select(number) {
   if (number === selected) return;
+  const sameImage = sources[number].region && sources[selected] && sources[number].source === sources[selected].source;
   selected = number;
   shownFrame = -1;
   if (imageRequest) imageRequest.abort();
   byId("toast").classList.remove("up");
   const canvas = byId("image");
-  canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  if (!sameImage) canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   delete canvas.dataset.frame;
   clear();
   drawSources();
   drawStage();
+  drawBoxes();
   drawList();
+}
+
+// Draw the boxes and labels of all regions of the selected source over its image. A click selects a region.
+function drawBoxes() {
+  const box = byId("boxes"), canvas = byId("image"), source = sources[selected];
+  const regions = source && source.region ? sources.filter((other) => other.region && other.source === source.source) : [];
+  if (!regions.length && !box.children.length) return;
+  const { width, height } = box.getBoundingClientRect();
+  // The size of the text does not depend on the size of the image.
+  const pixel = 1 / Math.min(width / canvas.width, height / canvas.height);
+  box.setAttribute("viewBox", `0 0 ${canvas.width} ${canvas.height}`);
+  while (box.children.length > regions.length) box.lastChild.remove();
+  regions.forEach((region, index) => {
+    let group = box.children[index];
+    if (!group) {
+      group = document.createElementNS(box.namespaceURI, "g");
+      group.append(...["rect", "text"].map((tag) => document.createElementNS(box.namespaceURI, tag)));
+      group.addEventListener("click", () => {
+        selectionFixed = true;
+        select(sources.findIndex((other) => other.name === group.dataset.name));
+      });
+      box.append(group);
+    }
+    const [left, top, right, bottom] = region.box, [rect, text] = group.children;
+    group.dataset.name = region.name;
+    group.setAttribute("class", region === source ? "selected" : "");
+    rect.setAttribute("x", left * canvas.width);
+    rect.setAttribute("y", top * canvas.height);
+    rect.setAttribute("width", (right - left) * canvas.width);
+    rect.setAttribute("height", (bottom - top) * canvas.height);
+    text.setAttribute("x", left * canvas.width + 8 * pixel);
+    text.setAttribute("y", top * canvas.height + 20 * pixel);
+    text.setAttribute("font-size", 15 * pixel);
+    text.setAttribute("stroke-width", 4 * pixel);
+    text.textContent = [`${region.region}:`, region.prediction.label, scoreText(region.prediction)].filter(Boolean).join(" ");
+  });
 }
 
 function drawStage() {
@@ -291,6 +330,7 @@ function show(image, frame) {
   if (canvas.width !== image.width || canvas.height !== image.height) {
     canvas.width = image.width;
     canvas.height = image.height;
+    drawBoxes();
   }
   canvas.getContext("2d").drawImage(image, 0, 0);
   canvas.dataset.frame = frame;
@@ -389,7 +429,7 @@ function addButton(text, action) {
 byId("snapshot").addEventListener("click", () => showErrors(async () => download(await hold())));
 byId("wrong").addEventListener("click", () => showErrors(async () => askForLabel(await hold())));
 dark.addEventListener("change", drawList);
-addEventListener("resize", drawBand);
+addEventListener("resize", () => { drawBand(); drawBoxes(); });
 setInterval(() => { drawLast(); drawBand(); }, 1000);
 // Draw the list at most five times per second, because this is slow on a phone if the decision changes often.
 setInterval(() => { if (listOutdated) { listOutdated = false; drawList(); } }, 200);
