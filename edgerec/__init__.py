@@ -16,6 +16,7 @@ _PUBLIC = {
     "Bundle": "edgerec.contract.bundle",
     "Camera": "edgerec.camera",
     "CameraConfig": "edgerec.camera.config",
+    "ClassificationServer": "edgerec.serving.run",
     "Classifier": "edgerec.runtime",
     "DeployOptions": "edgerec.deploy",
     "Device": "edgerec.deploy",
@@ -71,6 +72,7 @@ __all__ = [
     "Bundle",
     "Camera",
     "CameraConfig",
+    "ClassificationServer",
     "Classifier",
     "DeployOptions",
     "Device",
@@ -163,7 +165,7 @@ if TYPE_CHECKING:
     from edgerec.runtime.classifier import read_image
     from edgerec.serving.app import create_app
     from edgerec.serving.config import ServeConfig
-    from edgerec.serving.run import serve
+    from edgerec.serving.run import ClassificationServer, serve
     from edgerec.tflite.inspection import inspect
     from edgerec.train.distill import distill
     from edgerec.train.evaluate import evaluate

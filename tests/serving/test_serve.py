@@ -25,10 +25,9 @@ pytest.importorskip("python_multipart", reason='no python-multipart (pip install
 
 import uvicorn
 
-from edgerec import ServeConfig, create_app, predict
+from edgerec import ClassificationServer, ServeConfig, create_app, predict
 from edgerec.errors import BundleError, ConfigError, EdgerecError
 from edgerec.serving import pool, request_body
-from edgerec.serving.run import ClassificationServer
 from tests.conftest import error_line
 from tests.network import wait_for
 
