@@ -201,6 +201,8 @@ class CameraConfig:
             video file, a folder of images, ``synthetic:640x480@30``, or ``env:NAME`` or ``@FILE`` to read the URL from.
             Frames from several sources are classified in turn.
         loop: restart video files and folders when they end.
+        reduced_decoding: decode JPEG images of HTTP sources and folders at 1/2, 1/4 or 1/8 of their size if the model's
+            input is that much smaller. This is faster, but some labels change.
         max_frames: stop after this many predictions. None means no limit.
         threads: number of interpreter threads. 0 uses the number in the bundle. If the bundle has none, 0 selects the
             fastest number in a short benchmark or, for files, one thread per CPU, up to 4.
@@ -234,6 +236,7 @@ class CameraConfig:
     revoked_keys: str | Path | None = None
     sources: str | Sequence[str] = field(default="0", repr=False, metadata=_SOURCE)
     loop: bool = False
+    reduced_decoding: bool = False
     max_frames: int | None = None
     threads: int = 0
     delegate: str | None = field(default=None, metadata=_LIBRARY)

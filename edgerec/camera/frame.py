@@ -21,7 +21,7 @@ class FrameRegion:
 
     Attributes:
         name: name of the region.
-        box: the region as ``(left, top, right, bottom)`` in pixels of the source's frame.
+        box: the region as ``(left, top, right, bottom)`` in pixels of ``whole``.
         whole: the source's frame, uint8 RGB of shape ``(H, W, 3)``, neither rotated nor mirrored. Must not be changed.
         is_last: whether this is the last region of the frame that is classified.
     """
@@ -47,6 +47,7 @@ class Frame:
         started_s: monotonic time at which the source delivered its first frame, in seconds.
         stream: True if the frame is part of a continuous video, False for images from a folder.
         region: the region that the image shows, or None if the image shows the whole frame.
+        full_size: width and height of the source's image if it was decoded at a reduced size, otherwise None.
     """
 
     grabbed: Image
@@ -57,6 +58,7 @@ class Frame:
     media_s: float | None = None
     started_s: float = 0.0
     stream: bool = True
+    full_size: tuple[int, int] | None = None
     region: FrameRegion | None = None
 
     @property

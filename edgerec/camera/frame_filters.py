@@ -71,10 +71,38 @@ class FrameOptions:
         x, y, columns, rows = (round(n * factor) for n, factor in zip(self.roi, scale, strict=True))
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
-    def apply(self, image: Image) -> Image:
-        """Crop, rotate and mirror an RGB image. Return an empty array if the region is outside the image."""
+    def region(self, width: int, height: int) -> tuple[int, int, int, int] | None:
+        """Return the part of the frame that is classified, or None if it is the whole frame without rotation.
+
+        The part is given as ``(left, top, right, bottom)`` in pixels, and ends at the edges of the frame.
+        """
+        if self.roi is None and not self.rotate and not self.mirror:
+            return None
+        left, top, right, bottom = self.box(height, width)
+        return left, top, min(right, width), min(bottom, height)
+
+    def box_in(self, image: Image, full_size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+        """Return the region as ``(left, top, right, bottom)`` in pixels of an image that may have been reduced.
+
+        Args:
+            image: uint8 ``(H, W, 3)``.
+            full_size: width and height of the image before its reduction. None means that it was not reduced.
+        """
+        height, width = image.shape[:2]
+        if full_size is None:
+            return self.box(height, width)
+        left, top, right, bottom = self.box(full_size[1], full_size[0])
+        left, right = (x * width // full_size[0] for x in (left, right))
+        top, bottom = (y * height // full_size[1] for y in (top, bottom))
+        return left, top, right, bottom
+
+    def apply(self, image: Image, full_size: tuple[int, int] | None = None) -> Image:
+        """Crop, rotate and mirror an RGB image. Return an empty array if the region is outside the image.
+
+        The arguments are those of :meth:`box_in`.
+        """
         if self.roi is not None:
-            left, top, right, bottom = self.box(*image.shape[:2])
+            left, top, right, bottom = self.box_in(image, full_size)
             image = image[top:bottom, left:right]
         if self.rotate or self.mirror:
             image = contiguous(image)
@@ -150,7 +178,7 @@ class FrameSelector:
         return selected
 
     def _select_part(self, frame: Frame, name: str, options: FrameOptions) -> Frame | None:
-        image = options.apply(frame.grabbed)
+        image = options.apply(frame.grabbed, frame.full_size)
         if not image.size:
             self.skipped["roi"] += 1
             return None
@@ -160,7 +188,7 @@ class FrameSelector:
             return None
         if name:
             height, width = frame.grabbed.shape[:2]
-            left, top, right, bottom = options.box(height, width)
+            left, top, right, bottom = options.box_in(frame.grabbed, frame.full_size)
             region = FrameRegion(name, (left, top, min(right, width), min(bottom, height)), frame.grabbed)
             # The detection of motion has already made a contiguous copy of the image.
             part = replace(part, grabbed=part.image if options.motion else part.grabbed, region=region)
@@ -190,7 +218,8 @@ class FrameSelector:
         Raises:
             SourceError: the region is outside the source's first frame.
         """
-        size, last_size = frame.grabbed.shape[:2], self._sizes.get((frame.source, name))
+        size = frame.full_size[::-1] if frame.full_size else frame.grabbed.shape[:2]
+        last_size = self._sizes.get((frame.source, name))
         if options.roi is None or size == last_size:
             return
         self._sizes[frame.source, name] = size

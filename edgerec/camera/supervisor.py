@@ -205,6 +205,7 @@ class _SupervisedSource:
                     media_s=media_s,
                     started_s=self._started_s,
                     stream=self.address.stream,
+                    full_size=connection.full_size,
                 )
             )
             self._count += 1
@@ -324,6 +325,11 @@ class _SourceConnection:
     def captured_s(self) -> float:
         """Monotonic time in seconds at which the last image was captured, or 0 if unknown."""
         return float(getattr(self._source, "captured_s", 0.0))
+
+    @property
+    def full_size(self) -> tuple[int, int] | None:
+        """Width and height of the current image before its reduction, or None if it was not reduced."""
+        return getattr(self._source, "full_size", None)
 
     def media_s(self) -> float | None:
         """Return the current image's timestamp in the video in seconds, or None if the source has no timestamps."""

@@ -11,7 +11,13 @@ from typing import Any
 import typer
 
 from edgerec.cli.help import GroupedCommand
-from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP, AllowedSignersOption, RevokedKeysOption
+from edgerec.cli.options import (
+    DELEGATE_HELP,
+    DELEGATE_OPTION_HELP,
+    REDUCED_DECODING_HELP,
+    AllowedSignersOption,
+    RevokedKeysOption,
+)
 from edgerec.cli.output import show_log
 
 # Default values of options that can be given without a value.
@@ -115,6 +121,13 @@ def camera(
         rich_help_panel=_CAMERA,
     ),
     loop: bool = typer.Option(False, "--loop", help="Loop video files and folders.", rich_help_panel=_CAMERA),
+    reduced_decoding: bool = typer.Option(
+        False,
+        "--reduced-decoding",
+        help=f"{REDUCED_DECODING_HELP} Applies to HTTP sources and folders. Windows, web pages, saved images and "
+        "videos show the reduced frames.",
+        rich_help_panel=_CAMERA,
+    ),
     give_up_after: float | None = typer.Option(
         None,
         min=0,

@@ -22,6 +22,7 @@ KEYS = {
     "revoked_keys": "revoked_keys",
     "source": "sources",
     "loop": "loop",
+    "reduced_decoding": "reduced_decoding",
     "max_frames": "max_frames",
     "threads": "threads",
     "delegate": "delegate",

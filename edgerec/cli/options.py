@@ -11,6 +11,11 @@ DELEGATE_HELP = (
     "Delegate: a shared library such as libedgetpu.so.1, gpu, or none for the CPU. [default: the bundle's delegate]"
 )
 DELEGATE_OPTION_HELP = "Option for the delegate, such as device=usb:1 for the second USB device. May be repeated."
+REDUCED_DECODING_HELP = (
+    "Decode JPEG images at 1/2, 1/4 or 1/8 of their size if the model's input is that much smaller. Decoding and "
+    "resizing become 1.3 to 3.2 times as fast, but the scores change slightly. With four models, 90.4 to 99.9 % of the "
+    "labels of real photos stayed the same, and 99.5 to 100 % of those with a score of at least 0.5."
+)
 
 SIGNATURE_PANEL = "Signature"
 SERIAL_HELP = (

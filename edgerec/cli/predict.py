@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.options import AllowedSignersOption, RevokedKeysOption
+from edgerec.cli.options import REDUCED_DECODING_HELP, AllowedSignersOption, RevokedKeysOption
 from edgerec.cli.output import say, show_log
 
 
@@ -21,6 +21,7 @@ def predict(
         metavar="SCORE",
         help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
     ),
+    reduced_decoding: bool = typer.Option(False, "--reduced-decoding", help=REDUCED_DECODING_HELP),
     allowed_signers: Path | None = AllowedSignersOption,
     revoked_keys: Path | None = RevokedKeysOption,
     json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
@@ -31,8 +32,15 @@ def predict(
 
     show_log()
     lines = JsonLines(sys.stdout)
-    keys = {"allowed_signers": allowed_signers, "revoked_keys": revoked_keys}
-    for result in classify(bundle, images, threshold=threshold, **keys):
+    results = classify(
+        bundle,
+        images,
+        threshold=threshold,
+        reduced_decoding=reduced_decoding,
+        allowed_signers=allowed_signers,
+        revoked_keys=revoked_keys,
+    )
+    for result in results:
         if json:
             lines.write(result)
             continue

@@ -80,7 +80,7 @@ def _scaled(samples: npt.NDArray[Any], black: int, white: int) -> npt.NDArray[np
     return np.clip(scaled, 0, 255).astype(np.uint8)
 
 
-def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8] | None:
+def decode(content: bytes, levels: Levels | None = None, *, reduction: int = 1) -> npt.NDArray[np.uint8] | None:
     """Decode an image file to uint8 ``(H, W, 3)`` RGB. Return None if the image cannot be read.
 
     Images with more than :data:`MAX_PIXELS` pixels are rejected, because even a small file can contain such an image.
@@ -90,17 +90,21 @@ def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8
         content: the file's bytes.
         levels: black and white levels of a file with more than 8 bits per sample. If None, the bit depth from the
             file header is used, or the smallest one that can represent all samples if the header does not contain it.
+        reduction: 2, 4 or 8 decodes a JPEG file at 1/2, 1/4 or 1/8 of its size, rounded up. Must be 1 for other
+            formats; see :mod:`edgerec.contract.reduced_decoding`.
     """
     if is_heic(content):
         return _decode_heic(content)
-    image = _decoded(content, deep=bits_per_sample(content) > 8)
+    image = _decoded(content, deep=bits_per_sample(content) > 8, reduction=reduction)
     if image is None:
         return None
     if image.dtype != np.uint8:
         if levels is None:
             levels = SampleRange.of(content, image).levels
         image = levels.apply(image)
-    upright = turned(image[:, :, ::-1], orientation_to_apply(content))
+    cv2 = require("cv2")
+    # OpenCV reorders the channels several times faster than NumPy.
+    upright = turned(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), orientation_to_apply(content))
     return np.ascontiguousarray(upright)
 
 
@@ -129,11 +133,17 @@ def decode_samples(content: bytes) -> npt.NDArray[Any] | None:
     return None if image is None or image.dtype == np.uint8 else image
 
 
-def _decoded(content: bytes, *, deep: bool) -> npt.NDArray[Any] | None:
+def color_flag(reduction: int) -> int:
+    """Return OpenCV's flag that decodes a color image at 1/1, 1/2, 1/4 or 1/8 of its size."""
+    cv2 = require("cv2")
+    return int(cv2.IMREAD_COLOR if reduction == 1 else getattr(cv2, f"IMREAD_REDUCED_COLOR_{reduction}"))
+
+
+def _decoded(content: bytes, *, deep: bool, reduction: int = 1) -> npt.NDArray[Any] | None:
     cv2 = require("cv2")
     if not content or _is_too_large(content):
         return None
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if deep else 0)
+    flags = color_flag(reduction) | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if deep else 0)
     try:
         image: npt.NDArray[Any] | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:

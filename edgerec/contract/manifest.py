@@ -12,6 +12,7 @@ from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_decoding import Levels
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.provenance import Description
+from edgerec.contract.reduced_decoding import Region, largest_reduction
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalize, TensorSpec
 from edgerec.errors import BundleError, unknown
 from edgerec.utils.bounded_parsing import parse_json
@@ -189,6 +190,17 @@ class Manifest:
     def levels(self) -> Levels:
         """Black and white levels of 16-bit images."""
         return self.preprocess.levels
+
+    def largest_reduction(
+        self, width: int, height: int, region: Region | None = None, *, sideways: bool = False
+    ) -> int:
+        """Return by how much an image can be reduced during decoding for all models: 1, 2, 4 or 8.
+
+        The arguments are those of :func:`~edgerec.contract.reduced_decoding.largest_reduction`.
+        """
+        return min(
+            largest_reduction(width, height, spec.preprocess, region, sideways=sideways) for spec in self.networks
+        )
 
     def _check_levels(self, where: str) -> None:
         for number, spec in enumerate(self.networks[1:], start=2):

@@ -127,9 +127,9 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
         image = image[:, :, np.newaxis]
     if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
         raise ValueError(f"image must have shape (H, W, 3) for RGB or (H, W) for grayscale, got {image.shape}")
-    if spec.fit == "crop":
-        image = _crop_to_aspect(image, spec.height, spec.width)
-    height, width = _fitted_size(image, spec)
+    (rows, columns), (height, width) = cropped_and_resized(image.shape[0], image.shape[1], spec)
+    top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
+    image = image[top : top + rows, left : left + columns]
     is_bgr_view = image.strides[2] < 0
     image = _resize(image[:, :, ::-1] if is_bgr_view else image, height, width, spec)
     if image.shape[2] == 4:
@@ -141,6 +141,22 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
     if (height, width) != (spec.height, spec.width):
         image = _pad_to_center(image, spec.height, spec.width)
     return np.ascontiguousarray(image)
+
+
+def cropped_and_resized(height: int, width: int, spec: PreprocessSpec) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the height and width of an image after :func:`apply` has cropped it, and after it has resized it.
+
+    The second size differs from the model's input only if black borders are added (``fit="pad"``).
+    """
+    resized = spec.height, spec.width
+    if spec.fit == "crop":
+        cropped_height = max(1, min(height, width * spec.height // spec.width))
+        return (cropped_height, max(1, min(width, height * spec.width // spec.height))), resized
+    if spec.fit == "pad" and height * spec.width >= width * spec.height:
+        resized = spec.height, max(1, width * spec.height // height)
+    elif spec.fit == "pad":
+        resized = max(1, height * spec.width // width), spec.width
+    return (height, width), resized
 
 
 def contiguous(image: Image) -> Image:
@@ -162,23 +178,6 @@ def encode_png(image: Image) -> bytes:
     if not ok:
         raise ValueError(f"OpenCV cannot encode an image of shape {image.shape} as PNG")
     return bytes(content)
-
-
-def _crop_to_aspect(image: Image, height: int, width: int) -> Image:
-    rows, columns = image.shape[:2]
-    cropped_rows = max(1, min(rows, columns * height // width))
-    cropped_columns = max(1, min(columns, rows * width // height))
-    top, left = (rows - cropped_rows) // 2, (columns - cropped_columns) // 2
-    return image[top : top + cropped_rows, left : left + cropped_columns]
-
-
-def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
-    if spec.fit != "pad":
-        return spec.height, spec.width
-    rows, columns = image.shape[:2]
-    if rows * spec.width >= columns * spec.height:
-        return spec.height, max(1, columns * spec.height // rows)
-    return max(1, rows * spec.width // columns), spec.width
 
 
 def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Image:

@@ -16,6 +16,7 @@ from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec
 from edgerec.contract.image_decoding import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply
+from edgerec.contract.reduced_decoding import ReductionChooser, jpeg_reduction
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
 from edgerec.runtime.autoencoder import Autoencoder
 from edgerec.runtime.image_model import ImageModel
@@ -235,13 +236,17 @@ def _load_model(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str,
     return model
 
 
-def read_image(path: str | Path, levels: Levels | None = None) -> Image:
+def read_image(
+    path: str | Path, levels: Levels | None = None, choose_reduction: ReductionChooser | None = None
+) -> Image:
     """Read an image file as a uint8 RGB array of shape ``(H, W, 3)``, rotated according to its EXIF orientation.
 
     Args:
         path: the file.
         levels: black and white levels of a file with more than 8 bits per sample, see :attr:`Classifier.levels`. None
             uses the bit depth in the file header, or the smallest bit depth that holds the largest sample.
+        choose_reduction: function that returns how much smaller to decode a JPEG file of a given size, such as
+            :meth:`Manifest.largest_reduction`. None decodes at full size.
 
     Raises:
         DataError: the file cannot be read, or is not an image.
@@ -251,7 +256,8 @@ def read_image(path: str | Path, levels: Levels | None = None) -> Image:
         content = read_image_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    image = decode(content, levels)
+    reduction, _ = jpeg_reduction(content, choose_reduction)
+    image = decode(content, levels, reduction=reduction)
     if image is None:
         raise DataError(f"{path} is not a readable image: {why_unreadable(content)}")
     return image

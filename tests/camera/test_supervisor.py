@@ -432,8 +432,9 @@ def test_splitter_finds_complete_files_for_any_chunk_size():
         assert split_files == files
 
 
+@pytest.mark.parametrize("reduction", [1, 4])
 @pytest.mark.parametrize("interval", [0, 2])
-def test_truncated_jpeg_with_an_end_marker_is_dropped(interval):
+def test_truncated_jpeg_with_an_end_marker_is_dropped(interval, reduction):
     """A JPEG file is cut in the middle, and has an end marker. libjpeg fills the missing pixels with gray."""
     rng = random.Random(4)
     image = cv2.resize(np.random.default_rng(4).integers(0, 256, (15, 20, 3), np.uint8), (157, 119))
@@ -444,7 +445,7 @@ def test_truncated_jpeg_with_an_end_marker_is_dropped(interval):
     refused = 0
     for _ in range(100):
         cut = rng.randrange(scan, len(complete) - 200)
-        refused += decoded(cv2, complete[:cut] + b"\xff\xd9") is None
+        refused += decoded(cv2, complete[:cut] + b"\xff\xd9", reduction) is None
     assert refused > 95  # a cut exactly at a restart marker may not be detected
 
 

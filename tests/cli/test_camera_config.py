@@ -34,6 +34,7 @@ CASES = {
     "--rate": (["--rate", "12.5"], "[capture]\nfps = 12.5"),
     "--format": (["--format", "MJPG"], '[capture]\nfourcc = "MJPG"'),
     "--loop": (["--loop"], "loop = true"),
+    "--reduced-decoding": (["--reduced-decoding"], "reduced_decoding = true"),
     "--give-up-after": (["--give-up-after", "0"], "[timeouts]\ngive_up_s = 0"),
     "--roi": (["--roi", "0.25,0,0.5,1"], "[frames]\nroi = [0.25, 0, 0.5, 1]"),
     "--rotate": (["--rotate", "90"], "[frames]\nrotate = 90"),

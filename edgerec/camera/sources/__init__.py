@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgerec.camera.sources.base import Address, CaptureFormat, Source
 from edgerec.contract.image_decoding import Levels
+from edgerec.contract.reduced_decoding import ReductionChooser
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.secret_references import read_secret
 from edgerec.utils.url_redaction import Url, redacted
@@ -23,7 +24,12 @@ _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?
 
 
 def find_source(
-    uri: str, requested: CaptureFormat | None = None, levels: Levels | None = None, *, loop: bool = False
+    uri: str,
+    requested: CaptureFormat | None = None,
+    levels: Levels | None = None,
+    *,
+    loop: bool = False,
+    choose_reduction: ReductionChooser | None = None,
 ) -> Address:
     """Parse a URI into a source address without opening the source.
 
@@ -35,6 +41,8 @@ def find_source(
         requested: size, rate and format to request from a camera.
         levels: sample values of 16-bit image files that become black and white. None uses each file's bit depth.
         loop: whether to restart a video file or folder when it ends.
+        choose_reduction: function that returns how much smaller to decode a JPEG image of an HTTP source or a
+            folder. None decodes at full size.
 
     Raises:
         SourceError: the URI is not recognized, or the file does not exist. The message contains no secrets.
@@ -70,12 +78,18 @@ def find_source(
         except AddressError as error:
             raise SourceError(f"the source {redacted(uri)} cannot be used: {error}") from None
         is_http = url.scheme in ("http", "https")
-        opener = (lambda: _open_http(url, requested.fps)) if is_http else (lambda: OpenCVSource.stream(url))
+        opener = (
+            (lambda: _open_http(url, requested.fps, choose_reduction))
+            if is_http
+            else (lambda: OpenCVSource.stream(url))
+        )
         return Address(str(url), True, True, opener, identity=url.identity)
     # Unlike Path.exists, os.path.exists returns False for names that are too long instead of raising an error.
     path, exists = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
-        return Address(uri, False, False, _looping(lambda: FolderSource(path, levels), loop), stream=False)
+        return Address(
+            uri, False, False, _looping(lambda: FolderSource(path, levels, choose_reduction), loop), stream=False
+        )
     if path.is_char_device() if exists else uri.startswith("/dev/video"):
         return Address(uri, True, False, lambda: OpenCVSource.camera(uri, requested), requested)
     if os.path.isfile(uri):
@@ -103,7 +117,7 @@ def _open_automatic(requested: CaptureFormat) -> Source:
     return open_automatic(requested)
 
 
-def _open_http(url: Url, fps: float = 0.0) -> Source:
+def _open_http(url: Url, fps: float, choose_reduction: ReductionChooser | None) -> Source:
     from edgerec.camera.sources.mjpeg import open_web
 
-    return open_web(url, fps)
+    return open_web(url, fps, choose_reduction)

@@ -52,6 +52,7 @@ class Source(Protocol):
     - ``period_s`` is the interval between images in seconds, for sources with a low, fixed rate.
     - ``position_s`` is the timestamp of the current image in a file, in seconds from the start. Without it, timestamps
       are computed from ``format.fps``.
+    - ``full_size`` is the width and height of the current image before its reduction, or None if it was not reduced.
     """
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgerec.camera.sources.base import NOMINAL_FPS, CaptureFormat, Source
 from edgerec.contract.image_decoding import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.preprocess import Image
+from edgerec.contract.reduced_decoding import ReductionChooser, jpeg_reduction
 from edgerec.errors import DataError, SourceError
 from edgerec.utils.folders import visible_files, visible_folders
 
@@ -21,6 +22,10 @@ class FolderSource:
     Args:
         folder: the folder with the images.
         levels: sample values of 16-bit image files that become black and white. None uses each file's bit depth.
+        choose_reduction: function that returns how much smaller to decode a JPEG file. None decodes at full size.
+
+    Attributes:
+        full_size: width and height of the current image before its reduction, or None if it was not reduced.
 
     Raises:
         SourceError: the folder cannot be read or contains no files.
@@ -28,8 +33,11 @@ class FolderSource:
 
     format = CaptureFormat()
 
-    def __init__(self, folder: Path, levels: Levels | None = None) -> None:
-        self.name, self._levels = str(folder), levels
+    def __init__(
+        self, folder: Path, levels: Levels | None = None, choose_reduction: ReductionChooser | None = None
+    ) -> None:
+        self.name, self._levels, self._choose_reduction = str(folder), levels, choose_reduction
+        self.full_size: tuple[int, int] | None = None
         try:
             self._files = visible_files(folder)
             if not self._files:
@@ -52,7 +60,8 @@ class FolderSource:
             except OSError as error:  # The file may be unreadable, or may have been deleted.
                 log.warning("%s was skipped: %s", path, error.strerror)
                 continue
-            image = decode(content, self._levels)
+            reduction, self.full_size = jpeg_reduction(content, self._choose_reduction)
+            image = decode(content, self._levels, reduction=reduction)
             if image is None:
                 log.warning("%s was skipped: %s", path, why_unreadable(content))
                 continue
@@ -81,6 +90,11 @@ class LoopingSource:
     @property
     def format(self) -> CaptureFormat:
         return self._source.format
+
+    @property
+    def full_size(self) -> tuple[int, int] | None:
+        """Width and height of the current image before its reduction, or None if it was not reduced."""
+        return getattr(self._source, "full_size", None)
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Yield the images in an endless loop.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.contract.image_decoding import color_flag
 from edgerec.contract.preprocess import Image
 from edgerec.utils.native_output import captured_stderr
 
@@ -130,21 +131,25 @@ class JpegSplitter:
         return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 
-def decoded(cv2: Any, jpeg: bytes) -> Image | None:
+def decoded(cv2: Any, jpeg: bytes, reduction: int = 1) -> Image | None:
     """Decode a JPEG file to a uint8 RGB image of shape ``(H, W, 3)``, a view of OpenCV's BGR image.
+
+    A ``reduction`` of 2, 4 or 8 decodes it at 1/2, 1/4 or 1/8 of its size, rounded up.
 
     Return None if OpenCV cannot decode the file or if image data are missing. Other damage cannot be detected, because
     JPEG has no checksums.
     """
     if not _restart_markers_in_order(jpeg):
         return None
-    image = _decoded(cv2, jpeg)
+    image = _decoded(cv2, jpeg, reduction)
     if image is None:
         return None
-    # Pixels that libjpeg has filled with gray change if data is appended to the file.
+    # Pixels that libjpeg has filled with gray change if data is appended to the file. Not all of these changes are
+    # visible at a reduced size.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
+        complete = image if reduction == 1 else _decoded(cv2, jpeg)
         longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
-        if longer is None or not np.array_equal(image, longer):
+        if complete is None or longer is None or not np.array_equal(complete, longer):
             return None
     return image[:, :, ::-1]
 
@@ -174,8 +179,8 @@ def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
     return image
 
 
-def _decoded(cv2: Any, jpeg: bytes) -> Image | None:
+def _decoded(cv2: Any, jpeg: bytes, reduction: int = 1) -> Image | None:
     try:
-        return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        return cv2.imdecode(np.frombuffer(jpeg, np.uint8), color_flag(reduction))
     except cv2.error:
         return None

@@ -14,6 +14,7 @@ from edgerec.camera.sources.http import HttpStream
 from edgerec.camera.sources.jpeg import END_MARKER, START_MARKER, JpegSplitter, decoded
 from edgerec.contract.image_decoding import decode
 from edgerec.contract.preprocess import Image
+from edgerec.contract.reduced_decoding import ReductionChooser, jpeg_reduction
 from edgerec.errors import SourceError
 from edgerec.utils.optional import require
 from edgerec.utils.url_redaction import Url
@@ -29,12 +30,13 @@ _MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg"
 SNAPSHOT_FPS = 2.0
 
 
-def open_web(url: Url, fps: float = 0.0) -> Source:
+def open_web(url: Url, fps: float = 0.0, choose_reduction: ReductionChooser | None = None) -> Source:
     """Open a URL that serves an MJPEG stream, a single image or a stream supported by FFmpeg.
 
     Args:
         url: the address, which may contain a user name and a password.
         fps: requests per second if the address returns a single image. 0 means :data:`SNAPSHOT_FPS`.
+        choose_reduction: function that returns how much smaller to decode a JPEG image. None decodes at full size.
 
     Raises:
         SourceError: the address cannot be opened, or returns a web page.
@@ -42,15 +44,20 @@ def open_web(url: Url, fps: float = 0.0) -> Source:
     stream, name = HttpStream(url), str(url)
     kind = stream.content_type
     if kind.startswith("multipart/"):
-        return MjpegSource(stream, name)
+        return MjpegSource(stream, name, choose_reduction=choose_reduction)
     # Some cameras declare an MJPEG stream as image/jpeg, but without a Content-Length.
     if stream.length is not None and (kind.startswith("image/") or kind in ("", "application/octet-stream")):
-        return SnapshotSource(stream, url, fps)
+        return SnapshotSource(stream, url, fps, choose_reduction)
     if kind.startswith(_MOTION_JPEG):
-        return MjpegSource(stream, name, snapshots=lambda: SnapshotSource(None, url, fps))
+        return MjpegSource(
+            stream,
+            name,
+            snapshots=lambda: SnapshotSource(None, url, fps, choose_reduction),
+            choose_reduction=choose_reduction,
+        )
     stream.close()
     if kind.startswith("image/"):
-        return SnapshotSource(None, url, fps)
+        return SnapshotSource(None, url, fps, choose_reduction)
     if kind == "text/html":
         raise SourceError(
             f"{name} is a web page, not an image or a stream: use the address of the camera's image or stream, which "
@@ -66,13 +73,21 @@ class SnapshotSource:
 
     Attributes:
         period_s: seconds between requests.
+        full_size: width and height of the current image before its reduction, or None if it was not reduced.
     """
 
-    def __init__(self, stream: HttpStream | None, url: Url, fps: float = 0.0) -> None:
+    def __init__(
+        self,
+        stream: HttpStream | None,
+        url: Url,
+        fps: float = 0.0,
+        choose_reduction: ReductionChooser | None = None,
+    ) -> None:
         """Create the source. ``stream`` is the first request's response, or None if no request has been sent yet."""
         self.name, self.format = str(url), CaptureFormat()
         self.period_s = 1 / (fps or SNAPSHOT_FPS)
-        self._url, self._stream = url, stream
+        self.full_size: tuple[int, int] | None = None
+        self._url, self._stream, self._choose_reduction = url, stream, choose_reduction
         self._stopped = threading.Event()
 
     def images(self) -> Iterator[tuple[Image, str]]:
@@ -89,7 +104,8 @@ class SnapshotSource:
                     return
             image = self._decoded(self._body(self._stream))
             self.close()
-            self.format = CaptureFormat(image.shape[1], image.shape[0])
+            width, height = self.full_size or image.shape[1::-1]
+            self.format = CaptureFormat(width, height)
             yield image, self.name
             # After a slow request, skip missed requests and send the next request immediately.
             due_s = max(due_s + self.period_s, time.monotonic())
@@ -131,8 +147,10 @@ class SnapshotSource:
         return bytes(content)
 
     def _decoded(self, content: bytes) -> Image:
+        reduction, self.full_size = jpeg_reduction(content, self._choose_reduction)
         if content.startswith(START_MARKER):
-            image = next((decoded(require("cv2"), file) for file in JpegSplitter().feed(content + END_MARKER)), None)
+            cv2, files = require("cv2"), JpegSplitter().feed(content + END_MARKER)
+            image = next((decoded(cv2, file, reduction) for file in files), None)
         else:
             image = decode(content)
         if image is None:
@@ -149,10 +167,17 @@ class MjpegSource:
         overtaken: number of complete images that were not decoded because a newer image had arrived.
     """
 
-    def __init__(self, stream: HttpStream, name: str, snapshots: Callable[[], SnapshotSource] | None = None) -> None:
+    def __init__(
+        self,
+        stream: HttpStream,
+        name: str,
+        snapshots: Callable[[], SnapshotSource] | None = None,
+        choose_reduction: ReductionChooser | None = None,
+    ) -> None:
         """Create the source. If ``stream`` ends after one image, ``snapshots()`` returns the source to use instead."""
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
-        self._open_snapshots = snapshots
+        self._open_snapshots, self._choose_reduction = snapshots, choose_reduction
+        self._full_size: tuple[int, int] | None = None
         self._snapshots: SnapshotSource | None = None
         self._interrupted = False
         self.overtaken = 0
@@ -175,10 +200,13 @@ class MjpegSource:
                 self._snapshots = self._open_snapshots()
                 yield from self._snapshots.images() if not self._interrupted else ()
                 return
-            image = decoded(cv2, newest or b"")
+            reduction, full_size = jpeg_reduction(newest or b"", self._choose_reduction)
+            image = decoded(cv2, newest or b"", reduction)
             if image is None:  # The image is damaged, or OpenCV does not support its format.
                 continue
-            self.format = CaptureFormat(image.shape[1], image.shape[0], 0.0, "MJPG")
+            self._full_size = full_size
+            width, height = full_size or image.shape[1::-1]
+            self.format = CaptureFormat(width, height, 0.0, "MJPG")
             yield image, self.name
 
     def interrupt(self) -> None:
@@ -198,6 +226,11 @@ class MjpegSource:
     def period_s(self) -> float:
         """Polling interval in seconds if the address returns one image per request, otherwise 0."""
         return self._snapshots.period_s if self._snapshots is not None else 0.0
+
+    @property
+    def full_size(self) -> tuple[int, int] | None:
+        """Width and height of the current image before its reduction, or None if it was not reduced."""
+        return self._snapshots.full_size if self._snapshots is not None else self._full_size
 
     def _newest(self) -> bytes | None:
         """Return the stream's newest complete JPEG file, or None if the address returns only one image per request."""

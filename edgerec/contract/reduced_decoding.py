@@ -1,0 +1,80 @@
+"""Choose how much smaller a JPEG image is decoded, so that less time is needed for decoding and resizing.
+
+libjpeg can decode an image at 1/2, 1/4 or 1/8 of its size by computing only the low frequencies of each 8×8 block. The
+pixels differ slightly from those of an image that is decoded at full size and then halved by
+:func:`edgerec.contract.preprocess.apply`. Therefore the scores differ too, and reduced decoding is optional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgerec.contract.image_headers import image_size, orientation
+from edgerec.contract.preprocess import PreprocessSpec, cropped_and_resized
+
+# Function that returns the reduction (1, 2, 4 or 8) for an image of a given width and height.
+ReductionChooser = Callable[[int, int], int]
+# Left, top, right and bottom edge in pixels.
+Region = tuple[int, int, int, int]
+
+REDUCTIONS = (8, 4, 2)
+
+
+def largest_reduction(
+    width: int, height: int, spec: PreprocessSpec, region: Region | None = None, *, sideways: bool = False
+) -> int:
+    """Return the largest of 1, 2, 4 and 8 by which an image can be reduced while it is decoded.
+
+    Preprocessing crops an image and then halves it until less than twice the size of the model's input is left. A
+    reduction may only replace such halvings, so that the image is never enlarged. The crop of the reduced image must
+    cover exactly the same pixels. Otherwise it would be shifted by a fraction of a pixel, which changes the scores more
+    than the reduction itself. With ``interpolation="nearest"``, images are not halved, and the result is 1.
+
+    Args:
+        width, height: size of the image in pixels.
+        spec: size and geometry of the model's input.
+        region: left, top, right and bottom edge of the part that is passed to preprocessing, or None if the image is
+            neither cropped nor rotated nor mirrored before preprocessing.
+        sideways: whether this part is rotated by 90 or 270 degrees before preprocessing.
+    """
+    left, top, right, bottom = region or (0, 0, width, height)
+    rows, columns = bottom - top, right - left
+    if spec.interpolation == "nearest" or rows < 1 or columns < 1:
+        return 1
+    if sideways:
+        rows, columns = columns, rows
+    cropped, resized = cropped_and_resized(rows, columns, spec)
+    factor = min(cropped[0] // resized[0], cropped[1] // resized[1])
+    # The last row and column of a reduced image may cover fewer pixels than the others. Rotation could move them to the
+    # other side.
+    edges = () if region is None else (width, height, *region)
+    for reduction in REDUCTIONS:
+        if reduction <= factor and not any(edge % reduction for edge in edges):
+            reduced_rows, reduced_columns = -(-rows // reduction), -(-columns // reduction)
+            if _crop_edges(rows, columns, spec) == tuple(
+                edge * reduction for edge in _crop_edges(reduced_rows, reduced_columns, spec)
+            ):
+                return reduction
+    return 1
+
+
+def _crop_edges(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    """Return the top and left edge, the height and the width of the part that preprocessing uses."""
+    (rows, columns), _ = cropped_and_resized(height, width, spec)
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def jpeg_reduction(content: bytes, choose: ReductionChooser | None) -> tuple[int, tuple[int, int] | None]:
+    """Return the reduction for an image file, and the image's full width and height after its EXIF rotation.
+
+    If the file is not a JPEG file, or if ``choose`` is None or returns 1, return ``(1, None)``.
+    """
+    if choose is None or content[:3] != b"\xff\xd8\xff":
+        return 1, None
+    width, height = image_size(content)
+    turn = orientation(content)
+    if turn >= 5:  # These orientations swap the axes.
+        width, height = height, width
+    reduction = choose(width, height)
+    is_upright_or_aligned = turn == 1 or not (width % reduction or height % reduction)
+    return (reduction, (width, height)) if reduction > 1 and is_upright_or_aligned else (1, None)
