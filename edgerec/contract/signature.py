@@ -214,10 +214,12 @@ class _Check:
                 f"was signed by {key}, but the certificate has expired, or {self._signers} allows neither its "
                 "authority nor its principals: sign it with a valid certificate",
             )
+        ignored = re.search(r"allowed_signers:(\d+): (bad options.*|invalid key.*)", self._messages)
+        note = f" (ssh-keygen ignores line {ignored[1]}: {ignored[2].strip()})" if ignored else ""
         return self._error(
             "not-allowed",
-            f"was signed by {key}, which is not in {self._signers}: sign it with an allowed key, or add this key to "
-            "the file if you trust it",
+            f"was signed by {key}, which is not in {self._signers}{note}: sign it with an allowed key, or add this key "
+            "to the file if you trust it",
         )
 
     def _error(self, problem: str, text: str) -> RefusedSignatureError:

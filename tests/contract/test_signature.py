@@ -18,7 +18,20 @@ from random import Random
 
 import pytest
 
-from edgerec import Bundle, Camera, CameraConfig, Classifier, benchmark, predict, run_camera, sign_bundle, verify
+from edgerec import (
+    Bundle,
+    Camera,
+    CameraConfig,
+    ClassificationServer,
+    Classifier,
+    ServeConfig,
+    benchmark,
+    predict,
+    run_camera,
+    sign_bundle,
+    verify,
+    verify_emulated,
+)
 from edgerec.contract import signature as signature_module
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.signature import RefusedSignatureError, check_signature, refuse_downgrade, signed_header
@@ -327,6 +340,12 @@ def test_allowed_signers_inside_the_bundle_are_refused(signed, keys, tmp_path):
             Bundle.open(signed, allowed_signers=path)
 
 
+def test_mistake_in_the_file_of_allowed_signers_is_reported(signed, keys, tmp_path):
+    allowed = allow(tmp_path, f'# signers\nalice@example.com namespace="git" {public_key(keys / "alice")}')
+    with pytest.raises(SignatureError, match=r"ssh-keygen ignores line 2: bad options"):
+        Bundle.open(signed, allowed_signers=allowed)
+
+
 def test_unusable_file_of_allowed_signers_is_refused(signed, keys, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").write_bytes(bytes(2 << 20))
@@ -388,7 +407,9 @@ def test_every_way_to_use_a_bundle_refuses_it_if_it_is_unsigned(bundle, keys, go
         lambda: list(predict(bundle, golden_images, allowed_signers=allowed)),
         lambda: benchmark(bundle, seconds=0.1, allowed_signers=allowed),
         lambda: verify(bundle, allowed_signers=allowed),
+        lambda: verify_emulated(bundle, "rpi", allowed_signers=allowed),
         lambda: run_camera(CameraConfig(bundle=bundle, output="none", allowed_signers=allowed)),
+        lambda: ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", allowed_signers=allowed)),
     ):
         with pytest.raises(SignatureError, match="is not signed"):
             use()
