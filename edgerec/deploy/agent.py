@@ -35,6 +35,8 @@ UNIT = "edgerec.service"
 UNIT_FOLDER = "/etc/systemd/system"
 CONFIG_FOLDER = "/etc/edgerec"
 STATUS_FILE = "/run/edgerec/status.json"
+# The progress of a transfer is reported each time that this number of bytes was received.
+REPORT_BYTES = 2 << 20
 PART_AGE_S = 7 * 86400
 MAX_FILE_BYTES = 2 << 30
 MAX_LINE_BYTES = 16 << 20
@@ -348,6 +350,8 @@ class Installation:
                     raise EOFError
                 file.write(chunk)
                 left -= len(chunk)
+                if (size - left) // REPORT_BYTES > (size - left - len(chunk)) // REPORT_BYTES:
+                    reply({"received": size - offset - left})
             file.flush()
             os.fsync(file.fileno())
         if file_digest(part) != digest:
@@ -463,7 +467,9 @@ class Installation:
         """Check the bundle's scores with the delegate that the camera will use, and complete the release."""
         folder = self.release_path(job["release"])
         log.step("verify", "running", "computing the scores of the golden images")
-        delegate = ["--delegate", job["delegate"]] if job.get("delegate") else []
+        config = read_bytes(self.config_file) if job["config"] is None else job["config"].encode()
+        configured = re.search(rb'^\s*delegate\s*=\s*"([^"\\]*)"', config or b"", re.MULTILINE)
+        delegate = ["--delegate", configured[1].decode() or "none"] if configured else []
         environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8", "HOME": "/root"}
         environment["EDGEREC_CACHE"] = "/var/cache/edgerec"
         command = [folder + "/venv/bin/edgerec", "verify", folder + "/bundle", "--json", *delegate]

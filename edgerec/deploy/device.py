@@ -94,6 +94,7 @@ class DeviceFacts:
         venv_pythons: Python versions that have the modules ``venv`` and ``ensurepip``.
         cameras: paths of the video devices that are cameras.
         camera_module: whether a camera module of a Raspberry Pi is connected.
+        picamera2: whether the system's Python has the package picamera2, which camera modules need.
         systemd: whether systemd manages the services.
         root: how commands run as root: ``root``, ``sudo``, or an empty string if this is not possible.
         agent_digest: SHA-256 digest of the installed agent, or an empty string.
@@ -109,6 +110,7 @@ class DeviceFacts:
     venv_pythons: tuple[str, ...]
     cameras: tuple[str, ...]
     camera_module: bool
+    picamera2: bool
     systemd: bool
     root: str
     agent_digest: str
@@ -146,6 +148,7 @@ class DeviceFacts:
             venv_pythons=tuple(version for version in venv_pythons if version in pythons),
             cameras=tuple(cameras),
             camera_module=camera_module,
+            picamera2=values.get("picamera2") == "yes",
             systemd=values.get("systemd") == "yes",
             root=values.get("root", ""),
             agent_digest=values.get("agent", ""),

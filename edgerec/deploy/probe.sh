@@ -38,6 +38,9 @@ for name in /usr/bin/python3 python3 python3.9 python3.10 python3.11 python3.12 
   if "$path" -c 'import ensurepip, venv' 2>/dev/null; then say "venv $version"; fi
 done
 
+find_picamera2='import importlib.util, sys; sys.exit(importlib.util.find_spec("picamera2") is None)'
+if /usr/bin/python3 -c "$find_picamera2" 2>/dev/null; then say "picamera2 yes"; fi
+
 for node in /dev/video*; do
   if [ -e "$node" ]; then say "camera $node $(cat "/sys/class/video4linux/${node#/dev/}/name" 2>/dev/null)"; fi
 done

@@ -175,7 +175,7 @@ def deploy_bundle(
             session.close()
             progress("plan", "skipped", f"release {package.release} is already running")
             return progress.result(connection, package.release, status["previous"], changed=False)
-        _check_camera(facts, device, config, status)
+        _check_camera(facts, package.target, device, config, status)
         plan = _Plan.make(package, facts, python, options, session, status["releases"], progress)
         _check_space(plan, status, device)
         progress("plan", "done", f"release {package.release}, {len(plan.wheels)} packages")
@@ -446,13 +446,21 @@ def _is_running(
     )
 
 
-def _check_camera(facts: DeviceFacts, device: Device, config: str | None, status: dict[str, Any]) -> None:
-    """Refuse a device without a camera if its configuration uses the first camera."""
+def _check_camera(
+    facts: DeviceFacts, target: Target, device: Device, config: str | None, status: dict[str, Any]
+) -> None:
+    """Refuse a device without a usable camera if its configuration uses the first camera."""
     auto = status["auto_source"] if config is None else bool(_AUTO_SOURCE.search(config))
     if auto and not facts.cameras:
         raise DeployError(
             f'cannot deploy to {device.label}: it has no camera, but its configuration has sources = ["auto"]; '
             "connect a camera, or choose another source with --config camera.toml",
+            step="check",
+        )
+    if auto and facts.camera_module and "picamera2" in target.sources and not facts.picamera2:
+        raise DeployError(
+            f"cannot deploy to {device.label}: its camera module requires picamera2; run sudo apt-get install "
+            "--no-install-recommends python3-picamera2 on the device",
             step="check",
         )
 

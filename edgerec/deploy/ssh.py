@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -177,6 +178,7 @@ class Command:
         """
         self._connection = connection
         self._buffer = b""
+        self._writing = threading.Lock()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (It is closed by close().)
         try:
             self._process = subprocess.Popen(
@@ -196,8 +198,8 @@ class Command:
     def write(self, content: bytes) -> None:
         """Write to the command's standard input. A lost connection is reported by :meth:`read_line`."""
         view = memoryview(content)
-        with contextlib.suppress(BrokenPipeError):
-            while view:
+        with self._writing, contextlib.suppress(BrokenPipeError):
+            while view and not self._stdin.closed:
                 written = os.write(self._stdin.fileno(), view)
                 self._connection.sent_bytes += written
                 view = view[written:]
@@ -218,9 +220,13 @@ class Command:
         return line.decode(errors="replace")
 
     def close_input(self) -> None:
-        """Close standard input."""
+        """Close standard input. If another thread is blocked because the device does not read, ``ssh`` is killed."""
+        if not self._writing.acquire(timeout=EXIT_S):
+            self.kill()
+            self._writing.acquire()
         with contextlib.suppress(OSError):
             self._stdin.close()
+        self._writing.release()
 
     def end(self) -> str:
         """Stop the command, and return its error output."""

@@ -43,7 +43,7 @@ def send_contents(
         session: session that holds the device's lock.
         contents: content to send.
         missing: dictionary that maps digests to the number of bytes that the device has received earlier.
-        progress: function that is called with the number of bytes sent.
+        progress: function that is called with the number of bytes that the device has received.
 
     Raises:
         ConnectionLostError: the connection was lost. The next call resumes the transfer.
@@ -51,10 +51,8 @@ def send_contents(
     """
     errors: list[BaseException] = []
     stopped = threading.Event()
-    sent_bytes = 0
 
     def write_all() -> None:
-        nonlocal sent_bytes
         try:
             for digest, offset in missing.items():
                 data = contents.read(digest)
@@ -63,20 +61,21 @@ def send_contents(
                     if stopped.is_set():
                         return
                     session.write(data[start : start + CHUNK_BYTES])
-                    sent_bytes += len(data[start : start + CHUNK_BYTES])
         except OSError as error:
             errors.append(error)
 
     writer = threading.Thread(target=write_all, daemon=True)
     writer.start()
     try:
-        stored = 0
+        stored = stored_bytes = 0
         while stored < len(missing):
             reply = session.reply()
-            if "stored" not in reply:
-                raise DeployError("the device sent an unexpected reply: check the version of the agent", step="send")
+            if "received" in reply:
+                progress(stored_bytes + reply["received"])
+                continue
             stored += 1
-            progress(sent_bytes)
+            stored_bytes += contents.sizes[reply["stored"]] - missing[reply["stored"]]
+            progress(stored_bytes)
     finally:
         stopped.set()
     writer.join(60)
