@@ -1,0 +1,64 @@
+"""The command ``edgerec deploy`` for one device: output, JSON and errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from edgerec import Bundle
+from tests.conftest import error_line
+
+
+@pytest.fixture
+def deploy(edgerec, device):
+    """Return a function that runs ``edgerec deploy`` with the test device's SSH configuration."""
+    return lambda *arguments: edgerec("deploy", *arguments, "--ssh-config", device.ssh_config, timeout=300)
+
+
+def test_command_deploys_rolls_back_and_removes(deploy, make_bundle):
+    done = deploy(make_bundle(number=1), "root@test-device")
+    assert done.returncode == 0, done.stderr
+    steps = [line.split()[0] for line in done.stdout.splitlines()]
+    assert steps == ["connect", "check", "plan", "send", "install", "verify", "switch", "monitor", "prune", "done"]
+    first = json.loads(deploy(make_bundle(number=1), "root@test-device", "--json").stdout)
+    assert (first["device"], first["changed"]) == ("root@test-device", False)
+    assert deploy(make_bundle(number=2), "root@test-device").returncode == 0
+    back = json.loads(deploy("--rollback", "root@test-device", "--json").stdout)
+    assert back["release"] == first["release"]
+    assert (
+        deploy("--remove", "root@test-device").stdout.splitlines()[-1] == "removed  all releases from root@test-device"
+    )
+
+
+def test_failed_deployment_prints_the_log_of_the_service_and_one_error_line(deploy, make_bundle):
+    failed = deploy(make_bundle(crash=10), "root@test-device")
+    assert failed.returncode == 1
+    *log, error = failed.stderr.splitlines()
+    assert "root@test-device: error: the model of this bundle crashes" in log
+    assert error.startswith("error: root@test-device: the service crashed with exit code 1")
+
+
+def test_failed_deployment_with_json_prints_the_step_and_the_log(deploy, make_bundle):
+    failed = deploy(make_bundle(verify="scores differ"), "root@test-device", "--json")
+    assert failed.returncode == 1
+    result = json.loads(failed.stdout)
+    assert result["step"] == "verify"
+    assert "scores differ" in result["reason"]
+
+
+def test_dry_run_prints_the_planned_steps(deploy, make_bundle):
+    done = deploy(make_bundle(number=1), "root@test-device", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was changed, because of --dry-run" in done.stdout
+    assert "install release" in done.stdout
+
+
+def test_bundle_without_a_service_is_refused(deploy, make_bundle, tmp_path):
+
+    bundle = Bundle.open(make_bundle(number=1))
+    files = {name: content for name, content in bundle.files.items() if name != "edgerec.service"}
+    Bundle.write(tmp_path / "other", replace(bundle.manifest, files={}), files)
+    error = error_line(deploy(tmp_path / "other", "root@test-device"))
+    assert "which has no service; export it again with --target" in error
