@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgerec import Bundle, Device, export_bundle
 from edgerec.emulation.device_image import find_device_image
 from edgerec.emulation.emulated_device import EmulatedDevice
+
+TARGETS = {"amd64": "desktop-linux", "arm64": "rpi"}
 
 
 def pytest_collection_modifyitems(items):
@@ -33,3 +37,21 @@ def device(device_image, tmp_path_factory):
     """A booted device, shared by the tests in a module."""
     with EmulatedDevice(device_image, tmp_path_factory.mktemp("device")) as device:
         yield device
+
+
+@pytest.fixture(scope="module")
+def releases(first_run, tmp_path_factory) -> list[Path]:
+    """Return two bundles that differ only in their README."""
+    target = TARGETS[os.environ.get("EDGEREC_DEVICE_ARCH", "arm64")]
+    folder = tmp_path_factory.mktemp("releases")
+    report = export_bundle(first_run, target, out=folder / "first")
+    bundle = Bundle.open(report.bundle)
+    files = {**bundle.files, "README.md": bundle.files["README.md"] + b"\nSecond release.\n"}
+    Bundle.write(folder / "second", replace(bundle.manifest, files={}), files)
+    return [folder / "first", folder / "second"]
+
+
+@pytest.fixture(scope="module")
+def address(device):
+    """Return the emulated device's address for deployments."""
+    return Device("device", ssh_config=device.ssh_config, connect_timeout_s=60)

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
-from edgerec import Bundle, DeployOptions, Device, deploy_bundle, device_status, export_bundle, remove, rollback
+from edgerec import DeployOptions, deploy_bundle, device_status, remove, rollback
 from edgerec.errors import DeployError
 
 # An emulated device without hardware acceleration is about 20 times slower than a Raspberry Pi.
 OPTIONS = DeployOptions(healthy_within_s=600, settle_s=10)
-TARGETS = {"amd64": "desktop-linux", "arm64": "rpi"}
-
-
-@pytest.fixture(scope="module")
-def releases(first_run, tmp_path_factory) -> list[Path]:
-    """Return two bundles that differ only in their README."""
-    target = TARGETS[os.environ.get("EDGEREC_DEVICE_ARCH", "arm64")]
-    folder = tmp_path_factory.mktemp("releases")
-    report = export_bundle(first_run, target, out=folder / "first")
-    bundle = Bundle.open(report.bundle)
-    files = {**bundle.files, "README.md": bundle.files["README.md"] + b"\nSecond release.\n"}
-    Bundle.write(folder / "second", replace(bundle.manifest, files={}), files)
-    return [folder / "first", folder / "second"]
-
-
-@pytest.fixture(scope="module")
-def address(device):
-    """Return the emulated device's address for deployments."""
-    return Device("device", ssh_config=device.ssh_config, connect_timeout_s=60)
 
 
 def check_camera(device, address, release):

@@ -1,0 +1,70 @@
+"""The power of an emulated device is cut at random moments of an update. Afterwards, a release always works."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+import pytest
+
+from edgerec import DeployOptions, deploy_bundle, device_status
+from edgerec.errors import EdgerecError
+
+# An emulated device without hardware acceleration is about 20 times slower than a Raspberry Pi.
+OPTIONS = DeployOptions(healthy_within_s=600, settle_s=10)
+CUTS = int(os.environ.get("EDGEREC_POWER_CUTS", "3"))
+CAMERA_TIMEOUT_S = 400.0
+
+
+@pytest.fixture(scope="module")
+def update(device, address, releases):
+    """Return both releases and the duration of an update. The device has a snapshot before the update."""
+    old = deploy_bundle(releases[0], address, OPTIONS).release
+    device.save_snapshot("deployed")
+    result = deploy_bundle(releases[1], address, OPTIONS)
+    return old, result.release, result.seconds
+
+
+def classifying_release(device, address):
+    """Wait until the camera classifies frames, and return its release."""
+    deadline_s = time.monotonic() + CAMERA_TIMEOUT_S
+    while True:
+        status = device_status(address)
+        if status.camera is not None and status.camera["frames"] >= 10:
+            assert status.camera["bundle"].startswith(status.release)
+            return status.release
+        assert time.monotonic() < deadline_s, (status, device.run(["journalctl", "-u", "edgerec", "-n", "30"]).stdout)
+        time.sleep(2)
+
+
+@pytest.mark.parametrize("number", range(CUTS))
+def test_camera_works_after_a_power_cut_during_an_update(device, address, releases, update, number):
+    old, new, duration_s = update
+    moment_s = random.Random(number).uniform(0, duration_s)
+    device.cut_power()
+    device.start(snapshot="deployed")
+    steps = []
+
+    def deploy():
+        try:
+            deploy_bundle(releases[1], address, OPTIONS, steps.append)
+        except EdgerecError as error:
+            steps.append(error)
+
+    thread = threading.Thread(target=deploy, daemon=True)
+    thread.start()
+    time.sleep(moment_s)
+    device.cut_power()
+    interrupted = steps[-1] if steps else None
+    device.start()
+    release = classifying_release(device, address)
+    print(
+        f"cut {number} at {moment_s:.1f} s of {duration_s:.1f} s: {interrupted}: {'old' if release == old else 'new'}"
+    )
+    assert release in (old, new)
+    thread.join(600)
+    assert not thread.is_alive()
+    assert deploy_bundle(releases[1], address, OPTIONS).release == new
+    assert classifying_release(device, address) == new
