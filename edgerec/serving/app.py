@@ -129,6 +129,7 @@ class Service:
             await asyncio.to_thread(self._pool.close)
 
         other_paths = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        other_paths.router.redirect_slashes = False
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             # Starlette's layers would take as much time as classifying a small image.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,6 +123,8 @@ def parse_multipart(content: bytes, content_type: str) -> list[File]:
             than :data:`MAX_FILES` files.
     """
     multipart = require("python_multipart.multipart")
+    # The library logs a warning for each malformed form, which any client can send.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     _, parameters = multipart.parse_options_header(content_type)
     boundary = parameters.get(b"boundary", b"")
     if not boundary:
