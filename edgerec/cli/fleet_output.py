@@ -46,22 +46,31 @@ def fleet_progress(
         yield show_step, show_outcome
         return
     rows = dict.fromkeys(names, ("waiting", 0.0, ""))
+    active: set[str] = set()
 
     def step_row(step: Step) -> None:
         fraction = min(1.0, step.done / step.total) if step.total else 0.0
         rows[step.device] = (step.name, fraction, step.text)
+        active.add(step.device)
 
     def outcome_row(outcome: DeviceOutcome) -> None:
         rows[outcome.device] = (outcome.state, 0.0, outcome.error)
+        active.discard(outcome.device)
+
+    def render() -> Any:
+        visible = list(rows.items())
+        if len(visible) >= console.height:  # The lower rows of the table are not visible.
+            visible.sort(key=lambda row: row[0] not in active)
+        return _progress_table(visible)
 
     with (
-        Live(get_renderable=lambda: _progress_table(rows), console=console, refresh_per_second=4, transient=True),
+        Live(get_renderable=render, console=console, refresh_per_second=4, transient=True),
         log_above(console),
     ):
         yield step_row, outcome_row
 
 
-def _progress_table(rows: dict[str, tuple[str, float, str]]) -> Any:
+def _progress_table(rows: Sequence[tuple[str, tuple[str, float, str]]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
@@ -70,7 +79,7 @@ def _progress_table(rows: dict[str, tuple[str, float, str]]) -> Any:
     grid.add_column(no_wrap=True, min_width=11)
     grid.add_column(no_wrap=True, min_width=_BAR_WIDTH)
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for name, (state, fraction, text) in list(rows.items()):
+    for name, (state, fraction, text) in rows:
         bar = "━" * round(fraction * _BAR_WIDTH)
         grid.add_row(Text(printable(name)), Text(state), Text(bar), Text(printable(text)))
     return grid

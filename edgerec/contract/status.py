@@ -15,7 +15,7 @@ class SourceStatus(TypedDict):
     """State of a source.
 
     Attributes:
-        name: the source's name, without passwords. A region of a source has the name ``SOURCE/REGION``.
+        name: the source's name, without passwords.
         state: ``connecting``, ``live``, ``stale``, ``lost`` or ``ended``.
         reason: reason for the state, or an empty string.
     """
@@ -29,7 +29,7 @@ class LastDecision(TypedDict):
     """The latest decision of any source, or the latest prediction if the source has no decisions.
 
     Attributes:
-        source: the source's name.
+        source: the source's name, followed by ``/`` and the name of the region if there is one.
         label: the decision's label.
         score: the decision's score in [0, 1].
         at_s: capture time of the frame, as Unix time in seconds.
@@ -51,8 +51,8 @@ class CameraStatus(TypedDict):
         name: name of the bundle.
         started_s: time at which the camera started, as Unix time in seconds.
         updated_s: time at which the file was written, as Unix time in seconds.
-        frames: number of classified frames.
-        fps: number of results per second during the last 10 s, over all sources.
+        frames: number of classified frames. Each named region of a frame counts separately.
+        fps: number of results per second during the last 10 s, over all sources and regions.
         invalid: number of frames whose scores were NaN or infinite.
         temperature_c: CPU temperature in degrees Celsius, or None if it is unknown.
         throttled: reasons why the device is throttled now.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
+
+from edgerec.errors import DeployError
+from edgerec.utils.json_types import check_type
 
 PREFIX = "/opt/edgerec"
 # Video devices of a Raspberry Pi that are not cameras.
@@ -74,9 +77,39 @@ class DeviceStatus:
     age_s: float | None = None
     require_signature: bool = False
 
+    @classmethod
+    def from_reply(cls, device: Device, reply: Mapping[str, Any]) -> Self:
+        """Create a status from the agent's reply.
+
+        Raises:
+            DeployError: the reply has other types than expected.
+        """
+        try:
+            check_type(reply, _StatusReply)
+        except ValueError as error:
+            raise DeployError(
+                f"{device.label} sent an invalid status ({error}): deploy a bundle to update the agent"
+            ) from None
+        values = {name: reply[name] for name in _StatusReply.__annotations__}
+        return cls(device=device.label, **{**values, "releases": tuple(reply["releases"])})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-serializable dictionary."""
         return {**vars(self), "releases": list(self.releases)}
+
+
+class _StatusReply(TypedDict):
+    release: str
+    previous: str
+    releases: list[str]
+    name: str
+    target: str
+    on_trial: bool
+    service: str
+    free_bytes: int
+    camera: dict[str, Any] | None
+    age_s: float | None
+    require_signature: bool
 
 
 @dataclass(frozen=True)

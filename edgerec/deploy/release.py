@@ -219,10 +219,7 @@ def device_status(device: Device) -> DeviceStatus:
         session = Session(connection, facts)
         status = session.request("status")
         session.close()
-    names = DeviceStatus.__dataclass_fields__.keys() - {"device", "releases"}
-    return DeviceStatus(
-        device=device.label, releases=tuple(status["releases"]), **{name: status[name] for name in names}
-    )
+    return DeviceStatus.from_reply(device, status)
 
 
 @dataclass(frozen=True)

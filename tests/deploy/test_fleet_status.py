@@ -66,7 +66,7 @@ def test_devices_are_queried_in_parallel_and_a_silent_device_is_reported():
     def query(device):
         everyone_is_asked.wait(30)
         if device.name == "silent":
-            never.wait(60)
+            assert never.wait(60)
         if device.name == "refused":
             raise DeployError("cannot connect to refused: connection refused; start the SSH server on the device")
         return status(device.name)
@@ -84,7 +84,7 @@ def test_silent_devices_do_not_use_up_the_connections():
 
     def query(device):
         if device.name.startswith("silent"):
-            never.wait(60)
+            assert never.wait(60)
         return status(device.name)
 
     names = ["silent-1", "silent-2", "door", "gate"]
