@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from edgerec.camera.actions import MAX_ACTIONS, ActionConfig
 from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.reconnection import Timeouts
 from edgerec.camera.regions import RegionConfig, check_regions
@@ -229,6 +230,7 @@ class CameraConfig:
         web: settings of the web page. None serves no web page.
         regions: named regions of the sources. Each region of a frame is classified on its own. Without regions, whole
             frames are classified.
+        actions: commands and output pins that react to a change of a decision.
     """
 
     bundle: str | Path
@@ -257,6 +259,7 @@ class CameraConfig:
     metrics: MetricsConfig | None = None
     web: WebPageConfig | None = None
     regions: tuple[RegionConfig, ...] = field(default=(), metadata={"key": "region"})
+    actions: tuple[ActionConfig, ...] = field(default=(), metadata={"key": "action"})
 
     def __post_init__(self) -> None:
         sources = (self.sources,) if isinstance(self.sources, str) else tuple(self.sources)
@@ -276,6 +279,10 @@ class CameraConfig:
             if not 0 <= (value := getattr(self.capture, name)) < 100_000:
                 raise ConfigError(f"CameraConfig.capture.{name}", f"is {value}; expected 0 to 99999")
         check_regions(self.regions, self.frames)
+        if len(self.actions) > MAX_ACTIONS:
+            raise ConfigError(
+                "CameraConfig.actions", f"has {len(self.actions)} actions; expected at most {MAX_ACTIONS}"
+            )
 
     @classmethod
     def from_file(cls, path: str | Path) -> CameraConfig:

@@ -19,6 +19,7 @@ _EXTRAS = {
     "web": ("starlette", "uvicorn"),
     "mqtt": ("paho-mqtt",),
     "prometheus": ("prometheus-client",),
+    "gpio": ("gpiozero",),
     "plots": ("matplotlib",),
     "train": ("tensorflow", "tf-keras", "tensorflow-model-optimization", "scikit-learn", "matplotlib"),
 }

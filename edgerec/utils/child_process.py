@@ -9,6 +9,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ MAX_OUTPUT_FILE_BYTES = 64 << 20
 # The default timeout in seconds is long, because importing a large library from an SD card is slow.
 TIMEOUT_S = 60.0
 TIMED_OUT = "it timed out"
+# Interval in seconds at which a running program is stopped if this was requested.
+_POLL_S = 0.1
 # Matches error messages of pip, apt, mkdir, tar, unshare and the dynamic linker.
 _ERROR_LINE = re.compile(r"(?:e:|error|mkdir:|tar:|unshare:|.*cannot open shared object file)", re.IGNORECASE)
 _PATH = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))\n"
@@ -95,7 +99,13 @@ def ask_python(code: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> tupl
 
 
 def run_program(
-    command: Sequence[str | Path], *, content: bytes = b"", timeout_s: float, errors: str = "replace", **options: Any
+    command: Sequence[str | Path],
+    *,
+    content: bytes = b"",
+    timeout_s: float,
+    errors: str = "replace",
+    stop: threading.Event | None = None,
+    **options: Any,
 ) -> Outcome:
     """Run a program, and stop it and its child processes if it exceeds the time limit.
 
@@ -106,6 +116,8 @@ def run_program(
         content: bytes that the program can read from standard input.
         timeout_s: time limit in seconds.
         errors: error handler for output that is not UTF-8, as for :meth:`bytes.decode`.
+        stop: event that stops the program and its child processes when it is set by another thread. It cannot be
+            combined with ``content``.
         options: further arguments of :class:`subprocess.Popen`, e.g. ``env``, or an open file as ``stdout``.
 
     Raises:
@@ -116,18 +128,36 @@ def run_program(
     try:
         with popen([str(part) for part in command], start_new_session=True, **pipes | options) as process:
             try:
-                outputs = process.communicate(content or None, timeout=timeout_s)
+                outputs = _communicate(process, content, timeout_s, stop)
             except BaseException:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
                 raise
     except subprocess.TimeoutExpired:
+        if stop is not None and stop.is_set():
+            return Outcome(-signal.SIGTERM, failure="was stopped", finished=False)
         return Outcome(-signal.SIGTERM, failure=f"timed out after {timeout_s:g} s", finished=False)
     except OSError as error:
         return Outcome(127, failure=f"cannot be started: {error.strerror}", finished=False)
     failure = f"crashed with {_signal_name(-process.returncode)}" if process.returncode < 0 else ""
     stdout, stderr = ((output or b"").decode(errors=errors) for output in outputs)
     return Outcome(process.returncode, stdout, stderr, failure)
+
+
+def _communicate(process: Any, content: bytes, timeout_s: float, stop: threading.Event | None) -> tuple[Any, Any]:
+    """Return the output of a process. Raise :class:`subprocess.TimeoutExpired` after the time limit or on ``stop``."""
+    if stop is None:
+        return process.communicate(content or None, timeout=timeout_s)
+    if content:
+        raise ValueError("stop cannot be combined with content, because a repeated communicate() would not write it")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        try:
+            return process.communicate(timeout=min(left_s, _POLL_S))
+        except subprocess.TimeoutExpired:
+            if stop.is_set() or left_s <= _POLL_S:
+                raise
 
 
 def limit_resources(memory_bytes: int) -> None:

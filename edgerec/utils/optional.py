@@ -34,6 +34,7 @@ _PACKAGES = {
     "psycopg": ("psycopg", "tune"),
     "prometheus_client": ("prometheus-client", "prometheus"),
     "pillow_heif": ("pillow-heif", "heic"),
+    "gpiozero": ("gpiozero", "gpio"),
 }
 
 

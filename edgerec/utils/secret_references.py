@@ -27,7 +27,7 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
     Raises:
         AddressError: the variable or the file does not exist or is empty, or other users can read the file.
     """
-    if name := _variable(value):
+    if name := referenced_variable(value):
         secret = (os.environ if environment is None else environment).get(name, "").strip()
         if not secret:
             raise AddressError(
@@ -57,7 +57,7 @@ def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> 
 
 def is_reference(value: str) -> bool:
     """Return whether ``value`` is ``env:NAME`` or ``@FILE`` instead of the secret itself."""
-    return value.startswith("@") or bool(_variable(value))
+    return value.startswith("@") or bool(referenced_variable(value))
 
 
 def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) -> None:
@@ -78,7 +78,7 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
             return
 
 
-def _variable(value: str) -> str:
+def referenced_variable(value: str) -> str:
     """Return the environment variable's name if ``value`` has the form ``env:NAME``, otherwise an empty string."""
     kind, _, name = value.partition(":")
     return name if kind == "env" and name.isidentifier() else ""

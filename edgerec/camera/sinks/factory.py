@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgerec.camera.sinks import Sink
 from edgerec.utils.atomic import cache_folder, checked_output
 from edgerec.utils.optional import require
-from edgerec.utils.secret_references import read_secret, secret_variable
+from edgerec.utils.secret_references import read_secret, referenced_variable, secret_variable
 
 if TYPE_CHECKING:
     from edgerec.camera.config import CameraConfig, WebPageConfig
@@ -118,10 +118,29 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             sources=camera.sources,
             regions=camera.regions,
         )
+    if config.actions:
+        yield from _open_actions(config, camera)
     if config.csv:
         from edgerec.camera.sinks.csv import CsvFile
 
         yield CsvFile(config.csv.path, config.csv.existing, regions=bool(camera.regions))
+
+
+def _open_actions(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
+    from edgerec.camera.actions import resolved_actions
+
+    regions = {region.name for region in config.regions}
+    actions = resolved_actions(config.actions, tuple(config.sources), camera.sources, regions, camera.manifest.labels)
+    if pins := [action for action in actions if action.config.gpio is not None]:
+        from edgerec.camera.sinks.gpio import GpioActions
+
+        yield GpioActions(pins)
+    if commands := [action for action in actions if action.config.command is not None]:
+        from edgerec.camera.sinks.actions import CommandActions
+
+        secrets = [config.web.token if config.web else "", config.webhook.secret if config.webhook else ""]
+        names = {referenced_variable(value) for value in (*config.addresses, *secrets) if value}
+        yield CommandActions(commands, live=camera.live, secrets=names)
 
 
 def _open_web_page(config: WebPageConfig, camera: Camera) -> Sink:

@@ -1,0 +1,139 @@
+"""Settings for actions that are performed when a decision changes: running a command or switching an output pin."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgerec.camera.frame import Result
+from edgerec.contract.decision import UNKNOWN
+from edgerec.errors import ConfigError, unknown
+
+ANY = "any"
+MAX_ACTIONS = 64
+MAX_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """An action that is performed when a decision changes. It has either a command or a GPIO pin.
+
+    Attributes:
+        on: label, or list of labels, for which the action is performed. The string ``any`` means every label,
+            including ``unknown``.
+        source: the source, as in the list of sources. None means all sources.
+        region: name of the region. None means all regions, and sources without regions.
+        command: program and its arguments, such as ``["/usr/bin/aplay", "/home/pi/bell.wav"]``. The program is started
+            directly, and not by a shell. Environment variables such as ``EDGEREC_LABEL`` describe the decision.
+        timeout_s: time limit for the command in seconds. After this time, the command and its child processes are
+            killed.
+        gpio: output pin, as a number of the Broadcom numbering such as 17, or a name that gpiozero accepts, such as
+            ``BOARD11``.
+        active_high: whether the pin has a high voltage when it is on. Otherwise, it has a low voltage when it is on.
+        pulse_s: switch the pin on for this many seconds when the decision changes to one of the labels. None switches
+            the pin on as long as the decision is one of the labels.
+        off_when_lost: switch the pin off when the source is lost. Otherwise, the pin keeps its state until the next
+            decision. It is always switched off when the camera ends.
+    """
+
+    on: str | tuple[str, ...]
+    source: str | None = field(default=None, repr=False, metadata={"content": "source"})
+    region: str | None = None
+    command: tuple[str, ...] | None = None
+    timeout_s: float = 10.0
+    gpio: int | str | None = None
+    active_high: bool = True
+    pulse_s: float | None = None
+    off_when_lost: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("on", "command"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        if not self.on:
+            raise ConfigError("ActionConfig.on", "is empty; expected a label, a list of labels, or any")
+        if (self.command is None) == (self.gpio is None):
+            raise ConfigError("ActionConfig.command", "and gpio exclude each other: set exactly one of them")
+        if self.command is not None and (isinstance(self.command, str) or not self.command or not self.command[0]):
+            raise ConfigError(
+                "ActionConfig.command",
+                f"is {self.command!r}; expected a list with the program and its arguments, such as "
+                '["/usr/bin/aplay", "bell.wav"]',
+            )
+        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
+            raise ConfigError("ActionConfig.timeout_s", f"is {self.timeout_s}; expected more than 0, up to 3600")
+        if self.pulse_s is not None and not 0 < self.pulse_s <= MAX_TIMEOUT_S:
+            raise ConfigError("ActionConfig.pulse_s", f"is {self.pulse_s}; expected more than 0, up to 3600")
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Labels for which the action is performed, or None for every label."""
+        if isinstance(self.on, str):
+            return None if self.on == ANY else (self.on,)
+        return self.on
+
+
+@dataclass(frozen=True)
+class Action:
+    """An action whose source is one of the camera's source names.
+
+    Attributes:
+        config: the settings.
+        source: name of the source, or None for all sources.
+    """
+
+    config: ActionConfig
+    source: str | None
+
+    def applies_to(self, result: Result) -> bool:
+        """Return whether the action belongs to the source and the region of a result, regardless of the label."""
+        frame = result.frame
+        region = frame.region.name if frame.region else None
+        return self.source in (None, frame.source) and self.config.region in (None, region)
+
+    def includes(self, label: str) -> bool:
+        """Return whether the action is performed for a label."""
+        labels = self.config.labels
+        return labels is None or label in labels
+
+
+def resolved_actions(
+    actions: Iterable[ActionConfig],
+    uris: Sequence[str],
+    names: Sequence[str],
+    regions: Collection[str],
+    labels: Collection[str],
+) -> list[Action]:
+    """Check that the sources, regions and labels of all actions exist.
+
+    Args:
+        actions: the settings.
+        uris: URIs of the sources as entered by the user, which may contain passwords.
+        names: names of the sources, in the same order.
+        regions: names of all regions.
+        labels: labels of the bundle.
+
+    Raises:
+        ConfigError: a source, region or label does not exist, or two actions use the same pin.
+    """
+    known, pins, result = {*labels, UNKNOWN}, set[Any](), []
+    for action in actions:
+        if missing := next((label for label in action.labels or () if label not in known), None):
+            raise ConfigError("ActionConfig.on", f"has an {unknown('label', missing, known)}")
+        if action.region is not None and action.region not in regions:
+            raise ConfigError("ActionConfig.region", f"is an {unknown('region', action.region, regions)}")
+        if action.gpio is not None:
+            if action.gpio in pins:
+                raise ConfigError("ActionConfig.gpio", f"is {action.gpio!r} in two actions: use each pin only once")
+            pins.add(action.gpio)
+        source = action.source
+        if source is not None and source not in names:
+            if source not in uris:
+                # The source may contain a password, so the message does not show it.
+                raise ConfigError(
+                    "ActionConfig.source", f"is not a source of the camera; expected one of {', '.join(names)}"
+                )
+            source = names[uris.index(source)]
+        result.append(Action(action, source))
+    return result
