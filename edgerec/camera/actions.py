@@ -24,7 +24,7 @@ class ActionConfig:
             including ``unknown``.
         source: the source, as in the list of sources. None means all sources.
         region: name of the region. None means all regions, and sources without regions.
-        command: program and its arguments, such as ``["/usr/bin/aplay", "/usr/local/share/bell.wav"]``. The program is started
+        command: program and its arguments, such as ``["/usr/bin/aplay", "bell.wav"]``. The program is started
             directly, and not by a shell. Environment variables such as ``EDGEREC_LABEL`` describe the decision.
         timeout_s: time limit for the command in seconds. After this time, the command and its child processes are
             killed.
