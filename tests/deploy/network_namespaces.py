@@ -27,6 +27,12 @@ class NetworkPlace:
     reach: tuple[str, ...] = ()
 
 
+def can_create_networks() -> bool:
+    """Return whether this process may create network namespaces and bridges."""
+    command = ["unshare", "--net", "ip", "link", "add", "bridge0", "type", "bridge"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 class PrivateNetwork:
     """A network with a bridge, to which the devices and the host are connected. It is not connected to other networks.
 
