@@ -409,10 +409,15 @@ def test_every_way_to_use_a_bundle_refuses_it_if_it_is_unsigned(bundle, keys, go
         lambda: verify(bundle, allowed_signers=allowed),
         lambda: verify_emulated(bundle, "rpi", allowed_signers=allowed),
         lambda: run_camera(CameraConfig(bundle=bundle, output="none", allowed_signers=allowed)),
-        lambda: ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", allowed_signers=allowed)),
     ):
         with pytest.raises(SignatureError, match="is not signed"):
             use()
+
+
+def test_server_refuses_an_unsigned_bundle(bundle, keys):
+    pytest.importorskip("python_multipart", reason='no python-multipart (pip install "edgerec[serve]")')
+    with pytest.raises(SignatureError, match="is not signed"):
+        ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", allowed_signers=keys / "allowed"))
 
 
 def test_process_that_measures_the_cold_start_checks_the_signature(signed, keys):
