@@ -94,7 +94,9 @@ def camera_config(context: typer.Context, path: Path | None) -> CameraConfig:
         if option := options.get(error.field) or options.get(error.field.partition("[")[0]):
             raise typer.BadParameter(f"{option} {error.problem}") from None
         if error.field == "bundle":
-            raise typer.BadParameter("Missing argument 'BUNDLE'.") from None
+            raise typer.BadParameter(
+                "BUNDLE is missing: pass a bundle, or a configuration file with the key bundle to --config"
+            ) from None
         if path is None:
             raise
         with in_file(path):
