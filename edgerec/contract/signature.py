@@ -314,9 +314,10 @@ def _read_keys(path: str | Path, kind: str) -> bytes:
             raise OSError(errno.EINVAL, "it is not a file")
         with path.open("rb") as file:
             content = file.read(MAX_SIGNERS_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # A path with a null character causes a ValueError.
+        reason = getattr(error, "strerror", error)
         raise RefusedSignatureError(
-            "unchecked", f"cannot read the file of {kind} {path} ({error.strerror}): check the path and its permissions"
+            "unchecked", f"cannot read the file of {kind} {path} ({reason}): check the path and its permissions"
         ) from None
     if len(content) > MAX_SIGNERS_BYTES:
         raise RefusedSignatureError(

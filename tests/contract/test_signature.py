@@ -352,7 +352,7 @@ def test_unusable_file_of_allowed_signers_is_refused(signed, keys, tmp_path):
     shutil.copy(keys / "allowed", tmp_path / "writable")
     (tmp_path / "writable").chmod(0o666)
     (tmp_path / "empty").touch()
-    for name in ("missing", "pipe", "large", "writable"):
+    for name in ("missing", "pipe", "large", "writable", "a\0b"):
         assert problem_of(signed, tmp_path / name) == "unchecked"
     assert problem_of(signed, tmp_path / "empty") == "not-allowed"
 
