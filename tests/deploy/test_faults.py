@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from dataclasses import replace
@@ -173,6 +174,45 @@ def test_interrupted_transfer_resumes(installed, make_bundle):
     assert result.changed
     assert result.sent_bytes < 40_000_000 - received[0] + 1_000_000
     deploy(make_bundle(number=1), installed)
+
+
+def test_damaged_content_of_an_interrupted_transfer_is_not_installed(installed, make_bundle):
+    damaged = make_bundle(number=3)
+    digest = hashlib.sha256((damaged / "manifest.json").read_bytes()).hexdigest()
+    installed.run(f"echo damaged >/opt/edgerec/store/{digest}.part")
+    assert "a file was damaged during the transfer" in str(refusal(damaged, installed))
+    assert deploy(damaged, installed).changed
+    deploy(make_bundle(number=1), installed)
+
+
+def test_remains_of_interrupted_deployments_are_removed(installed, make_bundle):
+    installed.run(
+        "cd /opt/edgerec && mkdir -p releases/0123456789abcdef venvs/fedcba9876543210/bin && "
+        "touch -d '8 days ago' store/$(printf %064d 0).part && touch store/$(printf %064d 1).part"
+    )
+    deploy(make_bundle(number=2), installed)
+    assert "0123456789abcdef" not in installed.run("ls /opt/edgerec/releases")
+    assert "fedcba9876543210" not in installed.run("ls /opt/edgerec/venvs")
+    assert [name for name in installed.run("ls /opt/edgerec/store").split() if name.endswith(".part")] == [
+        f"{1:064}.part"
+    ]
+    deploy(make_bundle(number=1), installed)
+
+
+def test_interrupted_trial_is_undone_by_the_next_deployment(installed, make_bundle):
+    old = installed.run("readlink /opt/edgerec/current").strip()
+    new = deploy(make_bundle(number=2), installed).release
+    boot_id = installed.run("cat /proc/sys/kernel/random/boot_id").strip()
+    trial = {"release": new, "previous": old.removeprefix("releases/"), "boot_id": boot_id, "old_config": False}
+    installed.run(f"echo '{json.dumps(trial)}' >/opt/edgerec/trial.json")
+    refusal(make_bundle(crash=4), installed)
+    assert installed.run("readlink /opt/edgerec/current").strip() == old
+
+
+def test_service_of_install_sh_is_not_overwritten(make_device, make_bundle):
+    other = make_device()
+    other.run("echo '[Service]' >/etc/systemd/system/edgerec.service")
+    assert "remove it first with sudo sh install.sh --undo" in str(refusal(make_bundle(), other))
 
 
 def test_deployment_continues_after_the_connection_is_lost_during_the_trial(installed, make_bundle):
