@@ -20,7 +20,7 @@ SERVICE_MANAGER = Path(__file__).with_name("service_manager.py")
 # The folders that a deployment changes are in memory. /dev/video0 is an ordinary file.
 _SCRIPT = """
 set -e
-work=$1 size=$2
+work=$1 size=$2 sudo=$3
 mount -t tmpfs tmpfs "$work/memory"
 cd "$work/memory"
 for folder in etc opt; do
@@ -38,12 +38,20 @@ mount --rbind dev /dev
 mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system /run/sshd /etc/systemd/system /etc/edgerec /opt/edgerec
 mount -t tmpfs -o "size=$size" tmpfs /opt/edgerec
+echo "pi:x:1234:1234::/tmp:/bin/sh" >>/etc/passwd
+echo "pi:*:20000::::::" >>/etc/shadow
+[ ! -d /etc/sudoers.d ] || printf 'Defaults secure_path=%s\n%s\n' "$PATH" "$sudo" >/etc/sudoers.d/pi
+# Other users cannot enter the folder.
+mkdir /run/bin
+mount --bind "$work/bin" /run/bin
+: >/run/authorized_keys
+mount --bind "$work/authorized_keys" /run/authorized_keys
 # The login shell of this machine's user must not change the PATH.
 [ ! -e ~/.bashrc ] || mount --bind /dev/null ~/.bashrc
 for path in "$work"/shadow/*; do
   [ ! -e "$path" ] || mount --bind "$path" "/$(basename "$path" | tr : /)"
 done
-"$work/bin/service_manager.py" &
+/run/bin/service_manager.py &
 exec /usr/sbin/sshd -D -e -f "$work/sshd_config"
 """
 
@@ -64,6 +72,7 @@ class TestDevice:
         *,
         name: str = "",
         size: str = "1g",
+        sudo: bool = True,
         python: str = "",
         place: NetworkPlace = NetworkPlace("127.0.0.1"),
     ) -> None:
@@ -73,10 +82,12 @@ class TestDevice:
             folder: an empty folder.
             name: display name of the device.
             size: size of the disk for /opt/edgerec, as for tmpfs.
+            sudo: whether the user ``pi`` can use sudo without a password.
             python: shell script that replaces the Python interpreters in /usr/bin.
             place: address of the device, by default on the loopback interface.
         """
         self.folder, self._size, self._place = folder, size, place
+        self._sudo = "pi ALL=(ALL) NOPASSWD: ALL" if sudo else ""
         for each in ("bin", "memory", "shadow"):
             (folder / each).mkdir(parents=True)
         program = folder / "bin" / "service_manager.py"
@@ -106,9 +117,9 @@ class TestDevice:
         # A device with its own address can use a fixed port.
         port = 2222 if self._place.enter else free_port()
         (folder / "sshd_config").write_text(
-            f"ListenAddress {address}:{port}\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
+            f"ListenAddress {address}:{port}\nHostKey {folder}/host_key\nAuthorizedKeysFile /run/authorized_keys\n"
             f"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n"
-            f"MaxStartups 100\nSetEnv PATH={folder}/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+            f"MaxStartups 100\nSetEnv PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
         )
         known_host = (folder / "host_key.pub").read_text()
         (folder / "known_hosts").write_text(f"[{address}]:{port} {known_host}")
@@ -117,10 +128,10 @@ class TestDevice:
             f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  StrictHostKeyChecking yes\n"
         )
         self._log = (folder / "sshd.log").open("ab")
-        environment = {**os.environ, "PATH": f"{folder}/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        environment = {**os.environ, "PATH": "/run/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         namespaces = [*self._place.enter, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._process = subprocess.Popen(
-            [*namespaces, "sh", "-c", _SCRIPT, "sh", folder, self._size],
+            [*namespaces, "sh", "-c", _SCRIPT, "sh", folder, self._size, self._sudo],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

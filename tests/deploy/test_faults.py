@@ -118,6 +118,12 @@ def test_python_without_venv_is_refused(make_device, make_bundle):
     assert "run sudo apt-get install python3-venv" in str(refusal(make_bundle(), broken))
 
 
+def test_user_without_sudo_is_refused(make_device, make_bundle):
+    pi = make_device(sudo=False)
+    with pytest.raises(DeployError, match="root permissions are required, but pi cannot use sudo without a password"):
+        deploy_bundle(make_bundle(), replace(pi.device, address="pi@test-device"), OPTIONS)
+
+
 def test_device_with_too_little_space_is_refused_before_anything_is_sent(make_device, make_bundle):
     small = make_device(size="20m")
     error = refusal(make_bundle(), small)

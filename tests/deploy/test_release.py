@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -125,6 +126,15 @@ def test_old_releases_are_pruned_but_not_the_previous_one(installed, make_bundle
     # The files of the remaining bundles are links to the store.
     assert installed.run("ls /opt/edgerec/store")
     assert installed.run("find /opt/edgerec/store -type f -links 1") == ""
+
+
+@pytest.mark.skipif(shutil.which("sudo") is None, reason="sudo is not installed")
+def test_user_with_sudo_can_deploy_and_see_the_status(make_device, make_bundle):
+    pi = replace(make_device().device, address="pi@test-device")
+    result = deploy_bundle(make_bundle(number=1), pi, OPTIONS)
+    assert result.changed
+    assert device_status(pi).camera["bundle"].startswith(result.release)
+    assert remove(pi, OPTIONS).changed
 
 
 def test_rollback_without_a_previous_release_is_refused(make_device, make_bundle):
