@@ -1,4 +1,4 @@
-"""Generate the files for installing a bundle on a device: install.sh, a systemd unit and a Dockerfile."""
+"""Generate install.sh, a systemd unit, a Dockerfile and an Ansible role, which install a bundle on devices."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
 # These packages are available only in Raspberry Pi OS.
 CSI_PACKAGES = ("python3-picamera2",)
+_ANSIBLE = (
+    "playbook.yml",
+    "roles/edgerec/defaults/main.yml",
+    "roles/edgerec/handlers/main.yml",
+    "roles/edgerec/meta/main.yml",
+    "roles/edgerec/tasks/main.yml",
+    "roles/edgerec/templates/camera.toml.j2",
+)
 _EDGETPU = ("char-usb_device", "char-apex")
 
 
 def install_files(target: Target) -> dict[str, bytes]:
-    """Return the contents of install.sh, the systemd unit and the Dockerfile, keyed by path in the bundle.
+    """Return the contents of install.sh, the systemd unit, the Dockerfile and the Ansible role, by path in the bundle.
 
     Only the target's values are inserted into the files, and each value is validated or quoted. The bundle's name and
     labels are never inserted.
@@ -44,8 +52,15 @@ def install_files(target: Target) -> dict[str, bytes]:
     }
     suite = next((name for python, name in _SUITES.items() if python in target.python), "")
     if suite and arch and arch[0] in _PLATFORMS:
-        files["Dockerfile"] = _filled("Dockerfile", {"SUITE": suite, "PLATFORM": _PLATFORMS[arch[0]]})
-    return {name: text.encode() for name, text in files.items()}
+        platforms = {"PLATFORM": _PLATFORMS[arch[0]], "PLATFORMS": ",".join(_PLATFORMS.values())}
+        files["Dockerfile"] = _filled("Dockerfile", {"SUITE": suite} | platforms)
+    return {name: text.encode() for name, text in files.items()} | _ansible_files()
+
+
+def _ansible_files() -> dict[str, bytes]:
+    """Return the contents of the Ansible files, which are the same for all bundles."""
+    folder = shipped("targets") / "service"
+    return {f"ansible/{name}": (folder / "ansible" / name).read_bytes() for name in _ANSIBLE}
 
 
 def _sees_system_packages(target: Target) -> bool:

@@ -141,6 +141,7 @@ def _service(has_dockerfile: bool) -> list[str]:
     ]
     if has_dockerfile:
         lines += ["To run the bundle in a container, see the instructions at the top of `Dockerfile`.", ""]
+    lines += ["To install the bundle on many devices with Ansible, see `ansible/playbook.yml`.", ""]
     return lines
 
 

@@ -25,6 +25,7 @@ The script can be run again to update an installation to the bundle in this fold
   --prefix DIR      folder to install into [default: /opt/edgerec]
   --find-links DIR  also use the wheels in this folder, e.g. to install without a network
   --service         also install a service that starts at boot: $UNIT, $CONFIG
+  --any-arch        install on a system with another architecture than that of the bundle's target
   --yes             install or remove system packages without asking
   --dry-run         show the steps without changing anything
   --undo            remove everything that this script installed, and nothing else
@@ -57,6 +58,7 @@ bits() { getconf LONG_BIT 2>/dev/null || echo 64; }
 
 check_machine() {
   [ "$(uname -s)" = Linux ] || fail "this bundle is for Linux, but this system is $(uname -s)"
+  [ -z "$any_arch" ] || return 0
   machine=$(uname -m)
   case $(bits)$machine in 32aarch64 | 32armv8l) machine=armv7l ;; 32x86_64) machine=i686 ;; esac
   case " $ARCH " in
@@ -426,7 +428,7 @@ undo() {
   say "The installation was removed."
 }
 
-prefix=/opt/edgerec links='' service='' yes='' dry='' what=install
+prefix=/opt/edgerec links='' service='' any_arch='' yes='' dry='' what=install
 while [ $# -gt 0 ]; do
   case $1 in
     --prefix | --find-links)
@@ -435,6 +437,7 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --service) service=yes ;;
+    --any-arch) any_arch=yes ;;
     --yes | -y) yes=yes ;;
     --dry-run) dry=yes ;;
     --undo) what=undo ;;

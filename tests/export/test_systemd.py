@@ -485,7 +485,7 @@ def test_install_repeat_and_undo_work_with_real_python_and_pip(bundle, tmp_path)
     assert "golden images equal" in result.stdout
     package = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec"
     shipped = package / "_shipped" / "targets" / "service"
-    assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}
+    assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile", "ansible"}
     second = install()
     assert second.returncode == 0, second.stderr
     assert "Creating" not in second.stdout
