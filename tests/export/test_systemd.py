@@ -304,6 +304,7 @@ def install_sh(tmp_path):
 
     def call(*arguments, target=None, **environment):
         for name, content in install_files(target or this_machine(system_packages=("libneeded",))).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(
                 content.replace(b"'python3 libneeded'", b"libneeded").replace(b"=python3\n", b"=\n")
             )
