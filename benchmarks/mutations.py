@@ -665,6 +665,42 @@ MUTATIONS = (
         "if False:",
         "contract/test_bundle.py::test_verify_refuses_another_label_even_within_the_tolerance",
     ),
+    # signatures
+    Mutation(
+        "signature: key that is not allowed",
+        "contract/signature.py",
+        "        raise check.refusal()\n",
+        '        return Signer("", "", "", serial, signed_s)\n',
+        "contract/test_signature.py::test_key_that_is_not_allowed_is_refused_with_its_fingerprint",
+    ),
+    Mutation(
+        "signature: not checked",
+        "contract/bundle.py",
+        "        if allowed_signers is not None:\n            signer = ",
+        "        if False:\n            signer = ",
+        "contract/test_signature.py::test_unsigned_bundle_is_refused",
+    ),
+    Mutation(
+        "signature: second serial number",
+        "contract/bundle.py",
+        "if signer and (manifest.serial, manifest.signed_s) != ",
+        "if False and (manifest.serial, manifest.signed_s) != ",
+        "contract/test_signature.py::test_manifest_with_a_second_serial_number_is_refused",
+    ),
+    Mutation(
+        "signature: revoked key",
+        "contract/signature.py",
+        'options = ["-r", self._files["revoked_keys"]] if revoked else []',
+        "options = []",
+        "contract/test_signature.py::test_revoked_key_is_refused",
+    ),
+    Mutation(
+        "signature: downgrade",
+        "contract/signature.py",
+        "if serial < highest_serial:",
+        "if False:",
+        "contract/test_signature.py::test_older_release_is_refused",
+    ),
 )
 
 
