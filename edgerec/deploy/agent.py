@@ -581,7 +581,7 @@ class Installation:
     def prune(self, keep: int) -> int:
         """Remove old releases, virtual environments and content that no release uses. Return the number of releases."""
         state = self.state()
-        protected = {self.current(), state.get("good"), state.get("previous") if keep > 1 else ""}
+        protected = {self.current(), state.get("good"), state.get("previous")}
         others = [name for name in self.complete_releases() if name not in protected]
         kept = len([name for name in self.complete_releases() if name in protected])
         removed = others[max(0, keep - kept) :]

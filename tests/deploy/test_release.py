@@ -119,7 +119,7 @@ def test_unusable_configuration_is_refused_before_connecting(tmp_path, device, m
 
 
 def test_old_releases_are_pruned_but_not_the_previous_one(installed, make_bundle):
-    releases = [deploy(make_bundle(number=number), installed, keep=2).release for number in (4, 5, 6)]
+    releases = [deploy(make_bundle(number=number), installed, keep=1).release for number in (4, 5, 6)]
     status = device_status(installed.device)
     assert (status.release, status.previous) == (releases[2], releases[1])
     assert set(status.releases) == set(releases[1:])
