@@ -1,6 +1,6 @@
 """Compare the throughput of ``edgerec serve`` with that of its classifier, and measure latency and memory.
 
-    python benchmarks/serve.py throughput [--clients 64] [--rounds 5] [--seconds 4] [--work FOLDER]
+    python benchmarks/serve.py throughput [--clients 64] [--rounds 20] [--seconds 1] [--work FOLDER]
     python benchmarks/serve.py memory [--minutes 5]
     python benchmarks/serve.py batch
 
@@ -67,8 +67,8 @@ def predictions(bundle: Path, contents: list[bytes], work: Path) -> list[bytes]:
     ]
 
 
-def measure_classifier(bundle: Path, kind: str, workers: int, seconds: float) -> dict[str, float]:
-    """Return images per second and CPU time per image of a loop in each of ``workers`` threads."""
+def classifier_loop(bundle: Path, kind: str, workers: int) -> Callable[[float], dict[str, float]]:
+    """Return a function that measures images per second and CPU time per image of a loop in each of some threads."""
     import cv2
 
     from edgerec import Classifier
@@ -77,26 +77,27 @@ def measure_classifier(bundle: Path, kind: str, workers: int, seconds: float) ->
     cv2.setNumThreads(1)
     contents = images(kind)
     classifiers = [Classifier.open(bundle, threads=1) for _ in range(workers)]
-    counts, end_s = [0] * workers, 0.0
 
-    def classify(number: int) -> None:
-        classifier = classifiers[number]
-        while time.perf_counter() < end_s:
-            content = contents[counts[number] % len(contents)]
-            classifier.classify(decode(content, classifier.levels))
-            counts[number] += 1
-
-    for warm_up in (True, False):
-        counts[:] = [0] * workers
-        threads = [threading.Thread(target=classify, args=(number,)) for number in range(workers)]
+    def measure(seconds: float) -> dict[str, float]:
+        counts = [0] * workers
         started_s, cpu_s = time.perf_counter(), time.process_time()
-        end_s = started_s + (0.5 if warm_up else seconds)
+
+        def classify(number: int) -> None:
+            classifier = classifiers[number]
+            while time.perf_counter() < started_s + seconds:
+                content = contents[counts[number] % len(contents)]
+                classifier.classify(decode(content, classifier.levels))
+                counts[number] += 1
+
+        threads = [threading.Thread(target=classify, args=(number,)) for number in range(workers)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    duration_s, total = time.perf_counter() - started_s, sum(counts)
-    return {"images_per_s": total / duration_s, "cpu_ms": (time.process_time() - cpu_s) / total * 1000}
+        duration_s, total = time.perf_counter() - started_s, sum(counts)
+        return {"images_per_s": total / duration_s, "cpu_ms": (time.process_time() - cpu_s) / total * 1000}
+
+    return measure
 
 
 async def send_requests(
@@ -199,16 +200,28 @@ class RunningServer:
         return self._process.wait(30)
 
 
-def in_process(cpus: set[int] | None, arguments: list[str]) -> dict[str, Any]:
-    """Run a hidden subcommand of this script in its own process on some CPUs, and return its result."""
-    process = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
-    )
-    return json.loads(process.stdout.splitlines()[-1])
+class Helper:
+    """A hidden subcommand of this script in its own process, which measures once for each line that it receives."""
+
+    def __init__(self, cpus: set[int] | None, *arguments: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
+        )
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """Return the result of a measurement of this duration."""
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait(30)
 
 
 def throughput(arguments: argparse.Namespace, bundles: dict[str, Path]) -> dict[str, Any]:
@@ -219,19 +232,21 @@ def throughput(arguments: argparse.Namespace, bundles: dict[str, Path]) -> dict[
             expected = arguments.work / "expected.json"
             contents = images(kind)
             expected.write_text(json.dumps([body.decode() for body in predictions(bundle, contents, arguments.work)]))
+            server = RunningServer(bundle, arguments.workers, SERVER_CPUS)
+            loop = Helper(SERVER_CPUS, "classifier", bundle, kind, arguments.workers)
+            client = Helper(CLIENT_CPUS, "client", server.address, kind, expected, arguments.clients, 0)
+            loop.measure(0.5)
+            client.measure(0.5)
             rows = []
             for _ in range(arguments.rounds):
-                loop = ["classifier", str(bundle), kind, str(arguments.workers), str(arguments.seconds)]
-                own = in_process(SERVER_CPUS, loop)
-                server = RunningServer(bundle, arguments.workers, SERVER_CPUS)
-                client = ["client", server.address, kind, str(expected), str(arguments.clients)]
-                in_process(CLIENT_CPUS, [*client, "0.5"])  # warm up
+                own = loop.measure(arguments.seconds)
                 cpu_s, before = server.cpu_s, server.metric("edgerec_images_total")
-                served = in_process(CLIENT_CPUS, [*client, str(arguments.seconds)])
+                served = client.measure(arguments.seconds)
                 count = server.metric("edgerec_images_total") - before
                 served["cpu_ms"] = (server.cpu_s - cpu_s) / count * 1000
-                server.stop()
                 rows.append((own, served))
+            for process in (loop, client, server):
+                process.stop()
             table[f"{name}, {kind}"] = {
                 "throughput ratio": median(s["images_per_s"] / o["images_per_s"] for o, s in rows),
                 "CPU time ratio": median(o["cpu_ms"] / s["cpu_ms"] for o, s in rows),
@@ -261,17 +276,17 @@ def memory(arguments: argparse.Namespace, bundles: dict[str, Path]) -> dict[str,
     contents = images("signs")
     expected.write_text(json.dumps([body.decode() for body in predictions(bundle, contents, arguments.work)]))
     server = RunningServer(bundle, arguments.workers, None)
-    client = ["client", server.address, "signs", str(expected), str(arguments.clients)]
+    client = Helper(None, "client", server.address, "signs", expected, arguments.clients, 100)
     samples = [{"minute": 0.0, "images": 0} | server.memory() | server.counts()]
     started_s, wrong = time.monotonic(), 0
     while time.monotonic() - started_s < arguments.minutes * 60:
-        result = in_process(None, [*client, "10", "100"])
-        wrong += result["wrong"]
+        wrong += client.measure(10)["wrong"]
         time.sleep(1)
         minute = round((time.monotonic() - started_s) / 60, 2)
         images_total = int(server.metric("edgerec_images_total"))
         samples.append({"minute": minute, "images": images_total} | server.memory() | server.counts())
         print(json.dumps(samples[-1]), file=sys.stderr, flush=True)
+    client.stop()
     code = server.stop()
     steady = samples[max(1, len(samples) // 10) :]
     half = len(steady) // 2
@@ -350,17 +365,26 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, dict[str, Path]], dict[str, 
 }
 
 
+def run_helper(name: str, *arguments: str) -> None:
+    """Read durations from stdin, and print the result of a measurement for each of them."""
+    if name == "classifier":
+        bundle, kind, workers = arguments
+        measure: Callable[[float], dict[str, Any]] = classifier_loop(Path(bundle), kind, int(workers))
+    else:
+        address, kind, expected, clients, bad_every = arguments
+        bodies, contents = [body.encode() for body in json.loads(Path(expected).read_text())], images(kind)
+
+        def measure(seconds: float) -> dict[str, Any]:
+            return asyncio.run(send_requests(address, contents, bodies, int(clients), seconds, int(bad_every)))
+
+    for line in sys.stdin:
+        print(json.dumps(measure(float(line))), flush=True)
+
+
 def main() -> None:
     """Run benchmarks, and print their results as JSON."""
-    if sys.argv[1] == "classifier":
-        bundle, kind, workers, seconds = sys.argv[2:]
-        print(json.dumps(measure_classifier(Path(bundle), kind, int(workers), float(seconds))))
-        return
-    if sys.argv[1] == "client":
-        address, kind, expected, clients, seconds, *bad_every = sys.argv[2:]
-        bodies = [body.encode() for body in json.loads(Path(expected).read_text())]
-        bad = int(bad_every[0]) if bad_every else 0
-        print(json.dumps(asyncio.run(send_requests(address, images(kind), bodies, int(clients), float(seconds), bad))))
+    if sys.argv[1] in ("classifier", "client"):
+        run_helper(*sys.argv[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="+", choices=BENCHMARKS)
@@ -368,8 +392,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="bundle to measure [default: two MobileNets]")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--minutes", type=float, default=5.0)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
