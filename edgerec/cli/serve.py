@@ -9,6 +9,7 @@ import typer
 from edgerec.cli.options import (
     DELEGATE_HELP,
     DELEGATE_OPTION_HELP,
+    REDUCED_DECODING_HELP,
     AllowedSignersOption,
     RevokedKeysOption,
     parse_delegate_options,
@@ -57,6 +58,9 @@ def serve(
         help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
         rich_help_panel=_MODEL,
     ),
+    reduced_decoding: bool = typer.Option(
+        False, "--reduced-decoding", help=REDUCED_DECODING_HELP, rich_help_panel=_MODEL
+    ),
     delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
     delegate_option: list[str] = typer.Option(
         [], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP, rich_help_panel=_MODEL
@@ -100,6 +104,7 @@ def serve(
             max_queued=max_queue,
             delegate="" if delegate == "none" else delegate,
             delegate_options=parse_delegate_options(delegate_option),
+            reduced_decoding=reduced_decoding,
             fallback=fallback,
             threshold=threshold,
             allowed_signers=allowed_signers,

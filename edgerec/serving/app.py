@@ -98,7 +98,9 @@ def open_pool(config: ServeConfig) -> tuple[Manifest, ClassifierPool]:
         )
         for _ in range(workers)
     ]
-    return classifiers[0].manifest, ClassifierPool(classifiers, max_queued=config.max_queued)
+    manifest = classifiers[0].manifest
+    choose_reduction = manifest.largest_reduction if config.reduced_decoding else None
+    return manifest, ClassifierPool(classifiers, max_queued=config.max_queued, choose_reduction=choose_reduction)
 
 
 class Service:

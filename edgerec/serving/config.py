@@ -29,6 +29,8 @@ class ServeConfig:
             take four times as much memory in total.
         max_queued: maximum number of images that wait or are being classified. Further requests are rejected with the
             status 503.
+        reduced_decoding: whether to decode JPEG images at 1/2, 1/4 or 1/8 of their size if the model's input is that
+            much smaller. This is faster, but some labels change.
         delegate, delegate_options, fallback, threshold: see :class:`~edgerec.runtime.classifier.Classifier`.
         allowed_signers, revoked_keys: files of SSH keys that check the bundle's signature; see :meth:`Bundle.open`.
     """
@@ -40,6 +42,7 @@ class ServeConfig:
     threads: int = 1
     max_body_bytes: int = 32_000_000
     max_queued: int = 256
+    reduced_decoding: bool = False
     delegate: str | None = None
     delegate_options: Mapping[str, str] = field(default_factory=dict)
     fallback: bool = False

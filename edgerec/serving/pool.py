@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from edgerec.contract.decision import Classification
 from edgerec.contract.image_decoding import decode, memory_for, why_unreadable
 from edgerec.contract.image_headers import image_size
+from edgerec.contract.reduced_decoding import ReductionChooser, jpeg_reduction
 from edgerec.errors import DataError
 from edgerec.runtime.classifier import Classifier
 
@@ -62,8 +63,14 @@ class ClassifierPool:
         classified: number of classified images.
     """
 
-    def __init__(self, classifiers: Sequence[Classifier], *, max_queued: int) -> None:
-        """Start one thread per classifier."""
+    def __init__(
+        self, classifiers: Sequence[Classifier], *, max_queued: int, choose_reduction: ReductionChooser | None = None
+    ) -> None:
+        """Start one thread per classifier.
+
+        ``choose_reduction`` returns how much smaller to decode a JPEG image. None decodes at full size.
+        """
+        self._choose_reduction = choose_reduction
         self.queued, self.max_queued, self.classified = 0, max_queued, 0
         self._classifiers = tuple(classifiers)
         self._jobs = SimpleQueue[_Job | None]()
@@ -132,7 +139,7 @@ class ClassifierPool:
                     self._deliver(outcomes)
                     outcomes, batch_s = [], started_s
                 self._started_s[number] = started_s
-                outcomes.append((job, _outcome(classifier, job, started_s - job.submitted_s)))
+                outcomes.append((job, self._outcome(classifier, job, started_s - job.submitted_s)))
                 image_s, started_s = max(time.monotonic() - started_s, 1e-6), time.monotonic()
             self._started_s[number] = None
             self._deliver(outcomes)
@@ -155,6 +162,14 @@ class ClassifierPool:
             except RuntimeError:  # The event loop was closed, so nobody waits for the results.
                 log.debug("the results of %d images were dropped, because the server has stopped", len(outcomes))
 
+    def _outcome(self, classifier: Classifier, job: _Job, waited_s: float) -> Classification | Exception:
+        if waited_s > MAX_WAIT_S or job.future.cancelled():
+            return BusyError()
+        try:
+            return classify_file(classifier, job.content, self._choose_reduction)
+        except Exception as error:  # One damaged image must not stop the thread.
+            return error
+
     def _complete(self, outcomes: list[_Outcome]) -> None:
         self.queued -= len(outcomes)
         for job, outcome in outcomes:
@@ -167,17 +182,10 @@ class ClassifierPool:
                 job.future.set_exception(outcome)
 
 
-def _outcome(classifier: Classifier, job: _Job, waited_s: float) -> Classification | Exception:
-    if waited_s > MAX_WAIT_S or job.future.cancelled():
-        return BusyError()
-    try:
-        return classify_file(classifier, job.content)
-    except Exception as error:  # One damaged image must not stop the thread.
-        return error
-
-
-def classify_file(classifier: Classifier, content: bytes) -> Classification:
-    """Decode and classify an image file.
+def classify_file(
+    classifier: Classifier, content: bytes, choose_reduction: ReductionChooser | None = None
+) -> Classification:
+    """Decode and classify an image file. ``choose_reduction`` returns how much smaller to decode a JPEG image.
 
     Raises:
         DataError: the file is not a readable image, or it has more than :data:`MAX_PIXELS` pixels.
@@ -188,7 +196,8 @@ def classify_file(classifier: Classifier, content: bytes) -> Classification:
             f"it has {width}×{height} pixels, but this server accepts at most {MAX_PIXELS:,} pixels: resize it"
         )
     with memory_for(content):
-        image = decode(content, classifier.levels)
+        reduction, _ = jpeg_reduction(content, choose_reduction)
+        image = decode(content, classifier.levels, reduction=reduction)
     if image is None:
         raise DataError(why_unreadable(content))
     return classifier.classify(image)

@@ -103,10 +103,10 @@ def blocked(monkeypatch):
     """Make each classification wait until the event ``release`` is set. ``started`` counts the classifications."""
     release, started, classify_file = threading.Event(), threading.Semaphore(0), pool.classify_file
 
-    def wait_and_classify(classifier, content):
+    def wait_and_classify(*arguments):
         started.release()
         assert release.wait(30)
-        return classify_file(classifier, content)
+        return classify_file(*arguments)
 
     monkeypatch.setattr(pool, "classify_file", wait_and_classify)
     yield SimpleNamespace(release=release, started=started)
@@ -182,6 +182,21 @@ def test_threshold_replaces_that_of_the_bundle(bundle, digit):
     config = ServeConfig(bundle=bundle, address="127.0.0.1:0", threshold=1.0)
     with ClassificationServer(config) as server:
         assert send(server, body=digit).body["label"] == "unknown"
+
+
+def test_reduced_decoding_gives_the_scores_of_predict(bundle, golden_images, tmp_path):
+    digits = [cv2.resize(cv2.imread(str(golden_images[index])), (240, 240)) for index in (3, 8)]
+    path = tmp_path / "ambiguous.jpg"
+    cv2.imwrite(str(path), cv2.addWeighted(digits[0], 0.5, digits[1], 0.5, 0))
+    categories = []
+    for reduced_decoding in (False, True):
+        (result,) = predict(bundle, [path], reduced_decoding=reduced_decoding)
+        config = ServeConfig(bundle=bundle, address="127.0.0.1:0", reduced_decoding=reduced_decoding)
+        with ClassificationServer(config) as server:
+            body = send(server, body=path.read_bytes(), kind="image/jpeg").body
+        assert body["categories"] == result.to_dict()["categories"]
+        categories.append(body["categories"])
+    assert categories[0] != categories[1]
 
 
 # Errors.
