@@ -148,8 +148,10 @@ def safe_name(name: str) -> str:
 
 
 def boot_id() -> str:
-    content = read_bytes("/proc/sys/kernel/random/boot_id")
-    return (content or b"").decode().strip()
+    """Return an ID that changes when the device restarts."""
+    # The kernel refuses to read this file into a large buffer, so read_bytes() cannot be used.
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read(64).strip()
 
 
 # Programs.

@@ -240,6 +240,9 @@ def test_restart_of_the_device_during_the_trial_restores_the_previous_release(in
     new = deploy(make_bundle(number=2), installed).release
     trial = {"release": new, "previous": old.removeprefix("releases/"), "boot_id": "another boot", "old_config": False}
     installed.run(f"echo '{json.dumps(trial)}' >/opt/edgerec/trial.json && systemctl restart edgerec")
+    # A job records the boot in which it runs.
+    boot_id = installed.run("cat /proc/sys/kernel/random/boot_id").strip()
+    assert json.loads(installed.run("head -n 1 /opt/edgerec/deploy.log"))["boot_id"] == boot_id
     assert installed.run("readlink /opt/edgerec/current").strip() == old
     assert installed.run("ls /opt/edgerec/trial.json 2>/dev/null || echo none").strip() == "none"
     deploy(make_bundle(number=1), installed)
