@@ -90,7 +90,7 @@ def camera(
     config: Path | None = typer.Option(
         None,
         metavar="FILE",
-        help="TOML file with the configuration. Other options override single values.",
+        help="TOML file with settings, regions and actions. Options override values.",
     ),
     write_config: Path | None = typer.Option(
         None,

@@ -19,6 +19,7 @@ class Sink(Protocol):
     - ``dropped`` is the number of accepted results lost by the sink.
     - ``inline`` is True if the sink must be called in the thread of :meth:`Camera.run`.
     - ``outputs`` contains the paths written by the sink.
+    - ``abandon()`` is called in another thread if ``close`` does not return in time. It must return quickly.
     """
 
     @property

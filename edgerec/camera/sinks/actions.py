@@ -117,20 +117,21 @@ class CommandActions:
                 del self._previous[name]
 
     def close(self) -> None:
-        """Run the queued commands. If ``live`` is true, kill the running command after five seconds and skip the rest.
-
-        A command that is still running when the camera is stopped is also killed.
-        """
+        """Run the queued commands. If ``live`` is true, kill the running command after 5 s and skip the others."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
         self._thread.join(FLUSH_S if self._live else None)
-        self._stop.set()
-        self._thread.join(FLUSH_S / 5)
+        self.abandon()
         with self._changed:
             if self._waiting:
                 self.dropped += len(self._waiting)
                 log.warning("%d commands of actions were not run before the camera ended", len(self._waiting))
+
+    def abandon(self) -> None:
+        """Kill the running command, and skip the others. May be called in any thread."""
+        self._stop.set()
+        self._thread.join(FLUSH_S / 5)
 
     def _put(self, key: tuple[int, str], run: _Run) -> None:
         with self._changed:

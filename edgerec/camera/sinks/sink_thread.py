@@ -130,12 +130,15 @@ class SinkWorker:
         """Wait until the sink has processed all queued events and closed, or until it appears to hang."""
         self.finish()
         with self._changed:
-            if not self._wait(lambda: self._finished):
+            finished = self._wait(lambda: self._finished)
+            if not finished:
                 unprocessed = [entry.event for entry in self._entries] + [self._current]
                 self._entries.clear()
                 self._count_lost(sum(isinstance(event, Result) for event in unprocessed), "the sink does not finish")
-                return
-        self._thread.join()
+        if finished:
+            self._thread.join()
+        elif abandon := getattr(self._sink, "abandon", None):
+            abandon()
 
     def _has_room(self, entry: _QueuedEvent) -> bool:
         return not self._entries or (len(self._entries) < MAX_EVENTS and self._bytes + entry.size_bytes <= MAX_BYTES)
