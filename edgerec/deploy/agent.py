@@ -442,6 +442,7 @@ class Installation:
         if not required:
             return "", 0
         sys.path.insert(0, self.prefix)
+        sys.dont_write_bytecode = True
         signature = importlib.import_module("signature")  # The host sends edgerec/contract/signature.py.
 
         manifest = read_bytes(self.store_path(job["files"]["manifest.json"]))

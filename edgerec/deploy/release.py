@@ -21,7 +21,7 @@ from edgerec.contract.target import Target, target_names
 from edgerec.deploy.device import Device, DeviceFacts, DeviceStatus
 from edgerec.deploy.probe import check_device, probe
 from edgerec.deploy.session import Session, agent_python, agent_source
-from edgerec.deploy.ssh import Connection, ConnectionLostError
+from edgerec.deploy.ssh import Connection, ConnectionLostError, quoted
 from edgerec.deploy.transfer import Contents, send_contents
 from edgerec.deploy.unit import service_unit
 from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
@@ -31,6 +31,7 @@ from edgerec.utils.atomic import read_at_most, sha256
 StepName = Literal["connect", "check", "plan", "send", "install", "verify", "switch", "monitor", "restore", "prune"]
 StepState = Literal["planned", "running", "done", "skipped"]
 UNIT = "edgerec.service"
+_AGENT_FILES = ("agent.py", "signature.py", "allowed_signers.next", "deploy.log", "lock")
 MAX_CONFIG_BYTES = 1 << 20
 # Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
 BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
@@ -396,7 +397,19 @@ def _run_without_bundle(
             return progress.result(connection, status["release"], status["previous"], changed=False)
         job = {**_job(options), "do": do}
         result = _run_job(connection, facts, session, job, progress)
+        if do == "remove":
+            _remove_agent(connection, facts)
         return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
+
+
+def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
+    """Remove the agent's own files, which it needs until the job has ended, and the folder if it is empty."""
+    prefix = connection.device.prefix
+    sudo = "sudo -n " if facts.root == "sudo" else ""
+    paths = " ".join(quoted(f"{prefix}/{name}") for name in _AGENT_FILES)
+    command = connection.command(f"{sudo}rm -f -- {paths}; {sudo}rmdir -- {quoted(prefix)} 2>/dev/null; echo")
+    command.read_line(connection.device.connect_timeout_s)
+    command.close()
 
 
 def _job(options: DeployOptions) -> dict[str, Any]:
