@@ -253,6 +253,14 @@ def test_bad_request_gets_a_status_and_an_error(server, name, caplog):
     assert not caplog.records  # Any client can send such requests, and must not be able to fill the log.
 
 
+def test_error_in_a_form_cancels_its_other_files(server, digit, caplog):
+    body, kind = form(("a.txt", b"text"), *[("digit.png", digit)] * 30)
+    for _ in range(10):
+        assert send(server, body=body, kind=kind).status == 400
+    assert send(server, body=digit).status == 200
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_large_body_is_refused_and_the_client_sees_the_response(bundle, digit, chunked):
     with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", max_body_bytes=100_000)) as server:
