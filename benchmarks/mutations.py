@@ -533,7 +533,7 @@ MUTATIONS = (
     Mutation(
         "decision: reset after an outage",
         "camera/pipeline.py",
-        "self._deciders[event.source].reset()",
+        "self._deciders[name].reset()",
         "pass",
         "camera/test_silent_sources.py::test_first_frame_after_an_outage_starts_a_new_decision",
     ),
