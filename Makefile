@@ -18,9 +18,10 @@ nightly: .venv/installed
 	$(BIN)/python -m pytest -q -n 3 --dist load --durations 15 -m "nightly and not device"
 
 # Tests on a complete emulated device (Debian arm64 with systemd, without KVM). Building its disk image takes about half
-# an hour, so set EDGEREC_DEVICE_CACHE to a folder that keeps the image. EDGEREC_DEVICE_ARCH=amd64 is faster.
+# an hour, so set EDGEREC_DEVICE_CACHE to a folder that keeps the image. EDGEREC_DEVICE_ARCH=amd64 is faster. SELECT
+# selects tests by name, as for pytest -k.
 test-device: .venv/installed
-	$(BIN)/python -m pytest -q --durations 15 -m device tests/device
+	$(BIN)/python -m pytest -q --durations 15 -m device -k "$(SELECT)" tests/device
 
 # The documentation as a web site in site/. Warnings, such as broken links, are errors.
 docs: .venv/installed

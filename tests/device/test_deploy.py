@@ -22,9 +22,14 @@ def check_camera(device, address, release):
     assert device.run(["systemctl", "is-enabled", "edgerec"]).stdout.strip() == "enabled"
 
 
-def test_release_is_deployed_updated_rolled_back_and_removed(device, address, releases):
+def test_first_deployment_starts_the_camera_as_a_service(device, address, releases):
     first = deploy_bundle(releases[0], address, OPTIONS, print)
+    assert first.changed
     check_camera(device, address, first.release)
+
+
+def test_release_is_updated_rolled_back_and_removed(device, address, releases):
+    first = deploy_bundle(releases[0], address, OPTIONS, print)
     assert not deploy_bundle(releases[0], address, OPTIONS).changed
     second = deploy_bundle(releases[1], address, OPTIONS, print)
     assert second.previous == first.release
