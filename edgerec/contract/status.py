@@ -52,6 +52,7 @@ class CameraStatus(TypedDict):
         started_s: time at which the camera started, as Unix time in seconds.
         updated_s: time at which the file was written, as Unix time in seconds.
         frames: number of classified frames. Each named region of a frame counts separately.
+        skipped: number of frames that were not classified because of settings such as ``max_fps`` and ``motion``.
         fps: number of results per second during the last 10 s, over all sources and regions.
         invalid: number of frames whose scores were NaN or infinite.
         temperature_c: CPU temperature in degrees Celsius, or None if it is unknown.
@@ -67,6 +68,7 @@ class CameraStatus(TypedDict):
     started_s: float
     updated_s: float
     frames: int
+    skipped: int
     fps: float
     invalid: int
     temperature_c: float | None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -43,6 +44,8 @@ MAX_LINE_BYTES = 16 << 20
 CHUNK_BYTES = 1 << 18
 MIN_FRAMES = 10
 LOG_LINES = 30
+# If less space is free, a job cannot write its log.
+MIN_LOG_BYTES = 1 << 16
 POLL_S = 0.5
 COMMAND_TIMEOUT_S = 120
 INSTALL_TIMEOUT_S = 1800
@@ -50,6 +53,10 @@ INSTALL_TIMEOUT_S = 1800
 IDLE_S = 120
 # A job that has not locked the installation after this time has failed to start.
 START_S = 20
+# A session waits this long for a lock, because other sessions lock the installation briefly to check their job.
+LOCK_S = 1.0
+# Suffix of folders that are being removed.
+REMOVED = ".removed"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 RELEASE = re.compile(r"[0-9a-f]{16}")
 WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
@@ -118,6 +125,16 @@ def remove_path(path: str) -> None:
         os.unlink(path)
     elif os.path.isdir(path):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder. If this is interrupted, no part of the folder remains at this path."""
+    removed = path + REMOVED
+    remove_path(removed)
+    if os.path.isdir(path):
+        os.rename(path, removed)
+        fsync_folder(os.path.dirname(path))
+        remove_path(removed)
 
 
 def file_digest(path: str) -> str:
@@ -214,19 +231,22 @@ class Installation:
         self.config_file = os.path.join(CONFIG_FOLDER, "camera.toml")
         self.signers_file = os.path.join(CONFIG_FOLDER, "allowed_signers")
         self.new_signers_file = os.path.join(prefix, "allowed_signers.next")
-        self.old_config_file = os.path.join(prefix, "camera.toml.previous")
+        self.old_config_file = self.config_file + ".previous"
 
     def create_folders(self) -> None:
         for folder in (self.prefix, self.store, self.releases, self.venvs, CONFIG_FOLDER):
             os.makedirs(folder, mode=0o755, exist_ok=True)
 
-    def lock(self, host: str, wait_s: float = 0.0) -> IO[str]:
+    def lock(self, host: str, wait_s: float, name: str = "lock") -> IO[str]:
         """Lock the installation, and return the file that holds the lock.
+
+        A session first takes ``session.lock`` and then ``lock``. It releases ``lock`` for its job, but no other session
+        can take ``lock`` before the job does, because ``session.lock`` is still held.
 
         Raises:
             AgentError: another deployment holds the lock.
         """
-        file = open(os.path.join(self.prefix, "lock"), "a+")  # noqa: SIM115 (The file is open as long as the lock.)
+        file = open(os.path.join(self.prefix, name), "a+")  # noqa: SIM115 (The file is open as long as the lock.)
         deadline_s = time.monotonic() + wait_s
         while True:
             try:
@@ -375,9 +395,12 @@ class Installation:
             if name != self.current() and name != keep_release and not self.complete_name(name):
                 remove_path(os.path.join(self.releases, name))
         for name in os.listdir(self.venvs):
-            complete = os.path.exists(os.path.join(self.venvs, name, ".complete"))
+            complete = os.path.exists(os.path.join(self.venvs, name, ".complete")) and not name.endswith(REMOVED)
             if name != keep_venv and not complete:
                 remove_path(os.path.join(self.venvs, name))
+        for folder in (self.store, self.releases, self.venvs):
+            remove_path(folder + REMOVED)
+        remove_path(self.old_config_file)
 
     def complete_name(self, name: str) -> bool:
         return bool(RELEASE.fullmatch(name)) and self.is_complete(name)
@@ -495,6 +518,12 @@ class Installation:
         write_json(os.path.join(folder, "release.json"), release)
         log.step("verify", "done", "the scores of the golden images are as expected")
 
+    def discard(self, release: str) -> None:
+        """Mark a damaged release as incomplete, so that the next deployment installs it again."""
+        remove_path(self.release_path(release, "release.json"))
+        if release != self.current():
+            remove_path(self.release_path(release))
+
     # Switching.
 
     def point_to(self, release: str) -> None:
@@ -523,9 +552,12 @@ class Installation:
             "previous": self.current(),
             "boot_id": boot_id(),
             "old_config": job.get("config") is not None and os.path.exists(self.config_file),
+            "new_config": job.get("config") is not None and not os.path.exists(self.config_file),
         }
-        if trial["old_config"]:
-            write_file(self.old_config_file, read_bytes(self.config_file) or b"", 0o600)
+        if trial["old_config"]:  # A link can be restored even if the disk is full.
+            remove_path(self.old_config_file)
+            os.link(self.config_file, self.old_config_file)
+            fsync_folder(CONFIG_FOLDER)
         write_json(self.trial_file, trial)
         if job.get("config") is not None:
             write_file(self.config_file, job["config"].encode(), 0o644)
@@ -546,7 +578,10 @@ class Installation:
         if self.current() == trial.get("release") and trial.get("previous") != trial.get("release"):
             self.point_to(trial.get("previous") or "")
         if trial.get("old_config") and os.path.exists(self.old_config_file):
-            write_file(self.config_file, read_bytes(self.old_config_file) or b"", 0o644)
+            os.replace(self.old_config_file, self.config_file)
+            fsync_folder(CONFIG_FOLDER)
+        elif trial.get("new_config"):
+            remove_path(self.config_file)
         if trial.get("previous"):
             changed = self.write_unit(trial["previous"])
         remove_path(self.trial_file)
@@ -589,13 +624,12 @@ class Installation:
         kept = len([name for name in self.complete_releases() if name in protected])
         removed = others[max(0, keep - kept) :]
         for name in removed:
-            os.unlink(self.release_path(name, "release.json"))
-            remove_path(self.release_path(name))
+            remove_folder(self.release_path(name))
         venvs = {read_json(self.release_path(name, "release.json")).get("venv") for name in self.complete_releases()}
         used: set[str] = set()
         for name in os.listdir(self.venvs):
             if name not in venvs:
-                remove_path(os.path.join(self.venvs, name))
+                remove_folder(os.path.join(self.venvs, name))
             used.update(read_json(os.path.join(self.venvs, name, "wheels.json")).values())
         for name in os.listdir(self.store):
             path = os.path.join(self.store, name)
@@ -614,8 +648,10 @@ class Log:
         self.write({"job": job, "boot_id": boot_id()})
 
     def write(self, value: Any) -> None:
-        self._file.write(json.dumps(value) + "\n")
-        self._file.flush()
+        # A full disk must not prevent the restoration of the previous release.
+        with contextlib.suppress(OSError):
+            self._file.write(json.dumps(value) + "\n")
+            self._file.flush()
 
     def step(self, name: str, state: str, text: str = "", done: int = 0, total: int = 0) -> None:
         self.write({"step": name, "state": state, "text": text, "done": done, "total": total})
@@ -627,7 +663,8 @@ class Log:
 def monitor(release: str, old_invocation: str | None, healthy_within_s: float, settle_s: float, log: Log) -> int:
     """Wait until the service is healthy, and check that it is still healthy ``settle_s`` later.
 
-    The service is healthy if it is active, has classified frames with the new release, and did not restart.
+    The service is healthy if it is active, has classified frames with the new release, and did not restart. With
+    settings such as ``motion`` and ``max_fps``, skipped frames also show that the camera works.
 
     Raises:
         AgentError: the service is not healthy.
@@ -637,25 +674,27 @@ def monitor(release: str, old_invocation: str | None, healthy_within_s: float, s
     while True:
         passed_s = time.monotonic() - start_s
         unit, camera = unit_state(), read_json(STATUS_FILE)
-        if unit.get("InvocationID") not in ("", None, old_invocation):
+        # A service that crashed before the deployment may have restarted once more before it is stopped.
+        is_stopping = unit.get("ActiveState") == "deactivating"
+        if unit.get("InvocationID") not in ("", None, old_invocation) and not is_stopping:
             invocation = invocation or unit["InvocationID"]
             # Each automatic restart has a new invocation ID.
             if unit["InvocationID"] != invocation or unit.get("SubState") in ("auto-restart", "failed"):
                 raise AgentError(f"the service {crash_reason(unit)}")
         elif unit.get("ActiveState") == "failed":
             raise AgentError(f"the service {crash_reason(unit)}")
-        frames = 0
+        frames = skipped = 0
         own = str(camera.get("pid")) == unit.get("MainPID") and str(camera.get("bundle", "")).startswith(release)
         if invocation and own:
-            frames = camera.get("frames", 0)
+            frames, skipped = camera.get("frames", 0), camera.get("skipped", 0)
         log.step("monitor", "running", f"{frames} frames classified", int(passed_s), int(healthy_within_s))
-        healthy = unit.get("ActiveState") == "active" and frames >= MIN_FRAMES
+        healthy = unit.get("ActiveState") == "active" and frames > 0 and frames + skipped >= MIN_FRAMES
         if healthy and healthy_s is None:
-            healthy_s, healthy_frames = passed_s, frames
+            healthy_s, healthy_frames = passed_s, frames + skipped
         if healthy_s is not None and passed_s >= healthy_s + settle_s:
-            if healthy and frames > healthy_frames:
+            if healthy and frames + skipped > healthy_frames:
                 return frames
-            reason = f"the service classified {healthy_frames} frames, but then stopped"
+            reason = f"the service processed {healthy_frames} frames, but then stopped"
         elif healthy_s is None:
             reason = waiting_reason(unit, camera if own else {}, frames, invocation)
         if passed_s > healthy_within_s + (settle_s if healthy_s is not None else 0):
@@ -694,14 +733,12 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
     installation.clean_up(job["release"], job["venv"])
     job["signer"], serial = installation.check_signature(job)
     installation.install(job, log)
-    if installation.is_complete(job["release"]):
-        log.step("verify", "skipped", "the release was already verified on this device")
-    else:
-        try:
-            installation.verify(job, log)
-        except AgentError:
-            remove_path(installation.release_path(job["release"]))
-            raise
+    # An installed release may have been damaged, e.g. by an update of the operating system.
+    try:
+        installation.verify(job, log)
+    except AgentError:
+        installation.discard(job["release"])
+        raise
     # An update of the agent must not change how the unit of an installed release starts.
     write_file(installation.release_path(job["release"], UNIT), job["unit"].encode())
     return try_release(installation, job, serial, log)
@@ -719,11 +756,11 @@ def try_release(installation: Installation, job: dict[str, Any], serial: int, lo
     """Start a release on trial, monitor it, and commit or restore."""
     release = job["release"]
     log.step("switch", "running", f"restarting the service with release {release}")
-    unit = unit_state()
-    trial = {}
+    trial: dict[str, Any] = {}
     try:
-        trial = {"release": release, "previous": installation.current(), "old_config": job.get("config") is not None}
+        trial = {"release": release, "previous": installation.current()}
         trial = installation.switch(job)
+        unit = unit_state()
         systemctl("restart", "--no-block", UNIT)
         log.step("switch", "done", f"release {release}")
         frames = monitor(
@@ -735,6 +772,7 @@ def try_release(installation: Installation, job: dict[str, Any], serial: int, lo
         )
     except (AgentError, OSError) as error:
         lines = service_log()
+        trial.update(read_json(installation.trial_file))
         installation.restore(trial)
         previous = trial["previous"]
         outcome = f"release {previous} was restored" if previous else "the service was stopped"
@@ -759,8 +797,9 @@ def do_remove(installation: Installation, job: dict[str, Any], log: Log) -> dict
     # The link is removed first, so that an interrupted removal does not leave a damaged current release.
     for path in (installation.current_link, installation.trial_file, installation.state_file):
         remove_path(path)
-    for path in (installation.releases, installation.venvs, installation.store, installation.old_config_file):
-        remove_path(path)
+    for folder in (installation.releases, installation.venvs, installation.store):
+        remove_folder(folder)
+    remove_path(installation.old_config_file)
     log.step("prune", "done", "all releases were removed")
     return {"release": "", "previous": current, "changed": bool(current)}
 
@@ -839,6 +878,9 @@ def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any
         else:
             free_s = free_s or time.monotonic()
             if time.monotonic() - free_s > (5 if printed else START_S):
+                space = os.statvfs(installation.prefix)
+                if space.f_bavail * space.f_frsize < MIN_LOG_BYTES:
+                    raise AgentError(describe(OSError(errno.ENOSPC, "")), "install")
                 raise AgentError("the job on the device was interrupted: deploy the bundle again", "install")
         if time.monotonic() - start_s > 2 * INSTALL_TIMEOUT_S:
             raise AgentError("the job on the device did not finish: check the device", "install")
@@ -859,7 +901,7 @@ def installation_is_locked(installation: Installation) -> bool:
 
 def command_session(installation: Installation) -> None:
     """Answer the requests of a host, which are JSON objects on stdin, one per line."""
-    lock = None
+    session_lock = lock = None
     while True:
         # Without the lock, the session does no harm, e.g. while the host downloads packages.
         signal.alarm(0 if lock is None else IDLE_S)
@@ -872,7 +914,8 @@ def command_session(installation: Installation) -> None:
             reply(installation.status())
         elif kind == "lock":
             installation.create_folders()
-            lock = installation.lock(request["host"], 1.0)
+            session_lock = installation.lock(request["host"], LOCK_S, "session.lock")
+            lock = installation.lock(request["host"], LOCK_S)
             reply({"locked": True})
         elif kind == "plan":
             venv = os.path.join(installation.venvs, request["venv"], ".complete")
@@ -898,12 +941,14 @@ def command_session(installation: Installation) -> None:
             reply({"written": request["name"]})
         elif kind in JOBS:
             installation.create_folders()
-            if lock is None:
-                lock = installation.lock(request["host"])
+            if lock is None or session_lock is None:
+                session_lock = installation.lock(request["host"], LOCK_S, "session.lock")
+                lock = installation.lock(request["host"], LOCK_S)
             lock.close()
             signal.alarm(0)
             start_job(installation, request)
             follow(installation, request["id"], 0, reply)
+            session_lock.close()
             return
 
 
@@ -918,8 +963,11 @@ def command_boot_check(installation: Installation) -> None:
     if not trial or trial.get("boot_id") == boot_id():
         return
     if trial.get("previous") or installation.current() != trial.get("release"):
-        installation.undo_switch(trial)
+        unit_changed = installation.undo_switch(trial)
         sys.stderr.write(f"The device was restarted during a deployment: release {installation.current()} is used\n")
+        if unit_changed:  # systemd has loaded the unit of the new release, whose options may be unknown to this one.
+            run(["systemctl", "daemon-reload"])
+            run(["systemctl", "restart", "--no-block", UNIT])
     else:
         remove_path(installation.trial_file)  # The first release has no predecessor, so it is kept.
 

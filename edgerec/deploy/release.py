@@ -26,12 +26,13 @@ from edgerec.deploy.transfer import Contents, send_contents
 from edgerec.deploy.unit import service_unit
 from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
 from edgerec.errors import BundleError, ConfigError, DeployError
+from edgerec.export.install_and_service_files import install_files
 from edgerec.utils.atomic import read_at_most, sha256
 
 StepName = Literal["connect", "check", "plan", "send", "install", "verify", "switch", "monitor", "restore", "prune"]
 StepState = Literal["planned", "running", "done", "skipped"]
 UNIT = "edgerec.service"
-_AGENT_FILES = ("agent.py", "signature.py", "allowed_signers.next", "deploy.log", "lock")
+_AGENT_FILES = ("agent.py", "signature.py", "allowed_signers.next", "deploy.log", "lock", "session.lock")
 MAX_CONFIG_BYTES = 1 << 20
 # Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
 BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
@@ -245,10 +246,12 @@ class _Package:
             )
         if bundle.warnings:
             raise BundleError(bundle.warnings[0])
+        # systemd runs commands in a unit as root, so the unit in the bundle, which may be malicious, is not used.
+        unit = install_files(target)[UNIT].decode()
         contents = {**bundle.files, MANIFEST: bundle.manifest_content}
         if bundle.signature is not None:
             contents[SIGNATURE] = bundle.signature
-        return cls(bundle, target, contents, sha256(bundle.manifest_content)[:16], bundle.files[UNIT].decode())
+        return cls(bundle, target, contents, sha256(bundle.manifest_content)[:16], unit)
 
 
 @dataclass
@@ -316,7 +319,8 @@ class _Plan:
         reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
         missing = dict(reply["missing"])
         if reply["complete"]:
-            missing = {}
+            # The release may have been installed without its signature.
+            missing = {digest: offset for digest, offset in missing.items() if digest == names.get(SIGNATURE)}
         elif reply["venv"]:
             missing = {digest: offset for digest, offset in missing.items() if digest not in wheels.values()}
         needed = sum(contents.sizes[digest] - offset for digest, offset in missing.items())

@@ -1,4 +1,4 @@
-"""Adapt a bundle's systemd unit to the folders of releases on a device."""
+"""Adapt a target's systemd unit to the folders of releases on a device."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ def service_unit(unit: str, prefix: str, python: str) -> str:
     """Return a systemd unit that runs the current release.
 
     Before the camera starts, the agent restores the previous release if the device was restarted during a deployment.
+    The camera starts even if the agent fails.
 
     Args:
-        unit: the unit in the bundle.
+        unit: the unit for the target of the bundle.
         prefix: installation folder on the device.
         python: path of the Python interpreter that runs the agent.
     """
     current = f"{prefix}/current"
     start = (
-        f"ExecStartPre=+{python} {prefix}/agent.py boot-check --prefix {prefix}\n"
+        f"ExecStartPre=-+{python} {prefix}/agent.py boot-check --prefix {prefix}\n"
         f"ExecStart={current}/venv/bin/edgerec camera {current}/bundle --config {CONFIG_FILE} "
         f"--status-file {STATUS_FILE}"
     )

@@ -20,7 +20,7 @@ from edgerec.utils.atomic import sha256
 from tests.conftest import error_line
 from tests.network import result, state_change, wait_for
 
-COUNTERS = SimpleNamespace(classified=7, invalid=2)
+COUNTERS = SimpleNamespace(classified=7, skipped={"motion": 3, "roi": 1}, invalid=2)
 
 
 def status_sink(path, counters=COUNTERS):
@@ -48,7 +48,7 @@ def test_status_contains_counters_states_and_last_decision(tmp_path):
         sink.write(last)
     status = read(path)
     assert (status["pid"], status["bundle"], status["name"]) == (os.getpid(), "ab" * 32, "signs")
-    assert (status["frames"], status["invalid"]) == (7, 2)
+    assert (status["frames"], status["skipped"], status["invalid"]) == (7, 4, 2)
     assert status["sources"] == [
         {"name": "0", "state": "live", "reason": "640x480"},
         {"name": "rtsp://camera/door", "state": "lost", "reason": "no\\nroute"},

@@ -17,6 +17,7 @@ STATUS = {
     "updated_s": 2.0,
     "frames": 3,
     "fps": 10.0,
+    "skipped": 0,
     "invalid": 0,
     "temperature_c": None,
     "throttled": [],

@@ -109,6 +109,7 @@ class TestDevice:
     def replace_program(self, name: str, script: str) -> None:
         """Make the device find a shell script before the program ``name``."""
         path = self.folder / "bin" / name
+        path.unlink(missing_ok=True)  # It may be a link to the service manager.
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 

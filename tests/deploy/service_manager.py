@@ -18,6 +18,8 @@ from pathlib import Path
 ADDRESS = "/run/service-manager"
 UNITS = Path("/etc/systemd/system")
 SCALE = 0.05
+# Environment variable of programs that a unit starts before its process. It is passed on like an option.
+FROM_SERVICE = "--from-service"
 
 
 class Service:
@@ -33,6 +35,7 @@ class Service:
         self._process = None
         self._thread = None
         self._shown = threading.Event()
+        self._values = None
 
     def start(self):
         with self._lock:
@@ -55,6 +58,10 @@ class Service:
             thread.join(20)
         self.state, self.sub_state, self.pid = "inactive", "dead", 0
 
+    def restart(self):
+        self.stop()
+        self.start()
+
     def _supervise(self):
         while self._wanted:
             self._run_once()
@@ -70,8 +77,14 @@ class Service:
         self.invocation, self.result = uuid.uuid4().hex, "success"
         self.state, self.sub_state = "activating", "start"
         unit = self._unit()
+        environment = {**os.environ, FROM_SERVICE: "1"}
         for command in unit.get("ExecStartPre", []):
-            subprocess.run(command.lstrip("+").split(), check=False)
+            code = subprocess.run(command.lstrip("-+").split(), check=False, env=environment).returncode
+            if code and not command.startswith("-"):
+                self.result = "exit-code"
+                return
+        if not self._wanted:
+            return
         for folder in unit.get("RuntimeDirectory", []):
             os.makedirs(f"/run/{folder}", exist_ok=True)
         address = f"/run/notify-{self.invocation}"
@@ -118,7 +131,16 @@ class Service:
         for line in process.stderr:
             self.log.append(line.decode().rstrip())
 
+    def reload(self):
+        """Load the unit again. Until then, changes of the file have no effect."""
+        self._values = None
+
     def _unit(self):
+        if self._values is None:
+            self._values = self._read_unit()
+        return self._values
+
+    def _read_unit(self):
         values = {}
         for line in (UNITS / self.name).read_text().splitlines():
             key, separator, value = line.partition("=")
@@ -156,14 +178,20 @@ class Server:
     def systemctl(self, words):
         options = {word for word in words if word.startswith("-")}
         verb, *names = [word for word in words if not word.startswith("-")]
-        if verb in ("daemon-reload", "is-system-running"):
+        if verb == "daemon-reload":
+            for service in self.services.values():
+                service.reload()
+            return 0, ""
+        if verb == "is-system-running":
             return 0, "running\n"
         service = self.service(names[0])
         if verb in ("start", "restart", "enable") and not (UNITS / service.name).exists():
             return 5, f"Unit {service.name} not found.\n"
-        if verb == "restart":
-            service.stop()
-            service.start()
+        if verb == "restart" and "--no-block" in options and FROM_SERVICE in options:
+            # The service waits for the program that has requested the restart.
+            threading.Thread(target=service.restart, daemon=True).start()
+        elif verb == "restart":
+            service.restart()
         elif verb == "start" or (verb == "enable" and "--now" in options):
             service.start()
         elif verb == "stop" or (verb == "disable" and "--now" in options):
@@ -206,7 +234,8 @@ def main():
         Server().serve()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(ADDRESS)
-        connection.sendall(json.dumps([program, *sys.argv[1:]]).encode() + b"\n")
+        words = [*sys.argv[1:], *([FROM_SERVICE] if FROM_SERVICE in os.environ else [])]
+        connection.sendall(json.dumps([program, *words]).encode() + b"\n")
         code, output = json.loads(connection.makefile().read())
     (sys.stderr if code else sys.stdout).write(output)
     sys.exit(code)

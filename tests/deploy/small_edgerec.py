@@ -2,7 +2,8 @@
 
 It provides the commands ``edgerec verify`` and ``edgerec camera``. A file ``behavior.json`` in the bundle has keys:
 ``verify``, the reason for which the verification fails, and ``crash`` or ``hang``, the number of the frame at which the
-camera crashes or hangs, and ``idle``, whether the camera never delivers a frame.
+camera crashes or hangs, ``idle``, whether the camera never delivers a frame, and ``motion``, whether all frames but the
+first are skipped.
 """
 
 import hashlib
@@ -36,8 +37,9 @@ def camera(bundle, status_file, behavior):
             "name": "small",
             "started_s": started_s,
             "updated_s": time.time(),
-            "frames": 0 if behavior.get("idle") else frames,
+            "frames": 0 if behavior.get("idle") else 1 if behavior.get("motion") else frames,
             "fps": 50.0,
+            "skipped": frames if behavior.get("motion") else 0,
             "invalid": 0,
             "temperature_c": None,
             "throttled": [],

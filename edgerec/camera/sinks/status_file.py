@@ -165,6 +165,7 @@ class StatusFile:
                 started_s=round(self._started_s, 3),
                 updated_s=round(time.time(), 3),
                 frames=counters.classified,
+                skipped=sum(counters.skipped.values()),
                 fps=self._rate(now_s),
                 invalid=counters.invalid,
                 temperature_c=None if temperature_c is None else round(temperature_c, 1),

@@ -1,0 +1,195 @@
+"""Deployments after interruptions, with damaged releases, and at the same time as other deployments."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from edgerec import Bundle, DeployOptions, deploy_bundle, device_status, remove, sign_bundle
+from edgerec.deploy import agent
+from edgerec.errors import DeployError
+
+OPTIONS = DeployOptions(settle_s=0)
+
+
+def deploy(bundle, device, **options):
+    return deploy_bundle(bundle, device.device, replace(OPTIONS, **options))
+
+
+def test_no_session_can_lock_the_device_before_a_started_job(make_device, make_bundle):
+    device = make_device()
+    deploy(make_bundle(number=1), device)
+    device.replace_program(
+        "systemd-run",
+        ": >/run/started; while [ ! -e /run/continue ]; do sleep 0.1; done\n"
+        'job() { shift 4; setsid "$@" & }; job "$@" </dev/null >/dev/null 2>&1',
+    )
+    results = []
+    thread = threading.Thread(target=lambda: results.append(deploy(make_bundle(number=2), device)), daemon=True)
+    thread.start()
+    device.run("while [ ! -e /run/started ]; do sleep 0.1; done")
+    with pytest.raises(DeployError, match="another deployment is in progress"):
+        deploy(make_bundle(number=3), device)
+    device.run(": >/run/continue")
+    thread.join(60)
+    assert results[0].changed
+    assert device_status(device.device).release == results[0].release
+
+
+def test_damaged_release_is_installed_again(make_device, make_bundle):
+    device = make_device()
+    first = deploy(make_bundle(number=1), device).release
+    deploy(make_bundle(number=2), device)
+    file = f"/opt/edgerec/releases/{first}/bundle/behavior.json"
+    damaged = json.dumps({"verify": "model.tflite is damaged", "crash": 1})
+    device.run(f"rm {file}; echo '{damaged}' >{file}")
+    with pytest.raises(DeployError, match=r"model\.tflite is damaged"):
+        deploy(make_bundle(number=1), device)
+    assert deploy(make_bundle(number=1), device).release == first
+
+
+@pytest.fixture
+def installation(tmp_path, monkeypatch):
+    """Return an installation with two complete releases, each with its own virtual environment."""
+    monkeypatch.setattr(agent, "CONFIG_FOLDER", str(tmp_path / "etc"))
+    monkeypatch.setattr(agent, "UNIT_FOLDER", str(tmp_path / "units"))
+    installation = agent.Installation(str(tmp_path / "opt"))
+    installation.create_folders()
+    for number, release in enumerate(("1" * 16, "2" * 16)):
+        folder = tmp_path / "opt" / "releases" / release
+        folder.mkdir()
+        (folder / "release.json").write_text(json.dumps({"venv": release, "installed_s": number}))
+        venv = tmp_path / "opt" / "venvs" / release
+        venv.mkdir()
+        (venv / ".complete").touch()
+    installation.point_to("2" * 16)
+    return installation
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_release_is_not_complete_after_its_removal_was_interrupted(installation, monkeypatch, tmp_path):
+    log = SimpleNamespace(step=lambda *arguments: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            agent.do_remove(installation, {}, log)
+    assert installation.complete_releases() == []
+    installation.create_folders()
+    installation.clean_up()
+    assert sorted(path.name for path in (tmp_path / "opt").iterdir()) == ["releases", "store", "venvs"]
+
+
+def test_virtual_environment_is_not_complete_after_its_removal_was_interrupted(installation, monkeypatch, tmp_path):
+    installation.prune(1)
+    venv = tmp_path / "opt" / "venvs" / "unused"
+    venv.mkdir()
+    (venv / ".complete").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            installation.prune(1)
+    assert not (venv / ".complete").exists()
+    installation.clean_up()
+    assert [path.name for path in venv.parent.iterdir()] == ["2" * 16]
+
+
+def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
+    device = make_device()
+    config = tmp_path / "camera.toml"
+    config.write_text('sources = ["video.avi"]\n')
+    with pytest.raises(DeployError):
+        deploy(make_bundle(crash=3), device, config=config)
+    assert "camera.toml" not in device.run("ls /etc/edgerec")
+
+
+def test_restored_configuration_has_its_permissions(make_device, make_bundle, tmp_path):
+    device = make_device()
+    config = tmp_path / "camera.toml"
+    config.write_text('sources = ["video.avi"]\n')
+    deploy(make_bundle(number=1), device)
+    device.run("chmod 600 /etc/edgerec/camera.toml")
+    with pytest.raises(DeployError):
+        deploy(make_bundle(crash=3), device, config=config)
+    assert device.run("stat -c %a /etc/edgerec/camera.toml").strip() == "600"
+    assert "auto" in device.run("cat /etc/edgerec/camera.toml")
+    assert "previous" not in device.run("ls /etc/edgerec")
+
+
+def test_camera_starts_although_the_agent_is_damaged(make_device, make_bundle):
+    device = make_device()
+    release = deploy(make_bundle(number=1), device).release
+    device.run("echo 'raise SystemExit(1)' >/opt/edgerec/agent.py && systemctl restart edgerec")
+    device.run("until systemctl is-active edgerec; do sleep 0.1; done")
+    assert device_status(device.device).release == release
+
+
+def test_previous_release_starts_with_its_own_unit_after_a_restart(make_device, make_bundle):
+    device = make_device()
+    old = deploy(make_bundle(number=1), device).release
+    new = deploy(make_bundle(number=2), device).release
+    trial = json.dumps({"release": new, "previous": old, "boot_id": "another boot"})
+    unit = "/etc/systemd/system/edgerec.service"
+    device.run(f"echo '{trial}' >/opt/edgerec/trial.json && sed -i 's/--status-file/--unknown/' {unit}")
+    device.run("systemctl daemon-reload && systemctl restart edgerec")
+    device.run(f"while [ -e /opt/edgerec/trial.json ]; do sleep 0.1; done; ! grep unknown {unit}")
+    device.run("while ! pgrep -f -- '[c]amera.*--status-file' || pgrep -f -- '[c]amera.*--unknown'; do sleep 0.1; done")
+    assert device_status(device.device).release == old
+
+
+def test_old_process_that_restarts_before_the_update_is_not_mistaken_for_the_new_one(monkeypatch):
+    units = [
+        {"InvocationID": "restarted", "ActiveState": "deactivating", "SubState": "stop-sigterm", "MainPID": "1"},
+        {"InvocationID": "new", "ActiveState": "active", "SubState": "running", "MainPID": "2"},
+    ]
+    frames = itertools.count(10)
+    monkeypatch.setattr(agent, "POLL_S", 0)
+    monkeypatch.setattr(agent, "unit_state", lambda: units.pop(0) if len(units) > 1 else units[0])
+    monkeypatch.setattr(agent, "read_json", lambda path: {"pid": 2, "bundle": "1" * 64, "frames": next(frames)})
+    log = SimpleNamespace(step=lambda *arguments: None)
+    assert agent.monitor("1" * 16, "old", 60, 0, log) > 10
+
+
+def test_release_that_was_installed_without_its_signature_is_accepted_with_it(make_device, make_bundle, tmp_path):
+    device = make_device()
+    key, bundle, unsigned = tmp_path / "key", tmp_path / "bundle", tmp_path / "unsigned"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    signers = tmp_path / "allowed_signers"
+    signers.write_text(f"release@example.com {key.with_suffix('.pub').read_text()}")
+    Bundle.open(make_bundle(number=1)).copy(bundle)
+    sign_bundle(bundle, key)
+    Bundle.open(bundle).copy(unsigned)
+    (unsigned / "manifest.json.sig").unlink()
+    deploy(unsigned, device)
+    assert deploy(bundle, device, allowed_signers=signers, require_signature=True).changed
+
+
+def test_deployment_after_an_interrupted_removal_succeeds(make_device, make_bundle):
+    device = make_device()
+    deploy(make_bundle(number=1), device)
+    remove(device.device, OPTIONS)
+    device.run("mkdir -p /opt/edgerec/releases.removed/x /opt/edgerec/venvs.removed/y")
+    assert deploy(make_bundle(number=1), device).changed
+    assert ".removed" not in device.run("ls /opt/edgerec")
+
+
+def test_camera_that_skips_frames_without_motion_is_healthy(make_device, make_bundle):
+    assert deploy(make_bundle(motion=True), make_device()).changed
+
+
+def test_commands_in_the_unit_of_a_bundle_are_not_run(make_device, make_bundle, tmp_path):
+    bundle = Bundle.open(make_bundle(number=1))
+    unit = bundle.files["edgerec.service"].replace(b"[Service]\n", b"[Service]\nExecStartPost=+/bin/touch /root/x\n")
+    Bundle.write(tmp_path / "bundle", bundle.manifest, {**bundle.files, "edgerec.service": unit})
+    device = make_device()
+    deploy(tmp_path / "bundle", device)
+    assert "ExecStartPost" not in device.run("cat /etc/systemd/system/edgerec.service")
