@@ -87,7 +87,7 @@ class Action:
     source: str | None
 
     def applies_to(self, result: Result) -> bool:
-        """Return whether the action belongs to the source and the region of a result, regardless of the label."""
+        """Return whether the action applies to the source and the region of a result, regardless of the label."""
         frame = result.frame
         region = frame.region.name if frame.region else None
         return self.source in (None, frame.source) and self.config.region in (None, region)

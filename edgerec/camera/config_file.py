@@ -236,7 +236,7 @@ class _Reader:
 def _converted(value: Any, hint: Any, key: str, relocated: Callable[[str], str]) -> Any:
     """Convert a value to one of the types in ``hint``."""
     alternatives = _alternatives(hint)
-    if value is None and NoneType in get_args(hint):  # TOML has no null, but options may request the default.
+    if value is None and NoneType in get_args(hint):  # TOML has no null, but a command-line option may be None.
         return None
     kind: Any
     for kind in alternatives:
@@ -268,7 +268,7 @@ def _converted(value: Any, hint: Any, key: str, relocated: Callable[[str], str])
 
 
 def _with_path(text: str, content: str, relocate: Callable[[str], str]) -> str:
-    """Apply ``relocate`` to the path in a string, if the string is or contains a path."""
+    """Return a string with ``relocate`` applied to its path. A string without a path is not changed."""
     if content in ("source", "url", "token") and text.startswith("@"):
         return f"@{relocate(text[1:])}"
     is_path = (
@@ -465,7 +465,7 @@ def _attribute_docs(kind: type[Any]) -> dict[str, str]:
     for match in re.finditer(r"^(\w+(?:, \w+)*): (.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
         text = " ".join(match[2].split())
         text = text if text.startswith("`") else text[:1].upper() + text[1:]
-        text = re.sub(r"; see :\w+:`[^`]*`", "", text)  # The file has no links to the reference.
+        text = re.sub(r"; see :\w+:`[^`]*`", "", text)  # Remove cross-references to the API documentation.
         text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")
         for name in match[1].split(", "):
             docs[name] = text
@@ -487,7 +487,7 @@ def _typed_fields(kind: Any) -> tuple[tuple[Field[Any], Any], ...]:
 
 
 def _key(item: Field[Any]) -> str:
-    """Return the name of a field in a file."""
+    """Return the TOML key of a field."""
     return item.metadata.get("key", item.name)
 
 

@@ -160,8 +160,9 @@ class FrameSelector:
     def select(self, frame: Frame) -> list[Frame]:
         """Return the parts of the frame that are to be classified, cropped, rotated and mirrored.
 
-        There is one part for each named region of the source, or one part in total if there is none. Without motion,
-        and after a change of resolution, parts are skipped. If the whole frame is skipped, the list is empty.
+        There is one part for each named region of the source, or a single part if the source has no named regions. A
+        part is skipped if it shows no motion, or if it is outside the frame after a change of resolution. The list
+        is empty if the whole frame or all of its parts are skipped.
         """
         reason = self._reason(frame)
         parts = self.regions.get(frame.source) or (("", self.options),)

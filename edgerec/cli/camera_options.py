@@ -56,7 +56,7 @@ KEYS = {
     "web_save": "web.save_dir",
     "web_save_max": "web.save_max_bytes",
 }
-# Options without which the other options of a table have no effect, unless the file contains the table.
+# Options that the other options of a table require, unless the configuration file contains the table.
 _REQUIRED = {
     "csv": {"path": "--csv FILE"},
     "images": {"rule": "--save low-confidence|changes|all", "folder": "--save-dir FOLDER"},
@@ -66,7 +66,7 @@ _REQUIRED = {
 
 
 def camera_config(context: typer.Context, path: Path | None) -> CameraConfig:
-    """Return the configuration in a file, or the default configuration, changed by the options of the command line.
+    """Return the configuration in a file, or the default configuration, with the command-line options applied.
 
     Args:
         context: the context of the command. Only parameters on the command line change the configuration.

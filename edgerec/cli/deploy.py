@@ -165,7 +165,7 @@ def deploy(
 
 
 def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list[str]]:
-    """Return the bundle, which may be empty, and the devices."""
+    """Return the bundle, or an empty string if no bundle was specified, and the devices."""
     if operation != "deploy":
         bundle, names, expected = "", arguments, "DEVICE"
     else:

@@ -59,7 +59,7 @@ def fleet_progress(
 
     def render() -> Any:
         visible = list(rows.items())
-        if len(visible) >= console.height:  # The lower rows of the table are not visible.
+        if len(visible) >= console.height:  # Move active devices to the top of a table that does not fit.
             visible.sort(key=lambda row: row[0] not in active)
         return _progress_table(visible)
 

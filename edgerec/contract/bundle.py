@@ -248,7 +248,7 @@ def _check_signer(
 
 
 def _refuse_inside(path: Path, allowed_signers: str | Path) -> None:
-    """Refuse allowed signers in the bundle, because a bundle must not decide who may sign it."""
+    """Refuse a file of allowed signers inside the bundle, because a bundle must not decide who may sign it."""
     if "\0" in str(allowed_signers):
         return  # check_signature() reports that such a file cannot be read.
     if real_path(user_path(allowed_signers)).is_relative_to(real_path(path)):

@@ -45,8 +45,8 @@ def largest_reduction(
         rows, columns = columns, rows
     cropped, resized = cropped_and_resized(rows, columns, spec)
     factor = min(cropped[0] // resized[0], cropped[1] // resized[1])
-    # The last row and column of a reduced image may cover fewer pixels than the others. Rotation could move them to the
-    # other side.
+    # The last row and column of a reduced image may cover fewer pixels than the others.
+    # Rotating or mirroring the image could move them to another edge.
     edges = () if region is None else (width, height, *region)
     for reduction in REDUCTIONS:
         if reduction <= factor and not any(edge % reduction for edge in edges):
@@ -59,7 +59,7 @@ def largest_reduction(
 
 
 def _crop_edges(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
-    """Return the top and left edge, the height and the width of the part that preprocessing uses."""
+    """Return the top and left edge, the height and the width of the area that preprocessing uses."""
     (rows, columns), _ = cropped_and_resized(height, width, spec)
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 

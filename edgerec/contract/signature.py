@@ -165,13 +165,13 @@ class _Check:
                 raise self._error("damaged", f"has an invalid time of signing ({signed_s}): sign it again") from None
 
     def principals(self) -> list[str]:
-        """Return the principals of the signature's key. A key whose principal is excluded with ``!`` is left out."""
+        """Return the principals of the signature's key. A key whose principal is excluded with ``!`` is ignored."""
         done = self._run("find-principals", "-f", self._files["allowed_signers"], *self._time)
         lines = done.stdout.splitlines() if done.returncode == 0 else []
         return [line for line in lines if line and not line.startswith("!")][:MAX_PRINCIPALS]
 
     def verify(self, principal: str, *, revoked: bool) -> re.Match[str] | None:
-        """Return the match of ssh-keygen's report if ``principal`` signed the manifest."""
+        """Return the match in ssh-keygen's output, or None if ``principal`` has not signed the manifest."""
         options = ["-r", self._files["revoked_keys"]] if revoked else []
         signers = ["-f", self._files["allowed_signers"], "-I", principal]
         done = self._run("verify", *signers, "-n", NAMESPACE, *self._time, *options)

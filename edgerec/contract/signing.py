@@ -93,7 +93,7 @@ def sign_bundle(path: str | Path, key: str | Path, *, serial: int | None = None,
 
 
 def with_serial(manifest: Manifest, serial: int | None = None) -> Manifest:
-    """Return a manifest with a serial number and the current time. None uses the time as the serial number."""
+    """Return a copy of a manifest with the current time and a serial number, which is the time by default."""
     if serial is not None and not 0 <= serial < MAX_SERIAL:
         raise ConfigError("serial", f"is {serial}; expected 0 to {MAX_SERIAL - 1}")
     now_s = int(time.time())

@@ -44,16 +44,16 @@ MAX_LINE_BYTES = 16 << 20
 CHUNK_BYTES = 1 << 18
 MIN_FRAMES = 10
 LOG_LINES = 30
-# If less space is free, a job cannot write its log.
+# Minimum free disk space in bytes, which a job needs for its log.
 MIN_LOG_BYTES = 1 << 16
 POLL_S = 0.5
 COMMAND_TIMEOUT_S = 120
 INSTALL_TIMEOUT_S = 1800
-# A session whose host sends nothing for this time is ended, because the network may have been lost unnoticed.
+# Time in seconds after which a locked session without requests ends, because the network may have been lost.
 IDLE_S = 120
-# A job that has not locked the installation after this time has failed to start.
+# A job that has not locked the installation after this many seconds has failed to start.
 START_S = 20
-# A session waits this long for a lock, because other sessions lock the installation briefly to check their job.
+# Timeout in seconds for a session's lock. Other sessions lock the installation briefly to check their job.
 LOCK_S = 1.0
 # Suffix of folders that are being removed.
 REMOVED = ".removed"
@@ -466,7 +466,7 @@ class Installation:
             return "", 0
         sys.path.insert(0, self.prefix)
         sys.dont_write_bytecode = True
-        signature = importlib.import_module("signature")  # The host sends edgerec/contract/signature.py.
+        signature = importlib.import_module("signature")  # The host has sent edgerec/contract/signature.py.
 
         manifest = read_bytes(self.store_path(job["files"]["manifest.json"]))
         signed = job["files"].get(signature.SIGNATURE)
@@ -546,7 +546,7 @@ class Installation:
         return True
 
     def switch(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Put a release on trial: write trial.json, and replace the link, the configuration and the unit."""
+        """Put a release on trial. Replace the link, the configuration and the unit, and return how to undo this."""
         trial = {
             "release": job["release"],
             "previous": self.current(),
@@ -554,7 +554,7 @@ class Installation:
             "old_config": job.get("config") is not None and os.path.exists(self.config_file),
             "new_config": job.get("config") is not None and not os.path.exists(self.config_file),
         }
-        if trial["old_config"]:  # A link can be restored even if the disk is full.
+        if trial["old_config"]:  # A hard link can be restored even if the disk is full.
             remove_path(self.old_config_file)
             os.link(self.config_file, self.old_config_file)
             fsync_folder(CONFIG_FOLDER)
@@ -573,7 +573,7 @@ class Installation:
         return trial
 
     def undo_switch(self, trial: dict[str, Any]) -> bool:
-        """Restore the link, configuration and unit of the release before a trial. Return whether the unit changed."""
+        """Restore the link, configuration and unit that a trial has replaced. Return whether the unit changed."""
         changed = False
         if self.current() == trial.get("release") and trial.get("previous") != trial.get("release"):
             self.point_to(trial.get("previous") or "")
@@ -590,7 +590,7 @@ class Installation:
         return changed
 
     def restore(self, trial: dict[str, Any]) -> None:
-        """Restore the release before a trial and start it. Without an earlier release, stop the service."""
+        """Undo a trial, and start the previous release. Without a previous release, stop the service."""
         if self.undo_switch(trial):
             systemctl("daemon-reload", step="restore")
         if not trial.get("previous"):
@@ -633,7 +633,7 @@ class Installation:
             used.update(read_json(os.path.join(self.venvs, name, "wheels.json")).values())
         for name in os.listdir(self.store):
             path = os.path.join(self.store, name)
-            # The files of a bundle are links to the store, so a file that no bundle uses has one link.
+            # The files of a release are hard links to the store, so a file that no release uses has only one link.
             if not name.endswith(".part") and name not in used and os.stat(path).st_nlink == 1:
                 os.unlink(path)
         return len(removed)
@@ -739,7 +739,7 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
     except AgentError:
         installation.discard(job["release"])
         raise
-    # An update of the agent must not change how the unit of an installed release starts.
+    # Store the unit in the release's folder, so that a later rollback restores the unit too.
     write_file(installation.release_path(job["release"], UNIT), job["unit"].encode())
     return try_release(installation, job, serial, log)
 
@@ -753,7 +753,7 @@ def do_rollback(installation: Installation, job: dict[str, Any], log: Log) -> di
 
 
 def try_release(installation: Installation, job: dict[str, Any], serial: int, log: Log) -> dict[str, Any]:
-    """Start a release on trial, monitor it, and commit or restore."""
+    """Start a release on trial and monitor it. If the release is not healthy, restore the previous one."""
     release = job["release"]
     log.step("switch", "running", f"restarting the service with release {release}")
     trial: dict[str, Any] = {}
@@ -846,7 +846,7 @@ def start_job(installation: Installation, job: dict[str, Any]) -> None:
     code, _, _ = run([*systemd_run, *command])
     if code == 0:
         return
-    subprocess.Popen(  # systemd does not run, or does not accept transient units.
+    subprocess.Popen(  # systemd-run failed, so start the job without systemd.
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -903,7 +903,7 @@ def command_session(installation: Installation) -> None:
     """Answer the requests of a host, which are JSON objects on stdin, one per line."""
     session_lock = lock = None
     while True:
-        # Without the lock, the session does no harm, e.g. while the host downloads packages.
+        # Only a session that holds the lock blocks other sessions, so only its waiting time is limited.
         signal.alarm(0 if lock is None else IDLE_S)
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if not line:
@@ -965,11 +965,11 @@ def command_boot_check(installation: Installation) -> None:
     if trial.get("previous") or installation.current() != trial.get("release"):
         unit_changed = installation.undo_switch(trial)
         sys.stderr.write(f"The device was restarted during a deployment: release {installation.current()} is used\n")
-        if unit_changed:  # systemd has loaded the unit of the new release, whose options may be unknown to this one.
+        if unit_changed:  # systemd has loaded the unit of the new release, which may not suit the restored release.
             run(["systemctl", "daemon-reload"])
             run(["systemctl", "restart", "--no-block", UNIT])
     else:
-        remove_path(installation.trial_file)  # The first release has no predecessor, so it is kept.
+        remove_path(installation.trial_file)  # Keep the first release, because there is no previous one.
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ class DeviceFacts:
 
     @classmethod
     def parse(cls, lines: Sequence[str]) -> Self:
-        """Create the facts from the output of ``probe.sh``. Lines of other origin, e.g. a greeting, are ignored."""
+        """Create the facts from the output of ``probe.sh``. Other lines, e.g. a login greeting, are ignored."""
         values: dict[str, str] = {}
         pythons: dict[str, str] = {}
         venv_pythons, cameras, camera_module = [], [], False

@@ -25,7 +25,7 @@ DEFAULT_PARALLEL, MAX_PARALLEL = 4, 64
 CANCELABLE = ("connect", "check", "plan", "send")
 _POLL_S = 0.2
 
-# Performs an operation on one device of a fleet. It has the same errors and calls the listener like deploy_bundle().
+# Function that performs an operation on one device, with the same errors and listener calls as deploy_bundle().
 Operation = Callable[[FleetDevice, DeployOptions, Listener], DeployResult]
 
 

@@ -20,7 +20,7 @@ from edgerec.utils.text import to_json
 
 DEFAULT_TIMEOUT_S = 20.0
 MAX_PARALLEL = 32
-# The camera writes its status file at least every 5 s, so it hangs if the file is older.
+# A camera hangs if its status file is older than this many seconds. A working camera writes it at least every 5 s.
 HANGING_S = 15.0
 
 
@@ -108,7 +108,7 @@ def fleet_status(
             for index, deadline_s in list(deadlines_s.items()):
                 if index not in reports and now_s >= deadline_s:
                     reports[index] = _unreachable(devices[index], f"no response within {timeout_s:g} s")
-                    start_worker()  # The device's own thread is still blocked.
+                    start_worker()  # The thread that waits for this device is still blocked.
             continue
         if isinstance(result, BaseException):
             raise result
@@ -144,7 +144,7 @@ def _unreachable(entry: FleetDevice, reason: str) -> DeviceReport:
 
 
 def _state(report: DeviceReport) -> tuple[str, str]:
-    """Return a device's state and, unless it works, the reason."""
+    """Return a device's state, and the reason if the camera does not work."""
     status, camera = report.status, report.camera
     assert status is not None
     if not status.release:

@@ -11,7 +11,7 @@ from edgerec.deploy.device import Device, DeviceFacts
 from edgerec.deploy.ssh import Connection
 from edgerec.errors import DeployError
 
-# An earlier time shows that the clock is not set. Certificates and signatures would then be considered invalid.
+# If the device's time is earlier, its clock is not set. Certificates and signatures would be considered invalid.
 MIN_CLOCK_S = 1704067200  # 2024-01-01
 
 

@@ -36,9 +36,9 @@ _AGENT_FILES = ("agent.py", "signature.py", "allowed_signers.next", "deploy.log"
 MAX_CONFIG_BYTES = 1 << 20
 # Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
 BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
-# After its first healthy moment, the service is observed for this time.
+# Time in seconds for which a new release must stay healthy before it is accepted.
 SETTLE_S = 10.0
-# If the connection is lost during a job, the host tries to reconnect for this time. A restart takes a minute.
+# If the connection is lost, the host tries to reconnect for this many seconds. A reboot takes about a minute.
 RECONNECT_S, RECONNECT_PAUSE_S = 300.0, 2.0
 DEFAULT_CONFIG = """\
 # Configuration of the camera service. After a change, run: systemctl restart edgerec
@@ -278,7 +278,7 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a deployment sends and installs."""
+    """The files and packages that a deployment sends to a device and installs there."""
 
     package: _Package
     contents: Contents
@@ -319,7 +319,7 @@ class _Plan:
         reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
         missing = dict(reply["missing"])
         if reply["complete"]:
-            # The release may have been installed without its signature.
+            # A release that was installed without its signature needs only the signature.
             missing = {digest: offset for digest, offset in missing.items() if digest == names.get(SIGNATURE)}
         elif reply["venv"]:
             missing = {digest: offset for digest, offset in missing.items() if digest not in wheels.values()}
@@ -341,7 +341,7 @@ class _Plan:
         )
 
     def job(self, unit: str, config: str | None, options: DeployOptions) -> dict[str, Any]:
-        """Return the request for the agent."""
+        """Return the agent's job as a JSON-serializable dictionary."""
         manifest = self.package.bundle.manifest
         signers = options.allowed_signers
         return {
@@ -407,7 +407,7 @@ def _run_without_bundle(
 
 
 def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
-    """Remove the agent's own files, which it needs until the job has ended, and the folder if it is empty."""
+    """Remove the agent's files after the job has ended, and the installation folder if it is empty."""
     prefix = connection.device.prefix
     sudo = "sudo -n " if facts.root == "sudo" else ""
     paths = " ".join(quoted(f"{prefix}/{name}") for name in _AGENT_FILES)
@@ -555,12 +555,12 @@ def _read_config(path: Path | None, bundle: Path) -> str | None:
         return None
     text = _read_text(path)
     with tempfile.TemporaryDirectory() as folder:
-        # A file that other users can read must not contain secrets, so the same check applies as on the device.
+        # Make the copy readable for all users, as on the device, so that secrets in the file are refused.
         copy = Path(folder, path.name)
         copy.write_text(text, encoding="utf-8")
         copy.chmod(0o644)
         try:
-            # The service's command line contains the bundle.
+            # The service passes the bundle on its command line.
             build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
         except ConfigError as error:
             problem = error.problem.partition(", but other users can access")[0]

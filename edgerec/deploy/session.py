@@ -15,11 +15,11 @@ from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 from edgerec.utils.bounded_parsing import parse_json
 
-# The agent runs with this Python version or newer.
+# Minimum Python version of the agent.
 MIN_PYTHON = (3, 9)
-# Hashing the content in the store of a slow device takes a while.
+# Timeout in seconds for a reply. A slow device may need minutes to hash the files in its store.
 REPLY_TIMEOUT_S = 300.0
-# During a job, the agent sends a line at least when pip finishes, which can take long on a small device.
+# Timeout in seconds for the next line of a job. The longest step without output is the installation by pip.
 JOB_TIMEOUT_S = 3600.0
 _PREFIX = re.compile(r"/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 # The agent's source arrives on stdin before the requests, so that a dry run does not write to the device.
@@ -27,7 +27,7 @@ _RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1
 
 
 def agent_source() -> bytes:
-    """Return the agent's source."""
+    """Return the agent's source code."""
     return files("edgerec.deploy").joinpath("agent.py").read_bytes()
 
 
@@ -125,7 +125,7 @@ class Session:
         return value
 
     def replies(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of a job until its result, which is the last line."""
+        """Yield the lines of a job's log. The last line is the result."""
         while True:
             value = self.reply(JOB_TIMEOUT_S)
             yield value

@@ -68,7 +68,7 @@ class Connection:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def reopen(self) -> None:
-        """End a lost connection, so that :meth:`open` can connect again."""
+        """Close a lost connection, so that :meth:`open` can connect again."""
         if self._master is not None:
             self._master.kill()
             self._master = None
@@ -88,7 +88,7 @@ class Connection:
         Raises:
             DeployError: the connection failed. The message states the reason and a solution.
         """
-        # The script ends by waiting for stdin to close, so ssh ends with this process even if it is killed.
+        # The last command, cat, reads until stdin is closed, so ssh ends even if this process is killed.
         content = f"set -- {' '.join(map(quoted, arguments))}\n{script}\nexec cat >/dev/null\n".encode()
         self._master = Command(self, ["-M"], "exec sh -s")
         self._master.write(content)
@@ -220,7 +220,7 @@ class Command:
         return line.decode(errors="replace")
 
     def close_input(self) -> None:
-        """Close standard input. If another thread is blocked because the device does not read, ``ssh`` is killed."""
+        """Close the command's standard input. If another thread is blocked in a write, kill ``ssh`` first."""
         if not self._writing.acquire(timeout=EXIT_S):
             self.kill()
             self._writing.acquire()

@@ -29,7 +29,7 @@ class Contents:
         return digest
 
     def read(self, digest: str) -> bytes:
-        """Return the content with a digest."""
+        """Return the content that has the SHA-256 digest ``digest``."""
         content = self._contents[digest]
         return content.read_bytes() if isinstance(content, Path) else content
 

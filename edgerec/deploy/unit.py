@@ -1,4 +1,4 @@
-"""Adapt a target's systemd unit to the folders of releases on a device."""
+"""Adapt a target's systemd unit so that the unit runs the current release on a device."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _download(
         *(part for link in links for part in ("--find-links", link)),
         *("--requirement", str(listing)),
     ]
-    # The wheels of --find-links are enough on a machine without a network.
+    # First try the wheels of --find-links alone, because this machine may have no network.
     done = call([*command, "--no-index"], timeout_s=DOWNLOAD_TIMEOUT_S) if links else None
     if done is None or done.code:
         done = call(command, timeout_s=DOWNLOAD_TIMEOUT_S)

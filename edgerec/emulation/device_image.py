@@ -25,7 +25,7 @@ PACKAGES = (
     *("dbus", "iproute2", "kmod", "openssh-server", "python3", "python3-venv", "systemd-sysv", "systemd-timesyncd"),
     "udev",
 )
-# Files of the device. The kernel module vivid provides a virtual camera, /dev/video0, with a test pattern.
+# Files on the device. The kernel module vivid simulates a camera, /dev/video0, which shows a test pattern.
 _FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
     "etc/hostname": "edgerec-device\n",

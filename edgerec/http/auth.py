@@ -42,7 +42,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# Creates the response to a rejected request from a message, a status and additional headers.
+# Function that creates the response to a rejected request from a message, a status and additional headers.
 RejectionResponse = Callable[[str, int, Mapping[str, str]], Response]
 
 

@@ -115,7 +115,7 @@ class Service:
         self._has_token = token
 
     def app(self) -> ASGIApp:
-        """Return the application without access control. It stops the pool at the end of its lifespan."""
+        """Return the application without access control. The pool is stopped when the application shuts down."""
         routes = [
             Route("/", self.usage),
             Route("/classify", _unused, methods=["POST"]),
@@ -134,7 +134,7 @@ class Service:
         other_paths.router.redirect_slashes = False
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            # Starlette's layers would take as much time as classifying a small image.
+            # Starlette's routing and middleware would take as much time as classifying a small image.
             if scope["type"] == "http" and scope["path"] == "/classify" and scope["method"] == "POST":
                 await self.classify(scope, receive, send)
             else:
@@ -289,5 +289,5 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
 
 
 async def _unused(request: Request) -> Response:
-    """Stand for ``/classify`` in the routes, so that Starlette responds to other methods with the status 405."""
+    """Placeholder for the route ``/classify``, so that Starlette responds to other methods with the status 405."""
     raise HTTPException(404)

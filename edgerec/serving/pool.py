@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 MAX_PIXELS = 50_000_000
 # Maximum number of images that a worker takes from the queue at a time.
 MAX_BATCH = 16
-# Approximate duration of a batch in seconds. Then, the worker passes on the results.
+# Approximate duration of a batch in seconds. A worker returns its results after each batch.
 BATCH_S = 0.02
 # Images that waited longer than this many seconds are not classified, because their clients have probably given up.
 MAX_WAIT_S = 30.0
-# If a worker needs more time than this for an image, it is considered to hang.
+# A worker that needs more than this many seconds for an image is considered to hang.
 HANG_S = 60.0
 # Timeout in seconds for joining the threads.
 JOIN_S = 5.0
@@ -45,7 +45,7 @@ class _Job:
     submitted_s: float
 
 
-# Results that a worker has not passed on yet.
+# A job with its classification, or with the error that occurred.
 _Outcome = tuple[_Job, Classification | Exception]
 
 
@@ -145,7 +145,7 @@ class ClassifierPool:
             self._deliver(outcomes)
 
     def _take(self, batch_size: int) -> list[_Job | None]:
-        """Wait for a job, and return it with other jobs: at most ``batch_size``, and not many of those waiting."""
+        """Wait for a job. Return at most ``batch_size`` jobs, and leave enough queued jobs for the other workers."""
         jobs = [self._jobs.get()]
         share = min(batch_size, MAX_BATCH, self._jobs.qsize() // (4 * len(self._threads)))
         try:

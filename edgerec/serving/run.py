@@ -116,7 +116,7 @@ class ClassificationServer:
 
 
 class _StopFlag:
-    """A flag that a signal handler can set, because setting it uses no lock."""
+    """A flag that is safe to set in a signal handler, because setting the flag takes no lock."""
 
     def __init__(self) -> None:
         self.is_set = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-# From glibc's malloc.h.
+# These constants are defined in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # The largest values that glibc's dynamic adjustment of these two parameters can reach.
 _MMAP_THRESHOLD_BYTES, _TRIM_THRESHOLD_BYTES = 32 << 20, 64 << 20

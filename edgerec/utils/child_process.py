@@ -20,7 +20,7 @@ MAX_OUTPUT_FILE_BYTES = 64 << 20
 # The default timeout in seconds is long, because importing a large library from an SD card is slow.
 TIMEOUT_S = 60.0
 TIMED_OUT = "it timed out"
-# Interval in seconds at which a running program is stopped if this was requested.
+# Interval in seconds at which the event ``stop`` is checked while a program is running.
 _POLL_S = 0.1
 # Matches error messages of pip, apt, mkdir, tar, unshare and the dynamic linker.
 _ERROR_LINE = re.compile(r"(?:e:|error|mkdir:|tar:|unshare:|.*cannot open shared object file)", re.IGNORECASE)

@@ -111,7 +111,7 @@ class CommandActions:
                 self._put((index, name), _Run(index, variables))
 
     def state(self, change: StateChange) -> None:
-        """Discard the previous labels of a lost source, because its next decision is not a change."""
+        """Forget the labels of a lost source, so that its next decision has no previous label."""
         if change.state is SourceState.LOST:
             for name in [name for name in self._previous if name == change.source or _is_region(name, change.source)]:
                 del self._previous[name]

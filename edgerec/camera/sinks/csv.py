@@ -29,7 +29,7 @@ COLUMNS = (
     "decision_score",
     "changed",
 )
-# Columns of a file that distinguishes the regions of a source.
+# Columns of the file if the camera has named regions.
 REGION_COLUMNS = (*COLUMNS[:2], "region", *COLUMNS[2:])
 SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # Pipes and devices usually have no suffix.
 

@@ -15,7 +15,7 @@ from edgerec.utils.optional import require
 
 
 class GpioActions:
-    """Switches a GPIO pin on and off for each action. All pins are off at the start and at the end of the camera."""
+    """Switches a GPIO pin on and off for each action. All pins are off when the camera starts and when it ends."""
 
     closed = False
     name = "gpio"
@@ -64,11 +64,12 @@ class _Output:
 
     def __init__(self, action: Action, gpiozero: Any) -> None:
         self._action = action
-        self._active: dict[str, str] = {}  # Source of each source or region whose decision switches the pin on.
+        # Names of the sources and regions whose decision switches the pin on, mapped to their source.
+        self._active: dict[str, str] = {}
         config = action.config
         try:
             self._device = gpiozero.DigitalOutputDevice(config.gpio, active_high=config.active_high)
-        except Exception as error:  # The libraries for the pins raise errors of different types.
+        except Exception as error:  # gpiozero's pin libraries raise exceptions of different types.
             raise EdgerecError(
                 f"the GPIO pin {config.gpio} cannot be used ({error}): check its number, and that this user belongs to "
                 "the group gpio and the package python3-lgpio is installed"

@@ -140,7 +140,7 @@ class _Recording:
             self.flush()
 
     def flush(self) -> None:
-        """Write a frame whose regions were added, but which was not written."""
+        """Write the newest frame if its regions were added but the frame has not been written yet."""
         result, self._unwritten = self._unwritten, None
         if result is not None:
             self._write_image(self._regions.draw(self._rate.tick(), hint=""), result)

@@ -125,11 +125,11 @@ class RegionOverlay:
         self._size = (0, 0)
 
     def add(self, result: Result) -> None:
-        """Store the result of a region, which must not be None."""
+        """Store the result of a named region, i.e. ``result.frame.region`` is not None."""
         region = result.frame.region
         assert region is not None
         if (size := region.whole.shape[:2]) != self._size:
-            self._latest.clear()  # The boxes refer to the earlier frame size.
+            self._latest.clear()  # The boxes do not match the new frame size.
             self._size = size
         self._latest[region.name] = result.without_image
         self._newest = result

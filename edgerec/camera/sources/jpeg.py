@@ -144,8 +144,8 @@ def decoded(cv2: Any, jpeg: bytes, reduction: int = 1) -> Image | None:
     image = _decoded(cv2, jpeg, reduction)
     if image is None:
         return None
-    # Pixels that libjpeg has filled with gray change if data is appended to the file. Not all of these changes are
-    # visible at a reduced size.
+    # Pixels that libjpeg has filled with gray change if data is appended to the file.
+    # Not all of these changes are visible at a reduced size.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
         complete = image if reduction == 1 else _decoded(cv2, jpeg)
         longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
