@@ -37,7 +37,7 @@ STOP_S = 2.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class ConnectionLimits:
     """Limits on the connections of a server.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Limited(_Protocol):
     connections therefore cannot prevent new connections.
     """
 
-    limits = Limits()
+    limits = ConnectionLimits()
     _since_s = 0.0
     _request_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
@@ -155,7 +155,7 @@ class Server:
         listener: socket.socket,
         *,
         name: str = "the web page",
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
         connection: type[asyncio.Protocol] = LimitedConnection,
     ) -> None:
         """Prepare the server.
@@ -167,7 +167,7 @@ class Server:
             limits: limits on the connections.
             connection: class of the connections.
         """
-        self._listener, self._name, self._limits = listener, name, limits or Limits()
+        self._listener, self._name, self._limits = listener, name, limits or ConnectionLimits()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(

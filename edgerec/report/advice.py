@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgerec.recipe import DataSource
-from edgerec.report.content import ReportContent, Step
+from edgerec.report.content import Recommendation, ReportContent
 from edgerec.train.baseline import is_near
 from edgerec.utils.command_line import command, data_options
 
@@ -24,7 +24,7 @@ UNCALIBRATED = 0.05
 MAX_LISTED_LABELS = 3
 
 
-def advice(report: ReportContent, data: DataSource | None = None) -> tuple[Step, ...]:
+def advice(report: ReportContent, data: DataSource | None = None) -> tuple[Recommendation, ...]:
     """Return the recommended next steps, most important first.
 
     Args:
@@ -34,7 +34,7 @@ def advice(report: ReportContent, data: DataSource | None = None) -> tuple[Step,
     run, moved = report.run, data_options(data)
     if not report.finished:
         resume = command("train", "--resume", "--out", run)
-        return (Step(resume, "training is not finished: resume it after the last completed epoch"),)
+        return (Recommendation(resume, "training is not finished: resume it after the last completed epoch"),)
     if _is_near_majority(report):
         return tuple(_training_steps(report))
     return (*_training_steps(report), *_quantize_steps(report, run, moved), *_export_steps(report, run, moved))
@@ -47,10 +47,10 @@ def _is_near_majority(report: ReportContent) -> bool:
     return is_near(report.top1.value, max(counts) / sum(counts), report.top1.images)
 
 
-def _training_steps(report: ReportContent) -> Iterator[Step]:
+def _training_steps(report: ReportContent) -> Iterator[Recommendation]:
     """Yield recommendations that improve the float model or make its metrics more reliable."""
     if _is_near_majority(report) or (report.top1 and report.top1.value < GUESSING / len(report.classes)):
-        yield Step(
+        yield Recommendation(
             command("data", "check", report.training.source),
             "the accuracy is hardly better than random guessing or always predicting the most frequent class: check "
             "the images and labels, and train with more images, more train.epochs or a different train.learning_rate",
@@ -59,25 +59,25 @@ def _training_steps(report: ReportContent) -> Iterator[Step]:
         yield from _class_steps(report)
     best = next((row for row in report.history if row["epoch"] == report.training.best_epoch), None)
     if best and (gap := 100 * (best["accuracy"] - best["val_accuracy"])) > OVERFIT_POINTS:
-        yield Step(
+        yield Recommendation(
             "",
             f"the model overfits, because the training accuracy is {gap:.1f} points above the validation accuracy: add "
             "images, or use stronger augmentation (the recipe's augment section) or model.dropout",
         )
     if best and report.training.best_epoch == report.training.epochs > 1:
-        yield Step(
+        yield Recommendation(
             "",
             "the last epoch had the best validation accuracy, so training for more train.epochs may improve it further",
         )
 
 
-def _class_steps(report: ReportContent) -> Iterator[Step]:
+def _class_steps(report: ReportContent) -> Iterator[Recommendation]:
     """Yield recommendations for classes with a low F1 score or few images."""
     known = [(row.f1, row.label) for row in report.classes if row.f1 is not None and row.test]
     if known:
         mean = sum(f1 for f1, _ in known) / len(known)
         if weak := [label for f1, label in sorted(known) if f1 < mean - WEAK_F1]:
-            yield Step(
+            yield Recommendation(
                 "",
                 f"the F1 score of {_list(weak)} is well below the mean: check the misclassified images, and add "
                 "more images",
@@ -85,24 +85,24 @@ def _class_steps(report: ReportContent) -> Iterator[Step]:
     few = [row.label for row in report.classes if row.test is not None and row.test < MIN_TEST_IMAGES]
     if few:
         verb = "has" if len(few) == 1 else "have"
-        yield Step(
+        yield Recommendation(
             "",
             f"{_list(few)} {verb} fewer than {MIN_TEST_IMAGES} test images, so the metrics are not reliable: "
             "add more images",
         )
     trained = [(row.train, row.label) for row in report.classes if row.train is not None]
     if trained and min(trained)[0] < BALANCE * max(trained)[0]:
-        yield Step(
+        yield Recommendation(
             "",
             f"{min(trained)[1]} has only {min(trained)[0]:,} training images, but {max(trained)[1]} has "
             f"{max(trained)[0]:,}: add more images, or train with train.class_weights=balanced",
         )
 
 
-def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
+def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Recommendation]:
     compressed = [row for row in report.variants if row.variant != "float32"]
     if not compressed:
-        yield Step(
+        yield Recommendation(
             command("quantize", run, *moved),
             "quantize the model: int8 models are smaller and faster, and most devices support them",
         )
@@ -111,19 +111,19 @@ def _quantize_steps(report: ReportContent, run: str, moved: Sequence[str]) -> It
     if over:
         worst = max(over, key=lambda row: row.drop_points)
         others = f" (and so do {len(over) - 1} other variants)" if len(over) > 1 else ""
-        yield Step(
+        yield Recommendation(
             command("parity", run, "--variant", worst.variant, *moved),
             f"{worst.variant} loses more accuracy than allowed ({worst.drop_points:.2f} points){others}: find the "
             "layers that cause the loss",
         )
     if not report.timed_on:
-        yield Step(
+        yield Recommendation(
             command("quantize", run, "--compare", *moved),
             "compare all compression methods and measure their inference times on this machine",
         )
 
 
-def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Step]:
+def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iterator[Recommendation]:
     if report.chosen is None:
         return
     calibration = next((row for row in report.calibration if row.model == report.chosen.variant), None)
@@ -131,13 +131,13 @@ def _export_steps(report: ReportContent, run: str, moved: Sequence[str]) -> Iter
         moved = ("--variant", report.chosen.variant, *moved)
     fitted = f" (the bundle will contain the fitted temperature {calibration.temperature:g})" if calibration else ""
     if calibration and calibration.after.ece > UNCALIBRATED:
-        yield Step(
+        yield Recommendation(
             command("export", run, "--target", "rpi", "--precision", "0.95", *moved),
             f"the calibration error is {calibration.after.ece:.0%} even with temperature scaling: fit a threshold for "
             "each label so that uncertain images get the label 'unknown'",
         )
         return
-    yield Step(
+    yield Recommendation(
         command("export", run, "--target", "rpi", *moved),
         f"export {report.chosen.variant} for a device{fitted}",
     )

@@ -145,7 +145,7 @@ class VariantMetrics:
 
 
 @dataclass(frozen=True)
-class Step:
+class Recommendation:
     """A recommended next step.
 
     Attributes:
@@ -211,7 +211,7 @@ class ReportContent:
     timed_on: str
     notes: tuple[str, ...]
     missing: tuple[str, ...]
-    next: tuple[Step, ...]
+    next: tuple[Recommendation, ...]
 
     @property
     def chosen(self) -> VariantMetrics | None:

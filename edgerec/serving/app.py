@@ -26,7 +26,7 @@ from edgerec.http.auth import AccessControl
 from edgerec.http.token import configured_token, required_token
 from edgerec.runtime.classifier import Classifier
 from edgerec.serving.config import ServeConfig
-from edgerec.serving.metrics import Metrics
+from edgerec.serving.metrics import RequestMetrics
 from edgerec.serving.openapi import openapi_document
 from edgerec.serving.pool import BusyError, ClassifierPool
 from edgerec.serving.request_body import (
@@ -110,7 +110,7 @@ class Service:
         """Prepare the service for a bundle. ``token`` states whether clients must send a token."""
         self._manifest, self._pool = manifest, pool
         self._bodies = BodyMemory(max_body_bytes)
-        self._metrics = Metrics(manifest, pool)
+        self._metrics = RequestMetrics(manifest, pool)
         self._openapi = openapi_document(manifest, token=token)
         self._has_token = token
 

@@ -15,7 +15,7 @@ from edgerec.utils.optional import require
 DURATION_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class Metrics:
+class RequestMetrics:
     """Counts requests and images. Without prometheus-client, nothing is counted.
 
     Attributes:

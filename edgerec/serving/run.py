@@ -53,7 +53,7 @@ class ClassificationServer:
         """
         for module in ("starlette", "uvicorn", "python_multipart", "cv2"):
             require(module)
-        from edgerec.http.server import Limits, Server, fast_connection
+        from edgerec.http.server import ConnectionLimits, Server, fast_connection
         from edgerec.serving.app import SERVER, TOKEN_VARIABLE, open_pool, protected_app
 
         host, port = config.host_port
@@ -75,7 +75,7 @@ class ClassificationServer:
             app,
             listener,
             name=SERVER,
-            limits=Limits(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, GRACE_S),
+            limits=ConnectionLimits(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, GRACE_S),
             connection=fast_connection(),
         )
         self._server.start()
