@@ -20,10 +20,11 @@ def service_unit(unit: str, prefix: str, python: str) -> str:
         python: path of the Python interpreter that runs the agent.
     """
     current = f"{prefix}/current"
+    program = f"{current}/venv/bin/edgerec"
+    options = f"--config {CONFIG_FILE} --status-file {STATUS_FILE}"
     start = (
         f"ExecStartPre=-+{python} {prefix}/agent.py boot-check --prefix {prefix}\n"
-        f"ExecStart={current}/venv/bin/edgerec camera {current}/bundle --config {CONFIG_FILE} "
-        f"--status-file {STATUS_FILE}"
+        f"ExecStart={program} camera {current}/bundle {options}"
     )
     lines = [line for line in unit.splitlines() if not re.match(r'ExecStartPre=|Environment="?OPTIONS=', line)]
     text = "\n".join(lines) + "\n"

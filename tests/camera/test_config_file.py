@@ -89,7 +89,10 @@ def test_file_contains_and_explains_every_key(config_file):
         ("", "bundle is missing; expected a path"),
         ("bundle = 3", "bundle is 3; expected a path"),
         ('bundle = ""', "bundle is ''; expected a path"),
-        ("bundel = 'b'", "bundel is unknown; did you mean 'bundle'? (choices: allowed_signers, bundle, capture, csv, "),
+        (
+            "bundel = 'b'",
+            "bundel is unknown; did you mean 'bundle'? (choices: action, allowed_signers, bundle, capture, ",
+        ),
         ("max_fps = 2", "max_fps is unknown; did you mean 'frames.max_fps'?"),
         ("rotate = 90", "rotate is unknown; did you mean 'frames.rotate' or 'region.rotate'?"),
         ("[web]\nsave_max = 1", "web.save_max is unknown; did you mean 'save_max_bytes'?"),

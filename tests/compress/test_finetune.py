@@ -265,7 +265,7 @@ def test_loss_that_becomes_nan_ends_fine_tuning(quick_run, tmp_path):
     with open_context(quick_run, compress__teacher_weight=0.0) as context:
         model = small_classifier()
         model.set_weights([weight * np.nan for weight in model.get_weights()])
-        message = r"the loss became nan in epoch 1 of fine-tuning: lower the learning rate \(now .*--learning-rate"
+        message = r"the loss became nan in epoch 1 of fine-tuning: lower compress.learning_rate \(now .*--learning-rate"
         with pytest.raises(ModelError, match=message):
             fine_tune(lambda: copied(model), context.fine_tune(tmp_path), "fine-tuning")
     assert not list(tmp_path.iterdir())

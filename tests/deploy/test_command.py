@@ -17,6 +17,7 @@ def deploy(edgerec, device):
     return lambda *arguments: edgerec("deploy", *arguments, "--ssh-config", device.ssh_config, timeout=300)
 
 
+@pytest.mark.nightly
 def test_command_deploys_rolls_back_and_removes(deploy, make_bundle):
     done = deploy(make_bundle(number=1), "root@test-device")
     assert done.returncode == 0, done.stderr

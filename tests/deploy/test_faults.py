@@ -199,9 +199,9 @@ def test_remains_of_interrupted_deployments_are_removed(installed, make_bundle):
     deploy(make_bundle(number=2), installed)
     assert "0123456789abcdef" not in installed.run("ls /opt/edgerec/releases")
     assert "fedcba9876543210" not in installed.run("ls /opt/edgerec/venvs")
-    assert [name for name in installed.run("ls /opt/edgerec/store").split() if name.endswith(".part")] == [
-        f"{1:064}.part"
-    ]
+    stored = installed.run("ls /opt/edgerec/store").split()
+    assert f"{0:064}.part" not in stored  # it is older than seven days
+    assert f"{1:064}.part" in stored
     deploy(make_bundle(number=1), installed)
 
 

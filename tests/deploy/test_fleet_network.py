@@ -21,7 +21,7 @@ from tests.deploy.network_namespaces import PrivateNetwork, can_create_networks
 WORKING = [f"camera-{number}" for number in range(1, 9)]
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(not HAS_DEVICES, reason=REASON),
     pytest.mark.skipif(not (shutil.which("ip") and shutil.which("nsenter")), reason="no ip or nsenter"),
 ]
@@ -122,7 +122,6 @@ def test_failed_canary_leaves_the_other_devices_unchanged(fleet, make_bundle):
             assert after[name]["status"]["camera"]["pid"] == before[name]["status"]["camera"]["pid"]
 
 
-@pytest.mark.nightly
 def test_rollback_of_selected_devices(fleet, make_bundle):
     states(fleet, make_bundle(number=1), *WORKING[:2])
     _, updated = states(fleet, make_bundle(number=2), *WORKING[:2])
