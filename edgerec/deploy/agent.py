@@ -36,6 +36,7 @@ UNIT = "edgerec.service"
 UNIT_FOLDER = "/etc/systemd/system"
 CONFIG_FOLDER = "/etc/edgerec"
 STATUS_FILE = "/run/edgerec/status.json"
+SIGNATURE = "manifest.json.sig"
 # The progress of a transfer is reported each time that this number of bytes was received.
 REPORT_BYTES = 2 << 20
 PART_AGE_S = 7 * 86400
@@ -454,22 +455,67 @@ class Installation:
         os.sync()
         write_file(os.path.join(venv, ".complete"), b"")
 
+    def requires_signature(self, job: dict[str, Any]) -> bool:
+        """Return whether the job or the device requires that the release is signed."""
+        required = job["require_signature"]
+        return bool(self.state().get("require_signature") if required is None else required)
+
+    def signature_module(self) -> Any:
+        """Return the module edgerec/contract/signature.py, which the host has sent."""
+        sys.path.insert(0, self.prefix)
+        sys.dont_write_bytecode = True
+        return importlib.import_module("signature")
+
+    def check_installed_signature(self, job: dict[str, Any], release: str) -> None:
+        """Check the signature and the files of an installed release. It may be older than the current release.
+
+        Raises:
+            AgentError: a signature is required, and the release was changed or not signed by an allowed signer.
+        """
+        if not self.requires_signature(job):
+            return
+        signature = self.signature_module()
+        folder = self.release_path(release, "bundle")
+        manifest = read_bytes(os.path.join(folder, "manifest.json")) or b""
+        try:
+            signature.check_signature(
+                manifest,
+                read_bytes(os.path.join(folder, SIGNATURE)),
+                self.signers_file,
+                where=f"the previous release {release}",
+            )
+        except signature.RefusedSignatureError as error:
+            raise AgentError(str(error), "verify") from None
+        for name, digest in json.loads(manifest)["files"].items():
+            path = os.path.join(folder, safe_name(name))
+            if not os.path.isfile(path) or file_digest(path) != digest:
+                raise AgentError(
+                    f"{name} of the previous release {release} differs from the signed manifest: deploy a bundle "
+                    "instead",
+                    "verify",
+                )
+
+    def add_signature(self, job: dict[str, Any]) -> None:
+        """Add the bundle's signature to a release that was installed without it or with another one."""
+        digest = job["files"].get(SIGNATURE)
+        if digest is None or not self.is_complete(job["release"]):
+            return
+        signature = read_bytes(self.store_path(digest))
+        path = self.release_path(job["release"], "bundle", SIGNATURE)
+        if signature is not None and signature != read_bytes(path):
+            write_file(path, signature)
+
     def check_signature(self, job: dict[str, Any]) -> tuple[str, int]:
         """Return the signer and serial number of a bundle. They are empty and 0 if no signature is required.
 
         Raises:
             AgentError: a signature is required, and the bundle was not signed by an allowed signer, or is too old.
         """
-        state = self.state()
-        required = state.get("require_signature") if job["require_signature"] is None else job["require_signature"]
-        if not required:
+        if not self.requires_signature(job):
             return "", 0
-        sys.path.insert(0, self.prefix)
-        sys.dont_write_bytecode = True
-        signature = importlib.import_module("signature")  # The host has sent edgerec/contract/signature.py.
-
+        state, signature = self.state(), self.signature_module()
         manifest = read_bytes(self.store_path(job["files"]["manifest.json"]))
-        signed = job["files"].get(signature.SIGNATURE)
+        signed = job["files"].get(SIGNATURE)
         signers = self.signers_file
         if job["signers"] is not None:
             signers = self.new_signers_file
@@ -485,7 +531,7 @@ class Installation:
         # The signature covers the digests of all files in the manifest.
         listed = json.loads(manifest or b"")["files"]
         for name, digest in job["files"].items():
-            if name not in ("manifest.json", signature.SIGNATURE) and listed.get(name) != digest:
+            if name not in ("manifest.json", SIGNATURE) and listed.get(name) != digest:
                 raise AgentError(f"{name} differs from the signed manifest: copy the signed bundle again", "verify")
         return str(signer), signer.serial
 
@@ -732,6 +778,7 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
         job["venv"] = read_json(installation.release_path(job["release"], "release.json"))["venv"]
     installation.clean_up(job["release"], job["venv"])
     job["signer"], serial = installation.check_signature(job)
+    installation.add_signature(job)
     installation.install(job, log)
     # An installed release may have been damaged, e.g. by an update of the operating system.
     try:
@@ -749,6 +796,7 @@ def do_rollback(installation: Installation, job: dict[str, Any], log: Log) -> di
     release = installation.previous()
     if not release:
         raise AgentError("there is no previous release on the device: deploy a bundle instead", "plan")
+    installation.check_installed_signature(job, release)
     return try_release(installation, {**job, "release": release}, 0, log)
 
 

@@ -399,6 +399,8 @@ def _run_without_bundle(
                 text = f"switch from release {status['release']} to {status['previous']}"
             progress("switch", "planned", text)
             return progress.result(connection, status["release"], status["previous"], changed=False)
+        if do == "rollback":
+            _send_keys(session, status, options.require_signature, options)
         job = {**_job(options), "do": do}
         result = _run_job(connection, facts, session, job, progress)
         if do == "remove":

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgerec import Bundle, DeployOptions, deploy_bundle, device_status, sign_bundle
+from edgerec import Bundle, DeployOptions, deploy_bundle, device_status, rollback, sign_bundle
 from edgerec.errors import DeployError
 
 OPTIONS = DeployOptions(settle_s=0)
@@ -75,3 +75,25 @@ def test_new_signers_are_installed_only_with_a_release_that_they_signed(installe
     with pytest.raises(DeployError, match="was signed by the key"):
         deploy_bundle(signed(keys[0], 300), installed.device, replace(OPTIONS, allowed_signers=other))
     assert installed.run("cat /etc/edgerec/allowed_signers") == before
+
+
+def test_rollback_to_an_unsigned_release_is_refused(make_device, make_bundle, signed, keys):
+    device = make_device()
+    deploy_bundle(make_bundle(number=2), device.device, OPTIONS)
+    options = replace(OPTIONS, allowed_signers=keys[2], require_signature=True)
+    release = deploy_bundle(signed(keys[0], 100), device.device, options).release
+    with pytest.raises(DeployError, match="is not signed, but a signature is required"):
+        rollback(device.device, OPTIONS)
+    assert device_status(device.device).release == release
+    assert rollback(device.device, replace(OPTIONS, require_signature=False)).changed
+
+
+def test_rollback_to_an_older_signed_release_is_accepted_unless_it_was_changed(make_device, signed, keys):
+    device = make_device()
+    options = replace(OPTIONS, allowed_signers=keys[2], require_signature=True)
+    old = deploy_bundle(signed(keys[0], 50), device.device, options).release
+    new = deploy_bundle(signed(keys[0], 100), device.device, options).release
+    assert rollback(device.device, OPTIONS).release == old
+    device.run(f"sed -i 's/$/ /' /opt/edgerec/releases/{new}/bundle/behavior.json")
+    with pytest.raises(DeployError, match=r"behavior\.json of the previous release .* differs from the signed"):
+        rollback(device.device, OPTIONS)
