@@ -549,8 +549,8 @@ def _read_config(path: Path | None, bundle: Path) -> str | None:
     """Return the content of a valid configuration file of the camera.
 
     Raises:
-        ConfigError: the configuration is invalid, or contains a password or token. The service could not read a file
-            that other users of the device cannot read.
+        ConfigError: the configuration is invalid, contains a password or token, or needs a display. The service could
+            not read a file that other users of the device cannot read.
         DeployError: the file cannot be read.
     """
     if path is None:
@@ -563,12 +563,17 @@ def _read_config(path: Path | None, bundle: Path) -> str | None:
         copy.chmod(0o644)
         try:
             # The service passes the bundle on its command line.
-            build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
+            camera = build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
         except ConfigError as error:
             problem = error.problem.partition(", but other users can access")[0]
             if problem != error.problem:
                 problem += ", but all users of the device can read this file: use env:NAME or @FILE instead"
             raise ConfigError(error.field.replace(str(copy), str(path)), problem) from None
+    if camera.output == "window":
+        raise ConfigError(
+            f"{path}: output",
+            'is "window", which is the default, but the service on a device has no display: add output = "none"',
+        )
     return text
 
 

@@ -106,7 +106,7 @@ def test_virtual_environment_is_not_complete_after_its_removal_was_interrupted(i
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
     device = make_device()
     config = tmp_path / "camera.toml"
-    config.write_text('sources = ["video.avi"]\n')
+    config.write_text('sources = ["video.avi"]\noutput = "none"\n')
     with pytest.raises(DeployError):
         deploy(make_bundle(crash=3), device, config=config)
     assert "camera.toml" not in device.run("ls /etc/edgerec")
@@ -115,7 +115,7 @@ def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundl
 def test_restored_configuration_has_its_permissions(make_device, make_bundle, tmp_path):
     device = make_device()
     config = tmp_path / "camera.toml"
-    config.write_text('sources = ["video.avi"]\n')
+    config.write_text('sources = ["video.avi"]\noutput = "none"\n')
     deploy(make_bundle(number=1), device)
     device.run("chmod 600 /etc/edgerec/camera.toml")
     with pytest.raises(DeployError):

@@ -91,7 +91,7 @@ def test_dry_run_writes_nothing_to_a_new_device(make_device, make_bundle):
 
 def test_configuration_is_replaced_only_if_the_new_release_is_healthy(installed, make_bundle, tmp_path):
     config = tmp_path / "camera.toml"
-    config.write_text('sources = ["video.avi"]\n')
+    config.write_text('sources = ["video.avi"]\noutput = "none"\n')
     with pytest.raises(DeployError):
         deploy(make_bundle(crash=3), installed, config=config)
     assert "video.avi" not in installed.run("cat /etc/edgerec/camera.toml")
@@ -106,6 +106,7 @@ def test_configuration_is_replaced_only_if_the_new_release_is_healthy(installed,
         ("sources = [", "TOML"),
         ("sorces = ['0']", "sources"),
         ("sources = ['rtsp://user:secret@camera/1']", "password"),
+        ("sources = ['0']", 'no display: add output = "none"'),
     ],
 )
 def test_unusable_configuration_is_refused_before_connecting(tmp_path, device, make_bundle, text, message):
