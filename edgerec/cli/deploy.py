@@ -255,7 +255,9 @@ def _run(operation: str, bundle: str, device: Device, options: DeployOptions, js
         def show_step(step: Step) -> None:
             if step.state == "running":
                 done, total = (step.done, step.total) if step.total else (0, 1)
-                show_progress(Progress(step.name, min(done, total), total, step.text))
+                # ssh may ask for a password or a passphrase while it connects.
+                asks = step.name == "connect"
+                show_progress(Progress(step.name, min(done, total), total, step.text, may_ask_user=asks))
             elif not json:
                 show_progress(Progress(step.name, 1, 1))
                 say(f"{step.name:<8} {step.text}")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 
 import pytest
 
 from edgerec import Bundle
+from tests.cli.test_terminal import terminal
 from tests.conftest import error_line
+
+ROLLBACK_PROGRAM = """
+import subprocess, sys
+subprocess.run([sys.executable, "-m", "edgerec", "deploy", "--rollback", "root@test-device"])
+"""
 
 
 @pytest.fixture
@@ -63,3 +71,15 @@ def test_bundle_without_a_service_is_refused(deploy, make_bundle, tmp_path):
     Bundle.write(tmp_path / "other", replace(bundle.manifest, files={}), files)
     error = error_line(deploy(tmp_path / "other", "root@test-device"))
     assert "which has no service; export it again with --target" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for ssh finds the terminal in /proc")
+def test_progress_bar_does_not_erase_a_question_of_ssh(tmp_path, monkeypatch):
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        "#!/bin/sh\nexec 3>/proc/$PPID/fd/2\nprintf 'Enter passphrase: ' >&3\nsleep 0.5\necho '(the user types)' >&3\n"
+        "exit 255\n"
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert "Enter passphrase: (the user types)" in terminal(100, "-c", ROLLBACK_PROGRAM)
