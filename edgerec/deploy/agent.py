@@ -646,11 +646,12 @@ class Installation:
             return
         systemctl("restart", "--no-block", UNIT, step="restore")
 
-    def commit(self, release: str, previous: str, serial: int, job: dict[str, Any]) -> None:
-        """End the trial of a healthy release."""
-        remove_path(self.trial_file)
-        fsync_folder(self.prefix)
-        remove_path(self.old_config_file)
+    def accept(self, release: str, previous: str, serial: int, job: dict[str, Any]) -> None:
+        """Accept a healthy release. :meth:`finish_commit` must follow.
+
+        The new state of the device is first added to trial.json. If the power fails, either the previous release is
+        restored and the state is lost, or the commit is finished at the next boot.
+        """
         state = self.state()
         if previous != release:
             state["previous"] = previous
@@ -658,9 +659,20 @@ class Installation:
         state["serial"] = max(serial, 0 if job.get("allow_downgrade") and serial else state.get("serial", 0))
         if job.get("require_signature") is not None:
             state["require_signature"] = job["require_signature"]
-        if job.get("signers") is not None:
-            write_file(self.signers_file, job["signers"].encode())
-        write_json(self.state_file, state)
+        write_json(self.trial_file, {**read_json(self.trial_file), "state": state, "signers": job.get("signers")})
+
+    def finish_commit(self) -> bool:
+        """End the trial of an accepted release. Return False if there is no trial or its release is not accepted."""
+        trial = read_json(self.trial_file)
+        if not trial.get("state"):
+            return False
+        if trial.get("signers") is not None:
+            write_file(self.signers_file, trial["signers"].encode())
+        write_json(self.state_file, trial["state"])
+        remove_path(self.trial_file)
+        fsync_folder(self.prefix)
+        remove_path(self.old_config_file)
+        return True
 
     def prune(self, keep: int) -> int:
         """Remove old releases, virtual environments and content that no release uses. Return the number of releases."""
@@ -818,6 +830,7 @@ def try_release(installation: Installation, job: dict[str, Any], serial: int, lo
             job["settle_s"],
             log,
         )
+        installation.accept(release, trial["previous"], serial, job)
     except (AgentError, OSError) as error:
         lines = service_log()
         trial.update(read_json(installation.trial_file))
@@ -826,7 +839,7 @@ def try_release(installation: Installation, job: dict[str, Any], serial: int, lo
         outcome = f"release {previous} was restored" if previous else "the service was stopped"
         log.step("restore", "done", outcome)
         raise AgentError(f"{describe(error)}; {outcome}", "monitor", bool(previous), lines) from None
-    installation.commit(release, trial["previous"], serial, job)
+    installation.finish_commit()
     log.step("monitor", "done", f"the service is healthy: {frames} frames classified")
     removed = installation.prune(job["keep"])
     log.step("prune", "done", f"{removed} old releases removed")
@@ -871,7 +884,7 @@ def command_job(installation: Installation) -> None:
     log = Log(installation.log_file, job["id"])
     try:
         trial = read_json(installation.trial_file)
-        if trial:  # An earlier job was killed during a trial.
+        if trial and not installation.finish_commit():  # An earlier job was killed during a trial.
             installation.restore(trial)
         log.write({"result": JOBS[job["do"]](installation, job, log)})
     except AgentError as error:
@@ -1008,7 +1021,7 @@ def reply(value: Any) -> None:
 def command_boot_check(installation: Installation) -> None:
     """Restore the previous release if the device was restarted during a trial. Never prevent the camera's start."""
     trial = read_json(installation.trial_file)
-    if not trial or trial.get("boot_id") == boot_id():
+    if not trial or trial.get("boot_id") == boot_id() or installation.finish_commit():
         return
     if trial.get("previous") or installation.current() != trial.get("release"):
         unit_changed = installation.undo_switch(trial)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -101,6 +103,43 @@ def test_virtual_environment_is_not_complete_after_its_removal_was_interrupted(i
     assert not (venv / ".complete").exists()
     installation.clean_up()
     assert [path.name for path in venv.parent.iterdir()] == ["2" * 16]
+
+
+@pytest.mark.parametrize("interruption", range(6))
+def test_release_is_kept_only_together_with_its_serial_number(installation, monkeypatch, interruption):
+    old, new = "1" * 16, "2" * 16
+    trial = {"release": new, "previous": old, "boot_id": "another boot"}
+    agent.write_json(installation.trial_file, trial)
+    job = {"require_signature": True, "signers": "keys"}
+    calls = itertools.count()
+    fsync_folder = agent.fsync_folder
+
+    def power_failure(path):
+        fsync_folder(path)
+        if next(calls) == interruption:
+            interrupted()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(agent, "fsync_folder", power_failure)
+        with contextlib.suppress(KeyboardInterrupt):
+            installation.accept(new, old, 7, job)
+            installation.finish_commit()
+    agent.command_boot_check(installation)
+    state = installation.state()
+    assert (installation.current(), state.get("serial"), state.get("require_signature")) == (new, 7, True)
+    assert agent.read_bytes(installation.signers_file) == b"keys"
+    assert not os.path.exists(installation.trial_file)
+
+
+def test_release_is_not_kept_if_the_power_fails_before_it_is_accepted(installation, monkeypatch):
+    old, new = "1" * 16, "2" * 16
+    agent.write_json(installation.trial_file, {"release": new, "previous": old, "boot_id": "another boot"})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            installation.accept(new, old, 7, {"require_signature": True})
+    agent.command_boot_check(installation)
+    assert (installation.current(), installation.state()) == (old, {})
 
 
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
