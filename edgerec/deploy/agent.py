@@ -838,6 +838,8 @@ def try_release(installation: Installation, job: dict[str, Any], serial: int, lo
         previous = trial["previous"]
         outcome = f"release {previous} was restored" if previous else "the service was stopped"
         log.step("restore", "done", outcome)
+        with contextlib.suppress(OSError):  # The cause of the failure is more important.
+            installation.prune(job["keep"])
         raise AgentError(f"{describe(error)}; {outcome}", "monitor", bool(previous), lines) from None
     installation.finish_commit()
     log.step("monitor", "done", f"the service is healthy: {frames} frames classified")

@@ -64,6 +64,13 @@ def test_bundle_that_crashes_at_its_tenth_frame_is_rolled_back(installed, make_b
     assert "error: the model of this bundle crashes" in error.log
 
 
+def test_failed_releases_do_not_fill_the_disk(installed, make_bundle):
+    for frame in (3, 4, 5):
+        refusal(make_bundle(crash=frame), installed, keep=1)
+    status = device_status(installed.device)
+    assert set(status.releases) <= {status.release, status.previous}
+
+
 def test_bundle_that_hangs_is_rolled_back(installed, make_bundle):
     error = refusal(make_bundle(hang=5), installed)
     assert "its watchdog restarted it" in str(error)
