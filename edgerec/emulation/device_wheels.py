@@ -82,11 +82,11 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
     Args:
         requirements: contents of a requirements.txt.
         cache: folder in which the wheel is stored.
-        bundled: the bundle's wheels. If there are none and the bundle requires the running version of edgerec, a wheel
-            is built from it.
+        bundled: the bundle's wheels. If the bundle requires the running version of edgerec, they are not used. Instead,
+            a wheel is built from the running version, because the bundle may not be trusted.
     """
     if f"=={__version__}" in requirements.replace(" ", ""):
-        bundled = dict([edgerec_wheel()]) | dict(bundled)
+        bundled = dict([edgerec_wheel()])
     own = {Path(name).name: content for name, content in bundled.items() if Path(name).name.startswith("edgerec-")}
     if not own:
         return None

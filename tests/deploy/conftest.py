@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from edgerec import Bundle, __version__, import_tflite
+from edgerec import Bundle, import_tflite
 from tests import tflite_models
 from tests.deploy.device import TestDevice
 
+# A bundle's wheel is installed only if its version differs from that of the running edgerec.
+SMALL_VERSION = "0.0.1"
 REASON = "test devices require Linux, root permissions and the programs sshd and unshare"
 HAS_DEVICES = (
     sys.platform == "linux"
@@ -33,10 +35,10 @@ HAS_DEVICES = (
 
 def small_wheel() -> tuple[str, bytes]:
     """Return the name and content of a wheel with ``small_edgerec.py`` as the program ``edgerec``."""
-    info = f"edgerec-{__version__}.dist-info"
+    info = f"edgerec-{SMALL_VERSION}.dist-info"
     files = {
         "small_edgerec.py": Path(__file__).with_name("small_edgerec.py").read_text(),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: edgerec\nVersion: {__version__}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: edgerec\nVersion: {SMALL_VERSION}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": "[console_scripts]\nedgerec = small_edgerec:main\n",
         f"{info}/RECORD": "",
@@ -45,7 +47,7 @@ def small_wheel() -> tuple[str, bytes]:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text)
-    return f"wheels/edgerec-{__version__}-py3-none-any.whl", buffer.getvalue()
+    return f"wheels/edgerec-{SMALL_VERSION}-py3-none-any.whl", buffer.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +70,7 @@ def make_bundle(tmp_path_factory):
         path = folder / f"bundle-{len(list(folder.iterdir()))}"
         files = {name: content for name, content in imported.files.items() if not name.startswith("wheels/")}
         name, wheel = small_wheel()
-        files |= {name: wheel, "requirements.txt": f"edgerec=={__version__}\n".encode()}
+        files |= {name: wheel, "requirements.txt": f"edgerec=={SMALL_VERSION}\n".encode()}
         if padding:
             files["padding"] = random.Random(0).randbytes(padding)
         files["behavior.json"] = json.dumps(behavior).encode()

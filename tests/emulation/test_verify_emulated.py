@@ -364,7 +364,7 @@ def test_trained_bundle_gives_the_same_scores_on_an_emulated_raspberry_pi_4(bund
         "aarch64",
         "ai-edge-litert",
     )
-    assert result.edgerec == __version__  # the bundle's wheel is installed
+    assert result.edgerec == __version__  # edgerec's own wheel is installed
     assert (result.golden.images, result.golden.same_top1, result.golden.max_difference <= 1) == (10, 10, True)
     assert (result.images.images, result.images.same_pixels) == (20, 20)
     assert report.to_dict()["ok"] is True
