@@ -150,6 +150,14 @@ def content_digest(content: bytes | None) -> str:
     return "" if content is None else hashlib.sha256(content).hexdigest()
 
 
+def is_same_file(file: IO[str], path: str) -> bool:
+    """Return whether an open file is still the file at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def size_of(path: str) -> int:
     try:
         return os.stat(path).st_size
@@ -247,13 +255,20 @@ class Installation:
         Raises:
             AgentError: another deployment holds the lock.
         """
-        file = open(os.path.join(self.prefix, name), "a+")  # noqa: SIM115 (The file is open as long as the lock.)
+        path = os.path.join(self.prefix, name)
         deadline_s = time.monotonic() + wait_s
+        file = open(path, "a+")  # noqa: SIM115 (The file is open as long as the lock.)
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
+                if is_same_file(file, path):
+                    break
+                # The holder of the lock removed the file, so that other sessions would lock a new file.
+                file.close()
+                os.makedirs(self.prefix, mode=0o755, exist_ok=True)
+                file = open(path, "a+")  # noqa: SIM115
+                continue
+            except BlockingIOError:
                 if time.monotonic() > deadline_s:
                     file.seek(0)
                     holder = file.read(1000).strip() or "an unknown host"
@@ -268,6 +283,30 @@ class Installation:
         file.write(f"{host[:100]} at {started}")
         file.flush()
         return file
+
+    def lock_session(self, host: str) -> tuple[IO[str], IO[str]]:
+        """Create the installation's folders, and return the files of the locks of a session and of a job."""
+        self.create_folders()
+        session_lock = self.lock(host, LOCK_S, "session.lock")
+        lock = self.lock(host, LOCK_S)
+        self.create_folders()  # The previous holder of the locks may have removed the installation.
+        return session_lock, lock
+
+    def remove_agent(self, host: str) -> bool:
+        """Remove the agent's own files, and return True, unless there is a release or another deployment."""
+        try:
+            locks = [self.lock(host, LOCK_S, name) for name in ("session.lock", "lock")]
+        except (AgentError, FileNotFoundError):
+            return False
+        if os.path.lexists(self.current_link) or os.path.exists(self.releases):
+            return False
+        for name in ("agent.py", "signature.py", "allowed_signers.next", "deploy.log", "lock", "session.lock"):
+            remove_path(os.path.join(self.prefix, name))
+        with contextlib.suppress(OSError):  # The folder may contain other files, or be a mount point.
+            os.rmdir(self.prefix)
+        for lock in locks:
+            lock.close()
+        return True
 
     def release_path(self, release: str, *names: str) -> str:
         if not RELEASE.fullmatch(release or ""):
@@ -330,6 +369,7 @@ class Installation:
             "auto_source": bool(re.search(rb'^\s*sources\s*=\s*\[?\s*"auto"', config or b"", re.MULTILINE)),
             "signers": content_digest(read_bytes(self.signers_file)),
             "unit": content_digest(unit_content),
+            "agent": content_digest(read_bytes(self.agent_file)),
             # install.sh also installs a service, which does not start the agent.
             "foreign_unit": unit_content is not None and self.agent_file.encode() not in unit_content,
         }
@@ -976,9 +1016,7 @@ def command_session(installation: Installation) -> None:
         if kind == "status":
             reply(installation.status())
         elif kind == "lock":
-            installation.create_folders()
-            session_lock = installation.lock(request["host"], LOCK_S, "session.lock")
-            lock = installation.lock(request["host"], LOCK_S)
+            session_lock, lock = installation.lock_session(request["host"])
             reply({"locked": True})
         elif kind == "plan":
             venv = os.path.join(installation.venvs, request["venv"], ".complete")
@@ -999,14 +1037,15 @@ def command_session(installation: Installation) -> None:
                 "signature.py": os.path.join(installation.prefix, "signature.py"),
                 "agent.py": installation.agent_file,
             }
-            installation.create_folders()
+            if lock is None:
+                raise AgentError("a session must lock the installation before it writes files", "send")
             write_file(paths[request["name"]], request["content"].encode())
             reply({"written": request["name"]})
+        elif kind == "remove-agent":
+            reply({"removed": installation.remove_agent(request["host"])})
         elif kind in JOBS:
-            installation.create_folders()
             if lock is None or session_lock is None:
-                session_lock = installation.lock(request["host"], LOCK_S, "session.lock")
-                lock = installation.lock(request["host"], LOCK_S)
+                session_lock, lock = installation.lock_session(request["host"])
             lock.close()
             signal.alarm(0)
             start_job(installation, request)

@@ -8,7 +8,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from edgerec.contract.target import Target, target_names
 from edgerec.deploy.device import Device, DeviceFacts, DeviceStatus
 from edgerec.deploy.probe import check_device, probe
 from edgerec.deploy.session import Session, agent_python, agent_source
-from edgerec.deploy.ssh import Connection, ConnectionLostError, quoted
+from edgerec.deploy.ssh import Connection, ConnectionLostError
 from edgerec.deploy.transfer import Contents, send_contents
 from edgerec.deploy.unit import service_unit
 from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
@@ -32,7 +33,6 @@ from edgerec.utils.atomic import read_at_most, sha256
 StepName = Literal["connect", "check", "plan", "send", "install", "verify", "switch", "monitor", "restore", "prune"]
 StepState = Literal["planned", "running", "done", "skipped"]
 UNIT = "edgerec.service"
-_AGENT_FILES = ("agent.py", "signature.py", "allowed_signers.next", "deploy.log", "lock", "session.lock")
 MAX_CONFIG_BYTES = 1 << 20
 # Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
 BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
@@ -162,7 +162,7 @@ def deploy_bundle(
         facts = _connect(connection, progress)
         python = check_device(facts, package.target, device)
         progress("check", "done", f"{facts.system}, {facts.machine}, Python {python}")
-        session = _open_session(connection, facts, options.dry_run)
+        session = Session(connection, facts)
         status = session.request("status")
         if status["foreign_unit"]:
             raise DeployError(
@@ -186,7 +186,7 @@ def deploy_bundle(
             session.close()
             plan.describe(progress, status, config is not None, options)
             return progress.result(connection, package.release, status["release"], changed=False)
-        _send_keys(session, status, job["require_signature"], options)
+        _send_agent(session, options)
         _send(session, plan, progress)
         result = _run_job(connection, facts, session, job, progress)
         return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
@@ -386,7 +386,7 @@ def _run_without_bundle(
             raise DeployError(
                 f"cannot use {device.label}: root permissions are required; connect as root", step="check"
             )
-        session = _open_session(connection, facts, options.dry_run)
+        session = Session(connection, facts)
         status = session.request("status")
         if do == "rollback" and not status["previous"]:
             raise DeployError(
@@ -399,8 +399,8 @@ def _run_without_bundle(
                 text = f"switch from release {status['release']} to {status['previous']}"
             progress("switch", "planned", text)
             return progress.result(connection, status["release"], status["previous"], changed=False)
-        if do == "rollback":
-            _send_keys(session, status, options.require_signature, options)
+        session.request("lock", host=socket.gethostname())
+        _send_agent(session, options)
         job = {**_job(options), "do": do}
         result = _run_job(connection, facts, session, job, progress)
         if do == "remove":
@@ -409,13 +409,11 @@ def _run_without_bundle(
 
 
 def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
-    """Remove the agent's files after the job has ended, and the installation folder if it is empty."""
-    prefix = connection.device.prefix
-    sudo = "sudo -n " if facts.root == "sudo" else ""
-    paths = " ".join(quoted(f"{prefix}/{name}") for name in _AGENT_FILES)
-    command = connection.command(f"{sudo}rm -f -- {paths}; {sudo}rmdir -- {quoted(prefix)} 2>/dev/null; echo")
-    command.read_line(connection.device.connect_timeout_s)
-    command.close()
+    """Remove the agent's own files, which it needs until the job has ended, unless there is another deployment."""
+    session = Session(connection, replace(facts, agent_digest=""))  # The agent does not run from its own file.
+    with suppress(ConnectionLostError):  # Only the agent's own files remain.
+        session.request("remove-agent", host=socket.gethostname())
+    session.close()
 
 
 def _job(options: DeployOptions) -> dict[str, Any]:
@@ -436,14 +434,6 @@ def _connect(connection: Connection, progress: _Progress) -> DeviceFacts:
     facts = probe(connection)
     progress("connect", "done", connection.device.address)
     return facts
-
-
-def _open_session(connection: Connection, facts: DeviceFacts, dry_run: bool) -> Session:
-    """Start the agent, and install or update it unless this is a dry run."""
-    session = Session(connection, facts)
-    if not session.installed and not dry_run:
-        session.request("write", name="agent.py", content=agent_source().decode())
-    return session
 
 
 def _is_running(
@@ -490,8 +480,15 @@ def _check_space(plan: _Plan, status: dict[str, Any], device: Device) -> None:
         )
 
 
-def _send_keys(session: Session, status: dict[str, Any], required: bool | None, options: DeployOptions) -> None:
-    """Send the module that checks signatures if the device requires them."""
+def _send_agent(session: Session, options: DeployOptions) -> None:
+    """Install or update the agent, and the module that checks signatures if the device requires them.
+
+    The session must hold the lock, so that another deployment does not remove these files.
+    """
+    status, source = session.request("status"), agent_source()
+    if status["agent"] != sha256(source):
+        session.request("write", name="agent.py", content=source.decode())
+    required = options.require_signature
     if not (status["require_signature"] if required is None else required):
         return
     module = files("edgerec.contract").joinpath("signature.py").read_text(encoding="utf-8")

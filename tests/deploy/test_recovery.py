@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -89,6 +90,27 @@ def test_release_is_not_complete_after_its_removal_was_interrupted(installation,
     installation.create_folders()
     installation.clean_up()
     assert sorted(path.name for path in (tmp_path / "opt").iterdir()) == ["releases", "store", "venvs"]
+
+
+def test_agent_is_not_removed_during_another_deployment(installation):
+    agent.write_file(installation.agent_file, b"")
+    shutil.rmtree(installation.releases)
+    installation.point_to("")
+    with installation.lock("another host", 0):
+        assert not installation.remove_agent("host")
+        assert os.path.exists(installation.agent_file)
+    assert installation.remove_agent("host")
+    assert sorted(os.listdir(installation.prefix)) == ["store", "venvs"]
+
+
+def test_lock_of_a_removed_installation_does_not_admit_two_deployments(installation):
+    holder = installation.lock("first", 0)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(installation.lock, "second", 60)
+        shutil.rmtree(installation.prefix)
+        holder.close()
+        with waiting.result(), pytest.raises(agent.AgentError, match=r"started by second at"):
+            installation.lock("third", 0)
 
 
 def test_virtual_environment_is_not_complete_after_its_removal_was_interrupted(installation, monkeypatch, tmp_path):
