@@ -274,7 +274,9 @@ class Installation:
                     holder = file.read(1000).strip() or "an unknown host"
                     file.close()
                     raise AgentError(
-                        f"another deployment is in progress (started by {holder}): wait until it has finished", "plan"
+                        f"another deployment is in progress (started by {holder}): wait until it has finished; if its "
+                        f"connection was lost, wait up to {IDLE_S // 60} minutes",
+                        "plan",
                     ) from None
                 time.sleep(0.1)
         file.seek(0)
