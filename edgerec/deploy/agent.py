@@ -353,6 +353,7 @@ class Installation:
         folder = self.prefix if os.path.isdir(self.prefix) else "/"
         space = os.statvfs(folder)
         config, unit_content = read_bytes(self.config_file), read_bytes(self.unit_file)
+        unit_prefix = re.search(rb"agent\.py boot-check --prefix (\S+)", unit_content or b"")
         return {
             "release": current,
             "previous": self.previous(),
@@ -372,7 +373,8 @@ class Installation:
             "signers": content_digest(read_bytes(self.signers_file)),
             "unit": content_digest(unit_content),
             "agent": content_digest(read_bytes(self.agent_file)),
-            # install.sh also installs a service, which does not start the agent.
+            # A service of install.sh does not start the agent, so its unit has no prefix.
+            "unit_prefix": unit_prefix[1].decode("ascii", "replace") if unit_prefix else "",
             "foreign_unit": unit_content is not None and self.agent_file.encode() not in unit_content,
         }
 

@@ -164,12 +164,7 @@ def deploy_bundle(
         progress("check", "done", f"{facts.system}, {facts.machine}, Python {python}")
         session = Session(connection, facts)
         status = session.request("status")
-        if status["foreign_unit"]:
-            raise DeployError(
-                f"cannot deploy to {device.label}: a service was installed there with install.sh; remove it first with "
-                "sudo sh install.sh --undo",
-                step="check",
-            )
+        _check_unit(status, device)
         unit = service_unit(package.unit, device.prefix, agent_python(facts, device.label))
         if config is None and not status["config"]:
             config = DEFAULT_CONFIG
@@ -449,6 +444,23 @@ def _is_running(
         and (config is None or status["config"] == sha256(config.encode()))
         and (signers is None or status["signers"] == sha256(_read_text(signers).encode()))
         and options.require_signature in (None, status["require_signature"])
+    )
+
+
+def _check_unit(status: dict[str, Any], device: Device) -> None:
+    """Refuse a device whose service does not belong to the deployment in the device's prefix."""
+    if not status["foreign_unit"]:
+        return
+    if prefix := status["unit_prefix"]:
+        raise DeployError(
+            f"cannot deploy to {device.label}: its service belongs to a deployment in {prefix}; use --prefix {prefix}, "
+            f"or remove that deployment first with --remove --prefix {prefix}",
+            step="check",
+        )
+    raise DeployError(
+        f"cannot deploy to {device.label}: a service was installed there with install.sh; remove it first with "
+        "sudo sh install.sh --undo",
+        step="check",
     )
 
 

@@ -229,6 +229,11 @@ def test_service_of_install_sh_is_not_overwritten(make_device, make_bundle):
     assert "remove it first with sudo sh install.sh --undo" in str(refusal(make_bundle(), other))
 
 
+def test_service_of_a_deployment_with_another_prefix_is_not_overwritten(installed, make_bundle):
+    with pytest.raises(DeployError, match="its service belongs to a deployment in /opt/edgerec; use --prefix"):
+        deploy_bundle(make_bundle(number=2), replace(installed.device, prefix="/opt/other"), OPTIONS)
+
+
 def test_deployment_continues_after_the_connection_is_lost_during_the_trial(installed, make_bundle):
     lost = []
 
