@@ -21,7 +21,7 @@ ExistingFile = Literal["refuse", "overwrite", "append"]
 SaveRule = Literal["low-confidence", "changes", "all"]
 
 MAX_THREADS = 256
-# Metadata of fields with special content, for edgerec.camera.config_file.
+# Metadata of fields with special content, for edgerec.camera.config_fields.
 _SOURCE, _LIBRARY = {"content": "source"}, {"content": "library"}
 _URL, _TOKEN = {"content": "url"}, {"content": "token"}
 
@@ -295,7 +295,7 @@ class CameraConfig:
             ConfigError: the file cannot be read, is not TOML, or contains an unknown key or an invalid value, or other
                 users can read a file that contains a password or token.
         """
-        from edgerec.camera.config_file import build, in_file, read_values
+        from edgerec.camera.config_reader import build, in_file, read_values
 
         values = read_values(cls, path)
         with in_file(path):
@@ -311,7 +311,7 @@ class CameraConfig:
         Raises:
             ConfigError: the configuration contains a password or token instead of ``env:NAME`` or ``@FILE``.
         """
-        from edgerec.camera.config_file import to_toml
+        from edgerec.camera.config_writer import to_toml
 
         return to_toml(self, folder)
 

@@ -77,7 +77,7 @@ def camera_config(context: typer.Context, path: Path | None) -> CameraConfig:
         typer.BadParameter: the value of an option is invalid.
     """
     from edgerec.camera.config import CameraConfig
-    from edgerec.camera.config_file import build, in_file, merged, read_values, typed_values
+    from edgerec.camera.config_reader import build, in_file, merged, read_values, typed_values
 
     file_values = read_values(CameraConfig, path) if path else {}
     arguments, flags = _arguments(context)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgerec.camera.config import CameraConfig
-from edgerec.camera.config_file import build, read_values
+from edgerec.camera.config_reader import build, read_values
 from edgerec.contract.bundle import MANIFEST, Bundle
 from edgerec.contract.signature import SIGNATURE
 from edgerec.contract.target import Target, target_names

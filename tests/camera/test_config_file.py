@@ -21,7 +21,8 @@ from edgerec.camera.config import (
     WebhookConfig,
     WebPageConfig,
 )
-from edgerec.camera.config_file import build, read_values, to_toml
+from edgerec.camera.config_reader import build, read_values
+from edgerec.camera.config_writer import to_toml
 from edgerec.camera.frame_filters import FrameOptions
 from edgerec.camera.reconnection import Timeouts
 from edgerec.contract.decision import DecisionSpec

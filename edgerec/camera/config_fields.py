@@ -1,0 +1,165 @@
+"""Fields of configuration dataclasses: their types, keys, descriptions and secrets.
+
+The functions work for every frozen dataclass whose fields contain strings, numbers, paths, choices, lists, mappings,
+other such dataclasses, or tuples of such dataclasses.
+
+The metadata of a field may contain these entries:
+
+- ``content``: ``source`` (source URI or path), ``url`` (URL that may contain a password), ``token`` (a secret) or
+  ``library`` (path or name of a shared library).
+- ``keys``: dataclass whose fields are the valid keys of a mapping.
+- ``key``: name of the key in the file, if it is not the name of the field.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from edgerec.utils.secret_references import is_reference
+from edgerec.utils.url_redaction import MASK, has_secret, redacted
+
+_TYPE_NAMES: dict[Any, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # A single letter before the colon is a drive of Windows.
+# redacted() would treat the @ in synthetic:640x480@30 as the end of a password.
+_SOURCES_WITHOUT_SECRETS = ("synthetic:", "picamera2:")
+
+
+def typed_fields(kind: Any) -> tuple[tuple[Field[Any], Any], ...]:
+    """Return the fields of a dataclass with their types."""
+    return _cached_fields(kind)
+
+
+@lru_cache
+def _cached_fields(kind: Any) -> tuple[tuple[Field[Any], Any], ...]:
+    hints = get_type_hints(kind)
+    return tuple((item, hints[item.name]) for item in fields(kind) if item.init)
+
+
+def field_key(item: Field[Any]) -> str:
+    """Return the TOML key of a field."""
+    return item.metadata.get("key", item.name)
+
+
+def field_default(item: Field[Any]) -> Any:
+    """Return the default of a field, or None if the field is required. A dataclass becomes a dictionary."""
+    if item.default_factory is not MISSING:
+        default = item.default_factory()
+        return field_values(default) if is_dataclass(default) else default
+    return None if item.default is MISSING else item.default
+
+
+def non_none_types(hint: Any) -> list[Any]:
+    """Return the types in a union, except None."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [kind for kind in kinds if kind is not NoneType]
+
+
+def is_list_type(hint: Any) -> bool:
+    """Return whether a field contains a list or tuple."""
+    return any(get_origin(kind) in (tuple, Sequence) for kind in non_none_types(hint))
+
+
+def nested_dataclass(hint: Any) -> type[Any] | None:
+    """Return the dataclass of a field that contains a dataclass or a tuple of dataclasses, otherwise None."""
+    for kind in non_none_types(hint):
+        item = get_args(kind)[0] if get_origin(kind) in (tuple, Sequence) else kind
+        if isinstance(item, type) and is_dataclass(item):
+            return item
+    return None
+
+
+def describe_type(hint: Any, plural: bool = False) -> str:
+    """Describe a type for an error message, such as ``a list of 4 numbers``."""
+    alternatives = non_none_types(hint)
+    if Path in alternatives:
+        return "paths" if plural else "a path"
+    texts = []
+    for kind in alternatives:
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin is Literal:
+            texts.append(f"one of {', '.join(map(str, arguments))}")
+        elif origin in (tuple, Sequence):
+            count = "" if origin is Sequence or arguments[-1] is Ellipsis else f"{len(arguments)} "
+            texts.append(f"a list of {count}{describe_type(arguments[0], plural=True)}")
+        elif origin is Mapping:
+            texts.append(f"a table of {describe_type(arguments[1], plural=True)}")
+        elif is_dataclass(kind):
+            texts.append("tables" if plural else "a table")
+        else:
+            name = _TYPE_NAMES.get(kind, "a value")
+            texts.append(f"{name.split()[-1]}s" if plural and kind is not bool else name)
+    return " or ".join(texts)
+
+
+def attribute_docs(kind: type[Any]) -> dict[str, str]:
+    """Return the descriptions in the section ``Attributes`` of a docstring as plain text, keyed by attribute."""
+    section = textwrap.dedent((kind.__doc__ or "").partition("Attributes:\n")[2])
+    docs: dict[str, str] = {}
+    for match in re.finditer(r"^(\w+(?:, \w+)*): (.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
+        text = " ".join(match[2].split())
+        text = text if text.startswith("`") else text[:1].upper() + text[1:]
+        text = re.sub(r"; see :\w+:`[^`]*`", "", text)  # Remove cross-references to the API documentation.
+        text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text).replace("``", "")
+        for name in match[1].split(", "):
+            docs[name] = text
+    return docs
+
+
+def field_values(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass. Nested dataclasses become dictionaries."""
+    values = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            value = field_values(value)
+        elif isinstance(value, tuple | list) and value and all(map(is_dataclass, value)):
+            value = tuple(map(field_values, value))
+        values[item.name] = value
+    return values
+
+
+def relocate_path(text: str, content: str, relocate: Callable[[str], str]) -> str:
+    """Return a string with ``relocate`` applied to its path. A string without a path is not changed."""
+    if content in ("source", "url", "token") and text.startswith("@"):
+        return f"@{relocate(text[1:])}"
+    is_path = (
+        content == "path"
+        or (content == "library" and "/" in text)
+        or (content == "source" and not (text == "auto" or text.isdecimal() or is_reference(text)))
+    )
+    # A relative path may contain a colon, but an existing file is needed to distinguish it from a URI.
+    if is_path and content == "source" and _SCHEME.match(text) and not os.path.exists(relocate(text)):
+        return text
+    return relocate(text) if is_path else text
+
+
+def literal_secrets(kind: type[Any], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values that contain a password or token."""
+    for item, hint in typed_fields(kind):
+        value, key = values.get(item.name), f"{prefix}{field_key(item)}"
+        nested, content = nested_dataclass(hint), item.metadata.get("content")
+        if value is None:
+            continue
+        if nested:
+            for each in value if isinstance(value, tuple) else (value,):
+                yield from literal_secrets(nested, each, f"{key}.")
+        elif content in ("source", "url", "token"):
+            texts = (value,) if isinstance(value, str) else value
+            if any(_is_literal_secret(text, content) for text in texts):
+                yield key
+
+
+def _is_literal_secret(text: str, content: str) -> bool:
+    if not text or is_reference(text):
+        return False
+    if content == "source" and (text.startswith(_SOURCES_WITHOUT_SECRETS) or os.path.exists(text)):
+        return False
+    return content == "token" or has_secret(text) or MASK in redacted(text)
