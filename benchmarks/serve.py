@@ -111,7 +111,7 @@ async def send_requests(
         expected: body of the response for each file.
         clients: number of connections. Each sends a request when it has received the previous response.
         seconds: duration of the measurement.
-        bad_every: send a file that is no image instead of each request with this number.
+        bad_every: send a file that is not an image instead of each request with this number.
     """
     host, port = urlsplit(address).hostname, urlsplit(address).port
     head = f"POST /classify HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: image/jpeg\r\nContent-Length: "

@@ -174,7 +174,7 @@ class _Reader:
         nested = nested_dataclass(hint)
         if nested and is_list_type(hint):
             if not isinstance(value, list | tuple):
-                raise ConfigError(key, f"is {_shown(value)}; expected a list of tables [[{key}]]")
+                raise ConfigError(key, f"is {_shown(value)}; write each {key} as a table [[{key}]]")
             return tuple(self.table(nested, each, f"{key}[{index}].") for index, each in enumerate(value))
         if nested:
             return self.table(nested, value, f"{key}.")

@@ -30,7 +30,8 @@ def deploy(
     config: Path | None = typer.Option(
         None,
         metavar="FILE",
-        help="Configuration of the camera. [default: keep the device's; at first: the first camera]",
+        help="Configuration file of the camera. [default: keep the file on the device; the first deployment uses the "
+        "first camera]",
     ),
     healthy_within: str = typer.Option(
         "60s",
@@ -67,8 +68,8 @@ def deploy(
         0,
         min=0,
         metavar="N",
-        help="Number of devices to update first, preferably those with the tag 'canary'. If one of them fails, no "
-        "other device is updated.",
+        help="Number of devices to update first. Devices with the tag 'canary' are chosen first. If one of them fails, "
+        "no other device is updated.",
         rich_help_panel=_FLEET,
     ),
     devices: Path | None = typer.Option(
@@ -103,13 +104,14 @@ def deploy(
     require_signature: bool | None = typer.Option(
         None,
         "--require-signature/--no-require-signature",
-        help="From now on, accept only signed bundles. [default: keep the device's setting]",
+        help="Make the device refuse unsigned bundles, now and in later deployments. [default: keep the device's "
+        "setting]",
         rich_help_panel=_SIGNATURES,
     ),
     allow_downgrade: bool = typer.Option(
         False,
         "--allow-downgrade",
-        help="Accept a signed bundle that is older than the newest one so far.",
+        help="Accept a signed bundle that is older than the newest bundle that the device has accepted.",
         rich_help_panel=_SIGNATURES,
     ),
 ) -> None:
@@ -171,7 +173,9 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
     else:
         bundle, names, expected = "".join(arguments[:1]), arguments[1:], "BUNDLE DEVICE"
     if not names and not fleet:
-        raise typer.BadParameter(f"expected {expected}, or --all or --tag, got {len(arguments)} arguments")
+        raise typer.BadParameter(
+            f"specify {expected}, or select devices with --all or --tag; got {len(arguments)} arguments"
+        )
     if len(set(names)) < len(names):
         raise typer.BadParameter("a device is specified twice")
     return bundle, names

@@ -34,9 +34,8 @@ def serve(
     token: str | None = typer.Option(
         None,
         metavar="TOKEN",
-        help="Token that clients must send (or env:NAME or @FILE), with at least 8 characters. [default: the value of "
-        "EDGEREC_SERVE_TOKEN; otherwise none on this machine, and a generated token for other machines, which is "
-        "printed]",
+        help="Token that clients must send: at least 8 characters, env:NAME or @FILE. [default: EDGEREC_SERVE_TOKEN. "
+        "If it is not set, a loopback address needs no token; otherwise a token is generated and printed]",
     ),
     workers: int = typer.Option(
         0,

@@ -238,7 +238,10 @@ def why_unreadable(content: bytes) -> str:
     """Explain why :func:`decode` cannot read an image file, and how to fix the problem."""
     if _is_too_large(content):
         width, height = image_size(content)
-        return f"it has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize it"
+        return (
+            f"the image has {width}×{height} pixels, but edgerec decodes at most {MAX_PIXELS:,} pixels: resize the "
+            "image"
+        )
     if is_heic(content):
         try:
             require("pillow_heif")

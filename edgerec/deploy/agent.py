@@ -312,7 +312,11 @@ class Installation:
 
     def release_path(self, release: str, *names: str) -> str:
         if not RELEASE.fullmatch(release or ""):
-            raise AgentError(f"{release!r} is not a release", "plan")
+            raise AgentError(
+                f"the host requested the release {release!r}, but a release has 16 hexadecimal digits: update edgerec "
+                "on the host",
+                "plan",
+            )
         return os.path.join(self.releases, release, *names)
 
     def is_complete(self, release: str) -> bool:
@@ -392,7 +396,10 @@ class Installation:
 
     def store_path(self, digest: str) -> str:
         if not DIGEST.fullmatch(digest):
-            raise AgentError(f"{digest!r} is not a SHA-256 digest", "send")
+            raise AgentError(
+                f"the host sent the file digest {digest!r}, which is not a SHA-256 digest: update edgerec on the host",
+                "send",
+            )
         return os.path.join(self.store, digest)
 
     def receive(self, digest: str, size: int, offset: int, read: Callable[[int], bytes]) -> None:
@@ -402,8 +409,18 @@ class Installation:
         """
         path = self.store_path(digest)
         part = path + ".part"
-        if not 0 <= offset <= size <= MAX_FILE_BYTES:
-            raise AgentError("the size of a file is invalid", "send")
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise AgentError(
+                f"a file of the deployment has {size:,} bytes, but the agent accepts at most {MAX_FILE_BYTES:,} bytes: "
+                "deploy a smaller bundle or smaller packages",
+                "send",
+            )
+        if not 0 <= offset <= size:
+            raise AgentError(
+                f"the transfer of a file with {size:,} bytes cannot be resumed at byte {offset:,}: deploy the bundle "
+                "again",
+                "send",
+            )
         with open(part, "r+b" if os.path.exists(part) else "w+b") as file:
             file.truncate(offset)
             file.seek(offset)
@@ -485,7 +502,11 @@ class Installation:
         os.mkdir(links)
         for name, digest in job["wheels"].items():
             if not WHEEL.fullmatch(name):
-                raise AgentError(f"{name!r} is not the name of a wheel", "install")
+                raise AgentError(
+                    f"the host sent a list of wheels with {name!r}, which is not the name of a wheel: update edgerec "
+                    "on the host",
+                    "install",
+                )
             os.link(self.store_path(digest), os.path.join(links, name))
         wheels = [os.path.join(links, name) for name in sorted(job["wheels"])]
         log.step("install", "running", f"installing {len(wheels)} packages")
@@ -978,7 +999,11 @@ def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any
                 return
             if first["boot_id"] != boot_id():
                 release = installation.current() or "none"
-                raise AgentError(f"the device restarted during the deployment; release {release} is current", "monitor")
+                raise AgentError(
+                    f"the device restarted during the deployment; release {release} is current: deploy the bundle "
+                    "again",
+                    "monitor",
+                )
         # A job holds the lock. If the lock is free for a while, the job was killed.
         if installation_is_locked(installation):
             free_s = None
@@ -990,7 +1015,11 @@ def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any
                     raise AgentError(describe(OSError(errno.ENOSPC, "")), "install")
                 raise AgentError("the job on the device was interrupted: deploy the bundle again", "install")
         if time.monotonic() - start_s > 2 * INSTALL_TIMEOUT_S:
-            raise AgentError("the job on the device did not finish: check the device", "install")
+            raise AgentError(
+                "the agent on the device stopped before the installation was complete: run edgerec devices, and deploy "
+                "again",
+                "install",
+            )
         time.sleep(0.1)
 
 

@@ -94,9 +94,9 @@ def read_devices(path: str | Path = DEVICES_FILE) -> tuple[FleetDevice, ...]:
             raise DeployError(f"{path}: {unknown('table', key, ('defaults', 'device'))}")
     defaults, tables = values.get("defaults", {}), values.get("device", [])
     if not isinstance(defaults, Mapping):
-        raise DeployError(f"{path}: defaults must be a table [defaults]")
+        raise DeployError(f"{path}: write the defaults as a table [defaults]")
     if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
-        raise DeployError(f"{path}: device must be a list of tables [[device]]")
+        raise DeployError(f"{path}: write each device as a table [[device]]")
     if not tables:
         raise DeployError(f"{path} lists no devices: add a table [[device]] with the keys name and host")
     if len(tables) > MAX_DEVICES:

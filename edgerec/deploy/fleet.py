@@ -146,7 +146,7 @@ def run_on_fleet(
         KeyboardInterrupt: the user stopped the operation. ``finished`` has been called for each device.
     """
     if parallel < 1 or canary < 0:
-        raise ValueError(f"parallel is {parallel} and canary is {canary}; expected at least 1 and 0")
+        raise ValueError(f"parallel is {parallel} (expected at least 1) and canary is {canary} (expected at least 0)")
     rollout = _Rollout(operation, devices, options, listener, finished, stop or threading.Event())
     order = sorted(range(len(devices)), key=lambda index: CANARY_TAG not in devices[index].tags)
     first, rest = order[:canary], order[canary:]

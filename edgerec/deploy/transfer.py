@@ -80,4 +80,7 @@ def send_contents(
         stopped.set()
     writer.join(60)
     if errors:
-        raise DeployError(f"a file cannot be sent ({errors[0]}): check the bundle and the cache", step="send")
+        raise DeployError(
+            f"cannot read a file to send ({errors[0]}): check that the bundle and the downloaded wheels exist",
+            step="send",
+        )

@@ -193,7 +193,8 @@ def classify_file(
     width, height = image_size(content)
     if width * height > MAX_PIXELS:
         raise DataError(
-            f"it has {width}×{height} pixels, but this server accepts at most {MAX_PIXELS:,} pixels: resize it"
+            f"the image has {width}×{height} pixels, but this server accepts at most {MAX_PIXELS:,} pixels: resize the "
+            "image"
         )
     with memory_for(content):
         reduction, _ = jpeg_reduction(content, choose_reduction)

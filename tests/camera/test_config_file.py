@@ -283,7 +283,7 @@ def test_lists_of_tables_are_read_and_written(config_file):
     ("content", "message"),
     [
         ("doors = 1", "doors is unknown; did you mean 'door'?"),
-        ("[door]\nname = 'a'", "door is a table; expected a list of tables [[door]]"),
+        ("[door]\nname = 'a'", "door is a table; write each door as a table [[door]]"),
         ("[[door]]\nname = 'a'\n[[door]]\nnam = 'b'", "door[1].nam is unknown; did you mean 'name'?"),
         ("[[door]]\nname = 'a'\n[[door]]\nname = '-'", "door[1].name is '-'; expected letters and digits"),
         ("[[door]]", "door[0].name is missing; expected a string"),

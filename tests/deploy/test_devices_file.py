@@ -57,8 +57,8 @@ def test_devices_are_read_with_defaults_and_paths_relative_to_the_file(write, tm
     [
         ("", "lists no devices: add a table [[device]]"),
         ("[[devices]]\nname='a'", "unknown table 'devices'; did you mean 'device'?"),
-        ("device = 3", "device must be a list of tables [[device]]"),
-        ("defaults = 3", "defaults must be a table [defaults]"),
+        ("device = 3", "write each device as a table [[device]]"),
+        ("defaults = 3", "write the defaults as a table [defaults]"),
         ("[[device]]\nname='a'", "[[device]] 1 (a): the key 'host' is missing"),
         ("[[device]]\nname='a'\nhost='b'\nprot=1", "[[device]] 1 (a): unknown device key 'prot'; did you mean 'port'?"),
         ("[[device]]\nname='a'\nhost='b'\nport='1'", "[[device]] 1 (a): port is '1', expected 1 to 65535"),

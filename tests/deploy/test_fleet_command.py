@@ -26,8 +26,8 @@ def fleet_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bundle"], "expected BUNDLE DEVICE, or --all or --tag, got 1 arguments"),
-        (["--rollback"], "expected DEVICE, or --all or --tag, got 0 arguments"),
+        (["bundle"], "specify BUNDLE DEVICE, or select devices with --all or --tag; got 1 arguments"),
+        (["--rollback"], "specify DEVICE, or select devices with --all or --tag; got 0 arguments"),
         (["bundle", "door", "door"], "a device is specified twice"),
         (["bundle", "--all", "--tag", "a"], "--all cannot be combined with --tag"),
         (["--rollback", "--remove", "--all"], "--rollback cannot be combined with --remove"),
