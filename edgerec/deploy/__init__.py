@@ -6,15 +6,8 @@ from edgerec.deploy.device import Device, DeviceStatus
 from edgerec.deploy.devices_file import FleetDevice, read_devices, select_devices
 from edgerec.deploy.fleet import DeviceOutcome, deploy_to_fleet, run_on_fleet
 from edgerec.deploy.fleet_status import DeviceReport, fleet_status
-from edgerec.deploy.release import (
-    DeployOptions,
-    DeployResult,
-    Step,
-    deploy_bundle,
-    device_status,
-    remove,
-    rollback,
-)
+from edgerec.deploy.operation import DeployOptions, DeployResult, Step
+from edgerec.deploy.release import deploy_bundle, device_status, remove, rollback
 
 __all__ = [
     "DeployOptions",

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from edgerec.camera.interrupts import Interrupts
 from edgerec.deploy.devices_file import FleetDevice
-from edgerec.deploy.release import DeployOptions, DeployResult, Listener, Step, deploy_bundle
+from edgerec.deploy.operation import DeployOptions, DeployResult, Listener, Step
+from edgerec.deploy.release import deploy_bundle
 from edgerec.errors import DeployError, EdgerecError
 
 log = logging.getLogger(__name__)

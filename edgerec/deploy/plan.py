@@ -1,0 +1,213 @@
+"""Plan what a deployment sends to a device and installs there, and how much space this takes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.bundle import MANIFEST, Bundle
+from edgerec.contract.signature import SIGNATURE
+from edgerec.contract.target import Target, target_names
+from edgerec.deploy.device import Device, DeviceFacts
+from edgerec.deploy.operation import DeployOptions, Progress, new_job
+from edgerec.deploy.service_config import read_text
+from edgerec.deploy.session import Session
+from edgerec.deploy.transfer import Contents
+from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
+from edgerec.errors import BundleError, DeployError
+from edgerec.export.install_and_service_files import install_files
+from edgerec.utils.atomic import sha256
+
+UNIT = "edgerec.service"
+# Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
+BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
+
+
+@dataclass(frozen=True)
+class Package:
+    """A bundle and the files to install on a device.
+
+    Attributes:
+        bundle: the bundle.
+        target: target for which the bundle was exported.
+        files: contents of all files of the release, keyed by their names.
+        release: digest of the release.
+        unit: systemd unit of the service, before the paths on the device are inserted.
+    """
+
+    bundle: Bundle
+    target: Target
+    files: dict[str, bytes]
+    release: str
+    unit: str
+
+    @classmethod
+    def open(cls, path: Path | str) -> Package:
+        """Open a bundle's folder or .zip file.
+
+        Raises:
+            BundleError: the bundle is invalid.
+            DeployError: the bundle's target has no service.
+        """
+        bundle = Bundle.open(path)
+        target = Target.of_manifest(bundle.manifest.target)
+        if UNIT not in bundle.files:
+            choices = [name for name in target_names() if Target.load(name).service]
+            raise DeployError(
+                f"cannot deploy {path}: it was exported for the target {target.name}, which has no service; export it "
+                f"again with --target {' or '.join(choices)}"
+            )
+        if bundle.warnings:
+            raise BundleError(bundle.warnings[0])
+        # systemd runs commands in a unit as root, so the unit in the bundle, which may be malicious, is not used.
+        unit = install_files(target)[UNIT].decode()
+        contents = {**bundle.files, MANIFEST: bundle.manifest_content}
+        if bundle.signature is not None:
+            contents[SIGNATURE] = bundle.signature
+        return cls(bundle, target, contents, sha256(bundle.manifest_content)[:16], unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files and packages that a deployment sends to a device and installs there.
+
+    Attributes:
+        package: the bundle.
+        contents: contents of the bundle's files and of the wheels.
+        files: digests of the release's files, keyed by their names.
+        wheels: digests of the wheels, keyed by their file names.
+        venv: digest of the virtual environment.
+        python: path of the device's Python interpreter.
+        system_packages: whether the virtual environment can import the packages of the system's Python.
+        missing: number of bytes that the device already has of each content that it needs, keyed by digest.
+        has_venv: whether the device already has the virtual environment.
+        complete: whether the release is already installed.
+        needed_bytes: disk space required on the device, or 0 if nothing is sent or installed.
+    """
+
+    package: Package
+    contents: Contents
+    files: dict[str, str]
+    wheels: dict[str, str]
+    venv: str
+    python: str
+    system_packages: bool
+    missing: dict[str, int]
+    has_venv: bool
+    complete: bool
+    needed_bytes: int
+
+    @classmethod
+    def make(
+        cls,
+        package: Package,
+        facts: DeviceFacts,
+        python: str,
+        options: DeployOptions,
+        session: Session,
+        installed: Sequence[str],
+        progress: Progress,
+    ) -> Plan:
+        """Ask the device what it already has, and plan what to send.
+
+        Args:
+            package: the bundle.
+            facts: facts about the device.
+            python: version of the device's Python interpreter.
+            options: options of the deployment. Unless it is a dry run, the session takes the device's lock.
+            session: session with the device.
+            installed: digests of the installed releases.
+            progress: receives the steps of the deployment.
+        """
+        contents = Contents()
+        names = {name: contents.add(content) for name, content in package.files.items()}
+        if package.release in installed:
+            found = Wheels((), 0)
+        else:
+            progress("plan", "running", "collecting the packages for the device")
+            found = find_wheels(package.bundle, package.target, facts, python, options.find_links)
+        wheels = {path.name: contents.add(path) for path in found.paths}
+        system_packages = facts.camera_module and "picamera2" in package.target.sources
+        path = facts.pythons[python]
+        venv = venv_digest(wheels, f"{path} {python}", system_packages)
+        if not options.dry_run:
+            session.request("lock", host=socket.gethostname())
+        reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
+        missing = dict(reply["missing"])
+        if reply["complete"]:
+            # A release that was installed without its signature needs only the signature.
+            missing = {digest: offset for digest, offset in missing.items() if digest == names.get(SIGNATURE)}
+        elif reply["venv"]:
+            missing = {digest: offset for digest, offset in missing.items() if digest not in wheels.values()}
+        needed = sum(contents.sizes[digest] - offset for digest, offset in missing.items())
+        if not reply["venv"] and not reply["complete"]:
+            needed += int(found.unpacked_bytes * BYTE_CODE_FACTOR)
+        return cls(
+            package,
+            contents,
+            names,
+            wheels,
+            venv,
+            path,
+            system_packages,
+            missing,
+            reply["venv"],
+            reply["complete"],
+            needed + RESERVED_BYTES if needed else 0,
+        )
+
+    @property
+    def missing_bytes(self) -> int:
+        """Number of bytes to send to the device."""
+        return sum(self.contents.sizes[digest] - offset for digest, offset in self.missing.items())
+
+    def job(self, unit: str, config: str | None, options: DeployOptions) -> dict[str, Any]:
+        """Return the agent's job as a JSON-serializable dictionary."""
+        manifest = self.package.bundle.manifest
+        signers = options.allowed_signers
+        return {
+            **new_job(options),
+            "release": self.package.release,
+            "name": manifest.name,
+            "target": manifest.target,
+            "files": self.files,
+            "wheels": self.wheels,
+            "venv": self.venv,
+            "python": self.python,
+            "system_packages": self.system_packages,
+            "unit": unit,
+            "config": config,
+            "signers": None if signers is None else read_text(signers),
+        }
+
+    def describe(self, progress: Progress, status: dict[str, Any], config: bool, options: DeployOptions) -> None:
+        """Report the steps of a dry run."""
+        release = self.package.release
+        progress("send", "planned", f"send {len(self.missing)} files, {self.missing_bytes:,} bytes")
+        venv = "use the existing" if self.has_venv else "create a"
+        installed = f"{venv} virtual environment with {len(self.wheels)} packages"
+        if self.complete:
+            installed = "it is already installed"
+        progress("install", "planned", f"install release {release}: {installed}")
+        progress("verify", "planned", "compute the scores of the golden images on the device")
+        also = " and its configuration" if config else ""
+        progress("switch", "planned", f"switch from release {status['release'] or 'none'} to {release}{also}")
+        progress("monitor", "planned", f"wait up to {options.healthy_within_s:g} s until the service is healthy")
+        progress("prune", "planned", f"keep {options.keep} releases")
+
+
+def check_space(plan: Plan, status: dict[str, Any], device: Device) -> None:
+    """Refuse a deployment that needs more space than the device has.
+
+    Raises:
+        DeployError: the device has too little free space.
+    """
+    if plan.needed_bytes > status["free_bytes"]:
+        raise DeployError(
+            f"cannot deploy to {device.label}: {plan.needed_bytes / 1e6:,.0f} MB are required in {device.prefix}, but "
+            f"only {status['free_bytes'] / 1e6:,.0f} MB are free; delete files on the device",
+            step="check",
+        )

@@ -1,0 +1,79 @@
+"""Read and check the configuration file of the camera service that a deployment installs on a device."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from edgerec.camera.config import CameraConfig
+from edgerec.camera.config_reader import build, read_values
+from edgerec.errors import ConfigError, DeployError
+from edgerec.utils.atomic import read_at_most
+
+MAX_CONFIG_BYTES = 1 << 20
+DEFAULT_CONFIG = """\
+# Configuration of the camera service. After a change, run: systemctl restart edgerec
+# Passwords and tokens belong in /etc/edgerec/secrets.env.
+
+# auto uses the camera module of a Raspberry Pi if there is one, otherwise the first USB camera. For an address with a
+# password, write "env:CAMERA" here, and add the line CAMERA=rtsp://USER:PASSWORD@HOST/PATH to secrets.env.
+sources = ["auto"]
+output = "none"
+
+# The web page shows the predictions. To serve it to the network, use the address "0.0.0.0:8000".
+[web]
+address = "127.0.0.1:8000"
+"""
+_AUTO_SOURCE = re.compile(r'^\s*sources\s*=\s*\[?\s*"auto"', re.MULTILINE)
+
+
+def uses_first_camera(config: str) -> bool:
+    """Return whether the source in a configuration is ``auto``, so that the device must have a camera."""
+    return bool(_AUTO_SOURCE.search(config))
+
+
+def read_config(path: Path | None, bundle: Path) -> str | None:
+    """Return the content of a valid configuration file of the camera.
+
+    Raises:
+        ConfigError: the configuration is invalid, contains a password or token, or needs a display. The service could
+            not read a file that other users of the device cannot read.
+        DeployError: the file cannot be read.
+    """
+    if path is None:
+        return None
+    text = read_text(path)
+    with tempfile.TemporaryDirectory() as folder:
+        # Make the copy readable for all users, as on the device, so that secrets in the file are refused.
+        copy = Path(folder, path.name)
+        copy.write_text(text, encoding="utf-8")
+        copy.chmod(0o644)
+        try:
+            # The service passes the bundle on its command line.
+            camera = build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
+        except ConfigError as error:
+            problem = error.problem.partition(", but other users can access")[0]
+            if problem != error.problem:
+                problem += ", but all users of the device can read this file: use env:NAME or @FILE instead"
+            raise ConfigError(error.field.replace(str(copy), str(path)), problem) from None
+    if camera.output == "window":
+        raise ConfigError(
+            f"{path}: output",
+            'is "window", which is the default, but the service on a device has no display: add output = "none"',
+        )
+    return text
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file.
+
+    Raises:
+        DeployError: the file cannot be read or is not a text file.
+    """
+    try:
+        return read_at_most(path, MAX_CONFIG_BYTES).decode()
+    except OSError as error:
+        raise DeployError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    except UnicodeDecodeError:
+        raise DeployError(f"{path} is not a text file: check the path") from None
