@@ -56,6 +56,8 @@ IDLE_S = 120
 START_S = 20
 # Timeout in seconds for a session's lock. Other sessions lock the installation briefly to check their job.
 LOCK_S = 1.0
+# Suffix of files that are restored if a trial fails.
+PREVIOUS = ".previous"
 # Suffix of folders that are being removed.
 REMOVED = ".removed"
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -240,7 +242,7 @@ class Installation:
         self.config_file = os.path.join(CONFIG_FOLDER, "camera.toml")
         self.signers_file = os.path.join(CONFIG_FOLDER, "allowed_signers")
         self.new_signers_file = os.path.join(prefix, "allowed_signers.next")
-        self.old_config_file = self.config_file + ".previous"
+        self.old_config_file = self.config_file + PREVIOUS
 
     def create_folders(self) -> None:
         for folder in (self.prefix, self.store, self.releases, self.venvs, CONFIG_FOLDER):
@@ -665,6 +667,14 @@ class Installation:
             "old_config": job.get("config") is not None and os.path.exists(self.config_file),
             "new_config": job.get("config") is not None and not os.path.exists(self.config_file),
         }
+        # The unit is stored in the release's folder, so that a later rollback restores the unit too.
+        unit_file = self.release_path(job["release"], UNIT)
+        unit = job["unit"].encode() if "unit" in job else read_bytes(unit_file)
+        trial["old_unit"] = unit != read_bytes(unit_file) and os.path.exists(unit_file)
+        if trial["old_unit"]:
+            remove_path(unit_file + PREVIOUS)
+            os.link(unit_file, unit_file + PREVIOUS)
+            fsync_folder(os.path.dirname(unit_file))
         if trial["old_config"]:  # A hard link can be restored even if the disk is full.
             remove_path(self.old_config_file)
             os.link(self.config_file, self.old_config_file)
@@ -672,6 +682,8 @@ class Installation:
         write_json(self.trial_file, trial)
         if job.get("config") is not None:
             write_file(self.config_file, job["config"].encode(), 0o644)
+        if unit is not None and unit != read_bytes(unit_file):
+            write_file(unit_file, unit)
         if not os.path.exists(self.secrets_file):
             token = base64.urlsafe_b64encode(os.urandom(18)).decode()
             write_file(
@@ -693,6 +705,12 @@ class Installation:
             fsync_folder(CONFIG_FOLDER)
         elif trial.get("new_config"):
             remove_path(self.config_file)
+        if trial.get("old_unit"):
+            unit_file = self.release_path(trial["release"], UNIT)
+            if os.path.exists(unit_file + PREVIOUS):
+                os.replace(unit_file + PREVIOUS, unit_file)
+                fsync_folder(os.path.dirname(unit_file))
+                remove_path(unit_file + PREVIOUS)  # It remains if both names are links to the same file.
         if trial.get("previous"):
             changed = self.write_unit(trial["previous"])
         remove_path(self.trial_file)
@@ -737,6 +755,7 @@ class Installation:
         remove_path(self.trial_file)
         fsync_folder(self.prefix)
         remove_path(self.old_config_file)
+        remove_path(self.release_path(trial["release"], UNIT) + PREVIOUS)
         return True
 
     def prune(self, keep: int) -> int:
@@ -863,8 +882,6 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
     except AgentError:
         installation.discard(job["release"])
         raise
-    # Store the unit in the release's folder, so that a later rollback restores the unit too.
-    write_file(installation.release_path(job["release"], UNIT), job["unit"].encode())
     return try_release(installation, job, serial, log)
 
 

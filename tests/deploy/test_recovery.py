@@ -164,6 +164,33 @@ def test_release_is_not_kept_if_the_power_fails_before_it_is_accepted(installati
     assert (installation.current(), installation.state()) == (old, {})
 
 
+@pytest.mark.parametrize("interruption", range(10))
+def test_failed_trial_of_the_current_release_restores_its_unit(installation, monkeypatch, interruption):
+    release, calls, fsync_folder = "2" * 16, itertools.count(), agent.fsync_folder
+    os.mkdir(agent.UNIT_FOLDER)
+    for path in (installation.unit_file, installation.release_path(release, agent.UNIT)):
+        agent.write_file(path, b"old")
+
+    def power_failure(path):
+        fsync_folder(path)
+        if next(calls) == interruption:
+            interrupted()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(agent, "fsync_folder", power_failure)
+        patch.setattr(agent, "run", lambda *arguments: (0, "", ""))
+        with contextlib.suppress(KeyboardInterrupt):
+            installation.switch({"release": release, "unit": "new", "config": None})
+            assert agent.read_bytes(installation.unit_file) == b"new"
+            installation.undo_switch(agent.read_json(installation.trial_file))
+    monkeypatch.setattr(agent, "run", lambda *arguments: (0, "", ""))
+    monkeypatch.setattr(agent, "boot_id", lambda: "after the power failure")
+    agent.command_boot_check(installation)
+    assert agent.read_bytes(installation.unit_file) == b"old"
+    assert agent.read_bytes(installation.release_path(release, agent.UNIT)) == b"old"
+    assert not os.path.exists(installation.trial_file)
+
+
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
     device = make_device()
     config = tmp_path / "camera.toml"
