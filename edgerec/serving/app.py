@@ -194,16 +194,17 @@ class Service:
                 "application/octet-stream or multipart/form-data",
             )
         with self._bodies.body() as body:
+            if is_form:
+                # Parsing a form of many small parts takes seconds, so other requests must not wait.
+                # No variable holds the body, so that its memory is free while the files are classified.
+                files = await asyncio.to_thread(parse_multipart, await body.receive(receive, headers), content_type)
+                names = [f"the file {file.name!r}" for file in files]
+                results = await self._results([file.content for file in files], names)
+                return {"results": [{"file": file.name} | result for file, result in zip(files, results, strict=True)]}
             content = await body.receive(receive, headers)
-            if not is_form:
-                if not content:
-                    raise HTTPException(400, "the request's body is empty: send an image")
-                return (await self._results([content], ["the request's body"]))[0]
-            # Parsing a form of many small parts takes seconds, so other requests must not wait.
-            files = await asyncio.to_thread(parse_multipart, content, content_type)
-            names = [f"the file {file.name!r}" for file in files]
-            results = await self._results([file.content for file in files], names)
-            return {"results": [{"file": file.name} | result for file, result in zip(files, results, strict=True)]}
+            if not content:
+                raise HTTPException(400, "the request's body is empty: send an image")
+            return (await self._results([content], ["the request's body"]))[0]
 
     async def _results(self, contents: list[bytes], names: list[str]) -> list[dict[str, Any]]:
         """Classify image files, and return the fields of the responses. ``names`` is used in error messages."""

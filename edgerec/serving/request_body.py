@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -25,6 +25,8 @@ SILENCE_S = 10.0
 BODIES_IN_MEMORY = 4
 # The rest of a rejected request's body is read for this many seconds, so that the client receives the response.
 DISCARD_S = 2.0
+# Smaller parts of a form are copied.
+_SMALL_BYTES = 256
 # Time in seconds after which clients may repeat a request that was rejected because the server is busy.
 RETRY_AFTER_S = 1
 
@@ -66,7 +68,6 @@ class Body:
 
     _memory: BodyMemory
     size: int = 0
-    _parts: list[bytes] = field(default_factory=list)
 
     async def receive(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         """Receive and return the body of a request.
@@ -81,10 +82,11 @@ class Body:
         if int(length[:20]) > maximum if length.isascii() and length.isdigit() else True:
             raise too_large
         end_s = asyncio.get_running_loop().time() + BODY_S
+        parts = list[bytes]()
         while True:
             message = await _next_message(receive, end_s)
             if part := message.get("body", b""):
-                self._parts.append(part)
+                parts.append(part)
                 self.size += len(part)
                 self._memory.used_bytes += len(part)
                 if self.size > maximum:
@@ -92,7 +94,7 @@ class Body:
                 if self._memory.used_bytes > BODIES_IN_MEMORY * maximum:
                     raise busy("the server is receiving too many large requests")
             if not message.get("more_body", False):
-                return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _next_message(receive: Receive, end_s: float) -> Message:
@@ -153,7 +155,7 @@ class _Parts:
         self.complete = False
         self._parse_header = parse_header
         self._name, self._value, self._headers = b"", b"", dict[bytes, bytes]()
-        self._content = list[bytes]()
+        self._content = list[bytes | memoryview]()
         self.callbacks = {
             "on_part_begin": self._begin,
             "on_header_field": self._header_name,
@@ -180,7 +182,8 @@ class _Parts:
         self._name, self._value = b"", b""
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        self._content.append(data[start:end])
+        # A view saves a copy of a large part, but takes more memory than a copy of a few bytes.
+        self._content.append(memoryview(data)[start:end] if end - start > _SMALL_BYTES else data[start:end])
 
     def _end(self) -> None:
         _, parameters = self._parse_header(self._headers.get(b"content-disposition", b""))
@@ -189,6 +192,7 @@ class _Parts:
             field_name = parameters.get(b"name", b"").decode(errors="replace")[:MAX_FILE_NAME_LENGTH]
             raise HTTPException(400, f"the form field {field_name!r} is not a file: send only image files")
         self.files.append(File(name.decode(errors="replace")[:MAX_FILE_NAME_LENGTH], b"".join(self._content)))
+        self._content = []
 
     def _finish(self) -> None:
         self.complete = True

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -336,6 +337,22 @@ def test_unfinished_uploads_cannot_take_more_memory_than_four_bodies(bundle, dig
         assert statuses == [b"HTTP/1.1 503"]
         # The memory is released when the clients disconnect.
         wait_for(lambda: send(server, body=bytes(40_000)).status == 400)
+
+
+def test_form_is_in_memory_once_while_its_files_are_classified(bundle, digit, blocked):
+    content = digit + bytes(8_000_000)
+    with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", workers=1)) as server:
+        body, kind = form(("digit.png", content))
+        with ThreadPoolExecutor(1) as clients:
+            tracemalloc.start()
+            response = clients.submit(send, server, body=body, kind=kind)
+            assert blocked.started.acquire(timeout=60)
+            during, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            blocked.release.set()
+            assert response.result(30).status == 200
+    assert during < 1.5 * len(content)
+    assert peak < 2.5 * len(content)
 
 
 def test_image_that_has_waited_too_long_is_not_classified(server, digit, monkeypatch):
