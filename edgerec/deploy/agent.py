@@ -175,6 +175,15 @@ def safe_name(name: str) -> str:
     return name
 
 
+def uses_first_camera(config: str) -> bool:
+    """Return whether the sources in a TOML configuration include ``auto``, the first camera.
+
+    The host parses TOML, but the Python of a device may be too old for tomllib.
+    """
+    sources = re.search(r"^\s*sources\s*=\s*(\[[^\]]*\]|.*)", config, re.MULTILINE)
+    return bool(sources and re.search(r"""^[^#]*["']auto["']""", sources[1], re.MULTILINE))
+
+
 def boot_id() -> str:
     """Return an ID that changes when the device restarts."""
     # The kernel refuses to read this file into a large buffer, so read_bytes() cannot be used.
@@ -374,8 +383,7 @@ class Installation:
             "require_signature": bool(state.get("require_signature")),
             "serial": state.get("serial", 0),
             "config": content_digest(config),
-            # The device's Python may be too old for tomllib, so a regular expression must suffice.
-            "auto_source": bool(re.search(rb'^\s*sources\s*=\s*\[?\s*"auto"', config or b"", re.MULTILINE)),
+            "auto_source": uses_first_camera((config or b"").decode("utf-8", "replace")),
             "signers": content_digest(read_bytes(self.signers_file)),
             "unit": content_digest(unit_content),
             "agent": content_digest(read_bytes(self.agent_file)),

@@ -12,6 +12,8 @@ from edgerec.errors import DeployError
 from edgerec.utils.json_types import check_type
 
 PREFIX = "/opt/edgerec"
+PREFIX_RULE = "an absolute path of letters, digits, '.', '_' and '-', without the part '..'"
+_PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)+")
 # Video devices of a Raspberry Pi that are not cameras.
 _NO_CAMERA = re.compile(r"codec|-isp|pispbe|hevc", re.IGNORECASE)
 
@@ -43,6 +45,11 @@ class Device:
     def label(self) -> str:
         """Name of the device for messages: its display name, otherwise its address."""
         return self.name or self.address
+
+
+def is_valid_prefix(prefix: str) -> bool:
+    """Return whether a path can be the installation folder. It appears in commands and in a systemd unit."""
+    return bool(_PREFIX.fullmatch(prefix)) and ".." not in prefix.split("/")
 
 
 @dataclass(frozen=True)

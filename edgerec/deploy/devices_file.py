@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.contract.toml_settings import from_settings, read_settings
-from edgerec.deploy.device import PREFIX, Device
+from edgerec.deploy.device import PREFIX, PREFIX_RULE, Device, is_valid_prefix
 from edgerec.errors import DeployError, unknown
 from edgerec.utils.atomic import user_path
 
@@ -55,7 +55,7 @@ def _tags() -> dict[str, Any]:
 
 
 _PORT = {"is_valid": lambda port: port is None or 1 <= port <= 65535, "expected": "1 to 65535"}
-_PREFIX = re.compile(r"/[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
+_PREFIX = {"is_valid": is_valid_prefix, "expected": PREFIX_RULE}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Defaults:
     tags: tuple[str, ...] = field(default=(), metadata=_tags())
     config: str | None = None
     bundle: str | None = None
-    prefix: str = field(default=PREFIX, metadata=_text(_PREFIX, "an absolute path"))
+    prefix: str = field(default=PREFIX, metadata=_PREFIX)
     ssh_config: str | None = None
 
 

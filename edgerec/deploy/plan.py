@@ -18,10 +18,9 @@ from edgerec.deploy.session import Session
 from edgerec.deploy.transfer import Contents
 from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
 from edgerec.errors import BundleError, DeployError
-from edgerec.export.install_and_service_files import install_files
+from edgerec.export.install_and_service_files import UNIT, install_files
 from edgerec.utils.atomic import sha256
 
-UNIT = "edgerec.service"
 # Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
 BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
 

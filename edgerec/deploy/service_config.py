@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from edgerec.camera.config import CameraConfig
 from edgerec.camera.config_reader import build, read_values
 from edgerec.errors import ConfigError, DeployError
 from edgerec.utils.atomic import read_at_most
+from edgerec.utils.bounded_parsing import parse_toml
 
 MAX_CONFIG_BYTES = 1 << 20
 DEFAULT_CONFIG = """\
@@ -25,12 +25,11 @@ output = "none"
 [web]
 address = "127.0.0.1:8000"
 """
-_AUTO_SOURCE = re.compile(r'^\s*sources\s*=\s*\[?\s*"auto"', re.MULTILINE)
 
 
 def uses_first_camera(config: str) -> bool:
-    """Return whether the source in a configuration is ``auto``, so that the device must have a camera."""
-    return bool(_AUTO_SOURCE.search(config))
+    """Return whether the sources in a valid configuration include ``auto``, so that the device must have a camera."""
+    return "auto" in parse_toml(config).get("sources", ())
 
 
 def read_config(path: Path | None, bundle: Path) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import posixpath
-import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
-from edgerec.deploy.device import DeviceFacts
+from edgerec.deploy.device import PREFIX_RULE, DeviceFacts, is_valid_prefix
 from edgerec.deploy.ssh import Command, Connection, ConnectionLostError, quoted
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
@@ -21,7 +20,6 @@ MIN_PYTHON = (3, 9)
 REPLY_TIMEOUT_S = 300.0
 # Timeout in seconds for the next line of a job. The longest step without output is the installation by pip.
 JOB_TIMEOUT_S = 3600.0
-_PREFIX = re.compile(r"/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 # The agent's source arrives on stdin before the requests, so that a dry run does not write to the device.
 _RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'agent.py', 'exec'))"
 
@@ -63,10 +61,8 @@ class Session:
             DeployError: the device has no suitable Python interpreter, or the prefix is invalid.
         """
         device = connection.device
-        if not _PREFIX.fullmatch(device.prefix) or ".." in device.prefix:
-            raise DeployError(
-                f"the prefix is {device.prefix!r}, but it must be an absolute path of letters, digits, '.', '_' and '-'"
-            )
+        if not is_valid_prefix(device.prefix):
+            raise DeployError(f"the prefix is {device.prefix!r}, but it must be {PREFIX_RULE}")
         self._label = device.label
         source = agent_source()
         self.installed = sha256(source) == facts.agent_digest

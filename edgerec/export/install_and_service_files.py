@@ -9,6 +9,7 @@ from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
+UNIT = "edgerec.service"
 # The Dockerfile uses the first of these Debian releases whose Python version the target supports.
 _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
 # 32-bit ARM is excluded, because pip in a 32-bit container on a 64-bit kernel would choose 64-bit wheels.
@@ -48,7 +49,7 @@ def install_files(target: Target) -> dict[str, bytes]:
     }
     files = {
         "install.sh": _filled("install.sh", {key: shlex.quote(value) for key, value in install.items()}),
-        "edgerec.service": _filled("edgerec.service", _unit(target)),
+        UNIT: _filled(UNIT, _unit(target)),
     }
     suite = next((name for python, name in _SUITES.items() if python in target.python), "")
     if suite and arch and arch[0] in _PLATFORMS:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from edgerec.contract import signature
-from edgerec.deploy import agent
+from edgerec.deploy import agent, service_config
 
 
 @pytest.mark.parametrize("module", [agent, signature])
@@ -24,3 +24,20 @@ def test_code_on_the_device_needs_only_python_3_9_and_the_standard_library(modul
 def test_file_outside_the_bundle_is_refused(name):
     with pytest.raises(agent.AgentError, match="leaves the bundle's folder"):
         agent.safe_name(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ('output = "none"\nsources = ["auto"]', True),
+        ("sources = ['auto'] # the first camera", True),
+        ('sources = [\n  "rtsp://door/1", # the door\n  "auto",\n]', True),
+        ('sources = ["0", "auto"]', True),
+        ('# sources = ["auto"]\nsources = ["0"]', False),
+        ('sources = [\n  # "auto",\n  "0",\n]\n[mqtt]\nclient = "auto"', False),
+        ('sources = ["0"] # or "auto"', False),
+        ("", False),
+    ],
+)
+def test_host_and_device_agree_whether_a_configuration_uses_the_first_camera(config, expected):
+    assert agent.uses_first_camera(config) == service_config.uses_first_camera(config) == expected

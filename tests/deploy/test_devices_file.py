@@ -67,6 +67,7 @@ def test_devices_are_read_with_defaults_and_paths_relative_to_the_file(write, tm
         ("[[device]]\nname='a'\nhost='-oProxyCommand=x'", "host is '-oProxyCommand=x', expected user@host"),
         ("[[device]]\nname='a'\nhost='u@-x'", "host is 'u@-x', expected user@host"),
         ("[[device]]\nname='a'\nhost='b'\nprefix='opt'", "prefix is 'opt', expected an absolute path"),
+        ("[[device]]\nname='a'\nhost='b'\nprefix='/opt/../etc'", "prefix is '/opt/../etc', expected an absolute path"),
         ("[[device]]\nname='a'\nhost='b'\ntags=['x y']", "tags is ['x y'], expected a list of tags"),
         ("[[device]]\nname='a'\nhost='b'\n[defaults]\nname='c'", "[defaults]: unknown device key 'name'"),
         ("[[device]]\nname='a'\nhost='b'\n[[device]]\nname='a'\nhost='c'", "1 and 2 have the same name 'a'"),
