@@ -12,11 +12,14 @@ import typer
 
 from edgerec.cli.help import GroupedCommand
 from edgerec.cli.options import (
-    DELEGATE_HELP,
-    DELEGATE_OPTION_HELP,
+    MODEL_PANEL,
     REDUCED_DECODING_HELP,
     AllowedSignersOption,
+    DelegateOption,
+    DelegateOptionsOption,
+    FallbackOption,
     RevokedKeysOption,
+    ThresholdOption,
 )
 from edgerec.cli.output import show_log
 
@@ -49,7 +52,7 @@ class CameraCommand(GroupedCommand):
 
 COMMAND_CLASS = CameraCommand
 
-_CAMERA, _FRAMES, _MODEL = "Camera settings", "Frames to classify", "Model"
+_CAMERA, _FRAMES = "Camera settings", "Frames to classify"
 _FILES, _NETWORK, _WEB = "Files", "Network", "Web page"
 
 
@@ -170,20 +173,13 @@ def camera(
         "disables this check.",
         rich_help_panel=_FRAMES,
     ),
-    threshold: float | None = typer.Option(
-        None,
-        min=0,
-        max=1,
-        metavar="SCORE",
-        help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
-        rich_help_panel=_MODEL,
-    ),
+    threshold: float | None = ThresholdOption,
     decision: list[str] = typer.Option(
         [],
         metavar="KEY=VALUE",
         help="Override one of the bundle's decision settings, given as KEY=VALUE (e.g. smoothing=vote, memory=9, "
         "votes=5, hysteresis=0.1, least_s=1 or temperature=1.5). May be repeated.",
-        rich_help_panel=_MODEL,
+        rich_help_panel=MODEL_PANEL,
     ),
     threads: int = typer.Option(
         0,
@@ -192,15 +188,11 @@ def camera(
         metavar="N",
         help="Number of interpreter threads. 0 uses the number specified in the bundle. If the bundle specifies no "
         "number, 0 selects the fastest number in a short benchmark or, for files, one thread per CPU, up to 4.",
-        rich_help_panel=_MODEL,
+        rich_help_panel=MODEL_PANEL,
     ),
-    delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
-    delegate_option: list[str] = typer.Option(
-        [], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP, rich_help_panel=_MODEL
-    ),
-    fallback: bool = typer.Option(
-        False, "--fallback", help="Fall back to the CPU if the delegate cannot be loaded.", rich_help_panel=_MODEL
-    ),
+    delegate: str | None = DelegateOption,
+    delegate_option: list[str] = DelegateOptionsOption,
+    fallback: bool = FallbackOption,
     allowed_signers: Path | None = AllowedSignersOption,
     revoked_keys: Path | None = RevokedKeysOption,
     csv_append: bool = typer.Option(

@@ -1,4 +1,4 @@
-"""Help texts and parsers for options shared by several commands."""
+"""Options, help texts and parsers that several commands share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ DELEGATE_HELP = (
     "Delegate: a shared library such as libedgetpu.so.1, gpu, or none for the CPU. [default: the bundle's delegate]"
 )
 DELEGATE_OPTION_HELP = "Option for the delegate, such as device=usb:1 for the second USB device. May be repeated."
+THRESHOLD_HELP = "Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]"
 REDUCED_DECODING_HELP = (
     "Decode JPEG images at 1/2, 1/4 or 1/8 of their size if the model's input is that much smaller. Decoding and "
     "resizing become 1.3 to 3.2 times as fast, but the scores change slightly. With four models, 90.4 to 99.9 % of the "
     "labels of real photos stayed the same, and 99.5 to 100 % of those with a score of at least 0.5."
+)
+
+MODEL_PANEL = "Model"
+ThresholdOption = typer.Option(
+    None, "--threshold", min=0, max=1, metavar="SCORE", help=THRESHOLD_HELP, rich_help_panel=MODEL_PANEL
+)
+DelegateOption = typer.Option(None, "--delegate", metavar="NAME", help=DELEGATE_HELP, rich_help_panel=MODEL_PANEL)
+DelegateOptionsOption = typer.Option(
+    [], "--delegate-option", metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP, rich_help_panel=MODEL_PANEL
+)
+FallbackOption = typer.Option(
+    False, "--fallback", help="Fall back to the CPU if the delegate cannot be loaded.", rich_help_panel=MODEL_PANEL
 )
 
 SIGNATURE_PANEL = "Signature"

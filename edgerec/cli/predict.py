@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.options import REDUCED_DECODING_HELP, AllowedSignersOption, RevokedKeysOption
+from edgerec.cli.options import REDUCED_DECODING_HELP, THRESHOLD_HELP, AllowedSignersOption, RevokedKeysOption
 from edgerec.cli.output import say, show_log
 
 
@@ -19,7 +19,7 @@ def predict(
         min=0,
         max=1,
         metavar="SCORE",
-        help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
+        help=THRESHOLD_HELP,
     ),
     reduced_decoding: bool = typer.Option(False, "--reduced-decoding", help=REDUCED_DECODING_HELP),
     allowed_signers: Path | None = AllowedSignersOption,

@@ -7,11 +7,14 @@ from pathlib import Path
 import typer
 
 from edgerec.cli.options import (
-    DELEGATE_HELP,
-    DELEGATE_OPTION_HELP,
+    MODEL_PANEL,
     REDUCED_DECODING_HELP,
     AllowedSignersOption,
+    DelegateOption,
+    DelegateOptionsOption,
+    FallbackOption,
     RevokedKeysOption,
+    ThresholdOption,
     parse_delegate_options,
 )
 from edgerec.cli.output import show_log
@@ -20,7 +23,7 @@ from edgerec.errors import ConfigError
 # Command-line options that set the configuration fields, for error messages.
 _OPTIONS = {"ServeConfig.address": "--listen", "ServeConfig.max_body_bytes": "--max-body"}
 
-_MODEL, _LIMITS = "Model", "Limits"
+_LIMITS = "Limits"
 
 
 def serve(
@@ -43,30 +46,19 @@ def serve(
         max=256,
         metavar="N",
         help="Number of images that are classified in parallel. [default: one per CPU; 1 with a delegate]",
-        rich_help_panel=_MODEL,
+        rich_help_panel=MODEL_PANEL,
         show_default=False,
     ),
     threads: int = typer.Option(
-        1, min=1, max=256, metavar="N", help="Number of interpreter threads per worker.", rich_help_panel=_MODEL
+        1, min=1, max=256, metavar="N", help="Number of interpreter threads per worker.", rich_help_panel=MODEL_PANEL
     ),
-    threshold: float | None = typer.Option(
-        None,
-        min=0,
-        max=1,
-        metavar="SCORE",
-        help="Minimum score. Images with a lower score get the label 'unknown'. [default: the bundle's threshold]",
-        rich_help_panel=_MODEL,
-    ),
+    threshold: float | None = ThresholdOption,
     reduced_decoding: bool = typer.Option(
-        False, "--reduced-decoding", help=REDUCED_DECODING_HELP, rich_help_panel=_MODEL
+        False, "--reduced-decoding", help=REDUCED_DECODING_HELP, rich_help_panel=MODEL_PANEL
     ),
-    delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
-    delegate_option: list[str] = typer.Option(
-        [], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP, rich_help_panel=_MODEL
-    ),
-    fallback: bool = typer.Option(
-        False, "--fallback", help="Fall back to the CPU if the delegate cannot be loaded.", rich_help_panel=_MODEL
-    ),
+    delegate: str | None = DelegateOption,
+    delegate_option: list[str] = DelegateOptionsOption,
+    fallback: bool = FallbackOption,
     max_body: str = typer.Option(
         "32MB", metavar="SIZE", help="Maximum size of a request's body.", rich_help_panel=_LIMITS
     ),
