@@ -15,6 +15,7 @@ from edgerec.camera.interrupts import Interrupts
 from edgerec.deploy.devices_file import FleetDevice
 from edgerec.deploy.operation import DeployOptions, DeployResult, Listener, Step
 from edgerec.deploy.release import deploy_bundle
+from edgerec.deploy.worker_threads import start_worker
 from edgerec.errors import DeployError, EdgerecError
 
 log = logging.getLogger(__name__)
@@ -201,8 +202,7 @@ class _Rollout:
                 waiting.clear()
             while waiting and len(running) < parallel:
                 running.add(index := waiting.pop())
-                # The threads are daemons, because waiting for a device must not delay the end of the process.
-                threading.Thread(target=self._work, args=(index, results), name="edgerec-deploy", daemon=True).start()
+                start_worker(self._deploy, index, results, "edgerec-deploy")
             if self._abandoned:
                 self.skip(sorted(running), "unknown", "the device finishes by itself: run edgerec devices")
                 return
@@ -238,12 +238,6 @@ class _Rollout:
     def _add(self, index: int, outcome: DeviceOutcome) -> None:
         self.outcomes[index] = outcome
         self._finished(outcome)
-
-    def _work(self, index: int, results: queue.SimpleQueue[tuple[int, DeviceOutcome | BaseException]]) -> None:
-        try:
-            results.put((index, self._deploy(index)))
-        except BaseException as error:
-            results.put((index, error))
 
     def _deploy(self, index: int) -> DeviceOutcome:
         entry, start_s = self._devices[index], time.monotonic()

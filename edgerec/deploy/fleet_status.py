@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from edgerec.contract.status import CameraStatus, check_status
 from edgerec.deploy.device import Device, DeviceStatus
 from edgerec.deploy.devices_file import FleetDevice
 from edgerec.deploy.release import device_status
+from edgerec.deploy.worker_threads import start_worker
 from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import cache_folder, sha256, write_file
 from edgerec.utils.bounded_parsing import read_json
@@ -22,6 +22,7 @@ DEFAULT_TIMEOUT_S = 20.0
 MAX_PARALLEL = 32
 # A camera hangs if its status file is older than this many seconds. A working camera writes it at least every 5 s.
 HANGING_S = 15.0
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -76,42 +77,29 @@ def fleet_status(
         query: function that returns the status of a device.
     """
     reports: dict[int, DeviceReport] = {}
-    waiting = queue.SimpleQueue[int]()
-    finished = queue.SimpleQueue[tuple[int, DeviceReport | BaseException]]()
-    for index in range(len(devices)):
-        waiting.put(index)
+    waiting = list(reversed(range(len(devices))))
+    results = queue.SimpleQueue[tuple[int, DeviceReport | BaseException]]()
     deadlines_s: dict[int, float] = {}
 
-    def work() -> None:
-        while True:
-            try:
-                index = waiting.get_nowait()
-            except queue.Empty:
-                return
-            deadlines_s[index] = time.monotonic() + timeout_s
-            try:
-                finished.put((index, _report(devices[index], timeout_s, query)))
-            except BaseException as error:
-                finished.put((index, error))
+    def report(index: int) -> DeviceReport:
+        return _report(devices[index], timeout_s, query)
 
-    def start_worker() -> None:
-        # The threads are daemons, because a thread that waits for a device must not delay the end of the process.
-        threading.Thread(target=work, name="edgerec-device-status", daemon=True).start()
-
-    for _ in range(min(parallel, len(devices))):
-        start_worker()
     while len(reports) < len(devices):
+        while waiting and len(deadlines_s) < parallel:
+            deadlines_s[index := waiting.pop()] = time.monotonic() + timeout_s
+            start_worker(report, index, results, "edgerec-device-status")
         try:
-            index, result = finished.get(timeout=0.1)
+            index, result = results.get(timeout=_POLL_S)
         except queue.Empty:
             now_s = time.monotonic()
-            for index, deadline_s in list(deadlines_s.items()):
-                if index not in reports and now_s >= deadline_s:
-                    reports[index] = _unreachable(devices[index], f"no response within {timeout_s:g} s")
-                    start_worker()  # The thread that waits for this device is still blocked.
+            for index in [index for index, deadline_s in deadlines_s.items() if now_s >= deadline_s]:
+                # The thread still waits for this device, but does not count as running.
+                del deadlines_s[index]
+                reports[index] = _unreachable(devices[index], f"no response within {timeout_s:g} s")
             continue
         if isinstance(result, BaseException):
             raise result
+        deadlines_s.pop(index, None)
         reports.setdefault(index, result)
     return [reports[index] for index in range(len(devices))]
 
