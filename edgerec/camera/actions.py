@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,7 @@ def resolved_actions(
     actions: Iterable[ActionConfig],
     uris: Sequence[str],
     names: Sequence[str],
-    regions: Collection[str],
+    regions: Mapping[str, Sequence[str]],
     labels: Collection[str],
 ) -> list[Action]:
     """Check that the sources, regions and labels of all actions exist.
@@ -111,18 +111,16 @@ def resolved_actions(
         actions: the settings.
         uris: URIs of the sources as entered by the user, which may contain passwords.
         names: names of the sources, in the same order.
-        regions: names of all regions.
+        regions: names of the regions of each source, keyed by source.
         labels: labels of the bundle.
 
     Raises:
-        ConfigError: a source, region or label does not exist, or two actions use the same pin.
+        ConfigError: a source, a region of the source or a label does not exist, or two actions use the same pin.
     """
     known, pins, result = {*labels, UNKNOWN}, set[Any](), []
     for action in actions:
         if missing := next((label for label in action.labels or () if label not in known), None):
             raise ConfigError("ActionConfig.on", f"has an {unknown('label', missing, known)}")
-        if action.region is not None and action.region not in regions:
-            raise ConfigError("ActionConfig.region", f"is an {unknown('region', action.region, regions)}")
         if action.gpio is not None:
             if action.gpio in pins:
                 raise ConfigError("ActionConfig.gpio", f"is {action.gpio!r} in two actions: use each pin only once")
@@ -135,5 +133,8 @@ def resolved_actions(
                     "ActionConfig.source", f"is not a source of the camera; expected one of {', '.join(names)}"
                 )
             source = names[uris.index(source)]
+        possible = {region for name in names if source in (None, name) for region in regions.get(name, ())}
+        if action.region is not None and action.region not in possible:
+            raise ConfigError("ActionConfig.region", f"is an {unknown('region', action.region, possible)}")
         result.append(Action(action, source))
     return result

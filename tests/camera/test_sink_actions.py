@@ -118,9 +118,11 @@ def test_previous_label_is_empty_after_a_lost_source(tmp_path):
         sink.write(region_result("door", "go", since_s=1))
         sink.state(state_change("lost", "other"))
         sink.write(region_result("door", "stop", since_s=2))
+        sink.write(region_result(None, "go", source="camera/2", since_s=2))
         sink.state(state_change("lost"))
         sink.write(region_result("door", "go", since_s=3))
-    assert [value["EDGEREC_PREVIOUS_LABEL"] for value in records(path)] == ["", "go", ""]
+        sink.write(region_result(None, "stop", source="camera/2", since_s=3))
+    assert [value["EDGEREC_PREVIOUS_LABEL"] for value in records(path)] == ["", "go", "", "", "go"]
 
 
 def test_single_images_without_a_decision_start_no_command(tmp_path):
@@ -321,20 +323,21 @@ def test_invalid_action_is_refused(settings, message):
     [
         ({"on": "stopp"}, r"ActionConfig.on has an unknown label 'stopp'; did you mean 'stop'"),
         ({"region": "dor"}, r"ActionConfig.region is an unknown region 'dor'; did you mean 'door'"),
+        ({"region": "door", "source": "1"}, r"ActionConfig.region is an unknown region 'door' \(choices: \)"),
         ({"source": "rtsp://u:hush@x/"}, r"ActionConfig.source is not a source of the camera; expected one of 0"),
     ],
 )
 def test_action_with_an_unknown_name_is_refused(settings, message):
     config = ActionConfig(**{"on": "any", "command": ("x",)} | settings)
     with pytest.raises(ConfigError, match=message) as raised:
-        resolved_actions([config], ["0"], ["0"], ["door"], ["stop", "go"])
+        resolved_actions([config], ["0", "1"], ["0", "1"], {"0": ["door"]}, ["stop", "go"])
     assert "hush" not in f"{raised.value}{config}"
 
 
 def test_pin_can_be_used_only_once():
     configs = [ActionConfig("stop", gpio=17), ActionConfig("go", gpio=17)]
     with pytest.raises(ConfigError, match=r"ActionConfig.gpio is 17 in two actions"):
-        resolved_actions(configs, ["0"], ["0"], [], ["stop", "go"])
+        resolved_actions(configs, ["0"], ["0"], {}, ["stop", "go"])
 
 
 def test_actions_of_a_camera_run_for_each_region(bundle, video, tmp_path, monkeypatch):

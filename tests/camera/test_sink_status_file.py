@@ -27,10 +27,12 @@ def status_sink(path, counters=COUNTERS):
     return contextlib.closing(StatusFile(path, "ab" * 32, "signs", lambda: counters))
 
 
-def captured_at(seconds, source="camera", label="stop"):
-    """Return a result whose frame was captured at a monotonic time."""
-    original = result(label, source=source)
-    return dataclasses.replace(original, frame=dataclasses.replace(original.frame, grabbed_s=seconds))
+def completed_at(seconds, captured_s=0.0):
+    """Return a result that was complete at a monotonic time."""
+    original = result("stop")
+    return dataclasses.replace(
+        original, completed_s=seconds, frame=dataclasses.replace(original.frame, grabbed_s=captured_s)
+    )
 
 
 def read(path):
@@ -59,22 +61,21 @@ def test_status_contains_counters_states_and_last_decision(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["status.json"]
 
 
-def test_frame_rate_is_measured_over_the_last_ten_seconds_of_capture_times(tmp_path):
+def test_frame_rate_is_measured_over_the_last_ten_seconds(tmp_path):
     path = tmp_path / "status.json"
     with status_sink(path) as sink:
         for index in range(50):
-            sink.write(captured_at(100 + index))
+            sink.write(completed_at(100 + index))
         for index in range(101):
-            sink.write(captured_at(200 + index / 20))
+            sink.write(completed_at(200 + index / 20))
     assert read(path)["fps"] == 20.0
 
 
-def test_frame_rate_restarts_when_a_video_restarts(tmp_path):
+def test_frame_rate_of_video_files_does_not_depend_on_their_timestamps(tmp_path):
     path = tmp_path / "status.json"
     with status_sink(path) as sink:
-        sink.write(captured_at(1000))
         for index in range(11):
-            sink.write(captured_at(10 + index / 4))
+            sink.write(completed_at(100 + index / 4, captured_s=1000 * (index % 2)))
     assert read(path)["fps"] == 4.0
 
 

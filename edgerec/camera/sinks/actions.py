@@ -83,7 +83,9 @@ class CommandActions:
                     "or specify its path"
                 )
         self._live, self._secrets = live, frozenset(secrets)
-        self._changes, self._previous = DecisionChanges(), dict[str, str]()
+        self._changes = DecisionChanges()
+        # Last label of each source and region, keyed by source and display name.
+        self._previous: dict[tuple[str, str], str] = {}
         self._waiting: dict[tuple[int, str], _Run] = {}
         self._changed = threading.Condition()
         self._finishing, self._stop = False, threading.Event()
@@ -96,13 +98,14 @@ class CommandActions:
         decision, name = result.decision, source_of(result)
         if decision is None or not self._changes.is_new(result):
             return
-        previous, self._previous[name] = self._previous.get(name, ""), decision.label
         frame = result.frame
+        source = frame.source or frame.origin
+        previous, self._previous[source, name] = self._previous.get((source, name), ""), decision.label
         variables = {
             "EDGEREC_LABEL": decision.label,
             "EDGEREC_PREVIOUS_LABEL": previous,
             "EDGEREC_SCORE": f"{decision.score:.4f}",
-            "EDGEREC_SOURCE": frame.source or frame.origin,
+            "EDGEREC_SOURCE": source,
             "EDGEREC_REGION": frame.region.name if frame.region else "",
             "EDGEREC_TIME": f"{unix_s(decision.since_s):.3f}",
         }
@@ -113,8 +116,8 @@ class CommandActions:
     def state(self, change: StateChange) -> None:
         """Forget the labels of a lost source, so that its next decision has no previous label."""
         if change.state is SourceState.LOST:
-            for name in [name for name in self._previous if name == change.source or _is_region(name, change.source)]:
-                del self._previous[name]
+            for key in [key for key in self._previous if key[0] == change.source]:
+                del self._previous[key]
 
     def close(self) -> None:
         """Run the queued commands. If ``live`` is true, kill the running command after 5 s and skip the others."""
@@ -188,10 +191,6 @@ class CommandActions:
             self._warned_s[index, kind] = now
             command = self._actions[index].config.command or ("",)
             log.warning("the command %s of action %d %s", printable(Path(command[0]).name), index + 1, text)
-
-
-def _is_region(name: str, source: str) -> bool:
-    return name.startswith(f"{source}/")
 
 
 class _OutputTail:

@@ -129,8 +129,8 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
 def _open_actions(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
     from edgerec.camera.actions import resolved_actions
 
-    regions = {region.name for region in config.regions}
-    actions = resolved_actions(config.actions, tuple(config.sources), camera.sources, regions, camera.manifest.labels)
+    labels, regions = camera.manifest.labels, camera.regions
+    actions = resolved_actions(config.actions, tuple(config.sources), camera.sources, regions, labels)
     if pins := [action for action in actions if action.config.gpio is not None]:
         from edgerec.camera.sinks.gpio import GpioActions
 

@@ -80,7 +80,7 @@ class StatusFile:
         self._regions = dict(regions or {})
         self._sources: dict[str, SourceStatus] = {}
         self._last: LastDecision | None = None
-        self._capture_times_s: deque[float] = deque(maxlen=MAX_RATE_RESULTS)
+        self._completed_s: deque[float] = deque(maxlen=MAX_RATE_RESULTS)
         self._latest_result_s = 0.0
         self._health, self._health_read_s = Health(None, None, None), -HEARTBEAT_S
         self._warned_s = -_WARN_S
@@ -89,15 +89,16 @@ class StatusFile:
     def write(self, result: Result) -> None:
         """Store the decision of a result."""
         decision = result.decision or result.classification
-        source, captured_s = source_of(result), result.frame.captured_s
         last = LastDecision(
-            source=_text(source), label=_text(decision.label), score=_finite(decision.score), at_s=unix_s(captured_s)
+            source=_text(source_of(result)),
+            label=_text(decision.label),
+            score=_finite(decision.score),
+            at_s=unix_s(result.frame.captured_s),
         )
         with self._lock:
-            times_s = self._capture_times_s
-            if times_s and captured_s < times_s[-1] - RATE_S:  # A video file starts again.
-                times_s.clear()
-            times_s.append(captured_s)
+            # The capture times of several video files are not in order.
+            times_s = self._completed_s
+            times_s.append(result.completed_s)
             while times_s[-1] - times_s[0] > RATE_S:
                 times_s.popleft()
             self._last, self._latest_result_s = last, time.monotonic()
@@ -175,7 +176,7 @@ class StatusFile:
             )
 
     def _rate(self, now_s: float) -> float:
-        times_s = self._capture_times_s
+        times_s = self._completed_s
         if len(times_s) < 2 or now_s - self._latest_result_s > RATE_S:
             return 0.0
         duration_s = times_s[-1] - times_s[0]
