@@ -639,8 +639,15 @@ class Installation:
         write_json(os.path.join(folder, "release.json"), release)
         log.step("verify", "done", "the scores of the golden images are as expected")
 
-    def discard(self, release: str) -> None:
-        """Mark a damaged release as incomplete, so that the next deployment installs it again."""
+    def discard(self, release: str, files: dict[str, str]) -> None:
+        """Mark a damaged release as incomplete, so that the next deployment installs it again.
+
+        The release's files are links to the store, so damaged files are removed from the store too.
+        """
+        for digest in files.values():
+            path = self.store_path(digest)
+            if os.path.exists(path) and file_digest(path) != digest:
+                os.unlink(path)
         remove_path(self.release_path(release, "release.json"))
         if release != self.current():
             remove_path(self.release_path(release))
@@ -776,6 +783,8 @@ class Installation:
         for name in removed:
             remove_folder(self.release_path(name))
         venvs = {read_json(self.release_path(name, "release.json")).get("venv") for name in self.complete_releases()}
+        # The current release runs even if its last verification failed, so that it is not complete.
+        venvs.add(os.path.basename(os.path.realpath(os.path.join(self.current_link, "venv"))))
         used: set[str] = set()
         for name in os.listdir(self.venvs):
             if name not in venvs:
@@ -888,7 +897,7 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
     try:
         installation.verify(job, log)
     except AgentError:
-        installation.discard(job["release"])
+        installation.discard(job["release"], job["files"])
         raise
     return try_release(installation, job, serial, log)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -189,6 +190,30 @@ def test_failed_trial_of_the_current_release_restores_its_unit(installation, mon
     assert agent.read_bytes(installation.unit_file) == b"old"
     assert agent.read_bytes(installation.release_path(release, agent.UNIT)) == b"old"
     assert not os.path.exists(installation.trial_file)
+
+
+def test_damaged_file_in_the_store_is_sent_again_after_a_failed_verification(installation, monkeypatch):
+    release, content = "2" * 16, b"content"
+    digest = hashlib.sha256(content).hexdigest()
+    agent.write_file(installation.store_path(digest), b"damaged")
+
+    def fail(*arguments):
+        raise agent.AgentError("verification failed")
+
+    monkeypatch.setattr(installation, "verify", fail)
+    monkeypatch.setattr(agent, "service_log", list)
+    job = {"release": release, "files": {"model.tflite": digest}, "wheels": {}, "require_signature": None}
+    with pytest.raises(agent.AgentError):
+        agent.do_deploy(installation, {**job, "venv": release}, SimpleNamespace(step=lambda *arguments: None))
+    assert installation.missing({digest: len(content)}) == {digest: 0}
+
+
+def test_virtual_environment_of_the_current_release_is_kept_although_its_verification_failed(installation):
+    current = "2" * 16
+    os.symlink(f"../../venvs/{current}", installation.release_path(current, "venv"))
+    installation.discard(current, {})
+    installation.prune(1)
+    assert os.path.exists(installation.release_path(current, "venv", ".complete"))
 
 
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
