@@ -303,6 +303,8 @@ class Installation:
         session_lock = self.lock(host, LOCK_S, "session.lock")
         lock = self.lock(host, LOCK_S)
         self.create_folders()  # The previous holder of the locks may have removed the installation.
+        if not os.path.exists(self.trial_file):
+            self.clean_up()  # The host checks the free space before the job starts.
         return session_lock, lock
 
     def remove_agent(self, host: str) -> bool:

@@ -216,6 +216,20 @@ def test_virtual_environment_of_the_current_release_is_kept_although_its_verific
     assert os.path.exists(installation.release_path(current, "venv", ".complete"))
 
 
+@pytest.mark.parametrize("on_trial", [False, True])
+def test_remains_of_a_failed_installation_are_removed_before_the_space_is_checked(installation, on_trial):
+    remains = os.path.join(installation.venvs, "incomplete", "lib")
+    os.makedirs(remains)
+    agent.write_file(installation.old_config_file, b"old")
+    if on_trial:  # The old configuration is still required to undo the trial.
+        agent.write_json(installation.trial_file, {"release": "2" * 16})
+    locks = installation.lock_session("host")
+    assert os.path.exists(remains) == os.path.exists(installation.old_config_file) == on_trial
+    assert len(installation.complete_releases()) == 2
+    for lock in locks:
+        lock.close()
+
+
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
     device = make_device()
     config = tmp_path / "camera.toml"
