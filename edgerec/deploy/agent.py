@@ -448,6 +448,7 @@ class Installation:
                 left -= len(chunk)
                 if (size - left) // REPORT_BYTES > (size - left - len(chunk)) // REPORT_BYTES:
                     reply({"received": size - offset - left})
+            signal.alarm(0)  # Writing and checking a large file on an SD card can take minutes.
             file.flush()
             os.fsync(file.fileno())
         if file_digest(part) != digest:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -228,6 +230,25 @@ def test_remains_of_a_failed_installation_are_removed_before_the_space_is_checke
     assert len(installation.complete_releases()) == 2
     for lock in locks:
         lock.close()
+
+
+def test_session_does_not_time_out_while_it_checks_a_received_file(installation, monkeypatch):
+    content = b"content"
+    remaining_s = []
+    file_digest = agent.file_digest
+
+    def slow_digest(path):
+        remaining_s.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        return file_digest(path)
+
+    monkeypatch.setattr(agent, "file_digest", slow_digest)
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        installation.receive(digest, len(content), 0, io.BytesIO(content).read)
+    finally:
+        signal.alarm(0)
+    assert remaining_s == [0]
+    assert agent.read_bytes(installation.store_path(digest)) == content
 
 
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
