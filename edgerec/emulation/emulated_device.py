@@ -52,7 +52,7 @@ class EmulatedDevice:
             folder: folder for the device's files. If the folder contains the disk of an earlier device, it is reused.
 
         Raises:
-            TargetError: QEMU is not installed.
+            TargetError: QEMU is not installed, or the disk cannot be created.
         """
         program, package, self._machine, self._console = _MACHINES[image.architecture]
         self._program = require_program(program, package)
@@ -62,10 +62,13 @@ class EmulatedDevice:
         self._disk = folder / "disk.qcow2"
         if not self._disk.exists():
             qemu_img = require_program("qemu-img", "qemu-utils")
-            call(
-                [qemu_img, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image.disk.resolve(), self._disk],
-                timeout_s=60,
-            )
+            options = ("-q", "-f", "qcow2", "-F", "qcow2", "-b", image.disk.resolve())
+            done = call([qemu_img, "create", *options, self._disk], timeout_s=60)
+            if done.code:
+                raise TargetError(
+                    f"cannot create the disk of the emulated device ({done.error_line}): check the free space in "
+                    f"{folder}"
+                )
         # OpenSSH rejects a private key that other users can read.
         self._key = folder / "id_ed25519"
         shutil.copyfile(image.key, self._key)
