@@ -221,6 +221,18 @@ def blocking(tmp_path):
     return ActionConfig("any", command=(sys.executable, "-c", code, str(tmp_path / "log")), timeout_s=60)
 
 
+def test_abandoned_sink_ends_a_waiting_write():
+    with running(shell("sleep 60", timeout_s=60), live=False) as sink:
+        writer = threading.Thread(target=lambda: [*map(sink.write, decisions("stop", "go", "stop", "go"))], daemon=True)
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive()
+        sink.abandon()
+        writer.join(15)
+        assert not writer.is_alive()
+    assert (sink.succeeded, sink.dropped) == (0, 4)
+
+
 def test_newest_decision_of_each_region_replaces_waiting_commands(tmp_path, caplog):
     with running(blocking(tmp_path)) as sink:
         sink.write(region_result("door", "stop", since_s=0))

@@ -134,12 +134,17 @@ class CommandActions:
     def abandon(self) -> None:
         """Kill the running command, and skip the others. May be called in any thread."""
         self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
         self._thread.join(FLUSH_S / 5)
 
     def _put(self, key: tuple[int, str], run: _Run) -> None:
         with self._changed:
             if not self._live:
-                self._changed.wait_for(lambda: key not in self._waiting)
+                self._changed.wait_for(lambda: key not in self._waiting or self._stop.is_set())
+                if self._stop.is_set():
+                    self.dropped += 1
+                    return
             elif self._waiting.pop(key, None) is not None:
                 self.replaced += 1
                 self._warn(run.index, "replaced", f"is too slow: {self.replaced} commands were replaced so far")
@@ -149,8 +154,8 @@ class CommandActions:
     def _work(self) -> None:
         while not self._stop.is_set():
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._finishing)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._finishing or self._stop.is_set())
+                if not self._waiting or self._stop.is_set():
                     return
                 run = self._waiting.pop(next(iter(self._waiting)))
                 self._changed.notify_all()
