@@ -7,7 +7,7 @@ from pathlib import Path
 from edgerec.contract.signature import MAX_SIGNATURE_BYTES
 from edgerec.errors import BundleError
 
-# Maximum total size of all files in a bundle.
+# Maximum total size of all files in a bundle, in bytes.
 MAX_BUNDLE_BYTES = 1 << 30
 MAX_MANIFEST_BYTES = 4 << 20
 

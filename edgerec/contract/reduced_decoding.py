@@ -1,8 +1,8 @@
-"""Choose how much smaller a JPEG image is decoded, so that less time is needed for decoding and resizing.
+"""Choose the scale at which a JPEG image is decoded, to save time for decoding and resizing.
 
 libjpeg can decode an image at 1/2, 1/4 or 1/8 of its size by computing only the low frequencies of each 8×8 block. The
-pixels differ slightly from those of an image that is decoded at full size and then halved by
-:func:`edgerec.contract.preprocess.apply`. Therefore the scores differ too, and reduced decoding is optional.
+pixels and the scores differ slightly from those of an image that is decoded at full size and then halved by
+:func:`edgerec.contract.preprocess.apply`. Reduced decoding is therefore optional.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from edgerec.contract.image_headers import image_size, orientation
 from edgerec.contract.preprocess import PreprocessSpec, cropped_and_resized
 
-# Function that returns the reduction (1, 2, 4 or 8) for an image of a given width and height.
+# Function that returns the reduction factor (1, 2, 4 or 8) for the width and height of an image.
 ReductionChooser = Callable[[int, int], int]
-# Left, top, right and bottom edge in pixels.
+# Left, top, right and bottom edges in pixels.
 Region = tuple[int, int, int, int]
 
 REDUCTIONS = (8, 4, 2)
@@ -23,7 +23,7 @@ REDUCTIONS = (8, 4, 2)
 def largest_reduction(
     width: int, height: int, spec: PreprocessSpec, region: Region | None = None, *, sideways: bool = False
 ) -> int:
-    """Return the largest of 1, 2, 4 and 8 by which an image can be reduced while it is decoded.
+    """Return the largest factor (1, 2, 4 or 8) by which an image can be reduced during decoding.
 
     Preprocessing crops an image and then halves it until less than twice the size of the model's input is left. A
     reduction may only replace such halvings, so that the image is never enlarged. The crop of the reduced image must
@@ -45,8 +45,7 @@ def largest_reduction(
         rows, columns = columns, rows
     cropped, resized = cropped_and_resized(rows, columns, spec)
     factor = min(cropped[0] // resized[0], cropped[1] // resized[1])
-    # The last row and column of a reduced image may cover fewer pixels than the others.
-    # Rotating or mirroring the image could move them to another edge.
+    # Rotating or mirroring could move an incomplete last row or column of a reduced image to another edge.
     edges = () if region is None else (width, height, *region)
     for reduction in REDUCTIONS:
         if reduction <= factor and not any(edge % reduction for edge in edges):
@@ -59,21 +58,23 @@ def largest_reduction(
 
 
 def _crop_edges(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
-    """Return the top and left edge, the height and the width of the area that preprocessing uses."""
+    """Return the top edge, left edge, height and width of the area that preprocessing uses."""
     (rows, columns), _ = cropped_and_resized(height, width, spec)
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
 def jpeg_reduction(content: bytes, choose: ReductionChooser | None) -> tuple[int, tuple[int, int] | None]:
-    """Return the reduction for an image file, and the image's full width and height after its EXIF rotation.
+    """Return the reduction factor for an image file.
 
-    If the file is not a JPEG file, or if ``choose`` is None or returns 1, return ``(1, None)``.
+    Returns:
+        The factor (1, 2, 4 or 8), and the full width and height after the EXIF rotation. The size is None if the factor
+        is 1.
     """
     if choose is None or content[:3] != b"\xff\xd8\xff":
         return 1, None
     width, height = image_size(content)
     turn = orientation(content)
-    if turn >= 5:  # These orientations swap the axes.
+    if turn >= 5:  # EXIF orientations 5 to 8 swap the width and height.
         width, height = height, width
     reduction = choose(width, height)
     is_upright_or_aligned = turn == 1 or not (width % reduction or height % reduction)

@@ -22,9 +22,9 @@ SIGNATURE = "manifest.json.sig"
 NAMESPACE = "edgerec-bundle"
 MAX_SIGNATURE_BYTES = 64 << 10
 MAX_SIGNERS_BYTES = 1 << 20
-# Starting ssh-keygen from an SD card can take seconds.
+# Timeout in seconds for ssh-keygen, because loading the program from an SD card can take seconds.
 TIMEOUT_S = 30.0
-# At most this many principals of one key are tried.
+# Maximum number of principals to try for a key.
 MAX_PRINCIPALS = 16
 
 _HEADER = re.compile(rb'\{\s*"schema": \d{1,9},\s*"serial": (\d{1,18}),\s*"signed_s": (\d{1,10}),')
@@ -32,7 +32,7 @@ _GOOD = re.compile(r'^Good "[^"]*" signature (?:for (.*) )?with (\S+) key (SHA25
 
 
 class RefusedSignatureError(ValueError):
-    """Raised when a bundle is not signed by an allowed signer, or the signature cannot be checked.
+    """Raised when a bundle is not signed by an allowed signer or its signature cannot be checked.
 
     Attributes:
         problem: ``unsigned``, ``damaged``, ``altered``, ``namespace``, ``not-allowed``, ``expired``, ``not-yet-valid``,
@@ -63,21 +63,21 @@ class Signer:
     signed_s: int | None = None
 
     def __str__(self) -> str:
-        """Return the principal, the key and the time in one line."""
+        """Return the principal, the key and the time of signing as one line of text."""
         when = "" if self.signed_s is None else f" on {format_time(self.signed_s)}"
         return f"{self.principal} ({self.key_type} {self.fingerprint}){when}"
 
 
 def format_time(unix_s: int) -> str:
-    """Return a Unix time as text, such as ``2026-11-30 10:00:00 UTC``."""
+    """Format a Unix time, e.g. as ``2026-11-30 10:00:00 UTC``."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))
 
 
 def signed_header(manifest: bytes) -> tuple[int, int | None]:
-    """Return the serial number and the Unix time of signing from a manifest, without parsing its JSON.
+    """Read the serial number and the time of signing from a signed manifest, without parsing its JSON.
 
-    Both values are at the beginning of a manifest that ``edgerec sign`` wrote. If they are missing, the serial number
-    is 0 and the time is None.
+    Returns:
+        The serial number (0 if missing) and the Unix time of signing in seconds (None if missing).
     """
     match = _HEADER.match(manifest)
     return (int(match[1]), int(match[2])) if match else (0, None)
@@ -91,7 +91,7 @@ def check_signature(
     revoked_keys: str | Path | None = None,
     where: str = "the bundle",
 ) -> Signer:
-    """Check that an allowed signer signed a manifest, and return the signer.
+    """Check that a manifest was signed by an allowed signer, and return the signer.
 
     The validity period of a key (``valid-after``, ``valid-before``) is compared with the time of signing in the
     manifest. A bundle is therefore still accepted after its signer's key has expired, and on a device without a clock.
@@ -124,17 +124,17 @@ def check_signature(
 
 
 def signing_key(manifest: bytes, signature: bytes, where: str = "the bundle") -> tuple[str, str]:
-    """Return the type and fingerprint of the key that signed a manifest, whether or not this key is allowed.
+    """Return the type and fingerprint of the key that signed a manifest, even if the key is not allowed.
 
     Raises:
-        RefusedSignatureError: the signature is damaged or does not match the manifest, or cannot be checked.
+        RefusedSignatureError: the signature is damaged, does not match the manifest, or cannot be checked.
     """
     with _private_files({"signature": signature}) as files:
         return _signing_key(manifest, files["signature"], where)
 
 
 def refuse_downgrade(serial: int, highest_serial: int, where: str = "the bundle") -> None:
-    """Raise :class:`RefusedSignatureError` if a bundle is older than the newest bundle that a device has accepted.
+    """Raise :class:`RefusedSignatureError` if a bundle is older than a bundle that the device has already accepted.
 
     Args:
         serial: serial number of the bundle.
@@ -150,35 +150,35 @@ def refuse_downgrade(serial: int, highest_serial: int, where: str = "the bundle"
 
 
 class _Check:
-    """Runs ssh-keygen to check one signature, and collects its messages."""
+    """Check of one signature, which collects the error messages of ssh-keygen."""
 
     def __init__(self, manifest: bytes, files: dict[str, str], signed_s: int | None, where: str, signers: str) -> None:
         self._manifest, self._files, self._where, self._signers = manifest, files, where, signers
         self._messages = ""
-        # A time without a suffix is local time. OpenSSH supports the suffix Z only since version 9.1.
+        # The time is in local time, because OpenSSH before 9.1 does not support UTC times with the suffix Z.
         self._time, self._when = [], ""
         if signed_s is not None:
             try:
                 self._time = [f"-Overify-time={time.strftime('%Y%m%d%H%M%S', time.localtime(signed_s))}"]
                 self._when = f" on {format_time(signed_s)}"
-            except (OverflowError, OSError):  # Some 32-bit systems support no time after 2038.
+            except (OverflowError, OSError):  # Some 32-bit systems do not support times after 2038.
                 raise self._error("damaged", f"has an invalid time of signing ({signed_s}): sign it again") from None
 
     def principals(self) -> list[str]:
-        """Return the principals of the signature's key. A key whose principal is excluded with ``!`` is ignored."""
+        """Return the principals of the key, except for principals that are excluded with ``!``."""
         done = self._run("find-principals", "-f", self._files["allowed_signers"], *self._time)
         lines = done.stdout.splitlines() if done.returncode == 0 else []
         return [line for line in lines if line and not line.startswith("!")][:MAX_PRINCIPALS]
 
     def verify(self, principal: str, *, revoked: bool) -> re.Match[str] | None:
-        """Return the match in ssh-keygen's output, or None if ``principal`` has not signed the manifest."""
+        """Return the match for the key in ssh-keygen's output, or None if ``principal`` did not sign the manifest."""
         options = ["-r", self._files["revoked_keys"]] if revoked else []
         signers = ["-f", self._files["allowed_signers"], "-I", principal]
         done = self._run("verify", *signers, "-n", NAMESPACE, *self._time, *options)
         return _GOOD.search(done.stdout) if done.returncode == 0 else None
 
     def refusal(self) -> RefusedSignatureError:
-        """Return an error that states why the signature was refused."""
+        """Return an error with the reason why the signature was refused."""
         try:
             key_type, fingerprint = _signing_key(self._manifest, self._files["signature"], self._where)
         except RefusedSignatureError as error:
@@ -259,7 +259,7 @@ def run_ssh_keygen(
 
     Args:
         arguments: arguments of the program.
-        task: what the program does, for error messages, e.g. ``check the signature of signs-rpi``.
+        task: description of the task for error messages, e.g. ``check the signature of signs-rpi``.
         content: bytes for standard input.
         timeout_s: time limit in seconds.
 
@@ -297,7 +297,7 @@ def run_ssh_keygen(
 
 
 def environment() -> dict[str, str]:
-    """Return environment variables for ssh-keygen: English messages, and no graphical dialog for a passphrase."""
+    """Return environment variables that select English messages and disable graphical passphrase dialogs."""
     return {**os.environ, "LC_ALL": "C", "SSH_ASKPASS_REQUIRE": "never"}
 
 
@@ -306,15 +306,15 @@ def _unchecked(task: str, reason: str) -> RefusedSignatureError:
 
 
 def _read_keys(path: str | Path, kind: str) -> bytes:
-    """Read a file of keys. Refuse a file that every user can change, because it decides which bundles are trusted."""
+    """Read a file of keys. For security, refuse a file that is writable by all users."""
     path = Path(os.path.expanduser(path))
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # Opening a named pipe could block.
+        if not stat.S_ISREG(mode):  # Opening a named pipe could block forever.
             raise OSError(errno.EINVAL, "it is not a file")
         with path.open("rb") as file:
             content = file.read(MAX_SIGNERS_BYTES + 1)
-    except (OSError, ValueError) as error:  # A path with a null character causes a ValueError.
+    except (OSError, ValueError) as error:  # Python raises a ValueError for a path with a null character.
         reason = getattr(error, "strerror", error)
         raise RefusedSignatureError(
             "unchecked", f"cannot read the file of {kind} {path} ({reason}): check the path and its permissions"
@@ -332,10 +332,7 @@ def _read_keys(path: str | Path, kind: str) -> bytes:
 
 @contextmanager
 def _private_files(contents: dict[str, bytes]) -> Iterator[dict[str, str]]:
-    """Write files to a temporary folder of this user, and yield their paths.
-
-    The folder is in memory if possible, because the disk of a device may be full.
-    """
+    """Write files to a private temporary folder, in memory if possible, and yield their paths."""
     memory = "/dev/shm"
     with tempfile.TemporaryDirectory(prefix="edgerec-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         paths = {}

@@ -28,7 +28,7 @@ from edgerec.utils.atomic import read_at_most, user_path
 
 log = logging.getLogger(__name__)
 
-# Time for the user to type a passphrase or to touch a security key.
+# Maximum time in seconds for the user to enter a passphrase or touch a security key.
 PROMPT_TIMEOUT_S = 300.0
 
 
@@ -56,20 +56,20 @@ class SignReport:
 
     @property
     def signed_at(self) -> str:
-        """The time of signing as text in UTC."""
+        """Time of signing as text, in UTC."""
         return format_time(self.signed_s)
 
 
 def sign_bundle(path: str | Path, key: str | Path, *, serial: int | None = None, overwrite: bool = False) -> SignReport:
-    """Sign a bundle, and write the serial number and the time of signing to its manifest.
+    """Sign a bundle, and store a serial number and the time of signing in its manifest.
 
     Args:
-        path: the bundle's folder or .zip file, which is changed.
+        path: the bundle's folder or .zip file, which is modified.
         key: file of an SSH private key, or of a public key whose private key is in ssh-agent. If the private key is
             encrypted and not in the agent, ssh-keygen asks for the passphrase on the terminal.
         serial: serial number from 0 to 10¹⁸ − 1, which must increase with each release. None uses the current Unix time
             in seconds.
-        overwrite: replace an existing signature.
+        overwrite: whether to replace an existing signature.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -93,7 +93,10 @@ def sign_bundle(path: str | Path, key: str | Path, *, serial: int | None = None,
 
 
 def with_serial(manifest: Manifest, serial: int | None = None) -> Manifest:
-    """Return a copy of a manifest with the current time and a serial number, which is the time by default."""
+    """Return a copy of a manifest with a serial number and the current time.
+
+    If ``serial`` is None, the serial number is the current Unix time in seconds.
+    """
     if serial is not None and not 0 <= serial < MAX_SERIAL:
         raise ConfigError("serial", f"is {serial}; expected 0 to {MAX_SERIAL - 1}")
     now_s = int(time.time())
@@ -113,7 +116,7 @@ def check_key(key: str | Path) -> Path:
 
 
 def create_signature(content: bytes, key: str | Path) -> bytes:
-    """Return an OpenSSH signature of a manifest's content. The key is described in :func:`sign_bundle`.
+    """Return an OpenSSH signature of a manifest's content; see :func:`sign_bundle` for ``key``.
 
     Raises:
         SignatureError: the key cannot be used.
@@ -142,16 +145,16 @@ def _run_without_terminal(arguments: list[str]) -> str:
 
 
 def _run_with_terminal(arguments: list[str]) -> str:
-    """Run ssh-keygen so that it can ask for a passphrase on the terminal, and return its error messages."""
+    """Run ssh-keygen on the terminal, where it may ask for a passphrase, and return its error messages."""
     try:
         process = subprocess.Popen(["ssh-keygen", *arguments], stderr=subprocess.PIPE, env=environment())
     except OSError:
-        return _run_without_terminal(arguments)  # It describes the error.
+        return _run_without_terminal(arguments)
     with process:
         try:
             return process.communicate(timeout=PROMPT_TIMEOUT_S)[1].decode(errors="replace")
         except BaseException as error:
-            process.terminate()  # Unlike kill(), this lets ssh-keygen switch the terminal's echo on again.
+            process.terminate()  # Unlike kill(), terminate() lets ssh-keygen restore the terminal's echo.
             try:
                 process.wait(TIMEOUT_S)
             except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""The status file of ``edgerec camera``, which other programs on the device can read."""
+"""Format of the status file that ``edgerec camera`` writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SourceStatus(TypedDict):
 
 
 class LastDecision(TypedDict):
-    """The latest decision of any source, or the latest prediction if the source has no decisions.
+    """The latest decision of the camera, or the latest prediction for sources without decisions.
 
     Attributes:
         source: the source's name, followed by ``/`` and the name of the region if there is one.
@@ -78,7 +78,7 @@ class CameraStatus(TypedDict):
 
 
 def parse_status(content: bytes) -> CameraStatus:
-    """Parse the content of a status file.
+    """Parse a status file.
 
     Raises:
         ValueError: the content is not a status file of a supported version.
@@ -87,7 +87,7 @@ def parse_status(content: bytes) -> CameraStatus:
 
 
 def check_status(values: Any) -> CameraStatus:
-    """Check the parsed content of a status file, e.g. from a device.
+    """Check the format of a parsed status file and return its content.
 
     Raises:
         ValueError: the values are not a status file of a supported version.

@@ -25,11 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 MAX_HEADER_BYTES = 16_384
 # Delay in seconds before the response to a wrong token.
 WRONG_TOKEN_S = 0.5
-# After MAX_FAILURES wrong tokens within LOCKOUT_S seconds, an address is locked out for the rest of that period.
+# Lock out a client for the rest of LOCKOUT_S seconds after MAX_FAILURES wrong tokens within this time.
 MAX_FAILURES, LOCKOUT_S = 10, 60.0
 MAX_ADDRESSES = 1024
 
-# Headers of each response. They keep a browser from running or embedding a response, and from storing it.
+# Response headers that prevent browsers from running, embedding or storing a response.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -42,17 +42,17 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# Function that creates the response to a rejected request from a message, a status and additional headers.
+# Function that creates an error response from a message, a status code and additional headers.
 RejectionResponse = Callable[[str, int, Mapping[str, str]], Response]
 
 
 def plain_text_response(message: str, status: int, headers: Mapping[str, str]) -> Response:
-    """Return a message as one line of plain text."""
+    """Return a plain-text response with a message."""
     return PlainTextResponse(f"{message}\n", status, headers)
 
 
 class Lockout:
-    """Counts failed login attempts per client address. An IPv6 /64 network counts as one address."""
+    """Counts failed login attempts for each client address. All addresses of an IPv6 /64 network count as one."""
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
@@ -77,11 +77,10 @@ class AccessControl:
     Args:
         app: the protected application.
         token: token required from visitors, or None if no token is needed.
-        names: host names, without port, that are allowed in the Host header. None allows all. This prevents DNS
-            rebinding because a site whose name resolves to this machine sends its own name in the header.
+        names: host names, without port, that are allowed in the Host header. None allows all. A list of names
+            prevents DNS rebinding.
         port: server port. It is part of the cookie's name because all ports of a host share cookies.
-        login_page: HTML page for a browser that has sent no token or a wrong token. None sends ``reject``'s response to
-            browsers too.
+        login_page: HTML page for browsers without a valid token. None sends the response of ``reject`` instead.
         open_paths: paths that can be requested without a token.
         reject: function that creates the responses to rejected requests.
         headers: headers of each response.
@@ -108,7 +107,7 @@ class AccessControl:
         self._cookie_value = hashlib.sha256(b"edgerec web page\0" + (self._token or b"")).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Process a request."""
+        """Handle a request, or reject it with an error response."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         if scope["type"] != "http":
@@ -121,7 +120,7 @@ class AccessControl:
         await (rejection or self._app)(scope, receive, _with_headers(send, headers_to_add))
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
-        """Check a request's token. Return the error response or None, and the cookie to set or None."""
+        """Check a request's token. Return an optional error response and an optional Set-Cookie header."""
         address = (scope.get("client") or ("", 0))[0]
         query = _query(scope).get("token", "")
         cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
@@ -144,7 +143,7 @@ class AccessControl:
             self._lockout.add(address, attempts)
             await asyncio.sleep(WRONG_TOKEN_S)
         message = "The token is wrong." if query else "edgerec printed the token when the camera started."
-        # Delete an outdated cookie, because an open page that keeps sending the cookie would be locked out.
+        # Delete an outdated cookie, because a page that keeps sending a wrong token would be locked out.
         expired = f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0" if cookie else None
         return self._unauthorized(headers, message, 401, {"WWW-Authenticate": "Bearer"}), expired
 

@@ -1,7 +1,7 @@
 """A uvicorn server in a thread, with limits on the number and duration of connections.
 
-uvicorn's own ``limit_concurrency`` rejects new requests while idle connections are open, and uvicorn has no time limit
-for incomplete headers or slow clients.
+uvicorn's option ``limit_concurrency`` counts idle connections, so they can block new requests. uvicorn also has no time
+limit for incomplete headers or slow clients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgerec.http.auth import MAX_HEADER_BYTES
 
-# The type checker knows the base class of the mixin.
 if TYPE_CHECKING:
     _Protocol = H11Protocol
 else:
@@ -28,11 +27,11 @@ else:
 
 log = logging.getLogger(__name__)
 
-# Timeout in seconds for receiving a request's headers and for sending pending data to a client.
+# Timeout in seconds for receiving a request's headers, and for sending data to a slow client.
 SLOW_S = 10.0
-# Maximum number of requests that a client may send before it receives the response to the first one.
+# Maximum number of pipelined requests, i.e. requests sent before the first response is received.
 MAX_PIPELINED = 16
-# When the server stops, it waits this many seconds for its thread after it has aborted all connections.
+# Maximum time in seconds to wait for the server's thread after all connections have been aborted.
 STOP_S = 2.0
 
 
@@ -44,7 +43,7 @@ class ConnectionLimits:
         connections: maximum number of open connections.
         connections_per_address: maximum number of open connections from one address. Browsers open up to six for each
             page.
-        grace_s: time in seconds for unfinished requests when the server stops. Then, all connections are aborted.
+        grace_s: maximum time in seconds to wait for unfinished requests before the server aborts all connections.
     """
 
     connections: int = 128
@@ -53,10 +52,10 @@ class ConnectionLimits:
 
 
 class _Limited(_Protocol):
-    """A mixin for uvicorn's connections that adds time limits, and a limit on the number of open connections.
+    """Mixin that adds timeouts and a maximum number of open connections to a uvicorn protocol.
 
-    If there are too many connections from one address or in total, the oldest idle connection is closed. Idle
-    connections therefore cannot prevent new connections.
+    If there are too many connections from one address or in total, the oldest idle connection is closed.
+    Idle connections therefore cannot block new ones.
     """
 
     limits = ConnectionLimits()
@@ -66,7 +65,7 @@ class _Limited(_Protocol):
     _idle_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
-        """Close an idle connection if there are too many, and start the timeout for the first request."""
+        """Register the new connection, close an idle one if the limit is exceeded, and start the header timeout."""
         super().connection_made(transport)
         self._since_s = self.loop.time()
         all_connections = [
@@ -96,10 +95,10 @@ class _Limited(_Protocol):
         return self.cycle is None or bool(self.cycle.response_complete)
 
     def data_received(self, data: bytes) -> None:
-        """Process received bytes, and start or cancel the timeout for an incomplete request."""
+        """Parse the received bytes. The header timeout runs while a request's headers are incomplete."""
         super().data_received(data)
         is_idle = self.idle
-        # httptools has no limits on the size of the headers and on the number of pipelined requests.
+        # httptools limits neither the size of the headers nor the number of pipelined requests.
         self._idle_bytes = self._idle_bytes + len(data) if is_idle else 0
         if self._idle_bytes > MAX_HEADER_BYTES or len(getattr(self, "pipeline", ())) > MAX_PIPELINED:
             self.transport.abort()
@@ -131,13 +130,13 @@ class _Limited(_Protocol):
 
 
 class LimitedConnection(_Limited, H11Protocol):
-    """A limited HTTP connection with the parser h11, which is written in Python."""
+    """An HTTP connection with limits, which uses the pure-Python parser h11."""
 
 
 def fast_connection() -> type[asyncio.Protocol]:
-    """Return the class of a limited HTTP connection with the parser httptools, or with h11 if that is not installed.
+    """Return a connection class that uses the parser httptools if it is installed, otherwise h11.
 
-    httptools, which is written in C, needs half the time of h11 for large bodies.
+    httptools is written in C and parses large bodies twice as fast as h11.
     """
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -147,7 +146,7 @@ def fast_connection() -> type[asyncio.Protocol]:
 
 
 class Server:
-    """A web server that runs an application in its own thread."""
+    """A web server that runs an ASGI application in a background thread."""
 
     def __init__(
         self,
@@ -158,14 +157,14 @@ class Server:
         limits: ConnectionLimits | None = None,
         connection: type[asyncio.Protocol] = LimitedConnection,
     ) -> None:
-        """Prepare the server.
+        """Create the server without starting it.
 
         Args:
-            app: the application. Its lifespan events are not used.
+            app: ASGI application. Lifespan events are not sent to the application.
             listener: listening socket, which is closed when the server stops.
-            name: name of the server for log messages.
-            limits: limits on the connections.
-            connection: class of the connections.
+            name: name of the server in log messages.
+            limits: limits on the number and duration of connections.
+            connection: protocol class for connections.
         """
         self._listener, self._name, self._limits = listener, name, limits or ConnectionLimits()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -177,7 +176,7 @@ class Server:
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
-                log_level=logging.CRITICAL,  # Invalid requests are not logged, because any client can send them.
+                log_level=logging.CRITICAL,  # Any client could fill the log with invalid requests.
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -197,7 +196,7 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the server, abort any remaining connections and wait for the thread."""
+        """Stop the server, abort the remaining connections and wait for the server's thread."""
         self._uvicorn.should_exit = True
         self._thread.join(self._limits.grace_s)
         if self._thread.is_alive() and self._loop is not None:
@@ -216,7 +215,7 @@ class Server:
             await self._uvicorn.serve(sockets=[self._listener])
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # The camera continues without the web page.
+        except Exception as error:  # An error in the server must not stop the camera.
             log.error("the server of %s failed: %s", self._name, error)
 
     def _abort_connections(self) -> None:

@@ -1,4 +1,4 @@
-"""Create a server's listening socket, and build the server's URL."""
+"""Create the listening socket and the URL of a server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_names(host: str) -> frozenset[str] | None:
-    """Return the host names that clients of a server on a loopback address may use, or None if all are allowed."""
+    """Return the host names allowed in the Host header, or None if ``host`` is not a loopback address."""
     return frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
 
 
 def listen(host: str, port: int, server: str) -> socket.socket:
-    """Return a listening socket. Port 0 selects a free port.
+    """Return a listening TCP socket.
 
-    The name ``server`` is used in error messages.
+    Args:
+        host: host name or IP address to listen on.
+        port: port to listen on. 0 selects a free port.
+        server: name of the server for error messages.
 
     Raises:
         EdgerecError: the address or the port cannot be used.
@@ -36,7 +39,7 @@ def listen(host: str, port: int, server: str) -> socket.socket:
         raise EdgerecError(
             f"{server} cannot listen on {host!r}, because it has no IP address: use 127.0.0.1 or 0.0.0.0"
         ) from None
-    # Prefer IPv4 for a name such as localhost because clients expect 127.0.0.1.
+    # Prefer IPv4, because clients expect localhost to mean 127.0.0.1.
     family, kind, _, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
     listener = socket.socket(family, kind)
     try:
@@ -50,7 +53,7 @@ def listen(host: str, port: int, server: str) -> socket.socket:
 
 
 def server_url(host: str, port: int) -> str:
-    """Return a server's URL. If the server listens on all addresses, use this machine's network address."""
+    """Return a server's URL, which contains this machine's network address if the server listens on all addresses."""
     if host in ("0.0.0.0", "::"):
         host = _network_address()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
@@ -68,7 +71,7 @@ def _advice(error: OSError, port: int) -> str:
 
 
 def _network_address() -> str:
-    # Connecting a datagram socket sends no data but selects the local address for the connection.
+    # Connecting a UDP socket sends no data, but selects the local address that other machines can reach.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

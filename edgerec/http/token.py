@@ -1,4 +1,4 @@
-"""The access token of a server: read the configured token, or generate one."""
+"""Read or generate the access token of a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_TOKEN_LENGTH = 8
 
 
 def configured_token(value: str | None, variable: str, host: str, server: str) -> str | None:
-    """Return the token that the user has configured, or None.
+    """Return the token from the settings or the environment, or None if no token is configured.
 
     Args:
         value: the token, or ``env:NAME`` or ``@FILE`` to read it from. None or an empty string uses the environment
@@ -25,9 +25,9 @@ def configured_token(value: str | None, variable: str, host: str, server: str) -
         server: name of the server for error messages.
 
     Raises:
-        EdgerecError: there is no token, and :func:`required_token` would generate one that the caller would print to
-            the system's journal.
-        AddressError: the secret cannot be read.
+        EdgerecError: a token is required but not configured, and a generated token would be written to the system's
+            journal.
+        AddressError: the token cannot be read.
     """
     token = read_secret(value) if value else secret_variable(variable) or None
     if token is None and not is_loopback(host) and _logs_to_journal():
@@ -39,9 +39,9 @@ def configured_token(value: str | None, variable: str, host: str, server: str) -
 
 
 def required_token(token: str | None, host: str, server: str) -> str | None:
-    """Return the token that clients must send, or None if they need no token.
+    """Return the token that clients must send, or None if no token is required.
 
-    If ``token`` is None and other machines can reach the address, a random token is generated.
+    A random token is generated if ``token`` is None and ``host`` is not a loopback address.
 
     Raises:
         EdgerecError: the token is too short.

@@ -42,12 +42,11 @@ from edgerec.utils.text import to_json
 log = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "an internal error occurred: see the log of edgerec"
-# Environment variable with the token, and name of the server in error messages.
 TOKEN_VARIABLE, SERVER = "EDGEREC_SERVE_TOKEN", "the server"
 LOOPBACK = "127.0.0.1"
 # Paths that can be requested without a token.
 OPEN_PATHS = frozenset({"/healthz"})
-# Headers of each response. They keep a browser from running, embedding or storing a response.
+# Response headers that prevent browsers from running, embedding or storing a response.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -67,7 +66,7 @@ GET /metrics returns Prometheus metrics.
 
 
 class JsonResponse(Response):
-    """A response with strict JSON."""
+    """A JSON response without NaN or infinite numbers."""
 
     media_type = "application/json"
 
@@ -76,12 +75,12 @@ class JsonResponse(Response):
 
 
 def error_response(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error as JSON."""
+    """Return a JSON response with an error message."""
     return JsonResponse({"error": message}, status, headers)
 
 
 def open_pool(config: ServeConfig) -> tuple[Manifest, ClassifierPool]:
-    """Open the bundle, and start the threads that classify images."""
+    """Open a bundle and start its worker threads."""
     bundle = Bundle.open(
         user_path(config.bundle), allowed_signers=config.allowed_signers, revoked_keys=config.revoked_keys
     )
@@ -107,7 +106,7 @@ class Service:
     """Handles the requests to a classification server."""
 
     def __init__(self, manifest: Manifest, pool: ClassifierPool, *, max_body_bytes: int, token: bool) -> None:
-        """Prepare the service for a bundle. ``token`` states whether clients must send a token."""
+        """Create the request handlers. ``token`` states whether clients must send a token."""
         self._manifest, self._pool = manifest, pool
         self._bodies = BodyMemory(max_body_bytes)
         self._metrics = RequestMetrics(manifest, pool)
@@ -134,7 +133,7 @@ class Service:
         other_paths.router.redirect_slashes = False
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            # Starlette's routing and middleware would take as much time as classifying a small image.
+            # Bypass Starlette's routing and middleware, which would take as long as classifying a small image.
             if scope["type"] == "http" and scope["path"] == "/classify" and scope["method"] == "POST":
                 await self.classify(scope, receive, send)
             else:
@@ -148,11 +147,11 @@ class Service:
         return PlainTextResponse(USAGE.format(name=self._manifest.name, token=token, address=str(request.base_url)))
 
     async def healthz(self, request: Request) -> Response:
-        """Report whether the server can classify images."""
+        """Return the health of the server, with status 503 if it cannot classify images."""
         return JsonResponse({"status": "ok"}) if self._pool.healthy else JsonResponse({"status": "failing"}, 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Return Prometheus metrics."""
+        """Return the server's metrics in Prometheus' text format."""
         if not self._metrics.available:
             raise HTTPException(
                 404, 'there are no metrics, because prometheus-client is missing: run pip install "edgerec[prometheus]"'
@@ -164,7 +163,7 @@ class Service:
         return JsonResponse(self._openapi)
 
     async def classify(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Classify the image or the images in the body of a request."""
+        """Classify the images in a request's body."""
         started_s = time.monotonic()
         try:
             result = await self._classify(scope, receive)
@@ -195,8 +194,8 @@ class Service:
             )
         with self._bodies.body() as body:
             if is_form:
-                # Parsing a form of many small parts takes seconds, so other requests must not wait.
-                # No variable holds the body, so that its memory is free while the files are classified.
+                # Parse forms in a thread, because a form with many small parts would block the event loop for seconds.
+                # Keep no reference to the body, so that its memory is released before the images are classified.
                 files = await asyncio.to_thread(parse_multipart, await body.receive(receive, headers), content_type)
                 names = [f"the file {file.name!r}" for file in files]
                 results = await self._results([file.content for file in files], names)
@@ -207,7 +206,6 @@ class Service:
             return (await self._results([content], ["the request's body"]))[0]
 
     async def _results(self, contents: list[bytes], names: list[str]) -> list[dict[str, Any]]:
-        """Classify image files, and return the fields of the responses. ``names`` is used in error messages."""
         futures: list[asyncio.Future[Classification]] = []
         results = []
         try:
@@ -226,14 +224,14 @@ class Service:
 
 
 def create_app(bundle: str | Path | ServeConfig) -> ASGIApp:
-    """Return an ASGI application that classifies images, for an ASGI server of your own.
+    """Return an ASGI application that classifies images, to be run by any ASGI server.
 
-    The ASGI server is responsible for limits on the number and the duration of connections. The application's threads
-    end with its lifespan.
+    The ASGI server must limit the number and duration of connections. The worker threads stop at the end of the
+    application's ASGI lifespan.
 
     Args:
-        bundle: the bundle's folder or .zip, or all settings. The address in the settings is not used. If the settings
-            and the environment contain no token, every client may use the application.
+        bundle: the bundle's folder or .zip, or all settings. The address in the settings is ignored. No token is
+            required if neither the settings nor the environment contain one.
 
     Raises:
         EdgerecError: the bundle or the token cannot be used.
@@ -256,15 +254,15 @@ def protected_app(
     names: frozenset[str] | None = None,
     port: int = 0,
 ) -> ASGIApp:
-    """Return the application with access control.
+    """Return the web application with access control.
 
     Args:
         manifest: manifest of the served bundle.
-        pool: threads that classify the images.
-        max_body_bytes: maximum size of a request's body.
-        token: token that clients must send, or None.
-        names: host names that clients may use, or None for all.
-        port: port of the server.
+        pool: worker threads that classify the images.
+        max_body_bytes: maximum size of a request's body in bytes.
+        token: token that clients must send, or None if no token is required.
+        names: host names allowed in the Host header, or None to allow all.
+        port: port of the server, which is part of the cookie's name.
     """
     service = Service(manifest, pool, max_body_bytes=max_body_bytes, token=token is not None)
     guard = AccessControl(
@@ -290,5 +288,5 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
 
 
 async def _unused(request: Request) -> Response:
-    """Placeholder for the route ``/classify``, so that Starlette responds to other methods with the status 405."""
+    """Register the path ``/classify``, so that Starlette rejects other methods with status 405."""
     raise HTTPException(404)

@@ -60,7 +60,7 @@ class ServeConfig:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """The host and port of :attr:`address`."""
+        """Host and port parsed from :attr:`address`."""
         host, port = DEFAULT_ADDRESS.split(":")
         try:
             return parse_host_port(self.address, host, int(port))

@@ -11,19 +11,19 @@ from edgerec.errors import MissingExtraError
 from edgerec.serving.pool import ClassifierPool
 from edgerec.utils.optional import require
 
-# Upper bounds of the histogram buckets for the duration of requests, in seconds.
+# Upper bounds of the histogram buckets for request durations, in seconds.
 DURATION_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class RequestMetrics:
-    """Counts requests and images. Without prometheus-client, nothing is counted.
+    """Counts requests and images, if prometheus-client is installed.
 
     Attributes:
         available: whether prometheus-client is installed.
     """
 
     def __init__(self, manifest: Manifest, pool: ClassifierPool) -> None:
-        """Create the metrics of a server with one bundle."""
+        """Create the metrics of a server."""
         self._request: dict[int, Any] = {}
         try:
             prometheus = require("prometheus_client")
@@ -49,7 +49,7 @@ class RequestMetrics:
         self._registry.register(_PoolCollector(pool))
 
     def count(self, status: int, duration_s: float) -> None:
-        """Count a request to ``/classify``."""
+        """Record the status and duration of a request to ``/classify``."""
         if self.available:
             counter = self._request.get(status)
             if counter is None:
@@ -58,12 +58,12 @@ class RequestMetrics:
             self._duration.observe(duration_s)
 
     def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format. May only be called if :attr:`available` is true."""
+        """Return all metrics in Prometheus' text format. Requires that :attr:`available` is True."""
         return bytes(self._generate(self._registry))
 
 
 class _PoolCollector:
-    """A Prometheus collector that returns the counters of the pool of classifiers."""
+    """Prometheus collector for the counters of a :class:`ClassifierPool`."""
 
     def __init__(self, pool: ClassifierPool) -> None:
         self._pool = pool

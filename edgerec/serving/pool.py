@@ -1,4 +1,4 @@
-"""Decode and classify images with several classifiers in parallel."""
+"""Decode and classify images in parallel worker threads."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from edgerec.runtime.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
-# Larger images are rejected, because decoding them takes seconds and hundreds of megabytes.
+# Maximum number of pixels, because decoding larger images takes seconds and hundreds of megabytes.
 MAX_PIXELS = 50_000_000
-# Maximum number of images that a worker takes from the queue at a time.
+# Maximum number of images in a batch.
 MAX_BATCH = 16
-# Approximate duration of a batch in seconds. A worker returns its results after each batch.
+# Target duration of a batch in seconds.
 BATCH_S = 0.02
-# Images that waited longer than this many seconds are not classified, because their clients have probably given up.
+# Maximum time in seconds that an image may wait in the queue before its request is rejected.
 MAX_WAIT_S = 30.0
-# A worker that needs more than this many seconds for an image is considered to hang.
+# Time in seconds after which a worker that is still classifying the same image is treated as hung.
 HANG_S = 60.0
-# Timeout in seconds for joining the threads.
+# Maximum time in seconds to wait for the worker threads to stop.
 JOIN_S = 5.0
 
 
 class BusyError(Exception):
-    """Raised when too many images are waiting to be classified, or when an image has waited too long."""
+    """Raised when the queue is full or an image has waited too long in the queue."""
 
 
 @dataclass(eq=False, slots=True)
@@ -45,17 +45,16 @@ class _Job:
     submitted_s: float
 
 
-# A job with its classification, or with the error that occurred.
 _Outcome = tuple[_Job, Classification | Exception]
 
 
 class ClassifierPool:
-    """Threads that decode and classify images, each with its own classifier, fed from a bounded queue.
+    """A pool of worker threads that take images from a bounded queue, and decode and classify them.
 
-    If many images are waiting, a thread takes several at once and passes on their results together, because waking the
-    threads for each image would take about as much time as classifying a small image.
+    Each worker has its own classifier. If many images are waiting, a worker takes a batch of them and returns the
+    results together, because switching threads for each image would take as long as classifying a small image.
 
-    All methods except :meth:`close` must be called in the thread of the event loop.
+    All methods except :meth:`close` must be called in the event loop's thread.
 
     Attributes:
         queued: number of images that are waiting or being classified.
@@ -66,16 +65,16 @@ class ClassifierPool:
     def __init__(
         self, classifiers: Sequence[Classifier], *, max_queued: int, choose_reduction: ReductionChooser | None = None
     ) -> None:
-        """Start one thread per classifier.
+        """Start one worker thread for each classifier.
 
-        ``choose_reduction`` returns how much smaller to decode a JPEG image. None decodes at full size.
+        ``choose_reduction`` selects the scale at which JPEG images are decoded. None decodes them at full size.
         """
         self._choose_reduction = choose_reduction
         self.queued, self.max_queued, self.classified = 0, max_queued, 0
         self._classifiers = tuple(classifiers)
         self._jobs = SimpleQueue[_Job | None]()
         self._closed = False
-        # Start time of the image that each thread is classifying, or None while the thread is idle.
+        # Time at which each worker started its current image, or None if the worker is idle.
         self._started_s: list[float | None] = [None] * len(self._classifiers)
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"edgerec-classifier-{number}", daemon=True)
@@ -91,19 +90,19 @@ class ClassifierPool:
 
     @property
     def healthy(self) -> bool:
-        """Whether all threads are running, and none of them hangs."""
+        """Whether all workers are running and none is hung."""
         now = time.monotonic()
         hanging = any(started_s is not None and now - started_s > HANG_S for started_s in self._started_s)
         return not hanging and not self._closed and all(thread.is_alive() for thread in self._threads)
 
     def submit(self, contents: Sequence[bytes]) -> list[asyncio.Future[Classification]]:
-        """Add image files to the queue, and return a future for each file.
+        """Add image files to the queue and return a future for each prediction.
 
-        A future's exception is a :class:`DataError` if the file is not a readable image, and a :class:`BusyError` if it
+        A future raises :class:`DataError` if its file is not a readable image, and :class:`BusyError` if the file has
         waited for more than :data:`MAX_WAIT_S`.
 
         Raises:
-            BusyError: the queue has no room for all files. None of them was added.
+            BusyError: the queue has no room for all files. No file is added.
         """
         if self._closed or self.queued + len(contents) > self.max_queued:
             raise BusyError
@@ -115,7 +114,7 @@ class ClassifierPool:
         return [job.future for job in jobs]
 
     def close(self) -> None:
-        """Stop the threads after the image that each is classifying. Images in the queue are not classified."""
+        """Stop each worker after its current image. Images in the queue are discarded."""
         self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
@@ -145,7 +144,7 @@ class ClassifierPool:
             self._deliver(outcomes)
 
     def _take(self, batch_size: int) -> list[_Job | None]:
-        """Wait for a job. Return at most ``batch_size`` jobs, and leave enough queued jobs for the other workers."""
+        """Wait for a job and return a batch of at most ``batch_size`` jobs."""
         jobs = [self._jobs.get()]
         share = min(batch_size, MAX_BATCH, self._jobs.qsize() // (4 * len(self._threads)))
         try:
@@ -159,7 +158,7 @@ class ClassifierPool:
         if outcomes:
             try:
                 outcomes[0][0].loop.call_soon_threadsafe(self._complete, outcomes)
-            except RuntimeError:  # The event loop was closed, so nobody waits for the results.
+            except RuntimeError:  # The event loop is already closed.
                 log.debug("the results of %d images were dropped, because the server has stopped", len(outcomes))
 
     def _outcome(self, classifier: Classifier, job: _Job, waited_s: float) -> Classification | Exception:
@@ -167,14 +166,14 @@ class ClassifierPool:
             return BusyError()
         try:
             return classify_file(classifier, job.content, self._choose_reduction)
-        except Exception as error:  # One damaged image must not stop the thread.
+        except Exception as error:  # A damaged image must not stop the worker thread.
             return error
 
     def _complete(self, outcomes: list[_Outcome]) -> None:
         self.queued -= len(outcomes)
         for job, outcome in outcomes:
             self.classified += isinstance(outcome, Classification)
-            if job.future.done():  # The request was canceled.
+            if job.future.done():
                 continue
             if isinstance(outcome, Classification):
                 job.future.set_result(outcome)
@@ -185,7 +184,9 @@ class ClassifierPool:
 def classify_file(
     classifier: Classifier, content: bytes, choose_reduction: ReductionChooser | None = None
 ) -> Classification:
-    """Decode and classify an image file. ``choose_reduction`` returns how much smaller to decode a JPEG image.
+    """Decode and classify an image file.
+
+    ``choose_reduction`` selects the scale at which a JPEG image is decoded. None decodes it at full size.
 
     Raises:
         DataError: the file is not a readable image, or it has more than :data:`MAX_PIXELS` pixels.

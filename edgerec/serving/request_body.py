@@ -1,4 +1,4 @@
-"""Receive the image files in the body of a request, with limits on its size, its duration and the total memory use."""
+"""Receive image files in request bodies, with limits on size, time and memory use."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from edgerec.utils.text import printable
 # Maximum number of files in one request.
 MAX_FILES = 64
 MAX_FILE_NAME_LENGTH = 255
-# Maximum time in seconds for receiving a body, and between two of its parts.
+# Maximum time in seconds for receiving a body, and for waiting for the next data.
 BODY_S = 60.0
 SILENCE_S = 10.0
-# All bodies together may take this many times the memory of the largest allowed body.
+# Maximum total size of all request bodies in memory, as a multiple of the maximum size of a body.
 BODIES_IN_MEMORY = 4
-# The rest of a rejected request's body is read for this many seconds, so that the client receives the response.
+# Maximum time in seconds for reading and discarding the rest of a rejected request's body.
 DISCARD_S = 2.0
-# Smaller parts of a form are copied.
+# Minimum size in bytes of a chunk that is stored as a view instead of a copy.
 _SMALL_BYTES = 256
-# Time in seconds after which clients may repeat a request that was rejected because the server is busy.
+# Value of the Retry-After header in seconds.
 RETRY_AFTER_S = 1
 
 
 def busy(reason: str) -> HTTPException:
-    """Return the response to a request that the server cannot process now, because of ``reason``."""
+    """Return an exception with status 503 and a Retry-After header."""
     return HTTPException(503, f"{reason}: try again later", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 @dataclass
 class BodyMemory:
-    """Limits the memory that the bodies of all requests take.
+    """Limits the total memory used by request bodies.
 
     Attributes:
-        max_body_bytes: maximum size of a body.
-        used_bytes: size of all bodies that are being received or processed.
+        max_body_bytes: maximum size of a body in bytes.
+        used_bytes: total size in bytes of the bodies that are being received or processed.
     """
 
     max_body_bytes: int
@@ -50,7 +50,7 @@ class BodyMemory:
 
     @contextmanager
     def body(self) -> Iterator[Body]:
-        """Context manager that yields an empty body, and releases the body's memory at the end."""
+        """Context manager that yields an empty body and releases its memory at the end."""
         body = Body(self)
         try:
             yield body
@@ -70,11 +70,11 @@ class Body:
     size: int = 0
 
     async def receive(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
-        """Receive and return the body of a request.
+        """Receive the complete body and return its content.
 
         Raises:
-            HTTPException: the body is too large or is not received in time, or the bodies of all requests take too
-                much memory.
+            HTTPException: the body is too large, is not received in time, or would exceed the memory limit for all
+                request bodies.
         """
         maximum = self._memory.max_body_bytes
         too_large = HTTPException(413, f"the request's body is larger than {maximum:,} bytes: send a smaller image")
@@ -118,14 +118,14 @@ class File:
 
 
 def parse_multipart(content: bytes, content_type: str) -> list[File]:
-    """Return the files in a body of the type ``multipart/form-data``.
+    """Parse a ``multipart/form-data`` body and return its files.
 
     Raises:
         HTTPException: the body is malformed, contains a field that is not a file, contains no file, or contains more
             than :data:`MAX_FILES` files.
     """
     multipart = require("python_multipart.multipart")
-    # The library logs a warning for each malformed form, which any client can send.
+    # Suppress the warnings about malformed forms, because any client could fill the log.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     _, parameters = multipart.parse_options_header(content_type)
     boundary = parameters.get(b"boundary", b"")
@@ -148,7 +148,7 @@ def parse_multipart(content: bytes, content_type: str) -> list[File]:
 
 
 class _Parts:
-    """Collects the files of a multipart body from the callbacks of the parser."""
+    """Callbacks of the multipart parser, which collect the files of a form."""
 
     def __init__(self, parse_header: Any) -> None:
         self.files: list[File] = []
@@ -182,7 +182,7 @@ class _Parts:
         self._name, self._value = b"", b""
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        # A view saves a copy of a large part, but takes more memory than a copy of a few bytes.
+        # A view avoids copying a large chunk, but a view of a small chunk takes more memory than a copy.
         self._content.append(memoryview(data)[start:end] if end - start > _SMALL_BYTES else data[start:end])
 
     def _end(self) -> None:
@@ -199,9 +199,9 @@ class _Parts:
 
 
 class DiscardUnreadBody:
-    """ASGI middleware that reads and discards the rest of a body before the response to a rejected request.
+    """ASGI middleware that discards the rest of a rejected request's body before sending the response.
 
-    Otherwise, closing the connection would reset it, and a client that is still sending would not see the response.
+    Otherwise, the connection would be reset, and a client that is still sending data would not receive the response.
     """
 
     def __init__(self, app: Any) -> None:

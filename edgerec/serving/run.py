@@ -21,24 +21,24 @@ from edgerec.utils.secret_references import warn_about_secrets
 
 log = logging.getLogger(__name__)
 
-# Maximum number of open connections, in total and per address. Many clients may share the address of a proxy.
+# Maximum number of open connections, in total and per address, because many clients may share a proxy's address.
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_ADDRESS = 256
-# Time in seconds for unfinished requests when the server stops.
+# Maximum time in seconds to wait for unfinished requests when the server stops.
 GRACE_S = 10.0
-# Interval in seconds at which the main thread checks the server.
+# Interval in seconds at which the main thread checks whether the server is running.
 POLL_S = 0.1
 # Interval in seconds at which freed memory is returned to the operating system.
 RETURN_MEMORY_S = 30.0
 
 
 class ClassificationServer:
-    """An HTTP server in a thread, which classifies images until :meth:`close` is called.
+    """An HTTP server that classifies images in a background thread until :meth:`close` is called.
 
     Attributes:
         address: the server's URL without the token.
-        token: token that clients must send, or None if every user of this machine may use the server.
-        token_is_generated: whether the token is random, because the settings contain none.
+        token: token that clients must send, or None if no token is required.
+        token_is_generated: whether the token was generated because none was configured.
 
     >>> with ClassificationServer(ServeConfig(bundle="signs-rpi")) as server:   # doctest: +SKIP
     ...     print(server.address)
@@ -83,7 +83,7 @@ class ClassificationServer:
 
     @property
     def url(self) -> str:
-        """The server's URL with the token. It is never logged."""
+        """URL of the server, including the token. Do not log this URL."""
         return self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
 
     @property
@@ -93,7 +93,7 @@ class ClassificationServer:
 
     @property
     def healthy(self) -> bool:
-        """Whether the server accepts requests, and none of its classifiers hangs."""
+        """Whether the server accepts requests and none of its workers is hung."""
         return self._server.running and self._pool.healthy
 
     @property
@@ -110,13 +110,13 @@ class ClassificationServer:
         self.close()
 
     def close(self) -> None:
-        """Finish the requests that have been received, and stop the server and its threads."""
+        """Finish the pending requests, then stop the server and its threads."""
         self._server.stop()
         self._pool.close()
 
 
 class _StopFlag:
-    """A flag that is safe to set in a signal handler, because setting the flag takes no lock."""
+    """A flag that a signal handler can set safely, because no lock is needed."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -128,10 +128,11 @@ class _StopFlag:
 def serve(config: ServeConfig) -> None:
     """Classify images over HTTP until the user stops the server.
 
-    This function does everything that ``edgerec serve`` does: it opens the bundle, reports to the service manager, and
-    stops cleanly on Ctrl-C and SIGTERM if it is called in the main thread. Requests that have been received are
-    finished. While the server runs, OpenCV uses one thread per image. From then on, new threads in this process share
-    one glibc malloc arena.
+    This is the implementation of ``edgerec serve``, including the notifications to the service manager. In the main
+    thread, Ctrl-C and SIGTERM stop the server after the pending requests are finished.
+
+    While the server runs, OpenCV uses one thread per image. New threads in this process share one glibc malloc arena,
+    even after the server has stopped.
 
     Raises:
         EdgerecError: the bundle, the token or the address cannot be used, or the server failed.
@@ -142,7 +143,7 @@ def serve(config: ServeConfig) -> None:
         reuse_large_blocks()
         cv2 = require("cv2")
         threads = cv2.getNumThreads()
-        # OpenCV's threads would compete with the classifiers' threads.
+        # OpenCV's threads would compete with the worker threads for the CPUs.
         cv2.setNumThreads(1)
         stop = _StopFlag()
         try:
