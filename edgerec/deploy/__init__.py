@@ -1,4 +1,4 @@
-"""Deploy bundles to devices over SSH: releases, health checks, rollback and signatures."""
+"""Deploy bundles to devices over SSH, with health checks, rollback and signature verification."""
 
 from __future__ import annotations
 

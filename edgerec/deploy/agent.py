@@ -1,15 +1,16 @@
-"""Install, start and monitor releases on a device. This file runs on the device, where edgerec may not be installed.
+"""A program that installs, starts and monitors releases on a device, and does not depend on the edgerec package.
 
-It requires Python 3.9 and only uses the standard library. The host copies it to ``/opt/edgerec/agent.py``, and runs it
-as root with one of these commands:
+The program requires Python 3.9 and only uses the standard library. The host copies this file to
+``/opt/edgerec/agent.py``, and runs the file as root with one of these commands:
 
-* ``session`` answers a host's requests on stdin, and receives files.
-* ``job`` carries out the request in ``job.json``. It does not depend on the SSH connection.
+* ``session`` responds to a host's requests on stdin, and receives files.
+* ``job`` executes the request in ``job.json``, even if the SSH connection is lost.
 * ``follow`` prints the progress of a job.
-* ``boot-check`` restores the previous release if the device was restarted while a new release was being monitored.
+* ``boot-check`` restores the previous release if the device restarted while a new release was being monitored.
 
-A new release is on trial until it has proved healthy. ``trial.json`` exists during the trial. It is written before the
-link ``current`` is replaced, so that a power failure at any moment leaves a working release.
+Each new release has a trial period, which ends when the agent accepts the release or restores the previous one.
+``trial.json`` exists during the trial period. The agent writes ``trial.json`` before it replaces the symbolic link
+``current``, so that the device always has a working release after a power failure.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ UNIT_FOLDER = "/etc/systemd/system"
 CONFIG_FOLDER = "/etc/edgerec"
 STATUS_FILE = "/run/edgerec/status.json"
 SIGNATURE = "manifest.json.sig"
-# The progress of a transfer is reported each time that this number of bytes was received.
+# Number of received bytes after which the agent reports the progress of a transfer again.
 REPORT_BYTES = 2 << 20
 PART_AGE_S = 7 * 86400
 MAX_FILE_BYTES = 2 << 30
@@ -45,20 +46,20 @@ MAX_LINE_BYTES = 16 << 20
 CHUNK_BYTES = 1 << 18
 MIN_FRAMES = 10
 LOG_LINES = 30
-# Minimum free disk space in bytes, which a job needs for its log.
+# Minimum free disk space in bytes that a job needs for its log file.
 MIN_LOG_BYTES = 1 << 16
 POLL_S = 0.5
 COMMAND_TIMEOUT_S = 120
 INSTALL_TIMEOUT_S = 1800
-# Time in seconds after which a locked session without requests ends, because the network may have been lost.
+# Number of seconds without requests after which a session that has locked the installation ends.
 IDLE_S = 120
-# A job that has not locked the installation after this many seconds has failed to start.
+# Number of seconds after which a job that has not locked the installation is treated as failed.
 START_S = 20
-# Timeout in seconds for a session's lock. Other sessions lock the installation briefly to check their job.
+# Maximum time in seconds that a session waits for the lock of the installation.
 LOCK_S = 1.0
-# Suffix of files that are restored if a trial fails.
+# File name suffix of backups that are restored if a new release fails.
 PREVIOUS = ".previous"
-# Suffix of folders that are being removed.
+# Suffix that is added to the name of a folder before the folder is deleted.
 REMOVED = ".removed"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 RELEASE = re.compile(r"[0-9a-f]{16}")
@@ -66,7 +67,7 @@ WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 
 
 class AgentError(Exception):
-    """Raised when an operation fails. The message is shown to the user."""
+    """Raised when an operation on the device fails."""
 
     def __init__(self, message: str, step: str = "", restored: bool = False, log: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -74,9 +75,6 @@ class AgentError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         return {"error": str(self), "step": self.step, "restored": self.restored, "log": self.log}
-
-
-# Files.
 
 
 def fsync_folder(path: str) -> None:
@@ -88,7 +86,7 @@ def fsync_folder(path: str) -> None:
 
 
 def write_file(path: str, content: bytes, mode: int = 0o644) -> None:
-    """Replace a file atomically. After a power failure, it has either the old or the new content."""
+    """Write a file atomically, so that a power failure leaves either the old or the new content."""
     partial = path + ".new"
     remove_path(partial)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -106,7 +104,7 @@ def write_json(path: str, value: Any, mode: int = 0o644) -> None:
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """Return a file's content, or an empty dictionary if the file is missing or damaged."""
+    """Return the JSON object in a file, or an empty dictionary if the file is missing or invalid."""
     try:
         with open(path, "rb") as file:
             value = json.loads(file.read(MAX_LINE_BYTES))
@@ -131,7 +129,7 @@ def remove_path(path: str) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder. If this is interrupted, no part of the folder remains at this path."""
+    """Rename a folder and then delete it, so that an interruption does not leave an incomplete folder at ``path``."""
     removed = path + REMOVED
     remove_path(removed)
     if os.path.isdir(path):
@@ -153,7 +151,7 @@ def content_digest(content: bytes | None) -> str:
 
 
 def is_same_file(file: IO[str], path: str) -> bool:
-    """Return whether an open file is still the file at ``path``."""
+    """Return whether ``path`` refers to the open file ``file``."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -168,7 +166,11 @@ def size_of(path: str) -> int:
 
 
 def safe_name(name: str) -> str:
-    """Return a relative path of a bundle, or raise an error if it could leave the bundle's folder."""
+    """Check that a relative path stays inside the bundle's folder, and return the path.
+
+    Raises:
+        AgentError: the path could refer to a file outside the bundle's folder.
+    """
     parts = name.split("/")
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise AgentError(f"the path {name!r} leaves the bundle's folder: do not use this bundle", "install")
@@ -176,9 +178,9 @@ def safe_name(name: str) -> str:
 
 
 def uses_first_camera(config: str) -> bool:
-    """Return whether the sources in a TOML configuration include ``auto``, the first camera.
+    """Return whether a camera's TOML configuration contains the source ``auto``, which selects the first camera.
 
-    The host parses TOML, but the Python of a device may be too old for tomllib.
+    The configuration is searched with a regular expression, because ``tomllib`` requires Python 3.11.
     """
     sources = re.search(r"^\s*sources\s*=\s*(\[[^\]]*\]|.*)", config, re.MULTILINE)
     return bool(sources and re.search(r"""^[^#]*["']auto["']""", sources[1], re.MULTILINE))
@@ -186,18 +188,15 @@ def uses_first_camera(config: str) -> bool:
 
 def boot_id() -> str:
     """Return an ID that changes when the device restarts."""
-    # The kernel refuses to read this file into a large buffer, so read_bytes() cannot be used.
+    # read_bytes() cannot be used, because the kernel does not accept a large buffer for this file.
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read(64).strip()
-
-
-# Programs.
 
 
 def run(
     command: list[str], timeout_s: float = COMMAND_TIMEOUT_S, environment: dict[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Run a program, and return its exit code, output and errors."""
+    """Run a program, and return its exit code, standard output and standard error."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, env=environment, check=False
@@ -222,20 +221,20 @@ def systemctl(*arguments: str, step: str = "switch") -> None:
 
 
 def unit_state() -> dict[str, str]:
-    """Return the properties of the camera's systemd unit."""
+    """Return the properties that systemd reports for the camera service, keyed by name."""
     names = "ActiveState,SubState,MainPID,NRestarts,Result,InvocationID,ExecMainStatus"
     _, output, _ = run(["systemctl", "show", UNIT, "--property=" + names])
     return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
 
 def service_log() -> list[str]:
-    """Return the last lines that the service logged in its current or last invocation."""
+    """Return the last lines that the camera service wrote to the systemd journal."""
     _, output, _ = run(["journalctl", "--unit", UNIT, "--lines", str(LOG_LINES), "--output", "cat", "--no-pager"])
     return [line[:500] for line in output.splitlines()][-LOG_LINES:]
 
 
 class Installation:
-    """The releases in an installation folder."""
+    """The installation folder on a device, with its releases, virtual environments and state files."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -258,10 +257,10 @@ class Installation:
             os.makedirs(folder, mode=0o755, exist_ok=True)
 
     def lock(self, host: str, wait_s: float, name: str = "lock") -> IO[str]:
-        """Lock the installation, and return the file that holds the lock.
+        """Acquire an exclusive lock on the installation, and return the open lock file.
 
-        A session first takes ``session.lock`` and then ``lock``. It releases ``lock`` for its job, but no other session
-        can take ``lock`` before the job does, because ``session.lock`` is still held.
+        A session first acquires ``session.lock`` and then ``lock``. Before a session starts its job, the session
+        releases ``lock``, so that the job can acquire ``lock``. Meanwhile, ``session.lock`` blocks other sessions.
 
         Raises:
             AgentError: another deployment holds the lock.
@@ -274,7 +273,7 @@ class Installation:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if is_same_file(file, path):
                     break
-                # The holder of the lock removed the file, so that other sessions would lock a new file.
+                # The previous lock holder deleted the lock file, so the new file at the same path must be locked.
                 file.close()
                 os.makedirs(self.prefix, mode=0o755, exist_ok=True)
                 file = open(path, "a+")  # noqa: SIM115
@@ -298,17 +297,25 @@ class Installation:
         return file
 
     def lock_session(self, host: str) -> tuple[IO[str], IO[str]]:
-        """Create the installation's folders, and return the files of the locks of a session and of a job."""
+        """Create the installation's folders, and return the open files ``session.lock`` and ``lock``.
+
+        Raises:
+            AgentError: another deployment holds one of the locks.
+        """
         self.create_folders()
         session_lock = self.lock(host, LOCK_S, "session.lock")
         lock = self.lock(host, LOCK_S)
-        self.create_folders()  # The previous holder of the locks may have removed the installation.
+        self.create_folders()  # The previous lock holder may have deleted the folders.
         if not os.path.exists(self.trial_file):
-            self.clean_up()  # The host checks the free space before the job starts.
+            self.clean_up()  # Incomplete files must not count as used space when the host checks the free space.
         return session_lock, lock
 
     def remove_agent(self, host: str) -> bool:
-        """Remove the agent's own files, and return True, unless there is a release or another deployment."""
+        """Delete the agent's own files unless a release is installed or another deployment is in progress.
+
+        Returns:
+            Whether the files were deleted.
+        """
         try:
             locks = [self.lock(host, LOCK_S, name) for name in ("session.lock", "lock")]
         except (AgentError, FileNotFoundError):
@@ -336,7 +343,7 @@ class Installation:
         return bool(release) and bool(read_json(self.release_path(release, "release.json")))
 
     def current(self) -> str:
-        """Return the digest of the current release, or an empty string."""
+        """Return the digest of the current release, or an empty string if there is none."""
         try:
             release = os.path.basename(os.readlink(self.current_link))
         except OSError:
@@ -344,7 +351,7 @@ class Installation:
         return release if RELEASE.fullmatch(release) else ""
 
     def complete_releases(self) -> list[str]:
-        """Return the digests of the complete releases, the newest first."""
+        """Return the digests of all completely installed releases, newest first."""
         names = os.listdir(self.releases) if os.path.isdir(self.releases) else []
         complete = [name for name in names if RELEASE.fullmatch(name) and self.is_complete(name)]
         installed = {
@@ -356,12 +363,12 @@ class Installation:
         return read_json(self.state_file)
 
     def previous(self) -> str:
-        """Return the digest of the release before the current one, or an empty string."""
+        """Return the digest of the release to which a rollback switches, or an empty string if there is none."""
         previous = self.state().get("previous") or ""
         return previous if previous != self.current() and self.is_complete(previous) else ""
 
     def status(self) -> dict[str, Any]:
-        """Return the status of the device as a dictionary."""
+        """Return the status of the device as a JSON-serializable dictionary."""
         current, state = self.current(), self.state()
         release = read_json(self.release_path(current, "release.json")) if current else {}
         unit = unit_state()
@@ -389,15 +396,20 @@ class Installation:
             "signers": content_digest(read_bytes(self.signers_file)),
             "unit": content_digest(unit_content),
             "agent": content_digest(read_bytes(self.agent_file)),
-            # A service of install.sh does not start the agent, so its unit has no prefix.
+            # The unit that install.sh installs does not start the agent, and therefore does not contain the prefix.
             "unit_prefix": unit_prefix[1].decode("ascii", "replace") if unit_prefix else "",
             "foreign_unit": unit_content is not None and self.agent_file.encode() not in unit_content,
         }
 
-    # Receiving content.
-
     def missing(self, sizes: dict[str, int]) -> dict[str, int]:
-        """Return the digests of missing files, with the number of bytes that an earlier transfer has received."""
+        """Return the files that are not in the store.
+
+        Args:
+            sizes: dictionary that maps the digests of files to their sizes in bytes.
+
+        Returns:
+            A dictionary that maps the digest of each missing file to the number of bytes already received.
+        """
         missing = {}
         for digest, size in sizes.items():
             path = self.store_path(digest)
@@ -415,9 +427,9 @@ class Installation:
         return os.path.join(self.store, digest)
 
     def receive(self, digest: str, size: int, offset: int, read: Callable[[int], bytes]) -> None:
-        """Receive a file's bytes from ``offset``, and store the file if its digest is correct.
+        """Receive the bytes of a file from ``offset`` to the end, and store the file if its digest matches.
 
-        Bytes that were received before an error remain in a file that ends in ``.part``.
+        If the transfer is interrupted, the received bytes remain in a file with the suffix ``.part``.
         """
         path = self.store_path(digest)
         part = path + ".part"
@@ -457,10 +469,8 @@ class Installation:
         os.replace(part, path)
         fsync_folder(self.store)
 
-    # Installing.
-
     def clean_up(self, keep_release: str = "", keep_venv: str = "") -> None:
-        """Remove the remains of interrupted deployments."""
+        """Delete incomplete files and folders of interrupted deployments."""
         now = time.time()
         for name in os.listdir(self.store):
             path = os.path.join(self.store, name)
@@ -481,7 +491,7 @@ class Installation:
         return bool(RELEASE.fullmatch(name)) and self.is_complete(name)
 
     def install(self, job: dict[str, Any], log: Log) -> None:
-        """Install the release and its virtual environment, unless they are already complete."""
+        """Install a job's release and its virtual environment unless both are already installed."""
         release, venv = job["release"], os.path.join(self.venvs, job["venv"])
         if self.is_complete(release) and os.path.exists(os.path.join(venv, ".complete")):
             log.step("install", "skipped", "the release is already installed")
@@ -534,21 +544,21 @@ class Installation:
         write_file(os.path.join(venv, ".complete"), b"")
 
     def requires_signature(self, job: dict[str, Any]) -> bool:
-        """Return whether the job or the device requires that the release is signed."""
+        """Return whether a signature is required. The setting in the job overrides the setting on the device."""
         required = job["require_signature"]
         return bool(self.state().get("require_signature") if required is None else required)
 
     def signature_module(self) -> Any:
-        """Return the module edgerec/contract/signature.py, which the host has sent."""
+        """Import edgerec/contract/signature.py, which the host has copied into the installation folder."""
         sys.path.insert(0, self.prefix)
         sys.dont_write_bytecode = True
         return importlib.import_module("signature")
 
     def check_installed_signature(self, job: dict[str, Any], release: str) -> None:
-        """Check the signature and the files of an installed release. It may be older than the current release.
+        """Check the signature and the file digests of an installed release if a signature is required.
 
         Raises:
-            AgentError: a signature is required, and the release was changed or not signed by an allowed signer.
+            AgentError: the release was modified, or was not signed by an allowed signer.
         """
         if not self.requires_signature(job):
             return
@@ -574,7 +584,7 @@ class Installation:
                 )
 
     def add_signature(self, job: dict[str, Any]) -> None:
-        """Add the bundle's signature to a release that was installed without it or with another one."""
+        """Copy a bundle's signature into the installed release, which may have no signature or another one."""
         digest = job["files"].get(SIGNATURE)
         if digest is None or not self.is_complete(job["release"]):
             return
@@ -584,10 +594,13 @@ class Installation:
             write_file(path, signature)
 
     def check_signature(self, job: dict[str, Any]) -> tuple[str, int]:
-        """Return the signer and serial number of a bundle. They are empty and 0 if no signature is required.
+        """Check the signature of a bundle if a signature is required.
+
+        Returns:
+            The signer and serial number of the bundle, or ``("", 0)`` if no signature is required.
 
         Raises:
-            AgentError: a signature is required, and the bundle was not signed by an allowed signer, or is too old.
+            AgentError: the bundle was modified, was not signed by an allowed signer, or is too old.
         """
         if not self.requires_signature(job):
             return "", 0
@@ -606,7 +619,7 @@ class Installation:
                 signature.refuse_downgrade(signer.serial, state.get("serial", 0))
         except signature.RefusedSignatureError as error:
             raise AgentError(str(error), "verify") from None
-        # The signature covers the digests of all files in the manifest.
+        # Only the manifest is signed, so the digest of each file must match its digest in the manifest.
         listed = json.loads(manifest or b"")["files"]
         for name, digest in job["files"].items():
             if name not in ("manifest.json", SIGNATURE) and listed.get(name) != digest:
@@ -614,7 +627,7 @@ class Installation:
         return str(signer), signer.serial
 
     def verify(self, job: dict[str, Any], log: Log) -> None:
-        """Check the bundle's scores with the delegate that the camera will use, and complete the release."""
+        """Verify a bundle's scores with the delegate that the camera will use, and mark the release as complete."""
         folder = self.release_path(job["release"])
         log.step("verify", "running", "computing the scores of the golden images")
         config = read_bytes(self.config_file) if job["config"] is None else job["config"].encode()
@@ -643,9 +656,9 @@ class Installation:
         log.step("verify", "done", "the scores of the golden images are as expected")
 
     def discard(self, release: str, files: dict[str, str]) -> None:
-        """Mark a damaged release as incomplete, so that the next deployment installs it again.
+        """Mark a damaged release as incomplete, so that the next deployment reinstalls the release.
 
-        The release's files are links to the store, so damaged files are removed from the store too.
+        Damaged files are also deleted from the store, because the files of a release are hard links to the store.
         """
         for digest in files.values():
             path = self.store_path(digest)
@@ -655,10 +668,8 @@ class Installation:
         if release != self.current():
             remove_path(self.release_path(release))
 
-    # Switching.
-
     def point_to(self, release: str) -> None:
-        """Make a release the current one with one rename."""
+        """Atomically point the symbolic link ``current`` to a release. Delete the link if ``release`` is empty."""
         if not release:
             remove_path(self.current_link)
         else:
@@ -669,7 +680,7 @@ class Installation:
         fsync_folder(self.prefix)
 
     def write_unit(self, release: str) -> bool:
-        """Install a release's systemd unit, and return whether the unit was changed."""
+        """Install a release's systemd unit, and return whether the installed unit has changed."""
         unit = read_bytes(self.release_path(release, UNIT))
         if unit is None or unit == read_bytes(self.unit_file):
             return False
@@ -677,7 +688,11 @@ class Installation:
         return True
 
     def switch(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Put a release on trial. Replace the link, the configuration and the unit, and return how to undo this."""
+        """Replace the symbolic link ``current``, camera.toml and the systemd unit to start a release's trial period.
+
+        Returns:
+            The content of trial.json, from which :meth:`undo_switch` restores the previous state.
+        """
         trial = {
             "release": job["release"],
             "previous": self.current(),
@@ -685,7 +700,7 @@ class Installation:
             "old_config": job.get("config") is not None and os.path.exists(self.config_file),
             "new_config": job.get("config") is not None and not os.path.exists(self.config_file),
         }
-        # The unit is stored in the release's folder, so that a later rollback restores the unit too.
+        # The unit is also stored in the release's folder, so that a rollback to this release can reinstall the unit.
         unit_file = self.release_path(job["release"], UNIT)
         unit = job["unit"].encode() if "unit" in job else read_bytes(unit_file)
         trial["old_unit"] = unit != read_bytes(unit_file) and os.path.exists(unit_file)
@@ -693,7 +708,8 @@ class Installation:
             remove_path(unit_file + PREVIOUS)
             os.link(unit_file, unit_file + PREVIOUS)
             fsync_folder(os.path.dirname(unit_file))
-        if trial["old_config"]:  # A hard link can be restored even if the disk is full.
+        # The backup is a hard link, because a hard link can be restored even if the disk is full.
+        if trial["old_config"]:
             remove_path(self.old_config_file)
             os.link(self.config_file, self.old_config_file)
             fsync_folder(CONFIG_FOLDER)
@@ -714,7 +730,11 @@ class Installation:
         return trial
 
     def undo_switch(self, trial: dict[str, Any]) -> bool:
-        """Restore the link, configuration and unit that a trial has replaced. Return whether the unit changed."""
+        """Restore the symbolic link ``current``, camera.toml and the systemd unit that :meth:`switch` has replaced.
+
+        Returns:
+            Whether the installed systemd unit has changed.
+        """
         changed = False
         if self.current() == trial.get("release") and trial.get("previous") != trial.get("release"):
             self.point_to(trial.get("previous") or "")
@@ -728,7 +748,8 @@ class Installation:
             if os.path.exists(unit_file + PREVIOUS):
                 os.replace(unit_file + PREVIOUS, unit_file)
                 fsync_folder(os.path.dirname(unit_file))
-                remove_path(unit_file + PREVIOUS)  # It remains if both names are links to the same file.
+                # os.replace() does nothing if both paths are hard links to the same file.
+                remove_path(unit_file + PREVIOUS)
         if trial.get("previous"):
             changed = self.write_unit(trial["previous"])
         remove_path(self.trial_file)
@@ -737,7 +758,7 @@ class Installation:
         return changed
 
     def restore(self, trial: dict[str, Any]) -> None:
-        """Undo a trial, and start the previous release. Without a previous release, stop the service."""
+        """Restore and start the previous release. If there is no previous release, stop the service."""
         if self.undo_switch(trial):
             systemctl("daemon-reload", step="restore")
         if not trial.get("previous"):
@@ -748,10 +769,10 @@ class Installation:
         systemctl("restart", "--no-block", UNIT, step="restore")
 
     def accept(self, release: str, previous: str, serial: int, job: dict[str, Any]) -> None:
-        """Accept a healthy release. :meth:`finish_commit` must follow.
+        """Record in trial.json that a release is healthy, so that :meth:`finish_commit` can end its trial period.
 
-        The new state of the device is first added to trial.json. If the power fails, either the previous release is
-        restored and the state is lost, or the commit is finished at the next boot.
+        If the power fails before trial.json is replaced, the previous release is restored at the next boot. If the
+        power fails later, the trial period is ended at the next boot.
         """
         state = self.state()
         if previous != release:
@@ -763,7 +784,11 @@ class Installation:
         write_json(self.trial_file, {**read_json(self.trial_file), "state": state, "signers": job.get("signers")})
 
     def finish_commit(self) -> bool:
-        """End the trial of an accepted release. Return False if there is no trial or its release is not accepted."""
+        """End the trial period of an accepted release.
+
+        Returns:
+            False if no release is in its trial period, or if the release has not been accepted.
+        """
         trial = read_json(self.trial_file)
         if not trial.get("state"):
             return False
@@ -777,7 +802,11 @@ class Installation:
         return True
 
     def prune(self, keep: int) -> int:
-        """Remove old releases, virtual environments and content that no release uses. Return the number of releases."""
+        """Delete old releases, and the virtual environments and files that no remaining release uses.
+
+        Returns:
+            The number of deleted releases.
+        """
         state = self.state()
         protected = {self.current(), state.get("good"), state.get("previous")}
         others = [name for name in self.complete_releases() if name not in protected]
@@ -802,7 +831,7 @@ class Installation:
 
 
 class Log:
-    """The log of a job: one JSON object per line."""
+    """The log file of a job, with one JSON object per line."""
 
     def __init__(self, path: str, job: str) -> None:
         remove_path(path)
@@ -810,7 +839,7 @@ class Log:
         self.write({"job": job, "boot_id": boot_id()})
 
     def write(self, value: Any) -> None:
-        # A full disk must not prevent the restoration of the previous release.
+        # A full disk must not prevent the agent from restoring the previous release.
         with contextlib.suppress(OSError):
             self._file.write(json.dumps(value) + "\n")
             self._file.flush()
@@ -819,28 +848,28 @@ class Log:
         self.write({"step": name, "state": state, "text": text, "done": done, "total": total})
 
 
-# Monitoring.
-
-
 def monitor(release: str, old_invocation: str | None, healthy_within_s: float, settle_s: float, log: Log) -> int:
-    """Wait until the service is healthy, and check that it is still healthy ``settle_s`` later.
+    """Wait until the camera service is healthy and has stayed healthy for ``settle_s`` seconds.
 
-    The service is healthy if it is active, has classified frames with the new release, and did not restart. With
-    settings such as ``motion`` and ``max_fps``, skipped frames also show that the camera works.
+    The service is healthy if it is active, has classified frames with the new release, and has not restarted. Frames
+    that settings such as ``motion`` or ``max_fps`` skip are also counted towards the required number of frames.
+
+    Returns:
+        The number of classified frames.
 
     Raises:
-        AgentError: the service is not healthy.
+        AgentError: the service did not become healthy in time, or did not stay healthy.
     """
     start_s = time.monotonic()
     invocation, healthy_s, healthy_frames, reason = "", None, 0, "the service did not start"
     while True:
         passed_s = time.monotonic() - start_s
         unit, camera = unit_state(), read_json(STATUS_FILE)
-        # A service that crashed before the deployment may have restarted once more before it is stopped.
+        # The old service may have crashed and restarted with a new invocation ID shortly before systemd stops it.
         is_stopping = unit.get("ActiveState") == "deactivating"
         if unit.get("InvocationID") not in ("", None, old_invocation) and not is_stopping:
             invocation = invocation or unit["InvocationID"]
-            # Each automatic restart has a new invocation ID.
+            # systemd assigns a new invocation ID to each automatic restart.
             if unit["InvocationID"] != invocation or unit.get("SubState") in ("auto-restart", "failed"):
                 raise AgentError(f"the service {crash_reason(unit)}")
         elif unit.get("ActiveState") == "failed":
@@ -875,7 +904,7 @@ def crash_reason(unit: dict[str, str]) -> str:
 
 
 def waiting_reason(unit: dict[str, str], camera: dict[str, Any], frames: int, invocation: str) -> str:
-    """Describe why a service is not healthy yet."""
+    """Return the reason why the camera service is not healthy yet."""
     if not invocation or unit.get("ActiveState") != "active":
         return "the service did not start ({})".format(unit.get("ActiveState", "unknown"))
     sources = camera.get("sources")
@@ -885,18 +914,15 @@ def waiting_reason(unit: dict[str, str], camera: dict[str, Any], frames: int, in
     return f"the camera classified only {frames} frames, but at least {MIN_FRAMES} are required"
 
 
-# Jobs.
-
-
 def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
-    """Install, verify and start a release. Restore the previous release if the new one is not healthy."""
+    """Install, verify and start a release. If the new release is not healthy, restore the previous one."""
     if installation.is_complete(job["release"]):
         job["venv"] = read_json(installation.release_path(job["release"], "release.json"))["venv"]
     installation.clean_up(job["release"], job["venv"])
     job["signer"], serial = installation.check_signature(job)
     installation.add_signature(job)
     installation.install(job, log)
-    # An installed release may have been damaged, e.g. by an update of the operating system.
+    # Even an installed release is verified again, because e.g. a system update may have damaged the release.
     try:
         installation.verify(job, log)
     except AgentError:
@@ -906,7 +932,7 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
 
 
 def do_rollback(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
-    """Switch to the previous release."""
+    """Start the previous release, and monitor it like a new release."""
     release = installation.previous()
     if not release:
         raise AgentError("there is no previous release on the device: deploy a bundle instead", "plan")
@@ -915,7 +941,7 @@ def do_rollback(installation: Installation, job: dict[str, Any], log: Log) -> di
 
 
 def try_release(installation: Installation, job: dict[str, Any], serial: int, log: Log) -> dict[str, Any]:
-    """Start a release on trial and monitor it. If the release is not healthy, restore the previous one."""
+    """Start a release and monitor its health. If the release is not healthy, restore the previous one."""
     release = job["release"]
     log.step("switch", "running", f"restarting the service with release {release}")
     trial: dict[str, Any] = {}
@@ -940,7 +966,8 @@ def try_release(installation: Installation, job: dict[str, Any], serial: int, lo
         previous = trial["previous"]
         outcome = f"release {previous} was restored" if previous else "the service was stopped"
         log.step("restore", "done", outcome)
-        with contextlib.suppress(OSError):  # The cause of the failure is more important.
+        # An error while deleting old releases must not hide the reason why the new release failed.
+        with contextlib.suppress(OSError):
             installation.prune(job["keep"])
         raise AgentError(f"{describe(error)}; {outcome}", "monitor", bool(previous), lines) from None
     installation.finish_commit()
@@ -951,7 +978,7 @@ def try_release(installation: Installation, job: dict[str, Any], serial: int, lo
 
 
 def do_remove(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
-    """Stop the service and remove the installation. The configuration in /etc/edgerec is kept."""
+    """Stop the service and delete all releases, but keep the configuration in ``/etc/edgerec``."""
     current = installation.current()
     log.step("switch", "running", "stopping the service")
     if os.path.exists(installation.unit_file):
@@ -959,7 +986,7 @@ def do_remove(installation: Installation, job: dict[str, Any], log: Log) -> dict
         os.unlink(installation.unit_file)
         run(["systemctl", "daemon-reload"])
     log.step("switch", "done", "the service was stopped and removed")
-    # The link is removed first, so that an interrupted removal does not leave a damaged current release.
+    # Delete the symbolic link first, so that it never points to a partially deleted release.
     for path in (installation.current_link, installation.trial_file, installation.state_file):
         remove_path(path)
     for folder in (installation.releases, installation.venvs, installation.store):
@@ -973,7 +1000,7 @@ JOBS = {"deploy": do_deploy, "rollback": do_rollback, "remove": do_remove}
 
 
 def describe(error: AgentError | OSError) -> str:
-    """Return an error message for an expected exception."""
+    """Return the error message to show to the user."""
     if isinstance(error, AgentError):
         return str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -982,13 +1009,14 @@ def describe(error: AgentError | OSError) -> str:
 
 
 def command_job(installation: Installation) -> None:
-    """Carry out the request in job.json, and write the progress to deploy.log."""
+    """Execute the request in job.json, and write the progress to deploy.log."""
     job = read_json(installation.job_file)
     lock = installation.lock(job["host"], START_S)
     log = Log(installation.log_file, job["id"])
     try:
         trial = read_json(installation.trial_file)
-        if trial and not installation.finish_commit():  # An earlier job was killed during a trial.
+        # If trial.json exists, an earlier job was killed during a trial period.
+        if trial and not installation.finish_commit():
             installation.restore(trial)
         log.write({"result": JOBS[job["do"]](installation, job, log)})
     except AgentError as error:
@@ -1004,14 +1032,14 @@ def command_job(installation: Installation) -> None:
 
 
 def start_job(installation: Installation, job: dict[str, Any]) -> None:
-    """Start a job that survives the end of the SSH session."""
-    write_json(installation.job_file, job, 0o600)  # The configuration may contain passwords.
+    """Start a job that continues to run after the SSH session has ended."""
+    write_json(installation.job_file, job, 0o600)  # The mode is 0600, because the configuration may contain passwords.
     command = [sys.executable, installation.agent_file, "job", "--prefix", installation.prefix]
     systemd_run = ["systemd-run", "--quiet", "--collect", "--unit", "edgerec-deploy-{}".format(job["id"])]
     code, _, _ = run([*systemd_run, *command])
     if code == 0:
         return
-    subprocess.Popen(  # systemd-run failed, so start the job without systemd.
+    subprocess.Popen(  # If systemd-run failed, the job is started without systemd.
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -1022,7 +1050,7 @@ def start_job(installation: Installation, job: dict[str, Any]) -> None:
 
 
 def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any], None]) -> None:
-    """Print the lines of a job's log after the first ``skip`` lines until the job ends."""
+    """Print the lines of a job's log, except for the first ``skip`` lines, until the job ends."""
     start_s, printed, free_s = time.monotonic(), 0, None
     while True:
         lines = (read_bytes(installation.log_file) or b"").decode("utf-8", "replace").split("\n")[:-1]
@@ -1041,7 +1069,7 @@ def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any
                     "again",
                     "monitor",
                 )
-        # A job holds the lock. If the lock is free for a while, the job was killed.
+        # A running job always holds the lock, so a lock that stays free means that the job was killed.
         if installation_is_locked(installation):
             free_s = None
         else:
@@ -1069,14 +1097,11 @@ def installation_is_locked(installation: Installation) -> bool:
     return False
 
 
-# Sessions.
-
-
 def command_session(installation: Installation) -> None:
-    """Answer the requests of a host, which are JSON objects on stdin, one per line."""
+    """Read requests from stdin as one JSON object per line, and write the replies to stdout."""
     session_lock = lock = None
     while True:
-        # Only a session that holds the lock blocks other sessions, so only its waiting time is limited.
+        # Limit the waiting time only if the session holds the lock, because only the lock blocks other sessions.
         signal.alarm(0 if lock is None else IDLE_S)
         line = sys.stdin.buffer.readline(MAX_LINE_BYTES)
         if not line:
@@ -1130,18 +1155,20 @@ def reply(value: Any) -> None:
 
 
 def command_boot_check(installation: Installation) -> None:
-    """Restore the previous release if the device was restarted during a trial. Never prevent the camera's start."""
+    """Restore the previous release if the device was restarted during the trial period of a new release."""
     trial = read_json(installation.trial_file)
     if not trial or trial.get("boot_id") == boot_id() or installation.finish_commit():
         return
     if trial.get("previous") or installation.current() != trial.get("release"):
         unit_changed = installation.undo_switch(trial)
         sys.stderr.write(f"The device was restarted during a deployment: release {installation.current()} is used\n")
-        if unit_changed:  # systemd has loaded the unit of the new release, which may not suit the restored release.
+        # systemd has already loaded the unit of the new release, so the restored unit must be loaded again.
+        if unit_changed:
             run(["systemctl", "daemon-reload"])
             run(["systemctl", "restart", "--no-block", UNIT])
     else:
-        remove_path(installation.trial_file)  # Keep the first release, because there is no previous one.
+        # The first release is kept, because there is no previous release to restore.
+        remove_path(installation.trial_file)
 
 
 def main() -> None:
@@ -1165,7 +1192,7 @@ def main() -> None:
     except AgentError as error:
         reply(error.to_dict())
     except (BrokenPipeError, EOFError):
-        pass  # The host has disconnected.
+        pass  # The host closed the connection.
     except OSError as error:
         reply(AgentError(describe(error), "send").to_dict())
 

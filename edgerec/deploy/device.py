@@ -1,4 +1,4 @@
-"""A device that runs bundles: its address, its properties and its status."""
+"""Data classes for the address, the properties and the status of a device."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from edgerec.utils.json_types import check_type
 PREFIX = "/opt/edgerec"
 PREFIX_RULE = "an absolute path of letters, digits, '.', '_' and '-', without the part '..'"
 _PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)+")
-# Video devices of a Raspberry Pi that are not cameras.
+# Names of the video devices of a Raspberry Pi that are not cameras, e.g. video decoders.
 _NO_CAMERA = re.compile(r"codec|-isp|pispbe|hevc", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Device:
-    """Address of a device, and how to connect to it.
+    """Address of a device, with the options of the SSH connection.
 
     Attributes:
         address: ``user@host``, or a host name in the user's SSH configuration.
         name: display name. If empty, the address is displayed.
-        port: port of the SSH server. None uses the SSH configuration.
+        port: port of the SSH server, or None to use the port in the SSH configuration.
         ssh_config: SSH configuration file to use instead of ``~/.ssh/config``, as for ``ssh -F``.
         prefix: installation folder on the device.
         interactive: whether ``ssh`` may ask for a passphrase or password on the terminal. Must be False if several
@@ -43,28 +43,28 @@ class Device:
 
     @property
     def label(self) -> str:
-        """Name of the device for messages: its display name, otherwise its address."""
+        """Name of the device in messages, which is the display name or, if there is none, the address."""
         return self.name or self.address
 
 
 def is_valid_prefix(prefix: str) -> bool:
-    """Return whether a path can be the installation folder. It appears in commands and in a systemd unit."""
+    """Return whether a path can be used as installation folder, in shell commands and in a systemd unit."""
     return bool(_PREFIX.fullmatch(prefix)) and ".." not in prefix.split("/")
 
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """Installed releases and the state of the camera on a device.
+    """Status of a device, with its installed releases and the state of its camera.
 
     Attributes:
         device: display name of the device.
         release: digest of the current release, or an empty string if nothing is installed.
         previous: digest of the release to which ``rollback`` would switch, or an empty string.
-        releases: digests of all installed releases, the newest first.
+        releases: digests of all installed releases, newest first.
         name: name of the current bundle.
         target: target of the current bundle.
         on_trial: whether the current release is still being monitored by a deployment.
-        service: state of the systemd unit, such as ``active``, ``failed`` or ``inactive``.
+        service: state of the systemd unit, e.g. ``active``, ``failed`` or ``inactive``.
         free_bytes: free disk space in the installation folder.
         camera: the camera's status file (see :mod:`edgerec.contract.status`), or None if the camera is not running.
         age_s: seconds since the camera wrote its status file, or None if the camera is not running.
@@ -89,7 +89,7 @@ class DeviceStatus:
         """Create a status from the agent's reply.
 
         Raises:
-            DeployError: the reply has other types than expected.
+            DeployError: a value in the reply is missing or has the wrong type.
         """
         try:
             check_type(reply, _StatusReply)
@@ -121,23 +121,23 @@ class _StatusReply(TypedDict):
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """Properties of a device that decide whether a bundle can be installed.
+    """Properties of a device that determine whether a bundle can be installed on the device.
 
     Attributes:
         kernel: operating system kernel, ``Linux`` on supported devices.
-        machine: CPU architecture of the programs, as in ``Target.arch``.
+        machine: CPU architecture for which programs must be compiled, e.g. ``aarch64``. See ``Target.arch``.
         system: display name of the operating system.
-        glibc: version of the C library, such as ``2.36``, or an empty string.
+        glibc: version of the GNU C library, e.g. ``2.36``, or an empty string if another C library is used.
         free_bytes: free disk space in the installation folder.
-        clock_s: the device's clock in seconds since 1970.
+        clock_s: time of the device's clock, as Unix time in seconds.
         pythons: dictionary that maps Python versions to the paths of their interpreters.
         venv_pythons: Python versions that have the modules ``venv`` and ``ensurepip``.
         cameras: paths of the video devices that are cameras.
         camera_module: whether a camera module of a Raspberry Pi is connected.
-        picamera2: whether the system's Python has the package picamera2, which camera modules need.
+        picamera2: whether the system's Python can import picamera2, which is required for camera modules.
         systemd: whether systemd manages the services.
-        root: how commands run as root: ``root``, ``sudo``, or an empty string if this is not possible.
-        agent_digest: SHA-256 digest of the installed agent, or an empty string.
+        root: ``root`` if the user is root, ``sudo`` if sudo needs no password, or an empty string otherwise.
+        agent_digest: SHA-256 digest of the installed agent, or an empty string if no agent is installed.
     """
 
     kernel: str
@@ -157,7 +157,7 @@ class DeviceFacts:
 
     @classmethod
     def parse(cls, lines: Sequence[str]) -> Self:
-        """Create the facts from the output of ``probe.sh``. Other lines, e.g. a login greeting, are ignored."""
+        """Parse the lines that ``probe.sh`` prints, and ignore lines of other programs, e.g. a login greeting."""
         values: dict[str, str] = {}
         pythons: dict[str, str] = {}
         venv_pythons, cameras, camera_module = [], [], False

@@ -15,7 +15,7 @@ from edgerec.utils.atomic import user_path
 
 DEVICES_FILE = "devices.toml"
 MAX_DEVICES = 1000
-# A name must not look like an option or like an address.
+# The name of a device must not start with "-" or contain "@", so that it differs from an option and an address.
 _NAME = re.compile(r"\w[\w.-]{0,63}")
 _ADDRESS = re.compile(r"(?:(?!-)[^\s@/]+@)?(?!-)[^\s@/]+")
 _TAG = re.compile(r"\w[\w.-]{0,63}")
@@ -29,7 +29,7 @@ class FleetDevice:
         device: address of the device.
         tags: tags by which devices are selected.
         config: configuration file of the camera, or None to keep the device's configuration.
-        bundle: bundle for this device, or None.
+        bundle: bundle to deploy to this device, or None to use the bundle on the command line.
     """
 
     device: Device
@@ -39,7 +39,7 @@ class FleetDevice:
 
     @property
     def name(self) -> str:
-        """Name of the device."""
+        """Display name of the device, or its address if it has no name."""
         return self.device.label
 
 
@@ -60,7 +60,7 @@ _PREFIX = {"is_valid": is_valid_prefix, "expected": PREFIX_RULE}
 
 @dataclass(frozen=True)
 class _Defaults:
-    """Keys of the table ``[defaults]``."""
+    """Keys that the table ``[defaults]`` in ``devices.toml`` can contain."""
 
     port: int | None = field(default=None, metadata=_PORT)
     tags: tuple[str, ...] = field(default=(), metadata=_tags())
@@ -72,20 +72,20 @@ class _Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings(_Defaults):
-    """Keys of a table ``[[device]]``."""
+    """Keys that a table ``[[device]]`` in ``devices.toml`` can contain."""
 
     name: str = field(metadata=_text(_NAME, "up to 64 letters, digits, '_', '-' and '.'"))
     host: str = field(metadata=_text(_ADDRESS, "user@host, or a host in the SSH configuration"))
 
 
 def read_devices(path: str | Path = DEVICES_FILE) -> tuple[FleetDevice, ...]:
-    """Read a file that lists devices. Relative paths in the file refer to the file's folder.
+    """Read ``devices.toml``. Relative paths in the file are resolved against the file's folder.
 
     Args:
-        path: TOML file with a table ``[[device]]`` for each device, and optionally a table ``[defaults]``.
+        path: TOML file with a table ``[[device]]`` for each device, and an optional table ``[defaults]``.
 
     Raises:
-        DeployError: the file does not exist, is not TOML, or contains an unknown key or an invalid value.
+        DeployError: the file does not exist, is not valid TOML, or contains an unknown key or an invalid value.
     """
     path = user_path(path)
     values = read_settings(path, DeployError, "create it, or choose another file with --devices")
@@ -115,12 +115,13 @@ def read_devices(path: str | Path = DEVICES_FILE) -> tuple[FleetDevice, ...]:
 def select_devices(
     devices: Sequence[FleetDevice], names: Iterable[str] = (), tags: Iterable[str] = ()
 ) -> tuple[FleetDevice, ...]:
-    """Return the devices that have one of the names or one of the tags, in the order of ``devices``.
+    """Select the devices that match any of the names or tags. Without names and tags, select all devices.
 
-    All devices are returned if there are neither names nor tags.
+    Returns:
+        The selected devices, in the order of ``devices``.
 
     Raises:
-        DeployError: a name or tag does not exist.
+        DeployError: no device has one of the names or tags.
     """
     names, tags = set(names), set(tags)
     for name in sorted(names - {device.name for device in devices}):

@@ -1,4 +1,4 @@
-"""Deploy bundles to several devices: first to canaries, then to the other devices in parallel."""
+"""Deploy bundles to several devices in parallel, optionally to a few canary devices first."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ log = logging.getLogger(__name__)
 State = Literal["updated", "unchanged", "planned", "failed", "canceled", "not started", "unknown"]
 CANARY_TAG = "canary"
 DEFAULT_PARALLEL, MAX_PARALLEL = 4, 64
-# A deployment can only be canceled before the device starts to install the release. Later, the device finishes it.
+# A deployment can be canceled during these steps, because the device has not started to install the release.
 CANCELABLE = ("connect", "check", "plan", "send")
 _POLL_S = 0.2
 
-# Function that performs an operation on one device, with the same errors and listener calls as deploy_bundle().
+# An operation raises the same exceptions as deploy_bundle(), and calls the listener with each step.
 Operation = Callable[[FleetDevice, DeployOptions, Listener], DeployResult]
 
 
 class _CanceledError(Exception):
-    """Raised in a device's thread to cancel its deployment."""
+    """Raised in the thread of a deployment to cancel the deployment."""
 
 
 @dataclass(frozen=True)
 class DeviceOutcome:
-    """Outcome of a deployment to one device of a fleet.
+    """Result of the deployment to one device of a fleet.
 
     Attributes:
         device: name of the device.
@@ -45,7 +45,7 @@ class DeviceOutcome:
             ``canceled`` (the user stopped the deployment before the device was changed), ``not started`` (another
             device failed before), or ``unknown`` (the user stopped waiting; the device finishes by itself).
         result: result of a successful deployment.
-        error: why the device was not updated, or an empty string.
+        error: reason why the device was not updated, or an empty string.
         step: name of the step that failed, or an empty string.
         restored: whether the previous release was restored.
         log: last lines that the service on the device logged.
@@ -85,24 +85,23 @@ def deploy_to_fleet(
 ) -> list[DeviceOutcome]:
     """Deploy a bundle to several devices.
 
-    If a device fails, its previous release is restored, and the other devices continue. If a canary fails, no further
-    device is updated.
+    If the deployment to a device fails, the previous release of this device is restored, and the deployments to the
+    other devices continue. If the deployment to a canary device fails, no other device is updated.
 
-    In the main thread, Ctrl-C cancels all deployments that have not changed their device yet. ``KeyboardInterrupt`` is
-    raised when the other devices have finished. A second Ctrl-C stops waiting for the devices, which finish by
-    themselves.
+    In the main thread, Ctrl-C cancels all deployments that have not changed their device yet. When the other
+    deployments have finished, ``KeyboardInterrupt`` is raised. After a second Ctrl-C, this function no longer waits for
+    the devices, which complete their deployments without the host.
 
     Args:
         bundle: the bundle's folder or .zip file. None deploys the bundle in ``devices.toml`` to each device.
         devices: the devices.
         options: options of the deployment. A device's own configuration file is used if ``options.config`` is None.
         parallel: maximum number of devices that are updated at the same time.
-        canary: number of devices to update first. Devices with the tag ``canary`` come first, then the order of
-            ``devices`` decides.
-        listener: function that is called with each step of each device. Calls come from several threads, but never at
-            the same time.
+        canary: number of canary devices, which are updated first. Devices with the tag ``canary`` are chosen first, in
+            the order of ``devices``.
+        listener: function that is called with each step of each device. Only one thread at a time calls the function.
         finished: function that is called with each outcome, in the thread of the caller.
-        stop: event that cancels the deployment like Ctrl-C.
+        stop: event that cancels the deployments when it is set, in the same way as Ctrl-C.
 
     Returns:
         The outcomes, in the order of ``devices``.
@@ -172,7 +171,7 @@ def _bundle_for(bundle: Path | str | None, entry: FleetDevice) -> Path:
 
 
 class _Rollout:
-    """Deploys bundles in threads, and collects the outcomes."""
+    """Run an operation on several devices in threads, and collect the outcomes."""
 
     def __init__(
         self,
@@ -190,7 +189,7 @@ class _Rollout:
         self._abandoned = self._stop_reported = False
 
     def run(self, indexes: Sequence[int], parallel: int) -> None:
-        """Deploy to some of the devices, and wait for the outcomes."""
+        """Run the operation on a batch of devices, and wait for the outcomes."""
         waiting = list(reversed(indexes))
         results = queue.SimpleQueue[tuple[int, DeviceOutcome | BaseException]]()
         running: set[int] = set()
@@ -220,12 +219,12 @@ class _Rollout:
             raise error
 
     def interrupt(self) -> None:
-        """Cancel the deployment. The second call stops waiting for the devices."""
+        """Cancel the operation. If this method is called again, stop waiting for the devices."""
         self._abandoned = self._stop.is_set()
         self._stop.set()
 
     def skip(self, indexes: Iterable[int], state: State, reason: str) -> None:
-        """Record that devices are not updated."""
+        """Record an outcome for each device that is not updated."""
         for index in indexes:
             self._add(index, DeviceOutcome(self._devices[index].name, state, error=reason))
 
@@ -241,7 +240,7 @@ class _Rollout:
 
     def _deploy(self, index: int) -> DeviceOutcome:
         entry, start_s = self._devices[index], time.monotonic()
-        # Several devices cannot ask for a password at the same time.
+        # ssh must not ask for passwords, because several ssh processes share the terminal.
         entry = replace(entry, device=replace(entry.device, interactive=False))
 
         def seconds() -> float:

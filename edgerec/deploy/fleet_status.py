@@ -20,14 +20,14 @@ from edgerec.utils.text import to_json
 
 DEFAULT_TIMEOUT_S = 20.0
 MAX_PARALLEL = 32
-# A camera hangs if its status file is older than this many seconds. A working camera writes it at least every 5 s.
+# Age of the status file in seconds above which the camera is considered hanging.
 HANGING_S = 15.0
 _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """Status of a device, or the reason why the status is unknown.
+    """Status of a device, or the reason why the device is unreachable.
 
     Attributes:
         name: name of the device.
@@ -37,7 +37,7 @@ class DeviceReport:
             ``stopped``, ``failed``, ``not installed`` or ``unreachable``.
         status: installed releases and status of the camera. None if the device is unreachable.
         error: reason why the device is unreachable or delivers no frames, or an empty string.
-        seen_s: time at which the device last responded, as Unix time in seconds. None if this is unknown.
+        seen_s: time of the last response from the device, as Unix time in seconds, or None if it is unknown.
     """
 
     name: str
@@ -68,13 +68,16 @@ def fleet_status(
     parallel: int = MAX_PARALLEL,
     query: Callable[[Device], DeviceStatus] = device_status,
 ) -> list[DeviceReport]:
-    """Return a report for each device, in the order of ``devices``.
+    """Query the status of several devices in parallel.
 
     Args:
         devices: the devices.
         timeout_s: time in seconds after which a device is reported as unreachable.
         parallel: maximum number of simultaneous connections.
         query: function that returns the status of a device.
+
+    Returns:
+        A report for each device, in the order of ``devices``.
     """
     reports: dict[int, DeviceReport] = {}
     waiting = list(reversed(range(len(devices))))
@@ -93,7 +96,7 @@ def fleet_status(
         except queue.Empty:
             now_s = time.monotonic()
             for index in [index for index, deadline_s in deadlines_s.items() if now_s >= deadline_s]:
-                # The thread still waits for this device, but does not count as running.
+                # The thread of this device cannot be stopped, but no longer counts towards ``parallel``.
                 del deadlines_s[index]
                 reports[index] = _unreachable(devices[index], f"no response within {timeout_s:g} s")
             continue
@@ -132,7 +135,7 @@ def _unreachable(entry: FleetDevice, reason: str) -> DeviceReport:
 
 
 def _state(report: DeviceReport) -> tuple[str, str]:
-    """Return a device's state, and the reason if the camera does not work."""
+    """Return the state of a device and, if the camera does not work, the reason."""
     status, camera = report.status, report.camera
     assert status is not None
     if not status.release:
@@ -155,10 +158,8 @@ def _state(report: DeviceReport) -> tuple[str, str]:
     return ("on trial" if status.on_trial else "running"), ""
 
 
-# The time of the last response is stored on the host, because an unreachable device cannot be asked.
-
-
 def _memory_file(entry: FleetDevice) -> Any:
+    """Return the path of the cache file that stores the time of a device's last response on the host."""
     device = entry.device
     key = sha256(f"{device.address} {device.port} {device.ssh_config}".encode())[:16]
     return cache_folder() / "devices" / f"{key}.json"
@@ -167,7 +168,7 @@ def _memory_file(entry: FleetDevice) -> Any:
 def _remember(entry: FleetDevice, seen_s: float) -> None:
     try:
         write_file(_memory_file(entry), to_json({"name": entry.name, "seen_s": seen_s}))
-    except (EdgerecError, OSError):  # The cache is optional.
+    except (EdgerecError, OSError):  # The status is still shown if the cache cannot be written.
         return
 
 

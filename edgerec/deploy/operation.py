@@ -1,4 +1,4 @@
-"""Options, steps and result of an operation on a device, such as a deployment or a rollback."""
+"""Data classes for the options, steps and result of an operation on a device, e.g. a deployment or a rollback."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from edgerec.deploy.ssh import Connection
 
 StepName = Literal["connect", "check", "plan", "send", "install", "verify", "switch", "monitor", "restore", "prune"]
 StepState = Literal["planned", "running", "done", "skipped"]
-# Time in seconds for which a new release must stay healthy before it is accepted.
+# Time in seconds for which a new release must stay healthy before the agent accepts the release.
 SETTLE_S = 10.0
 
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """Options of a deployment.
+    """Options of a deployment or another operation on a device.
 
     Attributes:
         config: configuration file of the camera, which replaces ``/etc/edgerec/camera.toml`` on the device. If None,
             the device keeps its configuration.
-        healthy_within_s: time in seconds in which the new release must classify frames before it is rolled back.
-        settle_s: time in seconds for which a healthy service is observed.
+        healthy_within_s: time limit in seconds for the new release to classify frames. If the time limit is exceeded,
+            the previous release is restored.
+        settle_s: time in seconds for which the new release must stay healthy.
         keep: number of releases to keep on the device, including the new one.
-        dry_run: only return the steps, without changing the device.
-        require_signature: from now on, the device accepts only signed bundles. None keeps the device's setting.
+        dry_run: whether to only report the steps, without changing the device.
+        require_signature: whether the device accepts only signed bundles from now on. None keeps the device's setting.
         allowed_signers: file with the public keys whose signatures the device accepts. It replaces
             ``/etc/edgerec/allowed_signers`` on the device. If None, the device keeps its file.
-        allow_downgrade: accept a signed bundle that is older than one that the device has already accepted.
+        allow_downgrade: whether to accept a signed bundle that is older than the newest one accepted by the device.
         find_links: folder or URL with additional wheels, as for pip's ``--find-links``, or an empty string.
     """
 
@@ -55,7 +56,7 @@ class Step:
         device: display name of the device.
         name: name of the step.
         state: ``planned`` in a dry run, ``running``, ``done`` or ``skipped``.
-        text: description of the step, e.g. what is sent.
+        text: description of the step, e.g. the number of files to send.
         done, total: progress of a running step, in bytes for the step ``send`` and in seconds for ``monitor``.
             ``total`` is 0 if the step has no measurable progress.
     """
@@ -77,9 +78,9 @@ class DeployResult:
         release: digest of the release that now runs, or an empty string after ``remove``.
         previous: digest of the release that ran before, or an empty string.
         changed: whether the device was changed. False if the release was already running.
-        sent_bytes: number of bytes written to ``ssh``.
+        sent_bytes: number of bytes sent to the device over SSH.
         seconds: duration of the operation.
-        steps: all completed steps. In a dry run, the steps that would be taken.
+        steps: all completed steps, or the planned steps in a dry run.
     """
 
     device: str
@@ -108,14 +109,14 @@ class Progress:
     start_s: float = field(default_factory=time.monotonic)
 
     def __call__(self, name: StepName, state: StepState, text: str = "", done: int = 0, total: int = 0) -> None:
-        """Report a step."""
+        """Report a step to the listener, and store the step unless it is still running."""
         step = Step(self.device, name, state, text, done, total)
         if state != "running":
             self.steps.append(step)
         self.listener(step)
 
     def result(self, connection: Connection, release: str, previous: str, *, changed: bool) -> DeployResult:
-        """Return the result of the operation with the completed steps."""
+        """Create the result of the operation, which contains the completed steps."""
         seconds = time.monotonic() - self.start_s
         return DeployResult(
             self.device, release, previous, changed, connection.sent_bytes, round(seconds, 3), tuple(self.steps)
@@ -123,7 +124,7 @@ class Progress:
 
 
 def new_job(options: DeployOptions) -> dict[str, Any]:
-    """Return a new job for the agent, with the entries that do not depend on a bundle."""
+    """Return a job for the agent with a new ID and all entries that do not depend on a bundle."""
     return {
         "do": "deploy",
         "id": secrets.token_hex(8),
