@@ -93,7 +93,7 @@ class Action:
         return self.source in (None, frame.source) and self.config.region in (None, region)
 
     def includes(self, label: str) -> bool:
-        """Return whether the action is performed for a label."""
+        """Return whether a decision with this label triggers the action."""
         labels = self.config.labels
         return labels is None or label in labels
 

@@ -11,7 +11,7 @@ from edgerec.camera.frame_filters import FrameOptions
 from edgerec.contract.decision import DecisionSpec
 from edgerec.errors import ConfigError, unknown
 
-# Names of regions are used in topics and file names.
+# These characters are allowed, because MQTT topics and file names contain the names of regions.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}", re.ASCII)
 MAX_REGIONS = 64
 
@@ -67,7 +67,7 @@ class RegionConfig:
 
 
 def check_regions(regions: Sequence[RegionConfig], options: FrameOptions) -> None:
-    """Raise :class:`ConfigError` if the regions cannot be used together, or with the options for all frames."""
+    """Raise :class:`ConfigError` if the regions conflict with each other, or with the options for whole frames."""
     if len(regions) > MAX_REGIONS:
         raise ConfigError("CameraConfig.regions", f"has {len(regions)} regions; expected at most {MAX_REGIONS}")
     names = [region.name for region in regions]

@@ -170,7 +170,7 @@ def _changes(
 
 
 def _check_required(options: Mapping[str, str], file_values: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Refuse options that have no effect because another option is missing."""
+    """Raise an error for options that have no effect without another option."""
     if "revoked_keys" in options and "allowed_signers" not in values:
         raise typer.BadParameter(f"{options['revoked_keys']} has no effect without --allowed-signers FILE")
     for key, option in options.items():

@@ -167,7 +167,7 @@ def deploy(
 
 
 def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list[str]]:
-    """Return the bundle, or an empty string if no bundle was specified, and the devices."""
+    """Return a tuple of the bundle, which is an empty string if none was specified, and the list of devices."""
     if operation != "deploy":
         bundle, names, expected = "", arguments, "DEVICE"
     else:
@@ -184,7 +184,7 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
 def _selected(
     names: list[str], tags: list[str], all_devices: bool, file: Path | None, template: Device
 ) -> tuple[FleetDevice, ...]:
-    """Return the devices in devices.toml that have one of the names or tags, and a device for each address.
+    """Return the devices that the command line selects by name, tag or address. Names and tags refer to devices.toml.
 
     Args:
         names: names in devices.toml, or addresses.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgerec.deploy.fleet_status import DeviceReport
 
 DEVICES_HELP = "TOML file that lists the devices."
-TAG_HELP = "Only devices with this tag. May be repeated."
+TAG_HELP = "Show only devices with this tag. May be repeated."
 _COLUMNS = ("device", "state", "release", "fps", "last decision", "temperature", "free", "seen")
 _OPTIONAL = ("seen", "temperature", "free", "release")
 _UNITS_S = ((86400, "d"), (3600, "h"), (60, "min"))

@@ -45,7 +45,7 @@ class CameraStatus(TypedDict):
     """Content of the status file.
 
     Attributes:
-        version: version of this format.
+        version: version of the file format.
         pid: process ID of the camera.
         bundle: SHA-256 digest of the bundle's manifest.json as hexadecimal digits.
         name: name of the bundle.

@@ -284,8 +284,8 @@ class Installation:
                     holder = file.read(1000).strip() or "an unknown host"
                     file.close()
                     raise AgentError(
-                        f"another deployment is in progress (started by {holder}): wait until it has finished; if its "
-                        f"connection was lost, wait up to {IDLE_S // 60} minutes",
+                        f"another deployment is in progress (started by {holder}): wait until it has finished. If its "
+                        f"connection was lost during the transfer, the device ends it within {IDLE_S // 60} minutes",
                         "plan",
                     ) from None
                 time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Query a device's properties, and refuse devices that cannot run a bundle."""
+"""Query the properties of a device, and check that the device can run a bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.deploy.device import Device, DeviceFacts
 from edgerec.deploy.ssh import Connection
 from edgerec.errors import DeployError
 
-# If the device's time is earlier, its clock is not set. Certificates and signatures would be considered invalid.
+# A clock that shows an earlier time was never set. Certificates and signatures would be considered invalid.
 MIN_CLOCK_S = 1704067200  # 2024-01-01
 
 

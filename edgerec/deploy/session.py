@@ -18,7 +18,7 @@ from edgerec.utils.bounded_parsing import parse_json
 MIN_PYTHON = (3, 9)
 # Timeout in seconds for a reply. A slow device may need minutes to hash the files in its store.
 REPLY_TIMEOUT_S = 300.0
-# Timeout in seconds for the next line of a job. The longest step without output is the installation by pip.
+# Timeout in seconds for the next line of a job. The installation by pip is the longest step that logs nothing.
 JOB_TIMEOUT_S = 3600.0
 # The agent's source arrives on stdin before the requests, so that a dry run does not write to the device.
 _RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'agent.py', 'exec'))"
@@ -62,7 +62,7 @@ class Session:
         """
         device = connection.device
         if not is_valid_prefix(device.prefix):
-            raise DeployError(f"the prefix is {device.prefix!r}, but it must be {PREFIX_RULE}")
+            raise DeployError(f"the prefix {device.prefix!r} is invalid: use {PREFIX_RULE}")
         self._label = device.label
         source = agent_source()
         self.installed = sha256(source) == facts.agent_digest
@@ -104,8 +104,8 @@ class Session:
             if self._command.code not in (255, None) and reason:
                 raise DeployError(f"the agent on {self._label} failed: {reason[-1]}")
             raise ConnectionLostError(
-                f"the connection to {self._label} was lost: check the network, and run the command again; content that "
-                "has arrived is not sent again",
+                f"the connection to {self._label} was lost: check the network, and run the command again; files that "
+                "have arrived are not sent again",
                 step="send",
             )
         try:
@@ -115,7 +115,7 @@ class Session:
                 f"{self._label} sent invalid data ({line[:80]!r}): check that its shell's login scripts print nothing"
             ) from None
         if not isinstance(value, dict):
-            raise DeployError(f"{self._label} sent invalid data: check the version of the agent")
+            raise DeployError(f"{self._label} sent invalid data: check that its shell's login scripts print nothing")
         if "error" in value:
             raise agent_error(self._label, value)
         return value

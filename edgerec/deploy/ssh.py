@@ -51,7 +51,7 @@ class Connection:
     def __enter__(self) -> Self:
         if shutil.which("ssh") is None:
             raise DeployError(
-                "ssh is not installed, but it is required to connect to devices: sudo apt-get install openssh-client"
+                "ssh is not installed, so devices cannot be reached: run sudo apt-get install openssh-client"
             )
         address = self.device.address
         if not address or address.startswith("-") or re.search(r"[\s\0]", address):
@@ -68,7 +68,7 @@ class Connection:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def reopen(self) -> None:
-        """Close a lost connection, so that :meth:`open` can connect again."""
+        """Discard the lost connection. :meth:`open` then creates a new connection."""
         if self._master is not None:
             self._master.kill()
             self._master = None
@@ -104,7 +104,7 @@ class Connection:
         return lines
 
     def command(self, command: str) -> Command:
-        """Start a shell command on the device. Only fixed text and quoted values may be part of the command."""
+        """Start a shell command on the device. To prevent shell injection, values in the command must be quoted."""
         return Command(self, ["-o", "ControlMaster=no"], command)
 
     def options(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Send files to a device's content store. Content that is already there is not sent again."""
+"""Send files to the content store of a device. Files that the device has already stored are not sent again."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Contents:
 def send_contents(
     session: Session, contents: Contents, missing: Mapping[str, int], progress: Callable[[int], object]
 ) -> None:
-    """Send missing content, and wait until the device has stored and verified it.
+    """Send the missing files, and wait until the device has verified and stored all of them.
 
     Args:
         session: session that holds the device's lock.
         contents: content to send.
-        missing: dictionary that maps digests to the number of bytes that the device has received earlier.
+        missing: dictionary that maps the digests of files to the number of bytes that the device has already received.
         progress: function that is called with the number of bytes that the device has received.
 
     Raises:

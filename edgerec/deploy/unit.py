@@ -1,4 +1,4 @@
-"""Adapt a target's systemd unit so that the unit runs the current release on a device."""
+"""Adapt a target's systemd unit so that it runs the release to which the link ``current`` points."""
 
 from __future__ import annotations
 

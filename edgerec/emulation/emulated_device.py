@@ -258,7 +258,7 @@ class EmulatedDevice:
             "IdentitiesOnly": "yes",
             "BatchMode": "yes",
             "ConnectTimeout": 30,
-            # The host key is generated when the image is built, and the connection does not leave this machine.
+            # The host key is not checked, because the connection does not leave this machine.
             "StrictHostKeyChecking": "no",
             "UserKnownHostsFile": "/dev/null",
             "LogLevel": "ERROR",

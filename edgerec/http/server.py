@@ -115,7 +115,7 @@ class _Limited(_Protocol):
             self._send_timer = self.loop.call_later(SLOW_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Cancel the send timeout because the client has received the data."""
+        """Cancel the send timeout, because the client is receiving data again."""
         super().resume_writing()
         if self._send_timer is not None:
             self._send_timer.cancel()

@@ -42,7 +42,7 @@ class RequestMetrics:
             buckets=DURATION_S,
             registry=self._registry,
         )
-        prometheus.Info("edgerec_bundle", "The bundle that is running.", registry=self._registry).info(
+        prometheus.Info("edgerec_bundle", "The bundle that classifies the images.", registry=self._registry).info(
             bundle_info(manifest)
         )
         prometheus.ProcessCollector(registry=self._registry)
@@ -73,4 +73,6 @@ class _PoolCollector:
         pool = self._pool
         yield core.CounterMetricFamily("edgerec_images", "Number of classified images.", pool.classified)
         yield core.CounterMetricFamily("edgerec_images_invalid", "Images with NaN or infinite scores.", pool.invalid)
-        yield core.GaugeMetricFamily("edgerec_images_queued", "Images that wait or are classified.", pool.queued)
+        yield core.GaugeMetricFamily(
+            "edgerec_images_queued", "Images that are waiting or being classified.", pool.queued
+        )

@@ -34,7 +34,7 @@ def openapi_document(manifest: Manifest, *, token: bool) -> dict[str, Any]:
         "info": {
             "title": f"edgerec serve: {manifest.name}",
             "version": __version__,
-            "description": "Classifies images with a bundle made by edgerec.",
+            "description": "Classifies images with a bundle that edgerec exported.",
         },
         "paths": {
             "/classify": {"post": _classify(errors)},
@@ -58,7 +58,7 @@ def _classify(errors: dict[str, Any]) -> dict[str, Any]:
     return {
         "operationId": "classify",
         "summary": "Classify one image, or the images of a form.",
-        "description": "An image as the body is answered with a Prediction, and a form with Results.",
+        "description": "The response is a Prediction if the body is an image, and Results if the body is a form.",
         "requestBody": {
             "required": True,
             "content": {"image/*": image, "application/octet-stream": image, "multipart/form-data": form},
@@ -107,8 +107,16 @@ def _schemas(manifest: Manifest) -> dict[str, Any]:
             "label": label,
             "index": {"type": "integer", "minimum": -1, "description": "−1 if the label is unknown."},
             "score": score,
-            "categories": {"type": "array", "items": category, "description": "The best classes, best first."},
-            "novelty": {"type": "number", "minimum": 0, "description": "Only if the bundle has an autoencoder."},
+            "categories": {
+                "type": "array",
+                "items": category,
+                "description": "The best classes, by descending score.",
+            },
+            "novelty": {
+                "type": "number",
+                "minimum": 0,
+                "description": "Only present with an autoencoder.",
+            },
         },
     }
     result = {"allOf": [{"$ref": "#/components/schemas/Prediction"}]}

@@ -1,4 +1,4 @@
-"""Serve a bundle over HTTP until the user stops the server."""
+"""Run the HTTP server for a bundle until Ctrl-C is pressed or SIGTERM arrives."""
 
 from __future__ import annotations
 

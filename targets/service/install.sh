@@ -25,7 +25,7 @@ The script can be run again to update an installation to the bundle in this fold
   --prefix DIR      folder to install into [default: /opt/edgerec]
   --find-links DIR  also use the wheels in this folder, e.g. to install without a network
   --service         also install a service that starts at boot: $UNIT, $CONFIG
-  --any-arch        install on a system with another architecture than that of the bundle's target
+  --any-arch        install even if this system's architecture is not that of the bundle's target
   --yes             install or remove system packages without asking
   --dry-run         show the steps without changing anything
   --undo            remove everything that this script installed, and nothing else
@@ -207,8 +207,8 @@ install_from() {
   fail "pip: ${reason:-the installation failed} (see $prefix/pip.log; add --find-links DIR to use your own wheels)"
 }
 
-# The code in a wheel will run on this device, so a wheel of this bundle is installed only if its digest is the one in
-# manifest.json. Wheels that were added to the folder are accepted, except for another version of edgerec.
+# Wheels contain code that will run on this device, so a wheel that is listed in manifest.json is installed only if its
+# digest is correct. Other wheels in the folder are accepted, except those of edgerec if manifest.json lists one.
 check_wheels() {
   if [ -n "$dry" ] && ! command -v "$python" >/dev/null; then return 0; fi
   changed=$("$python" -c '

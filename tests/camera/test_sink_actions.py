@@ -276,7 +276,7 @@ def test_missing_program_is_reported_at_the_start(tmp_path):
     file = tmp_path / "not-executable"
     file.write_text("#!/bin/sh\n")
     for program in ("edgerec-missing-program", str(file)):
-        with pytest.raises(EdgerecError, match=r"the program .* of an action was not found or is not executable"):
+        with pytest.raises(EdgerecError, match=r"its program .* was not found or is not executable"):
             CommandActions([Action(ActionConfig("any", command=(program,)), None)])
 
 

@@ -168,7 +168,7 @@ def test_second_deployment_at_the_same_time_is_refused(installed, make_bundle):
     finish.set()
     thread.join(60)
     assert "another deployment is in progress (started by " in str(error)
-    assert "if its connection was lost, wait up to 2 minutes" in str(error)
+    assert "If its connection was lost during the transfer, the device ends it within 2 minutes" in str(error)
     assert "crashed" in str(results[0])
 
 

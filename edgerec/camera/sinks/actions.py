@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # Maximum time in seconds for running queued commands when the sink of a live camera is closed.
 FLUSH_S = 5.0
-# Maximum number of bytes of a command's output in memory. The error message contains the last line.
+# Maximum number of bytes that are kept of a command's output, whose last line is shown in error messages.
 OUTPUT_BYTES = 8192
 MAX_REASON = 300
 # Minimum time in seconds between two warnings about the same action.
@@ -39,7 +39,7 @@ _OF_SERVICE = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CRED
 
 @dataclass(frozen=True)
 class _Run:
-    """A command that is due. ``variables`` are its additional environment variables."""
+    """A command that is waiting to be run. ``variables`` are its additional environment variables."""
 
     index: int
     variables: dict[str, str]
@@ -79,8 +79,8 @@ class CommandActions:
             command = action.config.command or ()
             if not shutil.which(command[0]):
                 raise EdgerecError(
-                    f"the program {printable(command[0])} of an action was not found or is not executable: install it, "
-                    "or specify its path"
+                    f"cannot run an action: its program {printable(command[0])} was not found or is not executable; "
+                    "install it, or specify its path"
                 )
         self._live, self._secrets = live, frozenset(secrets)
         self._changes = DecisionChanges()
@@ -120,7 +120,7 @@ class CommandActions:
                 del self._previous[key]
 
     def close(self) -> None:
-        """Run the queued commands. If ``live`` is true, kill the running command after 5 s and skip the others."""
+        """Run the queued commands. If ``live`` is true, kill the running command after 5 s and discard the others."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
@@ -132,7 +132,7 @@ class CommandActions:
                 log.warning("%d commands of actions were not run before the camera ended", len(self._waiting))
 
     def abandon(self) -> None:
-        """Kill the running command, and skip the others. May be called in any thread."""
+        """Kill the running command, and discard the remaining commands. May be called in any thread."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
