@@ -12,7 +12,7 @@ from edgerec.errors import DeployError
 from edgerec.utils.json_types import check_type
 
 PREFIX = "/opt/edgerec"
-PREFIX_RULE = "an absolute path of letters, digits, '.', '_' and '-', without the part '..'"
+PREFIX_RULE = "an absolute path that contains only letters, digits, '/', '.', '_' and '-', and no '..'"
 _PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)+")
 # Names of the video devices of a Raspberry Pi that are not cameras, e.g. video decoders.
 _NO_CAMERA = re.compile(r"codec|-isp|pispbe|hevc", re.IGNORECASE)

@@ -267,7 +267,7 @@ def test_restart_of_the_device_during_the_trial_restores_the_previous_release(in
         ({"address": "root@nowhere.invalid", "ssh_config": None}, "the host name nowhere.invalid is unknown"),
         ({"address": "root@127.0.0.1", "port": 1, "ssh_config": None}, "connection refused"),
         ({"address": "-oProxyCommand=touch"}, "is not the address of a device"),
-        ({"prefix": "/opt/$(touch x)"}, "the prefix is"),
+        ({"prefix": "/opt/$(touch x)"}, "is invalid: use an absolute path"),
     ],
 )
 def test_unusable_address_is_reported(device, make_bundle, change, message):
