@@ -499,13 +499,21 @@ class Installation:
         log.step("install", "running", "creating the virtual environment")
         self.create_venv(venv, job, log)
         folder = self.release_path(release)
-        remove_path(folder)
+        # A current release that failed its verification is repaired, because the camera may still use its files.
+        if release != self.current():
+            remove_path(folder)
+        partial = os.path.join(folder, ".new")
         for name, digest in job["files"].items():
             path = os.path.join(folder, "bundle", safe_name(name))
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.link(self.store_path(digest), path)
-        os.symlink(os.path.join("..", "..", "venvs", job["venv"]), os.path.join(folder, "venv"))
-        write_file(os.path.join(folder, UNIT), job["unit"].encode())
+            remove_path(partial)
+            os.link(self.store_path(digest), partial)
+            os.replace(partial, path)
+        remove_path(partial)  # It remains if both names were links to the same file.
+        os.symlink(os.path.join("..", "..", "venvs", job["venv"]), partial)
+        os.replace(partial, os.path.join(folder, "venv"))
+        if not os.path.exists(os.path.join(folder, UNIT)):
+            write_file(os.path.join(folder, UNIT), job["unit"].encode())
         os.sync()
         log.step("install", "done", f"release {release}")
 

@@ -251,6 +251,32 @@ def test_session_does_not_time_out_while_it_checks_a_received_file(installation,
     assert agent.read_bytes(installation.store_path(digest)) == content
 
 
+def test_interrupted_repair_of_the_current_release_keeps_its_files(installation, monkeypatch):
+    release, log = "2" * 16, SimpleNamespace(step=lambda *arguments: None)
+    contents = {"labels.txt": b"labels", "folder/model.tflite": b"model"}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    for name, content in contents.items():
+        agent.write_file(installation.store_path(digests[name]), content)
+    os.makedirs(installation.release_path(release, "bundle"))
+    labels = installation.release_path(release, "bundle", "labels.txt")
+    os.link(installation.store_path(digests["labels.txt"]), labels)
+    os.symlink(f"../../venvs/{release}", installation.release_path(release, "venv"))
+    agent.write_file(installation.release_path(release, agent.UNIT), b"old")
+    os.unlink(installation.release_path(release, "release.json"))
+    job = {"release": release, "venv": release, "files": digests, "wheels": {}, "unit": "new"}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            installation.install(job, log)
+    assert agent.read_bytes(labels) == b"labels"
+    assert os.path.exists(installation.release_path(release, "venv", ".complete"))
+    installation.install(job, log)
+    for name, content in contents.items():
+        assert agent.read_bytes(installation.release_path(release, "bundle", name)) == content
+    assert sorted(os.listdir(installation.release_path(release))) == ["bundle", agent.UNIT, "venv"]
+    assert agent.read_bytes(installation.release_path(release, agent.UNIT)) == b"old"
+
+
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
     device = make_device()
     config = tmp_path / "camera.toml"
