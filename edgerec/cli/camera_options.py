@@ -1,4 +1,4 @@
-"""Combine the options of ``edgerec camera`` with a configuration file."""
+"""Combine the command-line options of ``edgerec camera`` with a configuration file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgerec.errors import ConfigError
 if TYPE_CHECKING:
     from edgerec.camera.config import CameraConfig
 
-# The key of the configuration that each parameter of the command sets.
+# Parameters of the function camera(), and the configuration keys that the parameters set.
 KEYS = {
     "bundle": "bundle",
     "allowed_signers": "allowed_signers",
@@ -56,7 +56,7 @@ KEYS = {
     "web_save": "web.save_dir",
     "web_save_max": "web.save_max_bytes",
 }
-# Options that the other options of a table require, unless the configuration file contains the table.
+# Command-line options that are required for all other options of the same configuration table.
 _REQUIRED = {
     "csv": {"path": "--csv FILE"},
     "images": {"rule": "--save low-confidence|changes|all", "folder": "--save-dir FOLDER"},
@@ -66,11 +66,11 @@ _REQUIRED = {
 
 
 def camera_config(context: typer.Context, path: Path | None) -> CameraConfig:
-    """Return the configuration in a file, or the default configuration, with the command-line options applied.
+    """Read the configuration of the camera from a file, and apply the command-line options.
 
     Args:
-        context: the context of the command. Only parameters on the command line change the configuration.
-        path: the file, or None.
+        context: context of the command. Options that are not on the command line do not change the configuration.
+        path: path of the configuration file, or None to use the default configuration.
 
     Raises:
         ConfigError: the file cannot be read or is invalid.
@@ -84,7 +84,7 @@ def camera_config(context: typer.Context, path: Path | None) -> CameraConfig:
     changes, options = _changes(arguments, flags, file_values)
     try:
         values = merged(file_values, typed_values(CameraConfig, changes))
-        # An empty value, such as --mqtt "", disables a sink.
+        # An option with an empty value, e.g. --mqtt "", disables a sink in the configuration file.
         for name in ("mqtt", "webhook", "metrics", "web"):
             if arguments.get(name) == "":
                 values.pop(name, None)
@@ -104,7 +104,7 @@ def camera_config(context: typer.Context, path: Path | None) -> CameraConfig:
 
 
 def write_camera_config(config: CameraConfig, path: Path, overwrite: bool) -> None:
-    """Write a configuration to a TOML file, and print the file's path.
+    """Write a camera configuration to a TOML file, and print the path of the file.
 
     Raises:
         EdgerecError: the file exists and ``overwrite`` is false, its name does not end in .toml, or the configuration
@@ -119,7 +119,11 @@ def write_camera_config(config: CameraConfig, path: Path, overwrite: bool) -> No
 
 
 def _arguments(context: typer.Context) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values and the longest flags of the parameters that were given on the command line."""
+    """Return the options that were given on the command line.
+
+    Returns:
+        The values and the long option names, e.g. ``--csv``, both keyed by parameter name.
+    """
     arguments, flags = {}, {}
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -132,7 +136,11 @@ def _arguments(context: typer.Context) -> tuple[dict[str, Any], dict[str, str]]:
 def _changes(
     arguments: Mapping[str, Any], flags: Mapping[str, str], file_values: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the changes to the configuration as nested dictionaries, and the option that sets each dotted key."""
+    """Convert command-line options into changes to the configuration.
+
+    Returns:
+        The changes as nested dictionaries, and the options keyed by dotted configuration key, e.g. ``csv.path``.
+    """
     changes: dict[str, Any] = {}
     options: dict[str, str] = {}
 
@@ -181,10 +189,10 @@ def _check_required(options: Mapping[str, str], file_values: Mapping[str, Any], 
 
 
 def _decision(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse the values of ``--decision``. Numbers and booleans use TOML syntax."""
+    """Parse the values of ``--decision``, in which numbers and booleans use TOML syntax."""
     if not parse_key_values(texts, "smoothing=vote"):
         return {}
-    from edgerec.recipe import parse_assignment  # loads many modules
+    from edgerec.recipe import parse_assignment  # The import is local, because it loads many modules.
 
     return dict(map(parse_assignment, texts))
 

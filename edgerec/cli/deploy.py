@@ -187,11 +187,11 @@ def _selected(
     """Return the devices that the command line selects by name, tag or address. Names and tags refer to devices.toml.
 
     Args:
-        names: names in devices.toml, or addresses.
-        tags: tags in devices.toml.
-        all_devices: whether to return all devices in devices.toml.
-        file: path of devices.toml. None uses the file in the current folder if it exists.
-        template: device with the connection options for addresses.
+        names: names of devices in devices.toml, or addresses of other devices.
+        tags: tags of devices in devices.toml.
+        all_devices: whether to select all devices in devices.toml.
+        file: path of devices.toml, or None to use devices.toml in the current folder if the file exists.
+        template: device whose connection options are used for addresses.
     """
     from edgerec.deploy.devices_file import DEVICES_FILE, FleetDevice, read_devices, select_devices
 
@@ -214,7 +214,7 @@ def _run_on_fleet(
     canary: int,
     json: bool,
 ) -> bool:
-    """Perform an operation on several devices, and print the outcomes. Return whether all devices succeeded."""
+    """Perform an operation on several devices, print the outcomes, and return whether all of them succeeded."""
     from edgerec.cli.fleet_output import fleet_progress, show_outcomes
     from edgerec.deploy import deploy_to_fleet, remove, rollback, run_on_fleet
 
@@ -231,7 +231,7 @@ def _run_on_fleet(
             "listener": show_step,
             "finished": finished,
         }
-        with suppress(KeyboardInterrupt):  # The outcomes show which devices were canceled.
+        with suppress(KeyboardInterrupt):  # After Ctrl-C, the table of outcomes shows the canceled devices.
             if operation == "deploy":
                 deploy_to_fleet(bundle or None, devices, options, **rollout)
             else:
@@ -259,7 +259,7 @@ def _run(operation: str, bundle: str, device: Device, options: DeployOptions, js
         def show_step(step: Step) -> None:
             if step.state == "running":
                 done, total = (step.done, step.total) if step.total else (0, 1)
-                # ssh may ask for a password or a passphrase while it connects.
+                # During the step ``connect``, ssh may ask for a password or passphrase.
                 asks = step.name == "connect"
                 show_progress(Progress(step.name, min(done, total), total, step.text, may_ask_user=asks))
             elif not json:

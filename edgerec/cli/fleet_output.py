@@ -19,13 +19,14 @@ _BAR_WIDTH = 12
 def fleet_progress(
     names: Sequence[str], *, quiet: bool = False
 ) -> Iterator[tuple[Callable[[Step], None], Callable[[DeviceOutcome], None]]]:
-    """Context manager that shows the progress of several devices, and yields a listener for steps and for outcomes.
+    """Return a context manager that shows the progress of deployments to several devices.
 
-    If stderr is a terminal, one table shows all devices. Otherwise, one line is printed for each completed step.
+    If stderr is a terminal, a live table shows all devices. Otherwise, one line is printed for each completed step. The
+    context manager yields two functions, which must be called with each step and each outcome.
 
     Args:
         names: names of the devices.
-        quiet: print no lines if stderr is not a terminal.
+        quiet: whether to print nothing if stderr is not a terminal.
     """
     show_log()
     from rich.console import Console
@@ -59,7 +60,7 @@ def fleet_progress(
 
     def render() -> Any:
         visible = list(rows.items())
-        if len(visible) >= console.height:  # Move active devices to the top of a table that does not fit.
+        if len(visible) >= console.height:  # Show active devices first if the table is too high.
             visible.sort(key=lambda row: row[0] not in active)
         return _progress_table(visible)
 
@@ -86,7 +87,7 @@ def _progress_table(rows: Sequence[tuple[str, tuple[str, float, str]]]) -> Any:
 
 
 def show_outcomes(outcomes: Sequence[DeviceOutcome]) -> None:
-    """Print one table with the outcomes, followed by the errors. The log lines of the devices are printed to stderr."""
+    """Print a table of the outcomes and all error messages. Print the log lines of the devices to stderr."""
     rows = [
         (
             outcome.device,

@@ -20,7 +20,7 @@ from edgerec.cli.options import (
 from edgerec.cli.output import show_log
 from edgerec.errors import ConfigError
 
-# Command-line options that set the configuration fields, for error messages.
+# Error messages contain the command-line option instead of the configuration field.
 _OPTIONS = {"ServeConfig.address": "--listen", "ServeConfig.max_body_bytes": "--max-body"}
 
 _LIMITS = "Limits"

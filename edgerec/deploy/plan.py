@@ -1,4 +1,4 @@
-"""Plan what a deployment sends to a device and installs there, and how much space this takes."""
+"""Determine the files that a deployment sends to a device, and the disk space that the deployment requires."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from edgerec.errors import BundleError, DeployError
 from edgerec.export.install_and_service_files import UNIT, install_files
 from edgerec.utils.atomic import sha256
 
-# Python's byte code adds to the size of the unpacked wheels, and a device needs some space for logs.
+# Factor for the size of Python's compiled bytecode, and free space in bytes that is reserved for logs.
 BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
 
 
 @dataclass(frozen=True)
 class Package:
-    """A bundle and the files to install on a device.
+    """A bundle that can be installed on a device, and its files.
 
     Attributes:
         bundle: the bundle.
         target: target for which the bundle was exported.
-        files: contents of all files of the release, keyed by their names.
+        files: contents of all files of the release, keyed by file name.
         release: digest of the release.
-        unit: systemd unit of the service, before the paths on the device are inserted.
+        unit: systemd unit of the service, which does not contain the paths on the device yet.
     """
 
     bundle: Bundle
@@ -49,7 +49,7 @@ class Package:
 
         Raises:
             BundleError: the bundle is invalid.
-            DeployError: the bundle's target has no service.
+            DeployError: the bundle's target does not support the camera service.
         """
         bundle = Bundle.open(path)
         target = Target.of_manifest(bundle.manifest.target)
@@ -61,7 +61,7 @@ class Package:
             )
         if bundle.warnings:
             raise BundleError(bundle.warnings[0])
-        # systemd runs commands in a unit as root, so the unit in the bundle, which may be malicious, is not used.
+        # The unit is not read from the bundle, because a malicious unit could run commands as root.
         unit = install_files(target)[UNIT].decode()
         contents = {**bundle.files, MANIFEST: bundle.manifest_content}
         if bundle.signature is not None:
@@ -71,17 +71,17 @@ class Package:
 
 @dataclass(frozen=True)
 class Plan:
-    """The files and packages that a deployment sends to a device and installs there.
+    """A plan of the files and packages that a deployment sends to a device and installs.
 
     Attributes:
         package: the bundle.
         contents: contents of the bundle's files and of the wheels.
-        files: digests of the release's files, keyed by their names.
-        wheels: digests of the wheels, keyed by their file names.
+        files: digests of the release's files, keyed by file name.
+        wheels: digests of the wheels, keyed by file name.
         venv: digest of the virtual environment.
         python: path of the device's Python interpreter.
         system_packages: whether the virtual environment can import the packages of the system's Python.
-        missing: number of bytes that the device already has of each content that it needs, keyed by digest.
+        missing: number of bytes that the device has already received of each file to send, keyed by digest.
         has_venv: whether the device already has the virtual environment.
         complete: whether the release is already installed.
         needed_bytes: disk space required on the device, or 0 if nothing is sent or installed.
@@ -110,13 +110,13 @@ class Plan:
         installed: Sequence[str],
         progress: Progress,
     ) -> Plan:
-        """Ask the device what it already has, and plan what to send.
+        """Query which files the device already has, and create a plan.
 
         Args:
             package: the bundle.
-            facts: facts about the device.
+            facts: properties of the device.
             python: version of the device's Python interpreter.
-            options: options of the deployment. Unless it is a dry run, the session takes the device's lock.
+            options: options of the deployment. Unless ``dry_run`` is true, the session acquires the device's lock.
             session: session with the device.
             installed: digests of the installed releases.
             progress: receives the steps of the deployment.
@@ -137,7 +137,7 @@ class Plan:
         reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
         missing = dict(reply["missing"])
         if reply["complete"]:
-            # A release that was installed without its signature needs only the signature.
+            # If the release is already installed, only a new signature is sent.
             missing = {digest: offset for digest, offset in missing.items() if digest == names.get(SIGNATURE)}
         elif reply["venv"]:
             missing = {digest: offset for digest, offset in missing.items() if digest not in wheels.values()}
@@ -160,7 +160,7 @@ class Plan:
 
     @property
     def missing_bytes(self) -> int:
-        """Number of bytes to send to the device."""
+        """Total number of bytes to send to the device."""
         return sum(self.contents.sizes[digest] - offset for digest, offset in self.missing.items())
 
     def job(self, unit: str, config: str | None, options: DeployOptions) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class Plan:
         }
 
     def describe(self, progress: Progress, status: dict[str, Any], config: bool, options: DeployOptions) -> None:
-        """Report the steps of a dry run."""
+        """Report the planned steps of a deployment without performing them."""
         release = self.package.release
         progress("send", "planned", f"send {len(self.missing)} files, {self.missing_bytes:,} bytes")
         venv = "use the existing" if self.has_venv else "create a"
@@ -199,7 +199,7 @@ class Plan:
 
 
 def check_space(plan: Plan, status: dict[str, Any], device: Device) -> None:
-    """Refuse a deployment that needs more space than the device has.
+    """Raise an error if a deployment requires more disk space than the device has.
 
     Raises:
         DeployError: the device has too little free space.

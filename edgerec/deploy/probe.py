@@ -1,4 +1,4 @@
-"""Query the properties of a device, and check that the device can run a bundle."""
+"""Query the properties of a device, and check whether the device can run a bundle."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from edgerec.deploy.device import Device, DeviceFacts
 from edgerec.deploy.ssh import Connection
 from edgerec.errors import DeployError
 
-# A clock that shows an earlier time was never set. Certificates and signatures would be considered invalid.
+# Minimum time of a device whose clock has been set, as Unix time in seconds.
 MIN_CLOCK_S = 1704067200  # 2024-01-01
 
 
 def probe(connection: Connection) -> DeviceFacts:
-    """Connect to a device and return its properties.
+    """Connect to a device, and return the properties of the device.
 
     Raises:
         DeployError: the connection failed.
@@ -26,16 +26,16 @@ def probe(connection: Connection) -> DeviceFacts:
 
 
 def check_device(facts: DeviceFacts, target: Target, device: Device) -> str:
-    """Return the Python version for a bundle's virtual environment.
+    """Check whether a device can run bundles for a target, and return the Python version to use.
 
     Raises:
-        DeployError: the device cannot run a bundle for this target. The message states the reason and a solution.
+        DeployError: the device cannot run bundles for this target. The message contains the reason and a solution.
     """
     reason = _machine_problem(facts, target, device) or _system_problem(facts, device)
     if reason:
         raise DeployError(f"cannot deploy to {device.label}: {reason}", step="check")
     suitable = [version for version in facts.pythons if not target.python or version in target.python]
-    # Debian's Python packages, such as picamera2, are only visible to the system's own Python.
+    # Only the system's own Python can import picamera2 and other Python packages of Debian.
     if facts.camera_module and "picamera2" in target.sources:
         suitable = [version for version in suitable if facts.pythons[version] == "/usr/bin/python3"]
     for version in suitable:

@@ -1,4 +1,4 @@
-"""Deploy a bundle to one device, roll it back, and remove it."""
+"""Deploy a bundle to a device, roll back to the previous release, or remove all releases."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from edgerec.deploy.unit import service_unit
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 
-# If the connection is lost, the host tries to reconnect for this many seconds. A reboot takes about a minute.
+# Maximum time and interval in seconds for attempts to reconnect to a device, which may be rebooting.
 RECONNECT_S, RECONNECT_PAUSE_S = 300.0, 2.0
 
 
 def deploy_bundle(
     bundle: Path | str, device: Device, options: DeployOptions = DeployOptions(), listener: Listener = bool
 ) -> DeployResult:
-    """Install a bundle on a device, start it, and restore the previous release unless the new one is healthy.
+    """Install and start a bundle on a device. If the new release is not healthy, restore the previous one.
 
-    Nothing changes if the release is already running.
+    If the release is already running with the same options, the device is not changed.
 
     Args:
         bundle: the bundle's folder or .zip file.
         device: the device.
         options: options of the deployment.
-        listener: function that is called with each step and its progress. If it raises an exception before the step
-            ``install``, the deployment is canceled. Later, the device finishes the deployment by itself.
+        listener: function that is called with each step and its progress. If the function raises an exception before
+            the step ``install``, the deployment is canceled. After this step has started, the device completes the
+            deployment without the host.
 
     Raises:
         BundleError: the bundle is invalid.
@@ -79,7 +80,7 @@ def deploy_bundle(
 
 
 def rollback(device: Device, options: DeployOptions = DeployOptions(), listener: Listener = bool) -> DeployResult:
-    """Switch to the previous release of a device, and monitor it like a new release.
+    """Switch a device to its previous release, and monitor the release like a new one.
 
     Raises:
         DeployError: there is no previous release, the connection failed, or the previous release is not healthy.
@@ -88,16 +89,16 @@ def rollback(device: Device, options: DeployOptions = DeployOptions(), listener:
 
 
 def remove(device: Device, options: DeployOptions = DeployOptions(), listener: Listener = bool) -> DeployResult:
-    """Stop the service and remove everything that deployments installed, except the configuration in /etc/edgerec.
+    """Stop the camera service and delete all releases, but keep the configuration in ``/etc/edgerec``.
 
     Raises:
-        DeployError: the connection failed or files cannot be removed.
+        DeployError: the connection failed, or a file cannot be deleted.
     """
     return _run_without_bundle("remove", device, options, listener)
 
 
 def device_status(device: Device) -> DeviceStatus:
-    """Return the installed releases and the state of the camera.
+    """Query the installed releases of a device and the state of its camera.
 
     Raises:
         DeployError: the connection failed.
@@ -143,9 +144,11 @@ def _run_without_bundle(
 
 
 def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
-    """Remove the agent's own files, which it needs until the job has ended, unless there is another deployment."""
-    session = Session(connection, replace(facts, agent_digest=""))  # The agent does not run from its own file.
-    with suppress(ConnectionLostError):  # Only the agent's own files remain.
+    """Delete the agent's own files, unless another deployment to the device has started."""
+    # With an empty digest, the agent is sent over stdin instead of being started from the file to delete.
+    session = Session(connection, replace(facts, agent_digest=""))
+    # All releases are already deleted, so a lost connection only leaves the agent's own files on the device.
+    with suppress(ConnectionLostError):
         session.request("remove-agent", host=socket.gethostname())
     session.close()
 
@@ -160,7 +163,7 @@ def _connect(connection: Connection, progress: Progress) -> DeviceFacts:
 def _is_running(
     status: dict[str, Any], package: Package, unit: str, config: str | None, options: DeployOptions
 ) -> bool:
-    """Return whether the device already runs the release with these options."""
+    """Return whether the device is already running this release with the same configuration and options."""
     signers = options.allowed_signers
     return bool(
         status["release"] == package.release
@@ -174,7 +177,7 @@ def _is_running(
 
 
 def _check_unit(status: dict[str, Any], device: Device) -> None:
-    """Refuse a device whose service does not belong to the deployment in the device's prefix."""
+    """Raise an error if the camera service was installed with another prefix or with install.sh."""
     if not status["foreign_unit"]:
         return
     if prefix := status["unit_prefix"]:
@@ -193,7 +196,7 @@ def _check_unit(status: dict[str, Any], device: Device) -> None:
 def _check_camera(
     facts: DeviceFacts, target: Target, device: Device, config: str | None, status: dict[str, Any]
 ) -> None:
-    """Refuse a device without a usable camera if its configuration uses the first camera."""
+    """Raise an error if the configuration uses the first camera, but the device has no usable camera."""
     auto = status["auto_source"] if config is None else uses_first_camera(config)
     if auto and not facts.cameras:
         raise DeployError(
@@ -210,9 +213,9 @@ def _check_camera(
 
 
 def _send_agent(session: Session, options: DeployOptions) -> None:
-    """Install or update the agent, and the module that checks signatures if the device requires them.
+    """Install or update the agent and, if the device requires signatures, the module that verifies them.
 
-    The session must hold the lock, so that another deployment does not remove these files.
+    The session must hold the device's lock, so that no other deployment deletes these files.
     """
     status, source = session.request("status"), agent_source()
     if status["agent"] != sha256(source):
@@ -238,7 +241,7 @@ def _send(session: Session, plan: Plan, progress: Progress) -> None:
 def _run_job(
     connection: Connection, facts: DeviceFacts, session: Session, job: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """Start a job on the device and follow it until it ends, reconnecting if the connection is lost."""
+    """Start a job on the device, and report its steps until the job ends. Reconnect if the connection is lost."""
     lines, lost_s = 0, 0.0
     device = connection.device
     session.send(**job)
@@ -262,10 +265,10 @@ def _run_job(
 
 
 def _reconnect(connection: Connection, session: Session, job_id: str, lines: int) -> Session:
-    """Connect again, and return a session that continues to follow a job."""
+    """Reconnect to the device, and return a new session that continues to report the steps of a job."""
     try:
         connection.reopen()
         facts = probe(connection)
         return Session(connection, facts, f"follow --job {job_id} --skip {lines}")
     except DeployError:
-        return session  # The caller tries again.
+        return session  # The caller calls this function again if the old session cannot be used.

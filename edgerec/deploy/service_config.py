@@ -1,4 +1,4 @@
-"""Read and check the configuration file of the camera service that a deployment installs on a device."""
+"""Read and validate the camera configuration that a deployment installs on a device."""
 
 from __future__ import annotations
 
@@ -28,28 +28,27 @@ address = "127.0.0.1:8000"
 
 
 def uses_first_camera(config: str) -> bool:
-    """Return whether the sources in a valid configuration include ``auto``, so that the device must have a camera."""
+    """Return whether a valid configuration contains the source ``auto``, which requires a camera."""
     return "auto" in parse_toml(config).get("sources", ())
 
 
 def read_config(path: Path | None, bundle: Path) -> str | None:
-    """Return the content of a valid configuration file of the camera.
+    """Read and validate a configuration file of the camera.
 
     Raises:
-        ConfigError: the configuration is invalid, contains a password or token, or needs a display. The service could
-            not read a file that other users of the device cannot read.
+        ConfigError: the configuration is invalid, contains a password or token, or requires a display.
         DeployError: the file cannot be read.
     """
     if path is None:
         return None
     text = read_text(path)
     with tempfile.TemporaryDirectory() as folder:
-        # Make the copy readable for all users, as on the device, so that secrets in the file are refused.
+        # All users can read the file on the device, so the copy has the same mode and must not contain secrets.
         copy = Path(folder, path.name)
         copy.write_text(text, encoding="utf-8")
         copy.chmod(0o644)
         try:
-            # The service passes the bundle on its command line.
+            # The bundle is added here, because the service passes it on the command line instead of in the file.
             camera = build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
         except ConfigError as error:
             problem = error.problem.partition(", but other users can access")[0]

@@ -1,4 +1,4 @@
-"""Talk to the agent on a device: one JSON object per line in each direction."""
+"""Send requests to the agent on a device, and receive its replies, as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 from edgerec.utils.bounded_parsing import parse_json
 
-# Minimum Python version of the agent.
+# Minimum Python version that can run the agent.
 MIN_PYTHON = (3, 9)
-# Timeout in seconds for a reply. A slow device may need minutes to hash the files in its store.
+# Timeout in seconds for a reply, which is long because a slow device may need minutes to hash its files.
 REPLY_TIMEOUT_S = 300.0
-# Timeout in seconds for the next line of a job. The installation by pip is the longest step that logs nothing.
+# Timeout in seconds for the next line of a job, which is long because pip installs packages without output.
 JOB_TIMEOUT_S = 3600.0
-# The agent's source arrives on stdin before the requests, so that a dry run does not write to the device.
+# This program reads the agent's source from stdin, so that a dry run does not write files to the device.
 _RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'agent.py', 'exec'))"
 
 
@@ -30,10 +30,10 @@ def agent_source() -> bytes:
 
 
 def agent_python(facts: DeviceFacts, label: str) -> str:
-    """Return the path of the Python interpreter that runs the agent.
+    """Return the path of a Python interpreter on the device that can run the agent.
 
     Raises:
-        DeployError: the device has no suitable interpreter.
+        DeployError: the device has no suitable Python interpreter.
     """
     for version, path in facts.pythons.items():
         if tuple(map(int, version.split("."))) >= MIN_PYTHON:
@@ -47,7 +47,7 @@ def agent_python(facts: DeviceFacts, label: str) -> str:
 
 
 class Session:
-    """A running agent on a device."""
+    """A connection to an agent process on a device."""
 
     def __init__(self, connection: Connection, facts: DeviceFacts, arguments: str = "session") -> None:
         """Start the agent as root.
@@ -55,7 +55,7 @@ class Session:
         Args:
             connection: an open connection.
             facts: properties of the device.
-            arguments: command-line arguments of the agent, apart from the prefix.
+            arguments: command-line arguments of the agent, without ``--prefix``.
 
         Raises:
             DeployError: the device has no suitable Python interpreter, or the prefix is invalid.
@@ -93,11 +93,16 @@ class Session:
         self._command.write(json.dumps({"do": do, **values}).encode() + b"\n")
 
     def write(self, content: bytes) -> None:
-        """Send bytes that belong to the last request."""
+        """Send bytes that follow a request, e.g. the content of a file."""
         self._command.write(content)
 
     def reply(self, timeout_s: float = REPLY_TIMEOUT_S) -> dict[str, Any]:
-        """Return the next line that the agent prints. Raise the same errors as :meth:`request`."""
+        """Return the agent's next reply.
+
+        Raises:
+            ConnectionLostError: the connection was lost, or no reply arrived within ``timeout_s``.
+            DeployError: the agent reported an error.
+        """
         line = self._command.read_line(timeout_s)
         if line is None:
             reason = self._command.end().strip().splitlines()
@@ -121,7 +126,7 @@ class Session:
         return value
 
     def replies(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of a job's log. The last line is the result."""
+        """Yield the entries of a job's log, and stop after the entry with the result."""
         while True:
             value = self.reply(JOB_TIMEOUT_S)
             yield value
@@ -129,12 +134,12 @@ class Session:
                 return
 
     def close(self) -> None:
-        """End the session."""
+        """Stop the agent process."""
         self._command.close()
 
 
 def agent_error(label: str, value: Mapping[str, Any]) -> DeployError:
-    """Return the exception for an error that the agent reported."""
+    """Convert an error that the agent reported into an exception."""
     log = value.get("log")
     lines = [str(line) for line in log] if isinstance(log, list) else []
     return DeployError(

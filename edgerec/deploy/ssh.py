@@ -1,6 +1,6 @@
-"""Run commands on a device with the system's OpenSSH, over one connection.
+"""Run commands on a device over a shared SSH connection, with the OpenSSH client of the system.
 
-The user's SSH configuration decides about keys, agents, jump hosts and unknown host keys.
+Keys, jump hosts and the handling of unknown host keys are set in the user's SSH configuration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgerec.deploy.device import Device
 from edgerec.errors import DeployError
 from edgerec.utils.text import printable
 
-# The connection is considered lost if the device does not respond to this many keepalive messages.
+# Interval of keepalive messages in seconds, and number of unanswered messages that end the connection.
 KEEPALIVE_S, KEEPALIVE_COUNT = 10, 3
 MAX_LINE_BYTES = 4 << 20
 MAX_ERROR_BYTES = 64 << 10
@@ -35,14 +35,14 @@ class ConnectionLostError(DeployError):
 
 
 class Connection:
-    """An SSH connection to a device, shared by all commands. Use it as a context manager.
+    """A context manager for an SSH connection to a device, which all commands share.
 
     Attributes:
         sent_bytes: number of bytes written to the standard input of ``ssh``.
     """
 
     def __init__(self, device: Device) -> None:
-        """Prepare a connection. The context manager opens it."""
+        """Create a connection without connecting to the device."""
         self.device = device
         self.sent_bytes = 0
         self._master: Command | None = None
@@ -56,7 +56,7 @@ class Connection:
         address = self.device.address
         if not address or address.startswith("-") or re.search(r"[\s\0]", address):
             raise DeployError(f"{address!r} is not the address of a device: expected user@host")
-        # A Unix socket's path can have at most 104 bytes, so a short path is required.
+        # The folder has a short path, because the path of a Unix socket is limited to about 104 bytes.
         self._folder = tempfile.mkdtemp(prefix="edgerec-ssh-", dir="/tmp" if os.path.isdir("/tmp") else None)
         return self
 
@@ -83,17 +83,17 @@ class Connection:
         Args:
             script: script for POSIX sh.
             arguments: the script's arguments.
-            end: last line that the script prints.
+            end: line that marks the end of the output. The line is not returned.
 
         Raises:
-            DeployError: the connection failed. The message states the reason and a solution.
+            DeployError: the connection failed. The message contains the reason and a solution.
         """
-        # The last command, cat, reads until stdin is closed, so ssh ends even if this process is killed.
+        # The final command, cat, ends when stdin is closed, so ssh also ends if this process is killed.
         content = f"set -- {' '.join(map(quoted, arguments))}\n{script}\nexec cat >/dev/null\n".encode()
         self._master = Command(self, ["-M"], "exec sh -s")
         self._master.write(content)
         lines: list[str] = []
-        # The user may have to type a passphrase, so an interactive connection has no time limit.
+        # An interactive connection has no timeout, because the user may have to enter a passphrase.
         limit_s = None if self.device.interactive else self.device.connect_timeout_s + 30
         while (line := self._master.read_line(limit_s)) != end:
             if line is None:
@@ -104,11 +104,11 @@ class Connection:
         return lines
 
     def command(self, command: str) -> Command:
-        """Start a shell command on the device. To prevent shell injection, values in the command must be quoted."""
+        """Start a shell command on the device. Values in the command must be quoted to prevent shell injection."""
         return Command(self, ["-o", "ControlMaster=no"], command)
 
     def options(self) -> list[str]:
-        """Return the options of ``ssh`` for this connection."""
+        """Return the command-line options of ``ssh`` for this connection."""
         device = self.device
         values = {
             "ControlPath": f"{self._folder}/socket",
@@ -117,7 +117,7 @@ class Connection:
             "ServerAliveInterval": str(KEEPALIVE_S),
             "ServerAliveCountMax": str(KEEPALIVE_COUNT),
             "BatchMode": "no" if device.interactive else "yes",
-            # A device is administered over this connection, so it must not use the user's agent or display.
+            # Forwarding is disabled, so that a compromised device cannot use the user's SSH agent or display.
             "ForwardAgent": "no",
             "ForwardX11": "no",
             "ClearAllForwardings": "yes",
@@ -132,7 +132,7 @@ class Connection:
         return options
 
     def _explain(self, output: str) -> str:
-        """Return an error message for a connection that ``ssh`` could not open."""
+        """Convert the error output of ``ssh`` into an error message with a solution."""
         name, address = self.device.label, self.device.address
         text = output.lower()
         host = address.rpartition("@")[2]
@@ -166,10 +166,10 @@ class Connection:
 
 
 class Command:
-    """A command on a device, with bounded input and output."""
+    """A command that runs on a device over SSH."""
 
     def __init__(self, connection: Connection, options: list[str], command: str) -> None:
-        """Start ``ssh``.
+        """Start the command.
 
         Args:
             connection: connection that counts the bytes sent.
@@ -179,14 +179,14 @@ class Command:
         self._connection = connection
         self._buffer = b""
         self._writing = threading.Lock()
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (It is closed by close().)
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (The method close() closes the file.)
         try:
             self._process = subprocess.Popen(
                 ["ssh", *options, *connection.options(), connection.device.address, command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                # Ctrl-C is handled by this process. An interactive ssh must stay in the foreground of the terminal.
+                # A new session protects ssh from Ctrl-C, but an interactive ssh must keep the terminal.
                 start_new_session=not connection.device.interactive,
             )
         except OSError as error:
@@ -196,7 +196,7 @@ class Command:
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def write(self, content: bytes) -> None:
-        """Write to the command's standard input. A lost connection is reported by :meth:`read_line`."""
+        """Write bytes to the command's standard input, and ignore a lost connection."""
         view = memoryview(content)
         with self._writing, contextlib.suppress(BrokenPipeError):
             while view and not self._stdin.closed:
@@ -205,7 +205,7 @@ class Command:
                 view = view[written:]
 
     def read_line(self, timeout_s: float | None) -> str | None:
-        """Return the next line of standard output, or None at the end or after the timeout."""
+        """Return the next line of standard output, or None at the end of the output or after ``timeout_s``."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
@@ -220,7 +220,7 @@ class Command:
         return line.decode(errors="replace")
 
     def close_input(self) -> None:
-        """Close the command's standard input. If another thread is blocked in a write, kill ``ssh`` first."""
+        """Close the command's standard input. If another thread is blocked while writing, kill ``ssh`` first."""
         if not self._writing.acquire(timeout=EXIT_S):
             self.kill()
             self._writing.acquire()
@@ -229,7 +229,7 @@ class Command:
         self._writing.release()
 
     def end(self) -> str:
-        """Stop the command, and return its error output."""
+        """Stop the command, and return its standard error output."""
         self.wait()
         self._stdout.close()
         self._errors.seek(0)
@@ -237,11 +237,11 @@ class Command:
 
     @property
     def code(self) -> int | None:
-        """Exit code of ``ssh``, or None while it is running. 255 means that the connection failed."""
+        """Exit code of ``ssh``, or None while ``ssh`` is running. Exit code 255 means that the connection failed."""
         return self._process.poll()
 
     def wait(self) -> int:
-        """Close standard input, and return the exit code. A command that does not end soon is killed."""
+        """Close the standard input, wait up to 5 s for ``ssh`` to end, and return the exit code."""
         self.close_input()
         try:
             return self._process.wait(EXIT_S)
@@ -250,17 +250,17 @@ class Command:
             return self._process.wait()
 
     def kill(self) -> None:
-        """End ``ssh`` without waiting for the device."""
+        """Kill the local ``ssh`` process without waiting for the device."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """End the command and release its pipes."""
+        """Stop the command and close its pipes."""
         self.wait()
         self._stdout.close()
         self._errors.close()
 
 
 def quoted(text: str | Path) -> str:
-    """Quote a value for the device's shell."""
+    """Quote a value for use in a shell command."""
     return "'" + str(text).replace("'", "'\\''") + "'"

@@ -1,4 +1,4 @@
-"""Send files to the content store of a device. Files that the device has already stored are not sent again."""
+"""Send missing files to the content store of a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK_BYTES = 1 << 18
 
 
 class Contents:
-    """Files to send, identified by their SHA-256 digest."""
+    """A collection of files to send, which are identified by their SHA-256 digests."""
 
     def __init__(self) -> None:
         """Create an empty collection."""
@@ -22,14 +22,14 @@ class Contents:
         self.sizes: dict[str, int] = {}
 
     def add(self, content: bytes | Path) -> str:
-        """Add bytes or a file, and return the digest."""
+        """Add bytes or a file to the collection, and return the SHA-256 digest."""
         data = content.read_bytes() if isinstance(content, Path) else content
         digest = sha256(data)
         self._contents[digest], self.sizes[digest] = content, len(data)
         return digest
 
     def read(self, digest: str) -> bytes:
-        """Return the content that has the SHA-256 digest ``digest``."""
+        """Return the file content with a SHA-256 digest."""
         content = self._contents[digest]
         return content.read_bytes() if isinstance(content, Path) else content
 
@@ -37,17 +37,17 @@ class Contents:
 def send_contents(
     session: Session, contents: Contents, missing: Mapping[str, int], progress: Callable[[int], object]
 ) -> None:
-    """Send the missing files, and wait until the device has verified and stored all of them.
+    """Send missing files to a device, and wait until the device has verified and stored all of them.
 
     Args:
         session: session that holds the device's lock.
-        contents: content to send.
-        missing: dictionary that maps the digests of files to the number of bytes that the device has already received.
-        progress: function that is called with the number of bytes that the device has received.
+        contents: collection that contains the missing files.
+        missing: dictionary that maps the digest of each missing file to the number of bytes already received.
+        progress: function that is called with the number of bytes received by the device.
 
     Raises:
-        ConnectionLostError: the connection was lost. The next call resumes the transfer.
-        DeployError: the device cannot store the content, e.g. because its disk is full.
+        ConnectionLostError: the connection was lost. The next deployment resumes the transfer.
+        DeployError: the device cannot store a file, e.g. because its disk is full, or a file on the host is missing.
     """
     errors: list[BaseException] = []
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""Adapt a target's systemd unit so that it runs the release to which the link ``current`` points."""
+"""Insert the paths on a device into a systemd unit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ STATUS_FILE = "/run/edgerec/status.json"
 
 
 def service_unit(unit: str, prefix: str, python: str) -> str:
-    """Return a systemd unit that runs the current release.
+    """Return a systemd unit that runs the current release on a device.
 
-    Before the camera starts, the agent restores the previous release if the device was restarted during a deployment.
-    The camera starts even if the agent fails.
+    Before the camera starts, the unit runs the agent, which restores the previous release if the device was restarted
+    during a deployment. The camera starts even if the agent fails.
 
     Args:
-        unit: the unit for the target of the bundle.
+        unit: content of the unit for the bundle's target.
         prefix: installation folder on the device.
         python: path of the Python interpreter that runs the agent.
     """

@@ -1,4 +1,4 @@
-"""Collect the wheels that a bundle needs on a device, which may have no internet access."""
+"""Download the wheels that a bundle requires, so that the device needs no internet access."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REQUIREMENTS = "requirements.txt"
 
 @dataclass(frozen=True)
 class Wheels:
-    """The packages of a bundle's virtual environment.
+    """Wheels of all packages in a virtual environment.
 
     Attributes:
         paths: wheel files.
@@ -39,9 +39,9 @@ class Wheels:
 
 
 def find_wheels(bundle: Bundle, target: Target, facts: DeviceFacts, python: str, find_links: str) -> Wheels:
-    """Return the wheels that a bundle requires on a device, including those of dependencies.
+    """Return the wheels that a bundle requires on a device, including the wheels of all dependencies.
 
-    Wheels are downloaded once and then kept in the cache.
+    Downloaded wheels are cached.
 
     Args:
         bundle: the bundle.
@@ -52,7 +52,7 @@ def find_wheels(bundle: Bundle, target: Target, facts: DeviceFacts, python: str,
 
     Raises:
         BundleError: the bundle's requirements.txt is not valid for the target.
-        DeployError: a wheel is not available.
+        DeployError: no wheel is available for a package on this device.
     """
     requirements = bundle.files[REQUIREMENTS].decode()
     check_requirements(requirements, target.requirements, f"{bundle.path}/{REQUIREMENTS}")
@@ -83,12 +83,12 @@ def find_wheels(bundle: Bundle, target: Target, facts: DeviceFacts, python: str,
 
 
 def venv_digest(wheels: Mapping[str, str], python: str, system_packages: bool) -> str:
-    """Return the name of a virtual environment, which is the same for all bundles with the same packages.
+    """Return a name for a virtual environment, so that bundles with the same packages share the environment.
 
     Args:
         wheels: dictionary that maps file names to SHA-256 digests.
         python: path of the interpreter and Python version.
-        system_packages: whether Debian's Python packages are visible.
+        system_packages: whether the virtual environment can import Debian's Python packages.
     """
     return sha256(json.dumps([sorted(wheels.items()), python, system_packages]).encode())[:16]
 
@@ -105,7 +105,7 @@ def _download(
         *(part for link in links for part in ("--find-links", link)),
         *("--requirement", str(listing)),
     ]
-    # First try the wheels of --find-links alone, because this machine may have no network.
+    # If --find-links is given, pip first runs without an index, because this machine may have no network.
     done = call([*command, "--no-index"], timeout_s=DOWNLOAD_TIMEOUT_S) if links else None
     if done is None or done.code:
         done = call(command, timeout_s=DOWNLOAD_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Run a function for several devices in threads."""
+"""Run functions in worker threads that return their results through a queue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ T = TypeVar("T")
 def start_worker(
     function: Callable[[int], T], index: int, results: queue.SimpleQueue[tuple[int, T | BaseException]], name: str
 ) -> None:
-    """Call a function in a new thread, and put the index and its result or exception into a queue.
+    """Call a function in a new thread, and put its result or exception into a queue.
 
-    The thread is a daemon, because a thread that waits for a device must not delay the end of the process.
+    The thread is a daemon thread, so that the process can exit while the thread waits for a device.
 
     Args:
         function: function to call with ``index``.
-        index: index of the device.
-        results: queue that receives the index, and the result or the exception of ``function``.
+        index: index that identifies the device.
+        results: queue that receives a tuple of the index and the result or exception of ``function``.
         name: name of the thread.
     """
 

@@ -1,4 +1,4 @@
-"""Build disk images of complete Debian systems with systemd and an SSH server, for emulated devices."""
+"""Build disk images for emulated devices. An image contains a Debian system with systemd and an SSH server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgerec.utils.lock import Lock
 
 log = logging.getLogger(__name__)
 
-# Installing packages for a foreign architecture under emulation takes tens of minutes.
+# Time limit in seconds for one command, e.g. the installation of packages under emulation.
 BUILD_TIMEOUT_S = 7200
 DISK_BYTES = 4 << 30
 ARCHITECTURES = ("amd64", "arm64")
@@ -25,7 +25,7 @@ PACKAGES = (
     *("dbus", "iproute2", "kmod", "openssh-server", "python3", "python3-venv", "systemd-sysv", "systemd-timesyncd"),
     "udev",
 )
-# Files on the device. The kernel module vivid simulates a camera, /dev/video0, which shows a test pattern.
+# Paths and contents of configuration files, e.g. for the kernel module vivid, which simulates a camera.
 _FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
     "etc/hostname": "edgerec-device\n",
@@ -38,10 +38,10 @@ _FILES = {
 
 @dataclass(frozen=True)
 class DeviceImage:
-    """A disk image of a Debian system, and the files required to boot it.
+    """A disk image of a Debian system, with the kernel and the initial RAM disk to boot the system.
 
     Attributes:
-        folder: folder with the image files. The files must not be changed, because overlays depend on them.
+        folder: folder with the image files, which must not be modified, because the disks of devices are based on them.
         architecture: Debian architecture name, ``amd64`` or ``arm64``.
         release: Debian release codename.
     """
@@ -67,12 +67,12 @@ class DeviceImage:
 
     @property
     def key(self) -> Path:
-        """Path of the private SSH key that root accepts. The key is only used for emulated devices."""
+        """Path of the private SSH key for logging in as root on emulated devices."""
         return self.folder / "id_ed25519"
 
 
 def find_device_image(architecture: str, release: str = "bookworm", cache: Path | None = None) -> DeviceImage:
-    """Return a device's disk image. If it is not in the cache, it is built.
+    """Return a disk image from the cache, or build the image if it is not in the cache.
 
     Building an image requires mmdebstrap, mkfs.ext4, qemu-img and ssh-keygen. If this machine cannot run programs for
     ``architecture``, it also requires a binfmt_misc registration for QEMU, such as that of Debian's qemu-user-static.
@@ -80,7 +80,7 @@ def find_device_image(architecture: str, release: str = "bookworm", cache: Path 
     Args:
         architecture: Debian architecture name, ``amd64`` or ``arm64``.
         release: Debian release codename.
-        cache: folder for images. None selects a subfolder of edgerec's cache folder.
+        cache: folder that contains the images, or None to use a subfolder of edgerec's cache folder.
 
     Raises:
         TargetError: the image cannot be built.
@@ -114,7 +114,7 @@ def _build(image: DeviceImage) -> None:
 
 
 def _install(image: DeviceImage, root: Path) -> None:
-    """Install Debian into the folder ``root``, and run the packages' scripts there."""
+    """Install Debian into the folder ``root``, which runs the installation scripts of the packages."""
     if os.geteuid() != 0:
         raise TargetError("cannot build a device image without root permissions: run the command with sudo")
     run_mmdebstrap(
@@ -133,7 +133,7 @@ def _add_files(image: DeviceImage, root: Path) -> None:
     authorized_keys = root / "root/.ssh/authorized_keys"
     _write(authorized_keys, image.key.with_suffix(".pub").read_text())
     authorized_keys.parent.chmod(0o700)
-    # The services are enabled by links, because systemctl would have to run under emulation.
+    # Enable the services with symbolic links, because systemctl would have to run under emulation.
     wanted = root / "etc/systemd/system/multi-user.target.wants"
     for unit in ("ssh.service", "systemd-networkd.service"):
         link = wanted / unit

@@ -1,4 +1,4 @@
-"""Boot emulated devices, which are complete Debian systems with systemd and an SSH server but no internet access."""
+"""Boot emulated devices in QEMU, which run Debian with systemd and an SSH server but without internet access."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgerec.utils.child_process import Outcome, run_program
 
 log = logging.getLogger(__name__)
 
-# Time limit in seconds for booting. A device boots in about 45 s on an idle machine with two cores.
+# Time limit in seconds for booting a device, which takes about 45 s on an idle machine with two cores.
 BOOT_TIMEOUT_S = 600.0
 MEMORY_MIB = 1024
 _MACHINES = {
@@ -35,21 +35,21 @@ _MACHINES = {
 
 
 class EmulatedDevice:
-    """An emulated device with its own disk. The context manager boots the device and stops it on exit.
+    """A context manager that boots an emulated device with its own disk, and stops the device on exit.
 
-    The device has no network, except for SSH connections from this machine.
+    The device has no network access. Only this machine can connect to the device, over SSH.
 
     Attributes:
-        folder: the device's folder, with its disk, its SSH configuration and its console output.
+        folder: folder with the device's disk, SSH configuration and console output.
         ssh_config: OpenSSH configuration file. ``ssh -F FILE device`` logs in as root.
     """
 
     def __init__(self, image: DeviceImage, folder: Path) -> None:
-        """Create a device.
+        """Create the device's disk and SSH key without booting the device.
 
         Args:
-            image: the disk image. The device writes to an overlay, so the image is not changed.
-            folder: folder for the device's files. If the folder contains the disk of an earlier device, it is reused.
+            image: disk image, which is not modified, because the device writes to an overlay.
+            folder: folder for the device's files. If the folder already contains a disk, the disk is reused.
 
         Raises:
             TargetError: QEMU is not installed, or the disk cannot be created.
@@ -90,7 +90,7 @@ class EmulatedDevice:
 
     @property
     def console(self) -> str:
-        """Console output since the device was created, including the kernel's messages."""
+        """Console output of all boots of the device, including the kernel's messages."""
         path = self.folder / "console.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -104,7 +104,7 @@ class EmulatedDevice:
 
         Args:
             timeout_s: time limit in seconds.
-            snapshot: name of a snapshot from :meth:`save_snapshot` with which to continue instead of booting.
+            snapshot: name of a snapshot of :meth:`save_snapshot` from which to resume, or an empty string to boot.
 
         Raises:
             TargetError: the emulator failed, or the device did not boot in time.
@@ -151,17 +151,17 @@ class EmulatedDevice:
             time.sleep(0.5)
 
     def cut_power(self) -> None:
-        """Stop the emulator without shutting down the device. Data that the device has not yet synced is lost."""
+        """Kill the emulator, so that data is lost that the device has not yet written to its disk."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGKILL)
             self._end()
 
     def save_snapshot(self, name: str) -> None:
-        """Save the state of the running device, including its memory, to its disk file.
+        """Save a snapshot of the running device, including its memory, in its disk file.
 
         Raises:
-            TargetError: the emulator cannot save the state.
+            TargetError: the emulator cannot save the snapshot.
         """
         self._control("qmp_capabilities")
         message = self._control("human-monitor-command", {"command-line": f"savevm {name}"})
@@ -169,7 +169,7 @@ class EmulatedDevice:
             raise TargetError(f"cannot save the state of the emulated device: {message}")
 
     def _control(self, command: str, arguments: Mapping[str, str] | None = None) -> str:
-        """Send a command to QEMU (QMP), and return its result or error message."""
+        """Send a command to QEMU over the QEMU Machine Protocol, and return the result or error message."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TargetError("the emulated device is not running: start it first")
@@ -184,13 +184,13 @@ class EmulatedDevice:
         raise TargetError(f"the emulator ended during the command {command}: see {self.folder / 'qemu.log'}")
 
     def _end(self) -> None:
-        """Wait for the emulator's end, and release its resources."""
+        """Wait until the emulator has exited, and close its pipes."""
         if self._process is not None:
             self._process.communicate()
             self._process = None
 
     def shut_down(self, timeout_s: float = 120.0) -> None:
-        """Shut down the device, and wait until the emulator has ended.
+        """Shut down the device, and wait until the emulator has exited.
 
         Raises:
             TargetError: the device did not shut down in time.
@@ -216,12 +216,16 @@ class EmulatedDevice:
 
     @contextmanager
     def forwarded_port(self, inside: int, outside: int) -> Iterator[None]:
-        """Context manager that connects the device's port ``inside`` to this machine's port ``outside``.
+        """Return a context manager that forwards a port of the device to a port of this machine.
 
-        Programs on the device can then connect to 127.0.0.1:``inside``, e.g. to reach an MQTT broker on this machine.
+        Programs on the device can e.g. connect to an MQTT broker on this machine.
+
+        Args:
+            inside: port on the device. Programs on the device connect to this port of 127.0.0.1.
+            outside: port on this machine.
 
         Raises:
-            TargetError: the device does not accept the forwarding.
+            TargetError: the port is already in use on the device.
         """
         ssh = require_program("ssh", "openssh-client")
         remote = f"127.0.0.1:{inside}:127.0.0.1:{outside}"
@@ -240,9 +244,9 @@ class EmulatedDevice:
             process.wait()
 
     def _accelerator(self) -> tuple[str, ...]:
-        """Return QEMU's options for the accelerator. KVM is only used if ``EDGEREC_KVM=1``.
+        """Return the command-line options of QEMU for KVM if ``EDGEREC_KVM=1`` is set, or for emulation otherwise.
 
-        KVM is not chosen automatically, because guests hang under some nested hypervisors that provide ``/dev/kvm``.
+        KVM is not used by default, because the guest hangs under some nested hypervisors that provide ``/dev/kvm``.
         """
         native = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine()) == self._image.architecture
         if native and os.environ.get("EDGEREC_KVM") == "1" and os.access("/dev/kvm", os.R_OK | os.W_OK):
