@@ -1,4 +1,4 @@
-"""Settings for actions that are performed when a decision changes: running a command or switching an output pin."""
+"""Settings for actions that run a command or switch an output pin when a decision changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """An action that is performed when a decision changes. It has either a command or a GPIO pin.
+    """An action that runs a command or switches a GPIO pin when a decision changes.
 
     Attributes:
         on: label, or list of labels, for which the action is performed. The string ``any`` means every label,
@@ -68,7 +68,7 @@ class ActionConfig:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Labels for which the action is performed, or None for every label."""
+        """Labels that trigger the action, or None if every label triggers the action."""
         if isinstance(self.on, str):
             return None if self.on == ANY else (self.on,)
         return self.on
@@ -76,7 +76,7 @@ class ActionConfig:
 
 @dataclass(frozen=True)
 class Action:
-    """An action whose source is one of the camera's source names.
+    """An action whose source has been resolved to the name of a source.
 
     Attributes:
         config: the settings.
@@ -87,13 +87,13 @@ class Action:
     source: str | None
 
     def applies_to(self, result: Result) -> bool:
-        """Return whether the action applies to the source and the region of a result, regardless of the label."""
+        """Return True if the action applies to the source and region of ``result``, regardless of the label."""
         frame = result.frame
         region = frame.region.name if frame.region else None
         return self.source in (None, frame.source) and self.config.region in (None, region)
 
     def includes(self, label: str) -> bool:
-        """Return whether a decision with this label triggers the action."""
+        """Return True if a change to ``label`` triggers the action."""
         labels = self.config.labels
         return labels is None or label in labels
 
@@ -105,11 +105,11 @@ def resolved_actions(
     regions: Mapping[str, Sequence[str]],
     labels: Collection[str],
 ) -> list[Action]:
-    """Check that the sources, regions and labels of all actions exist.
+    """Check all actions and resolve their sources.
 
     Args:
-        actions: the settings.
-        uris: URIs of the sources as entered by the user, which may contain passwords.
+        actions: settings of the actions.
+        uris: URIs of the sources, which may contain passwords.
         names: names of the sources, in the same order.
         regions: names of the regions of each source, keyed by source.
         labels: labels of the bundle.
@@ -128,7 +128,7 @@ def resolved_actions(
         source = action.source
         if source is not None and source not in names:
             if source not in uris:
-                # The source may contain a password, so the message does not show it.
+                # The error message omits the source, which may contain a password.
                 raise ConfigError(
                     "ActionConfig.source", f"is not a source of the camera; expected one of {', '.join(names)}"
                 )

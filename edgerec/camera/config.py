@@ -21,7 +21,7 @@ ExistingFile = Literal["refuse", "overwrite", "append"]
 SaveRule = Literal["low-confidence", "changes", "all"]
 
 MAX_THREADS = 256
-# Metadata of fields with special content, for edgerec.camera.config_fields.
+# Field metadata for edgerec.camera.config_fields.
 _SOURCE, _LIBRARY = {"content": "source"}, {"content": "library"}
 _URL, _TOKEN = {"content": "url"}, {"content": "token"}
 
@@ -302,7 +302,7 @@ class CameraConfig:
             return build(cls, values)
 
     def to_toml(self, folder: str | Path | None = None) -> str:
-        """Return the configuration as TOML, with a comment for each key. :meth:`from_file` is the inverse.
+        """Return the configuration as TOML with a comment for each key. Use :meth:`from_file` to read the file.
 
         Args:
             folder: folder of the file that will contain the text. Relative paths refer to the working directory, and
@@ -317,7 +317,7 @@ class CameraConfig:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Source URIs, and the URLs of the MQTT broker and the webhook."""
+        """Source URIs and the URLs of the MQTT broker and webhook."""
         return (*self.sources, *(sink.url for sink in (self.mqtt, self.webhook) if sink))
 
     @property

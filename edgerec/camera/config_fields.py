@@ -1,7 +1,7 @@
-"""Fields of configuration dataclasses: their types, keys, descriptions and secrets.
+"""Read the types, keys, descriptions and secrets of the fields of configuration dataclasses.
 
-The functions work for every frozen dataclass whose fields contain strings, numbers, paths, choices, lists, mappings,
-other such dataclasses, or tuples of such dataclasses.
+The fields of a frozen dataclass may contain strings, numbers, paths, choices, lists, mappings, nested dataclasses and
+tuples of dataclasses.
 
 The metadata of a field may contain these entries:
 
@@ -27,8 +27,8 @@ from edgerec.utils.secret_references import is_reference
 from edgerec.utils.url_redaction import MASK, has_secret, redacted
 
 _TYPE_NAMES: dict[Any, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # A single letter before the colon is a drive of Windows.
-# redacted() would treat the @ in synthetic:640x480@30 as the end of a password.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # Two letters or more, because one letter is a Windows drive.
+# Do not redact these sources, because redacted() would treat the @ in synthetic:640x480@30 as the end of a password.
 _SOURCES_WITHOUT_SECRETS = ("synthetic:", "picamera2:")
 
 
@@ -49,7 +49,7 @@ def field_key(item: Field[Any]) -> str:
 
 
 def field_default(item: Field[Any]) -> Any:
-    """Return the default of a field, or None if the field is required. A dataclass becomes a dictionary."""
+    """Return the default of a field, or None if the field is required. Dataclasses are converted to dictionaries."""
     if item.default_factory is not MISSING:
         default = item.default_factory()
         return field_values(default) if is_dataclass(default) else default
@@ -63,12 +63,12 @@ def non_none_types(hint: Any) -> list[Any]:
 
 
 def is_list_type(hint: Any) -> bool:
-    """Return whether a field contains a list or tuple."""
+    """Return True if a type is a list or tuple."""
     return any(get_origin(kind) in (tuple, Sequence) for kind in non_none_types(hint))
 
 
 def nested_dataclass(hint: Any) -> type[Any] | None:
-    """Return the dataclass of a field that contains a dataclass or a tuple of dataclasses, otherwise None."""
+    """Return the dataclass in a type such as ``A``, ``A | None`` or ``tuple[A, ...]``, or None."""
     for kind in non_none_types(hint):
         item = get_args(kind)[0] if get_origin(kind) in (tuple, Sequence) else kind
         if isinstance(item, type) and is_dataclass(item):
@@ -77,7 +77,7 @@ def nested_dataclass(hint: Any) -> type[Any] | None:
 
 
 def describe_type(hint: Any, plural: bool = False) -> str:
-    """Describe a type for an error message, such as ``a list of 4 numbers``."""
+    """Return a description of a type for an error message, e.g. ``a list of 4 numbers``."""
     alternatives = non_none_types(hint)
     if Path in alternatives:
         return "paths" if plural else "a path"
@@ -100,7 +100,7 @@ def describe_type(hint: Any, plural: bool = False) -> str:
 
 
 def attribute_docs(kind: type[Any]) -> dict[str, str]:
-    """Return the descriptions in the section ``Attributes`` of a docstring as plain text, keyed by attribute."""
+    """Return plain-text descriptions from the ``Attributes`` section of a docstring, keyed by attribute name."""
     section = textwrap.dedent((kind.__doc__ or "").partition("Attributes:\n")[2])
     docs: dict[str, str] = {}
     for match in re.finditer(r"^(\w+(?:, \w+)*): (.*(?:\n[ \t]+.*)*)", section, re.MULTILINE):
@@ -114,7 +114,7 @@ def attribute_docs(kind: type[Any]) -> dict[str, str]:
 
 
 def field_values(config: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass. Nested dataclasses become dictionaries."""
+    """Return a dataclass as a nested dictionary."""
     values = {}
     for item in fields(config):
         value = getattr(config, item.name)
@@ -127,7 +127,7 @@ def field_values(config: Any) -> dict[str, Any]:
 
 
 def relocate_path(text: str, content: str, relocate: Callable[[str], str]) -> str:
-    """Return a string with ``relocate`` applied to its path. A string without a path is not changed."""
+    """Apply ``relocate`` to the path in ``text``. Return ``text`` unchanged if it contains no path."""
     if content in ("source", "url", "token") and text.startswith("@"):
         return f"@{relocate(text[1:])}"
     is_path = (
@@ -135,14 +135,14 @@ def relocate_path(text: str, content: str, relocate: Callable[[str], str]) -> st
         or (content == "library" and "/" in text)
         or (content == "source" and not (text == "auto" or text.isdecimal() or is_reference(text)))
     )
-    # A relative path may contain a colon, but an existing file is needed to distinguish it from a URI.
+    # Treat text such as ``a:b`` as a path only if the file exists, because the text may also be a URI.
     if is_path and content == "source" and _SCHEME.match(text) and not os.path.exists(relocate(text)):
         return text
     return relocate(text) if is_path else text
 
 
 def literal_secrets(kind: type[Any], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values that contain a password or token."""
+    """Yield the dotted keys of values that contain a password or token."""
     for item, hint in typed_fields(kind):
         value, key = values.get(item.name), f"{prefix}{field_key(item)}"
         nested, content = nested_dataclass(hint), item.metadata.get("content")

@@ -1,6 +1,6 @@
-"""Read configuration dataclasses from TOML files, and check the keys, types and ranges of their values.
+"""Read configuration dataclasses from TOML files.
 
-pydantic is not used, because importing it would delay the start of the camera.
+pydantic is not used, because importing pydantic would slow down the start of the camera.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from edgerec.utils.byte_sizes import parse_size
 
 T = TypeVar("T")
 
-# Other users must not be able to read or write a file with secrets. Members of the file's group may read the file.
+# Permission bits that are not allowed for a file with secrets. Members of the file's group may read the file.
 _OTHER_USERS = 0o037
 
 
 @contextmanager
 def in_file(path: str | Path) -> Iterator[None]:
-    """Context manager that adds the path of the file to a :class:`ConfigError`."""
+    """Context manager that adds the path of the file to the message of a :class:`ConfigError`."""
     try:
         yield
     except ConfigError as error:
@@ -47,11 +47,11 @@ def in_file(path: str | Path) -> Iterator[None]:
 
 
 def read_values(kind: type[Any], path: str | Path) -> dict[str, Any]:
-    """Read a TOML file, and check its keys and the types of its values. Ranges are checked by :func:`build`.
+    """Read a TOML file and check its keys and value types. :func:`build` checks the ranges of the values.
 
     Args:
         kind: the dataclass that the file describes.
-        path: path of the file. Relative paths in the file are returned relative to the file's folder.
+        path: path of the file. Relative paths in the file refer to the file's folder.
 
     Returns:
         The fields in the file. Nested dataclasses are dictionaries.
@@ -78,12 +78,12 @@ def read_values(kind: type[Any], path: str | Path) -> dict[str, Any]:
 
 
 def typed_values(kind: type[Any], values: Mapping[str, Any], folder: str = "") -> dict[str, Any]:
-    """Check the keys and convert the values of a parsed TOML file to the types of a dataclass's fields.
+    """Check the keys of a parsed TOML file, and convert its values to the types of a dataclass's fields.
 
     Args:
         kind: the dataclass.
         values: the parsed TOML file.
-        folder: folder to which relative paths refer. Empty returns paths unchanged.
+        folder: folder to which relative paths refer. An empty string leaves paths unchanged.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type. Its ``field`` is the dotted key.
@@ -92,7 +92,7 @@ def typed_values(kind: type[Any], values: Mapping[str, Any], folder: str = "") -
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``values`` updated with ``changes``. Nested dictionaries are merged."""
+    """Return a copy of ``values`` updated with ``changes``. Nested dictionaries are merged."""
     result = dict(values)
     for key, value in changes.items():
         old = result.get(key)
@@ -125,9 +125,8 @@ def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def _read(path: str | Path) -> tuple[bytes, int]:
-    """Return the content and the permissions of a file."""
     try:
-        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+        # O_NONBLOCK prevents opening a named pipe from blocking until the pipe has a writer.
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
         with open(os.open(user_path(path), flags), "rb") as file:
             status = os.fstat(file.fileno())
@@ -181,14 +180,14 @@ class _Reader:
         content, spec = item.metadata.get("content", ""), item.metadata.get("keys")
         if spec:
             return self._settings(spec, value, key)
-        # An integer number of bytes may have a unit.
+        # Sizes in bytes may have a unit, e.g. "500MB".
         if isinstance(value, str) and item.name.endswith("_bytes"):
             try:
                 return parse_size(value)
             except ValueError:
                 raise ConfigError(key, f"is {value!r}; expected a size such as 500MB, 2GiB or 20G") from None
         if content == "token" and not isinstance(value, str | None):
-            raise ConfigError(key, "has the wrong type; expected a string")  # The value may be a secret.
+            raise ConfigError(key, "has the wrong type; expected a string")  # Omit secrets.
         content = "path" if Path in non_none_types(hint) else content
         return _converted(value, hint, key, lambda text: relocate_path(text, content, self._relocate))
 
@@ -203,14 +202,13 @@ class _Reader:
         return settings
 
     def _relocate(self, path: str) -> str:
-        # Path("./lib.so") would be "lib.so", which the system's loader searches for in other folders.
+        # Keep "./lib.so" as a string, because Path would remove "./" and the loader would search other folders.
         return os.path.join(self._folder, str(user_path(path)) if path.startswith("~") else path)
 
 
 def _converted(value: Any, hint: Any, key: str, relocated: Callable[[str], str]) -> Any:
-    """Convert a value to one of the types in ``hint``."""
     alternatives = non_none_types(hint)
-    if value is None and NoneType in get_args(hint):  # TOML has no null, but a command-line option may be None.
+    if value is None and NoneType in get_args(hint):  # TOML has no null, but a command-line option can be None.
         return None
     kind: Any
     for kind in alternatives:
@@ -220,7 +218,7 @@ def _converted(value: Any, hint: Any, key: str, relocated: Callable[[str], str])
         if isinstance(value, str) and origin is str:
             if Path not in alternatives:
                 return relocated(value)
-            if value:  # An empty path would be the folder itself.
+            if value:  # Path("") would be the folder itself.
                 return Path(relocated(value))
         if isinstance(value, Path) and Path in alternatives:
             return value
@@ -248,7 +246,7 @@ def _shown(value: Any) -> str:
 
 
 def _unknown_key(root: type[Any], known: Iterable[str], prefix: str, key: str) -> str:
-    """Describe the problem of an unknown key, and suggest a key with the same or a similar name."""
+    """Return an error message for an unknown key, with a suggestion if a similar key exists."""
     same = [dotted for dotted in _dotted_keys(root) if dotted.rpartition(".")[2] == key and dotted != prefix + key]
     if same:
         return f"is unknown; did you mean {' or '.join(map(repr, same))}? (choices: {', '.join(sorted(known))})"

@@ -71,7 +71,7 @@ class _Writer:
         self._relocate = os.path.abspath if absolute else str
 
     def table(self, kind: type[Any], values: Mapping[str, Any], path: str) -> list[str]:
-        """Return the lines of a table without its header: first the keys, then the nested tables."""
+        """Return the lines of a table without its header. Nested tables follow the keys."""
         keys, tables, docs = [], [], attribute_docs(kind)
         for item, hint in typed_fields(kind):
             about = _comment(docs.get(item.name, ""))
@@ -132,7 +132,7 @@ def _toml_string(text: str, key: str) -> str:
         raise ConfigError(
             key, f"is {text!r}, which is not valid UTF-8 and cannot be written to TOML: rename the file"
         ) from None
-    # JSON strings have the same syntax as TOML strings, except for one character.
+    # JSON strings have the same syntax as TOML strings, except that TOML does not allow the character DEL.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -166,7 +166,7 @@ def _commented(lines: Iterable[str]) -> list[str]:
 
 
 def _stripped(lines: Iterable[str]) -> list[str]:
-    """Return the lines without empty lines at the end."""
+    """Remove empty lines at the end."""
     result = list(lines)
     while result and not result[-1]:
         result.pop()

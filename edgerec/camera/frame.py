@@ -1,4 +1,4 @@
-"""A frame (an image with its capture time) and its classification result."""
+"""Frames and their classification results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FrameRegion:
         name: name of the region.
         box: the region as ``(left, top, right, bottom)`` in pixels of ``whole``.
         whole: the source's frame, uint8 RGB of shape ``(H, W, 3)``, neither rotated nor mirrored. Must not be changed.
-        is_last: whether this is the last region of the frame that is classified.
+        is_last: whether no further region of the same frame will be classified.
     """
 
     name: str
@@ -38,11 +38,10 @@ class Frame:
 
     Attributes:
         grabbed: uint8 RGB image of shape ``(H, W, 3)``. May be a view of OpenCV's BGR image, and must not be changed.
-        index: frame number in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
-        grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
-            at which the image arrived.
+        index: frame number, counted from 0 for each source. A gap means that frames were dropped.
+        grabbed_s: monotonic time in seconds at which the image was exposed or, if this time is unknown, received.
         origin: path of the image for a folder, otherwise the source name as entered by the user.
-        source: the source's name, which is the same in its state changes.
+        source: unique name of the source, which is also used in state changes.
         media_s: position in a video file, in seconds from its start, or None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
         stream: True if the frame is part of a continuous video, False for images from a folder.
@@ -63,7 +62,7 @@ class Frame:
 
     @property
     def display_name(self) -> str:
-        """Name of the source, followed by ``/`` and the name of the region if there is one, e.g. ``camera/door``."""
+        """Name of the source and, for a named region, the region's name, e.g. ``camera/door``."""
         source = self.source or self.origin
         return source if self.region is None else region_name(source, self.region.name)
 
@@ -74,15 +73,15 @@ class Frame:
 
     @property
     def captured_s(self) -> float:
-        """Capture time in seconds on the monotonic clock, for rates, durations and timestamps.
+        """Capture time in seconds on the monotonic clock.
 
-        For video files, this time follows the timestamps in the file, so that it does not depend on decoding speed.
+        For video files, the capture time is calculated from the timestamps in the file.
         """
         return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 
     @property
     def size_bytes(self) -> int:
-        """Memory use of the frame in bytes, including a contiguous copy of the image if one is needed."""
+        """Memory use of the frame in bytes, including a contiguous copy of the image if necessary."""
         decoded = _decoded(self.grabbed)
         size = decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
         if self.region is not None and (whole := _decoded(self.region.whole)) is not decoded:
@@ -91,7 +90,7 @@ class Frame:
 
 
 def region_name(source: str, region: str) -> str:
-    """Return the display name of a source's region."""
+    """Return the display name of a region, e.g. ``camera/door``."""
     return f"{source}/{region}"
 
 
@@ -104,8 +103,8 @@ class Result:
     """The prediction for a single frame.
 
     Attributes:
-        frame: the frame, with the image that was classified.
-        classification: the prediction for this image, without smoothing.
+        frame: the classified frame.
+        classification: the prediction for this frame, without smoothing.
         completed_s: monotonic time in seconds at which the prediction was complete.
         decision: the prediction smoothed over the frames of the source or region, or None for a single image.
     """
@@ -117,17 +116,17 @@ class Result:
 
     @cached_property
     def without_image(self) -> Result:
-        """A copy of this result with an empty image, for sinks that do not use images."""
+        """Copy of this result with an empty image, for sinks that do not use images."""
         region = self.frame.region and replace(self.frame.region, whole=_NO_IMAGE)
         return replace(self, frame=replace(self.frame, grabbed=_NO_IMAGE, region=region))
 
     @property
     def age_ms(self) -> float:
-        """Time from capture (``frame.grabbed_s``) to prediction (``completed_s``), in milliseconds."""
+        """Latency from capture to prediction in milliseconds."""
         return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as a JSON-serializable dictionary, with ``captured_s`` as Unix time in seconds."""
+        """Return the result as a JSON-serializable dictionary. The field ``captured_s`` is a Unix time in seconds."""
         decision, decision_fields = self.decision, {}
         if decision is not None:
             decision_fields = {"decision": asdict(decision) | {"since_s": unix_s(decision.since_s)}}

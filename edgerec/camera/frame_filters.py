@@ -1,4 +1,4 @@
-"""Select the frames to classify, and crop, rotate or mirror them."""
+"""Select, crop, rotate and mirror frames before classification."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Size (width, height) in pixels of the grayscale images that are compared to detect motion.
+# Width and height in pixels of the grayscale images for motion detection.
 _SMALL = (64, 48)
 
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """Options for selecting the frames to classify, and for cropping, rotating and mirroring each frame.
+    """Options for selecting, cropping, rotating and mirroring frames before classification.
 
     Attributes:
         roi: region ``(x, y, width, height)`` in pixels, or as fractions of the frame if all four values are at most 1.
@@ -64,7 +64,7 @@ class FrameOptions:
                 raise ConfigError("FrameOptions.roi", f"is {self.roi}; expected x,y,width,height")
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the region as ``(left, top, right, bottom)`` in pixels. The region may extend beyond the image."""
+        """Return the region as ``(left, top, right, bottom)`` in pixels, not clipped to the image."""
         if self.roi is None:
             return 0, 0, width, height
         scale = (width, height, width, height) if max(self.roi) <= 1 else (1, 1, 1, 1)
@@ -72,9 +72,10 @@ class FrameOptions:
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
     def region(self, width: int, height: int) -> tuple[int, int, int, int] | None:
-        """Return the part of the frame that is classified, or None if it is the whole frame without rotation.
+        """Return the region to classify, clipped to the frame.
 
-        The part is given as ``(left, top, right, bottom)`` in pixels, and ends at the edges of the frame.
+        Returns:
+            ``(left, top, right, bottom)`` in pixels, or None if frames are not cropped, rotated or mirrored.
         """
         if self.roi is None and not self.rotate and not self.mirror:
             return None
@@ -82,11 +83,11 @@ class FrameOptions:
         return left, top, min(right, width), min(bottom, height)
 
     def box_in(self, image: Image, full_size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
-        """Return the region as ``(left, top, right, bottom)`` in pixels of an image that may have been reduced.
+        """Return the region as ``(left, top, right, bottom)`` in pixels of a full-size or reduced image.
 
         Args:
             image: uint8 ``(H, W, 3)``.
-            full_size: width and height of the image before its reduction. None means that it was not reduced.
+            full_size: width and height of the source's image, or None if ``image`` was not reduced.
         """
         height, width = image.shape[:2]
         if full_size is None:
@@ -99,7 +100,9 @@ class FrameOptions:
     def apply(self, image: Image, full_size: tuple[int, int] | None = None) -> Image:
         """Crop, rotate and mirror an RGB image. Return an empty array if the region is outside the image.
 
-        The arguments are those of :meth:`box_in`.
+        Args:
+            image: uint8 RGB of shape ``(H, W, 3)``.
+            full_size: width and height of the source's image, or None if ``image`` was not reduced.
         """
         if self.roi is not None:
             left, top, right, bottom = self.box_in(image, full_size)
@@ -131,17 +134,17 @@ def parse_roi(text: str) -> tuple[float, float, float, float]:
 
 @dataclass
 class FrameSelector:
-    """Selects, crops, rotates and mirrors the frames of all sources, and counts the skipped frames by reason.
+    """Selects, crops, rotates and mirrors frames, and counts the skipped frames by reason.
 
-    A region outside a source's first frame is an error. If the resolution changes later and the region is then outside,
-    frames are only skipped, because the source may return to the earlier resolution.
+    A region outside a source's first frame is an error. After a change of resolution, frames that do not contain the
+    region are skipped.
 
     Attributes:
         options: options for all frames. The region, the rotation and the mirroring apply to sources without named
             regions.
         regions: names and options of the named regions, keyed by source. The rate limits in these options are not used,
             because all regions of a frame are classified together.
-        skipped: number of skipped frames by reason. The reasons ``motion`` and ``roi`` are counted for each region.
+        skipped: number of skipped frames, keyed by reason. Regions are counted separately for ``motion`` and ``roi``.
     """
 
     options: FrameOptions
@@ -153,16 +156,17 @@ class FrameSelector:
     _references: dict[tuple[str, str], npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def forget(self, source: str) -> None:
-        """Reset motion detection for a lost source, so that its next frame is always selected."""
+        """Reset motion detection for a lost source."""
         for key in [key for key in self._references if key[0] == source]:
             del self._references[key]
 
     def select(self, frame: Frame) -> list[Frame]:
-        """Return the parts of the frame that are to be classified, cropped, rotated and mirrored.
+        """Return the images to classify: one for each named region of the source, or one for the whole frame.
 
-        There is one part for each named region of the source, or a single part if the source has no named regions. A
-        part is skipped if it shows no motion, or if it is outside the frame after a change of resolution. The list
-        is empty if the whole frame or all of its parts are skipped.
+        Images without motion and regions outside the frame are skipped.
+
+        Returns:
+            Cropped, rotated and mirrored frames. The list is empty if the frame is skipped.
         """
         reason = self._reason(frame)
         parts = self.regions.get(frame.source) or (("", self.options),)
@@ -172,7 +176,7 @@ class FrameSelector:
             self.skipped[reason] += 1
             return []
         selected = [part for name, options in parts if (part := self._select_part(frame, name, options)) is not None]
-        # The last region is known only after the detection of motion.
+        # Motion detection determines which region is the last one.
         for index, part in enumerate(selected[:-1]):
             if part.region is not None:
                 selected[index] = replace(part, region=replace(part.region, is_last=False))
@@ -191,7 +195,7 @@ class FrameSelector:
             height, width = frame.grabbed.shape[:2]
             left, top, right, bottom = options.box_in(frame.grabbed, frame.full_size)
             region = FrameRegion(name, (left, top, min(right, width), min(bottom, height)), frame.grabbed)
-            # The detection of motion has already made a contiguous copy of the image.
+            # Motion detection has already created a contiguous copy of the image.
             part = replace(part, grabbed=part.image if options.motion else part.grabbed, region=region)
         return part
 
@@ -209,12 +213,12 @@ class FrameSelector:
             due_s = self._due_s.get(source, at_s)
             if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
-            # Adding the period to the due time keeps the average rate at max_fps.
+            # Add the period to the due time instead of the current time to keep the average rate at max_fps.
             self._due_s[source] = max(due_s + period_s, at_s - period_s)
         return ""
 
     def _check_region(self, frame: Frame, name: str, options: FrameOptions) -> None:
-        """Log a warning if the region extends beyond the frame and the source's frame size has changed.
+        """Log a warning if the region extends beyond a frame of a new size.
 
         Raises:
             SourceError: the region is outside the source's first frame.

@@ -1,4 +1,4 @@
-"""The camera pipeline: read frames from sources, classify them and pass the results to sinks."""
+"""Classify frames from sources and send the results to sinks."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Default maximum number of interpreters for files. A single reading thread cannot keep more interpreters busy.
+# Default maximum number of interpreters for files, because one reading thread cannot keep more of them busy.
 MAX_INTERPRETERS = 4
-# Polling interval in seconds for window events and closed sinks while no frame arrives.
+# Interval in seconds for checking window events and closed sinks while no frame arrives.
 _POLL_S = 0.05
-# Interval in seconds at which freed memory is returned to the operating system.
+# Interval in seconds for returning freed memory to the operating system.
 _RETURN_MEMORY_S = 60.0
 
 
@@ -53,10 +53,9 @@ class RunReport:
         overtaken: number of live frames dropped because a newer frame arrived.
         skipped: number of frames skipped by ``frame_options``, keyed by reason. The named regions of a frame count
             separately for the reasons ``motion`` and ``roi``, and as one frame for the other reasons.
-        dropped: number of lost results, keyed by sink name. A result is lost if it did not reach the sink,
-            or if the sink could not process it.
-        incomplete: names of sinks that lost results because of an error. A sink that was only too slow for a live
-            source is not included.
+        dropped: number of results that a sink did not receive or could not process, keyed by sink name.
+        incomplete: names of the sinks that lost results because of an error. Sinks that were too slow for a live source
+            are not included.
         invalid: number of frames whose scores were NaN or infinite. The label of such a frame is unknown.
     """
 
@@ -78,13 +77,13 @@ class RunReport:
 
 
 class Camera:
-    """A pipeline that classifies frames from one or more sources.
+    """A camera that classifies frames from one or more sources.
 
     A lost live source is reconnected until it delivers frames again, or until ``timeouts.give_up_s`` has passed. Frames
     of files are never dropped.
 
     Attributes:
-        manifest: the bundle's manifest, with the settings overridden for this camera.
+        manifest: the bundle's manifest, including the settings that were overridden for this camera.
         live: whether at least one source is live.
         sources: source names, without passwords.
         regions: names of each source's regions, keyed by source. Sources without regions are not included.
@@ -137,7 +136,7 @@ class Camera:
             for name, own in regions.items()
             for region in own
         }
-        # A region and another source may have the same display name.
+        # The display name of a region may equal the name of another source.
         names = [view for name in self.sources for view in self._display_names(name)]
         _refuse_duplicates(names, names)
         self._deciders = {
@@ -152,7 +151,7 @@ class Camera:
         self._counts_before = self._totals()
 
     def _display_names(self, source: str) -> list[str]:
-        """Return the display names of a source's regions, or the source's name if there are none."""
+        """Return the display names of a source's regions, or the source's name if the source has no regions."""
         return [region_name(source, region) for region in self.regions.get(source, ())] or [source]
 
     def _decider(self, display_name: str, *, stream: bool) -> Decider:
@@ -176,7 +175,7 @@ class Camera:
         reduced_decoding: bool = False,
         **options: Any,
     ) -> Camera:
-        """Create a camera from a bundle and sources. The sources are opened when the camera's context is entered.
+        """Create a camera from a bundle and source URIs. The sources are opened when the camera's context is entered.
 
         Args:
             bundle: the bundle's folder or .zip.
@@ -202,7 +201,7 @@ class Camera:
             SourceError: a source is not recognized, or is specified twice.
             BundleError: the bundle does not exist or cannot be used.
             SignatureError: the bundle is not signed by an allowed signer.
-            ConfigError: the regions cannot be used together, or one of them refers to a source that does not exist.
+            ConfigError: the regions conflict with each other, or a region refers to an unknown source.
         """
         check_regions(regions, frame_options or FrameOptions())
         sources = [source] if isinstance(source, str) else list(source)
@@ -230,7 +229,7 @@ class Camera:
 
     @property
     def report(self) -> RunReport:
-        """Counters for the current or most recent call to :meth:`run`. Other threads may read them."""
+        """Counters for the current or most recent call to :meth:`run`. May be read from any thread."""
         total, before = self._totals(), self._counts_before
         return replace(
             total,
@@ -241,7 +240,7 @@ class Camera:
         )
 
     def _totals(self) -> RunReport:
-        """Return the counters since the camera was created. Lost results are counted only for the latest run."""
+        """Return counters since the creation of the camera, except for lost results of earlier runs."""
         return RunReport(
             self._classified,
             self._supervisor.overtaken,
@@ -252,10 +251,10 @@ class Camera:
         )
 
     def stop(self) -> None:
-        """Ask :meth:`run` to stop. No more frames are read, but the sinks process their queued results.
+        """Stop reading frames, so that :meth:`run` returns after the sinks have processed their queued results.
 
-        A second call abandons sinks that have not finished. This method takes no lock, so it may be called from any
-        thread and from a signal handler.
+        A second call abandons sinks that have not finished. This method may be called from any thread and from a signal
+        handler.
         """
         self._stops += 1
         self._supervisor.stop()
@@ -275,11 +274,11 @@ class Camera:
         return (event for event in self.events() if isinstance(event, Result))
 
     def events(self) -> Iterator[Result | StateChange]:
-        """Yield results and state changes, in chronological order for each source."""
+        """Yield results and state changes in chronological order for each source."""
         return (event for event in self._events(ServiceNotifier(), _POLL_S) if event is not None)
 
     def _events(self, service: ServiceNotifier, idle_s: float) -> Iterator[Result | StateChange | None]:
-        """Yield results and state changes, or None if a frame was skipped or ``idle_s`` seconds have passed."""
+        """Yield results and state changes, or None for a skipped frame or after ``idle_s`` seconds without events."""
         if not self._entered:
             raise RuntimeError("the camera is not open: use it in a with block (with Camera.open(...) as camera)")
         for event in classify_events(self._selected(service, idle_s), self._classifiers, self._specs):
@@ -303,9 +302,9 @@ class Camera:
             raise error
 
     def _selected(self, service: ServiceNotifier, idle_s: float) -> Iterator[Event | None]:
-        """Yield state changes and the selected regions of each frame, or None for a skipped frame."""
+        """Yield state changes and selected frames, and None for a skipped frame or if no event has occurred."""
         for event in self._supervisor.events(idle_s):
-            # Reset the watchdog only on an event, so that the service is restarted if all sources hang.
+            # Notify the watchdog only on an event, so that the service is restarted if all sources hang.
             if event is not None:
                 service.alive()
             if isinstance(event, StateChange):
@@ -317,7 +316,7 @@ class Camera:
                 if not selected:
                     yield None
                 for frame in selected:
-                    service.alive()  # Many regions may together take longer than the watchdog's timeout.
+                    service.alive()  # Classifying many regions may take longer than the watchdog's timeout.
                     yield frame
 
     def run(
@@ -394,7 +393,7 @@ class Camera:
                 time.sleep(_POLL_S)
         finally:
             service.stopping()
-            for worker in workers:  # Let all sinks finish in parallel.
+            for worker in workers:  # Ask all sinks to finish before waiting for the first one.
                 worker.finish()
             for worker in workers:
                 worker.close()
@@ -417,7 +416,7 @@ class Camera:
 def _reduction_chooser(
     manifest: Manifest, frame_options: FrameOptions | None, regions: Sequence[RegionConfig]
 ) -> ReductionChooser:
-    """Return a function that chooses a reduction that is suitable for the whole frame and for all regions."""
+    """Return a function that chooses the reduction factor for decoding frames, with regard to all regions."""
     whole = frame_options or FrameOptions()
     parts = [region.frame_options(whole) for region in regions]
     if any(region.source for region in regions) or not regions:
@@ -433,7 +432,7 @@ def _reduction_chooser(
 
 
 def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
-    """Append numbers to duplicate names, e.g. of URLs that differ only in a redacted query parameter."""
+    """Append numbers to duplicate names, e.g. for URLs that differ only in a redacted query parameter."""
     names = [address.name for address in addresses]
     _refuse_duplicates([address.identity or address.name for address in addresses], names)
     counts: Counter[str] = Counter()
@@ -446,7 +445,7 @@ def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
 
 
 def _refuse_duplicates(identities: Sequence[str], names: Sequence[str]) -> None:
-    # Names must be unique because frames and decisions refer to sources by name.
+    # Source names must be unique because frames and decisions refer to sources by name.
     for index, identity in enumerate(identities):
         if identity in identities[:index]:
             raise SourceError(

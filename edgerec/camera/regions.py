@@ -1,4 +1,4 @@
-"""Named regions of a source's frames, which are classified independently of each other."""
+"""Named regions of a frame, each classified independently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.camera.frame_filters import FrameOptions
 from edgerec.contract.decision import DecisionSpec
 from edgerec.errors import ConfigError, unknown
 
-# These characters are allowed, because MQTT topics and file names contain the names of regions.
+# Region names are used in MQTT topics and file names.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}", re.ASCII)
 MAX_REGIONS = 64
 
@@ -57,7 +57,7 @@ class RegionConfig:
             raise ConfigError(f"RegionConfig.{error.field.partition('.')[2]}", error.problem) from None
 
     def frame_options(self, options: FrameOptions) -> FrameOptions:
-        """Return a copy of the camera's options with this region, its rotation and its mirroring."""
+        """Return a copy of ``options`` with this region's position, rotation and mirroring."""
         return replace(
             options,
             roi=self.roi,
@@ -67,7 +67,7 @@ class RegionConfig:
 
 
 def check_regions(regions: Sequence[RegionConfig], options: FrameOptions) -> None:
-    """Raise :class:`ConfigError` if the regions conflict with each other, or with the options for whole frames."""
+    """Raise :class:`ConfigError` if the regions conflict with each other or with the options for whole frames."""
     if len(regions) > MAX_REGIONS:
         raise ConfigError("CameraConfig.regions", f"has {len(regions)} regions; expected at most {MAX_REGIONS}")
     names = [region.name for region in regions]
@@ -83,11 +83,11 @@ def check_regions(regions: Sequence[RegionConfig], options: FrameOptions) -> Non
 def regions_of_sources(
     regions: Iterable[RegionConfig], uris: Sequence[str], names: Sequence[str]
 ) -> dict[str, tuple[RegionConfig, ...]]:
-    """Return the regions of each source, keyed by the source's name. Sources without regions are not included.
+    """Group the regions by source name. Sources without regions are omitted.
 
     Args:
-        regions: all regions.
-        uris: URIs of the sources as entered by the user, which may contain passwords.
+        regions: regions of all sources.
+        uris: URIs of the sources, which may contain passwords.
         names: names of the sources, in the same order.
 
     Raises:
@@ -102,7 +102,7 @@ def regions_of_sources(
         elif region.source in names:
             chosen = [region.source]
         else:
-            # The region's source may contain a password, so the message does not show it.
+            # The error message omits the source, which may contain a password.
             raise ConfigError(
                 "RegionConfig.source",
                 f"of the region {region.name!r} is not a source of the camera; expected one of {', '.join(names)}",

@@ -1,4 +1,4 @@
-"""Tests of all sinks with named regions: each output distinguishes the regions of a source."""
+"""Tests of the sinks with named regions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LABELS = ("stop", "go")
 def region_result(
     region, label="stop", index=0, *, source="camera", since_s=0.0, score=0.75, is_last=None, shape=(60, 120)
 ):
-    """Return a result of a region, or of a whole frame if ``region`` is None. The gray value of the frame is 100."""
+    """Return a result for a gray image of a region, or of the whole frame if ``region`` is None."""
     now = time.monotonic()
     whole = np.full((*shape, 3), 100, np.uint8)
     image, part = whole, None
@@ -70,9 +70,9 @@ def region_result(
 
 @pytest.fixture(scope="module")
 def pair_outputs(bundle, golden_images, tmp_path_factory):
-    """Run a camera with two regions and all sinks that write files; return its folder and report.
+    """Run a camera with two regions and all sinks that write files, and return the folder and report.
 
-    The left half of its video shows the digits 0 to 9, and the right half 9 to 0.
+    The left half of the video shows the digits 0 to 9, and the right half shows 9 to 0.
     """
     folder = tmp_path_factory.mktemp("pair")
     writer = cv2.VideoWriter(str(folder / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 30, (240, 120))
@@ -129,7 +129,7 @@ def test_video_has_each_frame_once_with_all_boxes(pair_outputs):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 10
     _, image = capture.read()
     capture.release()
-    image = image[:360]  # without the bar; the frame is enlarged by 3
+    image = image[:360]  # Remove the bar below the enlarged frame.
     assert image.shape[1] == 720
     for left, right in ((0, 359), (360, 719)):
         edges = [image[100:300, left : left + 2], image[100:300, right - 1 : right + 1]]
@@ -166,7 +166,7 @@ def test_csv_column_is_empty_for_a_source_without_regions(tmp_path):
     with path.open(newline="", encoding="utf-8") as file:
         assert [row["region"] for row in csv.DictReader(file)] == ["door", ""]
     with pytest.raises(EdgerecError, match="its first line is not the CSV header"):
-        CsvFile(path, "append")  # a camera without regions has other columns
+        CsvFile(path, "append")  # The file of a camera without regions has different columns.
     CsvFile(path, "append", regions=True).close()
 
 
@@ -186,7 +186,7 @@ def test_image_recorder_limits_the_rate_and_detects_changes_of_each_region(tmp_p
 
 
 def test_video_is_complete_if_the_last_region_of_a_frame_is_missing(tmp_path):
-    """Live results may be dropped, and a limit on predictions may end the camera within a frame."""
+    """A live camera may drop the last region's result, or stop before classifying the last region."""
     video = VideoFile(tmp_path / "v.avi", live=False)
     for index, region in enumerate(("door", "window", "door")):
         video.write(region_result(region, index=index))
@@ -202,13 +202,13 @@ def test_overlay_draws_the_latest_label_of_regions_without_motion():
     with_door = regions.draw(0.0)
     regions.add(region_result("window", index=1))
     both = regions.draw(0.0)
-    factor = 6  # The frame, 60 pixels high, is enlarged to at least 360 pixels.
+    factor = 6  # The window enlarges the frame from 60 to 360 pixels.
     assert both.shape == (60 * factor + 28, 120 * factor, 3)
     door, window_edge = both[200:300, :2], both[200:300, 50 * factor : 50 * factor + 2]
     assert (door == 255).all()
     assert (window_edge == 255).all()
     assert (with_door[200:300, 50 * factor : 50 * factor + 2] == 100).all()
-    # After a change of the frame size, the earlier boxes are not valid.
+    # Boxes of the previous frame size must be removed.
     regions.add(region_result("window", index=2, shape=(360, 120)))
     assert (regions.draw(0.0)[20:60, :2] == 100).all()
 
@@ -292,7 +292,6 @@ def test_mqtt_topics_contain_the_region(broker, tmp_path):
         assert [(value["frame"], value["label"]) for value in results] == [(index, label) for index in range(3)]
     assert len(subscriber.payloads("home/camera/state")) == 1
     assert subscriber.payloads("home/camera/decision") == []
-    # The topics that are announced to Home Assistant are those of the messages.
     announced = [json.loads(payload) for topic, payload, _ in subscriber.messages if topic.startswith("homeassistant/")]
     published = {topic for topic, _, _ in subscriber.messages}
     assert {entity["state_topic"] for entity in announced} - {"home/yard/state"} <= published
@@ -412,7 +411,6 @@ def test_boxes_in_a_browser_show_the_labels_and_select_a_region(page_sink, brows
     texts = page.locator("#boxes text")
     expect(texts).to_have_text(["door: go 75 %", "window: stop 75 %"])
     expect(page.locator("#label")).to_have_text("go")
-    # The boxes are at the same place as the regions in the image.
     image, box = page.locator("#image").bounding_box(), page.locator("#boxes rect").nth(1).bounding_box()
     scale = min(image["width"] / 120, image["height"] / 60)
     left = image["x"] + (image["width"] - 120 * scale) / 2

@@ -1,4 +1,4 @@
-"""Tests of named regions: which parts of a frame are classified, and their decisions, motion detection and counters."""
+"""Tests of the classification, decisions, motion detection and counters of named regions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAIR_FRAMES = 30
 
 @pytest.fixture(scope="module")
 def pair_video(golden_images, tmp_path_factory):
-    """Return a video of 30 frames, 240×120: the left half shows the digits 0 to 9, the right half 9 to 0."""
+    """Return a video whose left half shows the digits 0 to 9, and whose right half shows 9 to 0."""
     path = tmp_path_factory.mktemp("pair") / "pair.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (240, 120))
     digits = [cv2.resize(cv2.imread(str(image)), (120, 120)) for image in golden_images]
@@ -47,7 +47,7 @@ def results_of(bundle, source, **options):
 
 
 def summary(results):
-    """Return the values of results that do not depend on the time at which the frames were read."""
+    """Return the time-independent values of results."""
     return [
         (r.frame.index, r.classification.label, r.classification.score, r.decision.label, r.decision.changed)
         for r in results
@@ -63,7 +63,7 @@ def names(results):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_each_region_has_the_results_of_a_camera_with_only_this_region(bundle, pair_video, threads):
-    """The decisions are smoothed (the bundle's smoothing is "mean"), but never across regions."""
+    """Smoothing must not combine the scores of different regions."""
     regions = [LEFT, RegionConfig("right", (0.5, 0, 0.5, 1), rotate=90, mirror=True)]
     results = results_of(bundle, str(pair_video), regions=regions, threads=threads)
     assert names(results) == [f"{pair_video}/left", f"{pair_video}/right"] * PAIR_FRAMES
@@ -111,7 +111,7 @@ def test_threshold_and_decision_of_one_region_do_not_affect_the_other(bundle, pa
 
 
 def test_regions_of_several_sources(bundle, pair_video, golden_images, tmp_path):
-    """A region may apply to one source or to all, and a source without regions is classified as a whole."""
+    """A region applies to one source or to all sources, and a source without regions is classified as a whole."""
     folder = tmp_path / "images"
     folder.mkdir()
     for path in golden_images[:4]:
@@ -215,12 +215,12 @@ def test_memory_of_the_whole_frame_is_counted():
 
 
 class PlannedSource:
-    """A source that delivers a number of frames and then ends or fails, and counts its frames."""
+    """A source that delivers a fixed number of frames and then ends or fails."""
 
     format = CaptureFormat(16, 12)
 
     def __init__(self, frames, error=None, failing=None):
-        """Create the source. If there is an error, it is raised when the event ``failing`` is set."""
+        """Create the source. Raise ``error`` after the last frame when the event ``failing`` is set."""
         self.frames, self.error, self.failing, self.delivered = frames, error, failing, 0
 
     def images(self):
@@ -285,7 +285,7 @@ def test_max_frames_is_the_number_of_predictions(bundle):
 
 
 def test_decisions_of_all_regions_start_again_after_a_lost_source(bundle):
-    failing = threading.Event()  # The source fails only after its frame was classified.
+    failing = threading.Event()  # Set after the first frame was classified.
     sources = [PlannedSource(1, SourceError("gone"), failing), PlannedSource(1, SourceError("gone"), failing)]
     changes = []
     with camera_of(bundle, *sources, live=True, timeouts=Timeouts(first_wait_s=0.01)) as camera:
@@ -299,7 +299,7 @@ def test_decisions_of_all_regions_start_again_after_a_lost_source(bundle):
 
 
 def test_watchdog_is_reset_for_each_region(bundle, monkeypatch):
-    """Classifying all regions of a frame may take longer than the timeout of the watchdog."""
+    """Classifying all regions of a frame may take longer than the watchdog's timeout."""
     resets = []
     monkeypatch.setattr(ServiceNotifier, "alive", lambda self: resets.append(time.monotonic()))
     with camera_of(bundle, PlannedSource(1)) as camera:

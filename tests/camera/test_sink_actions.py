@@ -24,7 +24,7 @@ from tests.camera.test_region_sinks import region_result
 from tests.conftest import error_line
 from tests.network import state_change, wait_for
 
-# Appends the variables of a decision to the file in the first argument.
+# Program that appends the variables of a decision to a file.
 RECORD = """
 import json, os, sys
 with open(sys.argv[1], "a") as file:
@@ -34,7 +34,7 @@ with open(sys.argv[1], "a") as file:
 
 @contextmanager
 def running(*configs, **options):
-    """Run the commands of actions; close the sink at the end of the block."""
+    """Context manager that creates and closes a sink for the commands of actions."""
     sink = CommandActions([Action(config, config.source) for config in configs], **options)
     try:
         yield sink
@@ -51,7 +51,7 @@ def records(path):
 
 
 def decisions(*labels, region="door"):
-    """Return a result for each label. Equal labels in succession belong to the same decision."""
+    """Return a result for each label. Consecutive equal labels belong to the same decision."""
     results, since_s = [], 0.0
     for index, label in enumerate(labels):
         if results and label != labels[index - 1]:
@@ -191,7 +191,7 @@ def test_failed_commands_are_logged_with_their_last_error_line_at_a_limited_rate
 
 
 def test_output_of_a_command_is_limited_and_does_not_block_it(caplog):
-    """The command writes more than a pipe can hold, and its last line is still reported."""
+    """The command writes more data than a pipe can buffer, and the error message contains the last line."""
     code = "import sys\nfor _ in range(300): sys.stderr.write('x' * 10000)\nsys.exit('\\nthe end')"
     with running(ActionConfig("any", command=(sys.executable, "-c", code)), live=False) as sink:
         sink.write(region_result("door"))
@@ -199,7 +199,7 @@ def test_output_of_a_command_is_limited_and_does_not_block_it(caplog):
 
 
 def test_program_in_the_background_does_not_delay_the_next_command(tmp_path):
-    """A program that the command leaves behind keeps the pipe of its output open."""
+    """The background process of a command keeps the output pipe open."""
     script = f"sleep 1000 & echo $! >> {tmp_path}/pids"
     with running(shell(script, timeout_s=300), live=False) as sink:
         for result in decisions("stop", "go"):
@@ -215,7 +215,7 @@ def test_program_in_the_background_does_not_delay_the_next_command(tmp_path):
 
 
 def blocking(tmp_path):
-    """Return a command that waits until the file ``go`` exists, and then records its decision."""
+    """Return a command that waits until the file ``go`` exists and then records its decision."""
     code = f"import os, sys, time\nopen({str(tmp_path / 'started')!r}, 'w')\n"
     code += f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n" + RECORD
     return ActionConfig("any", command=(sys.executable, "-c", code, str(tmp_path / "log")), timeout_s=60)
@@ -411,7 +411,7 @@ def test_actions_in_a_file(bundle, video, tmp_path, edgerec):
 
 @pytest.mark.parametrize("source", ["synthetic:64x48@30", "video"])
 def test_command_does_not_outlive_a_stopped_camera(bundle, video, tmp_path, source):
-    """After the first signal, a camera with a video file waits for its commands. A second signal ends it at once."""
+    """After the first signal, the camera waits for the commands. The second signal kills the commands."""
     sources = str(video) if source == "video" else source
     config = f"""
         bundle = {json.dumps(str(bundle))}

@@ -1,4 +1,4 @@
-"""Tests of output pins that are switched when a decision changes, with gpiozero's simulated pins."""
+"""Tests of the GPIO actions with gpiozero's simulated pins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sink_with(*configs):
 
 
 def voltages(pin):
-    """Return all changes of a pin's state, including its initial state."""
+    """Return the initial state of a pin and all later states."""
     return [bool(state.state) for state in pin.states]
 
 
@@ -57,7 +57,7 @@ def test_pin_that_is_active_low_is_inverted(pins):
     sink.write(region_result("door", "go"))
     assert not pin.state
     sink.close()
-    assert voltages(pin)[-1]  # The pin was switched off before it was released.
+    assert voltages(pin)[-1]
 
 
 def test_pin_is_on_if_any_region_shows_the_label(pins):
@@ -89,7 +89,7 @@ def test_pulse_switches_the_pin_on_once_per_decision(pins):
     for since_s, label in enumerate(("stop", "go")):
         sink.write(region_result("door", label, since_s=since_s))
     wait_for(lambda: voltages(pin) == [False, True, False])
-    sink.write(region_result("door", "go", since_s=1))  # the same decision
+    sink.write(region_result("door", "go", since_s=1))
     sink.write(region_result("door", "stop", since_s=2))
     sink.write(region_result("door", "go", since_s=3))
     wait_for(lambda: voltages(pin) == [False, True, False, True, False])
@@ -116,7 +116,7 @@ def test_pin_is_switched_off_when_its_source_is_lost(pins, state):
         assert (pin.state, kept.state)[each is kept_sink]
         each.state(state_change(state))
     assert (bool(pin.state), bool(kept.state)) == (False, True)
-    sink.write(region_result("door", "go", since_s=1))  # The source delivers frames again.
+    sink.write(region_result("door", "go", since_s=1))  # The source is live again.
     assert pin.state
     for each in (sink, kept_sink):
         each.close()
@@ -137,7 +137,7 @@ def test_pin_stays_on_for_another_source(pins):
 def test_pin_that_cannot_be_used_is_reported_and_the_others_are_released(pins):
     with pytest.raises(EdgerecError, match=r"the GPIO pin 99 cannot be used \(.*\): check its number"):
         sink_with(ActionConfig("go", gpio=17), ActionConfig("go", gpio=99))
-    sink_with(ActionConfig("go", gpio=17)).close()  # The pin is free.
+    sink_with(ActionConfig("go", gpio=17)).close()  # The pin must be available again.
 
 
 def test_pins_of_a_camera_with_regions(pins, bundle, video):

@@ -1,4 +1,4 @@
-"""Bundles are signed with SSH keys, and a bundle that no allowed signer has signed is refused."""
+"""Tests of signing bundles and checking their signatures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def public_key(key: Path) -> str:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory):
-    """Return a folder with the keys alice, mallory and authority, and the file allowed, which contains alice's key."""
+    """Return a folder with three keys, and a file of allowed signers that contains alice's key."""
     folder = tmp_path_factory.mktemp("keys")
     for name in ("alice", "mallory", "authority"):
         ssh_keygen("-t", "ed25519", "-N", "", "-f", folder / name)
@@ -70,7 +70,7 @@ def signed_bundle(bundle, keys, tmp_path_factory):
 
 @pytest.fixture
 def signed(signed_bundle, tmp_path):
-    """Return the path of a bundle that alice signed, which a test can change."""
+    """Return a copy of a bundle that alice has signed."""
     path = tmp_path / "signed"
     shutil.copytree(signed_bundle, path)
     return path
@@ -92,7 +92,7 @@ def problem_of(path, allowed, **options) -> str:
 
 @contextmanager
 def agent(key: Path, passphrase: str, folder: Path):
-    """Run ssh-agent with an encrypted key, and yield its environment."""
+    """Run ssh-agent with an encrypted key, and yield the agent's environment variables."""
     socket, askpass = folder / "agent.sock", folder / "askpass"
     askpass.write_text(f"#!/bin/sh\necho {passphrase}\n")
     askpass.chmod(0o700)
@@ -136,7 +136,7 @@ def test_other_key_types_are_supported(signed, tmp_path, key_type):
 
 
 def test_key_in_an_agent_signs_without_its_file(signed, tmp_path, monkeypatch):
-    """The agent holds the decrypted key, so that only the file of the public key is needed."""
+    """Only the public key file is needed, because the agent has the decrypted private key."""
     ssh_keygen("-t", "ed25519", "-N", "a passphrase", "-f", tmp_path / "key")
     with agent(tmp_path / "key", "'a passphrase'", tmp_path) as variables:
         for name, value in variables.items():
@@ -155,7 +155,7 @@ def test_passphrase_is_asked_for_on_the_terminal(signed, keys, tmp_path):
     if process == 0:
         os.execve(sys.executable, [sys.executable, "-m", *command], environment)
     output = b""
-    with suppress(OSError):  # The terminal of a finished program cannot be read.
+    with suppress(OSError):  # Reading the terminal fails after the program has exited.
         while data := os.read(terminal, 4096):
             if b"Enter passphrase" in output + data and b"Enter passphrase" not in output:
                 os.write(terminal, b"a passphrase\n")
@@ -222,7 +222,7 @@ def test_verify_refuses_a_file_that_the_signature_does_not_cover(signed, keys):
 
 
 def test_consistent_change_of_file_and_manifest_is_refused(signed, keys):
-    """The digest in an altered manifest matches the altered file, but the signature does not match the manifest."""
+    """The digest in the manifest matches the changed file, but the signature does not match the changed manifest."""
     opened = Bundle.open(signed)
     Bundle.write(signed, opened.manifest, {**opened.files, "README.md": b"other"}, overwrite=True)
     (signed / SIGNATURE).write_bytes(opened.signature)
@@ -271,7 +271,7 @@ def test_options_of_an_allowed_signer_apply(signed, keys, tmp_path, options, pro
 
 
 def test_bundle_that_was_signed_before_its_key_expired_is_accepted(signed, keys, tmp_path, monkeypatch):
-    """The time of signing counts, so that a camera still starts after the signer's key has expired."""
+    """A key must be valid at the time of signing, but may expire later."""
     allowed = allow(tmp_path, f'alice@example.com valid-before="20220101" {public_key(keys / "alice")}')
     assert problem_of(signed, allowed) == "expired"
     monkeypatch.setattr(time, "time", lambda: 1_600_000_000.5)
@@ -391,7 +391,7 @@ def test_signature_is_checked_before_the_manifest_is_parsed(signed, keys):
 
 
 def test_manifest_with_a_second_serial_number_is_refused(signed, keys):
-    """The serial number at the beginning is checked against downgrades, so that the JSON value must be equal."""
+    """The serial number in the header must equal the serial number in the parsed JSON."""
     text = (signed / "manifest.json").read_text()
     content = text.rstrip().removesuffix("}").encode() + b', "serial": 99}'
     (signed / "manifest.json").write_bytes(content)
@@ -421,7 +421,7 @@ def test_server_refuses_an_unsigned_bundle(bundle, keys):
 
 
 def test_process_that_measures_the_cold_start_checks_the_signature(signed, keys):
-    """The process opens the bundle again, so that the bundle may have been replaced in the meantime."""
+    """The bundle may be replaced before the process opens the bundle again."""
     with pytest.raises(BundleError, match="is not signed"):
         benchmark(
             signed,
@@ -482,7 +482,7 @@ def test_damaged_bundle_is_not_signed(bundle, keys, tmp_path):
 
 
 def test_interrupted_signing_leaves_an_intact_unsigned_bundle(signed, keys, monkeypatch):
-    """The manifest and its signature are two files, so that both cannot be replaced at once."""
+    """The manifest and its signature are separate files, which cannot be replaced atomically."""
     before = Bundle.open(signed)
 
     def fail(path, content):
@@ -517,7 +517,7 @@ def test_signing_keeps_other_files_and_the_layout_of_a_zip(bundle, keys, tmp_pat
 @pytest.mark.parametrize("name", ["copy", "copy.zip"])
 def test_copy_of_a_signed_bundle_is_signed(signed, keys, tmp_path, name):
     opened = Bundle.open(signed, allowed_signers=keys / "allowed")
-    shutil.rmtree(signed)  # The copy contains what was checked, even if the bundle was changed afterwards.
+    shutil.rmtree(signed)  # The copy must not depend on the bundle after the check.
     opened.copy(tmp_path / name)
     assert Bundle.open(tmp_path / name, allowed_signers=keys / "allowed").signer == opened.signer
 
@@ -581,7 +581,7 @@ def test_mutated_signatures_and_manifests_are_refused_without_traceback(signed, 
             check_signature(*contents, keys / "allowed")
             accepted += 1
             assert contents[0] == manifest
-    # A signature is still valid if only its line breaks or its unused bits changed.
+    # Changes of line breaks or unused bits do not invalidate a signature.
     assert accepted < 10
 
 

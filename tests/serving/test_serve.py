@@ -36,7 +36,7 @@ PREDICTION = ("label", "index", "score", "categories", "novelty")
 
 
 def send(server, method="POST", path="/classify", body=None, kind="image/png", **headers):
-    """Send one request, and return status, headers and JSON (or text) of the response."""
+    """Send a request and return the status, headers and content of the response."""
     address = urlsplit(server.address) if hasattr(server, "address") else urlsplit(server)
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -57,7 +57,7 @@ def send(server, method="POST", path="/classify", body=None, kind="image/png", *
 
 
 def form(*files, boundary="limit"):
-    """Return the body and the content type of a form. ``files`` are pairs of a name and the content."""
+    """Return the body and content type of a form with pairs of file names and contents."""
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode()
         + content
@@ -82,14 +82,14 @@ def jpeg_with_orientation(image, value):
 
 
 def png_header(width, height):
-    """Return a PNG file with a size, but without pixels."""
+    """Return a PNG file that has a header but no pixels."""
     data = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + data + struct.pack(">I", zlib.crc32(data))
 
 
 @pytest.fixture(scope="module")
 def server(bundle):
-    """A server that is shared by the tests whose requests do not change it."""
+    """Start a server that is shared by all tests in this module."""
     with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", workers=2)) as server:
         yield server
 
@@ -101,7 +101,7 @@ def digit(golden_images):
 
 @pytest.fixture
 def blocked(monkeypatch):
-    """Make each classification wait until the event ``release`` is set. ``started`` counts the classifications."""
+    """Block each classification until the event ``release`` is set."""
     release, started, classify_file = threading.Event(), threading.Semaphore(0), pool.classify_file
 
     def wait_and_classify(*arguments):
@@ -137,7 +137,7 @@ def test_response_equals_predict_for_all_formats(server, bundle, golden_images, 
         (tmp_path / name).write_bytes(content)
         response = send(server, body=content, kind="application/octet-stream")
         assert (response.status, response.body) == (200, expected(bundle, tmp_path / name)), name
-    # The orientation changes the prediction, so that the test would notice a server that ignores it.
+    # Check that the prediction depends on the orientation.
     assert len({json.dumps(expected(bundle, tmp_path / f"turned{value}.jpg")) for value in range(1, 9)}) > 1
 
 
@@ -251,7 +251,7 @@ def test_bad_request_gets_a_status_and_an_error(server, name, caplog):
     assert response.body.keys() == {"error"}
     assert message in response.body["error"]
     assert (response.headers["Allow"] == "POST") == (status == 405)
-    assert not caplog.records  # Any client can send such requests, and must not be able to fill the log.
+    assert not caplog.records  # Malformed requests must not fill the log.
 
 
 def test_error_in_a_form_cancels_its_other_files(server, digit, caplog):
@@ -335,7 +335,7 @@ def test_unfinished_uploads_cannot_take_more_memory_than_four_bodies(bundle, dig
             uploads[4].settimeout(30)
             statuses = [uploads[4].recv(4096)[:12]]
         assert statuses == [b"HTTP/1.1 503"]
-        # The memory is released when the clients disconnect.
+        # The server releases the memory after the clients have disconnected.
         wait_for(lambda: send(server, body=bytes(40_000)).status == 400)
 
 
@@ -347,7 +347,7 @@ def test_form_is_in_memory_once_while_its_files_are_classified(bundle, digit, bl
             tracemalloc.start()
             response = clients.submit(send, server, body=body, kind=kind)
             assert blocked.started.acquire(timeout=60)
-            # The threads of the client and of the parser may release their memory a little later.
+            # Wait until the threads of the client and parser have released their memory.
             wait_for(lambda: tracemalloc.get_traced_memory()[0] < 1.5 * len(content))
             tracemalloc.stop()
             blocked.release.set()
@@ -575,7 +575,7 @@ def test_no_thread_remains_after_the_end(bundle, digit):
 
 @contextmanager
 def serve_command(bundle, *options, **variables):
-    """Run ``edgerec serve`` in its own process, and yield the process and the address of the server."""
+    """Run ``edgerec serve`` in a subprocess, and yield the process and the server's address."""
     command = [sys.executable, "-m", "edgerec", "serve", str(bundle), "--listen", "127.0.0.1:0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | variables) as process:
         try:

@@ -25,9 +25,9 @@ from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)
 
-# Maximum time in seconds for running queued commands when the sink of a live camera is closed.
+# Maximum time in seconds to wait for queued commands when the sink of a live camera is closed.
 FLUSH_S = 5.0
-# Maximum number of bytes that are kept of a command's output, whose last line is shown in error messages.
+# Maximum number of bytes of a command's output to keep for error messages.
 OUTPUT_BYTES = 8192
 MAX_REASON = 300
 # Minimum time in seconds between two warnings about the same action.
@@ -39,22 +39,21 @@ _OF_SERVICE = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CRED
 
 @dataclass(frozen=True)
 class _Run:
-    """A command that is waiting to be run. ``variables`` are its additional environment variables."""
+    """A command in the queue, with its additional environment variables."""
 
     index: int
     variables: dict[str, str]
 
 
 class CommandActions:
-    """Runs the commands of actions, one at a time, in a separate thread.
+    """Runs the commands of actions in a background thread, one at a time.
 
-    If a decision changes while the previous command of the same action, source and region is still waiting, the waiting
-    command is replaced.
+    A newer decision of the same source or region replaces a command of the same action that is still in the queue.
 
     Attributes:
         succeeded: number of commands that exited with code 0.
-        dropped: number of commands that failed, or that were not run before the camera ended.
-        replaced: number of waiting commands that were replaced because a newer decision arrived.
+        dropped: number of commands that failed or were discarded when the sink was closed.
+        replaced: number of queued commands that were replaced because of a newer decision.
     """
 
     closed = False
@@ -66,9 +65,9 @@ class CommandActions:
 
         Args:
             actions: actions with a command.
-            live: replace a waiting command if a newer decision arrives. Otherwise, e.g. for a video file, :meth:`write`
-                waits, and :meth:`close` runs all commands.
-            secrets: names of environment variables that are not passed to the commands.
+            live: whether newer decisions replace queued commands. Otherwise, e.g. for a video file, :meth:`write` waits
+                for the queue, and :meth:`close` runs all queued commands.
+            secrets: names of environment variables with secrets, which are not passed to commands.
 
         Raises:
             EdgerecError: the program of an action does not exist.
@@ -94,7 +93,7 @@ class CommandActions:
         self._thread.start()
 
     def write(self, result: Result) -> None:
-        """Queue the commands for a new decision."""
+        """Queue the commands that a new decision triggers."""
         decision, name = result.decision, source_of(result)
         if decision is None or not self._changes.is_new(result):
             return
@@ -114,13 +113,13 @@ class CommandActions:
                 self._put((index, name), _Run(index, variables))
 
     def state(self, change: StateChange) -> None:
-        """Forget the labels of a lost source, so that its next decision has no previous label."""
+        """Discard the previous labels of a lost source."""
         if change.state is SourceState.LOST:
             for key in [key for key in self._previous if key[0] == change.source]:
                 del self._previous[key]
 
     def close(self) -> None:
-        """Run the queued commands. If ``live`` is true, kill the running command after 5 s and discard the others."""
+        """Run the queued commands. For a live camera, kill the current command after 5 s and discard the rest."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
@@ -132,7 +131,7 @@ class CommandActions:
                 log.warning("%d commands of actions were not run before the camera ended", len(self._waiting))
 
     def abandon(self) -> None:
-        """Kill the running command, and discard the remaining commands. May be called in any thread."""
+        """Kill the current command and discard the queued ones. May be called from any thread."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
@@ -161,7 +160,7 @@ class CommandActions:
                 self._changed.notify_all()
             try:
                 reason = self._run(run)
-            except Exception as error:  # The thread must stay alive for later commands.
+            except Exception as error:  # An error must not stop the thread that runs later commands.
                 reason = f"failed ({error})"
             if reason:
                 self.dropped += 1
@@ -170,7 +169,7 @@ class CommandActions:
                 self.succeeded += 1
 
     def _run(self, run: _Run) -> str:
-        """Run a command. Return the reason if it failed, otherwise an empty string."""
+        """Run a command and return the reason for its failure, or an empty string if the command succeeded."""
         config = self._actions[run.index].config
         with _OutputTail() as tail:
             outcome = run_program(
@@ -199,11 +198,11 @@ class CommandActions:
 
 
 class _OutputTail:
-    """A pipe that keeps only the end of a program's output, so that the program cannot fill the memory.
+    """A pipe that keeps only the end of a program's output to limit memory use.
 
     Attributes:
         descriptor: file descriptor to which the program writes.
-        last_line: last line of the output, after the context has ended.
+        last_line: last line of the output, set at the end of the context.
     """
 
     def __init__(self) -> None:
@@ -211,7 +210,7 @@ class _OutputTail:
         self.last_line = ""
         self._tail = b""
         self._done = threading.Event()
-        if hasattr(os, "set_blocking"):  # Windows supports this function only since Python 3.12.
+        if hasattr(os, "set_blocking"):  # Python supports set_blocking on Windows only since version 3.12.
             os.set_blocking(self._reader, False)
         self._thread = threading.Thread(target=self._read, name="edgerec-action-output", daemon=True)
 
@@ -230,7 +229,7 @@ class _OutputTail:
         self.last_line = printable(lines[-1])[-MAX_REASON:] if lines else ""
 
     def _read(self) -> None:
-        # A program in the background may keep the pipe open after the command has exited.
+        # A background process of the command may keep the pipe open after the command has exited.
         with os.fdopen(self._reader, "rb", buffering=0) as reader:
             while True:
                 done = self._done.is_set()

@@ -15,14 +15,14 @@ from edgerec.utils.optional import require
 
 
 class GpioActions:
-    """Switches a GPIO pin on and off for each action. All pins are off when the camera starts and when it ends."""
+    """Switches the GPIO pins of actions. All pins are off when the camera starts and after it has stopped."""
 
     closed = False
     name = "gpio"
     uses_images = False
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        """Open all pins and switch them off.
+        """Open all pins in the off state.
 
         Args:
             actions: actions with a GPIO pin.
@@ -42,13 +42,13 @@ class GpioActions:
             raise
 
     def write(self, result: Result) -> None:
-        """Switch the pins for a new decision."""
+        """Switch the pins according to the decision of a result."""
         if self._changes.is_new(result):
             for output in self._outputs:
                 output.update(result)
 
     def state(self, change: StateChange) -> None:
-        """Switch off the pins of a lost source, unless ``off_when_lost`` is false."""
+        """Switch off the pins of a lost source, unless ``off_when_lost`` is False."""
         if change.state in (SourceState.LOST, SourceState.ENDED):
             for output in self._outputs:
                 output.lose(change.source)
@@ -64,12 +64,12 @@ class _Output:
 
     def __init__(self, action: Action, gpiozero: Any) -> None:
         self._action = action
-        # Names of the sources and regions whose decision switches the pin on, mapped to their source.
+        # Display names of the sources and regions whose decision requires the pin to be on, mapped to the source name.
         self._active: dict[str, str] = {}
         config = action.config
         try:
             self._device = gpiozero.DigitalOutputDevice(config.gpio, active_high=config.active_high)
-        except Exception as error:  # gpiozero's pin libraries raise exceptions of different types.
+        except Exception as error:  # The pin libraries of gpiozero have no common exception type.
             raise EdgerecError(
                 f"the GPIO pin {config.gpio} cannot be used ({error}): check its number, and that this user belongs to "
                 "the group gpio and the package python3-lgpio is installed"
@@ -99,7 +99,7 @@ class _Output:
             self._device.value = bool(self._active)
 
     def close(self) -> None:
-        with suppress(Exception):  # Release the other pins even if one pin fails.
+        with suppress(Exception):  # An error of one pin must not prevent the others from being released.
             self._device.off()
         with suppress(Exception):
             self._device.close()

@@ -1,4 +1,4 @@
-"""Write the camera's state to a status file, which deployments and other programs on the device read."""
+"""Write the camera's state to a file for deployments and other programs on the device."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from edgerec.utils.text import printable, to_json
 
 log = logging.getLogger(__name__)
 
-# Minimum time in seconds between two writes, and maximum time if nothing changes.
+# Minimum time in seconds between two writes.
 INTERVAL_S = 1.0
 HEARTBEAT_S = 5.0
-# The frame rate is measured over this many seconds, and over at most this many results.
+# Time window in seconds, and maximum number of results in this window, for measuring the frame rate.
 RATE_S = 10.0
 MAX_RATE_RESULTS = 4096
 MAX_SOURCES = 64
@@ -38,10 +38,10 @@ _CLOSE_S = 5.0
 
 
 class StatusFile:
-    """Replaces a JSON file atomically when the state changes, and at least every ``HEARTBEAT_S`` seconds.
+    """Writes the camera's state to a JSON file when the state changes, and at least every :data:`HEARTBEAT_S` seconds.
 
-    The file is described in :class:`~edgerec.contract.status.CameraStatus`. It contains no images, and all users may
-    read it. A thread writes the file, so that it is also updated if no frames arrive.
+    The file's format is :class:`~edgerec.contract.status.CameraStatus`. All users can read the file, which contains no
+    images. A background thread replaces the file atomically, even if no frames arrive.
     """
 
     closed = False
@@ -56,14 +56,14 @@ class StatusFile:
         counters: Callable[[], RunReport],
         regions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Check that the file can be written. The file is written from the first event on.
+        """Check that the file can be written. The first event starts the writing thread.
 
         Args:
-            path: the file, with the suffix .json. Its folder is created if necessary.
+            path: path of the file, with the suffix .json. Missing folders are created.
             bundle: SHA-256 digest of the bundle's manifest.json as hexadecimal digits.
             name: name of the bundle.
-            counters: function that returns the camera's counters. It is called in another thread.
-            regions: names of the regions of each source, keyed by source.
+            counters: function that returns the camera's counters. The writing thread calls this function.
+            regions: region names, keyed by source name.
 
         Raises:
             OutputExistsError: the file exists and is not a status file.
@@ -87,7 +87,7 @@ class StatusFile:
         self._thread = threading.Thread(target=self._work, name="edgerec-status-file", daemon=True)
 
     def write(self, result: Result) -> None:
-        """Store the decision of a result."""
+        """Update the latest decision and the frame rate."""
         decision = result.decision or result.classification
         last = LastDecision(
             source=_text(source_of(result)),
@@ -96,7 +96,7 @@ class StatusFile:
             at_s=unix_s(result.frame.captured_s),
         )
         with self._lock:
-            # The capture times of several video files are not in order.
+            # Use completion times, because the capture times of several video files are not in order.
             times_s = self._completed_s
             times_s.append(result.completed_s)
             while times_s[-1] - times_s[0] > RATE_S:
@@ -106,7 +106,7 @@ class StatusFile:
         self._start()
 
     def state(self, change: StateChange) -> None:
-        """Store the state of a source and its regions."""
+        """Update the state of a source."""
         regions = [region_name(change.source, region) for region in self._regions.get(change.source, ())]
         with self._lock:
             for name in regions or [change.source]:
@@ -118,13 +118,13 @@ class StatusFile:
         self._start()
 
     def close(self) -> None:
-        """Write the final state, and stop the thread."""
+        """Write the final state and stop the thread."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(_CLOSE_S)
 
     def _start(self) -> None:
-        # No sink changes an existing file before the first event, because another sink may fail to open.
+        # Do not overwrite an existing file before the first event, because another sink may fail to open.
         if self._thread.ident is None:
             self._thread.start()
 
@@ -144,7 +144,7 @@ class StatusFile:
             content = to_json(self._status()) + "\n"
             with replacing(self._path) as partial:
                 partial.write_text(content, encoding="utf-8")
-                # The service's umask would make the file unreadable for the user who asks for the status.
+                # Make the file readable by all users, regardless of the service's umask.
                 partial.chmod(0o644)
         except OSError as error:
             if time.monotonic() - self._warned_s >= _WARN_S:
@@ -153,7 +153,7 @@ class StatusFile:
 
     def _status(self) -> CameraStatus:
         now_s = time.monotonic()
-        if now_s - self._health_read_s >= HEARTBEAT_S:  # Reading the health of a Raspberry Pi starts a process.
+        if now_s - self._health_read_s >= HEARTBEAT_S:
             self._health, self._health_read_s = read_health(), now_s
         counters, temperature_c = self._counters(), self._health.temperature_c
         with self._lock:
@@ -186,7 +186,7 @@ class StatusFile:
 def _refuse_unusable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Create a file as a test, because os.access() ignores file systems that are mounted as read-only.
+        # Check by creating a file, because os.access() does not detect read-only file systems.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
         content = read_at_most(path, MAX_STATUS_BYTES) if path.exists() else b""
@@ -195,7 +195,7 @@ def _refuse_unusable(path: Path) -> None:
             f"the status file {path} cannot be written ({error.strerror}): choose a file in a writable folder"
         ) from None
     try:
-        # A power failure may leave an empty file.
+        # An empty file may be left after a power failure.
         is_status = not content or {"version", "pid", "updated_s"} <= parse_json(content).keys()
     except (ValueError, AttributeError):
         is_status = False
