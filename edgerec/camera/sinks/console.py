@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes lines to a stream, and stops the camera if the stream is a broken pipe."""
+    """Writes lines to a stream, and stops the camera if the stream's reader has exited."""
 
     uses_images = False
 
@@ -24,7 +24,7 @@ class _Lines:
             print(printable(text), file=self._out, flush=True)
         except BrokenPipeError:  # e.g. edgerec camera … | head
             self.closed = True
-            # Redirect the stream to /dev/null because Python flushes it at exit, which would fail again.
+            # Redirect the stream to /dev/null, because flushing the broken pipe at exit would fail.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._out.fileno())
             os.close(null)
@@ -46,10 +46,10 @@ class JsonLines(_Lines):
 
 
 class TextLines(_Lines):
-    """Writes one short line per frame, with the predicted label before smoothing."""
+    """Writes one line of text per frame, with the prediction before smoothing."""
 
     def __init__(self, out: TextIO, *, named: bool = False) -> None:
-        """Write lines to ``out``. If ``named`` is True, start each line with the name of the source and region."""
+        """Create the sink. If ``named`` is True, each line starts with the name of the source or region."""
         super().__init__(out)
         self._named = named
 

@@ -29,7 +29,7 @@ COLUMNS = (
     "decision_score",
     "changed",
 )
-# Columns of the file if the camera has named regions.
+# Columns of the CSV file for a camera with named regions.
 REGION_COLUMNS = (*COLUMNS[:2], "region", *COLUMNS[2:])
 SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # Pipes and devices usually have no suffix.
 
@@ -52,7 +52,7 @@ class CsvFile:
             path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
             existing: what to do if the file exists. ``"refuse"`` raises an error, ``"overwrite"`` replaces a file that
                 this class wrote, and ``"append"`` adds rows to a file with the same columns.
-            regions: write the additional column ``region``, which is empty for sources without regions.
+            regions: whether to add the column ``region``, which is empty for sources without regions.
 
         Raises:
             OutputExistsError: the file exists, and either ``existing`` is ``"refuse"``, or ``"overwrite"`` was chosen

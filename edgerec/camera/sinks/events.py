@@ -47,7 +47,7 @@ def source_name(source: str, sources: Collection[str]) -> str:
 
 
 def source_of(result: Result) -> str:
-    """Return the name of the source that delivered the frame, followed by ``/`` and the name of its region if any."""
+    """Return the display name of the result's source or region, e.g. ``camera/door``."""
     return result.frame.display_name
 
 
@@ -67,13 +67,13 @@ def decision_event(result: Result) -> dict[str, Any]:
 
 
 class DecisionChanges:
-    """Detects new decisions of sources and regions, even if the first result after the change was dropped."""
+    """Detects new decisions, even if the first result after a change was dropped."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}
 
     def is_new(self, result: Result) -> bool:
-        """Return True if the result's decision differs from the last decision of its source or region."""
+        """Return True if the decision differs from the previous decision of the same source or region."""
         if result.decision is None:
             return False
         decision = (result.decision.label, result.decision.since_s)

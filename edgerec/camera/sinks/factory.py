@@ -63,7 +63,7 @@ def _opened_sinks(config: CameraConfig, camera: Camera) -> Iterator[Sink]:
             yield JsonLines(sys.stdout)
         elif config.output == "text":
             yield TextLines(sys.stdout, named=len(camera.sources) > 1 or bool(camera.regions))
-    # Report invalid addresses before a window or server is opened.
+    # Check the addresses before a window or server is opened.
     if config.webhook:
         from edgerec.camera.sinks.webhook import Webhook, WebhookAddress
 

@@ -23,18 +23,18 @@ def discovery(
     sources: Collection[str] = (),
     regions: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return a source's retained discovery messages, keyed by topic without the discovery prefix.
+    """Return the discovery messages for a source, keyed by topic without the discovery prefix.
 
-    Each source has three entities: a sensor with the label, which has the whole decision as attributes; a sensor with
-    the score; and a binary sensor that shows whether the source is live. If the source has named regions, each region
-    has its own label and score sensors. All sources and regions of a bundle belong to one device.
+    Each source has a label sensor, a score sensor and a binary sensor that shows whether the source is live. The label
+    sensor has the whole decision as attributes. If a source has named regions, each region has its own label and score
+    sensors. All entities of a bundle belong to one device.
 
     Args:
         manifest: the bundle's manifest.
         prefix: prefix of the camera's topics.
         source: source name as entered by the user.
-        sources: all of the camera's sources, needed to give each one unique topics and IDs.
-        regions: names of the regions of each source, keyed by source.
+        sources: all sources of the camera, which are used to create unique topics and IDs.
+        regions: region names, keyed by source.
     """
     device, name, regions = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources), regions or {}
     state = f"{prefix}/{name}/state"
@@ -61,7 +61,7 @@ def discovery(
     entities: list[tuple[str, str, dict[str, Any]]] = []
     display_names = {*sources, *chain.from_iterable((region_name(s, r) for r in own) for s, own in regions.items())}
     for region in regions.get(source, ()):
-        # The names of a source and its region, joined with a hyphen, may equal those of another source.
+        # Make the name unique, because a source and region joined with a hyphen may equal the name of another source.
         unique_name = source_name(region_name(source, region), display_names)
         sensors = _sensors(f"{name} {region}", f"{prefix}/{name}/{region}/decision", choices)
         entities += [("sensor", f"{unique_name}-{suffix}", sensor) for suffix, sensor in sensors.items()]
@@ -76,7 +76,7 @@ def discovery(
 
 
 def _sensors(name: str, topic: str, choices: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the sensors for the label and the score of the decisions that are published to a topic."""
+    """Return the label and score sensors for the decisions published to a topic."""
     label: dict[str, Any] = {
         "name": f"{name} label",
         "state_topic": topic,

@@ -44,9 +44,10 @@ class ImageRecorder:
     """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, a layout that ``edgerec train`` can use.
 
     Each image shows the region that was classified. SOURCE includes the name of a named region. LABEL is the predicted
-    label; a user can correct it by moving the file to another subfolder. If the total size would exceed the limit, the
-    oldest images are deleted, including images from earlier runs. Only files that this class has written and that were
-    not moved are deleted. Images that were moved within the folder are never deleted, but count toward the limit.
+    label, which a user can correct by moving the file to another subfolder.
+
+    If the total size would exceed the limit, the oldest images are deleted, including images from earlier runs. Images
+    that a user has moved within the folder are never deleted, but count toward the limit.
 
     Attributes:
         saved: number of saved files.

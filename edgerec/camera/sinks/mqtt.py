@@ -73,13 +73,13 @@ class Mqtt:
             broker: the broker's address.
             folder: folder for the file that stores the queued messages.
             manifest: the bundle's manifest, which is used to announce the camera to Home Assistant.
-            results_per_s: maximum number of results per second for each source or region. 0 publishes none; infinity
-                publishes all.
+            results_per_s: maximum number of results per second for each source or region. 0 disables results, and
+                infinity publishes all of them.
             discovery_prefix: topic prefix of Home Assistant's MQTT discovery. An empty string disables discovery.
             max_messages: maximum number of queued messages. If it is exceeded, the oldest messages are dropped.
             max_bytes: maximum total size of the queued messages in bytes. If it is exceeded, the oldest are dropped.
             sources: all of the camera's sources, needed to give each one unique topics.
-            regions: names of the regions of each source, keyed by source.
+            regions: region names, keyed by source.
 
         Raises:
             EdgerecError: the folder cannot be used, another process uses it, or ``discovery_prefix`` is not valid.

@@ -62,9 +62,9 @@ class Prometheus:
             manifest: the bundle's manifest.
             host: address to listen on.
             port: port to listen on. 0 selects a free port.
-            counters: function that returns the camera's counters. It is called for each scrape.
-            sources: names of all of the camera's sources, so that each one gets a unique label.
-            regions: add the label ``region`` to the metrics of results, which is empty for sources without regions.
+            counters: function that returns the camera's counters, called for each scrape.
+            sources: names of all sources of the camera, which are used to create unique labels.
+            regions: whether to add the label ``region``, which is empty for sources without regions.
 
         Raises:
             EdgerecError: the address or the port cannot be used.

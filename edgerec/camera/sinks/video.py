@@ -35,15 +35,16 @@ RESERVE_BYTES = 50_000_000
 
 
 class VideoFile:
-    """Writes each frame to a video file with its label and score, as shown in the window.
+    """Writes each frame and its prediction to a video file.
 
     If a source has named regions, each of its frames is written once, with the boxes and labels of all regions.
 
-    A file has a constant frame rate and size. Frames of a live source are repeated or skipped so that the video lasts
-    as long as the stream; gaps are capped at ``MAX_GAP_S``. If the frame size changes, later frames are scaled to the
-    size of the first frame, with black bars. The second source is written to ``NAME-2``, the third to ``NAME-3``, and
-    so on. The file can be played at any time, even if the process was killed. The file is created or replaced when the
-    first frame arrives.
+    Each file has a constant frame rate and size. Frames of a live source are repeated or skipped, so that the video is
+    as long as the stream. Gaps are shortened to :data:`MAX_GAP_S`. If the frame size changes, later frames are scaled
+    to the size of the first frame and padded with black bars. The second source is written to ``NAME-2``, the third to
+    ``NAME-3``, and so on.
+
+    A file is created or replaced when the first frame arrives. The file is playable even if the process is killed.
     """
 
     closed = False
@@ -55,7 +56,7 @@ class VideoFile:
         Args:
             path: the file, with the suffix ``.mp4`` (MPEG-4) or ``.avi`` (motion JPEG).
             fps: frames per second of the file.
-            live: place frames by their capture time. Otherwise, each frame becomes one frame of the video.
+            live: whether to place frames by their capture time. Otherwise, each result becomes one frame of the video.
             overwrite: replace existing files.
 
         Raises:
@@ -131,7 +132,7 @@ class _Recording:
         if region is None:
             self._write_image(overlay(result, self._rate.tick(), hint=""), result)
             return
-        # The frame's last region may have been dropped, or may be missing at the end.
+        # Write the previous frame now if its last region was dropped.
         if self._unwritten is not None and self._unwritten.frame.index != result.frame.index:
             self.flush()
         self._regions.add(result)
@@ -140,7 +141,7 @@ class _Recording:
             self.flush()
 
     def flush(self) -> None:
-        """Write the newest frame if its regions were added but the frame has not been written yet."""
+        """Write the newest frame with regions if it has not been written yet."""
         result, self._unwritten = self._unwritten, None
         if result is not None:
             self._write_image(self._regions.draw(self._rate.tick(), hint=""), result)
@@ -154,7 +155,7 @@ class _Recording:
             self._encoder = _Encoder(self._path, self._fps, self._size)
             self._start_s = result.frame.grabbed_s
         index = self._frame_index(result.frame.grabbed_s) if self._live else self._count
-        if index < self._count:  # The source's frame rate exceeds the video's frame rate.
+        if index < self._count:  # Skip frames if the source is faster than the video.
             return
         image = np.ascontiguousarray(fit_with_bars(image, self._size)[:, :, ::-1])
         while self._last is not None and self._count < index:
@@ -228,7 +229,11 @@ class _Encoder:
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        """Create or replace the video file. Raise :class:`EdgerecError` if the codec is not available."""
+        """Create or replace the video file.
+
+        Raises:
+            EdgerecError: the codec is not available.
+        """
         cv2 = require("cv2")
         prepare(cv2)
         suffix = path.suffix.lower()
@@ -240,7 +245,7 @@ class _Encoder:
             with tempfile.TemporaryDirectory(prefix="edgerec-") as folder, ExitStack() as stack:
                 pipe = Path(folder) / f"pipe{_FRAGMENTED}"
                 os.mkfifo(pipe)
-                # Opening a named pipe for writing blocks until it has a reader.
+                # Open the reader first, because opening a named pipe for writing blocks until the pipe has a reader.
                 reader = stack.enter_context(open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0))
                 file = stack.enter_context(path.open("wb", buffering=0))
                 self._writer = cv2.VideoWriter(str(pipe), codec, fps, size)
@@ -279,7 +284,7 @@ class _Encoder:
                 try:
                     while data and not self.error:
                         data = data[file.write(data) :]
-                except OSError as error:  # Keep reading, because FFmpeg would block if the pipe were full.
+                except OSError as error:  # Keep reading, because FFmpeg would block on a full pipe.
                     self.error = error
 
 

@@ -17,7 +17,7 @@ from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
 TITLE = "edgerec"
-# Minimum image height in pixels. Smaller images are enlarged, so that the text in the window is readable.
+# Minimum image height in pixels, to which smaller images are enlarged so that the text is readable.
 MIN_HEIGHT_PX = 360
 # Height in pixels of the dark background behind the label of a region.
 _LABEL_HEIGHT_PX = 32
@@ -29,7 +29,7 @@ def has_screen() -> bool:
 
 
 class Window:
-    """A window showing each frame, its label, score and frame rate. ``q`` or the close button stops the camera."""
+    """A window that shows each frame with its prediction. The ``q`` key or the close button stops the camera."""
 
     inline = True  # OpenCV windows must be used in the thread that created them.
 
@@ -97,7 +97,7 @@ class FrameRate:
         now_s = time.monotonic()
         if self._last_s is not None:
             period_s = now_s - self._last_s
-            # The frame period is an exponential moving average with a time constant of one second.
+            # Smooth the frame period with an exponential moving average, whose time constant is one second.
             weight = min(1.0, max(period_s, 0.05)) if self._period_s else 1.0
             self._period_s += weight * (period_s - self._period_s)
         self._last_s = now_s
@@ -117,7 +117,7 @@ def overlay(result: Result, fps: float, hint: str = "press q to quit") -> Image:
 
 
 class RegionOverlay:
-    """Draws a source's frame with the boxes and the latest predictions of all its regions."""
+    """Draws the boxes and latest predictions of all regions on a source's frame."""
 
     def __init__(self) -> None:
         self._latest: dict[str, Result] = {}
@@ -125,20 +125,19 @@ class RegionOverlay:
         self._size = (0, 0)
 
     def add(self, result: Result) -> None:
-        """Store the result of a named region, i.e. ``result.frame.region`` is not None."""
+        """Add the result of a named region, i.e. ``result.frame.region`` must not be None."""
         region = result.frame.region
         assert region is not None
         if (size := region.whole.shape[:2]) != self._size:
-            self._latest.clear()  # The boxes do not match the new frame size.
+            self._latest.clear()  # Boxes for another frame size are invalid.
             self._size = size
         self._latest[region.name] = result.without_image
         self._newest = result
 
     def draw(self, fps: float, hint: str = "press q to quit") -> Image:
-        """Return the frame of the newest result as a uint8 RGB image.
+        """Return the newest frame with the boxes and labels of its regions, as a uint8 RGB image.
 
-        The image has a box and a label for each region, and a bar that shows the frame rate and ``hint``. At least one
-        result must have been added.
+        A bar below the frame shows the frame rate and ``hint``. At least one result must have been added.
         """
         cv2 = require("cv2")
         newest = self._newest
@@ -152,11 +151,11 @@ class RegionOverlay:
             left, top, right, bottom = (factor * edge for edge in result.frame.region.box)
             boxes.append(((left, top), (right - 1, bottom - 1)))
             text = image[top : min(top + _LABEL_HEIGHT_PX, bottom), left:right]
-            text //= 3  # A dark background makes the white text readable.
+            text //= 3  # Darken the background so that white text is readable.
             prediction = result.decision or result.classification
             end = draw_label(text, prediction.label, prediction.index, draw_ascii(text, f"{name}: ", 6, 24), 24)
             draw_ascii(text, f" {prediction.score:.0%}", end, 24)
-        for gray, thickness in ((0, 4), (255, 2)):  # The black edges make the boxes visible on a bright background.
+        for gray, thickness in ((0, 4), (255, 2)):  # Black edges make boxes visible on a bright background.
             for corner, opposite in boxes:
                 cv2.rectangle(image, corner, opposite, (gray, gray, gray), thickness)
         bar = np.zeros((28, image.shape[1], 3), np.uint8)
@@ -165,7 +164,7 @@ class RegionOverlay:
 
 
 def _enlarged(image: Image) -> tuple[Image, int]:
-    """Enlarge a small image by an integer factor so that text is readable. Return the image and the factor."""
+    """Enlarge a small image by an integer factor, and return the image and the factor."""
     if image.shape[0] >= MIN_HEIGHT_PX:
         return image, 1
     cv2 = require("cv2")
@@ -174,7 +173,7 @@ def _enlarged(image: Image) -> tuple[Image, int]:
 
 
 def _draw_status(bar: Image, prefix: str, fps: float, result: Result, hint: str) -> None:
-    """Draw the frame rate and the age of the result in the last line of the bar."""
+    """Draw the frame rate and latency at the bottom of the bar."""
     cv2 = require("cv2")
     status = f"{prefix}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
     at = (10, bar.shape[0] - 8)

@@ -38,7 +38,7 @@ TEMPERATURE_INTERVAL_S = 2.0
 
 @dataclass(frozen=True)
 class ShownImage:
-    """A result and its JPEG image, as sent to the browser."""
+    """A result and the JPEG image that is sent to the browser."""
 
     result: Result
     jpeg: bytes
@@ -54,13 +54,13 @@ class PendingImage:
 
 @dataclass
 class SourceView:
-    """The state of a source, or of a region of a source, as shown on the web page.
+    """The state of a source or region on the web page.
 
     Attributes:
         name: name of the source or display name of the region.
         state: the last state change.
         result: the newest result.
-        label: the last decision's label, or None if the next result starts a new decision.
+        label: label of the last decision, or None if the next result starts a new decision.
         fps: results per second.
         rate: computes ``fps``.
         recent: images that were recently sent to the page.
@@ -82,7 +82,7 @@ class SourceView:
 class PageState:
     """Stores the newest result, recent decisions and recent state changes of each source and region.
 
-    Each region of a source is treated like a source. The image of a region is the whole frame of its source.
+    Each named region is treated as a source, whose image is the whole frame.
 
     The sink's thread calls :meth:`write` and :meth:`state`, and the server's thread calls all other methods. An image
     is encoded only when a client requests it, and only once for all clients.
@@ -94,7 +94,7 @@ class PageState:
     """
 
     def __init__(self, regions: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Create an empty state. ``regions`` contains the names of the regions of each source, keyed by source."""
+        """Create an empty state. ``regions`` contains region names, keyed by source."""
         self._regions = dict(regions or {})
         self.version = 0
         self.closed = False
@@ -106,7 +106,7 @@ class PageState:
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_INTERVAL_S, None)
 
     def write(self, result: Result) -> None:
-        """Store a result. If the label is unchanged, update the last decision's score."""
+        """Store a result. Add a log entry for a new label, or update the score in the last entry."""
         with self._lock:
             source = self._source_named(result.frame.display_name)
             source.result, source.fps = result, source.rate.tick()
@@ -126,15 +126,15 @@ class PageState:
                 source = self._source_named(name)
                 source.state = change
                 if change.state != "live":
-                    source.label = None  # After an outage, the next result is a new decision even with the same label.
+                    source.label = None  # The first result after an outage is a new decision.
                 self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
-        """Return each source's state, and all log entries after number ``after``, as JSON-serializable data."""
+        """Return the state of each source and all log entries after number ``after``, as JSON-serializable data."""
         with self._lock:
             sources = list(self._sources.values())
-            # Each source has its own log, so that a busy source does not displace the entries of other sources.
+            # Keep a log for each source, so that a busy source does not displace the entries of other sources.
             newer = [takewhile(lambda entry: entry["number"] > after, reversed(source.entries)) for source in sources]
             entries = sorted(chain.from_iterable(newer), key=lambda entry: entry["number"])
         return {
@@ -160,20 +160,22 @@ class PageState:
             newest = ShownImage(result, jpeg_of(result))
             source.recent.append(newest)
             period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
-            # Adding the period to the due time prevents delays from lowering the rate.
+            # Add the period to the due time instead of the current time, so that delays do not lower the rate.
             source.next_s = max(source.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
 
     def add_pending(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
-        """Add a frame's image to the pending images, and return its key and the image.
+        """Add a frame's image to the pending images.
 
-        If this frame's image is no longer in memory, the nearest frame's image is used. If the source has no image yet,
-        None is returned.
+        If this image is no longer in memory, the image of the nearest frame is added instead.
 
         Args:
             number: source index.
             frame: frame index.
+
+        Returns:
+            The key and the image, or None if the source has no image yet.
 
         Raises:
             LookupError: there is no source with this index.
@@ -186,7 +188,7 @@ class PageState:
         self._remove_expired()
         while len(self._pending) >= MAX_PENDING:
             self._pending.popitem(last=False)
-        if shown.result.frame.region is not None:  # The label applies to the region and not to the whole frame.
+        if shown.result.frame.region is not None:  # Only the region will be labeled and not the whole frame.
             shown = ShownImage(shown.result, jpeg_of(shown.result, whole=False))
         key = secrets.token_urlsafe(12)
         self._pending[key] = PendingImage(shown, time.monotonic())
@@ -199,7 +201,7 @@ class PageState:
         return pending.shown if pending else None
 
     def evict_first(self, key: str) -> None:
-        """Mark a pending image as the first to be removed if there are too many pending images."""
+        """Mark a pending image to be removed first if there are too many pending images."""
         if key in self._pending:
             self._pending.move_to_end(key, last=False)
 
@@ -224,7 +226,7 @@ class PageState:
         source.entries.append({"number": self._last_number, "at_s": unix_s(at_s), "source": source.name, **fields})
 
     def _update_last(self, source: SourceView, fields: dict[str, Any]) -> None:
-        """Replace the entry of the last decision, because another thread may be reading the old entry."""
+        """Replace the last decision's entry instead of changing it, because another thread may be reading the entry."""
         for index in range(len(source.entries) - 1, -1, -1):
             entry = source.entries[index]
             if "state" not in entry:
@@ -240,11 +242,11 @@ class PageState:
 
 
 def jpeg_of(result: Result, *, whole: bool = True) -> bytes:
-    """Encode a result's image as JPEG, scaled down to at most ``SHOWN_PX`` pixels per side.
+    """Return a result's image as JPEG, with at most :data:`SHOWN_PX` pixels per side.
 
     Args:
-        result: the result.
-        whole: encode the whole frame of the source instead of the region that was classified.
+        result: result whose image is encoded.
+        whole: whether to encode the source's whole frame instead of the classified region.
     """
     cv2 = require("cv2")
     region = result.frame.region
@@ -279,10 +281,10 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
 
 
 def _prediction_fields(result: Result) -> dict[str, Any]:
-    """Return the prediction shown on the web page, as a JSON-serializable dictionary.
+    """Return the prediction for the web page as a JSON-serializable dictionary.
 
-    If the label is ``unknown``, ``best`` has the label and score of the frame's best class, and ``novelty`` has the
-    anomaly score if there is one.
+    If the label is ``unknown``, ``best`` contains the label and score of the best class, and ``novelty`` contains the
+    anomaly score if available.
     """
     prediction = result.decision or result.classification
     fields = {"label": prediction.label, "index": prediction.index, "score": round(prediction.score, 4)}
