@@ -184,7 +184,7 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
 def _selected(
     names: list[str], tags: list[str], all_devices: bool, file: Path | None, template: Device
 ) -> tuple[FleetDevice, ...]:
-    """Return the devices that the command line selects by name, tag or address. Names and tags refer to devices.toml.
+    """Select devices in devices.toml by name or tag, and create a device for each address.
 
     Args:
         names: names of devices in devices.toml, or addresses of other devices.

@@ -1,4 +1,4 @@
-"""Fixtures for tests of deployments: a device with a real SSH server, and bundles that are installed quickly."""
+"""Fixtures for deployment tests, which provide a device with an SSH server and bundles that are quick to install."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgerec import Bundle, import_tflite
 from tests import tflite_models
 from tests.deploy.device import TestDevice
 
-# A bundle's wheel is installed only if its version differs from that of the running edgerec.
+# The wheel in a bundle is only installed if its version differs from the version of the running edgerec.
 SMALL_VERSION = "0.0.1"
 REASON = "test devices require Linux, root permissions and the programs sshd and unshare"
 HAS_DEVICES = (
@@ -34,7 +34,7 @@ HAS_DEVICES = (
 
 
 def small_wheel() -> tuple[str, bytes]:
-    """Return the name and content of a wheel with ``small_edgerec.py`` as the program ``edgerec``."""
+    """Return the name and content of a wheel that installs ``small_edgerec.py`` as the program ``edgerec``."""
     info = f"edgerec-{SMALL_VERSION}.dist-info"
     files = {
         "small_edgerec.py": Path(__file__).with_name("small_edgerec.py").read_text(),
@@ -52,10 +52,10 @@ def small_wheel() -> tuple[str, bytes]:
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory):
-    """Return a function that writes a bundle for this machine's architecture, and returns its path.
+    """Return a function that writes a bundle for this machine's architecture, and returns the bundle's path.
 
-    Its keyword arguments are the content of ``behavior.json``, and ``padding``, the size of an additional file.
-    Bundles with different arguments are different releases.
+    The argument ``padding`` is the size of an additional file in bytes. All other keyword arguments are written to
+    ``behavior.json`` in the bundle. Bundles with different arguments are different releases.
     """
     folder = tmp_path_factory.mktemp("small-bundles")
     model = folder / "model.tflite"

@@ -1,4 +1,4 @@
-"""A test device: a real SSH server in its own mount and process namespaces, so that it cannot change this machine."""
+"""A test device that runs an SSH server in its own mount and process namespaces on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.deploy.network_namespaces import NetworkPlace
 from tests.network import free_port
 
 SERVICE_MANAGER = Path(__file__).with_name("service_manager.py")
-# The folders that a deployment changes are in memory. /dev/video0 is an ordinary file.
+# This script mounts the folders that a deployment changes in memory, so that this machine is not changed.
 _SCRIPT = """
 set -e
 work=$1 size=$2 sudo=$3
@@ -41,12 +41,12 @@ mount -t tmpfs -o "size=$size" tmpfs /opt/edgerec
 echo "pi:x:1234:1234::/tmp:/bin/sh" >>/etc/passwd
 echo "pi:*:20000::::::" >>/etc/shadow
 [ ! -d /etc/sudoers.d ] || printf 'Defaults secure_path=%s\n%s\n' "$PATH" "$sudo" >/etc/sudoers.d/pi
-# Other users cannot enter the folder.
+# Mount the programs below /run, because the user pi cannot enter the test's folder.
 mkdir /run/bin
 mount --bind "$work/bin" /run/bin
 : >/run/authorized_keys
 mount --bind "$work/authorized_keys" /run/authorized_keys
-# The login shell of this machine's user must not change the PATH.
+# Hide the file ~/.bashrc of this machine, because its commands could change the PATH.
 [ ! -e ~/.bashrc ] || mount --bind /dev/null ~/.bashrc
 for path in "$work"/shadow/*; do
   [ ! -e "$path" ] || mount --bind "$path" "/$(basename "$path" | tr : /)"
@@ -57,7 +57,7 @@ exec /usr/sbin/sshd -D -e -f "$work/sshd_config"
 
 
 class TestDevice:
-    """A device on this machine, used as a context manager.
+    """A context manager that runs a test device on this machine.
 
     Attributes:
         folder: folder with the device's keys, programs and SSH configuration.
@@ -81,10 +81,10 @@ class TestDevice:
         Args:
             folder: an empty folder.
             name: display name of the device.
-            size: size of the disk for /opt/edgerec, as for tmpfs.
+            size: size of the file system of /opt/edgerec, e.g. ``1g``.
             sudo: whether the user ``pi`` can use sudo without a password.
-            python: shell script that replaces the Python interpreters in /usr/bin.
-            place: address of the device, by default on the loopback interface.
+            python: shell script that replaces the Python interpreters in /usr/bin, or an empty string.
+            place: network address of the device. The default is the loopback interface.
         """
         self.folder, self._size, self._place = folder, size, place
         self._sudo = "pi ALL=(ALL) NOPASSWD: ALL" if sudo else ""
@@ -107,15 +107,15 @@ class TestDevice:
         self.device = Device("root@test-device", name=name, ssh_config=self.ssh_config, connect_timeout_s=60)
 
     def replace_program(self, name: str, script: str) -> None:
-        """Make the device find a shell script before the program ``name``."""
+        """Replace the program ``name`` on the device with a shell script."""
         path = self.folder / "bin" / name
-        path.unlink(missing_ok=True)  # It may be a link to the service manager.
+        path.unlink(missing_ok=True)  # The path may be a symbolic link to the service manager.
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
     def __enter__(self) -> TestDevice:
         folder, address = self.folder, self._place.address
-        # A device with its own address can use a fixed port.
+        # A device with its own network address can use a fixed port.
         port = 2222 if self._place.enter else free_port()
         (folder / "sshd_config").write_text(
             f"ListenAddress {address}:{port}\nHostKey {folder}/host_key\nAuthorizedKeysFile /run/authorized_keys\n"
@@ -152,17 +152,17 @@ class TestDevice:
 
     @property
     def log(self) -> str:
-        """Output of the SSH server."""
+        """Output of the SSH server on the device."""
         return (self.folder / "sshd.log").read_text()
 
     def run(self, command: str) -> str:
-        """Run a shell command on the device, and return its output."""
+        """Run a shell command on the device, and return its standard output."""
         ssh = [*self._place.reach, "ssh", "-F", self.ssh_config, "test-device", command]
         done = subprocess.run(ssh, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
         return done.stdout
 
     def end_connections(self) -> None:
-        """End all connections to the device, as if the network was lost. The SSH server accepts new ones."""
+        """Close all SSH connections to the device to simulate a network failure."""
         for pid in _descendants(self._process.pid):
             with suppress(OSError):
                 if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sshd: root"):
@@ -170,7 +170,7 @@ class TestDevice:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Return the IDs of a process's children, their children, and so on."""
+    """Return the process IDs of all descendants of a process."""
     children = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A private network of devices, in which each device has its own network namespace and address."""
+"""A private network in which each test device has its own network namespace and IP address."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _HOST = "10.77.0.1"
 
 @dataclass(frozen=True)
 class NetworkPlace:
-    """Place of a device in a network.
+    """Address of a device in a private network, with the commands to run programs there.
 
     Attributes:
         address: IP address of the device.
-        enter: command prefix that runs a command on the device.
-        reach: command prefix that runs a command on the host, from which the devices are reachable.
+        enter: command prefix that runs a program in the device's network namespace.
+        reach: command prefix that runs a program in the host's network namespace.
     """
 
     address: str
@@ -28,20 +28,20 @@ class NetworkPlace:
 
 
 def can_create_networks() -> bool:
-    """Return whether this process may create network namespaces and bridges."""
+    """Return whether this process has the permissions to create network namespaces and bridges."""
     command = ["unshare", "--net", "ip", "link", "add", "bridge0", "type", "bridge"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 class PrivateNetwork:
-    """A network with a bridge, to which the devices and the host are connected. It is not connected to other networks.
+    """A context manager for an isolated network in which a bridge connects a host and several devices.
 
     Attributes:
-        reach: command prefix that runs a command on the host of this network.
+        reach: command prefix that runs a program in the host's network namespace.
     """
 
     def __init__(self) -> None:
-        """Create a network without starting it."""
+        """Create an object without creating the network."""
         self._stack = ExitStack()
         self._count = 1
 
@@ -69,16 +69,16 @@ class PrivateNetwork:
         return NetworkPlace(address, enter, self.reach)
 
     def unused_address(self) -> str:
-        """Return an address at which there is no device."""
+        """Return an IP address of this network that no device uses."""
         return "10.77.0.250"
 
     def _namespace(self) -> subprocess.Popen[bytes]:
-        """Start a process in a new network namespace, which exists as long as the process."""
+        """Start a process in a new network namespace, which exists until the process ends."""
         process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         deadline_s = time.monotonic() + 30
-        # The process has its own namespace when it has become sleep.
+        # The network namespace exists as soon as unshare has executed the program sleep.
         while "sleep" not in Path(f"/proc/{process.pid}/comm").read_text():
             assert process.poll() is None
             assert time.monotonic() < deadline_s

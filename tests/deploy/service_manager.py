@@ -1,7 +1,7 @@
-"""A stand-in for systemd on a test device: it really starts, watches and restarts the unit's processes.
+"""A replacement for systemd on a test device, which starts, monitors and restarts the processes of units.
 
-The same file is the server and the programs ``systemctl``, ``systemd-run`` and ``journalctl``, depending on its
-name. Times in units are shortened by ``SCALE``.
+Depending on its file name, this program is the server, ``systemctl``, ``systemd-run`` or ``journalctl``. Times in units
+are multiplied by ``SCALE`` to make the tests faster.
 """
 
 import json
@@ -18,12 +18,12 @@ from pathlib import Path
 ADDRESS = "/run/service-manager"
 UNITS = Path("/etc/systemd/system")
 SCALE = 0.05
-# Environment variable of programs that a unit starts before its process. It is passed on like an option.
+# Environment variable, also sent as an option, that marks requests of programs that a unit has started.
 FROM_SERVICE = "--from-service"
 
 
 class Service:
-    """One systemd unit."""
+    """A systemd service, with its unit file, process and log."""
 
     def __init__(self, name):
         self.name = name
@@ -67,7 +67,7 @@ class Service:
             self._run_once()
             if not self._wanted:
                 return
-            # The restart waits until the state was queried once, so that no test depends on the time between queries.
+            # Wait until the state "auto-restart" was queried, so that tests do not depend on the interval of queries.
             self._shown.clear()
             self.state, self.sub_state = "activating", "auto-restart"
             self._shown.wait(self._seconds("RestartSec", 5) / SCALE)
@@ -132,7 +132,7 @@ class Service:
             self.log.append(line.decode().rstrip())
 
     def reload(self):
-        """Load the unit again. Until then, changes of the file have no effect."""
+        """Discard the cached content of the unit file, so that the file is read again."""
         self._values = None
 
     def _unit(self):
@@ -166,7 +166,7 @@ class Service:
 
 
 class Server:
-    """Answers the programs' requests."""
+    """Handle the requests of ``systemctl``, ``systemd-run`` and ``journalctl``."""
 
     def __init__(self):
         self.services = {}
@@ -188,7 +188,7 @@ class Server:
         if verb in ("start", "restart", "enable") and not (UNITS / service.name).exists():
             return 5, f"Unit {service.name} not found.\n"
         if verb == "restart" and "--no-block" in options and FROM_SERVICE in options:
-            # The service waits for the program that has requested the restart.
+            # Restart the service in a thread, because the service waits for the program that requested the restart.
             threading.Thread(target=service.restart, daemon=True).start()
         elif verb == "restart":
             service.restart()

@@ -1,9 +1,12 @@
-"""The package that test devices install instead of edgerec. It is small and fails in the way that a bundle requests.
+"""A small replacement for edgerec on test devices, which simulates the failures that a bundle specifies.
 
-It provides the commands ``edgerec verify`` and ``edgerec camera``. A file ``behavior.json`` in the bundle has keys:
-``verify``, the reason for which the verification fails, and ``crash`` or ``hang``, the number of the frame at which the
-camera crashes or hangs, ``idle``, whether the camera never delivers a frame, and ``motion``, whether all frames but the
-first are skipped.
+The program provides the commands ``edgerec verify`` and ``edgerec camera``. The bundle's file ``behavior.json`` can
+contain these keys:
+
+* ``verify``: reason for which the verification fails.
+* ``crash``, ``hang``: number of the frame at which the camera crashes or hangs.
+* ``idle``: whether the camera never delivers a frame.
+* ``motion``: whether the camera skips all frames except for the first one.
 """
 
 import hashlib

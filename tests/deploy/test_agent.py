@@ -1,4 +1,4 @@
-"""The agent runs on devices that have only an old Python and its standard library."""
+"""Tests that the agent supports Python 3.9 and only needs the standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``edgerec deploy`` for one device: output, JSON and errors."""
+"""Tests of the output, JSON results and errors of ``edgerec deploy`` for one device."""
 
 from __future__ import annotations
 

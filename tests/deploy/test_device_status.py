@@ -1,4 +1,4 @@
-"""Tests of the status that a device sends."""
+"""Tests of the status that a device reports."""
 
 from __future__ import annotations
 

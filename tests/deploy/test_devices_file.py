@@ -1,4 +1,4 @@
-"""Tests of devices.toml."""
+"""Tests of reading devices.toml and selecting devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ prefix = "/srv/edgerec"
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a function that writes devices.toml, and returns its path."""
+    """Return a function that writes a devices.toml file, and returns the path of the file."""
 
     def write_devices(text):
         path = tmp_path / "devices.toml"

@@ -1,4 +1,4 @@
-"""Faults during a deployment: the error message is right, and the previous release still runs."""
+"""Tests that a failed deployment reports the correct error and leaves the previous release running."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def deploy(bundle, device, **options):
 
 @pytest.fixture
 def installed(device, make_bundle):
-    """Return a device with a healthy release. The test fails unless this release still runs at the end."""
+    """Yield a device with a healthy release, and check after the test that this release is still running."""
     release = deploy(make_bundle(number=1), device).release
     yield device
     status = device_status(device.device)
@@ -253,7 +253,7 @@ def test_restart_of_the_device_during_the_trial_restores_the_previous_release(in
     new = deploy(make_bundle(number=2), installed).release
     trial = {"release": new, "previous": old.removeprefix("releases/"), "boot_id": "another boot", "old_config": False}
     installed.run(f"echo '{json.dumps(trial)}' >/opt/edgerec/trial.json && systemctl restart edgerec")
-    # A job records the boot in which it runs.
+    # The log of a job starts with the boot ID of the device.
     boot_id = installed.run("cat /proc/sys/kernel/random/boot_id").strip()
     assert json.loads(installed.run("head -n 1 /opt/edgerec/deploy.log"))["boot_id"] == boot_id
     assert installed.run("readlink /opt/edgerec/current").strip() == old

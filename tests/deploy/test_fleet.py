@@ -1,4 +1,4 @@
-"""Tests of deployments to several devices, with a stand-in for the deployment to one device."""
+"""Tests of deployments to several devices, in which a mock replaces the deployment to each device."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def fleet(count, **changes):
 
 
 class Deployment:
-    """A stand-in for a deployment that records its calls.
+    """A mock deployment that records its calls.
 
     Attributes:
         started: names of the devices, in the order of the calls.
         peak: maximum number of simultaneous calls.
-        devices: the devices, in the same order.
+        devices: the devices, in the order of the calls.
     """
 
     def __init__(self, failing=(), before_step=lambda device, step: None):

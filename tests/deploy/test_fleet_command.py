@@ -11,7 +11,7 @@ from tests.network import free_port
 
 @pytest.fixture
 def fleet_folder(tmp_path, monkeypatch):
-    """Return a folder with a file devices.toml, which is the current folder. No device is reachable."""
+    """Change to a folder with a devices.toml file that lists unreachable devices, and return the folder."""
     monkeypatch.chdir(tmp_path)
     ports = free_port(), free_port()
     (tmp_path / "devices.toml").write_text(

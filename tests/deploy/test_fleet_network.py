@@ -1,4 +1,4 @@
-"""Deployments to ten devices, each with its own SSH server, network namespace and address."""
+"""Tests of deployments to ten devices, each with its own SSH server, network namespace and IP address."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def fleet(tmp_path_factory):
 
 
 def states(fleet, *words):
-    """Run a deployment, and return the exit code and the outcomes by device."""
+    """Run ``edgerec deploy``, and return the exit code and the outcomes keyed by device name."""
     result = fleet.edgerec("deploy", *words, "--json")
     assert "Traceback" not in result.stderr
     return result.returncode, {outcome["device"]: outcome for outcome in json.loads(result.stdout)}
 
 
 def status_reports(fleet):
-    """Return the report of ``edgerec devices`` about each device."""
+    """Run ``edgerec devices``, and return the reports keyed by device name."""
     result = fleet.edgerec("devices", "--json")
     assert result.returncode == 1  # One device is switched off.
     return {report["name"]: report for report in json.loads(result.stdout)}

@@ -1,4 +1,4 @@
-"""Tests of the status of several devices, and of ``edgerec devices``."""
+"""Tests of the function fleet_status() and the command ``edgerec devices``."""
 
 from __future__ import annotations
 

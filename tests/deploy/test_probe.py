@@ -1,4 +1,4 @@
-"""Properties of a device decide whether a bundle can be installed."""
+"""Tests of the checks whether a bundle can be installed on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deployments after interruptions, with damaged releases, and at the same time as other deployments."""
+"""Tests of deployments after interruptions, with damaged releases, and during other deployments."""
 
 from __future__ import annotations
 

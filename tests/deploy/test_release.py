@@ -1,4 +1,4 @@
-"""Deployments to a device with a real SSH server: install, update, roll back and remove."""
+"""Tests of installing, updating, rolling back and removing releases on a device with an SSH server."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def first(device, make_bundle):
 
 @pytest.fixture
 def installed(device, first, make_bundle):
-    """Return the device with the first release."""
+    """Return the test device after the first deployment."""
     deploy(make_bundle(number=1), device)
     return device
 
 
 def running_release(device):
-    """Return the release that classifies frames on the device."""
+    """Return the digest of the release that is running on the device."""
     status = device_status(device.device)
     assert status.service == "active"
     assert status.camera["bundle"].startswith(status.release)
@@ -124,7 +124,7 @@ def test_old_releases_are_pruned_but_not_the_previous_one(installed, make_bundle
     status = device_status(installed.device)
     assert (status.release, status.previous) == (releases[2], releases[1])
     assert set(status.releases) == set(releases[1:])
-    # The files of the remaining bundles are links to the store.
+    # A file in the store with only one hard link does not belong to a release.
     assert installed.run("ls /opt/edgerec/store")
     assert installed.run("find /opt/edgerec/store -type f -links 1") == ""
 

@@ -1,4 +1,4 @@
-"""A device that requires signatures accepts only current bundles that were signed with an allowed key."""
+"""Tests that a device can require signatures of allowed signers and refuses older bundles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPTIONS = DeployOptions(settle_s=0)
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """Return the paths of two keys, of which only the first one is allowed, and of the allowed signers."""
+    """Return the paths of an allowed key, of a key that is not allowed, and of the file allowed_signers."""
     folder = tmp_path_factory.mktemp("keys")
     for name in ("release", "other"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
@@ -25,7 +25,7 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def signed(make_bundle, tmp_path_factory):
-    """Return a function that returns a signed copy of a bundle."""
+    """Return a function that signs a copy of a bundle, and returns the path of the copy."""
     folder = tmp_path_factory.mktemp("signed")
 
     def sign(key, serial, **behavior):
@@ -40,7 +40,7 @@ def signed(make_bundle, tmp_path_factory):
 
 @pytest.fixture
 def installed(device, keys, signed):
-    """Return a device that requires signatures. The test fails unless its signed release still runs at the end."""
+    """Yield a device that requires signatures, and check after the test that its signed release is still running."""
     options = replace(OPTIONS, allowed_signers=keys[2], require_signature=True, allow_downgrade=True)
     release = deploy_bundle(signed(keys[0], 100), device.device, options).release
     yield device

@@ -1,4 +1,4 @@
-"""Fixtures for tests on an emulated device, which run with ``make test-device``."""
+"""Fixtures for the tests on an emulated device, which ``make test-device`` runs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def device_image(tmp_path_factory):
-    """Disk image for the architecture in ``EDGEREC_DEVICE_ARCH``, by default arm64.
+    """Return a disk image for the architecture in ``EDGEREC_DEVICE_ARCH``, which is arm64 by default.
 
-    Building the image takes minutes, so it is stored in ``EDGEREC_DEVICE_CACHE`` if this variable is set.
+    The image is cached in the folder ``EDGEREC_DEVICE_CACHE`` if this environment variable is set.
     """
     cache = os.environ.get("EDGEREC_DEVICE_CACHE")
     folder = Path(cache) if cache else tmp_path_factory.mktemp("devices")
@@ -34,14 +34,14 @@ def device_image(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def device(device_image, tmp_path_factory):
-    """A booted device, shared by the tests in a module."""
+    """Yield a booted device that the tests in a module share."""
     with EmulatedDevice(device_image, tmp_path_factory.mktemp("device")) as device:
         yield device
 
 
 @pytest.fixture(scope="module")
 def releases(first_run, tmp_path_factory) -> list[Path]:
-    """Return two bundles that differ only in their README."""
+    """Return the paths of two bundles that differ only in their README.md."""
     target = TARGETS[os.environ.get("EDGEREC_DEVICE_ARCH", "arm64")]
     folder = tmp_path_factory.mktemp("releases")
     report = export_bundle(first_run, target, out=folder / "first")
@@ -53,5 +53,5 @@ def releases(first_run, tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def address(device):
-    """Return the emulated device's address for deployments."""
+    """Return the address of the emulated device for deployments."""
     return Device("device", ssh_config=device.ssh_config, connect_timeout_s=60)

@@ -1,4 +1,4 @@
-"""Deploy real bundles to an emulated device with systemd and a virtual camera."""
+"""Tests of deployments of real bundles to an emulated device with systemd and a virtual camera."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPTIONS = DeployOptions(healthy_within_s=600, settle_s=10)
 
 
 def check_camera(device, address, release):
-    """Fail unless the release classifies frames of the camera as a service."""
+    """Check that the release runs as a service and classifies frames of the camera."""
     status = device_status(address)
     assert (status.release, status.service, status.on_trial) == (release, "active", False)
     assert status.camera["bundle"].startswith(release)

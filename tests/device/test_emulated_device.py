@@ -1,4 +1,4 @@
-"""An emulated device: a booted Debian system with a camera and without internet access."""
+"""Tests that an emulated device boots Debian with a camera and without internet access."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_virtual_camera_is_available(device):
 
 def test_device_cannot_connect_to_this_machine_or_the_internet(device):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        # 10.0.2.2 is this machine's address in QEMU's network.
+        # 10.0.2.2 is the address of the host in QEMU's virtual network.
         connect = f"import socket; socket.create_connection(('10.0.2.2', {server.getsockname()[1]}), timeout=5)"
         assert device.run(["python3", "-c", connect]).code != 0
     assert "default" not in output(device, "ip", "route")

@@ -1,4 +1,4 @@
-"""The power of an emulated device is cut at random moments of an update. Afterwards, a release always works."""
+"""Tests that an emulated device always has a working release after a power failure during an update."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAMERA_TIMEOUT_S = 400.0
 
 @pytest.fixture(scope="module")
 def update(device, address, releases):
-    """Return both releases and the duration of an update. The device has a snapshot before the update."""
+    """Save a snapshot before an update, and return the old release, the new release and the update's duration."""
     old = deploy_bundle(releases[0], address, OPTIONS).release
     device.save_snapshot("deployed")
     result = deploy_bundle(releases[1], address, OPTIONS)
@@ -28,7 +28,7 @@ def update(device, address, releases):
 
 
 def classifying_release(device, address):
-    """Wait until the camera classifies frames, and return its release."""
+    """Wait until the camera has classified frames, and return the digest of the running release."""
     deadline_s = time.monotonic() + CAMERA_TIMEOUT_S
     while True:
         status = device_status(address)
