@@ -53,8 +53,10 @@ class ActionConfig:
                 object.__setattr__(self, name, tuple(value))
         if not self.on:
             raise ConfigError("ActionConfig.on", "is empty; expected a label, a list of labels, or any")
-        if (self.command is None) == (self.gpio is None):
-            raise ConfigError("ActionConfig.command", "and gpio exclude each other: set exactly one of them")
+        if self.command is None and self.gpio is None:
+            raise ConfigError("ActionConfig.command", "and gpio are both missing: set one of them")
+        if self.command is not None and self.gpio is not None:
+            raise ConfigError("ActionConfig.command", "and gpio exclude each other: set only one of them")
         if self.command is not None and (isinstance(self.command, str) or not self.command or not self.command[0]):
             raise ConfigError(
                 "ActionConfig.command",
@@ -118,23 +120,30 @@ def resolved_actions(
         ConfigError: a source, a region of the source or a label does not exist, or two actions use the same pin.
     """
     known, pins, result = {*labels, UNKNOWN}, set[Any](), []
-    for action in actions:
+    for index, action in enumerate(actions):
+        field_name = f"CameraConfig.actions[{index}]"
         if missing := next((label for label in action.labels or () if label not in known), None):
-            raise ConfigError("ActionConfig.on", f"has an {unknown('label', missing, known)}")
+            raise ConfigError(f"{field_name}.on", f"has an {unknown('label', missing, known)}")
         if action.gpio is not None:
             if action.gpio in pins:
-                raise ConfigError("ActionConfig.gpio", f"is {action.gpio!r} in two actions: use each pin only once")
+                raise ConfigError(f"{field_name}.gpio", f"is {action.gpio!r} in two actions: use each pin only once")
             pins.add(action.gpio)
         source = action.source
         if source is not None and source not in names:
             if source not in uris:
                 # The error message omits the source, which may contain a password.
                 raise ConfigError(
-                    "ActionConfig.source", f"is not a source of the camera; expected one of {', '.join(names)}"
+                    f"{field_name}.source", f"is not a source of the camera; expected one of {', '.join(names)}"
                 )
             source = names[uris.index(source)]
         possible = {region for name in names if source in (None, name) for region in regions.get(name, ())}
         if action.region is not None and action.region not in possible:
-            raise ConfigError("ActionConfig.region", f"is an {unknown('region', action.region, possible)}")
+            if possible:
+                problem = f"; expected one of {', '.join(sorted(possible))}"
+            elif any(regions.values()):
+                problem = f", but the source {source} has no regions: add a table [[region]] for this source"
+            else:
+                problem = ", but the configuration has no regions: add a table [[region]] with this name"
+            raise ConfigError(f"{field_name}.region", f"is {action.region!r}{problem}")
         result.append(Action(action, source))
     return result

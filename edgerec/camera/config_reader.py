@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,20 @@ def in_file(path: str | Path) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.field}", error.problem) from None
+
+
+@contextmanager
+def keys_of_file(kind: type[Any], path: str | Path | None) -> Iterator[None]:
+    """Context manager that names the file and its key in a :class:`ConfigError` of a field of the dataclass ``kind``.
+
+    Errors of other classes are not changed. If ``path`` is None, no error is changed.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if path is None or not error.field.startswith(f"{kind.__name__}."):
+            raise
+        raise ConfigError(f"{path}: {_key_of_error(kind, error)}", error.problem) from None
 
 
 def read_values(kind: type[Any], path: str | Path) -> dict[str, Any]:
@@ -121,7 +136,15 @@ def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     try:
         return kind(**arguments)
     except ConfigError as error:
-        raise ConfigError(prefix + error.field.partition(".")[2], error.problem) from None
+        raise ConfigError(prefix + _key_of_error(kind, error), error.problem) from None
+
+
+def _key_of_error(kind: type[Any], error: ConfigError) -> str:
+    """Return the dotted key of the field in an error, such as ``action[0].on`` for ``CameraConfig.actions[0].on``."""
+    path = error.field.partition(".")[2]
+    name = re.split(r"[.\[]", path, maxsplit=1)[0]
+    keys = {item.name: field_key(item) for item, _ in typed_fields(kind)}
+    return keys.get(name, name) + path[len(name) :]
 
 
 def _read(path: str | Path) -> tuple[bytes, int]:
@@ -236,7 +259,9 @@ def _converted(value: Any, hint: Any, key: str, relocated: Callable[[str], str])
                 return tuple(_converted(each, arguments[0], f"{key}[{i}]", relocated) for i, each in enumerate(value))
         if kind is Any:
             return value
-    raise ConfigError(key, f"is {_shown(value)}; expected {describe_type(hint)}")
+    is_sequence = isinstance(value, list | tuple) and is_list_type(hint)
+    shown = f"has {len(value)} elements" if is_sequence else f"is {_shown(value)}"
+    raise ConfigError(key, f"{shown}; expected {describe_type(hint)}")
 
 
 def _shown(value: Any) -> str:

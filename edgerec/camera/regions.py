@@ -94,7 +94,7 @@ def regions_of_sources(
         ConfigError: a region refers to a source that does not exist.
     """
     result: dict[str, tuple[RegionConfig, ...]] = {}
-    for region in regions:
+    for index, region in enumerate(regions):
         if region.source is None:
             chosen = list(names)
         elif region.source in uris:
@@ -104,8 +104,8 @@ def regions_of_sources(
         else:
             # The error message omits the source, which may contain a password.
             raise ConfigError(
-                "RegionConfig.source",
-                f"of the region {region.name!r} is not a source of the camera; expected one of {', '.join(names)}",
+                f"CameraConfig.regions[{index}].source",
+                f"is not a source of the camera; expected one of {', '.join(names)}",
             )
         for name in chosen:
             result[name] = (*result.get(name, ()), region)

@@ -309,6 +309,7 @@ def camera(
     """
     # Garbage collection during the imports would take up to 20 ms and free almost nothing.
     gc.disable()
+    from edgerec.camera.config_reader import keys_of_file
     from edgerec.camera.run import run_camera
     from edgerec.cli.camera_options import camera_config, write_camera_config
 
@@ -320,6 +321,7 @@ def camera(
         write_camera_config(settings, write_config, overwrite)
         return
     show_log()
-    report = run_camera(settings)
+    with keys_of_file(type(settings), config):
+        report = run_camera(settings)
     if report.exit_code:  # run_camera() has already logged the errors.
         raise typer.Exit(report.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,7 @@ def test_file_contains_and_explains_every_key(config_file):
         ("[capture]\nwidth = -1", "capture.width is -1; expected 0 to 99999"),
         ("[capture]\nfourcc = 'MJPEG'", "capture.fourcc is 'MJPEG'; expected four characters"),
         ("[timeouts]\nlost_s = 1", "timeouts.stale_s is 2, but must not exceed lost_s (1)"),
-        ("[frames]\nroi = [1, 2, 3]", "frames.roi is a list; expected a list of 4 numbers"),
+        ("[frames]\nroi = [1, 2, 3]", "frames.roi has 3 elements; expected a list of 4 numbers"),
         ("[frames]\nroi = [1, 2, 3, 'x']", "frames.roi[3] is 'x'; expected a number"),
         ("[frames]\nroi = [1, 2, 0, 3]", "frames.roi is (1.0, 2.0, 0.0, 3.0); expected x,y,width,height"),
         ("[decision]\nmemory = 9.0", "decision.memory is 9.0; expected an integer"),
@@ -307,3 +308,38 @@ def test_every_nested_dataclass_of_the_configuration_has_documented_fields():
             documented = re.findall(r"^        (\w+(?:, \w+)*): ", type(value).__doc__, re.MULTILINE)
             assert {name for names in documented for name in names.split(", ")} >= {each.name for each in fields(value)}
             assert f"[{item.name}]" in text
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            "[[action]]\non = 'any'\ncommand = ['true']\nregion = 'nope'",
+            "action[0].region is 'nope', but the configuration has no regions: add a table [[region]] with this name",
+        ),
+        (
+            "[[region]]\nname = 'door'\nroi = [0, 0, 9, 9]\n"
+            + 2 * "[[action]]\non = 'any'\ncommand = ['true']\n"
+            + "region = 'nope'",
+            "action[1].region is 'nope'; expected one of door",
+        ),
+        ("[[action]]\non = 'zebra'\ncommand = ['true']", "action[0].on has an unknown label 'zebra' (choices: 0, 1"),
+        (
+            "[[action]]\non = 'any'\ncommand = ['true']\nsource = 'front'",
+            "action[0].source is not a source of the camera; expected one of synthetic:64x48@30",
+        ),
+        (
+            "[[region]]\nname = 'door'\nroi = [0, 0, 9, 9]\nsource = 'front'",
+            "region[0].source is not a source of the camera; expected one of synthetic:64x48@30",
+        ),
+        ("[[action]]\non = 'any'", "action[0].command and gpio are both missing: set one of them"),
+        (2 * "[[region]]\nname = 'a'\nroi = [0, 0, 9, 9]\n", "region has two regions with the name 'a'"),
+        ("[[region]]\nname = 'a'\nroi = [0, 0, 1]", "region[0].roi has 3 elements; expected a list of 4 numbers"),
+    ],
+)
+def test_errors_of_regions_and_actions_name_the_file_and_the_key(bundle, config_file, edgerec, tables, message):
+    settings = "sources = ['synthetic:64x48@30']\noutput = 'none'\nmax_frames = 1"
+    path = config_file(f"bundle = {json.dumps(str(bundle))}\n{settings}\n{tables}")
+    process = edgerec("camera", "--config", path)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(f"error: {path}: {message}")

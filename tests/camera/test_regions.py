@@ -351,7 +351,7 @@ def test_region_of_an_unknown_source_is_refused_without_its_password(bundle):
     region = RegionConfig("door", (0, 0, 1, 1), source="rtsp://u:hush@10.0.0.6/x")
     assert "hush" not in repr(region)
     with pytest.raises(
-        ConfigError, match=r"region 'door' is not a source of the camera; expected one of rtsp:"
+        ConfigError, match=r"CameraConfig.regions\[0\].source is not a source of the camera; expected one of rtsp:"
     ) as raised:
         Camera.open(bundle, ["rtsp://u:hush@10.0.0.5/x"], regions=[region])
     assert "hush" not in str(raised.value)

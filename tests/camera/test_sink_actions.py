@@ -318,8 +318,8 @@ def test_output_of_a_program_with_a_stop_event_is_complete():
     [
         ({"command": "beep --loud"}, r"ActionConfig.command is 'beep --loud'; expected a list with the program"),
         ({"command": ()}, r"ActionConfig.command is \(\); expected a list"),
-        ({}, r"ActionConfig.command and gpio exclude each other: set exactly one"),
-        ({"command": ("x",), "gpio": 17}, r"ActionConfig.command and gpio exclude each other"),
+        ({}, r"ActionConfig.command and gpio are both missing: set one of them"),
+        ({"command": ("x",), "gpio": 17}, r"ActionConfig.command and gpio exclude each other: set only one"),
         ({"command": ("x",), "on": ()}, r"ActionConfig.on is empty"),
         ({"command": ("x",), "timeout_s": 0}, r"ActionConfig.timeout_s is 0; expected more than 0, up to 3600"),
         ({"gpio": 17, "pulse_s": -1}, r"ActionConfig.pulse_s is -1; expected more than 0"),
@@ -333,10 +333,13 @@ def test_invalid_action_is_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"on": "stopp"}, r"ActionConfig.on has an unknown label 'stopp'; did you mean 'stop'"),
-        ({"region": "dor"}, r"ActionConfig.region is an unknown region 'dor'; did you mean 'door'"),
-        ({"region": "door", "source": "1"}, r"ActionConfig.region is an unknown region 'door' \(choices: \)"),
-        ({"source": "rtsp://u:hush@x/"}, r"ActionConfig.source is not a source of the camera; expected one of 0"),
+        ({"on": "stopp"}, r"CameraConfig.actions\[0\].on has an unknown label 'stopp'; did you mean 'stop'"),
+        ({"region": "dor"}, r"CameraConfig.actions\[0\].region is 'dor'; expected one of door"),
+        ({"region": "door", "source": "1"}, r"actions\[0\].region is 'door', but the source 1 has no regions: add"),
+        (
+            {"source": "rtsp://u:hush@x/"},
+            r"CameraConfig.actions\[0\].source is not a source of the camera; expected one of 0",
+        ),
     ],
 )
 def test_action_with_an_unknown_name_is_refused(settings, message):
@@ -348,7 +351,7 @@ def test_action_with_an_unknown_name_is_refused(settings, message):
 
 def test_pin_can_be_used_only_once():
     configs = [ActionConfig("stop", gpio=17), ActionConfig("go", gpio=17)]
-    with pytest.raises(ConfigError, match=r"ActionConfig.gpio is 17 in two actions"):
+    with pytest.raises(ConfigError, match=r"CameraConfig.actions\[1\].gpio is 17 in two actions"):
         resolved_actions(configs, ["0"], ["0"], {}, ["stop", "go"])
 
 

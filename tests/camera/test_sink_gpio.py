@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 pytest.importorskip("gpiozero", reason='no gpiozero (pip install "edgerec[gpio]")')
 
+import gpiozero
 from gpiozero import Device
 from gpiozero.pins.mock import MockFactory
 
@@ -38,6 +40,17 @@ def sink_with(*configs):
 def voltages(pin):
     """Return the initial state of a pin and all later states."""
     return [bool(state.state) for state in pin.states]
+
+
+def test_warnings_of_gpiozero_about_pin_libraries_are_not_shown(monkeypatch, recwarn):
+    def fail(*arguments, **options):
+        warnings.warn("Falling back from lgpio", gpiozero.PinFactoryFallback, stacklevel=1)
+        raise gpiozero.BadPinFactory("Unable to load any default pin factory!")
+
+    monkeypatch.setattr(gpiozero, "DigitalOutputDevice", fail)
+    with pytest.raises(EdgerecError, match=r"GPIO pin 17 cannot be used .*GPIOZERO_PIN_FACTORY=mock"):
+        sink_with(ActionConfig("go", gpio=17))
+    assert not recwarn.list
 
 
 def test_pin_follows_the_labels(pins):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -68,11 +69,15 @@ class _Output:
         self._active: dict[str, str] = {}
         config = action.config
         try:
-            self._device = gpiozero.DigitalOutputDevice(config.gpio, active_high=config.active_high)
+            with warnings.catch_warnings():
+                # gpiozero warns about each pin library that it cannot use before it raises an error.
+                warnings.simplefilter("ignore", gpiozero.PinFactoryFallback)
+                self._device = gpiozero.DigitalOutputDevice(config.gpio, active_high=config.active_high)
         except Exception as error:  # The pin libraries of gpiozero have no common exception type.
             raise EdgerecError(
                 f"the GPIO pin {config.gpio} cannot be used ({error}): check its number, and that this user belongs to "
-                "the group gpio and the package python3-lgpio is installed"
+                "the group gpio and the package python3-lgpio is installed. On a computer without pins, set the "
+                "environment variable GPIOZERO_PIN_FACTORY=mock to use simulated pins"
             ) from None
 
     def update(self, result: Result) -> None:
