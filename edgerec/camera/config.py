@@ -286,7 +286,7 @@ class CameraConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> CameraConfig:
-        """Read a configuration file in TOML; see :meth:`to_toml`.
+        """Read a TOML configuration file, e.g. a file created with :meth:`to_toml`.
 
         The keys are the names of the fields. A field that contains settings, such as ``web``, is a table ``[web]``.
         Sizes in bytes may have a unit, such as ``"500MB"``. Relative paths refer to the file's folder.

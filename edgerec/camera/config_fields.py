@@ -27,7 +27,7 @@ from edgerec.utils.secret_references import is_reference
 from edgerec.utils.url_redaction import MASK, has_secret, redacted
 
 _TYPE_NAMES: dict[Any, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # Two letters or more, because one letter is a Windows drive.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # A single letter before a colon is a Windows drive.
 # Do not redact these sources, because redacted() would treat the @ in synthetic:640x480@30 as the end of a password.
 _SOURCES_WITHOUT_SECRETS = ("synthetic:", "picamera2:")
 

@@ -71,7 +71,7 @@ class _Writer:
         self._relocate = os.path.abspath if absolute else str
 
     def table(self, kind: type[Any], values: Mapping[str, Any], path: str) -> list[str]:
-        """Return the lines of a table without its header. Nested tables follow the keys."""
+        """Return the lines of a TOML table without its header."""
         keys, tables, docs = [], [], attribute_docs(kind)
         for item, hint in typed_fields(kind):
             about = _comment(docs.get(item.name, ""))

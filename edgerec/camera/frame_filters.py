@@ -218,7 +218,7 @@ class FrameSelector:
         return ""
 
     def _check_region(self, frame: Frame, name: str, options: FrameOptions) -> None:
-        """Log a warning if the region extends beyond a frame of a new size.
+        """Log a warning if the region extends beyond the frame after a change of the frame size.
 
         Raises:
             SourceError: the region is outside the source's first frame.

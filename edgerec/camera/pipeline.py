@@ -151,7 +151,6 @@ class Camera:
         self._counts_before = self._totals()
 
     def _display_names(self, source: str) -> list[str]:
-        """Return the display names of a source's regions, or the source's name if the source has no regions."""
         return [region_name(source, region) for region in self.regions.get(source, ())] or [source]
 
     def _decider(self, display_name: str, *, stream: bool) -> Decider:
@@ -240,7 +239,7 @@ class Camera:
         )
 
     def _totals(self) -> RunReport:
-        """Return counters since the creation of the camera, except for lost results of earlier runs."""
+        """Return the counters since the camera was created. Lost results of earlier runs are not included."""
         return RunReport(
             self._classified,
             self._supervisor.overtaken,
@@ -416,7 +415,7 @@ class Camera:
 def _reduction_chooser(
     manifest: Manifest, frame_options: FrameOptions | None, regions: Sequence[RegionConfig]
 ) -> ReductionChooser:
-    """Return a function that chooses the reduction factor for decoding frames, with regard to all regions."""
+    """Return a function that chooses a reduction factor suitable for all classified regions."""
     whole = frame_options or FrameOptions()
     parts = [region.frame_options(whole) for region in regions]
     if any(region.source for region in regions) or not regions:

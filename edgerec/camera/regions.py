@@ -18,7 +18,7 @@ MAX_REGIONS = 64
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """A named region. Each region of a frame is classified on its own, and has its own decision.
+    """A named region of a frame, which is classified independently and has its own decision.
 
     Attributes:
         name: name of 1 to 32 ASCII letters, digits, hyphens or underscores.

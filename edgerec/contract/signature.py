@@ -150,12 +150,12 @@ def refuse_downgrade(serial: int, highest_serial: int, where: str = "the bundle"
 
 
 class _Check:
-    """Check of one signature, which collects the error messages of ssh-keygen."""
+    """Checks one signature, and collects the error messages of ssh-keygen."""
 
     def __init__(self, manifest: bytes, files: dict[str, str], signed_s: int | None, where: str, signers: str) -> None:
         self._manifest, self._files, self._where, self._signers = manifest, files, where, signers
         self._messages = ""
-        # The time is in local time, because OpenSSH before 9.1 does not support UTC times with the suffix Z.
+        # Use local time, because OpenSSH before 9.1 does not support UTC times with the suffix Z.
         self._time, self._when = [], ""
         if signed_s is not None:
             try:

@@ -116,7 +116,11 @@ def check_key(key: str | Path) -> Path:
 
 
 def create_signature(content: bytes, key: str | Path) -> bytes:
-    """Return an OpenSSH signature of a manifest's content; see :func:`sign_bundle` for ``key``.
+    """Return an OpenSSH signature of a manifest's content.
+
+    Args:
+        content: content of manifest.json.
+        key: file of a private or public SSH key; see :func:`sign_bundle`.
 
     Raises:
         SignatureError: the key cannot be used.

@@ -18,7 +18,7 @@ from edgerec.utils.text import printable
 # Maximum number of files in one request.
 MAX_FILES = 64
 MAX_FILE_NAME_LENGTH = 255
-# Maximum time in seconds for receiving a body, and for waiting for the next data.
+# Maximum time in seconds for receiving a body, and for waiting for more data.
 BODY_S = 60.0
 SILENCE_S = 10.0
 # Maximum total size of all request bodies in memory, as a multiple of the maximum size of a body.

@@ -23,7 +23,7 @@ class GpioActions:
     uses_images = False
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        """Open all pins in the off state.
+        """Open all pins and switch them off.
 
         Args:
             actions: actions with a GPIO pin.
@@ -65,7 +65,7 @@ class _Output:
 
     def __init__(self, action: Action, gpiozero: Any) -> None:
         self._action = action
-        # Display names of the sources and regions whose decision requires the pin to be on, mapped to the source name.
+        # Display names of the sources and regions that keep the pin on, mapped to source names.
         self._active: dict[str, str] = {}
         config = action.config
         try:
@@ -104,7 +104,7 @@ class _Output:
             self._device.value = bool(self._active)
 
     def close(self) -> None:
-        with suppress(Exception):  # An error of one pin must not prevent the others from being released.
+        with suppress(Exception):  # Release all pins even if releasing one of them fails.
             self._device.off()
         with suppress(Exception):
             self._device.close()

@@ -148,7 +148,7 @@ class Mqtt:
             self._enqueue(source, f"{level}decision", decision_event(result))
         now = time.monotonic()
         if self._interval_s < float("inf") and now >= self._next_s.get(name, now):
-            # Adding the interval to the due time prevents delays from lowering the rate.
+            # Add the interval to the due time instead of the current time, so that delays do not lower the rate.
             self._next_s[name] = max(self._next_s.get(name, now) + self._interval_s, now)
             self._connection.publish_qos0(self._topic(source, f"{level}result"), _encode(result.to_dict()))
 

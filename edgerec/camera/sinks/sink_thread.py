@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 # Maximum number and total size in bytes of queued events. An empty queue accepts an event of any size.
 MAX_EVENTS = 64
 MAX_BYTES = 64_000_000
-# If all sources are files, a sink is treated as hung after this many seconds without progress.
+# Time in seconds after which a sink without progress is treated as hung if all sources are files.
 STALLED_S = 600.0
-# If a source is live or the camera was stopped, a sink is treated as hung after this many seconds without progress.
+# Time in seconds after which a sink without progress is treated as hung, for live sources or after stop().
 CLOSE_S = 10.0
 _POLL_S = 0.1
 # Minimum time in seconds between two warnings about the same sink.

@@ -195,7 +195,7 @@ def _refuse_unusable(path: Path) -> None:
             f"the status file {path} cannot be written ({error.strerror}): choose a file in a writable folder"
         ) from None
     try:
-        # An empty file may be left after a power failure.
+        # Overwrite an empty file, which a power failure may have left.
         is_status = not content or {"version", "pid", "updated_s"} <= parse_json(content).keys()
     except (ValueError, AttributeError):
         is_status = False

@@ -141,7 +141,7 @@ class _Recording:
             self.flush()
 
     def flush(self) -> None:
-        """Write the newest frame with regions if it has not been written yet."""
+        """Write the newest frame if it has not been written yet."""
         result, self._unwritten = self._unwritten, None
         if result is not None:
             self._write_image(self._regions.draw(self._rate.tick(), hint=""), result)

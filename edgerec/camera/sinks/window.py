@@ -60,7 +60,7 @@ class Window:
             ) from None
 
     def write(self, result: Result) -> None:
-        """Show one frame and process window events. A frame with regions is shown after its last region."""
+        """Show a frame and process window events. Frames with regions are shown once, after their last region."""
         cv2 = require("cv2")
         if result.frame.region is None:
             cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
@@ -125,11 +125,11 @@ class RegionOverlay:
         self._size = (0, 0)
 
     def add(self, result: Result) -> None:
-        """Add the result of a named region, i.e. ``result.frame.region`` must not be None."""
+        """Add the result of a named region."""
         region = result.frame.region
         assert region is not None
         if (size := region.whole.shape[:2]) != self._size:
-            self._latest.clear()  # Boxes for another frame size are invalid.
+            self._latest.clear()  # Boxes are invalid after a change of the frame size.
             self._size = size
         self._latest[region.name] = result.without_image
         self._newest = result
@@ -173,7 +173,6 @@ def _enlarged(image: Image) -> tuple[Image, int]:
 
 
 def _draw_status(bar: Image, prefix: str, fps: float, result: Result, hint: str) -> None:
-    """Draw the frame rate and latency at the bottom of the bar."""
     cv2 = require("cv2")
     status = f"{prefix}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
     at = (10, bar.shape[0] - 8)

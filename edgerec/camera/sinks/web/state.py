@@ -25,7 +25,7 @@ IMAGES_PER_S = 15
 # Maximum CPU load of image encoding, as a fraction of one CPU core.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
-# Number of recent images kept in memory, because the browser may display an image that is not the newest.
+# Number of recent images kept in memory, because the browser may not display the newest image yet.
 RECENT = 4
 # Maximum number of pending images, i.e. images selected on the page but not yet labeled.
 MAX_PENDING = 6
@@ -188,7 +188,7 @@ class PageState:
         self._remove_expired()
         while len(self._pending) >= MAX_PENDING:
             self._pending.popitem(last=False)
-        if shown.result.frame.region is not None:  # Only the region will be labeled and not the whole frame.
+        if shown.result.frame.region is not None:  # Only the region is labeled, not the whole frame.
             shown = ShownImage(shown.result, jpeg_of(shown.result, whole=False))
         key = secrets.token_urlsafe(12)
         self._pending[key] = PendingImage(shown, time.monotonic())
