@@ -15,7 +15,7 @@ from edgerec.errors import ConfigError
 if TYPE_CHECKING:
     from edgerec.camera.config import CameraConfig
 
-# Parameters of the function camera(), and the configuration keys that the parameters set.
+# Dictionary that maps the parameters of ``edgerec camera`` to the configuration keys that they set.
 KEYS = {
     "bundle": "bundle",
     "allowed_signers": "allowed_signers",
@@ -56,7 +56,7 @@ KEYS = {
     "web_save": "web.save_dir",
     "web_save_max": "web.save_max_bytes",
 }
-# Command-line options that are required for all other options of the same configuration table.
+# Configuration keys, grouped by table, that are required for the other options of the same table.
 _REQUIRED = {
     "csv": {"path": "--csv FILE"},
     "images": {"rule": "--save low-confidence|changes|all", "folder": "--save-dir FOLDER"},
@@ -192,7 +192,7 @@ def _decision(texts: Sequence[str]) -> dict[str, Any]:
     """Parse the values of ``--decision``, in which numbers and booleans use TOML syntax."""
     if not parse_key_values(texts, "smoothing=vote"):
         return {}
-    from edgerec.recipe import parse_assignment  # The import is local, because it loads many modules.
+    from edgerec.recipe import parse_assignment  # This module loads many others.
 
     return dict(map(parse_assignment, texts))
 

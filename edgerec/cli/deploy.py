@@ -167,7 +167,7 @@ def deploy(
 
 
 def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list[str]]:
-    """Return a tuple of the bundle, which is an empty string if none was specified, and the list of devices."""
+    """Split the arguments into the bundle, or an empty string if there is none, and the list of devices."""
     if operation != "deploy":
         bundle, names, expected = "", arguments, "DEVICE"
     else:
@@ -231,7 +231,7 @@ def _run_on_fleet(
             "listener": show_step,
             "finished": finished,
         }
-        with suppress(KeyboardInterrupt):  # After Ctrl-C, the table of outcomes shows the canceled devices.
+        with suppress(KeyboardInterrupt):  # After Ctrl-C, the printed outcomes show the canceled deployments.
             if operation == "deploy":
                 deploy_to_fleet(bundle or None, devices, options, **rollout)
             else:

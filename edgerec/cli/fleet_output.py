@@ -60,7 +60,7 @@ def fleet_progress(
 
     def render() -> Any:
         visible = list(rows.items())
-        if len(visible) >= console.height:  # Show active devices first if the table is too high.
+        if len(visible) >= console.height:  # Show active devices first if not all devices fit.
             visible.sort(key=lambda row: row[0] not in active)
         return _progress_table(visible)
 

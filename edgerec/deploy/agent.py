@@ -38,7 +38,7 @@ UNIT_FOLDER = "/etc/systemd/system"
 CONFIG_FOLDER = "/etc/edgerec"
 STATUS_FILE = "/run/edgerec/status.json"
 SIGNATURE = "manifest.json.sig"
-# Number of received bytes after which the agent reports the progress of a transfer again.
+# Number of bytes between two progress reports of a transfer.
 REPORT_BYTES = 2 << 20
 PART_AGE_S = 7 * 86400
 MAX_FILE_BYTES = 2 << 30
@@ -305,9 +305,11 @@ class Installation:
         self.create_folders()
         session_lock = self.lock(host, LOCK_S, "session.lock")
         lock = self.lock(host, LOCK_S)
-        self.create_folders()  # The previous lock holder may have deleted the folders.
+        # The folders are created again, because the previous lock holder may have deleted them.
+        self.create_folders()
         if not os.path.exists(self.trial_file):
-            self.clean_up()  # Incomplete files must not count as used space when the host checks the free space.
+            # Incomplete files are deleted before the host checks the free disk space.
+            self.clean_up()
         return session_lock, lock
 
     def remove_agent(self, host: str) -> bool:
@@ -324,7 +326,8 @@ class Installation:
             return False
         for name in ("agent.py", "signature.py", "allowed_signers.next", "deploy.log", "lock", "session.lock"):
             remove_path(os.path.join(self.prefix, name))
-        with contextlib.suppress(OSError):  # The folder may contain other files, or be a mount point.
+        # The folder is kept if it contains other files or is a mount point.
+        with contextlib.suppress(OSError):
             os.rmdir(self.prefix)
         for lock in locks:
             lock.close()
@@ -402,7 +405,7 @@ class Installation:
         }
 
     def missing(self, sizes: dict[str, int]) -> dict[str, int]:
-        """Return the files that are not in the store.
+        """Find the files that are missing in the content store.
 
         Args:
             sizes: dictionary that maps the digests of files to their sizes in bytes.
@@ -460,7 +463,8 @@ class Installation:
                 left -= len(chunk)
                 if (size - left) // REPORT_BYTES > (size - left - len(chunk)) // REPORT_BYTES:
                     reply({"received": size - offset - left})
-            signal.alarm(0)  # Writing and checking a large file on an SD card can take minutes.
+            # There is no time limit for writing and checking a file, because an SD card may need minutes.
+            signal.alarm(0)
             file.flush()
             os.fsync(file.fileno())
         if file_digest(part) != digest:
@@ -499,7 +503,7 @@ class Installation:
         log.step("install", "running", "creating the virtual environment")
         self.create_venv(venv, job, log)
         folder = self.release_path(release)
-        # A current release that failed its verification is repaired, because the camera may still use its files.
+        # The folder of the current release is kept, because the running camera may still use its files.
         if release != self.current():
             remove_path(folder)
         partial = os.path.join(folder, ".new")
@@ -509,7 +513,8 @@ class Installation:
             remove_path(partial)
             os.link(self.store_path(digest), partial)
             os.replace(partial, path)
-        remove_path(partial)  # It remains if both names were links to the same file.
+        # os.replace() does not remove a hard link if the destination is a hard link to the same file.
+        remove_path(partial)
         os.symlink(os.path.join("..", "..", "venvs", job["venv"]), partial)
         os.replace(partial, os.path.join(folder, "venv"))
         if not os.path.exists(os.path.join(folder, UNIT)):
@@ -592,7 +597,7 @@ class Installation:
                 )
 
     def add_signature(self, job: dict[str, Any]) -> None:
-        """Copy a bundle's signature into the installed release, which may have no signature or another one."""
+        """Copy a bundle's signature into the installed release, and replace an existing signature."""
         digest = job["files"].get(SIGNATURE)
         if digest is None or not self.is_complete(job["release"]):
             return
@@ -756,7 +761,7 @@ class Installation:
             if os.path.exists(unit_file + PREVIOUS):
                 os.replace(unit_file + PREVIOUS, unit_file)
                 fsync_folder(os.path.dirname(unit_file))
-                # os.replace() does nothing if both paths are hard links to the same file.
+                # os.replace() keeps both paths if they are hard links to the same file.
                 remove_path(unit_file + PREVIOUS)
         if trial.get("previous"):
             changed = self.write_unit(trial["previous"])
@@ -823,7 +828,7 @@ class Installation:
         for name in removed:
             remove_folder(self.release_path(name))
         venvs = {read_json(self.release_path(name, "release.json")).get("venv") for name in self.complete_releases()}
-        # The current release runs even if its last verification failed, so that it is not complete.
+        # The virtual environment of the current release is kept even if the release is marked as incomplete.
         venvs.add(os.path.basename(os.path.realpath(os.path.join(self.current_link, "venv"))))
         used: set[str] = set()
         for name in os.listdir(self.venvs):
@@ -873,7 +878,7 @@ def monitor(release: str, old_invocation: str | None, healthy_within_s: float, s
     while True:
         passed_s = time.monotonic() - start_s
         unit, camera = unit_state(), read_json(STATUS_FILE)
-        # The old service may have crashed and restarted with a new invocation ID shortly before systemd stops it.
+        # A service that systemd is stopping may be the old service, even if it has a new invocation ID.
         is_stopping = unit.get("ActiveState") == "deactivating"
         if unit.get("InvocationID") not in ("", None, old_invocation) and not is_stopping:
             invocation = invocation or unit["InvocationID"]
@@ -1008,7 +1013,7 @@ JOBS = {"deploy": do_deploy, "rollback": do_rollback, "remove": do_remove}
 
 
 def describe(error: AgentError | OSError) -> str:
-    """Return the error message to show to the user."""
+    """Convert an exception into an error message for the user."""
     if isinstance(error, AgentError):
         return str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -1041,7 +1046,7 @@ def command_job(installation: Installation) -> None:
 
 def start_job(installation: Installation, job: dict[str, Any]) -> None:
     """Start a job that continues to run after the SSH session has ended."""
-    write_json(installation.job_file, job, 0o600)  # The mode is 0600, because the configuration may contain passwords.
+    write_json(installation.job_file, job, 0o600)  # Only root may read the job, because it may contain passwords.
     command = [sys.executable, installation.agent_file, "job", "--prefix", installation.prefix]
     systemd_run = ["systemd-run", "--quiet", "--collect", "--unit", "edgerec-deploy-{}".format(job["id"])]
     code, _, _ = run([*systemd_run, *command])
@@ -1058,7 +1063,7 @@ def start_job(installation: Installation, job: dict[str, Any]) -> None:
 
 
 def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any], None]) -> None:
-    """Print the lines of a job's log, except for the first ``skip`` lines, until the job ends."""
+    """Print the lines of a job's log until the job ends, but skip the first ``skip`` lines."""
     start_s, printed, free_s = time.monotonic(), 0, None
     while True:
         lines = (read_bytes(installation.log_file) or b"").decode("utf-8", "replace").split("\n")[:-1]
@@ -1077,7 +1082,7 @@ def follow(installation: Installation, job: str, skip: int, reply: Callable[[Any
                     "again",
                     "monitor",
                 )
-        # A running job always holds the lock, so a lock that stays free means that the job was killed.
+        # A running job always holds the lock, so the job was killed if the lock stays free.
         if installation_is_locked(installation):
             free_s = None
         else:
@@ -1200,7 +1205,7 @@ def main() -> None:
     except AgentError as error:
         reply(error.to_dict())
     except (BrokenPipeError, EOFError):
-        pass  # The host closed the connection.
+        pass  # No error is reported if the host has closed the connection.
     except OSError as error:
         reply(AgentError(describe(error), "send").to_dict())
 

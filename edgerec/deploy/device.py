@@ -48,7 +48,7 @@ class Device:
 
 
 def is_valid_prefix(prefix: str) -> bool:
-    """Return whether a path can be used as installation folder, in shell commands and in a systemd unit."""
+    """Return whether a path is a valid installation folder, without characters that require quoting."""
     return bool(_PREFIX.fullmatch(prefix)) and ".." not in prefix.split("/")
 
 
@@ -86,7 +86,7 @@ class DeviceStatus:
 
     @classmethod
     def from_reply(cls, device: Device, reply: Mapping[str, Any]) -> Self:
-        """Create a status from the agent's reply.
+        """Create a :class:`DeviceStatus` from the agent's reply.
 
         Raises:
             DeployError: a value in the reply is missing or has the wrong type.

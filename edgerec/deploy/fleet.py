@@ -27,12 +27,12 @@ DEFAULT_PARALLEL, MAX_PARALLEL = 4, 64
 CANCELABLE = ("connect", "check", "plan", "send")
 _POLL_S = 0.2
 
-# An operation raises the same exceptions as deploy_bundle(), and calls the listener with each step.
+# Type of a function that performs an operation, e.g. a deployment or rollback, on one device.
 Operation = Callable[[FleetDevice, DeployOptions, Listener], DeployResult]
 
 
 class _CanceledError(Exception):
-    """Raised in the thread of a deployment to cancel the deployment."""
+    """Raised to cancel a deployment that has not changed the device yet."""
 
 
 @dataclass(frozen=True)

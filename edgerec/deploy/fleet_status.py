@@ -96,7 +96,7 @@ def fleet_status(
         except queue.Empty:
             now_s = time.monotonic()
             for index in [index for index, deadline_s in deadlines_s.items() if now_s >= deadline_s]:
-                # The thread of this device cannot be stopped, but no longer counts towards ``parallel``.
+                # A thread that waits for a device cannot be stopped, so the device is reported as unreachable.
                 del deadlines_s[index]
                 reports[index] = _unreachable(devices[index], f"no response within {timeout_s:g} s")
             continue

@@ -101,7 +101,7 @@ Listener = Callable[[Step], object]
 
 @dataclass
 class Progress:
-    """Reports the steps of an operation, and collects the completed steps."""
+    """A callable that reports the steps of an operation, and collects the completed steps."""
 
     device: str
     listener: Listener

@@ -21,13 +21,15 @@ from edgerec.errors import BundleError, DeployError
 from edgerec.export.install_and_service_files import UNIT, install_files
 from edgerec.utils.atomic import sha256
 
-# Factor for the size of Python's compiled bytecode, and free space in bytes that is reserved for logs.
-BYTE_CODE_FACTOR, RESERVED_BYTES = 1.4, 64 << 20
+# Ratio of the installed size of a wheel, which includes Python's compiled bytecode, to its unpacked size.
+BYTE_CODE_FACTOR = 1.4
+# Free disk space in bytes to reserve for log files.
+RESERVED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Package:
-    """A bundle that can be installed on a device, and its files.
+    """A bundle that is ready for installation on a device.
 
     Attributes:
         bundle: the bundle.

@@ -23,8 +23,10 @@ from edgerec.deploy.unit import service_unit
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 
-# Maximum time and interval in seconds for attempts to reconnect to a device, which may be rebooting.
-RECONNECT_S, RECONNECT_PAUSE_S = 300.0, 2.0
+# Time in seconds for which the host tries to reconnect to a device, which may be rebooting.
+RECONNECT_S = 300.0
+# Pause in seconds between two attempts to reconnect to a device.
+RECONNECT_PAUSE_S = 2.0
 
 
 def deploy_bundle(
@@ -145,7 +147,7 @@ def _run_without_bundle(
 
 def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
     """Delete the agent's own files, unless another deployment to the device has started."""
-    # With an empty digest, the agent is sent over stdin instead of being started from the file to delete.
+    # The empty digest makes the session send the agent over stdin, because the installed file will be deleted.
     session = Session(connection, replace(facts, agent_digest=""))
     # All releases are already deleted, so a lost connection only leaves the agent's own files on the device.
     with suppress(ConnectionLostError):
@@ -271,4 +273,4 @@ def _reconnect(connection: Connection, session: Session, job_id: str, lines: int
         facts = probe(connection)
         return Session(connection, facts, f"follow --job {job_id} --skip {lines}")
     except DeployError:
-        return session  # The caller calls this function again if the old session cannot be used.
+        return session  # The caller retries until RECONNECT_S has passed.

@@ -43,12 +43,12 @@ def read_config(path: Path | None, bundle: Path) -> str | None:
         return None
     text = read_text(path)
     with tempfile.TemporaryDirectory() as folder:
-        # All users can read the file on the device, so the copy has the same mode and must not contain secrets.
+        # A copy that all users can read, as on the device, is rejected if it contains passwords or tokens.
         copy = Path(folder, path.name)
         copy.write_text(text, encoding="utf-8")
         copy.chmod(0o644)
         try:
-            # The bundle is added here, because the service passes it on the command line instead of in the file.
+            # The service passes the bundle on the command line, so the file does not contain the bundle.
             camera = build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
         except ConfigError as error:
             problem = error.problem.partition(", but other users can access")[0]

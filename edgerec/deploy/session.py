@@ -16,9 +16,9 @@ from edgerec.utils.bounded_parsing import parse_json
 
 # Minimum Python version that can run the agent.
 MIN_PYTHON = (3, 9)
-# Timeout in seconds for a reply, which is long because a slow device may need minutes to hash its files.
+# Timeout in seconds for a reply of a device, which may need minutes to compute the digests of its files.
 REPLY_TIMEOUT_S = 300.0
-# Timeout in seconds for the next line of a job, which is long because pip installs packages without output.
+# Timeout in seconds for the next log line of a job, which must exceed the duration of an installation by pip.
 JOB_TIMEOUT_S = 3600.0
 # This program reads the agent's source from stdin, so that a dry run does not write files to the device.
 _RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'agent.py', 'exec'))"

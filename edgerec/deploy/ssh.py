@@ -23,8 +23,10 @@ from edgerec.deploy.device import Device
 from edgerec.errors import DeployError
 from edgerec.utils.text import printable
 
-# Interval of keepalive messages in seconds, and number of unanswered messages that end the connection.
-KEEPALIVE_S, KEEPALIVE_COUNT = 10, 3
+# Interval in seconds at which ssh sends keepalive messages.
+KEEPALIVE_S = 10
+# Number of unanswered keepalive messages after which ssh closes the connection.
+KEEPALIVE_COUNT = 3
 MAX_LINE_BYTES = 4 << 20
 MAX_ERROR_BYTES = 64 << 10
 EXIT_S = 5.0
@@ -68,7 +70,7 @@ class Connection:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def reopen(self) -> None:
-        """Discard the lost connection. :meth:`open` then creates a new connection."""
+        """Discard a lost connection, so that :meth:`open` can create a new connection."""
         if self._master is not None:
             self._master.kill()
             self._master = None
@@ -186,7 +188,7 @@ class Command:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                # A new session protects ssh from Ctrl-C, but an interactive ssh must keep the terminal.
+                # Unless ssh is interactive, it runs in a new session, so that Ctrl-C does not kill it.
                 start_new_session=not connection.device.interactive,
             )
         except OSError as error:
@@ -241,7 +243,10 @@ class Command:
         return self._process.poll()
 
     def wait(self) -> int:
-        """Close the standard input, wait up to 5 s for ``ssh`` to end, and return the exit code."""
+        """Close the command's standard input, wait until ``ssh`` exits, and return the exit code.
+
+        If ``ssh`` does not exit within 5 s, it is killed.
+        """
         self.close_input()
         try:
             return self._process.wait(EXIT_S)

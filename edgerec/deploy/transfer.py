@@ -29,7 +29,7 @@ class Contents:
         return digest
 
     def read(self, digest: str) -> bytes:
-        """Return the file content with a SHA-256 digest."""
+        """Return the content of the file with the SHA-256 digest ``digest``."""
         content = self._contents[digest]
         return content.read_bytes() if isinstance(content, Path) else content
 

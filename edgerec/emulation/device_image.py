@@ -17,7 +17,7 @@ from edgerec.utils.lock import Lock
 
 log = logging.getLogger(__name__)
 
-# Time limit in seconds for one command, e.g. the installation of packages under emulation.
+# Time limit in seconds for each command. Installing packages under emulation takes tens of minutes.
 BUILD_TIMEOUT_S = 7200
 DISK_BYTES = 4 << 30
 ARCHITECTURES = ("amd64", "arm64")
@@ -25,7 +25,7 @@ PACKAGES = (
     *("dbus", "iproute2", "kmod", "openssh-server", "python3", "python3-venv", "systemd-sysv", "systemd-timesyncd"),
     "udev",
 )
-# Paths and contents of configuration files, e.g. for the kernel module vivid, which simulates a camera.
+# Configuration files of the device, which e.g. load the kernel module vivid to simulate a camera.
 _FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
     "etc/hostname": "edgerec-device\n",
@@ -114,7 +114,7 @@ def _build(image: DeviceImage) -> None:
 
 
 def _install(image: DeviceImage, root: Path) -> None:
-    """Install Debian into the folder ``root``, which runs the installation scripts of the packages."""
+    """Install Debian and the required packages into the folder ``root``."""
     if os.geteuid() != 0:
         raise TargetError("cannot build a device image without root permissions: run the command with sudo")
     run_mmdebstrap(

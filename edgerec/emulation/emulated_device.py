@@ -1,4 +1,4 @@
-"""Boot emulated devices in QEMU, which run Debian with systemd and an SSH server but without internet access."""
+"""Boot emulated devices in QEMU. The devices run Debian with systemd and an SSH server."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class EmulatedDevice:
             time.sleep(0.5)
 
     def cut_power(self) -> None:
-        """Kill the emulator, so that data is lost that the device has not yet written to its disk."""
+        """Simulate a power failure by killing the emulator. Data that has not been written to the disk is lost."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGKILL)
