@@ -81,7 +81,7 @@ class Action:
     """An action whose source has been resolved to the name of a source.
 
     Attributes:
-        config: the settings.
+        config: settings of the action.
         source: name of the source, or None for all sources.
     """
 

@@ -49,9 +49,9 @@ def in_file(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def keys_of_file(kind: type[Any], path: str | Path | None) -> Iterator[None]:
-    """Context manager that names the file and its key in a :class:`ConfigError` of a field of the dataclass ``kind``.
+    """Context manager that adds the file and the dotted key to a :class:`ConfigError`.
 
-    Errors of other classes are not changed. If ``path`` is None, no error is changed.
+    Errors for fields of other dataclasses than ``kind`` are raised unchanged. None for ``path`` changes no error.
     """
     try:
         yield

@@ -25,17 +25,17 @@ def largest_reduction(
 ) -> int:
     """Return the largest factor (1, 2, 4 or 8) by which an image can be reduced during decoding.
 
-    Preprocessing crops an image and then halves it until less than twice the size of the model's input is left. A
-    reduction may only replace such halvings, so that the image is never enlarged. The crop of the reduced image must
-    cover exactly the same pixels. Otherwise it would be shifted by a fraction of a pixel, which changes the scores more
-    than the reduction itself. With ``interpolation="nearest"``, images are not halved, and the result is 1.
+    Preprocessing crops an image and then halves it until its size is less than twice the size of the model's input. A
+    reduction may only replace these halving steps, so that the image is never enlarged. The crop of the reduced image
+    must cover exactly the same pixels, because a shift by a fraction of a pixel would change the scores more than the
+    reduction itself. With ``interpolation="nearest"``, images are not halved, and the result is 1.
 
     Args:
         width, height: size of the image in pixels.
         spec: size and geometry of the model's input.
-        region: left, top, right and bottom edge of the part that is passed to preprocessing, or None if the image is
-            neither cropped nor rotated nor mirrored before preprocessing.
-        sideways: whether this part is rotated by 90 or 270 degrees before preprocessing.
+        region: left, top, right and bottom edges of the region that is passed to preprocessing, or None if the image is
+            not cropped, rotated or mirrored before preprocessing.
+        sideways: whether the region is rotated by 90 or 270 degrees before preprocessing.
     """
     left, top, right, bottom = region or (0, 0, width, height)
     rows, columns = bottom - top, right - left

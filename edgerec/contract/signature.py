@@ -52,8 +52,8 @@ class Signer:
         principal: the signer's name in the file of allowed signers, which may be a pattern such as ``*@example.com``.
         key_type: type of the key, such as ``ED25519``.
         fingerprint: fingerprint of the key, such as ``SHA256:…``, as printed by ``ssh-keygen -l``.
-        serial: serial number of the bundle, or 0 if it has none.
-        signed_s: Unix time at which the bundle was signed according to the signer, or None if it is not stated.
+        serial: serial number of the bundle, or 0 if the bundle has none.
+        signed_s: Unix time of signing as stated by the signer, or None.
     """
 
     principal: str
@@ -101,7 +101,7 @@ def check_signature(
         signature: content of manifest.json.sig, or None if this file is missing.
         allowed_signers: file in the format of ``ssh-keygen``, with a principal and a public key per line.
         revoked_keys: file with revoked public keys, or a key revocation list.
-        where: path of the bundle, for error messages.
+        where: path of the bundle for error messages.
 
     Raises:
         RefusedSignatureError: the signature is missing, invalid or not by an allowed signer, or cannot be checked.
@@ -139,7 +139,7 @@ def refuse_downgrade(serial: int, highest_serial: int, where: str = "the bundle"
     Args:
         serial: serial number of the bundle.
         highest_serial: highest serial number that the device has accepted, or 0.
-        where: path of the bundle, for the error message.
+        where: path of the bundle for the error message.
     """
     if serial < highest_serial:
         raise RefusedSignatureError(
@@ -258,9 +258,9 @@ def run_ssh_keygen(
     """Run ssh-keygen without a terminal.
 
     Args:
-        arguments: arguments of the program.
+        arguments: command-line arguments.
         task: description of the task for error messages, e.g. ``check the signature of signs-rpi``.
-        content: bytes for standard input.
+        content: bytes to write to standard input.
         timeout_s: time limit in seconds.
 
     Raises:

@@ -76,14 +76,14 @@ class AccessControl:
 
     Args:
         app: the protected application.
-        token: token required from visitors, or None if no token is needed.
+        token: token that clients must send, or None if no token is required.
         names: host names, without port, that are allowed in the Host header. None allows all. A list of names
             prevents DNS rebinding.
-        port: server port. It is part of the cookie's name because all ports of a host share cookies.
+        port: port of the server, which is part of the cookie's name because all ports of a host share cookies.
         login_page: HTML page for browsers without a valid token. None sends the response of ``reject`` instead.
         open_paths: paths that can be requested without a token.
         reject: function that creates the responses to rejected requests.
-        headers: headers of each response.
+        headers: headers that are added to each response.
     """
 
     def __init__(
