@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 State = Literal["updated", "unchanged", "planned", "failed", "canceled", "not started", "unknown"]
 CANARY_TAG = "canary"
 DEFAULT_PARALLEL, MAX_PARALLEL = 4, 64
-# A deployment can be canceled during these steps, because the device has not started to install the release.
+# Steps during which a deployment can be canceled, because the device has not been changed yet.
 CANCELABLE = ("connect", "check", "plan", "send")
 _POLL_S = 0.2
 

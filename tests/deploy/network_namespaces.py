@@ -41,7 +41,7 @@ class PrivateNetwork:
     """
 
     def __init__(self) -> None:
-        """Create an object without creating the network."""
+        """Create an object. The context manager creates the network."""
         self._stack = ExitStack()
         self._count = 1
 

@@ -208,7 +208,7 @@ def test_remains_of_interrupted_deployments_are_removed(installed, make_bundle):
     assert "0123456789abcdef" not in installed.run("ls /opt/edgerec/releases")
     assert "fedcba9876543210" not in installed.run("ls /opt/edgerec/venvs")
     stored = installed.run("ls /opt/edgerec/store").split()
-    assert f"{0:064}.part" not in stored  # it is older than seven days
+    assert f"{0:064}.part" not in stored  # Partial files are deleted after seven days.
     assert f"{1:064}.part" in stored
     deploy(make_bundle(number=1), installed)
 

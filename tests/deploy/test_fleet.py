@@ -145,7 +145,7 @@ def test_first_ctrl_c_cancels_and_second_stops_waiting(monkeypatch):
     def interrupt_twice():
         assert monitoring.wait(30)
         os.kill(os.getpid(), signal.SIGINT)
-        wait_for(lambda: finished)  # The waiting device is canceled after the first signal.
+        wait_for(lambda: finished)  # The first signal cancels the deployment that has not started.
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt_twice)

@@ -79,7 +79,7 @@ def states(fleet, *words):
 def status_reports(fleet):
     """Run ``edgerec devices``, and return the reports keyed by device name."""
     result = fleet.edgerec("devices", "--json")
-    assert result.returncode == 1  # One device is switched off.
+    assert result.returncode == 1  # One of the devices is switched off.
     return {report["name"]: report for report in json.loads(result.stdout)}
 
 

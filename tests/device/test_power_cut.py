@@ -12,7 +12,7 @@ import pytest
 from edgerec import DeployOptions, deploy_bundle, device_status
 from edgerec.errors import EdgerecError
 
-# An emulated device without hardware acceleration is about 20 times slower than a Raspberry Pi.
+# The time limit is long, because an emulated device can be 20 times slower than a Raspberry Pi.
 OPTIONS = DeployOptions(healthy_within_s=600, settle_s=10)
 CUTS = int(os.environ.get("EDGEREC_POWER_CUTS", "3"))
 CAMERA_TIMEOUT_S = 400.0
