@@ -155,7 +155,7 @@ class MetricsConfig:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """The host and port of :attr:`address`."""
+        """Host and port parsed from :attr:`address`."""
         return _check_address("MetricsConfig.address", self.address, 9464)
 
 
@@ -185,7 +185,7 @@ class WebPageConfig:
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """The host and port of :attr:`address`."""
+        """Host and port parsed from :attr:`address`."""
         return _check_address("WebPageConfig.address", self.address, 8000)
 
 

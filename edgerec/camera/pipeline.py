@@ -228,7 +228,7 @@ class Camera:
 
     @property
     def report(self) -> RunReport:
-        """Counters for the current or most recent call to :meth:`run`. May be read from any thread."""
+        """Counters for the current or most recent call to :meth:`run`, which may be read from any thread."""
         total, before = self._totals(), self._counts_before
         return replace(
             total,

@@ -52,7 +52,7 @@ def plain_text_response(message: str, status: int, headers: Mapping[str, str]) -
 
 
 class Lockout:
-    """Counts failed login attempts for each client address. All addresses of an IPv6 /64 network count as one."""
+    """Counts failed login attempts for each IPv4 address and each IPv6 /64 network."""
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()

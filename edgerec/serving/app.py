@@ -142,7 +142,7 @@ class Service:
         return app
 
     async def usage(self, request: Request) -> Response:
-        """Explain in plain text how to use the server."""
+        """Return plain-text instructions for using the server."""
         token = "-H 'Authorization: Bearer TOKEN' " if self._has_token else ""
         return PlainTextResponse(USAGE.format(name=self._manifest.name, token=token, address=str(request.base_url)))
 

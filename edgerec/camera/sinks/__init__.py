@@ -19,7 +19,8 @@ class Sink(Protocol):
     - ``dropped`` is the number of accepted results lost by the sink.
     - ``inline`` is True if the sink must be called in the thread of :meth:`Camera.run`.
     - ``outputs`` contains the paths written by the sink.
-    - ``abandon()`` is called in another thread if ``close`` does not return in time. It must return quickly.
+    - ``abandon()`` aborts a ``close`` that does not return in time. This method is called from another thread and must
+      return quickly.
     """
 
     @property

@@ -48,7 +48,7 @@ class _Run:
 class CommandActions:
     """Runs the commands of actions in a background thread, one at a time.
 
-    A newer decision of the same source or region replaces a command of the same action that is still in the queue.
+    For a live camera, a newer decision of the same source or region replaces a queued command of the same action.
 
     Attributes:
         succeeded: number of commands that exited with code 0.
