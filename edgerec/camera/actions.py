@@ -83,10 +83,12 @@ class Action:
     Attributes:
         config: settings of the action.
         source: name of the source, or None for all sources.
+        index: index of the action in the camera's list of actions.
     """
 
     config: ActionConfig
     source: str | None
+    index: int = 0
 
     def applies_to(self, result: Result) -> bool:
         """Return True if the action applies to the source and region of ``result``, regardless of the label."""
@@ -145,5 +147,5 @@ def resolved_actions(
             else:
                 problem = ", but the configuration has no regions: add a table [[region]] with this name"
             raise ConfigError(f"{field_name}.region", f"is {action.region!r}{problem}")
-        result.append(Action(action, source))
+        result.append(Action(action, source, index))
     return result

@@ -35,7 +35,9 @@ def _check_address(field_name: str, address: str, port: int) -> tuple[str, int]:
     try:
         return parse_host_port(address, "127.0.0.1", port)
     except AddressError:
-        raise ConfigError(field_name, f"is {address!r}; expected HOST:PORT, such as 127.0.0.1:{port}") from None
+        raise ConfigError(
+            field_name, f"is {address!r}; expected HOST:PORT, such as 127.0.0.1:{port}, with a port from 0 to 65535"
+        ) from None
 
 
 @dataclass(frozen=True)

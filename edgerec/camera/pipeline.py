@@ -401,7 +401,7 @@ class Camera:
             report = self.report
             for name in dict.fromkeys((*report.dropped, *report.incomplete)):
                 if lost := report.dropped.get(name):
-                    log.warning("%s lost %d of %d results", name, lost, report.classified)
+                    log.warning("%s did not process %d of %d results", name, lost, report.classified)
                 else:
                     log.warning("%s did not finish: its output may be incomplete", name)
         return report

@@ -173,9 +173,8 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
     else:
         bundle, names, expected = "".join(arguments[:1]), arguments[1:], "BUNDLE DEVICE"
     if not names and not fleet:
-        raise typer.BadParameter(
-            f"specify {expected}, or select devices with --all or --tag; got {len(arguments)} arguments"
-        )
+        count = "1 argument" if len(arguments) == 1 else f"{len(arguments)} arguments"
+        raise typer.BadParameter(f"specify {expected}, or select devices with --all or --tag; got {count}")
     if len(set(names)) < len(names):
         raise typer.BadParameter("a device is specified twice")
     return bundle, names

@@ -116,6 +116,11 @@ def export(
             f"{autoencoder.images} test images are accepted as known"
         )
     say(f"verified {report.golden} golden images")
+    if sign:
+        from edgerec.contract.signing import signing_report
+
+        for line in str(signing_report(report.bundle)).splitlines():
+            say(line)
     if report.edgetpu is not None:
         show_edgetpu(report.edgetpu)
     say(f"next     read {report.bundle}/README.md")

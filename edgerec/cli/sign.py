@@ -35,5 +35,5 @@ def sign(
     if json:
         show_json(report.to_dict())
         return
-    say(f"signed   {report.bundle} with the key {report.fingerprint} ({report.key_type}) on {report.signed_at}")
-    say(f"serial   {report.serial}")
+    for line in str(report).splitlines():
+        say(line)

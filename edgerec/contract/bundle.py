@@ -93,7 +93,9 @@ class Bundle:
         path = user_path(path)
         if revoked_keys is not None and allowed_signers is None:
             raise SignatureError(
-                "unchecked", f"cannot check the keys in {revoked_keys}: also specify the file of allowed signers"
+                "unchecked",
+                f"cannot check the keys in {revoked_keys}: also specify the file of allowed signers "
+                "(--allowed-signers)",
             )
         if allowed_signers is not None:
             _refuse_inside(path, allowed_signers)

@@ -59,6 +59,11 @@ class SignReport:
         """Time of signing as text, in UTC."""
         return format_time(self.signed_s)
 
+    def __str__(self) -> str:
+        """Return two lines with the key, the time of signing and the serial number."""
+        key = f"{self.fingerprint} ({self.key_type})"
+        return f"signed   {self.bundle} with the key {key} on {self.signed_at}\nserial   {self.serial}"
+
 
 def sign_bundle(path: str | Path, key: str | Path, *, serial: int | None = None, overwrite: bool = False) -> SignReport:
     """Sign a bundle, and store a serial number and the time of signing in its manifest.
@@ -90,6 +95,21 @@ def sign_bundle(path: str | Path, key: str | Path, *, serial: int | None = None,
     key_type, fingerprint = signing_key(content, signature)
     bundle.replace_manifest(content, signature)
     return SignReport(str(path), manifest.serial, manifest.signed_s, key_type, fingerprint)
+
+
+def signing_report(path: str | Path) -> SignReport:
+    """Return the key, the time of signing and the serial number of a signed bundle. The signature is not trusted.
+
+    Raises:
+        BundleError: the bundle is damaged or not signed.
+        RefusedSignatureError: the signature is damaged or does not match the bundle.
+    """
+    bundle = Bundle.open(path)
+    if bundle.signature is None:
+        raise BundleError(f"{path} is not signed: sign it with edgerec sign")
+    manifest = bundle.manifest
+    key_type, fingerprint = signing_key(bundle.manifest_content, bundle.signature)
+    return SignReport(str(path), manifest.serial, manifest.signed_s or 0, key_type, fingerprint)
 
 
 def with_serial(manifest: Manifest, serial: int | None = None) -> Manifest:

@@ -51,6 +51,8 @@ def deploy_bundle(
     """
     package = Package.open(bundle)
     config = read_config(options.config, package.bundle.path)
+    if options.allowed_signers is not None:
+        read_text(options.allowed_signers)  # Report an unreadable file before connecting.
     progress = Progress(device.label, listener)
     with Connection(device) as connection:
         facts = _connect(connection, progress)

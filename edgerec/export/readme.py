@@ -15,6 +15,12 @@ from edgerec.export.install_and_service_files import CSI_PACKAGES, install_files
 from edgerec.train.run_files import EvaluationRecord
 
 _APT_INSTALL = "sudo apt-get install --no-install-recommends"
+# How to install a bundle from another computer.
+_DEPLOYMENT = (
+    "To install it on the device over SSH and start the camera at boot, run `edgerec deploy BUNDLE USER@DEVICE` on",
+    "your computer. BUNDLE is this folder. To install it without this command, follow the steps below.",
+    "",
+)
 
 
 def requirements(target: Target) -> str:
@@ -52,6 +58,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         f"# {manifest.name}",
         "",
         f"An image classifier for: {target.title} ({', '.join(target.arch)}).",
+        *(_DEPLOYMENT if target.service else ()),
         "Copy this folder to the device, and open a terminal in it there.",
         *_system_packages(target),
         "Then run these commands:",

@@ -169,7 +169,7 @@ class AccessControl:
         if self._login_page is not None and "text/html" in headers.get("accept", ""):
             return HTMLResponse(self._login_page.replace("{{message}}", html.escape(message)), status, headers_to_add)
         if status != 429:
-            message = "The token that edgerec printed is required: send ?token=… or Authorization: Bearer …"
+            message = "The server's token is required: send ?token=… or Authorization: Bearer …"
         return self._reject(message, status, headers_to_add)
 
 

@@ -278,7 +278,12 @@ def protected_app(
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    return error_response(error.detail, error.status_code, error.headers)
+    message = error.detail
+    if error.status_code == 404:
+        message = f"{message}: GET / describes the requests to this server"
+    elif error.status_code == 405:
+        message = f"{message}: use {(error.headers or {}).get('Allow', 'another method')}"
+    return error_response(message, error.status_code, error.headers)
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:

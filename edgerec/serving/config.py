@@ -66,5 +66,6 @@ class ServeConfig:
             return parse_host_port(self.address, host, int(port))
         except AddressError:
             raise ConfigError(
-                "ServeConfig.address", f"is {self.address!r}; expected HOST:PORT, such as {DEFAULT_ADDRESS}"
+                "ServeConfig.address",
+                f"is {self.address!r}; expected HOST:PORT, such as {DEFAULT_ADDRESS}, with a port from 0 to 65535",
             ) from None

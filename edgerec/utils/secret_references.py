@@ -90,7 +90,7 @@ def _file_content(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
-        raise AddressError(f"the secret in {path} cannot be read: {reason}") from None
+        raise AddressError(f"the secret in {path} cannot be read ({reason}): check the path") from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

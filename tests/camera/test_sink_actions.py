@@ -176,7 +176,7 @@ def test_command_and_its_children_are_killed_after_the_time_limit(tmp_path, capl
     with running(shell(script, timeout_s=0.5), live=False) as sink:
         sink.write(region_result("door"))
     assert (sink.succeeded, sink.dropped) == (0, 1)
-    assert "the command sh of action 1 timed out after 0.5 s; 1 commands failed so far" in caplog.text
+    assert "the command sh of action[0] timed out after 0.5 s; 1 of 1 commands failed so far" in caplog.text
     wait_for(lambda: not process_exists(int((tmp_path / "pid").read_text())))
 
 
@@ -187,7 +187,9 @@ def test_failed_commands_are_logged_with_their_last_error_line_at_a_limited_rate
             sink.write(result)
     assert (sink.dropped, sink.succeeded) == (3, 0)
     messages = [record.getMessage() for record in caplog.records]
-    assert messages == ["the command sh of action 1 exited with code 3: cannot open the door; 1 commands failed so far"]
+    assert messages == [
+        "the command sh of action[0] exited with code 3: cannot open the door; 1 of 1 commands failed so far"
+    ]
 
 
 def test_output_of_a_command_is_limited_and_does_not_block_it(caplog):
@@ -287,7 +289,7 @@ def test_program_that_cannot_be_started_is_a_failed_command(tmp_path, caplog):
     with running(ActionConfig("any", command=(str(program),)), live=False) as sink:
         sink.write(region_result("door"))
     assert sink.dropped == 1
-    assert "the command program of action 1 cannot be started: No such file or directory" in caplog.text
+    assert "the command program of action[0] cannot be started: No such file or directory" in caplog.text
 
 
 def test_event_stops_a_program_and_its_children(tmp_path):

@@ -303,5 +303,5 @@ def test_results_that_were_not_delivered_are_reported_by_the_exit_code(bundle, t
         os.close(reads)
         os.close(writes)
     assert camera.returncode == 1
-    assert re.search(r"JsonLines lost \d+ of \d+ results", error)
+    assert re.search(r"JsonLines did not process \d+ of \d+ results", error)
     assert "Fatal" not in error

@@ -457,7 +457,7 @@ def test_saving_without_a_folder_returns_an_error():
         assert send_request(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 409
         web.write(result(1))
         response = send_request(web, "/save", "POST", {"hold": hold_frame(web, 1)["hold"], "index": 0})
-        assert (response.status, b"--web-save DIR" in response.body) == (409, True)
+        assert (response.status, b"--web-save FOLDER" in response.body) == (409, True)
 
 
 def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):

@@ -306,7 +306,7 @@ def test_revoked_key_is_refused(signed, keys):
     assert problem_of(signed, keys / "allowed", revoked_keys=keys / "alice.pub") == "revoked"
     assert Bundle.open(signed, allowed_signers=keys / "allowed", revoked_keys=keys / "mallory.pub").signer
     assert problem_of(signed, keys / "allowed", revoked_keys=keys / "missing") == "unchecked"
-    with pytest.raises(SignatureError, match="also specify the file of allowed signers"):
+    with pytest.raises(SignatureError, match=r"also specify the file of allowed signers \(--allowed-signers\)"):
         Bundle.open(signed, revoked_keys=keys / "alice.pub")
 
 
@@ -562,7 +562,10 @@ def test_older_release_is_refused():
 def test_export_signs_the_bundle(run, keys, tmp_path, invoke):
     done = invoke("export", run.path, "--out", tmp_path / "b", "--sign", keys / "alice", "--serial", 5)
     assert done.returncode == 0, done.stderr
-    assert Bundle.open(tmp_path / "b", allowed_signers=keys / "allowed").signer.serial == 5
+    signer = Bundle.open(tmp_path / "b", allowed_signers=keys / "allowed").signer
+    assert signer.serial == 5
+    assert f"signed   {tmp_path / 'b'} with the key {signer.fingerprint} (ED25519) on 20" in done.stdout
+    assert "serial   5" in done.stdout.splitlines()
     done = invoke("export", run.path, "--out", tmp_path / "c", "--sign", keys / "missing")
     assert "does not exist: create one with ssh-keygen" in error_line(done)
     assert not (tmp_path / "c").exists()

@@ -73,6 +73,14 @@ def test_bundle_without_a_service_is_refused(deploy, make_bundle, tmp_path):
     assert "which has no service; export it again with --target" in error
 
 
+def test_missing_allowed_signers_are_reported_before_connecting(edgerec, make_bundle, tmp_path):
+    missing, no_ssh = tmp_path / "missing", tmp_path / "config"
+    no_ssh.write_text("Host *\n    ProxyCommand false\n")
+    options = ("--ssh-config", no_ssh, "--allowed-signers", missing)
+    error = error_line(edgerec("deploy", make_bundle(number=1), "root@unreachable", *options))
+    assert error == f"error: {missing} cannot be read (No such file or directory): check the path"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for ssh finds the terminal in /proc")
 def test_progress_bar_does_not_erase_a_question_of_ssh(tmp_path, monkeypatch):
     ssh = tmp_path / "ssh"

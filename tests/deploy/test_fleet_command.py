@@ -26,7 +26,7 @@ def fleet_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bundle"], "specify BUNDLE DEVICE, or select devices with --all or --tag; got 1 arguments"),
+        (["bundle"], "specify BUNDLE DEVICE, or select devices with --all or --tag; got 1 argument"),
         (["--rollback"], "specify DEVICE, or select devices with --all or --tag; got 0 arguments"),
         (["bundle", "door", "door"], "a device is specified twice"),
         (["bundle", "--all", "--tag", "a"], "--all cannot be combined with --tag"),

@@ -164,7 +164,11 @@ class CommandActions:
                 reason = f"failed ({error})"
             if reason:
                 self.dropped += 1
-                self._warn(run.index, "failed", f"{reason}; {self.dropped} commands failed so far")
+                self._warn(
+                    run.index,
+                    "failed",
+                    f"{reason}; {self.dropped} of {self.dropped + self.succeeded} commands failed so far",
+                )
             else:
                 self.succeeded += 1
 
@@ -194,7 +198,8 @@ class CommandActions:
         if now - self._warned_s.get((index, kind), -WARN_S) >= WARN_S:
             self._warned_s[index, kind] = now
             command = self._actions[index].config.command or ("",)
-            log.warning("the command %s of action %d %s", printable(Path(command[0]).name), index + 1, text)
+            number = self._actions[index].index
+            log.warning("the command %s of action[%d] %s", printable(Path(command[0]).name), number, text)
 
 
 class _OutputTail:

@@ -149,7 +149,9 @@ class Page:
         fields = await _body(request)
         key, index = fields.get("hold"), _integer(fields, "index")
         if self._label_store is None:
-            raise HTTPException(409, "there is no folder for labeled images: start edgerec camera with --web-save DIR")
+            raise HTTPException(
+                409, "there is no folder for labeled images: start edgerec camera with --web-save FOLDER"
+            )
         if not isinstance(key, str):
             raise HTTPException(400, "the field 'hold' must be the key that /hold has returned")
         frame = self._pending_image(key).result.frame
