@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # Time limit in seconds for booting a device, which takes about 45 s on an idle machine with two cores.
 BOOT_TIMEOUT_S = 600.0
+FORWARD_TIMEOUT_S = 120.0
 MEMORY_MIB = 1024
 _MACHINES = {
     "amd64": ("qemu-system-x86_64", "qemu-system-x86", ("-M", "q35", "-cpu", "max"), "ttyS0"),
@@ -215,7 +216,7 @@ class EmulatedDevice:
         return run_program([ssh, "-F", self.ssh_config, "device", shlex.join(command)], timeout_s=timeout_s, **options)
 
     @contextmanager
-    def forwarded_port(self, inside: int, outside: int) -> Iterator[None]:
+    def forwarded_port(self, inside: int, outside: int, *, timeout_s: float = FORWARD_TIMEOUT_S) -> Iterator[None]:
         """Return a context manager that forwards a port of the device to a port of this machine.
 
         Programs on the device can e.g. connect to an MQTT broker on this machine.
@@ -223,9 +224,10 @@ class EmulatedDevice:
         Args:
             inside: port on the device. Programs on the device connect to this port of 127.0.0.1.
             outside: port on this machine.
+            timeout_s: time limit in seconds for setting up the forwarding.
 
         Raises:
-            TargetError: the port is already in use on the device.
+            TargetError: the port is already in use on the device, or the device does not respond.
         """
         ssh = require_program("ssh", "openssh-client")
         remote = f"127.0.0.1:{inside}:127.0.0.1:{outside}"
@@ -233,10 +235,16 @@ class EmulatedDevice:
         process = subprocess.Popen(
             [ssh, "-F", self.ssh_config, *options, "device"], stdin=subprocess.DEVNULL, start_new_session=True
         )
+        deadline_s = time.monotonic() + timeout_s
         try:
-            while self.run(["sh", "-c", f"ss -Hltn sport = :{inside} | grep -q ."]).code:
+            while self.run(["sh", "-c", f"ss -Hltn sport = :{inside} | grep -q ."], timeout_s=timeout_s).code:
                 if process.poll() is not None:
                     raise TargetError(f"the emulated device cannot forward port {inside}: the port is in use")
+                if time.monotonic() > deadline_s:
+                    raise TargetError(
+                        f"the emulated device did not forward port {inside} within {timeout_s:g} s: see "
+                        f"{self.folder / 'console.log'}"
+                    )
                 time.sleep(0.2)
             yield
         finally:
