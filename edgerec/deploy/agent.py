@@ -8,6 +8,8 @@ The program requires Python 3.9 and only uses the standard library. The host cop
 * ``follow`` prints the progress of a job.
 * ``boot-check`` restores the previous release if the device restarted while a new release was being monitored.
 
+The agent never runs code of a bundle or of a wheel as root: pip and ``edgerec verify`` run as the user ``nobody``.
+
 Each new release has a trial period, which ends when the agent accepts the release or restores the previous one.
 ``trial.json`` exists during the trial period. The agent writes ``trial.json`` before it replaces the symbolic link
 ``current``, so that the device always has a working release after a power failure.
@@ -20,6 +22,8 @@ import base64
 import contextlib
 import errno
 import fcntl
+import glob
+import grp
 import hashlib
 import importlib
 import json
@@ -29,6 +33,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import IO, Any
@@ -57,6 +62,8 @@ IDLE_S = 120
 START_S = 20
 # Maximum time in seconds that a session waits for the lock of the installation.
 LOCK_S = 1.0
+# ID of the user and of the group "nobody", which may only read files that all users may read.
+NOBODY = 65534
 # File name suffix of backups that are restored if a new release fails.
 PREVIOUS = ".previous"
 # Suffix that is added to the name of a folder before the folder is deleted.
@@ -193,19 +200,57 @@ def boot_id() -> str:
         return file.read(64).strip()
 
 
-def run(
-    command: list[str], timeout_s: float = COMMAND_TIMEOUT_S, environment: dict[str, str] | None = None
-) -> tuple[int, str, str]:
+def run(command: list[str], timeout_s: float = COMMAND_TIMEOUT_S, **options: Any) -> tuple[int, str, str]:
     """Run a program, and return its exit code, standard output and standard error."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, env=environment, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False, **options
         )
     except subprocess.TimeoutExpired:
         return 124, "", f"{os.path.basename(command[0])} did not finish within {timeout_s:g} s"
     except OSError as error:
         return 127, "", f"{os.path.basename(command[0])} cannot be started ({error.strerror})"
     return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+
+
+def run_as_nobody(command: list[str], groups: Sequence[int] = ()) -> tuple[int, str, str]:
+    """Run a program like :func:`run`, but as the user ``nobody`` with an empty home folder."""
+    home = tempfile.mkdtemp(prefix="edgerec-")
+    try:
+        os.chown(home, NOBODY, NOBODY)
+        path = os.environ.get("PATH", "/usr/bin:/bin")
+        environment = {"PATH": path, "LANG": "C.UTF-8", "HOME": home, "EDGEREC_CACHE": home}
+        user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": list(groups)}
+        return run(command, INSTALL_TIMEOUT_S, env=environment, cwd=home, **user)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def change_owner(folder: str, owner: int) -> None:
+    """Change the user and the group of a folder and its content, but not of the targets of symbolic links."""
+    for _, folders, files, descriptor in os.fwalk(folder):
+        for name in folders + files:
+            os.chown(name, owner, owner, dir_fd=descriptor, follow_symlinks=False)
+        os.chown(descriptor, owner, owner)
+
+
+def service_groups(unit: str) -> list[int]:
+    """Return the IDs of the groups that systemd adds to the camera service, e.g. to access an accelerator.
+
+    Args:
+        unit: content of the service's unit file. Drop-in files of ``systemctl edit`` are read from the device.
+    """
+    names: list[str] = []
+    drop_ins = sorted(glob.glob(os.path.join(UNIT_FOLDER, UNIT + ".d", "*.conf")))
+    for text in [unit, *((read_bytes(path) or b"").decode("utf-8", "replace") for path in drop_ins)]:
+        for value in re.findall(r"^SupplementaryGroups=(.*)$", text, re.MULTILINE):
+            names = names + value.split() if value.strip() else []
+    groups = []
+    for name in names:
+        # systemd reports a group that does not exist when the service starts.
+        with contextlib.suppress(KeyError):
+            groups.append(int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid)
+    return groups
 
 
 def last_line(text: str) -> str:
@@ -534,6 +579,9 @@ class Installation:
                 f"Python cannot create a virtual environment ({reason}): run sudo apt-get install python3-venv",
                 "install",
             )
+        # A wheel can replace modules that pip imports after the wheel was unpacked, so pip must not run as root.
+        change_owner(venv, NOBODY)
+        # The wheels are hard links to files of the store, which must remain files of root.
         links = venv + "/wheels"
         os.mkdir(links)
         for name, digest in job["wheels"].items():
@@ -547,11 +595,12 @@ class Installation:
         wheels = [os.path.join(links, name) for name in sorted(job["wheels"])]
         log.step("install", "running", f"installing {len(wheels)} packages")
         pip = [venv + "/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
-        code, output, errors = run([*pip, "install", "--quiet", "--no-index", "--no-deps", *wheels], INSTALL_TIMEOUT_S)
+        code, output, errors = run_as_nobody([*pip, "install", "--quiet", "--no-index", "--no-deps", *wheels])
         if code:
             reason = last_line(errors + output)
             raise AgentError(f"pip cannot install the packages: {reason}", "install")
-        shutil.rmtree(links)
+        remove_path(links)
+        change_owner(venv, 0)
         write_json(os.path.join(venv, "wheels.json"), job["wheels"])
         os.sync()
         write_file(os.path.join(venv, ".complete"), b"")
@@ -646,13 +695,13 @@ class Installation:
         config = read_bytes(self.config_file) if job["config"] is None else job["config"].encode()
         configured = re.search(rb'^\s*delegate\s*=\s*"([^"\\]*)"', config or b"", re.MULTILINE)
         delegate = ["--delegate", configured[1].decode() or "none"] if configured else []
-        environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8", "HOME": "/root"}
-        environment["EDGEREC_CACHE"] = "/var/cache/edgerec"
         command = [folder + "/venv/bin/edgerec", "verify", folder + "/bundle", "--json", *delegate]
-        code, output, errors = run(command, INSTALL_TIMEOUT_S, environment)
+        code, output, errors = run_as_nobody(command, service_groups(job["unit"]))
         try:
             report = json.loads(output)
         except ValueError:
+            report = {}
+        if not isinstance(report, dict):
             report = {}
         if code or not report:
             reason = report.get("reason") or last_line(errors)
@@ -668,18 +717,31 @@ class Installation:
         write_json(os.path.join(folder, "release.json"), release)
         log.step("verify", "done", "the scores of the golden images are as expected")
 
-    def discard(self, release: str, files: dict[str, str]) -> None:
+    def discard(self, job: dict[str, Any]) -> None:
         """Mark a damaged release as incomplete, so that the next deployment reinstalls the release.
 
-        Damaged files are also deleted from the store, because the files of a release are hard links to the store.
+        Damaged files are also deleted from the store, because the files of a release are hard links to the store. The
+        virtual environment may be damaged too, and is deleted unless another release uses the environment.
         """
-        for digest in files.values():
+        release = job["release"]
+        for digest in job["files"].values():
             path = self.store_path(digest)
             if os.path.exists(path) and file_digest(path) != digest:
                 os.unlink(path)
         remove_path(self.release_path(release, "release.json"))
         if release != self.current():
             remove_path(self.release_path(release))
+        if job["venv"] not in self.used_venvs():
+            remove_folder(os.path.join(self.venvs, job["venv"]))
+
+    def used_venvs(self) -> set[str]:
+        """Return the names of the virtual environments of all complete releases and of the current release."""
+        releases = [read_json(self.release_path(name, "release.json")) for name in self.complete_releases()]
+        venvs = {release.get("venv", "") for release in releases}
+        # The current release may be marked as incomplete.
+        if self.current():
+            venvs.add(os.path.basename(os.path.realpath(os.path.join(self.current_link, "venv"))))
+        return venvs
 
     def point_to(self, release: str) -> None:
         """Atomically point the symbolic link ``current`` to a release. Delete the link if ``release`` is empty."""
@@ -827,9 +889,7 @@ class Installation:
         removed = others[max(0, keep - kept) :]
         for name in removed:
             remove_folder(self.release_path(name))
-        venvs = {read_json(self.release_path(name, "release.json")).get("venv") for name in self.complete_releases()}
-        # The virtual environment of the current release is kept even if the release is marked as incomplete.
-        venvs.add(os.path.basename(os.path.realpath(os.path.join(self.current_link, "venv"))))
+        venvs = self.used_venvs()
         used: set[str] = set()
         for name in os.listdir(self.venvs):
             if name not in venvs:
@@ -939,7 +999,7 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
     try:
         installation.verify(job, log)
     except AgentError:
-        installation.discard(job["release"], job["files"])
+        installation.discard(job)
         raise
     return try_release(installation, job, serial, log)
 

@@ -37,7 +37,7 @@ ln -s /proc/self/fd dev/fd
 mount --rbind dev /dev
 mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system /run/sshd /etc/systemd/system /etc/edgerec /opt/edgerec
-mount -t tmpfs -o "size=$size" tmpfs /opt/edgerec
+mount -t tmpfs -o "size=$size,mode=755" tmpfs /opt/edgerec
 echo "pi:x:1234:1234::/tmp:/bin/sh" >>/etc/passwd
 echo "pi:*:20000::::::" >>/etc/shadow
 [ ! -d /etc/sudoers.d ] || printf 'Defaults secure_path=%s\n%s\n' "$PATH" "$sudo" >/etc/sudoers.d/pi

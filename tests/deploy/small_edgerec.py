@@ -66,6 +66,9 @@ def main():
     behavior = json.loads(file.read_text()) if file.exists() else {}
     if command == "verify":
         reason = behavior.get("verify")
-        print(json.dumps({"ok": not reason, "reason": reason}))
+        user = {"uid": os.getuid(), "gid": os.getgid(), "groups": sorted(os.getgroups()), "home": os.environ["HOME"]}
+        folders = {"/etc/edgerec", "/opt/edgerec", "/opt/edgerec/releases", bundle, sys.prefix, user["home"]}
+        user["writable"] = sorted(folder for folder in folders if os.access(folder, os.W_OK))
+        print(json.dumps({"ok": not reason, "reason": reason, **user}))
         sys.exit(1 if reason else 0)
     camera(Path(bundle), Path(options[options.index("--status-file") + 1]), behavior)

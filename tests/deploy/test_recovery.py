@@ -61,6 +61,18 @@ def test_damaged_release_is_installed_again(make_device, make_bundle):
     assert deploy(make_bundle(number=1), device).release == first
 
 
+def test_damaged_virtual_environment_is_created_again(make_device, make_bundle):
+    device = make_device()
+    deploy(make_bundle(number=1), device)
+    device.run(
+        "rm /opt/edgerec/current; cd /opt/edgerec/venvs/*/lib/python*/site-packages; "
+        "echo 'raise ImportError(\"damaged package\")' >small_edgerec.py"
+    )
+    with pytest.raises(DeployError, match="damaged package"):
+        deploy(make_bundle(number=1), device)
+    assert deploy(make_bundle(number=1), device).changed
+
+
 @pytest.fixture
 def installation(tmp_path, monkeypatch):
     """Return an installation with two complete releases, each with its own virtual environment."""
@@ -77,6 +89,23 @@ def installation(tmp_path, monkeypatch):
         (venv / ".complete").touch()
     installation.point_to("2" * 16)
     return installation
+
+
+@pytest.mark.parametrize(
+    ("current", "other_user", "kept"), [("", False, False), ("", True, True), ("1" * 16, False, True)]
+)
+def test_virtual_environment_of_a_release_that_fails_its_verification_is_deleted_unless_it_is_used(
+    installation, tmp_path, current, other_user, kept
+):
+    venv = tmp_path / "opt" / "venvs" / ("1" * 16)
+    release = tmp_path / "opt" / "releases" / ("1" * 16)
+    (release / "venv").symlink_to(venv)
+    if other_user:
+        agent.write_json(str(release.with_name("2" * 16) / "release.json"), {"venv": venv.name, "installed_s": 1})
+    installation.point_to(current)
+    installation.discard({"release": release.name, "files": {}, "venv": venv.name})
+    assert (venv / ".complete").exists() == kept
+    assert (release.parent.parent / "venvs" / ("2" * 16) / ".complete").exists()
 
 
 def interrupted(*arguments, **options):
@@ -213,7 +242,7 @@ def test_damaged_file_in_the_store_is_sent_again_after_a_failed_verification(ins
 def test_virtual_environment_of_the_current_release_is_kept_although_its_verification_failed(installation):
     current = "2" * 16
     os.symlink(f"../../venvs/{current}", installation.release_path(current, "venv"))
-    installation.discard(current, {})
+    installation.discard({"release": current, "files": {}, "venv": current})
     installation.prune(1)
     assert os.path.exists(installation.release_path(current, "venv", ".complete"))
 

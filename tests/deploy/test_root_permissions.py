@@ -1,0 +1,75 @@
+"""Tests that the code of a bundle never runs as root on the device."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from edgerec import DeployOptions, deploy_bundle
+from edgerec.deploy import agent
+from tests.deploy.conftest import HAS_DEVICES, REASON
+
+NOBODY = 65534
+# This script stands in for Python. It creates an environment whose pip reports its user ID and tries to change a wheel.
+PYTHON = """#!/bin/sh
+mkdir -p "$3/bin"
+cat >"$3/bin/python" <<'END'
+#!/bin/sh
+environment=$(dirname "$(dirname "$0")")
+id -u >"$environment/uid"
+for wheel in "$environment"/wheels/*; do echo changed >>"$wheel"; done 2>/dev/null
+ln -s /etc/passwd "$environment/link"
+END
+chmod 755 "$3/bin/python"
+"""
+
+
+def test_verification_runs_as_nobody_with_the_groups_of_the_service(device, make_bundle):
+    device.run(
+        "mkdir -p /etc/systemd/system/edgerec.service.d && "
+        "echo 'SupplementaryGroups=audio no-such-group' >/etc/systemd/system/edgerec.service.d/override.conf"
+    )
+    result = deploy_bundle(make_bundle(), device.device, DeployOptions(settle_s=0))
+    report = json.loads(device.run(f"cat /opt/edgerec/releases/{result.release}/release.json"))["verification"]
+    assert (report["uid"], report["gid"]) == (NOBODY, NOBODY)
+    groups = {grp.getgrgid(group).gr_name for group in report["groups"]}
+    assert groups - {"nogroup"} == {"video", "audio"}
+    assert report["writable"] == [report["home"]]
+    assert report["home"] != "/root"
+    assert not os.path.exists(report["home"])
+
+
+def test_virtual_environment_belongs_to_root(device, make_bundle):
+    deploy_bundle(make_bundle(), device.device, DeployOptions(settle_s=0))
+    assert device.run("find /opt/edgerec ! -user root -o ! -group root -o -perm /022 ! -type l") == ""
+
+
+@pytest.mark.skipif(not HAS_DEVICES, reason=REASON)
+def test_pip_does_not_run_as_root():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        installation = agent.Installation(f"{folder}/opt")
+        for path in (installation.prefix, installation.store, installation.venvs):
+            os.mkdir(path, 0o755)
+        python = Path(folder, "python")
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        digest = "0" * 64
+        agent.write_file(installation.store_path(digest), b"wheel")
+        venv = Path(installation.venvs, "venv")
+        job = {"python": str(python), "system_packages": False, "wheels": {"small-1-py3-none-any.whl": digest}}
+        installation.create_venv(str(venv), job, SimpleNamespace(step=lambda *arguments: None))
+        assert (venv / "uid").read_text() == f"{NOBODY}\n"
+        assert (venv / ".complete").exists()
+        assert Path(installation.store_path(digest)).read_bytes() == b"wheel"
+        owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in [venv, *venv.rglob("*")]}
+        assert owners == {(0, 0)}
+        assert stat.S_ISLNK((venv / "link").lstat().st_mode)
+        assert Path("/etc/passwd").stat().st_uid == 0
