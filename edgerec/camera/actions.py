@@ -78,7 +78,7 @@ class ActionConfig:
 
 @dataclass(frozen=True)
 class Action:
-    """An action whose source has been resolved to the name of a source.
+    """An action with the name of its source, even if the configuration contains the address of the source.
 
     Attributes:
         config: settings of the action.
@@ -91,7 +91,7 @@ class Action:
     index: int = 0
 
     def applies_to(self, result: Result) -> bool:
-        """Return True if the action applies to the source and region of ``result``, regardless of the label."""
+        """Return whether the action applies to the source and region of ``result``. The label is not checked."""
         frame = result.frame
         region = frame.region.name if frame.region else None
         return self.source in (None, frame.source) and self.config.region in (None, region)

@@ -20,7 +20,7 @@ from edgerec.cli.options import (
 from edgerec.cli.output import show_log
 from edgerec.errors import ConfigError
 
-# Error messages contain the command-line option instead of the configuration field.
+# Error messages name the command-line option instead of the configuration field.
 _OPTIONS = {"ServeConfig.address": "--listen", "ServeConfig.max_body_bytes": "--max-body"}
 
 _LIMITS = "Limits"

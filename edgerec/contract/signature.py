@@ -150,7 +150,7 @@ def refuse_downgrade(serial: int, highest_serial: int, where: str = "the bundle"
 
 
 class _Check:
-    """Checks one signature, and collects the error messages of ssh-keygen."""
+    """Verifies one signature with ssh-keygen, and collects its error messages."""
 
     def __init__(self, manifest: bytes, files: dict[str, str], signed_s: int | None, where: str, signers: str) -> None:
         self._manifest, self._files, self._where, self._signers = manifest, files, where, signers
@@ -171,7 +171,7 @@ class _Check:
         return [line for line in lines if line and not line.startswith("!")][:MAX_PRINCIPALS]
 
     def verify(self, principal: str, *, revoked: bool) -> re.Match[str] | None:
-        """Return the match for the key in ssh-keygen's output, or None if ``principal`` did not sign the manifest."""
+        """Verify the signature of ``principal`` with ssh-keygen, and return a match with the key, or None."""
         options = ["-r", self._files["revoked_keys"]] if revoked else []
         signers = ["-f", self._files["allowed_signers"], "-I", principal]
         done = self._run("verify", *signers, "-n", NAMESPACE, *self._time, *options)

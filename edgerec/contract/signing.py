@@ -124,7 +124,7 @@ def with_serial(manifest: Manifest, serial: int | None = None) -> Manifest:
 
 
 def check_key(key: str | Path) -> Path:
-    """Return the path of a key's file.
+    """Return the path of the file with a private key.
 
     Raises:
         SignatureError: the file does not exist.

@@ -381,8 +381,8 @@ class Installation:
     def release_path(self, release: str, *names: str) -> str:
         if not RELEASE.fullmatch(release or ""):
             raise AgentError(
-                f"the host requested the release {release!r}, but a release has 16 hexadecimal digits: update edgerec "
-                "on the host",
+                f"the host requested the release {release!r}, which is not a release ID of 16 hexadecimal digits: "
+                "update edgerec on the host",
                 "plan",
             )
         return os.path.join(self.releases, release, *names)
@@ -508,7 +508,7 @@ class Installation:
                 left -= len(chunk)
                 if (size - left) // REPORT_BYTES > (size - left - len(chunk)) // REPORT_BYTES:
                     reply({"received": size - offset - left})
-            # There is no time limit for writing and checking a file, because an SD card may need minutes.
+            # Writing and checking a file has no time limit, because slow SD cards may need minutes for a large file.
             signal.alarm(0)
             file.flush()
             os.fsync(file.fileno())
@@ -646,7 +646,7 @@ class Installation:
                 )
 
     def add_signature(self, job: dict[str, Any]) -> None:
-        """Copy a bundle's signature into the installed release, and replace an existing signature."""
+        """Store a bundle's signature in the installed release. An existing signature is replaced."""
         digest = job["files"].get(SIGNATURE)
         if digest is None or not self.is_complete(job["release"]):
             return
@@ -720,8 +720,8 @@ class Installation:
     def discard(self, job: dict[str, Any]) -> None:
         """Mark a damaged release as incomplete, so that the next deployment reinstalls the release.
 
-        Damaged files are also deleted from the store, because the files of a release are hard links to the store. The
-        virtual environment may be damaged too, and is deleted unless another release uses the environment.
+        Each file of a release is a hard link to a file in the store, so damaged files are also deleted from the store.
+        The virtual environment may be damaged too, and is deleted unless another release uses the environment.
         """
         release = job["release"]
         for digest in job["files"].values():
@@ -897,7 +897,7 @@ class Installation:
             used.update(read_json(os.path.join(self.venvs, name, "wheels.json")).values())
         for name in os.listdir(self.store):
             path = os.path.join(self.store, name)
-            # The files of a release are hard links to the store, so a file that no release uses has only one link.
+            # Each file of a release is a hard link to a file in the store, so an unused file has a link count of 1.
             if not name.endswith(".part") and name not in used and os.stat(path).st_nlink == 1:
                 os.unlink(path)
         return len(removed)
@@ -1005,7 +1005,7 @@ def do_deploy(installation: Installation, job: dict[str, Any], log: Log) -> dict
 
 
 def do_rollback(installation: Installation, job: dict[str, Any], log: Log) -> dict[str, Any]:
-    """Start the previous release, and monitor it like a new release."""
+    """Roll back to the previous release, and check its health like that of a new release."""
     release = installation.previous()
     if not release:
         raise AgentError("there is no previous release on the device: deploy a bundle instead", "plan")

@@ -148,7 +148,7 @@ def _run_without_bundle(
 
 
 def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
-    """Delete the agent's own files, unless another deployment to the device has started."""
+    """Delete the agent from the device, unless another deployment to the device has started."""
     # The empty digest makes the session send the agent over stdin, because the installed file will be deleted.
     session = Session(connection, replace(facts, agent_digest=""))
     # All releases are already deleted, so a lost connection only leaves the agent's own files on the device.
@@ -186,8 +186,8 @@ def _check_unit(status: dict[str, Any], device: Device) -> None:
         return
     if prefix := status["unit_prefix"]:
         raise DeployError(
-            f"cannot deploy to {device.label}: its service belongs to a deployment in {prefix}; use --prefix {prefix}, "
-            f"or remove that deployment first with --remove --prefix {prefix}",
+            f"cannot deploy to {device.label}: the camera service is already installed in {prefix}; use --prefix "
+            f"{prefix}, or remove that installation first with --remove --prefix {prefix}",
             step="check",
         )
     raise DeployError(

@@ -1,4 +1,4 @@
-"""Read and validate the camera configuration that a deployment installs on a device."""
+"""Read and validate a camera configuration before it is installed on a device."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class ConnectionLostError(DeployError):
 
 
 class Connection:
-    """A context manager for an SSH connection to a device, which all commands share.
+    """A context manager for an SSH connection to a device. All commands use the same connection.
 
     Attributes:
         sent_bytes: number of bytes written to the standard input of ``ssh``.

@@ -1,4 +1,4 @@
-"""Create the listening socket and the URL of a server."""
+"""Create a server's listening socket, and determine the server's URL."""
 
 from __future__ import annotations
 

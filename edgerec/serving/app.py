@@ -103,7 +103,7 @@ def open_pool(config: ServeConfig) -> tuple[Manifest, ClassifierPool]:
 
 
 class Service:
-    """Handles the requests to a classification server."""
+    """Request handlers of the classification server."""
 
     def __init__(self, manifest: Manifest, pool: ClassifierPool, *, max_body_bytes: int, token: bool) -> None:
         """Create the request handlers. ``token`` states whether clients must send a token."""

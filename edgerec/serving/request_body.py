@@ -18,8 +18,9 @@ from edgerec.utils.text import printable
 # Maximum number of files in one request.
 MAX_FILES = 64
 MAX_FILE_NAME_LENGTH = 255
-# Maximum time in seconds for receiving a body, and for waiting for more data.
+# Time limit in seconds for receiving a complete request body.
 BODY_S = 60.0
+# Maximum time in seconds between two parts of a request body.
 SILENCE_S = 10.0
 # Maximum total size of all request bodies in memory, as a multiple of the maximum size of a body.
 BODIES_IN_MEMORY = 4

@@ -230,7 +230,7 @@ def test_service_of_install_sh_is_not_overwritten(make_device, make_bundle):
 
 
 def test_service_of_a_deployment_with_another_prefix_is_not_overwritten(installed, make_bundle):
-    with pytest.raises(DeployError, match="its service belongs to a deployment in /opt/edgerec; use --prefix"):
+    with pytest.raises(DeployError, match="camera service is already installed in /opt/edgerec; use --prefix"):
         deploy_bundle(make_bundle(number=2), replace(installed.device, prefix="/opt/other"), OPTIONS)
 
 

@@ -32,7 +32,7 @@ OUTPUT_BYTES = 8192
 MAX_REASON = 300
 # Minimum time in seconds between two warnings about the same action.
 WARN_S = 60.0
-# Environment variables that contain secrets or belong to the service manager's protocol with the camera.
+# Environment variables that are not passed to commands: edgerec's secrets, and variables that systemd sets.
 _SECRET = re.compile(r"EDGEREC_\w*(?:TOKEN|PASSWORD|SECRET|KEY)(?:_FILE)?")
 _OF_SERVICE = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY"})
 
@@ -61,7 +61,7 @@ class CommandActions:
     uses_images = False
 
     def __init__(self, actions: Sequence[Action], *, live: bool = True, secrets: Collection[str] = ()) -> None:
-        """Start the thread that runs the commands.
+        """Start a thread that runs the commands of actions.
 
         Args:
             actions: actions with a command.

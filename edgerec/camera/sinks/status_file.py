@@ -1,4 +1,4 @@
-"""Write the camera's state to a file for deployments and other programs on the device."""
+"""Write the camera's state to a JSON file, which other programs on the device can read."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class StatusFile:
         self._start()
 
     def close(self) -> None:
-        """Write the final state and stop the thread."""
+        """Write the camera's final state to the file, and stop the thread."""
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join(_CLOSE_S)
