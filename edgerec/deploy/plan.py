@@ -15,7 +15,7 @@ from edgerec.deploy.device import Device, DeviceFacts
 from edgerec.deploy.operation import DeployOptions, Progress, new_job
 from edgerec.deploy.service_config import read_text
 from edgerec.deploy.session import Session
-from edgerec.deploy.transfer import Contents
+from edgerec.deploy.transfer import Contents, missing_files
 from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
 from edgerec.errors import BundleError, DeployError
 from edgerec.export.install_and_service_files import UNIT, install_files
@@ -137,7 +137,7 @@ class Plan:
         if not options.dry_run:
             session.request("lock", host=socket.gethostname())
         reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
-        missing = dict(reply["missing"])
+        missing = missing_files(reply, contents)
         if reply["complete"]:
             # If the release is already installed, only a new signature is sent.
             missing = {digest: offset for digest, offset in missing.items() if digest == names.get(SIGNATURE)}

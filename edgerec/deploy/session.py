@@ -133,6 +133,10 @@ class Session:
             if "result" in value:
                 return
 
+    def kill(self) -> None:
+        """End the connection at once, so that a thread that waits for a reply gets a :class:`ConnectionLostError`."""
+        self._command.kill()
+
     def close(self) -> None:
         """Stop the agent process."""
         self._command.close()

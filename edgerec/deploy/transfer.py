@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edgerec.deploy.session import Session
+from edgerec.deploy.ssh import ConnectionLostError
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 
@@ -32,6 +34,24 @@ class Contents:
         """Return the content of the file with the SHA-256 digest ``digest``."""
         content = self._contents[digest]
         return content.read_bytes() if isinstance(content, Path) else content
+
+
+def missing_files(reply: Mapping[str, Any], contents: Contents) -> dict[str, int]:
+    """Read the list of missing files from a device's reply to the request ``plan``.
+
+    Returns:
+        A dictionary that maps the digest of each missing file to the number of bytes already received.
+
+    Raises:
+        DeployError: the list contains an unknown file, or an impossible number of bytes.
+    """
+    missing = reply.get("missing")
+    if not isinstance(missing, dict) or not all(
+        digest in contents.sizes and type(offset) is int and 0 <= offset <= contents.sizes[digest]
+        for digest, offset in missing.items()
+    ):
+        raise _invalid_reply("a list of missing files", "plan")
+    return missing
 
 
 def send_contents(
@@ -63,6 +83,8 @@ def send_contents(
                     session.write(data[start : start + CHUNK_BYTES])
         except OSError as error:
             errors.append(error)
+            # Without this call, the other thread would wait for the device until the time limit.
+            session.kill()
 
     writer = threading.Thread(target=write_all, daemon=True)
     writer.start()
@@ -73,9 +95,15 @@ def send_contents(
             if "received" in reply:
                 progress(stored_bytes + reply["received"])
                 continue
+            digest = str(reply.get("stored"))
+            if digest not in missing:
+                raise _invalid_reply("the digest of a stored file", "send")
             stored += 1
-            stored_bytes += contents.sizes[reply["stored"]] - missing[reply["stored"]]
+            stored_bytes += contents.sizes[digest] - missing[digest]
             progress(stored_bytes)
+    except ConnectionLostError:
+        if not errors:
+            raise
     finally:
         stopped.set()
     writer.join(60)
@@ -84,3 +112,11 @@ def send_contents(
             f"cannot read a file to send ({errors[0]}): check that the bundle and the downloaded wheels exist",
             step="send",
         )
+
+
+def _invalid_reply(content: str, step: str) -> DeployError:
+    return DeployError(
+        f"the agent on the device sent {content} that does not match the deployment: run the command again, and check "
+        "the device's storage if the error remains",
+        step=step,
+    )

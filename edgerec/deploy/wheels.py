@@ -14,7 +14,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.target import Target
 from edgerec.deploy.device import DeviceFacts
 from edgerec.emulation.debian import call
-from edgerec.emulation.device_wheels import check_requirements, own_wheel, pip_for, platform_options
+from edgerec.emulation.device_wheels import check_requirements, own_wheel, pip_for, platform_options, wheels_in
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import cache_folder, replacing_folder, sha256
 from edgerec.utils.lock import Lock
@@ -41,7 +41,7 @@ class Wheels:
 def find_wheels(bundle: Bundle, target: Target, facts: DeviceFacts, python: str, find_links: str) -> Wheels:
     """Return the wheels that a bundle requires on a device, including the wheels of all dependencies.
 
-    Downloaded wheels are cached.
+    Downloaded wheels are cached until a wheel in the folder ``find_links`` changes.
 
     Args:
         bundle: the bundle.
@@ -68,7 +68,8 @@ def find_wheels(bundle: Bundle, target: Target, facts: DeviceFacts, python: str,
     wheel = own_wheel(requirements, cache, bundled)
     own_digest = sha256(wheel.read_bytes()) if wheel else ""
     links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
-    key = sha256(json.dumps([requirements, links, own_digest, facts.machine, glibc[1], python]).encode())[:16]
+    inputs = [requirements, links, wheels_in(links), own_digest, facts.machine, glibc[1], python]
+    key = sha256(json.dumps(inputs).encode())[:16]
     folder = cache / key
     with Lock(folder, wait=True):
         if not folder.is_dir():

@@ -99,6 +99,16 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
     return folder / name
 
 
+def wheels_in(find_links: str) -> list[tuple[str, int, int]]:
+    """Return the name, the size and the modification time of each wheel in a folder, e.g. to detect new wheels.
+
+    Args:
+        find_links: folder or URL as for pip's ``--find-links``. The list is empty if it is not a local folder.
+    """
+    paths = sorted(Path(find_links).glob("*.whl")) if find_links else []
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
 def find_site(requirements: str, root: RootFileSystem, wheel: Path | None, find_links: str) -> Path:
     """Install the required packages in a root file system if necessary, and return their folder.
 
@@ -112,7 +122,7 @@ def find_site(requirements: str, root: RootFileSystem, wheel: Path | None, find_
         TargetError: pip failed. If there is no suitable wheel, the message lists the available versions.
     """
     metadata = _metadata(wheel) if wheel else b""
-    key = sha256(f"{requirements}\0{find_links}\0".encode() + metadata)[:16]
+    key = sha256(f"{requirements}\0{find_links}\0{wheels_in(find_links)}\0".encode() + metadata)[:16]
     folder = root.folder / "opt" / f"site-{key}"
     with Lock(folder, wait=True):
         if not folder.is_dir():
