@@ -42,7 +42,8 @@ def classifying_release(device, address):
 @pytest.mark.parametrize("number", range(CUTS))
 def test_camera_works_after_a_power_cut_during_an_update(device, address, releases, update, number):
     old, new, duration_s = update
-    moment_s = random.Random(number).uniform(0, duration_s)
+    # Divide the update into as many intervals as there are power cuts, and choose a random moment in each interval.
+    moment_s = random.Random(number).uniform(number, number + 1) / CUTS * duration_s
     device.cut_power()
     device.start(snapshot="deployed")
     steps = []
