@@ -164,17 +164,30 @@ class EmulatedDevice:
         Raises:
             TargetError: the emulator cannot save the snapshot.
         """
-        self._control("qmp_capabilities")
         message = self._control("human-monitor-command", {"command-line": f"savevm {name}"})
         if message:
             raise TargetError(f"cannot save the state of the emulated device: {message}")
 
-    def _control(self, command: str, arguments: Mapping[str, str] | None = None) -> str:
+    def set_network(self, *, connected: bool) -> None:
+        """Connect or disconnect the device's network cable.
+
+        Raises:
+            TargetError: the emulator cannot change the state of the network.
+        """
+        message = self._control("set_link", {"name": "net", "up": connected})
+        if message:
+            raise TargetError(f"cannot change the network of the emulated device: {message}")
+
+    def _control(self, command: str, arguments: Mapping[str, Any]) -> str:
         """Send a command to QEMU over the QEMU Machine Protocol, and return the result or error message."""
+        self._execute("qmp_capabilities", {})  # QEMU accepts other commands only after this one.
+        return self._execute(command, arguments)
+
+    def _execute(self, command: str, arguments: Mapping[str, Any]) -> str:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TargetError("the emulated device is not running: start it first")
-        process.stdin.write(json.dumps({"execute": command, "arguments": dict(arguments or {})}).encode() + b"\n")
+        process.stdin.write(json.dumps({"execute": command, "arguments": dict(arguments)}).encode() + b"\n")
         process.stdin.flush()
         for line in process.stdout:
             answer = json.loads(line)

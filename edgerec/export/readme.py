@@ -70,13 +70,18 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
     ]
     if target.service:
         lines += _service("Dockerfile" in install_files(target))
-    return [
-        *lines,
+    lines += [
         "`edgerec verify .` checks that the model computes the same scores on this device as on the machine that",
         "exported the bundle. `edgerec predict . image.jpg` classifies an image.",
         "",
-        "The `--web`, `--mqtt` and `--metrics` options of `edgerec camera` require additional packages:",
-        '`pip install --find-links wheels "edgerec[web,mqtt,prometheus]"`.',
+    ]
+    if not target.service:
+        lines += [
+            "The `--web`, `--mqtt` and `--metrics` options of `edgerec camera` require additional packages:",
+            '`pip install --find-links wheels "edgerec[web,mqtt,prometheus]"`.',
+        ]
+    return [
+        *lines,
         "The `wheels` folder contains the version of edgerec that exported this bundle. pip downloads all other",
         "packages.",
         "",

@@ -50,6 +50,14 @@ def test_codecs_of_a_raspberry_pi_are_not_cameras():
     assert found.camera_module
 
 
+def test_packages_of_the_system_are_used_for_camera_modules_and_gpio_pins(make_bundle):
+    rpi, desktop = Target.load("rpi"), Target.load("desktop-linux")
+    assert not facts("camera /dev/video0 USB Camera").needs_system_packages(rpi)
+    assert facts("camera /dev/video0 unicam").needs_system_packages(rpi)
+    assert facts(lgpio="yes").needs_system_packages(rpi)
+    assert not facts(lgpio="yes").needs_system_packages(desktop)
+
+
 def test_32_bit_system_with_64_bit_kernel_is_32_bit():
     assert facts(bits="32").machine == "armv7l"
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from edgerec import DeployOptions, deploy_bundle, device_status, remove, rollback
+from edgerec import Bundle, deploy_bundle, device_status, remove, rollback
 from edgerec.errors import DeployError
+from tests.device.camera import OPTIONS
+from tests.network import Mosquitto, MqttSubscriber, wait_for
 
-# The time limit is long, because an emulated device can be 20 times slower than a Raspberry Pi.
-OPTIONS = DeployOptions(healthy_within_s=600, settle_s=10)
+CONFIG = """\
+sources = ["auto"]
+output = "none"
+[mqtt]
+url = "mqtt://127.0.0.1:1883/door"
+results_per_s = 2
+"""
 
 
 def check_camera(device, address, release):
@@ -26,6 +36,28 @@ def test_first_deployment_starts_the_camera_as_a_service(device, address, releas
     first = deploy_bundle(releases[0], address, OPTIONS, print)
     assert first.changed
     check_camera(device, address, first.release)
+
+
+def test_decisions_arrive_at_an_mqtt_broker_on_this_machine(device, address, releases, tmp_path):
+    config = tmp_path / "camera.toml"
+    config.write_text(CONFIG)
+    broker = Mosquitto(tmp_path).start()
+    subscriber = MqttSubscriber(broker, "door/#")
+    try:
+        with device.forwarded_port(1883, broker.port):
+            deploy_bundle(releases[0], address, replace(OPTIONS, config=config), print)
+            wait_for(lambda: len(payloads(subscriber, "result")) >= 5 and payloads(subscriber, "decision"), 300)
+    finally:
+        subscriber.close()
+        broker.stop()
+    decision = json.loads(payloads(subscriber, "decision")[0])
+    assert decision["label"] in Bundle.open(releases[0]).manifest.labels
+    assert (subscriber.payloads("door/status") or [b""])[0] == b"online"
+
+
+def payloads(subscriber, kind):
+    """Return the payloads of all messages with a kind, such as ``decision``, from any source."""
+    return [payload for topic, payload, _ in list(subscriber.messages) if topic.endswith(f"/{kind}")]
 
 
 def test_release_is_updated_rolled_back_and_removed(device, address, releases):

@@ -9,13 +9,11 @@ import time
 
 import pytest
 
-from edgerec import DeployOptions, deploy_bundle, device_status
+from edgerec import deploy_bundle
 from edgerec.errors import EdgerecError
+from tests.device.camera import OPTIONS, classifying_release
 
-# The time limit is long, because an emulated device can be 20 times slower than a Raspberry Pi.
-OPTIONS = DeployOptions(healthy_within_s=600, settle_s=10)
 CUTS = int(os.environ.get("EDGEREC_POWER_CUTS", "3"))
-CAMERA_TIMEOUT_S = 400.0
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +23,6 @@ def update(device, address, releases):
     device.save_snapshot("deployed")
     result = deploy_bundle(releases[1], address, OPTIONS)
     return old, result.release, result.seconds
-
-
-def classifying_release(device, address):
-    """Wait until the camera has classified frames, and return the digest of the running release."""
-    deadline_s = time.monotonic() + CAMERA_TIMEOUT_S
-    while True:
-        status = device_status(address)
-        if status.camera is not None and status.camera["frames"] >= 10:
-            assert status.camera["bundle"].startswith(status.release)
-            return status.release
-        assert time.monotonic() < deadline_s, (status, device.run(["journalctl", "-u", "edgerec", "-n", "30"]).stdout)
-        time.sleep(2)
 
 
 @pytest.mark.parametrize("number", range(CUTS))

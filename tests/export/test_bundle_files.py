@@ -188,7 +188,7 @@ def test_service_starts_the_web_page_and_readme_describes_it(bundle):
     opened = Bundle.open(bundle)
     unit, readme = (opened.files[name].decode() for name in ("edgerec.service", "README.md"))
     assert " camera /opt/edgerec/bundle --config /etc/edgerec/camera.toml " in unit
-    assert "edgerec[headless,web]==" in opened.files["requirements.txt"].decode()
+    assert "edgerec[headless,web,mqtt,prometheus,gpio]==" in opened.files["requirements.txt"].decode()
     assert "edgerec deploy BUNDLE USER@DEVICE" in readme
     section = readme.partition("## Where to find the predictions")[2].partition("\n## ")[0]
     for text in ("ssh -L 8000:127.0.0.1:8000", "token", "[csv]", "[mqtt]", "/etc/edgerec/camera.toml", "secrets.env"):

@@ -33,7 +33,7 @@ def test_rpi_bundle_contains_the_commands(bundle):
     assert "## Model card" in readme
     assert "| int8-qat |" in readme
     requirements = (bundle / "requirements.txt").read_text()
-    assert "edgerec[headless,web]==" in requirements
+    assert "edgerec[headless,web,mqtt,prometheus,gpio]==" in requirements
     assert "ai-edge-litert==" in requirements
 
 
