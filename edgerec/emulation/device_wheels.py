@@ -85,7 +85,7 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
         bundled: the bundle's wheels. If the bundle requires the running version of edgerec, they are not used. Instead,
             a wheel is built from the running version, because the bundle may not be trusted.
     """
-    if f"=={__version__}" in requirements.replace(" ", ""):
+    if re.search(rf"^edgerec(\[.*\])?=={re.escape(__version__)}$", requirements.replace(" ", ""), re.MULTILINE):
         bundled = dict([edgerec_wheel()])
     own = {Path(name).name: content for name, content in bundled.items() if Path(name).name.startswith("edgerec-")}
     if not own:
