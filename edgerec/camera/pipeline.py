@@ -215,7 +215,7 @@ class Camera:
         )
         own_regions = regions_of_sources(regions, sources, [address.name for address in addresses])
         threads, interpreters = threads or manifest.threads, 1
-        if not (options.get("delegate") or manifest.delegate):
+        if not manifest.delegate_for(options.get("delegate")):
             if not any(address.live for address in addresses):
                 threads, interpreters = 1, threads or min(available_cpus(), MAX_INTERPRETERS)
             elif not threads:

@@ -75,7 +75,7 @@ def _open_camera(config: CameraConfig) -> Camera:
         timeouts=config.timeouts,
         loop=config.loop,
         reduced_decoding=config.reduced_decoding,
-        delegate="" if config.delegate == "none" else config.delegate,
+        delegate=config.delegate,
         delegate_options=config.delegate_options,
         fallback=config.fallback,
         threshold=config.threshold,

@@ -68,7 +68,7 @@ def benchmark(
             source=address.name if address else "",
             seconds=seconds,
             threads=threads,
-            delegate="" if delegate == "none" else delegate,
+            delegate=delegate,
             operators=operators,
             allowed_signers=allowed_signers,
             revoked_keys=revoked_keys,

@@ -93,7 +93,7 @@ def serve(
             threads=threads,
             max_body_bytes=max_body_bytes,
             max_queued=max_queue,
-            delegate="" if delegate == "none" else delegate,
+            delegate=delegate,
             delegate_options=parse_delegate_options(delegate_option),
             reduced_decoding=reduced_decoding,
             fallback=fallback,

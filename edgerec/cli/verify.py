@@ -75,8 +75,7 @@ def verify(
         elif data or find_links:
             raise typer.BadParameter("--data and --find-links require an emulated system: add --on rpi")
         else:
-            library = "" if delegate == "none" else delegate
-            _verify(bundle, library, parse_delegate_options(delegate_option), json, keys)
+            _verify(bundle, delegate, parse_delegate_options(delegate_option), json, keys)
     except EdgerecError as error:
         if not json:
             raise

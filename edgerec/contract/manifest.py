@@ -202,6 +202,16 @@ class Manifest:
             largest_reduction(width, height, spec.preprocess, region, sideways=sideways) for spec in self.networks
         )
 
+    def delegate_for(self, requested: str | None) -> str:
+        """Return the delegate that runs the bundle's models, or an empty string for the CPU.
+
+        Args:
+            requested: a delegate's shared library, ``gpu``, or ``none`` for the CPU. None uses the bundle's delegate.
+        """
+        if requested is None:
+            return self.delegate
+        return "" if requested == "none" else requested
+
     def _check_levels(self, where: str) -> None:
         for number, spec in enumerate(self.networks[1:], start=2):
             if spec.preprocess.levels != self.levels:

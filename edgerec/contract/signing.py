@@ -112,13 +112,22 @@ def signing_report(path: str | Path) -> SignReport:
     return SignReport(str(path), manifest.serial, manifest.signed_s or 0, key_type, fingerprint)
 
 
+def check_serial(serial: int | None) -> None:
+    """Check that a serial number is valid. None is valid, and selects the current Unix time in seconds.
+
+    Raises:
+        ConfigError: ``serial`` is out of range.
+    """
+    if serial is not None and not 0 <= serial < MAX_SERIAL:
+        raise ConfigError("serial", f"is {serial}; expected 0 to {MAX_SERIAL - 1}")
+
+
 def with_serial(manifest: Manifest, serial: int | None = None) -> Manifest:
     """Return a copy of a manifest with a serial number and the current time.
 
     If ``serial`` is None, the serial number is the current Unix time in seconds.
     """
-    if serial is not None and not 0 <= serial < MAX_SERIAL:
-        raise ConfigError("serial", f"is {serial}; expected 0 to {MAX_SERIAL - 1}")
+    check_serial(serial)
     now_s = int(time.time())
     return replace(manifest, serial=now_s if serial is None else serial, signed_s=now_s)
 

@@ -14,9 +14,10 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
-from edgerec.contract.signing import check_key, create_signature, with_serial
+from edgerec.contract.signing import check_key, check_serial, create_signature, with_serial
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
+from edgerec.errors import ConfigError
 from edgerec.export.decision_fitting import fit_decision
 from edgerec.export.novelty import Novelty, NoveltyReport, fit_autoencoder, require_edgerec
 from edgerec.export.variants import choose, without_folders
@@ -114,8 +115,12 @@ def export_bundle(
         TargetError: the target cannot run the variant. The message contains a command that creates a suitable variant.
         GateError: the variant loses more than ``max_drop``.
         SignatureError: the key cannot be used.
+        ConfigError: ``serial`` is out of range, or is specified without ``sign``.
     """
     key = None if sign is None else check_key(sign)
+    if serial is not None and key is None:
+        raise ConfigError("serial", "has no effect without sign: pass the path of an SSH key, or omit serial")
+    check_serial(serial)
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     device = Target.load(target)
     if novelty is not None:

@@ -120,7 +120,7 @@ def benchmark(
         source: name of the source, for the report.
         seconds: duration of each of the two measurements (stages and operators), in seconds.
         threads: number of interpreter threads. 0 uses the number in the bundle.
-        delegate: a delegate's shared library, ``gpu``, or an empty string for the CPU. None uses the bundle's
+        delegate: a delegate's shared library, ``gpu``, or ``none`` for the CPU. None uses the bundle's
             delegate.
         operators: whether to measure the time of each operator.
         allowed_signers, revoked_keys: files of SSH keys that check the signature; see :meth:`Bundle.open`.
@@ -161,7 +161,7 @@ def benchmark(
         variant=manifest.variant,
         runtime=fingerprint(),
         threads=used_threads,
-        delegate=manifest.delegate if delegate is None else delegate,
+        delegate=manifest.delegate_for(delegate),
         stages=tuple(StageLatency.of(name, values) for name, values in latencies_ms.items()),
         fps=round(fps, 2),
         images=len(latencies_ms["together"]),

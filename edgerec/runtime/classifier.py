@@ -60,7 +60,7 @@ class Classifier:
             bundle: the bundle, as returned by :meth:`Bundle.open`.
             threads: number of interpreter threads. 0 uses the number in the bundle.
             delegate: a delegate's shared library, such as ``libedgetpu.so.1``, ``gpu`` for LiteRT's GPU accelerator,
-                or an empty string for the CPU. None uses the bundle's delegate. If the bundle has a model file that was
+                or ``none`` for the CPU. None uses the bundle's delegate. If the bundle has a model file that was
                 compiled for the delegate, the delegate runs this file.
             delegate_options: delegate options, e.g. ``{"device": "usb:1"}``.
             fallback: whether to log a warning and use the CPU if the delegate cannot be loaded, instead of raising
@@ -74,7 +74,7 @@ class Classifier:
             RecipeError: ``threshold`` or ``decision`` is invalid.
         """
         manifest = bundle.manifest
-        delegate = manifest.delegate if delegate is None else delegate
+        delegate = manifest.delegate_for(delegate)
 
         def load_models(delegate: str) -> tuple[ImageModel, ...]:
             return tuple(

@@ -196,8 +196,8 @@ def verify(
 
     Args:
         path: the bundle's folder or .zip.
-        delegate: a delegate's shared library, ``gpu``, or an empty string for the CPU. None uses the bundle's
-            delegate and the file compiled for it, as the camera does.
+        delegate: a delegate's shared library, ``gpu``, or ``none`` for the CPU. None uses the bundle's delegate and
+            the file compiled for it, as the camera does.
         delegate_options: delegate options, e.g. ``{"device": "usb:1"}``.
         allowed_signers, revoked_keys: files of SSH keys that check the signature; see :meth:`Bundle.open`. With allowed
             signers, files that were added to the bundle are refused instead of reported as warnings.
@@ -213,7 +213,7 @@ def verify(
         raise SignatureError(
             "altered", f"{path}: the signature does not cover {added[0]}, which was added to the bundle: delete it"
         )
-    delegate = manifest.delegate if delegate is None else delegate
+    delegate = manifest.delegate_for(delegate)
     classifier = Classifier(bundle, delegate=delegate, delegate_options=delegate_options)
     made_on, vectors = read_golden(bundle)
     here = fingerprint()

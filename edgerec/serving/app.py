@@ -84,7 +84,7 @@ def open_pool(config: ServeConfig) -> tuple[Manifest, ClassifierPool]:
     bundle = Bundle.open(
         user_path(config.bundle), allowed_signers=config.allowed_signers, revoked_keys=config.revoked_keys
     )
-    has_delegate = bundle.manifest.delegate if config.delegate is None else config.delegate
+    has_delegate = bool(bundle.manifest.delegate_for(config.delegate))
     workers = config.workers or (1 if has_delegate else max(1, available_cpus() // config.threads))
     classifiers = [
         Classifier(

@@ -26,6 +26,7 @@ from edgerec import (
     Classifier,
     ServeConfig,
     benchmark,
+    export_bundle,
     predict,
     run_camera,
     sign_bundle,
@@ -460,6 +461,19 @@ def test_verify_prints_the_signer(invoke, signed, keys):
     (signed / SIGNATURE).unlink()
     report = json.loads(invoke("verify", signed, "--allowed-signers", keys / "allowed", "--json").stdout)
     assert (report["ok"], report["problem"]) == (False, "unsigned")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"serial": 10**18}, f"serial is {10**18}; expected 0 to {10**18 - 1}"),
+        ({"serial": -1}, "serial is -1; expected"),
+        ({"serial": 1, "sign": None}, "serial has no effect without sign"),
+    ],
+)
+def test_export_checks_the_serial_number_before_it_opens_the_run(keys, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        export_bundle(tmp_path / "no-run", **{"sign": keys / "alice", **options})
 
 
 def test_sign_command_signs_and_replaces_only_with_overwrite(invoke, bundle, keys, tmp_path):

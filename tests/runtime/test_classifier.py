@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from edgerec import Bundle, Classifier, predict, read_image
+from edgerec import Bundle, Classifier, predict, read_image, verify
 from edgerec.contract.preprocess import apply
 from edgerec.contract.tensors import pixel_table
 from edgerec.errors import DataError, DelegateError, EdgerecError, ModelError
@@ -92,6 +93,18 @@ def test_missing_delegate_is_an_error_without_fallback(bundle, golden_images, ca
     assert "running on the CPU instead, which is slower" in caplog.text
     image = read_image(golden_images[0])
     assert np.array_equal(on_cpu.stored_scores(image), Classifier.open(bundle).stored_scores(image))
+
+
+@pytest.mark.parametrize("delegate", ["none", ""])
+def test_delegate_none_runs_the_model_on_the_cpu(bundle, golden_images, delegate):
+    opened = Bundle.open(bundle)
+    opened = replace(opened, manifest=replace(opened.manifest, delegate="libedgetpu.so.1"))
+    with pytest.raises(DelegateError, match=r"libedgetpu\.so\.1"):
+        Classifier(opened)
+    image = read_image(golden_images[0])
+    label = Classifier(opened, delegate=delegate).classify(image).label
+    assert label == Classifier.open(bundle).classify(image).label
+    assert verify(bundle, delegate=delegate).delegate == ""
 
 
 def test_options_without_a_delegate_are_refused(bundle):

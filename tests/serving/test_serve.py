@@ -185,6 +185,12 @@ def test_threshold_replaces_that_of_the_bundle(bundle, digit):
         assert send(server, body=digit).body["label"] == "unknown"
 
 
+def test_delegate_none_runs_the_model_on_the_cpu(bundle, digit, golden_images):
+    config = ServeConfig(bundle=bundle, address="127.0.0.1:0", delegate="none")
+    with ClassificationServer(config) as server:
+        assert send(server, body=digit).body == expected(bundle, golden_images[3])
+
+
 def test_reduced_decoding_gives_the_scores_of_predict(bundle, golden_images, tmp_path):
     digits = [cv2.resize(cv2.imread(str(golden_images[index])), (240, 240)) for index in (3, 8)]
     path = tmp_path / "ambiguous.jpg"
