@@ -80,13 +80,25 @@ class Frame:
         return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 
     @property
+    def buffers(self) -> dict[int, int]:
+        """Sizes in bytes of the memory buffers that the frame uses, keyed by the buffers' IDs.
+
+        The regions of a frame share a buffer. If the image is not contiguous, one of the buffers is its contiguous
+        copy.
+        """
+        decoded = _decoded(self.grabbed)
+        sizes = {id(decoded): decoded.nbytes}
+        if not self.grabbed.flags.c_contiguous:
+            sizes[id(self)] = self.grabbed.nbytes
+        if self.region is not None:
+            whole = _decoded(self.region.whole)
+            sizes[id(whole)] = whole.nbytes
+        return sizes
+
+    @property
     def size_bytes(self) -> int:
         """Memory use of the frame in bytes, including a contiguous copy of the image if necessary."""
-        decoded = _decoded(self.grabbed)
-        size = decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
-        if self.region is not None and (whole := _decoded(self.region.whole)) is not decoded:
-            size += whole.nbytes
-        return size
+        return sum(self.buffers.values())
 
 
 def region_name(source: str, region: str) -> str:

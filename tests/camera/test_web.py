@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ import pytest
 pytest.importorskip("starlette", reason='no Starlette (pip install "edgerec[web]")')
 pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 
-from edgerec.camera.frame import Frame, Result
+from edgerec.camera.frame import Frame, FrameRegion, Result
 from edgerec.camera.sinks.sink_thread import SinkWorker
 from edgerec.camera.sinks.web import WebSink, label_store, routes
 from edgerec.camera.sinks.web import state as page_state
@@ -255,6 +257,89 @@ def test_cpu_time_for_encoding_is_limited(monkeypatch):
         shown.newest_image(0)
         now[0] += 0.01
     assert shown.encoded * 0.1 == pytest.approx(10 * page_state.MAX_LOAD, rel=0.1)
+
+
+def region_result(number, region, image):
+    """Return the result of a region, which is the upper left quarter of ``image``."""
+    height, width = image.shape[:2]
+    box = (0, 0, width // 2, height // 2)
+    frame = Frame(image[: height // 2, : width // 2], number, time.monotonic(), "front", "front")
+    shown = result(number)
+    return replace(shown, frame=replace(frame, region=FrameRegion(region, box, image)))
+
+
+def images_in_memory(buffers):
+    """Return how many of the weakly referenced images are still in memory."""
+    gc.collect()
+    return sum(buffer() is not None for buffer in buffers)
+
+
+def tracked_image(buffers, size=(400, 600)):
+    image = np.zeros((*size, 3), np.uint8)
+    buffers.append(weakref.ref(image))
+    return image
+
+
+def test_images_of_many_regions_use_limited_memory(monkeypatch):
+    image_bytes = 400 * 600 * 3
+    monkeypatch.setattr(page_state, "MAX_IMAGE_BYTES", 10 * image_bytes)
+    shown, buffers = page_state.PageState(), []
+    for number in range(64):  # Each region was last classified in another frame, and several times before.
+        for repetition in range(6):
+            image = tracked_image(buffers)
+            shown.write(region_result(10 * number + repetition, f"region {number}", image))
+            shown.newest_image(number)
+            del image
+    assert 1 <= images_in_memory(buffers) <= 10
+    fields = shown.news(0)["sources"]
+    assert {(*source["box"], *source["size"]) for source in fields} == {(0.0, 0.0, 0.5, 0.5, 300, 200)}
+    # A region whose image was removed is still displayed, and can be selected again after its next result.
+    assert shown.newest_image(0).jpeg
+    assert shown.add_pending(0, 0) is None
+    shown.write(region_result(1000, "region 0", np.zeros((400, 600, 3), np.uint8)))
+    assert shown.add_pending(0, 1000)[1].result.frame.image.shape == (200, 300, 3)
+
+
+def test_regions_of_a_frame_share_its_memory(monkeypatch):
+    monkeypatch.setattr(page_state, "MAX_IMAGE_BYTES", 2 * 400 * 600 * 3)
+    shown, image = page_state.PageState(), np.zeros((400, 600, 3), np.uint8)
+    for number in range(3):
+        shown.write(region_result(7, f"region {number}", image))
+    assert all(shown.add_pending(number, 7) for number in range(3))
+
+
+def test_newest_image_is_kept_even_if_it_exceeds_the_limit(monkeypatch):
+    monkeypatch.setattr(page_state, "MAX_IMAGE_BYTES", 1000)
+    shown = page_state.PageState()
+    for source in ("front", "yard"):
+        shown.write(result(1, source=source))
+    assert shown.newest_image(0) is None
+    assert shown.newest_image(1).jpeg
+    assert shown.add_pending(1, 1) is not None
+
+
+def test_recent_images_of_a_source_that_nobody_views_are_removed(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
+    shown, buffers = page_state.PageState(), []
+    for number in range(6):
+        image = tracked_image(buffers)
+        shown.write(region_result(number, "door", image))
+        shown.newest_image(0)
+        now[0] += 1
+        del image
+    assert images_in_memory(buffers) == page_state.RECENT
+    now[0] += page_state.UNVIEWED_S
+    shown.write(region_result(6, "door", tracked_image(buffers)))
+    assert images_in_memory(buffers) == 1
+
+
+def test_pending_images_use_limited_memory(monkeypatch):
+    shown = page_state.PageState()
+    shown.write(result(1))
+    monkeypatch.setattr(page_state, "MAX_PENDING_BYTES", 2 * result(1).frame.size_bytes)
+    keys = [shown.add_pending(0, 1)[0] for _ in range(4)]
+    assert [shown.pending_image(key) is not None for key in keys] == [False, False, True, True]
 
 
 def test_events_contain_all_sources(web):

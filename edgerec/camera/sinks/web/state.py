@@ -12,6 +12,7 @@ from itertools import chain, takewhile
 from typing import Any
 
 from edgerec.camera.frame import Result, region_name
+from edgerec.camera.sinks.web.image_memory import ImageMemory
 from edgerec.camera.sinks.window import FrameRate
 from edgerec.camera.source_state import StateChange
 from edgerec.contract.preprocess import contiguous
@@ -25,10 +26,15 @@ IMAGES_PER_S = 15
 # Maximum CPU load of image encoding, as a fraction of one CPU core.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
-# Number of recent images kept in memory, because the browser may not display the newest image yet.
+# Number of recent images per source kept in memory, because the browser may not display the newest image yet.
 RECENT = 4
-# Maximum number of pending images, i.e. images selected on the page but not yet labeled.
+# Time in seconds after which the recent images of a source that no client displays are removed.
+UNVIEWED_S = 10.0
+# Maximum total size in bytes of the sources' newest and recent images, about 20 images of 1920x1080 pixels.
+MAX_IMAGE_BYTES = 256 << 20
+# Maximum number and total size in bytes of the pending images, i.e. images selected on the page but not yet labeled.
 MAX_PENDING = 6
+MAX_PENDING_BYTES = 128 << 20
 # Time in seconds after which pending images are removed.
 PENDING_S = 300.0
 # Maximum number of decisions and state changes kept in memory per source.
@@ -38,7 +44,7 @@ TEMPERATURE_INTERVAL_S = 2.0
 
 @dataclass(frozen=True)
 class ShownImage:
-    """A result and the JPEG image that is sent to the browser."""
+    """A result, which may have been stored without its image, and the JPEG image that is sent to the browser."""
 
     result: Result
     jpeg: bytes
@@ -52,18 +58,22 @@ class PendingImage:
     since_s: float
 
 
-@dataclass
+@dataclass(eq=False)
 class SourceView:
     """The state of a source or region on the web page.
 
     Attributes:
         name: name of the source or display name of the region.
         state: the last state change.
-        result: the newest result.
+        result: the newest result, without its image if the image was removed to free memory.
+        size: width and height of the newest result's image in pixels.
+        box: the region as ``[left, top, right, bottom]``, as fractions of the frame's size. None for a source.
         label: label of the last decision, or None if the next result starts a new decision.
         fps: results per second.
         rate: computes ``fps``.
-        recent: images that were recently sent to the page.
+        shown: the image that was last sent to the page, and its result without the full-resolution image.
+        recent: results whose images were recently sent to the page.
+        viewed_s: monotonic time at which a client last requested an image.
         next_s: monotonic time at which the next image is due.
         entries: the last decisions and state changes, as JSON-serializable dictionaries.
     """
@@ -71,10 +81,14 @@ class SourceView:
     name: str
     state: StateChange | None = None
     result: Result | None = None
+    size: tuple[int, int] = (0, 0)
+    box: list[float] | None = None
     label: str | None = None
     fps: float = 0.0
     rate: FrameRate = field(default_factory=FrameRate)
-    recent: deque[ShownImage] = field(default_factory=lambda: deque(maxlen=RECENT))
+    shown: ShownImage | None = None
+    recent: deque[Result] = field(default_factory=deque)
+    viewed_s: float = 0.0
     next_s: float = 0.0
     entries: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
 
@@ -86,6 +100,8 @@ class PageState:
 
     The sink's thread calls :meth:`write` and :meth:`state`, and the server's thread calls all other methods. An image
     is encoded only when a client requests it, and only once for all clients.
+
+    The images use at most :data:`MAX_IMAGE_BYTES` and :data:`MAX_PENDING_BYTES`, but the newest image is always kept.
 
     Attributes:
         version: number of changes, so that clients can detect new data.
@@ -101,6 +117,11 @@ class PageState:
         self.encoded = 0
         self._lock = threading.Lock()
         self._sources: dict[str, SourceView] = {}
+        self._memory = ImageMemory()
+        # Sources whose newest result has an image, the least recently updated source first.
+        self._with_image: OrderedDict[str, SourceView] = OrderedDict()
+        # Sources of all recent images, the oldest image first. A source occurs once for each of its images.
+        self._recent_sources: list[SourceView] = []
         self._last_number = 0
         self._pending: OrderedDict[str, PendingImage] = OrderedDict()
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_INTERVAL_S, None)
@@ -109,7 +130,8 @@ class PageState:
         """Store a result. Add a log entry for a new label, or update the score in the last entry."""
         with self._lock:
             source = self._source_named(result.frame.display_name)
-            source.result, source.fps = result, source.rate.tick()
+            self._store_result(source, result)
+            source.fps = source.rate.tick()
             prediction = result.decision or result.classification
             if prediction.label != source.label:
                 source.label = prediction.label
@@ -153,17 +175,18 @@ class PageState:
             LookupError: there is no source with this index.
         """
         source = self._source_view(number)
-        result = source.result
-        newest = source.recent[-1] if source.recent else None
-        now = time.monotonic()
-        if result is not None and (newest is None or (result is not newest.result and now >= source.next_s)):
-            newest = ShownImage(result, jpeg_of(result))
-            source.recent.append(newest)
+        result, shown = source.result, source.shown
+        now = source.viewed_s = time.monotonic()
+        is_new = result is not None and (shown is None or result.without_image is not shown.result)
+        if result is not None and is_new and _has_image(result) and (shown is None or now >= source.next_s):
+            shown = source.shown = ShownImage(result.without_image, jpeg_of(result))
+            with self._lock:
+                self._add_recent(source, result)
             period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
             # Add the period to the due time instead of the current time, so that delays do not lower the rate.
             source.next_s = max(source.next_s + period_s, now + period_s / 2)
             self.encoded += 1
-        return newest
+        return shown
 
     def add_pending(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
         """Add a frame's image to the pending images.
@@ -182,16 +205,18 @@ class PageState:
         """
         self.newest_image(number)
         source = self._source_view(number)
-        if not source.recent:
+        with self._lock:
+            results = [*source.recent, *([source.result] if source.result and _has_image(source.result) else [])]
+        if not results:
             return None
-        shown = min(source.recent, key=lambda shown: abs(shown.result.frame.index - frame))
+        result = min(results, key=lambda result: abs(result.frame.index - frame))
+        # Only the region is labeled, not the whole frame.
+        shown = ShownImage(result, jpeg_of(result, whole=False))
         self._remove_expired()
-        while len(self._pending) >= MAX_PENDING:
-            self._pending.popitem(last=False)
-        if shown.result.frame.region is not None:  # Only the region is labeled, not the whole frame.
-            shown = ShownImage(shown.result, jpeg_of(shown.result, whole=False))
         key = secrets.token_urlsafe(12)
         self._pending[key] = PendingImage(shown, time.monotonic())
+        while len(self._pending) > 1 and not self._pending_images_fit():
+            self._pending.popitem(last=False)
         return key, shown
 
     def pending_image(self, key: str) -> ShownImage | None:
@@ -208,6 +233,45 @@ class PageState:
     def remove_pending(self, key: str) -> None:
         """Remove a pending image."""
         self._pending.pop(key, None)
+
+    def _pending_images_fit(self) -> bool:
+        size_bytes = sum(pending.shown.result.frame.size_bytes for pending in self._pending.values())
+        return len(self._pending) <= MAX_PENDING and size_bytes <= MAX_PENDING_BYTES
+
+    def _store_result(self, source: SourceView, result: Result) -> None:
+        if source.result is not None and source.name in self._with_image:
+            self._memory.remove(source.result.frame)
+        source.result = result
+        height, width = result.frame.grabbed.shape[:2]
+        source.size, source.box = (width, height), _box(result)
+        self._with_image[source.name] = source
+        self._with_image.move_to_end(source.name)
+        self._memory.add(result.frame)
+        if time.monotonic() - source.viewed_s > UNVIEWED_S:
+            while source.recent:
+                self._remove_recent(source)
+        self._limit_memory()
+
+    def _add_recent(self, source: SourceView, result: Result) -> None:
+        source.recent.append(result)
+        self._recent_sources.append(source)
+        self._memory.add(result.frame)
+        if len(source.recent) > RECENT:
+            self._remove_recent(source)
+        self._limit_memory()
+
+    def _remove_recent(self, source: SourceView) -> None:
+        self._recent_sources.remove(source)
+        self._memory.remove(source.recent.popleft().frame)
+
+    def _limit_memory(self) -> None:
+        while self._memory.size_bytes > MAX_IMAGE_BYTES and self._recent_sources:
+            self._remove_recent(self._recent_sources[0])
+        while self._memory.size_bytes > MAX_IMAGE_BYTES and len(self._with_image) > 1:
+            _, source = self._with_image.popitem(last=False)
+            if source.result is not None:
+                self._memory.remove(source.result.frame)
+                source.result = source.result.without_image
 
     def _remove_expired(self) -> None:
         now = time.monotonic()
@@ -241,6 +305,18 @@ class PageState:
         return temperature_c
 
 
+def _box(result: Result) -> list[float] | None:
+    region = result.frame.region
+    if region is None:
+        return None
+    height, width = region.whole.shape[:2]
+    return [round(edge / size, 5) for edge, size in zip(region.box, (width, height, width, height), strict=True)]
+
+
+def _has_image(result: Result) -> bool:
+    return result.frame.grabbed.size > 0
+
+
 def jpeg_of(result: Result, *, whole: bool = True) -> bytes:
     """Return a result's image as JPEG, with at most :data:`SHOWN_PX` pixels per side.
 
@@ -265,14 +341,12 @@ def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
         yield from {"state": str(change.state), "since_s": unix_s(change.since_s), "reason": change.reason}.items()
     if (result := source.result) is not None:
         if (region := result.frame.region) is not None:
-            height, width = region.whole.shape[:2]
             yield "source", result.frame.source
             yield "region", region.name
-            scale = (width, height, width, height)
-            yield "box", [round(edge / size, 5) for edge, size in zip(region.box, scale, strict=True)]
+            yield "box", source.box
         silent_s = time.monotonic() - result.completed_s
         yield "frame", result.frame.index
-        yield "size", [result.frame.grabbed.shape[1], result.frame.grabbed.shape[0]]
+        yield "size", list(source.size)
         yield "fps", round(source.fps if silent_s < 2 else 0.0, 1)
         yield "age_ms", round(result.age_ms, 1)
         yield "silent_s", round(silent_s, 2)

@@ -1,0 +1,32 @@
+"""Count the memory that the frames on the web page use."""
+
+from __future__ import annotations
+
+from edgerec.camera.frame import Frame
+
+
+class ImageMemory:
+    """Counts the bytes of frames. A buffer that several frames share, e.g. the regions of an image, counts once.
+
+    Attributes:
+        size_bytes: total size of the buffers.
+    """
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._users: dict[int, int] = {}
+
+    def add(self, frame: Frame) -> None:
+        """Count a frame, which must remain in memory until it is removed."""
+        for buffer, size_bytes in frame.buffers.items():
+            users = self._users.get(buffer, 0)
+            self._users[buffer] = users + 1
+            self.size_bytes += size_bytes if users == 0 else 0
+
+    def remove(self, frame: Frame) -> None:
+        """Stop counting a frame."""
+        for buffer, size_bytes in frame.buffers.items():
+            self._users[buffer] -= 1
+            if self._users[buffer] == 0:
+                del self._users[buffer]
+                self.size_bytes -= size_bytes
