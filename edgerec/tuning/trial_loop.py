@@ -67,21 +67,41 @@ class Search:
     def run(self, end: StopCondition, objective: Objective) -> None:
         """Run trials until the requested number of trials or the time limit is reached."""
         fail_stale(self._study)
+        self._enqueue_recipe()
         rows = rows_of(self._study)
-        if not rows:
-            # Try the unchanged recipe first, so that the best trial is never worse than the recipe.
-            self._study.enqueue_trial(own_point(self._plan.recipe, self._plan.space), skip_if_exists=True)
         if self._plan.pruner == "none" and len(self._plan.objectives) > 1:
             log.info("trials are not pruned, because pruners support only one objective")
         try:
             while not end.reached(rows):
                 self._run_trial(objective)
                 fail_stale(self._study)
+                self._enqueue_recipe()
                 rows = rows_of(self._study)
         except TimeLimitError:
             log.info("time limit reached")
         finally:
             write_results(self._folder, self._plan, self._study, self._keep)
+
+    def _enqueue_recipe(self) -> None:
+        """Enqueue the unchanged recipe unless it was tried, so that the best trial is never worse than the recipe.
+
+        Optuna repeats a killed trial only once, which is not enough for this trial.
+        """
+        own = own_point(self._plan.recipe, self._plan.space)
+        states = []
+        for trial in self._study.get_trials(deepcopy=False):
+            values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            if all(values.get(key) == value for key, value in own.items()):
+                states.append(trial.state.name)
+        if any(state != "FAIL" for state in states):
+            return
+        if states:
+            log.warning(
+                "the unchanged recipe is tried again, because its trial was killed %d times: if the memory was full, "
+                "use a smaller train.batch_size",
+                len(states),
+            )
+        self._study.enqueue_trial(own)
 
     def _run_trial(self, objective: Objective) -> None:
         try:

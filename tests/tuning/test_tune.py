@@ -487,6 +487,24 @@ def test_killed_trial_is_repeated_after_a_resume(base, tmp_path, monkeypatch, co
     assert report.trials[2].params == {"train.learning_rate": learning_rate}
 
 
+def test_unchanged_recipe_is_tried_until_its_trial_is_not_killed(base, tmp_path, monkeypatch, constant_costs, caplog):
+    search = {"train.learning_rate": {"low": 0.001, "high": 1}}
+    out = tmp_path / "study"
+    # SystemExit ends the process without a result, as if the process was killed.
+    monkeypatch.setattr("edgerec.tuning.trial.Objective._train", lambda *_: sys.exit(1))
+    for attempt in range(4):
+        with pytest.raises(SystemExit):
+            tune(
+                None if attempt else base, out, trials=2, resume=attempt > 0, **({} if attempt else {"search": search})
+            )
+    monkeypatch.setattr("edgerec.tuning.trial.Objective._train", lambda *_: 0.5)
+    report = tune(None, out, trials=2, resume=True)
+    own, other = [trial.params for trial in report.trials if trial.state == "complete"]
+    assert own == {"train.learning_rate": base.train.learning_rate} != other
+    assert all(trial.params == own for trial in report.trials if trial.state == "failed")
+    assert "the unchanged recipe is tried again, because its trial was killed 4 times" in caplog.text
+
+
 # Shared studies
 
 
