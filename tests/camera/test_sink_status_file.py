@@ -13,7 +13,7 @@ import pytest
 
 from edgerec import CameraConfig, run_camera
 from edgerec.camera.sinks import status_file as module
-from edgerec.camera.sinks.status_file import StatusFile
+from edgerec.camera.sinks.status_file import MAX_SOURCES, StatusFile
 from edgerec.contract.status import parse_status
 from edgerec.errors import EdgerecError, OutputExistsError, OutputNameError
 from edgerec.utils.atomic import sha256
@@ -126,6 +126,21 @@ def test_readers_never_see_a_partial_file(tmp_path, monkeypatch):
             sink.write(result())
             inodes.add(path.stat().st_ino)
             read(path)
+
+
+def test_omitted_sources_are_logged_once(tmp_path, caplog):
+    path = tmp_path / "status.json"
+    regions = {"yard": ("gate", "wall", "tree")}
+    with contextlib.closing(StatusFile(path, "ab" * 32, "signs", lambda: COUNTERS, regions)) as sink:
+        for number in range(MAX_SOURCES - 1):
+            sink.state(state_change("live", f"camera {number}"))
+        assert not caplog.messages
+        for state in ("connecting", "live"):
+            sink.state(state_change(state, "yard"))
+    names = [source["name"] for source in read(path)["sources"]]
+    assert (len(names), names[-1]) == (MAX_SOURCES, "yard/gate")
+    (message,) = caplog.messages
+    assert message.endswith("contains only the first 64 sources and regions: yard/wall and later ones are omitted")
 
 
 def test_unwritable_folder_is_reported_at_the_start(tmp_path):

@@ -31,6 +31,7 @@ HEARTBEAT_S = 5.0
 # Time window in seconds, and maximum number of results in this window, for measuring the frame rate.
 RATE_S = 10.0
 MAX_RATE_RESULTS = 4096
+# Maximum number of sources and regions in the file, so that the file has at most MAX_STATUS_BYTES.
 MAX_SOURCES = 64
 MAX_TEXT = 300
 _WARN_S = 60.0
@@ -83,7 +84,7 @@ class StatusFile:
         self._completed_s: deque[float] = deque(maxlen=MAX_RATE_RESULTS)
         self._latest_result_s = 0.0
         self._health, self._health_read_s = Health(None, None, None), -HEARTBEAT_S
-        self._warned_s = -_WARN_S
+        self._warned_s, self._has_omitted = -_WARN_S, False
         self._thread = threading.Thread(target=self._work, name="edgerec-status-file", daemon=True)
 
     def write(self, result: Result) -> None:
@@ -110,12 +111,24 @@ class StatusFile:
         regions = [region_name(change.source, region) for region in self._regions.get(change.source, ())]
         with self._lock:
             for name in regions or [change.source]:
-                if name in self._sources or len(self._sources) < MAX_SOURCES:
-                    self._sources[name] = SourceStatus(
-                        name=_text(name), state=str(change.state), reason=_text(change.reason)
-                    )
-                    self._changed = True
+                if name not in self._sources and len(self._sources) >= MAX_SOURCES:
+                    self._warn_about_omitted(name)
+                    continue
+                self._sources[name] = SourceStatus(
+                    name=_text(name), state=str(change.state), reason=_text(change.reason)
+                )
+                self._changed = True
         self._start()
+
+    def _warn_about_omitted(self, name: str) -> None:
+        if not self._has_omitted:
+            self._has_omitted = True
+            log.warning(
+                "the status file %s contains only the first %d sources and regions: %s and later ones are omitted",
+                self._path,
+                MAX_SOURCES,
+                _text(name),
+            )
 
     def close(self) -> None:
         """Write the camera's final state to the file, and stop the thread."""
