@@ -14,9 +14,9 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from urllib.parse import parse_qsl, urlsplit
 
-from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -112,14 +112,14 @@ class AccessControl:
             await self._app(scope, receive, send)
         if scope["type"] != "http":
             return
-        headers = Headers(scope=scope)
+        headers = first_headers(scope)
         rejection, cookie = self._reject_foreign(scope, headers), None
         if rejection is None and self._token is not None and scope["path"] not in self._open_paths:
             rejection, cookie = await self._authenticate(scope, headers)
         headers_to_add = [*self._headers, (b"set-cookie", cookie.encode())] if cookie else self._headers
         await (rejection or self._app)(scope, receive, _with_headers(send, headers_to_add))
 
-    async def _authenticate(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
+    async def _authenticate(self, scope: Scope, headers: Mapping[str, str]) -> tuple[Response | None, str | None]:
         """Check a request's token. Return an optional error response and an optional Set-Cookie header."""
         address = (scope.get("client") or ("", 0))[0]
         query = _query(scope).get("token", "")
@@ -147,10 +147,10 @@ class AccessControl:
         expired = f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0" if cookie else None
         return self._unauthorized(headers, message, 401, {"WWW-Authenticate": "Bearer"}), expired
 
-    def _reject_foreign(self, scope: Scope, headers: Headers) -> Response | None:
+    def _reject_foreign(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
         """Return an error response if the request is cross-site or its headers are too large, otherwise None."""
         host = headers.get("host", "")
-        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             return self._reject(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.", 431, {})
         if self._names is not None and _hostname(host) not in self._names:
             return self._reject("This host name is not allowed: use the address that edgerec printed.", 421, {})
@@ -165,12 +165,19 @@ class AccessControl:
     def _is_token(self, candidate: str) -> bool:
         return self._token is not None and secrets.compare_digest(candidate.encode(errors="replace"), self._token)
 
-    def _unauthorized(self, headers: Headers, message: str, status: int, headers_to_add: Mapping[str, str]) -> Response:
+    def _unauthorized(
+        self, headers: Mapping[str, str], message: str, status: int, headers_to_add: Mapping[str, str]
+    ) -> Response:
         if self._login_page is not None and "text/html" in headers.get("accept", ""):
             return HTMLResponse(self._login_page.replace("{{message}}", html.escape(message)), status, headers_to_add)
         if status != 429:
             message = "The server's token is required: send ?token=… or Authorization: Bearer …"
         return self._reject(message, status, headers_to_add)
+
+
+def first_headers(scope: Scope) -> dict[str, str]:
+    """Return the headers of a request by lowercase name. If a header occurs several times, return its first value."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def _network(address: str) -> str:
@@ -206,6 +213,7 @@ def _netloc(origin: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=64)
 def _hostname(host: str) -> str:
     try:
         return urlsplit(f"//{host}").hostname or ""

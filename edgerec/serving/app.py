@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -22,7 +21,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Classification
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import DataError
-from edgerec.http.auth import AccessControl
+from edgerec.http.auth import AccessControl, first_headers
 from edgerec.http.token import configured_token, required_token
 from edgerec.runtime.classifier import Classifier
 from edgerec.serving.config import ServeConfig
@@ -175,14 +174,14 @@ class Service:
             log.debug("the server failed", exc_info=error)
             result, status, headers = {"error": INTERNAL_ERROR}, 500, {}
         content = to_json(result).encode()
-        headers |= {"Content-Type": "application/json", "Content-Length": str(len(content))}
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        encoded += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": content})
         self._metrics.count(status, time.monotonic() - started_s)
 
     async def _classify(self, scope: Scope, receive: Receive) -> dict[str, Any]:
-        headers = Headers(scope=scope)
+        headers = first_headers(scope)
         content_type = headers.get("content-type", "application/octet-stream")
         kind = content_type.partition(";")[0].strip().lower()
         is_form = kind == "multipart/form-data"

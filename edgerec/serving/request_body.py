@@ -78,36 +78,33 @@ class Body:
                 request bodies.
         """
         maximum = self._memory.max_body_bytes
-        too_large = HTTPException(413, f"the request's body is larger than {maximum:,} bytes: send a smaller image")
         length = headers.get("content-length", "0")
         if int(length[:20]) > maximum if length.isascii() and length.isdigit() else True:
-            raise too_large
-        end_s = asyncio.get_running_loop().time() + BODY_S
+            raise _too_large(maximum)
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + BODY_S
         parts = list[bytes]()
-        while True:
-            message = await _next_message(receive, end_s)
-            if part := message.get("body", b""):
-                parts.append(part)
-                self.size += len(part)
-                self._memory.used_bytes += len(part)
-                if self.size > maximum:
-                    raise too_large
-                if self._memory.used_bytes > BODIES_IN_MEMORY * maximum:
-                    raise busy("the server is receiving too many large requests")
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _next_message(receive: Receive, end_s: float) -> Message:
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout_at(min(end_s, loop.time() + SILENCE_S)):
-            message = await receive()
-    except TimeoutError:
-        raise HTTPException(408, "the request was not complete in time: send it again") from None
-    if message["type"] == "http.disconnect":
+        try:
+            async with asyncio.timeout(SILENCE_S) as timeout:
+                while (message := await receive())["type"] == "http.request":
+                    if part := message.get("body", b""):
+                        parts.append(part)
+                        self.size += len(part)
+                        self._memory.used_bytes += len(part)
+                        if self.size > maximum:
+                            raise _too_large(maximum)
+                        if self._memory.used_bytes > BODIES_IN_MEMORY * maximum:
+                            raise busy("the server is receiving too many large requests")
+                    if not message.get("more_body", False):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+                    timeout.reschedule(min(end_s, loop.time() + SILENCE_S))
+        except TimeoutError:
+            raise HTTPException(408, "the request was not complete in time: send it again") from None
         raise HTTPException(408, "the client closed the connection before the request was complete")
-    return message
+
+
+def _too_large(maximum: int) -> HTTPException:
+    return HTTPException(413, f"the request's body is larger than {maximum:,} bytes: send a smaller image")
 
 
 @dataclass

@@ -53,7 +53,7 @@ class ClassificationServer:
         """
         for module in ("starlette", "uvicorn", "python_multipart", "cv2"):
             require(module)
-        from edgerec.http.server import ConnectionLimits, Server, fast_connection
+        from edgerec.http.server import ConnectionLimits, Server
         from edgerec.serving.app import SERVER, TOKEN_VARIABLE, open_pool, protected_app
 
         host, port = config.host_port
@@ -76,7 +76,7 @@ class ClassificationServer:
             listener,
             name=SERVER,
             limits=ConnectionLimits(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, GRACE_S),
-            connection=fast_connection(),
+            fast=True,
         )
         self._server.start()
         log.info("the server is at %s", self.address)

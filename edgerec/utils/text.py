@@ -35,6 +35,8 @@ def to_json(value: Any, indent: int | None = None) -> str:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+    if text.isascii() and "\x7f" not in text:  # json.dumps has escaped the other control characters.
+        return text
     # json.dumps escapes line breaks in strings, so all line breaks in the text are indentation.
     return _UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 

@@ -411,14 +411,43 @@ def test_pipelined_requests_are_limited(server):
         assert received.count(b'"ok"') < 1000
 
 
-def test_server_works_without_httptools(bundle, golden_images, monkeypatch):
-    monkeypatch.setitem(sys.modules, "uvicorn.protocols.http.httptools_impl", None)
+@pytest.fixture
+def no_fast_packages(monkeypatch):
+    for module in ("uvicorn.protocols.http.httptools_impl", "uvloop"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def test_server_works_without_httptools_and_uvloop(bundle, golden_images, no_fast_packages):
     with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0")) as server:
         for path in golden_images:
             assert send(server, body=path.read_bytes()).body == expected(bundle, path)
         with connect(server) as connection:
             connection.sendall(b"GARBAGE\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+def test_server_uses_uvloop_if_it_is_installed(bundle, digit, monkeypatch):
+    uvloop = pytest.importorskip("uvloop", reason='no uvloop (pip install "edgerec[serve]")')
+    loops, new_event_loop = [], uvloop.new_event_loop
+    monkeypatch.setattr(uvloop, "new_event_loop", lambda: loops.append(new_event_loop()) or loops[0])
+    with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0")) as server:
+        assert send(server, body=digit).status == 200
+    assert len(loops) == 1
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_client_that_waits_for_100_continue_gets_both_responses(bundle, golden_images, digit, fast, request):
+    if not fast:
+        request.getfixturevalue("no_fast_packages")
+    with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0")) as server, connect(server) as client:
+        head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(digit)}\r\nConnection: close\r\n"
+        client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 100 ")
+        client.sendall(digit)
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        assert (response.status, json.loads(response.read())) == (200, expected(bundle, golden_images[3]))
+        assert client.recv(4096) == b""
 
 
 def test_bundle_must_be_signed_if_signers_are_listed(bundle, tmp_path, edgerec):
