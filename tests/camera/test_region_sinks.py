@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import json
 import re
 import sys
@@ -27,6 +29,7 @@ from edgerec.camera.frame import Frame, FrameRegion, Result
 from edgerec.camera.sinks import window
 from edgerec.camera.sinks.console import TextLines
 from edgerec.camera.sinks.csv import CsvFile
+from edgerec.camera.sinks.discovery_topics import MAX_TOPICS, DiscoveryTopics
 from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.image_recorder import ImageRecorder
 from edgerec.camera.sinks.mqtt import Mqtt
@@ -258,6 +261,52 @@ def broker(tmp_path):
     running.stop()
 
 
+def is_announcement(topic, payload):
+    return topic.startswith("homeassistant/") and payload != b""
+
+
+def test_former_regions_are_removed_from_home_assistant(broker, tmp_path):
+    subscriber, runs = MqttSubscriber(broker), itertools.count(1)
+
+    def announce(name, **regions):
+        """Run the sink, and return the IDs of the entities that Home Assistant has afterwards."""
+        address = Broker("127.0.0.1", broker.port, prefix="home")
+        manifest = type(MANIFEST)(**vars(MANIFEST) | {"name": name})
+        with contextlib.closing(Mqtt(address, tmp_path, manifest, sources=("camera", "yard"), regions=regions)) as sink:
+            wait_for(lambda: sink.connected)
+            sink.state(state_change("live"))
+            sink.state(state_change("live", "yard"))
+            wait_for(lambda: sink.waiting == 0)
+        run = next(runs)
+        wait_for(lambda: subscriber.payloads("home/status").count(b"offline") == run)
+        last = {topic: payload for topic, payload, _ in subscriber.messages if "/config" in topic}
+        return {topic.split("/")[3] for topic, payload in last.items() if payload}
+
+    yard = {"yard-label", "yard-score", "yard-live"}
+    door, window = {"camera-door-label", "camera-door-score"}, {"camera-window-label", "camera-window-score"}
+    camera = {"camera-label", "camera-score"}
+    assert announce("signs") - {"camera-live"} == camera | yard
+    for file in tmp_path.glob("*-discovery.json"):  # as if an older version, which had no such file, had announced them
+        file.unlink()
+    assert announce("signs", camera=("door", "window")) - {"camera-live"} == door | window | yard
+    assert announce("signs", camera=("door",)) - {"camera-live"} == door | yard
+    # The entities of another bundle's device are kept, because dashboards may refer to them.
+    assert announce("letters") - {"camera-live"} == door | camera | yard
+    assert announce("signs") - {"camera-live"} == camera | yard
+    subscriber.close()
+
+
+def test_damaged_file_of_discovery_topics_is_replaced(tmp_path):
+    path = tmp_path / "topics.json"
+    for content in ("[", "[]", '{"camera": 1}', '{"camera": [1]}'):
+        path.write_text(content)
+        assert DiscoveryTopics(path).add("camera", ["a"]) == ["a"]
+        assert DiscoveryTopics(path).add("camera", ["b"]) == ["b", "a"]
+    topics = DiscoveryTopics(tmp_path)  # a folder
+    assert topics.add("camera", ["a"]) == ["a"]
+    assert len(topics.add("camera", map(str, range(5000)))) == MAX_TOPICS
+
+
 def test_mqtt_topics_contain_the_region(broker, tmp_path):
     subscriber = MqttSubscriber(broker)
     sink = Mqtt(
@@ -275,7 +324,7 @@ def test_mqtt_topics_contain_the_region(broker, tmp_path):
         sink.write(region_result("window", "stop", index))
         sink.write(region_result(None, "stop", index, source="yard"))
     wait_for(lambda: len(subscriber.payloads("home/yard/result")) == 3 and sink.waiting == 0)
-    wait_for(lambda: len({topic for topic, _, _ in subscriber.messages if topic.startswith("homeassistant/")}) == 8)
+    wait_for(lambda: len([1 for topic, payload, _ in subscriber.messages if is_announcement(topic, payload)]) == 8)
     sink.close()
     for topic, region, label in (
         ("camera/door", "door", "go"),
@@ -292,7 +341,7 @@ def test_mqtt_topics_contain_the_region(broker, tmp_path):
         assert [(value["frame"], value["label"]) for value in results] == [(index, label) for index in range(3)]
     assert len(subscriber.payloads("home/camera/state")) == 1
     assert subscriber.payloads("home/camera/decision") == []
-    announced = [json.loads(payload) for topic, payload, _ in subscriber.messages if topic.startswith("homeassistant/")]
+    announced = [json.loads(payload) for topic, payload, _ in subscriber.messages if is_announcement(topic, payload)]
     published = {topic for topic, _, _ in subscriber.messages}
     assert {entity["state_topic"] for entity in announced} - {"home/yard/state"} <= published
     subscriber.close()

@@ -16,6 +16,11 @@ from edgerec.contract.manifest import Manifest
 MAX_CHOICES = 100
 
 
+def device_id(manifest: Manifest, prefix: str) -> str:
+    """Return the ID of the Home Assistant device of a bundle, which is a level of the topic of each of its entities."""
+    return safe_name(f"edgerec-{prefix}-{manifest.name}")
+
+
 def discovery(
     manifest: Manifest,
     prefix: str,
@@ -36,7 +41,7 @@ def discovery(
         sources: all sources of the camera, which are used to create unique topics and IDs.
         regions: region names, keyed by source.
     """
-    device, name, regions = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources), regions or {}
+    device, name, regions = device_id(manifest, prefix), source_name(source, sources), regions or {}
     state = f"{prefix}/{name}/state"
     choices = list(dict.fromkeys([*manifest.labels, UNKNOWN]))
     common: dict[str, Any] = {

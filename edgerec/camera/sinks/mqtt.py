@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.camera.frame import Result
+from edgerec.camera.sinks.discovery_topics import DiscoveryTopics
 from edgerec.camera.sinks.events import DecisionChanges, decision_event, safe_name, source_name, source_of
-from edgerec.camera.sinks.homeassistant import discovery
+from edgerec.camera.sinks.homeassistant import device_id, discovery
 from edgerec.camera.sinks.mqtt_client import Broker, BrokerConnection, is_topic_prefix
 from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.camera.source_state import StateChange
@@ -71,7 +72,7 @@ class Mqtt:
 
         Args:
             broker: the broker's address.
-            folder: folder for the file that stores the queued messages.
+            folder: folder for the files that store the queued messages and the discovery topics.
             manifest: the bundle's manifest, which is used to announce the camera to Home Assistant.
             results_per_s: maximum number of results per second for each source or region. 0 disables results, and
                 infinity publishes all of them.
@@ -107,11 +108,13 @@ class Mqtt:
         self._announced: set[str] = set()
         self._wake, self._deadline = threading.Event(), float("inf")
         status = f"{broker.prefix}/status"
+        stem = f"mqtt-{safe_name(f'{broker}/{broker.prefix}')}"
         self._queue = MessageQueue(
-            folder / f"mqtt-{safe_name(f'{broker}/{broker.prefix}')}.sqlite3",
+            folder / f"{stem}.sqlite3",
             max_messages=max_messages,
             max_bytes=max_bytes,
         )
+        self._topics = DiscoveryTopics(folder / f"{stem}-discovery.json")
         try:
             self._connection = BrokerConnection(broker, will_topic=status, will="offline", changed=self._wake.set)
         except BaseException:
@@ -239,12 +242,24 @@ class Mqtt:
     def _publish_discovery(self) -> None:
         with self._lock:
             new = [source for source in self._sources if source in self._seen_sources - self._announced]
+            sources = list(self._sources)
+        self._announced.update(new)
+        if not new or not self._discovery_prefix:
+            return
+        prefix = self._broker.prefix
+        current = {name: discovery(self._manifest, prefix, name, sources, self._regions) for name in sources}
+        current_topics = {topic for messages in current.values() for topic in messages}
         for source in new:
-            self._announced.add(source)
-            if self._discovery_prefix:
-                messages = discovery(self._manifest, self._broker.prefix, source, self._sources, self._regions)
-                for topic, entity in messages.items():
-                    self._publish_retained(f"{self._discovery_prefix}/{topic}", _encode(entity))
+            # The source may have had other regions, or none, in an earlier run.
+            without_regions = discovery(self._manifest, prefix, source, sources)
+            known = self._topics.add(source_name(source, sources), current[source])
+            device = device_id(self._manifest, prefix)
+            former = {topic for topic in known if device in topic.split("/")} | without_regions.keys()
+            # An empty message deletes the retained message at the broker, and the entity in Home Assistant.
+            payloads = dict.fromkeys(sorted(former - current_topics), b"")
+            payloads |= {topic: _encode(entity) for topic, entity in current[source].items()}
+            for topic, payload in payloads.items():
+                self._publish_retained(f"{self._discovery_prefix}/{topic}", payload)
 
     def _send_queued(self) -> None:
         room = WINDOW - len(self._in_flight)
