@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -205,13 +206,15 @@ class Service:
             return (await self._results([content], ["the request's body"]))[0]
 
     async def _results(self, contents: list[bytes], names: list[str]) -> list[dict[str, Any]]:
-        futures: list[asyncio.Future[Classification]] = []
+        # No variable may refer to a future that has failed. The future's exception refers to this function's variables,
+        # so this reference cycle would keep the images in memory until the next garbage collection.
+        futures = deque[asyncio.Future[Classification]]()
         results = []
         try:
-            futures = self._pool.submit(contents)
-            for future, name in zip(futures, names, strict=True):
+            futures.extend(self._pool.submit(contents))
+            for name in names:
                 try:
-                    results.append((await future).to_dict())
+                    results.append((await futures.popleft()).to_dict())
                 except DataError as error:
                     raise HTTPException(400, f"{name} is not a readable image: {error}") from None
         except BusyError:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -178,6 +179,8 @@ class ClassifierPool:
             if isinstance(outcome, Classification):
                 job.future.set_result(outcome)
             else:
+                # The traceback refers to the job, so this reference cycle would keep the image in memory.
+                traceback.clear_frames(outcome.__traceback__)
                 job.future.set_exception(outcome)
 
 

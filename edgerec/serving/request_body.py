@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +154,11 @@ class _Parts:
         self._parse_header = parse_header
         self._name, self._value, self._headers = b"", b"", dict[bytes, bytes]()
         self._content = list[bytes | memoryview]()
-        self.callbacks = {
+
+    @property
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        """The methods by the parser's names. Storing them would create a reference cycle that keeps the files."""
+        return {
             "on_part_begin": self._begin,
             "on_header_field": self._header_name,
             "on_header_value": self._header_value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import os
@@ -358,6 +359,22 @@ def test_form_is_in_memory_once_while_its_files_are_classified(bundle, digit, bl
             tracemalloc.stop()
             blocked.release.set()
             assert response.result(30).status == 200
+
+
+def test_rejected_images_are_released_without_garbage_collection(bundle, digit):
+    with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0", workers=1)) as server:
+        body, kind = form(("digit.png", digit), *[("text.png", bytes(1_000_000))] * 2)
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(10):
+                assert send(server, body=bytes(2_000_000)).status == 400
+                assert send(server, body=body, kind=kind).status == 400
+            # The worker thread refers to its last image until the next one arrives.
+            wait_for(lambda: tracemalloc.get_traced_memory()[0] < 6_000_000)
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 def test_image_that_has_waited_too_long_is_not_classified(server, digit, monkeypatch):
