@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from edgerec import DeployOptions, device_status
 
 # The time limit is long, because an emulated device can be 20 times slower than a Raspberry Pi.
-OPTIONS = DeployOptions(healthy_within_s=600, settle_s=10)
+OPTIONS = DeployOptions(config=Path(__file__).with_name("camera.toml"), healthy_within_s=600, settle_s=10)
 CAMERA_TIMEOUT_S = 400.0
 
 
