@@ -74,8 +74,9 @@ class Service:
             self.restarts += 1
 
     def _run_once(self):
-        self.invocation, self.result = uuid.uuid4().hex, "success"
-        self.state, self.sub_state = "activating", "start"
+        with self._lock:  # so that show() does not return the new invocation with the result of the previous one
+            self.invocation, self.result = uuid.uuid4().hex, "success"
+            self.state, self.sub_state = "activating", "start"
         unit = self._unit()
         environment = {**os.environ, FROM_SERVICE: "1"}
         for command in unit.get("ExecStartPre", []):
@@ -152,15 +153,16 @@ class Service:
         return float(self._unit().get(key, [default])[0]) * SCALE
 
     def show(self, names):
-        values = {
-            "ActiveState": self.state,
-            "SubState": self.sub_state,
-            "MainPID": self.pid,
-            "NRestarts": self.restarts,
-            "Result": self.result,
-            "InvocationID": self.invocation,
-            "ExecMainStatus": self.exit_status,
-        }
+        with self._lock:
+            values = {
+                "ActiveState": self.state,
+                "SubState": self.sub_state,
+                "MainPID": self.pid,
+                "NRestarts": self.restarts,
+                "Result": self.result,
+                "InvocationID": self.invocation,
+                "ExecMainStatus": self.exit_status,
+            }
         self._shown.set()
         return "".join(f"{name}={values[name]}\n" for name in names)
 
