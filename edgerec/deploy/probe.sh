@@ -28,20 +28,21 @@ say "free_kib $(df -Pk "$folder" | awk 'NR == 2 { print $4 }')"
 say "agent $(sha256sum "$prefix/agent.py" 2>/dev/null | cut -d ' ' -f 1)"
 
 # The path of each Python version is printed once. Several names can lead to the same version.
+# Without -I, Python would import modules from the user's home folder.
 versions=' '
 for name in /usr/bin/python3 python3 python3.9 python3.10 python3.11 python3.12 python3.13 python3.14; do
   path=$(command -v "$name") || continue
-  version=$("$path" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+  version=$("$path" -Ic 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
   case $versions in *" $version "*) continue ;; esac
   versions="$versions$version "
   say "python $version $path"
-  if "$path" -c 'import ensurepip, venv' 2>/dev/null; then say "venv $version"; fi
+  if "$path" -Ic 'import ensurepip, venv' 2>/dev/null; then say "venv $version"; fi
 done
 
 # Packages of the system's Python that the camera can use.
 find_package='import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)'
 for name in picamera2 lgpio; do
-  if /usr/bin/python3 -c "$find_package" "$name" 2>/dev/null; then say "$name yes"; fi
+  if /usr/bin/python3 -Ic "$find_package" "$name" 2>/dev/null; then say "$name yes"; fi
 done
 
 for node in /dev/video*; do

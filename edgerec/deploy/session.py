@@ -72,8 +72,9 @@ class Session:
             program = quoted(posixpath.join(device.prefix, "agent.py"))
         else:
             program = f"-c {quoted(_RUN_SOURCE)} {len(source)}"
+        # Without -I, Python would import modules from the user's home folder.
         self._command: Command = connection.command(
-            f"exec {sudo}{quoted(python)} {program} {arguments} --prefix {quoted(device.prefix)}"
+            f"exec {sudo}{quoted(python)} -I {program} {arguments} --prefix {quoted(device.prefix)}"
         )
         if not self.installed:
             self._command.write(source)

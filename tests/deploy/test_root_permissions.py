@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +45,16 @@ def test_verification_runs_as_nobody_with_the_groups_of_the_service(device, make
     assert report["writable"] == [report["home"]]
     assert report["home"] != "/root"
     assert not os.path.exists(report["home"])
+
+
+def test_agent_does_not_import_modules_from_the_home_folder(make_device, make_bundle):
+    device = make_device()
+    device.run(
+        "mkdir -m 755 /run/pi && echo 'raise ImportError' | tee /run/pi/tempfile.py >/run/pi/glob.py && "
+        "sed -i 's|:/tmp:/bin/sh|:/run/pi:/bin/sh|' /etc/passwd"
+    )
+    pi = replace(device.device, address="pi@test-device")
+    assert deploy_bundle(make_bundle(), pi, DeployOptions(settle_s=0)).changed
 
 
 def test_virtual_environment_belongs_to_root(device, make_bundle):
