@@ -7,7 +7,8 @@
 ``throughput`` sends JPEG files over persistent connections from a client process. Each response must be equal to the
 prediction of ``edgerec predict``. The classifier's own throughput is that of a loop in each of as many threads, which
 decodes and classifies the same files. Both measurements alternate. The server or the loop runs on one CPU, and the
-client on another, so that the client takes no time from the server. On a machine with other load, the CPU time per
+client on another, so that the client takes no time from the server. The time that the kernel needs for the server's
+connections counts as time of the server. On a machine with other load, the CPU time per
 image is more reliable than the throughput.
 
 ``memory`` samples the memory of the server while the clients send requests, one per cent of which are refused.
