@@ -108,6 +108,7 @@ def installed(device, address, running_release):
     device.cut_power()
     device.start(snapshot="deployed")
     yield running_release
+    classifying_release(device, address)  # Wait until the restored release has started.
     status = device_status(address)
     assert (status.release, status.service, status.on_trial) == (running_release, "active", False)
     assert classifying_release(device, address, status.camera["frames"] + 10) == running_release
