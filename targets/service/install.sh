@@ -237,7 +237,7 @@ install_wheels() {
     # pip resolves dependencies for the 64-bit kernel. Therefore dependencies are installed explicitly, except NumPy and
     # OpenCV, which are system packages.
     install_from --no-deps -r "$here/requirements.txt"
-    install_from 'typer>=0.15' 'starlette>=1.0' 'uvicorn>=0.40'
+    install_from 'typer>=0.15' 'starlette>=1.0' 'uvicorn>=0.40' 'paho-mqtt>=2.0' 'prometheus-client>=0.20' 'gpiozero>=2.0'
   else
     install_from -r "$here/requirements.txt"
   fi

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import uuid
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -434,7 +436,26 @@ def test_install_works_on_a_32_bit_system_with_a_64_bit_kernel(install_sh):
     assert install_sh(target=this_machine(arch=("armv7l",))).returncode == 0
     first, second = (install_sh.path / "pip").read_text().splitlines()
     assert "--no-deps -r " in first
-    assert second.endswith("typer>=0.15 starlette>=1.0 uvicorn>=0.40")
+    assert set(second.split()) > required_packages("rpi-32bit")
+
+
+def required_packages(target):
+    """Return edgerec's requirements on a target, without the runtime and the packages without wheels for 32-bit ARM."""
+    without = ("numpy", "opencv", "ai-edge-litert", "tflite-runtime", "lgpio")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = re.search(r"\[(.*)\]", Target.load(target).requirements[0])[1].split(",")
+    requirements = [*project["dependencies"], *chain(*(project["optional-dependencies"][extra] for extra in extras))]
+    return {text for text in requirements if not text.startswith(without)}
+
+
+def test_readme_of_a_32_bit_bundle_installs_all_packages():
+    (line,) = [line for line in Target.load("rpi-32bit").commands if "--no-deps" in line]
+    assert set(re.findall(r"'(.*?)'", line)) == required_packages("rpi-32bit")
+
+
+def test_bundle_for_desktop_linux_does_not_require_lgpio_which_has_no_wheels_for_glibc_2_31():
+    assert "gpio" not in Target.load("desktop-linux").requirements[0]
+    assert "glibc 2.31" in Target.load("desktop-linux").systems[0]
 
 
 def test_undo_keeps_packages_that_others_need_and_files_of_the_user(install_sh):
