@@ -105,7 +105,7 @@ def wheels_in(find_links: str) -> list[tuple[str, int, int]]:
     Args:
         find_links: folder or URL as for pip's ``--find-links``. The list is empty if it is not a local folder.
     """
-    paths = sorted(Path(find_links).glob("*.whl")) if find_links else []
+    paths = sorted(path for path in Path(find_links).glob("*.whl") if path.is_file()) if find_links else []
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 

@@ -29,6 +29,7 @@ def facts():
         cameras=(),
         camera_module=False,
         picamera2=False,
+        lgpio=False,
         systemd=True,
         root="root",
         agent_digest="",
@@ -39,7 +40,7 @@ def changed_wheel():
     """Return a wheel with the same version as that of the bundle and another file."""
     content = io.BytesIO(small_wheel()[1])
     with zipfile.ZipFile(content, "a") as archive:
-        archive.writestr("added.py", "")
+        archive.writestr(zipfile.ZipInfo("added.py"), "")
     return content.getvalue()
 
 
@@ -57,6 +58,7 @@ def test_new_wheel_in_the_folder_of_find_links_is_used(tmp_path, make_bundle, fa
     wheel = tmp_path / f"edgerec-{SMALL_VERSION}-1-py3-none-any.whl"
     wheel.write_bytes(small_wheel()[1])
     assert found().name == wheel.name
+    wheel.with_name("deleted-1-py3-none-any.whl").symlink_to("missing")
     wheel.write_bytes(changed_wheel())
     assert found().read_bytes() == changed_wheel()
     assert found() == found()
