@@ -31,6 +31,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,10 @@ START_S = 20
 LOCK_S = 1.0
 # ID of the user and of the group "nobody", which may only read files that all users may read.
 NOBODY = 65534
+# Option of prctl(2) that makes a process the parent of all descendants whose own parents have ended.
+PR_SET_CHILD_SUBREAPER = 36
+# Maximum time in seconds for ending the processes that a program has left running.
+KILL_S = 10.0
 # File name suffix of backups that are restored if a new release fails.
 PREVIOUS = ".previous"
 # Suffix that is added to the name of a folder before the folder is deleted.
@@ -214,8 +219,17 @@ def run(command: list[str], timeout_s: float = COMMAND_TIMEOUT_S, **options: Any
 
 
 def run_as_nobody(command: list[str], groups: Sequence[int] = ()) -> tuple[int, str, str]:
-    """Run a program like :func:`run`, but as the user ``nobody`` with an empty home folder."""
+    """Run a program like :func:`run`, but as the user ``nobody`` with an empty home folder.
+
+    Processes that the program has left running are killed.
+
+    Raises:
+        AgentError: the program has left processes that cannot be killed.
+    """
+    import ctypes  # Some builds of Python lack this module, but boot-check must work there.
+
     home = tempfile.mkdtemp(prefix="edgerec-")
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         os.chown(home, NOBODY, NOBODY)
         path = os.environ.get("PATH", "/usr/bin:/bin")
@@ -223,15 +237,75 @@ def run_as_nobody(command: list[str], groups: Sequence[int] = ()) -> tuple[int, 
         user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": list(groups)}
         return run(command, INSTALL_TIMEOUT_S, env=environment, cwd=home, **user)
     finally:
+        kill_children(command[0])
         shutil.rmtree(home, ignore_errors=True)
 
 
-def change_owner(folder: str, owner: int) -> None:
-    """Change the user and the group of a folder and its content, but not of the targets of symbolic links."""
-    for _, folders, files, descriptor in os.fwalk(folder):
+def kill_children(program: str) -> None:
+    """Kill all child processes of the user ``nobody``. Their own children become children of this process.
+
+    Raises:
+        AgentError: new processes were started faster than they were killed.
+    """
+    deadline_s = time.monotonic() + KILL_S
+    while True:
+        children = [process for process in os.listdir("/proc") if process.isdecimal() and is_child_of_nobody(process)]
+        if not children:
+            return
+        if time.monotonic() > deadline_s:
+            raise AgentError(
+                f"{os.path.basename(program)} has started processes that cannot be ended: restart the device, and do "
+                "not use this bundle",
+                "install",
+            )
+        for process in children:
+            os.kill(int(process), signal.SIGKILL)
+        for process in children:
+            os.waitpid(int(process), 0)
+
+
+def is_child_of_nobody(process: str) -> bool:
+    """Return whether a process is a child of this process, and runs as the user ``nobody``."""
+    status = (read_bytes(f"/proc/{process}/status") or b"").decode("utf-8", "replace")
+    return f"\nPPid:\t{os.getpid()}\n" in status and f"\nUid:\t{NOBODY}\t" in status
+
+
+def give_to_nobody(folder: str) -> None:
+    """Make the user ``nobody`` the owner of a folder and its content, but not of the targets of symbolic links."""
+    # A folder is changed after its content, so that processes of nobody cannot replace the content meanwhile.
+    for _, folders, files, descriptor in os.fwalk(folder, topdown=False, onerror=raise_error):
         for name in folders + files:
-            os.chown(name, owner, owner, dir_fd=descriptor, follow_symlinks=False)
-        os.chown(descriptor, owner, owner)
+            os.chown(name, NOBODY, NOBODY, dir_fd=descriptor, follow_symlinks=False)
+        os.chown(descriptor, NOBODY, NOBODY)
+
+
+def return_to_root(folder: str) -> None:
+    """Make root the owner of a folder and its content, and the only user who can change them."""
+    for _, folders, _, descriptor in os.fwalk(folder, onerror=raise_error):
+        # A folder is changed before its content, so that processes of nobody cannot add or replace entries.
+        # The mode also applies to access control lists.
+        os.chown(descriptor, 0, 0)
+        os.chmod(descriptor, 0o755)
+        folders.clear()
+        for name in os.listdir(descriptor):
+            os.chown(name, 0, 0, dir_fd=descriptor, follow_symlinks=False)
+            mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                folders.append(name)
+            elif not stat.S_ISLNK(mode):
+                os.chmod(name, mode & 0o755, dir_fd=descriptor)
+
+
+def is_complete_venv(path: str) -> bool:
+    """Return whether a virtual environment is completely installed. Only root can mark an environment as complete."""
+    try:
+        return os.lstat(os.path.join(path, ".complete")).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def raise_error(error: OSError) -> None:
+    raise error
 
 
 def service_groups(unit: str) -> list[int]:
@@ -529,7 +603,7 @@ class Installation:
             if name != self.current() and name != keep_release and not self.complete_name(name):
                 remove_path(os.path.join(self.releases, name))
         for name in os.listdir(self.venvs):
-            complete = os.path.exists(os.path.join(self.venvs, name, ".complete")) and not name.endswith(REMOVED)
+            complete = is_complete_venv(os.path.join(self.venvs, name)) and not name.endswith(REMOVED)
             if name != keep_venv and not complete:
                 remove_path(os.path.join(self.venvs, name))
         for folder in (self.store, self.releases, self.venvs):
@@ -542,7 +616,7 @@ class Installation:
     def install(self, job: dict[str, Any], log: Log) -> None:
         """Install a job's release and its virtual environment unless both are already installed."""
         release, venv = job["release"], os.path.join(self.venvs, job["venv"])
-        if self.is_complete(release) and os.path.exists(os.path.join(venv, ".complete")):
+        if self.is_complete(release) and is_complete_venv(venv):
             log.step("install", "skipped", "the release is already installed")
             return
         log.step("install", "running", "creating the virtual environment")
@@ -568,7 +642,7 @@ class Installation:
         log.step("install", "done", f"release {release}")
 
     def create_venv(self, venv: str, job: dict[str, Any], log: Log) -> None:
-        if os.path.exists(os.path.join(venv, ".complete")):
+        if is_complete_venv(venv):
             return
         remove_path(venv)
         options = ["--system-site-packages"] if job["system_packages"] else []
@@ -580,7 +654,7 @@ class Installation:
                 "install",
             )
         # A wheel can replace modules that pip imports after the wheel was unpacked, so pip must not run as root.
-        change_owner(venv, NOBODY)
+        give_to_nobody(venv)
         # The wheels are hard links to files of the store, which must remain files of root.
         links = venv + "/wheels"
         os.mkdir(links)
@@ -599,8 +673,10 @@ class Installation:
         if code:
             reason = last_line(errors + output)
             raise AgentError(f"pip cannot install the packages: {reason}", "install")
-        remove_path(links)
-        change_owner(venv, 0)
+        # A wheel may contain a file with the name .complete.
+        for path in (links, os.path.join(venv, ".complete")):
+            remove_path(path)
+        return_to_root(venv)
         write_json(os.path.join(venv, "wheels.json"), job["wheels"])
         os.sync()
         write_file(os.path.join(venv, ".complete"), b"")
@@ -1187,12 +1263,12 @@ def command_session(installation: Installation) -> None:
             session_lock, lock = installation.lock_session(request["host"])
             reply({"locked": True})
         elif kind == "plan":
-            venv = os.path.join(installation.venvs, request["venv"], ".complete")
+            venv = os.path.join(installation.venvs, request["venv"])
             complete = installation.is_complete(request["release"])
             reply(
                 {
                     "missing": installation.missing(request["files"]),
-                    "venv": os.path.exists(venv),
+                    "venv": is_complete_venv(venv),
                     "complete": complete,
                     **installation.status(),
                 }

@@ -18,7 +18,8 @@ from edgerec.deploy import agent
 from tests.deploy.conftest import HAS_DEVICES, REASON
 
 NOBODY = 65534
-# This script stands in for Python. It creates an environment whose pip reports its user ID and tries to change a wheel.
+# This script stands in for Python. It creates an environment whose pip reports its user ID, tries to change a wheel,
+# and creates files and a process that could change the environment later.
 PYTHON = """#!/bin/sh
 mkdir -p "$3/bin"
 cat >"$3/bin/python" <<'END'
@@ -27,6 +28,9 @@ environment=$(dirname "$(dirname "$0")")
 id -u >"$environment/uid"
 for wheel in "$environment"/wheels/*; do echo changed >>"$wheel"; done 2>/dev/null
 ln -s /etc/passwd "$environment/link"
+mkdir -m 777 "$environment/open" && echo open >"$environment/open/file" && chmod 4777 "$environment/open/file"
+echo nobody >"$environment/.complete"
+(setsid sleep 1000 >/dev/null 2>&1 & echo $! >"$environment/process")
 END
 chmod 755 "$3/bin/python"
 """
@@ -62,25 +66,59 @@ def test_virtual_environment_belongs_to_root(device, make_bundle):
     assert device.run("find /opt/edgerec ! -user root -o ! -group root -o -perm /022 ! -type l") == ""
 
 
-@pytest.mark.skipif(not HAS_DEVICES, reason=REASON)
-def test_pip_does_not_run_as_root():
+@pytest.fixture
+def create_venv():
+    """Return a function that creates a virtual environment with a fake Python, and returns its path."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         installation = agent.Installation(f"{folder}/opt")
-        for path in (installation.prefix, installation.store, installation.venvs):
+        for path in (installation.prefix, installation.store, installation.venvs, installation.releases):
             os.mkdir(path, 0o755)
         python = Path(folder, "python")
-        python.write_text(PYTHON)
-        python.chmod(0o755)
         digest = "0" * 64
         agent.write_file(installation.store_path(digest), b"wheel")
         venv = Path(installation.venvs, "venv")
         job = {"python": str(python), "system_packages": False, "wheels": {"small-1-py3-none-any.whl": digest}}
-        installation.create_venv(str(venv), job, SimpleNamespace(step=lambda *arguments: None))
-        assert (venv / "uid").read_text() == f"{NOBODY}\n"
-        assert (venv / ".complete").exists()
-        assert Path(installation.store_path(digest)).read_bytes() == b"wheel"
-        owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in [venv, *venv.rglob("*")]}
-        assert owners == {(0, 0)}
-        assert stat.S_ISLNK((venv / "link").lstat().st_mode)
-        assert Path("/etc/passwd").stat().st_uid == 0
+
+        def create(script=PYTHON):
+            python.write_text(script)
+            python.chmod(0o755)
+            installation.create_venv(str(venv), job, SimpleNamespace(step=lambda *arguments: None))
+            assert Path(installation.store_path(digest)).read_bytes() == b"wheel"
+            return venv
+
+        yield create
+
+
+@pytest.mark.skipif(not HAS_DEVICES, reason=REASON)
+def test_pip_does_not_run_as_root(create_venv):
+    venv = create_venv()
+    assert (venv / "uid").read_text() == f"{NOBODY}\n"
+    assert (venv / ".complete").read_bytes() == b""
+    owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in [venv, *venv.rglob("*")]}
+    assert owners == {(0, 0)}
+    assert stat.S_ISLNK((venv / "link").lstat().st_mode)
+    assert Path("/etc/passwd").stat().st_uid == 0
+
+
+@pytest.mark.skipif(not HAS_DEVICES, reason=REASON)
+def test_only_root_can_change_the_virtual_environment(create_venv):
+    venv = create_venv()
+    modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in venv.rglob("*") if not path.is_symlink()}
+    assert (modes["open"], modes["file"]) == (0o755, 0o755)
+    assert not any(mode & 0o7022 for mode in modes.values())
+
+
+@pytest.mark.skipif(not HAS_DEVICES, reason=REASON)
+def test_processes_that_pip_leaves_running_are_killed(create_venv):
+    process = int((create_venv() / "process").read_text())
+    assert not Path(f"/proc/{process}").exists()
+
+
+@pytest.mark.skipif(not HAS_DEVICES, reason=REASON)
+def test_wheel_cannot_mark_a_virtual_environment_as_complete(create_venv):
+    with pytest.raises(agent.AgentError, match="pip cannot install"):
+        create_venv(PYTHON.replace("END\nchmod", "exit 1\nEND\nchmod"))
+    venv = create_venv()
+    assert (venv / ".complete").read_bytes() == b""
+    assert (venv / "wheels.json").exists()
