@@ -58,7 +58,8 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         f"# {manifest.name}",
         "",
         f"An image classifier for: {target.title} ({', '.join(target.arch)}).",
-        *(_DEPLOYMENT if target.service else ()),
+        # edgerec deploy cannot download wheels for 32-bit ARM.
+        *(_DEPLOYMENT if target.service and "armv7l" not in target.arch else ()),
         "Copy this folder to the device, and open a terminal in it there.",
         *_system_packages(target),
         "Then run these commands:",

@@ -342,6 +342,9 @@ def test_readme_and_install_script_create_the_same_environment(bundle, name):
     assert set(sources) <= {"auto", "auto`"}
     assert len(sources) >= 3
     assert 'sources = ["auto"]' in script
+    assert ("`edgerec deploy BUNDLE USER@DEVICE`" in text) is (
+        name == "rpi"
+    )  # deployments to 32-bit systems are refused
 
 
 @pytest.mark.parametrize("driver", ["unicam-image", "rp1-cfe-csi2_ch0", "HD Webcam C270"])
