@@ -136,7 +136,6 @@ class DeviceFacts:
         cameras: paths of the video devices that are cameras.
         camera_module: whether a camera module of a Raspberry Pi is connected.
         picamera2: whether the system's Python can import picamera2, which is required for camera modules.
-        lgpio: whether the system's Python can import lgpio, which is required for GPIO pins.
         systemd: whether systemd manages the services.
         root: ``root`` if the user is root, ``sudo`` if sudo needs no password, or an empty string otherwise.
         agent_digest: SHA-256 digest of the installed agent, or an empty string if no agent is installed.
@@ -153,7 +152,6 @@ class DeviceFacts:
     cameras: tuple[str, ...]
     camera_module: bool
     picamera2: bool
-    lgpio: bool
     systemd: bool
     root: str
     agent_digest: str
@@ -192,15 +190,22 @@ class DeviceFacts:
             cameras=tuple(cameras),
             camera_module=camera_module,
             picamera2=values.get("picamera2") == "yes",
-            lgpio=values.get("lgpio") == "yes",
             systemd=values.get("systemd") == "yes",
             root=values.get("root", ""),
             agent_digest=values.get("agent", ""),
         )
 
-    def needs_system_packages(self, target: Target) -> bool:
-        """Return whether a virtual environment for ``target`` must import packages of the system's Python."""
-        return "picamera2" in target.sources and (self.camera_module or self.lgpio)
+    def uses_system_packages(self, target: Target, python: str) -> bool:
+        """Return whether a virtual environment can import the packages of the system's Python, as with install.sh.
+
+        The packages picamera2 and lgpio may also be installed later, because an environment is not created again for
+        the same bundle.
+
+        Args:
+            target: target of the bundle.
+            python: Python version of the virtual environment.
+        """
+        return "picamera2" in target.sources and self.pythons.get(python) == "/usr/bin/python3"
 
 
 def _number(text: str) -> int:

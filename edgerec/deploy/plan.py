@@ -131,7 +131,7 @@ class Plan:
             progress("plan", "running", "collecting the packages for the device")
             found = find_wheels(package.bundle, package.target, facts, python, options.find_links)
         wheels = {path.name: contents.add(path) for path in found.paths}
-        system_packages = facts.needs_system_packages(package.target)
+        system_packages = facts.uses_system_packages(package.target, python)
         path = facts.pythons[python]
         venv = venv_digest(wheels, f"{path} {python}", system_packages)
         if not options.dry_run:

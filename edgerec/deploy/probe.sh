@@ -39,11 +39,8 @@ for name in /usr/bin/python3 python3 python3.9 python3.10 python3.11 python3.12 
   if "$path" -Ic 'import ensurepip, venv' 2>/dev/null; then say "venv $version"; fi
 done
 
-# Packages of the system's Python that the camera can use.
-find_package='import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)'
-for name in picamera2 lgpio; do
-  if /usr/bin/python3 -Ic "$find_package" "$name" 2>/dev/null; then say "$name yes"; fi
-done
+find_picamera2='import importlib.util, sys; sys.exit(importlib.util.find_spec("picamera2") is None)'
+if /usr/bin/python3 -Ic "$find_picamera2" 2>/dev/null; then say "picamera2 yes"; fi
 
 for node in /dev/video*; do
   if [ -e "$node" ]; then say "camera $node $(cat "/sys/class/video4linux/${node#/dev/}/name" 2>/dev/null)"; fi

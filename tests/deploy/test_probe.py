@@ -50,12 +50,12 @@ def test_codecs_of_a_raspberry_pi_are_not_cameras():
     assert found.camera_module
 
 
-def test_packages_of_the_system_are_used_for_camera_modules_and_gpio_pins(make_bundle):
+def test_packages_that_are_installed_on_a_pi_later_can_be_used():
     rpi, desktop = Target.load("rpi"), Target.load("desktop-linux")
-    assert not facts("camera /dev/video0 USB Camera").needs_system_packages(rpi)
-    assert facts("camera /dev/video0 unicam").needs_system_packages(rpi)
-    assert facts(lgpio="yes").needs_system_packages(rpi)
-    assert not facts(lgpio="yes").needs_system_packages(desktop)
+    assert facts("camera /dev/video0 USB Camera").uses_system_packages(rpi, "3.11")
+    assert not facts().uses_system_packages(desktop, "3.11")
+    # Only the system's own Python can import Debian's packages.
+    assert not facts(python="3.11 /usr/local/bin/python3.11").uses_system_packages(rpi, "3.11")
 
 
 def test_32_bit_system_with_64_bit_kernel_is_32_bit():

@@ -29,7 +29,6 @@ def facts():
         cameras=(),
         camera_module=False,
         picamera2=False,
-        lgpio=False,
         systemd=True,
         root="root",
         agent_digest="",
