@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SLOW_S = 10.0
 # Maximum number of pipelined requests, i.e. requests sent before the first response is received.
 MAX_PIPELINED = 16
+# Response to a request that is not HTTP.
+_INVALID_REQUEST = b'{"error": "the request is not valid HTTP: check the client"}'
 # Maximum time in seconds to wait for the server's thread after all connections have been aborted.
 STOP_S = 2.0
 
@@ -139,6 +141,12 @@ class _Limited(_Protocol):
         elif not is_idle and self._request_timer is not None:
             self._request_timer.cancel()
             self._request_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Reject an invalid request with a JSON body like all other requests, because uvicorn sends plain text."""
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
+        self.transport.write(head + b"%d\r\n\r\n%s" % (len(_INVALID_REQUEST), _INVALID_REQUEST))
+        self.transport.close()
 
     def pause_writing(self) -> None:
         """Start the send timeout when the send buffer is full."""

@@ -261,6 +261,15 @@ def test_bad_request_gets_a_status_and_an_error(server, name, caplog):
     assert not caplog.records  # Malformed requests must not fill the log.
 
 
+def test_invalid_http_gets_a_json_error(server):
+    with socket.create_connection(("127.0.0.1", urlsplit(server.address).port), 30) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert json.loads(body) == {"error": "the request is not valid HTTP: check the client"}
+
+
 def test_error_in_a_form_cancels_its_other_files(server, digit, caplog):
     body, kind = form(("a.txt", b"text"), *[("digit.png", digit)] * 30)
     for _ in range(10):
