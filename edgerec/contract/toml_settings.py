@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edgerec.contract.format_detection import reason
@@ -128,6 +128,8 @@ def describe_type(kind: Any) -> str:
     """Describe a type for an error message, e.g. as ``a list of strings``."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is UnionType:
+        return " or ".join(describe_type(each) for each in get_args(kind) if each is not NoneType)
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         return "a list of strings" if item is str else f"a list of {describe_type(item)}"

@@ -62,6 +62,7 @@ def test_devices_are_read_with_defaults_and_paths_relative_to_the_file(write, tm
         ("[[device]]\nname='a'", "[[device]] 1 (a): the key 'host' is missing"),
         ("[[device]]\nname='a'\nhost='b'\nprot=1", "[[device]] 1 (a): unknown device key 'prot'; did you mean 'port'?"),
         ("[[device]]\nname='a'\nhost='b'\nport='1'", "[[device]] 1 (a): port is '1', expected 1 to 65535"),
+        ("[[device]]\nname='a'\nhost='b'\nconfig=1", "[[device]] 1 (a): config is 1, expected a string"),
         ("[[device]]\nname='a'\nhost='b'\nport=0", "port is 0, expected 1 to 65535"),
         ("[[device]]\nname='-a'\nhost='b'", "[[device]] 1: name is '-a', expected up to 64 letters"),
         ("[[device]]\nname='a'\nhost='-oProxyCommand=x'", "host is '-oProxyCommand=x', expected user@host"),
