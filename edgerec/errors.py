@@ -34,7 +34,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from edgerec.utils.text import printable
+from edgerec.utils.text import printable, shortened
 
 # Maximum length of an error message. Longer messages are shortened in the middle.
 MAX_MESSAGE_CHARACTERS = 1000
@@ -45,9 +45,7 @@ class EdgerecError(Exception):
 
     def __str__(self) -> str:
         """Return the message as a single line of at most about 1000 characters, escaping unprintable characters."""
-        text = printable(super().__str__().strip())
-        half = MAX_MESSAGE_CHARACTERS // 2
-        return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:half]} … {text[-half:]}"
+        return shortened(printable(super().__str__().strip()), MAX_MESSAGE_CHARACTERS)
 
 
 class RecipeError(EdgerecError, ValueError):

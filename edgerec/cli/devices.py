@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgerec.cli.output import JsonOption, parse_duration_s, say, show_json, table
+from edgerec.utils.text import shortened
 
 if TYPE_CHECKING:
     from edgerec.deploy.fleet_status import DeviceReport
@@ -17,6 +18,8 @@ DEVICES_HELP = "TOML file that lists the devices."
 TAG_HELP = "Show only devices with this tag. May be repeated."
 _COLUMNS = ("device", "state", "release", "fps", "last decision", "temperature", "free", "seen")
 _OPTIONAL = ("seen", "temperature", "free", "release")
+# Maximum length of a release or a label, because a faulty device may send any text.
+_MAX_CHARACTERS = 60
 _UNITS_S = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -35,6 +38,7 @@ def devices(
     """
     from edgerec.deploy.devices_file import read_devices, select_devices
     from edgerec.deploy.fleet_status import fleet_status
+    from edgerec.errors import MAX_MESSAGE_CHARACTERS
 
     timeout_s = parse_duration_s(timeout)
     selected = select_devices(read_devices(devices_file), names or (), tag)
@@ -45,7 +49,7 @@ def devices(
         table(_COLUMNS, [_row(report) for report in reports], optional=_OPTIONAL)
         for report in reports:
             if report.error:
-                say(f"{report.name}: {report.error}")
+                say(f"{report.name}: {shortened(report.error, MAX_MESSAGE_CHARACTERS)}")
     if any(report.status is None for report in reports):
         raise typer.Exit(1)
 
@@ -57,9 +61,9 @@ def _row(report: DeviceReport) -> tuple[str, ...]:
     return (
         report.name,
         report.state,
-        status.release if status and status.release else "–",
+        shortened(status.release, _MAX_CHARACTERS) if status and status.release else "–",
         f"{camera['fps']:.1f}" if camera else "–",
-        f"{last['label']} {last['score']:.2f}" if last else "–",
+        f"{shortened(last['label'], _MAX_CHARACTERS)} {last['score']:.2f}" if last else "–",
         "–" if temperature_c is None else f"{temperature_c:.0f} °C",
         _size(status.free_bytes) if status else "–",
         _ago(report.seen_s),

@@ -164,7 +164,7 @@ class DeviceFacts:
         venv_pythons, cameras, camera_module = [], [], False
         for line in lines:
             key, _, value = line.partition(" ")
-            if key == "python" and (match := re.fullmatch(r"(3\.\d{1,2}) (/\S+)", value)):
+            if key == "python" and (match := re.fullmatch(r"(3\.[0-9]{1,2}) (/[!-~]+)", value)):
                 pythons[match[1]] = match[2]
             elif key == "venv":
                 venv_pythons.append(value)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from edgerec.contract.bundle import MANIFEST, Bundle
 from edgerec.contract.signature import SIGNATURE
@@ -69,6 +69,11 @@ class Package:
         if bundle.signature is not None:
             contents[SIGNATURE] = bundle.signature
         return cls(bundle, target, contents, sha256(bundle.manifest_content)[:16], unit)
+
+
+class _PlanReply(TypedDict):
+    venv: bool
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class Plan:
         if not options.dry_run:
             session.request("lock", host=socket.gethostname())
         reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
+        session.check(reply, _PlanReply)
         missing = missing_files(reply, contents)
         if reply["complete"]:
             # If the release is already installed, only a new signature is sent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import time
 from contextlib import suppress
@@ -17,16 +18,19 @@ from edgerec.deploy.plan import Package, Plan, check_space
 from edgerec.deploy.probe import check_device, probe
 from edgerec.deploy.service_config import DEFAULT_CONFIG, read_config, read_text, uses_first_camera
 from edgerec.deploy.session import Session, agent_python, agent_source
-from edgerec.deploy.ssh import Connection, ConnectionLostError
+from edgerec.deploy.ssh import Connection, ConnectionLostError, too_much_output
 from edgerec.deploy.transfer import send_contents
 from edgerec.deploy.unit import service_unit
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
+from edgerec.utils.text import shortened
 
 # Time in seconds for which the host tries to reconnect to a device, which may be rebooting.
 RECONNECT_S = 300.0
 # Pause in seconds between two attempts to reconnect to a device.
 RECONNECT_PAUSE_S = 2.0
+# Number of steps of a job before and after the monitoring of a release, and number of characters of a step's text.
+MAX_STEP_LINES, MAX_STEP_CHARACTERS = 1000, 1000
 
 
 def deploy_bundle(
@@ -59,7 +63,7 @@ def deploy_bundle(
         python = check_device(facts, package.target, device)
         progress("check", "done", f"{facts.system}, {facts.machine}, Python {python}")
         session = Session(connection, facts)
-        status = session.request("status")
+        status = session.status()
         _check_unit(status, device)
         unit = service_unit(package.unit, device.prefix, agent_python(facts, device.label))
         if config is None and not status["config"]:
@@ -126,7 +130,7 @@ def _run_without_bundle(
                 f"cannot use {device.label}: root permissions are required; connect as root", step="check"
             )
         session = Session(connection, facts)
-        status = session.request("status")
+        status = session.status()
         if do == "rollback" and not status["previous"]:
             raise DeployError(
                 f"{device.label} has no previous release to which it can be rolled back: deploy a bundle", step="plan"
@@ -184,7 +188,7 @@ def _check_unit(status: dict[str, Any], device: Device) -> None:
     """Raise an error if the camera service was installed with another prefix or with install.sh."""
     if not status["foreign_unit"]:
         return
-    if prefix := status["unit_prefix"]:
+    if prefix := shlex.quote(status["unit_prefix"]) if status["unit_prefix"] else "":
         raise DeployError(
             f"cannot deploy to {device.label}: the camera service is already installed in {prefix}; use --prefix "
             f"{prefix}, or remove that installation first with --remove --prefix {prefix}",
@@ -221,7 +225,7 @@ def _send_agent(session: Session, options: DeployOptions) -> None:
 
     The session must hold the device's lock, so that no other deployment deletes these files.
     """
-    status, source = session.request("status"), agent_source()
+    status, source = session.status(), agent_source()
     if status["agent"] != sha256(source):
         session.request("write", name="agent.py", content=source.decode())
     required = options.require_signature
@@ -248,6 +252,8 @@ def _run_job(
     """Start a job on the device, and report its steps until the job ends. Reconnect if the connection is lost."""
     lines, lost_s = 0, 0.0
     device = connection.device
+    # While the agent monitors a release, it reports two steps per second.
+    max_lines = MAX_STEP_LINES + 10 * int(job["healthy_within_s"] + job["settle_s"])
     session.send(**job)
     while True:
         try:
@@ -255,7 +261,10 @@ def _run_job(
                 lines, lost_s = lines + 1, 0.0
                 if "result" in line:
                     return dict(line["result"])
-                progress(line["step"], line["state"], line["text"], line["done"], line["total"])
+                if lines > max_lines:
+                    raise too_much_output(device)
+                text = shortened(line["text"], MAX_STEP_CHARACTERS)
+                progress(line["step"][:20], line["state"][:20], text, line["done"], line["total"])
         except ConnectionLostError:
             lost_s = lost_s or time.monotonic()
             if time.monotonic() - lost_s > RECONNECT_S:

@@ -6,13 +6,14 @@ import json
 import posixpath
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypedDict
 
 from edgerec.deploy.device import PREFIX_RULE, DeviceFacts, is_valid_prefix
 from edgerec.deploy.ssh import Command, Connection, ConnectionLostError, quoted
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 from edgerec.utils.bounded_parsing import parse_json
+from edgerec.utils.json_types import check_type
 
 # Minimum Python version that can run the agent.
 MIN_PYTHON = (3, 9)
@@ -22,6 +23,48 @@ REPLY_TIMEOUT_S = 300.0
 JOB_TIMEOUT_S = 3600.0
 # This program reads the agent's source from stdin, so that a dry run does not write files to the device.
 _RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'agent.py', 'exec'))"
+# Number of lines of the camera's log and number of characters of each line that the host shows after an error.
+MAX_LOG_LINES, MAX_LOG_CHARACTERS = 100, 1000
+
+
+class StatusReply(TypedDict):
+    """The entries of the agent's status that an operation uses. See :class:`~edgerec.deploy.device.DeviceStatus`.
+
+    ``config``, ``signers``, ``unit`` and ``agent`` are digests of files, or empty strings if the files are missing.
+    """
+
+    release: str
+    previous: str
+    releases: list[str]
+    on_trial: bool
+    service: str
+    free_bytes: int
+    require_signature: bool
+    config: str
+    auto_source: bool
+    signers: str
+    unit: str
+    agent: str
+    unit_prefix: str
+    foreign_unit: bool
+
+
+class StepReply(TypedDict):
+    """A step of a job. See :class:`~edgerec.deploy.operation.Step`."""
+
+    step: str
+    state: str
+    text: str
+    done: int
+    total: int
+
+
+class JobResult(TypedDict):
+    """Result of a job. See :class:`~edgerec.deploy.operation.DeployResult`."""
+
+    release: str
+    previous: str
+    changed: bool
 
 
 def agent_source() -> bytes:
@@ -89,6 +132,26 @@ class Session:
         self.send(do, **values)
         return self.reply()
 
+    def status(self) -> dict[str, Any]:
+        """Query the status of the device, and return a :class:`StatusReply`. Raise the errors of :meth:`request`."""
+        reply = self.request("status")
+        self.check(reply, StatusReply)
+        return reply
+
+    def check(self, reply: Any, expected: Any) -> None:
+        """Check the type of a reply, or of an entry of a reply, in the same way as :func:`check_type`.
+
+        Raises:
+            DeployError: a value is missing or has the wrong type.
+        """
+        try:
+            check_type(reply, expected)
+        except ValueError as error:
+            raise DeployError(
+                f"{self._label} sent an invalid reply ({error}): run the command again, and check the device's storage "
+                "if the error remains"
+            ) from None
+
     def send(self, do: str, **values: Any) -> None:
         """Send a request without waiting for the reply."""
         self._command.write(json.dumps({"do": do, **values}).encode() + b"\n")
@@ -127,12 +190,12 @@ class Session:
         return value
 
     def replies(self) -> Iterator[dict[str, Any]]:
-        """Yield the entries of a job's log, and stop after the entry with the result."""
-        while True:
-            value = self.reply(JOB_TIMEOUT_S)
+        """Yield the entries of a job's log: :class:`StepReply`, and at the end ``result`` with a :class:`JobResult`."""
+        while "result" not in (value := self.reply(JOB_TIMEOUT_S)):
+            self.check(value, StepReply)
             yield value
-            if "result" in value:
-                return
+        self.check(value["result"], JobResult)
+        yield value
 
     def kill(self) -> None:
         """End the connection at once, so that a thread that waits for a reply gets a :class:`ConnectionLostError`."""
@@ -146,7 +209,10 @@ class Session:
 def agent_error(label: str, value: Mapping[str, Any]) -> DeployError:
     """Convert an error that the agent reported into an exception."""
     log = value.get("log")
-    lines = [str(line) for line in log] if isinstance(log, list) else []
+    lines = [str(line)[:MAX_LOG_CHARACTERS] for line in log[-MAX_LOG_LINES:]] if isinstance(log, list) else []
     return DeployError(
-        f"{label}: {value['error']}", step=str(value.get("step", "")), restored=value.get("restored") is True, log=lines
+        f"{label}: {value['error']}",
+        step=str(value.get("step", ""))[:20],
+        restored=value.get("restored") is True,
+        log=lines,
     )

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from edgerec.deploy.device import Device
 from edgerec.errors import DeployError
@@ -29,6 +29,8 @@ KEEPALIVE_S = 10
 KEEPALIVE_COUNT = 3
 MAX_LINE_BYTES = 4 << 20
 MAX_ERROR_BYTES = 64 << 10
+# Limits of the output of a script. The time starts with the first line, i.e. after the user has entered a passphrase.
+MAX_SCRIPT_LINES, MAX_SCRIPT_BYTES, MAX_SCRIPT_S = 1000, 1 << 20, 300.0
 EXIT_S = 5.0
 
 
@@ -48,6 +50,7 @@ class Connection:
         self.device = device
         self.sent_bytes = 0
         self._master: Command | None = None
+        self._commands: list[Command] = []
         self._folder = ""
 
     def __enter__(self) -> Self:
@@ -65,6 +68,9 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for command in self._commands:
+            command.kill()
+            command.close()
         if self._master is not None:
             self._master.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -95,19 +101,23 @@ class Connection:
         self._master = Command(self, ["-M"], "exec sh -s")
         self._master.write(content)
         lines: list[str] = []
+        size, end_s = 0, float("inf")
         # An interactive connection has no timeout, because the user may have to enter a passphrase.
         limit_s = None if self.device.interactive else self.device.connect_timeout_s + 30
         while (line := self._master.read_line(limit_s)) != end:
             if line is None:
                 raise DeployError(self._explain(self._master.end()))
+            end_s, limit_s = min(end_s, time.monotonic() + MAX_SCRIPT_S), self.device.connect_timeout_s + 30
             lines.append(line)
-            if len(lines) > 1000:
-                raise DeployError(f"{self.device.label} sends too much output: check the login scripts of its shell")
+            size += len(line)
+            if len(lines) > MAX_SCRIPT_LINES or size > MAX_SCRIPT_BYTES or time.monotonic() > end_s:
+                raise too_much_output(self.device)
         return lines
 
     def command(self, command: str) -> Command:
         """Start a shell command on the device. Values in the command must be quoted to prevent shell injection."""
-        return Command(self, ["-o", "ControlMaster=no"], command)
+        self._commands.append(Command(self, ["-o", "ControlMaster=no"], command))
+        return self._commands[-1]
 
     def options(self) -> list[str]:
         """Return the command-line options of ``ssh`` for this connection."""
@@ -167,6 +177,11 @@ class Connection:
         return f"cannot connect to {name}: {printable(lines[-1].strip())}; try ssh {address} to see the reason"
 
 
+def too_much_output(device: Device) -> DeployError:
+    """Return the error for a device whose output exceeds a limit."""
+    return DeployError(f"{device.label} sends too much output: check the login scripts of its shell")
+
+
 class Command:
     """A command that runs on a device over SSH."""
 
@@ -181,13 +196,13 @@ class Command:
         self._connection = connection
         self._buffer = b""
         self._writing = threading.Lock()
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (The method close() closes the file.)
+        self._errors = b""
         try:
             self._process = subprocess.Popen(
                 ["ssh", *options, *connection.options(), connection.device.address, command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._errors,
+                stderr=subprocess.PIPE,
                 # Unless ssh is interactive, it runs in a new session, so that Ctrl-C does not kill it.
                 start_new_session=not connection.device.interactive,
             )
@@ -196,6 +211,8 @@ class Command:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._error_reader = threading.Thread(target=self._read_errors, name="edgerec-ssh-errors", daemon=True)
+        self._error_reader.start()
 
     def write(self, content: bytes) -> None:
         """Write bytes to the command's standard input, and ignore a lost connection."""
@@ -206,8 +223,19 @@ class Command:
                 self._connection.sent_bytes += written
                 view = view[written:]
 
+    def _read_errors(self) -> None:
+        """Keep the end of the standard error output, because a faulty device could fill a file."""
+        assert self._process.stderr is not None
+        with self._process.stderr as errors:
+            while chunk := os.read(errors.fileno(), 1 << 16):
+                self._errors = (self._errors + chunk)[-MAX_ERROR_BYTES:]
+
     def read_line(self, timeout_s: float | None) -> str | None:
-        """Return the next line of standard output, or None at the end of the output or after ``timeout_s``."""
+        """Return the next line of standard output, or None at the end of the output or after ``timeout_s``.
+
+        Raises:
+            DeployError: the line is longer than :data:`MAX_LINE_BYTES`.
+        """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
@@ -215,8 +243,10 @@ class Command:
             if not ready:
                 return None
             chunk = os.read(self._stdout.fileno(), 1 << 16)
-            if not chunk or len(self._buffer) > MAX_LINE_BYTES:
+            if not chunk:
                 return None
+            if len(self._buffer) > MAX_LINE_BYTES:
+                raise too_much_output(self._connection.device)
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode(errors="replace")
@@ -234,8 +264,9 @@ class Command:
         """Stop the command, and return its standard error output."""
         self.wait()
         self._stdout.close()
-        self._errors.seek(0)
-        return self._errors.read(MAX_ERROR_BYTES).decode(errors="replace")
+        # A process that ssh has started, such as a ProxyCommand, may keep the pipe open.
+        self._error_reader.join(EXIT_S)
+        return self._errors.decode(errors="replace")
 
     @property
     def code(self) -> int | None:
@@ -263,7 +294,6 @@ class Command:
         """Stop the command and close its pipes."""
         self.wait()
         self._stdout.close()
-        self._errors.close()
 
 
 def quoted(text: str | Path) -> str:

@@ -13,6 +13,8 @@ from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 
 CHUNK_BYTES = 1 << 18
+# Maximum time in seconds to wait for the end of the transfer after the device has stored all files.
+WRITER_S = 10.0
 
 
 class Contents:
@@ -89,24 +91,33 @@ def send_contents(
     writer = threading.Thread(target=write_all, daemon=True)
     writer.start()
     try:
-        stored = stored_bytes = 0
-        while stored < len(missing):
+        stored_bytes = received_bytes = 0
+        waiting = {digest: contents.sizes[digest] - offset for digest, offset in missing.items()}
+        while waiting:
             reply = session.reply()
             if "received" in reply:
-                progress(stored_bytes + reply["received"])
+                number = reply["received"]
+                # The number must increase, because otherwise a faulty device could send replies forever.
+                if type(number) is not int or not received_bytes < number <= max(waiting.values()):
+                    raise _invalid_reply("a number of received bytes", "send")
+                received_bytes = number
+                progress(stored_bytes + received_bytes)
                 continue
             digest = str(reply.get("stored"))
-            if digest not in missing:
+            if digest not in waiting:
                 raise _invalid_reply("the digest of a stored file", "send")
-            stored += 1
-            stored_bytes += contents.sizes[digest] - missing[digest]
+            received_bytes = 0
+            stored_bytes += waiting.pop(digest)
             progress(stored_bytes)
     except ConnectionLostError:
         if not errors:
             raise
     finally:
         stopped.set()
-    writer.join(60)
+    writer.join(WRITER_S)
+    if writer.is_alive():
+        session.kill()
+        raise _invalid_reply("the digest of a file that it has not received", "send")
     if errors:
         raise DeployError(
             f"cannot read a file to send ({errors[0]}): check that the bundle and the downloaded wheels exist",

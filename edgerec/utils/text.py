@@ -29,6 +29,12 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
+def shortened(text: str, max_characters: int) -> str:
+    """Replace the middle of a long text with an ellipsis."""
+    half = max_characters // 2
+    return text if len(text) <= max_characters else f"{text[:half]} … {text[-half:]}"
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """Convert a value to strict JSON. NaN and infinity become null, and unprintable characters are escaped."""
     try:

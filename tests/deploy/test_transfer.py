@@ -63,6 +63,14 @@ def test_unknown_stored_file_is_refused(reply):
         send_contents(Device(reply), contents, {contents.add(b"new"): 0}, print)
 
 
+@pytest.mark.parametrize("replies", [["1"], [0], [4], [2, 2]])
+def test_number_of_received_bytes_must_be_possible_and_increase(replies):
+    contents = Contents()
+    device = Device(*({"received": reply} for reply in replies))
+    with pytest.raises(DeployError, match="a number of received bytes that does not match the deployment"):
+        send_contents(device, contents, {contents.add(b"new"): 0}, print)
+
+
 def test_file_that_was_deleted_on_the_host_is_reported_at_once(tmp_path):
     wheel = tmp_path / "package.whl"
     wheel.write_bytes(b"wheel")

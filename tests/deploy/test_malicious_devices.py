@@ -1,0 +1,115 @@
+"""Tests that the host refuses the output of a faulty or malicious device with an error of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from edgerec import Device
+from edgerec.deploy import release, rollback
+from edgerec.deploy.session import agent_source
+from edgerec.errors import DeployError
+from edgerec.utils.atomic import sha256
+
+# The stand-in for ssh prints a file for the probe, and another one for the agent.
+SSH = """#!/bin/sh
+case " $* " in *" -M "*) cat {folder}/probe; exec cat >/dev/null ;; esac
+cat {folder}/agent
+{ending}
+"""
+PROBE = "kernel Linux\nmachine x86_64\nroot root\npython 3.11 /usr/bin/python3\nend\n"
+STATUS = {
+    "release": "ab" * 8,
+    "previous": "cd" * 8,
+    "releases": ["ab" * 8, "cd" * 8],
+    "on_trial": False,
+    "service": "active",
+    "free_bytes": 5 << 30,
+    "require_signature": False,
+    "config": "",
+    "auto_source": True,
+    "signers": "",
+    "unit": "",
+    "agent": sha256(agent_source()),
+    "unit_prefix": "",
+    "foreign_unit": False,
+}
+STEP = {"step": "switch", "state": "running", "text": "", "done": 0, "total": 0}
+RESULT = {"release": "cd" * 8, "previous": "ab" * 8, "changed": True}
+
+
+@pytest.fixture
+def roll_back(tmp_path, monkeypatch):
+    """Return a function that rolls back a device which sends the given output."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(release, "RECONNECT_S", 0)
+    monkeypatch.setattr(release, "RECONNECT_PAUSE_S", 0)
+
+    def run(*replies, status=STATUS, probe=PROBE, ending="exit 0"):
+        lines = [json.dumps(reply) for reply in (status, {"locked": True}, status, *replies)]
+        (tmp_path / "agent").write_text("\n".join([*lines, ""]))
+        (tmp_path / "probe").write_text(probe)
+        (tmp_path / "ssh").write_text(SSH.format(folder=tmp_path, ending=ending))
+        (tmp_path / "ssh").chmod(0o755)
+        steps = []
+        return rollback(Device("root@door"), listener=steps.append), steps
+
+    return run
+
+
+def refusal(roll_back, *replies, **output):
+    with pytest.raises(DeployError) as caught:
+        roll_back(*replies, **output)
+    return str(caught.value)
+
+
+def test_correct_replies_are_accepted(roll_back):
+    result, steps = roll_back(STEP, {"result": RESULT})
+    assert (result.release, result.previous, result.changed) == ("cd" * 8, "ab" * 8, True)
+    assert steps[-1].name == "switch"
+
+
+@pytest.mark.parametrize("key", STATUS)
+def test_status_without_a_key_is_refused(roll_back, key):
+    status = {name: value for name, value in STATUS.items() if name != key}
+    assert f"root@door sent an invalid reply ({key} is missing)" in refusal(roll_back, status=status)
+
+
+@pytest.mark.parametrize("key", STEP)
+def test_step_with_a_wrong_value_is_refused(roll_back, key):
+    assert f"root@door sent an invalid reply ({key} is None, expected" in refusal(roll_back, STEP | {key: None})
+
+
+@pytest.mark.parametrize("result", [None, {}, RESULT | {"changed": "yes"}])
+def test_invalid_result_is_refused(roll_back, result):
+    assert "root@door sent an invalid reply" in refusal(roll_back, {"result": result})
+
+
+@pytest.mark.parametrize("ending", [f"exec yes '{json.dumps(STEP)}'", "exec tr '\\0' x </dev/zero"])
+def test_endless_output_is_refused(roll_back, ending):
+    assert refusal(roll_back, ending=ending) == (
+        "root@door sends too much output: check the login scripts of its shell"
+    )
+
+
+@pytest.mark.parametrize("probe", ["x\n" * 2000, ("x" * 100_000 + "\n") * 20])
+def test_probe_with_too_much_output_is_refused(roll_back, probe):
+    assert "root@door sends too much output" in refusal(roll_back, probe=probe)
+
+
+def test_path_with_a_null_character_is_ignored(roll_back):
+    probe = PROBE.replace("/usr/bin/python3", "/usr/bin/python3\0")
+    assert "it has no Python" in refusal(roll_back, probe=probe)
+
+
+def test_text_of_a_step_is_shortened(roll_back):
+    _, steps = roll_back(STEP | {"text": "x" * 1_000_000}, {"result": RESULT})
+    assert len(steps[-1].text) < 2000
+
+
+def test_log_of_an_error_is_shortened(roll_back):
+    with pytest.raises(DeployError, match="root@door: crashed") as caught:
+        roll_back({"error": "crashed", "log": ["x" * 20_000] * 150})
+    assert sum(map(len, caught.value.log)) == 100_000
