@@ -18,7 +18,21 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import archives, bundles, http, keras, mjpeg, mqtt, runs, savedmodels, texts, tflite
+from fuzzing import (
+    archives,
+    bundles,
+    devices,
+    http,
+    keras,
+    mjpeg,
+    mqtt,
+    runs,
+    savedmodels,
+    serve,
+    settings,
+    texts,
+    tflite,
+)
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
@@ -31,6 +45,9 @@ KINDS: dict[str, tuple[Kind, int]] = {
     "models": (bundles.models, 15),
     "texts": (texts.texts, 8),
     "options": (texts.options, 4),
+    "settings": (settings.settings, 8),
+    "serve": (serve.serve, 8),
+    "devices": (devices.devices, 3),
 }
 TARGETS: dict[str, Target] = {
     "tflite": tflite.TARGET,

@@ -701,6 +701,64 @@ MUTATIONS = (
         "if False:",
         "contract/test_signature.py::test_older_release_is_refused",
     ),
+    # serving
+    Mutation(
+        "server: size of a chunked body",
+        "serving/request_body.py",
+        "if self.size > maximum:",
+        "if self.size > 1 << 40:",
+        "serving/test_serve.py::test_large_body_is_refused_and_the_client_sees_the_response",
+    ),
+    Mutation(
+        "server: number of pixels",
+        "serving/pool.py",
+        "if width * height > MAX_PIXELS:",
+        "if width > MAX_PIXELS:",
+        "serving/test_serve.py::test_bad_request_gets_a_status_and_an_error",
+    ),
+    Mutation(
+        "server: response to invalid HTTP",
+        "http/server.py",
+        "def send_400_response(",
+        "def send_no_response(",
+        "serving/test_serve.py::test_invalid_http_gets_a_json_error",
+    ),
+    # deploy
+    Mutation(
+        "deploy: types of the status",
+        "deploy/session.py",
+        "self.check(reply, StatusReply)",
+        "pass",
+        "deploy/test_malicious_devices.py::test_status_without_a_key_is_refused",
+    ),
+    Mutation(
+        "deploy: number of steps",
+        "deploy/release.py",
+        "if lines > max_lines:",
+        "if lines > 100 * max_lines:",
+        "deploy/test_malicious_devices.py::test_endless_output_is_refused",
+    ),
+    Mutation(
+        "deploy: size of the probe's output",
+        "deploy/ssh.py",
+        "size += len(line)",
+        "size = len(line)",
+        "deploy/test_malicious_devices.py::test_probe_with_too_much_output_is_refused",
+    ),
+    Mutation(
+        "deploy: number of received bytes",
+        "deploy/transfer.py",
+        "received_bytes < number <=",
+        "0 < number <=",
+        "deploy/test_transfer.py::test_number_of_received_bytes_must_be_possible_and_increase",
+    ),
+    Mutation(
+        "deploy: types in devices.toml",
+        "contract/toml_settings.py",
+        "if get_origin(kind) is UnionType:",
+        "if False:",
+        "deploy/test_devices_file.py::test_invalid_file_is_refused_and_the_device_is_named",
+    ),
 )
 
 

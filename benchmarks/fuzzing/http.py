@@ -133,7 +133,7 @@ def _page(messages: list[bytes], out: Path, token: str | None = None) -> None:
         page.write(_result())
         port = urlsplit(page.url).port or 0
         for message in messages:
-            response = _response(port, message.replace(b"@PORT@", str(port).encode()), _RESPONSE_S)
+            response = send_request(port, message.replace(b"@PORT@", str(port).encode()), _RESPONSE_S)
             if b"Traceback" in response or response.startswith(b"HTTP/1.1 500") or TOKEN.encode() in response:
                 raise Broken(f"the page returns {response[:200]!r}")
         permit = f"Authorization: Bearer {token}\r\n" if token else ""
@@ -150,7 +150,7 @@ def _metrics(messages: list[bytes], out: Path) -> None:
     with Prometheus(_MANIFEST, port=0) as sink:  # type: ignore[arg-type]
         sink.write(_result())
         for message in messages:
-            if b"Traceback" in (response := _response(sink.port, message, _RESPONSE_S)):
+            if b"Traceback" in (response := send_request(sink.port, message, _RESPONSE_S)):
                 raise Broken(f"the metrics endpoint returns {response[:200]!r}")
         _expect_ok(sink.port, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
 
@@ -213,7 +213,8 @@ def _sender(messages: list[bytes], other: int) -> Callable[[socket.socket], None
     return serve
 
 
-def _response(port: int, request: bytes, seconds: float) -> bytes:
+def send_request(port: int, request: bytes, seconds: float) -> bytes:
+    """Send a request to this machine, and return the first part of the response, or nothing after ``seconds``."""
     with socket.create_connection(("127.0.0.1", port), _WAIT_S) as connected, contextlib.suppress(OSError):
         connected.sendall(request)
         connected.settimeout(seconds)
@@ -222,7 +223,7 @@ def _response(port: int, request: bytes, seconds: float) -> bytes:
 
 
 def _expect_ok(port: int, request: str) -> None:
-    response = _response(port, request.encode(), _WAIT_S)
+    response = send_request(port, request.encode(), _WAIT_S)
     if not response.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
         raise Broken(f"a valid request gets {response[:100]!r}")
 

@@ -80,8 +80,8 @@ def damaged_text(rng: Random, text: str) -> str:
     return text
 
 
-def damaged_json(rng: Random, values: Any) -> bytes:
-    """Return ``values`` as JSON with missing, repeated, wrong or deeply nested values, or as damaged text."""
+def damaged_values(rng: Random, values: Any) -> Any:
+    """Return a copy of ``values`` with missing, wrong or renamed values."""
     values = copy.deepcopy(values)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key = rng.choice(list(_keys_of_containers(values)))
@@ -100,6 +100,12 @@ def damaged_json(rng: Random, values: Any) -> bytes:
             )
         elif isinstance(holder[key], list) and holder[key]:
             holder[key] = rng.choice((holder[key][:-1], holder[key] * 2, holder[key][::-1], holder[key][0]))
+    return values
+
+
+def damaged_json(rng: Random, values: Any) -> bytes:
+    """Return ``values`` as JSON with missing, repeated, wrong or deeply nested values, or as damaged text."""
+    values = damaged_values(rng, values)
     text = json.dumps(values)
     draw = rng.random()
     if draw < 0.05:

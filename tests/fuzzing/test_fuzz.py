@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-KINDS = ["manifests", "golden", "images", "archives", "models", "texts", "options"]
+KINDS = ["manifests", "golden", "images", "archives", "models", "texts", "options", "settings", "serve", "devices"]
 SEED, COUNT = 7, 300
 
 
