@@ -736,7 +736,7 @@ MUTATIONS = (
         "deploy/release.py",
         "if lines > max_lines:",
         "if lines > 100 * max_lines:",
-        "deploy/test_malicious_devices.py::test_endless_output_is_refused",
+        "deploy/test_malicious_devices.py::test_job_with_too_many_steps_is_refused",
     ),
     Mutation(
         "deploy: size of the probe's output",

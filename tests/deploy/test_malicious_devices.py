@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from edgerec import Device
+from edgerec import DeployOptions, Device
 from edgerec.deploy import release, rollback
 from edgerec.deploy.session import agent_source
 from edgerec.errors import DeployError
@@ -92,6 +92,12 @@ def test_endless_output_is_refused(roll_back, ending):
     assert refusal(roll_back, ending=ending) == (
         "root@door sends too much output: check the login scripts of its shell"
     )
+
+
+def test_job_with_too_many_steps_is_refused(roll_back):
+    steps_s = DeployOptions().healthy_within_s + DeployOptions().settle_s
+    replies = [STEP] * (release.MAX_STEP_LINES + 11 * int(steps_s))
+    assert "root@door sends too much output" in refusal(roll_back, *replies, {"result": RESULT})
 
 
 @pytest.mark.parametrize("probe", ["x\n" * 2000, ("x" * 100_000 + "\n") * 20])
