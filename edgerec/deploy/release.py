@@ -251,7 +251,6 @@ def _run_job(
 ) -> dict[str, Any]:
     """Start a job on the device, and report its steps until the job ends. Reconnect if the connection is lost."""
     lines, lost_s = 0, 0.0
-    device = connection.device
     # While the agent monitors a release, it reports two steps per second.
     max_lines = MAX_STEP_LINES + 10 * int(job["healthy_within_s"] + job["settle_s"])
     session.send(**job)
@@ -262,26 +261,32 @@ def _run_job(
                 if "result" in line:
                     return dict(line["result"])
                 if lines > max_lines:
-                    raise too_much_output(device)
+                    raise too_much_output(connection.device)
                 text = shortened(line["text"], MAX_STEP_CHARACTERS)
                 progress(line["step"][:20], line["state"][:20], text, line["done"], line["total"])
         except ConnectionLostError:
             lost_s = lost_s or time.monotonic()
-            if time.monotonic() - lost_s > RECONNECT_S:
-                raise DeployError(
-                    f"the connection to {device.label} was lost and cannot be restored: the device finishes the "
-                    "deployment by itself; check the result with edgerec devices",
-                    step="monitor",
-                ) from None
-            time.sleep(RECONNECT_PAUSE_S)
-            session = _reconnect(connection, session, job["id"], lines)
+            session = _reconnect(connection, lost_s + RECONNECT_S, f"follow --job {job['id']} --skip {lines}")
 
 
-def _reconnect(connection: Connection, session: Session, job_id: str, lines: int) -> Session:
-    """Reconnect to the device, and return a new session that continues to report the steps of a job."""
-    try:
+def _reconnect(connection: Connection, deadline_s: float, arguments: str) -> Session:
+    """Reconnect to the device, and return a new session.
+
+    Args:
+        connection: the lost connection.
+        deadline_s: time after which no further attempt is made, in seconds of ``time.monotonic()``.
+        arguments: the agent's command-line arguments for the new session.
+
+    Raises:
+        DeployError: the device cannot be reached.
+    """
+    while time.monotonic() < deadline_s:
+        time.sleep(RECONNECT_PAUSE_S)
         connection.reopen()
-        facts = probe(connection)
-        return Session(connection, facts, f"follow --job {job_id} --skip {lines}")
-    except DeployError:
-        return session  # The caller retries until RECONNECT_S has passed.
+        with suppress(DeployError):
+            return Session(connection, probe(connection), arguments)
+    raise DeployError(
+        f"the connection to {connection.device.label} was lost and cannot be restored: the device finishes the "
+        "deployment by itself; check the result with edgerec devices",
+        step="monitor",
+    )

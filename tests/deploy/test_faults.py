@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 import threading
 from dataclasses import replace
 
@@ -244,6 +246,27 @@ def test_deployment_continues_after_the_connection_is_lost_during_the_trial(inst
 
     result = deploy(make_bundle(number=2), installed, listener=disconnect)
     assert lost
+    assert result.changed
+    deploy(make_bundle(number=1), installed)
+
+
+def test_deployment_continues_although_several_attempts_to_reconnect_fail(installed, make_bundle):
+    """Disconnect a device whose SSH server is unreachable for some time, e.g. because the device restarts."""
+    config, unreachable = installed.ssh_config, installed.folder / "unreachable"
+    unreachable.write_text(re.sub(r"(Port) \d+", r"\1 1", config.read_text()))
+    reachable = installed.folder / "reachable"
+    shutil.copyfile(config, reachable)
+    timers = []
+
+    def disconnect(step):
+        if step.name == "switch" and step.state == "done" and not timers:
+            shutil.copyfile(unreachable, config)
+            timers.append(threading.Timer(6, shutil.copyfile, (reachable, config)))
+            timers[0].start()
+            installed.end_connections()
+
+    result = deploy(make_bundle(number=2), installed, listener=disconnect)
+    timers[0].join()
     assert result.changed
     deploy(make_bundle(number=1), installed)
 
