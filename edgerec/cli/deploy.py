@@ -175,6 +175,10 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
     if not names and not fleet:
         count = "1 argument" if len(arguments) == 1 else f"{len(arguments)} arguments"
         raise typer.BadParameter(f"specify {expected}, or select devices with --all or --tag; got {count}")
+    for name in names:
+        # The address of a device never contains a slash.
+        if "/" in name or Path(name, "manifest.json").is_file() or name.endswith(".zip"):
+            raise typer.BadParameter(f"{name!r} is not a device: specify {expected}")
     if len(set(names)) < len(names):
         raise typer.BadParameter("a device is specified twice")
     return bundle, names

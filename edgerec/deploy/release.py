@@ -73,6 +73,7 @@ def deploy_bundle(
             progress("plan", "skipped", f"release {package.release} is already running")
             return progress.result(connection, package.release, status["previous"], changed=False)
         _check_camera(facts, package.target, device, config, status)
+        _check_signature(package, status, device, options)
         plan = Plan.make(package, facts, python, options, session, status["releases"], progress)
         check_space(plan, status, device)
         progress("plan", "done", f"release {package.release}, {len(plan.wheels)} packages")
@@ -216,6 +217,24 @@ def _check_camera(
         raise DeployError(
             f"cannot deploy to {device.label}: its camera module requires picamera2; run sudo apt-get install "
             "--no-install-recommends python3-picamera2 on the device",
+            step="check",
+        )
+
+
+def _check_signature(package: Package, status: dict[str, Any], device: Device, options: DeployOptions) -> None:
+    """Raise an error if a signature is required, but cannot be verified. The device verifies the signature itself."""
+    if not (status["require_signature"] if options.require_signature is None else options.require_signature):
+        return
+    if package.bundle.signature is None:
+        raise DeployError(
+            f"cannot deploy to {device.label}: the bundle is not signed, but a signature is required; sign it with "
+            "edgerec sign",
+            step="check",
+        )
+    if options.allowed_signers is None and not status["signers"]:
+        raise DeployError(
+            f"cannot deploy to {device.label}: a signature is required, but the device has no file of allowed signers; "
+            "add --allowed-signers FILE",
             step="check",
         )
 

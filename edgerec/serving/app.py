@@ -190,7 +190,7 @@ class Service:
             raise HTTPException(
                 415,
                 f"the content type {kind[:100]!r} is not supported: use image/jpeg or another image type, "
-                "application/octet-stream or multipart/form-data",
+                "application/octet-stream or multipart/form-data (with curl, add -H 'Content-Type: image/jpeg')",
             )
         with self._bodies.body() as body:
             if is_form:

@@ -26,6 +26,8 @@ def fleet_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--rollback", "runs/bundle", "door"], "'runs/bundle' is not a device: specify DEVICE"),
+        (["--remove", "bundle.zip"], "'bundle.zip' is not a device: specify DEVICE"),
         (["bundle"], "specify BUNDLE DEVICE, or select devices with --all or --tag; got 1 argument"),
         (["--rollback"], "specify DEVICE, or select devices with --all or --tag; got 0 arguments"),
         (["bundle", "door", "door"], "a device is specified twice"),

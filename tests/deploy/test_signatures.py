@@ -53,6 +53,13 @@ def test_unsigned_bundle_is_refused(installed, make_bundle):
         deploy_bundle(make_bundle(number=2), installed.device, OPTIONS)
 
 
+def test_missing_signers_are_reported_before_anything_is_sent(make_device, signed, keys):
+    new = make_device()
+    with pytest.raises(DeployError, match="the device has no file of allowed signers; add --allowed-signers FILE"):
+        deploy_bundle(signed(keys[0], 100), new.device, replace(OPTIONS, require_signature=True))
+    assert new.run("ls /opt/edgerec") == ""
+
+
 def test_bundle_signed_with_another_key_is_refused(installed, signed, keys):
     with pytest.raises(
         DeployError, match=r"was signed by the key SHA256:.* which is not in /etc/edgerec/allowed_signers"

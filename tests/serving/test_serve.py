@@ -225,7 +225,7 @@ BAD_REQUESTS = {
         "10000×10000 pixels, but this server accepts",
     ),
     "content type": ({"body": b"{}", "kind": "application/json"}, 415, "'application/json' is not supported"),
-    "curl's default": ({"body": b"x", "kind": "application/x-www-form-urlencoded"}, 415, "use image/jpeg"),
+    "curl's default": ({"body": b"x", "kind": "application/x-www-form-urlencoded"}, 415, "add -H 'Content-Type"),
     "no boundary": ({"body": b"x", "kind": "multipart/form-data"}, 400, "has no boundary"),
     "long boundary": ({"body": b"x", "kind": f"multipart/form-data; boundary={'b' * 999}"}, 400, "is malformed"),
     "cut off": ({"body": form(("a", b"x"))[0][:-9], "kind": form()[1]}, 400, "its last boundary is missing"),
