@@ -133,7 +133,7 @@ def deploy(
     selected = _selected(names, tag, all_devices, devices, template)
     options = DeployOptions(
         config=config,
-        healthy_within_s=parse_duration_s(healthy_within),
+        healthy_within_s=parse_duration_s(healthy_within, "--healthy-within"),
         keep=keep,
         dry_run=dry_run,
         require_signature=require_signature,

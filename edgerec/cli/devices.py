@@ -40,7 +40,7 @@ def devices(
     from edgerec.deploy.fleet_status import fleet_status
     from edgerec.errors import MAX_MESSAGE_CHARACTERS
 
-    timeout_s = parse_duration_s(timeout)
+    timeout_s = parse_duration_s(timeout, "--timeout")
     selected = select_devices(read_devices(devices_file), names or (), tag)
     reports = fleet_status(selected, timeout_s=timeout_s)
     if json:

@@ -76,15 +76,17 @@ def report_worker(json: bool) -> bool:
     return True
 
 
-def parse_duration_s(text: str) -> float:
+def parse_duration_s(text: str, option: str) -> float:
     """Parse a duration such as ``90s``, ``90m``, ``8h`` or ``2d``, and return it in seconds.
+
+    ``option`` is the command-line option, which the error message names.
 
     Raises:
         typer.BadParameter: the text is not a duration, or the duration is 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None or not float(match[1]):
-        raise typer.BadParameter(f"expected a duration such as 90s, 90m, 8h or 2d, got {text!r}")
+        raise typer.BadParameter(f"expected a duration such as 90s, 90m, 8h or 2d, got {text!r}", param_hint=option)
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 

@@ -131,7 +131,7 @@ def train(
         "train.learning_rate": learning_rate,
         "train.device": device,
         "train.mixed_precision": mixed_precision,
-        "train.max_hours": None if max_time is None else parse_duration_s(max_time) / 3600,
+        "train.max_hours": None if max_time is None else parse_duration_s(max_time, "--max-time") / 3600,
         "train.tensorboard": tensorboard,
         "seed": seed,
         "data.strict": strict,

@@ -137,7 +137,7 @@ def tune(
                 recipe,
                 out,
                 trials=trials,
-                max_time_s=None if max_time is None else parse_duration_s(max_time),
+                max_time_s=None if max_time is None else parse_duration_s(max_time, "--max-time"),
                 storage=storage,
                 study=study,
                 keep=keep,

@@ -45,13 +45,14 @@ def test_training_cost_includes_completed_and_remaining_epochs():
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("1.5m", 90), ("8h", 28800), ("2d", 172800)])
 def test_durations_are_parsed(text, expected):
-    assert parse_duration_s(text) == expected
+    assert parse_duration_s(text, "--max-time") == expected
 
 
 @pytest.mark.parametrize("text", ["", "90", "0h", "-1h", "2x", "1h30m", "nan h"])
 def test_invalid_durations_are_refused(text):
-    with pytest.raises(typer.BadParameter, match="expected a duration"):
-        parse_duration_s(text)
+    with pytest.raises(typer.BadParameter, match="expected a duration") as caught:
+        parse_duration_s(text, "--max-time")
+    assert caught.value.param_hint == "--max-time"
 
 
 def test_training_ends_by_epochs_time_limit_or_early_stopping():
