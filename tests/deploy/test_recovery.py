@@ -112,6 +112,21 @@ def interrupted(*arguments, **options):
     raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def power_failure(monkeypatch, number):
+    """Interrupt the code in the context after it has synchronized a folder with the disk ``number + 1`` times."""
+    calls, fsync_folder = itertools.count(), agent.fsync_folder
+
+    def fsync_and_fail(path):
+        fsync_folder(path)
+        if next(calls) == number:
+            interrupted()
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(agent, "fsync_folder", fsync_and_fail)
+        yield
+
+
 def test_release_is_not_complete_after_its_removal_was_interrupted(installation, monkeypatch, tmp_path):
     log = SimpleNamespace(step=lambda *arguments: None)
     with monkeypatch.context() as patch:
@@ -165,19 +180,9 @@ def test_release_is_kept_only_together_with_its_serial_number(installation, monk
     trial = {"release": new, "previous": old, "boot_id": "another boot"}
     agent.write_json(installation.trial_file, trial)
     job = {"require_signature": True, "signers": "keys"}
-    calls = itertools.count()
-    fsync_folder = agent.fsync_folder
-
-    def power_failure(path):
-        fsync_folder(path)
-        if next(calls) == interruption:
-            interrupted()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(agent, "fsync_folder", power_failure)
-        with contextlib.suppress(KeyboardInterrupt):
-            installation.accept(new, old, 7, job)
-            installation.finish_commit()
+    with power_failure(monkeypatch, interruption):
+        installation.accept(new, old, 7, job)
+        installation.finish_commit()
     agent.command_boot_check(installation)
     state = installation.state()
     assert (installation.current(), state.get("serial"), state.get("require_signature")) == (new, 7, True)
@@ -198,24 +203,16 @@ def test_release_is_not_kept_if_the_power_fails_before_it_is_accepted(installati
 
 @pytest.mark.parametrize("interruption", range(10))
 def test_failed_trial_of_the_current_release_restores_its_unit(installation, monkeypatch, interruption):
-    release, calls, fsync_folder = "2" * 16, itertools.count(), agent.fsync_folder
+    release = "2" * 16
     os.mkdir(agent.UNIT_FOLDER)
     for path in (installation.unit_file, installation.release_path(release, agent.UNIT)):
         agent.write_file(path, b"old")
 
-    def power_failure(path):
-        fsync_folder(path)
-        if next(calls) == interruption:
-            interrupted()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(agent, "fsync_folder", power_failure)
-        patch.setattr(agent, "run", lambda *arguments: (0, "", ""))
-        with contextlib.suppress(KeyboardInterrupt):
-            installation.switch({"release": release, "unit": "new", "config": None})
-            assert agent.read_bytes(installation.unit_file) == b"new"
-            installation.undo_switch(agent.read_json(installation.trial_file))
     monkeypatch.setattr(agent, "run", lambda *arguments: (0, "", ""))
+    with power_failure(monkeypatch, interruption):
+        installation.switch({"release": release, "unit": "new", "config": None})
+        assert agent.read_bytes(installation.unit_file) == b"new"
+        installation.undo_switch(agent.read_json(installation.trial_file))
     monkeypatch.setattr(agent, "boot_id", lambda: "after the power failure")
     agent.command_boot_check(installation)
     assert agent.read_bytes(installation.unit_file) == b"old"
