@@ -78,7 +78,7 @@ class ActionConfig:
 
 @dataclass(frozen=True)
 class Action:
-    """An action with the name of its source, even if the configuration contains the address of the source.
+    """An action whose source is given by its name. The configuration may contain the source's address instead.
 
     Attributes:
         config: settings of the action.

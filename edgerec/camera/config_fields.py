@@ -1,4 +1,4 @@
-"""Read the types, keys, descriptions and secrets of the fields of configuration dataclasses.
+"""Inspect configuration dataclasses: types, TOML keys and descriptions of fields, and values that are secrets.
 
 The fields of a frozen dataclass may contain strings, numbers, paths, choices, lists, mappings, nested dataclasses and
 tuples of dataclasses.

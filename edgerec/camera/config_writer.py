@@ -166,7 +166,7 @@ def _commented(lines: Iterable[str]) -> list[str]:
 
 
 def _stripped(lines: Iterable[str]) -> list[str]:
-    """Remove empty lines at the end."""
+    """Remove trailing empty lines."""
     result = list(lines)
     while result and not result[-1]:
         result.pop()

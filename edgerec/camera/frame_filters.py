@@ -176,7 +176,7 @@ class FrameSelector:
             self.skipped[reason] += 1
             return []
         selected = [part for name, options in parts if (part := self._select_part(frame, name, options)) is not None]
-        # Motion detection determines which region is the last one.
+        # The last region of a frame is only known here, because motion detection may skip regions.
         for index, part in enumerate(selected[:-1]):
             if part.region is not None:
                 selected[index] = replace(part, region=replace(part.region, is_last=False))

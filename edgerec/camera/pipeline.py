@@ -36,7 +36,7 @@ from edgerec.utils.parallel import available_cpus
 
 log = logging.getLogger(__name__)
 
-# Default maximum number of interpreters for files, because one reading thread cannot keep more of them busy.
+# Default limit on interpreters if the sources are files. One reading thread cannot keep more interpreters busy.
 MAX_INTERPRETERS = 4
 # Interval in seconds for checking window events and closed sinks while no frame arrives.
 _POLL_S = 0.05

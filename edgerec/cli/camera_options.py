@@ -192,7 +192,7 @@ def _decision(texts: Sequence[str]) -> dict[str, Any]:
     """Parse the values of ``--decision``, in which numbers and booleans use TOML syntax."""
     if not parse_key_values(texts, "smoothing=vote"):
         return {}
-    from edgerec.recipe import parse_assignment  # This module loads many others.
+    from edgerec.recipe import parse_assignment  # Importing this module at the top would slow down the start.
 
     return dict(map(parse_assignment, texts))
 

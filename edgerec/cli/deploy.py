@@ -187,7 +187,7 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
 def _selected(
     names: list[str], tags: list[str], all_devices: bool, file: Path | None, template: Device
 ) -> tuple[FleetDevice, ...]:
-    """Select devices in devices.toml by name or tag, and create a device for each address.
+    """Resolve names and tags to devices in devices.toml. A name that is not in the file is used as an address.
 
     Args:
         names: names of devices in devices.toml, or addresses of other devices.

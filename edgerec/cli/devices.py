@@ -18,7 +18,7 @@ DEVICES_HELP = "TOML file that lists the devices."
 TAG_HELP = "Show only devices with this tag. May be repeated."
 _COLUMNS = ("device", "state", "release", "fps", "last decision", "temperature", "free", "seen")
 _OPTIONAL = ("seen", "temperature", "free", "release")
-# Maximum length of a release or a label, because a faulty device may send any text.
+# Maximum number of characters of a release digest or label in the table. A faulty device may send longer texts.
 _MAX_CHARACTERS = 60
 _UNITS_S = ((86400, "d"), (3600, "h"), (60, "min"))
 

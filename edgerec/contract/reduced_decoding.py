@@ -45,7 +45,7 @@ def largest_reduction(
         rows, columns = columns, rows
     cropped, resized = cropped_and_resized(rows, columns, spec)
     factor = min(cropped[0] // resized[0], cropped[1] // resized[1])
-    # All edges must be divisible, because rotating could move a partial pixel to another edge of the reduced image.
+    # All sides must be divisible by the factor, because a rotation could move a partial pixel to another side.
     edges = () if region is None else (width, height, *region)
     for reduction in REDUCTIONS:
         if reduction <= factor and not any(edge % reduction for edge in edges):

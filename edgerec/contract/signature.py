@@ -171,7 +171,7 @@ class _Check:
         return [line for line in lines if line and not line.startswith("!")][:MAX_PRINCIPALS]
 
     def verify(self, principal: str, *, revoked: bool) -> re.Match[str] | None:
-        """Verify the signature of ``principal`` with ssh-keygen, and return a match with the key, or None."""
+        """Verify with ssh-keygen that ``principal`` made the signature. Return a regex match with the key, or None."""
         options = ["-r", self._files["revoked_keys"]] if revoked else []
         signers = ["-f", self._files["allowed_signers"], "-I", principal]
         done = self._run("verify", *signers, "-n", NAMESPACE, *self._time, *options)

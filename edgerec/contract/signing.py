@@ -98,7 +98,7 @@ def sign_bundle(path: str | Path, key: str | Path, *, serial: int | None = None,
 
 
 def signing_report(path: str | Path) -> SignReport:
-    """Return the key, the time of signing and the serial number of a signed bundle. The signature is not trusted.
+    """Return the key, the time and the serial number of a bundle's signature, without checking if the key is trusted.
 
     Raises:
         BundleError: the bundle is damaged or not signed.

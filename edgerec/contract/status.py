@@ -26,7 +26,7 @@ class SourceStatus(TypedDict):
 
 
 class LastDecision(TypedDict):
-    """The latest decision of the camera, or the latest prediction for sources without decisions.
+    """The camera's latest decision, or the latest prediction if the source has no smoothed decisions.
 
     Attributes:
         source: the source's name, followed by ``/`` and the name of the region if there is one.

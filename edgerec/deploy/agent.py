@@ -57,7 +57,7 @@ MIN_LOG_BYTES = 1 << 16
 POLL_S = 0.5
 COMMAND_TIMEOUT_S = 120
 INSTALL_TIMEOUT_S = 1800
-# Number of seconds without requests after which a session that has locked the installation ends.
+# Idle timeout in seconds of a session that has locked the installation.
 IDLE_S = 120
 # Number of seconds after which a job that has not locked the installation is treated as failed.
 START_S = 20
@@ -65,7 +65,7 @@ START_S = 20
 LOCK_S = 1.0
 # ID of the user and of the group "nobody", which may only read files that all users may read.
 NOBODY = 65534
-# Option of prctl(2) that makes a process the parent of all descendants whose own parents have ended.
+# Option of prctl(2) for a child subreaper, a process that becomes the parent of its orphaned descendants.
 PR_SET_CHILD_SUBREAPER = 36
 # Maximum time in seconds for ending the processes that a program has left running.
 KILL_S = 10.0
@@ -272,7 +272,7 @@ def is_child_of_nobody(process: str) -> bool:
 
 def give_to_nobody(folder: str) -> None:
     """Make the user ``nobody`` the owner of a folder and its content, but not of the targets of symbolic links."""
-    # A folder is changed after its content, so that processes of nobody cannot replace the content meanwhile.
+    # Change a folder after its content, so that a process of the user nobody cannot replace entries meanwhile.
     for _, folders, files, descriptor in os.fwalk(folder, topdown=False, onerror=raise_error):
         for name in folders + files:
             os.chown(name, NOBODY, NOBODY, dir_fd=descriptor, follow_symlinks=False)
@@ -282,8 +282,8 @@ def give_to_nobody(folder: str) -> None:
 def return_to_root(folder: str) -> None:
     """Make root the owner of a folder and its content, and the only user who can change them."""
     for _, folders, _, descriptor in os.fwalk(folder, onerror=raise_error):
-        # A folder is changed before its content, so that processes of nobody cannot add or replace entries.
-        # The mode also applies to access control lists.
+        # Change a folder before its content, so that a process of the user nobody cannot replace entries meanwhile.
+        # chmod also limits access control lists, because the group bits of the mode are their mask.
         os.chown(descriptor, 0, 0)
         os.chmod(descriptor, 0o755)
         folders.clear()
@@ -321,7 +321,7 @@ def service_groups(unit: str) -> list[int]:
             names = names + value.split() if value.strip() else []
     groups = []
     for name in names:
-        # systemd reports a group that does not exist when the service starts.
+        # Ignore a missing group, because systemd reports it when it starts the service.
         with contextlib.suppress(KeyError):
             groups.append(int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid)
     return groups
@@ -518,7 +518,7 @@ class Installation:
             "signers": content_digest(read_bytes(self.signers_file)),
             "unit": content_digest(unit_content),
             "agent": content_digest(read_bytes(self.agent_file)),
-            # The unit that install.sh installs does not start the agent, and therefore does not contain the prefix.
+            # The unit of install.sh does not run the agent, so it contains no --prefix.
             "unit_prefix": unit_prefix[1].decode("ascii", "replace") if unit_prefix else "",
             "foreign_unit": unit_content is not None and self.agent_file.encode() not in unit_content,
         }
@@ -655,7 +655,7 @@ class Installation:
             )
         # A wheel can replace modules that pip imports after the wheel was unpacked, so pip must not run as root.
         give_to_nobody(venv)
-        # The wheels are hard links to files of the store, which must remain files of root.
+        # The wheels are hard links to files in the store, so the owner of these files must remain root.
         links = venv + "/wheels"
         os.mkdir(links)
         for name, digest in job["wheels"].items():
@@ -1014,7 +1014,7 @@ def monitor(release: str, old_invocation: str | None, healthy_within_s: float, s
     while True:
         passed_s = time.monotonic() - start_s
         unit, camera = unit_state(), read_json(STATUS_FILE)
-        # A service that systemd is stopping may be the old service, even if it has a new invocation ID.
+        # While systemd stops the service, its process may be the old one, even if the invocation ID is new.
         is_stopping = unit.get("ActiveState") == "deactivating"
         if unit.get("InvocationID") not in ("", None, old_invocation) and not is_stopping:
             invocation = invocation or unit["InvocationID"]
@@ -1316,7 +1316,7 @@ def command_boot_check(installation: Installation) -> None:
             run(["systemctl", "daemon-reload"])
             run(["systemctl", "restart", "--no-block", UNIT])
     else:
-        # The first release is kept, because there is no previous release to restore.
+        # If the first release is on trial, keep it, because there is no previous release to restore.
         remove_path(installation.trial_file)
 
 

@@ -196,7 +196,7 @@ class DeviceFacts:
         )
 
     def uses_system_packages(self, target: Target, python: str) -> bool:
-        """Return whether a virtual environment can import the packages of the system's Python, as with install.sh.
+        """Return whether a virtual environment has access to the system's site-packages, like that of install.sh.
 
         The packages picamera2 and lgpio may also be installed later, because an environment is not created again for
         the same bundle.

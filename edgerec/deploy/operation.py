@@ -116,7 +116,7 @@ class Progress:
         self.listener(step)
 
     def result(self, connection: Connection, release: str, previous: str, *, changed: bool) -> DeployResult:
-        """Create the result of the operation, which contains the completed steps."""
+        """Return the result of the operation with all completed steps."""
         seconds = time.monotonic() - self.start_s
         return DeployResult(
             self.device, release, previous, changed, connection.sent_bytes, round(seconds, 3), tuple(self.steps)

@@ -21,7 +21,7 @@ from edgerec.errors import BundleError, DeployError
 from edgerec.export.install_and_service_files import UNIT, install_files
 from edgerec.utils.atomic import sha256
 
-# Ratio of the installed size of a wheel, which includes Python's compiled bytecode, to its unpacked size.
+# Ratio of a wheel's installed size, including its .pyc files, to its unpacked size.
 BYTE_CODE_FACTOR = 1.4
 # Free disk space in bytes to reserve for log files.
 RESERVED_BYTES = 64 << 20

@@ -11,7 +11,7 @@ from edgerec.deploy.device import Device, DeviceFacts
 from edgerec.deploy.ssh import Connection
 from edgerec.errors import DeployError
 
-# Minimum time of a device whose clock has been set, as Unix time in seconds.
+# If the clock of a device is earlier than this Unix time in seconds, the clock has not been set.
 MIN_CLOCK_S = 1704067200  # 2024-01-01
 
 

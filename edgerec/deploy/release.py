@@ -29,8 +29,10 @@ from edgerec.utils.text import shortened
 RECONNECT_S = 300.0
 # Pause in seconds between two attempts to reconnect to a device.
 RECONNECT_PAUSE_S = 2.0
-# Number of steps of a job before and after the monitoring of a release, and number of characters of a step's text.
-MAX_STEP_LINES, MAX_STEP_CHARACTERS = 1000, 1000
+# Maximum number of steps of a job, in addition to those that report the monitoring of a release.
+MAX_STEP_LINES = 1000
+# Maximum number of characters of a step's text.
+MAX_STEP_CHARACTERS = 1000
 
 
 def deploy_bundle(
@@ -154,7 +156,7 @@ def _run_without_bundle(
 
 def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
     """Delete the agent from the device, unless another deployment to the device has started."""
-    # The empty digest makes the session send the agent over stdin, because the installed file will be deleted.
+    # With an empty digest, the session sends the agent over stdin instead of using the file that will be deleted.
     session = Session(connection, replace(facts, agent_digest=""))
     # All releases are already deleted, so a lost connection only leaves the agent's own files on the device.
     with suppress(ConnectionLostError):
@@ -222,7 +224,7 @@ def _check_camera(
 
 
 def _check_signature(package: Package, status: dict[str, Any], device: Device, options: DeployOptions) -> None:
-    """Raise an error if a signature is required, but cannot be verified. The device verifies the signature itself."""
+    """Raise an error if a required signature or the file of allowed signers is missing."""
     if not (status["require_signature"] if options.require_signature is None else options.require_signature):
         return
     if package.bundle.signature is None:

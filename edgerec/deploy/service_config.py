@@ -43,7 +43,7 @@ def read_config(path: Path | None, bundle: Path) -> str | None:
         return None
     text = read_text(path)
     with tempfile.TemporaryDirectory() as folder:
-        # A copy that all users can read, as on the device, is rejected if it contains passwords or tokens.
+        # All users of a device can read the file, so reject a file with passwords by validating a copy with that mode.
         copy = Path(folder, path.name)
         copy.write_text(text, encoding="utf-8")
         copy.chmod(0o644)

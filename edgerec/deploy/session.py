@@ -198,7 +198,7 @@ class Session:
         yield value
 
     def kill(self) -> None:
-        """End the connection at once, so that a thread that waits for a reply gets a :class:`ConnectionLostError`."""
+        """Close the connection immediately, so that :meth:`reply` in another thread raises an error."""
         self._command.kill()
 
     def close(self) -> None:

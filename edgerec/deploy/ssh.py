@@ -29,7 +29,7 @@ KEEPALIVE_S = 10
 KEEPALIVE_COUNT = 3
 MAX_LINE_BYTES = 4 << 20
 MAX_ERROR_BYTES = 64 << 10
-# Limits of the output of a script. The time starts with the first line, i.e. after the user has entered a passphrase.
+# Limits on the output of a script. The time limit starts at the first line, after a passphrase has been entered.
 MAX_SCRIPT_LINES, MAX_SCRIPT_BYTES, MAX_SCRIPT_S = 1000, 1 << 20, 300.0
 EXIT_S = 5.0
 
@@ -224,7 +224,7 @@ class Command:
                 view = view[written:]
 
     def _read_errors(self) -> None:
-        """Keep the end of the standard error output, because a faulty device could fill a file."""
+        """Keep only the end of the standard error output, because a faulty device may send unlimited output."""
         assert self._process.stderr is not None
         with self._process.stderr as errors:
             while chunk := os.read(errors.fileno(), 1 << 16):

@@ -117,7 +117,7 @@ def send_contents(
     writer.join(WRITER_S)
     if writer.is_alive():
         session.kill()
-        raise _invalid_reply("the digest of a file that it has not received", "send")
+        raise _invalid_reply("the digest of a file that the device has not received", "send")
     if errors:
         raise DeployError(
             f"cannot read a file to send ({errors[0]}): check that the bundle and the downloaded wheels exist",

@@ -1,4 +1,4 @@
-"""Run functions in worker threads that return their results through a queue."""
+"""Run functions in worker threads, and return their results through a queue."""
 
 from __future__ import annotations
 

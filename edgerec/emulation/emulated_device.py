@@ -230,7 +230,7 @@ class EmulatedDevice:
 
     @contextmanager
     def forwarded_port(self, inside: int, outside: int, *, timeout_s: float = FORWARD_TIMEOUT_S) -> Iterator[None]:
-        """Return a context manager that forwards connections to a port of the device to a port of this machine.
+        """Return a context manager for a remote port forwarding (``ssh -R``) from the device to this machine.
 
         Programs on the device can e.g. connect to an MQTT broker on this machine.
 

@@ -1,1 +1,1 @@
-"""HTTP server with access control and limits. It serves the camera's web page and runs ``edgerec serve``."""
+"""HTTP server with access control and limits for the camera's web page and ``edgerec serve``."""

@@ -55,7 +55,7 @@ class ConnectionLimits:
 
 
 class _MergingTransport:
-    """A transport that sends the head and the body of a response together, which uvicorn writes one after the other.
+    """A transport that combines the head and the body of a response, which uvicorn writes separately, in one packet.
 
     A small write is delayed until the next write, or until the next iteration of the event loop.
     """
@@ -143,7 +143,7 @@ class _Limited(_Protocol):
             self._request_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Reject an invalid request with a JSON body like all other requests, because uvicorn sends plain text."""
+        """Respond to an invalid request with an error in JSON. uvicorn's own response is plain text."""
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
         self.transport.write(head + b"%d\r\n\r\n%s" % (len(_INVALID_REQUEST), _INVALID_REQUEST))
         self.transport.close()

@@ -106,7 +106,7 @@ class Service:
     """Request handlers of the classification server."""
 
     def __init__(self, manifest: Manifest, pool: ClassifierPool, *, max_body_bytes: int, token: bool) -> None:
-        """Create the request handlers. ``token`` states whether clients must send a token."""
+        """Create the request handlers. If ``token`` is true, clients must send a token."""
         self._manifest, self._pool = manifest, pool
         self._bodies = BodyMemory(max_body_bytes)
         self._metrics = RequestMetrics(manifest, pool)
@@ -206,8 +206,8 @@ class Service:
             return (await self._results([content], ["the request's body"]))[0]
 
     async def _results(self, contents: list[bytes], names: list[str]) -> list[dict[str, Any]]:
-        # No variable may refer to a future that has failed. The future's exception refers to this function's variables,
-        # so this reference cycle would keep the images in memory until the next garbage collection.
+        # Do not keep a reference to a failed future. Its exception refers to this function's variables, and the
+        # reference cycle would keep the images in memory until the next garbage collection.
         futures = deque[asyncio.Future[Classification]]()
         results = []
         try:

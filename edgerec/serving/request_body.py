@@ -157,7 +157,7 @@ class _Parts:
 
     @property
     def callbacks(self) -> dict[str, Callable[..., None]]:
-        """The methods by the parser's names. Storing them would create a reference cycle that keeps the files."""
+        """The parser's callbacks, keyed by name. Storing them would create a reference cycle with the files."""
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._header_name,

@@ -21,8 +21,9 @@ from edgerec.utils.secret_references import warn_about_secrets
 
 log = logging.getLogger(__name__)
 
-# Maximum number of open connections, in total and per address, because many clients may share a proxy's address.
+# Maximum number of open connections.
 MAX_CONNECTIONS = 512
+# Maximum number of open connections per IP address. Many clients may share the address of a proxy.
 MAX_CONNECTIONS_PER_ADDRESS = 256
 # Maximum time in seconds to wait for unfinished requests when the server stops.
 GRACE_S = 10.0

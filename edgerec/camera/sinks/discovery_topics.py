@@ -13,7 +13,7 @@ from edgerec.utils.text import to_json
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 20
-# Maximum number of topics per source, which is a multiple of the topics of a source with the maximum number of regions.
+# Maximum number of topics per source. A source with the maximum number of regions needs only a fraction of them.
 MAX_TOPICS = 1000
 
 

@@ -17,7 +17,7 @@ MAX_CHOICES = 100
 
 
 def device_id(manifest: Manifest, prefix: str) -> str:
-    """Return the ID of the Home Assistant device of a bundle, which is a level of the topic of each of its entities."""
+    """Return the Home Assistant device ID of a bundle. The discovery topics of its entities contain this ID."""
     return safe_name(f"edgerec-{prefix}-{manifest.name}")
 
 

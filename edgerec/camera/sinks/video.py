@@ -132,7 +132,7 @@ class _Recording:
         if region is None:
             self._write_image(overlay(result, self._rate.tick(), hint=""), result)
             return
-        # Write the previous frame now if its last region was dropped.
+        # If the result of the previous frame's last region was dropped, the previous frame has not been written yet.
         if self._unwritten is not None and self._unwritten.frame.index != result.frame.index:
             self.flush()
         self._regions.add(result)

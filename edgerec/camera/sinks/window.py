@@ -129,7 +129,7 @@ class RegionOverlay:
         region = result.frame.region
         assert region is not None
         if (size := region.whole.shape[:2]) != self._size:
-            self._latest.clear()  # Boxes are invalid after a change of the frame size.
+            self._latest.clear()  # The boxes become invalid if the size of the frames changes.
             self._size = size
         self._latest[region.name] = result.without_image
         self._newest = result

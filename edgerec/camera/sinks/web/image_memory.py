@@ -1,4 +1,4 @@
-"""Count the memory that the frames on the web page use."""
+"""Count the memory of the frames that are kept for the web page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from edgerec.camera.frame import Frame
 
 
 class ImageMemory:
-    """Counts the bytes of frames. A buffer that several frames share, e.g. the regions of an image, counts once.
+    """Counts the memory of frames. A buffer that several frames share, e.g. regions of one image, counts once.
 
     Attributes:
         size_bytes: total size of the buffers.
@@ -17,7 +17,7 @@ class ImageMemory:
         self._users: dict[int, int] = {}
 
     def add(self, frame: Frame) -> None:
-        """Count a frame, which must remain in memory until it is removed."""
+        """Add the memory of a frame. The caller must keep the frame until it calls :meth:`remove`."""
         for buffer, size_bytes in frame.buffers.items():
             users = self._users.get(buffer, 0)
             self._users[buffer] = users + 1
