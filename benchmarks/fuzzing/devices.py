@@ -147,7 +147,7 @@ def _replies(package: Package) -> dict[str, list[Any]]:
         {"step": "switch", "state": "done", "text": "switched", "done": 0, "total": 0},
         {"result": {"release": package.release, "previous": "ab" * 8, "changed": True}},
     ]
-    plan = {**status, "missing": dict.fromkeys(digests, 0), "venv": False, "complete": False}
+    plan = {"missing": dict.fromkeys(digests, 0), "venv": False, "complete": False, "free_bytes": 5 << 30}
     stored = [each for digest, size in digests.items() for each in ({"received": size // 2}, {"stored": digest})]
     error = {"error": "the disk is full", "step": "send", "restored": True, "log": ["line 1", "line 2"]}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -175,10 +176,6 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
     if not names and not fleet:
         count = "1 argument" if len(arguments) == 1 else f"{len(arguments)} arguments"
         raise typer.BadParameter(f"specify {expected}, or select devices with --all or --tag; got {count}")
-    for name in names:
-        # The address of a device never contains a slash.
-        if "/" in name or Path(name, "manifest.json").is_file() or name.endswith(".zip"):
-            raise typer.BadParameter(f"{name!r} is not a device: specify {expected}")
     if len(set(names)) < len(names):
         raise typer.BadParameter("a device is specified twice")
     return bundle, names
@@ -203,6 +200,9 @@ def _selected(
     listed = read_devices(path) if all_devices or tags or file or (has_names and path.is_file()) else ()
     known = {device.name for device in listed}
     addresses = [name for name in names if name not in known and ("@" in name or file is None)]
+    for name in addresses:
+        if "@" not in name and ("/" in name or name.endswith(".zip") or os.path.isfile(f"{name}/manifest.json")):
+            raise typer.BadParameter(f"{name!r} is a bundle: specify a name in {path} or an address such as pi@door")
     chosen = [name for name in names if name not in addresses]
     of_file = select_devices(listed, () if all_devices else chosen, tags) if all_devices or tags or chosen else ()
     return (*of_file, *(FleetDevice(replace(template, address=address)) for address in addresses))

@@ -489,6 +489,10 @@ class Installation:
         previous = self.state().get("previous") or ""
         return previous if previous != self.current() and self.is_complete(previous) else ""
 
+    def free_bytes(self) -> int:
+        space = os.statvfs(self.prefix if os.path.isdir(self.prefix) else "/")
+        return space.f_bavail * space.f_frsize
+
     def status(self) -> dict[str, Any]:
         """Return the status of the device as a JSON-serializable dictionary."""
         current, state = self.current(), self.state()
@@ -496,8 +500,6 @@ class Installation:
         unit = unit_state()
         camera = read_json(STATUS_FILE) or None
         running = camera is not None and str(camera.get("pid")) == unit.get("MainPID")
-        folder = self.prefix if os.path.isdir(self.prefix) else "/"
-        space = os.statvfs(folder)
         config, unit_content = read_bytes(self.config_file), read_bytes(self.unit_file)
         unit_prefix = re.search(rb"agent\.py boot-check --prefix (\S+)", unit_content or b"")
         return {
@@ -508,7 +510,7 @@ class Installation:
             "target": release.get("target", ""),
             "on_trial": os.path.exists(self.trial_file),
             "service": unit.get("ActiveState", "unknown"),
-            "free_bytes": space.f_bavail * space.f_frsize,
+            "free_bytes": self.free_bytes(),
             "camera": camera if running else None,
             "age_s": max(0.0, time.time() - camera.get("updated_s", 0)) if running and camera else None,
             "require_signature": bool(state.get("require_signature")),
@@ -1171,9 +1173,9 @@ def command_job(installation: Installation) -> None:
     except AgentError as error:
         log.write(error.to_dict())
     except OSError as error:
-        log.write({**AgentError(describe(error), "install").to_dict()})
+        log.write(AgentError(describe(error), "install").to_dict())
     except Exception as error:
-        log.write({**AgentError(f"the agent failed: {error!r}").to_dict()})
+        log.write(AgentError(f"the agent failed: {error!r}").to_dict())
         raise
     finally:
         remove_path(installation.job_file)
@@ -1270,7 +1272,7 @@ def command_session(installation: Installation) -> None:
                     "missing": installation.missing(request["files"]),
                     "venv": is_complete_venv(venv),
                     "complete": complete,
-                    **installation.status(),
+                    "free_bytes": installation.free_bytes(),
                 }
             )
         elif kind == "receive":

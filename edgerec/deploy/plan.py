@@ -74,6 +74,7 @@ class Package:
 class _PlanReply(TypedDict):
     venv: bool
     complete: bool
+    free_bytes: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Plan:
         has_venv: whether the device already has the virtual environment.
         complete: whether the release is already installed.
         needed_bytes: disk space required on the device, or 0 if nothing is sent or installed.
+        free_bytes: free disk space on the device after the remains of failed installations were deleted.
     """
 
     package: Package
@@ -105,6 +107,7 @@ class Plan:
     has_venv: bool
     complete: bool
     needed_bytes: int
+    free_bytes: int
 
     @classmethod
     def make(
@@ -164,6 +167,7 @@ class Plan:
             reply["venv"],
             reply["complete"],
             needed + RESERVED_BYTES if needed else 0,
+            reply["free_bytes"],
         )
 
     @property
@@ -206,15 +210,15 @@ class Plan:
         progress("prune", "planned", f"keep {options.keep} releases")
 
 
-def check_space(plan: Plan, status: dict[str, Any], device: Device) -> None:
+def check_space(plan: Plan, device: Device) -> None:
     """Raise an error if a deployment requires more disk space than the device has.
 
     Raises:
         DeployError: the device has too little free space.
     """
-    if plan.needed_bytes > status["free_bytes"]:
+    if plan.needed_bytes > plan.free_bytes:
         raise DeployError(
             f"cannot deploy to {device.label}: {plan.needed_bytes / 1e6:,.0f} MB are required in {device.prefix}, but "
-            f"only {status['free_bytes'] / 1e6:,.0f} MB are free; delete files on the device",
+            f"only {plan.free_bytes / 1e6:,.0f} MB are free; delete files on the device",
             step="check",
         )

@@ -77,7 +77,7 @@ def deploy_bundle(
         _check_camera(facts, package.target, device, config, status)
         _check_signature(package, status, device, options)
         plan = Plan.make(package, facts, python, options, session, status["releases"], progress)
-        check_space(plan, status, device)
+        check_space(plan, device)
         progress("plan", "done", f"release {package.release}, {len(plan.wheels)} packages")
         job = plan.job(unit, config, options)
         if options.dry_run:
@@ -86,7 +86,7 @@ def deploy_bundle(
             return progress.result(connection, package.release, status["release"], changed=False)
         _send_agent(session, options)
         _send(session, plan, progress)
-        result = _run_job(connection, facts, session, job, progress)
+        result = _run_job(connection, session, job, progress)
         return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
 
 
@@ -148,7 +148,7 @@ def _run_without_bundle(
         session.request("lock", host=socket.gethostname())
         _send_agent(session, options)
         job = {**new_job(options), "do": do}
-        result = _run_job(connection, facts, session, job, progress)
+        result = _run_job(connection, session, job, progress)
         if do == "remove":
             _remove_agent(connection, facts)
         return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
@@ -191,7 +191,8 @@ def _check_unit(status: dict[str, Any], device: Device) -> None:
     """Raise an error if the camera service was installed with another prefix or with install.sh."""
     if not status["foreign_unit"]:
         return
-    if prefix := shlex.quote(status["unit_prefix"]) if status["unit_prefix"] else "":
+    if status["unit_prefix"]:
+        prefix = shlex.quote(status["unit_prefix"])
         raise DeployError(
             f"cannot deploy to {device.label}: the camera service is already installed in {prefix}; use --prefix "
             f"{prefix}, or remove that installation first with --remove --prefix {prefix}",
@@ -267,9 +268,7 @@ def _send(session: Session, plan: Plan, progress: Progress) -> None:
     progress("send", "done", text)
 
 
-def _run_job(
-    connection: Connection, facts: DeviceFacts, session: Session, job: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
+def _run_job(connection: Connection, session: Session, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Start a job on the device, and report its steps until the job ends. Reconnect if the connection is lost."""
     lines, lost_s = 0, 0.0
     # While the agent monitors a release, it reports two steps per second.
@@ -301,13 +300,16 @@ def _reconnect(connection: Connection, deadline_s: float, arguments: str) -> Ses
     Raises:
         DeployError: the device cannot be reached.
     """
+    reason = ""
     while time.monotonic() < deadline_s:
         time.sleep(RECONNECT_PAUSE_S)
         connection.reopen()
-        with suppress(DeployError):
+        try:
             return Session(connection, probe(connection), arguments)
+        except DeployError as error:
+            reason = f" ({error})"
     raise DeployError(
-        f"the connection to {connection.device.label} was lost and cannot be restored: the device finishes the "
+        f"the connection to {connection.device.label} was lost and cannot be restored{reason}: the device finishes the "
         "deployment by itself; check the result with edgerec devices",
         step="monitor",
     )

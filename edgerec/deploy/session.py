@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any, TypedDict
 
 from edgerec.deploy.device import PREFIX_RULE, DeviceFacts, is_valid_prefix
-from edgerec.deploy.ssh import Command, Connection, ConnectionLostError, quoted
+from edgerec.deploy.ssh import Command, Connection, ConnectionLostError
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 from edgerec.utils.bounded_parsing import parse_json
@@ -38,7 +40,6 @@ class StatusReply(TypedDict):
     releases: list[str]
     on_trial: bool
     service: str
-    free_bytes: int
     require_signature: bool
     config: str
     auto_source: bool
@@ -112,12 +113,12 @@ class Session:
         python = agent_python(facts, device.label)
         sudo = "sudo -n " if facts.root == "sudo" else ""
         if self.installed:
-            program = quoted(posixpath.join(device.prefix, "agent.py"))
+            program = shlex.quote(posixpath.join(device.prefix, "agent.py"))
         else:
-            program = f"-c {quoted(_RUN_SOURCE)} {len(source)}"
+            program = f"-c {shlex.quote(_RUN_SOURCE)} {len(source)}"
         # Without -I, Python would import modules from the user's home folder.
         self._command: Command = connection.command(
-            f"exec {sudo}{quoted(python)} -I {program} {arguments} --prefix {quoted(device.prefix)}"
+            f"exec {sudo}{shlex.quote(python)} -I {program} {arguments} --prefix {shlex.quote(device.prefix)}"
         )
         if not self.installed:
             self._command.write(source)
@@ -136,6 +137,7 @@ class Session:
         """Query the status of the device, and return a :class:`StatusReply`. Raise the errors of :meth:`request`."""
         reply = self.request("status")
         self.check(reply, StatusReply)
+        self._check_releases(reply["release"], reply["previous"], *reply["releases"])
         return reply
 
     def check(self, reply: Any, expected: Any) -> None:
@@ -147,10 +149,18 @@ class Session:
         try:
             check_type(reply, expected)
         except ValueError as error:
-            raise DeployError(
-                f"{self._label} sent an invalid reply ({error}): run the command again, and check the device's storage "
-                "if the error remains"
-            ) from None
+            raise self._invalid_reply(str(error)) from None
+
+    def _check_releases(self, *releases: str) -> None:
+        for release in releases:
+            if not re.fullmatch(r"([0-9a-f]{16})?", release):
+                raise self._invalid_reply("a release is not a digest of 16 hexadecimal digits")
+
+    def _invalid_reply(self, reason: str) -> DeployError:
+        return DeployError(
+            f"{self._label} sent an invalid reply ({reason}): run the command again, and check the device's storage if "
+            "the error remains"
+        )
 
     def send(self, do: str, **values: Any) -> None:
         """Send a request without waiting for the reply."""
@@ -195,6 +205,7 @@ class Session:
             self.check(value, StepReply)
             yield value
         self.check(value["result"], JobResult)
+        self._check_releases(value["result"]["release"], value["result"]["previous"])
         yield value
 
     def kill(self) -> None:

@@ -9,13 +9,13 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -79,6 +79,7 @@ class Connection:
         """Discard a lost connection, so that :meth:`open` can create a new connection."""
         if self._master is not None:
             self._master.kill()
+            self._master.close()
             self._master = None
         with contextlib.suppress(OSError):
             os.unlink(f"{self._folder}/socket")
@@ -97,7 +98,7 @@ class Connection:
             DeployError: the connection failed. The message contains the reason and a solution.
         """
         # The final command, cat, ends when stdin is closed, so ssh also ends if this process is killed.
-        content = f"set -- {' '.join(map(quoted, arguments))}\n{script}\nexec cat >/dev/null\n".encode()
+        content = f"set -- {shlex.join(arguments)}\n{script}\nexec cat >/dev/null\n".encode()
         self._master = Command(self, ["-M"], "exec sh -s")
         self._master.write(content)
         lines: list[str] = []
@@ -294,8 +295,3 @@ class Command:
         """Stop the command and close its pipes."""
         self.wait()
         self._stdout.close()
-
-
-def quoted(text: str | Path) -> str:
-    """Quote a value for use in a shell command."""
-    return "'" + str(text).replace("'", "'\\''") + "'"

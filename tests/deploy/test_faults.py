@@ -133,6 +133,12 @@ def test_user_without_sudo_is_refused(make_device, make_bundle):
         deploy_bundle(make_bundle(), replace(pi.device, address="pi@test-device"), OPTIONS)
 
 
+def test_remains_of_a_failed_installation_do_not_count_as_used_space(make_device, make_bundle):
+    small = make_device(size="180m")
+    small.run("mkdir -p /opt/edgerec/releases/partial && head -c 150M /dev/zero >/opt/edgerec/releases/partial/file")
+    assert deploy(make_bundle(), small).changed
+
+
 def test_device_with_too_little_space_is_refused_before_anything_is_sent(make_device, make_bundle):
     small = make_device(size="20m")
     error = refusal(make_bundle(), small)

@@ -26,8 +26,8 @@ def fleet_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rollback", "runs/bundle", "door"], "'runs/bundle' is not a device: specify DEVICE"),
-        (["--remove", "bundle.zip"], "'bundle.zip' is not a device: specify DEVICE"),
+        (["--rollback", "runs/bundle", "door"], "'runs/bundle' is a bundle: specify a name in devices.toml or"),
+        (["--remove", "bundle.zip"], "'bundle.zip' is a bundle: specify a name in devices.toml or"),
         (["bundle"], "specify BUNDLE DEVICE, or select devices with --all or --tag; got 1 argument"),
         (["--rollback"], "specify DEVICE, or select devices with --all or --tag; got 0 arguments"),
         (["bundle", "door", "door"], "a device is specified twice"),
@@ -39,6 +39,15 @@ def test_invalid_arguments_are_usage_errors(invoke, fleet_folder, words, message
     result = invoke("deploy", *words)
     assert result.returncode == 2
     assert message in re.sub(r"\W*\n\W*", " ", result.stderr)
+
+
+@pytest.mark.parametrize("address", ["door", "root@door.zip"])
+def test_device_with_the_same_name_as_a_bundle_is_used(invoke, fleet_folder, address):
+    (fleet_folder / "door").mkdir()
+    (fleet_folder / "door" / "manifest.json").touch()
+    result = invoke("deploy", "--rollback", address)
+    assert result.returncode == 1
+    assert "cannot connect to" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ STATUS = {
     "releases": ["ab" * 8, "cd" * 8],
     "on_trial": False,
     "service": "active",
-    "free_bytes": 5 << 30,
     "require_signature": False,
     "config": "",
     "auto_source": True,
@@ -77,12 +76,17 @@ def test_status_without_a_key_is_refused(roll_back, key):
     assert f"root@door sent an invalid reply ({key} is missing)" in refusal(roll_back, status=status)
 
 
+@pytest.mark.parametrize("changes", [{"release": "a" * 17}, {"previous": "x" * 16}, {"releases": ["../" * 9]}])
+def test_status_with_an_invalid_release_is_refused(roll_back, changes):
+    assert "a release is not a digest of 16 hexadecimal digits" in refusal(roll_back, status=STATUS | changes)
+
+
 @pytest.mark.parametrize("key", STEP)
 def test_step_with_a_wrong_value_is_refused(roll_back, key):
     assert f"root@door sent an invalid reply ({key} is None, expected" in refusal(roll_back, STEP | {key: None})
 
 
-@pytest.mark.parametrize("result", [None, {}, RESULT | {"changed": "yes"}])
+@pytest.mark.parametrize("result", [None, {}, RESULT | {"changed": "yes"}, RESULT | {"release": "x" * 1000}])
 def test_invalid_result_is_refused(roll_back, result):
     assert "root@door sent an invalid reply" in refusal(roll_back, {"result": result})
 

@@ -97,7 +97,7 @@ class StatusFile:
             at_s=unix_s(result.frame.captured_s),
         )
         with self._lock:
-            # Measure the rate from completion times, because the capture times of several video files are not comparable.
+            # Measure the rate with completion times, because capture times of several video files are not comparable.
             times_s = self._completed_s
             times_s.append(result.completed_s)
             while times_s[-1] - times_s[0] > RATE_S:

@@ -148,7 +148,8 @@ class PageState:
                 source = self._source_named(name)
                 source.state = change
                 if change.state != "live":
-                    source.label = None  # The first result after an outage is a new decision, even with the same label.
+                    # The first result after an outage is a new decision, even with the same label.
+                    source.label = None
                 self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
             self.version += 1
 
