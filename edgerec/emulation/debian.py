@@ -110,14 +110,14 @@ def run_mmdebstrap(
         done = call(command, timeout_s=timeout_s)
     if done.code:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [done.error_line]
-        advice = f"set {MIRROR} to another mirror"
+        advice = f"check the network and the free disk space, or set {MIRROR} to another mirror"
         if "NO_PUBKEY" in done.stderr:
             advice = "apt install debian-archive-keyring"
-        elif "cannot be executed" in done.stderr or "Exec format error" in done.stderr:
-            advice = f"apt install qemu-user-static, which runs programs for {architecture}"
+        elif any(reason in done.stderr for reason in ("arch-test", "neither be executed", "Exec format error")):
+            advice = f"apt install arch-test qemu-user-static, which are required to run programs for {architecture}"
         raise TargetError(
-            f"cannot install Debian {release} packages for {architecture} from {redacted(mirror)}: {errors[0]}: check "
-            f"the network and the free disk space, or {advice}"
+            f"cannot install Debian {release} packages for {architecture} from {redacted(mirror)}: {errors[0]}: "
+            f"{advice}"
         )
 
 

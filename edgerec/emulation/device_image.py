@@ -75,7 +75,8 @@ def find_device_image(architecture: str, release: str = "bookworm", cache: Path 
     """Return a disk image from the cache, or build the image if it is not in the cache.
 
     Building an image requires mmdebstrap, mkfs.ext4, qemu-img and ssh-keygen. If this machine cannot run programs for
-    ``architecture``, it also requires a binfmt_misc registration for QEMU, such as that of Debian's qemu-user-static.
+    ``architecture``, it also requires arch-test, and a binfmt_misc registration for QEMU, such as that of Debian's
+    qemu-user-static.
 
     Args:
         architecture: Debian architecture name, ``amd64`` or ``arm64``.

@@ -213,6 +213,27 @@ def test_failed_installation_leaves_no_files(empty_path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("E: install arch-test for foreign architecture support", "apt install arch-test qemu-user-static"),
+        ("E: arm64 can neither be executed natively nor via qemu", "apt install arch-test qemu-user-static"),
+        ("E: chroot: Exec format error", "apt install arch-test qemu-user-static"),
+        ("E: GPG error: NO_PUBKEY 0E98404D386FA1D9", "apt install debian-archive-keyring"),
+        ("E: Failed to fetch it", "check the network and the free disk space"),
+    ],
+)
+def test_error_of_mmdebstrap_names_the_missing_package(reason, advice, empty_path, tmp_path, monkeypatch):
+    monkeypatch.setenv(MIRROR, "https://mirror/debian")
+    program(empty_path, "apt-config", "")
+    # mmdebstrap also prints this line if it can run programs for the architecture.
+    emulation = "I: arm64 cannot be executed natively, but transparently using qemu-user binfmt emulation"
+    program(empty_path, "mmdebstrap", f"echo '{emulation}' >&2; echo '{reason}' >&2; exit 25")
+    with pytest.raises(TargetError) as error:
+        root.find_root("trixie", "arm64", ["python3-numpy"], None, tmp_path / "cache")
+    assert str(error.value).partition(reason)[2].startswith(f": {advice}")
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "--index-url https://evil/simple", "-e .", "evil==1", "edgerec @ https://evil/edgerec.whl", "./edgerec.whl",
