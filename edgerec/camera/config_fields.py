@@ -19,14 +19,12 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from edgerec.utils.secret_references import is_reference
+from edgerec.utils.type_descriptions import non_none_types
 from edgerec.utils.url_redaction import MASK, has_secret, redacted
 
-_TYPE_NAMES: dict[Any, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # A single letter before a colon is a Windows drive.
 # Do not redact these sources, because redacted() would treat the @ in synthetic:640x480@30 as the end of a password.
 _SOURCES_WITHOUT_SECRETS = ("synthetic:", "picamera2:")
@@ -56,12 +54,6 @@ def field_default(item: Field[Any]) -> Any:
     return None if item.default is MISSING else item.default
 
 
-def non_none_types(hint: Any) -> list[Any]:
-    """Return the types in a union, except None."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return [kind for kind in kinds if kind is not NoneType]
-
-
 def is_list_type(hint: Any) -> bool:
     """Return True if a type is a list or tuple."""
     return any(get_origin(kind) in (tuple, Sequence) for kind in non_none_types(hint))
@@ -74,29 +66,6 @@ def nested_dataclass(hint: Any) -> type[Any] | None:
         if isinstance(item, type) and is_dataclass(item):
             return item
     return None
-
-
-def describe_type(hint: Any, plural: bool = False) -> str:
-    """Return a description of a type for an error message, e.g. ``a list of 4 numbers``."""
-    alternatives = non_none_types(hint)
-    if Path in alternatives:
-        return "paths" if plural else "a path"
-    texts = []
-    for kind in alternatives:
-        origin, arguments = get_origin(kind), get_args(kind)
-        if origin is Literal:
-            texts.append(f"one of {', '.join(map(str, arguments))}")
-        elif origin in (tuple, Sequence):
-            count = "" if origin is Sequence or arguments[-1] is Ellipsis else f"{len(arguments)} "
-            texts.append(f"a list of {count}{describe_type(arguments[0], plural=True)}")
-        elif origin is Mapping:
-            texts.append(f"a table of {describe_type(arguments[1], plural=True)}")
-        elif is_dataclass(kind):
-            texts.append("tables" if plural else "a table")
-        else:
-            name = _TYPE_NAMES.get(kind, "a value")
-            texts.append(f"{name.split()[-1]}s" if plural and kind is not bool else name)
-    return " or ".join(texts)
 
 
 def attribute_docs(kind: type[Any]) -> dict[str, str]:

@@ -17,12 +17,10 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from edgerec.camera.config_fields import (
-    describe_type,
     field_key,
     is_list_type,
     literal_secrets,
     nested_dataclass,
-    non_none_types,
     relocate_path,
     typed_fields,
 )
@@ -31,6 +29,7 @@ from edgerec.errors import ConfigError, unknown
 from edgerec.utils.atomic import user_path
 from edgerec.utils.bounded_parsing import MAX_TOML_BYTES, parse_toml
 from edgerec.utils.byte_sizes import parse_size
+from edgerec.utils.type_descriptions import describe_type, non_none_types
 
 T = TypeVar("T")
 

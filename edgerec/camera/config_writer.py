@@ -19,11 +19,11 @@ from edgerec.camera.config_fields import (
     is_list_type,
     literal_secrets,
     nested_dataclass,
-    non_none_types,
     relocate_path,
     typed_fields,
 )
 from edgerec.errors import ConfigError
+from edgerec.utils.type_descriptions import non_none_types
 
 _PLACEHOLDERS: dict[Any, str] = {
     str: "<string>",

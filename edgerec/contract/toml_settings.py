@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edgerec.contract.format_detection import reason
 from edgerec.errors import EdgerecError, unknown
 from edgerec.utils.bounded_parsing import read_toml
+from edgerec.utils.type_descriptions import describe_type
 
 T = TypeVar("T")
-
-_TYPES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 def setting(default: Any, help_text: str, expected: str, is_valid: Callable[[Any], bool] | None) -> Any:
@@ -122,18 +121,6 @@ def _check_value(value: Any, item: Field[Any], kind: Any, error: type[EdgerecErr
         shown = list(value) if isinstance(value, tuple) else value
         expected = item.metadata.get("expected") or describe_type(kind)
         raise error(f"{prefix}{item.name} is {shown!r}, expected {expected}")
-
-
-def describe_type(kind: Any) -> str:
-    """Describe a type for an error message, e.g. as ``a list of strings``."""
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is UnionType:
-        return " or ".join(describe_type(each) for each in get_args(kind) if each is not NoneType)
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        return "a list of strings" if item is str else f"a list of {describe_type(item)}"
-    return _TYPES[kind]
 
 
 def _has_type(value: Any, kind: Any) -> bool:
