@@ -143,7 +143,14 @@ class _Limited(_Protocol):
             self._request_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to an invalid request with an error in JSON. uvicorn's own response is plain text."""
+        """Respond to an invalid request with an error in JSON, and close the connection. uvicorn sends plain text.
+
+        If a response has started or another request is queued, the error is not sent, because the client would take it
+        for a part of the response to an earlier request.
+        """
+        if getattr(self, "pipeline", ()) or (not self.idle and self.cycle.response_started):
+            self.transport.close()
+            return
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
         self.transport.write(head + b"%d\r\n\r\n%s" % (len(_INVALID_REQUEST), _INVALID_REQUEST))
         self.transport.close()

@@ -878,6 +878,20 @@ def test_invalid_http_requests_are_refused(shared_web, sent, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_invalid_http_during_a_response_closes_the_connection(shared_web):
+    head = f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{port_of(shared_web)}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port_of(shared_web)), timeout=10) as connection:
+        connection.sendall(head.encode())
+        received = b""
+        while b"event: hello" not in received:
+            received += connection.recv(65536)
+        connection.sendall(b"not a chunk\r\n")
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"HTTP/1.1") == 1
+
+
 def test_number_of_event_streams_is_limited(web):
     with ExitStack() as stack:
         streams = [stack.enter_context(stream(web)) for _ in range(routes.MAX_CLIENTS)]

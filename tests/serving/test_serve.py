@@ -29,6 +29,8 @@ import uvicorn
 
 from edgerec import ClassificationServer, ServeConfig, create_app, predict
 from edgerec.errors import BundleError, ConfigError, EdgerecError
+from edgerec.http.server import Server
+from edgerec.http.server_address import listen
 from edgerec.serving import pool, request_body
 from tests.conftest import error_line
 from tests.network import wait_for
@@ -268,6 +270,47 @@ def test_invalid_http_gets_a_json_error(server):
     assert head.startswith(b"HTTP/1.1 400 ")
     assert b"content-type: application/json" in head
     assert json.loads(body) == {"error": "the request is not valid HTTP: check the client"}
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_head", "fast"),
+    [(CHUNKED, False), (CHUNKED, True), (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", True)],
+    ids=["chunk, h11", "chunk, httptools", "next request, httptools"],
+)
+def test_invalid_http_during_a_response_closes_the_connection(request_head, fast):
+    async def unfinished_response(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+        await send({"type": "http.response.body", "body": b"first part", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    listener = listen("127.0.0.1", 0, "the server")
+    server = Server(unfinished_response, listener, fast=fast)
+    server.start()
+    try:
+        with socket.create_connection(listener.getsockname(), 30) as connection:
+            connection.sendall(request_head)
+            received = b""
+            while not received.endswith(b"first part"):
+                received += connection.recv(4096)
+            connection.sendall(b"no HTTP\r\n\r\n")
+            assert connection.recv(4096) == b""
+    finally:
+        server.stop()
+
+
+def test_invalid_http_after_queued_requests_closes_the_connection(bundle, digit, blocked):
+    pytest.importorskip("httptools", reason='no httptools (pip install "edgerec[serve]")')  # h11 queues no requests.
+    head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(digit)}\r\n\r\n".encode()
+    with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0")) as server:
+        with connect(server) as connection:
+            connection.sendall(2 * (head + digit) + b"no HTTP\r\n\r\n")
+            assert connection.recv(4096) == b""
+        blocked.release.set()
+        assert send(server, body=digit).status == 200
 
 
 def test_error_in_a_form_cancels_its_other_files(server, digit, caplog):
