@@ -79,7 +79,7 @@ class Body:
         """
         maximum = self._memory.max_body_bytes
         length = headers.get("content-length", "0")
-        if int(length[:20]) > maximum if length.isascii() and length.isdigit() else True:
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > maximum:
             raise _too_large(maximum)
         loop = asyncio.get_running_loop()
         end_s = loop.time() + BODY_S
