@@ -100,9 +100,13 @@ class Page:
         no such image arrives within ``IMAGE_WAIT_S``.
         """
         after = _parse_frame_index(request.query_params.get("after", "-1"))
+        source = request.path_params["source"]
         end = asyncio.get_running_loop().time() + IMAGE_WAIT_S
         while not self._state.closed and asyncio.get_running_loop().time() < end:
-            shown = self._newest_image(request.path_params["source"])
+            try:
+                shown = self._state.newest_image(source)
+            except LookupError:
+                raise _no_source(source) from None
             if shown is not None and shown.result.frame.index != after:
                 return _jpeg(shown)
             await asyncio.sleep(POLL_S / 4)
@@ -112,8 +116,10 @@ class Page:
         """Keep the displayed image in memory until the user selects its label."""
         fields = await _body(request)
         source, frame = _integer(fields, "source"), _integer(fields, "frame")
-        self._newest_image(source)
-        pending = self._state.add_pending(source, frame)
+        try:
+            pending = self._state.add_pending(source, frame)
+        except LookupError:
+            raise _no_source(source) from None
         if pending is None:
             raise HTTPException(409, "the source has no image yet: try again later")
         key, shown = pending
@@ -176,12 +182,6 @@ class Page:
                 yield _event("news", news)
             await asyncio.sleep(POLL_S)
 
-    def _newest_image(self, source: int) -> ShownImage | None:
-        try:
-            return self._state.newest_image(source)
-        except LookupError:
-            raise HTTPException(404, f"there is no source {source}") from None
-
     def _pending_image(self, key: str) -> ShownImage:
         shown = self._state.pending_image(key)
         if shown is None:
@@ -213,6 +213,10 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise HTTPException(400, "expected a JSON object")
     return fields
+
+
+def _no_source(number: int) -> HTTPException:
+    return HTTPException(404, f"there is no source {number}")
 
 
 def _integer(fields: dict[str, Any], name: str) -> int:

@@ -178,8 +178,9 @@ class PageState:
         source = self._source_view(number)
         result, shown = source.result, source.shown
         now = source.viewed_s = time.monotonic()
-        is_new = result is not None and (shown is None or result.without_image is not shown.result)
-        if result is not None and is_new and _has_image(result) and (shown is None or now >= source.next_s):
+        if result is None or not _has_image(result):
+            return shown
+        if shown is None or (result.without_image is not shown.result and now >= source.next_s):
             shown = source.shown = ShownImage(result.without_image, jpeg_of(result))
             with self._lock:
                 self._add_recent(source, result)
@@ -204,7 +205,6 @@ class PageState:
         Raises:
             LookupError: there is no source with this index.
         """
-        self.newest_image(number)
         source = self._source_view(number)
         with self._lock:
             results = [*source.recent, *([source.result] if source.result and _has_image(source.result) else [])]
