@@ -72,8 +72,9 @@ bundle = "bundles/signs"
 def settings(bundle: Path, work: Path) -> Iterator[Attempt]:
     """Read a damaged file with the function that reads it in edgerec."""
     devices = tomllib.loads(_DEVICES)
-    text = f"bundle = {str(bundle)!r}\n{_CAMERA}"
-    camera, service = tomllib.loads(text), tomllib.loads(re.sub(f'"[^"]*{SECRET}[^"]*"', '"env:SECRET"', text))
+    bundle_key = f"bundle = {str(bundle)!r}\n"
+    camera = tomllib.loads(bundle_key + _CAMERA)
+    service = tomllib.loads(re.sub(f'"[^"]*{SECRET}[^"]*"', '"env:SECRET"', _CAMERA))
     signed, keys = work / "signed", work / "keys"
     shutil.copytree(bundle, signed, dirs_exist_ok=True)
     key = work / "key"
@@ -105,6 +106,7 @@ def settings(bundle: Path, work: Path) -> Iterator[Attempt]:
         try:
             if kind == "service":
                 read_config(path, bundle)
+                path.write_text(bundle_key + path.read_text())
             config = CameraConfig.from_file(path)
             if kind == "service":
                 path.write_text(config.to_toml(work))
