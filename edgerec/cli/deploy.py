@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -128,10 +129,10 @@ def deploy(
     fleet = all_devices or bool(tag)
     bundle, names = _split(arguments or [], operation, fleet)
     from edgerec.deploy import DeployOptions, Device
-    from edgerec.errors import EdgerecError
+    from edgerec.errors import DeployError, EdgerecError
 
     template = Device("", port=port, ssh_config=ssh_config, prefix=prefix.rstrip("/"))
-    selected = _selected(names, tag, all_devices, devices, template)
+    selected, hints = _selected(names, tag, all_devices, devices, template)
     options = DeployOptions(
         config=config,
         healthy_within_s=parse_duration_s(healthy_within, "--healthy-within"),
@@ -143,15 +144,18 @@ def deploy(
         find_links=find_links,
     )
     if fleet or len(selected) > 1:
-        if not _run_on_fleet(operation, bundle, selected, options, parallel, canary, json):
+        if not _run_on_fleet(operation, bundle, selected, options, parallel, canary, json, hints):
             raise typer.Exit(1)
         return
     device = replace(selected[0].device, interactive=True)
     if operation == "deploy":
         options = replace(options, config=config or selected[0].config)
+    connecting = set[str]()
     try:
-        result = _run(operation, bundle, device, options, json)
+        result = _run(operation, bundle, device, options, json, connecting)
     except EdgerecError as error:
+        if device.label in connecting and device.label in hints:
+            error = DeployError(f"{error}{hints[device.label]}")
         log = getattr(error, "log", ())
         if json:
             restored = getattr(error, "restored", False)
@@ -160,7 +164,7 @@ def deploy(
             raise typer.Exit(1) from None
         for line in log:
             say(f"{device.label}: {line}", err=True)
-        raise
+        raise error from None
     if json:
         show_json(result.to_dict())
     else:
@@ -174,16 +178,19 @@ def _split(arguments: list[str], operation: str, fleet: bool) -> tuple[str, list
     else:
         bundle, names, expected = "".join(arguments[:1]), arguments[1:], "BUNDLE DEVICE"
     if not names and not fleet:
-        count = "1 argument" if len(arguments) == 1 else f"{len(arguments)} arguments"
-        raise typer.BadParameter(f"specify {expected}, or select devices with --all or --tag; got {count}")
-    if len(set(names)) < len(names):
-        raise typer.BadParameter("a device is specified twice")
+        missing = f"the device after {bundle!r} is missing" if bundle else f"{expected} is missing"
+        raise typer.BadParameter(
+            f"{missing}: specify an address such as pi@door or a name in devices.toml, or select devices with --all or "
+            "--tag"
+        )
+    if repeated := next((name for name in names if names.count(name) > 1), ""):
+        raise typer.BadParameter(f"the device {repeated!r} is specified twice: specify each device once")
     return bundle, names
 
 
 def _selected(
     names: list[str], tags: list[str], all_devices: bool, file: Path | None, template: Device
-) -> tuple[FleetDevice, ...]:
+) -> tuple[tuple[FleetDevice, ...], dict[str, str]]:
     """Resolve names and tags to devices in devices.toml. A name that is not in the file is used as an address.
 
     Args:
@@ -192,6 +199,9 @@ def _selected(
         all_devices: whether to select all devices in devices.toml.
         file: path of devices.toml, or None to use devices.toml in the current folder if the file exists.
         template: device whose connection options are used for addresses.
+
+    Returns:
+        The devices, and hints for addresses that may be misspelled names of devices in devices.toml, keyed by address.
     """
     from edgerec.deploy.devices_file import DEVICES_FILE, FleetDevice, read_devices, select_devices
 
@@ -205,7 +215,11 @@ def _selected(
             raise typer.BadParameter(f"{name!r} is a bundle: specify a name in {path} or an address such as pi@door")
     chosen = [name for name in names if name not in addresses]
     of_file = select_devices(listed, () if all_devices else chosen, tags) if all_devices or tags or chosen else ()
-    return (*of_file, *(FleetDevice(replace(template, address=address)) for address in addresses))
+    hints = {}
+    for address in addresses:
+        if "@" not in address and (near := difflib.get_close_matches(address, known, n=1)):
+            hints[address] = f"; did you mean {near[0]!r} in {path}?"
+    return (*of_file, *(FleetDevice(replace(template, address=address)) for address in addresses)), hints
 
 
 def _run_on_fleet(
@@ -216,22 +230,33 @@ def _run_on_fleet(
     parallel: int,
     canary: int,
     json: bool,
+    hints: Mapping[str, str],
 ) -> bool:
-    """Perform an operation on several devices, print the outcomes, and return whether all of them succeeded."""
+    """Perform an operation on several devices, print the outcomes, and return whether all of them succeeded.
+
+    ``hints`` are added to the errors of devices that cannot be reached.
+    """
     from edgerec.cli.fleet_output import fleet_progress, show_outcomes
     from edgerec.deploy import deploy_to_fleet, remove, rollback, run_on_fleet
 
     outcomes: dict[str, DeviceOutcome] = {}
+    connecting = set[str]()
     with fleet_progress([device.name for device in devices], quiet=json) as (show_step, show_outcome):
 
+        def listen(step: Step) -> None:
+            _note_connecting(step, connecting)
+            show_step(step)
+
         def finished(outcome: DeviceOutcome) -> None:
+            if outcome.error and outcome.device in connecting:
+                outcome = replace(outcome, error=outcome.error + hints.get(outcome.device, ""))
             outcomes[outcome.device] = outcome
             show_outcome(outcome)
 
         rollout: dict[str, Any] = {
             "parallel": parallel,
             "canary": canary,
-            "listener": show_step,
+            "listener": listen,
             "finished": finished,
         }
         with suppress(KeyboardInterrupt):  # After Ctrl-C, the printed outcomes show the canceled deployments.
@@ -253,13 +278,24 @@ def _run_on_fleet(
     return all(outcome.succeeded for outcome in ordered)
 
 
-def _run(operation: str, bundle: str, device: Device, options: DeployOptions, json: bool) -> DeployResult:
+def _note_connecting(step: Step, connecting: set[str]) -> None:
+    """Update the set of devices whose connection has not been established yet."""
+    if step.name == "connect" and step.state == "running":
+        connecting.add(step.device)
+    else:
+        connecting.discard(step.device)
+
+
+def _run(
+    operation: str, bundle: str, device: Device, options: DeployOptions, json: bool, connecting: set[str]
+) -> DeployResult:
     from edgerec.deploy import deploy_bundle, remove, rollback
     from edgerec.utils.progress import Progress
 
     with progress() as show_progress:
 
         def show_step(step: Step) -> None:
+            _note_connecting(step, connecting)
             if step.state == "running":
                 done, total = (step.done, step.total) if step.total else (0, 1)
                 # During the step ``connect``, ssh may ask for a password or passphrase.

@@ -28,9 +28,10 @@ def fleet_folder(tmp_path, monkeypatch):
     [
         (["--rollback", "runs/bundle", "door"], "'runs/bundle' is a bundle: specify a name in devices.toml or"),
         (["--remove", "bundle.zip"], "'bundle.zip' is a bundle: specify a name in devices.toml or"),
-        (["bundle"], "specify BUNDLE DEVICE, or select devices with --all or --tag; got 1 argument"),
-        (["--rollback"], "specify DEVICE, or select devices with --all or --tag; got 0 arguments"),
-        (["bundle", "door", "door"], "a device is specified twice"),
+        ([], "BUNDLE DEVICE is missing: specify an address such as pi@door or a name in devices.toml, or select"),
+        (["bundle"], "the device after 'bundle' is missing: specify an address such as pi@door or a name in"),
+        (["--rollback"], "DEVICE is missing: specify an address such as pi@door or a name in devices.toml, or select"),
+        (["bundle", "door", "door"], "the device 'door' is specified twice: specify each device once"),
         (["bundle", "--all", "--tag", "a"], "--all cannot be combined with --tag"),
         (["--rollback", "--remove", "--all"], "--rollback cannot be combined with --remove"),
     ],
@@ -80,6 +81,21 @@ def test_selected_devices_are_rows_of_the_table(invoke, fleet_folder, bundle, wo
     assert result.returncode == 1
     assert [line.split()[0] for line in result.stdout.splitlines()[1 : len(names) + 1]] == names
     assert result.stdout.splitlines()[-1] == f"done     0 of {len(names)} devices"
+
+
+@pytest.mark.parametrize("words", [["dor"], ["dor", "gate"], ["dor", "--json"], ["dor", "gate", "--json"]])
+def test_misspelled_name_is_corrected_if_the_device_cannot_be_reached(invoke, fleet_folder, bundle, words):
+    for operation in (["--rollback"], [bundle]):
+        result = invoke("deploy", *operation, *words)
+        assert result.returncode == 1
+        assert "; did you mean 'door' in devices.toml?" in result.stdout + result.stderr
+
+
+def test_address_that_is_similar_to_no_name_gets_no_hint(invoke, fleet_folder, bundle):
+    result = invoke("deploy", bundle, "kitchen.invalid")
+    assert result.returncode == 1
+    assert "cannot connect to kitchen.invalid" in result.stderr
+    assert "did you mean" not in result.stderr
 
 
 def test_a_single_device_can_be_specified_by_its_name(invoke, fleet_folder, bundle):
