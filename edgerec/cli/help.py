@@ -13,7 +13,21 @@ class GroupedCommand(TyperCommand):
 
     Options without a ``rich_help_panel`` come first. Typer ignores ``rich_help_panel`` unless Rich formats the help,
     and importing Rich makes ``--help`` slower.
+
+    The error about an unexpected argument states how to correct the command.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            accepted = [str(each.metavar) for each in self.params if each.param_type_name == "argument"]
+            takes = f"takes only {' '.join(accepted)}" if accepted else "takes no arguments"
+            ctx.fail(
+                f"{ctx.command_path} {takes}: remove {', '.join(map(repr, rest))}, put the name of an option before "
+                "it, or quote a path that contains spaces"
+            )
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         write_parameters(self, ctx, formatter)

@@ -135,3 +135,27 @@ def test_help_can_be_shown_by_a_terminal_without_utf8(edgerec):
     assert result.returncode == 0
     assert "--source" in result.stdout
     assert "\\u" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "verify bundle other",
+            "edgerec verify takes only BUNDLE: remove 'other', put the name of an option before it",
+        ),
+        (
+            "camera bundle a b --web",
+            "edgerec camera takes only BUNDLE: remove 'a', 'b', put the name of an option before",
+        ),
+        ("doctor rpi", "edgerec doctor takes no arguments: remove 'rpi', put the name of an option before it"),
+        (
+            "calibration check a b --run c",
+            "edgerec calibration check takes only SET|FOLDER|NPZ: remove 'b', put the name of",
+        ),
+    ],
+)
+def test_unexpected_argument_is_named_with_a_solution(invoke, words, message):
+    result = invoke(*words.split())
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.split())
