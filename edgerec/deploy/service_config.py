@@ -12,6 +12,8 @@ from edgerec.utils.atomic import read_at_most
 from edgerec.utils.bounded_parsing import parse_toml
 
 MAX_CONFIG_BYTES = 1 << 20
+# Keys that the service overrides with options on its command line.
+_KEYS_OF_SERVICE = {"bundle": "runs the deployed bundle", "status_file": "writes its status to a file of its own"}
 DEFAULT_CONFIG = """\
 # Configuration of the camera service. After a change, run: systemctl restart edgerec
 # Passwords and tokens belong in /etc/edgerec/secrets.env.
@@ -36,7 +38,8 @@ def read_config(path: Path | None, bundle: Path) -> str | None:
     """Read and validate a configuration file of the camera.
 
     Raises:
-        ConfigError: the configuration is invalid, contains a password or token, or requires a display.
+        ConfigError: the configuration is invalid, contains a password or token or a key that has no effect on a device,
+            or requires a display.
         DeployError: the file cannot be read.
     """
     if path is None:
@@ -48,8 +51,13 @@ def read_config(path: Path | None, bundle: Path) -> str | None:
         copy.write_text(text, encoding="utf-8")
         copy.chmod(0o644)
         try:
-            # The service passes the bundle on the command line, so the file does not contain the bundle.
-            camera = build(CameraConfig, {**read_values(CameraConfig, copy), "bundle": bundle})
+            values = read_values(CameraConfig, copy)
+            for key, reason in _KEYS_OF_SERVICE.items():
+                if key in values:
+                    raise ConfigError(
+                        f"{path}: {key}", f"has no effect on a device, because the service {reason}: delete this key"
+                    )
+            camera = build(CameraConfig, {**values, "bundle": bundle})
         except ConfigError as error:
             problem = error.problem.partition(", but other users can access")[0]
             if problem != error.problem:

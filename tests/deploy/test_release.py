@@ -110,7 +110,7 @@ def test_configuration_is_replaced_only_if_the_new_release_is_healthy(installed,
         ("output = 'none'\nbundel = 'b'", "bundel is unknown; did you mean 'bundle'"),
         (
             "output = 'none'\nbundle = 'b'",
-            "bundle has no effect on a device.*runs the deployed bundle: delete this key",
+            "bundle has no effect on a device, because .*: delete this key",
         ),
         ("output = 'none'\nstatus_file = 's.json'", "status_file has no effect on a device.*: delete this key"),
     ],

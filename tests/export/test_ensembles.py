@@ -143,6 +143,8 @@ def test_ensemble_of_ensembles_contains_all_models(bundle, other_bundle, float32
     assert len(manifest.provenance["members"]) == 3
     with pytest.raises(BundleError, match="two of the bundles contain the same model"):
         ensemble([tmp_path / "two", other_bundle], tmp_path / "e")
+    with pytest.raises(BundleError, match="at least two bundles, got 1: add a bundle or run"):
+        ensemble([other_bundle], tmp_path / "e")
 
 
 def test_ensemble_command_writes_a_bundle_and_refuses_invalid_options(bundle, other_bundle, tmp_path, edgerec):
