@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from edgerec.cli.import_ import check_choices
+from edgerec.cli.options import ACTIVATION_HELP, FIT_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 _TFLITE = "For a .tflite file without a bundle"
@@ -40,20 +41,8 @@ def evaluate(
         "caffe, MEAN,STD or R,G,B/R,G,B. [default: the normalization in the model's metadata]",
         rich_help_panel=_TFLITE,
     ),
-    activation: str | None = typer.Option(
-        None,
-        metavar="NAME",
-        help="Activation that converts the model's outputs to scores: none, softmax or sigmoid. "
-        "[default: none if the outputs are probabilities, otherwise softmax]",
-        rich_help_panel=_TFLITE,
-    ),
-    fit: str | None = typer.Option(
-        None,
-        metavar="NAME",
-        help="How to fit images whose aspect ratio differs from the input's: crop (center crop), stretch or pad (with "
-        "black). [default: see 'edgerec import --help']",
-        rich_help_panel=_TFLITE,
-    ),
+    activation: str | None = typer.Option(None, metavar="NAME", help=ACTIVATION_HELP, rich_help_panel=_TFLITE),
+    fit: str | None = typer.Option(None, metavar="NAME", help=FIT_HELP, rich_help_panel=_TFLITE),
 ) -> None:
     """Measure accuracy and per-class precision and recall."""
     if split not in (None, "train", "val", "test", "all"):

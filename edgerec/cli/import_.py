@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from edgerec.cli.options import ACTIVATION_HELP, FIT_HELP
 from edgerec.cli.output import JsonOption, say, show_edgetpu, show_json, show_log, suggest
 
 
@@ -55,20 +56,8 @@ def import_(
         "Required for float models without metadata.",
         rich_help_panel=_MODEL,
     ),
-    activation: str | None = typer.Option(
-        None,
-        metavar="NAME",
-        help="Activation that converts the model's outputs to scores: none, softmax or sigmoid. "
-        "[default: none if the outputs are probabilities, otherwise softmax]",
-        rich_help_panel=_MODEL,
-    ),
-    fit: str | None = typer.Option(
-        None,
-        metavar="NAME",
-        help="How to fit images whose aspect ratio differs from the input's: crop (center crop), stretch or pad (with "
-        "black). [default: the method used by the tool that made the model, or stretch if the tool is not recognized]",
-        rich_help_panel=_MODEL,
-    ),
+    activation: str | None = typer.Option(None, metavar="NAME", help=ACTIVATION_HELP, rich_help_panel=_MODEL),
+    fit: str | None = typer.Option(None, metavar="NAME", help=FIT_HELP, rich_help_panel=_MODEL),
 ) -> None:
     """Create a bundle from a .tflite file made with another tool."""
     from typing import cast

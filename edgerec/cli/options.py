@@ -17,6 +17,14 @@ REDUCED_DECODING_HELP = (
     "resizing become 1.3 to 3.2 times as fast, but the scores change slightly. With four models, 90.4 to 99.9 % of the "
     "labels of real photos stayed the same, and 99.5 to 100 % of those with a score of at least 0.5."
 )
+ACTIVATION_HELP = (
+    "Activation that converts the model's outputs to scores: none, softmax or sigmoid. [default: none if the outputs "
+    "are probabilities, otherwise softmax]"
+)
+FIT_HELP = (
+    "How to fit images whose aspect ratio differs from the input's: crop (center crop), stretch or pad (with black). "
+    "[default: the method used by the tool that made the model, or stretch if the tool is not recognized]"
+)
 
 MODEL_PANEL = "Model"
 ThresholdOption = typer.Option(
