@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 DEVICES_HELP = "TOML file that lists the devices."
 TAG_HELP = "Show only devices with this tag. May be repeated."
-_COLUMNS = ("device", "state", "release", "fps", "last decision", "temperature", "free", "seen")
-_OPTIONAL = ("seen", "temperature", "free", "release")
-# Maximum number of characters of a release digest or label in the table. A faulty device may send longer texts.
+_COLUMNS = ("device", "state", "bundle", "release", "fps", "last decision", "temperature", "free", "last seen")
+_OPTIONAL = ("last seen", "temperature", "free", "release", "bundle")
+# Maximum number of characters of a name, release digest or label in the table. A faulty device may send longer texts.
 _MAX_CHARACTERS = 60
 _UNITS_S = ((86400, "d"), (3600, "h"), (60, "min"))
 
@@ -32,7 +32,7 @@ def devices(
     timeout: str = typer.Option("20s", metavar="DURATION", help="Maximum time to wait for a device."),
     json: bool = JsonOption,
 ) -> None:
-    """Show the release and the state of the camera on each device.
+    """Show the bundle and the state of the camera on each device.
 
     The exit code is 1 if a device is unreachable.
     """
@@ -61,12 +61,13 @@ def _row(report: DeviceReport) -> tuple[str, ...]:
     return (
         report.name,
         report.state,
+        shortened(status.name, _MAX_CHARACTERS) if status and status.name else "–",
         shortened(status.release, _MAX_CHARACTERS) if status and status.release else "–",
         f"{camera['fps']:.1f}" if camera else "–",
         f"{shortened(last['label'], _MAX_CHARACTERS)} {last['score']:.2f}" if last else "–",
         "–" if temperature_c is None else f"{temperature_c:.0f} °C",
         _size(status.free_bytes) if status else "–",
-        _ago(report.seen_s),
+        "now" if status else _ago(report.seen_s),
     )
 
 
@@ -75,10 +76,11 @@ def _size(size_bytes: int) -> str:
 
 
 def _ago(seen_s: float | None) -> str:
+    """Return how long ago an unreachable device responded."""
     if seen_s is None:
         return "never"
     passed_s = max(0.0, time.time() - seen_s)
     for unit_s, unit in _UNITS_S:
         if passed_s >= unit_s:
             return f"{passed_s / unit_s:.0f} {unit} ago"
-    return "now"
+    return "< 1 min ago"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
+from importlib import import_module
 
 import pytest
 
 from edgerec import Device
 from edgerec.deploy import DeviceStatus
 from edgerec.deploy.devices_file import FleetDevice
-from edgerec.deploy.fleet_status import fleet_status
+from edgerec.deploy.fleet_status import DeviceReport, fleet_status
 from edgerec.errors import DeployError
 from tests.contract.test_status import STATUS
 from tests.network import free_port
@@ -107,6 +109,39 @@ def test_time_of_the_last_response_is_remembered():
 def test_unexpected_error_is_raised_in_the_callers_thread():
     with pytest.raises(ZeroDivisionError):
         fleet_status([entry()], query=lambda device: 1 // 0)
+
+
+@pytest.fixture
+def devices_table(invoke, tmp_path, monkeypatch):
+    """Return a function that returns the rows of ``edgerec devices`` for reports, as dictionaries."""
+    path = tmp_path / "devices.toml"
+    path.write_text("[[device]]\nname = 'door'\nhost = 'door'\n")
+
+    def rows(*reports):
+        monkeypatch.setattr(import_module("edgerec.deploy.fleet_status"), "fleet_status", lambda *_, **__: reports)
+        header, *lines = invoke("devices", "--devices", path).stdout.splitlines()[: len(reports) + 1]
+        names = re.split(r"\s{2,}", header)
+        return [dict(zip(names, re.split(r"\s{2,}", line), strict=True)) for line in lines]
+
+    return rows
+
+
+def test_table_shows_the_name_of_the_bundle_and_the_digest_of_the_release(devices_table):
+    running = report(status())
+    installed_nothing = report(status(release="", releases=(), name="", camera={}))
+    rows = devices_table(running, installed_nothing)
+    assert [(row["bundle"], row["release"]) for row in rows] == [("signs", "ab" * 8), ("–", "–")]
+
+
+def test_unreachable_device_is_not_shown_as_seen_now(devices_table):
+    def unreachable(seen_s):
+        return DeviceReport("door", "door", (), "unreachable", error="no route to the host", seen_s=seen_s)
+
+    now_s = time.time()
+    # A time in the future is treated as now, so that the test does not depend on its own duration.
+    times_s = (None, now_s + 3600, now_s - 3 * 3600)
+    rows = devices_table(report(status()), *map(unreachable, times_s))
+    assert [row["last seen"] for row in rows] == ["now", "never", "< 1 min ago", "3 h ago"]
 
 
 def test_command_reports_an_unreachable_device_and_exits_with_1(edgerec, tmp_path):
