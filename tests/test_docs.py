@@ -15,6 +15,8 @@ import typer
 import edgerec
 from edgerec import Recipe
 from edgerec.cli.app import app
+from edgerec.deploy import DeployResult, DeviceOutcome, DeviceStatus, Step
+from edgerec.deploy.fleet_status import DeviceReport
 from tests.conftest import REPOSITORY, write_red_and_blue_images
 
 DOCS = REPOSITORY / "docs"
@@ -132,6 +134,21 @@ def test_json_keys_exist(invoke, first_run, bundle, golden_images):
         # Only the camera prints decisions and regions, and only a bundle with an autoencoder has a novelty.
         assert documented - {"decision", "novelty", "region"} <= json.loads(output).keys(), section
         assert len(documented) > 3
+
+
+def test_all_json_keys_of_devices_and_deployments_are_documented():
+    step = Step("door", "switch", "planned")
+    result = DeployResult("door", "", "", False, 0, 0.0, (step,))
+    status = DeviceStatus("door", "", "", (), "", "", False, "", 0, None).to_dict()
+    keys = {
+        "deploy": result.to_dict().keys() | vars(step).keys() | DeviceOutcome("door", "failed").to_dict().keys(),
+        "devices": DeviceReport("door", "", (), "").to_dict().keys() | status.keys(),
+    }
+    for section, printed in keys.items():
+        text = PAGES["reference/json.md"].partition(f"## {section}\n")[2].partition("\n## ")[0]
+        assert printed <= set(re.findall(r"`(\w+)`", text)), section
+    columns = re.findall(r"^\| (`[^|]*) \|", PAGES["reference/json.md"].partition("## deploy\n")[2], re.M)
+    assert {key for column in columns for key in re.findall(r"`(\w+)`", column)} <= keys["deploy"]
 
 
 def test_every_page_is_in_the_navigation():

@@ -105,5 +105,8 @@ def show_outcomes(outcomes: Sequence[DeviceOutcome]) -> None:
     for outcome in outcomes:
         if outcome.error:
             say(f"{outcome.device}: {outcome.error}")
-    updated = sum(outcome.succeeded for outcome in outcomes)
-    say(f"done     {updated} of {len(outcomes)} devices")
+    succeeded = f"{sum(outcome.succeeded for outcome in outcomes)} of {len(outcomes)} devices"
+    if any(outcome.state == "planned" for outcome in outcomes):
+        say(f"planned  {succeeded}; nothing was changed, because of --dry-run")
+    else:
+        say(f"done     {succeeded}")

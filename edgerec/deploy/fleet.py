@@ -41,9 +41,10 @@ class DeviceOutcome:
 
     Attributes:
         device: name of the device.
-        state: ``updated``, ``unchanged`` (the release was already running), ``planned`` (dry run), ``failed``,
-            ``canceled`` (the user stopped the deployment before the device was changed), ``not started`` (another
-            device failed before), or ``unknown`` (the user stopped waiting; the device finishes by itself).
+        state: ``updated``, ``unchanged`` (the release was already running), ``planned`` (a dry run found steps to
+            perform), ``failed``, ``canceled`` (the user stopped the deployment before the device was changed), ``not
+            started`` (another device failed before), or ``unknown`` (the user stopped waiting; the device finishes by
+            itself).
         result: result of a successful deployment.
         error: reason why the device was not updated, or an empty string.
         step: name of the step that failed, or an empty string.
@@ -270,7 +271,8 @@ class _Rollout:
             )
         except (EdgerecError, OSError) as error:
             return DeviceOutcome(entry.name, "failed", error=str(error), seconds=seconds())
-        state: State = "planned" if self._options.dry_run else "updated" if result.changed else "unchanged"
+        planned = any(step.state == "planned" for step in result.steps)
+        state: State = "planned" if planned else "updated" if result.changed else "unchanged"
         return DeviceOutcome(entry.name, state, result, seconds=seconds())
 
 

@@ -75,8 +75,10 @@ class DeployResult:
 
     Attributes:
         device: display name of the device.
-        release: digest of the release that now runs, or an empty string after ``remove``.
-        previous: digest of the release that ran before, or an empty string.
+        release: digest of the release that now runs, or an empty string after ``remove``. If steps are planned in a dry
+            run, the release that would run.
+        previous: digest of the release that ran before, or an empty string. If steps are planned in a dry run, the
+            release that runs now.
         changed: whether the device was changed. False if the release was already running.
         sent_bytes: number of bytes sent to the device over SSH.
         seconds: duration of the operation.

@@ -20,7 +20,9 @@ from edgerec.deploy.wheels import Wheels, find_wheels, venv_digest
 from edgerec.errors import BundleError, DeployError
 from edgerec.export.install_and_service_files import UNIT, install_files
 from edgerec.utils.atomic import sha256
+from edgerec.utils.text import counted
 
+NOTHING_TO_SEND = "all files are already on the device"
 # Ratio of a wheel's installed size, including its .pyc files, to its unpacked size.
 BYTE_CODE_FACTOR = 1.4
 # Free disk space in bytes to reserve for log files.
@@ -175,6 +177,19 @@ class Plan:
         """Total number of bytes to send to the device."""
         return sum(self.contents.sizes[digest] - offset for digest, offset in self.missing.items())
 
+    @property
+    def files_to_send(self) -> str:
+        """Number and total size of the files to send, as text."""
+        return f"{counted(len(self.missing), 'file')}, {counted(self.missing_bytes, 'byte')}"
+
+    @property
+    def summary(self) -> str:
+        """Digest of the release, and the number of packages to install, as text."""
+        release = self.package.release
+        if self.complete:
+            return f"release {release} is already installed"
+        return f"release {release}, {counted(len(self.wheels), 'package')}"
+
     def job(self, unit: str, config: str | None, options: DeployOptions) -> dict[str, Any]:
         """Return the agent's job as a JSON-serializable dictionary."""
         manifest = self.package.bundle.manifest
@@ -197,17 +212,44 @@ class Plan:
     def describe(self, progress: Progress, status: dict[str, Any], config: bool, options: DeployOptions) -> None:
         """Report the planned steps of a deployment without performing them."""
         release = self.package.release
-        progress("send", "planned", f"send {len(self.missing)} files, {self.missing_bytes:,} bytes")
-        venv = "use the existing" if self.has_venv else "create a"
-        installed = f"{venv} virtual environment with {len(self.wheels)} packages"
+        if self.missing:
+            progress("send", "planned", f"send {self.files_to_send}")
+        else:
+            progress("send", "skipped", NOTHING_TO_SEND)
+        venv = "in the existing virtual environment"
+        if not self.has_venv:
+            venv = f"and {counted(len(self.wheels), 'package')} in a new virtual environment"
         if self.complete:
-            installed = "it is already installed"
-        progress("install", "planned", f"install release {release}: {installed}")
+            progress("install", "skipped", "the release is already installed")
+        else:
+            progress("install", "planned", f"install release {release} {venv}")
         progress("verify", "planned", "compute the scores of the golden images on the device")
-        also = " and its configuration" if config else ""
-        progress("switch", "planned", f"switch from release {status['release'] or 'none'} to {release}{also}")
-        progress("monitor", "planned", f"wait up to {options.healthy_within_s:g} s until the service is healthy")
-        progress("prune", "planned", f"keep {options.keep} releases")
+        new = [
+            *(["a new configuration"] if config else []),
+            *(["new allowed signers"] if options.allowed_signers else []),
+        ]
+        switch = describe_switch(status["release"], release)
+        progress("switch", "planned", f"{switch} with {' and '.join(new)}" if new else switch)
+        describe_trial(progress, options)
+
+
+def describe_switch(current: str, release: str) -> str:
+    """Describe the planned switch from the current release, or an empty string if there is none, to a release."""
+    if not current:
+        return f"start the first release {release}"
+    return f"restart release {release}" if current == release else f"switch from release {current} to {release}"
+
+
+def describe_trial(progress: Progress, options: DeployOptions) -> None:
+    """Report the planned steps after the switch to another release."""
+    limit_s, settle_s = options.healthy_within_s, options.settle_s
+    progress(
+        "monitor",
+        "planned",
+        f"wait up to {limit_s:g} s until the service classifies frames, and monitor it for another {settle_s:g} s",
+    )
+    # The current and the previous release are never deleted.
+    progress("prune", "planned", f"keep up to {max(2, options.keep)} releases, and delete older ones")
 
 
 def check_space(plan: Plan, device: Device) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from edgerec.contract.target import Target
 from edgerec.deploy.device import Device, DeviceFacts, DeviceStatus
 from edgerec.deploy.operation import DeployOptions, DeployResult, Listener, Progress, new_job
-from edgerec.deploy.plan import Package, Plan, check_space
+from edgerec.deploy.plan import NOTHING_TO_SEND, Package, Plan, check_space, describe_switch, describe_trial
 from edgerec.deploy.probe import check_device, probe
 from edgerec.deploy.service_config import DEFAULT_CONFIG, read_config, read_text, uses_first_camera
 from edgerec.deploy.session import Session, agent_python, agent_source
@@ -78,7 +78,7 @@ def deploy_bundle(
         _check_signature(package, status, device, options)
         plan = Plan.make(package, facts, python, options, session, status["releases"], progress)
         check_space(plan, device)
-        progress("plan", "done", f"release {package.release}, {len(plan.wheels)} packages")
+        progress("plan", "done", plan.summary)
         job = plan.job(unit, config, options)
         if options.dry_run:
             session.close()
@@ -140,11 +140,7 @@ def _run_without_bundle(
             )
         if options.dry_run:
             session.close()
-            text = "stop the service and remove all releases"
-            if do == "rollback":
-                text = f"switch from release {status['release']} to {status['previous']}"
-            progress("switch", "planned", text)
-            return progress.result(connection, status["release"], status["previous"], changed=False)
+            return _describe(do, connection, progress, status, options)
         session.request("lock", host=socket.gethostname())
         _send_agent(session, options)
         job = {**new_job(options), "do": do}
@@ -152,6 +148,26 @@ def _run_without_bundle(
         if do == "remove":
             _remove_agent(connection, facts)
         return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
+
+
+def _describe(
+    do: Literal["rollback", "remove"],
+    connection: Connection,
+    progress: Progress,
+    status: dict[str, Any],
+    options: DeployOptions,
+) -> DeployResult:
+    """Report the planned steps of a rollback or removal without performing them."""
+    if do == "rollback":
+        progress("switch", "planned", describe_switch(status["release"], status["previous"]))
+        describe_trial(progress, options)
+        return progress.result(connection, status["previous"], status["release"], changed=False)
+    if status["unit"] or status["releases"] or status["agent"]:
+        progress("switch", "planned", "stop and remove the service")
+        progress("prune", "planned", "remove all releases")
+    else:
+        progress("plan", "skipped", "nothing is installed")
+    return progress.result(connection, "", status["release"], changed=False)
 
 
 def _remove_agent(connection: Connection, facts: DeviceFacts) -> None:
@@ -260,9 +276,9 @@ def _send_agent(session: Session, options: DeployOptions) -> None:
 def _send(session: Session, plan: Plan, progress: Progress) -> None:
     total = plan.missing_bytes
     if not plan.missing:
-        progress("send", "skipped", "all files are already on the device")
+        progress("send", "skipped", NOTHING_TO_SEND)
         return
-    text = f"{len(plan.missing)} files, {total:,} bytes"
+    text = plan.files_to_send
     progress("send", "running", text, 0, total)
     send_contents(session, plan.contents, plan.missing, lambda sent: progress("send", "running", text, sent, total))
     progress("send", "done", text)

@@ -35,6 +35,11 @@ def shortened(text: str, max_characters: int) -> str:
     return text if len(text) <= max_characters else f"{text[:half]} … {text[-half:]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with a noun in the singular or plural, e.g. ``1 file`` or ``1,200 files``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """Convert a value to strict JSON. NaN and infinity become null, and unprintable characters are escaped."""
     try:

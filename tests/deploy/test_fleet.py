@@ -11,6 +11,7 @@ import pytest
 
 from edgerec import DeployOptions, Device
 from edgerec.camera import interrupts
+from edgerec.cli.fleet_output import show_outcomes
 from edgerec.deploy import DeployResult, Step
 from edgerec.deploy import fleet as module
 from edgerec.deploy.devices_file import FleetDevice
@@ -155,6 +156,19 @@ def test_first_ctrl_c_cancels_and_second_stops_waiting(monkeypatch):
     release.set()
     thread.join()
     assert states(finished) == {"device-0": "unknown", "device-1": "canceled"}
+
+
+def test_dry_run_distinguishes_planned_from_unchanged_devices(capsys):
+    def dry_run(entry, options, listener):
+        planned = Step(entry.name, "switch", "planned", "switch from release old to new")
+        steps = (planned,) if entry.name == "device-0" else ()
+        return DeployResult(entry.name, "new", "old", False, 10, 1.0, steps)
+
+    outcomes = run_on_fleet(dry_run, fleet(2), DeployOptions(dry_run=True))
+    assert states(outcomes) == {"device-0": "planned", "device-1": "unchanged"}
+    show_outcomes(outcomes)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == "planned  2 of 2 devices; nothing was changed, because of --dry-run"
 
 
 def test_unexpected_error_is_raised_in_the_callers_thread():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import shutil
 from dataclasses import replace
 
@@ -83,10 +85,68 @@ def test_dry_run_lists_the_steps_and_changes_nothing(installed, first, make_bund
     assert installed.run("find /opt/edgerec -newermt 2000-01-01 | sort; cat /opt/edgerec/state.json") == before
 
 
-def test_dry_run_writes_nothing_to_a_new_device(make_device, make_bundle):
+def steps_of(result):
+    """Return the steps after the check of the device, with texts in which the digests of the releases are names."""
+    names = {result.release or "no-release": "NEW", result.previous or "no-release": "OLD"}
+    lines = [f"{step.name} {step.state}: {step.text}" for step in result.steps if step.name not in ("connect", "check")]
+    return [functools.reduce(lambda line, name: line.replace(name, names[name]), names, line) for line in lines]
+
+
+TRIAL = [
+    "monitor planned: wait up to 60 s until the service classifies frames, and monitor it for another 0 s",
+    "prune planned: keep up to 3 releases, and delete older ones",
+]
+VERIFY = "verify planned: compute the scores of the golden images on the device"
+
+
+def test_dry_run_of_a_first_deployment_writes_nothing_to_the_device(make_device, make_bundle):
     new = make_device()
-    deploy(make_bundle(), new, dry_run=True)
+    plan, send, *more = steps_of(deploy(make_bundle(), new, dry_run=True))
+    assert plan == "plan done: release NEW, 1 package"
+    assert re.fullmatch(r"send planned: send \d+ files, [\d,]+ bytes", send)
+    assert more == [
+        "install planned: install release NEW and 1 package in a new virtual environment",
+        VERIFY,
+        "switch planned: start the first release NEW with a new configuration",
+        *TRIAL,
+    ]
+    assert steps_of(remove(new.device, replace(OPTIONS, dry_run=True))) == ["plan skipped: nothing is installed"]
     assert new.run("ls -A /opt/edgerec; ls -A /etc/edgerec") == ""
+
+
+def test_dry_run_describes_an_update_a_rollback_and_a_removal(installed, first, make_bundle, tmp_path):
+    config = tmp_path / "camera.toml"
+    config.write_text('output = "none"\n')
+    assert steps_of(deploy(make_bundle(number=1), installed, dry_run=True)) == [
+        "plan skipped: release NEW is already running"
+    ]
+    plan, send, *more = steps_of(deploy(make_bundle(number=3), installed, dry_run=True))
+    assert (plan, send[:19]) == ("plan done: release NEW, 1 package", "send planned: send ")
+    assert more == [
+        "install planned: install release NEW in the existing virtual environment",
+        VERIFY,
+        "switch planned: switch from release OLD to NEW",
+        *TRIAL,
+    ]
+    deploy(make_bundle(number=3), installed)
+    again = [
+        "plan done: release NEW is already installed",
+        "send skipped: all files are already on the device",
+        "install skipped: the release is already installed",
+        VERIFY,
+    ]
+    switch = "switch planned: switch from release OLD to NEW"
+    assert steps_of(deploy(make_bundle(number=1), installed, dry_run=True)) == [*again, switch, *TRIAL]
+    restart = "switch planned: restart release NEW with a new configuration"
+    same = deploy(make_bundle(number=3), installed, config=config, dry_run=True)
+    assert steps_of(replace(same, previous="")) == [*again, restart, *TRIAL]
+    back = rollback(installed.device, replace(OPTIONS, dry_run=True))
+    assert back.release == first.release
+    assert steps_of(back) == [switch, *TRIAL]
+    assert steps_of(remove(installed.device, replace(OPTIONS, dry_run=True))) == [
+        "switch planned: stop and remove the service",
+        "prune planned: remove all releases",
+    ]
 
 
 def test_configuration_is_replaced_only_if_the_new_release_is_healthy(installed, make_bundle, tmp_path):
