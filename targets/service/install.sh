@@ -45,6 +45,11 @@ run() {
   if [ -n "$dry" ]; then printf 'would run: %s\n' "$*"; else "$@"; fi
 }
 
+# Prints the step that starts, e.g. "Creating" for the verb "create". With --dry-run, prints that it would be performed.
+announce() {
+  if [ -n "$dry" ]; then say "Would $1 $3"; else say "$2 $3"; fi
+}
+
 confirm() {
   if [ -n "$yes" ] || [ -n "$dry" ]; then return 0; fi
   [ -t 0 ] || fail "cannot ask '$1', because stdin is not a terminal: to agree, add --yes"
@@ -187,7 +192,7 @@ make_environment() {
     grep -q "include-system-site-packages = $site_packages" "$prefix/venv/pyvenv.cfg"; then
     return 0
   fi
-  say "Creating $prefix/venv with Python $version."
+  announce create Creating "$prefix/venv with Python $version."
   # shellcheck disable=SC2086  # SITE is empty or one option
   run "$python" -m venv --clear $SITE "$prefix/venv" ||
     fail "Python $version cannot create a virtual environment: install python3-venv"
@@ -231,7 +236,7 @@ for path in sorted(folder.glob("wheels/*")):
 }
 
 install_wheels() {
-  say "Installing the packages in $here/requirements.txt. On a small device, this takes minutes."
+  announce install Installing "the packages in $here/requirements.txt. On a small device, this takes minutes."
   [ -z "$dry" ] || return 0
   if [ "$(bits)" = 32 ] && [ "$(uname -m)" = aarch64 ]; then
     # pip resolves dependencies for the 64-bit kernel. Therefore dependencies are installed explicitly, except NumPy and
@@ -259,7 +264,7 @@ renew_edgerec() {
 
 copy_bundle() {
   [ "$here" != "$prefix/bundle" ] || return 0
-  say "Copying the bundle to $prefix/bundle."
+  announce copy Copying "the bundle to $prefix/bundle."
   [ -z "$dry" ] || return 0
   # Copies only the files that manifest.json lists. They are written beside the destination and then renamed.
   "$prefix/venv/bin/python" -c '
@@ -324,13 +329,13 @@ END
 
 install_service() {
   [ -n "$service" ] || return 0
+  announce install Installing "the service $UNIT with the configuration $CONFIG."
   remember "unit $UNIT"
   if [ -z "$dry" ]; then
     sed "s|/opt/edgerec|$prefix|g" "$here/edgerec.service" >"$UNIT.new"
     mv "$UNIT.new" "$UNIT"
   fi
   write_config
-  say "The service is $UNIT, its configuration is $CONFIG."
   if systemd_is_running; then
     run systemctl daemon-reload
     run systemctl enable edgerec.service
@@ -376,7 +381,7 @@ install() {
   copy_bundle
   run "$prefix/venv/bin/edgerec" verify "$prefix/bundle"
   install_service
-  show_next_steps
+  if [ -n "$dry" ]; then say "Nothing was changed, because of --dry-run."; else show_next_steps; fi
 }
 
 # Removes the system packages that the script installed, unless another package depends on them.
@@ -424,7 +429,8 @@ undo() {
   remove_packages
   run rm -rf "$prefix/venv" "$prefix/bundle" "$prefix/pip.log" "$prefix/.edgerec-wheel"
   run rm -f "$record"
-  [ -n "$dry" ] || rmdir "$prefix" 2>/dev/null || say "$prefix is kept, because it contains other files."
+  if [ -n "$dry" ]; then say "Nothing was changed, because of --dry-run." && return 0; fi
+  rmdir "$prefix" 2>/dev/null || say "$prefix is kept, because it contains other files."
   say "The installation was removed."
 }
 

@@ -393,6 +393,11 @@ def test_install_asks_before_it_installs_packages(install_sh):
     result = install_sh("--dry-run", FAKE_USER="1000")
     assert (result.returncode, result.stderr) == (0, "")
     assert "would run: env DEBIAN_FRONTEND=noninteractive apt-get" in result.stdout
+    assert f"Would create {install_sh.path}/prefix/venv" in result.stdout
+    assert "Would install the packages in" in result.stdout
+    assert f"Would copy the bundle to {install_sh.path}/prefix/bundle" in result.stdout
+    assert not re.search("Creating|Installing|Copying|To start the camera", result.stdout)
+    assert result.stdout.endswith("\nNothing was changed, because of --dry-run.\n")
     assert not (install_sh.path / "prefix").exists()
     assert not (install_sh.path / "installed").exists()
 
@@ -412,6 +417,10 @@ def test_repeated_install_changes_nothing_and_undo_removes_everything(install_sh
         "--yes", FAKE_VERSION="3.98", target=this_machine(python=("3.99", "3.98"))
     )  # the system was upgraded
     assert "venv-created" in upgraded.stdout
+    result = install_sh("--undo", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\nNothing was changed, because of --dry-run.\n")
+    assert "was removed" not in result.stdout
     result = install_sh("--undo", "--yes")
     assert result.returncode == 0, result.stderr
     assert "purge libdependency libneeded" in result.stdout
