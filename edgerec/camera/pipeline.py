@@ -53,7 +53,8 @@ class RunReport:
         overtaken: number of live frames dropped because a newer frame arrived.
         skipped: number of frames skipped by ``frame_options``, keyed by reason. The named regions of a frame count
             separately for the reasons ``motion`` and ``roi``, and as one frame for the other reasons.
-        dropped: number of results that a sink did not receive or could not process, keyed by sink name.
+        dropped: number of results that a sink did not receive or could not process, plus the number of messages and
+            requests that it lost or commands that failed, keyed by sink name.
         incomplete: names of the sinks that lost results because of an error. Sinks that were too slow for a live source
             are not included.
         invalid: number of frames whose scores were NaN or infinite. The label of such a frame is unknown.
@@ -399,11 +400,9 @@ class Camera:
             for sink in inline:
                 sink.close()
             report = self.report
-            for name in dict.fromkeys((*report.dropped, *report.incomplete)):
-                if lost := report.dropped.get(name):
-                    log.warning("%s did not process %d of %d results", name, lost, report.classified)
-                else:
-                    log.warning("%s did not finish: its output may be incomplete", name)
+            for worker in workers:
+                for problem in worker.problems(report.classified):
+                    log.warning("%s", problem)
         return report
 
     def _sink_timeout_s(self) -> float:

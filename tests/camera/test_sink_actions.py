@@ -380,10 +380,12 @@ def test_actions_of_a_camera_run_for_each_region(bundle, video, tmp_path, monkey
     assert "hush hush" not in (tmp_path / "env").read_text()
 
 
-def test_failed_commands_are_in_the_report(bundle, video):
+def test_failed_commands_are_in_the_report(bundle, video, caplog):
     config = CameraConfig(bundle=bundle, sources=str(video), output="none", max_frames=1, actions=(shell("exit 1"),))
     report = run_camera(config)
     assert (report.dropped, report.exit_code) == ({"actions": 1}, 1)
+    assert caplog.messages[-1] == "actions: 1 command failed"
+    assert "did not process" not in caplog.text
 
 
 def test_actions_in_a_file(bundle, video, tmp_path, edgerec):

@@ -16,7 +16,8 @@ class Sink(Protocol):
     - ``name`` is the sink's name in messages.
     - ``uses_images`` is False if ``write`` does not use result images. Queued results then have no image, which
       saves memory.
-    - ``dropped`` is the number of accepted results lost by the sink.
+    - ``dropped`` is the number of items lost by the sink, e.g. messages to a server. By default, an item is a result.
+    - ``loss`` contains the noun for an item in ``dropped`` and what has happened to it, e.g. ``("command", "failed")``.
     - ``inline`` is True if the sink must be called in the thread of :meth:`Camera.run`.
     - ``outputs`` contains the paths written by the sink.
     - ``abandon()`` aborts a ``close`` that does not return in time. This method is called from another thread and must

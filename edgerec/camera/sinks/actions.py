@@ -58,6 +58,7 @@ class CommandActions:
 
     closed = False
     name = "actions"
+    loss = ("command", "failed")
     uses_images = False
 
     def __init__(self, actions: Sequence[Action], *, live: bool = True, secrets: Collection[str] = ()) -> None:

@@ -53,6 +53,7 @@ class Mqtt:
 
     closed = False
     name = "mqtt"
+    loss = ("message", "lost")
     uses_images = False
 
     def __init__(

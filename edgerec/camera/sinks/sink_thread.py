@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks import Sink
 from edgerec.camera.source_state import StateChange
+from edgerec.utils.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,22 @@ class SinkWorker:
 
     @property
     def lost(self) -> int:
-        """Number of results that did not reach the sink or were lost by the sink."""
+        """Number of results that did not reach the sink, plus the number of items that the sink lost."""
         return self.dropped + self._dropped_by_sink
 
     @property
     def incomplete(self) -> bool:
         return self._incomplete or self._dropped_by_sink > 0
+
+    def problems(self, results: int) -> Iterator[str]:
+        """Yield a description of each loss. ``results`` is the total number of results."""
+        if self.dropped:
+            yield f"{self.name} did not process {self.dropped} of {counted(results, 'result')}"
+        if self._dropped_by_sink:
+            noun, what = getattr(self._sink, "loss", ("result", "lost"))
+            yield f"{self.name}: {counted(self._dropped_by_sink, noun)} {what}"
+        if self.incomplete and not self.lost:
+            yield f"{self.name} did not finish: its output may be incomplete"
 
     @property
     def _dropped_by_sink(self) -> int:

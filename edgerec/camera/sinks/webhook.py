@@ -102,6 +102,7 @@ class Webhook:
 
     closed = False
     name = "webhook"
+    loss = ("request", "lost")
     uses_images = False
 
     def __init__(
