@@ -111,7 +111,8 @@ def check_signature(
         lists["revoked_keys"] = _read_keys(revoked_keys, "revoked keys")
     if signature is None:
         raise RefusedSignatureError(
-            "unsigned", f"{where} is not signed, but a signature is required: sign it with edgerec sign"
+            "unsigned",
+            f"{where} is not signed, but a signature is required: use a bundle that was signed with edgerec sign",
         )
     serial, signed_s = signed_header(manifest)
     with _private_files({**lists, "signature": signature}) as files:
@@ -214,13 +215,12 @@ class _Check:
                 f"was signed by {key}, but the certificate has expired, or {self._signers} allows neither its "
                 "authority nor its principals: sign it with a valid certificate",
             )
-        ignored = re.search(r"allowed_signers:(\d+): (bad options.*|invalid key.*)", self._messages)
-        note = f" (ssh-keygen ignores line {ignored[1]}: {ignored[2].strip()})" if ignored else ""
-        return self._error(
-            "not-allowed",
-            f"was signed by {key}, which is not in {self._signers}{note}: sign it with an allowed key, or add this key "
-            "to the file if you trust it",
-        )
+        advice = "sign it with an allowed key, or add this key to the file if you trust it"
+        if ignored := re.search(r"allowed_signers:(\d+): ((?:bad|invalid|missing) .*)", self._messages):
+            # The line may have been intended to allow this key.
+            note = f"ssh-keygen ignores line {ignored[1]} of this file ({ignored[2].strip()})"
+            advice = f"{note}; correct this line, {advice}"
+        return self._error("not-allowed", f"was signed by {key}, which is not in {self._signers}: {advice}")
 
     def _error(self, problem: str, text: str) -> RefusedSignatureError:
         return RefusedSignatureError(problem, f"{self._where} {text}")

@@ -341,10 +341,22 @@ def test_allowed_signers_inside_the_bundle_are_refused(signed, keys, tmp_path):
             Bundle.open(signed, allowed_signers=path)
 
 
-def test_mistake_in_the_file_of_allowed_signers_is_reported(signed, keys, tmp_path):
-    allowed = allow(tmp_path, f'# signers\nalice@example.com namespace="git" {public_key(keys / "alice")}')
-    with pytest.raises(SignatureError, match=r"ssh-keygen ignores line 2: bad options"):
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('alice@example.com namespace="git" KEY', "bad options"),
+        ("alice@example.com ssh-ed25519 AAAA", "invalid key"),
+        ('"alice@example.com KEY', "invalid line"),
+        ("garbage", "missing key"),
+    ],
+)
+def test_unusable_line_of_the_file_of_allowed_signers_is_named(signed, keys, tmp_path, line, reason):
+    allowed = allow(tmp_path, f"# signers\n{line.replace('KEY', public_key(keys / 'alice'))}")
+    with pytest.raises(SignatureError) as caught:
         Bundle.open(signed, allowed_signers=allowed)
+    message = str(caught.value)
+    assert f"is not in {allowed}: ssh-keygen ignores line 2 of this file ({reason}" in message
+    assert "; correct this line, sign it with an allowed key, or add this key" in message
 
 
 def test_unusable_file_of_allowed_signers_is_refused(signed, keys, tmp_path):
@@ -411,7 +423,7 @@ def test_every_way_to_use_a_bundle_refuses_it_if_it_is_unsigned(bundle, keys, go
         lambda: verify_emulated(bundle, "rpi", allowed_signers=allowed),
         lambda: run_camera(CameraConfig(bundle=bundle, output="none", allowed_signers=allowed)),
     ):
-        with pytest.raises(SignatureError, match="is not signed"):
+        with pytest.raises(SignatureError, match="is not signed.*: use a bundle that was signed with edgerec sign"):
             use()
 
 
