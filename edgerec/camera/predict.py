@@ -10,7 +10,7 @@ from pathlib import Path
 from edgerec.camera.frame import Frame, Result
 from edgerec.errors import DataError
 from edgerec.runtime.classifier import Classifier, read_image
-from edgerec.utils.folders import visible_files
+from edgerec.utils.folders import may_be_image, visible_files
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ def predict(
     Args:
         bundle: a bundle's folder or .zip, or an open classifier.
         images: paths of image files, or of folders. The files in a folder and its subfolders are classified in order of
-            their paths. Files that are not images are skipped with a warning.
+            their paths. Files that cannot be decoded are skipped, with a warning if they have the suffix of an image
+            format or no suffix.
         threshold: minimum score, 0 to 1. If the score is lower, the label is ``unknown``. None uses the bundle's
             threshold.
         allowed_signers, revoked_keys: files of SSH keys that check the signature of the bundle; see
@@ -53,7 +54,8 @@ def predict(
             except DataError as error:
                 if file == path:
                     raise
-                log.warning("a file was skipped: %s", error)
+                if may_be_image(file):
+                    log.warning("a file was skipped: %s", error)
                 continue
             frame = Frame(image, index, captured_s, str(file))
             yield Result(frame, classifier.classify(frame.image), time.monotonic())

@@ -12,16 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgerec.errors import DataError
-from edgerec.utils.folders import visible_files, visible_folders
+from edgerec.utils.folders import IMAGE_SUFFIXES, visible_files, visible_folders
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".jp2"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
-    )
-)
 # Words in folder names and the splits that they indicate, where an empty string marks unlabeled images.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),

@@ -20,10 +20,23 @@ SYSTEM_NAMES = frozenset(
     )
 )
 
+# Suffixes of image files, including formats that edgerec cannot decode, in lowercase.
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".jp2"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
+    )
+)
+
 
 def is_hidden(name: str) -> bool:
     """Return whether a name belongs to a hidden file or to a system file such as Thumbs.db."""
     return name.startswith((".", "~$")) or name.casefold() in SYSTEM_NAMES
+
+
+def may_be_image(path: Path) -> bool:
+    """Return whether a file could be an image, because its suffix is that of an image format, or it has no suffix."""
+    return not path.suffix or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def visible_folders(folder: Path) -> list[Path]:

@@ -305,11 +305,15 @@ def test_headless_prints_one_line_per_frame(bundle, video, edgerec):
 def test_folder_of_images_is_a_source(bundle, golden_images, tmp_path, edgerec):
     for path in golden_images:
         shutil.copy(path, tmp_path)
-    (tmp_path / "note.txt").write_text("hello")
+    (tmp_path / "golden.json").write_text("{}")
+    (tmp_path / "damaged.PNG").write_bytes(b"damaged")
+    (tmp_path / "no-suffix").write_bytes(b"damaged")
     result = edgerec("camera", bundle, "--source", tmp_path, "--headless", "--json")
     objects = [value for value in map(json.loads, result.stdout.splitlines()) if value["event"] == "result"]
     assert [value["source"] for value in objects] == [str(tmp_path / p.name) for p in golden_images]
-    assert "note.txt was skipped: OpenCV cannot decode it" in result.stderr
+    assert "damaged.PNG was skipped: OpenCV cannot decode it" in result.stderr
+    assert "no-suffix was skipped" in result.stderr
+    assert "golden.json" not in result.stderr
 
 
 def test_frames_match_predict(bundle, golden_images, tmp_path):

@@ -21,6 +21,7 @@ def folder(bundle, tmp_path):
     shutil.copy(images[1], tmp_path / "images" / "deeper" / "b.png")
     shutil.copy(images[2], tmp_path / "images" / ".hidden" / "c.png")
     (tmp_path / "images" / "notes.txt").write_text("not an image")
+    (tmp_path / "images" / "damaged.jpg").write_text("not an image")
     return tmp_path / "images"
 
 
@@ -33,7 +34,8 @@ def test_folder_is_classified_file_by_file(bundle, folder, invoke):
     process = invoke("predict", bundle, folder, "--json")
     assert process.returncode == 0
     assert [json.loads(line)["frame"] for line in process.stdout.splitlines()] == [0, 1]
-    assert "notes.txt" in process.stderr
+    assert "damaged.jpg" in process.stderr
+    assert "notes.txt" not in process.stderr
 
 
 def test_folder_without_images_and_file_that_is_not_an_image_are_refused(bundle, folder, tmp_path):

@@ -423,7 +423,7 @@ def test_every_way_to_use_a_bundle_refuses_it_if_it_is_unsigned(bundle, keys, go
         lambda: verify_emulated(bundle, "rpi", allowed_signers=allowed),
         lambda: run_camera(CameraConfig(bundle=bundle, output="none", allowed_signers=allowed)),
     ):
-        with pytest.raises(SignatureError, match="is not signed.*: use a bundle that was signed with edgerec sign"):
+        with pytest.raises(SignatureError, match=r"is not signed.*: use a bundle that was signed with edgerec sign"):
             use()
 
 

@@ -89,7 +89,7 @@ def test_rollback_to_an_unsigned_release_is_refused(make_device, make_bundle, si
     deploy_bundle(make_bundle(number=2), device.device, OPTIONS)
     options = replace(OPTIONS, allowed_signers=keys[2], require_signature=True)
     release = deploy_bundle(signed(keys[0], 100), device.device, options).release
-    message = "the previous release .* is not signed, but a signature is required: use a bundle that was signed"
+    message = r"the previous release .* is not signed, but a signature is required: use a bundle that was signed"
     with pytest.raises(DeployError, match=message):
         rollback(device.device, OPTIONS)
     assert device_status(device.device).release == release

@@ -11,13 +11,15 @@ from edgerec.contract.image_decoding import Levels, decode, read_image_file, why
 from edgerec.contract.preprocess import Image
 from edgerec.contract.reduced_decoding import ReductionChooser, jpeg_reduction
 from edgerec.errors import DataError, SourceError
-from edgerec.utils.folders import visible_files, visible_folders
+from edgerec.utils.folders import may_be_image, visible_files, visible_folders
 
 log = logging.getLogger(__name__)
 
 
 class FolderSource:
-    """A source that delivers a folder's images, sorted by name. Other files are skipped with a warning.
+    """A source that delivers a folder's images, sorted by name.
+
+    Files that cannot be decoded are skipped, with a warning if they have the suffix of an image format or no suffix.
 
     Args:
         folder: the folder with the images.
@@ -63,7 +65,8 @@ class FolderSource:
             reduction, self.full_size = jpeg_reduction(content, self._choose_reduction)
             image = decode(content, self._levels, reduction=reduction)
             if image is None:
-                log.warning("%s was skipped: %s", path, why_unreadable(content))
+                if may_be_image(path):
+                    log.warning("%s was skipped: %s", path, why_unreadable(content))
                 continue
             count += 1
             yield image, str(path)
