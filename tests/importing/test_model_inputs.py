@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from edgerec import Classifier, adopt, export_bundle, quantize, verify
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.tensors import Normalize
 from edgerec.errors import ModelError
+from edgerec.importing.equivalence import compute_outputs
 from edgerec.importing.passes import adapt
 from edgerec.importing.third_party_keras import expects_pixels, read_third_party
 from edgerec.train.backend import keras
@@ -290,9 +292,21 @@ def test_channels_first_is_transposed_exactly(tmp_path, pixels):
     model.save(tmp_path / "m.keras")
     read = read_third_party(tmp_path / "m.keras")
     assert read.input_shape == (None, *SHAPE)
-    np.testing.assert_allclose(read(pixels / 255), model(pixels.transpose(0, 3, 1, 2) / 255), atol=1e-4)
+    expected = compute_outputs(model, pixels.transpose(0, 3, 1, 2) / 255)
+    np.testing.assert_allclose(read(pixels / 255), expected, atol=1e-4)
     formats = {layer.get_config().get("data_format") for layer in read.layers}
     assert formats == {None, "channels_last"}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_channels_first_does_not_require_onednn(tmp_path, keras3_models, version):
+    """Without oneDNN, as on CPUs without AVX-512, TensorFlow has no channels-first convolution."""
+    path = keras3_models / "channels_first.keras"
+    if version == 2:
+        path = tmp_path / "m.keras"
+        channels_first().save(path)
+    code = "import sys; from edgerec.importing.third_party_keras import read_third_party; read_third_party(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, path], check=True, env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"})
 
 
 def test_keras_3_channels_first_is_transposed_exactly(keras3_models, pixels):
