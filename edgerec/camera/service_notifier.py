@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -36,7 +37,8 @@ class ServiceNotifier:
         self._interval_s = watchdog_s / 4
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._watched = watchdog_s > 0
-        self._last_s = 0.0
+        # time.monotonic() can start at 0 when the device boots.
+        self._last_s = -math.inf
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> ServiceNotifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -88,7 +89,7 @@ class SourceView:
     rate: FrameRate = field(default_factory=FrameRate)
     shown: ShownImage | None = None
     recent: deque[Result] = field(default_factory=deque)
-    viewed_s: float = 0.0
+    viewed_s: float = -math.inf
     next_s: float = 0.0
     entries: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
 
