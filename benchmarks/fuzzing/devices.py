@@ -9,7 +9,6 @@ import contextlib
 import copy
 import json
 import os
-import resource
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import sha256
 from edgerec.utils.text import is_printable
 from fuzzing.mutate import damaged_bytes, damaged_json, damaged_text
-from fuzzing.tally import Attempt, Broken
+from fuzzing.tally import Attempt, Broken, peak_memory_bytes, run_command
 
 MAX_MEMORY_BYTES = 512 << 20
 # The last argument of ssh is the command: a script for the probe, or the agent with its request.
@@ -67,16 +66,14 @@ _COMMANDS = (
     *(("devices",), ("devices", "--json"), ("deploy", "BUNDLE", "door"), ("deploy", "BUNDLE", "door", "--json")),
     *(("deploy", "BUNDLE", "door", "--dry-run"), ("deploy", "BUNDLE", "--all"), ("deploy", "--rollback", "door")),
     *(("deploy", "--remove", "door"), ("deploy", "--rollback", "--all", "--json")),
+    *(("deploy", "--rollback", "door", "--dry-run"), ("deploy", "--remove", "door", "--dry-run")),
 )
 
 
 @contextlib.contextmanager
 def devices(bundle: Path, work: Path) -> Iterator[Attempt]:
     """Run a command for a device that sends damaged output."""
-    from typer.testing import CliRunner
-
     from edgerec import import_tflite
-    from edgerec.cli.app import app
 
     signs, program, listing = work / "signs", work / "bin" / "ssh", work / "devices.toml"
     import_tflite(
@@ -87,7 +84,7 @@ def devices(bundle: Path, work: Path) -> Iterator[Attempt]:
     program.chmod(0o755)
     listing.write_text("".join(f"[[device]]\nname = '{name}'\nhost = 'root@{name}'\n" for name in ("door", "gate")))
     replies = _replies(Package.open(signs))
-    before = _memory_bytes()
+    before = peak_memory_bytes()
 
     def attempt(rng: Random) -> None:
         arguments = list(rng.choice(_COMMANDS))
@@ -108,13 +105,8 @@ def devices(bundle: Path, work: Path) -> Iterator[Attempt]:
             (work / f"{name}.out").write_bytes(output)
             (work / f"{name}.sh").write_text(f"cat {shlex.quote(str(work / f'{name}.out'))} </dev/null\n{ending}\n")
         arguments = [str(signs) if each == "BUNDLE" else each for each in arguments]
-        result = CliRunner().invoke(app, [*arguments, "--devices", str(listing)])
-        output = result.stdout + result.stderr
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise Broken(f"{arguments}: {result.exception!r}") from result.exception
-        if "Traceback" in output or result.exit_code not in (0, 1):
-            raise Broken(f"{arguments}: exit code {result.exit_code}: {output[-300:]!r}")
-        if bad := [line for line in output.split("\n") if not is_printable(line) or len(line) > 5000]:
+        result = run_command([*arguments, "--devices", str(listing)], exit_codes=(0, 1))
+        if bad := [line for line in result.output.split("\n") if not is_printable(line) or len(line) > 5000]:
             raise Broken(f"{arguments}: prints {bad[0][:300]!r} with {len(bad[0])} characters")
         if "--json" in arguments:
             json.loads(result.stdout)
@@ -129,7 +121,7 @@ def devices(bundle: Path, work: Path) -> Iterator[Attempt]:
         mock.patch.dict(os.environ, paths),
     ):
         yield attempt
-    if (used := _memory_bytes() - before) > MAX_MEMORY_BYTES:
+    if (used := peak_memory_bytes() - before) > MAX_MEMORY_BYTES:
         raise Broken(f"uses {used >> 20} MiB of memory")
 
 
@@ -152,8 +144,7 @@ def _replies(package: Package) -> dict[str, list[Any]]:
     error = {"error": "the disk is full", "step": "send", "restored": True, "log": ["line 1", "line 2"]}
     return {
         "devices": [status],
-        "--rollback": [status, {"locked": True}, status, *job],
-        "--remove": [status, {"locked": True}, status, *job],
+        **{option: [status, {"locked": True}, status, *job] for option in ("--rollback", "--remove")},
         "--dry-run": [status, plan],
         "deploy": [status, {"locked": True}, plan, status, *stored, *job[:2], error],
     }
@@ -173,7 +164,3 @@ def _damaged(rng: Random, replies: list[Any]) -> bytes:
     else:
         lines.insert(at, lines[at])
     return b"\n".join(lines) + b"\n"
-
-
-def _memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -28,7 +28,7 @@ from random import Random
 from typing import Any
 
 from edgerec.errors import EdgerecError
-from fuzzing.tally import Figures, error_fault
+from fuzzing.tally import Figures, error_fault, peak_memory_bytes
 
 # Name of a folder that hostile inputs refer to. It is outside of the output folder, so nothing may be written there.
 FORBIDDEN_FOLDER = "elsewhere"
@@ -147,7 +147,7 @@ def _child(target: Target, seeds: Any, folder: Path, case: str, writer: int) -> 
     """Run the case in the child process, report the outcome, and end the process."""
     try:
         os.setsid()
-        baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        baseline = peak_memory_bytes()
         result = json.dumps((*_run_attempt(target, seeds, folder, case), baseline))
         os.write(writer, result.encode())
     finally:

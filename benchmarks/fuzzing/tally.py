@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgerec.errors import EdgerecError
 from edgerec.utils.text import is_printable
+
+if TYPE_CHECKING:
+    from typer.testing import Result
 
 # Time limit of one input in seconds. It is generous, because the machine may be busy.
 LIMIT_S = 60.0
@@ -109,6 +113,25 @@ def _add_example(figures: Figures, seed: str, text: str) -> None:
     figures.other += 1
     if len(figures.examples) < 20:
         figures.examples.append(f"{seed}: {text}")
+
+
+def run_command(arguments: Sequence[str], exit_codes: Collection[int]) -> Result:
+    """Run an edgerec command in this process. Raise :class:`Broken` after a traceback or an unexpected exit code."""
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise Broken(f"{arguments}: {result.exception!r}") from result.exception
+    if "Traceback" in result.output or result.exit_code not in exit_codes:
+        raise Broken(f"{arguments}: exit code {result.exit_code}: {result.output[-300:]!r}")
+    return result
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest amount of resident memory that this process has used."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def error_fault(message: str) -> str:

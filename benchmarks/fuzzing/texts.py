@@ -20,7 +20,7 @@ from edgerec.recipe import parse_assignment
 from edgerec.utils.byte_sizes import parse_size
 from edgerec.utils.host_port import parse_host_port
 from fuzzing.mutate import damaged_text
-from fuzzing.tally import Attempt, Broken
+from fuzzing.tally import Attempt, Broken, run_command
 
 _READERS: tuple[tuple[Callable[[str], Any], tuple[str, ...]], ...] = (
     (
@@ -73,9 +73,6 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
     """Run ``edgerec camera`` on a folder with one image, with one or two damaged options."""
     import cv2
     import numpy as np
-    from typer.testing import CliRunner
-
-    from edgerec.cli.app import app
 
     folder = work / "images"
     folder.mkdir(exist_ok=True)
@@ -96,11 +93,7 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
         chosen = rng.sample(_OPTIONS, rng.choice((1, 1, 2)))
         damaged = [f"{name}={damaged_text(rng, value)}" for name, _, value in (text.partition("=") for text in chosen)]
         log.handlers.clear()  # the handlers write to the stream of the previous attempt
-        result = CliRunner().invoke(app, [*valid, *(text.replace("\0", "0") for text in damaged)])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise Broken(f"{damaged}: {result.exception!r}")
-        if "Traceback" in result.output or result.exit_code not in (0, 1, 2):
-            raise Broken(f"{damaged}: exit code {result.exit_code}: {result.output[-300:]}")
+        result = run_command([*valid, *(text.replace("\0", "0") for text in damaged)], exit_codes=(0, 1, 2))
         if result.exit_code == 1:
             raise EdgerecError(result.stderr.strip().removeprefix("error: "))
         if result.exit_code == 2:  # Typer prints several lines, the last of which contains the error
