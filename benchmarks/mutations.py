@@ -754,9 +754,9 @@ MUTATIONS = (
     ),
     Mutation(
         "deploy: types in devices.toml",
-        "contract/toml_settings.py",
-        "if get_origin(kind) is UnionType:",
-        "if False:",
+        "utils/type_descriptions.py",
+        "if get_origin(hint) in (Union, UnionType) else",
+        "if False else",
         "deploy/test_devices_file.py::test_invalid_file_is_refused_and_the_device_is_named",
     ),
 )
