@@ -727,8 +727,8 @@ MUTATIONS = (
     Mutation(
         "deploy: types of the status",
         "deploy/session.py",
-        "self.check(reply, StatusReply)",
-        "pass",
+        'reply = check_reply(self.label, self.request("status"), StatusReply)',
+        'reply = self.request("status")',
         "deploy/test_malicious_devices.py::test_status_without_a_key_is_refused",
     ),
     Mutation(

@@ -17,8 +17,8 @@ from typing import Any
 from unittest import mock
 
 from edgerec.deploy import release as release_module
+from edgerec.deploy.agent_archive import agent_archive
 from edgerec.deploy.plan import Package
-from edgerec.deploy.session import agent_source
 from edgerec.deploy.wheels import Wheels
 from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import sha256
@@ -132,7 +132,7 @@ def _replies(package: Package) -> dict[str, list[Any]]:
         "release": "ab" * 8, "previous": "cd" * 8, "releases": ["ab" * 8, "cd" * 8], "name": "signs", "target": "rpi",
         "on_trial": False, "service": "active", "free_bytes": 5 << 30, "camera": _CAMERA, "age_s": 1.5,
         "require_signature": False, "serial": 3, "config": "", "auto_source": True, "signers": "", "unit": "",
-        "agent": sha256(agent_source()), "unit_prefix": "", "foreign_unit": False,
+        "agent": sha256(agent_archive()), "unit_prefix": "", "foreign_unit": False,
     }  # fmt: skip
     job: list[Any] = [
         {"step": "install", "state": "running", "text": "installing", "done": 1, "total": 5},

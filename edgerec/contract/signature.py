@@ -1,7 +1,7 @@
 """Check OpenSSH signatures of bundles with ssh-keygen.
 
 This module uses only the standard library, imports nothing from edgerec and supports Python 3.9, because the agent on a
-device runs a copy of this file.
+device contains this module.
 """
 
 from __future__ import annotations

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 from edgerec.contract.target import Target
-from edgerec.errors import DeployError
-from edgerec.utils.json_types import check_type
+from edgerec.deploy.replies import StatusReply
 
 PREFIX = "/opt/edgerec"
 PREFIX_RULE = "an absolute path that contains only letters, digits, '/', '.', '_' and '-', and no '..'"
@@ -86,38 +85,26 @@ class DeviceStatus:
     require_signature: bool = False
 
     @classmethod
-    def from_reply(cls, device: Device, reply: Mapping[str, Any]) -> Self:
-        """Create a :class:`DeviceStatus` from the agent's reply.
-
-        Raises:
-            DeployError: a value in the reply is missing or has the wrong type.
-        """
-        try:
-            check_type(reply, _StatusReply)
-        except ValueError as error:
-            raise DeployError(
-                f"{device.label} sent an invalid status ({error}): deploy a bundle to update the agent"
-            ) from None
-        values = {name: reply[name] for name in _StatusReply.__annotations__}
-        return cls(device=device.label, **{**values, "releases": tuple(reply["releases"])})
+    def from_reply(cls, device: Device, reply: StatusReply) -> Self:
+        """Create a :class:`DeviceStatus` from the agent's reply."""
+        return cls(
+            device=device.label,
+            release=reply["release"],
+            previous=reply["previous"],
+            releases=tuple(reply["releases"]),
+            name=reply["name"],
+            target=reply["target"],
+            on_trial=reply["on_trial"],
+            service=reply["service"],
+            free_bytes=reply["free_bytes"],
+            camera=reply["camera"],
+            age_s=reply["age_s"],
+            require_signature=reply["require_signature"],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-serializable dictionary."""
         return {**vars(self), "releases": list(self.releases)}
-
-
-class _StatusReply(TypedDict):
-    release: str
-    previous: str
-    releases: list[str]
-    name: str
-    target: str
-    on_trial: bool
-    service: str
-    free_bytes: int
-    camera: dict[str, Any] | None
-    age_s: float | None
-    require_signature: bool
 
 
 @dataclass(frozen=True)

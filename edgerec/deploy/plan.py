@@ -6,13 +6,14 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from edgerec.contract.bundle import MANIFEST, Bundle
 from edgerec.contract.signature import SIGNATURE
 from edgerec.contract.target import Target, target_names
 from edgerec.deploy.device import Device, DeviceFacts
 from edgerec.deploy.operation import DeployOptions, Progress, new_job
+from edgerec.deploy.replies import PlanReply, StatusReply, check_reply
 from edgerec.deploy.service_config import read_text
 from edgerec.deploy.session import Session
 from edgerec.deploy.transfer import Contents, missing_files
@@ -71,12 +72,6 @@ class Package:
         if bundle.signature is not None:
             contents[SIGNATURE] = bundle.signature
         return cls(bundle, target, contents, sha256(bundle.manifest_content)[:16], unit)
-
-
-class _PlanReply(TypedDict):
-    venv: bool
-    complete: bool
-    free_bytes: int
 
 
 @dataclass(frozen=True)
@@ -146,9 +141,9 @@ class Plan:
         venv = venv_digest(wheels, f"{path} {python}", system_packages)
         if not options.dry_run:
             session.request("lock", host=socket.gethostname())
-        reply = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
-        session.check(reply, _PlanReply)
-        missing = missing_files(reply, contents)
+        answer = session.request("plan", files=contents.sizes, venv=venv, release=package.release)
+        reply = check_reply(session.label, answer, PlanReply)
+        missing = missing_files(session.label, reply, contents)
         if reply["complete"]:
             # If the release is already installed, only a new signature is sent.
             missing = {digest: offset for digest, offset in missing.items() if digest == names.get(SIGNATURE)}
@@ -209,7 +204,7 @@ class Plan:
             "signers": None if signers is None else read_text(signers),
         }
 
-    def describe(self, progress: Progress, status: dict[str, Any], config: bool, options: DeployOptions) -> None:
+    def describe(self, progress: Progress, status: StatusReply, config: bool, options: DeployOptions) -> None:
         """Report the planned steps of a deployment without performing them."""
         release = self.package.release
         if self.missing:

@@ -25,7 +25,7 @@ fi
 folder=$prefix
 while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
 say "free_kib $(df -Pk "$folder" | awk 'NR == 2 { print $4 }')"
-say "agent $(sha256sum "$prefix/agent.py" 2>/dev/null | cut -d ' ' -f 1)"
+say "agent $(sha256sum "$prefix/agent.pyz" 2>/dev/null | cut -d ' ' -f 1)"
 
 # The path of each Python version is printed once. Several names can lead to the same version.
 # Without -I, Python would import modules from the user's home folder.

@@ -7,17 +7,18 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from edgerec.contract.target import Target
+from edgerec.deploy.agent_archive import agent_archive
 from edgerec.deploy.device import Device, DeviceFacts, DeviceStatus
 from edgerec.deploy.operation import DeployOptions, DeployResult, Listener, Progress, new_job
 from edgerec.deploy.plan import NOTHING_TO_SEND, Package, Plan, check_space, describe_switch, describe_trial
 from edgerec.deploy.probe import check_device, probe
+from edgerec.deploy.replies import StatusReply
 from edgerec.deploy.service_config import DEFAULT_CONFIG, read_config, read_text, uses_first_camera
-from edgerec.deploy.session import Session, agent_python, agent_source
+from edgerec.deploy.session import MAX_STEP_NAME_CHARACTERS, Session, agent_python
 from edgerec.deploy.ssh import Connection, ConnectionLostError, too_much_output
 from edgerec.deploy.transfer import send_contents
 from edgerec.deploy.unit import service_unit
@@ -84,7 +85,7 @@ def deploy_bundle(
             session.close()
             plan.describe(progress, status, config is not None, options)
             return progress.result(connection, package.release, status["release"], changed=False)
-        _send_agent(session, options)
+        _update_agent(session)
         _send(session, plan, progress)
         result = _run_job(connection, session, job, progress)
         return progress.result(connection, result["release"], result["previous"], changed=result["changed"])
@@ -117,7 +118,7 @@ def device_status(device: Device) -> DeviceStatus:
     with Connection(device) as connection:
         facts = probe(connection)
         session = Session(connection, facts)
-        status = session.request("status")
+        status = session.status()
         session.close()
     return DeviceStatus.from_reply(device, status)
 
@@ -142,7 +143,7 @@ def _run_without_bundle(
             session.close()
             return _describe(do, connection, progress, status, options)
         session.request("lock", host=socket.gethostname())
-        _send_agent(session, options)
+        _update_agent(session)
         job = {**new_job(options), "do": do}
         result = _run_job(connection, session, job, progress)
         if do == "remove":
@@ -154,7 +155,7 @@ def _describe(
     do: Literal["rollback", "remove"],
     connection: Connection,
     progress: Progress,
-    status: dict[str, Any],
+    status: StatusReply,
     options: DeployOptions,
 ) -> DeployResult:
     """Report the planned steps of a rollback or removal without performing them."""
@@ -187,9 +188,7 @@ def _connect(connection: Connection, progress: Progress) -> DeviceFacts:
     return facts
 
 
-def _is_running(
-    status: dict[str, Any], package: Package, unit: str, config: str | None, options: DeployOptions
-) -> bool:
+def _is_running(status: StatusReply, package: Package, unit: str, config: str | None, options: DeployOptions) -> bool:
     """Return whether the device is already running this release with the same configuration and options."""
     signers = options.allowed_signers
     return bool(
@@ -203,7 +202,7 @@ def _is_running(
     )
 
 
-def _check_unit(status: dict[str, Any], device: Device) -> None:
+def _check_unit(status: StatusReply, device: Device) -> None:
     """Raise an error if the camera service was installed with another prefix or with install.sh."""
     if not status["foreign_unit"]:
         return
@@ -221,9 +220,7 @@ def _check_unit(status: dict[str, Any], device: Device) -> None:
     )
 
 
-def _check_camera(
-    facts: DeviceFacts, target: Target, device: Device, config: str | None, status: dict[str, Any]
-) -> None:
+def _check_camera(facts: DeviceFacts, target: Target, device: Device, config: str | None, status: StatusReply) -> None:
     """Raise an error if the configuration uses the first camera, but the device has no usable camera."""
     auto = status["auto_source"] if config is None else uses_first_camera(config)
     if auto and not facts.cameras:
@@ -240,7 +237,7 @@ def _check_camera(
         )
 
 
-def _check_signature(package: Package, status: dict[str, Any], device: Device, options: DeployOptions) -> None:
+def _check_signature(package: Package, status: StatusReply, device: Device, options: DeployOptions) -> None:
     """Raise an error if a required signature or the file of allowed signers is missing."""
     if not (status["require_signature"] if options.require_signature is None else options.require_signature):
         return
@@ -258,19 +255,16 @@ def _check_signature(package: Package, status: dict[str, Any], device: Device, o
         )
 
 
-def _send_agent(session: Session, options: DeployOptions) -> None:
-    """Install or update the agent and, if the device requires signatures, the module that verifies them.
+def _update_agent(session: Session) -> None:
+    """Install the agent on the device, or replace it if it differs from the agent of this version of edgerec.
 
-    The session must hold the device's lock, so that no other deployment deletes these files.
+    The session must hold the device's lock, so that no other deployment deletes the file.
     """
-    status, source = session.status(), agent_source()
-    if status["agent"] != sha256(source):
-        session.request("write", name="agent.py", content=source.decode())
-    required = options.require_signature
-    if not (status["require_signature"] if required is None else required):
-        return
-    module = files("edgerec.contract").joinpath("signature.py").read_text(encoding="utf-8")
-    session.request("write", name="signature.py", content=module)
+    archive = agent_archive()
+    if session.status()["agent"] != sha256(archive):
+        session.send("update-agent", digest=sha256(archive), size=len(archive))
+        session.write(archive)
+        session.reply()
 
 
 def _send(session: Session, plan: Plan, progress: Progress) -> None:
@@ -299,7 +293,8 @@ def _run_job(connection: Connection, session: Session, job: dict[str, Any], prog
                 if lines > max_lines:
                     raise too_much_output(connection.device)
                 text = shortened(line["text"], MAX_STEP_CHARACTERS)
-                progress(line["step"][:20], line["state"][:20], text, line["done"], line["total"])
+                name, state = (line[key][:MAX_STEP_NAME_CHARACTERS] for key in ("step", "state"))
+                progress(name, state, text, line["done"], line["total"])
         except ConnectionLostError:
             lost_s = lost_s or time.monotonic()
             session = _reconnect(connection, lost_s + RECONNECT_S, f"follow --job {job['id']} --skip {lines}")

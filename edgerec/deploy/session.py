@@ -7,15 +7,16 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
-from typing import Any, TypedDict
+from typing import Any
 
+from edgerec.deploy.agent.installation import AGENT
+from edgerec.deploy.agent_archive import RUN_ARCHIVE, agent_archive
 from edgerec.deploy.device import PREFIX_RULE, DeviceFacts, is_valid_prefix
+from edgerec.deploy.replies import JobResult, StatusReply, StepReply, check_reply, invalid_reply
 from edgerec.deploy.ssh import Command, Connection, ConnectionLostError
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 from edgerec.utils.bounded_parsing import parse_json
-from edgerec.utils.json_types import check_type
 
 # Minimum Python version that can run the agent.
 MIN_PYTHON = (3, 9)
@@ -23,54 +24,10 @@ MIN_PYTHON = (3, 9)
 REPLY_TIMEOUT_S = 300.0
 # Timeout in seconds for the next log line of a job, which must exceed the duration of an installation by pip.
 JOB_TIMEOUT_S = 3600.0
-# This program reads the agent's source from stdin, so that a dry run does not write files to the device.
-_RUN_SOURCE = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'agent.py', 'exec'))"
 # Number of lines of the camera's log and number of characters of each line that the host shows after an error.
 MAX_LOG_LINES, MAX_LOG_CHARACTERS = 100, 1000
-
-
-class StatusReply(TypedDict):
-    """The entries of the agent's status that an operation uses. See :class:`~edgerec.deploy.device.DeviceStatus`.
-
-    ``config``, ``signers``, ``unit`` and ``agent`` are digests of files, or empty strings if the files are missing.
-    """
-
-    release: str
-    previous: str
-    releases: list[str]
-    on_trial: bool
-    service: str
-    require_signature: bool
-    config: str
-    auto_source: bool
-    signers: str
-    unit: str
-    agent: str
-    unit_prefix: str
-    foreign_unit: bool
-
-
-class StepReply(TypedDict):
-    """A step of a job. See :class:`~edgerec.deploy.operation.Step`."""
-
-    step: str
-    state: str
-    text: str
-    done: int
-    total: int
-
-
-class JobResult(TypedDict):
-    """Result of a job. See :class:`~edgerec.deploy.operation.DeployResult`."""
-
-    release: str
-    previous: str
-    changed: bool
-
-
-def agent_source() -> bytes:
-    """Return the agent's source code."""
-    return files("edgerec.deploy").joinpath("agent.py").read_bytes()
+# Maximum number of characters of the name or state of a step.
+MAX_STEP_NAME_CHARACTERS = 20
 
 
 def agent_python(facts: DeviceFacts, label: str) -> str:
@@ -91,7 +48,11 @@ def agent_python(facts: DeviceFacts, label: str) -> str:
 
 
 class Session:
-    """A connection to an agent process on a device."""
+    """A connection to an agent process on a device.
+
+    Attributes:
+        label: display name of the device.
+    """
 
     def __init__(self, connection: Connection, facts: DeviceFacts, arguments: str = "session") -> None:
         """Start the agent as root.
@@ -107,21 +68,21 @@ class Session:
         device = connection.device
         if not is_valid_prefix(device.prefix):
             raise DeployError(f"the prefix {device.prefix!r} is invalid: use {PREFIX_RULE}")
-        self._label = device.label
-        source = agent_source()
-        self.installed = sha256(source) == facts.agent_digest
+        self.label = device.label
+        archive = agent_archive()
+        installed = sha256(archive) == facts.agent_digest
         python = agent_python(facts, device.label)
         sudo = "sudo -n " if facts.root == "sudo" else ""
-        if self.installed:
-            program = shlex.quote(posixpath.join(device.prefix, "agent.py"))
+        if installed:
+            program = shlex.quote(posixpath.join(device.prefix, AGENT))
         else:
-            program = f"-c {shlex.quote(_RUN_SOURCE)} {len(source)}"
+            program = f"-c {shlex.quote(RUN_ARCHIVE)} {len(archive)}"
         # Without -I, Python would import modules from the user's home folder.
         self._command: Command = connection.command(
             f"exec {sudo}{shlex.quote(python)} -I {program} {arguments} --prefix {shlex.quote(device.prefix)}"
         )
-        if not self.installed:
-            self._command.write(source)
+        if not installed:
+            self._command.write(archive)
 
     def request(self, do: str, **values: Any) -> dict[str, Any]:
         """Send a request and return the reply.
@@ -133,34 +94,16 @@ class Session:
         self.send(do, **values)
         return self.reply()
 
-    def status(self) -> dict[str, Any]:
-        """Query the status of the device, and return a :class:`StatusReply`. Raise the errors of :meth:`request`."""
-        reply = self.request("status")
-        self.check(reply, StatusReply)
+    def status(self) -> StatusReply:
+        """Query the status of the device. Raise the errors of :meth:`request`."""
+        reply = check_reply(self.label, self.request("status"), StatusReply)
         self._check_releases(reply["release"], reply["previous"], *reply["releases"])
         return reply
-
-    def check(self, reply: Any, expected: Any) -> None:
-        """Check the type of a reply, or of an entry of a reply, in the same way as :func:`check_type`.
-
-        Raises:
-            DeployError: a value is missing or has the wrong type.
-        """
-        try:
-            check_type(reply, expected)
-        except ValueError as error:
-            raise self._invalid_reply(str(error)) from None
 
     def _check_releases(self, *releases: str) -> None:
         for release in releases:
             if not re.fullmatch(r"([0-9a-f]{16})?", release):
-                raise self._invalid_reply("a release is not a digest of 16 hexadecimal digits")
-
-    def _invalid_reply(self, reason: str) -> DeployError:
-        return DeployError(
-            f"{self._label} sent an invalid reply ({reason}): run the command again, and check the device's storage if "
-            "the error remains"
-        )
+                raise invalid_reply(self.label, "a release is not a digest of 16 hexadecimal digits")
 
     def send(self, do: str, **values: Any) -> None:
         """Send a request without waiting for the reply."""
@@ -181,9 +124,9 @@ class Session:
         if line is None:
             reason = self._command.end().strip().splitlines()
             if self._command.code not in (255, None) and reason:
-                raise DeployError(f"the agent on {self._label} failed: {reason[-1]}")
+                raise DeployError(f"the agent on {self.label} failed: {reason[-1]}")
             raise ConnectionLostError(
-                f"the connection to {self._label} was lost: check the network, and run the command again; files that "
+                f"the connection to {self.label} was lost: check the network, and run the command again; files that "
                 "have arrived are not sent again",
                 step="send",
             )
@@ -191,21 +134,21 @@ class Session:
             value = parse_json(line)
         except ValueError:
             raise DeployError(
-                f"{self._label} sent invalid data ({line[:80]!r}): check that its shell's login scripts print nothing"
+                f"{self.label} sent invalid data ({line[:80]!r}): check that its shell's login scripts print nothing"
             ) from None
         if not isinstance(value, dict):
-            raise DeployError(f"{self._label} sent invalid data: check that its shell's login scripts print nothing")
+            raise DeployError(f"{self.label} sent invalid data: check that its shell's login scripts print nothing")
         if "error" in value:
-            raise agent_error(self._label, value)
+            raise agent_error(self.label, value)
         return value
 
     def replies(self) -> Iterator[dict[str, Any]]:
         """Yield the entries of a job's log: :class:`StepReply`, and at the end ``result`` with a :class:`JobResult`."""
         while "result" not in (value := self.reply(JOB_TIMEOUT_S)):
-            self.check(value, StepReply)
+            check_reply(self.label, value, StepReply)
             yield value
-        self.check(value["result"], JobResult)
-        self._check_releases(value["result"]["release"], value["result"]["previous"])
+        result = check_reply(self.label, value["result"], JobResult)
+        self._check_releases(result["release"], result["previous"])
         yield value
 
     def kill(self) -> None:
@@ -223,7 +166,7 @@ def agent_error(label: str, value: Mapping[str, Any]) -> DeployError:
     lines = [str(line)[:MAX_LOG_CHARACTERS] for line in log[-MAX_LOG_LINES:]] if isinstance(log, list) else []
     return DeployError(
         f"{label}: {value['error']}",
-        step=str(value.get("step", ""))[:20],
+        step=str(value.get("step", ""))[:MAX_STEP_NAME_CHARACTERS],
         restored=value.get("restored") is True,
         log=lines,
     )

@@ -102,13 +102,15 @@ class Connection:
         self._master = Command(self, ["-M"], "exec sh -s")
         self._master.write(content)
         lines: list[str] = []
-        size, end_s = 0, float("inf")
+        size, end_s = 0, 0.0
         # An interactive connection has no timeout, because the user may have to enter a passphrase.
         limit_s = None if self.device.interactive else self.device.connect_timeout_s + 30
         while (line := self._master.read_line(limit_s)) != end:
             if line is None:
                 raise DeployError(self._explain(self._master.end()))
-            end_s, limit_s = min(end_s, time.monotonic() + MAX_SCRIPT_S), self.device.connect_timeout_s + 30
+            if not lines:
+                end_s = time.monotonic() + MAX_SCRIPT_S
+            limit_s = self.device.connect_timeout_s + 30
             lines.append(line)
             size += len(line)
             if len(lines) > MAX_SCRIPT_LINES or size > MAX_SCRIPT_BYTES or time.monotonic() > end_s:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+from edgerec.deploy.replies import PlanReply, invalid_reply
 from edgerec.deploy.session import Session
 from edgerec.deploy.ssh import ConnectionLostError
 from edgerec.errors import DeployError
@@ -38,8 +38,13 @@ class Contents:
         return content.read_bytes() if isinstance(content, Path) else content
 
 
-def missing_files(reply: Mapping[str, Any], contents: Contents) -> dict[str, int]:
+def missing_files(label: str, reply: PlanReply, contents: Contents) -> dict[str, int]:
     """Read the list of missing files from a device's reply to the request ``plan``.
+
+    Args:
+        label: display name of the device.
+        reply: the reply.
+        contents: all files of the deployment.
 
     Returns:
         A dictionary that maps the digest of each missing file to the number of bytes already received.
@@ -47,12 +52,11 @@ def missing_files(reply: Mapping[str, Any], contents: Contents) -> dict[str, int
     Raises:
         DeployError: the list contains an unknown file, or an impossible number of bytes.
     """
-    missing = reply.get("missing")
-    if not isinstance(missing, dict) or not all(
-        digest in contents.sizes and type(offset) is int and 0 <= offset <= contents.sizes[digest]
-        for digest, offset in missing.items()
+    missing = reply["missing"]
+    if not all(
+        digest in contents.sizes and 0 <= offset <= contents.sizes[digest] for digest, offset in missing.items()
     ):
-        raise _invalid_reply("a list of missing files", "plan")
+        raise _unexpected_reply(label, "the list of missing files", "plan")
     return missing
 
 
@@ -99,13 +103,13 @@ def send_contents(
                 number = reply["received"]
                 # The number must increase, because otherwise a faulty device could send replies forever.
                 if type(number) is not int or not received_bytes < number <= max(waiting.values()):
-                    raise _invalid_reply("a number of received bytes", "send")
+                    raise _unexpected_reply(session.label, "the number of received bytes")
                 received_bytes = number
                 progress(stored_bytes + received_bytes)
                 continue
             digest = str(reply.get("stored"))
             if digest not in waiting:
-                raise _invalid_reply("the digest of a stored file", "send")
+                raise _unexpected_reply(session.label, "the digest of a stored file")
             received_bytes = 0
             stored_bytes += waiting.pop(digest)
             progress(stored_bytes)
@@ -117,7 +121,7 @@ def send_contents(
     writer.join(WRITER_S)
     if writer.is_alive():
         session.kill()
-        raise _invalid_reply("the digest of a file that the device has not received", "send")
+        raise _unexpected_reply(session.label, "the digest of a file that the device has not received")
     if errors:
         raise DeployError(
             f"cannot read a file to send ({errors[0]}): check that the bundle and the downloaded wheels exist",
@@ -125,9 +129,5 @@ def send_contents(
         )
 
 
-def _invalid_reply(content: str, step: str) -> DeployError:
-    return DeployError(
-        f"the agent on the device sent {content} that does not match the deployment: run the command again, and check "
-        "the device's storage if the error remains",
-        step=step,
-    )
+def _unexpected_reply(label: str, content: str, step: str = "send") -> DeployError:
+    return invalid_reply(label, f"{content} does not match the deployment", step)

@@ -23,7 +23,7 @@ def service_unit(unit: str, prefix: str, python: str) -> str:
     program = f"{current}/venv/bin/edgerec"
     options = f"--config {CONFIG_FILE} --status-file {STATUS_FILE}"
     start = (
-        f"ExecStartPre=-+{python} {prefix}/agent.py boot-check --prefix {prefix}\n"
+        f"ExecStartPre=-+{python} {prefix}/agent.pyz boot-check --prefix {prefix}\n"
         f"ExecStart={program} camera {current}/bundle {options}"
     )
     lines = [line for line in unit.splitlines() if not re.match(r'ExecStartPre=|Environment="?OPTIONS=', line)]

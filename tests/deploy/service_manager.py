@@ -119,6 +119,7 @@ class Service:
                 if message:
                     alive_s = time.monotonic()
                 if time.monotonic() - alive_s > max(watchdog_s, 1):
+                    self.log.append(f"{self.name}: Watchdog timeout (limit {watchdog_s}s)!")
                     self._process.kill()
                     self._process.wait()
                     self.result = "watchdog"
@@ -206,8 +207,16 @@ class Server:
         return 0, ""
 
     def journalctl(self, words):
-        service = self.service(words[words.index("--unit") + 1])
-        return 0, "\n".join(service.log[-int(words[words.index("--lines") + 1]) :]) + "\n"
+        log = list(self.service(words[words.index("--unit") + 1]).log)
+        # The cursor of an entry is its number. With a cursor, journalctl would select the first lines after the cursor.
+        if "--after-cursor" in words:
+            assert "--lines" not in words
+            lines = log[int(words[words.index("--after-cursor") + 1]) :]
+        else:
+            lines = log[-int(words[words.index("--lines") + 1]) :]
+        if lines and "--show-cursor" in words:
+            lines.append(f"-- cursor: {len(log)}")
+        return 0, "".join(f"{line}\n" for line in lines)
 
     def run(self, words):
         start = words.index("--unit") + 2

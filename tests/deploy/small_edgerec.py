@@ -5,6 +5,7 @@ contain these keys:
 
 * ``verify``: reason for which the verification fails.
 * ``crash``, ``hang``: number of the frame at which the camera crashes or hangs.
+* ``print``: whether the camera prints a line for each frame.
 * ``idle``: whether the camera never delivers a frame.
 * ``motion``: whether the camera skips all frames except for the first one.
 """
@@ -29,6 +30,8 @@ def camera(bundle, status_file, behavior):
     notify(b"READY=1")
     sys.stderr.write(f"camera started with {digest[:16]}\n")
     for frames in range(1, 1_000_000):
+        if behavior.get("print"):
+            sys.stderr.write(f"frame {frames}\n")
         if frames == behavior.get("crash"):
             sys.exit("error: the model of this bundle crashes")
         while frames == behavior.get("hang"):

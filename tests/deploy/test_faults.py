@@ -66,6 +66,19 @@ def test_bundle_that_crashes_at_its_tenth_frame_is_rolled_back(installed, make_b
     assert "error: the model of this bundle crashes" in error.log
 
 
+def test_log_of_a_failed_trial_contains_no_lines_of_earlier_releases(installed, make_bundle):
+    new = make_bundle(crash=11)
+    error = refusal(new, installed)
+    digest = hashlib.sha256((new / "manifest.json").read_bytes()).hexdigest()
+    assert {line for line in error.log if "started" in line} == {f"camera started with {digest[:16]}"}
+
+
+def test_log_of_a_failed_trial_ends_with_its_last_lines(installed, make_bundle):
+    error = refusal(make_bundle(crash=100, print=True), installed, settle_s=30)
+    assert len(error.log) == 30
+    assert "error: the model of this bundle crashes" in error.log
+
+
 def test_failed_releases_do_not_fill_the_disk(installed, make_bundle):
     for frame in (3, 4, 5):
         refusal(make_bundle(crash=frame), installed, keep=1)
@@ -76,6 +89,7 @@ def test_failed_releases_do_not_fill_the_disk(installed, make_bundle):
 def test_bundle_that_hangs_is_rolled_back(installed, make_bundle):
     error = refusal(make_bundle(hang=5), installed)
     assert "its watchdog restarted it" in str(error)
+    assert any("edgerec.service: Watchdog timeout" in line for line in error.log)
     assert error.restored
 
 

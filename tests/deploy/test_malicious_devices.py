@@ -9,7 +9,7 @@ import pytest
 
 from edgerec import DeployOptions, Device
 from edgerec.deploy import release, rollback
-from edgerec.deploy.session import agent_source
+from edgerec.deploy.agent_archive import agent_archive
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 
@@ -24,14 +24,19 @@ STATUS = {
     "release": "ab" * 8,
     "previous": "cd" * 8,
     "releases": ["ab" * 8, "cd" * 8],
+    "name": "signs",
+    "target": "rpi",
     "on_trial": False,
     "service": "active",
+    "free_bytes": 1,
+    "camera": None,
+    "age_s": None,
     "require_signature": False,
     "config": "",
     "auto_source": True,
     "signers": "",
     "unit": "",
-    "agent": sha256(agent_source()),
+    "agent": sha256(agent_archive()),
     "unit_prefix": "",
     "foreign_unit": False,
 }
@@ -74,6 +79,14 @@ def test_correct_replies_are_accepted(roll_back):
 def test_status_without_a_key_is_refused(roll_back, key):
     status = {name: value for name, value in STATUS.items() if name != key}
     assert f"root@door sent an invalid reply ({key} is missing)" in refusal(roll_back, status=status)
+
+
+@pytest.mark.parametrize(
+    "change", [{"free_bytes": "much"}, {"releases": "abc"}, {"camera": [1]}, {"release": None}, {"age_s": "1"}]
+)
+def test_status_with_a_wrong_value_is_refused(roll_back, change):
+    (key,) = change
+    assert f"root@door sent an invalid reply ({key} is " in refusal(roll_back, status=STATUS | change)
 
 
 @pytest.mark.parametrize("changes", [{"release": "a" * 17}, {"previous": "x" * 16}, {"releases": ["../" * 9]}])

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,18 @@ from types import SimpleNamespace
 import pytest
 
 from edgerec import Bundle, DeployOptions, deploy_bundle, device_status, remove, sign_bundle
-from edgerec.deploy import agent
+from edgerec.deploy.agent import boot_check, jobs, monitor, service, store
+from edgerec.deploy.agent.boot_check import check_boot
+from edgerec.deploy.agent.cleanup import delete_incomplete, prune
+from edgerec.deploy.agent.errors import AgentError
+from edgerec.deploy.agent.files import read_bytes, read_json, write_file, write_json
+from edgerec.deploy.agent.installation import Installation
+from edgerec.deploy.agent.locking import acquire_lock, lock_session
+from edgerec.deploy.agent.processes import Finished
+from edgerec.deploy.agent.releases import discard, install
+from edgerec.deploy.agent.service import UNIT
+from edgerec.deploy.agent.session import remove_agent
+from edgerec.deploy.agent.trial import accept, finish_commit, point_to, switch, undo_switch
 from edgerec.errors import DeployError
 
 OPTIONS = DeployOptions(settle_s=0)
@@ -74,11 +86,9 @@ def test_damaged_virtual_environment_is_created_again(make_device, make_bundle):
 
 
 @pytest.fixture
-def installation(tmp_path, monkeypatch):
+def installation(tmp_path):
     """Return an installation with two complete releases, each with its own virtual environment."""
-    monkeypatch.setattr(agent, "CONFIG_FOLDER", str(tmp_path / "etc"))
-    monkeypatch.setattr(agent, "UNIT_FOLDER", str(tmp_path / "units"))
-    installation = agent.Installation(str(tmp_path / "opt"))
+    installation = Installation(str(tmp_path / "opt"), str(tmp_path / "etc"), str(tmp_path / "units"))
     installation.create_folders()
     for number, release in enumerate(("1" * 16, "2" * 16)):
         folder = tmp_path / "opt" / "releases" / release
@@ -87,7 +97,7 @@ def installation(tmp_path, monkeypatch):
         venv = tmp_path / "opt" / "venvs" / release
         venv.mkdir()
         (venv / ".complete").touch()
-    installation.point_to("2" * 16)
+    point_to(installation, "2" * 16)
     return installation
 
 
@@ -101,9 +111,9 @@ def test_virtual_environment_of_a_release_that_fails_its_verification_is_deleted
     release = tmp_path / "opt" / "releases" / ("1" * 16)
     (release / "venv").symlink_to(venv)
     if other_user:
-        agent.write_json(str(release.with_name("2" * 16) / "release.json"), {"venv": venv.name, "installed_s": 1})
-    installation.point_to(current)
-    installation.discard({"release": release.name, "files": {}, "venv": venv.name})
+        write_json(str(release.with_name("2" * 16) / "release.json"), {"venv": venv.name, "installed_s": 1})
+    point_to(installation, current)
+    discard(installation, {"release": release.name, "files": {}, "venv": venv.name})
     assert (venv / ".complete").exists() == kept
     assert (release.parent.parent / "venvs" / ("2" * 16) / ".complete").exists()
 
@@ -115,15 +125,15 @@ def interrupted(*arguments, **options):
 @contextlib.contextmanager
 def power_failure(monkeypatch, number):
     """Interrupt the code in the context after it has synchronized a folder with the disk ``number + 1`` times."""
-    calls, fsync_folder = itertools.count(), agent.fsync_folder
+    calls, fsync = itertools.count(), os.fsync
 
-    def fsync_and_fail(path):
-        fsync_folder(path)
-        if next(calls) == number:
+    def fsync_and_fail(descriptor):
+        fsync(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) and next(calls) == number:
             interrupted()
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(agent, "fsync_folder", fsync_and_fail)
+        patch.setattr(os, "fsync", fsync_and_fail)
         yield
 
 
@@ -132,45 +142,45 @@ def test_release_is_not_complete_after_its_removal_was_interrupted(installation,
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            agent.do_remove(installation, {}, log)
+            jobs.remove(installation, {}, log)
     assert installation.complete_releases() == []
     installation.create_folders()
-    installation.clean_up()
+    delete_incomplete(installation)
     assert sorted(path.name for path in (tmp_path / "opt").iterdir()) == ["releases", "store", "venvs"]
 
 
 def test_agent_is_not_removed_during_another_deployment(installation):
-    agent.write_file(installation.agent_file, b"")
+    write_file(installation.agent_file, b"")
     shutil.rmtree(installation.releases)
-    installation.point_to("")
-    with installation.lock("another host", 0):
-        assert not installation.remove_agent("host")
+    point_to(installation, "")
+    with acquire_lock(installation, "another host", 0):
+        assert not remove_agent(installation, "host")
         assert os.path.exists(installation.agent_file)
-    assert installation.remove_agent("host")
+    assert remove_agent(installation, "host")
     assert sorted(os.listdir(installation.prefix)) == ["store", "venvs"]
 
 
 def test_lock_of_a_removed_installation_does_not_admit_two_deployments(installation):
-    holder = installation.lock("first", 0)
+    holder = acquire_lock(installation, "first", 0)
     with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(installation.lock, "second", 60)
+        waiting = threads.submit(acquire_lock, installation, "second", 60)
         shutil.rmtree(installation.prefix)
         holder.close()
-        with waiting.result(), pytest.raises(agent.AgentError, match=r"started by second at"):
-            installation.lock("third", 0)
+        with waiting.result(), pytest.raises(AgentError, match=r"started by second at"):
+            acquire_lock(installation, "third", 0)
 
 
 def test_virtual_environment_is_not_complete_after_its_removal_was_interrupted(installation, monkeypatch, tmp_path):
-    installation.prune(1)
+    prune(installation, 1)
     venv = tmp_path / "opt" / "venvs" / "unused"
     venv.mkdir()
     (venv / ".complete").touch()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            installation.prune(1)
+            prune(installation, 1)
     assert not (venv / ".complete").exists()
-    installation.clean_up()
+    delete_incomplete(installation)
     assert [path.name for path in venv.parent.iterdir()] == ["2" * 16]
 
 
@@ -178,69 +188,69 @@ def test_virtual_environment_is_not_complete_after_its_removal_was_interrupted(i
 def test_release_is_kept_only_together_with_its_serial_number(installation, monkeypatch, interruption):
     old, new = "1" * 16, "2" * 16
     trial = {"release": new, "previous": old, "boot_id": "another boot"}
-    agent.write_json(installation.trial_file, trial)
+    write_json(installation.trial_file, trial)
     job = {"require_signature": True, "signers": "keys"}
     with power_failure(monkeypatch, interruption):
-        installation.accept(new, old, 7, job)
-        installation.finish_commit()
-    agent.command_boot_check(installation)
+        accept(installation, new, old, 7, job)
+        finish_commit(installation)
+    check_boot(installation)
     state = installation.state()
     assert (installation.current(), state.get("serial"), state.get("require_signature")) == (new, 7, True)
-    assert agent.read_bytes(installation.signers_file) == b"keys"
+    assert read_bytes(installation.signers_file) == b"keys"
     assert not os.path.exists(installation.trial_file)
 
 
 def test_release_is_not_kept_if_the_power_fails_before_it_is_accepted(installation, monkeypatch):
     old, new = "1" * 16, "2" * 16
-    agent.write_json(installation.trial_file, {"release": new, "previous": old, "boot_id": "another boot"})
+    write_json(installation.trial_file, {"release": new, "previous": old, "boot_id": "another boot"})
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            installation.accept(new, old, 7, {"require_signature": True})
-    agent.command_boot_check(installation)
+            accept(installation, new, old, 7, {"require_signature": True})
+    check_boot(installation)
     assert (installation.current(), installation.state()) == (old, {})
 
 
 @pytest.mark.parametrize("interruption", range(10))
 def test_failed_trial_of_the_current_release_restores_its_unit(installation, monkeypatch, interruption):
     release = "2" * 16
-    os.mkdir(agent.UNIT_FOLDER)
-    for path in (installation.unit_file, installation.release_path(release, agent.UNIT)):
-        agent.write_file(path, b"old")
+    os.mkdir(installation.unit_folder)
+    for path in (installation.unit_file, installation.release_path(release, UNIT)):
+        write_file(path, b"old")
 
-    monkeypatch.setattr(agent, "run", lambda *arguments: (0, "", ""))
+    for module in (service, boot_check):
+        monkeypatch.setattr(module, "run", lambda *arguments: Finished(0, "", ""))
     with power_failure(monkeypatch, interruption):
-        installation.switch({"release": release, "unit": "new", "config": None})
-        assert agent.read_bytes(installation.unit_file) == b"new"
-        installation.undo_switch(agent.read_json(installation.trial_file))
-    monkeypatch.setattr(agent, "boot_id", lambda: "after the power failure")
-    agent.command_boot_check(installation)
-    assert agent.read_bytes(installation.unit_file) == b"old"
-    assert agent.read_bytes(installation.release_path(release, agent.UNIT)) == b"old"
+        switch(installation, {"release": release, "unit": "new", "config": None})
+        assert read_bytes(installation.unit_file) == b"new"
+        undo_switch(installation, read_json(installation.trial_file))
+    monkeypatch.setattr(boot_check, "boot_id", lambda: "after the power failure")
+    check_boot(installation)
+    assert read_bytes(installation.unit_file) == b"old"
+    assert read_bytes(installation.release_path(release, UNIT)) == b"old"
     assert not os.path.exists(installation.trial_file)
 
 
 def test_damaged_file_in_the_store_is_sent_again_after_a_failed_verification(installation, monkeypatch):
     release, content = "2" * 16, b"content"
     digest = hashlib.sha256(content).hexdigest()
-    agent.write_file(installation.store_path(digest), b"damaged")
+    write_file(installation.store_path(digest), b"damaged")
 
     def fail(*arguments):
-        raise agent.AgentError("verification failed")
+        raise AgentError("verification failed")
 
-    monkeypatch.setattr(installation, "verify", fail)
-    monkeypatch.setattr(agent, "service_log", list)
+    monkeypatch.setattr(jobs, "verify", fail)
     job = {"release": release, "files": {"model.tflite": digest}, "wheels": {}, "require_signature": None}
-    with pytest.raises(agent.AgentError):
-        agent.do_deploy(installation, {**job, "venv": release}, SimpleNamespace(step=lambda *arguments: None))
-    assert installation.missing({digest: len(content)}) == {digest: 0}
+    with pytest.raises(AgentError):
+        jobs.deploy(installation, {**job, "venv": release}, SimpleNamespace(step=lambda *arguments: None))
+    assert store.missing_files(installation, {digest: len(content)}) == {digest: 0}
 
 
 def test_virtual_environment_of_the_current_release_is_kept_although_its_verification_failed(installation):
     current = "2" * 16
     os.symlink(f"../../venvs/{current}", installation.release_path(current, "venv"))
-    installation.discard({"release": current, "files": {}, "venv": current})
-    installation.prune(1)
+    discard(installation, {"release": current, "files": {}, "venv": current})
+    prune(installation, 1)
     assert os.path.exists(installation.release_path(current, "venv", ".complete"))
 
 
@@ -248,10 +258,10 @@ def test_virtual_environment_of_the_current_release_is_kept_although_its_verific
 def test_remains_of_a_failed_installation_are_removed_before_the_space_is_checked(installation, on_trial):
     remains = os.path.join(installation.venvs, "incomplete", "lib")
     os.makedirs(remains)
-    agent.write_file(installation.old_config_file, b"old")
+    write_file(installation.old_config_file, b"old")
     if on_trial:  # The old configuration is still required to undo the trial.
-        agent.write_json(installation.trial_file, {"release": "2" * 16})
-    locks = installation.lock_session("host")
+        write_json(installation.trial_file, {"release": "2" * 16})
+    locks = lock_session(installation, "host")
     assert os.path.exists(remains) == os.path.exists(installation.old_config_file) == on_trial
     assert len(installation.complete_releases()) == 2
     for lock in locks:
@@ -261,20 +271,20 @@ def test_remains_of_a_failed_installation_are_removed_before_the_space_is_checke
 def test_session_does_not_time_out_while_it_checks_a_received_file(installation, monkeypatch):
     content = b"content"
     remaining_s = []
-    file_digest = agent.file_digest
+    file_digest = store.file_digest
 
     def slow_digest(path):
         remaining_s.append(signal.getitimer(signal.ITIMER_REAL)[0])
         return file_digest(path)
 
-    monkeypatch.setattr(agent, "file_digest", slow_digest)
+    monkeypatch.setattr(store, "file_digest", slow_digest)
     digest = hashlib.sha256(content).hexdigest()
     try:
-        installation.receive(digest, len(content), 0, io.BytesIO(content).read)
+        store.receive_file(installation, digest, len(content), 0, io.BytesIO(content).read, print)
     finally:
         signal.alarm(0)
     assert remaining_s == [0]
-    assert agent.read_bytes(installation.store_path(digest)) == content
+    assert read_bytes(installation.store_path(digest)) == content
 
 
 def test_interrupted_repair_of_the_current_release_keeps_its_files(installation, monkeypatch):
@@ -282,25 +292,25 @@ def test_interrupted_repair_of_the_current_release_keeps_its_files(installation,
     contents = {"labels.txt": b"labels", "folder/model.tflite": b"model"}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     for name, content in contents.items():
-        agent.write_file(installation.store_path(digests[name]), content)
+        write_file(installation.store_path(digests[name]), content)
     os.makedirs(installation.release_path(release, "bundle"))
     labels = installation.release_path(release, "bundle", "labels.txt")
     os.link(installation.store_path(digests["labels.txt"]), labels)
     os.symlink(f"../../venvs/{release}", installation.release_path(release, "venv"))
-    agent.write_file(installation.release_path(release, agent.UNIT), b"old")
+    write_file(installation.release_path(release, UNIT), b"old")
     os.unlink(installation.release_path(release, "release.json"))
     job = {"release": release, "venv": release, "files": digests, "wheels": {}, "unit": "new"}
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            installation.install(job, log)
-    assert agent.read_bytes(labels) == b"labels"
+            install(installation, job, log)
+    assert read_bytes(labels) == b"labels"
     assert os.path.exists(installation.release_path(release, "venv", ".complete"))
-    installation.install(job, log)
+    install(installation, job, log)
     for name, content in contents.items():
-        assert agent.read_bytes(installation.release_path(release, "bundle", name)) == content
-    assert sorted(os.listdir(installation.release_path(release))) == ["bundle", agent.UNIT, "venv"]
-    assert agent.read_bytes(installation.release_path(release, agent.UNIT)) == b"old"
+        assert read_bytes(installation.release_path(release, "bundle", name)) == content
+    assert sorted(os.listdir(installation.release_path(release))) == ["bundle", UNIT, "venv"]
+    assert read_bytes(installation.release_path(release, UNIT)) == b"old"
 
 
 def test_failed_first_deployment_leaves_no_configuration(make_device, make_bundle, tmp_path):
@@ -328,7 +338,7 @@ def test_restored_configuration_has_its_permissions(make_device, make_bundle, tm
 def test_camera_starts_although_the_agent_is_damaged(make_device, make_bundle):
     device = make_device()
     release = deploy(make_bundle(number=1), device).release
-    device.run("echo 'raise SystemExit(1)' >/opt/edgerec/agent.py && systemctl restart edgerec")
+    device.run("echo 'raise SystemExit(1)' >/opt/edgerec/agent.pyz && systemctl restart edgerec")
     device.run("until systemctl is-active edgerec; do sleep 0.1; done")
     assert device_status(device.device).release == release
 
@@ -352,11 +362,11 @@ def test_old_process_that_restarts_before_the_update_is_not_mistaken_for_the_new
         {"InvocationID": "new", "ActiveState": "active", "SubState": "running", "MainPID": "2"},
     ]
     frames = itertools.count(10)
-    monkeypatch.setattr(agent, "POLL_S", 0)
-    monkeypatch.setattr(agent, "unit_state", lambda: units.pop(0) if len(units) > 1 else units[0])
-    monkeypatch.setattr(agent, "read_json", lambda path: {"pid": 2, "bundle": "1" * 64, "frames": next(frames)})
+    monkeypatch.setattr(monitor, "POLL_S", 0)
+    monkeypatch.setattr(monitor, "unit_state", lambda: units.pop(0) if len(units) > 1 else units[0])
+    monkeypatch.setattr(monitor, "read_json", lambda path: {"pid": 2, "bundle": "1" * 64, "frames": next(frames)})
     log = SimpleNamespace(step=lambda *arguments: None)
-    assert agent.monitor("1" * 16, "old", 60, 0, log) > 10
+    assert monitor.monitor("1" * 16, "old", 60, 0, log) > 10
 
 
 def test_release_that_was_installed_without_its_signature_is_accepted_with_it(make_device, make_bundle, tmp_path):

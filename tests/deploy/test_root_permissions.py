@@ -14,7 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from edgerec import DeployOptions, deploy_bundle
-from edgerec.deploy import agent
+from edgerec.deploy.agent.environments import create_venv as create_virtual_environment
+from edgerec.deploy.agent.errors import AgentError
+from edgerec.deploy.agent.files import write_file
+from edgerec.deploy.agent.installation import Installation
 from tests.deploy.conftest import HAS_DEVICES, REASON
 
 NOBODY = 65534
@@ -71,19 +74,19 @@ def create_venv():
     """Return a function that creates a virtual environment with a fake Python, and returns its path."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        installation = agent.Installation(f"{folder}/opt")
+        installation = Installation(f"{folder}/opt")
         for path in (installation.prefix, installation.store, installation.venvs, installation.releases):
             os.mkdir(path, 0o755)
         python = Path(folder, "python")
         digest = "0" * 64
-        agent.write_file(installation.store_path(digest), b"wheel")
+        write_file(installation.store_path(digest), b"wheel")
         venv = Path(installation.venvs, "venv")
         job = {"python": str(python), "system_packages": False, "wheels": {"small-1-py3-none-any.whl": digest}}
 
         def create(script=PYTHON):
             python.write_text(script)
             python.chmod(0o755)
-            installation.create_venv(str(venv), job, SimpleNamespace(step=lambda *arguments: None))
+            create_virtual_environment(installation, str(venv), job, SimpleNamespace(step=lambda *arguments: None))
             assert Path(installation.store_path(digest)).read_bytes() == b"wheel"
             return venv
 
@@ -117,7 +120,7 @@ def test_processes_that_pip_leaves_running_are_killed(create_venv):
 
 @pytest.mark.skipif(not HAS_DEVICES, reason=REASON)
 def test_wheel_cannot_mark_a_virtual_environment_as_complete(create_venv):
-    with pytest.raises(agent.AgentError, match="pip cannot install"):
+    with pytest.raises(AgentError, match="pip cannot install"):
         create_venv(PYTHON.replace("END\nchmod", "exit 1\nEND\nchmod"))
     venv = create_venv()
     assert (venv / ".complete").read_bytes() == b""
