@@ -43,7 +43,7 @@ COMMANDS = {
         "serve": "Classify images that programs send over HTTP.",
     },
     "Inspect": {
-        "devices": "Show the release and the state of the camera on each device.",
+        "devices": "Show the bundle and the state of the camera on each device.",
         "runs": "List the runs in a folder and their accuracy.",
         "diff": "Compare the settings and results of two runs.",
         "report": "Write a self-contained HTML report for a run.",
