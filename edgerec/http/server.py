@@ -145,10 +145,14 @@ class _Limited(_Protocol):
     def send_400_response(self, msg: str) -> None:
         """Respond to an invalid request with an error in JSON, and close the connection. uvicorn sends plain text.
 
-        If a response has started or another request is queued, the error is not sent, because the client would take it
-        for a part of the response to an earlier request.
+        If complete requests precede the invalid one, the error is not sent, because the client would take it for the
+        response to one of them. Instead, the connection is closed after their responses.
         """
-        if getattr(self, "pipeline", ()) or (not self.idle and self.cycle.response_started):
+        if not self.idle and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return
+        # The rest of a request's body is invalid, so the connection cannot be used any longer.
+        if not self.idle and (getattr(self, "pipeline", ()) or self.cycle.response_started):
             self.transport.close()
             return
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import http.client
 import itertools
@@ -276,48 +277,83 @@ def test_invalid_http_gets_a_json_error(server):
     assert json.loads(body) == {"error": "the request is not valid HTTP: check the client"}
 
 
-CHUNKED = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    ("request_head", "fast"),
-    [(CHUNKED, False), (CHUNKED, True), (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", True)],
-    ids=["chunk, h11", "chunk, httptools", "next request, httptools"],
-)
-def test_invalid_http_during_a_response_closes_the_connection(request_head, fast):
+@contextmanager
+def serving(app, fast):
+    """Run a server with the parser httptools or h11, and yield its address."""
     if fast:
         pytest.importorskip("httptools", reason='no httptools (pip install "edgerec[serve]")')
+    listener = listen("127.0.0.1", 0, "the server")
+    server = Server(app, listener, fast=fast)
+    server.start()
+    try:
+        yield listener.getsockname()
+    finally:
+        server.stop()
 
+
+@pytest.mark.parametrize("fast", [False, True], ids=["h11", "httptools"])
+def test_invalid_http_in_a_body_closes_the_connection_during_the_response(fast):
     async def unfinished_response(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
         await send({"type": "http.response.body", "body": b"first part", "more_body": True})
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    listener = listen("127.0.0.1", 0, "the server")
-    server = Server(unfinished_response, listener, fast=fast)
-    server.start()
-    try:
-        with socket.create_connection(listener.getsockname(), 30) as connection:
-            connection.sendall(request_head)
-            received = b""
-            while not received.endswith(b"first part"):
-                received += connection.recv(4096)
-            connection.sendall(b"no HTTP\r\n\r\n")
-            assert connection.recv(4096) == b""
-    finally:
-        server.stop()
+    with serving(unfinished_response, fast) as address, socket.create_connection(address, 30) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        received = b""
+        while not received.endswith(b"first part"):
+            received += connection.recv(4096)
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert connection.recv(4096) == b""
 
 
-def test_invalid_http_after_queued_requests_closes_the_connection(bundle, digit, blocked):
+@pytest.mark.parametrize("fast", [False, True], ids=["h11", "httptools"])
+@pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"], ids=["keep-alive", "close"])
+@pytest.mark.parametrize("started", [False, True], ids=["before the response", "during the response"])
+def test_invalid_http_after_a_complete_request_does_not_affect_its_response(fast, header, started):
+    released = asyncio.Event()
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+
+    async def app(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        if scope["path"] == "/release":
+            released.set()
+        if started:
+            await send(start)
+        await released.wait()
+        if not started:
+            await send(start)
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    def read(connection):
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+    with serving(app, fast) as address, socket.create_connection(address, 30) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + header + b"Content-Length: 2\r\n\r\nab")
+        head = connection.recv(4096) if started else b""
+        connection.sendall(b"no HTTP\r\n\r\n")
+        # The server receives the invalid request before this request.
+        with socket.create_connection(address, 30) as other:
+            other.sendall(b"GET /release HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            assert read(other).startswith(b"HTTP/1.1 200 ")
+        received = head + read(connection)
+    first, body, rest = received.partition(b"\r\n\r\nok")
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert body
+    assert not rest or rest.startswith(b"HTTP/1.1 400 ")
+
+
+def test_invalid_http_after_queued_requests_does_not_affect_their_responses(bundle, digit, blocked):
     pytest.importorskip("httptools", reason='no httptools (pip install "edgerec[serve]")')  # h11 queues no requests.
     head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(digit)}\r\n\r\n".encode()
     with ClassificationServer(ServeConfig(bundle=bundle, address="127.0.0.1:0")) as server:
         with connect(server) as connection:
             connection.sendall(2 * (head + digit) + b"no HTTP\r\n\r\n")
-            assert connection.recv(4096) == b""
-        blocked.release.set()
-        assert send(server, body=digit).status == 200
+            blocked.release.set()
+            received = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert received.count(b"HTTP/1.1 200 ") == received.count(b"HTTP/1.1 ") == 2
 
 
 def test_error_in_a_form_cancels_its_other_files(server, digit, caplog):
