@@ -9,13 +9,25 @@ from importlib.resources import files
 
 # The archive contains an empty __init__.py for each of these packages.
 _EMPTY_PACKAGES = ("edgerec", "edgerec/contract", "edgerec/deploy")
-_MAIN = b"from edgerec.deploy.agent.command import main\n\nmain()\n"
+# A new version may replace the archive while Python imports its modules. Python opens the path in sys.path for each
+# module, so the path is replaced by that of an open file, which child processes do not inherit. This program is the
+# first entry of each archive, so that Python can read it even if the archive is replaced after Python has opened it.
+_MAIN = b"""\
+import os
+import sys
+
+sys.path[0] = "/proc/self/fd/%d" % os.open(sys.path[0], os.O_RDONLY)
+from edgerec.deploy.agent.command import main
+
+main()
+"""
 # This program reads the archive from stdin, so that a dry run does not write files to the device. The archive is stored
-# in an unnamed file in memory, which is deleted when the program ends. os.memfd_create() is not used, because some
-# builds of Python lack it. Child processes do not inherit the file. The program has one line, because the login shell
-# may be csh, which does not support line breaks in quotes.
+# in an unnamed file, which is in memory unless the build of Python lacks os.memfd_create(). The file is deleted when
+# the program ends, and child processes do not inherit it. The program has one line, because the login shell may be csh,
+# which does not support line breaks in quotes.
 RUN_ARCHIVE = (
-    "import runpy, sys, tempfile; file = tempfile.TemporaryFile(dir='/dev/shm'); "
+    "import os, runpy, sys, tempfile; "
+    "file = open(os.memfd_create('agent'), 'wb') if hasattr(os, 'memfd_create') else tempfile.TemporaryFile(); "
     "file.write(sys.stdin.buffer.read(int(sys.argv.pop(1)))); file.flush(); "
     "runpy.run_path('/proc/self/fd/%d' % file.fileno(), run_name='__main__')"
 )
@@ -23,7 +35,11 @@ RUN_ARCHIVE = (
 
 @cache
 def agent_archive() -> bytes:
-    """Return the zip application. The content is reproducible, because its digest identifies the agent's version."""
+    """Return the zip application. The content is reproducible, because its digest identifies the agent's version.
+
+    The files are not compressed, because the result of the compression would depend on the host's version of zlib, and
+    the device's Python may lack zlib.
+    """
     contents = {f"{package}/__init__.py": b"" for package in _EMPTY_PACKAGES}
     contents["__main__.py"] = _MAIN
     contents["edgerec/contract/signature.py"] = files("edgerec.contract").joinpath("signature.py").read_bytes()
@@ -34,8 +50,7 @@ def agent_archive() -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(contents):
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = 3  # Otherwise, the archive would depend on the host's operating system.
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, contents[name], compresslevel=9)
+            archive.writestr(entry, contents[name])
     return buffer.getvalue()

@@ -18,6 +18,7 @@ from edgerec.deploy.agent.errors import AgentError
 from edgerec.deploy.agent.installation import Installation
 from edgerec.deploy.agent.processes import Finished, run
 from edgerec.deploy.agent.releases import safe_name, verify
+from edgerec.deploy.agent.service import service_log
 from edgerec.deploy.agent.status import uses_first_camera
 from edgerec.deploy.agent_archive import RUN_ARCHIVE, agent_archive
 from edgerec.utils.atomic import sha256
@@ -38,17 +39,21 @@ def pythons():
     return [sys.executable, *map(str, paths)]
 
 
-def pack(program):
-    """Return a zip application with one file."""
+def pack(contents):
+    """Return a zip application with the given files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("__main__.py", program)
+        for name, content in contents.items():
+            archive.writestr(name, content)
     return buffer.getvalue()
 
 
-def run_from_stdin(python, archive, *arguments, content=b""):
-    """Run a zip application in the same way as the host does on a device that has no agent."""
-    command = [python, "-I", "-c", RUN_ARCHIVE, str(len(archive)), *arguments]
+def run_from_stdin(python, archive, *arguments, content=b"", before=""):
+    """Run a zip application in the same way as the host does on a device that has no agent.
+
+    ``before`` is a program that is executed first.
+    """
+    command = [python, "-I", "-c", f"{before}\n{RUN_ARCHIVE}", str(len(archive)), *arguments]
     return subprocess.run(command, input=archive + content, capture_output=True, check=True).stdout
 
 
@@ -75,6 +80,10 @@ def test_archive_contains_all_modules_of_the_agent_and_is_reproducible():
     assert modules < set(entries())
     assert list(entries()) == sorted(entries())
     assert agent_archive.__wrapped__() == agent_archive()
+    # The result of a compression would depend on the version of zlib.
+    with zipfile.ZipFile(io.BytesIO(agent_archive())) as archive:
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+    assert len(agent_archive()) < store.MAX_AGENT_BYTES // 4
 
 
 @pytest.mark.parametrize("python", pythons())
@@ -106,17 +115,93 @@ def test_agent_does_not_import_an_installed_edgerec(tmp_path):
     assert json.loads(done.stdout)["release"] == ""
 
 
+# Replace the agent before each attempt to open it. The two versions have their modules at different positions.
+REPLACE_OFTEN = """
+import os, runpy, sys
+
+def replace(event, arguments):
+    if event == "open" and arguments[0] == path:
+        versions.reverse()
+        os.link(versions[0], path + ".new")
+        os.replace(path + ".new", path)
+        print("replaced", file=sys.stderr)
+
+path, *versions = sys.argv.pop(1), sys.argv.pop(1), sys.argv.pop(1)
+sys.addaudithook(replace)
+runpy.run_path(path, run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("python", pythons())
-def test_archive_in_memory_is_not_inherited_and_leaves_the_rest_of_stdin(python):
+def test_agent_starts_while_it_is_replaced(python, tmp_path):
+    path, versions = tmp_path / "agent.pyz", [tmp_path / "a", tmp_path / "b"]
+    versions[0].write_bytes(agent_archive())
+    versions[1].write_bytes(pack({"__main__.py": b"", "edgerec/added.py": b"#" * 5000} | entries()))
+    path.write_bytes(agent_archive())
+    command = [python, "-I", "-c", REPLACE_OFTEN, path, *versions, "session", "--prefix", tmp_path / "edgerec"]
+    done = subprocess.run(command, input=STATUS_REQUEST, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["release"] == ""
+    assert done.stderr.count(b"replaced") >= 2
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_agent_does_not_pass_its_archive_to_child_processes(python, tmp_path):
+    program = b"import subprocess\ndef main():\n subprocess.run(['ls', '-l', '/proc/self/fd'], close_fds=False)\n"
+    archive = pack(entries() | {"edgerec/deploy/agent/command.py": program})
+    path = tmp_path / "agent.pyz"
+    path.write_bytes(archive)
+    from_file = subprocess.run([python, "-I", path], capture_output=True, check=True).stdout
+    for descriptors in (from_file, run_from_stdin(python, archive)):
+        assert b"/proc/" in descriptors
+        assert b"agent" not in descriptors
+
+
+@pytest.mark.parametrize("python", pythons())
+@pytest.mark.parametrize("memfd", [True, False], ids=["memfd", "temporary file"])
+def test_archive_from_stdin_is_not_inherited_and_leaves_the_rest_of_stdin(python, memfd, tmp_path):
     program = (
         "import os, subprocess, sys\n"
         "print(os.path.isfile(sys.path[0]), sys.stdin.buffer.readline(), flush=True)\n"
         "subprocess.run(['ls', '-l', '/proc/self/fd'], close_fds=False)\n"
     )
-    first, *descriptors = run_from_stdin(python, pack(program), content=b"request\nnext").decode().splitlines()
+    before = f"import os, tempfile; tempfile.tempdir = {str(tmp_path)!r}"
+    if not memfd:
+        before += "; vars(os).pop('memfd_create', None)"
+    archive = pack({"__main__.py": program})
+    output = run_from_stdin(python, archive, content=b"request\nnext", before=before).decode()
+    first, *descriptors = output.splitlines()
     assert first == r"True b'request\n'"
     assert any("/proc/" in line for line in descriptors)
-    assert not any("/dev/shm" in line for line in descriptors)
+    assert not any("memfd:" in line or str(tmp_path) in line for line in descriptors)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_agent_requires_neither_shared_memory_nor_zlib(python, tmp_path):
+    before = """
+import sys
+def fail(event, arguments):
+    if event == "open" and str(arguments[0]).startswith("/dev/shm"):
+        raise OSError(28, "No space left on device")
+sys.addaudithook(fail)
+sys.modules["zlib"] = None
+"""
+    arguments = ["session", "--prefix", str(tmp_path / "edgerec")]
+    output = run_from_stdin(python, agent_archive(), *arguments, content=STATUS_REQUEST, before=before)
+    assert json.loads(output)["release"] == ""
+
+
+@pytest.mark.parametrize(("position", "expected"), [("", "last"), ("known", "new"), ("unknown", "last")])
+def test_log_has_the_last_lines_if_journalctl_cannot_find_the_position(tmp_path, monkeypatch, position, expected):
+    program = tmp_path / "journalctl"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        "*'--after-cursor known') echo new;;\n*'--after-cursor unknown') exit 1;;\n*'--lines 30') echo last;;\nesac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert service_log(position) == [expected]
 
 
 def test_agent_is_replaced_only_if_it_arrived_undamaged(tmp_path):

@@ -160,6 +160,22 @@ def test_agent_is_not_removed_during_another_deployment(installation):
     assert sorted(os.listdir(installation.prefix)) == ["store", "venvs"]
 
 
+@pytest.mark.parametrize(
+    "name", ["agent_file", "new_signers_file", "job_file", "state_file", "trial_file", "current_link"]
+)
+def test_incomplete_file_is_removed_with_the_agent(installation, monkeypatch, name):
+    shutil.rmtree(installation.prefix)
+    os.mkdir(installation.prefix)
+    is_link = name == "current_link"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            point_to(installation, "1" * 16) if is_link else write_file(getattr(installation, name), b"content")
+    assert os.listdir(installation.prefix)
+    assert remove_agent(installation, "host")
+    assert not os.path.exists(installation.prefix)
+
+
 def test_lock_of_a_removed_installation_does_not_admit_two_deployments(installation):
     holder = acquire_lock(installation, "first", 0)
     with ThreadPoolExecutor() as threads:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 
-# All modules are imported at the start, because a new version of the agent may replace the archive later.
 from edgerec.deploy.agent.boot_check import check_boot
 from edgerec.deploy.agent.errors import AgentError, describe
 from edgerec.deploy.agent.installation import Installation

@@ -13,6 +13,8 @@ MAX_READ_BYTES = 16 << 20
 CHUNK_BYTES = 1 << 18
 # Suffix that is added to the name of a folder before the folder is deleted.
 REMOVED = ".removed"
+# Suffix of the name of a file that is being written. After a power failure, the incomplete file may remain.
+NEW = ".new"
 
 
 def fsync_folder(path: str) -> None:
@@ -25,7 +27,7 @@ def fsync_folder(path: str) -> None:
 
 def write_file(path: str, content: bytes, mode: int = 0o644) -> None:
     """Write a file atomically, so that a power failure leaves either the old or the new content."""
-    partial = path + ".new"
+    partial = path + NEW
     remove_path(partial)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:

@@ -53,12 +53,13 @@ def service_log(position: str) -> list[str]:
     """Return the last lines of the service's log, which also contains messages of systemd about the service.
 
     Args:
-        position: result of :func:`log_position`. Older lines are not returned.
+        position: result of :func:`log_position`. Older lines are returned only if journalctl cannot find the position.
     """
     # With a cursor, the option --lines would select the first lines after the cursor, not the last ones.
-    selection = ["--after-cursor", position] if position else ["--lines", str(LOG_LINES)]
-    lines = run([*JOURNALCTL, *selection]).output.splitlines()
-    return [line[:MAX_LINE_CHARACTERS] for line in lines][-LOG_LINES:]
+    done = run([*JOURNALCTL, "--after-cursor", position]) if position else None
+    if done is None or done.code:
+        done = run([*JOURNALCTL, "--lines", str(LOG_LINES)])
+    return [line[:MAX_LINE_CHARACTERS] for line in done.output.splitlines()][-LOG_LINES:]
 
 
 def service_groups(unit: str, unit_folder: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgerec.deploy.agent.environments import is_complete_venv
 from edgerec.deploy.agent.errors import AgentError
-from edgerec.deploy.agent.files import free_bytes, remove_path
+from edgerec.deploy.agent.files import NEW, free_bytes, remove_path
 from edgerec.deploy.agent.installation import Installation
 from edgerec.deploy.agent.job_process import follow_job, start_job
 from edgerec.deploy.agent.jobs import JOBS
@@ -80,6 +80,9 @@ def remove_agent(installation: Installation, host: str) -> bool:
         return False
     if os.path.lexists(installation.current_link) or os.path.exists(installation.releases):
         return False
+    written = (installation.agent_file, installation.new_signers_file, installation.job_file, installation.state_file)
+    for path in (*written, installation.trial_file, installation.current_link):
+        remove_path(path + NEW)
     for path in (installation.agent_file, installation.new_signers_file, installation.log_file):
         remove_path(path)
     for name in (JOB_LOCK, SESSION_LOCK):

@@ -10,7 +10,7 @@ import base64
 import os
 from typing import Any
 
-from edgerec.deploy.agent.files import fsync_folder, read_bytes, read_json, remove_path, write_file, write_json
+from edgerec.deploy.agent.files import NEW, fsync_folder, read_bytes, read_json, remove_path, write_file, write_json
 from edgerec.deploy.agent.installation import PREVIOUS, Installation
 from edgerec.deploy.agent.service import UNIT, boot_id, systemctl, uninstall_unit
 
@@ -138,7 +138,7 @@ def point_to(installation: Installation, release: str) -> None:
     if not release:
         remove_path(installation.current_link)
     else:
-        partial = installation.current_link + ".new"
+        partial = installation.current_link + NEW
         remove_path(partial)
         os.symlink(os.path.join("releases", release), partial)
         os.replace(partial, installation.current_link)
