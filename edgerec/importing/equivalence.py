@@ -57,12 +57,13 @@ def check_same_outputs(
 def compute_outputs(model: Any, inputs: Any) -> Any:
     """Return the outputs of a tf_keras or Keras 3 model for a batch of inputs, as a float64 array.
 
-    The input layout may be channels first, although TensorFlow supports channels-first convolutions only on some CPUs.
+    The input layout may be channels first, although TensorFlow supports channels-first convolutions and pooling only on
+    some CPUs.
     """
     tf = require("tensorflow")
     try:
         outputs = model(inputs, training=False)
-    except tf.errors.UnimplementedError:
-        # XLA supports channels-first convolutions on all CPUs, but must first compile the model.
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
+        # XLA supports channels-first layers on all CPUs, but must first compile the model.
         outputs = tf.function(model, jit_compile=True)(inputs, training=False)
     return np.asarray(outputs, np.float64)

@@ -298,13 +298,19 @@ def test_channels_first_is_transposed_exactly(tmp_path, pixels):
     assert formats == {None, "channels_last"}
 
 
-@pytest.mark.parametrize("version", [2, 3])
-def test_channels_first_does_not_require_onednn(tmp_path, keras3_models, version):
-    """Without oneDNN, as on CPUs without AVX-512, TensorFlow has no channels-first convolution."""
+def channels_first_pooling(pooling):
+    inputs = keras().Input((3, SIZE, SIZE))
+    x = keras().layers.Flatten()(getattr(keras().layers, pooling)(data_format="channels_first")(inputs))
+    return spread(keras().Model(inputs, keras().layers.Dense(3, "softmax")(x)))
+
+
+@pytest.mark.parametrize("model", ["keras 2", "keras 3", "MaxPooling2D", "AveragePooling2D"])
+def test_channels_first_does_not_require_onednn(tmp_path, keras3_models, model):
+    """Without oneDNN, as on CPUs without AVX-512, TensorFlow has no channels-first convolution and pooling."""
     path = keras3_models / "channels_first.keras"
-    if version == 2:
+    if model != "keras 3":
         path = tmp_path / "m.keras"
-        channels_first().save(path)
+        (channels_first() if model == "keras 2" else channels_first_pooling(model)).save(path)
     code = "import sys; from edgerec.importing.third_party_keras import read_third_party; read_third_party(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, path], check=True, env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"})
 
