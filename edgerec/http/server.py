@@ -152,7 +152,7 @@ class _Limited(_Protocol):
             self.cycle.keep_alive = False
             return
         # The rest of a request's body is invalid, so the connection cannot be used any longer.
-        if not self.idle and (getattr(self, "pipeline", ()) or self.cycle.response_started):
+        if getattr(self, "pipeline", ()) or (not self.idle and self.cycle.response_started):
             self.transport.close()
             return
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
