@@ -270,8 +270,12 @@ copy_bundle() {
   "$prefix/venv/bin/python" -c '
 import sys
 from edgerec.contract.bundle import Bundle
-Bundle.open(sys.argv[1]).copy(sys.argv[2], overwrite=True)
-' "$here" "$prefix/bundle" || fail "$here cannot be copied to $prefix/bundle: copy the whole bundle here again"
+from edgerec.errors import EdgerecError
+try:
+    Bundle.open(sys.argv[1]).copy(sys.argv[2], overwrite=True)
+except (EdgerecError, OSError) as error:
+    sys.exit(f"error: {error}")
+' "$here" "$prefix/bundle" || exit 1
 }
 
 check_service() {

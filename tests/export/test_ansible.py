@@ -52,6 +52,32 @@ def test_dockerfile_is_for_two_platforms():
         text = install_files(Target.load(name))["Dockerfile"].decode()
         assert "docker buildx build --platform linux/arm64,linux/amd64 " in text
         assert "install.sh --yes --any-arch" in text
+        assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)  # otherwise Kubernetes refuses runAsNonRoot
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_image_build_succeeds_only_if_install_sh_does_and_leaves_no_caches(code, tmp_path):
+    """Execute the RUN instruction with stand-ins for apt-get and install.sh."""
+    text = install_files(Target.load("rpi"))["Dockerfile"].decode()
+    command = re.search(r"^RUN --mount=type=bind,target=/bundle (.*?[^\\])\n", text, re.MULTILINE | re.DOTALL)[1]
+    command = command.replace("/bundle/", f"{tmp_path}/").replace("/var/lib/apt/", f"{tmp_path}/")
+    assert "/var/" not in command
+    lists, apt_get = tmp_path / "lists", tmp_path / "apt-get"
+    lists.mkdir()
+    apt_get.write_text(f"#!/bin/sh\ntouch {lists}/packages\n")
+    apt_get.chmod(0o755)
+    (tmp_path / "install.sh").write_text(f'echo "$* PIP_NO_CACHE_DIR=$PIP_NO_CACHE_DIR"\nexit {code}\n')
+    result = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert (result.returncode, result.stderr) == (code, "")
+    assert result.stdout == "--yes --any-arch PIP_NO_CACHE_DIR=1\n"
+    assert bool(list(lists.iterdir())) == bool(code)
 
 
 def test_other_architecture_is_accepted_only_with_the_option(tmp_path):

@@ -1,7 +1,8 @@
-"""install.sh installs a wheel of the bundle only if its digest is the one in the manifest."""
+"""install.sh installs wheels and other files of the bundle only if their digests are those in the manifest."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,7 +26,6 @@ case $* in
   '-m venv'*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"
     ln -s /bin/true "$folder/bin/edgerec" ;;
   *' pip '*) echo "$*" >>"$RECORD" ;;
-  *Bundle.open*) ;;
   *) exec {sys.executable} "$@" ;;
 esac
 """
@@ -45,6 +45,9 @@ def install(bundle, tmp_path):
         assert old in script
         script = script.replace(old, new)
     (copy / "install.sh").write_text(script)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["install.sh"] = hashlib.sha256(script.encode()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     tools.mkdir()
     (tools / "python3").write_text(STAND_IN)
     (tools / "python3").chmod(0o755)
@@ -82,6 +85,14 @@ def test_unchanged_wheel_and_added_wheels_are_installed(install):
 def test_changed_wheel_is_not_installed(install):
     edit(install.wheel)
     assert f"wheels/{install.wheel.name} differs from manifest.json" in refusal(install)
+
+
+def test_error_names_the_damaged_file_of_a_bundle(install):
+    edit(install.bundle / "model.tflite")
+    result, _ = install()
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {install.bundle}: model.tflite was changed or damaged")
 
 
 def test_another_edgerec_beside_the_listed_one_is_not_installed(install):
